@@ -1,0 +1,44 @@
+"""Progress: what a running stage has done, on its way from any worker to the driver that shows it.
+
+Workers hold a picklable `Progress`; it writes to a `ProgressBoard`, a Ray actor that the driver reads twice a
+second, or to a plain dictionary when the stage runs in the driver's own process.
+"""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+class ProgressBoard:
+    """The latest state per stage: {"done", "total", "unit", "facts", "time"}. Runs as a Ray actor or in-process."""
+
+    def __init__(self):
+        self._states: dict[str, dict] = {}
+
+    def update(self, stage: str, state: dict) -> None:
+        self._states[stage] = state
+
+    def read(self) -> dict[str, dict]:
+        return dict(self._states)
+
+
+@dataclass
+class Progress:
+    """Call it as `progress(done, total, "images", loss=0.1)`; calls closer than `interval` seconds are dropped."""
+
+    stage: str
+    board: object | None = None  # a ProgressBoard, a handle to one in another process, or None for silence
+    interval: float = 0.5
+    _last: float = field(default=0.0, repr=False)
+
+    def __call__(self, done: float, total: float, unit: str, **facts: float) -> None:
+        now = time.time()
+        if self.board is None or (now - self._last < self.interval and done < total):
+            return
+        self._last = now
+        state = {"done": done, "total": total, "unit": unit, "facts": facts, "time": now}
+        update = self.board.update
+        if hasattr(update, "remote"):
+            update.remote(self.stage, state)
+        else:
+            update(self.stage, state)

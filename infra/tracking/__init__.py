@@ -1,0 +1,16 @@
+"""Experiment tracking in MLflow that can neither stop nor slow a run.
+
+In: what a run logs, through a picklable `RunHandle`, from any process. Out: MLflow runs (one parent per pipeline run,
+one child per stage), with metrics, images, files, datasets and registered models.
+
+Every call only appends a line to a journal on the local disk (`journal`); a thread carries the lines to MLflow in
+batches (`courier`, `sink`). While MLflow is away the lines wait, and `replay` sends those of a process that died.
+Importing this package does not import mlflow.
+"""
+from infra.tracking.config import TrackingConfig, TrackingSettings, resolve_tracking
+from infra.tracking.courier import replay
+from infra.tracking.runs import RunHandle, Tracker, close_stale, find_runs
+from infra.tracking.registry import RegisteredModel, register_model
+
+__all__ = ["RegisteredModel", "RunHandle", "Tracker", "TrackingConfig", "TrackingSettings", "close_stale",
+           "find_runs", "register_model", "replay", "resolve_tracking"]

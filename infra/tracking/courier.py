@@ -1,0 +1,217 @@
+"""The courier: one thread in a process that carries its journals to MLflow.
+
+In: the journals of this process's runs. Out: delivered events; `flush` to wait for them; `replay` for journals that
+other processes left behind. It never raises into the caller and never makes it wait but in `flush`.
+"""
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.tracking.config import TrackingSettings
+from infra.tracking.journal import SUFFIX, Journal, spool_folder
+from infra.tracking.sink import NotCreated, Sink, Unreachable
+
+log = logging.getLogger(__name__)
+
+_INTERVAL = 1.0  # seconds between deliveries
+_LONGEST_PAUSE = 30.0  # seconds between attempts while the store is away
+_EXIT_SECONDS = 5.0  # patience at the exit of a process that did not finish its runs
+
+_couriers: dict[tuple[int, TrackingSettings], Courier] = {}
+_couriers_lock = threading.Lock()
+
+
+def courier(settings: TrackingSettings) -> Courier:
+    """This process's courier for these settings (a forked child gets its own)."""
+    with _couriers_lock:
+        found = _couriers.get((os.getpid(), settings))
+        if found is None:
+            found = _couriers[os.getpid(), settings] = Courier(settings)
+        return found
+
+
+class Courier:
+    """Journals by run key, and the thread that delivers them. All methods are thread-safe."""
+
+    def __init__(self, settings: TrackingSettings):
+        self.settings = settings
+        self.sink = Sink(settings)
+        self._pid = os.getpid()
+        self._journals: dict[str, Journal] = {}
+        self._closing: set[str] = set()
+        self._beats: dict[str, list] = {}  # run key -> [function, seconds between calls, time of the next]
+        self._state = threading.Condition()
+        self._delivery = threading.Lock()  # one delivery at a time, `replay` included
+        self._wanted = self._done = 0  # flushes asked for; flushes answered
+        self._clean = True  # the last delivery left nothing behind
+        self.away = False
+        self._thread: threading.Thread | None = None
+        atexit.register(self._at_exit)
+
+    def journal(self, key: str) -> Journal:
+        """This process's journal of a run; created, and the thread started, on first use."""
+        with self._state:
+            if key not in self._journals:
+                self._journals[key] = Journal.create(spool_folder(self.settings.spool, key))
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="omniloom-tracking", daemon=True)
+                    self._thread.start()
+            return self._journals[key]
+
+    def flush(self, timeout: float) -> bool:
+        """Deliver what is there now. True when all of it arrived within `timeout` seconds."""
+        with self._state:
+            if self._thread is None:
+                return True
+            self._wanted += 1
+            mine = self._wanted
+            self._state.notify_all()
+            return self._state.wait_for(lambda: self._done >= mine, timeout) and self._clean
+
+    def retire(self, key: str) -> None:
+        """The run is over for this process: its journal is removed once all of it is delivered."""
+        with self._state:
+            self._closing.add(key)
+            self._beats.pop(key, None)
+
+    def beat(self, key: str, function: Callable[[], None], seconds: float) -> None:
+        """Call `function` every so many seconds until the run is retired."""
+        with self._state:
+            self._beats[key] = [function, seconds, time.monotonic() + seconds]
+
+    def locate(self, key: str, timeout: float) -> tuple[str, str] | None:
+        """(run id, experiment id) of a run by its key; None where that is not known within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        if key in self._journals:
+            self.flush(timeout)
+        if not self._delivery.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return None
+        try:
+            return self.sink.find(Path(self.settings.spool) / key, key)
+        except Unreachable:
+            return None
+        finally:
+            self._delivery.release()
+
+    def _work(self) -> None:
+        pause = _INTERVAL
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._wanted > self._done, pause)
+                wanted = self._wanted
+            try:
+                self._call_beats()
+                clean = self._round()
+            except Exception:  # whatever it is, tracking must not end the run, nor itself
+                log.exception("tracking failed; the events stay in %s", self.settings.spool)
+                clean = False
+            pause = _INTERVAL if clean else min(2 * pause, _LONGEST_PAUSE)
+            with self._state:
+                self._done, self._clean = max(self._done, wanted), clean
+                self._state.notify_all()
+
+    def _call_beats(self) -> None:
+        with self._state:
+            due = [beat for key, beat in self._beats.items() if time.monotonic() >= beat[2]]
+        for beat in due:
+            beat[2] = time.monotonic() + beat[1]
+            beat[0]()
+
+    def _round(self) -> bool:
+        """One delivery of every journal; False where something stays behind."""
+        clean = True
+        with self._state:
+            journals = dict(self._journals)
+        for key, journal in journals.items():  # a parent's journal is older than its children's
+            with self._state:
+                closing = key in self._closing
+            if not self.deliver(journal):
+                clean = False
+                if self.away:
+                    break
+            elif closing:
+                for orphan in _left_behind(journal.path.parent):
+                    if self.deliver(orphan):
+                        orphan.close(remove=True)
+                    else:
+                        orphan.close(remove=False)
+                        clean = False
+                with self._state:
+                    del self._journals[key]
+                    self._closing.discard(key)
+                journal.close(remove=True)
+                _remove_if_done(journal.path.parent)
+        return clean
+
+    def deliver(self, journal: Journal) -> bool:
+        """Send what a journal holds; False where the store is away."""
+        with self._delivery:
+            if journal.delivered():
+                return True
+            try:
+                self.sink.deliver(journal.key, journal.path.parent, journal.pending(), journal.commit)
+            except NotCreated:
+                return False
+            except Unreachable as error:
+                if not self.away:
+                    log.warning("tracking at %s is away; events wait in %s (%s)", self.settings.uri,
+                                self.settings.spool, str(error).splitlines()[0])
+                self.away = True
+                return False
+            if self.away:
+                log.warning("tracking at %s is back", self.settings.uri)
+            self.away = False
+            return True
+
+    def _at_exit(self) -> None:
+        if os.getpid() != self._pid or self._thread is None:
+            return
+        with self._state:
+            self._closing.update(self._journals)
+        self.flush(_EXIT_SECONDS)
+
+
+def _left_behind(folder: Path) -> list[Journal]:
+    """The journals of a run whose writers are gone, locked for this process, oldest first."""
+    paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    return [journal for path in paths if (journal := Journal.adopt(path)) is not None]
+
+
+def _remove_if_done(folder: Path) -> None:
+    """Remove a run's folder once no journal is left in it."""
+    if any(folder.glob(f"*{SUFFIX}")):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def replay(settings: TrackingSettings, timeout: float | None = None) -> int:
+    """Send what earlier processes could not. Returns how many journals still wait; never raises.
+
+    Journals whose writers live are left alone. `timeout` in seconds (default: the settings' `flush_seconds`).
+    """
+    deadline = time.monotonic() + (settings.flush_seconds if timeout is None else timeout)
+    messenger = courier(settings)
+    waiting = 0
+    spool = Path(settings.spool)
+    folders = [path for path in spool.iterdir() if path.is_dir()] if spool.is_dir() else []
+    away = False
+    for folder in sorted(folders):  # keys begin with the time: parents come before their children
+        for journal in _left_behind(folder):
+            done = False
+            try:
+                if not away and time.monotonic() < deadline:
+                    done = messenger.deliver(journal)
+                    away = messenger.away
+            except Exception:
+                log.exception("tracking could not replay %s", journal.path)
+            journal.close(remove=done)
+            waiting += not done
+        _remove_if_done(folder)
+    return waiting

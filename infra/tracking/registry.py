@@ -1,0 +1,127 @@
+"""The model registry. In: a bundle folder on the local disk. Out: an MLflow model and, under a name, its version.
+
+The model's code is a file of ours that MLflow stores as source (models from code), so no pickle is made or read.
+"""
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.tracking.courier import courier
+from infra.tracking.runs import RunHandle
+from infra.tracking.sink import Sink
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT_TAG = "omniloom.fingerprint"
+_MODEL_NAME = "model"
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry; `uri` is what `mlflow.pyfunc.load_model` takes."""
+    name: str
+    version: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: str, fingerprint: str,
+                   alias: str | None = None, metrics: Mapping[str, float] | None = None,
+                   example: list[dict[str, Any]] | None = None, timeout: float = 300.0) -> RegisteredModel | None:
+    """Log a bundle folder as a pyfunc model of the run and register it as `name`.
+
+    `code` is a file that ends in `mlflow.models.set_model(...)`; its model finds the folder as the artifact
+    `bundle`. `fingerprint` names the content: a model that is registered with it already is not copied again, and
+    only gets `alias`. `alias` (such as `champion`) moves to this version: pass it only when evaluation passed.
+    Returns None where tracking did not take it within `timeout` seconds; it then waits like all else, and `bundle`
+    has to stay where it is until then.
+    """
+    for field, path in (("bundle", Path(bundle)), ("code", Path(code))):
+        if not path.exists():
+            raise ValueError(f"{field}: {path} does not exist")
+    run._append("model", bundle=str(Path(bundle).absolute()), code=str(Path(code).absolute()), name=name,
+                fingerprint=fingerprint, alias=alias, metrics=dict(metrics or {}), example=example)
+    if not run.flush(timeout):
+        return None
+    return courier(run.settings).sink.registered.get((name, fingerprint))
+
+
+def send_model(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
+    """Deliver a `model` event: log, register, alias. A version with the same fingerprint is used again."""
+    client, name, fingerprint = sink.client, event["name"], event["fingerprint"]
+    version = _find_version(client, name, fingerprint)
+    if version is None:
+        if not Path(event["bundle"]).exists():
+            raise FileNotFoundError(f"{event['bundle']}, which was to be registered as {name}")
+        model_id = _log_model(client, run_id, experiment_id, event)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        version = client.create_model_version(name, f"models:/{model_id}", run_id, {FINGERPRINT_TAG: fingerprint},
+                                              model_id=model_id).version
+    if event["alias"]:
+        client.set_registered_model_alias(name, event["alias"], version)
+    sink.registered[name, fingerprint] = RegisteredModel(name, str(version))
+
+
+def _find_version(client, name: str, fingerprint: str) -> str | None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        return None
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if found.tags.get(FINGERPRINT_TAG) == fingerprint:
+            return found.version
+    return None
+
+
+def _log_model(client, run_id: str, experiment_id: str, event: dict) -> str:
+    """Store the model's files under the experiment; returns the model's id."""
+    import pandas
+    from mlflow import pyfunc
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.models import Model
+    from mlflow.utils.time import get_current_time_millis
+
+    logged = client.create_logged_model(experiment_id, name=_MODEL_NAME, source_run_id=run_id,
+                                        tags={FINGERPRINT_TAG: event["fingerprint"]}, model_type="omniloom")
+    status = LoggedModelStatus.FAILED
+    try:
+        with tempfile.TemporaryDirectory(prefix="omniloom-model-") as folder:
+            target = Path(folder) / "model"
+            pyfunc.save_model(str(target), python_model=event["code"], artifacts={"bundle": event["bundle"]},
+                              pip_requirements=_requirements(), signature=_signature(),
+                              mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
+                              input_example=pandas.DataFrame(event["example"]) if event["example"] else None)
+            client.log_model_artifacts(logged.model_id, str(target))
+        status = LoggedModelStatus.READY
+    finally:
+        client.finalize_logged_model(logged.model_id, status)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    if event["metrics"]:
+        now = get_current_time_millis()
+        client.log_batch(run_id, [Metric(key, value, now, 0, model_id=logged.model_id)
+                                  for key, value in event["metrics"].items()], synchronous=True)
+    return logged.model_id
+
+
+def _requirements() -> list[str]:
+    """The distribution that the model's code imports, at this version: nothing is guessed by loading the model."""
+    from importlib.metadata import version
+
+    return [f"omniloom=={version('omniloom')}", f"mlflow=={version('mlflow')}"]
+
+
+def _signature():
+    """Rows in: a prompt, a task, an image (PNG, base64 or bytes). Rows out: text and image or video bytes."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    return ModelSignature(
+        Schema([ColSpec(DataType.string, "prompt", required=False), ColSpec(DataType.string, "task", required=False),
+                ColSpec(DataType.binary, "image", required=False)]),
+        Schema([ColSpec(DataType.string, "text", required=False), ColSpec(DataType.binary, "image", required=False)]))

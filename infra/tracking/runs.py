@@ -1,0 +1,304 @@
+"""Runs: what a pipeline and its stages log through. In: values, images, files, dataset names. Out: journal events.
+
+`Tracker.start_pipeline` gives the parent run's `RunHandle`, `RunHandle.child` a stage's. A handle is picklable and may
+be used in any process, such as a Ray worker. No method raises because of MLflow, the network or the disk.
+"""
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.tracking.config import TrackingSettings
+from infra.tracking.courier import courier
+from infra.tracking.sink import KEY_TAG, Sink, Unreachable
+from infra.tracking.system import SystemSampler
+
+log = logging.getLogger(__name__)
+
+PIPELINE_TAG = "omniloom.pipeline"
+STAGE_TAG = "omniloom.stage"
+OWNER_TAG = "omniloom.owner"
+HEARTBEAT_TAG = "omniloom.heartbeat"
+HEARTBEAT_SECONDS = 60.0
+STALE_SECONDS = 600.0  # without a heartbeat for so long, a run of another machine counts as dead
+PARAM_CHARACTERS = 6000  # MLflow's limit
+_TAG_CHARACTERS = 8000  # MLflow's limit
+_DIGEST_CHARACTERS = 32  # MLflow takes at most 36 in a dataset's digest
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+_samplers: dict[str, SystemSampler] = {}  # this process's samplers by run key
+
+
+def _now() -> int:
+    return round(time.time() * 1000)
+
+
+def _name(key: str) -> str:
+    """A name that MLflow takes: letters, digits and `_-. /`."""
+    return re.sub(r"[^\w\-. /]", "_", str(key), flags=re.ASCII).strip("/") or "_"
+
+
+def _owner() -> str:
+    """This process, told apart from a later one with the same id."""
+    import psutil
+
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+
+
+def _owner_lives(owner: str) -> bool | None:
+    """Whether that process lives; None where that cannot be known from here."""
+    import psutil
+
+    host, pid, created = owner.rsplit(":", 2)
+    if host != socket.gethostname():
+        return None
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
+    except psutil.Error:
+        return False
+
+
+@dataclass(frozen=True)
+class RunHandle:
+    """A run to log to, from any process.
+
+    `key` names the run before MLflow has given it an id; it is also the tag `omniloom.run_key`.
+    """
+    settings: TrackingSettings
+    key: str
+    name: str
+    pipeline: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+    # --- what a stage logs
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, tokens: int | None = None) -> None:
+        """Metrics at a step: numbers, or arrays of one element.
+
+        With `tokens` (tokens seen so far) each is also logged as `by_tokens/NAME`, whose step is the token count, and
+        `tokens_seen` itself against the step. An infinite value is stored as NaN, and every value that is not finite
+        also counts as `nonfinite/NAME` = 1.
+        """
+        now, values = _now(), []
+        for key, value in metrics.items():
+            try:
+                number = float(value)
+            except (TypeError, ValueError) as error:
+                log.warning("metric %s is not a number: %s", key, error)
+                continue
+            key = _name(key)
+            if not math.isfinite(number):
+                values.append([f"nonfinite/{key}", 1.0, int(step), now])
+                number = None
+            values.append([key, number, int(step), now])
+            if tokens is not None:
+                values.append([f"by_tokens/{key}", number, int(tokens), now])
+        if tokens is not None:
+            values.append(["tokens_seen", float(tokens), int(step), now])
+        self._append("metrics", values=values)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters, once each: nested mappings become dotted names; past 6,000 characters a value is cut, and says
+        so at its end."""
+        self._append("params", values={_name(key): _cut(value, PARAM_CHARACTERS)
+                                       for key, value in _flatten(params)})
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        self._append("tags", values={_name(key): _cut(value, _TAG_CHARACTERS) for key, value in tags.items()})
+
+    def log_image(self, image: Any, key: str, step: int = 0) -> None:
+        """An image that the UI shows by step: PNG bytes, or an array, uint8 (H, W), (H, W, 3) or (H, W, 4)."""
+        if not isinstance(image, bytes | bytearray):
+            from PIL import Image
+
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            image = buffer.getvalue()
+        self._append("image", data=(bytes(image), "image.png"), key=_name(key), step=int(step), time=_now())
+
+    def log_file(self, local_path: str | Path, artifact_path: str | None = None) -> None:
+        """A file, or a folder with its name, into the run's folder `artifact_path`. It is copied at once."""
+        self._append("file", source=Path(local_path), folder=artifact_path)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Text as a file of the run, such as `report.html`."""
+        folder, _, name = artifact_file.rpartition("/")
+        self._append("file", data=(text.encode(), name), folder=folder or None)
+
+    def log_input(self, name: str, uri: str, digest: str, context: str = "input") -> None:
+        """An artifact that the run reads, shown as a dataset. `digest` is its fingerprint (32 characters are kept)."""
+        self._append("dataset", name=name, uri=uri, digest=digest[:_DIGEST_CHARACTERS], context=context)
+
+    def log_output(self, name: str, uri: str, digest: str, context: str = "output") -> None:
+        """An artifact that the run made, shown as a dataset with the context `output`."""
+        self.log_input(name, uri, digest, context)
+
+    # --- its life
+    def child(self, stage: str, tags: Mapping[str, Any] | None = None,
+              params: Mapping[str, Any] | None = None) -> RunHandle:
+        """Start a stage's run below this one, with its system metrics sampled in this process."""
+        run = _start(self.settings, stage, self.pipeline, self.key, {STAGE_TAG: stage, **(tags or {})})
+        if params:
+            run.log_params(params)
+        if self.settings.system_metrics:
+            run.sample_system()
+        return run
+
+    def sample_system(self, node: str | None = None) -> None:
+        """Sample this machine's CPU, memory, disk, network and GPUs until `finish` or `close` in this process.
+
+        `node` tells machines apart (`system/NODE/...`): a worker elsewhere passes its own name.
+        """
+        if self.key not in _samplers:
+            _samplers[self.key] = SystemSampler(self.log_metrics, self.settings.sample_seconds, node)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that this process logged has arrived; False where it has not within `timeout` seconds."""
+        return courier(self.settings).flush(self.settings.flush_seconds if timeout is None else timeout)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """A worker's end of logging: the run itself goes on."""
+        self._stop_sampling()
+        courier(self.settings).retire(self.key)
+        return self.flush(timeout)
+
+    def finish(self, status: str = "FINISHED", timeout: float | None = None) -> bool:
+        """End the run as FINISHED, FAILED or KILLED. True when MLflow has all of it; else it waits for `replay`."""
+        if status not in STATUSES:
+            raise ValueError(f"status: expected one of {', '.join(STATUSES)}, got {status!r}")
+        self._stop_sampling()
+        self._append("finish", status=status, time=_now())
+        courier(self.settings).retire(self.key)
+        return self.flush(timeout)
+
+    def run_id(self, timeout: float | None = None) -> str | None:
+        """MLflow's id of the run; None where tracking does not answer in `timeout` seconds."""
+        found = self._find(timeout)
+        return found[0] if found else None
+
+    def url(self, timeout: float | None = None) -> str | None:
+        """The run's page below the UI's address (`/#/experiments/...`), in full where tracking is a server."""
+        found = self._find(timeout)
+        base = self.settings.uri.rstrip("/") if self.settings.uri.startswith("http") else ""
+        return f"{base}/#/experiments/{found[1]}/runs/{found[0]}" if found else None
+
+    def _find(self, timeout: float | None) -> tuple[str, str] | None:
+        return courier(self.settings).locate(self.key, self.settings.flush_seconds if timeout is None else timeout)
+
+    def _stop_sampling(self) -> None:
+        if (sampler := _samplers.pop(self.key, None)) is not None:
+            sampler.stop()
+
+    def _append(self, kind: str, data: tuple[bytes, str] | None = None, source: Path | None = None,
+                **event: Any) -> None:
+        try:
+            journal = courier(self.settings).journal(self.key)
+            if data is not None:
+                event["path"] = str(journal.stage_bytes(*data))
+            if source is not None:
+                event["path"] = str(journal.stage_file(source))
+            journal.append({"kind": kind, **event})
+        except OSError as error:  # a full disk, or a file that is gone
+            log.warning("tracking could not note a %s of %s: %s", kind, self.name, error)
+
+
+class Tracker:
+    """Starts the runs of a pipeline."""
+
+    def __init__(self, settings: TrackingSettings):
+        self.settings = settings
+
+    def start_pipeline(self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None) -> RunHandle:
+        """The parent run, with the whole config as parameters and as the file `config.json`."""
+        run = _start(self.settings, name, name, None, tags or {})
+        run.log_params(config)
+        run.log_text(json.dumps(config, indent=2, ensure_ascii=False, default=str), "config.json")
+        return run
+
+
+def _start(settings: TrackingSettings, name: str, pipeline: str, parent: str | None,
+           tags: Mapping[str, Any]) -> RunHandle:
+    key = f"{_now():013d}-{uuid.uuid4().hex[:12]}"  # begins with the time, so that keys sort by it
+    own = {PIPELINE_TAG: pipeline, OWNER_TAG: _owner(), HEARTBEAT_TAG: str(_now())}
+    every = {_name(tag): _cut(value, _TAG_CHARACTERS) for tag, value in {**own, **tags}.items()}
+    run = RunHandle(settings, key, name, pipeline, every)
+    run._append("create", name=name, experiment=settings.experiment, parent=parent, tags=every, time=_now())
+    courier(settings).beat(key, lambda: run.set_tags({HEARTBEAT_TAG: _now()}), HEARTBEAT_SECONDS)
+    return run
+
+
+def find_runs(settings: TrackingSettings, pipeline: str | None = None, key: str | None = None) -> list[dict]:
+    """Runs of the experiment, newest first: {run_id, key, name, stage, status, tags, metrics}.
+
+    Raises `ConnectionError` where tracking does not answer.
+    """
+    wanted = {PIPELINE_TAG: pipeline, KEY_TAG: key}
+    query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in wanted.items() if value is not None)
+    sink = Sink(settings)
+    try:
+        runs, token = [], None
+        while True:
+            page = sink.call(sink.client.search_runs, [sink.experiment_id(settings.experiment)], query,
+                             max_results=1000, page_token=token)
+            runs += page
+            if not (token := page.token):
+                break
+    except Unreachable as error:
+        raise ConnectionError(f"tracking at {settings.uri} does not answer: {error}") from error
+    return [{"run_id": run.info.run_id, "key": run.data.tags.get(KEY_TAG), "name": run.info.run_name,
+             "stage": run.data.tags.get(STAGE_TAG), "status": run.info.status, "tags": dict(run.data.tags),
+             "metrics": dict(run.data.metrics)} for run in runs]
+
+
+def close_stale(settings: TrackingSettings, pipeline: str) -> int:
+    """Mark as KILLED the pipeline's runs whose process died without ending them; returns how many.
+
+    A run of this machine is dead when its process is; one of another machine when its heartbeat has stopped for ten
+    minutes. Where tracking does not answer nothing is done. Call it after `replay`.
+    """
+    closed = 0
+    try:
+        sink = Sink(settings)
+        for run in find_runs(settings, pipeline):
+            tags = run["tags"]
+            if run["status"] != "RUNNING" or OWNER_TAG not in tags:
+                continue
+            lives = _owner_lives(tags[OWNER_TAG])
+            if lives is None:
+                lives = _now() - int(tags.get(HEARTBEAT_TAG, 0)) < 1000 * STALE_SECONDS
+            if not lives:
+                sink.call(sink.client.set_terminated, run["run_id"], "KILLED")
+                closed += 1
+    except (ConnectionError, Unreachable) as error:
+        log.warning("tracking could not look for runs that were cut off: %s", error)
+    except Exception:
+        log.exception("tracking could not close the runs that were cut off")
+    return closed
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            pairs += _flatten(item, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", item))
+    return pairs
+
+
+def _cut(value: Any, limit: int) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) <= limit:
+        return text
+    note = f"... ({len(text)} characters)"
+    return text[:limit - len(note)] + note

@@ -1,0 +1,162 @@
+"""The DeepSpeed engine around one module: ZeRO 0-3, autocast, clipping, schedule, EMA, export of full weights.
+
+Data flow of a step: `loss, logs = engine(...)`; `engine.backward(loss)`; `engine.step(step)`. Works on GPU (NCCL) and
+on CPU (gloo). The process group must exist (Ray Train or torchrun makes it).
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+
+import torch
+import torch.distributed as dist
+
+from infra.training.config import EngineConfig, OptimizerConfig
+
+
+def _deepspeed():
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+class Engine:
+    """One module under DeepSpeed. `micro_batch` and `accumulate` are rows per forward pass and passes per step.
+
+    Weights and gradients are fp32; `precision="bf16"` runs the forward pass under autocast, so that positions, times
+    and losses keep fp32. EMA is kept beside each rank's own part of the weights.
+    """
+
+    def __init__(self, module: torch.nn.Module, optimizer: OptimizerConfig, config: EngineConfig, steps: int,
+                 micro_batch: int, accumulate: int = 1):
+        deepspeed = _deepspeed()
+        self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
+        self.device = device()
+        # Weight decay is for matrices; norms, biases, and embeddings of one axis go without (as in GPT-2's recipe).
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": optimizer.weight_decay},
+                  {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+        adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=optimizer.lr, betas=optimizer.betas,
+                                 eps=optimizer.eps)
+        zero: dict = {"stage": config.zero_stage}
+        if config.offload and config.zero_stage:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=adam, dist_init_required=False,
+            config={"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": accumulate,
+                    "zero_optimization": zero, "gradient_clipping": optimizer.grad_clip,
+                    "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+                    "steps_per_print": 1 << 62, "wall_clock_breakdown": False})
+        if config.compile:
+            self.engine.compile()
+        self._ema = [self._local(p).clone() for p in trained] if config.ema_decay else None
+        self._trained = trained
+
+    @staticmethod
+    def _local(parameter: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a parameter: ZeRO-3 leaves a partition in `ds_tensor`, else all of it."""
+        return getattr(parameter, "ds_tensor", parameter).data
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.engine.module
+
+    def autocast(self):
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def __call__(self, *args, **kwargs):
+        with self.autocast():
+            return self.engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One micro step; at the end of an accumulation the optimizer's. Gives `lr` and `grad_norm` then."""
+        lr = self.optimizer_config.lr_at(step, self.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.step()
+        if not boundary:
+            return {}
+        if self._ema is not None:
+            # A short memory at first, so that the average does not remember the initialisation.
+            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(self._ema, [self._local(p) for p in self._trained], 1 - decay)
+        norm = self.engine.get_global_grad_norm()
+        return {"lr": lr, "grad_norm": float(norm)} if norm is not None else {"lr": lr}
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The EMA weights in place of the trained ones inside the block (no change where none is kept)."""
+        if self._ema is None:
+            yield
+            return
+        kept = [self._local(p).clone() for p in self._trained]
+        with torch.no_grad():
+            torch._foreach_copy_([self._local(p) for p in self._trained], self._ema)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_([self._local(p) for p in self._trained], kept)
+
+    @contextlib.contextmanager
+    def full_weights(self):
+        """The module with whole parameters on every rank (ZeRO-3 gathers them); for sampling and validation."""
+        if self.config.zero_stage == 3:
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+                yield self.module
+        else:
+            yield self.module
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Full weights (EMA where kept) and buffers on the CPU. Every rank must call it."""
+        with self.averaged(), self.full_weights() as module:
+            return {name: value.detach().float().cpu().clone() if value.is_floating_point()
+                    else value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+    def save(self, folder: str, tag: str) -> None:
+        """Each rank's part of model, optimizer and EMA into the local `folder`/`tag`. Every rank must call it."""
+        self.engine.save_checkpoint(folder, tag=tag, client_state={"ema": self._ema}, save_latest=False)
+
+    def load(self, folder: str, tag: str) -> None:
+        loaded, client_state = self.engine.load_checkpoint(folder, tag=tag)
+        if loaded is None:
+            raise FileNotFoundError(f"{folder}/{tag}: no checkpoint that these ranks can load")
+        if self._ema is not None:
+            torch._foreach_copy_(self._ema, [e.to(self.device) for e in client_state["ema"]])
+
+
+def reduce_mean(values: dict[str, float]) -> dict[str, float]:
+    """Mean of each value over the ranks; the keys must be the same on all of them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    tensor = torch.tensor([values[key] for key in sorted(values)], dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return dict(zip(sorted(values), (tensor / dist.get_world_size()).tolist(), strict=True))
+
+
+def reduce_sum(*values: float) -> list[float]:
+    """Sum of each value over the ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [float(v) for v in values]
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return tensor.tolist()

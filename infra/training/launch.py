@@ -1,0 +1,62 @@
+"""Launch: a worker function on every rank, by Ray Train or in this process.
+
+The function gets one picklable argument and finds a `torch.distributed` process group; what it makes it writes to
+storage. Ray Train places the workers and restarts the group after a failure; the function resumes by itself.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from infra import storage
+from infra.training.config import WorkersConfig
+
+
+def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
+    """Run `function(argument)` on `workers.count` ranks of a Ray Train worker group; returns when all have ended."""
+    import pyarrow.fs
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
+    fs.makedirs(path, exist_ok=True)
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    TorchTrainer(
+        _enter, train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
+        scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpus > 0,
+                                     resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        run_config=RunConfig(name=name, storage_path=path,
+                             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+                             failure_config=FailureConfig(max_failures=workers.max_failures)),
+    ).fit()
+
+
+def _enter(config: dict) -> None:
+    import torch
+
+    torch.set_num_threads(config["threads"])
+    config["function"](config["argument"])
+
+
+@contextlib.contextmanager
+def single_process():
+    """A process group of one rank in this process, where none exists: for tests and for debugging a stage."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

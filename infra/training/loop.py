@@ -1,0 +1,81 @@
+"""The training loop: steps from a checkpoint to the end, with metrics, progress and checkpoints.
+
+A plain function for every rank; it knows nothing of Ray. What a step does is the caller's `train_step`.
+"""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+
+from infra.training import checkpoint
+from infra.training.config import WorkersConfig
+from infra.training.engine import Engine, reduce_mean
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient that is not finite; the message names the step and the batch."""
+
+
+@dataclass
+class Loop:
+    """`train_step(step) -> (logs, units)`: floats to log and how many units (images, tokens) this rank consumed.
+
+    `position()` gives what the loader needs to go on from here; `describe(step)` names the batch for an error.
+    `log(metrics, step, units)` and `progress` are used on rank 0 alone. `every` maps a name to (steps, function):
+    what is to be called on every rank after so many steps, and after the last one.
+    """
+
+    steps: int
+    unit: str
+    workers: WorkersConfig
+    engines: dict[str, Engine]
+    train_step: Callable[[int], tuple[dict[str, float], float]]
+    position: Callable[[], dict]
+    describe: Callable[[int], str]
+    state: str
+    log: Callable[[dict, int, float], None]
+    progress: Callable[..., None]
+    every: dict[str, tuple[int, Callable[[int], None]]] = field(default_factory=dict)
+
+    def run(self, start: int = 0, units: float = 0.0) -> dict[str, Any]:
+        """Run steps `start`..`steps`; gives the seconds, the units of all ranks and the last logged metrics."""
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        seen: dict[str, list[float]] = {}
+        last: dict[str, float] = {}
+        began = window_began = time.perf_counter()
+        window_units = 0.0
+        for step in range(start, self.steps):
+            logs, step_units = self.train_step(step)
+            for key, value in logs.items():
+                if not math.isfinite(value):
+                    raise TrainingDiverged(f"step {step}: {key} is {value}; batch: {self.describe(step)}")
+                seen.setdefault(key, []).append(value)
+            window_units += step_units
+            done = step + 1
+            if done % self.workers.log_every == 0 or done == self.steps:
+                seconds = time.perf_counter() - window_began
+                # Keys may differ from step to step (an image step, a video step), never from rank to rank.
+                means = {key: sum(values) / len(values) for key, values in seen.items()}
+                last = reduce_mean(means | {"_units": window_units})
+                total = last.pop("_units") * ranks
+                units += total
+                if first:
+                    self.log({**last, f"{self.unit}_per_second": total / seconds}, done, units)
+                    self.progress(done, self.steps, "steps", **{k: v for k, v in last.items() if k == "loss"})
+                seen, window_units = {}, 0.0
+                window_began = time.perf_counter()
+            elif first:
+                self.progress(done, self.steps, "steps")
+            for steps, function in self.every.values():
+                if done % steps == 0 or done == self.steps:
+                    function(done)
+            if done % self.workers.checkpoint_every == 0 and done < self.steps:
+                checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units},
+                                self.workers.keep_checkpoints)
+        return {"seconds": time.perf_counter() - began, "units": units, **last}

@@ -1,0 +1,78 @@
+"""PatchGAN discriminators for images and videos (arXiv 1611.07004; 3-D as in arXiv 2204.03638).
+
+In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W), any size from 1x1 on and any number of frames.
+Out: `Judgement`: a map of logits, one a receptive field (high: real), and the features of each layer.
+Normalisation is by groups within an example: unlike batch statistics it couples neither examples nor ranks, keeps
+no state, and judging a reconstruction leaves no trace in the discriminator.
+Errors: `ValueError` naming the shape.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.tokenizer.config import DiscriminatorConfig
+
+
+class Judgement(NamedTuple):
+    """logits: (B, 1, ...) map; features: one (B, C, ...) tensor a hidden layer, first layer first."""
+
+    logits: Tensor
+    features: list[Tensor]
+
+
+class PatchDiscriminator(nn.Module):
+    """Convolutions of kernel 4 in 2 or 3 dimensions: `layers` + 1 of stride 2... then stride 1 and one logit a place.
+
+    A padding of 2 keeps at least one place whatever the input's size.
+    """
+
+    def __init__(self, config: DiscriminatorConfig, dims: int) -> None:
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
+        stages = [nn.Sequential(conv(3, widths[0], 4, stride=2, padding=2), nn.LeakyReLU(0.2))]
+        for i, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            stride = 2 if i < config.layers else 1
+            layer = conv(narrow, wide, 4, stride=stride, padding=2)
+            stages.append(nn.Sequential(layer, nn.GroupNorm(4, wide), nn.LeakyReLU(0.2)))
+        self.stages = nn.ModuleList(stages)
+        self.head = conv(widths[-1], 1, 4, stride=1, padding=2)
+        for module in self.modules():
+            if isinstance(module, conv):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Judgement:
+        x = x.to(self.head.weight.dtype)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return Judgement(self.head(x), features)
+
+
+class Discriminator(nn.Module):
+    """Sends images, and videos of a single frame, to a 2-D PatchGAN, and videos to a 3-D one."""
+
+    def __init__(self, config: DiscriminatorConfig | None = None) -> None:
+        super().__init__()
+        config = config or DiscriminatorConfig()
+        self.image = PatchDiscriminator(config, 2)
+        self.video = PatchDiscriminator(config, 3)
+
+    def forward(self, x: Tensor) -> Judgement:
+        if x.ndim == 5 and x.shape[2] == 1:
+            x = x.squeeze(2)
+        if x.ndim not in (4, 5) or x.shape[1] != 3 or 0 in x.shape:
+            raise ValueError(f"pixels: expected (B, 3, H, W) or (B, 3, T, H, W), got {tuple(x.shape)}")
+        return (self.image if x.ndim == 4 else self.video)(x)
+
+
+def frozen_judgement(discriminator: nn.Module, x: Tensor) -> Judgement:
+    """Judge x so that gradients reach x and no parameter of the discriminator."""
+    frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
+    return torch.func.functional_call(discriminator, frozen, (x,))

@@ -1,0 +1,172 @@
+"""The pipeline's config: one YAML file, `key=value` overrides from its root, pydantic models behind it.
+
+`load` gives a checked `PipelineConfig` or raises `InputError` that names the file, the field and what was expected.
+OmegaConf reads the YAML (safe loader) and resolves `${...}`; the stages own their part of the schema.
+"""
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from infra import storage
+from infra.cluster import ClusterConfig
+from infra.errors import InputError
+from infra.tracking import TrackingConfig
+from stages import evaluate, ingest, pretokenize, train_tokenizer, train_unified
+from stages.base import PLACEMENT
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class StagesConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    ingest: ingest.Config
+    tokenizer_image: train_tokenizer.Config
+    tokenizer_joint: train_tokenizer.Config
+    pretokenize: pretokenize.Config = Field(default_factory=pretokenize.Config)
+    train: train_unified.Config
+    evaluate: evaluate.Config = Field(default_factory=evaluate.Config)
+
+
+class PipelineConfig(BaseModel):
+    """The root. `data` and `seed` have no use of their own: presets refer to them as `${data}` and `${seed}`."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    storage: str = Field(min_length=1, json_schema_extra=PLACEMENT)
+    data: str | None = None
+    seed: int = 0
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    pins: dict[str, str] = Field(default_factory=dict)
+    stages: StagesConfig
+
+
+def load(path: str, overrides: tuple[str, ...] | list[str] = ()) -> PipelineConfig:
+    """The config at `path` (a local file, or the name of a preset) with `key=value` overrides applied."""
+    return validate(raw(path, overrides), str(path))
+
+
+def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
+    """The config as plain literals: overrides applied, interpolations resolved, not yet checked."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    file = find(path)
+    try:
+        config = OmegaConf.load(file)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"is not readable YAML: {_one_line(error)}", file=str(file)) from None
+    if not OmegaConf.is_dict(config):
+        raise InputError("expected a mapping at the top", file=str(file))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override {override!r}: expected key=value, such as seed=1")
+        try:
+            OmegaConf.update(config, key, yaml.safe_load(value) if value else None, force_add=True)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
+            raise InputError(f"override {override!r}: {_one_line(error)}", field=key) from None
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        field = getattr(error, "full_key", None)
+        message = ("needs a value; pass it as " + f"{field}=..." if "missing" in type(error).__name__.lower()
+                   else _one_line(error))
+        raise InputError(message, field=field, file=str(file)) from None
+
+
+def find(path: str) -> Path:
+    """The file at `path`, or the preset of that name."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    preset = PRESETS / (path if path.endswith(".yaml") else f"{path}.yaml")
+    if file.name == path and preset.is_file():
+        return preset
+    if preset.name in {p.name for p in PRESETS.glob("*.yaml")} and file.parent.as_posix() == "pipelines/presets":
+        return PRESETS / file.name  # an installed package, away from a checkout
+    raise InputError("no such config file", file=path)
+
+
+def validate(values: dict, file: str) -> PipelineConfig:
+    try:
+        config = PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, file) from None
+    config.storage = storage.absolute(config.storage)
+    return config
+
+
+def _explain(error: ValidationError, file: str) -> InputError:
+    lines = _line_numbers(file)
+    problems = []
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"]]
+        field = ".".join(loc)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = "unknown key" + _suggestion(loc)
+        elif item["type"] == "missing":
+            message = "is missing"
+        elif not isinstance(item["input"], dict | list):
+            message = f"{message[0].lower()}{message[1:]} (got {item['input']!r})"
+        line = lines.get(tuple(loc))
+        problems.append((field, f"{message}" + (f" (line {line})" if line else "")))
+    field, message = problems[0]
+    rest = "".join(f"\n  {other}: {text}" for other, text in problems[1:])
+    return InputError(message + rest, field=field, file=file)
+
+
+def _suggestion(loc: list[str]) -> str:
+    """`; did you mean X?` from the sibling fields of the schema."""
+    known = _fields_at(PipelineConfig.model_json_schema(), loc[:-1])
+    close = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}" if known else ""
+
+
+def _fields_at(schema: dict, loc: list[str]) -> list[str]:
+    node = schema
+    for part in loc:
+        node = _resolve(schema, node)
+        node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
+    return list(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict, node: dict) -> dict:
+    for option in node.get("anyOf", []):
+        if "$ref" in option:
+            node = option
+    if "$ref" in node:
+        return schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def _line_numbers(file: str) -> dict[tuple[str, ...], int]:
+    """Path of keys -> line in the YAML file; empty where it cannot be composed."""
+    lines: dict[tuple[str, ...], int] = {}
+
+    def walk(node, path):
+        lines[path] = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                walk(value, (*path, key.value))
+                lines[(*path, key.value)] = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                walk(value, (*path, str(i)))
+
+    try:
+        root = yaml.compose(find(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, InputError, OSError):
+        return {}
+    if root is not None:
+        walk(root, ())
+    return lines
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

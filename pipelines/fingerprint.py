@@ -1,0 +1,64 @@
+"""Fingerprints: sha256 over what determines a stage's output, in a canonical form.
+
+Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
+canonical form (a NaN, an arbitrary object) is an error, never a guess.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def canonical(value: Any, where: str = "value") -> Any:
+    """`value` as JSON-able literals; raises TypeError or ValueError that name the place for anything else."""
+    if isinstance(value, BaseModel):
+        return {name: canonical(getattr(value, name), f"{where}.{name}")
+                for name, info in type(value).model_fields.items()
+                if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return canonical(value.value, where)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: {value} has no canonical form")
+        return value
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [canonical(item, f"{where}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: key {key!r} is not a string")
+        return {key: canonical(value[key], f"{where}.{key}") for key in sorted(value)}
+    raise TypeError(f"{where}: {type(value).__name__} has no canonical form")
+
+
+def digest(value: Any) -> str:
+    """sha256 (64 hex digits) of the canonical form of `value`."""
+    text = json.dumps(canonical(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(stage: str, version: int, config: Any, inputs: dict[str, str], sources: str | None = None) -> str:
+    """The fingerprint of a stage's output; `sources` is the digest of a listing of outside sources."""
+    return digest({"stage": stage, "version": version, "config": canonical(config, stage), "inputs": inputs,
+                   "sources": sources})
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(path, old, new) for every leaf that differs between two canonical forms; None stands for an absent leaf."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{prefix}.{i}")]
+    # 1 and 1.0 or True are different literals in the canonical form too
+    return [] if old == new and type(old) is type(new) else [(prefix, old, new)]

@@ -1,0 +1,219 @@
+"""Plan: for each stage whether it is `cached`, would `resume` or `run`, or is `blocked`, and why.
+
+Planning reads the sources' listing and manifests, starts nothing and writes nothing. What a selection means:
+`only S` runs S alone, again if it is cached; `from_ S` runs S and every stage after it again; `until S` brings S and
+what it needs up to date; `force` runs stages again from the beginning. Outside a selection nothing runs.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.artifacts import Artifact, ArtifactStore
+from infra.errors import InputError
+from pipelines import graph
+from pipelines.config import PipelineConfig
+from pipelines.fingerprint import canonical, differences, digest, fingerprint
+from stages.base import Stage
+
+
+@dataclass(frozen=True)
+class Selection:
+    only: str | None = None
+    from_: str | None = None
+    until: str | None = None
+    force: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        named = {"--only": self.only, "--from": self.from_, "--until": self.until}
+        given = [option for option, stage in named.items() if stage]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} exclude each other")
+        for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
+            if stage and stage not in graph.NAMES:
+                raise InputError(f"no stage {stage!r}; the stages are {', '.join(graph.NAMES)}", field=option)
+        for stage in self.force:
+            if stage not in self.stages:
+                raise InputError(f"{stage} is outside the selection ({given[0]})", field="--force")
+
+    @property
+    def stages(self) -> set[str]:
+        if self.only:
+            return {self.only}
+        if self.from_:
+            return set(graph.NAMES[graph.NAMES.index(self.from_):])
+        if self.until:
+            return {self.until} | graph.ancestors(self.until)
+        return set(graph.NAMES)
+
+    def again(self, stage: str) -> str | None:
+        """Why the stage runs even if it is cached."""
+        if stage in self.force:
+            return "forced"
+        if stage == self.only:
+            return "asked for: --only"
+        if self.from_ and stage in self.stages:
+            return f"asked for: --from {self.from_}"
+        return None
+
+
+@dataclass
+class PlannedStage:
+    stage: Stage
+    config: Any
+    fingerprint: str
+    uri: str
+    artifact: Artifact | None  # the published one, if it can be used
+    sources: dict | None  # {"digest", "files", "bytes"} of the listing, for a stage that reads outside sources
+    status: str = "run"
+    reason: str = ""
+    last_seconds: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def executes(self) -> bool:
+        return self.status in ("run", "resume")
+
+    def to_dict(self) -> dict:
+        return {"name": self.name, "status": self.status, "reason": self.reason, "fingerprint": self.fingerprint,
+                "artifact": self.uri, "last_seconds": self.last_seconds}
+
+
+@dataclass
+class Plan:
+    config: PipelineConfig
+    store: ArtifactStore
+    stages: list[PlannedStage]
+    selection: Selection
+
+    def __getitem__(self, name: str) -> PlannedStage:
+        return next(planned for planned in self.stages if planned.name == name)
+
+    @property
+    def to_execute(self) -> list[PlannedStage]:
+        return [planned for planned in self.stages if planned.executes]
+
+    @property
+    def blocked(self) -> list[PlannedStage]:
+        return [p for p in self.stages if p.status == "blocked" and p.name in self.selection.stages]
+
+    def to_dict(self) -> dict:
+        return {"pipeline": self.config.name, "storage": self.config.storage,
+                "stages": [planned.to_dict() for planned in self.stages]}
+
+
+def make_plan(config: PipelineConfig, selection: Selection = Selection(), done: frozenset[str] = frozenset()) -> Plan:
+    """The plan. `done` names stages that this run has executed already: they are not run again for the asking."""
+    store = ArtifactStore(config.storage)
+    for name in config.pins:
+        if name not in graph.NAMES:
+            raise InputError(f"no stage {name!r}; the stages are {', '.join(graph.NAMES)}", field=f"pins.{name}")
+    plan = Plan(config, store, [], selection)
+    for stage in graph.STAGES:
+        planned = _identify(stage, config, store, plan)
+        again = None if stage.name in done else selection.again(stage.name)
+        if planned.name in config.pins:
+            _judge_pinned(planned, plan)
+        else:
+            _judge(planned, plan, again)
+        plan.stages.append(planned)
+    return plan
+
+
+def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
+    stage_config = getattr(config.stages, stage.name)
+    sources = None
+    if listing := getattr(stage.module, "listing", None):
+        files = listing(stage_config)
+        sources = {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
+    inputs = {name: plan[name].fingerprint for name in stage.inputs}
+    made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"])
+    identity = config.pins.get(stage.name, made_by)
+    planned = PlannedStage(stage, stage_config, identity, store.artifact_uri(stage.name, identity),
+                           store.find(stage.name, identity), sources)
+    if identity != made_by:
+        planned.warnings.append("drift")
+    return planned
+
+
+def _judge(planned: PlannedStage, plan: Plan, again: str | None) -> None:
+    previous = plan.store.last_used(plan.config.name, planned.name)
+    known = planned.artifact or previous
+    planned.last_seconds = known.manifest["times"]["seconds"] if known else None
+    stale = _stale(planned, plan)
+    if planned.artifact and not stale and not again:
+        planned.status, planned.reason = "cached", _drift_note(planned, plan)
+        return
+    reason = again or stale or _change(planned, previous, plan)
+    if planned.name not in plan.selection.stages:
+        planned.status, planned.reason = "blocked", f"not selected; {reason}"
+        return
+    missing = [name for name in planned.stage.inputs if plan[name].status == "blocked"]
+    if missing:
+        planned.status = "blocked"
+        planned.reason = f"needs {missing[0]}, which has no usable artifact; run it first: --until {missing[0]}"
+    elif again != "forced" and plan.store.has_work(planned.name, planned.fingerprint):
+        planned.status, planned.reason = "resume", f"was interrupted; {reason}"
+    else:
+        planned.status, planned.reason = "run", reason
+
+
+def _judge_pinned(planned: PlannedStage, plan: Plan) -> None:
+    if planned.artifact is None:
+        raise InputError(f"no artifact {planned.fingerprint!r} of {planned.name} in {plan.config.storage}",
+                         field=f"pins.{planned.name}")
+    planned.status, planned.last_seconds = "cached", planned.artifact.manifest["times"]["seconds"]
+    change = _change(planned, planned.artifact, plan) if planned.warnings else ""
+    planned.reason = f"pinned; drift: {change}" if change else "pinned"
+
+
+def _stale(planned: PlannedStage, plan: Plan) -> str | None:
+    """Why a published artifact cannot be used as it is."""
+    if planned.artifact is None:
+        return None
+    if damaged := plan.store.damage(planned.artifact):
+        return "damaged: " + ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
+    for name, made_from in planned.artifact.manifest["input_digests"].items():
+        current = plan[name].artifact
+        if current and current.digest != made_from:
+            return f"input changed: {name} (made again, with other content)"
+    return None
+
+
+def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str:
+    """What differs from the artifact that the pipeline used last."""
+    if previous is None:
+        return "never ran"
+    old = previous.manifest
+    changes = [f"{path} {_show(a)} -> {_show(b)}"
+               for path, a, b in differences(old["config"], canonical(planned.config, planned.name))]
+    reasons = ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+               ] if changes else []
+    changed = [name for name in planned.stage.inputs if old["inputs"].get(name) != plan[name].fingerprint]
+    if changed:
+        reasons.append("input changed: " + ", ".join(changed))
+    if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
+        before, now = old.get("sources") or {"files": 0, "bytes": 0}, planned.sources
+        reasons.append(f"sources changed: {before['files']} files, {before['bytes']} bytes -> "
+                       f"{now['files']} files, {now['bytes']} bytes")
+    if old["version"] != planned.stage.module.VERSION:
+        reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
+    return "; ".join(reasons) or "its artifact is gone"
+
+
+def _drift_note(planned: PlannedStage, plan: Plan) -> str:
+    drifting = [name for name in planned.stage.inputs if "drift" in plan[name].warnings]
+    if drifting:
+        planned.warnings.append("drift")
+        return f"made from a pinned artifact that drifts: {', '.join(drifting)}"
+    return "up to date"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "absent" if value is None else str(value)

@@ -1,0 +1,58 @@
+"""What a stage is: a name, a module, its inputs; and the context that its `run` gets.
+
+A stage's module has
+    Config      a pydantic model, `extra="forbid"`; a field marked `PLACEMENT` says only how or where the stage runs
+    VERSION     an int, raised when the stage's output changes meaning
+    run(context) -> dict of metrics; writes the artifact's files under `context.output`
+    listing(config) -> list of facts about outside sources that stand in for inputs (optional)
+Its top level imports nothing heavy: planning imports every stage's module.
+"""
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from infra import storage
+from infra.artifacts import Artifact
+from infra.progress import Progress
+
+PLACEMENT = {"placement": True}
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    module_name: str
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(self.module_name)
+
+
+@dataclass
+class StageContext:
+    """All that a stage body may use. Picklable: the runner sends it to where the stage is placed.
+
+    `inputs` maps a stage's name to its artifact; `work` is the URI of this stage's work folder: `output` becomes the
+    artifact, `state` is kept for a resume and dropped after publication. `tracker` is the stage's MLflow run.
+    """
+
+    stage: str
+    fingerprint: str
+    config: Any
+    inputs: dict[str, Artifact]
+    work: str
+    progress: Progress
+    tracker: Any
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        return storage.join(self.work, "output")
+
+    @property
+    def state(self) -> str:
+        return storage.join(self.work, "state")
