@@ -2,6 +2,7 @@
 
 Exit codes: 1 a stage failed, 2 the request is wrong (config, source, command line).
 """
+
 from __future__ import annotations
 
 
@@ -14,8 +15,9 @@ class OmniLoomError(Exception):
 class InputError(OmniLoomError):
     """The request is wrong: a field of the config, a source, an argument.
 
-    `field` is a path from the config's root (`stages.ingest.sources.0.uri`) or an option's name; `file` is the config
-    file or the data file that holds the mistake. Both may be None; `str()` gives `file: field: message`.
+    `field` is a path from the config's root (`stages.ingest.sources.0.uri`) or an option's name; `file` is
+    the config file or the data file that holds the mistake. Both may be None; `str()` gives `file: field:
+    message`.
     """
 
     exit_code = 2

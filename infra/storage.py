@@ -174,6 +174,11 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def cache_folder() -> Path:
+    """This machine's folder for copies that can be made again: $OMNILOOM_CACHE, else in the temporary folder."""
+    return Path(os.environ.get("OMNILOOM_CACHE", Path(tempfile.gettempdir()) / f"omniloom-cache-{os.getuid()}"))
+
+
 def localize(uri: str, digest: str) -> Path:
     """A local folder with the files of the folder `uri`: itself where it is local, else a cached copy.
 
@@ -181,7 +186,7 @@ def localize(uri: str, digest: str) -> Path:
     """
     if (path := local_path(uri)) is not None:
         return path
-    cache = Path(os.environ.get("OMNILOOM_CACHE", Path(tempfile.gettempdir()) / "omniloom-cache"))
+    cache = cache_folder()
     target = cache / digest
     if target.exists():
         return target

@@ -89,6 +89,19 @@ class Plan:
     store: ArtifactStore
     stages: list[PlannedStage]
     selection: Selection
+    done: set[str] = field(default_factory=set)  # executed by this run
+
+    def completed(self, name: str, artifact: Artifact) -> None:
+        """Note what a stage of this run has made, and judge again the stages that read it.
+
+        Fingerprints stay as planned: sources that change in mid-run belong to the next run.
+        """
+        self.done.add(name)
+        self[name].artifact = artifact
+        self[name].status, self[name].reason = "cached", "made by this run"
+        for planned in self.stages:
+            if planned.name in graph.descendants(name) and planned.name not in self.config.pins:
+                _judge(planned, self)
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
@@ -106,8 +119,8 @@ class Plan:
                 "stages": [planned.to_dict() for planned in self.stages]}
 
 
-def make_plan(config: PipelineConfig, selection: Selection = Selection(), done: frozenset[str] = frozenset()) -> Plan:
-    """The plan. `done` names stages that this run has executed already: they are not run again for the asking."""
+def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Plan:
+    """The plan for a config and a selection."""
     store = ArtifactStore(config.storage)
     for name in config.pins:
         if name not in graph.NAMES:
@@ -115,11 +128,10 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection(), done: 
     plan = Plan(config, store, [], selection)
     for stage in graph.STAGES:
         planned = _identify(stage, config, store, plan)
-        again = None if stage.name in done else selection.again(stage.name)
         if planned.name in config.pins:
             _judge_pinned(planned, plan)
         else:
-            _judge(planned, plan, again)
+            _judge(planned, plan)
         plan.stages.append(planned)
     return plan
 
@@ -140,7 +152,8 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
     return planned
 
 
-def _judge(planned: PlannedStage, plan: Plan, again: str | None) -> None:
+def _judge(planned: PlannedStage, plan: Plan) -> None:
+    again = None if planned.name in plan.done else plan.selection.again(planned.name)
     previous = plan.store.last_used(plan.config.name, planned.name)
     known = planned.artifact or previous
     planned.last_seconds = known.manifest["times"]["seconds"] if known else None

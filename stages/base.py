@@ -4,6 +4,7 @@ A stage's module has
     Config      a pydantic model, `extra="forbid"`; a field marked `PLACEMENT` says only how or where the stage runs
     VERSION     an int, raised when the stage's output changes meaning
     run(context) -> dict of metrics; writes the artifact's files under `context.output`
+    needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
     listing(config) -> list of facts about outside sources that stand in for inputs (optional)
 Its top level imports nothing heavy: planning imports every stage's module.
 """
@@ -22,6 +23,16 @@ PLACEMENT = {"placement": True}
 
 
 @dataclass(frozen=True)
+class Needs:
+    """CPUs and GPUs: of the stage's own body, and of the workers and actors that it starts beside it."""
+
+    cpus: float = 0
+    gpus: float = 0
+    worker_cpus: float = 0
+    worker_gpus: float = 0
+
+
+@dataclass(frozen=True)
 class Stage:
     name: str
     module_name: str
@@ -30,6 +41,10 @@ class Stage:
     @property
     def module(self) -> ModuleType:
         return importlib.import_module(self.module_name)
+
+    def needs(self, config: Any) -> Needs:
+        function = getattr(self.module, "needs", None)
+        return function(config) if function else Needs()
 
 
 @dataclass

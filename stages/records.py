@@ -1,7 +1,8 @@
 """Records: the schema of what ingest writes and every later stage reads.
 
-In: rows as dictionaries. Out: Parquet shards `records/shard-00000.parquet`, one row per item, in the order of the
-sources. A row holds the media as the bytes that the source had (never re-encoded) with the facts found by decoding.
+In: rows as dictionaries. Out: Parquet shards `records/shard-00000.parquet`, one row per item, in the order of
+the sources. A row holds the media as the bytes that the source had (never re-encoded) with the facts found by
+decoding.
 
 | kind     | media        | text    | segments | caption, label |
 | image    | image bytes  | null    | null     | may be null    |
@@ -9,6 +10,7 @@ sources. A row holds the media as the bytes that the source had (never re-encode
 | text     | null         | text    | null     | null           |
 | document | null         | null    | in order | null           |
 """
+
 from __future__ import annotations
 
 import io
@@ -24,37 +26,41 @@ SCHEMA_VERSION = 1
 KINDS = ("image", "video", "text", "document")
 SPLITS = ("train", "validation", "test")
 
-SEGMENT = pa.struct([
-    pa.field("type", pa.string(), nullable=False),  # "text" or "image"
-    pa.field("text", pa.string()),                  # the text, or the image's alt text
-    pa.field("media", pa.binary()),                 # the image's encoded bytes
-    pa.field("format", pa.string()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-])
+SEGMENT = pa.struct(
+    [
+        pa.field("type", pa.string(), nullable=False),  # "text" or "image"
+        pa.field("text", pa.string()),  # the text, or the image's alt text
+        pa.field("media", pa.binary()),  # the image's encoded bytes
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+)
 
 SCHEMA = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),      # sha256 (64 hex digits) of the content
-        pa.field("kind", pa.string(), nullable=False),    # one of KINDS
-        pa.field("split", pa.string(), nullable=False),   # one of SPLITS, from the id alone
-        pa.field("media", pa.binary()),                   # encoded bytes as in the source
-        pa.field("format", pa.string()),                  # what the bytes are: png, jpeg, mp4, ... not the file's suffix
+        pa.field("id", pa.string(), nullable=False),  # sha256 (64 hex digits) of the content
+        pa.field("kind", pa.string(), nullable=False),  # one of KINDS
+        pa.field("split", pa.string(), nullable=False),  # one of SPLITS, from the id alone
+        pa.field("media", pa.binary()),  # encoded bytes as in the source
+        pa.field("format", pa.string()),  # what the bytes are: png, jpeg, mp4, ... not the file's suffix
         pa.field("caption", pa.string()),
         pa.field("label", pa.string()),
         pa.field("text", pa.string()),
         pa.field("segments", pa.list_(SEGMENT)),
-        pa.field("width", pa.int32()),                    # pixels as displayed: EXIF and display rotation applied
+        pa.field("width", pa.int32()),  # pixels as displayed: EXIF and display rotation applied
         pa.field("height", pa.int32()),
-        pa.field("frames", pa.int32()),                   # 1 for an image; decoded frames of a video
-        pa.field("fps", pa.float64()),                    # mean frames per second
-        pa.field("duration", pa.float64()),               # seconds
+        pa.field("frames", pa.int32()),  # 1 for an image; decoded frames of a video
+        pa.field("fps", pa.float64()),  # mean frames per second
+        pa.field("duration", pa.float64()),  # seconds
         pa.field("source", pa.string(), nullable=False),  # the source's name
-        pa.field("path", pa.string(), nullable=False),    # relative to the source's root
-        pa.field("part", pa.int32(), nullable=False),     # which item of that file: text chunk, JSONL line; else 0
+        pa.field("path", pa.string(), nullable=False),  # relative to the source's root
+        pa.field(
+            "part", pa.int32(), nullable=False
+        ),  # which item of that file: text chunk, JSONL line; else 0
         pa.field("license", pa.string()),
         pa.field("synthetic", pa.bool_(), nullable=False),  # made by a model of this project
-        pa.field("meta", pa.string(), nullable=False),    # a JSON object
+        pa.field("meta", pa.string(), nullable=False),  # a JSON object
     ],
     metadata={"omniloom.records": str(SCHEMA_VERSION)},
 )
@@ -66,8 +72,9 @@ _ROW_GROUP_BYTES = 16 << 20
 def split_of(record_id: str, fractions: Mapping[str, float]) -> str:
     """The split that the id falls in: its first 64 bits as a number in [0, 1) cut by `fractions`.
 
-    `fractions` maps each of SPLITS to a share; they sum to 1. Equal content has equal ids, so it has one split.
-    The held-out splits lie at the low end: growing the test share never moves a record from test elsewhere.
+    `fractions` maps each of SPLITS to a share; they sum to 1. Equal content has equal ids, so it has one
+    split. The held-out splits lie at the low end: growing the test share never moves a record from test
+    elsewhere.
     """
     total = sum(fractions.get(split, 0.0) for split in SPLITS)
     if abs(total - 1.0) > 1e-6:
@@ -78,7 +85,13 @@ def split_of(record_id: str, fractions: Mapping[str, float]) -> str:
     if position < fractions.get("test", 0.0) + fractions.get("validation", 0.0):
         return "validation"
     # A train share of zero must hold in spite of rounding in the sum.
-    return "train" if fractions.get("train", 0.0) > 0 else "validation" if fractions.get("validation") else "test"
+    return (
+        "train"
+        if fractions.get("train", 0.0) > 0
+        else "validation"
+        if fractions.get("validation")
+        else "test"
+    )
 
 
 def shard_name(index: int) -> str:
@@ -92,7 +105,9 @@ def shards(artifact_uri: str) -> list[str]:
 
 
 def encode_shard(rows: list[dict]) -> bytes:
-    """Rows (missing keys are null) as one Parquet file; row groups of about 16 MiB so that readers can stream."""
+    """Rows (missing keys are null) as one Parquet file; row groups of about 16 MiB so that readers can
+    stream.
+    """
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer:
         for group in _row_groups(rows):
@@ -105,11 +120,15 @@ def write_shard(uri: str, rows: list[dict]) -> None:
 
 
 def drop_rows(uri: str, keys: set[tuple[str, str, int]]) -> None:
-    """Rewrite a shard without the rows whose (source, path, part) is in `keys`; repeating it changes nothing."""
+    """Rewrite a shard without the rows whose (source, path, part) is in `keys`; repeating it changes
+    nothing.
+    """
     fs, path = storage.filesystem(uri)
     sink = io.BytesIO()
-    with fs.open(path, "rb") as file, pq.ParquetWriter(
-            sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer:
+    with (
+        fs.open(path, "rb") as file,
+        pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer,
+    ):
         reader = pq.ParquetFile(file)
         for group in range(reader.num_row_groups):
             table = reader.read_row_group(group)
@@ -119,15 +138,29 @@ def drop_rows(uri: str, keys: set[tuple[str, str, int]]) -> None:
     storage.write_bytes(uri, sink.getvalue())
 
 
-def iterate(artifact_uri: str, *, kinds: Iterable[str] | None = None, split: str | None = None,
-            columns: Iterable[str] | None = None, batch_size: int = 64) -> Iterator[dict]:
-    """Every record below an ingest artifact as a dictionary, in order; at most `batch_size` rows in memory at once."""
+def iterate(
+    artifact_uri: str,
+    *,
+    kinds: Iterable[str] | None = None,
+    split: str | None = None,
+    columns: Iterable[str] | None = None,
+    batch_size: int = 64,
+) -> Iterator[dict]:
+    """Every record below an ingest artifact as a dictionary, in order; at most `batch_size` rows in memory
+    at once.
+    """
     for shard in shards(artifact_uri):
         yield from iterate_shard(shard, kinds=kinds, split=split, columns=columns, batch_size=batch_size)
 
 
-def iterate_shard(uri: str, *, kinds: Iterable[str] | None = None, split: str | None = None,
-                  columns: Iterable[str] | None = None, batch_size: int = 64) -> Iterator[dict]:
+def iterate_shard(
+    uri: str,
+    *,
+    kinds: Iterable[str] | None = None,
+    split: str | None = None,
+    columns: Iterable[str] | None = None,
+    batch_size: int = 64,
+) -> Iterator[dict]:
     """The records of one shard. Raises ValueError for a file of another schema version."""
     wanted = list(columns) if columns is not None else list(SCHEMA.names)
     kinds = list(kinds) if kinds is not None else None

@@ -1,7 +1,7 @@
 """Stages `tokenizer_image` and `tokenizer_joint`: adversarial training of the OmniTokenizer, in two steps.
 
 In: ingest's records, and for the joint stage the image stage's tokenizer, whose weights it starts from.
-Out: `tokenizer/` (tokenizer.safetensors, config.json), `history.jsonl` (the curves), `reconstruction.png`.
+Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), `report/reconstruction.png`.
 The two stages differ by config alone: which kinds they see, at which sizes, from which weights.
 Source: OmniTokenizer, arXiv 2406.09399, section 3.3 (progressive training).
 """
@@ -17,7 +17,7 @@ from infra.artifacts import Artifact
 from infra.errors import InputError
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from models.tokenizer.config import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
-from stages.base import PLACEMENT, StageContext
+from stages.base import PLACEMENT, Needs, StageContext
 
 VERSION = 1
 
@@ -87,6 +87,11 @@ class Job:
     state: str
     progress: Any
     tracker: Any
+
+
+def needs(config: Config) -> Needs:
+    return Needs(worker_cpus=config.workers.count * config.workers.cpus,
+                 worker_gpus=config.workers.count * config.workers.gpus)
 
 
 def run(context: StageContext) -> dict:
@@ -182,9 +187,11 @@ def train_worker(job: Job) -> None:
             if rank:
                 return
             metrics, picture = _validate(module.tokenizer, held_out, config, generator)
+            if not metrics:  # the validation split holds none of these kinds
+                return
             history.add(metrics, step)
             job.tracker.log_image(picture, "reconstruction", step)
-            storage.write_bytes(storage.join(job.output, "reconstruction.png"), picture)
+            storage.write_bytes(storage.join(job.output, "report", "reconstruction.png"), picture)
             storage.write_json(storage.join(job.state, "validation.json"), metrics)
 
     loop = Loop(config.steps, "images", config.workers, engines, train_step, lambda: {}, batches.describe, job.state,
@@ -209,7 +216,6 @@ def _validate(tokenizer, held_out, config: Config, engine) -> tuple[dict, bytes]
     import torch
 
     from models.tokenizer.losses import psnr
-    from stages.pictures import side_by_side
 
     was_training = tokenizer.training
     tokenizer.eval()
@@ -225,7 +231,21 @@ def _validate(tokenizer, held_out, config: Config, engine) -> tuple[dict, bytes]
                 metrics[f"validation_codes_used_{kind}"] = encoded.codes.unique().numel()
             rows.append((pixels, recon.float().cpu()))
     tokenizer.train(was_training)
-    return metrics, side_by_side(rows)
+    return metrics, _side_by_side(rows) if rows else b""
+
+
+def _side_by_side(pairs: list[tuple], columns: int = 12) -> bytes:
+    """Originals above reconstructions, as PNG; a video shows the frames of its first clips."""
+    from models.bundle import to_uint8
+    from stages import report
+
+    originals, recons = [], []
+    for original, recon in pairs:
+        for source, target in ((original, originals), (recon, recons)):
+            pixels = to_uint8(source)
+            target += list(pixels[:columns]) if pixels.ndim == 4 else [frame for clip in pixels[:2]
+                                                                     for frame in clip[:columns // 2]]
+    return report.pairs(originals, recons, columns)
 
 
 def _save(job: Job, weights: dict, last: dict, history) -> None:
@@ -244,7 +264,7 @@ def _save(job: Job, weights: dict, last: dict, history) -> None:
         storage.copy_file(str(file), storage.join(job.output, "tokenizer", file.name))
     storage.write_bytes(storage.join(job.output, "tokenizer", "config.json"),
                         json.dumps(asdict(job.model), indent=2).encode())
-    history.save(storage.join(job.output, "history.jsonl"))
+    history.save(storage.join(job.output, "report", "history.jsonl"))
     metrics = {**last, **(storage.read_json(storage.join(job.state, "validation.json")) or {}),
                "parameters": sum(v.numel() for v in weights.values())}
     storage.write_json(storage.join(job.state, "metrics.json"), metrics)

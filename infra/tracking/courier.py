@@ -58,6 +58,7 @@ class Courier:
     def journal(self, key: str) -> Journal:
         """This process's journal of a run; created, and the thread started, on first use."""
         with self._state:
+            self._closing.discard(key)  # a worker may log again after it closed
             if key not in self._journals:
                 self._journals[key] = Journal.create(spool_folder(self.settings.spool, key))
                 if self._thread is None:
@@ -78,7 +79,8 @@ class Courier:
     def retire(self, key: str) -> None:
         """The run is over for this process: its journal is removed once all of it is delivered."""
         with self._state:
-            self._closing.add(key)
+            if key in self._journals:
+                self._closing.add(key)
             self._beats.pop(key, None)
 
     def beat(self, key: str, function: Callable[[], None], seconds: float) -> None:
@@ -144,9 +146,11 @@ class Courier:
                         orphan.close(remove=False)
                         clean = False
                 with self._state:
+                    if key not in self._closing or not journal.delivered():
+                        continue  # used again meanwhile
                     del self._journals[key]
                     self._closing.discard(key)
-                journal.close(remove=True)
+                    journal.close(remove=True)
                 _remove_if_done(journal.path.parent)
         return clean
 

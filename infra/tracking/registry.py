@@ -34,12 +34,14 @@ class RegisteredModel:
 
 def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: str, fingerprint: str,
                    alias: str | None = None, metrics: Mapping[str, float] | None = None,
-                   example: list[dict[str, Any]] | None = None, timeout: float = 300.0) -> RegisteredModel | None:
+                   signature: dict[str, Any] | None = None, example: list[dict[str, Any]] | None = None,
+                   timeout: float = 300.0) -> RegisteredModel | None:
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
     `code` is a file that ends in `mlflow.models.set_model(...)`; its model finds the folder as the artifact
     `bundle`. `fingerprint` names the content: a model that is registered with it already is not copied again, and
-    only gets `alias`. `alias` (such as `champion`) moves to this version: pass it only when evaluation passed.
+    only gets `alias`. `signature` is an `mlflow.models.ModelSignature` as its `to_dict()`, `example` some input rows
+    of text and numbers. `alias` (such as `champion`) moves to this version: pass it only when evaluation passed.
     Returns None where tracking did not take it within `timeout` seconds; it then waits like all else, and `bundle`
     has to stay where it is until then.
     """
@@ -47,7 +49,7 @@ def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: s
         if not path.exists():
             raise ValueError(f"{field}: {path} does not exist")
     run._append("model", bundle=str(Path(bundle).absolute()), code=str(Path(code).absolute()), name=name,
-                fingerprint=fingerprint, alias=alias, metrics=dict(metrics or {}), example=example)
+                fingerprint=fingerprint, alias=alias, metrics=dict(metrics or {}), signature=signature, example=example)
     if not run.flush(timeout):
         return None
     return courier(run.settings).sink.registered.get((name, fingerprint))
@@ -84,7 +86,7 @@ def _log_model(client, run_id: str, experiment_id: str, event: dict) -> str:
     import pandas
     from mlflow import pyfunc
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
-    from mlflow.models import Model
+    from mlflow.models import Model, ModelSignature
     from mlflow.utils.time import get_current_time_millis
 
     logged = client.create_logged_model(experiment_id, name=_MODEL_NAME, source_run_id=run_id,
@@ -94,7 +96,8 @@ def _log_model(client, run_id: str, experiment_id: str, event: dict) -> str:
         with tempfile.TemporaryDirectory(prefix="omniloom-model-") as folder:
             target = Path(folder) / "model"
             pyfunc.save_model(str(target), python_model=event["code"], artifacts={"bundle": event["bundle"]},
-                              pip_requirements=_requirements(), signature=_signature(),
+                              pip_requirements=_requirements(),
+                              signature=ModelSignature.from_dict(event["signature"]) if event["signature"] else None,
                               mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
                               input_example=pandas.DataFrame(event["example"]) if event["example"] else None)
             client.log_model_artifacts(logged.model_id, str(target))
@@ -114,14 +117,3 @@ def _requirements() -> list[str]:
     from importlib.metadata import version
 
     return [f"omniloom=={version('omniloom')}", f"mlflow=={version('mlflow')}"]
-
-
-def _signature():
-    """Rows in: a prompt, a task, an image (PNG, base64 or bytes). Rows out: text and image or video bytes."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    return ModelSignature(
-        Schema([ColSpec(DataType.string, "prompt", required=False), ColSpec(DataType.string, "task", required=False),
-                ColSpec(DataType.binary, "image", required=False)]),
-        Schema([ColSpec(DataType.string, "text", required=False), ColSpec(DataType.binary, "image", required=False)]))

@@ -267,6 +267,9 @@ def close_stale(settings: TrackingSettings, pipeline: str) -> int:
     minutes. Where tracking does not answer nothing is done. Call it after `replay`.
     """
     closed = 0
+    database = Path(settings.uri.removeprefix("sqlite:///"))
+    if courier(settings).away or settings.uri.startswith("sqlite:///") and not database.exists():
+        return 0
     try:
         sink = Sink(settings)
         for run in find_runs(settings, pipeline):

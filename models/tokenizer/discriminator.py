@@ -24,15 +24,29 @@ class Judgement(NamedTuple):
     features: list[Tensor]
 
 
+class Conv3d(nn.Conv3d):
+    """A 3-D convolution that computes in float32 on CPU, whatever the weights' or autocast's type.
+
+    There, torch 2.13's bf16 kernel returns weight gradients of NaN or 1e35 for ordinary shapes (16 -> 32 channels
+    over 2x5x5), while values and input gradients are right.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return self._conv_forward(x.float(), self.weight.float(), self.bias.float()).to(x.dtype)
+
+
 class PatchDiscriminator(nn.Module):
-    """Convolutions of kernel 4 in 2 or 3 dimensions: `layers` + 1 of stride 2... then stride 1 and one logit a place.
+    """Convolutions of kernel 4 in `dims` dimensions: `layers` of stride 2, one of stride 1, and one to logits.
 
     A padding of 2 keeps at least one place whatever the input's size.
     """
 
     def __init__(self, config: DiscriminatorConfig, dims: int) -> None:
         super().__init__()
-        conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        conv = {2: nn.Conv2d, 3: Conv3d}[dims]
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
         stages = [nn.Sequential(conv(3, widths[0], 4, stride=2, padding=2), nn.LeakyReLU(0.2))]
         for i, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False), start=1):

@@ -133,6 +133,8 @@ class OmniTokenizer(nn.Module):
                     nn.init.zeros_(module.bias)
                 if name.endswith(("to_out", "proj", "down")) and ".layers." in name:
                     module.weight.data.mul_(0.5)  # residual branches start small
+        # Codes have few channels: give the decoder's stream unit variance, or the first blocks drown them.
+        nn.init.normal_(self.post_vq.weight, std=self.codebook.mean_square**-0.5)
 
     @property
     def latent_dim(self) -> int:

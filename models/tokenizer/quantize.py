@@ -45,11 +45,15 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """The interface. `input_dim` channels come in, `dim` go out, `size` codes (None: continuous)."""
+    """The interface. `input_dim` channels come in, `dim` go out, `size` codes (None: continuous).
+
+    mean_square: about E|z_q|^2 of a fresh model, from which the decoder sets its input scale.
+    """
 
     input_dim: int
     dim: int
     size: int | None
+    mean_square: float
 
     def forward(self, z: Tensor, update: bool = False) -> Quantized:
         """Quantise z; `update` lets a module in training mode adapt its codebook to this batch."""
@@ -133,6 +137,7 @@ class VectorQuantizer(Quantizer):
         self.config = config
         self.input_dim = self.dim = config.latent_dim
         self.size = config.codebook_size
+        self.mean_square = 1.0
         self.register_buffer("embeddings", F.normalize(torch.randn(self.size, self.dim), dim=-1))
         self.register_buffer("ema_sum", self.embeddings.clone())
         self.register_buffer("idle_tokens", torch.zeros(self.size, dtype=torch.int64))
@@ -252,6 +257,7 @@ class FiniteScalarQuantizer(Quantizer):
         super().__init__()
         self.input_dim = self.dim = len(config.fsq_levels)
         self.size = math.prod(config.fsq_levels)
+        self.mean_square = self.dim / 3  # of a uniform variable on [-1, 1]
         levels = torch.tensor(config.fsq_levels, dtype=torch.float32)
         steps = torch.cat((torch.ones(1), levels[:-1].cumprod(0)))
         self.register_buffer("levels", levels, persistent=False)
@@ -292,6 +298,7 @@ class GaussianBottleneck(Quantizer):
         self.dim = config.latent_dim
         self.input_dim = 2 * config.latent_dim
         self.size = None
+        self.mean_square = float(self.dim)
         self.kl_weight = config.kl_weight
 
     def forward(self, z: Tensor, update: bool = False) -> Quantized:

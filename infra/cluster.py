@@ -1,0 +1,166 @@
+"""The Ray cluster of this process. In: an address, or none for a local one. Out: an initialised Ray and its size.
+
+A local Ray starts in 3-4 s (5 s the first time; without dashboard and usage statistics), an attachment in 1 s.
+Token authentication is always on for a local Ray, and is used with any cluster as soon as this machine has a token.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.errors import InputError, OmniLoomError
+
+_CONNECT_SECONDS = 5.0
+# Unix sockets take 107 characters, and Ray puts about 65 behind its temporary folder.
+_LONGEST_TEMP = 40
+
+
+class ClusterConfig(BaseModel):
+    """The `cluster` section of a pipeline's config: where stages run. None of it changes what they compute."""
+    model_config = ConfigDict(extra="forbid")
+
+    address: str | None = Field(None, description="HOST:PORT of a Ray cluster's GCS, or `local`. Without it: the "
+                                                  "cluster that the run is a job of, else a local Ray")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; by default all")
+    num_gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; by default all")
+    object_store_bytes: int | None = Field(None, ge=80 * 2**20, description="object store of a local Ray")
+    temp_dir: str | None = Field(None, description="temporary folder of a local Ray, at most 40 characters long")
+    env: dict[str, str] = Field(default_factory=dict, description="environment variables for every worker")
+    log_to_driver: bool = Field(True, description="show what workers print")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is connected: the GCS address, its nodes, and its CPUs and GPUs in all. `local`: started by us."""
+    address: str
+    num_nodes: int
+    num_cpus: float
+    num_gpus: float
+    local: bool
+
+
+def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None,
+            object_store_bytes: int | None = None, env: Mapping[str, str] | None = None,
+            temp_dir: str | None = None, log_to_driver: bool = True, field: str = "cluster.address") -> Cluster:
+    """Initialise Ray in this process; where that is done already, say what is connected.
+
+    `address` is `HOST:PORT` of a cluster's GCS; `local` always starts a new Ray here; None means the cluster that
+    this process is a job of (`RAY_ADDRESS`), else `local`. Ray's own search for the last cluster started on this
+    machine is never used: it finds dead ones. `num_cpus`, `num_gpus`, `object_store_bytes` and `temp_dir` are for a
+    local Ray; `env` holds variables for every worker. Raises `InputError` naming `field` where the address is wrong
+    or nothing answers there, and where it refuses the token.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return _describe(local=False)
+    if address is None and os.environ.get("RAY_ADDRESS"):
+        address, field = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
+    address = address or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = address == "local"
+    options: dict = {}
+    if local:
+        use_token(create=True)
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "object_store_memory": object_store_bytes,
+                   "include_dashboard": False}
+        # Ray's way to say that this node has no cluster around it: its servers then listen on 127.0.0.1 alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        temp_dir = temp_dir or os.environ.get("RAY_TMPDIR")
+        if temp_dir is not None:
+            options["_temp_dir"] = _short(temp_dir)
+    else:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")  # a second each; Ray's 20 only delay a refused token
+        _require_listener(address, field)
+        use_token(create=False)
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.WARNING,
+                 runtime_env={"env_vars": dict(env)} if env else None, **options)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        if local:
+            raise OmniLoomError(f"Ray did not start: {error}") from error
+        if _refused_token(error):
+            raise InputError(f"the cluster at {address} refuses this machine's token: set RAY_AUTH_TOKEN or "
+                             "RAY_AUTH_TOKEN_PATH to the cluster's", field=field) from error
+        raise InputError(f"no Ray cluster answers at {address}: {_first_line(error)}", field=field) from error
+    return _describe(local)
+
+
+def connect_to(config: ClusterConfig) -> Cluster:
+    """`connect` with the settings of a pipeline's config."""
+    return connect(config.address, num_cpus=config.num_cpus, num_gpus=config.num_gpus,
+                   object_store_bytes=config.object_store_bytes, env=config.env, temp_dir=config.temp_dir,
+                   log_to_driver=config.log_to_driver)
+
+
+def shutdown() -> None:
+    """Disconnect, and end a local Ray. Clusters that were only attached to go on."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        sys.modules["ray"].shutdown()
+
+
+def use_token(create: bool) -> bool:
+    """Switch token authentication on where a token is at hand (or `create`: Ray makes one in the home folder).
+
+    Ray switches it on by itself in `ray.init` but not in its job client. A mode that the user set stays as it is.
+    Returns whether it is on.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None:
+        return mode.lower() == "token"
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not (create or os.environ.get("RAY_AUTH_TOKEN") or path.exists()):
+        return False
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if "ray" in sys.modules:  # it has read its settings from the environment already
+        from ray._raylet import Config
+
+        Config.initialize("")
+    return True
+
+
+def _require_listener(address: str, field: str) -> None:
+    """Fail in seconds, not after Ray's minute of retries, where nothing listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise InputError(f"expected HOST:PORT of a Ray cluster, or 'local', got {address!r}", field=field)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {error}", field=field) from error
+
+
+def _short(temp_dir: str) -> str:
+    path = os.path.abspath(temp_dir)
+    if len(path) > _LONGEST_TEMP:
+        raise InputError(f"Ray's temporary folder {path} has {len(path)} characters; its sockets leave room for "
+                         f"{_LONGEST_TEMP}", field="RAY_TMPDIR")
+    return path
+
+
+def _describe(local: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()
+    return Cluster(ray.get_runtime_context().gcs_address, sum(node["Alive"] for node in ray.nodes()),
+                   resources.get("CPU", 0.0), resources.get("GPU", 0.0), local)
+
+
+def _refused_token(error: BaseException | None) -> bool:
+    """Whether an authentication error stands anywhere in the chain: Ray wraps it in two others."""
+    while error is not None:
+        if "InvalidAuthToken" in str(error) or "Unauthenticated" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,163 @@
+"""What generation remembers: keys and values of a batch of ragged requests. In: prefixes, then tokens and
+latents as they are made. Out: hidden states of what was fed.
+
+Row b owns the first `lengths[b]` places of its cache. A feed writes behind them; what is not kept (`advance`
+0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.unified.batch import Document, collate, document_length
+from models.unified.mask import dense_mask
+from models.unified.model import UnifiedModel
+from models.unified.positions import Grid, place
+
+_GROWTH = 64
+
+
+class _Layer:
+    """One layer's keys and values, (B, kv_heads, capacity, head_dim) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.places: Tensor | None = None
+        self.reach = 0
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is None:
+            shape = (*keys.shape[:2], 0, keys.shape[3])
+            self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
+        self._grow(self.reach)
+        places = self.places[:, None, :, None].expand_as(keys)
+        self.keys.scatter_(2, places, keys)
+        self.values.scatter_(2, places, values)
+        return self.keys[:, :, :self.reach], self.values[:, :, :self.reach]
+
+    def _grow(self, capacity: int) -> None:
+        missing = capacity - self.keys.shape[2]
+        if missing > 0:
+            # Half as much again, so that one token at a time does not copy the cache every time.
+            missing = max(missing, _GROWTH, self.keys.shape[2] // 2)
+            self.keys, self.values = (F.pad(a, (0, 0, 0, missing)) for a in (self.keys, self.values))
+
+    def select(self, rows: Tensor) -> _Layer:
+        chosen = _Layer()
+        chosen.keys, chosen.values = self.keys[rows], self.values[rows]
+        return chosen
+
+    def put(self, rows: Tensor, other: _Layer, used: int) -> None:
+        self._grow(used)
+        self.keys[rows, :, :used], self.values[rows, :, :used] = other.keys[:, :, :used], other.values[:, :, :used]
+
+
+class GenerationState:
+    """Caches of B requests. Make it with `prefill`."""
+
+    def __init__(self, model: UnifiedModel, layers: list[_Layer], lengths: list[int], last: list[int]):
+        self.model, self.layers, self.lengths, self.last = model, layers, lengths, last
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    @classmethod
+    def prefill(cls, model: UnifiedModel, prefixes: Sequence[Document]) -> tuple[GenerationState, Tensor]:
+        """Read the prefixes, pictures in them as clean context. Returns the state and the hidden state
+        (B, width) at the end of each. ValueError for an empty prefix, which predicts nothing."""
+        lengths = [document_length(prefix) for prefix in prefixes]
+        for index, length in enumerate(lengths):
+            if not length:
+                raise ValueError(f"prefixes[{index}]: expected at least one token, <bos> for example")
+        batch = collate([[prefix] for prefix in prefixes], max(lengths), model.config)
+        last = [_end(prefix, model.config.rope_scheme, model.config.axes) for prefix in prefixes]
+        state = cls(model, [_Layer() for _ in model.blocks], [0] * len(lengths), [-1] * len(lengths))
+        batch = batch.to(state.device)
+        times = torch.zeros(batch.segment_loss.shape, device=state.device)
+        x = model.embed_inputs(batch.ids, batch.latents, times, batch.visual, batch.segment_index)
+        hidden = state._run(x, batch.positions, batch.end, lengths)
+        state.last = last
+        ends = torch.tensor(lengths, device=state.device) - 1
+        return state, hidden[torch.arange(len(lengths), device=state.device), ends]
+
+    def _run(self, x: Tensor, positions: Tensor, end: Tensor, advance: list[int]) -> Tensor:
+        """x (B, N, width) written behind each row's own; each position sees its row's [0, end)."""
+        reach = max(self.lengths) + x.shape[1]
+        begins = torch.tensor(self.lengths, device=self.device)
+        places = begins[:, None] + torch.arange(x.shape[1], device=self.device)
+        for layer in self.layers:
+            layer.places, layer.reach = places, reach
+        mask = dense_mask(torch.zeros_like(end), end, reach)
+        hidden = self.model.backbone(x, positions, mask, self.layers)
+        self.lengths = [length + step for length, step in zip(self.lengths, advance)]
+        return hidden
+
+    def _places(self, segment: tuple, keep: list[bool]) -> Tensor:
+        config = self.model.config
+        coordinates = []
+        for b, kept in enumerate(keep):
+            piece, last = place(config.rope_scheme, segment, self.last[b], config.axes)
+            coordinates.append(torch.from_numpy(piece))
+            if kept:
+                self.last[b] = last
+        return torch.stack(coordinates).to(self.device)
+
+    def feed_text(self, ids: Sequence[int], keep: list[bool] | None = None) -> Tensor:
+        """One token a row; rows with keep False are as if nothing had been fed. Returns hidden (B, width)."""
+        keep = keep or [True] * len(ids)
+        x = self.model.embed(torch.tensor(ids, device=self.device)[:, None])
+        end = torch.tensor(self.lengths, device=self.device)[:, None] + 1
+        return self._run(x, self._places(("text", 1), keep), end, [int(k) for k in keep])[:, 0]
+
+    def feed_visual(self, latents: Tensor, grid: Grid, time: float, keep: bool) -> Tensor:
+        """A segment of N = t*h*w positions in every row: latents (B, N, C) at `time`. keep: False while it is
+        being drawn, True for the clean result. Returns hidden (B, N, width)."""
+        B, N, _ = latents.shape
+        times = torch.full((B, 1), time, device=self.device)
+        index = torch.zeros((B, N), dtype=torch.int64, device=self.device)
+        x = self.model.embed_inputs(index, latents, times, torch.ones_like(index, dtype=torch.bool), index)
+        end = (torch.tensor(self.lengths, device=self.device) + N)[:, None].expand(B, N)
+        return self._run(x, self._places(("visual", grid), [keep] * B), end, [N if keep else 0] * B)
+
+    def select(self, rows: Sequence[int]) -> GenerationState:
+        """A copy of some rows."""
+        index = torch.tensor(rows, device=self.device)
+        return GenerationState(self.model, [layer.select(index) for layer in self.layers],
+                               [self.lengths[b] for b in rows], [self.last[b] for b in rows])
+
+    def put(self, rows: Sequence[int], other: GenerationState) -> None:
+        """Write the rows of `other` back in the places `rows`."""
+        index = torch.tensor(rows, device=self.device)
+        for layer, theirs in zip(self.layers, other.layers):
+            layer.put(index, theirs, max(other.lengths))
+        for b, length, last in zip(rows, other.lengths, other.last):
+            self.lengths[b], self.last[b] = length, last
+
+    def stack(self, other: GenerationState) -> GenerationState:
+        """The rows of both, this state's first."""
+        layers = []
+        for mine, theirs in zip(self.layers, other.layers):
+            size = max(max(self.lengths), max(other.lengths))
+            both = _Layer()
+            for layer in (mine, theirs):
+                layer._grow(size)
+            both.keys = torch.cat((mine.keys[:, :, :size], theirs.keys[:, :, :size]))
+            both.values = torch.cat((mine.values[:, :, :size], theirs.values[:, :, :size]))
+            layers.append(both)
+        return GenerationState(self.model, layers, self.lengths + other.lengths, self.last + other.last)
+
+
+def _end(document: Document, scheme: str, axes: int) -> int:
+    """Where the last token of a document sits."""
+    last = -1
+    for segment in document:
+        pieces = [("text", len(segment.ids))] if segment.kind == "text" else \
+            [("text", 1), ("visual", segment.grid), ("text", 1)]
+        for piece in pieces:
+            _, last = place(scheme, piece, last, axes)
+    return last

@@ -1,0 +1,199 @@
+"""The unified transformer: a Llama-shaped decoder over packed text and visual positions. In: a `Batch`, noisy
+latents and one diffusion time a segment. Out: vocabulary logits where a label asks for them, and a prediction
+for every visual position.
+
+Blocks: pre-RMSNorm, grouped-query attention with optional QK-norm (arXiv 2302.05442) and float rotary
+positions, SwiGLU (arXiv 2002.05202). Visual input: a Linear on the latent plus an embedding of the segment's
+time, added once at the input rather than modulating every token; clean context has time 0. Visual output:
+RMSNorm and a Linear. Layer weights are laid out so that Llama's load by concatenation (qkv, gate and up).
+"""
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.unified.batch import Batch
+from models.unified.config import UnifiedConfig
+from models.unified.mask import dense_mask
+from models.unified.positions import rotary, rotate
+
+
+class LayerCache(Protocol):
+    """Keys and values of earlier positions. Takes those of new ones, (B, kv_heads, N, head_dim) each, and
+    returns all that the mask may choose from, (B, kv_heads, K, head_dim) each."""
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: UnifiedConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(self.heads * self.head_dim, config.width, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerCache | None) -> Tensor:
+        """x (B, N, width); cos, sin (B, 1, N, head_dim / 2); mask bool (B, 1, N, K)."""
+        B, N, _ = x.shape
+        qkv = self.qkv(x).view(B, N, -1, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        if self.kv_heads != self.heads:
+            # Written out, as the CPU's fused kernel does not take grouped heads together with a mask.
+            k, v = (a.repeat_interleave(self.heads // self.kv_heads, dim=1) for a in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).reshape(B, N, -1))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: UnifiedConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.hidden)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor,
+                cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class TimeEmbedding(nn.Module):
+    """Times in [0, 1], any shape -> (..., width): sinusoids of 1000 t, then an MLP (arXiv 2006.11239)."""
+
+    def __init__(self, dim: int, width: int):
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, times: Tensor) -> Tensor:
+        half = self.dim // 2
+        steps = torch.arange(half, dtype=torch.float32, device=times.device) / half
+        angles = 1000.0 * times.float()[..., None] * torch.exp(-math.log(10000.0) * steps)
+        waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class UnifiedModel(nn.Module):
+    """The module; `num_parameters(config)` gives its size without building it.
+
+    `checkpoint_activations` may be set to recompute blocks in the backward pass; results do not change.
+    """
+
+    def __init__(self, config: UnifiedConfig):
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.visual_in = nn.Linear(config.latent_dim, config.width)
+        self.time = TimeEmbedding(config.time_dim, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.visual_norm = RMSNorm(config.width, config.norm_eps)
+        self.visual_out = nn.Linear(config.width, config.latent_dim)
+        self.reset_parameters()
+        if config.tied:
+            self.head.weight = self.embed.weight
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal with std 0.02, residual outputs shrunk by sqrt(2 * layers) (GPT-2's rule); the visual input
+        keeps unit-variance latents at the embeddings' scale, and the visual output starts at 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            for linear in (block.attention.out, block.mlp.down):
+                linear.weight.div_(math.sqrt(2 * len(self.blocks)))
+        nn.init.zeros_(self.visual_out.weight)
+
+    def embed_inputs(self, ids: Tensor, latents: Tensor, times: Tensor, visual: Tensor,
+                     segment_index: Tensor) -> Tensor:
+        """Input of the first block, (B, N, width).
+
+        ids int64 (B, N); latents (B, N, C), noisy at time t; times float (B, S) in [0, 1], 0 for clean context;
+        visual bool (B, N); segment_index int64 (B, N), -1 outside visual segments.
+        """
+        time = self.time(times)
+        time = time.gather(1, segment_index.clamp(min=0)[..., None].expand(-1, -1, time.shape[-1]))
+        picture = self.visual_in(latents.to(self.visual_in.weight.dtype)) + time
+        text = self.embed(ids)
+        return torch.where(visual[..., None], picture.to(text.dtype), text)
+
+    def backbone(self, x: Tensor, positions: Tensor, mask: Tensor,
+                 caches: list[LayerCache] | None = None) -> Tensor:
+        """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes), mask bool
+        (B, 1, N, K); caches, one a layer, hold what earlier calls computed."""
+        cos, sin = (a[:, None] for a in rotary(positions, self.config.head_dim, self.config.rope_base))
+        for index, block in enumerate(self.blocks):
+            cache = caches[index] if caches is not None else None
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, cos, sin, mask, cache, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, mask, cache)
+        return x
+
+    def text_head(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> vocabulary logits (..., V)."""
+        return self.head(self.norm(hidden))
+
+    def visual_head(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> prediction (..., C): v or x, as the diffusion config says."""
+        return self.visual_out(self.visual_norm(hidden))
+
+    def forward(self, batch: Batch, noisy_latents: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Packed forward pass.
+
+        noisy_latents (B, L, C): x_t at target positions, clean latents at context positions
+        times (B, S): the time of each visual segment, 0 for context
+        Returns logits (M, V) at `batch.label_index`, and the visual prediction (B, L, C), meaningful where
+        `batch.visual`. Every parameter takes part whatever the batch holds, as ZeRO-3 needs.
+        """
+        x = self.embed_inputs(batch.ids, noisy_latents, times, batch.visual, batch.segment_index)
+        hidden = self.backbone(x, batch.positions, dense_mask(batch.start, batch.end))
+        return self.text_head(hidden.flatten(0, 1)[batch.label_index]), self.visual_head(hidden)
+
+    def text_logits(self, ids: Tensor) -> Tensor:
+        """Plain causal language model: ids int64 (B, N) -> logits (B, N, V)."""
+        B, N = ids.shape
+        line = torch.arange(N, device=ids.device)
+        positions = line.float()[None, :, None].expand(B, N, self.config.axes)
+        mask = dense_mask(torch.zeros_like(line)[None], line[None] + 1)
+        return self.text_head(self.backbone(self.embed(ids), positions, mask))

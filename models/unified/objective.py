@@ -1,0 +1,89 @@
+"""What one training step of the unified model computes. In: a `Batch` and a seed. Out: the loss to
+differentiate and detached figures to log. The whole step is one module with one forward pass, which is what
+DeepSpeed wraps.
+
+loss = text_weight * mean over text targets of (cross entropy + z_loss * logsumexp^2)
+     + visual_weight * mean over visual targets of the mean over channels of |v^ - v|^2
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.unified.batch import Batch
+from models.unified.config import DiffusionConfig
+from models.unified.diffusion import corrupt, sample_times, squared_error
+from models.unified.model import UnifiedModel
+
+
+class UnifiedObjective(nn.Module):
+    """Wraps a model with its losses.
+
+    text_weight, visual_weight  of the two means (Transfusion, arXiv 2408.11039, eq. 4: 1 and 5)
+    z_loss                      weight of the squared log-partition, which keeps logits from drifting
+                                (arXiv 2204.02311, section 5.1)
+    """
+
+    def __init__(self, model: UnifiedModel, diffusion: DiffusionConfig, text_weight: float = 1.0,
+                 visual_weight: float = 5.0, z_loss: float = 0.0):
+        super().__init__()
+        for name, value in (("text_weight", text_weight), ("visual_weight", visual_weight), ("z_loss", z_loss)):
+            if value < 0:
+                raise ValueError(f"UnifiedObjective.{name}: expected a number not below 0, got {value!r}")
+        self.model, self.diffusion = model, diffusion
+        self.text_weight, self.visual_weight, self.z_loss = text_weight, visual_weight, z_loss
+
+    def noise(self, batch: Batch, seed: int | torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise (B, L, C), times (B, S) with 0 for context, and noisy latents (B, L, C).
+
+        An int seeds a generator on the batch's device. A generator on another device may be passed: what it
+        draws is moved, so that a GPU run can repeat a CPU run's noise.
+        """
+        device = batch.latents.device
+        generator = torch.Generator(device).manual_seed(seed) if isinstance(seed, int) else seed
+        times = sample_times(self.diffusion, tuple(batch.segment_loss.shape), generator).to(device)
+        times = times * batch.segment_loss
+        noise = torch.randn(batch.latents.shape, generator=generator, device=generator.device).to(device)
+        return noise, times, corrupt(batch.latents, noise, _per_position(times, batch))
+
+    def forward(self, batch: Batch, seed: int | torch.Generator, text_tokens: float | None = None,
+                visual_tokens: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, float32 scalar, and logs: loss, text_loss, visual_loss (plain means over this batch's own
+        targets), z_loss where it is used, text_tokens and visual_tokens (this batch's targets).
+
+        text_tokens, visual_tokens: the targets to normalise by; this batch's own by default. For means over all
+        of R ranks and A accumulation steps, where the engine averages gradients over both, pass the total of a
+        modality's targets divided by R * A. A modality without targets adds exactly 0.
+        """
+        noise, times, noisy = self.noise(batch, seed)
+        logits, prediction = self.model(batch, noisy, times)
+        num_text, num_visual = batch.tokens["text_targets"], batch.tokens["visual_targets"]
+
+        logits = logits.float()
+        entropy = F.cross_entropy(logits, batch.labels.flatten()[batch.label_index], reduction="sum")
+        error = squared_error(self.diffusion, prediction.float(), batch.latents, noise, noisy,
+                              _per_position(times, batch)).mean(dim=-1)
+        error = torch.where(batch.visual_loss, error, 0.0).sum()
+
+        by_text, by_visual = _count(text_tokens, num_text), _count(visual_tokens, num_visual)
+        loss = self.text_weight * entropy / by_text + self.visual_weight * error / by_visual
+        logs = {"text_loss": entropy / max(num_text, 1), "visual_loss": error / max(num_visual, 1)}
+        if self.z_loss:
+            squares = logits.logsumexp(dim=-1).square().sum()
+            loss = loss + self.text_weight * self.z_loss * squares / by_text
+            logs["z_loss"] = squares / max(num_text, 1)
+        logs = {"loss": loss, **logs, "text_tokens": loss.new_tensor(num_text),
+                "visual_tokens": loss.new_tensor(num_visual)}
+        return loss, {name: value.detach() for name, value in logs.items()}
+
+
+def _per_position(times: Tensor, batch: Batch) -> Tensor:
+    """Times (B, S) of segments -> (B, L, 1) of positions; text positions get their row's first, unused."""
+    return times.gather(1, batch.segment_index.clamp(min=0))[..., None]
+
+
+def _count(given: float | None, own: int) -> float:
+    """0 targets everywhere divide a sum that is 0 by 1."""
+    count = own if given is None else float(given)
+    return count if count > 0 else 1.0

@@ -1,0 +1,267 @@
+"""The `omniloom` command. Every command answers fast: what is heavy is imported where it is needed.
+
+Exit codes: 0 done, 1 a stage failed, 2 the request is wrong.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.errors import InputError, OmniLoomError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
+                       "writes both text and pictures.")
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A pipeline's YAML file, or a preset: demo, sample, "
+                                                                  "cluster.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides as paths from the "
+                                                       "config's root: stages.train.optimizer.lr=3e-4")]
+Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone, again if it is cached.")]
+From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Bring this stage and what it needs up to date.")]
+Force = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again from its beginning; may be "
+                                                                       "given more than once.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Address = Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.",
+                                      envvar="RAY_API_SERVER_ADDRESS")]
+_DEBUG = False
+
+
+@app.callback()
+def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    global _DEBUG
+    _DEBUG = debug or _DEBUG
+
+
+def _plan(config: str, overrides: list[str] | None, only: str | None, from_: str | None, until: str | None,
+          force: list[str] | None):
+    from pipelines.config import load
+    from pipelines.plan import Selection, make_plan
+
+    return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None, only: Only = None, from_: From = None, until: Until = None,
+         force: Force = None, as_json: AsJson = False) -> None:
+    """Show what is cached, what would run, and why. Starts nothing and writes nothing."""
+    made = _plan(config, overrides, only, from_, until, force)
+    if as_json:
+        print(json.dumps(made.to_dict(), indent=2))
+        return
+    from pipelines.tables import plan_table, show
+
+    show(plan_table(made))
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from_: From = None, until: Until = None,
+        force: Force = None) -> None:
+    """Run what the plan says, on this machine's own Ray or on cluster.address."""
+    made = _plan(config, overrides, only, from_, until, force)
+    from pipelines.display import Display
+    from pipelines.runner import run as execute
+    from pipelines.tables import closing_lines
+
+    signal.signal(signal.SIGTERM, _interrupt)  # `stop` of a job ends the run as Ctrl-C does
+    executed = [planned.name for planned in made.to_execute]
+    execute(made, Display())
+    for line in closing_lines(made, executed):
+        print(line)
+
+
+def _interrupt(number, frame) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show stages, artifacts, sizes, metrics and MLflow runs."""
+    from pipelines.tables import show, status_rows, status_table
+
+    made = _plan(config, overrides, None, None, None, None)
+    rows = status_rows(made)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show(status_table(made, rows))
+
+
+@app.command()
+def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "http://127.0.0.1:8265",
+           no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+           only: Only = None, from_: From = None, until: Until = None, force: Force = None) -> None:
+    """Run the pipeline as a job on a Ray cluster; waits and shows its log unless --no-wait."""
+    from pipelines import jobs as cluster_jobs
+    from pipelines.config import load
+    from pipelines.plan import Selection
+
+    load(config, overrides or [])  # a wrong config fails here, not minutes later on the cluster
+    Selection(only, from_, until, tuple(force or ()))
+    options = [part for option, value in (("--only", only), ("--from", from_), ("--until", until)) if value
+               for part in (option, value)] + [part for stage in force or () for part in ("--force", stage)]
+    job = cluster_jobs.submit(config, overrides or [], address, arguments=options)
+    print(f"job {job}")
+    print(f"follow it with: omniloom logs {job} -f --address {address}", flush=True)
+    if no_wait:
+        return
+    for line in cluster_jobs.logs(address, job, follow=True):
+        print(line, flush=True)
+    outcome = cluster_jobs.wait(address, job)
+    print(f"job {job}: {outcome.status.lower()}" + (f": {outcome.message}" if outcome.status == "FAILED" else ""))
+    if outcome.status != "SUCCEEDED":
+        raise typer.Exit(1)
+
+
+@app.command()
+def jobs(address: Address = "http://127.0.0.1:8265", as_json: AsJson = False) -> None:
+    """List the cluster's jobs."""
+    from pipelines.jobs import jobs as list_jobs
+
+    rows = [dataclasses.asdict(job) for job in list_jobs(address)]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from pipelines.tables import jobs_table, show
+
+    show(jobs_table(rows))
+
+
+@app.command()
+def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = "http://127.0.0.1:8265",
+         follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False) -> None:
+    """Print a job's log."""
+    from pipelines.jobs import logs as read_logs
+
+    for line in read_logs(address, job, follow=follow):
+        print(line, flush=True)
+
+
+@app.command()
+def stop(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = "http://127.0.0.1:8265") -> None:
+    """Stop a job; what its stages have finished so far is kept, and the next run goes on from there."""
+    from pipelines.jobs import stop as stop_job
+
+    print(f"job {job}: {stop_job(address, job).status.lower()}")
+
+
+@app.command()
+def sample(model: Annotated[str, typer.Argument(metavar="MODEL", help="A train artifact, or its model folder.")],
+           prompt: Annotated[str, typer.Option(help="A caption to draw, or a text to go on from.")] = "",
+           image: Annotated[Path | None, typer.Option(help="A picture to describe.")] = None,
+           video: Annotated[bool, typer.Option("--video", help="Draw a video.")] = False,
+           text: Annotated[bool, typer.Option("--text", help="Go on from the prompt in text.")] = False,
+           count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 1,
+           steps: Annotated[int, typer.Option(min=1, help="Diffusion steps.")] = 20,
+           guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 2.0,
+           temperature: Annotated[float, typer.Option(min=0, help="Of text; 0 takes the likeliest token.")] = 0.0,
+           max_tokens: Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")] = 64,
+           seed: Annotated[int, typer.Option(help="Samples count up from it.")] = 0,
+           out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples")) -> None:
+    """Sample from a trained model: text to image or video, image to text, text to text."""
+    from stages.sampling import Request, sample as draw
+
+    request = Request(prompt=prompt, image=image, video=video, text=text, count=count, num_steps=steps,
+                      guidance_scale=guidance, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
+    for line in draw(model, request, out):
+        print(line)
+
+
+@app.command()
+def ui(config: ConfigPath, overrides: Overrides = None,
+       port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
+    """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
+    from infra.tracking import resolve_tracking
+    from pipelines.config import load
+
+    loaded = load(config, overrides or [])
+    settings = resolve_tracking(loaded.tracking, loaded.storage)
+    if settings.uri.startswith("http"):
+        print(f"the runs are at {settings.uri}")
+        return
+    print(f"MLflow UI of {settings.uri} at http://127.0.0.1:{port}", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.uri, "--host", "127.0.0.1",
+               "--port", str(port)]
+    if settings.artifact_root:
+        command += ["--default-artifact-root", settings.artifact_root]
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def doctor(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="Also size this pipeline: "
+                                                        "parameters, memory per GPU, tokens per step.")] = None,
+           overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what is missing on this machine, and what a pipeline needs. Exit code 1 where something needed is missing."""
+    from pipelines import doctor as checks
+
+    report = checks.examine(config, overrides or [])
+    print(json.dumps(report, indent=2) if as_json else checks.render(report))
+    if not all(check["ok"] or not check["needed"] for check in report["checks"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the config."""
+    from pipelines.config import PipelineConfig
+
+    print(json.dumps(PipelineConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def verify(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Hash every file of the pipeline's artifacts again. Exit code 1 where one is damaged."""
+    made = _plan(config, overrides, None, None, None, None)
+    damaged = False
+    for planned in made.stages:
+        if planned.artifact:
+            bad = made.store.damage(planned.artifact, deep=True)
+            damaged = damaged or bool(bad)
+            print(f"{planned.name}: " + (f"damaged: {', '.join(bad)}" if bad else
+                                         f"{len(planned.artifact.manifest['files'])} files intact"))
+    if damaged:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: errors in words, exit codes as documented."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(args=(["--debug"] if debug else []) + arguments, prog_name="omniloom", standalone_mode=False)
+    except OmniLoomError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the next run goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.exceptions.ClickException):
+            error.show()
+            sys.exit(2)
+        if isinstance(error, click.exceptions.Exit):
+            sys.exit(error.exit_code)
+        if isinstance(error, click.exceptions.Abort):
+            sys.exit(130)
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

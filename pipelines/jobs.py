@@ -1,0 +1,236 @@
+"""Runs on a Ray cluster as jobs. In: a config, overrides and the cluster's dashboard address. Out: job ids, states, logs.
+
+`submit` ships our packages and the config, with every override applied and every relative path made absolute, as the
+job's working folder, and starts `python -m pipelines.cli run CONFIG` in it. All functions raise `InputError` where
+the address, the token or the job id is wrong. Ray runs a job once: `run` on the cluster picks up where a job that
+died had come to, so a retry is another `submit`.
+"""
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from infra import storage
+from infra.cluster import use_token
+from infra.errors import InputError, OmniLoomError
+from pipelines.config import find, load, raw
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+PACKAGES = ("pipelines", "stages", "models", "infra")
+_ADDRESS = "address"
+_JOB = "job id"
+_PATH_KEYS = ("storage", "data", "uri", "artifact_root", "init_from")
+_REQUEST_SECONDS = 10.0
+_POLL_SECONDS = 1.0
+_STOP_SECONDS = 30.0
+FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the cluster knows it; times are seconds since the epoch, `end` None while it runs."""
+    id: str
+    status: str
+    config: str
+    entrypoint: str
+    start: float | None
+    end: float | None
+    message: str
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.start is None else (self.end or time.time()) - self.start
+
+
+def submit(config: str, overrides: Sequence[str] = (), address: str = "", *, arguments: Sequence[str] = (),
+           python: str | None = None, env: Mapping[str, str] | None = None) -> str:
+    """Ship the tree and start `run CONFIG` on the cluster; returns the job's id at once.
+
+    `arguments` are further ones of `run` (`--force`, `STAGE`). `python` is the interpreter on the cluster: by default
+    $OMNILOOM_PYTHON, else this one where the cluster is on this machine, else `python`. `env` holds variables for the
+    job and its workers. The config is checked before anything is sent.
+    """
+    load(config, list(overrides))
+    client = _client(address)
+    with tempfile.TemporaryDirectory(prefix="omniloom-job-") as folder:
+        shipped = pack(config, overrides, Path(folder))
+        command = [_interpreter(python, address), "-m", "pipelines.cli", "run", shipped, *arguments]
+        return start(client, command, Path(folder), env, {"omniloom.config": str(config),
+                                                          "omniloom.overrides": " ".join(overrides)})
+
+
+def start(client: JobSubmissionClient, command: Sequence[str], folder: Path, env: Mapping[str, str] | None,
+          metadata: Mapping[str, str]) -> str:
+    """Submit any command with a folder as its working folder; returns the job's id."""
+    try:
+        return client.submit_job(
+            entrypoint=shlex.join(command), metadata=dict(metadata),
+            runtime_env={"working_dir": str(folder), "env_vars": {"PYTHONUNBUFFERED": "1", **(env or {})}})
+    except RuntimeError as error:
+        raise OmniLoomError(f"the cluster did not take the job: {error}") from error
+
+
+def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
+    """Copy what a job needs into `folder`; returns the config's path within it.
+
+    That is the four packages without caches, and the config with its overrides applied, its interpolations resolved,
+    and the local paths in it made absolute, since the job runs in another folder.
+    """
+    root = Path(__file__).resolve().parents[1]
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    if (project := root / "pyproject.toml").exists():
+        shutil.copy2(project, folder / project.name)
+    target = folder / "config" / find(config).name
+    target.parent.mkdir()
+    target.write_text(yaml.safe_dump(_absolute_paths(raw(config, list(overrides))), sort_keys=False,
+                                     allow_unicode=True), encoding="utf-8")
+    return target.relative_to(folder).as_posix()
+
+
+def jobs(address: str) -> list[Job]:
+    """The cluster's submitted jobs, newest first."""
+    found = [_job(details) for details in _client(address).list_jobs() if details.submission_id]
+    return sorted(found, key=lambda job: job.start or 0.0, reverse=True)
+
+
+def job(address: str, job_id: str) -> Job:
+    """One job by its id."""
+    return _job(_details(_client(address), job_id))
+
+
+def wait(address: str, job_id: str, timeout: float | None = None) -> Job:
+    """The job once it has ended; `TimeoutError` after `timeout` seconds."""
+    client, began = _client(address), time.monotonic()
+    while (found := _job(_details(client, job_id))).status not in FINAL:
+        if timeout is not None and time.monotonic() - began > timeout:
+            raise TimeoutError(f"job {job_id} is {found.status} after {timeout:g} s")
+        time.sleep(_POLL_SECONDS)
+    return found
+
+
+def logs(address: str, job_id: str, follow: bool = False) -> Iterator[str]:
+    """The job's lines, without line ends: those there are, or with `follow` until the job ends."""
+    client = _client(address)
+    _details(client, job_id)
+    if not follow:
+        yield from client.get_job_logs(job_id).splitlines()
+        return
+    rest = ""
+    with asyncio.Runner() as runner:
+        chunks = client.tail_job_logs(job_id)
+        try:
+            while (chunk := runner.run(anext(chunks, None))) is not None:
+                *lines, rest = (rest + chunk).split("\n")
+                yield from lines
+        except (RuntimeError, OSError) as error:
+            raise OmniLoomError(f"the cluster closed the log of job {job_id}: {error}") from error
+        finally:
+            runner.run(chunks.aclose())
+    if rest:
+        yield rest
+
+
+def stop(address: str, job_id: str, timeout: float = _STOP_SECONDS) -> Job:
+    """Stop the job, wait until it has ended, and return it. A job that has ended stays as it is."""
+    client = _client(address)
+    if _job(_details(client, job_id)).status not in FINAL:
+        client.stop_job(job_id)
+    return wait(address, job_id, timeout)
+
+
+def _client(address: str) -> JobSubmissionClient:
+    url = _dashboard_url(address)
+    use_token(create=False)
+    _probe(url)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(url)
+    except AuthenticationError as error:
+        hint = ("set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+                if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else
+                "it asks for a token and this machine has none: set RAY_AUTH_TOKEN")
+        raise InputError(f"the cluster at {url} refuses the token: {hint}", field=_ADDRESS) from error
+    except (ConnectionError, RuntimeError, OSError) as error:
+        raise InputError(f"no Ray dashboard answers at {url}: {error}", field=_ADDRESS) from error
+
+
+def _dashboard_url(address: str) -> str:
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    try:
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InputError(f"expected the address of a Ray dashboard, such as http://127.0.0.1:8265, got {address!r}",
+                         field=_ADDRESS)
+    return url.rstrip("/")
+
+
+def _probe(url: str) -> None:
+    """Fail in seconds where nothing, or something that speaks no HTTP, answers: Ray's client has no time limit."""
+    try:
+        urllib.request.urlopen(f"{url}/api/version", timeout=_REQUEST_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it speaks HTTP; without the token it refuses, which the client tells better
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(f"no Ray dashboard answers at {url}: {reason}", field=_ADDRESS) from error
+    except Exception as error:  # http.client's errors: the port of another protocol, such as the GCS
+        raise InputError(f"{url} is not a Ray dashboard (usually port 8265): {error!r}", field=_ADDRESS) from error
+
+
+def _interpreter(python: str | None, address: str) -> str:
+    if chosen := python or os.environ.get("OMNILOOM_PYTHON"):
+        return chosen
+    host = urlsplit(_dashboard_url(address)).hostname
+    return sys.executable if host in ("127.0.0.1", "localhost", "::1", socket.gethostname()) else "python"
+
+
+def _details(client: JobSubmissionClient, job_id: str):
+    try:
+        return client.get_job_info(job_id)
+    except RuntimeError as error:
+        if "404" in str(error):
+            raise InputError(f"the cluster knows no job {job_id!r}", field=_JOB) from error
+        raise OmniLoomError(f"the cluster does not tell about job {job_id}: {error}") from error
+
+
+def _job(details) -> Job:
+    return Job(id=details.submission_id, status=str(getattr(details.status, "value", details.status)),
+               config=(details.metadata or {}).get("omniloom.config", ""), entrypoint=details.entrypoint,
+               start=details.start_time / 1000 if details.start_time else None,
+               end=details.end_time / 1000 if details.end_time else None, message=details.message or "")
+
+
+def _absolute_paths(value: Any, key: str = "") -> Any:
+    """The config's literals with relative local paths made absolute, by the names that hold paths."""
+    if isinstance(value, dict):
+        return {name: _absolute_paths(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_absolute_paths(item, key) for item in value]
+    if key not in _PATH_KEYS or not isinstance(value, str) or not value:
+        return value
+    if value.startswith("sqlite:///"):
+        return "sqlite:///" + storage.absolute(value.removeprefix("sqlite:///"))
+    return storage.absolute(value)

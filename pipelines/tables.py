@@ -1,0 +1,101 @@
+"""What the commands print: plans, status, jobs, and the lines that end a run."""
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from infra import storage
+from infra.tracking import resolve_tracking
+from pipelines.plan import Plan
+
+_COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
+
+
+def show(table: Table) -> None:
+    Console().print(table)
+
+
+def plan_table(plan: Plan) -> Table:
+    table = Table(title=f"{plan.config.name} in {plan.config.storage}", title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "status", "fingerprint", "last took", "reason"):
+        table.add_column(column, overflow="fold")
+    for p in plan.stages:
+        colour = _COLOURS[p.status]
+        table.add_row(p.name, f"[{colour}]{p.status}[/]", p.fingerprint[:12],
+                      f"{p.last_seconds:.0f} s" if p.last_seconds else "-", p.reason.replace("[", r"\["))
+    return table
+
+
+def status_rows(plan: Plan) -> list[dict]:
+    rows = []
+    for p in plan.stages:
+        manifest = p.artifact.manifest if p.artifact else None
+        rows.append({
+            "name": p.name, "status": p.status, "reason": p.reason, "artifact": p.uri if p.artifact else None,
+            "fingerprint": p.fingerprint, "bytes": sum(f["bytes"] for f in manifest["files"]) if manifest else 0,
+            "seconds": manifest["times"]["seconds"] if manifest else None,
+            "ended": manifest["times"]["ended"] if manifest else None,
+            "metrics": manifest["metrics"] if manifest else {},
+            "mlflow_run_id": manifest["mlflow_run_id"] if manifest else None})
+    return rows
+
+
+def status_table(plan: Plan, rows: list[dict]) -> Table:
+    tracking = resolve_tracking(plan.config.tracking, plan.config.storage)
+    table = Table(title=f"{plan.config.name} in {plan.config.storage}\nMLflow: {tracking.uri}", title_justify="left",
+                  box=None, pad_edge=False)
+    for column in ("stage", "status", "artifact", "size", "took", "MLflow run", "metrics"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(row["metrics"].items())[:6]
+                            if isinstance(value, int | float))
+        table.add_row(row["name"], f"[{_COLOURS[row['status']]}]{row['status']}[/]",
+                      row["fingerprint"][:12] if row["artifact"] else "-", _size(row["bytes"]),
+                      f"{row['seconds']:.0f} s" if row["seconds"] else "-", (row["mlflow_run_id"] or "-")[:12], metrics)
+    return table
+
+
+def jobs_table(rows: list[dict]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("job", "status", "config", "started", "took"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["start"])) if row["start"] else "-"
+        took = f"{(row['end'] or time.time()) - row['start']:.0f} s" if row["start"] else "-"
+        table.add_row(row["id"], row["status"].lower(), row["config"] or "-", started, took)
+    return table
+
+
+def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
+    """What a finished run says: what it did, and where the report and the model are."""
+    lines = [f"{plan.config.name}: " + (f"ran {', '.join(executed)}" if executed else "everything is up to date")]
+    evaluate, train = plan["evaluate"], plan["train"]
+    if evaluate.status == "cached" and evaluate.artifact:
+        lines.append(f"report: {evaluate.artifact.file('report.html')}")
+        lines.append("metrics: " + ", ".join(
+            f"{name} {value:.3f}" for name, value in evaluate.artifact.metrics.items()
+            if name in ("image_class_agreement", "caption_accuracy", "image_coverage", "bits_per_byte",
+                        "recon_psnr_image", "recon_psnr_video", "codebook_usage")))
+    if train.status == "cached" and train.artifact:
+        model = train.artifact.file("model")
+        lines.append(f"model:  {model}")
+        lines.append(f"sample: omniloom sample {model} --prompt \"{_example_prompt(train.artifact)}\"")
+    return lines
+
+
+def _example_prompt(train) -> str:
+    """A caption that the model has seen drawn in its validation samples."""
+    prompts = storage.read_json(train.file("report", "prompts.json"))
+    return (prompts or {}).get("captions", ["a picture"])[0].replace('"', "'")
+
+
+def _size(number: float) -> str:
+    if number < 1024:
+        return f"{number:g} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        number /= 1024
+        if number < 1024 or unit == "TiB":
+            return f"{number:.1f} {unit}"
+    raise AssertionError

@@ -1,0 +1,95 @@
+"""Stage `evaluate`: what the tokenizer and the unified model can do on the held-out split, in figures and in a report.
+
+In: records, tokens, the joint tokenizer, the trained model. Out: `report.html`, `metrics.json`, `pictures/*.png`,
+`samples.jsonl`. The model is registered, and gets its alias only where `gate` is passed.
+"""
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra import storage
+from stages.base import PLACEMENT, Needs, StageContext
+
+VERSION = 1
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    split: str = Field("test", pattern="^(validation|test)$")
+    reconstructions: int = Field(256, ge=1, description="pictures, and as many videos, that are reconstructed")
+    drawings: int = Field(256, ge=0, description="pictures drawn from held-out captions")
+    captions: int = Field(256, ge=0, description="held-out pictures that are described")
+    texts: int = Field(200, ge=0, description="held-out texts for bits per byte")
+    num_steps: int = Field(20, ge=1)
+    guidance_scale: float = Field(2.0, ge=0)
+    class_examples: int = Field(20, ge=2, description="train pictures a label needs to count as a class")
+    class_pixels: int = Field(8, ge=2, description="side of the shrunken pictures for the classifier and for coverage")
+    seed: int = 0
+    gate: dict[str, float] = Field(default_factory=dict, description="least values of metrics for the alias")
+    alias: str = "champion"
+    cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)
+    gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
+
+
+def needs(config: Config) -> Needs:
+    return Needs(cpus=config.cpus, gpus=config.gpus)
+
+
+def run(context: StageContext) -> dict:
+    import torch
+
+    from stages.evaluation import Evaluation
+
+    config: Config = context.config
+    torch.set_num_threads(max(1, int(config.cpus)))
+    evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
+    parts = (evaluation.reconstruct, evaluation.codebook, evaluation.read_text, evaluation.draw, evaluation.describe,
+             evaluation.show_videos)
+    for number, part in enumerate(parts):
+        context.progress(number, len(parts), "parts")
+        part()
+    context.progress(len(parts), len(parts), "parts")
+    _write(context, evaluation)
+    return evaluation.metrics
+
+
+def _write(context: StageContext, evaluation: Any) -> None:
+    from stages import report
+
+    config, output, metrics = context.config, context.output, evaluation.metrics
+    failed = {name: (metrics.get(name), least) for name, least in config.gate.items()
+              if metrics.get(name) is None or metrics[name] < least}
+    metrics["gate_passed"] = int(not failed)
+    for name, picture in evaluation.pictures.items():
+        storage.write_bytes(storage.join(output, "pictures", f"{name}.png"), picture)
+        context.tracker.log_image(picture, name)
+    storage.write_bytes(storage.join(output, "samples.jsonl"), "".join(
+        json.dumps(sample, ensure_ascii=False) + "\n" for sample in evaluation.samples).encode())
+    storage.write_json(storage.join(output, "metrics.json"), metrics)
+    html = report.render(evaluation.report(failed))
+    storage.write_bytes(storage.join(output, "report.html"), html.encode())
+    context.tracker.log_text(html, "report.html")
+    _register(context, not failed, metrics)
+
+
+def _register(context: StageContext, passed: bool, metrics: dict) -> None:
+    """The model into the registry; the alias only where the gate is passed."""
+    from pathlib import Path
+
+    from infra.tracking import register_model
+
+    train = context.inputs["train"]
+    folder = storage.localize(train.uri, train.fingerprint) / "model"
+    name = context.tracker.settings.register_as or context.tracker.pipeline
+    register_model(context.tracker, folder, Path(__file__).with_name("serving.py"), name, train.fingerprint,
+                   alias=context.config.alias if passed else None,
+                   metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
+                   example=[{"prompt": _example(context)}])
+
+
+def _example(context: StageContext) -> str:
+    prompts = storage.read_json(context.inputs["train"].file("report", "prompts.json"))
+    return (prompts or {}).get("captions", ["a picture"])[0]

@@ -1,0 +1,232 @@
+"""Ingest: raw folders into records. The first stage; what the others learn from passes through here.
+
+In: the config's sources (any fsspec URI). Out, below the artifact:
+    records/shard-00000.parquet   records (see `stages.records`), in the order of the sources
+    rejects/rejects.jsonl         {source, path, part, code, message} of every item that cannot be used
+    duplicates/duplicates.jsonl   {source, path, part, id, shard} of every item whose content came before
+
+Accounting. An item is one media file, one chunk of a text file, one line of a JSONL file, one document, or
+one row of a manifest that names nothing usable; `items` = `records` + `rejects` + `duplicates`. `files`
+counts the files that the sources hold or name, so it equals `items` where every file is one item, as in
+folders of images and videos.
+
+Files are grouped in a fixed order, one group gives one shard, and Ray Data works on the groups side by side.
+A group that is done is written down in the stage's state, so that a killed run goes on after its last shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from infra import storage
+from infra.errors import InputError
+from stages import sources
+from stages.ingest_config import Config
+
+if TYPE_CHECKING:
+    from stages.base import StageContext
+
+VERSION = 1
+
+__all__ = ["VERSION", "Config", "ingest_group", "listing", "run"]
+
+
+def listing(config: Config) -> list[dict]:
+    """Facts about the sources' files, which stand in for inputs; InputError for a missing or an empty
+    source.
+    """
+    return sources.listing(config)
+
+
+def run(context: StageContext) -> dict:
+    """Ingest everything. The returned metrics count items, kinds, splits and reasons; InputError if nothing
+    is left.
+    """
+    config: Config = context.config
+    groups = group_items(sources.items(config), config)
+    if not groups:
+        raise InputError("empty corpus: the sources' manifests name no item", field="stages.ingest.sources")
+    output, state = context.output, context.state
+    done = {}
+    for index, report in _reports(groups, config, output, state):
+        done[index] = report
+        context.progress(
+            sum(r["files"] for r in done.values()), sum(len(g["items"]) for g in groups), "files"
+        )
+    reports = [done[index] for index in sorted(done)]
+    rejects = [reject for report in reports for reject in report["rejects"]]
+    storage.write_bytes(storage.join(output, "rejects", "rejects.jsonl"), _jsonl(rejects))
+    duplicates = remove_duplicates(output, state)
+    metrics = _metrics(output, reports, rejects, duplicates)
+    if not metrics["records"]:
+        reasons = ", ".join(
+            f"{code} {count}" for code, count in Counter(r["code"] for r in rejects).most_common(5)
+        )
+        raise InputError(
+            f"no record came out of {metrics['files']} files; rejects: {reasons}",
+            field="stages.ingest.sources",
+        )
+    if metrics["synthetic_fraction"] > config.max_synthetic_fraction:
+        raise InputError(
+            f"{metrics['synthetic']} of {metrics['records']} records were made by a model of this project "
+            f"({metrics['synthetic_fraction']:.1%}, allowed {config.max_synthetic_fraction:.1%})",
+            field="stages.ingest.max_synthetic_fraction",
+        )
+    return metrics
+
+
+def group_items(items: list[dict], config: Config) -> list[dict]:
+    """[{"index", "items"}]: items in order, cut where a group reaches `shard_items` or `shard_bytes`."""
+    groups, current, size = [], [], 0
+    for item in items:
+        if current and (len(current) >= config.shard_items or size + item["size"] > config.shard_bytes):
+            groups.append(current)
+            current, size = [], 0
+        current.append(item)
+        size += item["size"]
+    groups += [current] if current else []
+    return [{"index": index, "items": group} for index, group in enumerate(groups)]
+
+
+def ingest_group(group: dict, config: Config, output: str, state: str) -> dict:
+    """Read one group's items and write its shard; a group that is done already is not read again.
+
+    Returns {"files", "records", "rejects": [...], "files_rejected"}; written to `state` after the shard.
+    """
+    from stages import records
+    from stages.readers import Reader
+
+    if (report := storage.read_json(_marker(state, group))) is not None:
+        return report
+    fractions = config.splits.model_dump()
+    readers: dict[int, Reader] = {}
+    rows, rejects, files_rejected = [], [], 0
+    for item in group["items"]:
+        index = item["source"]
+        name = config.source_name(index)
+        reader = readers.get(index) or readers.setdefault(index, Reader(config, index))
+        usable = False
+        for row in reader.read(item):
+            if "code" in row:
+                rejects.append({"source": name, **row})
+            else:
+                usable = True
+                rows.append({**row, "source": name, "split": records.split_of(row["id"], fractions)})
+        files_rejected += not usable
+    records.write_shard(storage.join(output, records.shard_name(group["index"])), rows)
+    report = {
+        "files": len(group["items"]),
+        "records": len(rows),
+        "rejects": rejects,
+        "files_rejected": files_rejected,
+    }
+    storage.write_json(_marker(state, group), report)
+    return report
+
+
+def remove_duplicates(output: str, state: str) -> list[dict]:
+    """Drop every record whose id came before, in the order of the shards; returns what was dropped.
+
+    What is to go is written down before any shard is touched: a killed pass is repeated from the same list.
+    """
+    from stages import records
+
+    plan = storage.join(output, "duplicates", "duplicates.jsonl")
+    if storage.exists(plan):
+        duplicates = [json.loads(line) for line in storage.read_bytes(plan).splitlines()]
+    else:
+        duplicates, seen = [], set()
+        for shard in records.shards(output):
+            for row in records.iterate_shard(
+                shard, columns=("id", "source", "path", "part"), batch_size=4096
+            ):
+                key = bytes.fromhex(row["id"])
+                if key in seen:
+                    duplicates.append({**row, "shard": shard.rsplit("/", 1)[-1]})
+                seen.add(key)
+        storage.write_bytes(plan, _jsonl(duplicates))
+    by_shard: dict[str, set] = {}
+    for row in duplicates:
+        by_shard.setdefault(row["shard"], set()).add((row["source"], row["path"], row["part"]))
+    for name, keys in sorted(by_shard.items()):
+        records.drop_rows(storage.join(output, "records", name), keys)
+    return duplicates
+
+
+def _reports(groups: list[dict], config: Config, output: str, state: str) -> Iterator[tuple[int, dict]]:
+    """(index, report) of each group as it is done: by Ray Data, or here where other processes cannot see
+    the data.
+    """
+    left = []
+    for group in groups:  # an earlier run's shards need no worker
+        if (report := storage.read_json(_marker(state, group))) is not None:
+            yield group["index"], report
+        else:
+            left.append(group)
+    if not left:
+        return
+    uris = [output, *(source.uri for source in config.sources)]
+    if any(storage.is_process_local(uri) for uri in uris):
+        for group in left:
+            yield group["index"], ingest_group(group, config, output, state)
+        return
+    import ray
+    from ray.data import DataContext, TaskPoolStrategy
+
+    DataContext.get_current().enable_progress_bars = False
+    settings = config.model_dump_json(by_alias=True)
+
+    def work(row: dict) -> dict:
+        # JSON on both ways: Arrow would force one type on fields that differ between items.
+        group = json.loads(row["group"])
+        report = ingest_group(group, Config.model_validate_json(settings), output, state)
+        return {"index": group["index"], "report": json.dumps(report)}
+
+    dataset = ray.data.from_items(
+        [{"group": json.dumps(group)} for group in left], override_num_blocks=len(left)
+    )
+    for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers)).iter_rows():
+        yield int(row["index"]), json.loads(row["report"])
+
+
+def _marker(state: str, group: dict) -> str:
+    return storage.join(state, "shards", f"{group['index']:05d}.json")
+
+
+def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: list[dict]) -> dict:
+    from stages import records
+
+    counts: Counter = Counter()
+    for kind in records.KINDS:
+        counts[f"records_{kind}"] = 0
+    for split in records.SPLITS:
+        counts[f"records_{split}"] = 0
+    files = sum(report["files"] for report in reports)
+    columns = ("kind", "split", "synthetic", "caption")
+    for row in records.iterate(output, columns=columns, batch_size=4096):
+        counts["records"] += 1
+        counts[f"records_{row['kind']}"] += 1
+        counts[f"records_{row['split']}"] += 1
+        counts["synthetic"] += row["synthetic"]
+        counts["uncaptioned"] += row["kind"] in ("image", "video") and not row["caption"]
+    total = counts["records"]
+    return {
+        "files": files,
+        "items": total + len(rejects) + len(duplicates),
+        "records": total,
+        "rejects": len(rejects),
+        "duplicates": len(duplicates),
+        "files_rejected": sum(report["files_rejected"] for report in reports),
+        "synthetic": counts["synthetic"],
+        "synthetic_fraction": counts["synthetic"] / total if total else 0.0,
+        "uncaptioned": counts["uncaptioned"],
+        **{key: counts[key] for key in counts if key.startswith("records_")},
+        **{f"rejects_{code}": count for code, count in sorted(Counter(r["code"] for r in rejects).items())},
+    }
+
+
+def _jsonl(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

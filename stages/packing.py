@@ -1,0 +1,181 @@
+"""Packing: documents of the token set into rows of a fixed length, in an order that only the seed decides.
+
+    window w   a quota of documents per kind, from that kind's endless stream of permuted epochs, arranged anew each
+               time (caption first or picture first, condition dropped), and packed best-fit into rows
+    row        documents side by side, at most `length` tokens
+    position   {"window", "row"}: a global cursor that knows no rank; training goes on from it on any number of ranks
+
+Planning touches lengths alone; only the rows that a rank trains on are read.
+"""
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from stages.order import draw
+
+KINDS = ("image", "video", "text", "document")
+
+
+class PackingConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    length: int = Field(4096, ge=16, description="tokens of a packed row")
+    mixture: dict[str, float] = Field(default_factory=dict, description="share of tokens per kind (image, video, text, "
+                                      "document); what is not named keeps its natural share, 0 leaves a kind out")
+    caption_first: float = Field(0.5, ge=0, le=1, description="share of captioned pictures that are drawn from their "
+                                 "caption; the others are described")
+    condition_dropout: float = Field(0.1, ge=0, le=1, description="share of the former whose caption is left out, "
+                                     "for guidance")
+    window_rows: int = Field(256, ge=1, description="rows that are planned together")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One document in a row. `view`: "text", "draw", "describe" or "document"; `start`, `stop` cut a text;
+    `target` is the segment of an interleaved document that is drawn, -1 for none."""
+
+    index: int
+    view: str
+    length: int
+    condition: bool = True
+    start: int = 0
+    stop: int = 0
+    target: int = -1
+
+
+class Planner:
+    """Rows of documents, by window. `tokens` is a `stages.tokens.TokenSet`."""
+
+    def __init__(self, tokens, config: PackingConfig, seed: int):
+        self.tokens, self.config, self.seed = tokens, config, seed
+        self.units = {kind: self._units(kind) for kind in KINDS}
+        self.units = {kind: units for kind, units in self.units.items() if units}
+        unknown = set(config.mixture) - set(KINDS)
+        if unknown:
+            raise ValueError(f"mixture: no kind {sorted(unknown)[0]!r}; expected {', '.join(KINDS)}")
+        self.quota = self._quota()
+        self._planned: dict[int, list[list[Placed]]] = {}
+
+    def _units(self, kind: str) -> list[tuple[int, int, int]]:
+        """(document, start, stop) of what can be placed: long texts are cut, pictures that do not fit left out."""
+        found = []
+        for index in self.tokens.indices(kind):
+            lengths = self.tokens.lengths(int(index))
+            total = sum(n + (2 if k == "visual" else 0) for k, n in lengths) + 2
+            if kind == "text":
+                found += [(int(index), start, min(start + self.config.length, total))
+                          for start in range(0, total, self.config.length)]
+            elif kind == "document" or total <= self.config.length:
+                found.append((int(index), 0, min(total, self.config.length)))
+        return found
+
+    def _quota(self) -> dict[str, int]:
+        sizes = {kind: sum(stop - start for _, start, stop in units) for kind, units in self.units.items()}
+        shares = {kind: self.config.mixture.get(kind) for kind in sizes}
+        natural = sum(sizes[kind] for kind, share in shares.items() if share is None)
+        rest = max(0.0, 1 - sum(share for share in shares.values() if share is not None))
+        weight = {kind: share if share is not None else rest * sizes[kind] / natural for kind, share in shares.items()}
+        total = sum(weight.values())
+        if not total > 0:
+            raise ValueError("mixture: leaves nothing to train on")
+        budget = self.config.window_rows * self.config.length
+        quota = {}
+        for kind, units in self.units.items():
+            mean = sizes[kind] / len(units)
+            if weight[kind] > 0:
+                quota[kind] = max(1, round(budget * weight[kind] / total / mean))
+        return quota
+
+    def window(self, number: int) -> list[list[Placed]]:
+        """The rows of a window; the same for every rank and every run of this seed."""
+        if number not in self._planned:
+            rng = np.random.default_rng((self.seed, 3, number))
+            placed = [self._arrange(kind, self.units[kind][i], rng) for kind, quota in self.quota.items()
+                      for i in draw(len(self.units[kind]), quota, number * quota, self.seed)]
+            rows = pack([placed[i] for i in rng.permutation(len(placed))], self.config.length)
+            self._planned = {number: [rows[i] for i in rng.permutation(len(rows))]}
+        return self._planned[number]
+
+    def _arrange(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator) -> Placed:
+        index, start, stop = unit
+        by_order, by_condition, by_target = rng.random(3)
+        if kind == "text":
+            return Placed(index, "text", stop - start, start=start, stop=stop)
+        lengths = self.tokens.lengths(index)
+        if kind == "document":
+            return self._arrange_document(index, lengths, by_target)
+        caption = sum(n for k, n in lengths if k == "text")
+        total = sum(n for _, n in lengths) + 4
+        if caption and by_order >= self.config.caption_first:
+            return Placed(index, "describe", total)
+        condition = bool(caption) and by_condition >= self.config.condition_dropout
+        return Placed(index, "draw", total - (0 if condition else caption), condition=condition)
+
+    def _arrange_document(self, index: int, lengths: list[tuple[str, int]], by_target: float) -> Placed:
+        """Draw one of its pictures, after what comes before it, or (as likely as one picture) only read."""
+        room, total, pictures = self.config.length, 1, []
+        for number, (kind, n) in enumerate(lengths):
+            size = n + (2 if kind == "visual" else 0)
+            if total + size + 1 > room:
+                break
+            total += size
+            if kind == "visual":
+                pictures.append((number, total + 1))
+        choice = int(by_target * (len(pictures) + 1))
+        if choice < len(pictures):
+            number, total = pictures[choice]
+            return Placed(index, "document", total, stop=number + 1, target=number)
+        fits = 0
+        total = 1
+        for kind, n in lengths:
+            size = n + (2 if kind == "visual" else 0)
+            if total + size + 1 > room:
+                if kind == "text" and room - total - 1 > 0:
+                    return Placed(index, "document", room, stop=fits + 1)
+                break
+            total, fits = total + size, fits + 1
+        return Placed(index, "document", total + 1, stop=fits)
+
+
+def pack(documents: list[Placed], length: int) -> list[list[Placed]]:
+    """Best-fit decreasing: each document goes into the fullest row that has room for it."""
+    rows: list[list[Placed]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for document in sorted(documents, key=lambda d: -d.length):
+        at = bisect.bisect_left(room, (document.length, -1))
+        if at == len(room):
+            rows.append([document])
+            free, row = length - document.length, len(rows) - 1
+        else:
+            free, row = room.pop(at)
+            rows[row].append(document)
+            free -= document.length
+        if free > 0:
+            bisect.insort(room, (free, row))
+    return rows
+
+
+class RowStream:
+    """`take(count)`: the next rows and where they end. Position is {"window", "row"}."""
+
+    def __init__(self, planner: Planner, position: dict | None = None):
+        self.planner = planner
+        self.window, self.row = (position["window"], position["row"]) if position else (0, 0)
+
+    @property
+    def position(self) -> dict:
+        return {"window": self.window, "row": self.row}
+
+    def take(self, count: int) -> list[list[Placed]]:
+        rows: list[list[Placed]] = []
+        while len(rows) < count:
+            window = self.planner.window(self.window)
+            part = window[self.row:self.row + count - len(rows)]
+            rows += part
+            self.row += len(part)
+            if self.row >= len(window):
+                self.window, self.row = self.window + 1, 0
+        return rows

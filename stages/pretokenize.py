@@ -1,0 +1,228 @@
+"""Stage `pretokenize`: the corpus into text ids, visual codes and latents, once, for every later epoch.
+
+In: ingest's records and the joint tokenizer. Out: see `stages.tokens`. A pool of Ray Data actors holds the visual
+tokenizer; each takes one shard of records at a time and writes its token shards, so that a killed run goes on with
+the shards that are missing and no decoded pixel crosses a process.
+"""
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra import storage
+from infra.errors import InputError
+from stages.base import PLACEMENT, Needs, StageContext
+
+VERSION = 1
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    image_size: int = Field(256, ge=1, description="pixels a side that images are brought to")
+    video_size: int = Field(256, ge=1, description="pixels a side that videos are brought to")
+    frames: int = Field(17, ge=1, description="frames of a video, evenly spaced; 1 modulo the temporal patch")
+    vocab_size: int = Field(32_000, ge=262, description="size of the byte-level BPE that is trained on the corpus")
+    text_tokenizer: str | None = Field(None, description="URI of a tokenizer.json to use in place of training one")
+    precision: str = Field("fp32", pattern="^(fp32|bf16)$")
+    batch_size: int = Field(64, ge=1, json_schema_extra=PLACEMENT, description="images a forward pass")
+    workers: int = Field(2, ge=1, json_schema_extra=PLACEMENT, description="actors")
+    cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT, description="CPUs of an actor")
+    gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT, description="GPUs of an actor")
+
+
+def needs(config: Config) -> Needs:
+    return Needs(worker_cpus=config.cpus, worker_gpus=config.gpus)  # one actor at least
+
+
+def run(context: StageContext) -> dict:
+    import ray
+
+    from models.text import TextTokenizer
+    from stages import records
+
+    config: Config = context.config
+    ingest, visual = context.inputs["ingest"], context.inputs["tokenizer_joint"]
+    text_uri = storage.join(context.state, "text.json")
+    if not storage.exists(text_uri):
+        storage.write_bytes(text_uri, _text_tokenizer(config, ingest).encode())
+    shards = records.shards(ingest.uri)
+    done = storage.list_files(storage.join(context.state, "shards"))
+    todo = [{"index": i, "uri": uri} for i, uri in enumerate(shards) if f"{i:05d}.json" not in done]
+    context.progress(len(shards) - len(todo), len(shards), "shards")
+    if todo:
+        actors = min(config.workers, len(todo))
+        stream = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+            ShardTokenizer, fn_constructor_kwargs={"config": config, "visual": visual, "text_uri": text_uri,
+                                                   "output": context.output, "state": context.state},
+            compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=config.cpus, num_gpus=config.gpus or None)
+        for count, _ in enumerate(stream.iter_rows(), len(shards) - len(todo) + 1):
+            context.progress(count, len(shards), "shards")
+    stats = [storage.read_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
+    facts = _combine(stats)
+    text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
+    storage.write_json(storage.join(context.output, "tokens.json"), {
+        "schema_version": 1, "visual_tokenizer": visual.fingerprint, "visual_digest": visual.digest,
+        "text_digest": text.digest, "vocab_size": text.vocab_size, "specials": text.specials,
+        "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
+        "latent_mean": facts.pop("latent_mean"), "latent_std": facts.pop("latent_std"), "counts": facts})
+    storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
+    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+
+
+def _text_tokenizer(config: Config, ingest) -> str:
+    from models.text import TextTokenizer
+
+    if config.text_tokenizer:
+        try:
+            return TextTokenizer.load(storage.read_bytes(config.text_tokenizer).decode()).to_json()
+        except (OSError, ValueError) as error:
+            raise InputError(f"is no tokenizer.json: {error}", field="stages.pretokenize.text_tokenizer",
+                             file=config.text_tokenizer) from None
+    return TextTokenizer.train(_texts(ingest), config.vocab_size).to_json()
+
+
+def _texts(ingest):
+    """Captions and texts of the train split, in order: held-out text teaches the tokenizer nothing."""
+    from stages import records
+
+    for row in records.iterate(ingest.uri, split="train", columns=["caption", "text", "segments"]):
+        yield from (value for value in (row["caption"], row["text"]) if value)
+        for segment in row["segments"] or ():
+            if segment["type"] == "text":
+                yield segment["text"]
+
+
+class ShardTokenizer:
+    """An actor of the pool: one shard of records in, a token shard per split out, with counts and latent sums."""
+
+    def __init__(self, config: Config, visual, text_uri: str, output: str, state: str):
+        import torch
+
+        from models.text import TextTokenizer
+        from stages.train_tokenizer import load_tokenizer
+
+        self.config, self.output, self.state = config, output, state
+        self.device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(max(1, int(config.cpus)))
+        self.visual = load_tokenizer(visual).to(self.device)
+        self.text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
+
+    def __call__(self, item: dict) -> dict:
+        from stages import records, tokens
+
+        rows: dict[str, list[dict]] = {}
+        pending: list[tuple[dict, Any, str]] = []  # (segment to fill, pixels, kind)
+        stats = _Stats(self.visual.latent_dim)
+        for record in records.iterate_shard(item["uri"]):
+            segments = self._segments(record, pending)
+            text = " ".join(s["_text"] for s in segments if "_text" in s)
+            rows.setdefault(record["split"], []).append(
+                {"id": record["id"], "kind": record["kind"], "label": record["label"],
+                 "bytes": len(text.encode()), "segments": segments})
+            for segment in segments:
+                segment.pop("_text", None)
+                segment["_train"] = record["split"] == "train"
+            if len(pending) >= self.config.batch_size:
+                self._encode(pending, stats)
+        self._encode(pending, stats)
+        for split, split_rows in rows.items():
+            for row in split_rows:
+                stats.count(row, split)
+                for segment in row["segments"]:
+                    segment.pop("_train", None)
+            tokens.write_shard(storage.join(self.output, "tokens", split, f"shard-{item['index']:05d}.arrow"),
+                               split_rows)
+        storage.write_bytes(storage.join(self.state, "shards", f"{item['index']:05d}.json"),
+                            json.dumps(stats.to_dict()).encode())
+        return {"index": item["index"]}
+
+    def _segments(self, record: dict, pending: list) -> list[dict]:
+        from stages.clips import decode
+
+        def text(value: str) -> dict:
+            return {"kind": "text", "ids": self.text.encode(value), "loss": True, "_text": value}
+
+        def visual(data: bytes, kind: str) -> dict:
+            size = self.config.image_size if kind == "image" else self.config.video_size
+            segment = {"kind": "visual", "loss": True}
+            pending.append((segment, decode(kind, data, size, self.config.frames), kind))
+            return segment
+
+        kind = record["kind"]
+        if kind == "text":
+            return [text(record["text"])]
+        if kind in ("image", "video"):
+            caption = [text(record["caption"])] if record["caption"] else []
+            return [*caption, visual(record["media"], kind)]
+        return [text(s["text"]) if s["type"] == "text" else visual(s["media"], "image")
+                for s in record["segments"]]
+
+    def _encode(self, pending: list, stats: _Stats) -> None:
+        import numpy as np
+        import torch
+
+        for kind in ("image", "video"):
+            group = [entry for entry in pending if entry[2] == kind]
+            for start in range(0, len(group), self.config.batch_size):
+                part = group[start:start + self.config.batch_size]
+                pixels = torch.from_numpy(np.stack([entry[1] for entry in part])).to(self.device)
+                pixels = pixels.permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+                with torch.no_grad(), torch.autocast(self.device, torch.bfloat16,
+                                                     enabled=self.config.precision == "bf16"):
+                    encoded = self.visual.encode(pixels[:, :, 0] if kind == "image" else pixels)
+                latents = encoded.latents.float().permute(0, 2, 3, 4, 1).cpu().numpy()
+                codes = None if encoded.codes is None else encoded.codes.int().cpu().numpy()
+                for i, (segment, _, _) in enumerate(part):
+                    segment["latents"] = latents[i].ravel()
+                    segment["codes"] = None if codes is None else codes[i].ravel()
+                    segment["grid"] = list(latents[i].shape[:3])
+                    if segment["_train"]:
+                        stats.add_latents(latents[i].reshape(-1, latents.shape[-1]))
+        pending.clear()
+
+
+class _Stats:
+    """Counts of one shard, and the sums that give the latents' mean and standard deviation over the train split."""
+
+    def __init__(self, channels: int):
+        import numpy as np
+
+        self.counts: dict[str, int] = {}
+        self.number, self.sum, self.squares = 0, np.zeros(channels), np.zeros(channels)
+
+    def add_latents(self, latents) -> None:
+        latents = latents.astype("float64")
+        self.number += len(latents)
+        self.sum += latents.sum(0)
+        self.squares += (latents ** 2).sum(0)
+
+    def count(self, row: dict, split: str) -> None:
+        for name, value in (("documents", 1), (f"documents_{row['kind']}", 1), (f"documents_{split}", 1)):
+            self.counts[name] = self.counts.get(name, 0) + value
+        for segment in row["segments"]:
+            name = "text_tokens" if segment["kind"] == "text" else "visual_tokens"
+            count = len(segment["ids"]) if segment["kind"] == "text" else int(
+                segment["grid"][0] * segment["grid"][1] * segment["grid"][2])
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def to_dict(self) -> dict:
+        return {"counts": self.counts, "number": self.number, "sum": self.sum.tolist(),
+                "squares": self.squares.tolist()}
+
+
+def _combine(stats: list[dict]) -> dict:
+    import numpy as np
+
+    total: dict[str, Any] = {}
+    for shard in stats:
+        for name, value in shard["counts"].items():
+            total[name] = total.get(name, 0) + value
+    number = max(1, sum(shard["number"] for shard in stats))
+    mean = sum(np.array(shard["sum"]) for shard in stats) / number
+    variance = sum(np.array(shard["squares"]) for shard in stats) / number - mean ** 2
+    total["latent_mean"] = mean.tolist()
+    # A channel that never moves must not be divided by zero.
+    total["latent_std"] = np.sqrt(np.maximum(variance, 1e-8)).tolist()
+    return total

@@ -1,0 +1,145 @@
+"""Tokens: what pretokenize writes and training reads; uncompressed Arrow IPC, memory-mapped.
+
+    tokens/SPLIT/shard-00000.arrow   one row a document, in the order of the records
+    tokens.json                      schema version, digests of both tokenizers, latents' mean and std, counts
+    text.json                        the text tokenizer
+
+A visual segment holds codes (t*h*w, absent for continuous tokenizers) and latents (t*h*w*C, position-major), both in
+the order time, row, column, with its grid (t, h, w). `loss` False marks a segment that is never a target.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from infra import storage
+from infra.artifacts import Artifact
+
+SCHEMA_VERSION = 1
+
+SEGMENT = pa.struct([
+    pa.field("kind", pa.string(), nullable=False),   # "text" or "visual"
+    pa.field("ids", pa.list_(pa.int32())),
+    pa.field("codes", pa.list_(pa.int32())),
+    pa.field("latents", pa.list_(pa.float32())),
+    pa.field("grid", pa.list_(pa.int32())),
+    pa.field("loss", pa.bool_(), nullable=False),
+])
+SCHEMA = pa.schema([
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),   # the record's kind
+    pa.field("label", pa.string()),
+    pa.field("bytes", pa.int32(), nullable=False),   # UTF-8 bytes of the text, for bits per byte
+    pa.field("segments", pa.list_(SEGMENT), nullable=False),
+], metadata={"omniloom.tokens": str(SCHEMA_VERSION)})
+
+
+def write_shard(uri: str, rows: list[dict]) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), max_chunksize=1024)
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True)
+class Token:
+    """One segment as numpy views: `ids` of a text; `codes` (or None), `latents` (n, C) and `grid` of a visual one."""
+
+    kind: str
+    ids: np.ndarray | None
+    codes: np.ndarray | None
+    latents: np.ndarray | None
+    grid: tuple[int, int, int] | None
+    loss: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens, without the two that frame a visual segment."""
+        return len(self.ids) if self.kind == "text" else int(np.prod(self.grid))
+
+
+class TokenSet:
+    """Random access to one split of a pretokenize artifact. Lengths are read once, contents on demand."""
+
+    def __init__(self, artifact: Artifact, split: str):
+        folder = storage.localize(artifact.uri, artifact.fingerprint)
+        self.facts = storage.read_json(str(folder / "tokens.json"))
+        if self.facts["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"{folder}: tokens of schema version {self.facts['schema_version']}, "
+                             f"expected {SCHEMA_VERSION}")
+        self.text_json = (folder / "text.json").read_text(encoding="utf-8")
+        files = sorted(Path(folder, "tokens", split).glob("shard-*.arrow"))
+        tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
+        self.table = pa.concat_tables(tables).combine_chunks() if tables else SCHEMA.empty_table()
+        self.kinds = np.array(self.table["kind"].to_pylist(), dtype=object)
+        self._columns = _Columns(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def document(self, index: int) -> list[Token]:
+        return self._columns.document(index)
+
+    def lengths(self, index: int) -> list[tuple[str, int]]:
+        """(kind, tokens) of each segment, without touching the contents."""
+        return self._columns.lengths(index)
+
+    def row(self, index: int) -> dict:
+        """id, kind, label and bytes."""
+        return {name: self.table[name][index].as_py() for name in ("id", "kind", "label", "bytes")}
+
+    def indices(self, kind: str) -> np.ndarray:
+        return np.flatnonzero(self.kinds == kind)
+
+    def __iter__(self) -> Iterator[list[Token]]:
+        return (self.document(i) for i in range(len(self)))
+
+
+class _Columns:
+    """Zero-copy numpy views of the nested columns: a document is found by offsets, never by Python objects."""
+
+    def __init__(self, table: pa.Table):
+        def one(array):
+            return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+        column = table["segments"]
+        segments = one(column) if column.num_chunks else pa.array([], type=column.type)
+        if isinstance(segments, pa.ChunkedArray):
+            segments = segments.chunk(0)
+        self.rows = segments.offsets.to_numpy()
+        fields = segments.values
+        self.kind = np.array([k == "text" for k in fields.field("kind").to_pylist()], dtype=bool)
+        self.loss = np.array(fields.field("loss").to_pylist(), dtype=bool)
+        self.lists = {name: (fields.field(name).offsets.to_numpy(), fields.field(name).values.to_numpy())
+                      for name in ("ids", "codes", "latents", "grid")}
+
+    def _list(self, name: str, segment: int) -> np.ndarray:
+        offsets, values = self.lists[name]
+        return values[offsets[segment]:offsets[segment + 1]]
+
+    def lengths(self, index: int) -> list[tuple[str, int]]:
+        found = []
+        for segment in range(self.rows[index], self.rows[index + 1]):
+            if self.kind[segment]:
+                offsets = self.lists["ids"][0]
+                found.append(("text", int(offsets[segment + 1] - offsets[segment])))
+            else:
+                found.append(("visual", int(np.prod(self._list("grid", segment)))))
+        return found
+
+    def document(self, index: int) -> list[Token]:
+        tokens = []
+        for segment in range(self.rows[index], self.rows[index + 1]):
+            loss = bool(self.loss[segment])
+            if self.kind[segment]:
+                tokens.append(Token("text", self._list("ids", segment), None, None, None, loss))
+                continue
+            grid = tuple(int(n) for n in self._list("grid", segment))
+            codes = self._list("codes", segment)
+            latents = self._list("latents", segment).reshape(int(np.prod(grid)), -1)
+            tokens.append(Token("visual", None, codes if len(codes) else None, latents, grid, loss))
+        return tokens

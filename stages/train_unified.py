@@ -1,0 +1,368 @@
+"""Stage `train`: one transformer that predicts the next text token and denoises pictures, on packed rows.
+
+In: pretokenize's tokens and the joint tokenizer. Out: `model/` (all that sampling needs, `models.bundle`),
+`report/history.jsonl` (the curves), `report/samples.png` (validation captions, drawn).
+"""
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from infra import storage
+from infra.artifacts import Artifact
+from infra.errors import InputError
+from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from models.unified.config import DiffusionConfig, UnifiedConfig
+from stages.base import PLACEMENT, Needs, StageContext
+from stages.packing import PackingConfig
+
+VERSION = 1
+
+# The architecture as far as it is a choice: vocabulary and channels come from the tokenizers.
+_FROM_INPUTS = ("vocab_size", "latent_dim", "specials")
+_HINTS = get_type_hints(UnifiedConfig)
+ArchitectureConfig = create_model(
+    "ArchitectureConfig", __config__=ConfigDict(extra="forbid"),
+    **{f.name: (_HINTS[f.name], f.default) for f in fields(UnifiedConfig) if f.name not in _FROM_INPUTS})
+
+
+class LossConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    text_weight: float = Field(1.0, ge=0)
+    visual_weight: float = Field(5.0, ge=0)
+    z_loss: float = Field(0.0, ge=0)
+
+
+class SampleConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    count: int = Field(16, ge=0, description="validation captions that are drawn")
+    num_steps: int = Field(20, ge=1)
+    guidance_scale: float = Field(2.0, ge=0)
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    packing: PackingConfig = Field(default_factory=PackingConfig)
+    batch_rows: int = Field(32, ge=1, description="packed rows an optimizer step, over all workers")
+    steps: int = Field(100_000, ge=1)
+    seed: int = 0
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
+    workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
+    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between validations")
+    validation_rows: int = Field(16, ge=1, json_schema_extra=PLACEMENT)
+    samples: SampleConfig = Field(default_factory=SampleConfig, json_schema_extra=PLACEMENT)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        unified_config(self, 1 << 20, 1, None)
+        parts = self.workers.count * self.workers.accumulate
+        if self.batch_rows % parts:
+            raise ValueError(f"batch_rows {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
+        return self
+
+
+def unified_config(config: Config, vocab_size: int, latent_dim: int, specials: dict | None) -> UnifiedConfig:
+    given = {"specials": specials} if specials else {}
+    return UnifiedConfig(vocab_size=vocab_size, latent_dim=latent_dim, **given, **config.model.model_dump())
+
+
+def needs(config: Config) -> Needs:
+    return Needs(worker_cpus=config.workers.count * config.workers.cpus,
+                 worker_gpus=config.workers.count * config.workers.gpus)
+
+
+@dataclass
+class Job:
+    """What a training worker gets; picklable."""
+
+    config: Config
+    tokens: Artifact
+    tokenizer: Artifact
+    output: str
+    state: str
+    progress: Any
+    tracker: Any
+
+
+def run(context: StageContext) -> dict:
+    from infra.training.launch import launch
+
+    tokens, tokenizer = context.inputs["pretokenize"], context.inputs["tokenizer_joint"]
+    facts = storage.read_json(tokens.file("tokens.json"))
+    if facts["visual_digest"] != tokenizer.digest:
+        raise InputError(f"the tokens were made by another tokenizer ({facts['visual_tokenizer'][:12]}) than "
+                         f"tokenizer_joint {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
+    job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
+    launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
+    return storage.read_json(storage.join(context.state, "metrics.json"))
+
+
+class RowLoader:
+    """Batches of this rank by step: `at(step)` -> (micro-batches, seeds, position). Collates one step ahead."""
+
+    def __init__(self, tokens, planner, model_config: UnifiedConfig, config: Config, rank: int, ranks: int,
+                 position: dict | None):
+        from stages.packing import RowStream
+
+        self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
+        self.stream = RowStream(planner, position)
+        self.documents = Documents(tokens, model_config)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._ahead: tuple[int, Future] | None = None
+        self.position = self.stream.position  # where the step after the last one given starts
+        self.ids: list[str] = []
+
+    def _load(self, step: int):
+        from models.unified.batch import collate
+
+        rows = self.stream.take(self.config.batch_rows)
+        size = len(rows) // self.ranks
+        first = self.rank * size
+        micro = size // self.config.workers.accumulate
+        batches = []
+        for at in range(first, first + size, micro):
+            documents = [[self.documents.segments(placed) for placed in row] for row in rows[at:at + micro]]
+            # A row's noise depends on its place in the run alone, never on ranks or batches.
+            seeds = [hash_seed(self.config.seed, step, number) for number in range(at, at + micro)]
+            batches.append((collate(documents, self.config.packing.length, self.model_config), seeds))
+        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:first + size] for placed in row[:2]]
+        return batches, dict(self.stream.position), ids
+
+    def at(self, step: int) -> list:
+        if self._ahead and self._ahead[0] == step:
+            batches, self.position, self.ids = self._ahead[1].result()
+        else:
+            batches, self.position, self.ids = self._load(step)
+        self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
+        return batches
+
+    def describe(self, step: int) -> str:
+        return f"rows with documents {', '.join(self.ids[:8])}"
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Documents:
+    """A placed document of the plan as the model's segments."""
+
+    def __init__(self, tokens, model_config: UnifiedConfig):
+        import numpy as np
+
+        self.tokens, self.specials = tokens, model_config.specials
+        self.mean = np.array(tokens.facts["latent_mean"], dtype=np.float32)
+        self.std = np.array(tokens.facts["latent_std"], dtype=np.float32)
+
+    def latents(self, token):
+        return (token.latents - self.mean) / self.std
+
+    def segments(self, placed) -> list:
+        import numpy as np
+
+        from models.unified.batch import Segment
+        from models.unified.layouts import text_to_visual, visual_to_text
+
+        document = self.tokens.document(placed.index)
+        special = self.specials
+        if placed.view == "text":
+            ids = np.concatenate([[special.bos], document[0].ids, [special.eos]])[placed.start:placed.stop]
+            return [Segment("text", ids=ids)]
+        if placed.view == "document":
+            return self._interleaved(document, placed)
+        caption = np.concatenate([[], *[t.ids for t in document if t.kind == "text"]]).astype(np.int64)
+        picture = next(t for t in document if t.kind == "visual")
+        latents = self.latents(picture)
+        if placed.view == "describe":
+            return visual_to_text(latents, picture.grid, caption, special)
+        return text_to_visual(caption if placed.condition else [], latents, picture.grid, special)
+
+    def _interleaved(self, document: list, placed) -> list:
+        import numpy as np
+
+        from models.unified.batch import Segment
+
+        segments = [Segment("text", ids=np.array([self.specials.bos]))]
+        room = placed.length - 1
+        for number, token in enumerate(document[:placed.stop]):
+            if token.kind == "text":
+                ids = token.ids[:max(0, room)]
+                segments.append(Segment("text", ids=ids))
+                room -= len(ids)
+            else:
+                segments.append(Segment("visual", latents=self.latents(token), grid=token.grid,
+                                        loss=number == placed.target))
+                room -= len(token.latents) + 2
+        if placed.target < 0 and room > 0:
+            segments.append(Segment("text", ids=np.array([self.specials.eos])))
+        return segments
+
+
+def hash_seed(*parts: int) -> int:
+    """A 63-bit seed from integers, well mixed."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def train_worker(job: Job) -> None:
+    """The body of one rank: needs a process group, knows nothing of Ray."""
+    import torch
+    import torch.distributed as dist
+
+    from infra.training import checkpoint
+    from infra.training.engine import Engine, reduce_sum
+    from infra.training.loop import Loop
+    from models.text import TextTokenizer
+    from models.unified.model import UnifiedModel
+    from models.unified.objective import UnifiedObjective
+    from stages.history import History
+    from stages.packing import Planner
+    from stages.tokens import TokenSet
+
+    config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
+    tokens, held_out = TokenSet(job.tokens, "train"), TokenSet(job.tokens, "validation")
+    text = TextTokenizer.load(tokens.text_json)
+    model_config = unified_config(config, text.vocab_size, len(tokens.facts["latent_mean"]), text.specials)
+    torch.manual_seed(config.seed)
+    objective = UnifiedObjective(UnifiedModel(model_config), config.diffusion, **config.loss.model_dump())
+    accumulate = config.workers.accumulate
+    engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
+                    accumulate)
+    planner = Planner(tokens, config.packing, config.seed)
+    history = History(job.state, job.tracker) if rank == 0 else None
+    start, units, position = 0, 0.0, None
+    if found := checkpoint.latest(job.state):
+        checkpoint.load(found, {"model": engine})
+        start, units, position = found["step"], found["position"]["units"], found["position"]["stream"]
+    if history:
+        history.rewind(start)
+    loader = RowLoader(tokens, planner, model_config, config, rank, ranks, position)
+
+    def train_step(step: int) -> tuple[dict[str, float], float]:
+        micro = loader.at(step)
+        own = [sum(batch.tokens[name] for batch, _ in micro) for name in ("text_targets", "visual_targets")]
+        # The engine averages gradients over ranks and passes, so totals are divided by that many.
+        text_targets, visual_targets = (total / (ranks * accumulate) for total in reduce_sum(*own))
+        sums: dict[str, float] = {}
+        for batch, seeds in micro:
+            loss, logs = engine(batch.to(engine.device), seeds, text_targets, visual_targets)
+            engine.backward(loss)
+            facts = engine.step(step)
+            for name in ("loss", "text_loss", "visual_loss"):
+                sums[name] = sums.get(name, 0.0) + float(logs[name]) / accumulate
+            sums |= facts
+        useful = sum(batch.tokens["text"] + batch.tokens["visual"] for batch, _ in micro)
+        places = useful + sum(batch.tokens["padding"] for batch, _ in micro)
+        return sums | {"padding": 1 - useful / places}, useful
+
+    validation = _validation_batches(held_out, config, model_config)
+    captions = _captions(held_out, text, config.samples.count)
+
+    def validate(step: int) -> None:
+        with engine.averaged(), engine.full_weights() as module:
+            if rank:
+                return
+            was_training = module.training
+            module.eval()
+            metrics = _validate(module, validation, engine)
+            history.add(metrics, step)
+            storage.write_json(storage.join(job.state, "validation.json"), metrics)
+            if captions:
+                picture = _draw(_bundle(module.model, job, text, tokens.facts, held_out), captions, config.samples)
+                job.tracker.log_image(picture, "samples", step)
+                storage.write_bytes(storage.join(job.output, "report", "samples.png"), picture)
+            module.train(was_training)
+
+    loop = Loop(config.steps, "tokens", config.workers, {"model": engine}, train_step,
+                lambda: {"stream": loader.position}, loader.describe, job.state,
+                history.add if history else lambda *_: None, job.progress,
+                {"validate": (config.validate_every, validate)})
+    last = loop.run(start, units)
+    weights = engine.state_dict()
+    if rank == 0:
+        model = UnifiedModel(model_config)
+        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()
+                               if name.startswith("model.")})
+        _save(_bundle(model, job, text, tokens.facts, held_out), job, last, history, captions)
+    loader.close()
+    dist.barrier()
+
+
+def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -> list:
+    """Packed rows of the validation split, the same at every validation; empty where the split is."""
+    from models.unified.batch import collate
+    from stages.packing import Planner, RowStream
+
+    if not len(held_out):
+        return []
+    packing = config.packing.model_copy(update={"condition_dropout": 0.0, "window_rows": config.validation_rows})
+    rows = RowStream(Planner(held_out, packing, config.seed)).take(config.validation_rows)
+    documents = Documents(held_out, model_config)
+    return [(collate([[documents.segments(placed) for placed in row]], config.packing.length, model_config),
+             [hash_seed(config.seed, 4, number)]) for number, row in enumerate(rows)]
+
+
+def _validate(objective, batches: list, engine) -> dict[str, float]:
+    import torch
+
+    sums = {"text_loss": 0.0, "visual_loss": 0.0}
+    counts = {"text_loss": 0.0, "visual_loss": 0.0}
+    with torch.no_grad(), engine.autocast():
+        for batch, seeds in batches:
+            _, logs = objective(batch.to(engine.device), seeds)
+            for name, tokens in (("text_loss", "text_tokens"), ("visual_loss", "visual_tokens")):
+                sums[name] += float(logs[name]) * float(logs[tokens])
+                counts[name] += float(logs[tokens])
+    return {f"validation_{name}": sums[name] / counts[name] for name in sums if counts[name]}
+
+
+def _captions(held_out, text, count: int) -> list[str]:
+    found = []
+    for index in held_out.indices("image"):
+        ids = [i for token in held_out.document(int(index)) if token.kind == "text" for i in token.ids]
+        if ids and (caption := text.decode(ids)) not in found:
+            found.append(caption)
+        if len(found) >= count:
+            break
+    return found
+
+
+def _draw(model, captions: list[str], samples: SampleConfig) -> bytes:
+    from stages.report import grid
+
+    images = model.text_to_image(captions, num_steps=samples.num_steps, guidance_scale=samples.guidance_scale, seeds=0)
+    return grid(list(images), 8, captions)
+
+
+def _bundle(model, job: Job, text, facts: dict, held_out):
+    """The model with both tokenizers, as sampling uses it."""
+    from models.bundle import BundleConfig, OmniLoom
+    from stages.train_tokenizer import load_tokenizer
+
+    visual = load_tokenizer(job.tokenizer).to(next(model.parameters()).device)
+    size = facts["image_size"]
+    config = BundleConfig(
+        unified=model.config, diffusion=job.config.diffusion, tokenizer=visual.config,
+        latent_mean=tuple(facts["latent_mean"]), latent_std=tuple(facts["latent_std"]), image_size=(size, size),
+        num_frames=facts["frames"], snap_latents=visual.codebook_size is not None)
+    return OmniLoom(config, model, visual, text)
+
+
+def _save(bundle, job: Job, last: dict, history, captions: list[str]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.save(folder)
+        storage.copy_tree(folder, storage.join(job.output, "model"))
+    history.save(storage.join(job.output, "report", "history.jsonl"))
+    storage.write_json(storage.join(job.output, "report", "prompts.json"), {"captions": captions})
+    metrics = {**last, **(storage.read_json(storage.join(job.state, "validation.json")) or {}),
+               "parameters": sum(p.numel() for p in bundle.model.parameters())}
+    storage.write_json(storage.join(job.state, "metrics.json"), metrics)

@@ -1,0 +1,246 @@
+"""Generation: the cache changes nothing, the batch changes nothing, and a memorised picture comes back."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.unified.batch import Segment, collate, document_length
+from models.unified.cache import GenerationState
+from models.unified.config import DiffusionConfig, UnifiedConfig
+from models.unified.diffusion import SAMPLERS, sampling_times, velocity
+from models.unified.generate import (VisualSampling, generate_interleaved, generate_text, generate_visual,
+                                     sample_tokens)
+from models.unified.layouts import plain_text, prefix_for_text, prefix_for_visual, text_to_visual, visual_to_text
+from models.unified.model import UnifiedModel
+from models.unified.objective import UnifiedObjective
+
+CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
+S = CONFIG.specials
+DIFFUSION = DiffusionConfig()
+GRID = (1, 2, 3)
+
+
+def build(config: UnifiedConfig = CONFIG) -> UnifiedModel:
+    torch.manual_seed(0)
+    model = UnifiedModel(config).eval()
+    with torch.no_grad():
+        # Larger weights than at the start, so that a sample depends on all of its prefix.
+        for p in model.parameters():
+            if p.ndim > 1:
+                torch.nn.init.normal_(p, std=0.15)
+    return model
+
+
+def latents(grid: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(int(np.prod(grid)), 3)).astype(np.float32)
+
+
+def prefixes() -> list[list[Segment]]:
+    return [prefix_for_text([7, 8, 9], S), prefix_for_text([20], S, latents((1, 3, 2)), (1, 3, 2)),
+            prefix_for_text(list(range(10, 25)), S), prefix_for_text([], S, latents((2, 2, 2), 1), (2, 2, 2))]
+
+
+def full_logits(model: UnifiedModel, document: list[Segment]) -> torch.Tensor:
+    """Next-token logits by the packed training forward: a text token appended as a target asks for them."""
+    asked = [*document, Segment("text", ids=np.array([7]))]
+    batch = collate([[asked]], document_length(asked), model.config)
+    logits, _ = model(batch, batch.latents, torch.zeros(batch.segment_loss.shape))
+    return logits[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["tie_v2", "tie_v1", "axial", "streaming", "rope_1d"])
+def test_text_with_the_cache_equals_recomputation(scheme: str) -> None:
+    config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, rope_scheme=scheme)
+    model, documents = build(config), prefixes()
+    state, hidden = GenerationState.prefill(model, documents)
+    for token in (9, 30, 31, 12):
+        logits = model.text_head(hidden)
+        for b, document in enumerate(documents):
+            torch.testing.assert_close(logits[b], full_logits(model, document), atol=1e-5, rtol=1e-5)
+            documents[b] = [*document, Segment("text", ids=np.array([token + b]), loss=False)]
+        hidden = state.feed_text([token + b for b in range(len(documents))])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("grid", "sampler"), [((1, 2, 3), "euler"), ((3, 2, 2), "heun"), ((1, 5, 4), "euler")])
+def test_pictures_with_the_cache_equal_recomputation(grid: tuple[int, int, int], sampler: str) -> None:
+    model, documents = build(), prefixes()
+    drawn = generate_visual(model, documents, grid, diffusion=DIFFUSION, num_steps=3, guidance_scale=2.0,
+                            sampler=sampler, seeds=[5, 6, 7, 8])
+    assert drawn.shape == (4, *grid, 3) and drawn.dtype == torch.float32
+    for b, document in enumerate(documents):
+
+        def slope(x: torch.Tensor, time: float, document: list[Segment] = document) -> torch.Tensor:
+            vs = []
+            for prefix in (document, prefix_for_visual([], S)):
+                row = [*prefix, Segment("visual", latents=x.numpy(), grid=grid)]
+                batch = collate([[row]], document_length(row), CONFIG)
+                _, prediction = model(batch, batch.latents, time * batch.segment_loss.float())
+                vs.append(velocity(DIFFUSION, prediction[batch.visual_loss], x, time))
+            return vs[1] + 2.0 * (vs[0] - vs[1])
+
+        noise = torch.randn(int(np.prod(grid)), 3, generator=torch.Generator().manual_seed(5 + b))
+        expected = SAMPLERS[sampler](slope, noise, sampling_times(DIFFUSION, 3))
+        torch.testing.assert_close(drawn[b].reshape(-1, 3), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_text_does_not_depend_on_the_batch_nor_on_the_limit(temperature: float) -> None:
+    model, requests = build(), prefixes()
+    together = generate_text(model, requests, 12, temperature=temperature, top_p=0.95, seeds=[3, 4, 5, 6])
+    for b, request in enumerate(requests):
+        alone = generate_text(model, [request], 12, temperature=temperature, top_p=0.95, seeds=[3 + b])
+        assert alone[0] == together[b]
+    longer = generate_text(model, requests, 80, temperature=temperature, top_p=0.95, seeds=3)
+    assert [ids[:12] for ids in longer] == together
+    assert not set(sum(longer, [])) & {S.pad, S.bos, S.eos, S.boi, S.bov, S.eoi}
+    if temperature:
+        assert together != generate_text(model, requests, 12, temperature=temperature, top_p=0.95, seeds=30)
+
+
+def test_pictures_do_not_depend_on_the_batch() -> None:
+    model, requests = build(), prefixes()
+    arguments = {"diffusion": DIFFUSION, "num_steps": 4, "guidance_scale": 3.0}
+    together = generate_visual(model, requests, GRID, seeds=[1, 2, 3, 4], **arguments)
+    for b in (0, 3):
+        alone = generate_visual(model, [requests[b]], GRID, seeds=[1 + b], **arguments)
+        torch.testing.assert_close(alone[0], together[b], atol=1e-5, rtol=1e-4)
+    other = generate_visual(model, requests, GRID, seeds=[1, 2, 3, 5], **arguments)
+    assert torch.equal(other[:3], together[:3]) and not torch.allclose(other[3], together[3])
+
+
+def test_greedy_text_is_argmax_of_recomputation_and_stops() -> None:
+    model, document = build(), prefixes()[0]
+    made = generate_text(model, [document], 10, stop_ids=[])[0]
+    assert len(made) == 10
+    forbidden = [S.pad, S.bos, S.eos, S.boi, S.bov, S.eoi]
+    for token in made:
+        with torch.no_grad():
+            logits = full_logits(model, document)
+        logits[forbidden] = -torch.inf
+        assert int(logits.argmax()) == token
+        document = [*document, Segment("text", ids=np.array([token]), loss=False)]
+    stop = made[4]
+    assert generate_text(model, [prefixes()[0]], 10, stop_ids=[stop])[0] == made[:made.index(stop)]
+
+
+def interleaving(model: UnifiedModel) -> UnifiedModel:
+    """Push <boi> up for every hidden state, so that pictures are opened now and then."""
+    with torch.no_grad():
+        model.norm.weight.mul_(0.6)
+    return model
+
+
+def test_interleaved_equals_its_parts_and_does_not_depend_on_the_batch() -> None:
+    model, requests = interleaving(build()), prefixes()
+    how = VisualSampling(DIFFUSION, num_steps=3, guidance_scale=1.5)
+    arguments = {"max_new_tokens": 40, "temperature": 1.5, "visual": how, "image_grid": GRID,
+                 "video_grid": (2, 2, 2), "max_visuals": 2}
+    together = generate_interleaved(model, requests, seeds=[3, 4, 5, 6], **arguments)
+    kinds = [[s.grid if s.kind == "visual" else "text" for s in made] for made in together]
+    assert sum(kind == GRID for row in kinds for kind in row) > 0
+    assert sum(kind == (2, 2, 2) for row in kinds for kind in row) > 0
+    assert any("text" in row[row.index(GRID):] for row in kinds if GRID in row)
+    for b, request in enumerate(requests):
+        alone = generate_interleaved(model, [request], seeds=[3 + b], **arguments)[0]
+        assert len(alone) == len(together[b])
+        for one, two in zip(alone, together[b]):
+            if one.kind == "text":
+                assert one.ids.tolist() == two.ids.tolist()
+            else:
+                np.testing.assert_allclose(one.latents, two.latents, atol=1e-4)
+        assert sum(s.kind == "visual" for s in together[b]) <= 2
+    # A picture that the model opened is the one that would be drawn on request behind the same prefix.
+    b = next(i for i, row in enumerate(kinds) if any(k != "text" for k in row))
+    at = next(i for i, k in enumerate(kinds[b]) if k != "text")
+    asked = generate_visual(model, [[*requests[b], *together[b][:at]]], kinds[b][at], diffusion=DIFFUSION,
+                            num_steps=3, guidance_scale=1.5, seeds=[3 + b])
+    np.testing.assert_allclose(asked.reshape(-1, 3), together[b][at].latents, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_follows_a_picture_sees_the_clean_one() -> None:
+    """After drawing, the state equals a prefill with the drawn latents as context."""
+    model = interleaving(build())
+    how = VisualSampling(DIFFUSION, num_steps=2)
+    for seed in range(40):
+        made = generate_interleaved(model, [prefixes()[0]], max_new_tokens=12, visual=how, image_grid=GRID,
+                                    seeds=[seed], temperature=1.0, max_visuals=1)[0]
+        if [s.kind for s in made][:3] == ["text", "visual", "text"]:
+            break
+    picture = Segment("visual", latents=made[1].latents, grid=GRID, loss=False)
+    state, hidden = GenerationState.prefill(model, [[*prefixes()[0], made[0], picture]])
+    # Greedy continuation behind the picture, through one state made at once and one made step by step.
+    steps, _ = GenerationState.prefill(model, [[*prefixes()[0], made[0]]])
+    steps.feed_text([S.boi])
+    steps.feed_visual(torch.randn(1, 6, 3), GRID, 0.7, keep=False)
+    steps.feed_visual(torch.from_numpy(made[1].latents)[None], GRID, 0.0, keep=True)
+    torch.testing.assert_close(steps.feed_text([S.eoi]), hidden, atol=1e-5, rtol=1e-5)
+    assert steps.lengths == state.lengths and steps.last == state.last
+
+
+def test_sampling_follows_the_distribution() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = probabilities.log().expand(20001, 4)
+    uniforms = torch.linspace(0, 1 - 1e-6, 20001)
+
+    def shares(**how: float) -> list[float]:
+        drawn = sample_tokens(logits, uniforms, **how)
+        return [float((drawn == i).double().mean()) for i in range(4)]
+
+    def close(*weights: float) -> object:
+        return pytest.approx([w / sum(weights) for w in weights], abs=1e-3)
+
+    assert shares(temperature=1.0) == close(0.5, 0.3, 0.15, 0.05)
+    assert shares(temperature=1.0, top_k=2) == close(0.5, 0.3, 0, 0)
+    assert shares(temperature=1.0, top_p=0.75) == close(0.5, 0.3, 0, 0)
+    assert shares(temperature=1.0, top_p=0.85) == close(0.5, 0.3, 0.15, 0)
+    assert shares(temperature=0.0) == [1, 0, 0, 0]
+    assert shares(temperature=0.5) == close(0.25, 0.09, 0.0225, 0.0025)
+
+
+def test_requests_that_cannot_be_met_are_named() -> None:
+    model = build()
+    with pytest.raises(ValueError, match=r"prefixes\[1\]"):
+        generate_text(model, [prefixes()[0], []])
+    with pytest.raises(ValueError, match="seeds: expected 1"):
+        generate_text(model, prefixes()[:1], seeds=[1, 2])
+    with pytest.raises(ValueError, match="sampler"):
+        generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, sampler="nope")
+    with pytest.raises(ValueError, match="num_steps"):
+        generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, num_steps=0)
+    with pytest.raises(ValueError, match="grid_thw"):
+        generate_visual(model, prefixes(), (2, 2), diffusion=DIFFUSION)
+    assert generate_text(model, []) == [] and len(generate_visual(model, [], GRID, diffusion=DIFFUSION)) == 0
+
+
+@pytest.mark.parametrize("predict", ["v", "x"])
+def test_four_memorised_pictures_come_back_by_caption_and_captions_by_picture(predict: str) -> None:
+    torch.manual_seed(0)
+    diffusion = DiffusionConfig(predict=predict)
+    config = UnifiedConfig(vocab_size=20, latent_dim=4, width=64, layers=3, heads=4)
+    model = UnifiedModel(config)
+    objective = UnifiedObjective(model, diffusion)
+    grid = (1, 2, 2)
+    pictures = np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32)
+    captions = [[10 + i, 15] for i in range(4)]
+    rows = [[text_to_visual(c, p, grid, S), visual_to_text(p, grid, c, S), plain_text(c, S),
+             text_to_visual([], p, grid, S)] for c, p in zip(captions, pictures)]
+    batch = collate(rows * 3, 34, config)
+    steps = 250
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        objective(batch, step)[0].backward()
+        optimizer.step()
+        schedule.step()
+    drawn = generate_visual(model.eval(), [prefix_for_visual(c, S) for c in captions], grid, diffusion=diffusion,
+                            num_steps=20, guidance_scale=1.0).reshape(4, 16).numpy()
+    distance = np.square(drawn[:, None] - pictures.reshape(1, 4, 16)).mean(-1)
+    assert distance.argmin(1).tolist() == [0, 1, 2, 3]
+    assert np.diag(distance).max() < 0.1
+    written = generate_text(model, [prefix_for_text([], S, p, grid) for p in pictures], 4)
+    assert written == captions
