@@ -33,7 +33,7 @@ class ClusterConfig(BaseModel):
     object_store_bytes: int | None = Field(None, ge=80 * 2**20, description="object store of a local Ray")
     temp_dir: str | None = Field(None, description="temporary folder of a local Ray, at most 40 characters long")
     env: dict[str, str] = Field(default_factory=dict, description="environment variables for every worker")
-    log_to_driver: bool = Field(True, description="show what workers print")
+    log_to_driver: bool = Field(False, description="show what workers print")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""A trained model as one folder, and what it does. In: a folder, or the parts that training made. Out: pictures
-from text, text from pictures, text from text.
+"""A trained model as one folder, and what it does. In: a folder, or the parts that training made. Out:
+pictures from text, text from pictures, text from text.
 
 The folder holds all that sampling needs and nothing that runs code:
     config.json             configs of both networks, latent statistics, sizes, format version, text digest
@@ -8,6 +8,7 @@ The folder holds all that sampling needs and nothing that runs code:
     text.json               the text tokenizer
 `safetensors` and `tokenizers` are imported when a folder is written or read.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,7 +27,7 @@ from models.text import TextTokenizer
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.omni import OmniTokenizer
 from models.unified.config import DiffusionConfig, UnifiedConfig
-from models.unified.generate import Seeds, seed_list, generate_text, generate_visual
+from models.unified.generate import Seeds, generate_text, generate_visual, seed_list
 from models.unified.layouts import prefix_for_text, prefix_for_visual
 from models.unified.model import UnifiedModel
 
@@ -41,7 +42,7 @@ class BundleConfig:
                              (latent - mean) / std
     image_size               (height, width) in pixels that training used, and sampling uses by default
     num_frames, fps          of videos
-    snap_latents             move sampled latents to their nearest code before decoding (a KL tokenizer has none)
+    snap_latents             move sampled latents to their nearest code before decoding; KL has none
     """
 
     unified: UnifiedConfig
@@ -60,13 +61,17 @@ class BundleConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != channels:
-                raise ValueError(f"BundleConfig.{name}: expected {channels} values, one a channel, "
-                                 f"got {len(getattr(self, name))}")
+                raise ValueError(
+                    f"BundleConfig.{name}: expected {channels} values, one a channel, "
+                    f"got {len(getattr(self, name))}"
+                )
         if not all(value > 0 for value in self.latent_std):
             raise ValueError(f"BundleConfig.latent_std: expected positive numbers, got {self.latent_std}")
         if self.tokenizer.quantizer.dim != channels:
-            raise ValueError(f"BundleConfig.tokenizer: gives {self.tokenizer.quantizer.dim} channels, "
-                             f"unified.latent_dim is {channels}")
+            raise ValueError(
+                f"BundleConfig.tokenizer: gives {self.tokenizer.quantizer.dim} channels, "
+                f"unified.latent_dim is {channels}"
+            )
 
 
 def _from_dict(cls: type, values: Any, where: str) -> Any:
@@ -81,8 +86,12 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
         absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if absent and name not in values:
             raise ValueError(f"{where}.{name}: missing")
-    nested = {name: _from_dict(hints[name], value, f"{where}.{name}")
-              if dataclasses.is_dataclass(hints[name]) else value for name, value in values.items()}
+    nested = {
+        name: _from_dict(hints[name], value, f"{where}.{name}")
+        if dataclasses.is_dataclass(hints[name])
+        else value
+        for name, value in values.items()
+    }
     return cls(**nested)
 
 
@@ -106,8 +115,8 @@ def _shared(config: BundleConfig) -> tuple[str, ...]:
 
 
 def to_pixels(images: Sequence[np.ndarray | Tensor], size: tuple[int, int]) -> Tensor:
-    """uint8 images (H, W, 3) of any sizes -> float32 (B, 3, *size) in [-0.5, 0.5], scaled to cover `size` and cut
-    at the centre."""
+    """uint8 images (H, W, 3) of any sizes -> float32 (B, 3, *size) in [-0.5, 0.5], scaled to cover `size` and
+    cut at the centre."""
     rows = []
     for index, image in enumerate(images):
         x = torch.as_tensor(np.array(image))
@@ -119,7 +128,7 @@ def to_pixels(images: Sequence[np.ndarray | Tensor], size: tuple[int, int]) -> T
         if inner != tuple(x.shape[2:]):
             x = F.interpolate(x, size=inner, mode="bilinear", antialias=True, align_corners=False)
         top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
-        rows.append(x[0, :, top:top + size[0], left:left + size[1]])
+        rows.append(x[0, :, top : top + size[0], left : left + size[1]])
     return torch.stack(rows) / 255 - 0.5
 
 
@@ -132,11 +141,18 @@ class OmniLoom:
     """A model and both its tokenizers, ready to sample. `batch_size` bounds the requests computed at once; it
     does not change what a seed gives."""
 
-    def __init__(self, config: BundleConfig, model: UnifiedModel, tokenizer: OmniTokenizer, text: TextTokenizer,
-                 batch_size: int = 64):
+    def __init__(
+        self,
+        config: BundleConfig,
+        model: UnifiedModel,
+        tokenizer: OmniTokenizer,
+        text: TextTokenizer,
+        batch_size: int = 64,
+    ):
         if text.vocab_size > config.unified.vocab_size:
-            raise ValueError(f"text.json: {text.vocab_size} tokens, unified.vocab_size is "
-                             f"{config.unified.vocab_size}")
+            raise ValueError(
+                f"text.json: {text.vocab_size} tokens, unified.vocab_size is {config.unified.vocab_size}"
+            )
         if text.specials != dataclasses.asdict(config.unified.specials):
             raise ValueError(f"text.json: special tokens {text.specials} are not those of unified.specials")
         self.config, self.model, self.tokenizer, self.text = config, model.eval(), tokenizer.eval(), text
@@ -151,8 +167,11 @@ class OmniLoom:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in (("unified", self.model), ("tokenizer", self.tokenizer)):
-            state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()
-                     if not (module is self.model and key in _shared(self.config))}
+            state = {
+                key: value.detach().cpu().contiguous()
+                for key, value in module.state_dict().items()
+                if not (module is self.model and key in _shared(self.config))
+            }
             save_file(state, folder / f"{name}.safetensors")
         (folder / "text.json").write_text(self.text.to_json(), encoding="utf-8")
         document = {"version": VERSION, "text_digest": self.text.digest, **dataclasses.asdict(self.config)}
@@ -160,7 +179,7 @@ class OmniLoom:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> OmniLoom:
-        """Read a folder that `save` wrote. ValueError naming the file, and the field, that is missing or wrong."""
+        """Read a folder that `save` wrote. ValueError naming the file and field that is wrong."""
         folder = Path(folder)
         try:
             document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -184,7 +203,7 @@ class OmniLoom:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> np.ndarray:
-        """Pixels (B, 3, H, W) or (B, 3, T, H, W) in [-0.5, 0.5] -> normalised latents float32 (B, t, h, w, C)."""
+        """Pixels (B, 3, H, W) or (B, 3, T, H, W) in [-0.5, 0.5] -> normalised float32 (B, t, h, w, C)."""
         latents = self.tokenizer.encode(pixels.to(self.device)).latents.float().cpu()
         return ((latents - self._mean) / self._std).movedim(1, -1).contiguous().numpy()
 
@@ -194,11 +213,18 @@ class OmniLoom:
         raw = latents.float().cpu().movedim(-1, 1) * self._std + self._mean
         return to_uint8(self.tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
 
-    def text_to_video(self, prompts: Sequence[str], num_frames: int | None = None,
-                      size: tuple[int, int] | None = None, num_steps: int = 20, guidance_scale: float = 2.0,
-                      seeds: Seeds = 0, sampler: str = "euler") -> np.ndarray:
-        """Videos uint8 (B, T, H, W, 3). size (height, width) in pixels and num_frames default to training's; an
-        empty prompt draws without a condition. seeds: one a prompt, or an int that counts up."""
+    def text_to_video(
+        self,
+        prompts: Sequence[str],
+        num_frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        num_steps: int = 20,
+        guidance_scale: float = 2.0,
+        seeds: Seeds = 0,
+        sampler: str = "euler",
+    ) -> np.ndarray:
+        """Videos uint8 (B, T, H, W, 3). size (height, width) in pixels and num_frames default to training's;
+        an empty prompt draws without a condition. seeds: one a prompt, or an int that counts up."""
         height, width = size or self.config.image_size
         grid = self.tokenizer.grid(num_frames or self.config.num_frames, height, width)
         special, seeds = self.config.unified.specials, seed_list(seeds, len(prompts))
@@ -206,22 +232,44 @@ class OmniLoom:
         made = []
         for at in range(0, len(prompts), self.batch_size):
             part = slice(at, at + self.batch_size)
-            latents = generate_visual(self.model, prefixes[part], grid, diffusion=self.config.diffusion,
-                                      num_steps=num_steps, guidance_scale=guidance_scale, sampler=sampler,
-                                      seeds=seeds[part])
+            latents = generate_visual(
+                self.model,
+                prefixes[part],
+                grid,
+                diffusion=self.config.diffusion,
+                num_steps=num_steps,
+                guidance_scale=guidance_scale,
+                sampler=sampler,
+                seeds=seeds[part],
+            )
             made.append(self.decode(latents))
         return np.concatenate(made) if made else np.zeros((0, 1, height, width, 3), np.uint8)
 
-    def text_to_image(self, prompts: Sequence[str], size: tuple[int, int] | None = None, num_steps: int = 20,
-                      guidance_scale: float = 2.0, seeds: Seeds = 0, sampler: str = "euler") -> np.ndarray:
+    def text_to_image(
+        self,
+        prompts: Sequence[str],
+        size: tuple[int, int] | None = None,
+        num_steps: int = 20,
+        guidance_scale: float = 2.0,
+        seeds: Seeds = 0,
+        sampler: str = "euler",
+    ) -> np.ndarray:
         """Images uint8 (B, H, W, 3); `text_to_video` of one frame."""
         return self.text_to_video(prompts, 1, size, num_steps, guidance_scale, seeds, sampler)[:, 0]
 
-    def image_to_text(self, images: Sequence[np.ndarray], prompt: str = "", max_new_tokens: int = 32,
-                      temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
-                      seeds: Seeds = 0, size: tuple[int, int] | None = None) -> list[str]:
-        """Captions of uint8 images (H, W, 3), each scaled to cover `size` and cut at the centre; `prompt` stands
-        between the picture and its caption."""
+    def image_to_text(
+        self,
+        images: Sequence[np.ndarray],
+        prompt: str = "",
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seeds: Seeds = 0,
+        size: tuple[int, int] | None = None,
+    ) -> list[str]:
+        """Captions of uint8 images (H, W, 3), each scaled to cover `size` and cut at the centre; `prompt`
+        stands between the picture and its caption."""
         ids, special = self.text.encode(prompt), self.config.unified.specials
 
         def prefixes(part: slice) -> list:
@@ -231,8 +279,15 @@ class OmniLoom:
 
         return self._write(len(images), prefixes, max_new_tokens, temperature, top_k, top_p, seeds)
 
-    def text_to_text(self, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0,
-                     top_k: int | None = None, top_p: float | None = None, seeds: Seeds = 0) -> list[str]:
+    def text_to_text(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seeds: Seeds = 0,
+    ) -> list[str]:
         """Continuations of the prompts, the prompts left out."""
         special = self.config.unified.specials
 
@@ -241,12 +296,27 @@ class OmniLoom:
 
         return self._write(len(prompts), prefixes, max_new_tokens, temperature, top_k, top_p, seeds)
 
-    def _write(self, count: int, prefixes: Any, max_new_tokens: int, temperature: float, top_k: int | None,
-               top_p: float | None, seeds: Seeds) -> list[str]:
+    def _write(
+        self,
+        count: int,
+        prefixes: Any,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seeds: Seeds,
+    ) -> list[str]:
         seeds, texts = seed_list(seeds, count), []
         for at in range(0, count, self.batch_size):
             part = slice(at, at + self.batch_size)
-            made = generate_text(self.model, prefixes(part), max_new_tokens, temperature=temperature, top_k=top_k,
-                                 top_p=top_p, seeds=seeds[part])
+            made = generate_text(
+                self.model,
+                prefixes(part),
+                max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seeds=seeds[part],
+            )
             texts += [self.text.decode(ids) for ids in made]
         return texts

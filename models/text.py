@@ -4,6 +4,7 @@
 The special tokens frame documents and pictures. They are never parsed from text: a user's "<eos>" becomes
 ordinary tokens that decode to the same five characters.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -31,8 +32,8 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> TextTokenizer:
-        """Learn a byte-level BPE. The specials take ids 0 to 5, single bytes the next 256, so `vocab_size` below
-        262 is a ValueError; a small corpus may give fewer tokens than asked for."""
+        """Learn a byte-level BPE. The specials take ids 0 to 5, single bytes the next 256, so `vocab_size`
+        below 262 is a ValueError; a small corpus may give fewer tokens than asked for."""
         if vocab_size < _BYTES + len(SPECIALS):
             raise ValueError(f"vocab_size: expected at least {_BYTES + len(SPECIALS)}, got {vocab_size}")
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -40,8 +41,12 @@ class TextTokenizer:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False,
-                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=SPECIALS,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 
@@ -78,8 +83,8 @@ class TextTokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, no special tokens added or parsed. Characters that UTF-8 cannot hold (lone surrogates)
-        become "?"."""
+        """Ids of a text, no special tokens added or parsed. Characters that UTF-8 cannot hold (lone
+        surrogates) become "?"."""
         text = text.encode("utf-8", errors="replace").decode("utf-8")
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -91,5 +96,6 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens left out. Bytes that are not UTF-8, as a cut character leaves, become
         U+FFFD."""
-        return self._tokenizer.decode([i for i in map(int, ids) if i not in self._hidden],
-                                      skip_special_tokens=False)
+        return self._tokenizer.decode(
+            [i for i in map(int, ids) if i not in self._hidden], skip_special_tokens=False
+        )

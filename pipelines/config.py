@@ -15,20 +15,24 @@ from infra import storage
 from infra.cluster import ClusterConfig
 from infra.errors import InputError
 from infra.tracking import TrackingConfig
-from stages import evaluate, ingest, pretokenize, train_tokenizer, train_unified
 from stages.base import PLACEMENT
+from stages.evaluate import Config as EvaluateConfig
+from stages.ingest import Config as IngestConfig
+from stages.pretokenize import Config as PretokenizeConfig
+from stages.train_tokenizer import Config as TokenizerStageConfig
+from stages.train_unified import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
 
 class StagesConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    ingest: ingest.Config
-    tokenizer_image: train_tokenizer.Config
-    tokenizer_joint: train_tokenizer.Config
-    pretokenize: pretokenize.Config = Field(default_factory=pretokenize.Config)
-    train: train_unified.Config
-    evaluate: evaluate.Config = Field(default_factory=evaluate.Config)
+    ingest: IngestConfig
+    tokenizer_image: TokenizerStageConfig
+    tokenizer_joint: TokenizerStageConfig
+    pretokenize: PretokenizeConfig = Field(default_factory=PretokenizeConfig)
+    train: TrainConfig
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
 
 class PipelineConfig(BaseModel):

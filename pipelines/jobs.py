@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster as jobs. In: a config, overrides and the cluster's dashboard address. Out: job ids, states, logs.
+"""Runs on a Ray cluster as jobs. In: a config, overrides, the cluster's dashboard address. Out: job ids, states, logs.
 
 `submit` ships our packages and the config, with every override applied and every relative path made absolute, as the
 job's working folder, and starts `python -m pipelines.cli run CONFIG` in it. All functions raise `InputError` where

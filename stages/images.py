@@ -1,7 +1,7 @@
 """Images: encoded bytes to RGB arrays and back.
 
-In: the bytes of a file and `Limits`. Out: uint8 (H, W, 3), upright, transparency on white, 16 bits scaled; of an
-animation the first frame. A file that cannot be used raises `MediaError`; no other exception leaves.
+In: the bytes of a file and `Limits`. Out: uint8 (H, W, 3), upright, transparency on white, 16 bits scaled; of
+an animation the first frame. A file that cannot be used raises `MediaError`; no other exception leaves.
 """
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ class _Strict(BaseModel):
 
 
 class Captions(_Strict):
-    """Where captions and labels come from: a JSONL manifest, or the names of files or folders in a
-    template.
-    """
+    """Where captions and labels come from: a JSONL manifest, or the names of files or folders."""
 
     manifest: str | None = None  # path below the source's uri, or a URI of its own
     file_field: str = "file"  # names the media file, relative to the source's uri
@@ -49,23 +47,19 @@ class Captions(_Strict):
 
 
 class Source(_Strict):
-    """One folder (or one file) of raw input. `uri` is any fsspec URI; moving the folder does not change its
-    identity.
-    """
+    """One folder (or one file) of raw input on any fsspec URI; moving it does not change what it is."""
 
     kind: Kind
     uri: str = Field(min_length=1, json_schema_extra=PLACEMENT)
     name: str | None = None  # as records tell it; by default the kind and the source's number
-    include: list[str] = Field(
-        default_factory=list
-    )  # globs over paths below uri; empty: every file of the kind
+    # Globs over paths below uri (`*` crosses folders); an empty include takes every file of the kind.
+    include: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
     captions: Captions | None = None  # image_folder, video_folder
     license: str | None = None  # for records whose manifest names none
     synthetic: bool = False  # every record was made by a model of this project
-    hash: Literal["stat", "content"] = (
-        "stat"  # how the listing tells a changed file: size and etag or mtime, or sha256
-    )
+    # How the listing tells a changed file: by size and etag or modification time, or by sha256.
+    hash: Literal["stat", "content"] = "stat"
     text_field: str | None = None  # jsonl
     template: str | None = None  # jsonl: "{question}\n{answer}"
     image_field: str | None = None  # jsonl: path of an image, relative to the folder of the JSONL file
@@ -73,9 +67,8 @@ class Source(_Strict):
     caption_field: str = "caption"  # jsonl with media
     label_field: str | None = "label"  # jsonl with media
     manifest: str | None = None  # interleaved: JSONL of {file, segments} in place of parsing Markdown
-    links: dict[str, str] = Field(
-        default_factory=dict
-    )  # interleaved: prefix of a link -> prefix of a path below uri
+    # interleaved: prefix of a link -> prefix of a path below uri
+    links: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("include", "exclude", mode="before")
     @classmethod
@@ -126,9 +119,8 @@ class Config(_Strict):
     max_synthetic_fraction: float = Field(default=0.0, ge=0, le=1)
     shard_items: int = Field(default=512, ge=1)  # files in a shard, at most
     shard_bytes: int = Field(default=64 << 20, ge=1)  # bytes of files in a shard, about
-    num_workers: int | None = Field(
-        default=None, ge=1, json_schema_extra=PLACEMENT
-    )  # by default as CPUs allow
+    # Groups worked on at once; by default as many as there are CPUs.
+    num_workers: int | None = Field(default=None, ge=1, json_schema_extra=PLACEMENT)
 
     @model_validator(mode="after")
     def _names(self) -> Config:

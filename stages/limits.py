@@ -1,4 +1,4 @@
-"""What a media file may cost and how one that cannot be used is told; shared by images and videos, nothing heavy.
+"""What a media file may cost, and how one that cannot be used is told. Shared by images and videos.
 
 In: bytes and limits. Out: `MediaError` with a reason code where they do not fit.
 """
@@ -13,30 +13,15 @@ if TYPE_CHECKING:
 
 MARK = "omniloom"
 # What decoders raise for damaged input besides their own errors.
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    MemoryError,
-    EOFError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,
-    AttributeError,
-)
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, MemoryError,
+                 EOFError, RuntimeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a single file may cost. Anything beyond is rejected with a reason, not read."""
 
-    max_bytes: int = (
-        256 << 20
-    )  # of a media or text file as stored; a JSONL file may be larger, a line may not
+    max_bytes: int = 256 << 20  # of a file as stored; of a JSONL file: of a line
     max_pixels: int = 64_000_000  # width x height of an image or a video frame
     max_frames: int = 20_000  # of a video
     max_duration: float = 600.0  # seconds of a video
@@ -80,7 +65,7 @@ def check_bytes(data: bytes, limits: Limits) -> None:
 
 
 def check_array(name: str, array: np.ndarray, ndim: int) -> None:
-    if array.dtype != np.uint8 or array.ndim != ndim or array.shape[-1] != 3:
+    if str(array.dtype) != "uint8" or array.ndim != ndim or array.shape[-1] != 3:
         raise ValueError(
             f"{name}: expected uint8 with {ndim} axes, the last of 3, got {array.dtype} {array.shape}"
         )

@@ -8,14 +8,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import pandas
-
-if TYPE_CHECKING:
-    from infra.tracking import RegisteredModel, RunHandle
 
 TASKS = ("text_to_image", "text_to_video", "image_to_text", "text_to_text")
 # What `predict` takes as params, by the task that it is for; all others are refused.
@@ -37,7 +33,8 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
 
         self.model = OmniLoom.load(context.artifacts["bundle"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pandas.DataFrame:
+    def predict(self, context: Any, model_input: pandas.DataFrame,
+                params: dict[str, Any] | None = None) -> pandas.DataFrame:
         """`model_input`: a DataFrame, a list of dicts or of prompts. `params`: `seed` and the sampling options of
         `models.bundle.OmniLoom` (`num_steps`, `guidance_scale`, `size`, `max_new_tokens`, `temperature`, ...)."""
         rows = [_row(number, values) for number, values in enumerate(_rows(model_input))]
@@ -52,7 +49,7 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
                 made = self._answer(task, [rows[number] for number in chosen], [seed + n for n in chosen], options)
                 for number, answer in zip(chosen, made, strict=True):
                     answers[number].update(answer)
-        return pandas.DataFrame(answers, columns=["text", "image"])
+        return pandas.DataFrame(answers, columns=["text", "image"], dtype=object)
 
     def _answer(self, task: str, rows: Sequence[dict], seeds: list[int], options: Mapping[str, Any]) -> list[dict]:
         from stages.media import encode_mp4, encode_png
@@ -79,8 +76,8 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
         return answers
 
 
-def signature() -> dict[str, Any]:
-    """The model's columns and parameters, as `mlflow.models.ModelSignature.to_dict` gives them.
+def signature() -> mlflow.models.ModelSignature:
+    """The model's columns and parameters, which MLflow checks before `predict`.
 
     A picture is bytes here; MLflow's scoring server takes base64 for it. `seed` counts up by row.
     """
@@ -93,16 +90,7 @@ def signature() -> dict[str, Any]:
         Schema([ColSpec(text, "text", required=False), ColSpec(data, "image", required=False)]),
         ParamSchema([ParamSpec("seed", DataType.long, 0), ParamSpec("num_steps", DataType.long, 20),
                      ParamSpec("guidance_scale", DataType.double, 2.0), ParamSpec("max_new_tokens", DataType.long, 64),
-                     ParamSpec("temperature", DataType.double, 0.0)])).to_dict()
-
-
-def register(run: RunHandle, bundle: str | Path, name: str, fingerprint: str, alias: str | None = None,
-             metrics: Mapping[str, float] | None = None, example_prompt: str = "") -> RegisteredModel | None:
-    """Register a bundle folder as the model `name` of the run; see `infra.tracking.register_model`."""
-    from infra.tracking import register_model
-
-    return register_model(run, bundle, __file__, name, fingerprint, alias, metrics, signature(),
-                          [{"prompt": example_prompt, "task": "text_to_image"}])
+                     ParamSpec("temperature", DataType.double, 0.0)]))
 
 
 def _rows(model_input: Any) -> list[Mapping[str, Any]]:

@@ -122,9 +122,9 @@ class Root:
 
     def escapes(self, path: str) -> bool:
         """True where a symbolic link on the way leads out of the root."""
-        if not storage.is_local(self.source.uri):
+        if self.is_file or not storage.is_local(self.source.uri):
             return False
-        root = os.path.realpath(self.path if not self.is_file else os.path.dirname(self.path))
+        root = os.path.realpath(self.path)
         return os.path.commonpath([root, os.path.realpath(self.uri(path))]) != root
 
     def files(self) -> list[SourceFile]:
@@ -137,8 +137,9 @@ class Root:
             raise InputError(
                 f"no such file or folder: {self.source.uri}", field=f"{self.field}.uri"
             ) from None
-        except PermissionError:
-            raise InputError(f"may not be read: {self.source.uri}", field=f"{self.field}.uri") from None
+        except Exception as error:  # each filesystem has its own for refused, unreachable, unauthorised
+            message = f"cannot be read: {self.source.uri}: {type(error).__name__}: {error}"
+            raise InputError(message, field=f"{self.field}.uri") from error
         if info["type"] == "file":
             self.is_file = True
             return [self._file(posixpath.basename(self.path), info)]

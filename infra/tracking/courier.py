@@ -175,7 +175,8 @@ class Courier:
             return True
 
     def _at_exit(self) -> None:
-        if os.getpid() != self._pid or self._thread is None:
+        # Threads can no longer start: a store that was never reached cannot be reached now.
+        if os.getpid() != self._pid or self._thread is None or not self.sink.connected:
             return
         with self._state:
             self._closing.update(self._journals)

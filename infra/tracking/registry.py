@@ -4,7 +4,7 @@ The model's code is a file of ours that MLflow stores as source (models from cod
 """
 from __future__ import annotations
 
-import logging
+import runpy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +13,7 @@ from typing import Any
 
 from infra.tracking.courier import courier
 from infra.tracking.runs import RunHandle
-from infra.tracking.sink import Sink
-
-log = logging.getLogger(__name__)
+from infra.tracking.sink import Sink, Unsendable
 
 FINGERPRINT_TAG = "omniloom.fingerprint"
 _MODEL_NAME = "model"
@@ -34,14 +32,14 @@ class RegisteredModel:
 
 def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: str, fingerprint: str,
                    alias: str | None = None, metrics: Mapping[str, float] | None = None,
-                   signature: dict[str, Any] | None = None, example: list[dict[str, Any]] | None = None,
-                   timeout: float = 300.0) -> RegisteredModel | None:
+                   example: list[dict[str, Any]] | None = None, timeout: float = 300.0) -> RegisteredModel | None:
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
-    `code` is a file that ends in `mlflow.models.set_model(...)`; its model finds the folder as the artifact
-    `bundle`. `fingerprint` names the content: a model that is registered with it already is not copied again, and
-    only gets `alias`. `signature` is an `mlflow.models.ModelSignature` as its `to_dict()`, `example` some input rows
-    of text and numbers. `alias` (such as `champion`) moves to this version: pass it only when evaluation passed.
+    `code` is a file that ends in `mlflow.models.set_model(...)` and defines `signature()`, which gives an
+    `mlflow.models.ModelSignature`; its model finds the folder as the artifact `bundle`. `fingerprint` names the
+    content: a model that is registered with it already is not copied again, and only gets `alias`. `alias` (such as
+    `champion`) moves to this version: pass it only when evaluation passed. `example`: some input rows, of text and
+    numbers, that the registry shows.
     Returns None where tracking did not take it within `timeout` seconds; it then waits like all else, and `bundle`
     has to stay where it is until then.
     """
@@ -49,7 +47,7 @@ def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: s
         if not path.exists():
             raise ValueError(f"{field}: {path} does not exist")
     run._append("model", bundle=str(Path(bundle).absolute()), code=str(Path(code).absolute()), name=name,
-                fingerprint=fingerprint, alias=alias, metrics=dict(metrics or {}), signature=signature, example=example)
+                fingerprint=fingerprint, alias=alias, metrics=dict(metrics or {}), example=example)
     if not run.flush(timeout):
         return None
     return courier(run.settings).sink.registered.get((name, fingerprint))
@@ -57,12 +55,19 @@ def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: s
 
 def send_model(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
     """Deliver a `model` event: log, register, alias. A version with the same fingerprint is used again."""
+    import mlflow
+
+    mlflow.set_tracking_uri(sink.settings.uri)  # MLflow resolves `models:/` sources by the process's own setting
     client, name, fingerprint = sink.client, event["name"], event["fingerprint"]
     version = _find_version(client, name, fingerprint)
     if version is None:
-        if not Path(event["bundle"]).exists():
-            raise FileNotFoundError(f"{event['bundle']}, which was to be registered as {name}")
-        model_id = _log_model(client, run_id, experiment_id, event)
+        with tempfile.TemporaryDirectory(prefix="omniloom-model-") as folder:
+            target = Path(folder) / _MODEL_NAME
+            try:
+                _save(target, run_id, event)
+            except Exception as error:  # the bundle's fault or its code's, whatever class MLflow gives it
+                raise Unsendable(f"{event['bundle']} could not be registered as {name}: {error}") from error
+            model_id = _upload(client, target, run_id, experiment_id, event)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         version = client.create_model_version(name, f"models:/{model_id}", run_id, {FINGERPRINT_TAG: fingerprint},
@@ -81,26 +86,32 @@ def _find_version(client, name: str, fingerprint: str) -> str | None:
     return None
 
 
-def _log_model(client, run_id: str, experiment_id: str, event: dict) -> str:
-    """Store the model's files under the experiment; returns the model's id."""
+def _save(target: Path, run_id: str, event: dict) -> None:
+    """Write the model in MLflow's layout to the local folder `target`."""
     import pandas
     from mlflow import pyfunc
+    from mlflow.models import Model
+
+    pyfunc.save_model(str(target), python_model=event["code"], artifacts={"bundle": event["bundle"]},
+                      pip_requirements=_requirements(), mlflow_model=Model(run_id=run_id),
+                      signature=runpy.run_path(event["code"])["signature"](),
+                      input_example=pandas.DataFrame(event["example"]) if event["example"] else None)
+
+
+def _upload(client, target: Path, run_id: str, experiment_id: str, event: dict) -> str:
+    """Store the folder as a logged model of the run, with its metrics; returns the model's id."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import Model
     from mlflow.utils.time import get_current_time_millis
 
     logged = client.create_logged_model(experiment_id, name=_MODEL_NAME, source_run_id=run_id,
                                         tags={FINGERPRINT_TAG: event["fingerprint"]}, model_type="omniloom")
     status = LoggedModelStatus.FAILED
     try:
-        with tempfile.TemporaryDirectory(prefix="omniloom-model-") as folder:
-            target = Path(folder) / "model"
-            pyfunc.save_model(str(target), python_model=event["code"], artifacts={"bundle": event["bundle"]},
-                              pip_requirements=_requirements(),
-                              signature=ModelSignature.from_dict(event["signature"]) if event["signature"] else None,
-                              mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
-                              input_example=pandas.DataFrame(event["example"]) if event["example"] else None)
-            client.log_model_artifacts(logged.model_id, str(target))
+        saved = Model.load(str(target))
+        saved.model_id = logged.model_id
+        saved.save(str(target / "MLmodel"))
+        client.log_model_artifacts(logged.model_id, str(target))
         status = LoggedModelStatus.READY
     finally:
         client.finalize_logged_model(logged.model_id, status)

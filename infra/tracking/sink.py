@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 KEY_TAG = "omniloom.run_key"
 BATCH = 1000  # MLflow's limit of metrics in a request
 _PARAM_BATCH = 100  # MLflow's limit of params, and of tags, in a request
+# MLflow's modules import one another in circles: two threads that import it at once can deadlock.
+_IMPORT = threading.RLock()
+_ATTEMPTS = 3  # at an event that fails in a way that is not known here
 _MERGED = ("metrics", "params", "tags")
 _RUN_FILE = "run.json"
 # What a store answers when it is there and the request itself is wrong: sending it again cannot help.
@@ -31,6 +36,10 @@ class Unreachable(Exception):
     """The tracking store did not answer; the same events may be sent again later."""
 
 
+class Unsendable(Exception):
+    """The event itself is at fault; sending it again cannot help."""
+
+
 class NotCreated(Unreachable):
     """The store answers, but the run that the events belong to (or its parent) is not there yet."""
 
@@ -39,10 +48,10 @@ def configure_mlflow(settings: TrackingSettings) -> None:
     """Set MLflow's patience and noise for this process, before its first import; the user's own settings win."""
     for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
                         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(settings.request_seconds))),
-                        "MLFLOW_DISABLE_TELEMETRY": "true",
+                        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
                         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
         os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow.store.db.utils"):  # a new database's migrations, a locked one's tracebacks
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):  # migrations, tracebacks, chatter
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -54,19 +63,24 @@ class Sink:
         self._client = None
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, tuple[str, str]] = {}  # run key -> (run id, experiment id)
+        self._failures: Counter[str] = Counter()
         self.registered: dict[tuple[str, str], object] = {}  # (model name, fingerprint) -> RegisteredModel
 
     @property
     def client(self):
         """The `MlflowClient`; made on first use, which may create and migrate a database (seconds)."""
-        if self._client is None:
-            configure_mlflow(self.settings)
-            from mlflow import MlflowClient
+        with _IMPORT:
+            if self._client is None:
+                configure_mlflow(self.settings)
+                from mlflow import MlflowClient
 
-            # MLflow resets its loggers while it is imported
-            configure_mlflow(self.settings)
-            self._client = self.call(lambda: MlflowClient(tracking_uri=self.settings.uri))
-        return self._client
+                self._client = self.call(lambda: MlflowClient(tracking_uri=self.settings.uri))
+            return self._client
+
+    @property
+    def connected(self) -> bool:
+        """Whether this process has used the store already."""
+        return self._client is not None
 
     def call(self, function: Callable, *args, **kwargs):
         """`function(*args)`, with its failures told apart: `Unreachable`, or the store's refusal as it is."""
@@ -78,6 +92,8 @@ class Sink:
             if error.error_code in _FINAL:
                 raise
             raise Unreachable(str(error)) from error
+        except FileNotFoundError as error:
+            raise Unsendable(f"a file that is gone: {error}") from error
         except OSError as error:
             raise Unreachable(str(error)) from error
 
@@ -138,6 +154,7 @@ class Sink:
 
     def _deliver_group(self, key: str, folder: Path, group: list[tuple[dict, int]],
                        commit: Callable[[int], None]) -> None:
+        self.client  # noqa: B018  (imports mlflow under its lock, before anything else of it is imported)
         from mlflow.exceptions import MlflowException
 
         try:
@@ -154,8 +171,17 @@ class Sink:
                             self.call(self._send, key, folder, single)
                         except MlflowException as refusal:
                             log.warning("tracking refused %s: %s", single["values"], refusal)
-        except FileNotFoundError as error:
-            log.warning("tracking lost a file that waited: %s", error)
+        except (Unreachable, MemoryError):
+            raise
+        except Unsendable as error:
+            log.warning("tracking leaves out: %s", error)
+        except Exception as error:
+            # Not a failure that is known here: it may pass (an interpreter that is shutting down), or never.
+            self._failures[key] += 1
+            if self._failures[key] < _ATTEMPTS:
+                raise Unreachable(f"{type(error).__name__}: {error}") from error
+            log.exception("tracking leaves out a %s", group[0][0]["kind"])
+        self._failures[key] = 0
         commit(group[-1][1])
 
     def _send(self, key: str, folder: Path, event: dict) -> None:

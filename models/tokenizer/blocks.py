@@ -1,10 +1,10 @@
-"""Transformer blocks of OmniTokenizer (arXiv 2406.09399, section 3.2), in their corrected form.
+"""Transformer blocks of OmniTokenizer (arXiv 2406.09399), in their corrected form.
 
-In and out: token grids (B, t, h, w, width), channels last, any h, w and t; B is the batch, t the latent frame.
-A spatial block mixes tokens of one frame; a temporal block mixes one place over this and earlier frames. Nothing
-here lets a frame see a later one. Against the published code: K and V see the same pre-norm as Q, rotary
-positions come after the QK-norm (so that scores depend on distances alone), and the convolution of a temporal
-block runs over real time. Errors: none of its own; shapes are checked by `OmniTokenizer`.
+In and out: token grids (B, t, h, w, width), channels last, any h, w and t; B is the batch, t the latent
+frame. A spatial block mixes tokens of one frame; a temporal block mixes one place over this and earlier
+frames. Nothing here lets a frame see a later one. Against the published code: K and V see the same pre-norm
+as Q, rotary positions come after the QK-norm (so that scores depend on distances alone), and the convolution
+of a temporal block runs over real time. Errors: none of its own; shapes are checked by `OmniTokenizer`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ QK_NORM_SCALE = 8.0  # softmax scale of cosine attention, as published
 def rotary_angles(coordinates: Tensor, head_dim: int) -> Tensor:
     """Rotation angles of each complex pair of a head (RoFormer, arXiv 2104.09864, eq. 14, per axis).
 
-    coordinates: (N, axes) float32 positions; pair j belongs to axis j mod axes, so rows and columns alternate.
-    Returns (N, head_dim / 2) float32, radians.
+    coordinates: (N, axes) float32 positions; pair j belongs to axis j mod axes, so rows and columns
+    alternate. Returns (N, head_dim / 2) float32, radians.
     """
     axes = coordinates.shape[-1]
     pairs = head_dim // 2
@@ -62,8 +62,9 @@ def temporal_table(t: int, head_dim: int, device: torch.device) -> Tensor:
 class CausalDepthwiseConv(nn.Module):
     """Depthwise 3x3x3 convolution over (t, h, w); frame i sees frames i-2, i-1 and i.
 
-    (B, t, h, w, C) -> same. The taps on past frames start at zero: a fresh model, or one trained on images alone,
-    treats each frame of a video like an image. Three 2-D convolutions, because an image then costs one of them.
+    (B, t, h, w, C) -> same. The taps on past frames start at zero: a fresh model, or one trained on images
+    alone, treats each frame of a video like an image. Three 2-D convolutions, because an image then costs one
+    of them.
     """
 
     def __init__(self, width: int) -> None:
@@ -139,10 +140,10 @@ class Attention(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows of at most `window` x `window` tokens, with Swin's bias (arXiv 2103.14030, eq. 4).
+    """Attention within windows of at most `window` x `window` tokens, with Swin's bias.
 
-    (N, h, w, C) -> same. A grid that the window does not divide is padded on the right and below, and no token
-    attends to the padding; a grid smaller than the window is one window.
+    (N, h, w, C) -> same. A grid that the window does not divide is padded on the right and below, and no
+    token attends to the padding; a grid smaller than the window is one window. Bias: arXiv 2103.14030, eq. 4.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -173,11 +174,13 @@ class WindowAttention(nn.Module):
         qkv = F.pad(self.qkv(self.norm(x)), (0, 0, 0, pad_w, 0, pad_h))
         rows, columns = (h + pad_h) // wh, (w + pad_w) // ww
         qkv = qkv.reshape(n, rows, wh, columns, ww, 3, self.heads, self.head_dim)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, n, rows * columns, self.heads, wh * ww, self.head_dim)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)
+        qkv = qkv.reshape(3, n, rows * columns, self.heads, wh * ww, self.head_dim)
         bias = self._bias(wh, ww)
         if pad_h or pad_w:
             real = F.pad(torch.ones(h, w, device=x.device, dtype=torch.bool), (0, pad_w, 0, pad_h))
-            real = real.reshape(rows, wh, columns, ww).transpose(1, 2).reshape(rows * columns, 1, 1, wh * ww)
+            real = real.reshape(rows, wh, columns, ww).transpose(1, 2)
+            real = real.reshape(rows * columns, 1, 1, wh * ww)
             bias = bias.masked_fill(~real, float("-inf"))
         q, k, v = qkv.unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
@@ -186,7 +189,7 @@ class WindowAttention(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """Convolutional positions, attention and feed-forward, each residual; `temporal` picks the axis attended."""
+    """Convolution, attention over space or (`temporal`) time, and feed-forward, each residual."""
 
     def __init__(self, config: TokenizerConfig, temporal: bool) -> None:
         super().__init__()

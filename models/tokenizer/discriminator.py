@@ -2,13 +2,14 @@
 
 In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W), any size from 1x1 on and any number of frames.
 Out: `Judgement`: a map of logits, one a receptive field (high: real), and the features of each layer.
-Normalisation is by groups within an example: unlike batch statistics it couples neither examples nor ranks, keeps
-no state, and judging a reconstruction leaves no trace in the discriminator.
+Normalisation is by groups within an example: unlike batch statistics it couples neither examples nor ranks,
+keeps no state, and judging a reconstruction leaves no trace in the discriminator.
 Errors: `ValueError` naming the shape.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,8 @@ class Judgement(NamedTuple):
 class Conv3d(nn.Conv3d):
     """A 3-D convolution that computes in float32 on CPU, whatever the weights' or autocast's type.
 
-    There, torch 2.13's bf16 kernel returns weight gradients of NaN or 1e35 for ordinary shapes (16 -> 32 channels
-    over 2x5x5), while values and input gradients are right.
+    There, torch 2.13's bf16 kernel returns weight gradients of NaN or 1e35 for ordinary shapes (16 -> 32
+    channels over 2x5x5), while values and input gradients are right.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class Conv3d(nn.Conv3d):
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions of kernel 4 in `dims` dimensions: `layers` of stride 2, one of stride 1, and one to logits.
+    """Convolutions of kernel 4 in `dims` dimensions: `layers` of stride 2, one of stride 1, one to logits.
 
     A padding of 2 keeps at least one place whatever the input's size.
     """
@@ -49,7 +50,7 @@ class PatchDiscriminator(nn.Module):
         conv = {2: nn.Conv2d, 3: Conv3d}[dims]
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
         stages = [nn.Sequential(conv(3, widths[0], 4, stride=2, padding=2), nn.LeakyReLU(0.2))]
-        for i, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (narrow, wide) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < config.layers else 1
             layer = conv(narrow, wide, 4, stride=stride, padding=2)
             stages.append(nn.Sequential(layer, nn.GroupNorm(4, wide), nn.LeakyReLU(0.2)))

@@ -1,13 +1,13 @@
-"""The two objectives of adversarial tokenizer training, each one module with one forward (an engine wraps each).
+"""The two objectives of adversarial tokenizer training, each one module with one forward, for one engine.
 
-In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W). Out: a scalar float32 loss to call backward on, logs as
-detached float32 scalars, and the reconstruction. A step is:
+In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W). Out: a scalar float32 loss to call backward on,
+logs as detached float32 scalars, and the reconstruction. A step is:
 
     loss, logs, recon = generator(pixels, discriminator, schedule);      backward; optimizer step
     loss, logs = discriminator_objective(pixels, recon.detach());        backward; optimizer step
 
-The generator's backward leaves no gradient in the discriminator, and the codebook moves in the first line alone.
-Weights: OmniTokenizer, arXiv 2406.09399, section 3.3; hinge: arXiv 1705.02894; adaptive weight: arXiv 2012.09841.
+The generator's backward leaves no gradient in the discriminator, and the codebook moves in the first line.
+Weights: OmniTokenizer, arXiv 2406.09399; hinge: arXiv 1705.02894; adaptive weight: arXiv 2012.09841.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
-    """|grad of the reconstruction| / (|grad of the hinge term| + 1e-4) at the decoder's last weight, detached."""
+    """|grad of the reconstruction| / (|grad of the hinge term| + 1e-4) at `last`, detached."""
     rec = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].float().norm()
     gan = torch.autograd.grad(adversarial, last, retain_graph=True)[0].float().norm()
     return (rec / (gan + 1e-4)).clamp(0.0, ADAPTIVE_MAX).detach()
 
 
 def psnr(recon: Tensor, pixels: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB over all values of the batch, for a range of 1; recon is clamped to it."""
+    """Peak signal-to-noise ratio in dB over all values of the batch, for a range of 1, clamped to it."""
     error = F.mse_loss(recon.detach().float().clamp(-0.5, 0.5), pixels.float())
     return -10.0 * torch.log10(error.clamp(min=1e-10))
 

@@ -1,9 +1,9 @@
 """OmniTokenizer (arXiv 2406.09399): images and videos into one grid of codes or latents, and back.
 
-In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W), H and W multiples of the patch, T = 1 + k times the
-temporal patch. Out: `Encoded` on a grid (B, t, h, w) with h = H / patch, w = W / patch and
-t = 1 + (T - 1) / temporal patch; and pixels again. Causal in time: a code depends on its own and earlier frames
-alone, so an image encodes like the first frame of a video.
+In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W), H and W multiples of the patch, T = 1 + k times
+the temporal patch. Out: `Encoded` on a grid (B, t, h, w) with h = H / patch, w = W / patch and
+t = 1 + (T - 1) / temporal patch; and pixels again. Causal in time: a code depends on its own and earlier
+frames alone, so an image encodes like the first frame of a video.
 Errors: `ValueError` naming the sizes given and what would fit.
 """
 
@@ -26,8 +26,8 @@ class Encoded(NamedTuple):
     """Tokens of a batch. c is `latent_dim`; all floats are float32.
 
     codes: (B, t, h, w) int64 in [0, codebook_size), or None for a continuous bottleneck.
-    latents: (B, c, t, h, w), what was quantised, in the quantizer's own range: unit length for VQ, about [-1, 1] a
-        channel for FSQ, the posterior's mean for KL. The nearest code of `latents` is `codes`.
+    latents: (B, c, t, h, w), what was quantised, in the quantizer's own range: unit length for VQ, about [-1,
+        1] a channel for FSQ, the posterior's mean for KL. The nearest code of `latents` is `codes`.
     loss: scalar, the bottleneck's weighted loss. stats: detached scalars of the batch.
     z_q: (B, c, t, h, w), what the decoder reads.
     """
@@ -181,7 +181,7 @@ class OmniTokenizer(nn.Module):
     def decode(
         self, codes: Tensor | None = None, *, latents: Tensor | None = None, quantize: bool = True
     ) -> Tensor:
-        """Codes (B, t, h, w), or latents (B, c, t, h, w), -> pixels (B, 3, T, H, W), about [-0.5, 0.5], unclamped.
+        """Codes (B, t, h, w), or latents (B, c, t, h, w), -> pixels (B, 3, T, H, W), not clamped.
 
         Latents are moved to their nearest code first unless `quantize` is False (KL has none to move to).
         """
@@ -209,8 +209,9 @@ class OmniTokenizer(nn.Module):
     def init_video_from_image_(self) -> None:
         """Let a still video encode and decode like its image, in every frame.
 
-        The later frames' patch embedding averages its frames through the image embedding, their head repeats the
-        image head, and the convolutions forget the past; causal attention over equal frames changes nothing.
+        The later frames' patch embedding averages its frames through the image embedding, their head repeats
+        the image head, and the convolutions forget the past; causal attention over equal frames changes
+        nothing.
         """
         frames, patch = self.config.temporal_patch, self.config.patch_size
         image, video = self.encoder.to_patch_emb_first_frame, self.encoder.to_patch_emb
@@ -231,13 +232,14 @@ class OmniTokenizer(nn.Module):
                 module.forget_past_()
 
     def inflate_from_image(self, state: Mapping[str, Tensor]) -> None:
-        """Start joint training from an image tokenizer's state_dict (same config): its weights and codebook, and
-        video parts made from the image parts. ValueError naming what does not fit."""
+        """Start joint training from an image tokenizer's state_dict (same config): its weights and codebook,
+        and video parts made from the image parts. ValueError naming what does not fit."""
         own = self.state_dict()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         misfit = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
         for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", misfit)):
             if names:
-                raise ValueError(f"image tokenizer state: {problem}: {', '.join(names[:4])} ({len(names)} in all)")
+                shown = f"{', '.join(names[:4])} ({len(names)} in all)"
+                raise ValueError(f"image tokenizer state: {problem}: {shown}")
         self.load_state_dict(state)
         self.init_video_from_image_()

@@ -4,16 +4,25 @@ Read in this order: `config`, `positions`, `mask`, `batch` (what a row is made o
 `objective` (what a training step computes), `generate`. Names are loaded on first use, so that importing the
 configs does not import torch.
 """
+
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "UnifiedConfig": "config", "DiffusionConfig": "config", "SpecialIds": "config", "num_parameters": "config",
-    "Segment": "batch", "Batch": "batch", "collate": "batch",
-    "UnifiedModel": "model", "UnifiedObjective": "objective",
-    "generate_text": "generate", "generate_visual": "generate", "generate_interleaved": "generate",
+    "UnifiedConfig": "config",
+    "DiffusionConfig": "config",
+    "SpecialIds": "config",
+    "num_parameters": "config",
+    "Segment": "batch",
+    "Batch": "batch",
+    "collate": "batch",
+    "UnifiedModel": "model",
+    "UnifiedObjective": "objective",
+    "generate_text": "generate",
+    "generate_visual": "generate",
+    "generate_interleaved": "generate",
 }
 __all__ = list(_HOME)
 

@@ -1,8 +1,9 @@
 """From documents to tensors. In: rows of documents, each a list of `Segment`s (numpy), as the packer placed
 them. Out: a `Batch` with everything that a training step reads, noise and times apart.
 
-In the token stream a visual segment is <boi>, its t*h*w positions, <eoi>; <bov> opens it where t > 1. `collate`
-adds these three; <bos> and <eos> are the documents' own (`models.unified.layouts` writes the usual documents).
+In the token stream a visual segment is <boi>, its t*h*w positions, <eoi>; <bov> opens it where t > 1.
+`collate` adds these three; <bos> and <eos> are the documents' own (`models.unified.layouts` writes the usual
+documents).
 
 Which position is asked for which token:
 - a text token with `loss` is asked of the position before it, the document's first excepted;
@@ -10,6 +11,7 @@ Which position is asked for which token:
 - the first text token after a segment is asked of its <eoi>;
 - nothing is asked of <boi> and of visual positions in text: the segment's length is the sampler's business.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,8 +36,8 @@ class Segment:
     ids      text: integers (n,)
     latents  visual: floats (t*h*w, C) in the order time, row, column, normalised per channel
     grid     visual: (t, h, w)
-    loss     text: its tokens are targets. visual: it is noised and predicted (True), or stands as clean context
-             with time 0 (False)
+    loss     text: its tokens are targets. visual: it is noised and predicted (True), or stands as clean
+             context with time 0 (False)
     """
 
     kind: str
@@ -80,7 +82,7 @@ class Batch:
 
     ids             int64 (B, L); pad at visual positions and in padding
     labels          int64 (B, L): the token that the position has to predict, -100 where nothing is asked
-    label_index     int64 (M,): flat places (b*L + l) of the labels, so that vocabulary logits are computed there
+    label_index     int64 (M,): flat places (b*L + l) of the labels, which alone need vocabulary logits
     latents         float32 (B, L, C): clean latents at visual positions, 0 elsewhere
     visual          bool (B, L): visual positions
     visual_loss     bool (B, L): those of them that are targets
@@ -114,8 +116,10 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-                 for name, value in values.items()}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
         return Batch(**moved)
 
 
@@ -143,28 +147,35 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
         for d, document in enumerate(documents):
             begin, last, where = at, -1, f"row {b}, document {d}"
             if begin + document_length(document) > L:
-                raise ValueError(f"{where}: needs {document_length(document)} places, "
-                                 f"{L - begin} of {L} are left")
+                raise ValueError(
+                    f"{where}: needs {document_length(document)} places, {L - begin} of {L} are left"
+                )
             for segment in document:
                 if segment.kind == "text":
                     n = len(segment.ids)
-                    ids[b, at:at + n] = segment.ids
+                    ids[b, at : at + n] = segment.ids
                     if segment.loss and n:
-                        labels[b, max(at - 1, begin):at + n - 1] = segment.ids[1 if at == begin else 0:]
-                    coordinates[b, at:at + n], last = place(config.rope_scheme, ("text", n), last, config.axes)
+                        labels[b, max(at - 1, begin) : at + n - 1] = segment.ids[1 if at == begin else 0 :]
+                    coordinates[b, at : at + n], last = place(
+                        config.rope_scheme, ("text", n), last, config.axes
+                    )
                     at += n
                     continue
                 n = len(segment.latents)
                 if segment.latents.shape[1] != C:
-                    raise ValueError(f"{where}: latents have {segment.latents.shape[1]} channels, "
-                                     f"latent_dim is {C}")
+                    raise ValueError(
+                        f"{where}: latents have {segment.latents.shape[1]} channels, latent_dim is {C}"
+                    )
                 opening = special.bov if segment.grid[0] > 1 else special.boi
                 if segment.loss and at > begin:
                     labels[b, at - 1] = opening
                 ids[b, at], ids[b, at + n + 1] = opening, special.eoi
                 inside = slice(at + 1, at + n + 1)
-                for size, span in ((1, slice(at, at + 1)), (segment.grid, inside),
-                                   (1, slice(at + n + 1, at + n + 2))):
+                for size, span in (
+                    (1, slice(at, at + 1)),
+                    (segment.grid, inside),
+                    (1, slice(at + n + 1, at + n + 2)),
+                ):
                     kind = "text" if size == 1 else "visual"
                     coordinates[b, span], last = place(config.rope_scheme, (kind, size), last, config.axes)
                 latents[b, inside] = segment.latents
@@ -185,11 +196,28 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
     S = max(1, *(len(losses) for losses in segment_losses)) if segment_losses else 1
     segment_loss = np.zeros((B, S), bool)
     for b, losses in enumerate(segment_losses):
-        segment_loss[b, :len(losses)] = losses
+        segment_loss[b, : len(losses)] = losses
     label_index = np.flatnonzero(labels != IGNORE)
     useful = int((document_index >= 0).sum())
-    tokens = {"text": useful - int(visual.sum()), "visual": int(visual.sum()), "padding": B * L - useful,
-              "text_targets": len(label_index), "visual_targets": int(visual_loss.sum())}
-    arrays = (ids, labels, label_index, latents, visual, visual_loss, segment_index, segment_loss, start, end,
-              coordinates, document_index)
+    tokens = {
+        "text": useful - int(visual.sum()),
+        "visual": int(visual.sum()),
+        "padding": B * L - useful,
+        "text_targets": len(label_index),
+        "visual_targets": int(visual_loss.sum()),
+    }
+    arrays = (
+        ids,
+        labels,
+        label_index,
+        latents,
+        visual,
+        visual_loss,
+        segment_index,
+        segment_loss,
+        start,
+        end,
+        coordinates,
+        document_index,
+    )
     return Batch(*(torch.from_numpy(array) for array in arrays), tokens=tokens)

@@ -4,6 +4,7 @@ latents as they are made. Out: hidden states of what was fed.
 Row b owns the first `lengths[b]` places of its cache. A feed writes behind them; what is not kept (`advance`
 0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class _Layer:
         places = self.places[:, None, :, None].expand_as(keys)
         self.keys.scatter_(2, places, keys)
         self.values.scatter_(2, places, values)
-        return self.keys[:, :, :self.reach], self.values[:, :, :self.reach]
+        return self.keys[:, :, : self.reach], self.values[:, :, : self.reach]
 
     def _grow(self, capacity: int) -> None:
         missing = capacity - self.keys.shape[2]
@@ -53,7 +54,10 @@ class _Layer:
 
     def put(self, rows: Tensor, other: _Layer, used: int) -> None:
         self._grow(used)
-        self.keys[rows, :, :used], self.values[rows, :, :used] = other.keys[:, :, :used], other.values[:, :, :used]
+        self.keys[rows, :, :used], self.values[rows, :, :used] = (
+            other.keys[:, :, :used],
+            other.values[:, :, :used],
+        )
 
 
 class GenerationState:
@@ -127,8 +131,12 @@ class GenerationState:
     def select(self, rows: Sequence[int]) -> GenerationState:
         """A copy of some rows."""
         index = torch.tensor(rows, device=self.device)
-        return GenerationState(self.model, [layer.select(index) for layer in self.layers],
-                               [self.lengths[b] for b in rows], [self.last[b] for b in rows])
+        return GenerationState(
+            self.model,
+            [layer.select(index) for layer in self.layers],
+            [self.lengths[b] for b in rows],
+            [self.last[b] for b in rows],
+        )
 
     def put(self, rows: Sequence[int], other: GenerationState) -> None:
         """Write the rows of `other` back in the places `rows`."""
@@ -156,8 +164,11 @@ def _end(document: Document, scheme: str, axes: int) -> int:
     """Where the last token of a document sits."""
     last = -1
     for segment in document:
-        pieces = [("text", len(segment.ids))] if segment.kind == "text" else \
-            [("text", 1), ("visual", segment.grid), ("text", 1)]
+        pieces = (
+            [("text", len(segment.ids))]
+            if segment.kind == "text"
+            else [("text", 1), ("visual", segment.grid), ("text", 1)]
+        )
         for piece in pieces:
             _, last = place(scheme, piece, last, axes)
     return last

@@ -4,6 +4,7 @@ read, check and size a model without importing torch.
 
 A wrong value raises ValueError naming the class and the field.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
@@ -93,8 +94,12 @@ class UnifiedConfig:
         _require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         _require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
         _require(self.axes in (1, 2, 3), self, "axes", "1, 2 or 3")
-        _require(self.axes > 1 or self.rope_scheme == "rope_1d", self, "axes",
-                 f"2 or 3 for rope_scheme={self.rope_scheme!r}")
+        _require(
+            self.axes > 1 or self.rope_scheme == "rope_1d",
+            self,
+            "axes",
+            f"2 or 3 for rope_scheme={self.rope_scheme!r}",
+        )
         _require(self.head_dim // 2 >= self.axes, self, "head_dim", f"at least {2 * self.axes}, two an axis")
         _require(self.rope_base > 1, self, "rope_base", "a number above 1")
         _require(self.norm_eps > 0, self, "norm_eps", "a positive number")

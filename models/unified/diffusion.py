@@ -7,6 +7,7 @@ velocities, samples. Direction throughout: t = 1 is noise, t = 0 is data,
 `corrupt`, `velocity` and `squared_error` are all that a formulation is; samplers know only the velocity.
 Times broadcast against latents: (B, L, 1) against (B, L, C).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -50,10 +51,11 @@ def velocity(config: DiffusionConfig, prediction: Tensor, noisy: Tensor, times: 
     return (noisy - prediction) / floor
 
 
-def squared_error(config: DiffusionConfig, prediction: Tensor, latents: Tensor, noise: Tensor, noisy: Tensor,
-                  times: Tensor) -> Tensor:
-    """|v_prediction - v|^2 per element, in the predictions' shape. Predicting x, both velocities divide by the
-    same floored t, so the loss is |x_prediction - x|^2 / max(t, min_time)^2 (arXiv 2511.13720)."""
+def squared_error(
+    config: DiffusionConfig, prediction: Tensor, latents: Tensor, noise: Tensor, noisy: Tensor, times: Tensor
+) -> Tensor:
+    """|v_prediction - v|^2 per element, in the predictions' shape. Predicting x, both velocities divide by
+    the same floored t, so the loss is |x_prediction - x|^2 / max(t, min_time)^2 (arXiv 2511.13720)."""
     if config.predict == "v":
         return (prediction - (noise - latents)).square()
     return (velocity(config, prediction, noisy, times) - velocity(config, latents, noisy, times)).square()

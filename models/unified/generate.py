@@ -3,10 +3,11 @@
 latents, or both in turn.
 
 The prefix's keys and values are computed once and reused by every token and every diffusion step; under
-classifier-free guidance the conditional and unconditional rows share one batch; a finished picture's clean keys
-and values replace the noisy ones. A request draws its randomness from generators of its own on the CPU, so a
-seed gives the same sample whatever it is batched with.
+classifier-free guidance the conditional and unconditional rows share one batch; a finished picture's clean
+keys and values replace the noisy ones. A request draws its randomness from generators of its own on the CPU,
+so a seed gives the same sample whatever it is batched with.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ _PICTURE_SEED_STEP = 1_000_003
 
 @dataclass(frozen=True)
 class VisualSampling:
-    """How a picture is drawn: v = v_u + w (v_c - v_u) with w = guidance_scale (arXiv 2207.12598); at 1 there is
-    no unconditional pass. sampler: "euler" or "heun"."""
+    """How a picture is drawn: v = v_u + w (v_c - v_u) with w = guidance_scale (arXiv 2207.12598); at 1 there
+    is no unconditional pass. sampler: "euler" or "heun"."""
 
     diffusion: DiffusionConfig
     num_steps: int = 20
@@ -45,8 +46,9 @@ class VisualSampling:
         sampling_times(self.diffusion, self.num_steps)
 
 
-def sample_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None = None,
-                  top_p: float | None = None) -> Tensor:
+def sample_tokens(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
     """One token a row by inverting the distribution function at `uniforms` (B,) in [0, 1).
 
     logits (B, V); -inf forbids. temperature 0 takes the likeliest. top_k keeps the k likeliest; top_p the
@@ -80,8 +82,9 @@ def _noise(seed: int, picture: int, count: int, channels: int) -> Tensor:
     return torch.randn(count, channels, generator=generator)
 
 
-def _draw(state: GenerationState, noise: Tensor, grid: Grid, how: VisualSampling, guided: bool,
-          go_on: bool) -> tuple[Tensor, Tensor | None]:
+def _draw(
+    state: GenerationState, noise: Tensor, grid: Grid, how: VisualSampling, guided: bool, go_on: bool
+) -> tuple[Tensor, Tensor | None]:
     """Draw a segment in every row. Where guided, the second half of the rows is unconditional and takes the
     first half's latents. Returns latents (B, N, C) and, if go_on, hidden (rows, width) at <eoi>."""
     model, rows = state.model, len(state.lengths)
@@ -107,15 +110,23 @@ def _draw(state: GenerationState, noise: Tensor, grid: Grid, how: VisualSampling
 
 
 @torch.no_grad()
-def generate_visual(model: UnifiedModel, prefixes: Sequence[Document], grid_thw: Grid, *,
-                    diffusion: DiffusionConfig, num_steps: int = 20, guidance_scale: float = 1.0,
-                    unconditional: Sequence[Document] | None = None, sampler: str = "euler",
-                    seeds: Seeds = 0) -> Tensor:
+def generate_visual(
+    model: UnifiedModel,
+    prefixes: Sequence[Document],
+    grid_thw: Grid,
+    *,
+    diffusion: DiffusionConfig,
+    num_steps: int = 20,
+    guidance_scale: float = 1.0,
+    unconditional: Sequence[Document] | None = None,
+    sampler: str = "euler",
+    seeds: Seeds = 0,
+) -> Tensor:
     """Draw one segment behind each prefix (which does not hold the <boi> itself).
 
     grid_thw       (t, h, w) of the segment, any size
-    unconditional  prefixes without the condition, one a request, for guidance_scale other than 1; <bos> alone by
-                   default
+    unconditional  prefixes without the condition, one a request, for guidance_scale other than 1; <bos> alone
+                   by default
     seeds          one a request, or an int that counts up
     Returns normalised latents, float32 (B, t, h, w, C).
     """
@@ -138,11 +149,21 @@ def generate_visual(model: UnifiedModel, prefixes: Sequence[Document], grid_thw:
 
 
 @torch.no_grad()
-def generate_interleaved(model: UnifiedModel, prefixes: Sequence[Document], *, max_new_tokens: int = 64,
-                         temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
-                         stop_ids: Sequence[int] | None = None, seeds: Seeds = 0,
-                         visual: VisualSampling | None = None, image_grid: Grid | None = None,
-                         video_grid: Grid | None = None, max_visuals: int = 4) -> list[list[Segment]]:
+def generate_interleaved(
+    model: UnifiedModel,
+    prefixes: Sequence[Document],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_ids: Sequence[int] | None = None,
+    seeds: Seeds = 0,
+    visual: VisualSampling | None = None,
+    image_grid: Grid | None = None,
+    video_grid: Grid | None = None,
+    max_visuals: int = 4,
+) -> list[list[Segment]]:
     """Go on behind each prefix, text and pictures in turn: where the model writes <boi> or <bov> and the
     matching grid is given, the picture is drawn and the text goes on behind it.
 
@@ -155,8 +176,11 @@ def generate_interleaved(model: UnifiedModel, prefixes: Sequence[Document], *, m
     grids = {special.boi: image_grid, special.bov: video_grid} if visual is not None else {}
     grids = {token: tuple(grid) for token, grid in grids.items() if grid is not None}
     stops = set([special.eos] if stop_ids is None else stop_ids)
-    forbidden = [i for i in (special.pad, special.bos, special.boi, special.bov, special.eoi, special.eos)
-                 if i not in stops and i not in grids]
+    forbidden = [
+        i
+        for i in (special.pad, special.bos, special.boi, special.bov, special.eoi, special.eos)
+        if i not in stops and i not in grids
+    ]
     seeds = seed_list(seeds, len(prefixes))
     made: list[list[Segment]] = [[] for _ in prefixes]
     if not prefixes or max_new_tokens < 1:
@@ -185,8 +209,9 @@ def generate_interleaved(model: UnifiedModel, prefixes: Sequence[Document], *, m
         for b, request in enumerate(rows):
             if pictures[request] >= max_visuals:
                 logits[b, list(grids)] = -torch.inf
-        chosen = sample_tokens(logits, uniforms[rows, step % _UNIFORMS].to(logits.device), temperature, top_k,
-                               top_p).tolist()
+        chosen = sample_tokens(
+            logits, uniforms[rows, step % _UNIFORMS].to(logits.device), temperature, top_k, top_p
+        ).tolist()
         step += 1
         drawing: dict[int, list[int]] = {}
         for b, (request, token) in enumerate(zip(rows, chosen)):
@@ -212,12 +237,17 @@ def generate_interleaved(model: UnifiedModel, prefixes: Sequence[Document], *, m
                 blank, _ = GenerationState.prefill(model, [prefix_for_visual([], special)] * len(group))
                 part = part.stack(blank)
             grid = grids[token]
-            noise = torch.stack([_noise(seeds[rows[b]], pictures[rows[b]], int(np.prod(grid)),
-                                        model.config.latent_dim) for b in group])
+            noise = torch.stack(
+                [
+                    _noise(seeds[rows[b]], pictures[rows[b]], int(np.prod(grid)), model.config.latent_dim)
+                    for b in group
+                ]
+            )
             latents, after = _draw(part, noise, grid, visual, guided, go_on=True)
             state.put(group, part.select(range(len(group))))
-            hidden = hidden.index_copy(0, torch.tensor(group, device=hidden.device),
-                                       after[:len(group)].to(hidden.dtype))
+            hidden = hidden.index_copy(
+                0, torch.tensor(group, device=hidden.device), after[: len(group)].to(hidden.dtype)
+            )
             for b, latent in zip(group, latents.cpu().numpy()):
                 close_text(rows[b])
                 made[rows[b]].append(Segment("visual", latents=latent, grid=grid))
@@ -231,10 +261,26 @@ def generate_interleaved(model: UnifiedModel, prefixes: Sequence[Document], *, m
     return made
 
 
-def generate_text(model: UnifiedModel, prefixes: Sequence[Document], max_new_tokens: int = 64, *,
-                  temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
-                  stop_ids: Sequence[int] | None = None, seeds: Seeds = 0) -> list[list[int]]:
-    """`generate_interleaved` with text alone: the ids that each request gets, without the one that ended it."""
-    made = generate_interleaved(model, prefixes, max_new_tokens=max_new_tokens, temperature=temperature,
-                                top_k=top_k, top_p=top_p, stop_ids=stop_ids, seeds=seeds)
+def generate_text(
+    model: UnifiedModel,
+    prefixes: Sequence[Document],
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_ids: Sequence[int] | None = None,
+    seeds: Seeds = 0,
+) -> list[list[int]]:
+    """`generate_interleaved` with text alone: the ids each request gets, the one that ended it left out."""
+    made = generate_interleaved(
+        model,
+        prefixes,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_ids=stop_ids,
+        seeds=seeds,
+    )
     return [segments[0].ids.tolist() if segments else [] for segments in made]

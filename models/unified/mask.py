@@ -5,6 +5,7 @@ Position i sees [start_i, end_i): start_i is its document's first position, end_
 end of its visual segment. So text is causal, a visual segment sees itself in full, and documents never see
 each other. Padding sees itself alone, which keeps its softmax finite and its content out of everything else.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 
-def intervals(length: int, documents: Iterable[tuple[int, int]],
-              visuals: Iterable[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+def intervals(
+    length: int, documents: Iterable[tuple[int, int]], visuals: Iterable[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
     """Intervals of one row from half-open spans. Returns (start, end), int64 (length,) each.
 
     documents  spans [begin, stop) of whole documents; what they leave out is padding

@@ -7,6 +7,7 @@ positions, SwiGLU (arXiv 2002.05202). Visual input: a Linear on the latent plus 
 time, added once at the input rather than modulating every token; clean context has time 0. Visual output:
 RMSNorm and a Linear. Layer weights are laid out so that Llama's load by concatenation (qkv, gate and up).
 """
+
 from __future__ import annotations
 
 import math
@@ -86,8 +87,9 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor,
-                cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -144,12 +146,13 @@ class UnifiedModel(nn.Module):
                 linear.weight.div_(math.sqrt(2 * len(self.blocks)))
         nn.init.zeros_(self.visual_out.weight)
 
-    def embed_inputs(self, ids: Tensor, latents: Tensor, times: Tensor, visual: Tensor,
-                     segment_index: Tensor) -> Tensor:
+    def embed_inputs(
+        self, ids: Tensor, latents: Tensor, times: Tensor, visual: Tensor, segment_index: Tensor
+    ) -> Tensor:
         """Input of the first block, (B, N, width).
 
-        ids int64 (B, N); latents (B, N, C), noisy at time t; times float (B, S) in [0, 1], 0 for clean context;
-        visual bool (B, N); segment_index int64 (B, N), -1 outside visual segments.
+        ids int64 (B, N); latents (B, N, C), noisy at time t; times float (B, S) in [0, 1], 0 for clean
+        context; visual bool (B, N); segment_index int64 (B, N), -1 outside visual segments.
         """
         time = self.time(times)
         time = time.gather(1, segment_index.clamp(min=0)[..., None].expand(-1, -1, time.shape[-1]))
@@ -157,8 +160,9 @@ class UnifiedModel(nn.Module):
         text = self.embed(ids)
         return torch.where(visual[..., None], picture.to(text.dtype), text)
 
-    def backbone(self, x: Tensor, positions: Tensor, mask: Tensor,
-                 caches: list[LayerCache] | None = None) -> Tensor:
+    def backbone(
+        self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None
+    ) -> Tensor:
         """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes), mask bool
         (B, 1, N, K); caches, one a layer, hold what earlier calls computed."""
         cos, sin = (a[:, None] for a in rotary(positions, self.config.head_dim, self.config.rope_base))

@@ -19,6 +19,7 @@ counts as many places as it has patches, neighbours are 1 apart at any size, the
 equal, and a 1x1 image is placed as a text token. Half-integers occur, so coordinates stay float32. On three
 axes an image is a video of one frame; on two axes the time column is left out.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -82,8 +83,8 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
     """Coordinates of one document.
 
     scheme    one of `ROPE_SCHEMES`; the table above has their formulas
-    segments  ("text", n) and ("visual", (t, h, w)) in order; a visual segment counts t*h*w places in the order
-              time, row, column. The tokens that frame it are text to this function.
+    segments  ("text", n) and ("visual", (t, h, w)) in order; a visual segment counts t*h*w places in the
+              order time, row, column. The tokens that frame it are text to this function.
     axes      1, 2 or 3. None: 1 for rope_1d, 3 where a tie or axial document has a segment of several frames,
               else 2. Batches that mix images and videos ask for 3 throughout.
     Returns float32 (N, axes). ValueError for an unknown scheme or kind, a size below 1, or too few axes.
@@ -99,8 +100,9 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
             checked.append((kind, tuple(int(n) for n in size)))
             moving |= size[0] > 1
         else:
-            raise ValueError(f'segments[{index}]: expected ("text", n) or ("visual", (t, h, w)), '
-                             f"got {(kind, size)!r}")
+            raise ValueError(
+                f'segments[{index}]: expected ("text", n) or ("visual", (t, h, w)), got {(kind, size)!r}'
+            )
     if axes is None:
         axes = 1 if scheme == "rope_1d" else 3 if moving and scheme != "streaming" else 2
     if axes not in (1, 2, 3) or (axes == 1 and scheme != "rope_1d"):
@@ -116,9 +118,9 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
 def rotary(positions: Tensor, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles (RoFormer, arXiv 2104.09864, eq. 15).
 
-    positions (..., axes) float32 -> two float32 tensors (..., head_dim / 2). Frequency j is base^(-2j/head_dim)
-    and turns with axis j mod axes: on two axes rows take the even j and columns the odd ones. Equal
-    coordinates on all axes give RoPE-1D to the last bit.
+    positions (..., axes) float32 -> two float32 tensors (..., head_dim / 2). Frequency j is
+    base^(-2j/head_dim) and turns with axis j mod axes: on two axes rows take the even j and columns the odd
+    ones. Equal coordinates on all axes give RoPE-1D to the last bit.
     """
     axes = positions.shape[-1]
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim

@@ -1,4 +1,5 @@
 """A model folder: what is saved is what is loaded, and what each task gives."""
+
 from __future__ import annotations
 
 import json
@@ -20,12 +21,24 @@ def build(tied: bool = True) -> OmniLoom:
     torch.manual_seed(0)
     text = TextTokenizer.train(["a handwritten seven", "a handwritten two moving left"] * 20, 280)
     config = BundleConfig(
-        unified=UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=48, layers=2, heads=4, tied=tied),
+        unified=UnifiedConfig(
+            vocab_size=text.vocab_size, latent_dim=4, width=48, layers=2, heads=4, tied=tied
+        ),
         diffusion=DiffusionConfig(predict="x"),
-        tokenizer=TokenizerConfig(width=32, heads=2, head_dim=16, spatial_layers="t", temporal_layers=1,
-                                  decoder_spatial_layers="t",
-                                  quantizer=QuantizerConfig(codebook_size=32, latent_dim=4)),
-        latent_mean=(0.1, -0.2, 0.3, 0.0), latent_std=(0.5, 1.0, 2.0, 0.25), image_size=(16, 16), num_frames=5)
+        tokenizer=TokenizerConfig(
+            width=32,
+            heads=2,
+            head_dim=16,
+            spatial_layers="t",
+            temporal_layers=1,
+            decoder_spatial_layers="t",
+            quantizer=QuantizerConfig(codebook_size=32, latent_dim=4),
+        ),
+        latent_mean=(0.1, -0.2, 0.3, 0.0),
+        latent_std=(0.5, 1.0, 2.0, 0.25),
+        image_size=(16, 16),
+        num_frames=5,
+    )
     tokenizer = OmniTokenizer(config.tokenizer)
     # One training pass, as the codebook is made from the first batch.
     tokenizer.train().encode(torch.rand(16, 3, 16, 16) - 0.5, update_codebook=True)
@@ -49,9 +62,13 @@ def test_save_and_load(tmp_path: Path, tied: bool) -> None:
     assert loaded.config == made.config
     for mine, theirs in ((made.model, loaded.model), (made.tokenizer, loaded.tokenizer)):
         assert mine.state_dict().keys() == theirs.state_dict().keys()
-        assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values()))
+        assert all(
+            torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values())
+        )
     prompts = ["a handwritten seven", ""]
-    assert np.array_equal(made.text_to_image(prompts, num_steps=2), loaded.text_to_image(prompts, num_steps=2))
+    assert np.array_equal(
+        made.text_to_image(prompts, num_steps=2), loaded.text_to_image(prompts, num_steps=2)
+    )
     assert made.text_to_text(prompts, 5) == loaded.text_to_text(prompts, 5)
 
 
@@ -115,7 +132,9 @@ def test_wrong_folders_are_named(loom: OmniLoom, tmp_path: Path) -> None:
 
     expect({**config, "version": 99}, "version: expected 1, got 99")
     expect({**config, "extra": 1}, r"config.json.extra: unknown field")
-    expect({**config, "unified": {**config["unified"], "wdith": 3}}, r"config.json.unified.wdith: unknown field")
+    expect(
+        {**config, "unified": {**config["unified"], "wdith": 3}}, r"config.json.unified.wdith: unknown field"
+    )
     expect({k: v for k, v in config.items() if k != "latent_std"}, r"config.json.latent_std: missing")
     expect({**config, "unified": {**config["unified"], "layers": 3}}, "unified.safetensors: does not fit")
     expect({**config, "text_digest": "0"}, "text.json: not the tokenizer")

@@ -1,4 +1,5 @@
 """Flow matching on a Gaussian, where every answer is known in closed form."""
+
 from __future__ import annotations
 
 import math
@@ -7,8 +8,15 @@ import pytest
 import torch
 
 from models.unified.config import DiffusionConfig
-from models.unified.diffusion import (SAMPLERS, corrupt, sample_times, sampling_times, shift_times, squared_error,
-                                      velocity)
+from models.unified.diffusion import (
+    SAMPLERS,
+    corrupt,
+    sample_times,
+    sampling_times,
+    shift_times,
+    squared_error,
+    velocity,
+)
 
 MEAN, STD = 1.5, 0.4
 
@@ -37,7 +45,10 @@ def test_shift_divides_the_signal_to_noise_ratio_by_k_squared() -> None:
     shifted = shift_times(t, 3.0)
     ratio = ((1 - t) / t).square() / ((1 - shifted) / shifted).square()
     torch.testing.assert_close(ratio, torch.full_like(ratio, 9.0))
-    assert sampling_times(DiffusionConfig(shift=3.0), 4)[0] == 1 and sampling_times(DiffusionConfig(), 4)[-1] == 0
+    assert (
+        sampling_times(DiffusionConfig(shift=3.0), 4)[0] == 1
+        and sampling_times(DiffusionConfig(), 4)[-1] == 0
+    )
 
 
 def test_times_follow_their_law() -> None:
@@ -72,8 +83,17 @@ def test_x_prediction_is_floored_near_data() -> None:
     assert error.item() == pytest.approx(400.0, rel=1e-4)
 
 
-@pytest.mark.parametrize(("field", "value"), [("formulation", "vp"), ("predict", "noise"), ("time", "cosine"),
-                                              ("time_std", 0), ("shift", 0), ("min_time", 1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("formulation", "vp"),
+        ("predict", "noise"),
+        ("time", "cosine"),
+        ("time_std", 0),
+        ("shift", 0),
+        ("min_time", 1),
+    ],
+)
 def test_bad_fields_are_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"DiffusionConfig.{field}"):
         DiffusionConfig(**{field: value})

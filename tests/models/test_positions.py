@@ -1,4 +1,5 @@
 """Positions: what each scheme promises, and rotary against a second implementation."""
+
 from __future__ import annotations
 
 import math
@@ -90,7 +91,7 @@ def test_two_axes_are_the_first_two_of_three(scheme: str) -> None:
 def test_streaming_is_a_row_of_images_and_needs_no_frame_count() -> None:
     long = positions("streaming", [("text", 4), ("visual", (5, 2, 3))], axes=3)
     short = positions("streaming", [("text", 4), ("visual", (2, 2, 3))], axes=3)
-    assert torch.equal(long[:len(short)], short)
+    assert torch.equal(long[: len(short)], short)
     images = positions("tie_v2", [("text", 4), *[("visual", (1, 2, 3))] * 5], axes=3)
     assert torch.equal(long, images)
 
@@ -111,8 +112,15 @@ def test_far_places_are_exact() -> None:
     assert np.isfinite(pos.numpy()).all()
 
 
-@pytest.mark.parametrize("arguments", [("nope", []), ("tie_v2", [("visual", (1, 0, 2))]),
-                                       ("tie_v2", [("sound", 3)]), ("tie_v2", [("text", 3)], 1)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nope", []),
+        ("tie_v2", [("visual", (1, 0, 2))]),
+        ("tie_v2", [("sound", 3)]),
+        ("tie_v2", [("text", 3)], 1),
+    ],
+)
 def test_bad_requests_are_named(arguments: tuple) -> None:
     with pytest.raises(ValueError, match="scheme|segments|axes"):
         positions(*arguments)

@@ -1,4 +1,5 @@
 """The text tokenizer: any text comes back, special tokens are never read from text."""
+
 from __future__ import annotations
 
 import json

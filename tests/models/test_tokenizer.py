@@ -24,8 +24,9 @@ QUANTIZERS = {
 
 
 def small(kind: str = "vq", **changes) -> TokenizerConfig:
-    shape = dict(width=32, heads=2, head_dim=16, spatial_layers="tw", decoder_spatial_layers="wt", window=2)
-    return TokenizerConfig(**{**shape, "temporal_layers": 2, "quantizer": QUANTIZERS[kind], **changes})
+    shape = {"width": 32, "heads": 2, "head_dim": 16, "temporal_layers": 2, "window": 2}
+    layers = {"spatial_layers": "tw", "decoder_spatial_layers": "wt"}
+    return TokenizerConfig(**{**shape, **layers, "quantizer": QUANTIZERS[kind], **changes})
 
 
 def build(kind: str = "vq", **changes) -> OmniTokenizer:
@@ -134,7 +135,8 @@ def test_inflated_model_treats_a_still_video_like_its_image(norm):
 def test_inflation_names_what_does_not_fit():
     state = build().state_dict()
     with pytest.raises(ValueError, match="another shape: codebook.ema_sum, codebook.emb"):
-        OmniTokenizer(small(quantizer=QuantizerConfig(codebook_size=64, latent_dim=5))).inflate_from_image(state)
+        wider = QuantizerConfig(codebook_size=64, latent_dim=5)
+        OmniTokenizer(small(quantizer=wider)).inflate_from_image(state)
     state.pop("post_vq.bias")
     with pytest.raises(ValueError, match="missing: post_vq.bias"):
         OmniTokenizer(small()).inflate_from_image(state)
@@ -167,7 +169,8 @@ def test_window_attention_against_plain_loops(h, w, window):
             keys = torch.stack([k[:, a, b] for a, b in places], dim=1)
             values = torch.stack([v[:, a, b] for a, b in places], dim=1)
             index = [(y - a + window - 1) * side + z - b + window - 1 for a, b in places]
-            scores = torch.einsum("bnd,bknd->bkn", q[:, y, z], keys) / 4 + layer.relative_position_bias_table[index]
+            scores = torch.einsum("bnd,bknd->bkn", q[:, y, z], keys) / 4
+            scores = scores + layer.relative_position_bias_table[index]
             expected[:, y, z] = torch.einsum("bkn,bknd->bnd", scores.softmax(1), values)
     torch.testing.assert_close(layer(x), layer.proj(expected.flatten(-2)))
 

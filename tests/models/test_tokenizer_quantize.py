@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tokenizer.config import QuantizerConfig
-from models.tokenizer.quantize import build_quantizer, code_stats, rotate_to
+from models.tokenizer.quantize import FSQ_GAIN, build_quantizer, code_stats, rotate_to
 
 PUBLISHED_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5)}
 
@@ -175,7 +176,7 @@ def test_fsq_codes_are_a_bijection(size, levels):
     vectors = quantizer.decode_codes(codes)
     assert len(vectors.unique(dim=0)) == size and vectors.abs().max() <= 1
     torch.testing.assert_close(quantizer.snap(vectors), vectors)
-    torch.testing.assert_close(quantizer.snap(vectors + 0.4 / 4), vectors)  # less than half of the finest step
+    torch.testing.assert_close(quantizer.snap(vectors + 0.4 / 4), vectors)  # within half a step
 
 
 @settings(max_examples=30, deadline=None)
@@ -191,9 +192,17 @@ def test_fsq_codes_latents_and_vectors_agree(seed, scale):
         half = (level - 1) * 0.999 / 2
         offset = 0.5 if level % 2 == 0 else 0.0
         shift = math.atanh(offset / half)
-        expected = [math.tanh(float(v) + shift) * half - offset for v in z[:, channel]]
+        expected = [math.tanh(FSQ_GAIN * float(v) + shift) * half - offset for v in z[:, channel]]
         expected = torch.tensor(expected) / (level // 2)
         torch.testing.assert_close(out.latents[:, channel], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fsq_leaves_saturation():
+    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=(8, 8)))
+    z = torch.full((4, 2), 100.0, requires_grad=True)
+    quantizer(z).loss.backward()
+    assert (z.grad > 0).all()
+    assert float(quantizer(torch.randn(4, 2)).loss) == 0.0
 
 
 def test_kl_against_torch_distributions():
@@ -211,7 +220,8 @@ def test_kl_against_torch_distributions():
 
 def _rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.manual_seed(rank)
     quantizer = build_quantizer(QuantizerConfig(codebook_size=32, latent_dim=4, restart_dead_after=1)).train()
     torch.manual_seed(100 + rank)
@@ -223,8 +233,6 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_hold_one_codebook(tmp_path):
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,5 @@
 """The transformer and its objective: size, isolation, equality of packed and unpacked, learning."""
+
 from __future__ import annotations
 
 import math
@@ -33,23 +34,58 @@ def latents(grid: tuple[int, int, int], seed: int) -> np.ndarray:
 
 
 def documents() -> list[list]:
-    return [text_to_visual([9, 8, 7], latents((1, 2, 3), 0), (1, 2, 3), S),
-            plain_text([11, 12, 13, 14], S),
-            visual_to_text(latents((1, 2, 2), 1), (1, 2, 2), [20, 21], S),
-            text_to_visual([30], latents((2, 2, 2), 2), (2, 2, 2), S)]
+    return [
+        text_to_visual([9, 8, 7], latents((1, 2, 3), 0), (1, 2, 3), S),
+        plain_text([11, 12, 13, 14], S),
+        visual_to_text(latents((1, 2, 2), 1), (1, 2, 2), [20, 21], S),
+        text_to_visual([30], latents((2, 2, 2), 2), (2, 2, 2), S),
+    ]
 
 
-@pytest.mark.parametrize("change", [{}, {"tied": False}, {"qk_norm": False}, {"kv_heads": 1}, {"head_dim": 8},
-                                    {"width": 64, "heads": 8, "hidden": None, "kv_heads": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"tied": False},
+        {"qk_norm": False},
+        {"kv_heads": 1},
+        {"head_dim": 8},
+        {"width": 64, "heads": 8, "hidden": None, "kv_heads": None},
+    ],
+)
 def test_num_parameters_is_that_of_the_module(change: dict) -> None:
-    config = UnifiedConfig(**{"vocab_size": 40, "latent_dim": 3, "width": 48, "layers": 2, "heads": 4,
-                              "kv_heads": 2, "hidden": 64, **change})
+    config = UnifiedConfig(
+        **{
+            "vocab_size": 40,
+            "latent_dim": 3,
+            "width": 48,
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "hidden": 64,
+            **change,
+        }
+    )
     assert num_parameters(config) == sum(p.numel() for p in UnifiedModel(config).parameters())
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("vocab_size", 5), ("vocab_size", True), ("width", 50), ("kv_heads", 3), ("head_dim", 7), ("head_dim", 4),
-    ("rope_scheme", "nope"), ("axes", 4), ("axes", 1), ("layers", 0), ("rope_base", 1), ("norm_eps", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab_size", 5),
+        ("vocab_size", True),
+        ("width", 50),
+        ("kv_heads", 3),
+        ("head_dim", 7),
+        ("head_dim", 4),
+        ("rope_scheme", "nope"),
+        ("axes", 4),
+        ("axes", 1),
+        ("layers", 0),
+        ("rope_base", 1),
+        ("norm_eps", 0),
+    ],
+)
 def test_bad_fields_are_named(field: str, value: object) -> None:
     good = {"vocab_size": 40, "latent_dim": 3, "width": 48, "layers": 2, "heads": 4}
     with pytest.raises(ValueError, match=f"UnifiedConfig.{field}"):
@@ -62,7 +98,7 @@ def test_special_ids_are_distinct() -> None:
 
 
 def test_configs_import_without_torch() -> None:
-    code = "import sys; from models.unified import UnifiedConfig; from models.unified.config import num_parameters; "
+    code = "import sys; from models.unified import UnifiedConfig, num_parameters; "
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 
@@ -83,8 +119,12 @@ def test_packed_documents_are_computed_as_if_alone() -> None:
         for place, row in logits.items():
             torch.testing.assert_close(packed_logits[at + place], row, atol=1e-5, rtol=1e-5)
         n = int((alone.document_index >= 0).sum())
-        torch.testing.assert_close(packed_visual[0, at:at + n][alone.visual[0, :n]], visual[0, :n][
-            alone.visual[0, :n]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            packed_visual[0, at : at + n][alone.visual[0, :n]],
+            visual[0, :n][alone.visual[0, :n]],
+            atol=1e-5,
+            rtol=1e-5,
+        )
         at += n
 
 
@@ -122,8 +162,12 @@ def test_text_logits_are_those_of_the_packed_forward() -> None:
     model = build()
     ids = [11, 12, 13, 14]
     logits, _ = outputs(model, collate([[plain_text(ids, S)]], 6, CONFIG))
-    torch.testing.assert_close(model.text_logits(torch.tensor([[S.bos, *ids, S.eos]]))[0, :5],
-                               torch.stack(list(logits.values())), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.text_logits(torch.tensor([[S.bos, *ids, S.eos]]))[0, :5],
+        torch.stack(list(logits.values())),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_grouped_attention_equals_a_written_out_reference() -> None:
@@ -141,11 +185,13 @@ def test_grouped_attention_equals_a_written_out_reference() -> None:
     for h in range(4):
         g = h // 2
         for i in range(5):
-            scores = torch.stack([norm(q[i, 12 * h:12 * h + 12]) @ norm(k[j, 12 * g:12 * g + 12])
-                                  for j in range(i + 1)]) / math.sqrt(12)
-            out[i, h] = scores.softmax(0) @ v[:i + 1, 12 * g:12 * g + 12]
-    torch.testing.assert_close(attention(x, cos, sin, mask, None)[0], attention.out(out.flatten(1)), atol=1e-5,
-                               rtol=1e-5)
+            scores = torch.stack(
+                [norm(q[i, 12 * h : 12 * h + 12]) @ norm(k[j, 12 * g : 12 * g + 12]) for j in range(i + 1)]
+            ) / math.sqrt(12)
+            out[i, h] = scores.softmax(0) @ v[: i + 1, 12 * g : 12 * g + 12]
+    torch.testing.assert_close(
+        attention(x, cos, sin, mask, None)[0], attention.out(out.flatten(1)), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("predict", ["v", "x"])
@@ -183,8 +229,10 @@ def test_global_normalisation_adds_up_over_micro_batches() -> None:
     text, visual = (sum(b.tokens[k] for b in halves) for k in ("text_targets", "visual_targets"))
     averaged = sum(objective(b, 5, text_tokens=text / 2, visual_tokens=visual / 2)[0] for b in halves) / 2
     logs = [objective(b, 5)[1] for b in halves]
-    means = [sum(log[f"{kind}_loss"] * log[f"{kind}_tokens"] for log in logs) / count
-             for kind, count in (("text", text), ("visual", visual))]
+    means = [
+        sum(log[f"{kind}_loss"] * log[f"{kind}_tokens"] for log in logs) / count
+        for kind, count in (("text", text), ("visual", visual))
+    ]
     torch.testing.assert_close(averaged.detach(), means[0] + 5 * means[1], atol=1e-5, rtol=1e-5)
 
 

@@ -1,4 +1,5 @@
 """Packing: masks against a naive reference, labels, counts, and what packing must not change."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -23,12 +24,19 @@ def picture(grid: tuple[int, int, int], seed: int = 0, channels: int = 3) -> np.
 
 segments = st.one_of(
     st.tuples(st.just("text"), st.integers(1, 6), st.booleans()),
-    st.tuples(st.just("visual"), st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)), st.booleans()))
+    st.tuples(
+        st.just("visual"), st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)), st.booleans()
+    ),
+)
 
 
 def build(described: list[tuple]) -> list[Segment]:
-    return [Segment("text", ids=np.arange(6, 6 + size), loss=loss) if kind == "text" else
-            Segment("visual", latents=picture(size), grid=size, loss=loss) for kind, size, loss in described]
+    return [
+        Segment("text", ids=np.arange(6, 6 + size), loss=loss)
+        if kind == "text"
+        else Segment("visual", latents=picture(size), grid=size, loss=loss)
+        for kind, size, loss in described
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,9 +71,9 @@ def test_row_against_a_naive_reference(described: list[list[tuple]]) -> None:
         if p + 1 < len(tokens) and tokens[p][0] == tokens[p + 1][0] and tokens[p + 1][3]:
             label = tokens[p + 1][2]
         assert batch.labels[0, p] == label
-    assert batch.visual[0, :len(tokens)].tolist() == [t[1] is not None for t in tokens]
-    assert batch.visual_loss[0, :len(tokens)].tolist() == [t[4] for t in tokens]
-    assert batch.ids[0, :len(tokens)].tolist() == [t[2] for t in tokens]
+    assert batch.visual[0, : len(tokens)].tolist() == [t[1] is not None for t in tokens]
+    assert batch.visual_loss[0, : len(tokens)].tolist() == [t[4] for t in tokens]
+    assert batch.ids[0, : len(tokens)].tolist() == [t[2] for t in tokens]
     assert batch.tokens["padding"] == 2 * length - len(tokens)
     assert batch.tokens["text"] + batch.tokens["visual"] == len(tokens)
     assert batch.tokens["text_targets"] == len(batch.label_index) == int((batch.labels != IGNORE).sum())
@@ -75,8 +83,11 @@ def test_row_against_a_naive_reference(described: list[list[tuple]]) -> None:
 def test_layouts_and_positions() -> None:
     caption = [10, 11]
     document = text_to_visual(caption, picture((1, 2, 2)), (1, 2, 2), S)
-    batch = collate([[document, visual_to_text(picture((1, 2, 2)), (1, 2, 2), caption, S), plain_text([7], S)]], 32,
-                    CONFIG)
+    batch = collate(
+        [[document, visual_to_text(picture((1, 2, 2)), (1, 2, 2), caption, S), plain_text([7], S)]],
+        32,
+        CONFIG,
+    )
     assert batch.ids[0, :10].tolist() == [S.bos, 10, 11, S.boi, 0, 0, 0, 0, S.eoi, S.eos]
     assert batch.labels[0, :10].tolist() == [10, 11, S.boi, -100, -100, -100, -100, -100, S.eos, -100]
     assert batch.labels[0, 10:20].tolist() == [-100] * 6 + [10, 11, S.eos, -100]

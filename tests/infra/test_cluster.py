@@ -1,0 +1,79 @@
+"""Connecting to Ray: a local one on the loopback interface alone, or exactly the address that is meant."""
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from infra.cluster import connect, use_token
+from infra.errors import InputError
+
+LOCAL = """
+import os, psutil
+from infra.cluster import ClusterConfig, connect, connect_to, shutdown
+cluster = connect_to(ClusterConfig(num_cpus=1, env={"OMNILOOM_TEST": "seen"}, log_to_driver=False))
+assert (cluster.local, cluster.num_nodes, cluster.num_cpus) == (True, 1, 1), cluster
+import ray
+assert ray.get(ray.remote(lambda: os.environ["OMNILOOM_TEST"]).remote()) == "seen"
+again = connect()
+assert (again.address, again.local) == (cluster.address, False)
+assert os.environ["RAY_AUTH_MODE"] == "token"
+family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+heard = {c.laddr.ip.removeprefix("::ffff:") for p in family for c in p.net_connections() if c.status == "LISTEN"}
+assert heard == {"127.0.0.1"}, heard
+shutdown()
+assert not ray.is_initialized()
+"""
+
+
+@pytest.mark.slow
+def test_a_local_ray_listens_on_the_loopback_interface_alone(tmp_path):
+    """In spite of an address left in the environment: `local` means local."""
+    env = {**os.environ, "HOME": str(tmp_path)}
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        env.pop(name, None)
+    subprocess.run([sys.executable, "-c", LOCAL], check=True, env=env, timeout=120)
+    assert (tmp_path / ".ray/auth_token").stat().st_size > 0
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1", "auto", "host:x"])
+def test_an_address_of_another_kind_is_refused(address):
+    with pytest.raises(InputError, match="expected HOST:PORT") as caught:
+        connect(address)
+    assert caught.value.field == "cluster.address"
+
+
+def test_nothing_answers(monkeypatch):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{listener.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        connect(dead)
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    with pytest.raises(InputError) as caught:
+        connect()
+    assert caught.value.field == "RAY_ADDRESS" and time.monotonic() - began < 5
+
+
+def test_a_long_temporary_folder_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match="41 characters"):
+        connect(temp_dir="/" + "x" * 40)
+
+
+def test_token_mode(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert not use_token(create=False) and "RAY_AUTH_MODE" not in os.environ
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 32)
+    assert not use_token(create=True), "what the user set stays"
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    assert use_token(create=False) and os.environ["RAY_AUTH_MODE"] == "token"

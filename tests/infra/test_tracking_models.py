@@ -1,0 +1,115 @@
+"""A bundle in the registry, loaded by `mlflow.pyfunc` in a process that knows only the store and the name."""
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.tracking import Tracker, TrackingConfig, register_model, replay, resolve_tracking
+
+SERVING = Path(__file__).parents[2] / "stages/serving.py"
+
+LOADED = """
+import base64, io, json, sys
+import mlflow, pandas
+from PIL import Image
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/digits@champion")
+red = io.BytesIO(); Image.new("RGB", (20, 20), "red").save(red, "PNG")
+rows = pandas.DataFrame([
+    {"prompt": "a handwritten seven", "task": None, "image": None},
+    {"prompt": "", "task": None, "image": red.getvalue()},
+    {"prompt": "once", "task": "text_to_text", "image": None},
+    {"prompt": "a handwritten two", "task": "text_to_video", "image": None}])
+first = model.predict(rows, params={"num_steps": 2, "max_new_tokens": 5, "seed": 3})
+again = model.predict(rows, params={"num_steps": 2, "max_new_tokens": 5, "seed": 3})
+assert first.equals(again), "a seed gives the same answer"
+assert model.predict(pandas.DataFrame({"prompt": ["two", "three"]}), params={"num_steps": 1}).shape == (2, 2)
+for wrong in ({"prompt": "x", "task": "paint"}, {"prompt": "x", "task": "image_to_text"}, {"image": b"no picture"}):
+    try:
+        model.predict(pandas.DataFrame([wrong]))
+    except ValueError as error:
+        assert str(error).startswith("row 0: "), error
+    else:
+        raise AssertionError(f"{wrong} was taken")
+print(json.dumps([{name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+                   for name, value in row.items()} for row in first.to_dict("records")]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    """A real model of the smallest size, untrained."""
+    import torch
+
+    from models.bundle import BundleConfig, OmniLoom
+    from models.text import TextTokenizer
+    from models.tokenizer.config import QuantizerConfig, TokenizerConfig
+    from models.tokenizer.omni import OmniTokenizer
+    from models.unified.config import DiffusionConfig, UnifiedConfig
+    from models.unified.model import UnifiedModel
+
+    torch.manual_seed(0)
+    text = TextTokenizer.train(["a handwritten seven", "a handwritten two"] * 20, 280)
+    config = BundleConfig(
+        unified=UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=48, layers=1, heads=4),
+        diffusion=DiffusionConfig(),
+        tokenizer=TokenizerConfig(width=32, heads=2, head_dim=16, spatial_layers="t", temporal_layers=1,
+                                  decoder_spatial_layers="t",
+                                  quantizer=QuantizerConfig(codebook_size=32, latent_dim=4)),
+        latent_mean=(0.0,) * 4, latent_std=(1.0,) * 4, image_size=(16, 16), num_frames=5)
+    tokenizer = OmniTokenizer(config.tokenizer)
+    tokenizer.train().encode(torch.rand(16, 3, 16, 16) - 0.5, update_codebook=True)
+    folder = tmp_path_factory.mktemp("model") / "bundle"
+    OmniLoom(config, UnifiedModel(config.unified), tokenizer, text).save(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
+    from stages.media import probe_image, probe_video
+
+    settings = resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60), str(tmp_path / "st"))
+    run = Tracker(settings).start_pipeline("digits", {})
+    first = register_model(run, bundle, SERVING, "digits", "a" * 64, metrics={"recon_psnr_image": 24.5},
+                           example=[{"prompt": "a handwritten seven"}])
+    assert first is not None and first.uri == "models:/digits/1"
+    same = register_model(run, bundle, SERVING, "digits", "a" * 64, alias="champion")
+    assert same == first, "content that is there already is not copied again"
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    assert register_model(run, broken, tmp_path.joinpath("no.py").touch() or tmp_path / "no.py", "digits",
+                          "b" * 64) is None, "a model that cannot be made costs only itself"
+    assert run.finish() and replay(settings) == 0
+    with pytest.raises(ValueError, match="bundle: .* does not exist"):
+        register_model(run, tmp_path / "missing", SERVING, "digits", "c" * 64)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.uri)
+    version = client.get_model_version_by_alias("digits", "champion")
+    assert (version.version, version.run_id) == (1, run.run_id())
+    assert version.tags["omniloom.fingerprint"] == "a" * 64
+    (output,) = client.get_run(run.run_id()).outputs.model_outputs
+    logged = client.get_logged_model(output.model_id)
+    assert {metric.key: metric.value for metric in logged.metrics} == {"recon_psnr_image": 24.5}
+
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri], cwd=tmp_path, env=env, capture_output=True,
+                          text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    import base64
+
+    drawn, read, written, filmed = json.loads(done.stdout.splitlines()[-1])
+    png, mp4 = base64.b64decode(drawn["image"]), base64.b64decode(filmed["image"])
+    assert np.asarray(Image.open(io.BytesIO(png))).shape == (16, 16, 3) and drawn["text"] is None
+    assert isinstance(read["text"], str) and isinstance(written["text"], str) and read["image"] is None
+    assert probe_image(png).mark and probe_video(mp4).mark, "what a model made says so"
+    assert probe_video(mp4).frames == 5
