@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra import storage
 
@@ -32,6 +32,10 @@ class Artifact:
     def file(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
 
+    def local(self) -> Path:
+        """A local folder with the files: the artifact's own, or this machine's copy, named by what it holds."""
+        return storage.localize(self.uri, f"{self.stage}-{files_digest(self.manifest['files'])}")
+
     @property
     def metrics(self) -> dict:
         return self.manifest["metrics"]
@@ -44,6 +48,13 @@ class Artifact:
         again with equal results leaves what was made from it up to date.
         """
         return files_digest([f for f in self.manifest["files"] if not f["path"].startswith("report/")])
+
+
+def _clear(work: str) -> None:
+    """Remove a work folder whose artifact is published; what tells that it is done with goes last."""
+    storage.remove(storage.join(work, "state"))
+    storage.remove(storage.join(work, "output"))
+    storage.remove(work)
 
 
 def files_digest(files: list[dict]) -> str:
@@ -104,25 +115,33 @@ class ArtifactStore:
         return self.finish_publishing(stage, fingerprint, work)
 
     def finish_publishing(self, stage: str, fingerprint: str, work: str) -> Artifact | None:
-        """Complete a publication that was begun; None where none was. Safe to repeat."""
+        """Complete a publication that was begun; None where none was, or where it was complete. Safe to repeat."""
         manifest = storage.read_json(storage.join(work, "publish.json"))
         if manifest is None:
             return None
         target = self.artifact_uri(stage, fingerprint)
-        old = self.find(stage, fingerprint)
-        if old and old.manifest["times"] != manifest["times"]:
-            self._put_aside(old)
+        current = self.find(stage, fingerprint)
+        if current and current.manifest == manifest:
+            _clear(work)
+            return None
+        replaces = storage.join(work, "replaces.json")
+        if current:
+            storage.write_json(replaces, current.manifest)
+        if old := storage.read_json(replaces):
+            self._put_aside(Artifact(stage, fingerprint, target, old))
         for entry in manifest["files"]:
             source = storage.join(work, "output", entry["path"])
             if storage.exists(source):
                 storage.move_file(source, storage.join(target, entry["path"]))
         storage.write_json(storage.join(target, MANIFEST), manifest)
-        storage.remove(work)
+        _clear(work)
         return Artifact(stage, fingerprint, target, manifest)
 
     def _put_aside(self, artifact: Artifact) -> None:
         target = storage.join(self.root, "replaced", artifact.stage,
-                              f"{artifact.fingerprint}-{int(time.time())}")
+                              f"{artifact.fingerprint}-{round(1000 * artifact.manifest['times']['ended_unix'])}")
+        if storage.exists(storage.join(target, MANIFEST)):
+            return  # done by a run that was interrupted later
         # The manifest goes first: from then on the folder is no artifact, and then its copy is complete at the end.
         storage.remove(artifact.file(MANIFEST))
         for entry in artifact.manifest["files"]:

@@ -38,12 +38,14 @@ class ClusterConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is connected: the GCS address, its nodes, and its CPUs and GPUs in all. `local`: started by us."""
+    """What is connected: the GCS address, its nodes, and its CPUs and GPUs in all. `local`: started by us;
+    `opened`: this call initialised Ray in this process, so its caller is to shut it down."""
     address: str
     num_nodes: int
     num_cpus: float
     num_gpus: float
     local: bool
+    opened: bool
 
 
 def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None,
@@ -58,7 +60,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
     or nothing answers there, and where it refuses the token.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        return _describe(local=False)
+        return _describe(local=False, opened=False)
     if address is None and os.environ.get("RAY_ADDRESS"):
         address, field = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
     address = address or "local"
@@ -90,7 +92,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
             raise InputError(f"the cluster at {address} refuses this machine's token: set RAY_AUTH_TOKEN or "
                              "RAY_AUTH_TOKEN_PATH to the cluster's", field=field) from error
         raise InputError(f"no Ray cluster answers at {address}: {_first_line(error)}", field=field) from error
-    return _describe(local)
+    return _describe(local, opened=True)
 
 
 def connect_to(config: ClusterConfig) -> Cluster:
@@ -145,12 +147,12 @@ def _short(temp_dir: str) -> str:
     return path
 
 
-def _describe(local: bool) -> Cluster:
+def _describe(local: bool, opened: bool) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
     return Cluster(ray.get_runtime_context().gcs_address, sum(node["Alive"] for node in ray.nodes()),
-                   resources.get("CPU", 0.0), resources.get("GPU", 0.0), local)
+                   resources.get("CPU", 0.0), resources.get("GPU", 0.0), local, opened)
 
 
 def _refused_token(error: BaseException | None) -> bool:

@@ -6,20 +6,24 @@ in fsspec's own way (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so tha
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import posixpath
 import shutil
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
-from fsspec.core import split_protocol
+from fsspec.core import has_magic, split_protocol
 
 # Listings must be true at once for every reader: a lease or a manifest that another process wrote a second ago
 # must be seen, so remote filesystems run without their listings cache.
 _UNCACHED = {"s3": {"use_listings_cache": False}, "s3a": {"use_listings_cache": False}}
+_MEMORY = threading.Lock()  # `memory://` looks before it creates, which its threads must do one at a time
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -74,6 +78,13 @@ def write_bytes(uri: str, data: bytes) -> None:
     if not is_local(uri):
         fs.pipe_file(path, data)
         return
+    with _temporary(path, data) as temporary:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: str, data: bytes) -> Iterator[str]:
+    """A file with the content, flushed to the disk, beside the local `path`; listings do not show it."""
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -81,10 +92,9 @@ def write_bytes(uri: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
+        yield temporary
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_json(uri: str) -> dict | None:
@@ -100,17 +110,19 @@ def write_json(uri: str, value: dict) -> None:
 
 
 def create_exclusively(uri: str, data: bytes) -> bool:
-    """Create the file only if nobody has; False where it is there already. Atomic on local disks and on S3."""
+    """Create the file only if nobody has; False where it is there already. Atomic on local disks, in memory, on S3.
+
+    The file appears with its content: a hard link on a local disk, one conditional request on an object store.
+    """
     fs, path = filesystem(uri)
     fs.makedirs(fs._parent(path), exist_ok=True)
     try:
         if is_local(uri):
-            with open(path, "xb") as file:
-                file.write(data)
+            with _temporary(path, data) as temporary:
+                os.link(temporary, path)
         elif is_process_local(uri):
-            if fs.exists(path):
-                return False
-            fs.pipe_file(path, data)
+            with _MEMORY:
+                fs.pipe_file(path, data, mode="create")
         else:
             fs.pipe_file(path, data, mode="create")
     except FileExistsError:
@@ -145,7 +157,7 @@ def copy_file(source: str, target: str) -> None:
     target_fs, target_path = filesystem(target)
     target_fs.makedirs(target_fs._parent(target_path), exist_ok=True)
     if type(source_fs) is type(target_fs):
-        source_fs.copy(source_path, target_path)
+        source_fs.cp_file(source_path, target_path)  # `copy` would read `[` and `*` in a name as a pattern
         return
     with source_fs.open(source_path, "rb") as reader, target_fs.open(target_path, "wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
@@ -170,8 +182,13 @@ def copy_tree(source: str, target: str) -> None:
 def remove(uri: str) -> None:
     """Remove a file or a folder with all that it holds; nothing happens where there is none."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
+    if not fs.exists(path):
+        return
+    if is_local(uri) or not has_magic(path):
         fs.rm(path, recursive=True)
+    else:  # `rm` would read `[` and `*` in the path as a pattern
+        for name in fs.find(path):
+            fs.rm_file(name)
 
 
 def cache_folder() -> Path:

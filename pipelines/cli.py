@@ -4,11 +4,13 @@ Exit codes: 0 done, 1 a stage failed, 2 the request is wrong.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.",
                                       envvar="RAY_API_SERVER_ADDRESS")]
 _DEBUG = False
+_INTERRUPTED = 130  # typer's own code for Ctrl-C
 
 
 @app.callback()
@@ -46,7 +49,21 @@ def _plan(config: str, overrides: list[str] | None, only: str | None, from_: str
     from pipelines.config import load
     from pipelines.plan import Selection, make_plan
 
-    return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
+    with _naming(config):
+        return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
+
+
+@contextlib.contextmanager
+def _naming(config: str) -> Iterator[None]:
+    """Errors about a field of the config name its file too."""
+    from pipelines.config import PipelineConfig, find
+
+    try:
+        yield
+    except InputError as error:
+        if error.file is None and (error.field or "").split(".")[0] in PipelineConfig.model_fields:
+            error.file = str(find(config))
+        raise
 
 
 @app.command()
@@ -73,7 +90,8 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
 
     signal.signal(signal.SIGTERM, _interrupt)  # `stop` of a job ends the run as Ctrl-C does
     executed = [planned.name for planned in made.to_execute]
-    execute(made, Display())
+    with _naming(config):
+        execute(made, Display())
     for line in closing_lines(made, executed):
         print(line)
 
@@ -167,7 +185,8 @@ def sample(model: Annotated[str, typer.Argument(metavar="MODEL", help="A train a
            seed: Annotated[int, typer.Option(help="Samples count up from it.")] = 0,
            out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples")) -> None:
     """Sample from a trained model: text to image or video, image to text, text to text."""
-    from stages.sampling import Request, sample as draw
+    from stages.sampling import Request
+    from stages.sampling import sample as draw
 
     request = Request(prompt=prompt, image=image, video=video, text=text, count=count, num_steps=steps,
                       guidance_scale=guidance, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
@@ -236,31 +255,26 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        app(args=(["--debug"] if debug else []) + arguments, prog_name="omniloom", standalone_mode=False)
+        # Outside its standalone mode typer gives the code of an Exit back in place of raising it.
+        code = app(args=(["--debug"] if debug else []) + arguments, prog_name="omniloom", standalone_mode=False) or 0
     except OmniLoomError as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the next run goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except Exception as error:
-        import click
-
-        if isinstance(error, click.exceptions.ClickException):
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a wrong command line; typer has a click of its own
             error.show()
             sys.exit(2)
-        if isinstance(error, click.exceptions.Exit):
-            sys.exit(error.exit_code)
-        if isinstance(error, click.exceptions.Abort):
-            sys.exit(130)
         if debug:
             raise
         print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-        sys.exit(1)
+        code = 1
+    if code == _INTERRUPTED:
+        print("interrupted; the next run goes on from here", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

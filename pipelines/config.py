@@ -51,7 +51,8 @@ class PipelineConfig(BaseModel):
 
 def load(path: str, overrides: tuple[str, ...] | list[str] = ()) -> PipelineConfig:
     """The config at `path` (a local file, or the name of a preset) with `key=value` overrides applied."""
-    return validate(raw(path, overrides), str(path))
+    file = str(find(path))
+    return validate(raw(file, overrides), file, [override.partition("=")[0] for override in overrides])
 
 
 def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
@@ -69,11 +70,12 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise InputError(f"override {override!r}: expected key=value, such as seed=1")
+            raise InputError("expected an override of the form key=value, such as seed=1", field=override,
+                             file=str(file))
         try:
             OmegaConf.update(config, key, yaml.safe_load(value) if value else None, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
-            raise InputError(f"override {override!r}: {_one_line(error)}", field=key) from None
+            raise InputError(f"override {override!r}: {_one_line(error)}", field=key, file=str(file)) from None
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -93,33 +95,40 @@ def find(path: str) -> Path:
         return preset
     if preset.name in {p.name for p in PRESETS.glob("*.yaml")} and file.parent.as_posix() == "pipelines/presets":
         return PRESETS / file.name  # an installed package, away from a checkout
-    raise InputError("no such config file", file=path)
+    presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+    raise InputError(f"no such config file; the presets are {presets}", file=path)
 
 
-def validate(values: dict, file: str) -> PipelineConfig:
+def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
+    """The checked config. `file` and the `overridden` keys are what errors point to."""
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, file) from None
+        raise _explain(error, file, overridden) from None
     config.storage = storage.absolute(config.storage)
     return config
 
 
-def _explain(error: ValidationError, file: str) -> InputError:
+def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[str, ...]) -> InputError:
     lines = _line_numbers(file)
     problems = []
     for item in error.errors():
         loc = [str(part) for part in item["loc"]]
         field = ".".join(loc)
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] not in ("value_error", "assertion_error"):
+            message = message[0].lower() + message[1:]
+            if not isinstance(item["input"], dict | list):
+                message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = "unknown key" + _suggestion(loc)
         elif item["type"] == "missing":
             message = "is missing"
-        elif not isinstance(item["input"], dict | list):
-            message = f"{message[0].lower()}{message[1:]} (got {item['input']!r})"
-        line = lines.get(tuple(loc))
-        problems.append((field, f"{message}" + (f" (line {line})" if line else "")))
+        if any(field == key or field.startswith(f"{key}.") for key in overridden):
+            message += " (from an override)"
+        elif line := lines.get(tuple(loc)):
+            message += f" (line {line})"
+        problems.append((field, message))
     field, message = problems[0]
     rest = "".join(f"\n  {other}: {text}" for other, text in problems[1:])
     return InputError(message + rest, field=field, file=file)
@@ -173,4 +182,6 @@ def _line_numbers(file: str) -> dict[tuple[str, ...], int]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    # OmegaConf adds lines about its own objects.
+    text = str(error).split("\n    full_key:")[0]
+    return " ".join(text.split())

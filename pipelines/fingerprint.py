@@ -57,7 +57,8 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, An
     """(path, old, new) for every leaf that differs between two canonical forms; None stands for an absent leaf."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+        return [d for key in keys
+                for d in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{prefix}.{i}")]
     # 1 and 1.0 or True are different literals in the canonical form too

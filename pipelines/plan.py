@@ -68,7 +68,7 @@ class PlannedStage:
     status: str = "run"
     reason: str = ""
     last_seconds: float | None = None
-    warnings: list[str] = field(default_factory=list)
+    drift: bool = False  # pinned to an artifact that the config would not make
 
     @property
     def name(self) -> str:
@@ -125,6 +125,8 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
     for name in config.pins:
         if name not in graph.NAMES:
             raise InputError(f"no stage {name!r}; the stages are {', '.join(graph.NAMES)}", field=f"pins.{name}")
+        if name == selection.only or name in selection.force:
+            raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection)
     for stage in graph.STAGES:
         planned = _identify(stage, config, store, plan)
@@ -145,11 +147,8 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
     inputs = {name: plan[name].fingerprint for name in stage.inputs}
     made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"])
     identity = config.pins.get(stage.name, made_by)
-    planned = PlannedStage(stage, stage_config, identity, store.artifact_uri(stage.name, identity),
-                           store.find(stage.name, identity), sources)
-    if identity != made_by:
-        planned.warnings.append("drift")
-    return planned
+    return PlannedStage(stage, stage_config, identity, store.artifact_uri(stage.name, identity),
+                        store.find(stage.name, identity), sources, drift=identity != made_by)
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:
@@ -159,9 +158,9 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     planned.last_seconds = known.manifest["times"]["seconds"] if known else None
     stale = _stale(planned, plan)
     if planned.artifact and not stale and not again:
-        planned.status, planned.reason = "cached", _drift_note(planned, plan)
+        planned.status, planned.reason = "cached", "up to date" + _drift_note(planned, plan)
         return
-    reason = again or stale or _change(planned, previous, plan)
+    reason = (again or stale or _change(planned, previous, plan)) + _drift_note(planned, plan)
     if planned.name not in plan.selection.stages:
         planned.status, planned.reason = "blocked", f"not selected; {reason}"
         return
@@ -179,22 +178,31 @@ def _judge_pinned(planned: PlannedStage, plan: Plan) -> None:
     if planned.artifact is None:
         raise InputError(f"no artifact {planned.fingerprint!r} of {planned.name} in {plan.config.storage}",
                          field=f"pins.{planned.name}")
+    damaged = _damaged(planned, plan)
     planned.status, planned.last_seconds = "cached", planned.artifact.manifest["times"]["seconds"]
-    change = _change(planned, planned.artifact, plan) if planned.warnings else ""
-    planned.reason = f"pinned; drift: {change}" if change else "pinned"
+    planned.reason = "pinned" + (f"; drift: {_change(planned, planned.artifact, plan)}" if planned.drift else "")
+    planned.reason += _drift_note(planned, plan)
+    if damaged:
+        planned.status, planned.reason = "blocked", f"{planned.reason}; {damaged}"
 
 
 def _stale(planned: PlannedStage, plan: Plan) -> str | None:
     """Why a published artifact cannot be used as it is."""
     if planned.artifact is None:
         return None
-    if damaged := plan.store.damage(planned.artifact):
-        return "damaged: " + ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
+    if damaged := _damaged(planned, plan):
+        return damaged
     for name, made_from in planned.artifact.manifest["input_digests"].items():
         current = plan[name].artifact
         if current and current.digest != made_from:
             return f"input changed: {name} (made again, with other content)"
     return None
+
+
+def _damaged(planned: PlannedStage, plan: Plan) -> str | None:
+    paths = plan.store.damage(planned.artifact)
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"damaged: {', '.join(paths[:3])}{more}" if paths else None
 
 
 def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str:
@@ -210,23 +218,19 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
     if changed:
         reasons.append("input changed: " + ", ".join(changed))
     if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
-        before, now = old.get("sources") or {"files": 0, "bytes": 0}, planned.sources
-        reasons.append(f"sources changed: {before['files']} files, {before['bytes']} bytes -> "
-                       f"{now['files']} files, {now['bytes']} bytes")
+        before, now = (f"{facts['files']} files, {facts['bytes']} bytes" for facts in (
+            old.get("sources") or {"files": 0, "bytes": 0}, planned.sources))
+        reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
     if old["version"] != planned.stage.module.VERSION:
         reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
     return "; ".join(reasons) or "its artifact is gone"
 
 
 def _drift_note(planned: PlannedStage, plan: Plan) -> str:
-    drifting = [name for name in planned.stage.inputs if "drift" in plan[name].warnings]
-    if drifting:
-        planned.warnings.append("drift")
-        return f"made from a pinned artifact that drifts: {', '.join(drifting)}"
-    return "up to date"
+    drifting = [p.name for p in plan.stages if p.drift and p.name in graph.ancestors(planned.name)]
+    return f"; drift through pinned {', '.join(drifting)}" if drifting else ""
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "absent" if value is None else str(value)
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

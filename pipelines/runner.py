@@ -52,7 +52,8 @@ def run(plan: Plan, display: Display) -> None:
             _check_room(plan, connected)
             _Run(plan, display).execute()
         finally:
-            cluster.shutdown()
+            if connected.opened:  # a Ray that the caller had before this run is the caller's to end
+                cluster.shutdown()
 
 
 def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
@@ -181,8 +182,8 @@ class _Run:
             scratch = Path(tempfile.mkdtemp(prefix="omniloom-"))
             place = str(scratch / "work")
             storage.copy_tree(work, place)
-            reachable_inputs = {name: Artifact(a.stage, a.fingerprint, str(storage.localize(a.uri, a.fingerprint)),
-                                               a.manifest) for name, a in inputs.items()}
+            reachable_inputs = {name: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest)
+                                for name, a in inputs.items()}
         context = StageContext(planned.name, planned.fingerprint, planned.config, reachable_inputs, place,
                                Progress(planned.name, self.board), tracker)
         needs = planned.stage.needs(planned.config)
@@ -194,6 +195,7 @@ class _Run:
             metrics = ray.get(task.remote(planned.stage, context))
             if place != work:
                 storage.copy_tree(place, work)
+                storage.remove(str(scratch))
             facts = self._facts(planned, inputs, metrics, began, tracker)
             artifact = self.store.publish(planned.name, planned.fingerprint, work, facts)
             tracker.log_output(planned.name, artifact.uri, planned.fingerprint)

@@ -41,13 +41,11 @@ def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
 
 
 def decode(kind: str, data: bytes, size: int, frames: int) -> np.ndarray:
-    """uint8 (T, size, size, 3), centre-cropped: an image has T=1, a video `frames` evenly spaced frames."""
+    """uint8 (T, size, size, 3), centre-cropped: an image has T=1, a video `frames` evenly spaced frames (a shorter
+    clip repeats some)."""
     if kind == "image":
         return media.resize_center_crop(media.decode_image(data), size)[None]
-    clip = media.decode_video(data, num_frames=frames, size=size)
-    if len(clip) < frames:  # a clip that is too short holds its last frame
-        clip = np.concatenate([clip, np.repeat(clip[-1:], frames - len(clip), axis=0)])
-    return clip
+    return media.decode_video(data, num_frames=frames, size=size)
 
 
 class ClipStore:

@@ -27,7 +27,7 @@ class Config(BaseModel):
     guidance_scale: float = Field(2.0, ge=0)
     class_examples: int = Field(20, ge=2, description="train pictures a label needs to count as a class")
     class_pixels: int = Field(8, ge=2, description="side of the shrunken pictures for the classifier and for coverage")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     gate: dict[str, float] = Field(default_factory=dict, description="least values of metrics for the alias")
     alias: str = "champion"
     cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)
@@ -82,7 +82,7 @@ def _register(context: StageContext, passed: bool, metrics: dict) -> None:
     from infra.tracking import register_model
 
     train = context.inputs["train"]
-    folder = storage.localize(train.uri, train.fingerprint) / "model"
+    folder = train.local() / "model"
     name = context.tracker.settings.register_as or context.tracker.pipeline
     register_model(context.tracker, folder, Path(__file__).with_name("serving.py"), name, train.fingerprint,
                    alias=context.config.alias if passed else None,
@@ -92,4 +92,4 @@ def _register(context: StageContext, passed: bool, metrics: dict) -> None:
 
 def _example(context: StageContext) -> str:
     prompts = storage.read_json(context.inputs["train"].file("report", "prompts.json"))
-    return (prompts or {}).get("captions", ["a picture"])[0]
+    return ((prompts or {}).get("captions") or ["a picture"])[0]

@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import torch
 
-from infra import storage
 from infra.artifacts import Artifact
 from models.bundle import OmniLoom, to_uint8
 from stages import history, metrics, report
@@ -21,7 +20,7 @@ class Evaluation:
     def __init__(self, config, inputs: dict[str, Artifact], device: str):
         self.config, self.inputs = config, inputs
         train = inputs["train"]
-        self.loom = OmniLoom.load(storage.localize(train.uri, train.fingerprint) / "model", device)
+        self.loom = OmniLoom.load(train.local() / "model", device)
         self.tokens = TokenSet(inputs["pretokenize"], config.split)
         self.facts = self.tokens.facts
         self.metrics: dict[str, float] = {}

@@ -13,3 +13,8 @@ def draw(count: int, size: int, position: int, seed: int) -> np.ndarray:
         order = np.random.default_rng((seed, int(epoch))).permutation(count)
         indices[epochs == epoch] = order[positions[epochs == epoch] % count]
     return indices
+
+
+def hash_seed(*parts: int) -> int:
+    """A 63-bit seed from integers, well mixed."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

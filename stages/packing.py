@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from stages.order import draw
 
-KINDS = ("image", "video", "text", "document")
+Kind = Literal["image", "video", "text", "document"]
 
 
 class PackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     length: int = Field(4096, ge=16, description="tokens of a packed row")
-    mixture: dict[str, float] = Field(default_factory=dict, description="share of tokens per kind (image, video, text, "
-                                      "document); what is not named keeps its natural share, 0 leaves a kind out")
+    mixture: dict[Kind, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="share of tokens per kind (image, video, text, document); what is not named "
+        "keeps its natural share, 0 leaves a kind out")
     caption_first: float = Field(0.5, ge=0, le=1, description="share of captioned pictures that are drawn from their "
                                  "caption; the others are described")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of the former whose caption is left out, "
@@ -51,16 +53,13 @@ class Planner:
 
     def __init__(self, tokens, config: PackingConfig, seed: int):
         self.tokens, self.config, self.seed = tokens, config, seed
-        self.units = {kind: self._units(kind) for kind in KINDS}
-        self.units = {kind: units for kind, units in self.units.items() if units}
-        unknown = set(config.mixture) - set(KINDS)
-        if unknown:
-            raise ValueError(f"mixture: no kind {sorted(unknown)[0]!r}; expected {', '.join(KINDS)}")
+        self.units = {kind: units for kind in get_args(Kind) if (units := self._units(kind))}
         self.quota = self._quota()
         self._planned: dict[int, list[list[Placed]]] = {}
 
     def _units(self, kind: str) -> list[tuple[int, int, int]]:
-        """(document, start, stop) of what can be placed: long texts are cut, pictures that do not fit left out."""
+        """(document, start, stop) of what can be placed: long texts are cut into pieces, a long document to its first
+        row, pictures that do not fit left out."""
         found = []
         for index in self.tokens.indices(kind):
             lengths = self.tokens.lengths(int(index))
@@ -68,9 +67,13 @@ class Planner:
             if kind == "text":
                 found += [(int(index), start, min(start + self.config.length, total))
                           for start in range(0, total, self.config.length)]
-            elif kind == "document" or total <= self.config.length:
+            elif total <= self.config.length or (kind == "document" and self._begins(lengths)):
                 found.append((int(index), 0, min(total, self.config.length)))
         return found
+
+    def _begins(self, lengths: list[tuple[str, int]]) -> bool:
+        """Whether anything of a long document can be placed: its first segment is text or a picture that fits."""
+        return lengths[0][0] == "text" or lengths[0][1] + 4 <= self.config.length
 
     def _quota(self) -> dict[str, int]:
         sizes = {kind: sum(stop - start for _, start, stop in units) for kind, units in self.units.items()}
@@ -80,7 +83,7 @@ class Planner:
         weight = {kind: share if share is not None else rest * sizes[kind] / natural for kind, share in shares.items()}
         total = sum(weight.values())
         if not total > 0:
-            raise ValueError("mixture: leaves nothing to train on")
+            raise ValueError("packing.mixture: leaves nothing to train on")
         budget = self.config.window_rows * self.config.length
         quota = {}
         for kind, units in self.units.items():
@@ -123,7 +126,7 @@ class Planner:
                 break
             total += size
             if kind == "visual":
-                pictures.append((number, total + 1))
+                pictures.append((number, total))
         choice = int(by_target * (len(pictures) + 1))
         if choice < len(pictures):
             number, total = pictures[choice]

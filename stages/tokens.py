@@ -66,27 +66,38 @@ class TokenSet:
     """Random access to one split of a pretokenize artifact. Lengths are read once, contents on demand."""
 
     def __init__(self, artifact: Artifact, split: str):
-        folder = storage.localize(artifact.uri, artifact.fingerprint)
+        folder = artifact.local()
         self.facts = storage.read_json(str(folder / "tokens.json"))
         if self.facts["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"{folder}: tokens of schema version {self.facts['schema_version']}, "
                              f"expected {SCHEMA_VERSION}")
         self.text_json = (folder / "text.json").read_text(encoding="utf-8")
         files = sorted(Path(folder, "tokens", split).glob("shard-*.arrow"))
-        tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
-        self.table = pa.concat_tables(tables).combine_chunks() if tables else SCHEMA.empty_table()
+        # Batch by batch as they lie in the files: joining them would copy the corpus into memory.
+        batches = [batch for file in files
+                   for batch in pa.ipc.open_file(pa.memory_map(str(file))).read_all().to_batches()]
+        self.table = pa.Table.from_batches(batches, schema=SCHEMA)
         self.kinds = np.array(self.table["kind"].to_pylist(), dtype=object)
-        self._columns = _Columns(self.table)
+        self._columns = [_Columns(batch.column("segments")) for batch in batches]
+        self._starts = np.cumsum([0] + [len(batch) for batch in batches])
 
     def __len__(self) -> int:
         return len(self.table)
 
     def document(self, index: int) -> list[Token]:
-        return self._columns.document(index)
+        columns, row = self._find(index)
+        return columns.document(row)
 
     def lengths(self, index: int) -> list[tuple[str, int]]:
         """(kind, tokens) of each segment, without touching the contents."""
-        return self._columns.lengths(index)
+        columns, row = self._find(index)
+        return columns.lengths(row)
+
+    def _find(self, index: int) -> tuple[_Columns, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._columns[batch], index - int(self._starts[batch])
 
     def row(self, index: int) -> dict:
         """id, kind, label and bytes."""
@@ -100,16 +111,10 @@ class TokenSet:
 
 
 class _Columns:
-    """Zero-copy numpy views of the nested columns: a document is found by offsets, never by Python objects."""
+    """Zero-copy numpy views of one record batch's nested columns: a document is found by offsets, never by Python
+    objects."""
 
-    def __init__(self, table: pa.Table):
-        def one(array):
-            return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-
-        column = table["segments"]
-        segments = one(column) if column.num_chunks else pa.array([], type=column.type)
-        if isinstance(segments, pa.ChunkedArray):
-            segments = segments.chunk(0)
+    def __init__(self, segments: pa.ListArray):
         self.rows = segments.offsets.to_numpy()
         fields = segments.values
         self.kind = np.array([k == "text" for k in fields.field("kind").to_pylist()], dtype=bool)

@@ -44,7 +44,7 @@ class Config(BaseModel):
     discriminator: DiscriminatorConfig | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     steps: int = Field(500_000, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig | None = Field(None, description="like `optimizer` where not given")
     engine: EngineConfig = Field(default_factory=EngineConfig)
@@ -127,7 +127,7 @@ def load_tokenizer(artifact: Artifact):
 
     from models.tokenizer.omni import OmniTokenizer
 
-    folder = storage.localize(artifact.uri, artifact.fingerprint) / "tokenizer"
+    folder = artifact.local() / "tokenizer"
     model = OmniTokenizer(_tokenizer_config(storage.read_json(str(folder / "config.json"))))
     model.load_state_dict(load_file(folder / "tokenizer.safetensors"))
     return model.eval()
@@ -144,10 +144,12 @@ def train_worker(job: Job) -> None:
     from models.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
     from stages.clips import ClipBatches
     from stages.history import History
+    from stages.order import hash_seed
 
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
     objective = TokenizerObjective(job.model, config.loss)
+    objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
     if job.start_from:
         state = load_tokenizer(job.start_from).state_dict()
         if "video" in config.data.kinds:
@@ -169,6 +171,8 @@ def train_worker(job: Job) -> None:
 
     def train_step(step: int) -> tuple[dict[str, float], float]:
         pixels = batches.at(step).to(generator.device)
+        # What a step draws (a KL bottleneck's noise) depends on the step alone, so that a resumed run draws the same.
+        torch.manual_seed(hash_seed(config.seed, step, rank))
         kind = "video" if pixels.ndim == 5 else "image"
         weight = config.loss.adversarial_schedule(step) if critic else 0.0
         loss, logs, recon = generator(pixels, critic.engine if weight else None, weight)

@@ -51,7 +51,7 @@ class Config(BaseModel):
     packing: PackingConfig = Field(default_factory=PackingConfig)
     batch_rows: int = Field(32, ge=1, description="packed rows an optimizer step, over all workers")
     steps: int = Field(100_000, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
@@ -121,6 +121,7 @@ class RowLoader:
 
     def _load(self, step: int):
         from models.unified.batch import collate
+        from stages.order import hash_seed
 
         rows = self.stream.take(self.config.batch_rows)
         size = len(rows) // self.ranks
@@ -204,13 +205,6 @@ class Documents:
         return segments
 
 
-def hash_seed(*parts: int) -> int:
-    """A 63-bit seed from integers, well mixed."""
-    import numpy as np
-
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
 def train_worker(job: Job) -> None:
     """The body of one rank: needs a process group, knows nothing of Ray."""
     import torch
@@ -232,6 +226,7 @@ def train_worker(job: Job) -> None:
     model_config = unified_config(config, text.vocab_size, len(tokens.facts["latent_mean"]), text.specials)
     torch.manual_seed(config.seed)
     objective = UnifiedObjective(UnifiedModel(model_config), config.diffusion, **config.loss.model_dump())
+    objective.model.checkpoint_activations = config.engine.activation_checkpointing
     accumulate = config.workers.accumulate
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
                     accumulate)
@@ -255,8 +250,10 @@ def train_worker(job: Job) -> None:
             loss, logs = engine(batch.to(engine.device), seeds, text_targets, visual_targets)
             engine.backward(loss)
             facts = engine.step(step)
-            for name in ("loss", "text_loss", "visual_loss"):
-                sums[name] = sums.get(name, 0.0) + float(logs[name]) / accumulate
+            # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
+            for name, weight in (("loss", 1.0), ("text_loss", _share(batch, "text_targets", text_targets)),
+                                 ("visual_loss", _share(batch, "visual_targets", visual_targets))):
+                sums[name] = sums.get(name, 0.0) + float(logs[name]) * weight / accumulate
             sums |= facts
         useful = sum(batch.tokens["text"] + batch.tokens["visual"] for batch, _ in micro)
         places = useful + sum(batch.tokens["padding"] for batch, _ in micro)
@@ -295,15 +292,24 @@ def train_worker(job: Job) -> None:
     dist.barrier()
 
 
+def _share(batch, name: str, total: float) -> float:
+    return batch.tokens[name] / total if total else 0.0
+
+
 def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -> list:
     """Packed rows of the validation split, the same at every validation; empty where the split is."""
     from models.unified.batch import collate
+    from stages.order import hash_seed
     from stages.packing import Planner, RowStream
 
     if not len(held_out):
         return []
     packing = config.packing.model_copy(update={"condition_dropout": 0.0, "window_rows": config.validation_rows})
-    rows = RowStream(Planner(held_out, packing, config.seed)).take(config.validation_rows)
+    try:
+        planner = Planner(held_out, packing, config.seed)
+    except ValueError:  # the split holds nothing of the mixture
+        return []
+    rows = RowStream(planner).take(config.validation_rows)
     documents = Documents(held_out, model_config)
     return [(collate([[documents.segments(placed) for placed in row]], config.packing.length, model_config),
              [hash_seed(config.seed, 4, number)]) for number, row in enumerate(rows)]

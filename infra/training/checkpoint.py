@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 import torch.distributed as dist
@@ -32,7 +33,8 @@ def latest(state: str) -> dict | None:
     manifests = [name for name in storage.list_files(folder) if name.endswith(".json") and "/" not in name]
     if not manifests:
         return None
-    return storage.read_json(storage.join(folder, max(manifests)))
+    newest = storage.join(folder, max(manifests))
+    return {**storage.read_json(newest), "folder": newest.removesuffix(".json")}
 
 
 def save(state: str, step: int, engines: dict[str, Engine], position: dict, keep: int) -> None:
@@ -49,7 +51,7 @@ def save(state: str, step: int, engines: dict[str, Engine], position: dict, keep
     _barrier()
     if _rank() == 0:
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        storage.write_json(folder + ".json", {"step": step, "ranks": ranks, "position": position, "folder": folder})
+        storage.write_json(folder + ".json", {"step": step, "ranks": ranks, "position": position, "id": uuid.uuid4().hex})
         parent = storage.join(state, "checkpoints")
         complete = sorted(n for n in storage.list_files(parent) if n.endswith(".json") and "/" not in n)
         for name in complete[:-keep]:
@@ -64,7 +66,7 @@ def load(manifest: dict, engines: dict[str, Engine]) -> None:
     if manifest["ranks"] != ranks:
         raise ValueError(f"{manifest['folder']}: written by {manifest['ranks']} workers, cannot go on with {ranks}; "
                          f"set workers.count to {manifest['ranks']} or start again with --force")
-    digest = "checkpoint-" + manifest["folder"].strip("/").replace("/", "-").replace(":", "")
-    local = storage.localize(manifest["folder"], f"{digest}-{_rank()}")
+    # Named by the id, not the place: a step that is trained again is saved at the same place with other content.
+    local = storage.localize(manifest["folder"], f"checkpoint-{manifest['id']}")
     for name, engine in engines.items():
         engine.load(str(local), tag=name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -15,9 +16,13 @@ import torch.distributed as dist
 from infra.training.config import EngineConfig, OptimizerConfig
 
 
-def _deepspeed():
+def import_deepspeed():
+    """DeepSpeed, told which accelerator there is, and able to find the `ninja` of this interpreter's environment."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    scripts = os.path.dirname(sys.executable)
+    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -39,7 +44,7 @@ class Engine:
 
     def __init__(self, module: torch.nn.Module, optimizer: OptimizerConfig, config: EngineConfig, steps: int,
                  micro_batch: int, accumulate: int = 1):
-        deepspeed = _deepspeed()
+        deepspeed = import_deepspeed()
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
         # Weight decay is for matrices; norms, biases, and embeddings of one axis go without (as in GPT-2's recipe).
@@ -107,13 +112,19 @@ class Engine:
             yield
             return
         kept = [self._local(p).clone() for p in self._trained]
-        with torch.no_grad():
-            torch._foreach_copy_([self._local(p) for p in self._trained], self._ema)
+        self._put(self._ema)
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_([self._local(p) for p in self._trained], kept)
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: list[torch.Tensor]) -> None:
+        """Set this rank's parts of the weights."""
+        for parameter in self._trained:
+            if hasattr(parameter, "ds_tensor"):  # ZeRO-3 keeps small parameters whole, which would hide the new part
+                parameter.partition(has_been_updated=False)
+        torch._foreach_copy_([self._local(p) for p in self._trained], values)
 
     @contextlib.contextmanager
     def full_weights(self):

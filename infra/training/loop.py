@@ -58,7 +58,9 @@ class Loop:
                 seen.setdefault(key, []).append(value)
             window_units += step_units
             done = step + 1
-            if done % self.workers.log_every == 0 or done == self.steps:
+            # A checkpoint closes the window, so that a resumed run logs the same rows and counts every unit once.
+            keep = done % self.workers.checkpoint_every == 0 and done < self.steps
+            if done % self.workers.log_every == 0 or keep or done == self.steps:
                 seconds = time.perf_counter() - window_began
                 # Keys may differ from step to step (an image step, a video step), never from rank to rank.
                 means = {key: sum(values) / len(values) for key, values in seen.items()}
@@ -75,7 +77,7 @@ class Loop:
             for steps, function in self.every.values():
                 if done % steps == 0 or done == self.steps:
                     function(done)
-            if done % self.workers.checkpoint_every == 0 and done < self.steps:
+            if keep:
                 checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units},
                                 self.workers.keep_checkpoints)
         return {"seconds": time.perf_counter() - began, "units": units, **last}

@@ -1,0 +1,145 @@
+"""Small corpora for tests, made on the spot: an ingest artifact of coloured squares, a pretokenize artifact of digits.
+
+Both are folders as their stages write them, with a manifest that hashes every file.
+"""
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from infra import storage
+from infra.artifacts import Artifact
+from models.text import TextTokenizer
+from stages import records, tokens
+from stages.media import encode_mp4, encode_png
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
+
+
+class Silent:
+    """A tracker and a progress display that keep what they are told."""
+
+    def __init__(self):
+        self.metrics: list[tuple[int, dict]] = []
+
+    def log_metrics(self, metrics, step=0, tokens=None):
+        self.metrics.append((step, dict(metrics)))
+
+    def log_image(self, picture, name, step=0):
+        assert picture.startswith(b"\x89PNG")
+
+    def __call__(self, *arguments, **facts):
+        pass
+
+
+def seal(folder: Path, stage: str) -> Artifact:
+    """The folder as a published artifact."""
+    files = [{"path": name, "bytes": size, "sha256": storage.sha256(str(folder / name))}
+             for name, size in storage.list_files(str(folder)).items()]
+    return Artifact(stage, hashlib.sha256(str(folder).encode()).hexdigest(), str(folder), {"files": files})
+
+
+def square(colour: str, at: tuple[int, int], size: int = 24) -> np.ndarray:
+    picture = np.full((size, size, 3), 20, np.uint8)
+    y, x = at
+    picture[y:y + 8, x:x + 8] = COLOURS[colour]
+    return picture
+
+
+def ingest(folder: Path, images: int = 24, videos: int = 6, frames: int = 5) -> Artifact:
+    """Squares of four colours, still and moving; the last of six goes to validation, the one before to test."""
+    rows = []
+    for number in range(images + videos):
+        kind = "image" if number < images else "video"
+        colour = list(COLOURS)[number % len(COLOURS)]
+        y, x = (number * 5) % 17, (number * 7) % 16
+        if kind == "image":
+            media = encode_png(square(colour, (y, x)))
+        else:
+            media = encode_mp4(np.stack([square(colour, (y, (x + 2 * t) % 16)) for t in range(frames)]), 8)
+        split = {5: "validation", 4: "test"}.get(number % 6, "train")
+        rows.append({"id": hashlib.sha256(media + bytes([number])).hexdigest(), "kind": kind, "split": split,
+                     "media": media, "format": "png" if kind == "image" else "mp4", "caption": f"a {colour} square",
+                     "label": colour, "width": 24, "height": 24, "frames": 1 if kind == "image" else frames,
+                     "source": "squares", "path": f"{number}", "part": 0, "synthetic": False, "meta": "{}"})
+    half = len(rows) // 2
+    for index, part in enumerate((rows[:half], rows[half:])):
+        records.write_shard(str(folder / records.shard_name(index)), part)
+    return seal(folder, "ingest")
+
+
+def token_rows(text: TextTokenizer, rng: np.random.Generator, images: int, videos: int, texts: int, documents: int,
+               channels: int = 4, codes: bool = True, longest_text: int = 60) -> list[dict]:
+    """Documents of every kind in the form that `tokens.write_shard` takes."""
+    def visual(grid):
+        count = int(np.prod(grid))
+        return {"kind": "visual", "loss": True, "grid": list(grid),
+                "latents": rng.normal(size=count * channels).astype(np.float32),
+                "codes": rng.integers(0, 64, count).astype(np.int32) if codes else None}
+
+    def written(words):
+        return {"kind": "text", "loss": True, "ids": text.encode(" ".join(words))}
+
+    def words(count):
+        return list(rng.choice(["red", "green", "blue", "square", "moves", "the", "a"], count))
+
+    def row(kind, segments):
+        number = len(rows)
+        rows.append({"id": hashlib.sha256(f"{kind}{number}".encode()).hexdigest(), "kind": kind, "label": None,
+                     "bytes": 7 * number, "segments": segments})
+
+    rows: list[dict] = []
+    for number in range(images):
+        row("image", [*([written(words(1 + number % 5))] if number % 4 else []), visual((1, 3, 3))])
+    for _ in range(videos):
+        row("video", [written(words(3)), visual((2, 3, 3))])
+    for _ in range(texts):
+        row("text", [written(words(int(rng.integers(1, longest_text))))])
+    for number in range(documents):
+        parts = []
+        for _ in range(1 + number % 3):
+            parts += [written(words(int(rng.integers(1, 12)))), visual((1, 2, 2))]
+        row("document", (parts + [written(words(4))])[number % 2:])
+    return rows
+
+
+def text_tokenizer() -> TextTokenizer:
+    return TextTokenizer.train(["a red square moves", "the green square", "a blue square"] * 3, 300)
+
+
+def pretokenize(folder: Path, splits: dict[str, list[list[dict]]], text: TextTokenizer, channels: int = 4,
+                visual_digest: str = "") -> Artifact:
+    """A token artifact: `splits` maps a split to the rows of each of its shards."""
+    for split, shards in splits.items():
+        for index, rows in enumerate(shards):
+            tokens.write_shard(str(folder / "tokens" / split / f"shard-{index:05d}.arrow"), rows)
+    storage.write_json(str(folder / "tokens.json"), {
+        "schema_version": 1, "visual_tokenizer": "test", "visual_digest": visual_digest, "text_digest": text.digest,
+        "vocab_size": text.vocab_size, "specials": text.specials, "image_size": 24, "video_size": 24, "frames": 5,
+        "latent_mean": [0.1] * channels, "latent_std": [0.5] * channels, "counts": {}})
+    storage.write_bytes(str(folder / "text.json"), text.to_json().encode())
+    return seal(folder, "pretokenize")
+
+
+def tokenizer(folder: Path, channels: int = 4) -> Artifact:
+    """An untrained visual tokenizer as the tokenizer stages save one: 8x8 patches of a 24x24 picture are 3x3."""
+    import json
+    from dataclasses import asdict
+
+    from safetensors.torch import save_file
+
+    from models.tokenizer.config import QuantizerConfig, TokenizerConfig
+    from models.tokenizer.omni import OmniTokenizer
+
+    torch.manual_seed(0)
+    config = TokenizerConfig(patch_size=8, temporal_patch=4, width=16, heads=2, head_dim=8, spatial_layers="t",
+                             temporal_layers=1, decoder_spatial_layers="t",
+                             quantizer=QuantizerConfig(codebook_size=64, latent_dim=channels))
+    (folder / "tokenizer").mkdir(parents=True)
+    save_file({name: value.contiguous() for name, value in OmniTokenizer(config).state_dict().items()},
+              folder / "tokenizer" / "tokenizer.safetensors")
+    storage.write_bytes(str(folder / "tokenizer" / "config.json"), json.dumps(asdict(config)).encode())
+    return seal(folder, "tokenizer_joint")

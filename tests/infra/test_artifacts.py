@@ -1,0 +1,243 @@
+"""Artifacts: published whole or not at all, whatever dies when; replaced ones are put aside; damage is seen."""
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from infra import storage
+from infra.artifacts import MANIFEST, ArtifactStore, files_digest
+
+FINGERPRINT = "f" * 64
+FILES = {"records/shard-0.bin": b"zero", "records/shard-1.bin": b"one", "report/history.jsonl": b"curve"}
+OTHER_FILES = {"records/shard-0.bin": b"ZERO!", "new.bin": b"new"}
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it on its way, as nothing catches a SIGKILL."""
+
+
+def facts(ended: float = 100.0, **more) -> dict:
+    return {"stage": "ingest", "metrics": {"records": 2}, "times": {"ended_unix": ended, "seconds": 1.0}, **more}
+
+
+def fill(store: ArtifactStore, files: dict[str, bytes], folder: str = "output") -> str:
+    work = store.work_uri("ingest", FINGERPRINT)
+    for path, content in files.items():
+        storage.write_bytes(storage.join(work, folder, path), content)
+    return work
+
+
+def publish(store: ArtifactStore, files: dict[str, bytes], ended: float = 100.0, **more):
+    return store.publish("ingest", FINGERPRINT, fill(store, files), facts(ended, **more))
+
+
+def contents(uri: str) -> dict[str, bytes]:
+    return {path: storage.read_bytes(storage.join(uri, path)) for path in storage.list_files(uri) if path != MANIFEST}
+
+
+def test_publish_and_find(root):
+    store = ArtifactStore(root)
+    fill(store, {"done.json": b"{}"}, "state")
+    assert store.find("ingest", FINGERPRINT) is None and store.has_work("ingest", FINGERPRINT)
+    made = publish(store, FILES)
+    assert made == store.find("ingest", FINGERPRINT)
+    assert contents(made.uri) == FILES
+    assert made.manifest["files"] == [
+        {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for path, content in FILES.items()]
+    assert made.metrics == {"records": 2}
+    assert not store.has_work("ingest", FINGERPRINT)
+    assert made.file("records", "shard-0.bin").endswith(f"/artifacts/ingest/{FINGERPRINT}/records/shard-0.bin")
+    assert store.all() == store.all("ingest") == [made] and store.all("train") == []
+    assert contents(str(made.local())) == FILES
+
+
+def test_an_unfinished_artifact_is_none(root):
+    store = ArtifactStore(root)
+    storage.write_bytes(storage.join(store.artifact_uri("ingest", FINGERPRINT), "x.bin"), b"half")
+    assert store.find("ingest", FINGERPRINT) is None and store.all() == []
+
+
+def test_digest_is_of_the_content_without_the_report(root):
+    store = ArtifactStore(root)
+    first = publish(store, FILES, ended=1.0, config={"a": 1})
+    same = publish(store, {**FILES, "report/history.jsonl": b"another curve"}, ended=2.0, config={"a": 2})
+    assert same.digest == first.digest
+    assert files_digest(same.manifest["files"]) != files_digest(first.manifest["files"])
+    assert publish(store, {**FILES, "records/shard-1.bin": b"two"}, ended=3.0).digest != first.digest
+    renamed = {("records/x.bin" if path.endswith("1.bin") else path): data for path, data in FILES.items()}
+    assert publish(store, renamed, ended=4.0).digest != first.digest
+
+
+def test_a_replaced_artifact_is_put_aside(root):
+    store = ArtifactStore(root)
+    old = publish(store, FILES, ended=1.0)
+    new = publish(store, OTHER_FILES, ended=2.0)
+    assert contents(new.uri) == OTHER_FILES and store.find("ingest", FINGERPRINT) == new
+    aside = storage.join(root, "replaced", "ingest", f"{FINGERPRINT}-1000")
+    assert contents(aside) == FILES
+    assert storage.read_json(storage.join(aside, MANIFEST)) == old.manifest
+    publish(store, FILES, ended=3.0)
+    assert contents(storage.join(root, "replaced", "ingest", f"{FINGERPRINT}-2000")) == OTHER_FILES
+
+
+def test_finishing_is_safe_to_repeat(root):
+    store = ArtifactStore(root)
+    work = fill(store, FILES)
+    assert store.finish_publishing("ingest", FINGERPRINT, work) is None
+    made = publish(store, FILES)
+    assert store.finish_publishing("ingest", FINGERPRINT, work) is None
+    assert store.find("ingest", FINGERPRINT) == made
+
+
+OPERATIONS = ("write_bytes", "move_file", "remove")
+
+
+def kill_at(monkeypatch, operation: int, after: bool) -> list[str]:
+    """Let the storage raise at its `operation`-th change, before or after it took effect; gives what was called."""
+    calls: list[str] = []
+
+    def wrap(name, original):
+        def wrapped(*arguments):
+            calls.append(name)
+            if len(calls) == operation and not after:
+                raise Killed
+            result = original(*arguments)
+            if len(calls) == operation:
+                raise Killed
+            return result
+        return wrapped
+
+    for name in OPERATIONS:
+        monkeypatch.setattr(storage, name, wrap(name, getattr(storage, name)))
+    return calls
+
+
+def count_operations(tmp_path, monkeypatch, replaces: bool) -> int:
+    store = ArtifactStore(str(tmp_path / "counted"))
+    if replaces:
+        publish(store, FILES, ended=1.0)
+    work = fill(store, OTHER_FILES)
+    with monkeypatch.context() as patch:
+        calls = kill_at(patch, 0, after=False)
+        store.publish("ingest", FINGERPRINT, work, facts(2.0))
+    return len(calls)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("replaces", [False, True])
+def test_publication_killed_anywhere_is_finished(tmp_path, monkeypatch, replaces, after):
+    operations = count_operations(tmp_path, monkeypatch, replaces)
+    assert operations >= (12 if replaces else 6)
+    for operation in range(1, operations + 1):
+        store = ArtifactStore(str(tmp_path / f"{operation}"))
+        if replaces:
+            publish(store, FILES, ended=1.0)
+        work = fill(store, OTHER_FILES)
+        fill(store, {"shards/0.json": b"{}"}, "state")
+        with monkeypatch.context() as patch:
+            kill_at(patch, operation, after)
+            with pytest.raises(Killed):
+                store.publish("ingest", FINGERPRINT, work, facts(2.0))
+        # A reader meets a whole artifact or none.
+        if seen := store.find("ingest", FINGERPRINT):
+            assert store.damage(seen, deep=True) == [], f"operation {operation}"
+        # Dies again at each change of the second attempt, which must not do harm either.
+        with monkeypatch.context() as patch:
+            kill_at(patch, 1 + operation % 4, after)
+            try:
+                store.finish_publishing("ingest", FINGERPRINT, work)
+            except Killed:
+                pass
+        begun = storage.exists(storage.join(work, "publish.json"))
+        finished = store.finish_publishing("ingest", FINGERPRINT, work)
+        made = store.find("ingest", FINGERPRINT)
+        if made is None or made.manifest["times"]["ended_unix"] == 1.0:  # killed before the publication was begun
+            assert not begun and finished is None
+            assert contents(storage.join(work, "output")) == OTHER_FILES
+            made = store.publish("ingest", FINGERPRINT, work, facts(2.0))
+        assert contents(made.uri) == OTHER_FILES
+        assert store.damage(made, deep=True) == []
+        if replaces:
+            aside = storage.join(store.root, "replaced", "ingest", f"{FINGERPRINT}-1000")
+            assert contents(aside) == FILES, f"operation {operation}"
+            assert storage.exists(storage.join(aside, MANIFEST))
+
+
+def test_publication_killed_on_an_object_store_is_finished(s3, monkeypatch):
+    store = ArtifactStore(s3)
+    publish(store, FILES, ended=1.0)
+    work = fill(store, OTHER_FILES)
+    copied, copy_file = [], storage.copy_file
+
+    def copy_then_die(source, target):
+        copy_file(source, target)
+        copied.append(target)
+        if len(copied) == 4:  # the copy is there, the original too
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "copy_file", copy_then_die)
+        with pytest.raises(Killed):
+            store.publish("ingest", FINGERPRINT, work, facts(2.0))
+    made = store.finish_publishing("ingest", FINGERPRINT, work)
+    assert contents(made.uri) == OTHER_FILES
+    assert contents(storage.join(s3, "replaced", "ingest", f"{FINGERPRINT}-1000")) == FILES
+    assert not store.has_work("ingest", FINGERPRINT)
+
+
+def test_leftovers_of_a_finished_publication_are_no_work_to_resume(tmp_path, monkeypatch):
+    """Killed while the work folder was removed: a later run must not go on from a state without its output."""
+    store = ArtifactStore(str(tmp_path))
+    work = fill(store, FILES)
+    fill(store, {"shards/0.json": b"{}"}, "state")
+    remove, removed = storage.remove, []
+
+    def remove_one_then_die(uri):
+        remove(uri)
+        removed.append(uri)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", remove_one_then_die)
+        with pytest.raises(Killed):
+            store.publish("ingest", FINGERPRINT, work, facts())
+    assert store.find("ingest", FINGERPRINT)
+    assert not storage.exists(storage.join(work, "state"))
+    assert store.finish_publishing("ingest", FINGERPRINT, work) is None
+    assert not store.has_work("ingest", FINGERPRINT)
+
+
+def test_damage(root):
+    store = ArtifactStore(root)
+    made = publish(store, FILES)
+    assert store.damage(made) == store.damage(made, deep=True) == []
+    storage.remove(made.file("records/shard-0.bin"))
+    storage.write_bytes(made.file("records/shard-1.bin"), b"longer than before")
+    storage.write_bytes(made.file("report/history.jsonl"), b"CURVE")  # of the same size
+    assert store.damage(made) == ["records/shard-0.bin", "records/shard-1.bin"]
+    assert store.damage(made, deep=True) == ["records/shard-0.bin", "records/shard-1.bin", "report/history.jsonl"]
+
+
+def test_last_used_outlives_the_artifact(root):
+    store = ArtifactStore(root)
+    assert store.last_used("demo", "ingest") is None
+    made = publish(store, FILES)
+    store.set_last_used("demo", made)
+    assert store.last_used("demo", "ingest") == made and store.last_used("other", "ingest") is None
+    storage.remove(made.uri)
+    assert store.last_used("demo", "ingest") == made and store.find("ingest", FINGERPRINT) is None
+
+
+def test_last_used_is_written_only_when_it_changes(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    made = publish(store, FILES)
+    store.set_last_used("demo", made)
+    record = tmp_path / "pipelines/demo/ingest.json"
+    os.utime(record, (1, 1))
+    store.set_last_used("demo", made)
+    assert record.stat().st_mtime == 1
+    store.set_last_used("demo", publish(store, OTHER_FILES, ended=200.0))
+    assert record.stat().st_mtime > 1

@@ -1,0 +1,409 @@
+"""Training: the engine against plain torch, ZeRO stages and ranks against each other, checkpoints, the loop."""
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from infra.training import checkpoint
+from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from infra.training.engine import Engine, reduce_sum
+from infra.training.launch import single_process
+from infra.training.loop import Loop, TrainingDiverged
+from models.unified.batch import Segment, collate
+from models.unified.config import DiffusionConfig, UnifiedConfig
+from models.unified.layouts import plain_text, text_to_visual
+from models.unified.model import UnifiedModel
+from models.unified.objective import UnifiedObjective
+
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=3, weight_decay=0.1, grad_clip=0.5)
+UNIFIED = UnifiedConfig(vocab_size=7000, latent_dim=3, width=16, layers=2, heads=2, time_dim=8)
+STEPS = 10
+
+
+class Regression(nn.Module):
+    """A module as the stages' objectives are: one forward pass gives the loss and what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 2))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x, y):
+        self.calls += 1
+        loss = (self.net(x) - y).square().mean()
+        return loss, {"loss": loss.detach()}
+
+
+def example(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(8, 6, generator=generator)
+    return x, torch.stack([x[:, 0] * x[:, 1], x.sum(1)], dim=1)
+
+
+def regression(**fields) -> Engine:
+    torch.manual_seed(0)
+    return Engine(Regression(), OPTIMIZER, EngineConfig(**{"zero_stage": 0, **fields}), STEPS, 8)
+
+
+def steps(engine: Engine, start: int, stop: int) -> list[dict]:
+    logs = []
+    for step in range(start, stop):
+        loss, found = engine(*example(step))
+        engine.backward(loss)
+        logs.append({"loss": float(found["loss"]), **engine.step(step)})
+    return logs
+
+
+@pytest.fixture(scope="module")
+def group():
+    torch.set_num_threads(1)
+    with single_process():
+        yield
+
+
+def plain(count: int) -> tuple[nn.Module, list[dict], list[list[torch.Tensor]]]:
+    """The same training written with torch alone: losses, norms, and the weights after each step."""
+    torch.manual_seed(0)
+    module = Regression()
+    weights = [p for p in module.parameters() if p.ndim >= 2]
+    others = [p for p in module.parameters() if p.ndim < 2]
+    adam = torch.optim.AdamW([{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+                             betas=(0.9, 0.95), eps=1e-8)
+    logs, kept = [], []
+    for step in range(count):
+        for entry in adam.param_groups:
+            entry["lr"] = OPTIMIZER.lr_at(step, STEPS)
+        loss, _ = module(*example(step))
+        adam.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+        adam.step()
+        logs.append({"loss": float(loss), "grad_norm": float(norm), "lr": OPTIMIZER.lr_at(step, STEPS)})
+        kept.append([p.detach().clone() for p in module.parameters()])
+    return module, logs, kept
+
+
+# ---- one rank ----
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_the_engine_trains_like_plain_adamw(group, zero_stage):
+    engine = regression(zero_stage=zero_stage)
+    logs = steps(engine, 0, STEPS)
+    module, expected, _ = plain(STEPS)
+    for found, wanted in zip(logs, expected, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4)
+    state = engine.state_dict()
+    assert set(state) == set(module.state_dict()) and int(state["calls"]) == STEPS
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_moving_average_is_its_recursion(group):
+    engine = regression(ema_decay=0.9)
+    steps(engine, 0, STEPS)
+    _, _, weights = plain(STEPS)
+    torch.manual_seed(0)
+    average = [p.detach().clone() for p in Regression().parameters()]
+    for step, now in enumerate(weights):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, now, strict=True)]
+    trained = [p.detach().clone() for p in engine.module.parameters()]
+    with engine.averaged():
+        for found, wanted in zip(engine.module.parameters(), average, strict=True):
+            torch.testing.assert_close(found.data, wanted, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(engine.module.parameters(), trained, strict=True))
+    state = engine.state_dict()
+    torch.testing.assert_close(state["net.0.weight"], average[0], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_passes_are_one_step(group):
+    torch.manual_seed(0)
+    engine = Engine(Regression(), OPTIMIZER, EngineConfig(zero_stage=1), STEPS, 4, accumulate=2)
+    for step in range(STEPS):
+        facts = []
+        for half in (slice(0, 4), slice(4, 8)):
+            x, y = example(step)
+            loss, _ = engine(x[half], y[half])
+            engine.backward(loss)
+            facts.append(engine.step(step))
+        assert facts[0] == {} and facts[1]["lr"] == OPTIMIZER.lr_at(step, STEPS)
+    module, _, _ = plain(STEPS)
+    for found, wanted in zip(engine.module.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_the_gradient_norm_is_logged_with_and_without_clipping(group, clip):
+    for zero_stage in (0, 1, 2):
+        torch.manual_seed(0)
+        engine = Engine(Regression(), OPTIMIZER.model_copy(update={"grad_clip": clip}),
+                        EngineConfig(zero_stage=zero_stage), STEPS, 8)
+        torch.manual_seed(0)
+        module = Regression()
+        module(*example(0))[0].backward()
+        norm = torch.cat([p.grad.flatten() for p in module.parameters()]).norm()
+        assert steps(engine, 0, 1)[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_bf16_runs_the_products_in_bf16_and_keeps_fp32_weights(group):
+    engine = regression(precision="bf16", zero_stage=1)
+    with engine.autocast():
+        assert engine.module.net[0](example(0)[0]).dtype == torch.bfloat16
+    logs = steps(engine, 0, STEPS)
+    assert [log["loss"] for log in logs] == pytest.approx([log["loss"] for log in plain(STEPS)[1]], rel=0.05)
+    assert all(value.dtype != torch.bfloat16 for value in engine.state_dict().values())
+
+
+def test_the_schedule():
+    config = OptimizerConfig(lr=2.0, warmup_steps=4, final_lr_ratio=0.1)
+    assert [config.lr_at(step, 24) for step in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    for step in range(4, 24):
+        expected = 0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi * (step - 4) / 20))
+        assert config.lr_at(step, 24) == pytest.approx(expected)
+    flat = OptimizerConfig(lr=2.0, warmup_steps=0, schedule="constant")
+    assert {flat.lr_at(step, 24) for step in range(24)} == {2.0}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_a_checkpoint_goes_on_bit_for_bit(group, tmp_path, monkeypatch, zero_stage, place):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    state = str(tmp_path / "state") if place == "disk" else f"memory://training-{os.getpid()}-{zero_stage}"
+    straight = regression(zero_stage=zero_stage, ema_decay=0.9)
+    steps(straight, 0, 5)
+    checkpoint.save(state, 5, {"model": straight}, {"window": 3}, keep=2)
+    expected = steps(straight, 5, STEPS)
+    torch.manual_seed(99)
+    resumed = Engine(Regression(), OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), STEPS, 8)
+    found = checkpoint.latest(state)
+    assert (found["step"], found["ranks"], found["position"]) == (5, 1, {"window": 3})
+    checkpoint.load(found, {"model": resumed})
+    assert steps(resumed, 5, STEPS) == expected
+    for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(straight.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# ---- checkpoints ----
+
+
+def test_only_complete_checkpoints_count_and_the_newest_are_kept(group, tmp_path):
+    state, engine = str(tmp_path / "state"), regression()
+    assert checkpoint.latest(state) is None
+    for step in (2, 4, 6, 8):
+        steps(engine, step - 2, step)
+        checkpoint.save(state, step, {"model": engine}, {"step": step}, keep=2)
+    folder = tmp_path / "state" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step-00000006", "step-00000006.json", "step-00000008", "step-00000008.json"]
+    (folder / "step-00000010" / "model").mkdir(parents=True)  # a process was killed while it saved
+    assert checkpoint.latest(state)["step"] == 8
+    (folder / "step-00000008.json").unlink()
+    assert checkpoint.latest(state)["step"] == 6
+
+
+def test_a_checkpoint_can_be_moved_and_another_number_of_workers_is_refused(group, tmp_path):
+    engine = regression()
+    steps(engine, 0, 2)
+    checkpoint.save(str(tmp_path / "here"), 2, {"model": engine}, {}, keep=1)
+    weights = engine.state_dict()
+    (tmp_path / "here").rename(tmp_path / "there")
+    steps(engine, 2, 4)
+    found = checkpoint.latest(str(tmp_path / "there"))
+    checkpoint.load(found, {"model": engine})
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), engine.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="written by 3 workers.*--force"):
+        checkpoint.load({**found, "ranks": 3}, {"model": engine})
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(found, {"critic": engine})
+
+
+def test_a_step_that_is_trained_again_is_not_taken_from_the_cache(group, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    state, engine = f"memory://again-{os.getpid()}", regression()
+    for _ in range(2):
+        steps(engine, 0, 2)
+        checkpoint.save(state, 2, {"model": engine}, {}, keep=1)
+        weights = engine.state_dict()
+        checkpoint.load(checkpoint.latest(state), {"model": engine})
+        assert torch.equal(engine.state_dict()["net.0.weight"], weights["net.0.weight"])
+
+
+# ---- the loop ----
+
+
+class Recorder:
+    def __init__(self, tmp_path: Path, **workers):
+        self.rows, self.saved, self.calls, self.trained = [], [], [], []
+        self.workers = WorkersConfig(count=1, **workers)
+        self.state = str(tmp_path / "state")
+        self.values = lambda step: {"loss": float(step)}
+
+    def train_step(self, step):
+        self.trained.append(step)
+        return self.values(step), 10
+
+    def loop(self, count: int) -> Loop:
+        return Loop(count, "images", self.workers, {}, self.train_step, lambda: {"at": self.trained[-1] + 1},
+                    lambda step: f"images {step}a, {step}b", self.state, self.log, lambda *a, **k: None,
+                    {"validate": (4, lambda step: self.calls.append(step))})
+
+    def log(self, metrics, step, units):
+        assert metrics.pop("images_per_second") > 0
+        self.rows.append((step, metrics, units))
+
+
+def test_the_loop_logs_means_over_its_window(group, tmp_path):
+    recorder = Recorder(tmp_path, log_every=3)
+    last = recorder.loop(8).run()
+    assert recorder.rows == [(3, {"loss": 1.0}, 30.0), (6, {"loss": 4.0}, 60.0), (8, {"loss": 6.5}, 80.0)]
+    assert recorder.calls == [4, 8]
+    assert last["units"] == 80.0 and last["loss"] == 6.5 and last["seconds"] > 0
+
+
+def test_a_value_that_only_some_steps_have_is_averaged_over_those(group, tmp_path):
+    recorder = Recorder(tmp_path, log_every=4)
+    recorder.values = lambda step: {"image_loss" if step % 2 else "video_loss": float(step)}
+    recorder.loop(4).run()
+    assert recorder.rows == [(4, {"video_loss": 1.0, "image_loss": 2.0}, 40.0)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_loop_stops_where_a_value_is_not_finite(group, tmp_path, value):
+    recorder = Recorder(tmp_path)
+    recorder.values = lambda step: {"loss": 1.0, "grad_norm": value if step == 5 else 1.0}
+    with pytest.raises(TrainingDiverged, match=rf"step 5: grad_norm is {value}; batch: images 5a, 5b"):
+        recorder.loop(8).run()
+    assert recorder.trained == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_interrupted_loop_logs_the_rows_of_an_unbroken_one(group, tmp_path):
+    """Whatever the checkpoints' distance is to the logs': every unit is counted once."""
+    fields = {"log_every": 4, "checkpoint_every": 3}
+    straight = Recorder(tmp_path / "straight", **fields)
+    straight.loop(11).run()
+    broken = Recorder(tmp_path / "broken", **fields)
+    broken.values = lambda step: {"loss": float(step) if step != 8 else math.nan}
+    with pytest.raises(TrainingDiverged):
+        broken.loop(11).run()
+    found = checkpoint.latest(broken.state)
+    assert found["step"] == 6 and found["position"] == {"at": 6, "units": 60.0}
+    resumed = Recorder(tmp_path / "broken", **fields)
+    resumed.loop(11).run(found["step"], found["position"]["units"])
+    assert [row for row in broken.rows if row[0] <= 6] + resumed.rows == straight.rows
+
+
+# ---- several ranks ----
+
+
+def unified_rows(step: int) -> list[list[list[Segment]]]:
+    """Four rows whose targets differ in number and kind, so that a mean over ranks is no mean over targets."""
+    rng, specials = np.random.default_rng(step), UNIFIED.specials
+    rows = []
+    for row in range(4):
+        text = plain_text(rng.integers(6, 40, 3 + 5 * row), specials)
+        latents = rng.normal(size=(4, 3)).astype(np.float32)
+        picture = text_to_visual(rng.integers(6, 40, 2), latents, (1, 2, 2), specials)
+        rows.append([text] if row == 1 else [picture] if row == 2 else [text, picture])
+    return rows
+
+
+def train_unified(zero_stage: int, count: int, folder: str | None = None) -> tuple[list[float], dict]:
+    """Losses of `count` steps on this rank's share of four rows; saved after half of them where a folder is given."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+
+    def build() -> Engine:
+        torch.manual_seed(1)
+        objective = UnifiedObjective(UnifiedModel(UNIFIED), DiffusionConfig())
+        return Engine(objective, OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), count, 4 // ranks)
+
+    def run(engine: Engine, start: int, stop: int) -> list[float]:
+        losses = []
+        for step in range(start, stop):
+            mine = list(range(4))[rank * 4 // ranks:(rank + 1) * 4 // ranks]
+            batch = collate([unified_rows(step)[row] for row in mine], 32, UNIFIED)
+            totals = reduce_sum(batch.tokens["text_targets"], batch.tokens["visual_targets"])
+            loss, logs = engine(batch, [100 * step + row for row in mine], *(total / ranks for total in totals))
+            engine.backward(loss)
+            engine.step(step)
+            losses.append(reduce_sum(float(logs["loss"]))[0] / ranks)
+        return losses
+
+    engine = build()
+    losses = run(engine, 0, count // 2)
+    if folder:
+        checkpoint.save(folder, count // 2, {"model": engine}, {}, keep=1)
+    # What validation does: one rank looks at the averaged weights, the other goes on at once.
+    with engine.averaged(), engine.full_weights() as module:
+        if rank == 0:
+            module.eval()
+            with torch.no_grad():
+                first, second = (float(module(collate(unified_rows(0), 32, UNIFIED), 5)[0]) for _ in range(2))
+            assert first == second
+            module.train()
+    losses += run(engine, count // 2, count)
+    state = engine.state_dict()
+    if folder:
+        resumed = build()
+        checkpoint.load(checkpoint.latest(folder), {"model": resumed})
+        assert run(resumed, count // 2, count) == losses[count // 2:]
+        for (name, a), b in zip(state.items(), resumed.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+    return losses, state
+
+
+def _rank(rank: int, ranks: int, folder: str, path: list[str]) -> None:
+    sys.path[:0] = path
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "DS_ACCELERATOR": "cpu"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
+    found = {stage: train_unified(stage, STEPS, f"{folder}/state-{stage}") for stage in range(4)}
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_rank, (2, str(folder), sys.path), nprocs=2)
+    return torch.load(folder / "found.pt")
+
+
+@pytest.mark.slow
+def test_zero_stages_and_ranks_give_the_same_losses_and_weights(group, two_ranks):
+    """And in each of them a checkpoint goes on bit for bit, and rank 0 alone can use the whole model in between."""
+    expected, weights = train_unified(0, STEPS)
+    assert expected[-1] < expected[0]
+    for stage, (losses, state) in two_ranks.items():
+        assert losses == pytest.approx(expected, abs=1e-5), f"ZeRO {stage}"
+        assert set(state) == set(weights)
+        for name, value in weights.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=2e-5, msg=lambda m: f"ZeRO {stage}, {name}: {m}")
+
+
+def test_the_objective_falls_on_a_fixed_batch(group):
+    torch.manual_seed(0)
+    count = 60
+    objective = UnifiedObjective(UnifiedModel(UNIFIED), DiffusionConfig())
+    engine = Engine(objective, OptimizerConfig(lr=1e-2, warmup_steps=5), EngineConfig(zero_stage=1), count, 4)
+    batch, logs = collate(unified_rows(0), 32, UNIFIED), []
+    for step in range(count):
+        loss, found = engine(batch, [1, 2, 3, 4])
+        engine.backward(loss)
+        engine.step(step)
+        logs.append({name: float(value) for name, value in found.items()})
+    assert logs[-1]["text_loss"] < 0.2 * logs[0]["text_loss"]
+    assert logs[-1]["visual_loss"] < 0.5 * logs[0]["visual_loss"]
+
+

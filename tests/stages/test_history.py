@@ -1,0 +1,36 @@
+"""The curves of a training stage: one row a logged step, however often the stage was interrupted."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from stages import history  # noqa: E402
+from stages.history import History  # noqa: E402
+
+
+def test_a_resumed_curve_has_no_doubled_step(tmp_path):
+    first = History(str(tmp_path), corpora.Silent())
+    first.rewind(0)
+    for step in (2, 4, 6):
+        first.add({"loss": 1 / step}, step, units=10.0 * step)
+    first.add({"validation_loss": 0.5}, 4)
+    tracker = corpora.Silent()
+    second = History(str(tmp_path), tracker)
+    second.rewind(4)  # the last checkpoint
+    second.add({"loss": 0.2}, 6, units=60.0)
+    assert tracker.metrics == [(6, {"loss": 0.2})]
+    second.save(str(tmp_path / "report" / "history.jsonl"))
+    rows = history.load(str(tmp_path / "report" / "history.jsonl"))
+    assert rows == [{"step": 2, "units": 20.0, "loss": 0.5}, {"step": 4, "units": 40.0, "loss": 0.25},
+                    {"step": 4, "validation_loss": 0.5}, {"step": 6, "units": 60.0, "loss": 0.2}]
+    assert history.series(rows) == {"loss": [(2, 0.5), (4, 0.25), (6, 0.2)], "validation_loss": [(4, 0.5)]}
+
+
+def test_a_forced_run_begins_anew(tmp_path):
+    History(str(tmp_path), corpora.Silent()).add({"loss": 1.0}, 5)
+    again = History(str(tmp_path), corpora.Silent())
+    again.rewind(0)
+    assert again.rows == []

@@ -1,0 +1,199 @@
+"""Packing: rows hold what was planned, in an order that only the seed decides, and the cursor loses nothing."""
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from models.unified.batch import collate, document_length  # noqa: E402
+from models.unified.config import UnifiedConfig  # noqa: E402
+from stages.packing import PackingConfig, Placed, Planner, RowStream, pack  # noqa: E402
+from stages.tokens import TokenSet  # noqa: E402
+from stages.train_unified import Documents  # noqa: E402
+
+
+class Lengths:
+    """What a planner reads of a token set: kinds, and (kind, tokens) of each segment."""
+
+    def __init__(self, documents: list[tuple[str, list[tuple[str, int]]]]):
+        self.documents = documents
+
+    def indices(self, kind: str) -> np.ndarray:
+        return np.array([i for i, (k, _) in enumerate(self.documents) if k == kind], dtype=np.int64)
+
+    def lengths(self, index: int) -> list[tuple[str, int]]:
+        return self.documents[index][1]
+
+
+sizes = st.integers(0, 40)
+pictures = st.tuples(st.sampled_from(["image", "video"]), st.tuples(sizes, st.integers(1, 30)).map(
+    lambda pair: ([("text", pair[0])] if pair[0] else []) + [("visual", pair[1])]))
+texts = st.tuples(st.just("text"), st.integers(0, 200).map(lambda n: [("text", n)]))
+interleaved = st.tuples(st.just("document"), st.lists(
+    st.one_of(st.tuples(st.just("text"), sizes), st.tuples(st.just("visual"), st.integers(1, 30))), min_size=1,
+    max_size=6))
+corpus = st.lists(st.one_of(pictures, texts, interleaved), min_size=1, max_size=25)
+
+
+def planner(documents, seed=0, **fields) -> Planner:
+    return Planner(Lengths(documents), PackingConfig(**{"length": 64, "window_rows": 4, **fields}), seed)
+
+
+def can_train(documents) -> bool:
+    return any(kind in ("text", "document") or sum(n for _, n in lengths) + 4 <= 64 for kind, lengths in documents)
+
+
+@settings(max_examples=60, deadline=None)
+@given(corpus.filter(can_train), st.integers(0, 1000), st.integers(0, 5))
+def test_rows_hold_what_was_drawn_and_never_more_than_their_length(documents, seed, window):
+    made = planner(documents, seed)
+    rows = made.window(window)
+    assert all(row and sum(placed.length for placed in row) <= 64 for row in rows)
+    counts = Counter(documents[placed.index][0] for row in rows for placed in row)
+    assert counts == made.quota
+    again = planner(documents, seed)
+    again.window(window + 3)  # what else was planned before does not matter
+    assert again.window(window) == rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 64), max_size=80))
+def test_pack_places_every_document_once(lengths):
+    documents = [Placed(i, "text", n) for i, n in enumerate(lengths)]
+    rows = pack(documents, 64)
+    assert sorted(p.index for row in rows for p in row) == list(range(len(lengths)))
+    assert all(sum(p.length for p in row) <= 64 for row in rows)
+    # Best fit never leaves two rows that are both at most half full.
+    assert sum(sum(p.length for p in row) <= 32 for row in rows) <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(corpus.filter(can_train), st.lists(st.integers(1, 7), min_size=1, max_size=8), st.integers(0, 40))
+def test_a_stream_goes_on_from_any_position(documents, takes, cut):
+    straight, stream = RowStream(planner(documents)), RowStream(planner(documents))
+    rows = straight.take(cut + sum(takes))
+    assert stream.take(cut) == rows[:cut]
+    resumed = RowStream(planner(documents), dict(stream.position))
+    found = [row for take in takes for row in resumed.take(take)]
+    assert found == rows[cut:]
+    assert resumed.position == straight.position
+
+
+@settings(max_examples=30, deadline=None)
+@given(corpus.filter(can_train), st.integers(0, 100))
+def test_each_epoch_visits_every_unit_once(documents, seed):
+    made = planner(documents, seed)
+    for kind, units in made.units.items():
+        seen = []
+        for window in range(2 * len(units) // made.quota[kind] + 1):
+            seen += [(p.index, p.start) for row in made.window(window) for p in row if documents[p.index][0] == kind]
+            if kind != "text":
+                seen = [(index, 0) for index, _ in seen]
+        # A window may end inside an epoch: the counts of two units never differ by more than 1.
+        counts = Counter(seen)
+        assert set(counts) == {(index, start) for index, start, _ in units}
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("length", [256, 4096])
+def test_padding_stays_under_three_percent(length):
+    rng = np.random.default_rng(0)
+    grid = 16 if length == 256 else 256
+    documents = [("image", [("text", int(n)), ("visual", grid)]) for n in rng.integers(3, 25, 3000)]
+    documents += [("video", [("text", int(n)), ("visual", 3 * grid)]) for n in rng.integers(3, 25, 300)]
+    documents += [("text", [("text", int(n))]) for n in rng.lognormal(5.5, 1.0, 1000)]
+    made = planner(documents, length=length, window_rows=64, mixture={"image": 0.6, "video": 0.2, "text": 0.2})
+    rows = [row for window in range(4) for row in made.window(window)]
+    used = sum(placed.length for row in rows for placed in row)
+    assert 1 - used / (len(rows) * length) < 0.03
+    shares = Counter()
+    for row in rows:
+        for placed in row:
+            shares[documents[placed.index][0]] += placed.length / used
+    assert shares == pytest.approx({"image": 0.6, "video": 0.2, "text": 0.2}, abs=0.04)
+
+
+def test_orders_and_conditions_come_at_the_configured_rates():
+    documents = [("image", [("text", 5), ("visual", 9)])] * 50 + [("image", [("visual", 9)])] * 50
+    made = planner(documents, window_rows=800, caption_first=0.7, condition_dropout=0.2)
+    placed = [p for row in made.window(0) for p in row]
+    captioned = [p for p in placed if p.index < 50]
+    drawn = [p for p in captioned if p.view == "draw"]
+    assert len(drawn) / len(captioned) == pytest.approx(0.7, abs=0.05)
+    assert np.mean([not p.condition for p in drawn]) == pytest.approx(0.2, abs=0.05)
+    assert all(p.view == "draw" and not p.condition for p in placed if p.index >= 50)
+
+
+def test_a_mixture_leaves_kinds_out_and_unknown_ones_are_refused():
+    documents = [("text", [("text", 20)]), ("image", [("visual", 9)])]
+    assert set(planner(documents, mixture={"text": 0}).quota) == {"image"}
+    with pytest.raises(ValueError, match="leaves nothing"):
+        planner(documents, mixture={"text": 0, "image": 0})
+    with pytest.raises(ValidationError, match="audio"):
+        PackingConfig(mixture={"audio": 1})
+    with pytest.raises(ValidationError, match="greater than or equal"):
+        PackingConfig(mixture={"text": -1})
+
+
+def test_planned_lengths_are_those_that_the_model_is_given(tmp_path):
+    """Every view of every kind, documents cut at a row's end and texts cut into pieces included."""
+    text, rng = corpora.text_tokenizer(), np.random.default_rng(3)
+    rows = corpora.token_rows(text, rng, images=20, videos=6, texts=12, documents=30, longest_text=120)
+    tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [rows[:20], rows[20:]]}, text), "train")
+    model = UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=16, heads=1, specials=text.specials)
+    documents = Documents(tokens, model)
+    seen = Counter()
+    for length in (24, 40, 64):
+        made = Planner(tokens, PackingConfig(length=length, window_rows=60), seed=length)
+        for window in range(3):
+            for row in made.window(window):
+                built = [documents.segments(placed) for placed in row]
+                for placed, segments in zip(row, built, strict=True):
+                    assert document_length(segments) == placed.length, placed
+                    seen[placed.view, placed.condition, placed.target >= 0] += 1
+                batch = collate([built], length, model)
+                assert batch.tokens["padding"] == length - sum(p.length for p in row)
+    assert {view for view, *_ in seen} == {"text", "draw", "describe", "document"}
+    assert seen["draw", False, False] and seen["document", True, True] and seen["document", True, False]
+
+
+def test_a_cut_text_is_whole_again_when_its_pieces_are_joined(tmp_path):
+    text, rng = corpora.text_tokenizer(), np.random.default_rng(4)
+    rows = corpora.token_rows(text, rng, 0, 0, 5, 0, longest_text=120)
+    tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [rows]}, text), "train")
+    specials = SimpleNamespace(**text.specials)
+    documents = Documents(tokens, SimpleNamespace(specials=specials))
+    made = Planner(tokens, PackingConfig(length=16), 0)
+    for index in range(5):
+        pieces = [documents.segments(Placed(i, "text", stop - start, start=start, stop=stop))[0].ids
+                  for i, start, stop in made.units["text"] if i == index]
+        assert all(len(piece) == 16 for piece in pieces[:-1])
+        assert np.concatenate(pieces).tolist() == [specials.bos, *rows[index]["segments"][0]["ids"], specials.eos]
+
+
+def test_one_picture_of_a_document_is_the_target_and_the_earlier_ones_are_context(tmp_path):
+    text, rng = corpora.text_tokenizer(), np.random.default_rng(5)
+    rows = corpora.token_rows(text, rng, 0, 0, 0, 6, longest_text=10)
+    tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [rows]}, text), "train")
+    model = UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=16, heads=1, specials=text.specials)
+    documents, made = Documents(tokens, model), Planner(tokens, PackingConfig(length=256, window_rows=8), 0)
+    targets = Counter()
+    for row in made.window(0):
+        for placed in row:
+            visual = [s.loss for s in documents.segments(placed) if s.kind == "visual"]
+            pictures = sum(k == "visual" for k, _ in tokens.lengths(placed.index))
+            assert visual == ([False] * (len(visual) - 1) + [True] if placed.target >= 0 else [False] * pictures)
+            targets[placed.index, placed.target] += 1
+    for index in range(6):
+        numbers = [n for n, (k, _) in enumerate(tokens.lengths(index)) if k == "visual"]
+        assert {target for i, target in targets if i == index} == {-1, *numbers}
