@@ -1,8 +1,8 @@
 """Lease: of several runs that want the same artifact, one makes it and the others wait.
 
 A lease is a file that only one process can create. Its owner renews it from a thread; one that was not renewed for
-its `expiry` belongs to a dead owner and is taken over. Machines that share a storage need clocks that agree within a
-fraction of that.
+its `expiry`, or whose process has ended on this machine, belongs to a dead owner and is taken over. Machines that
+share a storage need clocks that agree within a fraction of that.
 """
 from __future__ import annotations
 
@@ -84,4 +84,19 @@ class Lease:
 
 
 def _expired(held: dict | None) -> bool:
-    return held is not None and time.time() - held["renewed"] > held["expiry"]
+    if held is None:
+        return False
+    host, pid, _ = held["owner"].split(":")
+    if host == socket.gethostname() and not _lives(int(pid)):
+        return True  # killed on this machine: nobody has to wait for the expiry
+    return time.time() - held["renewed"] > held["expiry"]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -34,14 +34,12 @@ Force = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a st
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.",
                                       envvar="RAY_API_SERVER_ADDRESS")]
-_DEBUG = False
 _INTERRUPTED = 130  # typer's own code for Ctrl-C
 
 
 @app.callback()
 def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    global _DEBUG
-    _DEBUG = debug or _DEBUG
+    """`main` reads --debug itself, before and after the command's name; here it stands for the help."""
 
 
 def _plan(config: str, overrides: list[str] | None, only: str | None, from_: str | None, until: str | None,

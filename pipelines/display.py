@@ -6,6 +6,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pipelines.tables import shown_metrics
+
 _LINE_SECONDS = 10.0
 
 
@@ -61,8 +63,7 @@ class Display:
                 self._line(stage, detail)
 
     def finish(self, stage: str, seconds: float, metrics: dict) -> None:
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:6]
-                          if isinstance(value, int | float))
+        shown = shown_metrics(metrics, 5)
         if self._bars:
             self._bars.update(self._tasks[stage], total=1, completed=1, detail=f"done; {shown}")
             self._bars.stop_task(self._tasks[stage])
@@ -87,4 +88,6 @@ def _duration(seconds: float) -> str:
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds < 3600 else f"{seconds // 3600} h {seconds // 60 % 60} min"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds // 60 % 60} min"

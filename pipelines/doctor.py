@@ -40,7 +40,9 @@ def render(report: dict) -> str:
 
 
 def _readable(name: str, value) -> str:
-    return f"{value / 2**30:.2f} GiB" if name.endswith("bytes") else f"{value:,}" if isinstance(value, int) else str(value)
+    if name.endswith("bytes"):
+        return f"{value / 2**30:.2f} GiB"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _check(name: str, ok: bool, says: str, needed: bool = True) -> dict:

@@ -53,12 +53,20 @@ def fingerprint(stage: str, version: int, config: Any, inputs: dict[str, str], s
                    "sources": sources})
 
 
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(path, old, new) for every leaf that differs between two canonical forms; None stands for an absent leaf."""
+    """(path, old, new) for every leaf that differs between two canonical forms; `ABSENT` where a side has none."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [d for key in keys
-                for d in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)]
+                for d in differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{prefix}.{key}" if prefix else key)]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{prefix}.{i}")]
     # 1 and 1.0 or True are different literals in the canonical form too

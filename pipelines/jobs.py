@@ -29,6 +29,7 @@ from infra import storage
 from infra.cluster import use_token
 from infra.errors import InputError, OmniLoomError
 from pipelines.config import find, load, raw
+from pipelines.runner import code_revision
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -98,6 +99,7 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     if (project := root / "pyproject.toml").exists():
         shutil.copy2(project, folder / project.name)
+    (folder / "REVISION").write_text(code_revision() or "")
     target = folder / "config" / find(config).name
     target.parent.mkdir()
     target.write_text(yaml.safe_dump(_absolute_paths(raw(config, list(overrides))), sort_keys=False,

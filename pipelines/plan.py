@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra import storage
 from infra.artifacts import Artifact, ArtifactStore
 from infra.errors import InputError
 from pipelines import graph
@@ -120,8 +121,13 @@ class Plan:
 
 
 def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Plan:
-    """The plan for a config and a selection."""
+    """The plan for a config and a selection. Raises InputError where sources, storage or pins cannot be used."""
     store = ArtifactStore(config.storage)
+    try:
+        storage.exists(config.storage)
+    except Exception as error:  # each filesystem has its own for unknown, unreachable, unauthorised
+        message = f"{config.storage} cannot be read: {type(error).__name__}: {error}"
+        raise InputError(message, field="storage") from error
     for name in config.pins:
         if name not in graph.NAMES:
             raise InputError(f"no stage {name!r}; the stages are {', '.join(graph.NAMES)}", field=f"pins.{name}")
@@ -232,5 +238,5 @@ def _drift_note(planned: PlannedStage, plan: Plan) -> str:
 
 
 def _show(value: Any) -> str:
-    text = "absent" if value is None else str(value)
+    text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -6,11 +6,12 @@ publishes. Whatever dies, the work folders in storage are what the next run goes
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import math
 import platform
 import subprocess
 import tempfile
 import time
+import uuid
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +76,7 @@ class _Run:
         self.plan, self.display, self.store = plan, display, plan.store
         self.settings = resolve_tracking(plan.config.tracking, plan.config.storage)
         self.board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
-        self.id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + hashlib.sha256(str(time.time()).encode()).hexdigest()[:6]
+        self.id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.record: dict[str, Any] = {"id": self.id, "pipeline": plan.config.name, "status": "running",
                                        "started": _now(), "stages": {}}
 
@@ -145,17 +146,16 @@ class _Run:
             self.display.update(ray.get(self.board.read.remote(), timeout=2))
 
     def _make(self, planned: PlannedStage) -> Artifact:
-        """Make one artifact, or take the one that another run made while this one waited for the lease."""
+        """Make one artifact; or take one that was published since the plan was made, unless the stage is forced."""
         lease_uri = storage.join(self.store.root, "leases", planned.name, f"{planned.fingerprint}.json")
-        began_waiting = time.time()
         with Lease(lease_uri, on_wait=lambda held: self.display.note(
                 f"{planned.name}: another run ({(held or {}).get('owner', 'unknown')}) makes it; waiting")):
             work = self.store.work_uri(planned.name, planned.fingerprint)
-            if finished := self.store.finish_publishing(planned.name, planned.fingerprint, work):
-                return self._adopt(planned, finished)
-            other = self.store.find(planned.name, planned.fingerprint)
-            if other and other.manifest["times"]["ended_unix"] > began_waiting:
-                return self._adopt(planned, other)
+            current = (self.store.finish_publishing(planned.name, planned.fingerprint, work)
+                       or self.store.find(planned.name, planned.fingerprint))
+            seen = planned.artifact and planned.artifact.manifest
+            if current and current.manifest != seen and planned.name not in self.plan.selection.force:
+                return self._adopt(planned, current)
             if planned.status == "run":
                 storage.remove(work)
             return self._adopt(planned, self._execute(planned, work))
@@ -192,14 +192,18 @@ class _Run:
         try:
             task = ray.remote(run_stage).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=0,
                                                  name=planned.name)
-            metrics = ray.get(task.remote(planned.stage, context))
+            metrics = _finite(ray.get(task.remote(planned.stage, context)))
             if place != work:
                 storage.copy_tree(place, work)
                 storage.remove(str(scratch))
             facts = self._facts(planned, inputs, metrics, began, tracker)
             artifact = self.store.publish(planned.name, planned.fingerprint, work, facts)
             tracker.log_output(planned.name, artifact.uri, planned.fingerprint)
-            tracker.log_metrics({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+            numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+            # A training stage's figures belong to its last step, where its curves end.
+            tracker.log_metrics(numbers, step=metrics.get("steps", 0))
+            if planned.name == "evaluate":  # the run as a whole is judged by them: its row in the UI shows them
+                self.parent.log_metrics(numbers)
             status = "FINISHED"
             return artifact
         except ray.exceptions.RayTaskError as error:
@@ -239,9 +243,20 @@ def run_stage(stage, context: StageContext) -> dict:
         context.tracker.close()
 
 
+def _finite(metrics: dict) -> dict:
+    """JSON has no NaN: a figure that is none becomes null, and the work behind it is not lost."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in metrics.items()}
+
+
 def code_revision() -> str | None:
-    """The commit of the checkout that runs, with `+changes` where it is not clean; None outside a checkout."""
+    """The commit of the checkout that runs, with `+changes` where it is not clean; None outside a checkout.
+
+    A tree that was shipped with a job has it in the file REVISION.
+    """
     root = Path(__file__).parents[1]
+    if (shipped := root / "REVISION").exists():
+        return shipped.read_text().strip() or None
     if not (root / ".git").exists():
         return None
 

@@ -14,7 +14,10 @@ _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "re
 
 
 def show(table: Table) -> None:
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a log or a pipe has no edge; reasons should stay on their line
+    console.print(table)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -46,15 +49,22 @@ def status_table(plan: Plan, rows: list[dict]) -> Table:
     tracking = resolve_tracking(plan.config.tracking, plan.config.storage)
     table = Table(title=f"{plan.config.name} in {plan.config.storage}\nMLflow: {tracking.uri}", title_justify="left",
                   box=None, pad_edge=False)
-    for column in ("stage", "status", "artifact", "size", "took", "MLflow run", "metrics"):
-        table.add_column(column, overflow="fold")
+    for column in ("stage", "status", "artifact", "size", "took", "MLflow run"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("metrics", overflow="fold")
     for row in rows:
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(row["metrics"].items())[:6]
-                            if isinstance(value, int | float))
         table.add_row(row["name"], f"[{_COLOURS[row['status']]}]{row['status']}[/]",
-                      row["fingerprint"][:12] if row["artifact"] else "-", _size(row["bytes"]),
-                      f"{row['seconds']:.0f} s" if row["seconds"] else "-", (row["mlflow_run_id"] or "-")[:12], metrics)
+                      row["fingerprint"][:8] if row["artifact"] else "-", _size(row["bytes"]),
+                      f"{row['seconds']:.0f} s" if row["seconds"] else "-", (row["mlflow_run_id"] or "-")[:8],
+                      shown_metrics(row["metrics"], 3))
     return table
+
+
+def shown_metrics(metrics: dict, count: int) -> str:
+    """The first few metrics in one line; stages list first what they are judged by."""
+    chosen = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)][:count]
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}"
+                     for name, value in chosen)
 
 
 def jobs_table(rows: list[dict]) -> Table:

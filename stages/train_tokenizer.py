@@ -1,7 +1,8 @@
 """Stages `tokenizer_image` and `tokenizer_joint`: adversarial training of the OmniTokenizer, in two steps.
 
 In: ingest's records, and for the joint stage the image stage's tokenizer, whose weights it starts from.
-Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), `report/reconstruction.png`.
+Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), and
+`report/reconstruction.png`.
 The two stages differ by config alone: which kinds they see, at which sizes, from which weights.
 Source: OmniTokenizer, arXiv 2406.09399, section 3.3 (progressive training).
 """
@@ -269,6 +270,7 @@ def _save(job: Job, weights: dict, last: dict, history) -> None:
     storage.write_bytes(storage.join(job.output, "tokenizer", "config.json"),
                         json.dumps(asdict(job.model), indent=2).encode())
     history.save(storage.join(job.output, "report", "history.jsonl"))
-    metrics = {**last, **(storage.read_json(storage.join(job.state, "validation.json")) or {}),
+    validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
+    metrics = {"steps": job.config.steps, **validation, **last,
                "parameters": sum(v.numel() for v in weights.values())}
     storage.write_json(storage.join(job.state, "metrics.json"), metrics)

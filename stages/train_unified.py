@@ -369,6 +369,7 @@ def _save(bundle, job: Job, last: dict, history, captions: list[str]) -> None:
         storage.copy_tree(folder, storage.join(job.output, "model"))
     history.save(storage.join(job.output, "report", "history.jsonl"))
     storage.write_json(storage.join(job.output, "report", "prompts.json"), {"captions": captions})
-    metrics = {**last, **(storage.read_json(storage.join(job.state, "validation.json")) or {}),
+    validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
+    metrics = {"steps": job.config.steps, **validation, **last,
                "parameters": sum(p.numel() for p in bundle.model.parameters())}
     storage.write_json(storage.join(job.state, "metrics.json"), metrics)

@@ -43,3 +43,15 @@ def root(request, tmp_path) -> str:
     if request.param == "s3":
         return request.getfixturevalue("s3")
     return str(tmp_path / "storage") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def process_group():
+    """One process group of one rank for the whole session: DeepSpeed keeps the first group that it meets."""
+    import torch
+
+    from infra.training.launch import single_process
+
+    torch.set_num_threads(1)
+    with single_process():
+        yield

@@ -51,7 +51,8 @@ def save(state: str, step: int, engines: dict[str, Engine], position: dict, keep
     _barrier()
     if _rank() == 0:
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        storage.write_json(folder + ".json", {"step": step, "ranks": ranks, "position": position, "id": uuid.uuid4().hex})
+        storage.write_json(folder + ".json", {"step": step, "ranks": ranks, "position": position,
+                                              "id": uuid.uuid4().hex})
         parent = storage.join(state, "checkpoints")
         complete = sorted(n for n in storage.list_files(parent) if n.endswith(".json") and "/" not in n)
         for name in complete[:-keep]:

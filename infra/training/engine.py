@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -59,7 +61,9 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=adam, dist_init_required=False,
             config={"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": accumulate,
-                    "zero_optimization": zero, "gradient_clipping": optimizer.grad_clip,
+                    "zero_optimization": zero,
+                    # Without ZeRO, DeepSpeed clips but tells no norm: `step` does both then.
+                    "gradient_clipping": optimizer.grad_clip if config.zero_stage else 0.0,
                     "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
                     "steps_per_print": 1 << 62, "wall_clock_breakdown": False})
         if config.compile:
@@ -94,6 +98,9 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         boundary = self.engine.is_gradient_accumulation_boundary()
+        norm = None
+        if boundary and not self.config.zero_stage:
+            norm = torch.nn.utils.clip_grad_norm_(self._trained, self.optimizer_config.grad_clip or math.inf)
         self.engine.step()
         if not boundary:
             return {}
@@ -102,7 +109,7 @@ class Engine:
             decay = min(self.config.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
                 torch._foreach_lerp_(self._ema, [self._local(p) for p in self._trained], 1 - decay)
-        norm = self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm() if self.config.zero_stage else norm
         return {"lr": lr, "grad_norm": float(norm)} if norm is not None else {"lr": lr}
 
     @contextlib.contextmanager
@@ -148,9 +155,9 @@ class Engine:
         self.engine.save_checkpoint(folder, tag=tag, client_state={"ema": self._ema}, save_latest=False)
 
     def load(self, folder: str, tag: str) -> None:
-        loaded, client_state = self.engine.load_checkpoint(folder, tag=tag)
-        if loaded is None:
-            raise FileNotFoundError(f"{folder}/{tag}: no checkpoint that these ranks can load")
+        if not Path(folder, tag).is_dir():
+            raise FileNotFoundError(f"{folder}: holds no checkpoint of {tag!r}")
+        _, client_state = self.engine.load_checkpoint(folder, tag=tag)
         if self._ema is not None:
             torch._foreach_copy_(self._ema, [e.to(self.device) for e in client_state["ema"]])
 

@@ -1,7 +1,8 @@
 """Launch: a worker function on every rank, by Ray Train or in this process.
 
-The function gets one picklable argument and finds a `torch.distributed` process group; what it makes it writes to
-storage. Ray Train places the workers and restarts the group after a failure; the function resumes by itself.
+The function gets one picklable argument, whose `tracker` is closed at its end, and finds a `torch.distributed` process
+group; what it makes it writes to storage. Ray Train places the workers and restarts the group after a failure; the
+function resumes by itself.
 """
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ def _enter(config: dict) -> None:
     import torch
 
     torch.set_num_threads(config["threads"])
-    config["function"](config["argument"])
+    try:
+        config["function"](config["argument"])
+    finally:
+        # Ray kills the worker when its function has ended: what it has logged must be delivered before.
+        config["argument"].tracker.close()
 
 
 @contextlib.contextmanager
@@ -53,10 +58,14 @@ def single_process():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port)}
+    settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port)}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
     dist.init_process_group("gloo", rank=0, world_size=1)
     try:
         yield
     finally:
         dist.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

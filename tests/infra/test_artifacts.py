@@ -60,8 +60,8 @@ def test_an_unfinished_artifact_is_none(root):
     assert store.find("ingest", FINGERPRINT) is None and store.all() == []
 
 
-def test_digest_is_of_the_content_without_the_report(root):
-    store = ArtifactStore(root)
+def test_digest_is_of_the_content_without_the_report(tmp_path):
+    store = ArtifactStore(str(tmp_path))
     first = publish(store, FILES, ended=1.0, config={"a": 1})
     same = publish(store, {**FILES, "report/history.jsonl": b"another curve"}, ended=2.0, config={"a": 2})
     assert same.digest == first.digest

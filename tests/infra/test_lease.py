@@ -74,8 +74,8 @@ def test_renewal_keeps_the_lease_of_a_living_owner(root):
 
 def test_an_error_in_the_block_gives_the_lease_back(tmp_path):
     uri = str(tmp_path / "x.json")
-    with pytest.raises(ZeroDivisionError), Lease(uri):
-        1 / 0
+    with pytest.raises(RuntimeError, match="in the block"), Lease(uri):
+        raise RuntimeError("in the block")
     assert Lease(uri).try_acquire()
 
 
@@ -173,5 +173,5 @@ def test_a_killed_process_loses_its_lease(tmp_path):
     process.stdout.close()
     killed = time.time()
     with Lease(uri, renewal=0.1) as lease:
-        assert 0.2 < time.time() - killed < 10
+        assert time.time() - killed < 10  # its process is gone: no wait for the expiry
         assert held(uri)["owner"] == lease.owner

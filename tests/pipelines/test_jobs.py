@@ -41,7 +41,7 @@ def test_what_is_shipped(tmp_path, monkeypatch):
     assert [source["uri"] for source in config["stages"]["ingest"]["sources"]] == [
         str(tmp_path / "elsewhere/images"), "s3://bucket/text"]
     assert config["seed"] == 3
-    assert {path.name for path in tree.iterdir()} == {*PACKAGES, "pyproject.toml", "config"}
+    assert {path.name for path in tree.iterdir()} == {*PACKAGES, "pyproject.toml", "config", "REVISION"}
     assert (tree / "stages/report.html").exists() and (tree / "pipelines/cli.py").exists()
     assert not list(tree.rglob("__pycache__"))
     assert sum(path.stat().st_size for path in tree.rglob("*")) < 5e6

@@ -1,0 +1,247 @@
+"""One small pipeline through all six stages on real Ray, DeepSpeed and MLflow: runs, reruns, storage, kill -9."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from infra import cluster, storage  # noqa: E402
+from pipelines.config import load  # noqa: E402
+from pipelines.display import Display  # noqa: E402
+from pipelines.graph import NAMES  # noqa: E402
+from pipelines.plan import Selection, make_plan  # noqa: E402
+from pipelines.runner import run  # noqa: E402
+from stages import history  # noqa: E402
+from stages.media import encode_mp4, encode_png  # noqa: E402
+
+pytestmark = pytest.mark.slow
+OMNILOOM = Path(sys.executable).with_name("omniloom")
+
+
+def write_corpus(folder: Path) -> None:
+    """60 pictures and 8 clips of coloured squares, 4 texts, a JSONL file and 2 illustrated documents."""
+    def put(path: str, data: bytes) -> None:
+        storage.write_bytes(str(folder / path), data)
+
+    for number in range(60):
+        colour = list(corpora.COLOURS)[number % 4]
+        put(f"images/{colour}/{number}.png", encode_png(corpora.square(colour, (number % 17, number * 5 % 17), 24)))
+    for number in range(8):
+        colour = list(corpora.COLOURS)[number % 4]
+        frames = [corpora.square(colour, ((number * 3) % 17, (2 * t + number) % 17)) for t in range(6)]
+        put(f"videos/{colour}/{number}.mp4", encode_mp4(np.stack(frames), 8))
+    for number in range(4):
+        put(f"texts/{number}.txt", "\n\n".join(
+            f"Chapter {n}. A {c} square moves {number} steps." for n, c in enumerate(corpora.COLOURS)).encode())
+    put("lines.jsonl", "".join(json.dumps({"text": f"line {n}: a square is no circle"}) + "\n"
+                               for n in range(12)).encode())
+    for number in range(2):
+        put(f"documents/{number}.md", f"# Squares {number}\n\nFirst:\n\n![one](one.png)\n\nAnd so on.\n".encode())
+    put("documents/one.png", encode_png(corpora.square("red", (3, 3))))
+
+
+def settings(corpus: Path, store: str) -> dict:
+    tokenizer = {"loss": {"adversarial_start": 2}, "discriminator": {"channels": 4, "layers": 1}, "steps": 6,
+                 "optimizer": {"lr": 1e-3, "warmup_steps": 2}, "engine": {"zero_stage": 1, "ema_decay": 0.9},
+                 "workers": {"count": 1, "log_every": 2, "checkpoint_every": 3}, "validate_every": 3}
+    sources = [
+        {"kind": "image_folder", "uri": f"{corpus}/images", "captions": {"from": "folder",
+                                                                         "template": "a {name} square"}},
+        {"kind": "video_folder", "uri": f"{corpus}/videos", "captions": {"from": "folder",
+                                                                         "template": "a {name} square"}},
+        {"kind": "text", "uri": f"{corpus}/texts"},
+        {"kind": "jsonl", "uri": f"{corpus}/lines.jsonl", "text_field": "text"},
+        {"kind": "interleaved", "uri": f"{corpus}/documents"}]
+    return {
+        "name": "squares", "storage": store, "tracking": {"system_metrics": False}, "cluster": {"num_cpus": 4},
+        "stages": {
+            "ingest": {"sources": sources, "splits": {"train": 0.6, "validation": 0.2, "test": 0.2},
+                       "shard_items": 40, "chunk_chars": 60},
+            "tokenizer_image": {**tokenizer, "model": {
+                "patch_size": 8, "temporal_patch": 4, "width": 32, "heads": 2, "head_dim": 16, "spatial_layers": "t",
+                "temporal_layers": 1, "decoder_spatial_layers": "t",
+                "quantizer": {"kind": "vq", "codebook_size": 64, "latent_dim": 4}},
+                "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8}},
+            "tokenizer_joint": {**tokenizer, "workers": {**tokenizer["workers"], "count": 2}, "data": {
+                "kinds": ["image", "video"], "sizes": [16, 24], "frames": 5, "image_batch": 8, "video_batch": 2}},
+            "pretokenize": {"image_size": 24, "video_size": 24, "frames": 5, "vocab_size": 300, "workers": 2},
+            "train": {"model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
+                      "packing": {"length": 96, "window_rows": 8}, "batch_rows": 4, "steps": 10,
+                      "optimizer": {"lr": 2e-3, "warmup_steps": 2}, "engine": {"zero_stage": 2, "ema_decay": 0.9},
+                      "workers": {"count": 2, "log_every": 2, "checkpoint_every": 5}, "validate_every": 5,
+                      "validation_rows": 2, "samples": {"count": 2, "num_steps": 2}},
+            "evaluate": {"reconstructions": 8, "drawings": 8, "captions": 4, "texts": 4, "num_steps": 2,
+                         "class_examples": 2, "cpus": 1}}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray(s3_server, tmp_path_factory):
+    """One Ray for all runs of this module; it starts after the environment is set, which its workers inherit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        connected = cluster.connect("local", num_cpus=4, object_store_bytes=200 << 20, log_to_driver=False)
+        yield connected
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "squares.yaml").write_text(yaml.safe_dump(settings(corpus, str(folder / "store"))))
+    plan = make_plan(load(str(folder / "squares.yaml")))
+    assert {planned.reason for planned in plan.stages} == {"never ran"}
+    run(plan, Display())
+    return folder / "squares.yaml"
+
+
+def planned(config: Path, *overrides: str, **selection) -> dict[str, tuple[str, str]]:
+    plan = make_plan(load(str(config), overrides), Selection(**selection))
+    return {stage.name: (stage.status, stage.reason) for stage in plan.stages}
+
+
+def again(config: Path, *overrides: str, **selection) -> set[str]:
+    """Run what is planned; the names of the stages that ran."""
+    plan = make_plan(load(str(config), overrides), Selection(**selection))
+    run(plan, Display())
+    return plan.done
+
+
+def test_every_stage_left_a_whole_artifact(config):
+    plan = make_plan(load(str(config)))
+    assert {p.name: p.status for p in plan.stages} == dict.fromkeys(NAMES, "cached")
+    for stage in plan.stages:
+        manifest = stage.artifact.manifest
+        assert (manifest["stage"], manifest["fingerprint"]) == (stage.name, stage.fingerprint)
+        assert set(manifest["inputs"]) == set(stage.stage.inputs) and manifest["mlflow_run_id"]
+        assert plan.store.damage(stage.artifact, deep=True) == []
+    ingest = plan["ingest"].artifact.metrics
+    assert (ingest["records"], ingest["rejects"]) == (ingest["items"] - ingest["duplicates"], 0)
+    assert plan["pretokenize"].artifact.metrics["documents"] == ingest["records"]
+    metrics = plan["evaluate"].artifact.metrics
+    for name in ("image_class_agreement", "caption_accuracy", "bits_per_byte", "recon_psnr_image", "recon_psnr_video",
+                 "codebook_usage"):
+        assert np.isfinite(metrics[name]), name
+    assert b"<html" in storage.read_bytes(plan["evaluate"].artifact.file("report.html")).lower()
+    rows = history.load(plan["train"].artifact.file("report", "history.jsonl"))
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 5, 6, 8, 10]
+    assert storage.list_files(str(config.parent / "store" / "work")) == {}
+
+
+def test_mlflow_knows_the_runs_and_the_model(config):
+    import mlflow
+
+    from infra.tracking import resolve_tracking
+
+    loaded = load(str(config))
+    client = mlflow.MlflowClient(resolve_tracking(loaded.tracking, loaded.storage).uri)
+    experiment = client.get_experiment_by_name(loaded.tracking.experiment)
+    runs = client.search_runs([experiment.experiment_id])
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert {r.data.tags["omniloom.stage"] for r in children} >= set(NAMES)
+    for stage, steps in (("tokenizer_image", {2, 3, 4, 6}), ("train", {2, 4, 5, 6, 8, 10})):
+        run = next(r for r in children if r.data.tags["omniloom.stage"] == stage)
+        assert {point.step for point in client.get_metric_history(run.info.run_id, "loss")} == steps
+        assert {point.step for point in client.get_metric_history(run.info.run_id, "by_tokens/loss")} > {0}
+    assert client.search_registered_models()
+
+
+def test_a_second_run_does_nothing(config):
+    began = time.monotonic()
+    done = subprocess.run([OMNILOOM, "run", str(config)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 3
+    assert again(config) == set()
+
+
+def test_a_forced_stage_runs_alone_and_what_it_replaced_is_kept(config):
+    assert planned(config, force=("evaluate",))["evaluate"] == ("run", "forced")
+    before = make_plan(load(str(config)))["evaluate"].artifact.manifest
+    assert again(config, force=("evaluate",)) == {"evaluate"}
+    now = make_plan(load(str(config)))["evaluate"].artifact.manifest
+    assert now["fingerprint"] == before["fingerprint"] and now["times"] != before["times"]
+    kept = [name for name in storage.list_files(str(config.parent / "store" / "replaced")) if "manifest" in name]
+    assert len(kept) == 1
+
+
+def test_another_learning_rate_runs_train_and_evaluate(config):
+    override = "stages.train.optimizer.lr=0.001"
+    plan = planned(config, override)
+    assert plan["train"] == ("run", "config: optimizer.lr 0.002 -> 0.001")
+    assert plan["evaluate"] == ("run", "input changed: train")
+    assert {name for name, (status, _) in plan.items() if status == "cached"} == set(NAMES) - {"train", "evaluate"}
+    assert again(config, override) == {"train", "evaluate"}
+    assert again(config) == set()  # the former artifacts are still there
+
+
+def test_it_runs_in_memory_and_on_s3(config, corpus, s3, tmp_path, monkeypatch):
+    """The artifacts hold the same: byte for byte up to the records, and as many tokens behind them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    local = make_plan(load(str(config)))
+    for store in (f"memory://squares-{os.getpid()}", f"{s3}/store"):
+        moved = tmp_path / "moved.yaml"
+        moved.write_text(yaml.safe_dump(settings(corpus, store)))
+        ran = again(moved, until="pretokenize")
+        assert ran == {"ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"}
+        plan = make_plan(load(str(moved)))
+        for name in ran:
+            assert plan[name].fingerprint == local[name].fingerprint
+            assert plan.store.damage(plan[name].artifact, deep=True) == []
+        assert plan["ingest"].artifact.digest == local["ingest"].artifact.digest
+        for name in ("documents", "text_tokens", "visual_tokens"):
+            assert plan["pretokenize"].artifact.metrics[name] == local["pretokenize"].artifact.metrics[name]
+        assert again(moved, until="pretokenize") == set()
+    assert again(moved, until="train") == {"train"}  # checkpoints and the bundle on S3 too
+    assert "unified.safetensors" in storage.list_files(make_plan(load(str(moved)))["train"].uri + "/model")
+
+
+def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):
+    arguments = [str(config), "stages.train.steps=1000", "stages.train.workers.checkpoint_every=20",
+                 "stages.train.validate_every=500"]
+    fingerprint = make_plan(load(arguments[0], arguments[1:]))["train"].fingerprint
+    saved = config.parent / "store" / "work" / "train" / fingerprint / "state" / "checkpoints"
+    process = subprocess.Popen([OMNILOOM, "run", *arguments, "--until", "train"], start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(saved.glob("step-*.json")):
+            assert process.poll() is None and time.monotonic() < deadline, "no checkpoint came"
+            time.sleep(0.2)
+    finally:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            if member.is_running():
+                os.kill(member.pid, signal.SIGKILL)
+        process.wait()
+    psutil.wait_procs(family, timeout=10)
+    shown = subprocess.run([OMNILOOM, "plan", *arguments, "--json"], capture_output=True, text=True, check=True)
+    status = {stage["name"]: stage["status"] for stage in json.loads(shown.stdout)["stages"]}
+    assert status == {**dict.fromkeys(NAMES, "cached"), "train": "resume", "evaluate": "run"}
+    first = max(int(path.stem.removeprefix("step-")) for path in saved.glob("step-*.json"))
+    done = subprocess.run([OMNILOOM, "run", *arguments, "--until", "train"], capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    artifact = make_plan(load(arguments[0], arguments[1:]))["train"].artifact
+    rows = [row for row in history.load(artifact.file("report", "history.jsonl")) if "loss" in row]
+    steps = [row["step"] for row in rows]
+    assert steps == list(range(2, 1001, 2)) and first < 1000
+    assert [row["units"] for row in rows] == sorted({row["units"] for row in rows})

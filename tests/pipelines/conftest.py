@@ -1,0 +1,71 @@
+"""The demo's stages over a small text corpus, with artifacts published by hand: what a run leaves, without Ray."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra import storage
+from infra.artifacts import Artifact
+from pipelines import graph
+from pipelines.config import PipelineConfig, load
+from pipelines.fingerprint import canonical
+from pipelines.plan import Plan, Selection, make_plan
+
+
+@dataclass
+class Workspace:
+    """`corpus` is the only source; `storage` does not exist until something is published."""
+
+    corpus: Path
+    storage: Path
+
+    def overrides(self, *more: str) -> list[str]:
+        return [f"storage={self.storage}", f"stages.ingest.sources=[{{kind: text, uri: {self.corpus}}}]", *more]
+
+    def config(self, *more: str) -> PipelineConfig:
+        return load("demo", self.overrides(*more))
+
+    def plan(self, *more: str, **selection) -> Plan:
+        return make_plan(self.config(*more), Selection(**selection))
+
+    def publish(self, *names: str, overrides: tuple[str, ...] = (), content: str = "", report: str = "") -> None:
+        """Publish these stages (by default all) as a run would; `content` and `report` make the files differ."""
+        plan = self.plan(*overrides)
+        store, published = plan.store, len(plan.store.all())
+        for number, name in enumerate(names or graph.NAMES):
+            planned = plan[name]
+            work = store.work_uri(name, planned.fingerprint)
+            for path in ("a.bin", "b.bin", "c.bin", "d.bin"):
+                storage.write_bytes(storage.join(work, "output", path), f"{name} {path} {content}".encode())
+            storage.write_bytes(storage.join(work, "output", "report", "curve.jsonl"), report.encode())
+            if name == "evaluate":
+                storage.write_bytes(storage.join(work, "output", "report.html"), b"<html></html>")
+            inputs = {given: plan[given].artifact for given in planned.stage.inputs}
+            ended = 1000.0 + number + published * 10
+            planned.artifact = store.publish(name, planned.fingerprint, work, {
+                "stage": name, "version": planned.stage.module.VERSION, "fingerprint": planned.fingerprint,
+                "config": canonical(planned.config, name),
+                "inputs": {given: artifact.fingerprint for given, artifact in inputs.items()},
+                "input_digests": {given: artifact.digest for given, artifact in inputs.items()},
+                "sources": planned.sources, "metrics": {"records": 2}, "code": None, "packages": {},
+                "pipeline": plan.config.name, "run": "by-hand", "mlflow_run_id": None,
+                "times": {"started": "", "ended": "", "ended_unix": ended, "seconds": 7.0 + number}})
+            store.set_last_used(plan.config.name, planned.artifact)
+
+    def artifact(self, name: str, *overrides: str) -> Artifact:
+        return self.plan(*overrides)[name].artifact
+
+    def files(self) -> dict[str, int]:
+        """Every file with its modification time: what must not change where nothing may be written."""
+        return {str(path): path.stat().st_mtime_ns for path in self.storage.rglob("*")}
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "one.txt").write_text("A first text.\n")
+    (corpus / "two.txt").write_text("And a second one.\n")
+    return Workspace(corpus, tmp_path / "storage")

@@ -1,0 +1,169 @@
+"""The command: exit codes and messages in words, nothing written for a wrong request, answers within seconds."""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from infra import storage
+from pipelines import cli, graph
+
+PLAN_SECONDS, RUN_SECONDS = 3.0, 4.5  # of CPU, which a busy machine takes no more of; an idle one needs under half
+
+
+@pytest.fixture
+def omniloom(workspace, tmp_path, monkeypatch, capsys):
+    """Calls the command in this process, in an empty folder; gives (exit code, stdout, stderr)."""
+    empty = tmp_path / "cwd"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["omniloom", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return call
+
+
+def timed(*command: str) -> tuple[subprocess.CompletedProcess, float]:
+    """A Python process that ran to its end, and the CPU seconds that it took."""
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60)
+    return done, spent() - before
+
+
+WRONG = {
+    "unknown key": (["stages.train.batch_row=3"], "demo.yaml: stages.train.batch_row: unknown key; did you mean"),
+    "wrong type": (["stages.train.steps=many"], "demo.yaml: stages.train.steps: input should be a valid integer"),
+    "missing folder": (["stages.ingest.sources.0.uri=/no/such/folder"],
+                       "demo.yaml: stages.ingest.sources.0.uri: no such file or folder: /no/such/folder"),
+    "empty corpus": (["stages.ingest.sources.0.uri={empty}"], "demo.yaml: stages.ingest.sources.0.uri: "),
+    "no file of the kind": (["stages.ingest.sources=[{{kind: video_folder, uri: {corpus}}}]"],
+                            "demo.yaml: stages.ingest.sources.0.uri: "),
+    "unknown filesystem": (["storage=nope://x"], "demo.yaml: storage: nope://x cannot be read: "),
+    "bad override": (["seed"], "demo.yaml: seed: expected an override of the form key=value"),
+    "interpolation": (["seed=${{nope}}"], "demo.yaml: seed: Interpolation key 'nope' not found"),
+    "unknown stage": (["--only", "trian"], "--only: no stage 'trian'; the stages are ingest, tokenizer_image"),
+    "two selections": (["--only", "train", "--until", "train"], "--only and --until exclude each other"),
+    "unknown pin": (["pins.train=abc"], "demo.yaml: pins.train: no artifact 'abc' of train in "),
+    "unknown option": (["--onyl", "train"], "No such option: --onyl"),
+}
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request(omniloom, workspace, tmp_path, command, case):
+    (tmp_path / "empty").mkdir()
+    arguments, expected = WRONG[case]
+    arguments = [a.format(empty=tmp_path / "empty", corpus=workspace.corpus) for a in arguments]
+    code, out, err = omniloom(command, "demo", *workspace.overrides(), *arguments)
+    assert code == 2 and out == ""
+    assert expected in err and "Traceback" not in err
+    if "Usage" not in err:
+        assert err.startswith("error: ") and err.count("\n") == 1
+    assert not workspace.storage.exists() and not any((tmp_path / "cwd").iterdir())
+
+
+def test_unknown_preset_and_command(omniloom):
+    code, _, err = omniloom("plan", "dmeo")
+    assert code == 2 and err.startswith("error: dmeo: no such config file; the presets are ") and "demo" in err
+    assert omniloom("plann", "demo")[0] == omniloom("plan")[0] == 2
+    code, out, _ = omniloom("--help")
+    assert code == 0 and "submit" in out
+
+
+def test_nothing_that_could_be_started_is_blocked(omniloom, workspace):
+    code, _, err = omniloom("run", "demo", *workspace.overrides(), "--only", "train")
+    assert code == 2 and "train is blocked: needs pretokenize" in err
+    assert not workspace.storage.exists()
+
+
+def test_plan(omniloom, workspace):
+    code, out, _ = omniloom("plan", "demo", *workspace.overrides(), "--json")
+    assert code == 0
+    stages = json.loads(out)["stages"]
+    assert [stage["name"] for stage in stages] == list(graph.NAMES)
+    assert {stage["status"] for stage in stages} == {"run"}
+    workspace.publish()
+    code, out, _ = omniloom("plan", "demo", *workspace.overrides("stages.train.optimizer.lr=3e-4"))
+    assert code == 0 and out.count("cached") == 4 and "-> 0.0003" in out
+
+
+def test_status_and_verify(omniloom, workspace):
+    workspace.publish()
+    code, out, _ = omniloom("status", "demo", *workspace.overrides(), "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0 and rows["train"]["status"] == "cached" and rows["train"]["seconds"] == 11
+    assert omniloom("status", "demo", *workspace.overrides())[0] == 0
+    code, out, _ = omniloom("verify", "demo", *workspace.overrides())
+    assert code == 0 and out.count("5 files intact") == 5
+    path = workspace.artifact("train").file("a.bin")
+    content = storage.read_bytes(path)
+    storage.write_bytes(path, content[::-1])  # of the same size: only hashing tells
+    assert omniloom("plan", "demo", *workspace.overrides())[0] == 0
+    code, out, _ = omniloom("verify", "demo", *workspace.overrides())
+    assert code == 1 and "train: damaged: a.bin" in out
+
+
+def test_schema(omniloom):
+    code, out, _ = omniloom("schema")
+    assert code == 0 and set(json.loads(out)["properties"]) >= {"name", "storage", "stages", "pins"}
+
+
+def test_an_interruption_and_an_unexpected_error(omniloom, workspace, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    def broken(*arguments):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("pipelines.plan.make_plan", interrupted)
+    code, _, err = omniloom("plan", "demo", *workspace.overrides())
+    assert code == 130 and "interrupted; the next run goes on from here" in err
+    monkeypatch.setattr("pipelines.plan.make_plan", broken)
+    code, _, err = omniloom("plan", "demo", *workspace.overrides())
+    assert (code, err) == (1, "error: ZeroDivisionError: by zero (--debug shows where)\n")
+    monkeypatch.setattr(sys, "argv", ["omniloom", "plan", "demo", "--debug", *workspace.overrides()])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_plan_answers_fast_and_imports_nothing_heavy(workspace):
+    code = ("import atexit, sys; from pipelines.cli import main;"
+            "atexit.register(lambda: print('loaded:', {'torch', 'ray', 'mlflow', 'deepspeed', 'pandas', 'sklearn'}"
+            " & set(sys.modules) or 'nothing', file=sys.stderr)); main()")
+    done, seconds = timed("-c", code, "plan", "demo", *workspace.overrides())
+    print(f"plan answered in {seconds:.2f} s")
+    assert done.returncode == 0 and "never ran" in done.stdout
+    assert done.stderr == "loaded: nothing\n"
+    assert seconds < PLAN_SECONDS and not workspace.storage.exists()
+
+
+def test_a_run_with_nothing_to_do_ends_fast_without_ray(workspace):
+    workspace.publish()
+    before = workspace.files()
+    done, seconds = timed("-m", "pipelines.cli", "run", "demo", *workspace.overrides())
+    print(f"run with nothing to do ended in {seconds:.2f} s")
+    assert done.returncode == 0, done.stderr
+    assert "everything is up to date" in done.stdout and "report.html" in done.stdout
+    assert seconds < RUN_SECONDS and workspace.files() == before
+
+
+def test_a_wrong_run_shows_no_traceback(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-m", "pipelines.cli", "run", "demo", "stages.train.steps=many"],
+                          capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "stages.train.steps" in done.stderr and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())

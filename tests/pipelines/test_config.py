@@ -1,0 +1,219 @@
+"""Configs: what is wrong is told with the file and the field, and with the line where the file has one."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.errors import InputError
+from pipelines.config import PRESETS, PipelineConfig, find, load
+
+PIPELINE = """\
+name: mine
+storage: runs/mine
+data: /corpus
+seed: 3
+
+tracking: {experiment: mine}
+
+stages:
+  ingest:
+    sources:
+      - {kind: image_folder, uri: "${data}/images", captions: {manifest: manifest.jsonl}}
+      - {kind: text, uri: "${data}/text"}
+    splits: {train: 0.8, validation: 0.1, test: 0.1}
+    shard_items: 600
+  tokenizer_image:
+    model:
+      width: 32
+      heads: 4
+      quantizer: {kind: vq, codebook_size: 64}
+    data: {kinds: [image], sizes: [32], image_batch: 8}
+    seed: ${seed}
+  tokenizer_joint:
+    data: {image_ratio: 0.5}
+  train:
+    diffusion: {predict: v}
+    batch_rows: 16
+    seed: ${seed}
+    workers: {count: 2}
+  evaluate:
+    seed: 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(PIPELINE)
+    return path
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def line_of(file: Path, text: str) -> int:
+    return next(number for number, line in enumerate(file.read_text().splitlines(), 1) if text in line)
+
+
+def failure(file, *overrides: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load(str(file), overrides)
+    return caught.value
+
+
+def test_a_preset_is_found_by_name_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load("demo")
+    assert config == load("demo.yaml") == load("pipelines/presets/demo.yaml") == load(str(PRESETS / "demo.yaml"))
+    assert config.storage == str(tmp_path / "runs/demo")
+    assert config.stages.train.seed == config.seed
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_valid(preset, tmp_path):
+    load(preset, [f"data={tmp_path}"])
+
+
+def test_overrides(file):
+    config = load(str(file), ["seed=7", "stages.train.optimizer.lr=3e-4", "stages.ingest.sources.1.uri=/texts",
+                              "stages.evaluate.gate={bits_per_byte: 2}", "stages.tokenizer_image.data.sizes=[16, 32]",
+                              "cluster.env.A=b=c", "storage=s3://bucket/run/", "tracking.register_as="])
+    assert config.seed == config.stages.train.seed == 7
+    assert config.stages.train.optimizer.lr == 3e-4
+    assert config.stages.ingest.sources[1].uri == "/texts"
+    assert config.stages.evaluate.gate["bits_per_byte"] == 2
+    assert config.stages.tokenizer_image.data.sizes == (16, 32)
+    assert config.cluster.env == {"A": "b=c"}
+    assert config.storage == "s3://bucket/run"
+    assert config.tracking.register_as is None
+
+
+@pytest.mark.parametrize("old, new, field, suggestion", [
+    ("batch_rows:", "batchrows:", "stages.train.batchrows", "did you mean 'batch_rows'?"),
+    ("shard_items:", "shard_item:", "stages.ingest.shard_item", "did you mean 'shard_items'?"),
+    ("codebook_size:", "codebooksize:", "stages.tokenizer_image.model.quantizer.codebooksize",
+     "did you mean 'codebook_size'?"),
+    ("captions: {manifest:", "captions: {manifesto:", "stages.ingest.sources.0.captions.manifesto",
+     "did you mean 'manifest'?"),
+    ("evaluate:", "evalute:", "stages.evalute", "did you mean 'evaluate'?"),
+    ("tracking:", "zzz:", "zzz", "known keys: name, storage, ")])
+def test_unknown_key(file, old, new, field, suggestion):
+    change(file, old, new)
+    error = failure(file)
+    assert (error.file, error.field) == (str(file), field)
+    assert "unknown key" in error.message and suggestion in error.message
+    assert f"(line {line_of(file, new)})" in error.message
+
+
+@pytest.mark.parametrize("old, new, field, expected", [
+    ("shard_items: 600", "shard_items: many", "stages.ingest.shard_items", "valid integer"),
+    ("shard_items: 600", "shard_items: 0", "stages.ingest.shard_items", "greater than or equal to 1"),
+    ("shard_items: 600", "shard_items: 1.5", "stages.ingest.shard_items", "valid integer"),
+    ("kind: text", "kind: texts", "stages.ingest.sources.1.kind", "'text'"),
+    ("name: mine", "name: [mine]", "name", "valid string"),
+    ("name: mine", "name: ../mine", "name", "pattern"),
+    ("batch_rows: ", "batch_rows: -", "stages.train.batch_rows", "greater than or equal to 1"),
+    ("image_ratio: ", "image_ratio: 9", "stages.tokenizer_joint.data.image_ratio", "less than or equal to 1"),
+    ("predict: v", "predict: w", "stages.train.diffusion", "predict"),
+    ("heads: 4\n", "heads: four\n", "stages.tokenizer_image.model.heads", "valid integer"),
+    ("splits: {train: 0.8", "splits: {train: 0.9", "stages.ingest.splits", "= 1, got 1.1"),
+    ("batch_rows: 16", "batch_rows: 15", "stages.train", "workers.count")])
+def test_wrong_type_or_value(file, old, new, field, expected):
+    change(file, old, new)
+    error = failure(file)
+    assert (error.file, error.field) == (str(file), field)
+    assert expected in error.message and "(line " in error.message
+    assert str(error).startswith(f"{file}: {field}: ")
+
+
+def test_missing_field(file):
+    change(file, "storage: runs/mine\n", "")
+    error = failure(file)
+    assert (error.file, error.field, error.message) == (str(file), "storage", "is missing")
+
+
+def test_several_mistakes_are_told_at_once(file):
+    change(file, "shard_items: 600", "shard_items: 0")
+    change(file, "batch_rows:", "batchrows:")
+    text = str(failure(file))
+    assert "stages.ingest.shard_items" in text and "stages.train.batchrows" in text
+
+
+def test_a_wrong_override_is_not_blamed_on_a_line(file):
+    for override, field in (("stages.train.steps=abc", "stages.train.steps"), ("stages.train=3", "stages.train"),
+                            ("storage=", "storage"), ("stages.ingest.sources=[]", "stages.ingest.sources"),
+                            ("stages.train.stps=3", "stages.train.stps")):
+        error = failure(file, override)
+        assert (error.file, error.field) == (str(file), field)
+        assert "(from an override)" in error.message and "(line" not in error.message
+
+
+@pytest.mark.parametrize("override, field", [
+    ("seed", "seed"), ("=3", "=3"), ("", None), ("seed=[", "seed"), ("seed={a: b: c}", "seed"),
+    ("stages.ingest.sources.9.uri=x", "stages.ingest.sources.9.uri"),
+    ("stages.ingest.sources.first.uri=x", "stages.ingest.sources.first.uri"), ("seed=${nope}", "seed"),
+    ("seed=${oc.env:OMNILOOM_NOT_SET}", "seed"), ("seed=${", "seed"), ("seed=!!python/object:os.system {}", "seed"),
+    ("seed=???", "seed")])
+def test_bad_override(file, override, field):
+    error = failure(file, override)
+    assert error.file == str(file) and (error.field or None) == field
+    assert "full_key" not in error.message and "\n" not in error.message
+
+
+def test_a_value_that_must_be_given(file):
+    change(file, "data: /corpus", "data: ???")
+    error = failure(file)
+    assert (error.file, error.field) == (str(file), "data")
+    assert "needs a value" in error.message and "data=" in error.message
+    assert load(str(file), ["data=/pictures"]).stages.ingest.sources[0].uri == "/pictures/images"
+
+
+def test_interpolation_that_does_not_resolve(file):
+    change(file, "seed: ${seed}", "seed: ${sed}")
+    error = failure(file)
+    assert (error.file, error.field) == (str(file), "stages.tokenizer_image.seed") and "'sed'" in error.message
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("- a\n- b\n", "expected a mapping"), ("just words", "just words: unknown key"),
+    ("a: [1, 2", "is not readable YAML"), ("a: 1\na: 2\n", "is not readable YAML"),
+    ("a: !!python/object/apply:os.system [ls]", "is not readable YAML"),
+    ("\x00", "is not readable YAML"), ("", "is missing")])
+def test_unreadable_files(tmp_path, text, expected):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    error = failure(file)
+    assert error.file == str(file) and expected in error.message and not os.path.exists(tmp_path / "ls")
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"name: \xff\xfe")
+    assert "is not readable YAML" in failure(tmp_path / "bad.yaml").message
+
+
+def test_missing_file(tmp_path):
+    for path in (tmp_path / "no.yaml", tmp_path, "no-such-preset"):
+        error = failure(path)
+        assert error.file == str(path) and "no such config file" in error.message and "demo" in error.message
+    assert find("demo") == PRESETS / "demo.yaml"
+
+
+def test_the_schema_covers_the_file():
+    properties = PipelineConfig.model_json_schema()["properties"]
+    assert set(yaml.safe_load(PIPELINE)) <= set(properties)
+
+
+def test_configs_import_without_what_only_stages_need():
+    code = ("import sys; import pipelines.config, pipelines.plan; pipelines.config.load('demo');"
+            "print(sorted({'torch', 'ray', 'mlflow', 'deepspeed', 'pandas', 'sklearn', 'av', 'PIL'}"
+            " & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,0 +1,296 @@
+"""Plans: what runs and why, against artifacts that lie in storage. Nothing here starts Ray."""
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from infra import storage
+from infra.artifacts import ArtifactStore
+from infra.errors import InputError
+from pipelines import graph
+from pipelines.config import load
+from pipelines.plan import Plan, Selection, make_plan
+
+NEW_LR = "stages.train.optimizer.lr=3e-4"
+
+
+def statuses(plan: Plan) -> dict[str, str]:
+    return {planned.name: planned.status for planned in plan.stages}
+
+
+def executed(plan: Plan) -> list[str]:
+    return [planned.name for planned in plan.to_execute]
+
+
+def only(status: str, *names: str, others: str = "cached") -> dict[str, str]:
+    return {name: status if name in names else others for name in graph.NAMES}
+
+
+def test_graph_is_in_topological_order():
+    for number, stage in enumerate(graph.STAGES):
+        assert set(stage.inputs) <= set(graph.NAMES[:number])
+    assert graph.descendants("pretokenize") == {"train", "evaluate"}
+    assert graph.descendants("evaluate") == graph.ancestors("ingest") == set()
+    assert graph.ancestors("train") == {"ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"}
+
+
+def test_never_ran(workspace):
+    plan = workspace.plan()
+    assert statuses(plan) == only("run", *graph.NAMES)
+    assert {planned.reason for planned in plan.stages} == {"never ran"}
+    assert {planned.last_seconds for planned in plan.stages} == {None}
+    assert not workspace.storage.exists()  # planning writes nothing
+    described = plan.to_dict()["stages"][0]
+    assert described["name"] == "ingest" and described["artifact"] == plan["ingest"].uri
+    assert set(described) >= {"name", "status", "reason", "fingerprint", "artifact"}
+    assert len({planned.fingerprint for planned in plan.stages}) == 6
+
+
+def test_all_cached(workspace):
+    workspace.publish()
+    before = workspace.files()
+    plan = workspace.plan()
+    assert statuses(plan) == only("cached", *graph.NAMES) and executed(plan) == []
+    assert {planned.reason for planned in plan.stages} == {"up to date"}
+    assert [planned.last_seconds for planned in plan.stages] == [7, 8, 9, 10, 11, 12]
+    assert workspace.files() == before
+
+
+def test_a_new_learning_rate_runs_training_and_evaluation(workspace):
+    workspace.publish()
+    old = workspace.config().stages.train.optimizer.lr
+    plan = workspace.plan(NEW_LR)
+    assert executed(plan) == ["train", "evaluate"]
+    assert plan["train"].reason == f"config: optimizer.lr {old} -> 0.0003"
+    assert plan["evaluate"].reason == "input changed: train"
+    assert plan["train"].last_seconds == 11
+    workspace.publish("train", "evaluate", overrides=(NEW_LR,))
+    assert executed(workspace.plan(NEW_LR)) == executed(workspace.plan()) == []  # both are kept
+
+
+def test_many_changes_are_counted_and_long_values_cut(workspace):
+    workspace.publish()
+    changes = [f"stages.evaluate.{name}=7" for name in ("drawings", "captions", "texts", "num_steps", "seed")]
+    assert workspace.plan(*changes)["evaluate"].reason.endswith(" and 2 more")
+    plan = workspace.plan("stages.ingest.sources.0.include=[" + ", ".join(f"'*{i}.txt'" for i in range(50)) + ", '*']")
+    assert plan["ingest"].reason.startswith("config: sources.0.include [] -> ['*0.txt'") and len(
+        plan["ingest"].reason) < 200
+    gate = workspace.plan("stages.evaluate.gate.bits_per_byte=2.0")["evaluate"].reason
+    assert gate == "config: gate.bits_per_byte absent -> 2.0"
+
+
+def test_damaged_files_are_named(workspace):
+    workspace.publish()
+    storage.remove(workspace.artifact("pretokenize").file("b.bin"))
+    storage.write_bytes(workspace.artifact("evaluate").file("c.bin"), b"short")
+    plan = workspace.plan()
+    assert executed(plan) == ["pretokenize", "evaluate"]
+    assert plan["pretokenize"].reason == "damaged: b.bin" and plan["evaluate"].reason == "damaged: c.bin"
+    for name in "abcd":
+        storage.remove(workspace.artifact("train").file(f"{name}.bin"))
+    assert workspace.plan()["train"].reason == "damaged: a.bin, b.bin, c.bin and 1 more"
+
+
+def test_an_artifact_that_is_gone(workspace):
+    workspace.publish()
+    storage.remove(workspace.artifact("evaluate").uri)
+    plan = workspace.plan()
+    assert executed(plan) == ["evaluate"] and plan["evaluate"].reason == "its artifact is gone"
+    assert plan["evaluate"].last_seconds == 12  # from the record of the pipeline
+
+
+def test_changed_sources(workspace):
+    workspace.publish()
+    old = sum(path.stat().st_size for path in workspace.corpus.iterdir())
+    (workspace.corpus / "three.txt").write_text("12345")
+    plan = workspace.plan()
+    assert statuses(plan) == only("run", *graph.NAMES)
+    assert plan["ingest"].reason == f"sources changed: 2 files, {old} bytes -> 3 files, {old + 5} bytes"
+    assert plan["tokenizer_image"].reason == "input changed: ingest"
+    (workspace.corpus / "three.txt").unlink()
+    assert executed(workspace.plan()) == []
+    (workspace.corpus / "one.txt").write_text("a First text.\n")
+    assert workspace.plan()["ingest"].reason == (
+        f"sources changed: 2 files, {old} bytes -> as many, not the same")
+
+
+def test_moved_sources_and_storage_change_nothing(workspace, tmp_path):
+    workspace.publish()
+    workspace.corpus = shutil.copytree(workspace.corpus, tmp_path / "elsewhere/corpus")
+    workspace.storage = shutil.move(workspace.storage, tmp_path / "elsewhere/storage")
+    assert executed(workspace.plan()) == []
+
+
+def test_artifacts_in_memory_and_on_s3(workspace, root):
+    workspace.storage = root
+    workspace.publish("ingest", "tokenizer_image")
+    storage.remove(workspace.artifact("tokenizer_image").file("b.bin"))
+    plan = workspace.plan(until="pretokenize")
+    assert executed(plan) == ["tokenizer_image", "tokenizer_joint", "pretokenize"]
+    assert plan["tokenizer_image"].reason == "damaged: b.bin" and plan["train"].status == "blocked"
+
+
+def test_a_pipeline_of_another_name_shares_the_artifacts(workspace):
+    workspace.publish()
+    plan = workspace.plan("name=other", NEW_LR)
+    assert plan["ingest"].status == "cached" and plan["train"].reason == "never ran"
+
+
+def test_an_input_made_again_with_other_content(workspace):
+    workspace.publish()
+    workspace.publish("ingest", report="another curve")
+    assert executed(workspace.plan()) == []
+    workspace.publish("ingest", content="other")
+    plan = workspace.plan()
+    assert executed(plan) == ["tokenizer_image", "tokenizer_joint", "pretokenize", "evaluate"]
+    assert plan["pretokenize"].reason == "input changed: ingest (made again, with other content)"
+    assert len(storage.list_files(str(workspace.storage / "replaced" / "ingest"))) == 12
+
+
+def test_a_raised_version(workspace, monkeypatch):
+    workspace.publish()
+    from stages import evaluate
+
+    monkeypatch.setattr(evaluate, "VERSION", evaluate.VERSION + 1)
+    plan = workspace.plan()
+    assert executed(plan) == ["evaluate"]
+    assert plan["evaluate"].reason == f"version {evaluate.VERSION - 1} -> {evaluate.VERSION}"
+
+
+def test_only_runs_the_stage_alone(workspace):
+    workspace.publish()
+    plan = workspace.plan(only="train")
+    assert executed(plan) == ["train"] and plan["train"].reason == "asked for: --only"
+    assert plan.blocked == []
+    plan = workspace.plan(NEW_LR, only="pretokenize")
+    assert executed(plan) == ["pretokenize"]
+    assert plan["train"].status == plan["evaluate"].status == "blocked"
+    assert plan["train"].reason.startswith("not selected; config: optimizer.lr") and plan.blocked == []
+
+
+def test_only_needs_its_inputs(workspace):
+    plan = workspace.plan(only="train")
+    assert statuses(plan) == only("blocked", *graph.NAMES)
+    assert plan["ingest"].reason == "not selected; never ran"
+    assert plan["train"].reason == "needs pretokenize, which has no usable artifact; run it first: --until pretokenize"
+    assert [planned.name for planned in plan.blocked] == ["train"]
+
+
+def test_from_runs_the_stage_and_all_after_it(workspace):
+    workspace.publish()
+    plan = workspace.plan(from_="pretokenize")
+    assert executed(plan) == ["pretokenize", "train", "evaluate"]
+    assert {planned.reason for planned in plan.to_execute} == {"asked for: --from pretokenize"}
+    plan.completed("pretokenize", plan["pretokenize"].artifact)
+    assert executed(plan) == ["train", "evaluate"]
+
+
+def test_until_brings_up_to_date_what_is_needed(workspace):
+    plan = workspace.plan(until="tokenizer_joint")
+    assert executed(plan) == ["ingest", "tokenizer_image", "tokenizer_joint"]
+    assert plan["pretokenize"].reason == "not selected; never ran" and plan.blocked == []
+    workspace.publish()
+    assert executed(workspace.plan(until="train")) == []
+    assert executed(workspace.plan(NEW_LR, until="train")) == ["train"]
+    assert executed(workspace.plan(NEW_LR, until="pretokenize")) == []
+
+
+def test_force_and_what_follows_from_it(workspace):
+    workspace.publish()
+    plan = workspace.plan(force=("train",))
+    assert executed(plan) == ["train"] and plan["train"].reason == "forced"
+    same = workspace.artifact("train")
+    plan.completed("train", same)
+    assert executed(plan) == [] and plan["train"].reason == "made by this run"
+    plan = workspace.plan(force=("train",))
+    workspace.publish("train", content="other")
+    plan.completed("train", ArtifactStore(str(workspace.storage)).find("train", same.fingerprint))
+    assert executed(plan) == ["evaluate"]
+    assert plan["evaluate"].reason == "input changed: train (made again, with other content)"
+
+
+def test_completed_stages_unblock_those_after_them(workspace):
+    plan = workspace.plan(until="tokenizer_image")
+    workspace.publish("ingest")
+    plan.completed("ingest", workspace.artifact("ingest"))
+    assert executed(plan) == ["tokenizer_image"] and plan["tokenizer_image"].status == "run"
+    assert plan["tokenizer_joint"].status == "blocked"
+
+
+@pytest.mark.parametrize("selection, field", [
+    ({"only": "trian"}, "--only"), ({"from_": "x"}, "--from"), ({"until": "x"}, "--until"),
+    ({"force": ("train", "x")}, "--force"), ({"only": "train", "until": "train"}, None),
+    ({"only": "train", "force": ("ingest",)}, "--force"), ({"until": "ingest", "force": ("train",)}, "--force")])
+def test_wrong_selections(selection, field):
+    with pytest.raises(InputError) as caught:
+        Selection(**selection)
+    assert caught.value.field == field
+    if field != "--force":
+        assert "--only and --until" in str(caught.value) or "the stages are ingest, " in str(caught.value)
+
+
+def test_interrupted_work_is_resumed(workspace):
+    workspace.publish("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize")
+    plan = workspace.plan()
+    storage.write_json(storage.join(plan.store.work_uri("train", plan["train"].fingerprint), "state", "x.json"), {})
+    plan = workspace.plan()
+    assert statuses(plan) == {**only("run", "evaluate"), "train": "resume"}
+    assert plan["train"].reason == "was interrupted; never ran"
+    assert workspace.plan(only="train")["train"].status == "resume"
+    forced = workspace.plan(force=("train",))["train"]
+    assert (forced.status, forced.reason) == ("run", "forced")
+    assert workspace.plan(NEW_LR)["train"].status == "run"  # that work was for another fingerprint
+
+
+def test_a_pin_keeps_an_artifact_and_shows_drift(workspace):
+    workspace.publish()
+    old = workspace.config().stages.train.optimizer.lr
+    pin = f"pins.train={workspace.artifact('train').fingerprint}"
+    plan = workspace.plan(pin)
+    assert plan["train"].reason == "pinned" and plan["evaluate"].reason == "up to date"
+    plan = workspace.plan(pin, NEW_LR)
+    assert executed(plan) == []
+    assert plan["train"].reason == f"pinned; drift: config: optimizer.lr {old} -> 0.0003"
+    assert plan["evaluate"].reason == "up to date; drift through pinned train"
+    plan = workspace.plan(pin, NEW_LR, "stages.evaluate.num_steps=5")
+    assert plan["evaluate"].status == "run" and plan["evaluate"].reason.endswith("; drift through pinned train")
+    assert executed(workspace.plan(pin, NEW_LR, from_="pretokenize")) == ["pretokenize", "evaluate"]
+
+
+def test_drift_reaches_every_stage_behind_the_pin(workspace):
+    workspace.publish()
+    pin = f"pins.ingest={workspace.artifact('ingest').fingerprint}"
+    (workspace.corpus / "three.txt").write_text("12345")
+    plan = workspace.plan(pin)
+    assert executed(plan) == []
+    assert plan["ingest"].reason.startswith("pinned; drift: sources changed: 2 files")
+    for name in graph.NAMES[1:]:
+        assert plan[name].reason == "up to date; drift through pinned ingest"
+
+
+def test_wrong_pins(workspace):
+    workspace.publish()
+    fingerprint = workspace.artifact("train").fingerprint
+    for pin, selection, message in [
+            ("pins.train=abc", {}, "no artifact 'abc' of train"), ("pins.trian=abc", {}, "no stage 'trian'"),
+            (f"pins.train={fingerprint}", {"only": "train"}, "train is pinned"),
+            (f"pins.train={fingerprint}", {"force": ("train",)}, "train is pinned")]:
+        with pytest.raises(InputError, match=message) as caught:
+            workspace.plan(pin, **selection)
+        assert caught.value.field == pin.split("=")[0]
+
+
+def test_a_damaged_pin_is_blocked(workspace):
+    workspace.publish()
+    pin = f"pins.train={workspace.artifact('train').fingerprint}"
+    storage.remove(workspace.artifact("train").file("a.bin"))
+    plan = workspace.plan(pin)
+    assert plan["train"].status == "blocked" and plan["train"].reason == "pinned; damaged: a.bin"
+    assert [planned.name for planned in plan.blocked] == ["train"] and executed(plan) == []
+
+
+def test_the_demo_itself_can_be_planned(tmp_path):
+    plan = make_plan(load("demo", [f"storage={tmp_path}/nothing"]))
+    assert statuses(plan) == only("run", *graph.NAMES)
+    assert plan["ingest"].sources["files"] > 1797 and not (tmp_path / "nothing").exists()

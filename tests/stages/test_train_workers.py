@@ -1,0 +1,206 @@
+"""The training stages' workers on one rank: losses fall, and a run that was killed ends with the same weights."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from infra import storage  # noqa: E402
+from models.bundle import OmniLoom  # noqa: E402
+from stages import history, train_tokenizer, train_unified  # noqa: E402
+
+
+class Killed(BaseException):
+    pass
+
+
+class KilledAt(corpora.Silent):
+    """A progress display in whose hands the process dies after a step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def __call__(self, done, total, unit, **facts):
+        if done == self.step:
+            raise Killed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group(process_group):
+    yield
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    return corpora.ingest(tmp_path_factory.mktemp("corpus") / "ingest")
+
+
+@pytest.fixture(scope="module")
+def visual(tmp_path_factory):
+    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory, visual):
+    text, rng = corpora.text_tokenizer(), np.random.default_rng(0)
+    train = corpora.token_rows(text, rng, images=30, videos=6, texts=8, documents=6)
+    held_out = corpora.token_rows(text, rng, images=6, videos=1, texts=2, documents=0)
+    return corpora.pretokenize(tmp_path_factory.mktemp("tokens") / "tokens",
+                               {"train": [train[:20], train[20:]], "validation": [held_out]}, text,
+                               visual_digest=visual.digest)
+
+
+def work(folder: Path) -> dict:
+    return {"output": str(folder / "output"), "state": str(folder / "state"), "tracker": corpora.Silent()}
+
+
+def curve(folder: Path) -> list[dict]:
+    """History without what depends on the clock."""
+    rows = history.load(str(folder / "output" / "report" / "history.jsonl"))
+    return [{name: value for name, value in row.items() if not name.endswith("per_second")} for row in rows]
+
+
+# ---- the unified model ----
+
+
+def unified_config(**fields) -> train_unified.Config:
+    return train_unified.Config.model_validate({
+        "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
+        "packing": {"length": 64, "window_rows": 6}, "batch_rows": 4, "steps": 12, "seed": 3,
+        "optimizer": {"lr": 5e-3, "warmup_steps": 3}, "engine": {"zero_stage": 1, "ema_decay": 0.9},
+        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2}, "validate_every": 6, "validation_rows": 2,
+        "samples": {"count": 2, "num_steps": 2}, **fields})
+
+
+def train_the_model(folder, tokens, visual, progress=None, **fields) -> None:
+    train_unified.train_worker(train_unified.Job(unified_config(**fields), tokens, visual,
+                                                 progress=progress or corpora.Silent(), **work(folder)))
+
+
+@pytest.mark.parametrize("fields", [{}, {"engine": {"zero_stage": 2, "ema_decay": 0.0}, "packing": {
+    "length": 48, "window_rows": 5, "mixture": {"image": 0.6, "text": 0.0}},
+    "workers": {"count": 1, "checkpoint_every": 3, "log_every": 5, "accumulate": 2}}], ids=["ema", "accumulated"])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, tokens, visual, fields):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train_the_model(straight, tokens, visual, **fields)
+    with pytest.raises(Killed):  # after the checkpoint at 6
+        train_the_model(broken, tokens, visual, KilledAt(8), **fields)
+    assert not (broken / "state" / "metrics.json").exists()
+    resumed = KilledAt(99)
+    train_the_model(broken, tokens, visual, resumed, **fields)
+    wanted, found = (load_file(folder / "output" / "model" / "unified.safetensors") for folder in (straight, broken))
+    assert set(wanted) == set(found)
+    for name, value in wanted.items():
+        assert torch.equal(value, found[name]), name
+    assert curve(broken) == curve(straight)
+    steps = [row["step"] for row in curve(straight) if "loss" in row]
+    assert steps == sorted(set(steps))
+    metrics = [storage.read_json(str(folder / "state" / "metrics.json")) for folder in (straight, broken)]
+    for name in ("units", "loss", "validation_visual_loss", "parameters"):
+        assert metrics[0][name] == metrics[1][name]
+
+
+def test_the_model_learns_and_its_output_is_complete(tmp_path, tokens, visual):
+    train_the_model(tmp_path, tokens, visual, steps=60, validate_every=30,
+                    workers={"count": 1, "log_every": 10, "checkpoint_every": 1000})
+    rows = [row for row in curve(tmp_path) if "loss" in row]
+    # The latents are noise, of which only the scale can be learnt: v = e - x of variance 1 + 4 falls towards it.
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and rows[-1]["text_loss"] < 0.6 * rows[0]["text_loss"]
+    assert all(0 <= row["padding"] < 0.3 and row["grad_norm"] > 0 for row in rows)
+    validation = [row["validation_text_loss"] for row in curve(tmp_path) if "validation_text_loss" in row]
+    assert len(validation) == 2 and validation[1] < validation[0]
+    model = OmniLoom.load(tmp_path / "output" / "model")
+    images = model.text_to_image(["a red square"], num_steps=2, seeds=0)
+    assert images.shape == (1, 24, 24, 3) and images.dtype == np.uint8
+    assert isinstance(model.image_to_text([images[0]], max_new_tokens=4)[0], str)
+    assert (tmp_path / "output" / "report" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    captions = storage.read_json(str(tmp_path / "output" / "report" / "prompts.json"))["captions"]
+    assert len(captions) == 2
+
+
+def test_a_corpus_without_a_validation_split_trains(tmp_path, visual):
+    text = corpora.text_tokenizer()
+    rows = corpora.token_rows(text, np.random.default_rng(0), images=6, videos=0, texts=3, documents=0)
+    tokens = corpora.pretokenize(tmp_path / "tokens", {"train": [rows]}, text, visual_digest=visual.digest)
+    train_the_model(tmp_path / "none", tokens, visual, steps=2)
+    assert "validation_text_loss" not in storage.read_json(str(tmp_path / "none" / "state" / "metrics.json"))
+    only_text = corpora.pretokenize(tmp_path / "text", {"train": [rows], "validation": [rows[-1:]]}, text,
+                                    visual_digest=visual.digest)
+    train_the_model(tmp_path / "other", only_text, visual, steps=2,
+                    packing={"length": 64, "mixture": {"text": 0.0}})
+
+
+# ---- the tokenizer ----
+
+
+def tokenizer_config(quantizer: dict, **fields) -> train_tokenizer.Config:
+    return train_tokenizer.Config.model_validate({
+        "model": {"patch_size": 8, "temporal_patch": 4, "width": 16, "heads": 2, "head_dim": 8, "spatial_layers": "t",
+                  "temporal_layers": 1, "decoder_spatial_layers": "t", "quantizer": quantizer},
+        "loss": {"adversarial_start": 4, "adversarial_ramp": 2}, "discriminator": {"channels": 4, "layers": 1},
+        "data": {"kinds": ["image", "video"], "sizes": [16, 24], "frames": 5, "image_batch": 4, "video_batch": 2,
+                 "flip": True},
+        "steps": 12, "seed": 2, "optimizer": {"lr": 3e-3, "warmup_steps": 3},
+        "engine": {"zero_stage": 1, "ema_decay": 0.9}, "validate_every": 6, "validation_examples": 4,
+        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2}, **fields})
+
+
+def train_a_tokenizer(folder, squares, config, progress=None, start_from=None) -> None:
+    train_tokenizer.train_worker(train_tokenizer.Job(
+        "tokenizer_joint", config, config.model, squares, start_from, progress=progress or corpora.Silent(),
+        **work(folder)))
+
+
+@pytest.mark.parametrize("quantizer", [{"kind": "vq", "codebook_size": 32, "latent_dim": 4, "restart_dead_after": 1},
+                                       {"kind": "kl", "latent_dim": 4}], ids=["vq", "kl"])
+def test_a_killed_tokenizer_ends_with_the_same_weights(tmp_path, squares, quantizer):
+    """Codebook, averages and what the discriminator did to the decoder included."""
+    config, straight, broken = tokenizer_config(quantizer), tmp_path / "straight", tmp_path / "broken"
+    train_a_tokenizer(straight, squares, config)
+    with pytest.raises(Killed):
+        train_a_tokenizer(broken, squares, config, KilledAt(8))
+    train_a_tokenizer(broken, squares, config)
+    wanted, found = (load_file(folder / "output" / "tokenizer" / "tokenizer.safetensors")
+                     for folder in (straight, broken))
+    assert set(wanted) == set(found)
+    for name, value in wanted.items():
+        assert torch.equal(value, found[name]), name
+    assert curve(broken) == curve(straight)
+    assert any("image_discriminator_loss" in row for row in curve(straight))
+
+
+def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
+    config = tokenizer_config({"kind": "vq", "codebook_size": 64, "latent_dim": 4}, discriminator=None, steps=150,
+                              data={"kinds": ["image"], "sizes": [24], "image_batch": 8}, validate_every=75,
+                              optimizer={"lr": 1e-2, "warmup_steps": 10, "weight_decay": 0.0},
+                              workers={"count": 1, "log_every": 30, "checkpoint_every": 1000})
+    train_a_tokenizer(tmp_path / "image", squares, config)
+    rows = [row for row in curve(tmp_path / "image") if "loss" in row]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"] and rows[-1]["image_psnr"] > rows[0]["image_psnr"] + 2
+    image = corpora.seal(tmp_path / "image" / "output", "tokenizer_image")
+    first = train_tokenizer.load_tokenizer(image)
+    joint_config = tokenizer_config({"kind": "vq", "codebook_size": 64, "latent_dim": 4}, discriminator=None, steps=1,
+                                    optimizer={"lr": 1e-9, "warmup_steps": 0},
+                                    engine={"zero_stage": 0, "ema_decay": 0.0})
+    train_a_tokenizer(tmp_path / "joint", squares, joint_config, start_from=image)
+    joint = train_tokenizer.load_tokenizer(corpora.seal(tmp_path / "joint" / "output", "tokenizer_joint"))
+    pictures = torch.from_numpy(np.stack([corpora.square(c, (4, 4)) for c in corpora.COLOURS])).permute(0, 3, 1, 2)
+    pixels = pictures.float() / 255 - 0.5
+    still = pixels[:, :, None].repeat(1, 1, 5, 1, 1)
+    with torch.no_grad():
+        codes, later = first.encode(pixels).codes, joint.encode(still).codes
+    assert (joint.encode(pixels).codes == codes).float().mean() > 0.9  # the codebook moved by one batch
+    assert torch.equal(later[:, 0], joint.encode(pixels).codes[:, 0])

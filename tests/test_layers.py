@@ -1,0 +1,77 @@
+"""The import contract: pipelines -> stages -> models | infra, and what each layer may not know of."""
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"ray", "mlflow", "deepspeed", "fsspec", "s3fs", "pyarrow", "pydantic", "omegaconf", "typer", "rich"}
+FORBIDDEN = {
+    "models": {"infra", "stages", "pipelines"} | HEAVY,
+    "infra": {"models", "stages", "pipelines"},
+    "stages": {"pipelines"},
+}
+# What the plan reads must not load what only a running stage needs.
+LATE = {"torch", "ray", "mlflow", "deepspeed", "pandas", "sklearn"}
+PLANNED = ("pipelines/config.py", "pipelines/plan.py", "pipelines/graph.py", "pipelines/fingerprint.py",
+           "pipelines/cli.py", "pipelines/tables.py", "pipelines/runner.py", "stages/base.py", "stages/ingest.py",
+           "stages/train_tokenizer.py", "stages/pretokenize.py", "stages/train_unified.py", "stages/evaluate.py",
+           *(str(path.relative_to(ROOT)) for room in ("infra", "models", "stages")
+             for path in (ROOT / room).rglob("*config.py")))
+
+
+def imports(tree: ast.AST) -> set[tuple[str, int]]:
+    """(top-level package, line) of every import below the node, those inside functions included."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name.split(".")[0], node.lineno) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module.split(".")[0], node.lineno))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            if isinstance(node.args[0], ast.Constant):
+                found.add((str(node.args[0].value).split(".")[0], node.lineno))
+    return found
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_layers(room):
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert len(files) > 5
+    broken = [f"{file.relative_to(ROOT)}:{line} imports {package}" for file in files
+              for package, line in sorted(imports(ast.parse(file.read_text()))) if package in FORBIDDEN[room]]
+    assert not broken
+
+
+@pytest.mark.parametrize("file", PLANNED)
+def test_planning_imports_nothing_heavy_at_the_top(file):
+    tree = ast.parse((ROOT / file).read_text())
+    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    assert not {package for package, _ in imports(top)} & LATE
+
+
+def test_configs_of_models_need_the_standard_library_alone():
+    for file in (ROOT / "models").rglob("config.py"):
+        assert {package for package, _ in imports(ast.parse(file.read_text()))} <= sys.stdlib_module_names, file
+
+
+def test_models_import_with_torch_alone():
+    blocked = sorted(HEAVY | {"infra", "stages", "pipelines", "safetensors", "tokenizers", "transformers", "PIL", "av",
+                              "sklearn", "pandas", "torchmetrics", "matplotlib", "jinja2"})
+    code = f"""
+import importlib, pkgutil, sys
+for name in {blocked}:
+    sys.modules[name] = None
+import models
+names = [module.name for module in pkgutil.walk_packages(models.__path__, "models.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
