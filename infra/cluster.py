@@ -38,12 +38,13 @@ class ClusterConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is connected: the GCS address, its nodes, and its CPUs and GPUs in all. `local`: started by us;
-    `opened`: this call initialised Ray in this process, so its caller is to shut it down."""
+    """What is connected: the GCS address, its nodes, its CPUs and GPUs in all, and the CPUs of its largest node.
+    `local`: started by us; `opened`: this call initialised Ray in this process, so its caller is to shut it down."""
     address: str
     num_nodes: int
     num_cpus: float
     num_gpus: float
+    node_cpus: float
     local: bool
     opened: bool
 
@@ -150,9 +151,10 @@ def _short(temp_dir: str) -> str:
 def _describe(local: bool, opened: bool) -> Cluster:
     import ray
 
-    resources = ray.cluster_resources()
-    return Cluster(ray.get_runtime_context().gcs_address, sum(node["Alive"] for node in ray.nodes()),
-                   resources.get("CPU", 0.0), resources.get("GPU", 0.0), local, opened)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    return Cluster(ray.get_runtime_context().gcs_address, len(nodes), sum(cpus),
+                   sum(node.get("GPU", 0.0) for node in nodes), max(cpus), local, opened)
 
 
 def _refused_token(error: BaseException | None) -> bool:

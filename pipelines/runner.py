@@ -51,7 +51,7 @@ def run(plan: Plan, display: Display) -> None:
         connected = cluster.connect_to(plan.config.cluster)
         try:
             _check_room(plan, connected)
-            _Run(plan, display).execute()
+            _Run(plan, display, connected).execute()
         finally:
             if connected.opened:  # a Ray that the caller had before this run is the caller's to end
                 cluster.shutdown()
@@ -70,10 +70,10 @@ def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
 class _Run:
     """One execution: a parent MLflow run, a child per executed stage, and a record in storage."""
 
-    def __init__(self, plan: Plan, display: Display):
+    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster):
         import ray
 
-        self.plan, self.display, self.store = plan, display, plan.store
+        self.plan, self.display, self.store, self.cluster = plan, display, plan.store, connected
         self.settings = resolve_tracking(plan.config.tracking, plan.config.storage)
         self.board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
         self.id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -190,7 +190,9 @@ class _Run:
         began = time.time()
         status = "FAILED"
         try:
-            task = ray.remote(run_stage).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=0,
+            # A body that asks for more CPUs than any node has would wait for ever; on fewer it only takes longer.
+            cpus = min(needs.cpus, self.cluster.node_cpus)
+            task = ray.remote(run_stage).options(num_cpus=cpus, num_gpus=needs.gpus, max_retries=0,
                                                  name=planned.name)
             metrics = _finite(ray.get(task.remote(planned.stage, context)))
             if place != work:
