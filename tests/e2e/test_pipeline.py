@@ -160,7 +160,7 @@ def test_mlflow_knows_the_runs_and_the_model(config):
     for stage, steps in (("tokenizer_image", {2, 3, 4, 6}), ("train", {2, 4, 5, 6, 8, 10})):
         run = next(r for r in children if r.data.tags["omniloom.stage"] == stage)
         assert {point.step for point in client.get_metric_history(run.info.run_id, "loss")} == steps
-        assert {point.step for point in client.get_metric_history(run.info.run_id, "by_tokens/loss")} > {0}
+        assert min(point.step for point in client.get_metric_history(run.info.run_id, "by_tokens/loss")) > max(steps)
     assert client.search_registered_models()
 
 
@@ -215,8 +215,8 @@ def test_it_runs_in_memory_and_on_s3(config, corpus, s3, tmp_path, monkeypatch):
 
 
 def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):
-    arguments = [str(config), "stages.train.steps=1000", "stages.train.workers.checkpoint_every=20",
-                 "stages.train.validate_every=500"]
+    arguments = [str(config), "stages.train.steps=400", "stages.train.workers.checkpoint_every=20",
+                 "stages.train.validate_every=200"]
     fingerprint = make_plan(load(arguments[0], arguments[1:]))["train"].fingerprint
     saved = config.parent / "store" / "work" / "train" / fingerprint / "state" / "checkpoints"
     process = subprocess.Popen([OMNILOOM, "run", *arguments, "--until", "train"], start_new_session=True,
@@ -243,5 +243,5 @@ def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):
     artifact = make_plan(load(arguments[0], arguments[1:]))["train"].artifact
     rows = [row for row in history.load(artifact.file("report", "history.jsonl")) if "loss" in row]
     steps = [row["step"] for row in rows]
-    assert steps == list(range(2, 1001, 2)) and first < 1000
+    assert steps == list(range(2, 401, 2)) and first < 400
     assert [row["units"] for row in rows] == sorted({row["units"] for row in rows})
