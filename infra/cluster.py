@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
 
     try:
         ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.WARNING,
-                 runtime_env={"env_vars": dict(env)} if env else None, **options)
+                 runtime_env=_runtime_env(env, local), **options)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         if local:
             raise OmniLoomError(f"Ray did not start: {error}") from error
@@ -94,6 +95,22 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
                              "RAY_AUTH_TOKEN_PATH to the cluster's", field=field) from error
         raise InputError(f"no Ray cluster answers at {address}: {_first_line(error)}", field=field) from error
     return _describe(local, opened=True)
+
+
+def _runtime_env(env: Mapping[str, str] | None, local: bool) -> dict | None:
+    settings: dict = {"env_vars": dict(env)} if env else {}
+    if not local:
+        settings["worker_process_setup_hook"] = "infra.cluster.settle"
+    return settings or None
+
+
+def settle() -> None:
+    """Leave the folder that Ray unpacked a job into, in every worker before its first task.
+
+    Where two nodes share a machine, the second to unpack a job removes the first one's folder and makes it anew:
+    processes that stand in it have no working folder any more. Imports go by path and find the new one.
+    """
+    os.chdir(tempfile.gettempdir())
 
 
 def connect_to(config: ClusterConfig) -> Cluster:

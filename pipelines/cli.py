@@ -82,10 +82,13 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
         force: Force = None) -> None:
     """Run what the plan says, on this machine's own Ray or on cluster.address."""
     made = _plan(config, overrides, only, from_, until, force)
+    from infra.cluster import settle
     from pipelines.display import Display
     from pipelines.runner import run as execute
     from pipelines.tables import closing_lines
 
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
+        settle()
     signal.signal(signal.SIGTERM, _interrupt)  # `stop` of a job ends the run as Ctrl-C does
     executed = [planned.name for planned in made.to_execute]
     with _naming(config):

@@ -81,8 +81,11 @@ class _Run:
                                        "started": _now(), "stages": {}}
 
     def execute(self) -> None:
-        replay(self.settings)
-        close_stale(self.settings, self.plan.config.name)
+        try:
+            replay(self.settings)
+            close_stale(self.settings, self.plan.config.name)
+        except Exception as error:  # tracking that is down never stops a run; what is logged from here on is kept
+            self.display.note(f"tracking is not reachable: {error}")
         self.parent = Tracker(self.settings).start_pipeline(
             self.plan.config.name, self.plan.config.model_dump(mode="json"), {"omniloom.run": self.id})
         status = "FAILED"
