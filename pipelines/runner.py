@@ -24,6 +24,7 @@ from infra.errors import InputError, OmniLoomError
 from infra.lease import Lease
 from infra.progress import Progress, ProgressBoard
 from infra.tracking import Tracker, close_stale, replay, resolve_tracking
+from pipelines import graph
 from pipelines.display import Display
 from pipelines.fingerprint import canonical
 from pipelines.plan import Plan, PlannedStage
@@ -137,10 +138,11 @@ class _Run:
                 self.store.set_last_used(self.plan.config.name, planned.artifact)
 
     def _ready(self, running: dict[Future, PlannedStage]) -> list[PlannedStage]:
+        """Stages that can start: all that they depend on, however far up, is settled."""
         busy = {planned.name for planned in running.values()}
+        pending = {planned.name for planned in self.plan.to_execute}
         return [planned for planned in self.plan.to_execute
-                if planned.name not in busy and all(
-                    self.plan[name].status == "cached" and self.plan[name].artifact for name in planned.stage.inputs)]
+                if planned.name not in busy and not pending & graph.ancestors(planned.name)]
 
     def _show_progress(self) -> None:
         import ray

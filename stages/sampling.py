@@ -45,8 +45,11 @@ def load(model: str, device: str | None = None):
 
     uri = storage.absolute(model)
     for candidate in (uri, storage.join(uri, "model")):
-        if storage.exists(storage.join(candidate, "unified.safetensors")):
-            digest = hashlib.sha256(candidate.encode()).hexdigest()
+        weights = storage.join(candidate, "unified.safetensors")
+        if storage.exists(weights):
+            # A model that is trained again under the same name is another: the copy is named by place and state.
+            fs, path = storage.filesystem(weights)
+            digest = hashlib.sha256(f"{candidate} {fs.checksum(path)}".encode()).hexdigest()
             folder = storage.localize(candidate, f"model-{digest[:32]}")
             return OmniLoom.load(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     raise InputError("holds no model; expected a train artifact or its model folder", field="MODEL", file=model)
