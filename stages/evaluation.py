@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -92,8 +93,11 @@ class Evaluation:
             return
         self.metrics["bits_per_byte"] = bits / size
         prompts = [self.loom.text.decode(self.tokens.document(int(i))[0].ids[:16]) for i in chosen[:4]]
-        for prompt, text in zip(prompts, self.loom.text_to_text(prompts, max_new_tokens=32), strict=True):
-            self.text_samples.append({"prompt": prompt, "output": text})
+        texts = self.loom.text_to_text(prompts, max_new_tokens=48, temperature=0.8, top_p=0.95, seeds=self.config.seed)
+        for prompt, text in zip(prompts, texts, strict=True):
+            # Blank lines would fill the page; samples.jsonl keeps them.
+            shown = [re.sub(r"\s*\n\s*", "\n", value).strip() for value in (prompt, text)]
+            self.text_samples.append({"prompt": shown[0], "output": shown[1]})
             self.samples.append({"task": "text_to_text", "prompt": prompt, "output": text})
 
     def _classes(self) -> list[str]:

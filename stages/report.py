@@ -125,8 +125,8 @@ def grid(images: Sequence[numpy.ndarray], columns: int = 8, captions: Sequence[s
     """Pictures, uint8 (H, W, 3) or (H, W) of any sizes, side by side as one PNG, with captions drawn below.
 
     Every picture is centred in a cell of the largest size; small ones are enlarged by whole factors, without
-    smoothing, to at least `min_size` pixels (64, or 96 where captions need the room), so that a 32x32 sample can be
-    seen as it is.
+    smoothing, until their shorter side has `min_size` pixels (64, or 96 where captions need the room), so that a 32x32
+    sample can be seen as it is.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -135,7 +135,8 @@ def grid(images: Sequence[numpy.ndarray], columns: int = 8, captions: Sequence[s
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"captions: {len(captions)} for {len(images)} images")
     min_size = min_size or (64 if captions is None else 96)
-    factor = max(1, math.ceil(min_size / max(max(image.shape[:2]) for image in images)))
+    side = min(max(image.shape[axis] for image in images) for axis in (0, 1))
+    factor = max(1, math.ceil(min_size / side))
     width = factor * max(image.shape[1] for image in images)
     height = factor * max(image.shape[0] for image in images)
     font = ImageFont.load_default(_CAPTION_SIZE)
