@@ -173,7 +173,9 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     missing = [name for name in planned.stage.inputs if plan[name].status == "blocked"]
     if missing:
         planned.status = "blocked"
-        planned.reason = f"needs {missing[0]}, which has no usable artifact; run it first: --until {missing[0]}"
+        # Bringing the last of them up to date brings the others along.
+        last = max(missing, key=graph.NAMES.index)
+        planned.reason = f"nothing usable from {' and '.join(missing)}; first run --until {last}"
     elif again != "forced" and plan.store.has_work(planned.name, planned.fingerprint):
         planned.status, planned.reason = "resume", f"was interrupted; {reason}"
     else:

@@ -173,7 +173,7 @@ def test_only_needs_its_inputs(workspace):
     plan = workspace.plan(only="train")
     assert statuses(plan) == only("blocked", *graph.NAMES)
     assert plan["ingest"].reason == "not selected; never ran"
-    assert plan["train"].reason == "needs pretokenize, which has no usable artifact; run it first: --until pretokenize"
+    assert plan["train"].reason == "nothing usable from pretokenize and tokenizer_joint; first run --until pretokenize"
     assert [planned.name for planned in plan.blocked] == ["train"]
 
 
