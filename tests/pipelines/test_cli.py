@@ -85,7 +85,7 @@ def test_unknown_preset_and_command(omniloom):
 
 def test_nothing_that_could_be_started_is_blocked(omniloom, workspace):
     code, _, err = omniloom("run", "demo", *workspace.overrides(), "--only", "train")
-    assert code == 2 and "train is blocked: needs pretokenize" in err
+    assert code == 2 and "train is blocked: nothing usable from pretokenize" in err
     assert not workspace.storage.exists()
 
 
