@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,8 +28,16 @@ def import_deepspeed():
         os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
     import deepspeed
 
+    if not has_compiler():
+        # DeepSpeed takes its shared-memory collective for buildable anywhere and would fail over it; gloo serves too.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
+
+
+def has_compiler() -> bool:
+    """Whether PyTorch can build a C++ extension here (it asks $CXX, else g++ and its like)."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def device() -> torch.device:

@@ -1,17 +1,18 @@
 """Compile at set-up what DeepSpeed would compile at the first training step (about half a minute, once a machine).
 
-`python -m infra.training.prepare`. On CPUs that is the shared-memory collective; it needs g++ and ninja.
+`python -m infra.training.prepare`. On CPUs that is the shared-memory collective; without g++ training runs on gloo
+alone.
 """
 from __future__ import annotations
 
 import torch
 
-from infra.training.engine import import_deepspeed
+from infra.training.engine import has_compiler, import_deepspeed
 
 
 def prepare() -> None:
-    """Build DeepSpeed's CPU collective into torch's extension cache; nothing to do where there is a GPU."""
-    if torch.cuda.is_available():
+    """Build DeepSpeed's CPU collective into torch's extension cache; nothing to do with a GPU or without a compiler."""
+    if torch.cuda.is_available() or not has_compiler():
         return
     import_deepspeed()
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
