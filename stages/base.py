@@ -11,7 +11,7 @@ Its top level imports nothing heavy: planning imports every stage's module.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -62,7 +62,6 @@ class StageContext:
     work: str
     progress: Progress
     tracker: Any
-    facts: dict = field(default_factory=dict)
 
     @property
     def output(self) -> str:

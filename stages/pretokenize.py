@@ -40,7 +40,7 @@ def run(context: StageContext) -> dict:
     import ray
 
     from models.text import TextTokenizer
-    from stages import records
+    from stages import records, tokens
 
     config: Config = context.config
     ingest, visual = context.inputs["ingest"], context.inputs["tokenizer_joint"]
@@ -63,7 +63,7 @@ def run(context: StageContext) -> dict:
     facts = _combine(stats)
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
     storage.write_json(storage.join(context.output, "tokens.json"), {
-        "schema_version": 1, "visual_tokenizer": visual.fingerprint, "visual_digest": visual.digest,
+        "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": visual.fingerprint, "visual_digest": visual.digest,
         "text_digest": text.digest, "vocab_size": text.vocab_size, "specials": text.specials,
         "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
         "latent_mean": facts.pop("latent_mean"), "latent_std": facts.pop("latent_std"), "counts": facts})
