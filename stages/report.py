@@ -236,13 +236,15 @@ def _runs(values: Iterable[tuple[float, float]]) -> list[list[tuple[float, float
 
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers that cover [low, high] in steps of 1, 2 or 5 times a power of ten."""
-    if high <= low:
-        low, high = low - (abs(low) or 1.0) / 2, low + (abs(low) or 1.0) / 2
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-12 * size, 1e-300):  # one value, as far as floats tell
+        half = (size if size > 1e-300 else 1.0) / 2
+        low, high = low - half, low + half
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def _short(value: float) -> str:

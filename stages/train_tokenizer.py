@@ -117,7 +117,7 @@ def run(context: StageContext) -> dict:
 
 
 def _tokenizer_config(values: dict) -> TokenizerConfig:
-    from models.tokenizer.config import QuantizerConfig
+    from models.tokenizer.quantizers.config import QuantizerConfig
 
     return TokenizerConfig(**{**values, "quantizer": QuantizerConfig(**values["quantizer"])})
 

@@ -5,6 +5,12 @@ import os
 import uuid
 
 import pytest
+from hypothesis import settings
+
+# A red run must be red again on the same code: examples are drawn anew only where a person asks for it
+# (`--hypothesis-profile=default`).
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -131,8 +131,9 @@ def tokenizer(folder: Path, channels: int = 4) -> Artifact:
 
     from safetensors.torch import save_file
 
-    from models.tokenizer.config import QuantizerConfig, TokenizerConfig
+    from models.tokenizer.config import TokenizerConfig
     from models.tokenizer.omni import OmniTokenizer
+    from models.tokenizer.quantizers.config import QuantizerConfig
 
     torch.manual_seed(0)
     config = TokenizerConfig(patch_size=8, temporal_patch=4, width=16, heads=2, head_dim=8, spatial_layers="t",

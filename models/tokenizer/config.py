@@ -8,71 +8,13 @@ Figures: OmniTokenizer, arXiv 2406.09399 (the defaults are the published joint c
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from models.tokenizer.checks import require
+from models.tokenizer.quantizers.config import QuantizerConfig
+
 SPATIAL_KINDS = {"t": "plain", "w": "window"}
-
-
-def _require(condition: bool, owner: object, name: str, expected: str) -> None:
-    if not condition:
-        given = getattr(owner, name)
-        raise ValueError(f"{type(owner).__name__}.{name}: expected {expected}, got {given!r}")
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """The bottleneck between encoder and decoder.
-
-    kind: `vq` (codebook on the unit sphere, kept by exponential moving averages), `fsq` (finite scalar
-        quantisation, arXiv 2309.15505) or `kl` (a Gaussian posterior, continuous latents only).
-    codebook_size, latent_dim: of `vq`; `kl` uses latent_dim alone; `fsq` takes both from `fsq_levels`.
-    commitment: weight of the pull of the latents towards their code; of `fsq`, of the pull out of saturation.
-    rotation_trick: gradients pass the code by a rotation and rescaling (arXiv 2410.06424), not straight
-        through.
-    kmeans_iterations: rounds of Lloyd's algorithm on the first batch; 0 takes vectors of that batch as codes.
-    restart_dead_after: a code that went unused while the average code was used this many times is moved onto
-        a latent of the current batch; 0 never restarts. Counted in mean uses, so the batch size does not
-        matter.
-    kl_weight: of the divergence summed over an example's latents and averaged over examples.
-    """
-
-    kind: Literal["vq", "fsq", "kl"] = "vq"
-    codebook_size: int = 8192
-    latent_dim: int = 8
-    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
-    ema_decay: float = 0.99
-    commitment: float = 0.25
-    rotation_trick: bool = True
-    kmeans_iterations: int = 10
-    restart_dead_after: float = 16.0
-    kl_weight: float = 1e-6
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))  # YAML gives a list
-        _require(self.kind in ("vq", "fsq", "kl"), self, "kind", "one of vq, fsq, kl")
-        _require(self.codebook_size >= 2, self, "codebook_size", "at least 2")
-        _require(self.latent_dim >= 2, self, "latent_dim", "at least 2")
-        levels_ok = len(self.fsq_levels) >= 1 and all(level >= 3 for level in self.fsq_levels)
-        _require(levels_ok, self, "fsq_levels", "one or more integers of at least 3")
-        _require(0.0 <= self.ema_decay < 1.0, self, "ema_decay", "a number in [0, 1)")
-        _require(self.commitment >= 0.0, self, "commitment", "a number of at least 0")
-        _require(self.kmeans_iterations >= 0, self, "kmeans_iterations", "an integer of at least 0")
-        _require(self.restart_dead_after >= 0.0, self, "restart_dead_after", "a number of at least 0")
-        _require(self.kl_weight >= 0.0, self, "kl_weight", "a number of at least 0")
-
-    @property
-    def dim(self) -> int:
-        """Channels of the latents that this quantizer hands to the decoder."""
-        return len(self.fsq_levels) if self.kind == "fsq" else self.latent_dim
-
-    @property
-    def size(self) -> int | None:
-        """How many codes there are; None where the latents are continuous."""
-        if self.kind == "kl":
-            return None
-        return math.prod(self.fsq_levels) if self.kind == "fsq" else self.codebook_size
 
 
 @dataclass(frozen=True)
@@ -104,13 +46,13 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch", "width", "heads", "head_dim", "window"):
-            _require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
-        _require(self.head_dim % 4 == 0, self, "head_dim", "a multiple of 4 (2-D rotary positions)")
-        _require(self.mlp_width >= 0, self, "mlp_width", "an integer of at least 0")
-        _require(self.temporal_layers >= 0, self, "temporal_layers", "an integer of at least 0")
+            require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
+        require(self.head_dim % 4 == 0, self, "head_dim", "a multiple of 4 (2-D rotary positions)")
+        require(self.mlp_width >= 0, self, "mlp_width", "an integer of at least 0")
+        require(self.temporal_layers >= 0, self, "temporal_layers", "an integer of at least 0")
         for name in ("spatial_layers", "decoder_spatial_layers"):
             value = getattr(self, name)
-            _require(bool(value) and set(value) <= set(SPATIAL_KINDS), self, name, "letters out of t and w")
+            require(bool(value) and set(value) <= set(SPATIAL_KINDS), self, name, "letters out of t and w")
 
     @property
     def inner_width(self) -> int:
@@ -126,8 +68,8 @@ class DiscriminatorConfig:
     layers: int = 3
 
     def __post_init__(self) -> None:
-        _require(self.channels >= 4 and self.channels % 4 == 0, self, "channels", "a positive multiple of 4")
-        _require(self.layers >= 1, self, "layers", "an integer of at least 1")
+        require(self.channels >= 4 and self.channels % 4 == 0, self, "channels", "a positive multiple of 4")
+        require(self.layers >= 1, self, "layers", "an integer of at least 1")
 
 
 @dataclass(frozen=True)
@@ -157,13 +99,13 @@ class TokenizerLossConfig:
 
     def __post_init__(self) -> None:
         kinds = ("l1", "l2", "huber")
-        _require(self.reconstruction in kinds, self, "reconstruction", "one of l1, l2, huber")
-        _require(self.reconstruction_weight > 0.0, self, "reconstruction_weight", "a number above 0")
-        _require(self.huber_delta > 0.0, self, "huber_delta", "a number above 0")
+        require(self.reconstruction in kinds, self, "reconstruction", "one of l1, l2, huber")
+        require(self.reconstruction_weight > 0.0, self, "reconstruction_weight", "a number above 0")
+        require(self.huber_delta > 0.0, self, "huber_delta", "a number above 0")
         for name in ("image_adversarial", "video_adversarial", "feature_matching"):
-            _require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
+            require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
         for name in ("adversarial_start", "adversarial_ramp"):
-            _require(getattr(self, name) >= 0, self, name, "an integer of at least 0")
+            require(getattr(self, name) >= 0, self, name, "an integer of at least 0")
 
     def adversarial_schedule(self, step: int) -> float:
         """The factor in [0, 1] on the adversarial terms at an optimizer step (counted from 0)."""

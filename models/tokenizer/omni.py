@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.tokenizer.blocks import Stack
 from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.quantize import build_quantizer
+from models.tokenizer.quantizers.build import build_quantizer
 
 RGB = 3
 
@@ -30,6 +30,8 @@ class Encoded(NamedTuple):
         1] a channel for FSQ, the posterior's mean for KL. The nearest code of `latents` is `codes`.
     loss: scalar, the bottleneck's weighted loss. stats: detached scalars of the batch.
     z_q: (B, c, t, h, w), what the decoder reads.
+    prequant: (B, input_dim, t, h, w), what the encoder gave the bottleneck: before any normalisation; of KL,
+        means and then log-variances.
     """
 
     codes: Tensor | None
@@ -37,6 +39,7 @@ class Encoded(NamedTuple):
     loss: Tensor
     stats: dict[str, Tensor]
     z_q: Tensor
+    prequant: Tensor
 
 
 def patchify(x: Tensor, patch: int, temporal: int) -> Tensor:
@@ -174,9 +177,10 @@ class OmniTokenizer(nn.Module):
             expected = "float (B, 3, H, W) or (B, 3, T, H, W)"
             raise ValueError(f"pixels: expected {expected}, got {x.dtype} {tuple(x.shape)}")
         self.grid(*x.shape[2:])
-        out = self.codebook(self.pre_vq(self.encoder(x.to(self.pre_vq.weight.dtype))), update=update_codebook)
-        latents, z_q = out.latents.movedim(-1, 1), out.z_q.movedim(-1, 1)
-        return Encoded(out.codes, latents, out.loss, out.stats, z_q)
+        prequant = self.pre_vq(self.encoder(x.to(self.pre_vq.weight.dtype)))
+        out = self.codebook(prequant, update=update_codebook)
+        latents, z_q, prequant = (v.movedim(-1, 1) for v in (out.latents, out.z_q, prequant.float()))
+        return Encoded(out.codes, latents, out.loss, out.stats, z_q, prequant)
 
     def decode(
         self, codes: Tensor | None = None, *, latents: Tensor | None = None, quantize: bool = True

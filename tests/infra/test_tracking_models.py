@@ -51,8 +51,9 @@ def bundle(tmp_path_factory) -> Path:
 
     from models.bundle import BundleConfig, OmniLoom
     from models.text import TextTokenizer
-    from models.tokenizer.config import QuantizerConfig, TokenizerConfig
+    from models.tokenizer.config import TokenizerConfig
     from models.tokenizer.omni import OmniTokenizer
+    from models.tokenizer.quantizers.config import QuantizerConfig
     from models.unified.config import DiffusionConfig, UnifiedConfig
     from models.unified.model import UnifiedModel
 

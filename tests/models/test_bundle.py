@@ -11,8 +11,9 @@ import torch
 
 from models.bundle import BundleConfig, OmniLoom, to_pixels, to_uint8
 from models.text import TextTokenizer
-from models.tokenizer.config import QuantizerConfig, TokenizerConfig
+from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.omni import OmniTokenizer
+from models.tokenizer.quantizers.config import QuantizerConfig
 from models.unified.config import DiffusionConfig, UnifiedConfig
 from models.unified.model import UnifiedModel
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tokenizer.blocks import CausalDepthwiseConv, WindowAttention, apply_rotary, spatial_table
-from models.tokenizer.config import QuantizerConfig, TokenizerConfig, TokenizerLossConfig
+from models.tokenizer.config import TokenizerConfig, TokenizerLossConfig
 from models.tokenizer.losses import TokenizerObjective
 from models.tokenizer.omni import OmniTokenizer, patchify, unpatchify
+from models.tokenizer.quantizers.config import QuantizerConfig
 
 QUANTIZERS = {
     "vq": QuantizerConfig(codebook_size=64, latent_dim=4),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.config import DiscriminatorConfig, QuantizerConfig, TokenizerConfig, TokenizerLossConfig
+from models.tokenizer.config import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
 from models.tokenizer.discriminator import Discriminator, frozen_judgement
 from models.tokenizer.losses import (
     DiscriminatorObjective,
@@ -20,6 +20,7 @@ from models.tokenizer.losses import (
     psnr,
     reconstruction_loss,
 )
+from models.tokenizer.quantizers.config import QuantizerConfig
 
 TINY = DiscriminatorConfig(channels=8, layers=2)
 CONFIG = TokenizerConfig(

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.config import QuantizerConfig
-from models.tokenizer.quantize import FSQ_GAIN, build_quantizer, code_stats, rotate_to
+from models.tokenizer.quantizers.base import code_stats, rotate_to
+from models.tokenizer.quantizers.build import build_quantizer
+from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.quantizers.fsq import FSQ_GAIN
 
 PUBLISHED_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5)}
 
@@ -254,7 +256,7 @@ def test_summing_over_ranks_is_one_large_batch(monkeypatch):
     part.load_state_dict(start)
     other = vq().eval()(halves[1])
     totals = torch.zeros(32, 5).index_add_(0, other.codes, F.pad(other.latents, (0, 1), value=1.0))
-    monkeypatch.setattr("models.tokenizer.quantize._ranks", lambda: 2)
+    monkeypatch.setattr("models.tokenizer.quantizers.vq.ranks", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(totals))
     monkeypatch.setattr(torch.distributed, "broadcast", lambda values, src: None)
     part(halves[0], update=True)
