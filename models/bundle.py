@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 import torch
@@ -24,12 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.text import TextTokenizer
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.omni import OmniTokenizer
+from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
 from models.unified.config import DiffusionConfig, UnifiedConfig
 from models.unified.generate import Seeds, generate_text, generate_visual, seed_list
 from models.unified.layouts import prefix_for_text, prefix_for_visual
 from models.unified.model import UnifiedModel
+
+if TYPE_CHECKING:
+    from models.tokenizer.omni import OmniTokenizer
+    from models.tokenizer.titok import TiTok
 
 VERSION = 1
 
@@ -47,7 +50,7 @@ class BundleConfig:
 
     unified: UnifiedConfig
     diffusion: DiffusionConfig
-    tokenizer: TokenizerConfig
+    tokenizer: AnyTokenizerConfig
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     image_size: tuple[int, int]
@@ -86,13 +89,13 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
         absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if absent and name not in values:
             raise ValueError(f"{where}.{name}: missing")
-    nested = {
-        name: _from_dict(hints[name], value, f"{where}.{name}")
-        if dataclasses.is_dataclass(hints[name])
-        else value
-        for name, value in values.items()
-    }
-    return cls(**nested)
+    read = dict(values)
+    for name, value in values.items():
+        if hints[name] == AnyTokenizerConfig:
+            read[name] = config_from_dict(value, f"{where}.{name}")
+        elif dataclasses.is_dataclass(hints[name]):
+            read[name] = _from_dict(hints[name], value, f"{where}.{name}")
+    return cls(**read)
 
 
 def _load_weights(module: torch.nn.Module, path: Path, shared: Sequence[str] = ()) -> None:
@@ -145,7 +148,7 @@ class OmniLoom:
         self,
         config: BundleConfig,
         model: UnifiedModel,
-        tokenizer: OmniTokenizer,
+        tokenizer: OmniTokenizer | TiTok,
         text: TextTokenizer,
         batch_size: int = 64,
     ):
@@ -192,7 +195,7 @@ class OmniLoom:
         text = TextTokenizer.load(folder / "text.json")
         if text.digest != digest:
             raise ValueError(f"{folder / 'text.json'}: not the tokenizer that the model was trained with")
-        model, tokenizer = UnifiedModel(config.unified), OmniTokenizer(config.tokenizer)
+        model, tokenizer = UnifiedModel(config.unified), build_tokenizer(config.tokenizer)
         _load_weights(model, folder / "unified.safetensors", _shared(config))
         _load_weights(tokenizer, folder / "tokenizer.safetensors")
         return cls(config, model.to(device), tokenizer.to(device), text)

@@ -121,10 +121,12 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
     """Run the pipeline as a job on a Ray cluster; waits and shows its log unless --no-wait."""
     from pipelines import jobs as cluster_jobs
     from pipelines.config import load
+    from pipelines.graph import Graph
     from pipelines.plan import Selection
 
-    load(config, overrides or [])  # a wrong config fails here, not minutes later on the cluster
-    Selection(only, from_, until, tuple(force or ()))
+    # A wrong config or selection fails here, not minutes later on the cluster.
+    pipeline = Graph(load(config, overrides or []).stages.optional())
+    Selection(only, from_, until, tuple(force or ())).stages(pipeline)
     options = [part for option, value in (("--only", only), ("--from", from_), ("--until", until)) if value
                for part in (option, value)] + [part for stage in force or () for part in ("--force", stage)]
     job = cluster_jobs.submit(config, overrides or [], address, arguments=options)

@@ -15,11 +15,14 @@ from infra import storage
 from infra.cluster import ClusterConfig
 from infra.errors import InputError
 from infra.tracking import TrackingConfig
+from pipelines.graph import KNOWN
 from stages.base import PLACEMENT
 from stages.evaluate import Config as EvaluateConfig
 from stages.ingest import Config as IngestConfig
 from stages.pretokenize import Config as PretokenizeConfig
+from stages.quantizer_study import Config as StudyConfig
 from stages.train_tokenizer import Config as TokenizerStageConfig
+from stages.train_tokenizer import KLConfig as KLStageConfig
 from stages.train_unified import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -30,9 +33,15 @@ class StagesConfig(BaseModel):
     ingest: IngestConfig
     tokenizer_image: TokenizerStageConfig
     tokenizer_joint: TokenizerStageConfig
+    tokenizer_kl: KLStageConfig | None = None
+    quantizer_study: StudyConfig | None = None
     pretokenize: PretokenizeConfig = Field(default_factory=PretokenizeConfig)
-    train: TrainConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    def optional(self) -> list[str]:
+        """The stages beyond the six that this pipeline has."""
+        return [stage.name for stage in KNOWN if stage.optional and getattr(self, stage.name) is not None]
 
 
 class PipelineConfig(BaseModel):
@@ -111,9 +120,10 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
 
 def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[str, ...]) -> InputError:
     lines = _line_numbers(file)
+    schema = PipelineConfig.model_json_schema()
     problems = []
     for item in error.errors():
-        loc = [str(part) for part in item["loc"]]
+        loc, known = _place(schema, [str(part) for part in item["loc"]])
         field = ".".join(loc)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] not in ("value_error", "assertion_error"):
@@ -121,7 +131,10 @@ def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[st
             if not isinstance(item["input"], dict | list):
                 message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = "unknown key" + _suggestion(loc)
+            message = "unknown key" + _suggestion(loc[-1], known)
+        elif item["type"] == "union_tag_invalid":
+            loc.append("architecture")
+            field, message = ".".join(loc), f"expected one of {item['ctx']['expected_tags']}"
         elif item["type"] == "missing":
             message = "is missing"
         if any(field == key or field.startswith(f"{key}.") for key in overridden):
@@ -134,28 +147,42 @@ def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[st
     return InputError(message + rest, field=field, file=file)
 
 
-def _suggestion(loc: list[str]) -> str:
-    """`; did you mean X?` from the sibling fields of the schema."""
-    known = _fields_at(PipelineConfig.model_json_schema(), loc[:-1])
-    close = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
+def _suggestion(name: str, known: list[str]) -> str:
+    """`; did you mean X?` where one of the `known` keys is near to `name`."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}" if known else ""
 
 
-def _fields_at(schema: dict, loc: list[str]) -> list[str]:
-    node = schema
+def _place(schema: dict, loc: list[str]) -> tuple[list[str], list[str]]:
+    """The path in the file that pydantic's `loc` stands for, and the keys that its last part's mapping may have.
+
+    Between the keys of the file, pydantic names the choice that it took where a field has several types.
+    """
+    path: list[str] = []
+    options, known = _options(schema, schema), []
     for part in loc:
-        node = _resolve(schema, node)
-        node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
-    return list(_resolve(schema, node).get("properties", {}))
+        keys = {name: node for option in options for name, node in option.get("properties", {}).items()}
+        chosen = [option for option in options
+                  if any(node.get("const") == part for node in option.get("properties", {}).values())]
+        if part not in keys and chosen:
+            options = chosen
+            continue
+        inside = [option.get("items") if part.isdigit() else option.get("additionalProperties") for option in options]
+        inside = [node for node in inside if isinstance(node, dict)]
+        if part not in keys and not inside and not keys and path:
+            continue
+        path.append(part)
+        known = list(keys)
+        options = [found for node in ([keys[part]] if part in keys else inside) for found in _options(schema, node)]
+    return path, known
 
 
-def _resolve(schema: dict, node: dict) -> dict:
-    for option in node.get("anyOf", []):
-        if "$ref" in option:
-            node = option
+def _options(schema: dict, node: dict) -> list[dict]:
+    """The schemas that a value may follow, references resolved."""
     if "$ref" in node:
-        return schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-    return node
+        return _options(schema, schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
+    choices = [*node.get("anyOf", []), *node.get("oneOf", [])]
+    return [found for choice in choices for found in _options(schema, choice)] or [node]
 
 
 def _line_numbers(file: str) -> dict[tuple[str, ...], int]:

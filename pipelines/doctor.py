@@ -122,19 +122,25 @@ def _with_total(size: dict) -> dict:
 def _tokenizer(stage, model) -> dict:
     import torch
 
+    from models.tokenizer.build import build_tokenizer
+    from models.tokenizer.config import TiTokConfig
     from models.tokenizer.discriminator import Discriminator
-    from models.tokenizer.omni import OmniTokenizer
 
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in OmniTokenizer(model).parameters())
+        parameters = sum(p.numel() for p in build_tokenizer(model).parameters())
         critic = sum(p.numel() for p in Discriminator(stage.discriminator).parameters()) if stage.discriminator else 0
     data, workers = stage.data, stage.workers.count
-    tokens = {}
-    for kind in data.kinds:
-        frames = 1 if kind == "image" else 1 + (data.frames - 1) // model.temporal_patch
-        batch = data.image_batch if kind == "image" else data.video_batch
-        tokens[kind] = batch * frames * (max(data.sizes) // model.patch_size) ** 2
-    layers = len(model.spatial_layers) + len(model.decoder_spatial_layers) + 2 * model.temporal_layers
+    if isinstance(model, TiTokConfig):
+        height, width = (side // model.patch_size for side in model.size)
+        tokens = {"image": data.image_batch * (height * width + model.num_latents)}  # as the blocks see them
+        layers = model.encoder_layers + model.decoder_layers
+    else:
+        tokens = {}
+        for kind in data.kinds:
+            frames = 1 if kind == "image" else 1 + (data.frames - 1) // model.temporal_patch
+            batch = data.image_batch if kind == "image" else data.video_batch
+            tokens[kind] = batch * frames * (max(data.sizes) // model.patch_size) ** 2
+        layers = len(model.spatial_layers) + len(model.decoder_spatial_layers) + 2 * model.temporal_layers
     width = 2 if stage.engine.precision == "bf16" else 4
     # Kept for the backward pass per token and layer: residual, q, k, v, attention's output, GEGLU's three tensors.
     per_layer = model.width * 2 + 4 * model.heads * model.head_dim + 3 * model.inner_width

@@ -14,6 +14,7 @@ from infra.artifacts import Artifact, ArtifactStore
 from infra.errors import InputError
 from pipelines import graph
 from pipelines.config import PipelineConfig
+from pipelines.graph import Graph
 from pipelines.fingerprint import canonical, differences, digest, fingerprint
 from stages.base import Stage
 
@@ -31,29 +32,36 @@ class Selection:
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} exclude each other")
         for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
-            if stage and stage not in graph.NAMES:
-                raise InputError(f"no stage {stage!r}; the stages are {', '.join(graph.NAMES)}", field=option)
-        for stage in self.force:
-            if stage not in self.stages:
-                raise InputError(f"{stage} is outside the selection ({given[0]})", field="--force")
+            if stage and stage not in graph.KNOWN_NAMES:
+                raise InputError(f"no stage {stage!r}; the stages are {', '.join(graph.KNOWN_NAMES)}", field=option)
 
-    @property
-    def stages(self) -> set[str]:
+    def stages(self, pipeline: Graph) -> set[str]:
+        """The names that the selection takes in; InputError where it names a stage that the pipeline has not."""
+        named = {"--only": self.only, "--from": self.from_, "--until": self.until}
+        for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
+            if stage and stage not in pipeline.names:
+                raise InputError(f"{stage} is not configured in this pipeline (stages.{stage})", field=option)
         if self.only:
-            return {self.only}
-        if self.from_:
-            return set(graph.NAMES[graph.NAMES.index(self.from_):])
-        if self.until:
-            return {self.until} | graph.ancestors(self.until)
-        return set(graph.NAMES)
+            found = {self.only}
+        elif self.from_:
+            found = set(pipeline.names[pipeline.names.index(self.from_):])
+        elif self.until:
+            found = {self.until} | pipeline.ancestors(self.until)
+        else:
+            found = set(pipeline.names)
+        for stage in self.force:
+            if stage not in found:
+                option = next(option for option, given in named.items() if given)
+                raise InputError(f"{stage} is outside the selection ({option})", field="--force")
+        return found
 
-    def again(self, stage: str) -> str | None:
+    def again(self, stage: str, selected: set[str]) -> str | None:
         """Why the stage runs even if it is cached."""
         if stage in self.force:
             return "forced"
         if stage == self.only:
             return "asked for: --only"
-        if self.from_ and stage in self.stages:
+        if self.from_ and stage in selected:
             return f"asked for: --from {self.from_}"
         return None
 
@@ -90,6 +98,8 @@ class Plan:
     store: ArtifactStore
     stages: list[PlannedStage]
     selection: Selection
+    graph: Graph
+    selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
 
     def completed(self, name: str, artifact: Artifact) -> None:
@@ -101,7 +111,7 @@ class Plan:
         self[name].artifact = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
         for planned in self.stages:
-            if planned.name in graph.descendants(name) and planned.name not in self.config.pins:
+            if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
                 _judge(planned, self)
 
     def __getitem__(self, name: str) -> PlannedStage:
@@ -113,7 +123,7 @@ class Plan:
 
     @property
     def blocked(self) -> list[PlannedStage]:
-        return [p for p in self.stages if p.status == "blocked" and p.name in self.selection.stages]
+        return [p for p in self.stages if p.status == "blocked" and p.name in self.selected]
 
     def to_dict(self) -> dict:
         return {"pipeline": self.config.name, "storage": self.config.storage,
@@ -128,13 +138,15 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
     except Exception as error:  # each filesystem has its own for unknown, unreachable, unauthorised
         message = f"{config.storage} cannot be read: {type(error).__name__}: {error}"
         raise InputError(message, field="storage") from error
+    pipeline = Graph(config.stages.optional())
+    selected = selection.stages(pipeline)
     for name in config.pins:
-        if name not in graph.NAMES:
-            raise InputError(f"no stage {name!r}; the stages are {', '.join(graph.NAMES)}", field=f"pins.{name}")
+        if name not in pipeline.names:
+            raise InputError(f"no stage {name!r}; the stages are {', '.join(pipeline.names)}", field=f"pins.{name}")
         if name == selection.only or name in selection.force:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
-    plan = Plan(config, store, [], selection)
-    for stage in graph.STAGES:
+    plan = Plan(config, store, [], selection, pipeline, selected)
+    for stage in pipeline.stages:
         planned = _identify(stage, config, store, plan)
         if planned.name in config.pins:
             _judge_pinned(planned, plan)
@@ -158,7 +170,7 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:
-    again = None if planned.name in plan.done else plan.selection.again(planned.name)
+    again = None if planned.name in plan.done else plan.selection.again(planned.name, plan.selected)
     previous = plan.store.last_used(plan.config.name, planned.name)
     known = planned.artifact or previous
     planned.last_seconds = known.manifest["times"]["seconds"] if known else None
@@ -167,14 +179,14 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
         planned.status, planned.reason = "cached", "up to date" + _drift_note(planned, plan)
         return
     reason = (again or stale or _change(planned, previous, plan)) + _drift_note(planned, plan)
-    if planned.name not in plan.selection.stages:
+    if planned.name not in plan.selected:
         planned.status, planned.reason = "blocked", f"not selected; {reason}"
         return
     missing = [name for name in planned.stage.inputs if plan[name].status == "blocked"]
     if missing:
         planned.status = "blocked"
         # Bringing the last of them up to date brings the others along.
-        last = max(missing, key=graph.NAMES.index)
+        last = max(missing, key=plan.graph.names.index)
         planned.reason = f"nothing usable from {' and '.join(missing)}; first run --until {last}"
     elif again != "forced" and plan.store.has_work(planned.name, planned.fingerprint):
         planned.status, planned.reason = "resume", f"was interrupted; {reason}"
@@ -235,7 +247,7 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
 
 
 def _drift_note(planned: PlannedStage, plan: Plan) -> str:
-    drifting = [p.name for p in plan.stages if p.drift and p.name in graph.ancestors(planned.name)]
+    drifting = [p.name for p in plan.stages if p.drift and p.name in plan.graph.ancestors(planned.name)]
     return f"; drift through pinned {', '.join(drifting)}" if drifting else ""
 
 

@@ -24,7 +24,6 @@ from infra.errors import InputError, OmniLoomError
 from infra.lease import Lease
 from infra.progress import Progress, ProgressBoard
 from infra.tracking import Tracker, close_stale, replay, resolve_tracking
-from pipelines import graph
 from pipelines.display import Display
 from pipelines.fingerprint import canonical
 from pipelines.plan import Plan, PlannedStage
@@ -142,7 +141,7 @@ class _Run:
         busy = {planned.name for planned in running.values()}
         pending = {planned.name for planned in self.plan.to_execute}
         return [planned for planned in self.plan.to_execute
-                if planned.name not in busy and not pending & graph.ancestors(planned.name)]
+                if planned.name not in busy and not pending & self.plan.graph.ancestors(planned.name)]
 
     def _show_progress(self) -> None:
         import ray

@@ -37,6 +37,7 @@ class Stage:
     name: str
     module_name: str
     inputs: tuple[str, ...] = ()
+    optional: bool = False
 
     @property
     def module(self) -> ModuleType:
@@ -45,6 +46,11 @@ class Stage:
     def needs(self, config: Any) -> Needs:
         function = getattr(self.module, "needs", None)
         return function(config) if function else Needs()
+
+
+def last_tokenizer(inputs: dict[str, Artifact]) -> Artifact:
+    """The tokenizer among a stage's inputs; they hold one, whichever stage it came from."""
+    return next(artifact for name, artifact in inputs.items() if name.startswith("tokenizer_"))
 
 
 @dataclass
@@ -62,6 +68,11 @@ class StageContext:
     work: str
     progress: Progress
     tracker: Any
+
+    @property
+    def tokenizer(self) -> Artifact:
+        """The visual tokenizer that the corpus is encoded with: the last one that the pipeline trains."""
+        return last_tokenizer(self.inputs)
 
     @property
     def output(self) -> str:

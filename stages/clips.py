@@ -1,13 +1,16 @@
 """Clips: random access to decoded images and videos of an ingest artifact, and batches of them for training.
 
-What a step trains on is a function of (seed, step) alone; a rank takes its slice of it. Encoded bytes lie in a local,
-memory-mapped Arrow file that is written once per machine; decoded clips stay in memory up to a limit.
+What a step trains on is a function of (seed, step) alone; a rank takes its slice of it. A step has clips of one kind,
+one bucket of aspect ratios and one size, so that nothing is padded (`stages.aspects`, `stages.order`). Encoded bytes
+lie in a local, memory-mapped Arrow file that is written once per machine; decoded clips stay in memory up to a limit.
 """
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +18,21 @@ import pyarrow as pa
 from infra import storage
 from infra.artifacts import Artifact
 from stages import media, records
-from stages.order import draw
+from stages.aspects import Aspects
+from stages.images import cover
+from stages.order import BucketOrder
 
-_COLUMNS = ("id", "media", "frames", "caption", "label")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_COLUMNS = ("id", "media", "frames", "caption", "label", "width", "height")
+_VALIDATION_BATCH = 16  # clips at once
 
 
 def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
     """The encoded media of one kind and split, memory-mapped from this machine's cache."""
     folder = storage.cache_folder() / f"clips-{ingest.digest[:32]}"
-    file = folder / f"{kind}-{split}.arrow"
+    file = folder / f"{kind}-{split}-sized.arrow"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
@@ -40,20 +49,25 @@ def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
-def decode(kind: str, data: bytes, size: int, frames: int) -> np.ndarray:
-    """uint8 (T, size, size, 3), centre-cropped: an image has T=1, a video `frames` evenly spaced frames (a shorter
-    clip repeats some)."""
+def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int) -> np.ndarray:
+    """uint8 (T, H, W, 3), scaled to cover `shape` (H, W) and cut at the centre: an image has T=1, a video `frames`
+    evenly spaced frames (a shorter clip repeats some)."""
     if kind == "image":
-        return media.resize_center_crop(media.decode_image(data), size)[None]
-    return media.decode_video(data, num_frames=frames, size=size)
+        return media.resize_center_crop(media.decode_image(data), shape)[None]
+    return media.decode_video(data, num_frames=frames, size=shape)
 
 
 class ClipStore:
-    """Decoded clips of one kind and split by index: uint8 (T, size, size, 3)."""
+    """Decoded clips of one kind and split by index: uint8 (T, H, W, 3), in the shape that `aspects` gives the clip's
+    bucket at `size`. The buckets come from the records' width and height, which are those of the picture on display.
+    """
 
-    def __init__(self, ingest: Artifact, kind: str, split: str, size: int, frames: int, cache_bytes: int):
-        self.kind, self.size, self.frames = kind, size, frames if kind == "video" else 1
+    def __init__(self, ingest: Artifact, kind: str, split: str, aspects: Aspects, size: int, frames: int,
+                 cache_bytes: int):
+        self.kind, self.frames = kind, frames if kind == "video" else 1
         self.table = _local_table(ingest, kind, split)
+        self.shapes = [aspects.shape(bucket, size) for bucket in range(len(aspects.names))]
+        self.bucket_of = aspects.buckets(*(self.table[name].to_numpy() for name in ("width", "height")))
         self._kept: dict[int, np.ndarray] = {}
         self._room = cache_bytes
 
@@ -62,11 +76,16 @@ class ClipStore:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if (clip := self._kept.get(index)) is None:
-            clip = decode(self.kind, self.table["media"][index].as_py(), self.size, self.frames)
+            shape = self.shapes[self.bucket_of[index]]
+            clip = decode(self.kind, self.table["media"][index].as_py(), shape, self.frames)
             if self._room >= clip.nbytes:  # the first to come stay: each epoch visits all, so no order is better
                 self._room -= clip.nbytes
                 self._kept[index] = clip
         return clip
+
+    def buckets(self, count: int | None = None) -> list[np.ndarray]:
+        """Of each bucket the indices of its clips in rising order, among the first `count` clips or all."""
+        return [np.flatnonzero(self.bucket_of[:count] == bucket) for bucket in range(len(self.shapes))]
 
     def record(self, index: int) -> dict:
         """id, caption and label of the clip."""
@@ -74,78 +93,105 @@ class ClipStore:
 
 
 class ClipBatches:
-    """`at(step)`: this rank's pixels of a step, float32 in [-0.5, 0.5], (B,3,S,S) or (B,3,T,S,S).
+    """`at(step)`: this rank's pixels of a step, float32 in [-0.5, 0.5], (B,3,H,W) or (B,3,T,H,W).
 
-    `data` is the tokenizer stage's DataConfig. The next step's clips are decoded in the background.
+    `data` is the tokenizer stage's DataConfig, `patch_size` the model's. Kinds alternate evenly; those of a kind's
+    steps are batches of a `BucketOrder`. The next step's clips are decoded in the background.
     """
 
-    def __init__(self, ingest: Artifact, split: str, data, seed: int, rank: int, ranks: int):
+    def __init__(self, ingest: Artifact, split: str, data, patch_size: int, seed: int, rank: int, ranks: int):
         self.data, self.seed, self.rank, self.ranks = data, seed, rank, ranks
+        self.aspects = Aspects(data.aspects, patch_size)
         budget = data.cache_bytes // len(data.kinds)
-        self.stores = {kind: ClipStore(ingest, kind, split, max(data.sizes), data.frames, budget)
+        self.stores = {kind: ClipStore(ingest, kind, split, self.aspects, max(data.sizes), data.frames, budget)
                        for kind in data.kinds}
+        self._orders: dict[str, BucketOrder] = {}
         if split == "train":
             for kind, store in self.stores.items():
                 if not len(store):
                     raise ValueError(f"data.kinds: ingest holds no {kind} in its train split")
+                batch = data.image_batch if kind == "image" else data.video_batch
+                self._orders[kind] = BucketOrder(store.buckets(), batch, seed)
         self._ahead: tuple[int, Future] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="clips")
 
     def kind_at(self, step: int) -> str:
+        return self._turn(step)[0]
+
+    def _turn(self, step: int) -> tuple[str, int]:
+        """The kind of a step, and how many steps before it were of that kind."""
         if len(self.data.kinds) == 1:
-            return self.data.kinds[0]
+            return self.data.kinds[0], step
         # Evenly spread rather than drawn: after n steps round(n * ratio) were on images.
-        ratio = self.data.image_ratio
-        return "image" if round((step + 1) * ratio) > round(step * ratio) else "video"
+        images = round(step * self.data.image_ratio)
+        if round((step + 1) * self.data.image_ratio) > images:
+            return "image", images
+        return "video", step - images
 
-    def _indices(self, step: int) -> tuple[str, np.ndarray, int]:
-        kind = self.kind_at(step)
-        batch = self.data.image_batch if kind == "image" else self.data.video_batch
-        indices = draw(len(self.stores[kind]), batch, step * batch, self.seed)
+    def _plan(self, step: int) -> tuple[str, np.ndarray, tuple[int, int]]:
+        """The kind of a step, the indices of its clips over all ranks, and their (height, width)."""
+        kind, number = self._turn(step)
+        bucket, indices = self._orders[kind].at(number)
         size = self.data.sizes[np.random.default_rng((self.seed, step, 1)).integers(len(self.data.sizes))]
-        return kind, indices, int(size)
+        return kind, indices, self.aspects.shape(bucket, int(size))
 
-    def _load(self, step: int):
-        import torch
-        import torch.nn.functional as F
-
-        kind, indices, size = self._indices(step)
+    def _load(self, step: int) -> Tensor:
+        kind, indices, shape = self._plan(step)
         mine = np.array_split(indices, self.ranks)[self.rank]
         clips = np.stack([self.stores[kind][int(i)] for i in mine])
         if self.data.flip:
             mirrored = np.random.default_rng((self.seed, step, 2)).random(len(indices)) < 0.5
             chosen = np.array_split(mirrored, self.ranks)[self.rank]
             clips[chosen] = clips[chosen, :, :, ::-1]
-        pixels = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
-        if size != pixels.shape[-1]:
-            flat = pixels.transpose(1, 2).flatten(0, 1)
-            flat = F.interpolate(flat, size=(size, size), mode="bilinear", antialias=True)
-            pixels = flat.unflatten(0, (len(clips), -1)).transpose(1, 2)
-        return pixels[:, :, 0] if kind == "image" else pixels
+        return _scaled(_pixels(kind, clips), shape)
 
-    def at(self, step: int):
+    def at(self, step: int) -> Tensor:
         if self._ahead and self._ahead[0] == step:
             pixels = self._ahead[1].result()
         else:
             pixels = self._load(step)
         self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
-        return pixels.contiguous()
+        return pixels
 
-    def first(self, kind: str, count: int):
-        """The first `count` clips in order, or None where the split has none of the kind."""
-        import torch
+    def batches(self, count: int) -> Iterator[tuple[str, Tensor]]:
+        """(kind, pixels) of the first `count` clips of each kind, at the largest size and each in its bucket's shape.
 
-        store = self.stores[kind]
-        if not len(store):
-            return None
-        clips = np.stack([store[i] for i in range(min(count, len(store)))])
-        pixels = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
-        return pixels[:, :, 0] if kind == "image" else pixels
+        A few clips at a time, of one bucket; kinds in the order of `data.kinds`, buckets in that of `data.aspects`.
+        """
+        for kind, store in self.stores.items():
+            for members in store.buckets(count):
+                for at in range(0, len(members), _VALIDATION_BATCH):
+                    yield kind, _pixels(kind, np.stack([store[int(i)] for i in members[at:at + _VALIDATION_BATCH]]))
 
     def describe(self, step: int) -> str:
-        kind, indices, size = self._indices(step)
+        kind, indices, (height, width) = self._plan(step)
         ids = [self.stores[kind].record(int(i))["id"][:12] for i in indices[:8]]
-        return f"{len(indices)} {kind}s at {size} pixels, ids {', '.join(ids)}" + (", ..." if len(indices) > 8 else "")
+        return (f"{len(indices)} {kind}s of {width}x{height} pixels, ids {', '.join(ids)}"
+                + (", ..." if len(indices) > 8 else ""))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the background thread, once it is through with the clips that it is at."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _pixels(kind: str, clips: np.ndarray) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> float32 in [-0.5, 0.5], (B,3,H,W) of images, (B,3,T,H,W) of videos."""
+    import torch
+
+    channels_first = torch.from_numpy(clips).permute(0, 4, 1, 2, 3)
+    pixels = torch.empty(channels_first.shape).copy_(channels_first).div_(255).sub_(0.5)
+    return pixels[:, :, 0] if kind == "image" else pixels
+
+
+def _scaled(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(..., H, W) scaled to cover `shape` and cut at the centre: rounding to patches leaves a bucket's shapes at two
+    sizes a little different in aspect."""
+    import torch.nn.functional as F
+
+    if tuple(pixels.shape[-2:]) == shape:
+        return pixels
+    height, width = cover(*pixels.shape[-2:], *shape)
+    planes = F.interpolate(pixels.flatten(1, -3), size=(height, width), mode="bilinear", antialias=True)
+    top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
+    planes = planes[..., top:top + shape[0], left:left + shape[1]].contiguous()
+    return planes.unflatten(1, pixels.shape[1:-2])

@@ -8,9 +8,12 @@ from collections import Counter
 import numpy as np
 import torch
 
+from infra import storage
 from infra.artifacts import Artifact
 from models.bundle import OmniLoom, to_uint8
-from stages import history, metrics, report
+from stages import history, metrics, quantizer_study, report
+from stages.aspects import Aspects
+from stages.base import last_tokenizer
 from stages.clips import ClipStore
 from stages.tokens import TokenSet
 
@@ -31,32 +34,42 @@ class Evaluation:
         self.images = self._clips("image", config.split)
         self.videos = self._clips("video", config.split)
 
-    def _clips(self, kind: str, split: str) -> ClipStore:
+    def _clips(self, kind: str, split: str, aspects: Aspects = Aspects()) -> ClipStore:
         size = self.facts["image_size"] if kind == "image" else self.facts["video_size"]
-        return ClipStore(self.inputs["ingest"], kind, split, size, self.facts["frames"], 1 << 28)
+        return ClipStore(self.inputs["ingest"], kind, split, aspects, size, self.facts["frames"], 1 << 28)
 
     def reconstruct(self) -> None:
-        """PSNR and SSIM of the tokenizer on held-out images and videos."""
-        for kind, clips in (("image", self.images), ("video", self.videos)):
-            originals, recons = [], []
-            count = min(self.config.reconstructions, len(clips))
-            for at in range(0, count, 32):
-                batch = np.stack([clips[i] for i in range(at, min(at + 32, count))])
-                pixels = torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
-                with torch.no_grad():
-                    recon, _ = self.loom.tokenizer(pixels.to(self.loom.device))
-                originals.append(batch)
-                recons.append(to_uint8(recon))
-            if not count:
+        """PSNR and SSIM of the tokenizer on held-out images and videos, each in the shape that it is tokenized in."""
+        # Tokens from before there were ratios are of squares.
+        aspects = Aspects(tuple(self.facts.get("aspects", Aspects.names)), self.loom.tokenizer.config.patch_size)
+        for kind, num_shown in (("image", 16), ("video", 3)):
+            clips = self._clips(kind, self.config.split, aspects)
+            parts: list[tuple[int, dict[str, float]]] = []
+            shown: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+            for members in clips.buckets(self.config.reconstructions):
+                for chosen in np.split(members, range(32, len(members), 32)):
+                    if not len(chosen):
+                        continue
+                    batch = np.stack([clips[int(i)] for i in chosen])
+                    pixels = torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+                    with torch.no_grad():
+                        recon, _ = self.loom.tokenizer(pixels.to(self.loom.device))
+                    recons = to_uint8(recon)
+                    frames = [x.reshape(-1, *x.shape[2:]) for x in (batch, recons)]
+                    parts.append((len(frames[0]), metrics.reconstruction(*frames)))
+                    shown |= {int(i): pair for i, pair in zip(chosen, zip(batch, recons, strict=True), strict=True)
+                              if i < num_shown}
+            if not parts:
                 continue
-            a, b = np.concatenate(originals), np.concatenate(recons)
-            figures = metrics.reconstruction(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
-            self.metrics |= {f"recon_{name}_{kind}": value for name, value in figures.items()}
+            total = sum(count for count, _ in parts)
+            self.metrics |= {f"recon_{name}_{kind}": sum(count * figures[name] for count, figures in parts) / total
+                             for name in parts[0][1]}
+            a, b = zip(*(shown[i] for i in sorted(shown)), strict=True)
             if kind == "image":
-                self.pictures["reconstructed_images"] = report.pairs(list(a[:16, 0]), list(b[:16, 0]), 8)
+                self.pictures["reconstructed_images"] = report.pairs([x[0] for x in a], [x[0] for x in b], 8)
             else:
                 self.pictures["reconstructed_videos"] = report.pairs(
-                    [report.filmstrip(clip) for clip in a[:3]], [report.filmstrip(clip) for clip in b[:3]], 1)
+                    [report.filmstrip(clip) for clip in a], [report.filmstrip(clip) for clip in b], 1)
 
     def codebook(self) -> None:
         """Share of the codebook that the corpus uses, and its perplexity as a share, over all splits."""
@@ -202,8 +215,11 @@ class Evaluation:
                 sections.append({"title": title, "images": pictures})
         if self.text_samples:
             sections.append({"title": "Text", "samples": self.text_samples})
-        for stage in ("tokenizer_joint", "train"):
-            sections.append({"title": f"Curves of {stage}", "curves": self._curves(self.inputs[stage])})
+        if study := self.inputs.get("quantizer_study"):
+            sections.append({"title": "Quantizers", "tables": [
+                quantizer_study.table(storage.read_json(study.file("study.json")))]})
+        for artifact in (last_tokenizer(self.inputs), self.inputs["train"]):
+            sections.append({"title": f"Curves of {artifact.stage}", "curves": self._curves(artifact)})
         if failed:
             sections[0]["text"] += " The gate was not passed: " + ", ".join(
                 f"{name} {value} < {least}" for name, (value, least) in failed.items()) + "."

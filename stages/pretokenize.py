@@ -2,26 +2,34 @@
 
 In: ingest's records and the joint tokenizer. Out: see `stages.tokens`. A pool of Ray Data actors holds the visual
 tokenizer; each takes one shard of records at a time and writes its token shards, so that a killed run goes on with
-the shards that are missing and no decoded pixel crosses a process.
+the shards that are missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that
+is nearest to its own, so that its grid has the shape of the picture.
 """
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra import storage
 from infra.errors import InputError
+from models.tokenizer.build import AnyTokenizerConfig, config_from_dict
+from models.tokenizer.config import TiTokConfig
+from stages.aspects import Aspects, check_names
 from stages.base import PLACEMENT, Needs, StageContext
 
 VERSION = 1
 
+Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, Any]]]  # (kind, shape): (segment to fill, pixels)
+
 
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    image_size: int = Field(256, ge=1, description="pixels a side that images are brought to")
-    video_size: int = Field(256, ge=1, description="pixels a side that videos are brought to")
+    image_size: int = Field(256, ge=1, description="pixels a side of the square that images have as many pixels as")
+    video_size: int = Field(256, ge=1, description="likewise of videos")
+    aspects: tuple[str, ...] = Field(("1:1",), min_length=1, description="ratios, width:height; images and videos are "
+                                     "cut to the nearest")
     frames: int = Field(17, ge=1, description="frames of a video, evenly spaced; 1 modulo the temporal patch")
     vocab_size: int = Field(32_000, ge=262, description="size of the byte-level BPE that is trained on the corpus")
     text_tokenizer: str | None = Field(None, description="URI of a tokenizer.json to use in place of training one")
@@ -30,6 +38,11 @@ class Config(BaseModel):
     workers: int = Field(2, ge=1, json_schema_extra=PLACEMENT, description="actors")
     cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT, description="CPUs of an actor")
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT, description="GPUs of an actor")
+
+    @field_validator("aspects")
+    @classmethod
+    def _ratios(cls, aspects: tuple[str, ...]) -> tuple[str, ...]:
+        return check_names(aspects)
 
 
 def needs(config: Config) -> Needs:
@@ -43,7 +56,8 @@ def run(context: StageContext) -> dict:
     from stages import records, tokens
 
     config: Config = context.config
-    ingest, visual = context.inputs["ingest"], context.inputs["tokenizer_joint"]
+    ingest, visual = context.inputs["ingest"], context.tokenizer
+    _check_fit(config, config_from_dict(storage.read_json(visual.file("tokenizer", "config.json"))), ingest.metrics)
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
         storage.write_bytes(text_uri, _text_tokenizer(config, ingest).encode())
@@ -66,9 +80,35 @@ def run(context: StageContext) -> dict:
         "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": visual.fingerprint, "visual_digest": visual.digest,
         "text_digest": text.digest, "vocab_size": text.vocab_size, "specials": text.specials,
         "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
+        "aspects": list(config.aspects),
         "latent_mean": facts.pop("latent_mean"), "latent_std": facts.pop("latent_std"), "counts": facts})
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+
+
+def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
+    """InputError where the tokenizer cannot encode what the corpus (ingest's counts by kind) is brought to."""
+    aspects = Aspects(config.aspects, model.patch_size)
+    sizes = {}
+    if counts["records_image"] or counts["records_document"]:
+        sizes["image_size"] = config.image_size
+    if counts["records_video"]:
+        sizes["video_size"] = config.video_size
+    try:
+        for field, size in sizes.items():
+            aspects.check([size], field, "aspects")
+        if isinstance(model, TiTokConfig):
+            if counts["records_video"]:
+                raise ValueError("the corpus holds videos, and the tokenizer is a TiTok, which is for images alone")
+            for bucket, name in enumerate(config.aspects):
+                if (shape := aspects.shape(bucket, config.image_size)) != model.size:
+                    raise ValueError(f"image_size: {config.image_size} at aspect {name} makes pictures of "
+                                     f"{shape[0]}x{shape[1]}, the tokenizer's are {model.size[0]}x{model.size[1]}")
+        elif counts["records_video"] and (config.frames - 1) % model.temporal_patch:
+            raise ValueError(f"frames: expected 1 + a multiple of temporal_patch {model.temporal_patch}, "
+                             f"got {config.frames}")
+    except ValueError as error:
+        raise InputError(str(error), field="stages.pretokenize") from None
 
 
 def _text_tokenizer(config: Config, ingest) -> str:
@@ -107,13 +147,14 @@ class ShardTokenizer:
         self.device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
         torch.set_num_threads(max(1, int(config.cpus)))
         self.visual = load_tokenizer(visual).to(self.device)
+        self.aspects = Aspects(config.aspects, self.visual.config.patch_size)
         self.text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
 
     def __call__(self, item: dict) -> dict:
         from stages import records, tokens
 
         rows: dict[str, list[dict]] = {}
-        pending: list[tuple[dict, Any, str]] = []  # (segment to fill, pixels, kind)
+        pending: Pending = {}
         stats = _Stats(self.visual.latent_dim)
         for record in records.iterate_shard(item["uri"]):
             segments = self._segments(record, pending)
@@ -124,9 +165,11 @@ class ShardTokenizer:
             for segment in segments:
                 segment.pop("_text", None)
                 segment["_train"] = record["split"] == "train"
-            if len(pending) >= self.config.batch_size:
-                self._encode(pending, stats)
-        self._encode(pending, stats)
+            for waiting in pending.values():
+                if len(waiting) >= self.config.batch_size:
+                    self._encode(waiting, stats)
+        for waiting in pending.values():
+            self._encode(waiting, stats)
         for split, split_rows in rows.items():
             for row in split_rows:
                 stats.count(row, split)
@@ -138,16 +181,18 @@ class ShardTokenizer:
                             json.dumps(stats.to_dict()).encode())
         return {"index": item["index"]}
 
-    def _segments(self, record: dict, pending: list) -> list[dict]:
+    def _segments(self, record: dict, pending: Pending) -> list[dict]:
         from stages.clips import decode
 
         def text(value: str) -> dict:
             return {"kind": "text", "ids": self.text.encode(value), "loss": True, "_text": value}
 
-        def visual(data: bytes, kind: str) -> dict:
+        def visual(item: dict, kind: str) -> dict:
             size = self.config.image_size if kind == "image" else self.config.video_size
+            shape = self.aspects.shape(self.aspects.bucket(item["width"], item["height"]), size)
             segment = {"kind": "visual", "loss": True}
-            pending.append((segment, decode(kind, data, size, self.config.frames), kind))
+            pixels = decode(kind, item["media"], shape, self.config.frames)
+            pending.setdefault((kind, shape), []).append((segment, pixels))
             return segment
 
         kind = record["kind"]
@@ -155,32 +200,30 @@ class ShardTokenizer:
             return [text(record["text"])]
         if kind in ("image", "video"):
             caption = [text(record["caption"])] if record["caption"] else []
-            return [*caption, visual(record["media"], kind)]
-        return [text(s["text"]) if s["type"] == "text" else visual(s["media"], "image")
+            return [*caption, visual(record, kind)]
+        return [text(s["text"]) if s["type"] == "text" else visual(s, "image")
                 for s in record["segments"]]
 
-    def _encode(self, pending: list, stats: _Stats) -> None:
+    def _encode(self, waiting: list[tuple[dict, Any]], stats: _Stats) -> None:
+        """Fill the segments of clips of one kind and shape."""
         import numpy as np
         import torch
 
-        for kind in ("image", "video"):
-            group = [entry for entry in pending if entry[2] == kind]
-            for start in range(0, len(group), self.config.batch_size):
-                part = group[start:start + self.config.batch_size]
-                pixels = torch.from_numpy(np.stack([entry[1] for entry in part])).to(self.device)
-                pixels = pixels.permute(0, 4, 1, 2, 3).float() / 255 - 0.5
-                with torch.no_grad(), torch.autocast(self.device, torch.bfloat16,
-                                                     enabled=self.config.precision == "bf16"):
-                    encoded = self.visual.encode(pixels[:, :, 0] if kind == "image" else pixels)
-                latents = encoded.latents.float().permute(0, 2, 3, 4, 1).cpu().numpy()
-                codes = None if encoded.codes is None else encoded.codes.int().cpu().numpy()
-                for i, (segment, _, _) in enumerate(part):
-                    segment["latents"] = latents[i].ravel()
-                    segment["codes"] = None if codes is None else codes[i].ravel()
-                    segment["grid"] = list(latents[i].shape[:3])
-                    if segment["_train"]:
-                        stats.add_latents(latents[i].reshape(-1, latents.shape[-1]))
-        pending.clear()
+        for start in range(0, len(waiting), self.config.batch_size):
+            part = waiting[start:start + self.config.batch_size]
+            pixels = torch.from_numpy(np.stack([clip for _, clip in part])).to(self.device)
+            pixels = pixels.permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+            with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                encoded = self.visual.encode(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+            latents = encoded.latents.float().permute(0, 2, 3, 4, 1).cpu().numpy()
+            codes = None if encoded.codes is None else encoded.codes.int().cpu().numpy()
+            for i, (segment, _) in enumerate(part):
+                segment["latents"] = latents[i].ravel()
+                segment["codes"] = None if codes is None else codes[i].ravel()
+                segment["grid"] = list(latents[i].shape[:3])
+                if segment["_train"]:
+                    stats.add_latents(latents[i].reshape(-1, latents.shape[-1]))
+        waiting.clear()
 
 
 class _Stats:

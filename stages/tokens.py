@@ -1,7 +1,8 @@
 """Tokens: what pretokenize writes and training reads; uncompressed Arrow IPC, memory-mapped.
 
     tokens/SPLIT/shard-00000.arrow   one row a document, in the order of the records
-    tokens.json                      schema version, digests of both tokenizers, latents' mean and std, counts
+    tokens.json                      schema version, digests of both tokenizers, sizes and aspect ratios, latents' mean
+                                     and std, counts
     text.json                        the text tokenizer
 
 A visual segment holds codes (t*h*w, absent for continuous tokenizers) and latents (t*h*w*C, position-major), both in

@@ -1,32 +1,39 @@
-"""Stages `tokenizer_image` and `tokenizer_joint`: adversarial training of the OmniTokenizer, in two steps.
+"""Stages `tokenizer_image`, `tokenizer_joint`, `tokenizer_kl`: adversarial training of the tokenizer, step by step.
 
-In: ingest's records, and for the joint stage the image stage's tokenizer, whose weights it starts from.
+In: ingest's records, and for a later stage the tokenizer of the one before, whose weights it starts from.
 Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), and
 `report/reconstruction.png`.
-The two stages differ by config alone: which kinds they see, at which sizes, from which weights.
+The stages differ by config alone: which kinds they see, at which sizes, from which weights, with which bottleneck.
 Source: OmniTokenizer, arXiv 2406.09399, section 3.3 (progressive training).
 """
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
-from models.tokenizer.config import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
+from models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig, build_tokenizer, config_from_dict
+from models.tokenizer.config import TiTokConfig, TokenizerConfig
+from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
+from models.tokenizer.quantizers.config import QuantizerConfig
+from stages.aspects import Aspects, check_names
 from stages.base import PLACEMENT, Needs, StageContext
 
-VERSION = 1
+VERSION = 2
 
 
 class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     kinds: tuple[Literal["image", "video"], ...] = Field(("image",), min_length=1)
-    sizes: tuple[int, ...] = Field((256,), min_length=1, description="pixels a side; a step draws one of them")
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (256,), min_length=1, description="pixels a side of a square; a step draws one of them")
+    aspects: tuple[str, ...] = Field(("1:1",), min_length=1, description="ratios, width:height; a clip is cut to the "
+                                     "nearest, of as many pixels as the square, and a step has clips of one")
     frames: int = Field(17, ge=1, description="frames of a video clip; 1 modulo the temporal patch")
     image_batch: int = Field(64, ge=1, description="images a step, over all workers")
     video_batch: int = Field(16, ge=1, description="video clips a step, over all workers")
@@ -35,13 +42,40 @@ class DataConfig(BaseModel):
     cache_bytes: int = Field(1 << 30, ge=0, json_schema_extra=PLACEMENT,
                              description="decoded clips a worker keeps in memory")
 
+    @field_validator("aspects")
+    @classmethod
+    def _ratios(cls, aspects: tuple[str, ...]) -> tuple[str, ...]:
+        return check_names(aspects)
+
+
+class PerceptualConfig(BaseModel):
+    """Where the frozen networks of the perceptual losses lie; none comes with the package."""
+
+    model_config = ConfigDict(extra="forbid")
+    vgg: str = Field(description="URI of VGG-16's weights under torchvision's names, .safetensors or .pth")
+    heads: str | None = Field(None, description="URI of the LPIPS heads; the Gram loss needs none")
+
+
+def _architecture(value: Any) -> str:
+    """Which config class `value` is meant for, or of."""
+    if isinstance(value, dict):
+        return str(value.get("architecture", DEFAULT_ARCHITECTURE))
+    return getattr(value, "architecture", DEFAULT_ARCHITECTURE)
+
+
+ModelConfig = Annotated[
+    Annotated[TokenizerConfig, Tag("omni")] | Annotated[TiTokConfig, Tag("titok")], Discriminator(_architecture)]
+
 
 class Config(BaseModel):
     """`model` None takes the architecture of the tokenizer that training starts from."""
 
     model_config = ConfigDict(extra="forbid")
-    model: TokenizerConfig | None = None
+    model: ModelConfig | None = None
+    quantizer: QuantizerConfig | None = Field(
+        None, description="another bottleneck than that of the tokenizer that training starts from")
     loss: TokenizerLossConfig = Field(default_factory=TokenizerLossConfig)
+    perceptual: PerceptualConfig | None = None
     discriminator: DiscriminatorConfig | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     steps: int = Field(500_000, ge=1)
@@ -60,17 +94,34 @@ class Config(BaseModel):
         for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
             if kind in self.data.kinds and batch % self.workers.count:
                 raise ValueError(f"data.{kind}_batch {batch} does not divide by workers.count {self.workers.count}")
+        if self.loss.needs_perceptual and not self.perceptual:
+            raise ValueError("perceptual is missing: the loss gives a weight to it")
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self
 
 
-def check_fit(model: TokenizerConfig, data: DataConfig) -> None:
-    """ValueError where a size or a number of frames does not fit the patches."""
-    for size in data.sizes:
-        if size % model.patch_size:
-            raise ValueError(f"data.sizes: {size} is no multiple of patch_size {model.patch_size}")
-    if "video" in data.kinds and (data.frames - 1) % model.temporal_patch:
+class KLConfig(Config):
+    """Stage 3: what the joint stage has learned, with a continuous bottleneck in place of its codes."""
+
+    quantizer: QuantizerConfig = Field(default_factory=lambda: QuantizerConfig(kind="kl"))
+
+
+def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
+    """ValueError where a size or a number of frames does not fit the model."""
+    aspects = Aspects(data.aspects, model.patch_size)
+    aspects.check(data.sizes, "data.sizes", "data.aspects")
+    if isinstance(model, TiTokConfig):
+        if "video" in data.kinds:
+            raise ValueError("data.kinds: a TiTok is for images alone, expected [image]")
+        for size in data.sizes:
+            for bucket, name in enumerate(aspects.names):
+                if (shape := aspects.shape(bucket, size)) != model.size:
+                    raise ValueError(f"data.sizes: {size} at aspect {name} makes pictures of {shape[0]}x{shape[1]}, "
+                                     f"model.image_size is {model.size[0]}x{model.size[1]}")
+        if model.proxy_codes is not None:
+            raise ValueError("model.proxy_codes: this stage trains on pixels, expected null")
+    elif "video" in data.kinds and (data.frames - 1) % model.temporal_patch:
         raise ValueError(f"data.frames: expected 1 + a multiple of temporal_patch {model.temporal_patch}, "
                          f"got {data.frames}")
 
@@ -81,7 +132,7 @@ class Job:
 
     stage: str
     config: Config
-    model: TokenizerConfig
+    model: AnyTokenizerConfig
     ingest: Artifact
     start_from: Artifact | None
     output: str
@@ -99,13 +150,15 @@ def run(context: StageContext) -> dict:
     from infra.training.launch import launch
 
     config: Config = context.config
-    start_from = context.inputs.get("tokenizer_image")
+    start_from = context.tokenizer if len(context.inputs) > 1 else None
     model = config.model
     if start_from:
-        known = storage.read_json(start_from.file("tokenizer", "config.json"))
-        model = model or _tokenizer_config(known)
+        file = start_from.file("tokenizer", "config.json")
+        model = model or config_from_dict(storage.read_json(file), file)
     if model is None:
         raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{context.stage}.model")
+    if config.quantizer:
+        model = replace(model, quantizer=config.quantizer)
     try:
         check_fit(model, config.data)
     except ValueError as error:
@@ -116,20 +169,13 @@ def run(context: StageContext) -> dict:
     return storage.read_json(storage.join(context.state, "metrics.json"))
 
 
-def _tokenizer_config(values: dict) -> TokenizerConfig:
-    from models.tokenizer.quantizers.config import QuantizerConfig
-
-    return TokenizerConfig(**{**values, "quantizer": QuantizerConfig(**values["quantizer"])})
-
-
 def load_tokenizer(artifact: Artifact):
-    """The trained OmniTokenizer of a tokenizer stage's artifact, in eval mode on the CPU."""
+    """The trained tokenizer of a tokenizer stage's artifact, in eval mode on the CPU."""
     from safetensors.torch import load_file
 
-    from models.tokenizer.omni import OmniTokenizer
-
     folder = artifact.local() / "tokenizer"
-    model = OmniTokenizer(_tokenizer_config(storage.read_json(str(folder / "config.json"))))
+    file = str(folder / "config.json")
+    model = build_tokenizer(config_from_dict(storage.read_json(file), file))
     model.load_state_dict(load_file(folder / "tokenizer.safetensors"))
     return model.eval()
 
@@ -142,21 +188,19 @@ def train_worker(job: Job) -> None:
     from infra.training import checkpoint
     from infra.training.engine import Engine
     from infra.training.loop import Loop
-    from models.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
+    from models.tokenizer.adversarial import DiscriminatorObjective
+    from models.tokenizer.losses import TokenizerObjective
+    from stages import reconstruction
     from stages.clips import ClipBatches
     from stages.history import History
     from stages.order import hash_seed
 
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
-    objective = TokenizerObjective(job.model, config.loss)
+    objective = TokenizerObjective(job.model, config.loss, _perceptual(config.perceptual))
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
     if job.start_from:
-        state = load_tokenizer(job.start_from).state_dict()
-        if "video" in config.data.kinds:
-            objective.tokenizer.inflate_from_image(state)
-        else:
-            objective.tokenizer.load_state_dict(state)
+        _start_from(objective.tokenizer, job)
     micro = max(config.data.image_batch, config.data.video_batch) // ranks
     engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
     if config.discriminator:
@@ -166,8 +210,8 @@ def train_worker(job: Job) -> None:
             DiscriminatorObjective(config.discriminator), config.discriminator_optimizer or config.optimizer, settings,
             config.steps, micro)
     generator, critic = engines["generator"], engines.get("discriminator")
-    batches = ClipBatches(job.ingest, "train", config.data, config.seed, rank, ranks)
-    held_out = ClipBatches(job.ingest, "validation", config.data, config.seed, 0, 1)
+    batches = ClipBatches(job.ingest, "train", config.data, job.model.patch_size, config.seed, rank, ranks)
+    held_out = ClipBatches(job.ingest, "validation", config.data, job.model.patch_size, config.seed, 0, 1)
     history = History(job.state, job.tracker) if rank == 0 else None
 
     def train_step(step: int) -> tuple[dict[str, float], float]:
@@ -179,8 +223,8 @@ def train_worker(job: Job) -> None:
         loss, logs, recon = generator(pixels, critic.engine if weight else None, weight)
         generator.backward(loss)
         logs = {name: float(value) for name, value in logs.items()} | generator.step(step)
-        if weight:
-            critic_loss, critic_logs = critic(pixels, recon.detach())
+        if critic and config.loss.trains_discriminator(step):
+            critic_loss, critic_logs = critic(pixels, recon.detach(), step)
             critic.backward(critic_loss)
             critic.step(step)
             logs |= {name: float(value) for name, value in critic_logs.items()}
@@ -191,7 +235,8 @@ def train_worker(job: Job) -> None:
         with generator.averaged(), generator.full_weights() as module:
             if rank:
                 return
-            metrics, picture = _validate(module.tokenizer, held_out, config, generator)
+            metrics, picture = reconstruction.validate(
+                module.tokenizer, held_out.batches(config.validation_examples), generator)
             if not metrics:  # the validation split holds none of these kinds
                 return
             history.add(metrics, step)
@@ -216,41 +261,36 @@ def train_worker(job: Job) -> None:
     dist.barrier()
 
 
-def _validate(tokenizer, held_out, config: Config, engine) -> tuple[dict, bytes]:
-    """PSNR per kind on the validation split (training examples' own split is never used), and a picture."""
-    import torch
+def _perceptual(config: PerceptualConfig | None):
+    """The frozen network of the perceptual losses, from wherever its weights lie."""
+    import tempfile
+    from pathlib import Path
 
-    from models.tokenizer.losses import psnr
+    from models.tokenizer.perceptual import read_perceptual
 
-    was_training = tokenizer.training
-    tokenizer.eval()
-    metrics, rows = {}, []
-    with torch.no_grad(), engine.autocast():
-        for kind in config.data.kinds:
-            pixels = held_out.first(kind, config.validation_examples)
-            if pixels is None:
-                continue
-            recon, encoded = tokenizer(pixels.to(engine.device))
-            metrics[f"validation_psnr_{kind}"] = float(psnr(recon, pixels.to(engine.device)))
-            if encoded.codes is not None:
-                metrics[f"validation_codes_used_{kind}"] = encoded.codes.unique().numel()
-            rows.append((pixels, recon.float().cpu()))
-    tokenizer.train(was_training)
-    return metrics, _side_by_side(rows) if rows else b""
+    if config is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, Path | None] = {"vgg": None, "heads": None}
+        try:
+            for field in files:
+                if uri := getattr(config, field):
+                    files[field] = Path(folder) / f"{field}{Path(uri).suffix}"
+                    storage.copy_file(storage.absolute(uri), str(files[field]))
+            return read_perceptual(files["vgg"], files["heads"])
+        except (OSError, ValueError) as error:
+            raise InputError(str(error), field="perceptual", file=config.vgg) from None
 
 
-def _side_by_side(pairs: list[tuple], columns: int = 12) -> bytes:
-    """Originals above reconstructions, as PNG; a video shows the frames of its first clips."""
-    from models.bundle import to_uint8
-    from stages import report
-
-    originals, recons = [], []
-    for original, recon in pairs:
-        for source, target in ((original, originals), (recon, recons)):
-            pixels = to_uint8(source)
-            target += list(pixels[:columns]) if pixels.ndim == 4 else [frame for clip in pixels[:2]
-                                                                     for frame in clip[:columns // 2]]
-    return report.pairs(originals, recons, columns)
+def _start_from(tokenizer, job: Job) -> None:
+    """Take over the weights of the stage before: its codebook too, unless this stage has another bottleneck."""
+    known = load_tokenizer(job.start_from)
+    old, new = known.config.quantizer, tokenizer.config.quantizer
+    seen = job.start_from.manifest["config"]["data"]["kinds"]
+    # Video parts that were never trained are made from the image parts.
+    inflate = {"inflate_video": True} if "video" in job.config.data.kinds and "video" not in seen else {}
+    tokenizer.load_from(known.state_dict(), **inflate,
+                        new_bottleneck=(old.kind, old.dim, old.size) != (new.kind, new.dim, new.size))
 
 
 def _save(job: Job, weights: dict, last: dict, history) -> None:

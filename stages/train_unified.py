@@ -94,11 +94,11 @@ class Job:
 def run(context: StageContext) -> dict:
     from infra.training.launch import launch
 
-    tokens, tokenizer = context.inputs["pretokenize"], context.inputs["tokenizer_joint"]
+    tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
     facts = storage.read_json(tokens.file("tokens.json"))
     if facts["visual_digest"] != tokenizer.digest:
         raise InputError(f"the tokens were made by another tokenizer ({facts['visual_tokenizer'][:12]}) than "
-                         f"tokenizer_joint {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
+                         f"{tokenizer.stage} {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.read_json(storage.join(context.state, "metrics.json"))

@@ -5,16 +5,20 @@ Both are folders as their stages write them, with a manifest that hashes every f
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from infra import storage
 from infra.artifacts import Artifact
 from models.text import TextTokenizer
 from stages import records, tokens
+from stages.limits import DEFAULT_LIMITS
 from stages.media import encode_mp4, encode_png
+from stages.readers import media_row
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
 
@@ -35,11 +39,12 @@ class Silent:
         pass
 
 
-def seal(folder: Path, stage: str) -> Artifact:
-    """The folder as a published artifact."""
+def seal(folder: Path, stage: str, config=None) -> Artifact:
+    """The folder as a published artifact, made by this stage config."""
     files = [{"path": name, "bytes": size, "sha256": storage.sha256(str(folder / name))}
              for name, size in storage.list_files(str(folder)).items()]
-    return Artifact(stage, hashlib.sha256(str(folder).encode()).hexdigest(), str(folder), {"files": files})
+    return Artifact(stage, hashlib.sha256(str(folder).encode()).hexdigest(), str(folder), {
+        "files": files, "config": config.model_dump(mode="json") if config else {}})
 
 
 def square(colour: str, at: tuple[int, int], size: int = 24) -> np.ndarray:
@@ -68,6 +73,37 @@ def ingest(folder: Path, images: int = 24, videos: int = 6, frames: int = 5) -> 
     half = len(rows) // 2
     for index, part in enumerate((rows[:half], rows[half:])):
         records.write_shard(str(folder / records.shard_name(index)), part)
+    return seal(folder, "ingest")
+
+
+def ingest_shapes(folder: Path) -> Artifact:
+    """Captioned noise of many shapes, 24 pictures, 9 clips and an illustrated document, with the facts that ingest
+    finds; some pictures are stored lying on their side under an EXIF tag. Three are held out."""
+    rng = np.random.default_rng(0)
+    sides = [(60, 60), (48, 72), (90, 50), (64, 61), (40, 95)]  # (height, width)
+    rows = []
+    for number in range(24):
+        picture = Image.fromarray(rng.integers(0, 256, (*sides[number % 5], 3), np.uint8))
+        exif = Image.Exif()
+        if number % 5 == 1 and number > 10:
+            exif[0x0112] = 6  # a quarter turn
+        sink = io.BytesIO()
+        picture.save(sink, "PNG", exif=exif)
+        rows.append(media_row("image", sink.getvalue(), DEFAULT_LIMITS))
+    for number in range(9):
+        clip = rng.integers(0, 256, (5, *sides[number % 3], 3), np.uint8)
+        rows.append(media_row("video", encode_mp4(clip, 8), DEFAULT_LIMITS))
+    for row in rows:
+        row["caption"] = f"a {row['width']} by {row['height']} square"
+    segments = [{"type": "text", "text": "red and blue"},
+                *({"type": "image", "text": "", **{name: rows[i][name] for name in ("media", "width", "height")}}
+                  for i in (1, 2))]
+    rows.append({"id": hashlib.sha256(b"document").hexdigest(), "kind": "document", "segments": segments,
+                 "synthetic": False})
+    for number, row in enumerate(rows):
+        row |= {"split": "validation" if number in (3, 4, 25) else "train", "source": "noise", "path": str(number),
+                "part": 0, "meta": "{}"}
+    records.write_shard(str(folder / records.shard_name(0)), rows)
     return seal(folder, "ingest")
 
 

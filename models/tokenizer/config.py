@@ -1,7 +1,7 @@
 """Configuration of the visual tokenizer: frozen dataclasses, standard library only.
 
 In: plain values from a pipeline's YAML (a stage's pydantic `Config` holds these classes) or from code.
-Out: checked, hashable values that `OmniTokenizer`, `Discriminator` and the objectives are built from.
+Out: checked, hashable values that the tokenizers are built from.
 Errors: `ValueError` naming the field, what was given and what was expected.
 Figures: OmniTokenizer, arXiv 2406.09399 (the defaults are the published joint configuration).
 """
@@ -21,16 +21,29 @@ SPATIAL_KINDS = {"t": "plain", "w": "window"}
 class TokenizerConfig:
     """OmniTokenizer's shape.
 
+    architecture: tells this class from `TiTokConfig` where a config is plain values.
     patch_size, temporal_patch: pixels a side, and frames, of one token after the first frame.
     width, heads, head_dim: of every attention block (heads * head_dim may differ from width).
-    mlp_width: inner width of the GEGLU feed-forward; 0 takes 8/3 of the width, rounded up to a multiple of 8.
+    mlp_width: inner width of the GEGLU feed-forward; 0 takes 8/3 of the width, rounded up to a multiple of 32,
+        at which matrix products are fast.
     spatial_layers, decoder_spatial_layers: one letter a block, `t` plain attention, `w` window attention.
     temporal_layers: causal blocks over time, as many in the encoder as in the decoder.
     window: tokens a side of an attention window.
+    temporal_window: latent frames that attention over time sees, its own included; 0: all earlier ones, whose
+        keys a video in chunks then keeps, so that its memory grows with its length.
     patch_norm: LayerNorm on the pixels of each patch, as published. It takes a patch's brightness and
         contrast away before the first weight sees them, so it is off by default.
+    compat: `corrected`, or `official` for the published computation with its faults, for released weights. That
+        one has its patch norms always, a mlp_width of int(8/3 * width), and a vq or kl quantizer.
+
+    Of `official` alone:
+    positions: in the plain spatial blocks, `rope` or `rel` (a continuous position bias).
+    rel_bias: the published attention path: `sdpa` drops the bias of `rel`, `einsum` adds it, and ALiBi in causal
+        temporal blocks, whatever the positions.
+    causal_attention, causal_peg: whether temporal attention, and every convolution, sees earlier frames alone.
     """
 
+    architecture: Literal["omni"] = "omni"
     patch_size: int = 8
     temporal_patch: int = 4
     width: int = 512
@@ -41,76 +54,94 @@ class TokenizerConfig:
     temporal_layers: int = 4
     decoder_spatial_layers: str = "tttt"
     window: int = 8
+    temporal_window: int = 8
     patch_norm: bool = False
+    compat: Literal["corrected", "official"] = "corrected"
+    positions: Literal["rope", "rel"] = "rope"
+    rel_bias: Literal["sdpa", "einsum"] = "sdpa"
+    causal_attention: bool = True
+    causal_peg: bool = True
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
+        require(self.architecture == "omni", self, "architecture", "omni")
+        self._check_compat()
         for name in ("patch_size", "temporal_patch", "width", "heads", "head_dim", "window"):
             require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
         require(self.head_dim % 4 == 0, self, "head_dim", "a multiple of 4 (2-D rotary positions)")
         require(self.mlp_width >= 0, self, "mlp_width", "an integer of at least 0")
-        require(self.temporal_layers >= 0, self, "temporal_layers", "an integer of at least 0")
+        for name in ("temporal_layers", "temporal_window"):
+            require(getattr(self, name) >= 0, self, name, "an integer of at least 0")
         for name in ("spatial_layers", "decoder_spatial_layers"):
             value = getattr(self, name)
             require(bool(value) and set(value) <= set(SPATIAL_KINDS), self, name, "letters out of t and w")
 
+    def _check_compat(self) -> None:
+        require(self.compat in ("corrected", "official"), self, "compat", "one of corrected, official")
+        require(self.positions in ("rope", "rel"), self, "positions", "one of rope, rel")
+        require(self.rel_bias in ("sdpa", "einsum"), self, "rel_bias", "one of sdpa, einsum")
+        if self.compat == "official":
+            require(self.quantizer.kind in ("vq", "kl"), self, "quantizer", "kind vq or kl with compat official")
+            require(self.width % self.heads == 0, self, "heads", "a divisor of width with compat official")
+            return
+        defaults = {"positions": "rope", "rel_bias": "sdpa", "causal_attention": True, "causal_peg": True}
+        for name, value in defaults.items():
+            require(getattr(self, name) == value, self, name, f"{value} unless compat is official")
+
     @property
     def inner_width(self) -> int:
         """Width inside the feed-forward."""
-        return self.mlp_width or -(-8 * self.width // 24) * 8
+        if self.compat == "official":
+            return self.mlp_width or int(4 * (2 / 3) * self.width)
+        return self.mlp_width or -(-8 * self.width // 96) * 32
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
-    """PatchGAN for images and for videos: `channels` in the first layer, doubled per layer up to 8 times."""
+class TiTokConfig:
+    """TiTok's shape (arXiv 2406.07550): images of one size as a row of `num_latents` tokens.
 
-    channels: int = 64
-    layers: int = 3
-
-    def __post_init__(self) -> None:
-        require(self.channels >= 4 and self.channels % 4 == 0, self, "channels", "a positive multiple of 4")
-        require(self.layers >= 1, self, "layers", "an integer of at least 1")
-
-
-@dataclass(frozen=True)
-class TokenizerLossConfig:
-    """Weights of the generator's loss.
-
-    reconstruction: `l1`, `l2` or `huber` (with `huber_delta`, in pixel units of a range of 1).
-    image_adversarial, video_adversarial: weight of the hinge generator term for 4-D and for 5-D batches.
-    feature_matching: weight of the L1 distance between discriminator features of input and reconstruction, a
-        mean over layers. Published: 4. At 4 from the first step it drowns the pixels' L1 (digits at 32x32,
-        400 steps: 21.4 dB against 28.6 at 0.25).
-    adversarial_start, adversarial_ramp: optimizer steps before the adversarial terms begin, and over which
-        they then grow linearly to their weights (`adversarial_schedule`).
-    adaptive_weight: scale the hinge term by VQGAN's gradient ratio (arXiv 2012.09841, eq. 7). It reads the
-        last layer's gradient, which ZeRO-3 does not hold in full: use ZeRO 0 to 2 with it.
+    image_size: pixels a side of a square image, or (height, width); multiples of patch_size.
+    patch_size: pixels a side of the patches that the encoder reads and the decoder predicts.
+    num_latents: tokens an image; the paper's sizes have 32, 64 and 128 for 256x256 pixels.
+    width, heads, head_dim, mlp_width: as in `TokenizerConfig`, the same in encoder and decoder.
+    encoder_layers, decoder_layers: blocks of full attention over patches and latents.
+    proxy_codes: size of the codebook of a trained 2-D tokenizer whose codes the decoder predicts in place of
+        pixels, the paper's warm-up (`models.tokenizer.proxy`); None predicts pixels.
     """
 
-    reconstruction: Literal["l1", "l2", "huber"] = "l1"
-    reconstruction_weight: float = 4.0
-    huber_delta: float = 0.1
-    image_adversarial: float = 0.01
-    video_adversarial: float = 0.01
-    feature_matching: float = 0.25
-    adversarial_start: int = 0
-    adversarial_ramp: int = 0
-    adaptive_weight: bool = False
+    architecture: Literal["titok"] = "titok"
+    image_size: int | tuple[int, int] = 256
+    patch_size: int = 16
+    num_latents: int = 128
+    width: int = 512
+    heads: int = 8
+    head_dim: int = 64
+    mlp_width: int = 0
+    encoder_layers: int = 8
+    decoder_layers: int = 8
+    proxy_codes: int | None = None
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
-        kinds = ("l1", "l2", "huber")
-        require(self.reconstruction in kinds, self, "reconstruction", "one of l1, l2, huber")
-        require(self.reconstruction_weight > 0.0, self, "reconstruction_weight", "a number above 0")
-        require(self.huber_delta > 0.0, self, "huber_delta", "a number above 0")
-        for name in ("image_adversarial", "video_adversarial", "feature_matching"):
-            require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
-        for name in ("adversarial_start", "adversarial_ramp"):
-            require(getattr(self, name) >= 0, self, name, "an integer of at least 0")
+        if isinstance(self.image_size, list):  # JSON and YAML have no tuples
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        require(self.architecture == "titok", self, "architecture", "titok")
+        for name in ("patch_size", "num_latents", "width", "heads", "head_dim", "encoder_layers", "decoder_layers"):
+            require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
+        require(self.head_dim % 4 == 0, self, "head_dim", "a multiple of 4 (2-D rotary positions)")
+        require(self.mlp_width >= 0, self, "mlp_width", "an integer of at least 0")
+        fits = isinstance(self.image_size, int) or len(self.image_size) == 2
+        fits = fits and all(side >= 1 and side % self.patch_size == 0 for side in self.size)
+        expected = f"a positive multiple of patch_size {self.patch_size}, or two of them (height, width)"
+        require(fits, self, "image_size", expected)
+        require(self.proxy_codes is None or self.proxy_codes >= 2, self, "proxy_codes", "null or at least 2")
 
-    def adversarial_schedule(self, step: int) -> float:
-        """The factor in [0, 1] on the adversarial terms at an optimizer step (counted from 0)."""
-        if step < self.adversarial_start:
-            return 0.0
-        if self.adversarial_ramp == 0:
-            return 1.0
-        return min(1.0, (step - self.adversarial_start + 1) / self.adversarial_ramp)
+    @property
+    def inner_width(self) -> int:
+        """Width inside the feed-forward."""
+        return self.mlp_width or -(-8 * self.width // 96) * 32
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.tokenizer.config import DiscriminatorConfig
+from models.tokenizer.losses_config import DiscriminatorConfig
 
 
 class Judgement(NamedTuple):

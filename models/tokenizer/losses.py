@@ -1,13 +1,15 @@
-"""The two objectives of adversarial tokenizer training, each one module with one forward, for one engine.
+"""The generator's side of adversarial tokenizer training: the tokenizer and its losses, one module with one forward.
 
 In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W). Out: a scalar float32 loss to call backward on,
-logs as detached float32 scalars, and the reconstruction. A step is:
+logs as detached float32 scalars, and the reconstruction. A step, with `critic` a `DiscriminatorObjective`:
 
-    loss, logs, recon = generator(pixels, discriminator, schedule);      backward; optimizer step
-    loss, logs = discriminator_objective(pixels, recon.detach());        backward; optimizer step
+    loss, logs, recon = generator(pixels, critic, config.adversarial_schedule(step));   backward; optimizer step
+    if config.trains_discriminator(step):
+        loss, logs = critic(pixels, recon.detach(), step);                              backward; optimizer step
 
-The generator's backward leaves no gradient in the discriminator, and the codebook moves in the first line.
-Weights: OmniTokenizer, arXiv 2406.09399; hinge: arXiv 1705.02894; adaptive weight: arXiv 2012.09841.
+The generator's backward leaves no gradient in the discriminator or the perceptual network, and the codebook
+moves in the first line alone.
+Weights: OmniTokenizer, arXiv 2406.09399; adaptive weight: arXiv 2012.09841.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tokenizer.config import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
-from models.tokenizer.discriminator import Discriminator, Judgement, frozen_judgement
-from models.tokenizer.omni import OmniTokenizer
+from models.tokenizer.adversarial import DiscriminatorObjective, feature_matching_loss, hinge_generator_loss
+from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer
+from models.tokenizer.discriminator import Judgement, frozen_judgement
+from models.tokenizer.losses_config import TokenizerLossConfig
+from models.tokenizer.perceptual import PerceptualNetwork, random_frames, style_distance
 
 ADAPTIVE_MAX = 1e4
 
@@ -31,22 +35,6 @@ def reconstruction_loss(recon: Tensor, pixels: Tensor, config: TokenizerLossConf
     if config.reconstruction == "l2":
         return F.mse_loss(recon, pixels)
     return F.huber_loss(recon, pixels, delta=config.huber_delta)
-
-
-def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
-    """-E[D(fake)]."""
-    return -fake_logits.float().mean()
-
-
-def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """(E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]) / 2."""
-    return 0.5 * (F.relu(1.0 - real_logits.float()).mean() + F.relu(1.0 + fake_logits.float()).mean())
-
-
-def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """Mean over layers of the L1 distance of features (arXiv 1711.11585, eq. 4); `real` is a constant."""
-    distances = [F.l1_loss(f.float(), r.detach().float()) for r, f in zip(real, fake, strict=True)]
-    return torch.stack(distances).mean()
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
@@ -72,12 +60,28 @@ def _network(discriminator: nn.Module) -> nn.Module:
 
 
 class TokenizerObjective(nn.Module):
-    """The generator's side: the tokenizer and its losses in one forward."""
+    """The generator's side: the tokenizer and its losses in one forward.
 
-    def __init__(self, config: TokenizerConfig, loss: TokenizerLossConfig | None = None) -> None:
+    perceptual: the frozen network of the LPIPS and style losses, from `models.tokenizer.perceptual`; ValueError
+        where a weight above 0 asks for it and it is not given, or has no heads for LPIPS.
+    """
+
+    def __init__(
+        self,
+        config: AnyTokenizerConfig,
+        loss: TokenizerLossConfig | None = None,
+        perceptual: PerceptualNetwork | None = None,
+    ) -> None:
         super().__init__()
-        self.loss = loss or TokenizerLossConfig()
-        self.tokenizer = OmniTokenizer(config)
+        self.loss = loss = loss or TokenizerLossConfig()
+        for name in ("perceptual_weight", "style_weight"):
+            if getattr(loss, name) > 0.0 and perceptual is None:
+                raise ValueError(f"TokenizerLossConfig.{name}: {getattr(loss, name)} needs VGG-16 weights: none given")
+        if loss.perceptual_weight > 0.0 and not perceptual.has_heads:
+            raise ValueError(f"TokenizerLossConfig.perceptual_weight: {loss.perceptual_weight} needs LPIPS heads, "
+                             "and the network has none")
+        self.tokenizer = build_tokenizer(config)
+        self.perceptual = perceptual if loss.needs_perceptual else None
 
     def forward(
         self,
@@ -102,12 +106,30 @@ class TokenizerObjective(nn.Module):
             "psnr": psnr(recon, pixels),
             **encoded.stats,
         }
+        if self.perceptual is not None:
+            weighted, terms = self._perceptual(pixels, recon)
+            loss = loss + weighted
+            logs |= terms
         if discriminator is not None and adversarial_weight > 0.0:
             weighted, terms = self._adversarial(pixels, recon, _network(discriminator), loss)
             loss = loss + adversarial_weight * weighted
             logs |= terms
         logs["loss"] = loss
         return loss, {name: value.detach().float() for name, value in logs.items()}, recon
+
+    def _perceptual(self, pixels: Tensor, recon: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        frames, recon_frames = random_frames(pixels, recon)
+        with torch.no_grad():
+            real = self.perceptual.features(frames)
+        fake = self.perceptual.features(recon_frames)
+        terms, weighted = {}, 0.0
+        if self.loss.perceptual_weight > 0.0:
+            terms["lpips"] = self.perceptual.lpips(fake, real).mean()
+            weighted = weighted + self.loss.perceptual_weight * terms["lpips"]
+        if self.loss.style_weight > 0.0:
+            terms["style"] = style_distance(fake, real).mean()
+            weighted = weighted + self.loss.style_weight * terms["style"]
+        return weighted, terms
 
     def _adversarial(
         self, pixels: Tensor, recon: Tensor, network: nn.Module, reconstruction: Tensor
@@ -119,9 +141,7 @@ class TokenizerObjective(nn.Module):
         terms = {"generator_hinge": hinge}
         scaled = weight * hinge
         if self.loss.adaptive_weight and torch.is_grad_enabled():
-            decoder = self.tokenizer.decoder
-            last = (decoder.to_pixels if video else decoder.to_pixels_first_frame).weight
-            terms["adaptive_weight"] = adaptive_weight(reconstruction, hinge, last)
+            terms["adaptive_weight"] = adaptive_weight(reconstruction, hinge, self._last_weight(video))
             scaled = scaled * terms["adaptive_weight"]
         if self.loss.feature_matching > 0.0:
             with torch.no_grad():
@@ -130,24 +150,8 @@ class TokenizerObjective(nn.Module):
             scaled = scaled + self.loss.feature_matching * terms["feature_matching"]
         return scaled, terms
 
-
-class DiscriminatorObjective(nn.Module):
-    """The discriminator's side: hinge loss on real pixels and detached reconstructions of the same shape."""
-
-    def __init__(self, config: DiscriminatorConfig | None = None) -> None:
-        super().__init__()
-        self.discriminator = Discriminator(config)
-
-    def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, logs); `fake` is detached here, whatever the caller gives."""
-        if real.shape != fake.shape:
-            raise ValueError(f"fake: expected the shape of real {tuple(real.shape)}, got {tuple(fake.shape)}")
-        batch = torch.cat((real, fake.detach().to(real.dtype)))  # one pass, one set of gradients
-        real_logits, fake_logits = self.discriminator(batch).logits.chunk(2)
-        loss = hinge_discriminator_loss(real_logits, fake_logits)
-        logs = {
-            "discriminator_loss": loss,
-            "logits_real": real_logits.mean(),
-            "logits_fake": fake_logits.mean(),
-        }
-        return loss, {name: value.detach().float() for name, value in logs.items()}
+    def _last_weight(self, video: bool) -> nn.Parameter:
+        """The matrix that makes the decoder's tokens into pixels, of a later frame or of a first one."""
+        decoder = self.tokenizer.decoder
+        head = decoder.to_pixels if video else decoder.to_pixels_first_frame
+        return next(p for p in head.parameters() if p.ndim == 2)

@@ -3,13 +3,14 @@
 In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W), H and W multiples of the patch, T = 1 + k times
 the temporal patch. Out: `Encoded` on a grid (B, t, h, w) with h = H / patch, w = W / patch and
 t = 1 + (T - 1) / temporal patch; and pixels again. Causal in time: a code depends on its own and earlier
-frames alone, so an image encodes like the first frame of a video.
+frames alone, so an image encodes like the first frame of a video. A video of any length comes in chunks: with a
+`TemporalState` passed from chunk to chunk the codes and pixels are those of the whole.
 Errors: `ValueError` naming the sizes given and what would fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from models.tokenizer.blocks import Stack
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.quantizers.build import build_quantizer
+from models.tokenizer.streaming import BlockMemory, TemporalState
 
 RGB = 3
+BOTTLENECK = ("codebook.", "pre_vq.", "post_vq.")  # what another quantizer needs anew
 
 
 class Encoded(NamedTuple):
@@ -69,6 +72,14 @@ class PatchEmbed(nn.Module):
         return self.norm_out(self.proj(self.norm_in(x)))
 
 
+def run_stack(stack: Stack, tokens: Tensor, state: TemporalState | None, name: str) -> Tensor:
+    """tokens (t, B, h, w, width) through `stack`, going on from what `state` holds under `name`."""
+    if state is None:
+        return stack(tokens)
+    memories = state.stacks.setdefault(name, [BlockMemory()] * len(stack.layers))
+    return stack(tokens, state.latent_frames, memories)
+
+
 class Encoder(nn.Module):
     """Patches into tokens, spatial blocks, then temporal causal blocks."""
 
@@ -81,16 +92,20 @@ class Encoder(nn.Module):
         self.enc_spatial_transformer = Stack(config, config.spatial_layers)
         self.enc_temporal_transformer = Stack(config, "c" * config.temporal_layers)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, t, h, w, width), before any block."""
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
+        """(B, 3, T, H, W) -> (B, t, h, w, width), before any block; start: latent frames before x."""
+        if start:
+            return self.to_patch_emb(patchify(x, self.patch_size, self.temporal_patch))
         tokens = self.to_patch_emb_first_frame(patchify(x[:, :, :1], self.patch_size, 1))
         if x.shape[2] > 1:
             later = self.to_patch_emb(patchify(x[:, :, 1:], self.patch_size, self.temporal_patch))
             tokens = torch.cat((tokens, later), dim=1)
         return tokens
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.enc_temporal_transformer(self.enc_spatial_transformer(self.embed(x)))
+    def forward(self, x: Tensor, state: TemporalState | None = None) -> Tensor:
+        tokens = self.embed(x, state.latent_frames if state else 0).transpose(0, 1).contiguous()
+        tokens = run_stack(self.enc_spatial_transformer, tokens, state, "spatial")
+        return run_stack(self.enc_temporal_transformer, tokens, state, "temporal").transpose(0, 1)
 
 
 class Decoder(nn.Module):
@@ -105,8 +120,12 @@ class Decoder(nn.Module):
         self.to_pixels_first_frame = nn.Linear(config.width, first)
         self.to_pixels = nn.Linear(config.width, first * config.temporal_patch)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = self.dec_spatial_transformer(self.dec_temporal_transformer(tokens))
+    def forward(self, tokens: Tensor, state: TemporalState | None = None) -> Tensor:
+        tokens = tokens.transpose(0, 1).contiguous()
+        tokens = run_stack(self.dec_temporal_transformer, tokens, state, "temporal")
+        tokens = run_stack(self.dec_spatial_transformer, tokens, state, "spatial").transpose(0, 1)
+        if state and state.latent_frames:
+            return unpatchify(self.to_pixels(tokens), self.patch_size, self.temporal_patch)
         pixels = unpatchify(self.to_pixels_first_frame(tokens[:, :1]), self.patch_size, 1)
         if tokens.shape[1] > 1:
             later = unpatchify(self.to_pixels(tokens[:, 1:]), self.patch_size, self.temporal_patch)
@@ -120,13 +139,20 @@ class OmniTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or TokenizerConfig()
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.codebook = build_quantizer(config.quantizer)
+        self.encoder, self.decoder, self.codebook = self._build(config)
         self.pre_vq = nn.Linear(config.width, self.codebook.input_dim)
         self.post_vq = nn.Linear(self.codebook.dim, config.width)
         self._init_weights()
         self.init_video_from_image_()
+
+    @staticmethod
+    def _build(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+        if config.compat == "official":
+            from models.tokenizer import official  # it imports this module
+
+            bottleneck = official.build_bottleneck(config.quantizer)
+            return official.OfficialEncoder(config), official.OfficialDecoder(config), bottleneck
+        return Encoder(config), Decoder(config), build_quantizer(config.quantizer)
 
     def _init_weights(self) -> None:
         for name, module in self.named_modules():
@@ -138,6 +164,9 @@ class OmniTokenizer(nn.Module):
                     module.weight.data.mul_(0.5)  # residual branches start small
         # Codes have few channels: give the decoder's stream unit variance, or the first blocks drown them.
         nn.init.normal_(self.post_vq.weight, std=self.codebook.mean_square**-0.5)
+        for module in self.modules():
+            if hasattr(module, "clear_padding_"):
+                module.clear_padding_()
 
     @property
     def latent_dim(self) -> int:
@@ -150,9 +179,11 @@ class OmniTokenizer(nn.Module):
 
     @property
     def num_params(self) -> int:
-        """Learned numbers, the codebook included."""
+        """Learned numbers, the codebook included, without zeros that only pad."""
         embeddings = getattr(self.codebook, "embeddings", None)
-        return sum(p.numel() for p in self.parameters()) + (0 if embeddings is None else embeddings.numel())
+        padding = sum(getattr(module, "num_padding", 0) for module in self.modules())
+        learned = sum(p.numel() for p in self.parameters()) - padding
+        return learned + (0 if embeddings is None else embeddings.numel())
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The token grid (t, h, w) of a clip; ValueError where the clip does not fit it."""
@@ -166,42 +197,105 @@ class OmniTokenizer(nn.Module):
     def set_activation_checkpointing(self, on: bool) -> None:
         """Keep only the inputs of blocks in training passes and compute the rest again in backward."""
         for module in self.modules():
-            if isinstance(module, Stack):
+            if hasattr(module, "activation_checkpointing"):
                 module.activation_checkpointing = on
 
-    def encode(self, x: Tensor, *, update_codebook: bool = False) -> Encoded:
-        """Pixels -> tokens. `update_codebook` has an effect in training mode alone."""
+    def encode(self, x: Tensor, *, update_codebook: bool = False, state: TemporalState | None = None) -> Encoded:
+        """Pixels -> tokens. `update_codebook` has an effect in training mode alone.
+
+        With `state`, x is the next chunk of a video: 1 + k * temporal_patch frames at first, then k *
+        temporal_patch, and the state moves on. ValueError for a chunk of another number of frames, size or batch.
+        """
         if x.ndim == 4:
             x = x.unsqueeze(2)
         if x.ndim != 5 or x.shape[1] != RGB or not x.is_floating_point():
             expected = "float (B, 3, H, W) or (B, 3, T, H, W)"
             raise ValueError(f"pixels: expected {expected}, got {x.dtype} {tuple(x.shape)}")
-        self.grid(*x.shape[2:])
-        prequant = self.pre_vq(self.encoder(x.to(self.pre_vq.weight.dtype)))
+        frames, temporal = x.shape[2], self.config.temporal_patch
+        goes_on = state is not None and state.latent_frames > 0
+        if goes_on and (frames < temporal or frames % temporal):
+            raise ValueError(f"pixels: a later chunk's frames must be a multiple of {temporal}, got {frames}")
+        # In a later chunk the frame that stands alone, the first, is in the past.
+        t, h, w = self.grid(frames + 1 if goes_on else frames, *x.shape[3:])
+        x = x.to(self.pre_vq.weight.dtype)
+        if state is None:
+            tokens = self.encoder(x)
+        else:
+            self._enter(state, "encode", (len(x), h, w))
+            tokens = self.encoder(x, state)
+            state.latent_frames += t - goes_on
+        prequant = self.pre_vq(tokens)
         out = self.codebook(prequant, update=update_codebook)
         latents, z_q, prequant = (v.movedim(-1, 1) for v in (out.latents, out.z_q, prequant.float()))
         return Encoded(out.codes, latents, out.loss, out.stats, z_q, prequant)
 
-    def decode(
-        self, codes: Tensor | None = None, *, latents: Tensor | None = None, quantize: bool = True
-    ) -> Tensor:
-        """Codes (B, t, h, w), or latents (B, c, t, h, w), -> pixels (B, 3, T, H, W), not clamped.
+    def _enter(self, state: TemporalState, side: str, shape: tuple[int, int, int]) -> None:
+        if self.config.compat == "official":
+            raise ValueError("state: the published computation is not causal and takes no chunks, got compat official")
+        state.enter(side, shape)
 
-        Latents are moved to their nearest code first unless `quantize` is False (KL has none to move to).
+    @torch.no_grad()
+    def encode_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Encoded]:
+        """The chunks of one video in order (see `streaming.video_chunks`) -> their tokens, one by one, no gradient."""
+        state = TemporalState()
+        for chunk in chunks:
+            yield self.encode(chunk, state=state)
+
+    @torch.no_grad()
+    def decode_chunks(self, chunks: Iterable[Tensor], *, quantize: bool = True) -> Iterator[Tensor]:
+        """Codes (B, t, h, w) or latents (B, c, t, h, w) of one video in chunks -> pixels (B, 3, T, H, W), no gradient.
+
+        The first chunk gives 1 + (t - 1) * temporal_patch frames, the later ones t * temporal_patch. The chunks may
+        be cut anywhere, also where the encoder did not cut.
+        """
+        state = TemporalState()
+        for chunk in chunks:
+            yield self.decode(chunk, quantize=quantize, state=state)
+
+    def decode(
+        self,
+        codes: Tensor | None = None,
+        *,
+        latents: Tensor | None = None,
+        quantize: bool = True,
+        is_video: bool | None = None,
+        state: TemporalState | None = None,
+    ) -> Tensor:
+        """Codes (B, t, h, w), or latents (B, c, t, h, w) or (B, c, h, w), -> pixels (B, 3, T, H, W), not clamped.
+
+        Floats given as the first argument are latents. Latents are moved to their nearest code first unless
+        `quantize` is False (KL has none to move to). `is_video` False gives (B, 3, H, W), of one frame alone.
+        With `state`, the tokens are the next of a video: the first chunk gives 1 + (t - 1) * temporal_patch frames,
+        later ones t * temporal_patch.
         """
         if (codes is None) == (latents is None):
             raise ValueError("decode: give either codes or latents")
+        if codes is not None and codes.is_floating_point():
+            codes, latents = None, codes
         if codes is not None:
             if codes.ndim != 4:
                 raise ValueError(f"codes: expected (B, t, h, w), got {tuple(codes.shape)}")
-            return self._decode(self.codebook.decode_codes(codes))
-        if latents.ndim != 5 or latents.shape[1] != self.latent_dim:
-            raise ValueError(f"latents: expected (B, {self.latent_dim}, t, h, w), got {tuple(latents.shape)}")
-        vectors = latents.movedim(1, -1)
-        return self._decode(self.codebook.snap(vectors) if quantize else vectors)
+            vectors = self.codebook.decode_codes(codes)
+        else:
+            frames = latents.unsqueeze(2) if latents.ndim == 4 else latents
+            if frames.ndim != 5 or frames.shape[1] != self.latent_dim:
+                expected = f"latents: expected (B, {self.latent_dim}, t, h, w)"
+                raise ValueError(f"{expected}, or codes: expected integers, got {latents.dtype} {tuple(latents.shape)}")
+            vectors = frames.movedim(1, -1)
+            vectors = self.codebook.snap(vectors) if quantize else vectors
+        b, t, h, w, _ = vectors.shape
+        if is_video is False and t != 1:
+            raise ValueError(f"decode: an image has one latent frame, got {t}")
+        if state is None:
+            pixels = self._decode(vectors)
+        else:
+            self._enter(state, "decode", (b, h, w))
+            pixels = self._decode(vectors, state)
+            state.latent_frames += t
+        return pixels.squeeze(2) if is_video is False else pixels
 
-    def _decode(self, vectors: Tensor) -> Tensor:
-        return self.decoder(self.post_vq(vectors.to(self.post_vq.weight.dtype)))
+    def _decode(self, vectors: Tensor, *state: TemporalState) -> Tensor:
+        return self.decoder(self.post_vq(vectors.to(self.post_vq.weight.dtype)), *state)
 
     def forward(self, x: Tensor, *, update_codebook: bool = False) -> tuple[Tensor, Encoded]:
         """Reconstruction of x's own shape and dtype, and the tokens on the way."""
@@ -235,15 +329,26 @@ class OmniTokenizer(nn.Module):
             if isinstance(module, Stack):
                 module.forget_past_()
 
-    def inflate_from_image(self, state: Mapping[str, Tensor]) -> None:
-        """Start joint training from an image tokenizer's state_dict (same config): its weights and codebook,
-        and video parts made from the image parts. ValueError naming what does not fit."""
-        own = self.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        misfit = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    def load_from(
+        self, state: Mapping[str, Tensor], *, inflate_video: bool = False, new_bottleneck: bool = False
+    ) -> None:
+        """Start from the state_dict of an earlier stage's tokenizer: its weights and its codebook.
+
+        inflate_video: remake the video parts from the image parts, so that a still video is treated like its image;
+            for a tokenizer that was trained on images alone.
+        new_bottleneck: keep this model's fresh quantizer and the projections around it; for another kind of
+            quantizer, or another number of codes or channels.
+        ValueError naming what is missing, unknown or of another shape; then nothing was loaded.
+        """
+        fresh = BOTTLENECK if new_bottleneck else ()
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith(fresh)}
+        given = {name: value for name, value in state.items() if not name.startswith(fresh)}
+        missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        misfit = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
         for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", misfit)):
             if names:
                 shown = f"{', '.join(names[:4])} ({len(names)} in all)"
-                raise ValueError(f"image tokenizer state: {problem}: {shown}")
-        self.load_state_dict(state)
-        self.init_video_from_image_()
+                raise ValueError(f"tokenizer state: {problem}: {shown}")
+        self.load_state_dict(given, strict=False)
+        if inflate_video:
+            self.init_video_from_image_()

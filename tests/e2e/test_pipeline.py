@@ -245,3 +245,28 @@ def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):
     steps = [row["step"] for row in rows]
     assert steps == list(range(2, 401, 2)) and first < 400
     assert [row["units"] for row in rows] == sorted({row["units"] for row in rows})
+
+
+def test_a_third_tokenizer_stage_and_a_study_of_quantizers(config):
+    """Both optional stages: the corpus is encoded by the KL tokenizer, and the report compares the quantizers."""
+    values = yaml.safe_load(config.read_text())["stages"]
+    joint = {**values["tokenizer_joint"], "workers": {**values["tokenizer_joint"]["workers"], "count": 1}}
+    training = {**joint, "model": values["tokenizer_image"]["model"]}
+    quantizers = {"vq": {"codebook_size": 32, "latent_dim": 4}, "fsq": {"kind": "fsq", "fsq_levels": [4, 4, 3]},
+                  "kl": {"kind": "kl", "latent_dim": 4}}
+    overrides = [f"stages.tokenizer_kl={json.dumps({**joint, 'quantizer': {'kind': 'kl', 'latent_dim': 6}})}",
+                 f"stages.quantizer_study={json.dumps({'training': training, 'quantizers': quantizers})}"]
+    assert again(config, *overrides) == {"tokenizer_kl", "quantizer_study", "pretokenize", "train", "evaluate"}
+    plan = make_plan(load(str(config), overrides))
+    assert not plan.to_execute
+    kl = plan["tokenizer_kl"].artifact
+    assert storage.read_json(kl.file("tokenizer", "config.json"))["quantizer"]["kind"] == "kl"
+    tokens = storage.read_json(plan["pretokenize"].artifact.file("tokens.json"))
+    assert tokens["visual_digest"] == kl.digest and len(tokens["latent_mean"]) == 6
+    study = storage.read_json(plan["quantizer_study"].artifact.file("study.json"))
+    assert [row["name"] for row in study["rows"]] == list(quantizers)
+    assert all(row["validation_psnr_image"] > 5 and row["validation_psnr_video"] > 5 for row in study["rows"])
+    assert "validation_codebook_usage" in study["rows"][1] and "validation_codebook_usage" not in study["rows"][2]
+    for html in (plan["evaluate"].artifact.file("report.html"), plan["quantizer_study"].artifact.file("report.html")):
+        assert b"Quantizers after 6 steps each" in storage.read_bytes(html)
+    assert plan["quantizer_study"].artifact.metrics["fsq_psnr_image"] == study["rows"][1]["validation_psnr_image"]

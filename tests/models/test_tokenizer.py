@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.blocks import CausalDepthwiseConv, WindowAttention, apply_rotary, spatial_table
-from models.tokenizer.config import TokenizerConfig, TokenizerLossConfig
+from models.tokenizer.blocks import Attention, CausalDepthwiseConv, WindowAttention, spatial_table, temporal_table
+from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.losses import TokenizerObjective
+from models.tokenizer.losses_config import TokenizerLossConfig
 from models.tokenizer.omni import OmniTokenizer, patchify, unpatchify
 from models.tokenizer.quantizers.config import QuantizerConfig
 
@@ -119,7 +120,7 @@ def test_image_encodes_like_the_first_frame():
 def test_inflated_model_treats_a_still_video_like_its_image(norm):
     source = build(patch_norm=norm)
     model = OmniTokenizer(small(patch_norm=norm)).eval()
-    model.inflate_from_image(source.state_dict())
+    model.load_from(source.state_dict(), inflate_video=True)
     image = clip(2, 3, 16, 24)
     still = image.unsqueeze(2).expand(-1, -1, 9, -1, -1)
     tokens = model.encoder.embed(still)
@@ -133,14 +134,41 @@ def test_inflated_model_treats_a_still_video_like_its_image(norm):
     torch.testing.assert_close(image_recon, source(image)[0])
 
 
-def test_inflation_names_what_does_not_fit():
+def test_load_from_names_what_does_not_fit_and_then_loads_nothing():
     state = build().state_dict()
-    with pytest.raises(ValueError, match="another shape: codebook.ema_sum, codebook.emb"):
-        wider = QuantizerConfig(codebook_size=64, latent_dim=5)
-        OmniTokenizer(small(quantizer=wider)).inflate_from_image(state)
+    wider = QuantizerConfig(codebook_size=64, latent_dim=5)
+    model = OmniTokenizer(small(quantizer=wider))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="of another shape: codebook.ema_sum, codebook.emb"):
+        model.load_from(state)
+    with pytest.raises(ValueError, match="of another shape: decoder.dec_spatial_transformer"):
+        OmniTokenizer(small(heads=4)).load_from(state, new_bottleneck=True)
+    with pytest.raises(ValueError, match="unknown: decoder.dec_temporal_transformer.layers.1"):
+        OmniTokenizer(small(temporal_layers=1)).load_from(state, new_bottleneck=True)
     state.pop("post_vq.bias")
-    with pytest.raises(ValueError, match="missing: post_vq.bias"):
-        OmniTokenizer(small()).inflate_from_image(state)
+    with pytest.raises(ValueError, match=r"missing: post_vq.bias \(1 in all\)"):
+        model.load_from(state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_load_from_takes_every_weight_and_the_codebook():
+    source = build()
+    model = OmniTokenizer(small()).eval()
+    model.load_from(source.state_dict())
+    x = clip(1, 3, 9, 16, 16)
+    torch.testing.assert_close(model(x)[0], source(x)[0])
+    assert torch.equal(model.encode(x).codes, source.encode(x).codes)
+
+
+@pytest.mark.parametrize("kind", ["kl", "fsq", "vq"])
+def test_a_new_bottleneck_keeps_all_other_weights(kind):
+    source, model = build(), OmniTokenizer(small(kind)).eval()
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_from(source.state_dict(), new_bottleneck=True)
+    for name, value in model.state_dict().items():
+        bottleneck = name.startswith(("codebook.", "pre_vq.", "post_vq."))
+        assert torch.equal(value, fresh[name] if bottleneck else source.state_dict()[name]), name
+    assert model(clip(1, 3, 5, 16, 16))[0].isfinite().all()
 
 
 @settings(max_examples=12, deadline=None)
@@ -182,19 +210,61 @@ def test_depthwise_conv_is_conv3d_with_causal_padding(frames):
     layer = CausalDepthwiseConv(6)
     torch.nn.init.normal_(layer.weight)
     torch.nn.init.normal_(layer.bias)
-    x = torch.randn(2, frames, 4, 5, 6)
-    padded = F.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
-    expected = F.conv3d(padded, layer.weight, layer.bias, groups=6).permute(0, 2, 3, 4, 1)
+    x = torch.randn(frames, 2, 4, 5, 6)
+    padded = F.pad(x.permute(1, 4, 0, 2, 3), (1, 1, 1, 1, 2, 0))
+    expected = F.conv3d(padded, layer.weight, layer.bias, groups=6).permute(2, 0, 3, 4, 1)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    for known in range(1, frames):  # frames seen before
+        late = layer(x[known:], x[max(0, known - 2) : known])
+        torch.testing.assert_close(late, expected[known:], rtol=1e-4, atol=1e-5)
 
 
-def test_rotary_scores_depend_on_offsets_alone():
-    table = spatial_table(4, 4, 16, torch.device("cpu"))
-    q, k = torch.randn(16), torch.randn(16)
-    q, k = apply_rotary(q.expand(16, 16), table), apply_rotary(k.expand(16, 16), table)
-    scores = (q @ k.T).reshape(4, 4, 4, 4)  # query row, query column, key row, key column
-    torch.testing.assert_close(scores[1:, 1:, 1:, 1:], scores[:-1, :-1, :-1, :-1], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(scores[0, 0, 0, 1], scores[0, 0, 1, 0])
+def random_attention() -> Attention:
+    torch.manual_seed(0)
+    layer = Attention(small()).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    return layer
+
+
+def test_attention_against_plain_loops():
+    layer, (h, w) = random_attention(), (2, 3)
+    x = torch.randn(2, h * w, 32, dtype=torch.float64)
+    q, k, v = layer.to_qkv(layer.norm(x)).unflatten(-1, (3, 2, 16)).unbind(-3)
+
+    def turned(vector: torch.Tensor, place: int) -> torch.Tensor:
+        """Pairs (j, j + 8) as complex numbers, row angles on even j, column angles on odd j."""
+        pairs = torch.complex(vector[..., :8], vector[..., 8:])
+        angles = [(place // w, place % w)[j % 2] * 10000.0 ** (-(j - j % 2) / 8) for j in range(8)]
+        pairs = pairs * torch.polar(torch.ones(8, dtype=torch.float64), torch.tensor(angles, dtype=torch.float64))
+        return torch.cat((pairs.real, pairs.imag), -1)
+
+    q = torch.stack([turned(F.normalize(q[:, i], dim=-1) * layer.q_scale, i) for i in range(h * w)], 1)
+    k = torch.stack([turned(F.normalize(k[:, i], dim=-1) * layer.k_scale, i) for i in range(h * w)], 1)
+    weights = (8.0 * torch.einsum("bihd,bjhd->bhij", q, k)).softmax(-1)
+    expected = layer.to_out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+    table = spatial_table(h, w, 16, torch.device("cpu")).double()
+    torch.testing.assert_close(layer(x, table), expected, rtol=1e-5, atol=1e-5)  # the table is float32
+
+
+def test_scores_depend_on_offsets_alone():
+    layer = random_attention()
+    x = torch.randn(1, 1, 32, dtype=torch.float64).expand(1, 16, 32)
+    table = spatial_table(4, 4, 16, torch.device("cpu")).double()
+    q, k, _ = layer._heads(x, table)
+    scores = torch.einsum("ihd,jhd->hij", q[0], k[0]).reshape(2, 4, 4, 4, 4)  # query row, column, key row, column
+    torch.testing.assert_close(scores[:, 1:, 1:, 1:, 1:], scores[:, :-1, :-1, :-1, :-1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(scores[:, 0, 0, 0, 1], scores[:, 0, 0, 1, 0])
+
+
+def test_time_stays_exact_ten_minutes_in():
+    early, late = (temporal_table(start, 9, 64, torch.device("cpu")).double() for start in (0, 90_000))
+
+    def turns(table: torch.Tensor) -> torch.Tensor:
+        turn = torch.complex(table[0], table[1])
+        return turn[1:] * turn[:-1].conj()  # what scores see: the turn from one frame to the next
+
+    torch.testing.assert_close(turns(late), turns(early), rtol=0, atol=3e-7)
 
 
 def test_patchify_order_and_inverse():

@@ -8,21 +8,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.config import DiscriminatorConfig, TokenizerConfig, TokenizerLossConfig
-from models.tokenizer.discriminator import Discriminator, frozen_judgement
-from models.tokenizer.losses import (
+from models.tokenizer.adversarial import (
     DiscriminatorObjective,
-    TokenizerObjective,
-    adaptive_weight,
     feature_matching_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    psnr,
-    reconstruction_loss,
 )
+from models.tokenizer.config import TokenizerConfig
+from models.tokenizer.discriminator import Discriminator, frozen_judgement
+from models.tokenizer.losses import TokenizerObjective, adaptive_weight, psnr, reconstruction_loss
+from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 
 TINY = DiscriminatorConfig(channels=8, layers=2)
+CALMED = DiscriminatorConfig(channels=8, layers=2, r1_gamma=1.0, r1_every=1, lecam_weight=0.1)
 CONFIG = TokenizerConfig(
     width=32,
     heads=2,
@@ -38,9 +37,9 @@ def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 0.5
 
 
-def pair(**loss) -> tuple[TokenizerObjective, DiscriminatorObjective]:
+def pair(critic: DiscriminatorConfig = TINY, **loss) -> tuple[TokenizerObjective, DiscriminatorObjective]:
     torch.manual_seed(0)
-    return TokenizerObjective(CONFIG, TokenizerLossConfig(**loss)), DiscriminatorObjective(TINY)
+    return TokenizerObjective(CONFIG, TokenizerLossConfig(**loss)), DiscriminatorObjective(critic)
 
 
 def grads(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -118,13 +117,14 @@ def test_schedule():
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 3, 5, 16, 16)])
 def test_generator_step_leaves_the_discriminator_alone(shape, adaptive):
-    generator, adversary = pair(adaptive_weight=adaptive, image_adversarial=1.0, video_adversarial=1.0)
-    x = pixels(*shape)
+    generator, adversary = pair(CALMED, adaptive_weight=adaptive, image_adversarial=1.0, video_adversarial=1.0)
+    x, before = pixels(*shape), {name: value.clone() for name, value in adversary.state_dict().items()}
     loss, logs, recon = generator(x, adversary, 1.0)
     plain, _, _ = generator(x, None, update_codebook=False)
     loss.backward()
     assert recon.shape == x.shape and loss.isfinite()
     assert grads(adversary) == [] and all(p.requires_grad for p in adversary.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in adversary.state_dict().items())
     assert {"generator_hinge", "feature_matching"} <= logs.keys() and ("adaptive_weight" in logs) == adaptive
     assert abs(float((loss - plain).detach())) > 1e-6
     assert all(v.ndim == 0 and v.dtype == torch.float32 and not v.requires_grad for v in logs.values())
@@ -139,8 +139,9 @@ def test_gradient_through_the_frozen_discriminator_is_the_true_one():
     assert grads(network) == []
 
 
-def test_discriminator_step_leaves_the_generator_and_its_codebook_alone():
-    generator, adversary = pair()
+@pytest.mark.parametrize("critic", [TINY, CALMED], ids=["hinge", "r1+lecam"])
+def test_discriminator_step_leaves_the_generator_and_its_codebook_alone(critic):
+    generator, adversary = pair(critic)
     x = pixels(4, 3, 16, 16)
     _, _, recon = generator(x, adversary, 1.0)
     assert int(generator.tokenizer.codebook.updates) == 1
@@ -150,7 +151,8 @@ def test_discriminator_step_leaves_the_generator_and_its_codebook_alone():
     assert grads(generator) == []
     assert len(grads(adversary)) == len(list(adversary.discriminator.image.parameters()))
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
-    assert {"discriminator_loss", "logits_real", "logits_fake"} == logs.keys()
+    extra = {"r1", "lecam"} if critic is CALMED else set()
+    assert {"discriminator_loss", "logits_real", "logits_fake"} | extra == logs.keys()
 
 
 def test_weight_zero_means_no_discriminator():
@@ -237,7 +239,9 @@ def test_bf16_generator_gradients_follow_float32(shape):
         (recon.float() * x.reshape(recon.shape)).sum().backward()
         results.append([g.clone() for g in grads(generator)])
     for want, got in zip(*results, strict=True):
-        assert float((got - want).norm()) < 0.1 * float(want.norm()) + 1e-3
+        assert float((got - want).norm()) < 0.3 * float(want.norm()) + 1e-3  # a small gain sums much rounding
+    want, got = (torch.cat([g.flatten() for g in result]) for result in results)
+    assert float((got - want).norm()) < 0.1 * float(want.norm())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _, recon = generator(x, adversary, 1.0)
     loss.backward()

@@ -28,11 +28,34 @@ def only(status: str, *names: str, others: str = "cached") -> dict[str, str]:
 
 
 def test_graph_is_in_topological_order():
-    for number, stage in enumerate(graph.STAGES):
+    for number, stage in enumerate(graph.Graph().stages):
         assert set(stage.inputs) <= set(graph.NAMES[:number])
-    assert graph.descendants("pretokenize") == {"train", "evaluate"}
-    assert graph.descendants("evaluate") == graph.ancestors("ingest") == set()
-    assert graph.ancestors("train") == {"ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"}
+    assert graph.Graph().descendants("pretokenize") == {"train", "evaluate"}
+    assert graph.Graph().descendants("evaluate") == graph.Graph().ancestors("ingest") == set()
+    assert graph.Graph().ancestors("train") == {"ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"}
+
+
+def test_optional_stages_take_their_place():
+    every = graph.Graph(["tokenizer_kl", "quantizer_study"])
+    inputs = {stage.name: stage.inputs for stage in every.stages}
+    assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
+    assert inputs["pretokenize"] == ("ingest", "tokenizer_kl") and inputs["train"] == ("pretokenize", "tokenizer_kl")
+    assert inputs["evaluate"] == ("ingest", "tokenizer_kl", "pretokenize", "train", "quantizer_study")
+    assert every.descendants("quantizer_study") == {"evaluate"}
+    assert {stage.name: stage.inputs for stage in graph.Graph().stages}["evaluate"] == (
+        "ingest", "tokenizer_joint", "pretokenize", "train")
+
+
+def test_a_third_tokenizer_stage_enters_the_plan(workspace):
+    workspace.publish()
+    kl = "stages.tokenizer_kl={steps: 5}"
+    plan = workspace.plan(kl)
+    assert statuses(plan)["tokenizer_kl"] == "run" and plan["tokenizer_kl"].config.quantizer.kind == "kl"
+    assert executed(plan) == ["tokenizer_kl", "pretokenize", "train", "evaluate"]
+    assert "input changed: tokenizer_kl" in plan["pretokenize"].reason
+    assert executed(workspace.plan(kl, until="tokenizer_kl")) == ["tokenizer_kl"]
+    with pytest.raises(InputError, match=r"tokenizer_kl is not configured .*stages.tokenizer_kl"):
+        workspace.plan(only="tokenizer_kl")
 
 
 def test_never_ran(workspace):
@@ -224,7 +247,7 @@ def test_completed_stages_unblock_those_after_them(workspace):
     ({"only": "train", "force": ("ingest",)}, "--force"), ({"until": "ingest", "force": ("train",)}, "--force")])
 def test_wrong_selections(selection, field):
     with pytest.raises(InputError) as caught:
-        Selection(**selection)
+        Selection(**selection).stages(graph.Graph())
     assert caught.value.field == field
     if field != "--force":
         assert "--only and --until" in str(caught.value) or "the stages are ingest, " in str(caught.value)

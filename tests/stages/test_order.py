@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.order import draw, hash_seed
+from stages.order import BucketOrder, draw, hash_seed
 
 
 @settings(max_examples=100, deadline=None)
@@ -28,6 +29,85 @@ def test_each_epoch_is_a_permutation_of_its_own(count, seed):
 def test_every_order_is_equally_likely():
     found = {tuple(draw(3, 3, 0, seed)) for seed in range(200)}
     assert len(found) == 6
+
+
+def split(counts: list[int]) -> list[np.ndarray]:
+    """Buckets of so many examples; which index lies in which bucket is shuffled."""
+    indices = np.random.default_rng(sum(counts)).permutation(sum(counts))
+    return [np.sort(part) for part in np.split(indices, np.cumsum(counts)[:-1])]
+
+
+buckets = st.lists(st.integers(0, 25), min_size=1, max_size=5).filter(any)
+batches = st.integers(1, 9)
+seeds = st.integers(0, 2**40)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 30), batches, st.integers(0, 300), seeds)
+def test_one_bucket_is_the_plain_stream(count, batch, number, seed):
+    bucket, indices = BucketOrder([np.arange(count)], batch, seed).at(number)
+    assert bucket == 0
+    np.testing.assert_array_equal(indices, draw(count, batch, number * batch, seed))
+
+
+@settings(max_examples=100, deadline=None)
+@given(buckets, batches, st.integers(0, 400), seeds)
+def test_a_batch_is_of_one_bucket_and_can_be_entered_at_any_number(counts, batch, number, seed):
+    members = split(counts)
+    walked = BucketOrder(members, batch, seed)
+    bucket, indices = [walked.at(n) for n in range(number + 1)][-1]
+    assert len(indices) == batch and set(indices) <= set(members[bucket])
+    entered = BucketOrder(members, batch, seed).at(number)
+    assert entered[0] == bucket
+    np.testing.assert_array_equal(entered[1], indices)
+
+
+@settings(max_examples=100, deadline=None)
+@given(buckets, batches, st.integers(1, 12), seeds)
+def test_after_any_number_of_epochs_every_example_was_seen_nearly_as_often(counts, batch, epochs, seed):
+    members = split(counts)
+    order = BucketOrder(members, batch, seed)
+    num_batches = sum(-(-epochs * count // batch) for count in counts)
+    seen = np.zeros(sum(counts), dtype=int)
+    for number in range(num_batches):
+        np.add.at(seen, order.at(number)[1], 1)
+    for bucket in members:
+        if len(bucket):
+            assert seen[bucket].min() >= epochs
+            assert seen[bucket].max() <= epochs + -(-(batch - 1) // len(bucket))
+            assert np.ptp(seen[bucket]) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(9, 25), min_size=1, max_size=4), batches, st.integers(0, 100), seeds)
+def test_at_any_moment_buckets_that_fill_a_batch_are_within_two_epochs_of_each_other(counts, batch, number, seed):
+    members = split(counts)
+    order = BucketOrder(members, batch, seed)
+    seen = np.zeros(sum(counts), dtype=int)
+    for n in range(number):
+        np.add.at(seen, order.at(n)[1], 1)
+    assert np.ptp(seen) <= 2
+
+
+def test_a_bucket_with_fewer_examples_than_a_batch_is_seen_in_the_first_epoch_and_then_as_its_size_asks():
+    order = BucketOrder([np.arange(64), np.array([64])], 8, 3)
+    drawn = [order.at(number)[0] for number in range(8 * 24 + 3)]
+    assert drawn[:9].count(1) == 1 and drawn.count(1) == 3
+
+
+def test_buckets_are_mixed_and_each_epoch_has_an_order_of_its_own():
+    order = BucketOrder(split([80, 80]), 8, 0)
+    epochs = [tuple(order.at(20 * epoch + n)[0] for n in range(20)) for epoch in range(6)]
+    assert len(set(epochs)) == 6 and all(sum(epoch) == 10 for epoch in epochs)
+    other = BucketOrder(split([80, 80]), 8, 1)
+    assert tuple(other.at(n)[0] for n in range(20)) not in epochs
+
+
+def test_empty_buckets_are_never_drawn_and_some_example_there_must_be():
+    order = BucketOrder([np.arange(0), np.arange(5), np.arange(0)], 2, 0)
+    assert {order.at(number)[0] for number in range(30)} == {1}
+    with pytest.raises(ValueError, match="buckets"):
+        BucketOrder([np.arange(0)], 2, 0)
 
 
 def test_seeds_of_neighbours_have_nothing_in_common():

@@ -182,6 +182,42 @@ def test_a_killed_tokenizer_ends_with_the_same_weights(tmp_path, squares, quanti
     assert any("image_discriminator_loss" in row for row in curve(straight))
 
 
+def tensors(value, path: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor in nested containers by its path."""
+    if isinstance(value, torch.Tensor):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {name: tensor for key, part in items for name, tensor in tensors(part, f"{path}/{key}").items()}
+
+
+def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """What a training checkpoint holds: weights, buffers, both optimizers, EMA."""
+    files = sorted(p for p in (folder / "state" / "checkpoints" / f"step-{step:08d}").rglob("*.pt"))
+    assert files
+    return {name: value for file in files
+            for name, value in tensors(torch.load(file, weights_only=False), f"{file.parent.name}/{file.name}").items()}
+
+
+def test_a_killed_joint_stage_has_codebook_ema_and_discriminators_bit_for_bit(tmp_path, squares):
+    """Stage 2, from stage 1's weights: the checkpoint after the resume equals that of the run that never died."""
+    quantizer = {"kind": "vq", "codebook_size": 32, "latent_dim": 4, "restart_dead_after": 1}
+    image = tokenizer_config(quantizer, steps=4, data={"kinds": ["image"], "sizes": [24], "image_batch": 8})
+    train_a_tokenizer(tmp_path / "image", squares, image)
+    start = corpora.seal(tmp_path / "image" / "output", "tokenizer_image", image)
+    config, straight, broken = tokenizer_config(quantizer), tmp_path / "straight", tmp_path / "broken"
+    train_a_tokenizer(straight, squares, config, start_from=start)
+    with pytest.raises(Killed):
+        train_a_tokenizer(broken, squares, config, KilledAt(8), start_from=start)
+    train_a_tokenizer(broken, squares, config, start_from=start)
+    wanted, found = checkpoint(straight, 9), checkpoint(broken, 9)
+    assert set(wanted) == set(found)
+    for part in ("codebook.embeddings", "codebook.ema_sum", "discriminator.image", "discriminator.video", "ema",
+                 "exp_avg"):
+        assert any(part in name for name in wanted), part
+    for name, value in wanted.items():
+        assert torch.equal(value, found[name]), name
+
+
 def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
     config = tokenizer_config({"kind": "vq", "codebook_size": 64, "latent_dim": 4}, discriminator=None, steps=150,
                               data={"kinds": ["image"], "sizes": [24], "image_batch": 8}, validate_every=75,
@@ -190,7 +226,7 @@ def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
     train_a_tokenizer(tmp_path / "image", squares, config)
     rows = [row for row in curve(tmp_path / "image") if "loss" in row]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"] and rows[-1]["image_psnr"] > rows[0]["image_psnr"] + 2
-    image = corpora.seal(tmp_path / "image" / "output", "tokenizer_image")
+    image = corpora.seal(tmp_path / "image" / "output", "tokenizer_image", config)
     first = train_tokenizer.load_tokenizer(image)
     joint_config = tokenizer_config({"kind": "vq", "codebook_size": 64, "latent_dim": 4}, discriminator=None, steps=1,
                                     optimizer={"lr": 1e-9, "warmup_steps": 0},

@@ -1,10 +1,12 @@
-"""What every quantizer is, and what several of them share: statistics of codes, gradients past a code.
+"""What every quantizer is, and what several of them share: the use of codes, gradients past a code.
 
 In: z (..., input_dim), channels last, any float dtype; all arithmetic here is float32.
 Out: `Quantized`. Whatever a quantizer knows lies in parameters and buffers, so a state_dict restores it
-whole; its float buffers stay float32 when the model is cast to bf16 (an average with decay 0.99 cannot live
-in bf16). Under torch.distributed the statistics are summed over ranks, and first codes and restarts come from
-rank 0, so that every rank holds the same codebook: all ranks must ask for an update in the same steps.
+whole; both stay float32 when the model is cast to bf16 (an average with decay 0.99 cannot live in bf16, and
+a rounded codebook would give other codes). Under torch.distributed the statistics are summed over ranks, and
+first codes and restarts come from rank 0, so that every rank holds the same codebook: all ranks must ask for
+an update in the same steps. What is random comes from torch's global generator, or from one that a saved
+counter seeds.
 Errors: `ValueError` for codes out of range, or asked of a quantizer that has none.
 """
 
@@ -18,17 +20,24 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.tokenizer.quantizers.config import QuantizerConfig
+
+SCORES_AT_ONCE = 2**23  # entries of the token-by-code table held in memory while searching
+DEFAULT_PATIENCE = 16.0  # mean uses; what counts as dead where nothing is ever restarted
+
 
 class Quantized(NamedTuple):
     """What a quantizer makes of z (..., input_dim).
 
-    z_q: (..., dim) float32, what the decoder reads; gradients reach z through it.
+    z_q: (..., dim) float32, what the decoder reads; in training, gradients reach z through it.
     codes: (...) int64 in [0, size), or None.
     latents: (..., dim) float32, the continuous vectors that were quantised: `snap(latents)` gives the vectors
-        of `codes`. Of KL: the posterior's mean.
+        of `codes`. Of Gumbel-softmax: the vectors of `codes` themselves. Of KL: the posterior's mean.
     loss: float32 scalar, already weighted.
-    stats: detached float32 scalars: `codebook_usage` (share of the codes used in this batch, [0, 1]) and
-        `perplexity` where there are codes; `kl` and `posterior_std` for KL; `dead_codes` for VQ.
+    stats: detached float32 scalars. Where there are codes: `codebook_usage` (share of the codes used in this
+        batch, [0, 1]), `perplexity` (of this batch, [1, size]) and `dead_codes` (how many went unused while
+        the average code was used `restart_dead_after` times; before any restart that follows). In an update
+        the batch is that of all ranks. Each kind adds its own.
     """
 
     z_q: Tensor
@@ -50,7 +59,7 @@ class Quantizer(nn.Module):
     mean_square: float
 
     def forward(self, z: Tensor, update: bool = False) -> Quantized:
-        """Quantise z; `update` lets a module in training mode adapt its codebook to this batch."""
+        """Quantise z; `update` lets a module in training mode adapt its codebook and counters to this batch."""
         raise NotImplementedError
 
     def decode_codes(self, codes: Tensor) -> Tensor:
@@ -69,26 +78,79 @@ class Quantizer(nn.Module):
             raise ValueError(f"codes: expected values in [0, {self.size}), got {found}")
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Quantizer:
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer.is_floating_point()}
+        parameters = {name: parameter.data for name, parameter in self._parameters.items()}
+        buffers = {name: buffer for name, buffer in self._buffers.items() if buffer.is_floating_point()}
         super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            if self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+        for name, kept in parameters.items():
+            if self._parameters[name].dtype != kept.dtype:
+                self._parameters[name].data = kept.to(self._parameters[name].device)
+        for name, kept in buffers.items():
+            if self._buffers[name].dtype != kept.dtype:
+                self._buffers[name] = kept.to(self._buffers[name].device)
         return self
 
 
-def count_codes(codes: Tensor, size: int) -> Tensor:
-    """How often each code occurs: (...) int64 -> (size,) float32. (bincount would break a compiled graph.)"""
-    flat = codes.flatten()
-    ones = torch.ones_like(flat, dtype=torch.float32)
+class DiscreteQuantizer(Quantizer):
+    """A quantizer with codes: it keeps for each how many tokens went by since the code was last used.
+
+    Buffers, saved and resumed: `idle_tokens` (size,) int64, the tokens of all ranks since the last use;
+    `updates` () int64, how many batches were counted. Both change only in training and when asked.
+    """
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.size = config.size
+        self._patience = (config.restart_dead_after or DEFAULT_PATIENCE) * self.size
+        self.register_buffer("idle_tokens", torch.zeros(self.size, dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def dead(self) -> Tensor:
+        """(size,) bool: codes unused while the average code was used `restart_dead_after` times."""
+        return self.idle_tokens > self._patience
+
+    def _use(self, codes: Tensor, finite: Tensor, update: bool) -> dict[str, Tensor]:
+        """Stats of a batch's codes (...), of which only those where `finite` (...) count; counted for good
+        where `update`."""
+        counts = count_codes(codes, self.size, finite)
+        if update and self.training:
+            counts = sum_over_ranks(counts)
+            self._count(counts)
+        return self._stats(counts)
+
+    @torch.no_grad()
+    def _count(self, counts: Tensor) -> None:
+        """Take note of a batch's uses per code (size,), summed over ranks."""
+        self.idle_tokens.add_(counts.sum().long()).masked_fill_(counts > 0, 0)
+        self.updates.add_(1)
+
+    def _stats(self, counts: Tensor) -> dict[str, Tensor]:
+        return {**code_stats(counts), "dead_codes": self.dead().sum().float()}
+
+
+def count_codes(codes: Tensor, size: int, finite: Tensor | None = None) -> Tensor:
+    """How often each code occurs, where `finite`: (...) int64, (...) bool -> (size,) float32."""
+    flat = codes.flatten()  # bincount, or picking by a mask, would break a compiled graph
+    ones = torch.ones_like(flat, dtype=torch.float32) if finite is None else finite.flatten().float()
     return torch.zeros(size, device=flat.device).index_add_(0, flat, ones)
 
 
 def code_stats(counts: Tensor) -> dict[str, Tensor]:
     """Use of a codebook from counts per code (K,): share of codes used, and exp of their entropy."""
     share = counts / counts.sum().clamp(min=1.0)
-    entropy = -torch.xlogy(share, share).sum()
-    return {"codebook_usage": (counts > 0).float().mean(), "perplexity": entropy.exp()}
+    return {"codebook_usage": (counts > 0).float().mean(), "perplexity": entropy(share).exp()}
+
+
+def nearest_code(x: Tensor, vectors: Tensor) -> Tensor:
+    """Index of the nearest of `vectors` (K, d) for each of x (..., d), in bounded memory: (...) int64.
+
+    |x - e|^2 = |x|^2 - 2 (x . e - |e|^2 / 2): the largest bracket wins.
+    """
+    x, vectors = x.detach(), vectors.detach()
+    rows = max(1, SCORES_AT_ONCE // len(vectors))
+    with torch.autocast(x.device.type, enabled=False):
+        bias = -0.5 * vectors.square().sum(-1)
+        parts = [torch.addmm(bias, part, vectors.T).argmax(-1) for part in x.flatten(0, -2).split(rows)]
+    return torch.cat(parts).reshape(x.shape[:-1])
 
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:
@@ -114,7 +176,32 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """x itself, summed in place over the ranks."""
+    if ranks() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over ranks of x, a mean over this rank's batch; all ranks must ask.
+
+    Ranks average their gradients, so each carries that of its own part alone: together that is the gradient
+    of the mean over all batches.
+    """
+    if ranks() == 1:
+        return x
+    everywhere = sum_over_ranks(x.detach().clone()) / ranks()
+    return everywhere + x - x.detach()
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Of probabilities (n,), in nats; its gradient is finite where one is 0."""
+    return -(p * p.clamp(min=1e-30).log()).sum()
+
+
 def from_rank_zero(x: Tensor) -> Tensor:
+    """x itself, overwritten by rank 0's."""
     if ranks() > 1:
         dist.broadcast(x, src=0)
     return x

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.tokenizer.quantizers.base import Quantized, Quantizer, code_stats, count_codes, straight_through
+from models.tokenizer.quantizers.base import DiscreteQuantizer, Quantized, straight_through
 from models.tokenizer.quantizers.config import QuantizerConfig
 
 FSQ_GAIN = 0.2
 FSQ_SOFT_LIMIT = 1.5
 
 
-class FiniteScalarQuantizer(Quantizer):
+class FiniteScalarQuantizer(DiscreteQuantizer):
     """Rounds each bounded channel to a few levels (arXiv 2309.15505, section 3.1); nothing is learned.
 
     Latents lie in about [-1, 1] a channel; code index = sum of digits, the first channel's digit counting
@@ -26,9 +24,8 @@ class FiniteScalarQuantizer(Quantizer):
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.input_dim = self.dim = len(config.fsq_levels)
-        self.size = math.prod(config.fsq_levels)
         self.mean_square = self.dim / 3  # of a uniform variable on [-1, 1]
         self.commitment = config.commitment
         levels = torch.tensor(config.fsq_levels, dtype=torch.float32)
@@ -48,10 +45,10 @@ class FiniteScalarQuantizer(Quantizer):
             latents = bounded / (self.levels // 2)
             digits = self._digits(bounded.detach())
             codes = self._codes(digits)
-            counts = count_codes(codes, self.size)
+            stats = self._use(codes, bounded.isfinite().all(-1), update)
             z_q = straight_through(latents, digits / (self.levels // 2))
             loss = self.commitment * F.relu(z.abs() - FSQ_SOFT_LIMIT).square().mean()
-            return Quantized(z_q, codes, latents, loss, code_stats(counts))
+            return Quantized(z_q, codes, latents, loss, stats)
 
     def _codes(self, digits: Tensor) -> Tensor:
         return ((digits + self.levels // 2).nan_to_num().long() * self.steps).sum(-1)

@@ -1,0 +1,134 @@
+"""The adversary's side of tokenizer training: hinge losses, feature matching, R1, LeCam, one module to train.
+
+In: real pixels and reconstructions of the same shape in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W).
+Out: a scalar float32 loss to call backward on, and logs as detached float32 scalars. No gradient leaves for
+the generator. What LeCam remembers lies in buffers, so that a checkpoint restores it bit for bit.
+Hinge: arXiv 1705.02894; feature matching: arXiv 1711.11585; R1: arXiv 1801.04406; LeCam: arXiv 2104.03310.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from models.tokenizer.discriminator import Discriminator
+from models.tokenizer.losses_config import DiscriminatorConfig
+from models.tokenizer.precision import KeepsFloat32
+from models.tokenizer.quantizers.base import ranks
+
+
+def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+    """-E[D(fake)]."""
+    return -fake_logits.float().mean()
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """(E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]) / 2."""
+    return 0.5 * (F.relu(1.0 - real_logits.float()).mean() + F.relu(1.0 + fake_logits.float()).mean())
+
+
+def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Mean over layers of the L1 distance of features (arXiv 1711.11585, eq. 4); `real` is a constant."""
+    distances = [F.l1_loss(f.float(), r.detach().float()) for r, f in zip(real, fake, strict=True)]
+    return torch.stack(distances).mean()
+
+
+def squared_gradient(logits: Tensor, pixels: Tensor, signs: Tensor) -> Tensor:
+    """E|grad_x D(x)|^2 of a map of logits (B, 1, ...) by the pixels (B, 3, ...) that they were computed from.
+
+    Each logit judges a patch, so the mean is over examples and patches, as in the hinge loss, and a weight
+    means the same at any size of picture. One backward pass gives an unbiased estimate of it: with independent
+    `signs` of +-1 in the logits' shape, E|sum_p s_p grad D_p|^2 = sum_p |grad D_p|^2. Differentiable.
+    """
+    (gradient,) = torch.autograd.grad((logits * signs).sum(), pixels, create_graph=True)
+    return gradient.square().sum() / logits.numel()
+
+
+def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, real_mean: Tensor, fake_mean: Tensor) -> Tensor:
+    """E[(D(real) - fake_mean)^2] + E[(D(fake) - real_mean)^2]; the means are constants."""
+    real, fake = real_logits.float() - fake_mean, fake_logits.float() - real_mean
+    return real.square().mean() + fake.square().mean()
+
+
+class LogitAverages(KeepsFloat32):
+    """Exponential moving averages of the logits of real and fake, apart for images and for videos.
+
+    The first batch of a kind sets its averages. Under torch.distributed they are those of all ranks: all must
+    call with the same kind in the same step. A batch whose logits are not finite is not taken in.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("means", torch.zeros(2, 2, dtype=torch.float32))  # (image | video, real | fake)
+        self.register_buffer("started", torch.zeros(2, dtype=torch.bool))
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def update(self, real_logits: Tensor, fake_logits: Tensor, video: bool) -> None:
+        now = torch.stack((real_logits.float().mean(), fake_logits.float().mean())).detach()
+        if ranks() > 1:
+            dist.all_reduce(now)
+            now /= ranks()
+        kind = int(video)
+        moved = torch.where(self.started[kind], self.decay * self.means[kind] + (1.0 - self.decay) * now, now)
+        finite = now.isfinite().all()
+        self.means[kind] = torch.where(finite, moved, self.means[kind])
+        self.started[kind] |= finite
+
+    def of(self, video: bool) -> tuple[Tensor, Tensor]:
+        """The averages of (real, fake), float32 scalars."""
+        real, fake = self.means[int(video)].clone()
+        return real, fake
+
+
+class DiscriminatorObjective(nn.Module):
+    """The discriminator and its losses in one forward: hinge, and R1 and LeCam where their weights ask for it."""
+
+    def __init__(self, config: DiscriminatorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or DiscriminatorConfig()
+        self.discriminator = Discriminator(config)
+        self.averages = LogitAverages(config.lecam_decay) if config.lecam_weight > 0.0 else None
+
+    def forward(self, real: Tensor, fake: Tensor, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, logs); `fake` is detached here, whatever the caller gives.
+
+        step: the optimizer step (counted from 0), by which R1 is due or not (`DiscriminatorConfig.takes_r1`).
+            R1 is taken in training mode alone and draws its signs from torch's generator.
+        logs: `discriminator_loss` (the hinge loss alone), `logits_real`, `logits_fake`; `r1` (the expected
+            squared gradient) in the steps that take it; `lecam`. All of them unweighted.
+        """
+        if real.shape != fake.shape:
+            raise ValueError(f"fake: expected the shape of real {tuple(real.shape)}, got {tuple(fake.shape)}")
+        batch = torch.cat((real, fake.detach().to(real.dtype)))  # one pass, one set of gradients
+        real_logits, fake_logits = self.discriminator(batch).logits.chunk(2)
+        loss = hinge_discriminator_loss(real_logits, fake_logits)
+        logs = {
+            "discriminator_loss": loss,
+            "logits_real": real_logits.mean(),
+            "logits_fake": fake_logits.mean(),
+        }
+        if self.averages is not None:
+            video = real_logits.ndim == 5
+            if self.training:
+                self.averages.update(real_logits, fake_logits, video)
+            logs["lecam"] = lecam_penalty(real_logits, fake_logits, *self.averages.of(video))
+            loss = loss + self.config.lecam_weight * logs["lecam"]
+        if self.training and self.config.takes_r1(step):
+            logs["r1"] = self._r1(real)
+            loss = loss + 0.5 * self.config.r1_gamma * self.config.r1_every * logs["r1"]
+        return loss, {name: value.detach().float() for name, value in logs.items()}
+
+    @torch.compiler.disable  # a compiled graph cannot be differentiated twice
+    def _r1(self, real: Tensor) -> Tensor:
+        """The squared gradient at the real pixels, all of it in float32."""
+        with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
+            pixels = real.detach().float().requires_grad_()
+            weights = {name: p.float() for name, p in self.discriminator.named_parameters()}
+            logits = functional_call(self.discriminator, weights, (pixels,)).logits
+            signs = torch.randint(2, logits.shape, device=logits.device, dtype=logits.dtype) * 2.0 - 1.0
+            return squared_gradient(logits, pixels, signs)

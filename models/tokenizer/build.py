@@ -1,0 +1,62 @@
+"""Which tokenizer a config stands for, and the config that plain values stand for.
+
+In: a `TokenizerConfig` or a `TiTokConfig`, or the mapping that `dataclasses.asdict` made of one (a saved
+`config.json`). Out: the module, freshly initialised; the config. Reading a config needs no torch.
+Errors: `ValueError` naming the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from models.tokenizer.config import TiTokConfig, TokenizerConfig
+from models.tokenizer.quantizers.config import QuantizerConfig
+
+if TYPE_CHECKING:
+    from models.tokenizer.omni import OmniTokenizer
+    from models.tokenizer.titok import TiTok
+
+AnyTokenizerConfig = TokenizerConfig | TiTokConfig
+CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig}
+DEFAULT_ARCHITECTURE = "omni"
+
+
+def config_from_dict(values: Mapping[str, Any], where: str = "tokenizer") -> AnyTokenizerConfig:
+    """The config of `values`; without `architecture` they are an OmniTokenizer's. `where` opens the errors."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected an object, got {values!r}")
+    architecture = values.get("architecture", DEFAULT_ARCHITECTURE)
+    if not isinstance(architecture, str) or architecture not in CONFIGS:
+        raise ValueError(f"{where}.architecture: expected one of {', '.join(CONFIGS)}, got {architecture!r}")
+    values = dict(values)
+    if "quantizer" in values and not isinstance(values["quantizer"], QuantizerConfig):
+        values["quantizer"] = _fill(QuantizerConfig, values["quantizer"], f"{where}.quantizer")
+    return _fill(CONFIGS[architecture], values, where)
+
+
+def _fill(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected an object, got {values!r}")
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{where}.{name}: unknown field of {cls.__name__}")
+    try:
+        return cls(**values)
+    except TypeError as error:  # a value that cannot be compared with a number
+        raise ValueError(f"{where}: {cls.__name__}: {error}") from error
+
+
+def build_tokenizer(config: AnyTokenizerConfig) -> OmniTokenizer | TiTok:
+    """The tokenizer of `config` with fresh weights."""
+    if isinstance(config, TiTokConfig):
+        from models.tokenizer.titok import TiTok
+
+        return TiTok(config)
+    if isinstance(config, TokenizerConfig):
+        from models.tokenizer.omni import OmniTokenizer
+
+        return OmniTokenizer(config)
+    raise ValueError(f"config: expected a TokenizerConfig or a TiTokConfig, got {type(config).__name__}")

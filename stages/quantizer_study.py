@@ -1,0 +1,128 @@
+"""Optional stage `quantizer_study`: the same tokenizer under the same budget with one bottleneck after another.
+
+In: ingest's records. Out: `study.json`, one row a quantizer with its held-out figures, which `report.html` and the
+report of `evaluate` show as a table; each tokenizer with its curves and reconstructions in a folder of its name.
+What a killed run had finished is kept.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from infra import storage
+from models.tokenizer.quantizers.config import QuantizerConfig
+from stages import train_tokenizer
+from stages.base import Needs, StageContext
+
+VERSION = 1
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    training: train_tokenizer.Config = Field(description="the budget that all share; its quantizer is set in turn")
+    quantizers: dict[str, QuantizerConfig] = Field(min_length=1, description="a name for the table: a quantizer")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Config:
+        if self.training.model is None:
+            raise ValueError("training.model is missing: the architecture of the tokenizers")
+        for name in self.quantizers:
+            if not name.isidentifier():
+                raise ValueError(f"quantizers: expected names of letters, digits and _, got {name!r}")
+        return self
+
+
+def needs(config: Config) -> Needs:
+    return train_tokenizer.needs(config.training)
+
+
+def run(context: StageContext) -> dict:
+    from infra.training.launch import launch
+
+    config: Config = context.config
+    metrics: dict[str, Any] = {}
+    rows = []
+    for number, (name, quantizer) in enumerate(config.quantizers.items()):
+        state = storage.join(context.state, name)
+        if not storage.exists(storage.join(state, "metrics.json")):
+            job = train_tokenizer.Job(
+                context.stage, config.training, replace(config.training.model, quantizer=quantizer),
+                context.inputs["ingest"], None, storage.join(context.output, name), state,
+                _Share(context.progress, number, len(config.quantizers)), _Named(context.tracker, name))
+            launch(train_tokenizer.train_worker, job, config.training.workers,
+                   f"{context.stage}-{context.fingerprint[:12]}-{name}", state)
+        found = storage.read_json(storage.join(state, "metrics.json"))
+        rows.append({"name": name, "kind": quantizer.kind, "codes": quantizer.size, "channels": quantizer.dim, **found})
+        metrics |= {f"{name}_{key.removeprefix('validation_')}": value for key, value in found.items()
+                    if key.startswith("validation_")}
+    study = {"steps": config.training.steps, "rows": rows}
+    storage.write_json(storage.join(context.output, "study.json"), study)
+    html = _report(study, context.output)
+    storage.write_bytes(storage.join(context.output, "report.html"), html.encode())
+    context.tracker.log_text(html, "report.html")
+    return metrics
+
+
+def _report(study: dict, output: str) -> str:
+    """The table, the curves of all in one chart each, and what the tokenizers make of the same held-out clips."""
+    from stages import history, report
+
+    curves: dict[str, dict] = {"validation_psnr_image": {}, "validation_psnr_video": {}, "loss": {},
+                               "image_codebook_usage": {}}
+    pictures = []
+    for row in study["rows"]:
+        folder = storage.join(output, row["name"], "report")
+        found = history.series(history.load(storage.join(folder, "history.jsonl")))
+        for title, series in curves.items():
+            if title in found:
+                series[row["name"]] = found[title]
+        picture = storage.join(folder, "reconstruction.png")
+        if storage.exists(picture):
+            pictures.append({"png": storage.read_bytes(picture), "caption": row["name"]})
+    shown = [{"title": title.replace("_", " "), "series": series, "log": title == "loss"}
+             for title, series in curves.items() if series]
+    return report.render({"title": "Quantizers under the same budget", "sections": [
+        {"title": "Figures", "tables": [table(study)]}, {"title": "Curves", "curves": shown},
+        {"title": "Originals above reconstructions", "images": pictures}]})
+
+
+def table(study: dict) -> dict:
+    """The study as a table for `stages.report.render`; a figure that a quantizer has not is left empty."""
+    figures = ["validation_psnr_image", "validation_psnr_video", "validation_codebook_usage", "validation_perplexity",
+               "dead_codes", "parameters", "images_per_second"]
+    shown = [name for name in figures if any(name in row for row in study["rows"])]
+    return {"caption": f"Quantizers after {study['steps']} steps each, on held-out clips",
+            "columns": ["quantizer", "kind", "codes", "channels", *(name.removeprefix("validation_") for name in shown)],
+            "rows": [[row["name"], row["kind"], row["codes"], row["channels"], *(row.get(name) for name in shown)]
+                     for row in study["rows"]]}
+
+
+@dataclass
+class _Share:
+    """Progress of one training as its share of the whole study."""
+
+    progress: Any
+    number: int
+    count: int
+
+    def __call__(self, done: int, total: int, unit: str, **shown: Any) -> None:
+        self.progress(self.number * total + done, self.count * total, unit, **shown)
+
+
+@dataclass
+class _Named:
+    """The study's MLflow run, with each training's metrics and pictures under its own name."""
+
+    tracker: Any
+    name: str
+
+    def log_metrics(self, metrics: dict, **where: Any) -> None:
+        self.tracker.log_metrics({f"{self.name}/{key}": value for key, value in metrics.items()}, **where)
+
+    def log_image(self, picture: bytes, name: str, step: int) -> None:
+        self.tracker.log_image(picture, f"{self.name}_{name}", step)
+
+    def close(self) -> None:
+        self.tracker.close()

@@ -1,0 +1,145 @@
+"""The quantizers without a codebook: FSQ and LFQ against their papers' formulas, written number by number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quantizer_cases import build
+
+from models.tokenizer.quantizers.build import build_quantizer
+from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.quantizers.fsq import FSQ_GAIN
+
+PUBLISHED_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5),
+                    64000: (8, 8, 8, 5, 5, 5)}
+
+
+# ---- FSQ ----
+
+
+@pytest.mark.parametrize(("size", "levels"), PUBLISHED_LEVELS.items())
+def test_fsq_codes_are_a_bijection(size, levels):
+    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=levels))
+    assert quantizer.size == size and quantizer.dim == len(levels)
+    codes = torch.arange(size)
+    vectors = quantizer.decode_codes(codes)
+    assert len(vectors.unique(dim=0)) == size and vectors.abs().max() <= 1
+    torch.testing.assert_close(quantizer.snap(vectors), vectors)
+    torch.testing.assert_close(quantizer.snap(vectors + 0.4 / 4), vectors)  # within half a step
+    digits, places = (vectors + 1) * torch.tensor([level // 2 for level in levels]), [1]
+    for level in levels[:-1]:
+        places.append(places[-1] * level)
+    assert torch.equal((digits * torch.tensor(places)).sum(-1).round().long(), codes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 50))
+def test_fsq_codes_latents_and_vectors_agree(seed, scale):
+    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=(8, 5, 4, 3)))
+    z = scale * torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
+    out = quantizer(z)
+    assert int(out.codes.min()) >= 0 and int(out.codes.max()) < quantizer.size
+    torch.testing.assert_close(quantizer.decode_codes(out.codes), out.z_q)
+    torch.testing.assert_close(quantizer.snap(out.latents), out.z_q)
+    for channel, level in enumerate((8, 5, 4, 3)):  # the paper's bound, written per number
+        half = (level - 1) * 0.999 / 2
+        offset = 0.5 if level % 2 == 0 else 0.0
+        shift = math.atanh(offset / half)
+        expected = [math.tanh(FSQ_GAIN * float(v) + shift) * half - offset for v in z[:, channel]]
+        expected = torch.tensor(expected) / (level // 2)
+        torch.testing.assert_close(out.latents[:, channel], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fsq_leaves_saturation():
+    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=(8, 8)))
+    z = torch.full((4, 2), 100.0, requires_grad=True)
+    quantizer(z).loss.backward()
+    assert (z.grad > 0).all()
+    assert float(quantizer(torch.randn(4, 2)).loss) == 0.0
+
+
+# ---- LFQ ----
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), bits=st.integers(2, 20))
+def test_lfq_index_against_a_loop(seed, bits):
+    quantizer = build_quantizer(QuantizerConfig(kind="lfq", codebook_size=2**bits, entropy_weight=0.0))
+    z = torch.randn(5, bits, generator=torch.Generator().manual_seed(seed))
+    out = quantizer(z)
+    for row, code, q in zip(z, out.codes.tolist(), out.z_q, strict=True):
+        assert code == sum(2**i for i in range(bits) if row[i] > 0)
+        assert [round(float(v), 5) for v in q] == [1.0 if v > 0 else -1.0 for v in row]
+    signs = torch.where(z > 0, 1.0, -1.0)
+    torch.testing.assert_close(quantizer.decode_codes(out.codes), signs)
+    torch.testing.assert_close(out.loss, 0.25 * (z - signs).square().mean())
+    torch.testing.assert_close(quantizer.snap(z), signs)
+
+
+def entropies_by_enumeration(z: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition: a softmax over the distances to all codes."""
+    bits = z.shape[-1]
+    codes = torch.tensor([[1.0 if c >> i & 1 else -1.0 for i in range(bits)] for c in range(2**bits)]).to(z)
+    p = (-(z.unsqueeze(1) - codes).square().sum(-1) / temperature).softmax(-1)
+    mean = p.mean(0)
+    return -torch.xlogy(p, p).sum(-1).mean(), -torch.xlogy(mean, mean).sum()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), bits=st.integers(2, 9), temperature=st.floats(0.3, 5.0))
+def test_lfq_entropies_against_enumeration(seed, bits, temperature):
+    config = QuantizerConfig(kind="lfq", codebook_size=2**bits, entropy_temperature=temperature,
+                             entropy_weight=0.7, entropy_gamma=1.5, commitment=0.0)
+    z = torch.randn(30, bits, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    quantizer = build_quantizer(config)
+    out = quantizer(z)
+    exact = z.detach().double().requires_grad_()
+    sure, spread = entropies_by_enumeration(exact, temperature)
+    torch.testing.assert_close(out.stats["entropy_per_token"].double(), sure.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.stats["entropy_of_mean"].double(), spread.detach(), rtol=1e-4, atol=1e-5)
+    out.loss.backward()
+    (0.7 * (sure - 1.5 * spread)).backward()
+    torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_lfq_means_of_probabilities_are_in_the_order_of_the_codes():
+    quantizer = build("lfq")
+    code = 0b10110
+    mean = quantizer._mean_probabilities(20.0 * quantizer.decode_codes(torch.tensor([code, code])))
+    assert mean.argmax() == code and float(mean[code]) == pytest.approx(1.0)
+
+
+def test_lfq_holds_a_quarter_of_a_million_codes():
+    """Sure tokens: no entropy each, and that of their histogram together, at 2^18 codes."""
+    quantizer = build_quantizer(QuantizerConfig(kind="lfq", codebook_size=2**18)).train()
+    codes = torch.randint(2**18, (2000,), generator=torch.Generator().manual_seed(0))
+    z = (30.0 * quantizer.decode_codes(torch.cat((codes, codes[:500])))).requires_grad_()
+    out = quantizer(z, update=True)
+    share = out.codes.bincount() / 2500.0
+    expected = -torch.xlogy(share, share).sum()
+    assert float(out.stats["entropy_per_token"]) == pytest.approx(0.0, abs=1e-4)
+    torch.testing.assert_close(out.stats["entropy_of_mean"], expected, rtol=1e-4, atol=1e-4)
+    assert float(out.stats["perplexity"]) == pytest.approx(math.exp(expected), rel=1e-3)
+    out.loss.backward()
+    assert z.grad.isfinite().all()
+
+
+def test_lfq_entropy_pulls_apart_what_is_alike():
+    """Equal tokens near the border: descending the entropy loss alone makes them use more codes, each surely."""
+    torch.manual_seed(0)
+    quantizer = build("lfq", commitment=0.0)
+    z = (0.1 + 0.05 * torch.randn(64, 5)).requires_grad_()
+    adam = torch.optim.Adam([z], lr=0.05)
+    first = quantizer(z).stats
+    for _ in range(60):
+        loss = quantizer(z).loss
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    last = quantizer(z).stats
+    assert last["entropy_per_token"] < 0.2 * first["entropy_per_token"]
+    assert last["perplexity"] > 1.5 * first["perplexity"]

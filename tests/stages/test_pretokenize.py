@@ -1,0 +1,193 @@
+"""Pretokenize and what reads its tokens, on pictures of many shapes: each keeps its own grid all the way."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from infra import storage  # noqa: E402
+from infra.errors import InputError  # noqa: E402
+from models.bundle import BundleConfig, OmniLoom  # noqa: E402
+from models.tokenizer.config import TiTokConfig, TokenizerConfig  # noqa: E402
+from models.unified.batch import collate  # noqa: E402
+from models.unified.config import DiffusionConfig, UnifiedConfig  # noqa: E402
+from models.unified.model import UnifiedModel  # noqa: E402
+from models.unified.objective import UnifiedObjective  # noqa: E402
+from stages import metrics, pretokenize, records  # noqa: E402
+from stages.aspects import Aspects  # noqa: E402
+from stages.clips import decode  # noqa: E402
+from stages.evaluate import Config as EvaluateConfig  # noqa: E402
+from stages.evaluation import Evaluation  # noqa: E402
+from stages.packing import PackingConfig, Planner, RowStream  # noqa: E402
+from stages.tokens import TokenSet  # noqa: E402
+from stages.train_tokenizer import load_tokenizer  # noqa: E402
+from stages.train_unified import Documents  # noqa: E402
+
+ASPECTS = Aspects(("1:1", "3:2", "2:3"), 8)
+GRIDS = {(3, 3), (2, 4), (4, 2)}  # (h, w) of 24x24, 16x32 and 32x16 pixels
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return corpora.ingest_shapes(tmp_path_factory.mktemp("corpus") / "ingest")
+
+
+@pytest.fixture(scope="module")
+def visual(tmp_path_factory):
+    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
+
+
+def config(**fields) -> pretokenize.Config:
+    return pretokenize.Config(**{"image_size": 24, "video_size": 24, "frames": 5, "aspects": ASPECTS.names,
+                                 "batch_size": 3, **fields})
+
+
+def tokenize(folder: Path, corpus, visual, settings: pretokenize.Config):
+    """The actor's work on every shard, and the facts beside its tokens."""
+    text = corpora.text_tokenizer()
+    (folder / "output").mkdir(parents=True)
+    (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
+    actor = pretokenize.ShardTokenizer(settings, visual, str(folder / "text.json"), str(folder / "output"),
+                                       str(folder / "state"))
+    stats = []
+    for index, uri in enumerate(records.shards(corpus.uri)):
+        actor({"index": index, "uri": uri})
+        stats.append(storage.read_json(str(folder / "state" / "shards" / f"{index:05d}.json")))
+    facts = pretokenize._combine(stats)
+    artifact = corpora.pretokenize(folder / "output", {}, text)
+    known = storage.read_json(artifact.file("tokens.json"))
+    storage.write_json(artifact.file("tokens.json"), known | {
+        "aspects": list(settings.aspects), "latent_mean": facts["latent_mean"], "latent_std": facts["latent_std"]})
+    return corpora.seal(folder / "output", "pretokenize")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory, corpus, visual):
+    return tokenize(tmp_path_factory.mktemp("tokens"), corpus, visual, config())
+
+
+def test_every_picture_has_the_grid_of_its_shape_and_the_codes_of_its_own_encoding(corpus, visual, tokens):
+    model, grids = load_tokenizer(visual), set()
+    for split in ("train", "validation"):
+        found = TokenSet(tokens, split)
+        rows = list(records.iterate(corpus.uri, split=split))
+        assert len(found) == len(rows)
+        for document, row in zip(found, rows, strict=True):
+            pictures = [s for s in row["segments"] or [row] if s["media"]]
+            kind = "video" if row["kind"] == "video" else "image"
+            visuals = [token for token in document if token.kind == "visual"]
+            assert len(visuals) == len(pictures) > 0
+            for token, item in zip(visuals, pictures, strict=True):
+                height, width = ASPECTS.shape(ASPECTS.bucket(item["width"], item["height"]), 24)
+                assert token.grid == ((2 if kind == "video" else 1), height // 8, width // 8)
+                pixels = torch.from_numpy(decode(kind, item["media"], (height, width), 5)).permute(3, 0, 1, 2)
+                with torch.no_grad():
+                    alone = model.encode(pixels[None].float() / 255 - 0.5)
+                np.testing.assert_allclose(token.latents, alone.latents[0].permute(1, 2, 3, 0).reshape(-1, 4),
+                                           atol=1e-5)
+                assert (token.codes == alone.codes.flatten().numpy()).mean() > 0.9  # equal but for near ties
+                grids.add(token.grid)
+    assert {(h, w) for _, h, w in grids} == GRIDS and {t for t, _, _ in grids} == {1, 2}
+
+
+def test_without_ratios_every_picture_is_a_square(tmp_path, corpus, visual):
+    squares = tokenize(tmp_path, corpus, visual, config(aspects=("1:1",)))
+    assert {token.grid for document in TokenSet(squares, "train") for token in document if token.grid} == {
+        (1, 3, 3), (2, 3, 3)}
+
+
+def unified() -> UnifiedModel:
+    torch.manual_seed(0)
+    text = corpora.text_tokenizer()
+    return UnifiedModel(UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=32, layers=1, heads=2,
+                                      time_dim=16, specials=text.specials))
+
+
+def test_documents_of_several_grids_in_one_row_are_predicted_as_alone(tokens):
+    found = TokenSet(tokens, "train")
+    model = unified().eval()
+    torch.nn.init.normal_(model.visual_out.weight)  # it starts at zero
+    documents = Documents(found, model.config)
+    rows = RowStream(Planner(found, PackingConfig(length=192, window_rows=8), 0)).take(8)
+    segments = [[documents.segments(placed) for placed in row] for row in rows]
+    grids = [{s.grid[1:] for document in row for s in document if s.kind == "visual"} for row in segments]
+    assert GRIDS in grids
+    packed = collate(segments, 192, model.config)
+    loss, _ = UnifiedObjective(model, DiffusionConfig())(packed, list(range(8)))
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+    def predict(batch):
+        with torch.no_grad():
+            return model(batch, batch.latents, torch.zeros(batch.segment_loss.shape))[1]
+
+    together = predict(packed)
+    for b, row in enumerate(segments):
+        at = 0
+        for document in row:
+            length = sum(segment.length for segment in document)
+            alone = predict(collate([[document]], length, model.config))[0]
+            torch.testing.assert_close(together[b, at:at + length], alone, atol=1e-4, rtol=1e-4)
+            at += length
+
+
+def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visual, tokens):
+    model = load_tokenizer(visual)
+    facts = storage.read_json(tokens.file("tokens.json"))
+    bundle = BundleConfig(unified=unified().config, diffusion=DiffusionConfig(), tokenizer=model.config,
+                          latent_mean=tuple(facts["latent_mean"]), latent_std=tuple(facts["latent_std"]),
+                          image_size=(24, 24), num_frames=5)
+    OmniLoom(bundle, unified(), model, corpora.text_tokenizer()).save(tmp_path / "train" / "model")
+    inputs = {"ingest": corpus, "tokenizer_joint": visual, "pretokenize": tokens,
+              "train": corpora.seal(tmp_path / "train", "train")}
+    evaluation = Evaluation(EvaluateConfig(split="validation"), inputs, "cpu")
+    evaluation.reconstruct()
+    rows = list(records.iterate(corpus.uri, kinds=["image"], split="validation"))
+    expected = []
+    for row in rows:
+        shape = ASPECTS.shape(ASPECTS.bucket(row["width"], row["height"]), 24)
+        pixels = decode("image", row["media"], shape, 1)
+        with torch.no_grad():
+            recon, _ = model(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 255 - 0.5)
+        recon = ((recon[0].permute(1, 2, 3, 0) + 0.5) * 255).round().clamp(0, 255).byte().numpy()
+        expected.append(metrics.reconstruction(pixels, recon)["psnr"])
+    assert len({ASPECTS.bucket(row["width"], row["height"]) for row in rows}) == 2
+    assert evaluation.metrics["recon_psnr_image"] == pytest.approx(np.mean(expected), abs=0.01)
+    assert {"recon_ssim_image", "recon_psnr_video", "recon_ssim_video"} <= set(evaluation.metrics)
+    assert set(evaluation.pictures) == {"reconstructed_images", "reconstructed_videos"}
+    assert evaluation.images[0].shape == (1, 24, 24, 3)  # drawing and description stay at the square
+
+
+IMAGES, BOTH = {"records_image": 3, "records_video": 0, "records_document": 0}, {
+    "records_image": 3, "records_video": 3, "records_document": 0}
+
+
+@pytest.mark.parametrize("fields, model, counts, words", [
+    ({"image_size": 20}, TokenizerConfig(), IMAGES, "image_size: 20 is no multiple of patch_size 8"),
+    ({"video_size": 20}, TokenizerConfig(), BOTH, "video_size: 20 is no multiple"),
+    ({"aspects": ("1:12",)}, TokenizerConfig(), IMAGES, "aspects: '1:12' at size 24 has a side of 6.9 pixels"),
+    ({"frames": 6}, TokenizerConfig(), BOTH, "frames: expected 1 . a multiple of temporal_patch 4, got 6"),
+    ({}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "image_size: 24 at aspect 3:2 makes pictures of 16x32"),
+    ({"aspects": ("1:1",)}, TiTokConfig(image_size=24, patch_size=8), BOTH, "TiTok, which is for images alone"),
+])
+def test_what_the_tokenizer_cannot_encode_is_refused_before_anything_runs(fields, model, counts, words):
+    with pytest.raises(InputError, match=words) as caught:
+        pretokenize._check_fit(config(**fields), model, counts)
+    assert caught.value.field == "stages.pretokenize"
+
+
+def test_only_the_kinds_that_the_corpus_holds_must_fit():
+    pretokenize._check_fit(config(video_size=20, frames=6), TokenizerConfig(), IMAGES)
+    pretokenize._check_fit(config(image_size=20), TokenizerConfig(), {**BOTH, "records_image": 0})
+    pretokenize._check_fit(config(aspects=("1:1",)), TiTokConfig(image_size=24, patch_size=8), IMAGES)
