@@ -14,8 +14,8 @@ from infra.artifacts import Artifact, ArtifactStore
 from infra.errors import InputError
 from pipelines import graph
 from pipelines.config import PipelineConfig
-from pipelines.graph import Graph
 from pipelines.fingerprint import canonical, differences, digest, fingerprint
+from pipelines.graph import Graph
 from stages.base import Stage
 
 

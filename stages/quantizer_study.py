@@ -54,7 +54,8 @@ def run(context: StageContext) -> dict:
             launch(train_tokenizer.train_worker, job, config.training.workers,
                    f"{context.stage}-{context.fingerprint[:12]}-{name}", state)
         found = storage.read_json(storage.join(state, "metrics.json"))
-        rows.append({"name": name, "kind": quantizer.kind, "codes": quantizer.size, "channels": quantizer.dim, **found})
+        rows.append({"name": name, "kind": quantizer.kind, "codes": quantizer.size, "channels": quantizer.dim,
+                     "clips_per_second": found["units"] / found["seconds"], **found})
         metrics |= {f"{name}_{key.removeprefix('validation_')}": value for key, value in found.items()
                     if key.startswith("validation_")}
     study = {"steps": config.training.steps, "rows": rows}
@@ -91,10 +92,11 @@ def _report(study: dict, output: str) -> str:
 def table(study: dict) -> dict:
     """The study as a table for `stages.report.render`; a figure that a quantizer has not is left empty."""
     figures = ["validation_psnr_image", "validation_psnr_video", "validation_codebook_usage", "validation_perplexity",
-               "dead_codes", "parameters", "images_per_second"]
+               "parameters", "clips_per_second"]
     shown = [name for name in figures if any(name in row for row in study["rows"])]
     return {"caption": f"Quantizers after {study['steps']} steps each, on held-out clips",
-            "columns": ["quantizer", "kind", "codes", "channels", *(name.removeprefix("validation_") for name in shown)],
+            "columns": ["quantizer", "kind", "codes", "channels",
+                        *(name.removeprefix("validation_") for name in shown)],
             "rows": [[row["name"], row["kind"], row["codes"], row["channels"], *(row.get(name) for name in shown)]
                      for row in study["rows"]]}
 

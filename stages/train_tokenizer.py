@@ -8,122 +8,20 @@ Source: OmniTokenizer, arXiv 2406.09399, section 3.3 (progressive training).
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from typing import Any
 
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
-from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
-from models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig, build_tokenizer, config_from_dict
-from models.tokenizer.config import TiTokConfig, TokenizerConfig
-from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from models.tokenizer.quantizers.config import QuantizerConfig
-from stages.aspects import Aspects, check_names
-from stages.base import PLACEMENT, Needs, StageContext
+from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
+from stages.base import Needs, StageContext
+from stages.train_tokenizer_config import Config, KLConfig, PerceptualConfig, check_fit
+
+__all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
 
 VERSION = 2
-
-
-class DataConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    kinds: tuple[Literal["image", "video"], ...] = Field(("image",), min_length=1)
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (256,), min_length=1, description="pixels a side of a square; a step draws one of them")
-    aspects: tuple[str, ...] = Field(("1:1",), min_length=1, description="ratios, width:height; a clip is cut to the "
-                                     "nearest, of as many pixels as the square, and a step has clips of one")
-    frames: int = Field(17, ge=1, description="frames of a video clip; 1 modulo the temporal patch")
-    image_batch: int = Field(64, ge=1, description="images a step, over all workers")
-    video_batch: int = Field(16, ge=1, description="video clips a step, over all workers")
-    image_ratio: float = Field(0.5, ge=0, le=1, description="share of steps on images where both kinds are trained")
-    flip: bool = Field(False, description="mirror half of the examples; not for letters and digits")
-    cache_bytes: int = Field(1 << 30, ge=0, json_schema_extra=PLACEMENT,
-                             description="decoded clips a worker keeps in memory")
-
-    @field_validator("aspects")
-    @classmethod
-    def _ratios(cls, aspects: tuple[str, ...]) -> tuple[str, ...]:
-        return check_names(aspects)
-
-
-class PerceptualConfig(BaseModel):
-    """Where the frozen networks of the perceptual losses lie; none comes with the package."""
-
-    model_config = ConfigDict(extra="forbid")
-    vgg: str = Field(description="URI of VGG-16's weights under torchvision's names, .safetensors or .pth")
-    heads: str | None = Field(None, description="URI of the LPIPS heads; the Gram loss needs none")
-
-
-def _architecture(value: Any) -> str:
-    """Which config class `value` is meant for, or of."""
-    if isinstance(value, dict):
-        return str(value.get("architecture", DEFAULT_ARCHITECTURE))
-    return getattr(value, "architecture", DEFAULT_ARCHITECTURE)
-
-
-ModelConfig = Annotated[
-    Annotated[TokenizerConfig, Tag("omni")] | Annotated[TiTokConfig, Tag("titok")], Discriminator(_architecture)]
-
-
-class Config(BaseModel):
-    """`model` None takes the architecture of the tokenizer that training starts from."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: ModelConfig | None = None
-    quantizer: QuantizerConfig | None = Field(
-        None, description="another bottleneck than that of the tokenizer that training starts from")
-    loss: TokenizerLossConfig = Field(default_factory=TokenizerLossConfig)
-    perceptual: PerceptualConfig | None = None
-    discriminator: DiscriminatorConfig | None = None
-    data: DataConfig = Field(default_factory=DataConfig)
-    steps: int = Field(500_000, ge=1)
-    seed: int = Field(0, ge=0)
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    discriminator_optimizer: OptimizerConfig | None = Field(None, description="like `optimizer` where not given")
-    engine: EngineConfig = Field(default_factory=EngineConfig)
-    workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
-    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between validations")
-    validation_examples: int = Field(64, ge=1, json_schema_extra=PLACEMENT)
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Config:
-        if self.model:
-            check_fit(self.model, self.data)
-        for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
-            if kind in self.data.kinds and batch % self.workers.count:
-                raise ValueError(f"data.{kind}_batch {batch} does not divide by workers.count {self.workers.count}")
-        if self.loss.needs_perceptual and not self.perceptual:
-            raise ValueError("perceptual is missing: the loss gives a weight to it")
-        if self.workers.accumulate != 1:
-            raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
-        return self
-
-
-class KLConfig(Config):
-    """Stage 3: what the joint stage has learned, with a continuous bottleneck in place of its codes."""
-
-    quantizer: QuantizerConfig = Field(default_factory=lambda: QuantizerConfig(kind="kl"))
-
-
-def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
-    """ValueError where a size or a number of frames does not fit the model."""
-    aspects = Aspects(data.aspects, model.patch_size)
-    aspects.check(data.sizes, "data.sizes", "data.aspects")
-    if isinstance(model, TiTokConfig):
-        if "video" in data.kinds:
-            raise ValueError("data.kinds: a TiTok is for images alone, expected [image]")
-        for size in data.sizes:
-            for bucket, name in enumerate(aspects.names):
-                if (shape := aspects.shape(bucket, size)) != model.size:
-                    raise ValueError(f"data.sizes: {size} at aspect {name} makes pictures of {shape[0]}x{shape[1]}, "
-                                     f"model.image_size is {model.size[0]}x{model.size[1]}")
-        if model.proxy_codes is not None:
-            raise ValueError("model.proxy_codes: this stage trains on pixels, expected null")
-    elif "video" in data.kinds and (data.frames - 1) % model.temporal_patch:
-        raise ValueError(f"data.frames: expected 1 + a multiple of temporal_patch {model.temporal_patch}, "
-                         f"got {data.frames}")
 
 
 @dataclass
@@ -150,13 +48,18 @@ def run(context: StageContext) -> dict:
     from infra.training.launch import launch
 
     config: Config = context.config
-    start_from = context.tokenizer if len(context.inputs) > 1 else None
+    start_from = context.tokenizer if len(context.inputs) > 1 and not config.official else None
     model = config.model
-    if start_from:
+    if config.official:
+        model = _official(config.official).config
+    elif start_from:
         file = start_from.file("tokenizer", "config.json")
         model = model or config_from_dict(storage.read_json(file), file)
     if model is None:
         raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{context.stage}.model")
+    if not config.steps and not (config.official or start_from):
+        raise InputError("expected at least 1: there is no tokenizer to take as it is",
+                         field=f"stages.{context.stage}.steps")
     if config.quantizer:
         model = replace(model, quantizer=config.quantizer)
     try:
@@ -199,8 +102,7 @@ def train_worker(job: Job) -> None:
     torch.manual_seed(config.seed)
     objective = TokenizerObjective(job.model, config.loss, _perceptual(config.perceptual))
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
-    if job.start_from:
-        _start_from(objective.tokenizer, job)
+    _start_from(objective.tokenizer, job)
     micro = max(config.data.image_batch, config.data.video_batch) // ranks
     engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
     if config.discriminator:
@@ -253,6 +155,8 @@ def train_worker(job: Job) -> None:
         start, units = found["step"], found["position"]["units"]
     if history:
         history.rewind(start)
+    if start == 0 and (job.start_from or config.official):
+        validate(0)  # what it starts from, on the same clips
     last = loop.run(start, units)
     weights = generator.state_dict()
     if rank == 0:
@@ -263,32 +167,52 @@ def train_worker(job: Job) -> None:
 
 def _perceptual(config: PerceptualConfig | None):
     """The frozen network of the perceptual losses, from wherever its weights lie."""
-    import tempfile
-    from pathlib import Path
-
-    from models.tokenizer.perceptual import read_perceptual
+    from models.tokenizer.perceptual import load_perceptual, read_weights
 
     if config is None:
         return None
+    heads = config.heads and _read(config.heads, read_weights, "perceptual.heads")
+    try:
+        return load_perceptual(_read(config.vgg, read_weights, "perceptual.vgg"), heads or None,
+                               vgg_source=config.vgg, heads_source=str(config.heads))
+    except ValueError as error:
+        raise InputError(str(error), field="perceptual") from None
+
+
+def _official(uri: str):
+    from models.tokenizer import load_official
+
+    return _read(uri, load_official, "official")
+
+
+def _read(uri: str, reader: Callable[[str], Any], field: str) -> Any:
+    """What `reader` makes of a file, by a copy on this machine; InputError naming the file and the config's field."""
+    import tempfile
+    from pathlib import Path
+
     with tempfile.TemporaryDirectory() as folder:
-        files: dict[str, Path | None] = {"vgg": None, "heads": None}
+        local = str(Path(folder) / Path(uri).name)
         try:
-            for field in files:
-                if uri := getattr(config, field):
-                    files[field] = Path(folder) / f"{field}{Path(uri).suffix}"
-                    storage.copy_file(storage.absolute(uri), str(files[field]))
-            return read_perceptual(files["vgg"], files["heads"])
+            storage.copy_file(storage.absolute(uri), local)
+            return reader(local)
         except (OSError, ValueError) as error:
-            raise InputError(str(error), field="perceptual", file=config.vgg) from None
+            raise InputError(str(error).replace(local, uri), field=field, file=uri) from None
 
 
 def _start_from(tokenizer, job: Job) -> None:
-    """Take over the weights of the stage before: its codebook too, unless this stage has another bottleneck."""
-    known = load_tokenizer(job.start_from)
+    """Take over the weights of a released checkpoint, or of the stage before: its codebook too, unless this stage has
+    another bottleneck."""
+    if job.config.official:
+        known, inflate = _official(job.config.official), {}
+    elif job.start_from:
+        known = load_tokenizer(job.start_from)
+        seen = job.start_from.manifest["config"]["data"]["kinds"]
+        # Video parts that were never trained are made from the image parts; those of a released checkpoint are.
+        fresh = "video" in job.config.data.kinds and "video" not in seen and known.config.compat == "corrected"
+        inflate = {"inflate_video": True} if fresh else {}
+    else:
+        return
     old, new = known.config.quantizer, tokenizer.config.quantizer
-    seen = job.start_from.manifest["config"]["data"]["kinds"]
-    # Video parts that were never trained are made from the image parts.
-    inflate = {"inflate_video": True} if "video" in job.config.data.kinds and "video" not in seen else {}
     tokenizer.load_from(known.state_dict(), **inflate,
                         new_bottleneck=(old.kind, old.dim, old.size) != (new.kind, new.dim, new.size))
 

@@ -350,13 +350,15 @@ def _draw(model, captions: list[str], samples: SampleConfig) -> bytes:
 def _bundle(model, job: Job, text, facts: dict, held_out):
     """The model with both tokenizers, as sampling uses it."""
     from models.bundle import BundleConfig, OmniLoom
+    from models.tokenizer.config import TiTokConfig
     from stages.train_tokenizer import load_tokenizer
 
     visual = load_tokenizer(job.tokenizer).to(next(model.parameters()).device)
-    size = facts["image_size"]
+    # A TiTok knows one size; OmniTokenizer draws squares where nothing else is asked for.
+    size = visual.config.size if isinstance(visual.config, TiTokConfig) else (facts["image_size"],) * 2
     config = BundleConfig(
         unified=model.config, diffusion=job.config.diffusion, tokenizer=visual.config,
-        latent_mean=tuple(facts["latent_mean"]), latent_std=tuple(facts["latent_std"]), image_size=(size, size),
+        latent_mean=tuple(facts["latent_mean"]), latent_std=tuple(facts["latent_std"]), image_size=size,
         num_frames=facts["frames"], snap_latents=visual.codebook_size is not None)
     return OmniLoom(config, model, visual, text)
 

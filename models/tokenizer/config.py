@@ -106,7 +106,7 @@ class TiTokConfig:
     width, heads, head_dim, mlp_width: as in `TokenizerConfig`, the same in encoder and decoder.
     encoder_layers, decoder_layers: blocks of full attention over patches and latents.
     proxy_codes: size of the codebook of a trained 2-D tokenizer whose codes the decoder predicts in place of
-        pixels, the paper's warm-up (`models.tokenizer.proxy`); None predicts pixels.
+        pixels, the paper's warm-up (`titok.ProxyObjective`); None predicts pixels.
     """
 
     architecture: Literal["titok"] = "titok"

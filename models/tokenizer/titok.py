@@ -234,7 +234,8 @@ class TiTok(nn.Module):
         self._take(state, fresh=BOTTLENECK if new_bottleneck else ())
 
     def start_from_warm_up(self, state: Mapping[str, Tensor]) -> None:
-        """Take a warm-up's weights, to train the decoder alone on pixels (arXiv 2406.07550, section 3.4).
+        """Take a warm-up's weights, to train the decoder alone on pixels (the second stage of arXiv 2406.07550, whose
+        code keeps predicting codes and trains the 2-D tokenizer's decoder behind them).
 
         state: state_dict of a TiTok that differs in `proxy_codes` alone. The pixel head stays fresh. From here on
         encoder and quantizer get no gradient and stay in eval mode: no codebook moves, nothing is sampled.
@@ -268,8 +269,8 @@ class TiTok(nn.Module):
 
 
 class ProxyObjective(nn.Module):
-    """The warm-up's objective: cross-entropy of the codes that a trained 2-D tokenizer gives the same pixels
-    (arXiv 2406.07550, section 3.4), plus the bottleneck's own loss.
+    """The warm-up's objective: cross-entropy of the codes that a trained 2-D tokenizer gives the same pixels (the
+    proxy codes of arXiv 2406.07550), plus the bottleneck's own loss.
 
     config: with `proxy_codes` the proxy's codebook size, and a patch such that the proxy's grid is TiTok's grid of
         patches. proxy: an `OmniTokenizer` with codes. It is no part of this module: not in its state_dict, not among

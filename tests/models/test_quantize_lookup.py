@@ -12,7 +12,6 @@ from quantizer_cases import build
 
 from models.tokenizer.quantizers.build import build_quantizer
 from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.quantizers.fsq import FSQ_GAIN
 
 PUBLISHED_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5),
                     64000: (8, 8, 8, 5, 5, 5)}
@@ -49,17 +48,32 @@ def test_fsq_codes_latents_and_vectors_agree(seed, scale):
         half = (level - 1) * 0.999 / 2
         offset = 0.5 if level % 2 == 0 else 0.0
         shift = math.atanh(offset / half)
-        expected = [math.tanh(FSQ_GAIN * float(v) + shift) * half - offset for v in z[:, channel]]
+        expected = [math.tanh(float(v) + shift) * half - offset for v in z[:, channel]]
         expected = torch.tensor(expected) / (level // 2)
         torch.testing.assert_close(out.latents[:, channel], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fsq_leaves_saturation():
-    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=(8, 8)))
+    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=(8, 8), fsq_balance=0.0))
     z = torch.full((4, 2), 100.0, requires_grad=True)
     quantizer(z).loss.backward()
     assert (z.grad > 0).all()
-    assert float(quantizer(torch.randn(4, 2)).loss) == 0.0
+    assert float(quantizer(torch.randn(40, 2).clamp(-1.5, 1.5)).loss) == 0.0
+
+
+@pytest.mark.parametrize("levels", [(8, 5, 4, 3), (7, 5)])
+def test_fsq_imbalance_is_that_of_moments(levels):
+    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=levels))
+    everything = quantizer.decode_codes(torch.arange(quantizer.size))
+    assert float(quantizer.imbalance(everything)) == pytest.approx(0.0, abs=1e-9)
+    assert quantizer.mean_square == pytest.approx(float(everything.square().sum(-1).mean()), rel=1e-6)
+    part = everything[torch.randperm(quantizer.size)[:20]]
+    scaled = (part - everything.mean(0)) / everything.std(0, correction=0)
+    expected = scaled.mean(0).square().sum()
+    for i in range(len(levels)):
+        for j in range(len(levels)):
+            expected = expected + ((scaled[:, i] * scaled[:, j]).mean() - float(i == j)) ** 2
+    torch.testing.assert_close(quantizer.imbalance(part), expected)
 
 
 # ---- LFQ ----

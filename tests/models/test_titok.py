@@ -27,13 +27,18 @@ QUANTIZERS = {
     "fsq": QuantizerConfig(kind="fsq", fsq_levels=(8, 5, 5)),
     "kl": QuantizerConfig(kind="kl", latent_dim=4),
 }
+EVERY = QUANTIZERS | {
+    "vq-gradient": QuantizerConfig(codebook="gradient", codebook_size=64, latent_dim=4),
+    "lfq": QuantizerConfig(kind="lfq", codebook_size=64),
+    "gumbel": QuantizerConfig(kind="gumbel", codebook_size=64, latent_dim=4),
+}
 LATENTS = 6
 
 
 def small(kind: str = "vq", **changes) -> TiTokConfig:
     shape = {"image_size": (16, 24), "patch_size": 8, "num_latents": LATENTS, "width": 32, "heads": 2, "head_dim": 16}
     layers = {"encoder_layers": 2, "decoder_layers": 2}
-    return TiTokConfig(**{**shape, **layers, "quantizer": QUANTIZERS[kind], **changes})
+    return TiTokConfig(**{**shape, **layers, "quantizer": EVERY[kind], **changes})
 
 
 def build(kind: str = "vq", **changes) -> TiTok:
@@ -55,7 +60,7 @@ def patterns(count: int, seed: int = 0) -> torch.Tensor:
 # ---- the interface ----
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_shapes_and_types(kind):
     model, x = build(kind), image()
     recon, encoded = model(x)
@@ -76,7 +81,8 @@ def test_shapes_and_types(kind):
     assert decoded.shape == (2, 3, 1, 16, 24)
     torch.testing.assert_close(decoded, as_clip)
     torch.testing.assert_close(model.decode(latents=encoded.latents), decoded)
-    assert not torch.allclose(model.decode(latents=encoded.latents, quantize=False), decoded, atol=1e-4)
+    exact = torch.allclose(model.decode(latents=encoded.latents, quantize=False), decoded, atol=1e-4)
+    assert exact == (kind == "gumbel")  # whose latents are codes already
 
 
 @settings(max_examples=10)
@@ -121,9 +127,10 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("changes, message", [
     ({"image_size": 20}, "image_size: expected a positive multiple of patch_size 8.*got 20"),
-    ({"image_size": (16, 20)}, "image_size"), ({"image_size": (16, 16, 16)}, "image_size"), ({"image_size": 0}, "image"),
-    ({"num_latents": 0}, "num_latents: expected an integer of at least 1, got 0"), ({"head_dim": 6}, "multiple of 4"),
-    ({"decoder_layers": 0}, "decoder_layers"), ({"proxy_codes": 1}, "proxy_codes"), ({"architecture": "omni"}, "titok")])
+    ({"image_size": (16, 20)}, "image_size"), ({"image_size": (16, 16, 16)}, "image_size"),
+    ({"image_size": 0}, "image_size"), ({"num_latents": 0}, "num_latents: expected an integer of at least 1, got 0"),
+    ({"head_dim": 6}, "head_dim: expected a multiple of 4"), ({"decoder_layers": 0}, "decoder_layers"),
+    ({"proxy_codes": 1}, "proxy_codes"), ({"architecture": "omni"}, "architecture: expected titok")])
 def test_config_is_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         small(**changes)
@@ -268,8 +275,9 @@ def test_weights_of_another_model_are_refused_or_taken_without_the_bottleneck():
     assert torch.equal(continuous.encoder.transformer.positions, source.encoder.transformer.positions)
 
 
-def test_num_params_counts_by_hand():
-    config = small(mlp_width=40)
+@pytest.mark.parametrize("kind", ["vq", "vq-gradient"])
+def test_num_params_counts_by_hand(kind):
+    config = small(kind, mlp_width=40)
     block = 32 * 3 * 32 + 32 * 32 + 2 * 32 + 2 * 16 + 2 * 32 + 32 * 80 + 40 * 32  # qkv, out, norm, scales, norm, GEGLU
     tokens = (2 * 3 + LATENTS) * 32
     stack = 2 * block + tokens + 2 * 32
@@ -370,13 +378,16 @@ def test_configs_from_plain_values():
         assert config_from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
     assert config_from_dict({"width": 96}) == TokenizerConfig(width=96)
     assert type(build_tokenizer(TokenizerConfig(width=32, heads=1, temporal_layers=0))) is OmniTokenizer
-    for values, message in (({"architecture": "titok", "temporal_patch": 4}, "a.json.temporal_patch: unknown field of TiT"),
-                            ({"num_latents": 4}, "a.json.num_latents: unknown field of TokenizerConfig"),
-                            ({"quantizer": {"kinds": "vq"}}, "a.json.quantizer.kinds: unknown field"),
-                            ({"quantizer": 3}, "a.json.quantizer: expected an object, got 3"), (3, "expected an object"),
-                            ({"architecture": "dalle"}, "architecture: expected one of omni, titok, got 'dalle'"),
-                            ({"architecture": ["omni"]}, "architecture"), ({"width": "wide"}, "a.json.*TokenizerConfig"),
-                            ({"architecture": "titok", "image_size": 20}, "image_size")):
+    wrong = [
+        ({"architecture": "titok", "temporal_patch": 4}, "a.json.temporal_patch: unknown field of TiTokConfig"),
+        ({"num_latents": 4}, "a.json.num_latents: unknown field of TokenizerConfig"),
+        ({"quantizer": {"kinds": "vq"}}, "a.json.quantizer.kinds: unknown field"),
+        ({"quantizer": 3}, "a.json.quantizer: expected an object, got 3"), (3, "a.json: expected an object, got 3"),
+        ({"architecture": "dalle"}, "a.json.architecture: expected one of omni, titok, got 'dalle'"),
+        ({"architecture": ["omni"]}, "a.json.architecture"), ({"width": "wide"}, "a.json: TokenizerConfig"),
+        ({"architecture": "titok", "image_size": 20}, "image_size: expected a positive multiple"),
+    ]
+    for values, message in wrong:
         with pytest.raises(ValueError, match=message):
             config_from_dict(values, "a.json")
     with pytest.raises(ValueError, match="got QuantizerConfig"):

@@ -220,7 +220,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
                 z[:] = math.nan  # at first on rank 0 alone, which must not let the other wait for it
             out = quantizer(z, update=True)
         found[name] = {**quantizer.state_dict(), **{key: out.stats[key] for key in ("perplexity", "dead_codes")}}
-    grads = {name: loss_gradient(name, [rank]) for name in ("lfq", "gumbel")}
+    grads = {name: loss_gradient(name, [rank]) for name in ("fsq", "lfq", "gumbel")}
     torch.save((found, grads), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -235,7 +235,7 @@ def test_two_ranks_hold_one_state(tmp_path):
         assert all(torch.equal(value, second[name][key]) for key, value in state.items()), name
         assert int(state["updates"]) == 9
         assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
-    for name in here:  # the mean of the ranks' gradients of an entropy is the gradient of one large batch
+    for name in here:  # the mean of the ranks' gradients of a balance is the gradient of one large batch
         torch.testing.assert_close(torch.cat((here[name], there[name])) / 2, loss_gradient(name, [0, 1]))
 
 
@@ -248,6 +248,7 @@ def test_two_ranks_hold_one_state(tmp_path):
     ({"codebook_size": 1}, "codebook_size"),
     ({"kind": "lfq", "codebook_size": 100}, "codebook_size"),
     ({"kind": "lfq", "codebook_size": 2**21}, "codebook_size"),
+    ({"fsq_balance": -0.1}, "fsq_balance"),
     ({"entropy_temperature": 0.0}, "entropy_temperature"),
     ({"entropy_gamma": -1.0}, "entropy_gamma"),
     ({"gumbel_tau": 0.0}, "gumbel_tau"),

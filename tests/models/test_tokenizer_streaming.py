@@ -263,7 +263,7 @@ print(peak, sum(c.shape[1] for c in codes), differ)
 
 
 def probe(frames: int, whole: bool) -> tuple[float, int, int]:
-    """Encode and decode a made-up video in chunks in a process of its own: peak MB, latent frames, codes unlike one piece."""
+    """A made-up video in chunks, in a process of its own: peak MB, latent frames, codes unlike those of one piece."""
     command = [sys.executable, "-c", PROBE, str(frames), str(int(whole))]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     peak, latent_frames, differ = output.split()

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from infra.errors import InputError
+from models.tokenizer.config import TiTokConfig
+from models.tokenizer.quantizers.config import QuantizerConfig
 from pipelines.config import PRESETS, PipelineConfig, find, load
 
 PIPELINE = """\
@@ -132,6 +134,46 @@ def test_wrong_type_or_value(file, old, new, field, expected):
     assert (error.file, error.field) == (str(file), field)
     assert expected in error.message and "(line " in error.message
     assert str(error).startswith(f"{file}: {field}: ")
+
+
+TITOK = "width: 32\n      architecture: titok\n      image_size: 32\n"
+
+
+@pytest.mark.parametrize("old, new, field, expected", [
+    ("heads: 4\n", "temporal_layers: 4\n", "temporal_layers", "unknown key; did you mean 'encoder_layers'?"),
+    ("heads: 4\n", "num_latent: 4\n", "num_latent", "unknown key; did you mean 'num_latents'?"),
+    ("heads: 4\n", "heads: four\n", "heads", "valid integer"),
+    ("heads: 4\n", "num_latents: 4.5\n", "num_latents", "valid integer"),
+    ("codebook_size:", "codebooksize:", "quantizer.codebooksize", "unknown key; did you mean 'codebook_size'?"),
+    ("kind: vq", "kind: vqq", "quantizer.kind", "'vq'"),
+    ("image_size: 32", "image_size: large", "image_size", "valid integer"),
+    ("image_size: 32", "image_size: [32, 32, 3]", "image_size", "at most 2 items"),
+    ("titok", "tiktok", "architecture", "expected one of 'omni', 'titok'"),
+    ("titok", "[titok]", "architecture", "expected one of 'omni', 'titok'")])
+def test_a_mistake_in_a_model_names_the_key_of_its_own_architecture(file, old, new, field, expected):
+    change(file, "width: 32\n", TITOK)
+    assert load(str(file)).stages.tokenizer_image.model == TiTokConfig(
+        width=32, heads=4, image_size=32, quantizer=QuantizerConfig(codebook_size=64))
+    change(file, old, new)
+    error = failure(file)
+    assert (error.file, error.field) == (str(file), f"stages.tokenizer_image.model.{field}")
+    assert expected in error.message and f"(line {line_of(file, new.strip())})" in error.message
+
+
+def test_keys_of_a_titok_are_unknown_to_the_default_model(file):
+    change(file, "heads: 4\n", "num_latents: 4\n")
+    error = failure(file)
+    assert error.field == "stages.tokenizer_image.model.num_latents"
+    assert "unknown key" in error.message and "encoder_layers" not in error.message
+
+
+def test_a_titok_and_its_data_must_fit(file):
+    change(file, "width: 32\n", TITOK)
+    assert load(str(file), ["stages.tokenizer_image.model.image_size=[32, 32]"])
+    for override, expected in (("stages.tokenizer_image.data.sizes=[48]", "makes pictures of 48x48"),
+                               ("stages.tokenizer_image.data.kinds=[image, video]", "for images alone")):
+        error = failure(file, override)
+        assert error.field == "stages.tokenizer_image" and expected in error.message
 
 
 def test_missing_field(file):

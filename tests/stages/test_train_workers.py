@@ -240,3 +240,65 @@ def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
         codes, later = first.encode(pixels).codes, joint.encode(still).codes
     assert (joint.encode(pixels).codes == codes).float().mean() > 0.9  # the codebook moved by one batch
     assert torch.equal(later[:, 0], joint.encode(pixels).codes[:, 0])
+
+
+def test_a_third_stage_takes_everything_but_the_bottleneck(tmp_path, squares):
+    vq = tokenizer_config({"kind": "vq", "codebook_size": 32, "latent_dim": 4}, steps=6)
+    train_a_tokenizer(tmp_path / "joint", squares, vq)
+    joint = corpora.seal(tmp_path / "joint" / "output", "tokenizer_joint", vq)
+    kl = tokenizer_config({"kind": "kl", "latent_dim": 6}, steps=0)
+    train_a_tokenizer(tmp_path / "kl", squares, kl, start_from=joint)
+    before, after = (load_file(tmp_path / name / "output" / "tokenizer" / "tokenizer.safetensors")
+                     for name in ("joint", "kl"))
+    kept = {name for name in after if name.startswith(("encoder.", "decoder."))}
+    assert len(kept) > 20 and all(torch.equal(before[name], after[name]) for name in kept)
+    assert after["post_vq.weight"].shape == (16, 6) and "codebook.embeddings" not in after
+    # With no step of its own the stage says what it starts from.
+    assert storage.read_json(str(tmp_path / "kl" / "state" / "metrics.json"))["validation_psnr_image"] > 0
+
+
+def test_a_released_checkpoint_enters_the_pipeline(tmp_path, squares):
+    """`official` with no steps takes it as it is; with steps, training goes on from it."""
+    from models.tokenizer import export_official, load_official
+    from models.tokenizer.build import build_tokenizer, config_from_dict
+
+    torch.manual_seed(0)
+    published = build_tokenizer(config_from_dict({
+        "compat": "official", "width": 32, "heads": 2, "head_dim": 16, "spatial_layers": "t", "temporal_layers": 1,
+        "decoder_spatial_layers": "t", "patch_norm": True, "mlp_width": int(32 * 8 / 3),
+        "quantizer": {"codebook_size": 32, "latent_dim": 4}}))
+    export_official(published, tmp_path / "released.ckpt")
+    fields = {"model": None, "official": str(tmp_path / "released.ckpt")}
+    config = tokenizer_config({}, steps=0, **fields)
+    model = load_official(tmp_path / "released.ckpt")
+
+    def train(name, config):
+        train_tokenizer.train_worker(train_tokenizer.Job(
+            "tokenizer_image", config, model.config, squares, None, progress=corpora.Silent(), **work(tmp_path / name)))
+        return train_tokenizer.load_tokenizer(corpora.seal(tmp_path / name / "output", "tokenizer_image", config))
+
+    taken = train("taken", config)
+    pixels = torch.rand(1, 3, 5, 24, 24) - 0.5
+    with torch.no_grad():
+        assert torch.equal(taken.encode(pixels).codes, model.encode(pixels).codes)
+        torch.testing.assert_close(taken(pixels)[0], model(pixels)[0])
+    further = train("further", tokenizer_config({}, steps=3, **fields))
+    assert not torch.equal(further.pre_vq.weight, taken.pre_vq.weight)
+    rows = history.load(str(tmp_path / "further" / "output" / "report" / "history.jsonl"))
+    assert rows[0]["step"] == 0 and rows[0]["validation_psnr_image"] > 0
+
+
+def test_files_that_a_stage_reads_are_named_where_they_are_wrong(tmp_path, squares):
+    from infra.errors import InputError
+
+    (tmp_path / "vgg.pth").write_bytes(b"no weights")
+    vq = {"kind": "vq", "codebook_size": 32, "latent_dim": 4}
+    config = tokenizer_config(vq, loss={"perceptual_weight": 1.0}, perceptual={
+        "vgg": str(tmp_path / "vgg.pth"), "heads": str(tmp_path / "vgg.pth")})
+    with pytest.raises(InputError, match="vgg.pth.*perceptual.heads") as caught:
+        train_a_tokenizer(tmp_path / "run", squares, config)
+    assert caught.value.file == str(tmp_path / "vgg.pth")
+    with pytest.raises(InputError, match="gone.ckpt"):
+        train_tokenizer._official(str(tmp_path / "gone.ckpt"))
+    with pytest.raises(ValueError, match="perceptual is missing"):
+        tokenizer_config(vq, loss={"perceptual_weight": 1.0})

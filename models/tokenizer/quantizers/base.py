@@ -12,14 +12,14 @@ Errors: `ValueError` for codes out of range, or asked of a quantizer that has no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.tokenizer.precision import KeepsFloat32
 from models.tokenizer.quantizers.config import QuantizerConfig
 
 SCORES_AT_ONCE = 2**23  # entries of the token-by-code table held in memory while searching
@@ -47,7 +47,7 @@ class Quantized(NamedTuple):
     stats: dict[str, Tensor]
 
 
-class Quantizer(nn.Module):
+class Quantizer(KeepsFloat32):
     """The interface. `input_dim` channels come in, `dim` go out, `size` codes (None: continuous).
 
     mean_square: about E|z_q|^2 of a fresh model, from which the decoder sets its input scale.
@@ -76,18 +76,6 @@ class Quantizer(nn.Module):
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.size):
             found = f"{int(codes.min())} to {int(codes.max())}"
             raise ValueError(f"codes: expected values in [0, {self.size}), got {found}")
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> Quantizer:
-        parameters = {name: parameter.data for name, parameter in self._parameters.items()}
-        buffers = {name: buffer for name, buffer in self._buffers.items() if buffer.is_floating_point()}
-        super()._apply(fn, recurse)
-        for name, kept in parameters.items():
-            if self._parameters[name].dtype != kept.dtype:
-                self._parameters[name].data = kept.to(self._parameters[name].device)
-        for name, kept in buffers.items():
-            if self._buffers[name].dtype != kept.dtype:
-                self._buffers[name] = kept.to(self._buffers[name].device)
-        return self
 
 
 class DiscreteQuantizer(Quantizer):

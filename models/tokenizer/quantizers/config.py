@@ -36,6 +36,9 @@ class QuantizerConfig:
         through.
     kmeans_iterations: rounds of Lloyd's algorithm on the first batch; 0 takes vectors of that batch as codes.
 
+    Of `fsq`:
+    fsq_balance: weight of how far mean and covariance of the quantised vectors are from equal use of all codes.
+
     Of `lfq`:
     entropy_weight: of the mean entropy of a token's code less `entropy_gamma` times the entropy of the mean,
         in nats.
@@ -63,9 +66,10 @@ class QuantizerConfig:
     ema_decay: float = 0.99
     rotation_trick: bool = True
     kmeans_iterations: int = 10
+    fsq_balance: float = 0.1
     entropy_weight: float = 0.1
     entropy_gamma: float = 1.0
-    entropy_temperature: float = 1.0
+    entropy_temperature: float = 0.5
     gumbel_tau: float = 1 / 16
     gumbel_anneal_updates: int = 5000
     gumbel_hard: bool = False
@@ -91,8 +95,8 @@ class QuantizerConfig:
         require(0.0 < self.gumbel_tau <= 1.0, self, "gumbel_tau", "a number in (0, 1]")
         require(self.gumbel_anneal_updates >= 1, self, "gumbel_anneal_updates", "an integer of at least 1")
         require(self.gumbel_kl_warmup >= 0, self, "gumbel_kl_warmup", "an integer of at least 0")
-        for name in ("commitment", "restart_dead_after", "entropy_weight", "entropy_gamma", "gumbel_kl_weight",
-                     "gumbel_balance", "kl_weight"):
+        for name in ("commitment", "restart_dead_after", "fsq_balance", "entropy_weight", "entropy_gamma",
+                     "gumbel_kl_weight", "gumbel_balance", "kl_weight"):
             require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
 
     @property

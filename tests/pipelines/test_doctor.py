@@ -1,0 +1,32 @@
+"""Sizing: the figures that `doctor` tells of a pipeline are those of the modules it would build."""
+from __future__ import annotations
+
+import pytest
+
+from models.tokenizer.build import build_tokenizer
+from pipelines.config import raw, validate
+from pipelines.doctor import sizes
+
+TITOK = {"architecture": "titok", "image_size": 32, "patch_size": 8, "num_latents": 12, "width": 64, "heads": 2,
+         "head_dim": 32, "encoder_layers": 2, "decoder_layers": 3,
+         "quantizer": {"kind": "fsq", "fsq_levels": [8, 5, 5]}}
+
+
+@pytest.mark.parametrize("model, tokens", [(None, 16), (TITOK, 16 + 12)], ids=["omni", "titok"])
+def test_a_tokenizers_figures(model, tokens):
+    values = raw("demo")
+    if model:
+        values["stages"]["tokenizer_image"]["model"] = model
+        values["stages"]["tokenizer_joint"]["data"] = values["stages"]["tokenizer_image"]["data"]
+    config = validate(values, "demo")
+    stage, found = config.stages.tokenizer_image, sizes(config)
+    image, joint = found["tokenizer_image"], found["tokenizer_joint"]
+    parameters = sum(p.numel() for p in build_tokenizer(stage.model).parameters())
+    assert image["parameters"] == joint["parameters"] == parameters
+    assert max(stage.data.sizes) == 4 * stage.model.patch_size  # 16 patches
+    assert image["image_tokens_per_step"] == stage.data.image_batch * tokens
+    assert ("video_tokens_per_step" in joint) == (model is None)
+    trained = image["parameters"] + image["discriminator_parameters"]
+    assert image["weights_bytes"] == image["gradients_bytes"] == 4 * trained
+    assert image["memory_per_worker_bytes"] == sum(v for k, v in image.items()
+                                                   if k.endswith("_bytes") and k != "memory_per_worker_bytes")

@@ -1,0 +1,174 @@
+"""TiTok through the stages: trained on images, carried on, its rows of codes packed, drawn and described."""
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from models.bundle import OmniLoom, to_pixels  # noqa: E402
+from models.tokenizer.config import TiTokConfig  # noqa: E402
+from stages import history, pretokenize, records, train_tokenizer, train_unified  # noqa: E402
+from stages.evaluate import Config as EvaluateConfig  # noqa: E402
+from stages.evaluation import Evaluation  # noqa: E402
+from stages.tokens import TokenSet  # noqa: E402
+
+LATENTS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group(process_group):
+    yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return corpora.ingest(tmp_path_factory.mktemp("corpus") / "ingest", images=24, videos=0)
+
+
+def config(**fields) -> train_tokenizer.Config:
+    return train_tokenizer.Config.model_validate({
+        "loss": {"adversarial_start": 40, "adversarial_ramp": 10}, "discriminator": {"channels": 4, "layers": 1},
+        "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8}, "steps": 80, "seed": 2,
+        "optimizer": {"lr": 5e-3, "warmup_steps": 5, "weight_decay": 0.0},
+        "engine": {"zero_stage": 1, "ema_decay": 0.9}, "validate_every": 40, "validation_examples": 4,
+        "workers": {"count": 1, "checkpoint_every": 100, "log_every": 20}, **fields})
+
+
+MODEL = {"architecture": "titok", "image_size": 24, "patch_size": 8, "num_latents": LATENTS, "width": 32, "heads": 2,
+         "head_dim": 16, "encoder_layers": 1, "decoder_layers": 2,
+         "quantizer": {"kind": "vq", "codebook_size": 32, "latent_dim": 4}}
+
+
+def train(folder: Path, stage: str, pictures, settings, model, start_from=None):
+    train_tokenizer.train_worker(train_tokenizer.Job(
+        stage, settings, model, pictures, start_from, str(folder / "output"), str(folder / "state"), corpora.Silent(),
+        corpora.Silent()))
+    return corpora.seal(folder / "output", stage, settings)
+
+
+@pytest.fixture(scope="module")
+def image_stage(tmp_path_factory, pictures):
+    settings = config(model=MODEL)
+    return train(tmp_path_factory.mktemp("image"), "tokenizer_image", pictures, settings, settings.model)
+
+
+@pytest.fixture(scope="module")
+def joint_stage(tmp_path_factory, pictures, image_stage):
+    """A second stage on images, its architecture known from the first."""
+    model = train_tokenizer.load_tokenizer(image_stage).config
+    settings = config(steps=2, optimizer={"lr": 1e-9, "warmup_steps": 0}, engine={"zero_stage": 0, "ema_decay": 0.0})
+    return train(tmp_path_factory.mktemp("joint"), "tokenizer_joint", pictures, settings, model, image_stage)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory, pictures, joint_stage):
+    folder, text = tmp_path_factory.mktemp("tokens"), corpora.text_tokenizer()
+    (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
+    settings = pretokenize.Config(image_size=24, batch_size=5)
+    actor = pretokenize.ShardTokenizer(settings, joint_stage, str(folder / "text.json"), str(folder / "output"),
+                                       str(folder / "state"))
+    for index, uri in enumerate(records.shards(pictures.uri)):
+        actor({"index": index, "uri": uri})
+    return corpora.pretokenize(folder / "output", {}, text, visual_digest=joint_stage.digest)
+
+
+def as_pixels(images: list[np.ndarray]) -> torch.Tensor:
+    return to_pixels(images, (24, 24))
+
+
+SQUARES = [corpora.square(colour, (4, 4)) for colour in corpora.COLOURS]
+
+
+def test_the_image_stage_trains_against_its_discriminator(image_stage):
+    rows = history.load(image_stage.file("report", "history.jsonl"))
+    losses = [row for row in rows if "loss" in row]
+    assert losses[-1]["image_psnr"] > losses[0]["image_psnr"] + 2
+    assert "image_discriminator_loss" in losses[-1] and "image_generator_hinge" in losses[-1]
+    assert any("validation_psnr_image" in row for row in rows)
+    model = train_tokenizer.load_tokenizer(image_stage)
+    assert isinstance(model.config, TiTokConfig) and model.config == config(model=MODEL).model
+
+
+def test_the_joint_stage_carries_it_on(image_stage, joint_stage):
+    first, second = (train_tokenizer.load_tokenizer(stage) for stage in (image_stage, joint_stage))
+    assert second.config == first.config
+    pixels = as_pixels(SQUARES)
+    with torch.no_grad():
+        (wanted, codes), (found, again) = ((m(pixels)[0], m.encode(pixels).codes) for m in (first, second))
+    assert (codes == again).float().mean() > 0.9  # the codebook moved by two batches
+    assert (wanted - found).abs().mean() < 0.05
+
+
+def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pictures, joint_stage, tokens):
+    documents = TokenSet(tokens, "train")
+    visual = train_tokenizer.load_tokenizer(joint_stage)
+    for index in range(3):
+        segment = next(s for s in documents.document(index) if s.kind == "visual")
+        assert segment.grid == (1, 1, LATENTS) and segment.codes.shape == (LATENTS,)
+        snapped = visual.codebook.decode_codes(torch.from_numpy(segment.codes.astype(np.int64)))
+        assert torch.equal(snapped, visual.codebook.snap(torch.from_numpy(segment.latents.copy())))
+    settings = train_unified.Config.model_validate({
+        "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16}, "packing": {"length": 64, "window_rows": 6},
+        "batch_rows": 2, "steps": 3, "optimizer": {"lr": 1e-3, "warmup_steps": 0},
+        "workers": {"count": 1, "checkpoint_every": 10, "log_every": 1}, "validate_every": 10, "validation_rows": 2,
+        "samples": {"count": 2, "num_steps": 2}})
+    train_unified.train_worker(train_unified.Job(
+        settings, tokens, joint_stage, str(tmp_path / "output"), str(tmp_path / "state"), corpora.Silent(),
+        corpora.Silent()))
+    loom = OmniLoom.load(tmp_path / "output" / "model")
+    assert loom.config.tokenizer == visual.config and loom.config.image_size == (24, 24)
+    drawn = loom.text_to_image(["a red square"], num_steps=2)
+    assert drawn.shape == (1, 24, 24, 3) and drawn.dtype == np.uint8
+    assert isinstance(loom.image_to_text([drawn[0]], max_new_tokens=3)[0], str)
+    with pytest.raises(ValueError, match="this TiTok encodes 24x24, got 32x32"):
+        loom.text_to_image(["a red square"], size=(32, 32))
+    with pytest.raises(ValueError, match="single images, got 5 frames"):
+        loom.text_to_video(["a red square"], num_frames=5)
+    # Encoded and decoded by the bundle as by the tokenizer itself.
+    pixels = as_pixels(SQUARES)
+    latents = loom.encode(pixels)
+    assert latents.shape == (4, 1, 1, LATENTS, 4)
+    with torch.no_grad():
+        recon = visual(pixels)[0]
+    decoded = loom.decode(torch.from_numpy(latents))[:, 0].astype(float)
+    assert np.abs(decoded - ((recon.permute(0, 2, 3, 1).numpy() + 0.5) * 255).clip(0, 255)).max() <= 0.51
+    # And judged on the held-out split.
+    model = corpora.seal(tmp_path / "output", "train")
+    inputs = {"ingest": pictures, "tokenizer_joint": joint_stage, "pretokenize": tokens, "train": model}
+    evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
+    evaluation.reconstruct()
+    evaluation.codebook()
+    evaluation.describe()
+    evaluation.show_videos()
+    assert evaluation.metrics["recon_psnr_image"] > 10 and 0 < evaluation.metrics["codebook_usage"] <= 1
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"data": {"kinds": ["image", "video"], "sizes": [24]}}, "data.kinds: a TiTok is for images alone"),
+    ({"data": {"sizes": [24, 32]}}, "data.sizes: 32 at aspect 1:1 makes pictures of 32x32, model.image_size is 24x24"),
+    ({"data": {"sizes": [24], "aspects": ["1:1", "3:2"]}}, "data.sizes: 24 at aspect 3:2 makes pictures of 16x32"),
+    ({"data": {"sizes": [20]}}, "20 is no multiple of patch_size 8"),
+    ({"model": MODEL | {"proxy_codes": 64}}, "model.proxy_codes: this stage trains on pixels")])
+def test_what_a_titok_cannot_train_on(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        config(**{"model": MODEL, **changes})
+
+
+def test_an_oblong_titok_takes_its_aspect():
+    oblong = config(model=MODEL | {"image_size": [16, 32]}, data={"sizes": [24], "aspects": ["3:2"], "image_batch": 8})
+    assert oblong.model.size == (16, 32) and dataclasses.asdict(oblong.model)["image_size"] == (16, 32)
