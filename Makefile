@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 OMP ?= 1
 
-.PHONY: setup demo test test-slow bench check clean
+.PHONY: setup demo test test-slow bench check clean bench-tokenizer
 
 setup: .venv/.ready
 
@@ -28,6 +28,9 @@ test-slow: setup
 
 check: setup
 	$(BIN)/ruff check .
+
+bench-tokenizer: setup
+	$(BIN)/python tests/benchmarks/tokenizer.py --schemes
 
 clean:
 	rm -rf .venv build *.egg-info

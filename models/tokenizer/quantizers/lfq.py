@@ -14,6 +14,7 @@ from models.tokenizer.quantizers.base import (
     straight_through,
 )
 from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.quantizers.joint import mean_joint
 
 
 class LookupFreeQuantizer(DiscreteQuantizer):
@@ -23,11 +24,9 @@ class LookupFreeQuantizer(DiscreteQuantizer):
     with p(c) proportional to exp(-|z - c|^2 / entropy_temperature) over all 2^dim codes c, in nats. The first
     term makes each token sure of its code, the second spreads the tokens over the codes.
 
-    Neither term ever holds tokens x codes numbers. The squared distance is a sum over channels, so p is a
-    product over bits, with P(bit is 1) = sigmoid(4 z / temperature): its entropy is the sum of theirs. E[p] is
-    a product of matrices: with the bits in two halves, p of a token is the outer product of two vectors of
-    2^(dim/2) numbers, and the sum of those over tokens is one matrix product. Both are exact at every size;
-    2^18 codes take 1024 numbers a token.
+    Neither term ever holds tokens x codes numbers, and both are exact at every size. The squared distance is a
+    sum over channels, so p is a product over bits, with P(bit is 1) = sigmoid(4 z / temperature): its entropy
+    is the sum of theirs, and `mean_joint` gives E[p] (2^18 codes take 1024 numbers a token).
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -59,13 +58,9 @@ class LookupFreeQuantizer(DiscreteQuantizer):
         """
         logits = 4.0 * latents.flatten(0, -2) / self.config.entropy_temperature
         sure = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1).mean()
-        mean = self._mean_probabilities(logits)
+        bits = torch.stack((F.logsigmoid(-logits), F.logsigmoid(logits)), dim=-1)
+        mean = mean_joint(bits.unbind(-2))
         return sure, entropy(mean_over_ranks(mean) if over_ranks else mean)
-
-    def _mean_probabilities(self, logits: Tensor) -> Tensor:
-        """E[p] from the bits' logits (n, dim): (2^dim,), in the order of the codes."""
-        low, high = (_joint(part) for part in logits.split([self.dim // 2, self.dim - self.dim // 2], dim=-1))
-        return (high.T @ low).flatten() / len(logits)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         self._check_codes(codes)
@@ -73,10 +68,3 @@ class LookupFreeQuantizer(DiscreteQuantizer):
 
     def snap(self, latents: Tensor) -> Tensor:
         return torch.where(latents > 0, 1.0, -1.0)
-
-
-def _joint(logits: Tensor) -> Tensor:
-    """Probability of every pattern of independent bits, given their logits (n, b): (n, 2^b)."""
-    patterns = torch.arange(2 ** logits.shape[-1], device=logits.device).unsqueeze(-1)
-    bits = (patterns >> torch.arange(logits.shape[-1], device=logits.device) & 1).float()
-    return (F.logsigmoid(logits) @ bits.T + F.logsigmoid(-logits) @ (1.0 - bits).T).exp()
