@@ -11,8 +11,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from infra import storage
+from infra.errors import InputError
 from infra.training.config import EngineConfig
 from pipelines.config import PipelineConfig, load
+from stages.train_tokenizer import architecture
 
 _NEEDED = ("torch", "ray", "deepspeed", "mlflow", "pyarrow", "fsspec", "pydantic", "av", "pillow", "tokenizers",
            "torchmetrics", "safetensors", "scikit-learn")
@@ -98,11 +100,12 @@ def _tracking(config: PipelineConfig) -> dict:
 def sizes(config: PipelineConfig) -> dict[str, dict]:
     """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it."""
     stages = config.stages
-    model = stages.tokenizer_image.model
-    found = {}
-    for name in ("tokenizer_image", "tokenizer_joint"):
-        stage = getattr(stages, name)
-        found[name] = _tokenizer(stage, stage.model or model)
+    model, found = None, {}
+    for name in ("tokenizer_image", "tokenizer_joint", "tokenizer_kl"):
+        if stage := getattr(stages, name):
+            if (model := architecture(stage, model)) is None:
+                raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{name}.model")
+            found[name] = _tokenizer(stage, model)
     found["train"] = _unified(config, model)
     return found
 

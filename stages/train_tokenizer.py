@@ -44,24 +44,24 @@ def needs(config: Config) -> Needs:
                  worker_gpus=config.workers.count * config.workers.gpus)
 
 
+def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig | None:
+    """What a stage trains, where the stage before made `known`; None where nothing says."""
+    model = _official(config.official).config if config.official else config.model or known
+    return replace(model, quantizer=config.quantizer) if model and config.quantizer else model
+
+
 def run(context: StageContext) -> dict:
     from infra.training.launch import launch
 
     config: Config = context.config
     start_from = context.tokenizer if len(context.inputs) > 1 and not config.official else None
-    model = config.model
-    if config.official:
-        model = _official(config.official).config
-    elif start_from:
-        file = start_from.file("tokenizer", "config.json")
-        model = model or config_from_dict(storage.read_json(file), file)
+    known = start_from and storage.read_json(start_from.file("tokenizer", "config.json"))
+    model = architecture(config, known and config_from_dict(known, start_from.file("tokenizer", "config.json")))
     if model is None:
         raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{context.stage}.model")
     if not config.steps and not (config.official or start_from):
         raise InputError("expected at least 1: there is no tokenizer to take as it is",
                          field=f"stages.{context.stage}.steps")
-    if config.quantizer:
-        model = replace(model, quantizer=config.quantizer)
     try:
         check_fit(model, config.data)
     except ValueError as error:

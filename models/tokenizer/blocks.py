@@ -23,6 +23,7 @@ from models.tokenizer.streaming import BlockMemory, remember
 ROPE_THETA = 10000.0
 QK_NORM_SCALE = 8.0  # softmax scale of cosine attention, as published
 PAST_FRAMES = 2  # that the convolution sees
+MIN_QUERIES = 16  # of temporal attention at once: below, a loop's step costs more than masked scores
 
 
 def rotary_angles(coordinates: Tensor, head_dim: int) -> Tensor:
@@ -183,15 +184,11 @@ class TemporalAttention(Attention):
             return self.to_out(self.to_qkv(x, values_only=True)), None
         q, k, v = self._heads(x, table.unsqueeze(2))
         if memory is not None:
-            keep = self.window - 1 if self.window else memory_size(memory) + len(x)
+            keep = self.window - 1 if self.window else None
             k, kept_keys = remember(memory.keys, k, keep)
             v, kept_values = remember(memory.values, v, keep)
             memory = memory._replace(keys=kept_keys, values=kept_values)
         return self.to_out(banded_attention(q, k, v, self.window).flatten(2)), memory
-
-
-def memory_size(memory: BlockMemory) -> int:
-    return 0 if memory.keys is None else len(memory.keys)
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -212,9 +209,6 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         keys = slice(lowest, steps - t + last)
         blocks.append(_attend(q[first:last], k[keys], v[keys], steps - t + first - lowest, window))
     return torch.cat(blocks)
-
-
-MIN_QUERIES = 16  # below, one more step of a loop costs more than the masked scores
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, past: int, window: int) -> Tensor:

@@ -111,13 +111,16 @@ class OfficialCodebook(Quantizer):
     def _start(self, latents: Tensor) -> None:
         """Take the first codes from latents (n, dim) of rank 0's first batch."""
         latents = latents[latents.isfinite().all(-1)]
-        if bool(self.N.any()) or not len(latents):
+        # Rank 0 decides for all: a rank that left here alone would let the others wait for ever.
+        if bool(self.N.any()) or not int(from_rank_zero(torch.tensor(len(latents), device=self.N.device))):
             return
-        if len(latents) < self.size:  # copies, told apart by a little noise
+        codes = self.embeddings.clone()
+        if 0 < len(latents) < self.size:  # copies, told apart by a little noise
             latents = latents.repeat(-(-self.size // len(latents)), 1)
             latents = latents + torch.randn_like(latents) * 0.01 * self.dim**-0.5
-        picked = torch.randperm(len(latents), device=latents.device)[: self.size]
-        self.embeddings.copy_(from_rank_zero(latents[picked].contiguous()))
+        if len(latents):
+            codes = latents[torch.randperm(len(latents), device=latents.device)[: self.size]]
+        self.embeddings.copy_(from_rank_zero(codes.contiguous()))
         self.z_avg.copy_(self.embeddings)
         self.N.fill_(1.0)
 

@@ -29,11 +29,15 @@ class BlockMemory(NamedTuple):
     values: Tensor | None = None
 
 
-def remember(past: Tensor | None, new: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Join earlier frames and new ones along axis 0: (all of them, a copy of the last `keep`, without gradient)."""
+def remember(past: Tensor | None, new: Tensor, keep: int | None) -> tuple[Tensor, Tensor]:
+    """Join earlier frames and new ones along axis 0: (all of them, a copy of the last `keep`, without gradient).
+
+    `keep` None keeps all.
+    """
     joined = new if past is None else torch.cat((past, new))
     # A copy: a view would hold the whole chunk in memory.
-    return joined, joined[max(0, len(joined) - keep) :].detach().clone()
+    start = 0 if keep is None else max(0, len(joined) - keep)
+    return joined, joined[start:].detach().clone()
 
 
 @dataclass
@@ -56,7 +60,7 @@ class TemporalState:
         if self.side not in (None, side):
             raise ValueError(f"state: it is of a video in `{self.side}`, got it in `{side}`; each needs its own")
         if self.shape not in (None, shape):
-            raise ValueError(f"chunk: expected (batch, h, w) {self.shape} as in the chunks before, got {shape}")
+            raise ValueError(f"chunk: expected (batch, h, w) {self.shape} as before, got {shape}")
         self.side, self.shape = side, shape
 
     @property

@@ -168,7 +168,7 @@ def test_chunks_that_do_not_continue_the_video_are_named():
         model.encode(clip(1, 3, 3, 16, 16), state=state)
     with pytest.raises(ValueError, match="a later chunk's frames must be a multiple of 2, got 1"):
         model.encode(clip(1, 3, 16, 16), state=state)
-    with pytest.raises(ValueError, match=r"expected \(batch, h, w\) \(1, 2, 2\) as in the chunks before, got \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"expected \(batch, h, w\) \(1, 2, 2\) as before, got \(1, 2, 3\)"):
         model.encode(clip(1, 3, 4, 16, 24), state=state)
     with pytest.raises(ValueError, match=r"got \(2, 2, 2\)"):
         model.encode(clip(2, 3, 4, 16, 16), state=state)
@@ -220,7 +220,7 @@ def test_compiled_code_agrees():
 
 
 PROBE = """
-import hashlib, resource, sys
+import pathlib, sys
 import torch
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.omni import OmniTokenizer
@@ -250,7 +250,9 @@ def encoded():
         yield chunk.codes
 
 assert sum(pixels.shape[2] for pixels in model.decode_chunks(encoded())) == total
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not getrusage: its peak begins with that of the process which started this one.
+status = pathlib.Path("/proc/self/status").read_text()
+peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
 differ = -1
 if whole:
     with torch.no_grad():
@@ -271,6 +273,7 @@ def probe(frames: int, whole: bool) -> tuple[float, int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_ten_minutes_take_no_more_memory_than_forty_seconds():
     short, _, short_differ = probe(1_001, whole=True)
     long, latent_frames, differ = probe(15_001, whole=True)
