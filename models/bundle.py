@@ -25,7 +25,8 @@ from torch import Tensor
 
 from models.text import TextTokenizer
 from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
-from models.unified.config import DiffusionConfig, UnifiedConfig
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion_config import DiffusionConfig
 from models.unified.generate import Seeds, generate_text, generate_visual, seed_list
 from models.unified.layouts import prefix_for_text, prefix_for_visual
 from models.unified.model import UnifiedModel

@@ -2,7 +2,8 @@
 (imported when first needed), so that any text comes back unchanged.
 
 The special tokens frame documents and pictures. They are never parsed from text: a user's "<eos>" becomes
-ordinary tokens that decode to the same five characters.
+ordinary tokens that decode to the same five characters. In the tokenizer of a Llama, Mistral or Qwen, <bos> and <eos>
+are its own tokens for the beginning and the end of a text; Qwen has one for both.
 """
 
 from __future__ import annotations
@@ -15,19 +16,35 @@ from typing import Any
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<boi>", "<bov>", "<eoi>"]
 _BYTES = 256
+# What others call them, by the first that a tokenizer has: Llama 1, 2 and Mistral; Llama 3; Qwen.
+_ALIASES = {
+    "<bos>": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+    "<eos>": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+}
 
 
 class TextTokenizer:
-    """A tokenizer with `SPECIALS`. Made by `train` or `load`."""
+    """A tokenizer with `SPECIALS`, whose ids by name are `specials`, and `vocab_size`, one more than its highest id.
+    Made by `train` or `load`."""
 
     def __init__(self, tokenizer: Any):
-        missing = [token for token in SPECIALS if tokenizer.token_to_id(token) is None]
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        names = {}
+        for token in SPECIALS:
+            others = [alias for alias in _ALIASES.get(token, ()) if alias in special]
+            known = tokenizer.token_to_id(token) is not None or not others
+            names[token] = token if known else others[0]
+        missing = [token for token in names.values() if tokenizer.token_to_id(token) is None]
         if missing:
             tokenizer.add_special_tokens(missing)
+        # A file may ask for either, which would cut texts or lengthen them.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         # Not part of the saved JSON: without it the library would parse special tokens out of user text.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        self.specials: dict[str, int] = {t.strip("<>"): tokenizer.token_to_id(t) for t in SPECIALS}
+        self.specials: dict[str, int] = {t.strip("<>"): tokenizer.token_to_id(name) for t, name in names.items()}
+        self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self._hidden = set(self.specials.values())
 
     @classmethod
@@ -52,8 +69,8 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> TextTokenizer:
-        """From a local `tokenizer.json` or the JSON itself. Special tokens that it lacks are added behind its
-        vocabulary. ValueError where the file is missing or is no tokenizer."""
+        """From a local `tokenizer.json` or the JSON itself. Special tokens that it lacks, under other names too, are
+        added behind its vocabulary. ValueError where the file is missing or is no tokenizer."""
         from tokenizers import Tokenizer
 
         text, name = str(source), "the given JSON"
@@ -77,10 +94,6 @@ class TextTokenizer:
     def digest(self) -> str:
         """sha256 of `to_json()`, in hexadecimal: what pretokenized shards are sealed with."""
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
-
-    @property
-    def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, no special tokens added or parsed. Characters that UTF-8 cannot hold (lone

@@ -9,7 +9,7 @@ import difflib
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infra import storage
 from infra.cluster import ClusterConfig
@@ -38,6 +38,13 @@ class StagesConfig(BaseModel):
     pretokenize: PretokenizeConfig = Field(default_factory=PretokenizeConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> StagesConfig:
+        if self.train.init_from and not self.pretokenize.text_tokenizer:
+            raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "
+                             "pretokenize.text_tokenizer to its tokenizer.json")
+        return self
 
     def optional(self) -> list[str]:
         """The stages beyond the six that this pipeline has."""

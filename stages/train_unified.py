@@ -1,7 +1,8 @@
 """Stage `train`: one transformer that predicts the next text token and denoises pictures, on packed rows.
 
-In: pretokenize's tokens and the joint tokenizer. Out: `model/` (all that sampling needs, `models.bundle`),
-`report/history.jsonl` (the curves), `report/samples.png` (validation captions, drawn).
+In: pretokenize's tokens and the joint tokenizer; a language model's checkpoint where `init_from` names one. Out:
+`model/` (all that sampling needs, `models.bundle`), `report/history.jsonl` (the curves), `report/samples.png`
+(validation captions, drawn).
 """
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
-from models.unified.config import DiffusionConfig, UnifiedConfig
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion_config import DiffusionConfig
 from stages.base import PLACEMENT, Needs, StageContext
 from stages.packing import PackingConfig
+from stages.starting import check_text_tokenizer, local_folder, start_config
 
 VERSION = 1
 
@@ -36,6 +39,21 @@ class LossConfig(BaseModel):
     z_loss: float = Field(0.0, ge=0)
 
 
+class LearningRateConfig(BaseModel):
+    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part. `text` is what a language
+    model consists of: vocabulary, blocks and head; `visual` is what takes pictures in and gives them out."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: float = Field(1.0, ge=0)
+    visual: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> LearningRateConfig:
+        if not self.text and not self.visual:
+            raise ValueError("text and visual are both 0, which leaves nothing to train")
+        return self
+
+
 class SampleConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     count: int = Field(16, ge=0, description="validation captions that are drawn")
@@ -46,6 +64,9 @@ class SampleConfig(BaseModel):
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
+    init_from: str | None = Field(None, description="URI of a Llama, Mistral or Qwen folder to start from: config.json,"
+                                  " safetensors, tokenizer.json; of `model`, only what it lacks is read")
+    lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     packing: PackingConfig = Field(default_factory=PackingConfig)
@@ -61,7 +82,8 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        unified_config(self, 1 << 20, 1, None)
+        if not self.init_from:
+            unified_config(self, 1 << 20, 1, None)
         parts = self.workers.count * self.workers.accumulate
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
@@ -69,6 +91,12 @@ class Config(BaseModel):
 
 
 def unified_config(config: Config, vocab_size: int, latent_dim: int, specials: dict | None) -> UnifiedConfig:
+    """The model's config. Where training starts from a checkpoint, its config.json is read."""
+    if config.init_from:
+        # A default is no wish: only what is written in the config can contradict the checkpoint.
+        chosen = {name: value for name in config.model.model_fields_set
+                  if (value := getattr(config.model, name)) is not None}
+        return start_config(storage.absolute(config.init_from), chosen, vocab_size, latent_dim, specials)
     given = {"specials": specials} if specials else {}
     return UnifiedConfig(vocab_size=vocab_size, latent_dim=latent_dim, **given, **config.model.model_dump())
 
@@ -99,6 +127,9 @@ def run(context: StageContext) -> dict:
     if facts["visual_digest"] != tokenizer.digest:
         raise InputError(f"the tokens were made by another tokenizer ({facts['visual_tokenizer'][:12]}) than "
                          f"{tokenizer.stage} {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
+    if context.config.init_from:
+        check_text_tokenizer(storage.absolute(context.config.init_from), facts["text_digest"])
+        unified_config(context.config, facts["vocab_size"], len(facts["latent_mean"]), facts["specials"])
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.read_json(storage.join(context.state, "metrics.json"))
@@ -214,6 +245,7 @@ def train_worker(job: Job) -> None:
     from infra.training.engine import Engine, reduce_sum
     from infra.training.loop import Loop
     from models.text import TextTokenizer
+    from models.unified.llama import is_text_parameter, load_llama
     from models.unified.model import UnifiedModel
     from models.unified.objective import UnifiedObjective
     from stages.history import History
@@ -225,11 +257,20 @@ def train_worker(job: Job) -> None:
     text = TextTokenizer.load(tokens.text_json)
     model_config = unified_config(config, text.vocab_size, len(tokens.facts["latent_mean"]), text.specials)
     torch.manual_seed(config.seed)
-    objective = UnifiedObjective(UnifiedModel(model_config), config.diffusion, **config.loss.model_dump())
+    if config.init_from:
+        folder = local_folder(storage.absolute(config.init_from))
+        start_from = load_llama(folder, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+    else:
+        start_from = UnifiedModel(model_config)
+    objective = UnifiedObjective(start_from, config.diffusion, **config.loss.model_dump())
     objective.model.checkpoint_activations = config.engine.activation_checkpointing
     accumulate = config.workers.accumulate
+
+    def lr_scale(name: str) -> float:
+        return config.lr_scale.text if is_text_parameter(name.removeprefix("model.")) else config.lr_scale.visual
+
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
-                    accumulate)
+                    accumulate, lr_scale)
     planner = Planner(tokens, config.packing, config.seed)
     history = History(job.state, job.tracker) if rank == 0 else None
     start, units, position = 0, 0.0, None

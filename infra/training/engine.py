@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,19 +52,20 @@ class Engine:
 
     Weights and gradients are fp32; `precision="bf16"` runs the forward pass under autocast, so that positions, times
     and losses keep fp32. EMA is kept beside each rank's own part of the weights.
+
+    `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
+    which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
     """
 
     def __init__(self, module: torch.nn.Module, optimizer: OptimizerConfig, config: EngineConfig, steps: int,
-                 micro_batch: int, accumulate: int = 1):
+                 micro_batch: int, accumulate: int = 1, lr_scale: Callable[[str], float] | None = None):
         deepspeed = import_deepspeed()
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
-        # Weight decay is for matrices; norms, biases, and embeddings of one axis go without (as in GPT-2's recipe).
+        groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
+        self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": optimizer.weight_decay},
-                  {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-        adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=optimizer.lr, betas=optimizer.betas,
-                                 eps=optimizer.eps)
+        adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
         zero: dict = {"stage": config.zero_stage}
         if config.offload and config.zero_stage:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -104,8 +106,8 @@ class Engine:
     def step(self, step: int) -> dict[str, float]:
         """One micro step; at the end of an accumulation the optimizer's. Gives `lr` and `grad_norm` then."""
         lr = self.optimizer_config.lr_at(step, self.steps)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
+            group["lr"] = lr * scale
         boundary = self.engine.is_gradient_accumulation_boundary()
         norm = None
         if boundary and not self.config.zero_stage:
@@ -169,6 +171,26 @@ class Engine:
         _, client_state = self.engine.load_checkpoint(folder, tag=tag)
         if self._ema is not None:
             torch._foreach_copy_(self._ema, [e.to(self.device) for e in client_state["ema"]])
+
+
+def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[str], float]) -> list[dict]:
+    """Optimizer groups by learning rate and weight decay; parameters of scale 0 lose `requires_grad`.
+
+    Weight decay is for matrices; norms, biases, and embeddings of one axis go without (as in GPT-2's recipe).
+    """
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        scale = float(lr_scale(name))
+        if not parameter.requires_grad:
+            continue
+        if scale:
+            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+        else:
+            parameter.requires_grad_(False)
+    if not groups:
+        raise ValueError("lr_scale: every parameter has 0, which leaves nothing to train")
+    return [{"params": groups[scale, matrix], "weight_decay": weight_decay if matrix else 0.0, "lr_scale": scale}
+            for scale, matrix in sorted(groups, key=lambda key: (key[0], not key[1]))]
 
 
 def reduce_mean(values: dict[str, float]) -> dict[str, float]:

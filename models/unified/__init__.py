@@ -1,8 +1,8 @@
 """The unified transformer: text by next token and visual latents by diffusion, in one packed sequence.
 
-Read in this order: `config`, `positions`, `mask`, `batch` (what a row is made of), `model`, `diffusion`,
-`objective` (what a training step computes), `generate`. Names are loaded on first use, so that importing the
-configs does not import torch.
+Read in this order: `config`, `positions`, `mask`, `batch` (what a row is made of), `model`, `formulations`,
+`diffusion`, `objective` (what a training step computes), `generate`, `llama` (how to start from a language
+model). Names are loaded on first use, so that importing the configs does not import torch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 _HOME = {
     "UnifiedConfig": "config",
-    "DiffusionConfig": "config",
+    "DiffusionConfig": "diffusion_config",
     "SpecialIds": "config",
     "num_parameters": "config",
     "Segment": "batch",
     "Batch": "batch",
     "collate": "batch",
     "UnifiedModel": "model",
+    "load_llama": "llama",
     "UnifiedObjective": "objective",
     "generate_text": "generate",
     "generate_visual": "generate",

@@ -91,6 +91,7 @@ class Batch:
     start, end      int64 (B, L): what each position sees (`models.unified.mask`)
     positions       float32 (B, L, axes)
     document_index  int64 (B, L): number of the document in its row, -1 in padding
+    target_spans    of each visual segment that is a target: (row, first position, (t, h, w)), host integers
     tokens          counts, host integers: text and visual (useful places by modality), padding, and the
                     targets text_targets and visual_targets that losses are normalised by
     """
@@ -107,6 +108,7 @@ class Batch:
     end: Tensor
     positions: Tensor
     document_index: Tensor
+    target_spans: list[tuple[int, int, Grid]]
     tokens: dict[str, int]
 
     @property
@@ -141,6 +143,7 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
     # Padding sits at the origin: any finite place does, as nothing but itself sees it.
     coordinates = np.zeros((B, L, config.axes), np.float32)
     segment_losses: list[list[bool]] = []
+    target_spans: list[tuple[int, int, Grid]] = []
 
     for b, documents in enumerate(rows):
         at, losses, document_spans, visual_spans = 0, [], [], []
@@ -183,6 +186,8 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
                 visual_loss[b, inside] = segment.loss
                 segment_index[b, inside] = len(losses)
                 losses.append(segment.loss)
+                if segment.loss:
+                    target_spans.append((b, at + 1, segment.grid))
                 visual_spans.append((at + 1, at + n + 1))
                 at += n + 2
             document_index[b, begin:at] = d
@@ -220,4 +225,4 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
         coordinates,
         document_index,
     )
-    return Batch(*(torch.from_numpy(array) for array in arrays), tokens=tokens)
+    return Batch(*(torch.from_numpy(array) for array in arrays), target_spans=target_spans, tokens=tokens)

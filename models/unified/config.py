@@ -28,7 +28,7 @@ def _positive_int(where: object, *names: str) -> None:
 @dataclass(frozen=True)
 class SpecialIds:
     """Vocabulary ids of the tokens that frame text and visual segments. The defaults are those of a
-    tokenizer trained by `models.text`."""
+    tokenizer trained by `models.text`. bos and eos may be one token, as in Qwen's vocabularies."""
 
     pad: int = 0
     bos: int = 1
@@ -42,7 +42,46 @@ class SpecialIds:
         for f in fields(self):
             value = getattr(self, f.name)
             _require(isinstance(value, int) and value >= 0, self, f.name, "a non-negative integer")
-            _require(values.count(value) == 1, self, f.name, "an id that no other special token has")
+            own = 2 if f.name in ("bos", "eos") and self.bos == self.eos else 1
+            _require(values.count(value) == own, self, f.name, "an id that no other special token has")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's change of rotary frequencies for long contexts. A frequency that turns more than
+    `high_freq_factor` times within `original_length` positions stays, one that turns less than
+    `low_freq_factor` times is divided by `factor`, and between them the two are mixed linearly in the turns.
+    `models.unified.positions.rotary` applies it."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            value = getattr(self, name)
+            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+            _require(good, self, name, "a positive number")
+        _require(
+            self.high_freq_factor > self.low_freq_factor, self, "high_freq_factor",
+            f"a number above low_freq_factor={self.low_freq_factor}",
+        )
+        _positive_int(self, "original_length")
+
+
+def _nested(where: object, name: str, cls: type) -> None:
+    """A field that JSON or YAML gave as a mapping becomes the dataclass that it stands for."""
+    value = getattr(where, name)
+    if isinstance(value, dict):
+        known = {f.name for f in fields(cls)}
+        for key in value:
+            if key not in known:
+                raise ValueError(f"{type(where).__name__}.{name}.{key}: unknown field")
+        try:
+            object.__setattr__(where, name, cls(**value))
+        except TypeError as error:  # a field without a default is missing
+            raise ValueError(f"{type(where).__name__}.{name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -56,6 +95,8 @@ class UnifiedConfig:
     axes          position axes that share the rotary frequencies: 3 (row, column, time) serves images and
                   videos; 2 gives still images more frequencies; text is RoPE-1D under each of them
     qk_norm       RMSNorm on each head's queries and keys
+    qkv_bias      biases of the query, key and value projections; out_bias: of attention's output
+    rope_scaling  change of the rotary frequencies, of every axis, or None
     tied          the vocabulary head shares the embedding's weight
     time_dim      width of the sinusoidal embedding of the diffusion time
     """
@@ -69,9 +110,12 @@ class UnifiedConfig:
     head_dim: int | None = None
     hidden: int | None = None
     rope_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     rope_scheme: str = "tie_v2"
     axes: int = 3
     qk_norm: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
     tied: bool = True
     norm_eps: float = 1e-6
     time_dim: int = 256
@@ -86,8 +130,8 @@ class UnifiedConfig:
             object.__setattr__(self, "head_dim", self.width // self.heads)
         if self.hidden is None:
             object.__setattr__(self, "hidden", -(-self.width * 8 // 96) * 32)
-        if isinstance(self.specials, dict):
-            object.__setattr__(self, "specials", SpecialIds(**self.specials))
+        _nested(self, "specials", SpecialIds)
+        _nested(self, "rope_scaling", RopeScaling)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         _require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
         _require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
@@ -107,40 +151,13 @@ class UnifiedConfig:
         _require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
 
 
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """Flow matching with t = 1 noise: x_t = (1 - t) x + t e, v = e - x.
-
-    formulation      "flow"
-    predict          what the network gives: "v", or "x" trained with the loss on v (arXiv 2511.13720)
-    time             law of t in training: "uniform", or "logit_normal": t = sigmoid(N(mean, std^2))
-    shift            k of t' = k t / (1 + (k - 1) t); above 1 moves training and sampling towards noise, as
-                     larger grids need
-    min_time         floor of t where t divides (predict="x")
-    """
-
-    formulation: str = "flow"
-    predict: str = "v"
-    time: str = "logit_normal"
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    shift: float = 1.0
-    min_time: float = 0.05
-
-    def __post_init__(self) -> None:
-        _require(self.formulation == "flow", self, "formulation", "flow")
-        _require(self.predict in ("v", "x"), self, "predict", "v or x")
-        _require(self.time in ("uniform", "logit_normal"), self, "time", "uniform or logit_normal")
-        _require(self.time_std > 0, self, "time_std", "a positive number")
-        _require(self.shift > 0, self, "shift", "a positive number")
-        _require(0 < self.min_time < 1, self, "min_time", "a number between 0 and 1")
-
-
 def num_parameters(config: UnifiedConfig) -> int:
     """Number of trained values of `UnifiedModel(config)`, in closed form; a tied head counts once."""
     c = config
     attention = c.width * (c.heads + 2 * c.kv_heads) * c.head_dim + c.heads * c.head_dim * c.width
     attention += 2 * c.head_dim if c.qk_norm else 0
+    attention += (c.heads + 2 * c.kv_heads) * c.head_dim if c.qkv_bias else 0
+    attention += c.width if c.out_bias else 0
     layer = attention + 3 * c.width * c.hidden + 2 * c.width
     text = c.vocab_size * c.width * (1 if c.tied else 2) + c.width
     time = (c.time_dim + 1) * c.width + (c.width + 1) * c.width

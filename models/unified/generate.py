@@ -19,11 +19,12 @@ from torch import Tensor
 
 from models.unified.batch import Document, Segment
 from models.unified.cache import GenerationState
-from models.unified.config import DiffusionConfig
-from models.unified.diffusion import SAMPLERS, sampling_times, velocity
+from models.unified.diffusion import NetworkDenoiser, sampling_times
+from models.unified.diffusion_config import DiffusionConfig
 from models.unified.layouts import prefix_for_visual
 from models.unified.model import UnifiedModel
 from models.unified.positions import Grid
+from models.unified.samplers import MidpointPredictor, check_sampler, sample
 
 Seeds = int | Sequence[int]
 _UNIFORMS = 64
@@ -32,17 +33,18 @@ _PICTURE_SEED_STEP = 1_000_003
 
 @dataclass(frozen=True)
 class VisualSampling:
-    """How a picture is drawn: v = v_u + w (v_c - v_u) with w = guidance_scale (arXiv 2207.12598); at 1 there
-    is no unconditional pass. sampler: "euler" or "heun"."""
+    """How a picture is drawn: F = F_u + w (F_c - F_u) of the network's outputs, and so of v and of x, with
+    w = guidance_scale (arXiv 2207.12598); at 1 there is no unconditional pass. sampler: a name of
+    `models.unified.samplers.SAMPLERS`; predictor: of "amed" (`models.unified.amed`)."""
 
     diffusion: DiffusionConfig
     num_steps: int = 20
     guidance_scale: float = 1.0
     sampler: str = "euler"
+    predictor: MidpointPredictor | None = None
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        check_sampler(self.sampler, self.predictor)
         sampling_times(self.diffusion, self.num_steps)
 
 
@@ -94,15 +96,16 @@ def _draw(
     def all_rows(x: Tensor) -> Tensor:
         return torch.cat((x, x)) if guided else x
 
-    def slope(x: Tensor, time: float) -> Tensor:
-        hidden = state.feed_visual(all_rows(x), grid, time, keep=False)
-        v = velocity(how.diffusion, model.visual_head(hidden).float(), all_rows(x), time)
+    def network(x: Tensor, time: float) -> Tensor:
+        prediction = model.visual_head(state.feed_visual(all_rows(x), grid, time, keep=False)).float()
         if guided:
-            conditional, unconditional = v.chunk(2)
-            v = unconditional + how.guidance_scale * (conditional - unconditional)
-        return v
+            conditional, unconditional = prediction.chunk(2)
+            prediction = unconditional + how.guidance_scale * (conditional - unconditional)
+        return prediction
 
-    x = SAMPLERS[how.sampler](slope, noise.to(state.device), sampling_times(how.diffusion, how.num_steps))
+    times = sampling_times(how.diffusion, how.num_steps)
+    denoiser = NetworkDenoiser(how.diffusion, network)
+    x = sample(how.sampler, denoiser, noise.to(state.device), times, how.predictor)
     if not go_on:
         return x, None
     state.feed_visual(all_rows(x), grid, 0.0, keep=True)
@@ -120,6 +123,7 @@ def generate_visual(
     guidance_scale: float = 1.0,
     unconditional: Sequence[Document] | None = None,
     sampler: str = "euler",
+    predictor: MidpointPredictor | None = None,
     seeds: Seeds = 0,
 ) -> Tensor:
     """Draw one segment behind each prefix (which does not hold the <boi> itself).
@@ -127,10 +131,11 @@ def generate_visual(
     grid_thw       (t, h, w) of the segment, any size
     unconditional  prefixes without the condition, one a request, for guidance_scale other than 1; <bos> alone
                    by default
+    sampler, predictor  as in `VisualSampling`
     seeds          one a request, or an int that counts up
     Returns normalised latents, float32 (B, t, h, w, C).
     """
-    how = VisualSampling(diffusion, num_steps, guidance_scale, sampler)
+    how = VisualSampling(diffusion, num_steps, guidance_scale, sampler, predictor)
     grid = tuple(int(n) for n in grid_thw)
     if len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"grid_thw: expected (t, h, w), got {grid_thw!r}")

@@ -47,8 +47,8 @@ class Attention(nn.Module):
     def __init__(self, config: UnifiedConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
-        self.out = nn.Linear(self.heads * self.head_dim, config.width, bias=False)
+        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
+        self.out = nn.Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -165,7 +165,8 @@ class UnifiedModel(nn.Module):
     ) -> Tensor:
         """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes), mask bool
         (B, 1, N, K); caches, one a layer, hold what earlier calls computed."""
-        cos, sin = (a[:, None] for a in rotary(positions, self.config.head_dim, self.config.rope_base))
+        c = self.config
+        cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         for index, block in enumerate(self.blocks):
             cache = caches[index] if caches is not None else None
             if self.checkpoint_activations and self.training:
@@ -179,7 +180,7 @@ class UnifiedModel(nn.Module):
         return self.head(self.norm(hidden))
 
     def visual_head(self, hidden: Tensor) -> Tensor:
-        """(..., width) -> prediction (..., C): v or x, as the diffusion config says."""
+        """(..., width) -> prediction (..., C): x, noise or v, as the diffusion config says."""
         return self.visual_out(self.visual_norm(hidden))
 
     def forward(self, batch: Batch, noisy_latents: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

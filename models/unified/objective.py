@@ -3,7 +3,8 @@ differentiate and detached figures to log. The whole step is one module with one
 DeepSpeed wraps.
 
 loss = text_weight * mean over text targets of (cross entropy + z_loss * logsumexp^2)
-     + visual_weight * mean over visual targets of the mean over channels of |v^ - v|^2
+     + visual_weight * mean over visual targets of the mean over channels of w |D - x|^2
+        (models.unified.formulations; with diffusion.multiscale, coarser scales of it are added)
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.unified.batch import Batch
-from models.unified.config import DiffusionConfig
-from models.unified.diffusion import corrupt, sample_times, squared_error
+from models.unified.diffusion import corrupt, residual, sample_times, warn_wide_patches
+from models.unified.diffusion_config import DiffusionConfig
+from models.unified.formulations import formulation
 from models.unified.model import UnifiedModel
+from models.unified.multiscale import coarse_error
 
 Seed = int | torch.Generator | Sequence[int]
 
@@ -46,11 +49,12 @@ class UnifiedObjective(nn.Module):
         ):
             if value < 0:
                 raise ValueError(f"UnifiedObjective.{name}: expected a number not below 0, got {value!r}")
+        warn_wide_patches(diffusion, model.config.latent_dim, model.config.width)
         self.model, self.diffusion = model, diffusion
         self.text_weight, self.visual_weight, self.z_loss = text_weight, visual_weight, z_loss
 
     def noise(self, batch: Batch, seed: Seed) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise (B, L, C), times (B, S) with 0 for context, and noisy latents (B, L, C).
+        """Noise (B, L, C), path times (B, S) with 0 for context, and noisy latents x_t (B, L, C).
 
         An int seeds a generator on the batch's device. A generator on another device may be passed: what it
         draws is moved, so that a GPU run can repeat a CPU run's noise. B ints, one a row, draw each row's noise
@@ -64,7 +68,7 @@ class UnifiedObjective(nn.Module):
         else:
             times, noise = self._noise_by_row(batch, seed)
         times, noise = times.to(device) * batch.segment_loss, noise.to(device)
-        return noise, times, corrupt(batch.latents, noise, _per_position(times, batch))
+        return noise, times, corrupt(self.diffusion, batch.latents, noise, _per_position(times, batch))
 
     def _noise_by_row(self, batch: Batch, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         B, L, C = batch.latents.shape
@@ -93,15 +97,18 @@ class UnifiedObjective(nn.Module):
         of a modality's targets divided by R * A. A modality without targets adds exactly 0.
         """
         noise, times, noisy = self.noise(batch, seed)
-        logits, prediction = self.model(batch, noisy, times)
+        row, at = formulation(self.diffusion), _per_position(times, batch)
+        # Context is shown as it is: sampling's prefixes know nothing of a formulation.
+        seen = torch.where(batch.visual_loss[..., None], noisy * row.input_scale(at), noisy)
+        logits, prediction = self.model(batch, seen, row.c_noise(times))
         num_text, num_visual = batch.tokens["text_targets"], batch.tokens["visual_targets"]
 
         logits = logits.float()
         entropy = F.cross_entropy(logits, batch.labels.flatten()[batch.label_index], reduction="sum")
-        error = squared_error(
-            self.diffusion, prediction.float(), batch.latents, noise, noisy, _per_position(times, batch)
-        ).mean(dim=-1)
-        error = torch.where(batch.visual_loss, error, 0.0).sum()
+        rest = residual(self.diffusion, prediction.float(), batch.latents, noise, at)
+        error = torch.where(batch.visual_loss, rest.square().mean(dim=-1), 0.0).sum()
+        if self.diffusion.multiscale > 1:
+            error = error + coarse_error(rest, batch.target_spans, self.diffusion.multiscale)
 
         by_text, by_visual = _count(text_tokens, num_text), _count(visual_tokens, num_visual)
         loss = self.text_weight * entropy / by_text + self.visual_weight * error / by_visual

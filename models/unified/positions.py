@@ -22,6 +22,7 @@ axes an image is a video of one frame; on two axes the time column is left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.unified.config import ROPE_SCHEMES
+from models.unified.config import ROPE_SCHEMES, RopeScaling
 
 Grid = tuple[int, int, int]
 
@@ -115,17 +116,30 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
     return torch.from_numpy(np.concatenate(pieces))
 
 
-def rotary(positions: Tensor, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Rotary frequencies in radians a position, as Llama 3.1 stretches them; see `RopeScaling`."""
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * ((1 - kept) / scaling.factor + kept)
+
+
+def rotary(
+    positions: Tensor, head_dim: int, base: float = 10000.0, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles (RoFormer, arXiv 2104.09864, eq. 15).
 
     positions (..., axes) float32 -> two float32 tensors (..., head_dim / 2). Frequency j is
     base^(-2j/head_dim) and turns with axis j mod axes: on two axes rows take the even j and columns the odd
-    ones. Equal coordinates on all axes give RoPE-1D to the last bit.
+    ones. Equal coordinates on all axes give RoPE-1D to the last bit. `scaling` changes the frequencies first.
     """
     axes = positions.shape[-1]
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     axis_of = torch.arange(head_dim // 2, device=positions.device) % axes
-    angles = positions.float()[..., axis_of] * (1.0 / base**exponents)
+    frequencies = 1.0 / base**exponents
+    if scaling is not None:
+        frequencies = scale_frequencies(frequencies, scaling)
+    angles = positions.float()[..., axis_of] * frequencies
     return angles.cos(), angles.sin()
 
 

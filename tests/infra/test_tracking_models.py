@@ -54,7 +54,8 @@ def bundle(tmp_path_factory) -> Path:
     from models.tokenizer.config import TokenizerConfig
     from models.tokenizer.omni import OmniTokenizer
     from models.tokenizer.quantizers.config import QuantizerConfig
-    from models.unified.config import DiffusionConfig, UnifiedConfig
+    from models.unified.config import UnifiedConfig
+    from models.unified.diffusion_config import DiffusionConfig
     from models.unified.model import UnifiedModel
 
     torch.manual_seed(0)

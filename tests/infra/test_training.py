@@ -17,7 +17,8 @@ from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from infra.training.engine import Engine, reduce_sum
 from infra.training.loop import Loop, TrainingDiverged
 from models.unified.batch import Segment, collate
-from models.unified.config import DiffusionConfig, UnifiedConfig
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion_config import DiffusionConfig
 from models.unified.layouts import plain_text, text_to_visual
 from models.unified.model import UnifiedModel
 from models.unified.objective import UnifiedObjective
@@ -136,6 +137,54 @@ def test_accumulated_passes_are_one_step(group):
     module, _, _ = plain(STEPS)
     for found, wanted in zip(engine.module.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def scale_of(name: str) -> float:
+    """The first layer at a quarter of the rate, the norm frozen, the last layer at the schedule's."""
+    return {"net.0": 0.25, "net.1": 0.0, "net.3": 1.0}[name.rpartition(".")[0]]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_parts_have_learning_rates_of_their_own_and_can_be_frozen(group, tmp_path, zero_stage):
+    torch.manual_seed(0)
+    module = Regression()
+    layers = dict(module.net.named_children())
+    layers["1"].requires_grad_(False)
+    adam = torch.optim.AdamW(
+        [{"params": [getattr(layers[at], name)], "weight_decay": decay, "scale": scale}
+         for at, scale in (("0", 0.25), ("3", 1.0)) for name, decay in (("weight", 0.1), ("bias", 0.0))],
+        betas=(0.9, 0.95), eps=1e-8)
+    norms = []
+    for step in range(STEPS):
+        for entry in adam.param_groups:
+            entry["lr"] = OPTIMIZER.lr_at(step, STEPS) * entry["scale"]
+        adam.zero_grad()
+        module(*example(step))[0].backward()
+        norms.append(float(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 0.5)))
+        adam.step()
+
+    def build() -> Engine:
+        torch.manual_seed(0)
+        return Engine(Regression(), OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), STEPS, 8,
+                      lr_scale=scale_of)
+
+    engine = build()
+    logs = steps(engine, 0, 5)
+    checkpoint.save(str(tmp_path), 5, {"model": engine}, {}, keep=1)
+    resumed = build()
+    checkpoint.load(checkpoint.latest(str(tmp_path)), {"model": resumed})
+    rest = steps(engine, 5, STEPS)
+    assert steps(resumed, 5, STEPS) == rest
+    assert [log["grad_norm"] for log in logs + rest] == pytest.approx(norms, rel=1e-4)
+    with engine.full_weights() as trained:
+        for name, value in module.state_dict().items():
+            torch.testing.assert_close(trained.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    again = resumed.state_dict()
+    for name, value in engine.state_dict().items():  # the average of a frozen part is the part itself
+        assert torch.equal(again[name], value), name
+    assert torch.equal(again["net.1.weight"], torch.ones(16)) and torch.equal(again["net.1.bias"], torch.zeros(16))
+    with pytest.raises(ValueError, match="lr_scale"):
+        Engine(Regression(), OPTIMIZER, EngineConfig(), STEPS, 8, lr_scale=lambda name: 0.0)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])

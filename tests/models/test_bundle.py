@@ -14,7 +14,8 @@ from models.text import TextTokenizer
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.omni import OmniTokenizer
 from models.tokenizer.quantizers.config import QuantizerConfig
-from models.unified.config import DiffusionConfig, UnifiedConfig
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion_config import DiffusionConfig
 from models.unified.model import UnifiedModel
 
 

@@ -8,8 +8,9 @@ import torch
 
 from models.unified.batch import Segment, collate, document_length
 from models.unified.cache import GenerationState
-from models.unified.config import DiffusionConfig, UnifiedConfig
-from models.unified.diffusion import SAMPLERS, sampling_times, velocity
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion import NetworkDenoiser, sampling_times
+from models.unified.diffusion_config import DiffusionConfig
 from models.unified.generate import (
     VisualSampling,
     generate_interleaved,
@@ -25,6 +26,7 @@ from models.unified.layouts import (
 )
 from models.unified.model import UnifiedModel
 from models.unified.objective import UnifiedObjective
+from models.unified.samplers import sample
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
 S = CONFIG.specials
@@ -97,17 +99,17 @@ def test_pictures_with_the_cache_equal_recomputation(grid: tuple[int, int, int],
     assert drawn.shape == (4, *grid, 3) and drawn.dtype == torch.float32
     for b, document in enumerate(documents):
 
-        def slope(x: torch.Tensor, time: float, document: list[Segment] = document) -> torch.Tensor:
-            vs = []
+        def network(x: torch.Tensor, time: float, document: list[Segment] = document) -> torch.Tensor:
+            outputs = []
             for prefix in (document, prefix_for_visual([], S)):
                 row = [*prefix, Segment("visual", latents=x.numpy(), grid=grid)]
                 batch = collate([[row]], document_length(row), CONFIG)
                 _, prediction = model(batch, batch.latents, time * batch.segment_loss.float())
-                vs.append(velocity(DIFFUSION, prediction[batch.visual_loss], x, time))
-            return vs[1] + 2.0 * (vs[0] - vs[1])
+                outputs.append(prediction[batch.visual_loss])
+            return outputs[1] + 2.0 * (outputs[0] - outputs[1])
 
         noise = torch.randn(int(np.prod(grid)), 3, generator=torch.Generator().manual_seed(5 + b))
-        expected = SAMPLERS[sampler](slope, noise, sampling_times(DIFFUSION, 3))
+        expected = sample(sampler, NetworkDenoiser(DIFFUSION, network), noise, sampling_times(DIFFUSION, 3))
         torch.testing.assert_close(drawn[b].reshape(-1, 3), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from models.unified.batch import Batch, collate
-from models.unified.config import DiffusionConfig, SpecialIds, UnifiedConfig, num_parameters
+from models.unified.config import SpecialIds, UnifiedConfig, num_parameters
+from models.unified.diffusion_config import DiffusionConfig
 from models.unified.layouts import plain_text, text_to_visual, visual_to_text
 from models.unified.model import UnifiedModel
 from models.unified.objective import UnifiedObjective

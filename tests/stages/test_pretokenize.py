@@ -16,7 +16,8 @@ from infra.errors import InputError  # noqa: E402
 from models.bundle import BundleConfig, OmniLoom  # noqa: E402
 from models.tokenizer.config import TiTokConfig, TokenizerConfig  # noqa: E402
 from models.unified.batch import collate  # noqa: E402
-from models.unified.config import DiffusionConfig, UnifiedConfig  # noqa: E402
+from models.unified.config import UnifiedConfig  # noqa: E402
+from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
 from models.unified.model import UnifiedModel  # noqa: E402
 from models.unified.objective import UnifiedObjective  # noqa: E402
 from stages import metrics, pretokenize, records  # noqa: E402

@@ -1,0 +1,114 @@
+"""The coarser scales of a diffusion loss, and their place in the step over packed rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.unified.batch import Segment, collate
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion import corrupt, residual
+from models.unified.diffusion_config import FORMULATIONS, DiffusionConfig
+from models.unified.formulations import formulation
+from models.unified.model import UnifiedModel
+from models.unified.multiscale import segment_coarse_error
+from models.unified.objective import UnifiedObjective
+
+CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4)
+
+
+def by_hand(residual: torch.Tensor, scales: int) -> float:
+    """One segment (t, h, w, C): loops over windows."""
+    t, h, w, _ = residual.shape
+    total, p = 0.0, 2
+    for _ in range(1, scales):
+        if p // 2 >= max(h, w):
+            break
+        windows = [
+            residual[f, i : i + p, j : j + p].mean((0, 1))
+            for f in range(t)
+            for i in range(0, h, p)
+            for j in range(0, w, p)
+        ]
+        total += p * torch.stack(windows).square().mean().item()
+        p *= 2
+    return total
+
+
+@pytest.mark.parametrize("grid", [(1, 8, 8), (2, 4, 8), (1, 5, 3), (1, 1, 1), (3, 1, 4)])
+@pytest.mark.parametrize("scales", [1, 2, 3, 9])
+def test_it_is_the_pooled_mean_square(grid: tuple[int, int, int], scales: int) -> None:
+    residual = torch.randn(2, *grid, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.tensor([by_hand(part, scales) for part in residual], dtype=torch.float64)
+    torch.testing.assert_close(segment_coarse_error(residual, scales), expected)
+
+
+def test_composition_counts_more_than_detail() -> None:
+    flat = torch.ones(1, 1, 8, 8, 1)
+    detail = flat * torch.tensor([1.0, -1.0]).repeat(4).view(8, 1)
+    assert segment_coarse_error(flat, 4).item() == 2 + 4 + 8
+    assert segment_coarse_error(detail, 4).item() == 0
+
+
+def visual(grid: tuple[int, int, int], seed: int, loss: bool = True) -> Segment:
+    latents = np.random.default_rng(seed).normal(size=(int(np.prod(grid)), 3)).astype(np.float32)
+    return Segment("visual", latents=latents, grid=grid, loss=loss)
+
+
+def text(*ids: int) -> Segment:
+    return Segment("text", ids=np.array(ids))
+
+
+def packed(config: UnifiedConfig = CONFIG):
+    rows = [
+        [[text(1, 9), visual((1, 4, 4), 0), text(2)], [text(1), visual((2, 2, 3), 1), visual((1, 2, 2), 2, False)]],
+        [[text(1, 8, 7), visual((1, 4, 4), 3)]],
+    ]
+    return collate(rows, 64, config)
+
+
+def test_targets_are_where_they_are_said_to_be() -> None:
+    batch = packed()
+    assert [span[2] for span in batch.target_spans] == [(1, 4, 4), (2, 2, 3), (1, 4, 4)]
+    marked = torch.zeros_like(batch.visual_loss)
+    for row, first, (t, h, w) in batch.target_spans:
+        marked[row, first : first + t * h * w] = True
+    assert torch.equal(marked, batch.visual_loss)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("scales", [1, 3])
+def test_the_step_computes_it_over_packed_rows(name: str, scales: int) -> None:
+    diffusion = DiffusionConfig(name, multiscale=scales, weight="min_snr", data_std=0.7)
+    torch.manual_seed(0)
+    model = UnifiedModel(CONFIG)
+    torch.nn.init.normal_(model.visual_out.weight, std=0.1)
+    objective, batch, row = UnifiedObjective(model, diffusion), packed(), formulation(diffusion)
+    noise, times, noisy = objective.noise(batch, 3)
+    inputs, expected, count = noisy.clone(), 0.0, 0
+    at = {}
+    for b, first, grid in batch.target_spans:
+        part = slice(first, first + int(np.prod(grid)))
+        t = at[b, first] = times[b, batch.segment_index[b, first]]
+        torch.testing.assert_close(noisy[b, part], corrupt(diffusion, batch.latents[b, part], noise[b, part], t))
+        inputs[b, part] *= row.input_scale(t)
+    context = batch.visual & ~batch.visual_loss
+    assert context.any() and torch.equal(inputs[context], batch.latents[context])
+    _, prediction = model(batch, inputs, row.c_noise(times))
+    for b, first, grid in batch.target_spans:
+        part = slice(first, first + int(np.prod(grid)))
+        rest = residual(diffusion, prediction[b, part], batch.latents[b, part], noise[b, part], at[b, first])
+        size = int(np.prod(grid))
+        expected += size * (rest.square().mean().item() + by_hand(rest.detach().view(*grid, 3), scales))
+        count += size
+    loss, logs = objective(batch, 3)
+    assert logs["visual_loss"].item() == pytest.approx(expected / count, rel=1e-5)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_wide_patches_are_warned_of_where_training_starts() -> None:
+    wide = UnifiedConfig(vocab_size=40, latent_dim=64, width=128, layers=1, heads=4)
+    with pytest.warns(UserWarning, match="64 numbers at a width of 128"):
+        UnifiedObjective(UnifiedModel(wide), DiffusionConfig())

@@ -1,0 +1,203 @@
+"""`train` with `init_from`: a tiny Llama that transformers saved, trained on in the worker; frozen parts; what is
+refused, and at which field."""
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from infra import storage  # noqa: E402
+from infra.errors import InputError  # noqa: E402
+from models.bundle import OmniLoom  # noqa: E402
+from models.text import TextTokenizer  # noqa: E402
+from models.unified import SpecialIds, UnifiedConfig, load_llama  # noqa: E402
+from models.unified.llama import is_text_parameter  # noqa: E402
+from stages import train_unified  # noqa: E402
+from stages.base import StageContext  # noqa: E402
+from stages.starting import local_folder  # noqa: E402
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group(process_group):
+    yield
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    """A folder with the tokenizer of a language model, whose ids are none of ours."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(["a red square moves", "the green square"] * 3, trainers.BpeTrainer(
+        vocab_size=290, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12, rms_norm_eps=1e-5,
+        bos_token_id=tokenizer.token_to_id("<|begin_of_text|>"), eos_token_id=tokenizer.token_to_id("<|end_of_text|>"),
+    )).save_pretrained(folder, max_shard_size="20KB")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def visual(tmp_path_factory):
+    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
+
+
+def pretokenize(folder: Path, text: TextTokenizer, visual):
+    rng = np.random.default_rng(0)
+    rows = corpora.token_rows(text, rng, images=16, videos=2, texts=6, documents=2)
+    held_out = corpora.token_rows(text, rng, images=4, videos=1, texts=1, documents=0)
+    return corpora.pretokenize(folder, {"train": [rows], "validation": [held_out]}, text, visual_digest=visual.digest)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory, llama, visual):
+    text = TextTokenizer.load(llama / "tokenizer.json")
+    return pretokenize(tmp_path_factory.mktemp("tokens") / "tokens", text, visual)
+
+
+def config(llama, **fields) -> train_unified.Config:
+    return train_unified.Config.model_validate({
+        "init_from": str(llama), "model": {"time_dim": 16}, "packing": {"length": 64, "window_rows": 6},
+        "batch_rows": 4, "steps": 4, "seed": 3, "optimizer": {"lr": 5e-3, "warmup_steps": 2},
+        "engine": {"zero_stage": 1, "ema_decay": 0.9}, "workers": {"count": 1, "checkpoint_every": 2, "log_every": 2},
+        "validate_every": 4, "validation_rows": 2, "samples": {"count": 1, "num_steps": 2}, **fields})
+
+
+def train(folder: Path, llama, tokens, visual, progress=None, **fields) -> dict[str, torch.Tensor]:
+    train_unified.train_worker(train_unified.Job(
+        config(llama, **fields), tokens, visual, output=str(folder / "output"), state=str(folder / "state"),
+        tracker=corpora.Silent(), progress=progress or corpora.Silent()))
+    return load_file(folder / "output" / "model" / "unified.safetensors")
+
+
+def test_training_goes_on_from_the_checkpoint(tmp_path, llama, tokens, visual):
+    text = TextTokenizer.load(llama / "tokenizer.json")
+    start = load_llama(llama, latent_dim=4, specials=SpecialIds(**text.specials), time_dim=16).eval()
+    rows = start.config.vocab_size - 4
+    # A rate too small to move anything shows what training starts from.
+    train(tmp_path / "still", llama, tokens, visual, steps=1, optimizer={"lr": 1e-12, "weight_decay": 0.0})
+    model = OmniLoom.load(tmp_path / "still" / "output" / "model")
+    assert model.config.unified == start.config
+    assert model.config.unified.specials == SpecialIds(**text.specials) and model.text.digest == text.digest
+    line = torch.randint(rows, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reference = transformers.AutoModelForCausalLM.from_pretrained(llama)(line).logits
+        assert (model.model.text_logits(line)[..., :rows] - reference).abs().max() < 1e-4
+    train(tmp_path / "on", llama, tokens, visual, steps=30, validate_every=30)
+    curve = (tmp_path / "on" / "output" / "report" / "history.jsonl").read_text().splitlines()
+    losses = [row["text_loss"] for row in map(json.loads, curve) if "text_loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    trained = OmniLoom.load(tmp_path / "on" / "output" / "model")
+    assert isinstance(trained.text_to_text(["a red"], max_new_tokens=4)[0], str)
+    assert trained.text_to_image(["a red square"], num_steps=2).shape == (1, 24, 24, 3)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("frozen", ["text", "visual"])
+def test_a_frozen_part_stays_as_it_was_to_the_last_bit(tmp_path, llama, tokens, visual, zero_stage, frozen):
+    model = train(tmp_path, llama, tokens, visual, lr_scale={frozen: 0.0},
+                  engine={"zero_stage": zero_stage, "ema_decay": 0.9})
+    torch.manual_seed(3)  # the config's
+    text = TextTokenizer.load(llama / "tokenizer.json")
+    start = load_llama(llama, latent_dim=4, specials=SpecialIds(**text.specials), time_dim=16).state_dict()
+    assert set(start) == set(model)
+    for name, value in start.items():
+        assert torch.equal(model[name], value) == (is_text_parameter(name) == (frozen == "text")), name
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, llama, tokens, visual):
+    class KilledAt3(corpora.Silent):
+        def __call__(self, done, total, unit, **facts):
+            if done == 3:
+                raise Killed
+
+    fields = {"lr_scale": {"text": 0.1, "visual": 1.0}}
+    straight = train(tmp_path / "straight", llama, tokens, visual, **fields)
+    with pytest.raises(Killed):
+        train(tmp_path / "broken", llama, tokens, visual, KilledAt3(), **fields)
+    broken = train(tmp_path / "broken", llama, tokens, visual, **fields)
+    assert all(torch.equal(broken[name], value) for name, value in straight.items())
+
+
+def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
+    uri = f"memory://{uuid.uuid4().hex}/llama"
+    storage.copy_tree(str(llama), uri)
+    storage.write_bytes(uri + "/original/consolidated.00.pth", b"the same weights again")
+    folder = local_folder(uri)
+    assert folder.parent == storage.cache_folder()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in llama.iterdir()}
+    assert local_folder(uri) == folder and local_folder(str(llama)) == llama
+    ids = torch.arange(20)[None]
+    assert torch.equal(load_llama(folder).text_logits(ids), load_llama(llama).text_logits(ids))
+    storage.write_bytes(uri + "/config.json", b"{ }")
+    assert local_folder(uri) != folder
+    found = train_unified.unified_config(config(llama), 0, 4, None)
+    assert isinstance(found, UnifiedConfig) and found.width == 32
+    with pytest.raises(InputError, match="config.json: architectures"):
+        train_unified.unified_config(config(uri), 0, 4, None)
+
+
+@pytest.mark.parametrize(("model", "field"), [
+    ({"width": 64}, "width"), ({"layers": 2, "heads": 8}, "heads"), ({"tied": True}, "tied"),
+    ({"rope_scaling": {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_length": 64}},
+     "rope_scaling")])
+def test_a_field_that_contradicts_the_checkpoint_is_named(llama, model, field):
+    with pytest.raises(InputError, match="leave it out") as caught:
+        train_unified.unified_config(config(llama, model=model), 0, 4, None)
+    assert caught.value.field == f"stages.train.model.{field}" and caught.value.file == str(llama / "config.json")
+    agreeing = config(llama, model={"width": 32, "kv_heads": None, "axes": 2, "rope_scheme": "axial"})
+    found = train_unified.unified_config(agreeing, 0, 4, None)
+    assert (found.kv_heads, found.axes, found.rope_scheme) == (2, 2, "axial")
+
+
+def context(settings, tokens, visual, tmp_path) -> StageContext:
+    return StageContext("train", "0" * 64, settings, {"pretokenize": tokens, "tokenizer_joint": visual},
+                        str(tmp_path / "work"), corpora.Silent(), corpora.Silent())
+
+
+def test_tokens_of_another_text_tokenizer_are_refused_before_workers_start(tmp_path, llama, visual):
+    tokens = pretokenize(tmp_path / "tokens", corpora.text_tokenizer(), visual)
+    with pytest.raises(InputError, match="set stages.pretokenize.text_tokenizer to .*tokenizer.json") as caught:
+        train_unified.run(context(config(llama), tokens, visual, tmp_path))
+    assert caught.value.field == "stages.train.init_from" and str(llama) in str(caught.value)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    with pytest.raises(InputError, match="tokenizer.json.*no tokenizer"):
+        train_unified.run(context(config(bare), tokens, visual, tmp_path))
+    (bare / "tokenizer.json").write_bytes((llama / "tokenizer.json").read_bytes())
+    right = pretokenize(tmp_path / "right", TextTokenizer.load(llama / "tokenizer.json"), visual)
+    with pytest.raises(InputError, match="no checkpoint to start from.*config.json") as caught:
+        train_unified.run(context(config(bare), right, visual, tmp_path))
+    assert caught.value.file == str(bare)
+
+
+def test_a_config_that_trains_nothing_is_refused(llama):
+    with pytest.raises(ValidationError, match="text and visual are both 0"):
+        config(llama, lr_scale={"text": 0, "visual": 0})
