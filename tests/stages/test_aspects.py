@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from stages.aspects import Aspects, check_names, ratio
 from stages.pretokenize import Config as PretokenizeConfig
-from stages.train_tokenizer import Config, DataConfig
+from stages.train_tokenizer_config import Config, DataConfig
 
 NAMES = ("1:1", "4:3", "3:4", "16:9", "9:16")
 

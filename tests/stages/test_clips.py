@@ -14,7 +14,7 @@ import corpora  # noqa: E402
 from stages import clips, media, records  # noqa: E402
 from stages.aspects import Aspects  # noqa: E402
 from stages.clips import ClipBatches, ClipStore  # noqa: E402
-from stages.train_tokenizer import DataConfig  # noqa: E402
+from stages.train_tokenizer_config import DataConfig  # noqa: E402
 
 SQUARES = Aspects()
 NAMES = ("1:1", "3:2", "2:3")
