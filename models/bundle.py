@@ -32,8 +32,7 @@ from models.unified.layouts import prefix_for_text, prefix_for_visual
 from models.unified.model import UnifiedModel
 
 if TYPE_CHECKING:
-    from models.tokenizer.omni import OmniTokenizer
-    from models.tokenizer.titok import TiTok
+    from models.tokenizer.base import VisualTokenizer
 
 VERSION = 1
 
@@ -149,7 +148,7 @@ class OmniLoom:
         self,
         config: BundleConfig,
         model: UnifiedModel,
-        tokenizer: OmniTokenizer | TiTok,
+        tokenizer: VisualTokenizer,
         text: TextTokenizer,
         batch_size: int = 64,
     ):

@@ -15,8 +15,7 @@ from models.tokenizer.config import TiTokConfig, TokenizerConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 
 if TYPE_CHECKING:
-    from models.tokenizer.omni import OmniTokenizer
-    from models.tokenizer.titok import TiTok
+    from models.tokenizer.base import VisualTokenizer
 
 AnyTokenizerConfig = TokenizerConfig | TiTokConfig
 CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig}
@@ -49,7 +48,7 @@ def _fill(cls: type, values: Any, where: str) -> Any:
         raise ValueError(f"{where}: {cls.__name__}: {error}") from error
 
 
-def build_tokenizer(config: AnyTokenizerConfig) -> OmniTokenizer | TiTok:
+def build_tokenizer(config: AnyTokenizerConfig) -> VisualTokenizer:
     """The tokenizer of `config` with fresh weights."""
     if isinstance(config, TiTokConfig):
         from models.tokenizer.titok import TiTok

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.tokenizer.base import RGB
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.official_blocks import OfficialStack
-from models.tokenizer.omni import RGB, PatchEmbed, patchify, unpatchify
+from models.tokenizer.omni import PatchEmbed, patchify, unpatchify
 from models.tokenizer.quantizers.base import (
     Quantized,
     Quantizer,

@@ -11,38 +11,15 @@ Errors: `ValueError` naming the sizes given and what would fit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
 from models.tokenizer.blocks import Stack
 from models.tokenizer.config import TokenizerConfig
 from models.tokenizer.quantizers.build import build_quantizer
 from models.tokenizer.streaming import BlockMemory, TemporalState
-
-RGB = 3
-BOTTLENECK = ("codebook.", "pre_vq.", "post_vq.")  # what another quantizer needs anew
-
-
-class Encoded(NamedTuple):
-    """Tokens of a batch. c is `latent_dim`; all floats are float32.
-
-    codes: (B, t, h, w) int64 in [0, codebook_size), or None for a continuous bottleneck.
-    latents: (B, c, t, h, w), what was quantised, in the quantizer's own range: unit length for VQ, about [-1,
-        1] a channel for FSQ, the posterior's mean for KL. The nearest code of `latents` is `codes`.
-    loss: scalar, the bottleneck's weighted loss. stats: detached scalars of the batch.
-    z_q: (B, c, t, h, w), what the decoder reads.
-    prequant: (B, input_dim, t, h, w), what the encoder gave the bottleneck: before any normalisation; of KL,
-        means and then log-variances.
-    """
-
-    codes: Tensor | None
-    latents: Tensor
-    loss: Tensor
-    stats: dict[str, Tensor]
-    z_q: Tensor
-    prequant: Tensor
 
 
 def patchify(x: Tensor, patch: int, temporal: int) -> Tensor:
@@ -133,16 +110,12 @@ class Decoder(nn.Module):
         return pixels
 
 
-class OmniTokenizer(nn.Module):
+class OmniTokenizer(VisualTokenizer):
     """The tokenizer for images and videos; see the module docstring for shapes and ranges."""
 
     def __init__(self, config: TokenizerConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or TokenizerConfig()
-        self.encoder, self.decoder, self.codebook = self._build(config)
-        self.pre_vq = nn.Linear(config.width, self.codebook.input_dim)
-        self.post_vq = nn.Linear(self.codebook.dim, config.width)
-        self._init_weights()
+        config = config or TokenizerConfig()
+        super().__init__(config, *self._build(config))
         self.init_video_from_image_()
 
     @staticmethod
@@ -154,37 +127,6 @@ class OmniTokenizer(nn.Module):
             return official.OfficialEncoder(config), official.OfficialDecoder(config), bottleneck
         return Encoder(config), Decoder(config), build_quantizer(config.quantizer)
 
-    def _init_weights(self) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-                if name.endswith(("to_out", "proj", "down")) and ".layers." in name:
-                    module.weight.data.mul_(0.5)  # residual branches start small
-        # Codes have few channels: give the decoder's stream unit variance, or the first blocks drown them.
-        nn.init.normal_(self.post_vq.weight, std=self.codebook.mean_square**-0.5)
-        for module in self.modules():
-            if hasattr(module, "clear_padding_"):
-                module.clear_padding_()
-
-    @property
-    def latent_dim(self) -> int:
-        return self.codebook.dim
-
-    @property
-    def codebook_size(self) -> int | None:
-        """How many codes; None for a continuous bottleneck."""
-        return self.codebook.size
-
-    @property
-    def num_params(self) -> int:
-        """Learned numbers, the codebook included, without zeros that only pad."""
-        embeddings = getattr(self.codebook, "embeddings", None)
-        padding = sum(getattr(module, "num_padding", 0) for module in self.modules())
-        learned = sum(p.numel() for p in self.parameters()) - padding
-        return learned + (0 if embeddings is None else embeddings.numel())
-
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The token grid (t, h, w) of a clip; ValueError where the clip does not fit it."""
         patch, temporal = self.config.patch_size, self.config.temporal_patch
@@ -194,23 +136,13 @@ class OmniTokenizer(nn.Module):
             raise ValueError(f"pixels: frames must be 1 plus a multiple of {temporal}, got {frames}")
         return 1 + (frames - 1) // temporal, height // patch, width // patch
 
-    def set_activation_checkpointing(self, on: bool) -> None:
-        """Keep only the inputs of blocks in training passes and compute the rest again in backward."""
-        for module in self.modules():
-            if hasattr(module, "activation_checkpointing"):
-                module.activation_checkpointing = on
-
     def encode(self, x: Tensor, *, update_codebook: bool = False, state: TemporalState | None = None) -> Encoded:
         """Pixels -> tokens. `update_codebook` has an effect in training mode alone.
 
         With `state`, x is the next chunk of a video: 1 + k * temporal_patch frames at first, then k *
         temporal_patch, and the state moves on. ValueError for a chunk of another number of frames, size or batch.
         """
-        if x.ndim == 4:
-            x = x.unsqueeze(2)
-        if x.ndim != 5 or x.shape[1] != RGB or not x.is_floating_point():
-            expected = "float (B, 3, H, W) or (B, 3, T, H, W)"
-            raise ValueError(f"pixels: expected {expected}, got {x.dtype} {tuple(x.shape)}")
+        x = as_clip(x)
         frames, temporal = x.shape[2], self.config.temporal_patch
         goes_on = state is not None and state.latent_frames > 0
         if goes_on and (frames < temporal or frames % temporal):
@@ -224,10 +156,7 @@ class OmniTokenizer(nn.Module):
             self._enter(state, "encode", (len(x), h, w))
             tokens = self.encoder(x, state)
             state.latent_frames += t - goes_on
-        prequant = self.pre_vq(tokens)
-        out = self.codebook(prequant, update=update_codebook)
-        latents, z_q, prequant = (v.movedim(-1, 1) for v in (out.latents, out.z_q, prequant.float()))
-        return Encoded(out.codes, latents, out.loss, out.stats, z_q, prequant)
+        return self._quantize(tokens, update_codebook)
 
     def _enter(self, state: TemporalState, side: str, shape: tuple[int, int, int]) -> None:
         if self.config.compat == "official":
@@ -297,12 +226,6 @@ class OmniTokenizer(nn.Module):
     def _decode(self, vectors: Tensor, *state: TemporalState) -> Tensor:
         return self.decoder(self.post_vq(vectors.to(self.post_vq.weight.dtype)), *state)
 
-    def forward(self, x: Tensor, *, update_codebook: bool = False) -> tuple[Tensor, Encoded]:
-        """Reconstruction of x's own shape and dtype, and the tokens on the way."""
-        encoded = self.encode(x, update_codebook=update_codebook)
-        recon = self._decode(encoded.z_q.movedim(1, -1)).to(x.dtype)
-        return (recon.squeeze(2) if x.ndim == 4 else recon), encoded
-
     @torch.no_grad()
     def init_video_from_image_(self) -> None:
         """Let a still video encode and decode like its image, in every frame.
@@ -340,15 +263,6 @@ class OmniTokenizer(nn.Module):
             quantizer, or another number of codes or channels.
         ValueError naming what is missing, unknown or of another shape; then nothing was loaded.
         """
-        fresh = BOTTLENECK if new_bottleneck else ()
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith(fresh)}
-        given = {name: value for name, value in state.items() if not name.startswith(fresh)}
-        missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-        misfit = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
-        for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", misfit)):
-            if names:
-                shown = f"{', '.join(names[:4])} ({len(names)} in all)"
-                raise ValueError(f"tokenizer state: {problem}: {shown}")
-        self.load_state_dict(given, strict=False)
+        self._take(state, BOTTLENECK if new_bottleneck else ())
         if inflate_video:
             self.init_video_from_image_()

@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
 from models.tokenizer.blocks import Attention, FeedForward, spatial_table
 from models.tokenizer.config import TiTokConfig
-from models.tokenizer.omni import RGB, Encoded
 from models.tokenizer.quantizers.build import build_quantizer
 
 ENCODER_SIDE = ("encoder", "pre_vq", "codebook")
-BOTTLENECK = ("codebook.", "pre_vq.", "post_vq.")
 HEADS = ("decoder.to_pixels_first_frame.", "decoder.to_proxy_codes.")
 # Positions are half as large as the latents beside them: at 0.02 the first block's output drowns them (digits at
 # 32x32, 16 latents, 300 steps: 17.0 dB at 0.02 and at 1.0, 17.8 at 0.5).
@@ -124,44 +123,13 @@ class TiTokDecoder(nn.Module):
         return F.pixel_shuffle(pixels, self.patch_size).unsqueeze(2)
 
 
-class TiTok(nn.Module):
-    """The tokenizer; see the module docstring for shapes and ranges. Interface: `OmniTokenizer`'s."""
+class TiTok(VisualTokenizer):
+    """The tokenizer; see the module docstring for shapes and ranges."""
 
     def __init__(self, config: TiTokConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or TiTokConfig()
+        config = config or TiTokConfig()
+        super().__init__(config, TiTokEncoder(config), TiTokDecoder(config), build_quantizer(config.quantizer))
         self.encoder_frozen = False
-        self.encoder = TiTokEncoder(config)
-        self.decoder = TiTokDecoder(config)
-        self.codebook = build_quantizer(config.quantizer)
-        self.pre_vq = nn.Linear(config.width, self.codebook.input_dim)
-        self.post_vq = nn.Linear(self.codebook.dim, config.width)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-                if name.endswith(("to_out", "down")):
-                    module.weight.data.mul_(0.5)  # residual branches start small
-        nn.init.normal_(self.post_vq.weight, std=self.codebook.mean_square**-0.5)  # as in OmniTokenizer
-
-    @property
-    def latent_dim(self) -> int:
-        return self.codebook.dim
-
-    @property
-    def codebook_size(self) -> int | None:
-        """How many codes; None for a continuous bottleneck."""
-        return self.codebook.size
-
-    @property
-    def num_params(self) -> int:
-        """Learned numbers, the codebook included."""
-        embeddings = self.codebook._buffers.get("embeddings")  # averages are learned, though no parameter
-        return sum(p.numel() for p in self.parameters()) + (0 if embeddings is None else embeddings.numel())
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(1, 1, K); ValueError for a video and for any size but the config's."""
@@ -172,23 +140,11 @@ class TiTok(nn.Module):
             raise ValueError(f"pixels: this TiTok encodes {own_height}x{own_width}, got {height}x{width}")
         return 1, 1, self.config.num_latents
 
-    def set_activation_checkpointing(self, on: bool) -> None:
-        """Keep only the inputs of blocks in training passes and compute the rest again in backward."""
-        for module in self.modules():
-            if isinstance(module, TokenStack):
-                module.activation_checkpointing = on
-
     def encode(self, x: Tensor, *, update_codebook: bool = False) -> Encoded:
         """Pixels -> tokens. `update_codebook` has an effect in training mode alone."""
-        if x.ndim == 4:
-            x = x.unsqueeze(2)
-        if x.ndim != 5 or x.shape[1] != RGB or not x.is_floating_point():
-            raise ValueError(f"pixels: expected float (B, 3, H, W), got {x.dtype} {tuple(x.shape)}")
+        x = as_clip(x)
         self.grid(*x.shape[2:])
-        prequant = self.pre_vq(self.encoder(x.to(self.pre_vq.weight.dtype)))[:, None, None]
-        out = self.codebook(prequant, update=update_codebook)
-        latents, z_q, prequant = (v.movedim(-1, 1) for v in (out.latents, out.z_q, prequant.float()))
-        return Encoded(out.codes, latents, out.loss, out.stats, z_q, prequant)
+        return self._quantize(self.encoder(x.to(self.pre_vq.weight.dtype))[:, None, None], update_codebook)
 
     def decode(self, codes: Tensor | None = None, *, latents: Tensor | None = None, quantize: bool = True) -> Tensor:
         """Codes (B, 1, 1, K), or latents (B, c, 1, 1, K), -> pixels (B, 3, 1, H, W), not clamped.
@@ -216,12 +172,6 @@ class TiTok(nn.Module):
             raise ValueError("TiTokConfig.proxy_codes: this model predicts a proxy's codes and has no pixels yet")
         return self.decoder(self._project(vectors))
 
-    def forward(self, x: Tensor, *, update_codebook: bool = False) -> tuple[Tensor, Encoded]:
-        """Reconstruction of x's own shape and dtype, and the tokens on the way."""
-        encoded = self.encode(x, update_codebook=update_codebook)
-        recon = self._decode(encoded.z_q.movedim(1, -1)).to(x.dtype)
-        return (recon.squeeze(2) if x.ndim == 4 else recon), encoded
-
     def proxy_logits(self, z_q: Tensor) -> Tensor:
         """Latents as `Encoded.z_q` (B, c, 1, 1, K) -> float32 logits (B, h, w, proxy_codes) of a warm-up."""
         if self.config.proxy_codes is None:
@@ -231,7 +181,7 @@ class TiTok(nn.Module):
     def load_from(self, state: Mapping[str, Tensor], *, new_bottleneck: bool = False) -> None:
         """Take the weights and the codebook of another TiTok's state_dict; with `new_bottleneck` all but the codebook
         and the projections around it. ValueError naming what does not fit."""
-        self._take(state, fresh=BOTTLENECK if new_bottleneck else ())
+        self._take(state, BOTTLENECK if new_bottleneck else ())
 
     def start_from_warm_up(self, state: Mapping[str, Tensor]) -> None:
         """Take a warm-up's weights, to train the decoder alone on pixels (the second stage of arXiv 2406.07550, whose
@@ -248,17 +198,6 @@ class TiTok(nn.Module):
         for name in ENCODER_SIDE:
             getattr(self, name).requires_grad_(False)
         self.train(self.training)
-
-    def _take(self, state: Mapping[str, Tensor], fresh: tuple[str, ...]) -> None:
-        """Load `state` but for the tensors whose names start with one of `fresh`."""
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith(fresh)}
-        given = {name: value for name, value in state.items() if not name.startswith(fresh)}
-        missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-        misfit = sorted(name for name in own.keys() & given.keys() if own[name].shape != given[name].shape)
-        for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", misfit)):
-            if names:
-                raise ValueError(f"TiTok state: {problem}: {', '.join(names[:4])} ({len(names)} in all)")
-        self.load_state_dict(given, strict=False)
 
     def train(self, mode: bool = True) -> TiTok:
         super().train(mode)
