@@ -26,10 +26,13 @@ from torch import Tensor
 from models.text import TextTokenizer
 from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
 from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
+from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
 from models.unified.generate import Seeds, generate_text, generate_visual, seed_list
 from models.unified.layouts import prefix_for_text, prefix_for_visual
 from models.unified.model import UnifiedModel
+from models.unified.patches import patches_to_pixels, pixels_to_patches
+from models.unified.positions import Grid
+from models.unified.representations import objective_row, patch_numbers
 
 if TYPE_CHECKING:
     from models.tokenizer.base import VisualTokenizer
@@ -46,6 +49,8 @@ class BundleConfig:
     image_size               (height, width) in pixels that training used, and sampling uses by default
     num_frames, fps          of videos
     snap_latents             move sampled latents to their nearest code before decoding; KL has none
+    objectives               what was trained on pictures; sampling uses the first where none is asked for
+    pixel_diffusion          of raw pixels; pixel_patch: side of their square patches
     """
 
     unified: UnifiedConfig
@@ -57,10 +62,13 @@ class BundleConfig:
     num_frames: int = 1
     fps: float = 8.0
     snap_latents: bool = True
+    objectives: tuple[str, ...] = ("latent_diffusion",)
+    pixel_diffusion: DiffusionConfig = PIXEL_DIFFUSION
+    pixel_patch: int | None = None
 
     def __post_init__(self) -> None:
-        channels = self.unified.latent_dim
-        for name in ("latent_mean", "latent_std", "image_size"):
+        channels = self.tokenizer.quantizer.dim
+        for name in ("latent_mean", "latent_std", "image_size", "objectives"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != channels:
@@ -70,11 +78,17 @@ class BundleConfig:
                 )
         if not all(value > 0 for value in self.latent_std):
             raise ValueError(f"BundleConfig.latent_std: expected positive numbers, got {self.latent_std}")
-        if self.tokenizer.quantizer.dim != channels:
-            raise ValueError(
-                f"BundleConfig.tokenizer: gives {self.tokenizer.quantizer.dim} channels, "
-                f"unified.latent_dim is {channels}"
-            )
+        sizes = {
+            "latent_dim": channels, "codebook_size": self.tokenizer.quantizer.size,
+            "pixel_dim": self.pixel_patch and patch_numbers(self.pixel_patch),
+        }
+        for name in self.objectives:
+            size = objective_row(name).representation.size
+            if getattr(self.unified, size) is None or getattr(self.unified, size) != sizes[size]:
+                raise ValueError(
+                    f"BundleConfig.objectives: {name} needs {size} {sizes[size]}, unified.{size} is "
+                    f"{getattr(self.unified, size)}"
+                )
 
 
 def _from_dict(cls: type, values: Any, where: str) -> Any:
@@ -204,16 +218,44 @@ class OmniLoom:
     def device(self) -> torch.device:
         return self.model.embed.weight.device
 
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> np.ndarray:
-        """Pixels (B, 3, H, W) or (B, 3, T, H, W) in [-0.5, 0.5] -> normalised float32 (B, t, h, w, C)."""
-        latents = self.tokenizer.encode(pixels.to(self.device)).latents.float().cpu()
-        return ((latents - self._mean) / self._std).movedim(1, -1).contiguous().numpy()
+    def _objective(self, objective: str | None) -> str:
+        if objective is not None and objective not in self.config.objectives:
+            raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
+        if not self.config.objectives:
+            raise ValueError("objective: the model was trained on text alone")
+        return objective or self.config.objectives[0]
+
+    def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
+        """(t, h, w) of a clip as the objective sees it; ValueError where the clip does not fit it."""
+        if objective_row(self._objective(objective)).representation.name != "pixels":
+            return self.tokenizer.grid(num_frames, height, width)
+        patch = self.config.pixel_patch
+        if height % patch or width % patch:
+            raise ValueError(f"pixels: height and width must be multiples of {patch}, got {height}x{width}")
+        return num_frames, height // patch, width // patch
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Normalised latents (B, t, h, w, C) -> uint8 (B, T, H, W, 3)."""
-        raw = latents.float().cpu().movedim(-1, 1) * self._std + self._mean
+    def encode(self, pixels: Tensor, objective: str | None = None) -> np.ndarray:
+        """Pixels (B, 3, H, W) or (B, 3, T, H, W) in [-0.5, 0.5] -> what the objective shows as context: normalised
+        latents or patches of pixels, float32 (B, t, h, w, C), or codes, int64 (B, t, h, w)."""
+        kind = objective_row(self._objective(objective)).representation.name
+        if kind == "pixels":
+            clips = pixels if pixels.ndim == 5 else pixels[:, :, None]
+            return pixels_to_patches(clips, self.config.pixel_patch).numpy()
+        encoded = self.tokenizer.encode(pixels.to(self.device))
+        if kind == "codes":
+            return encoded.codes.cpu().numpy()
+        return ((encoded.latents.float().cpu() - self._mean) / self._std).movedim(1, -1).contiguous().numpy()
+
+    @torch.no_grad()
+    def decode(self, values: Tensor, objective: str | None = None) -> np.ndarray:
+        """What `encode` gives, as a tensor -> uint8 (B, T, H, W, 3)."""
+        kind = objective_row(self._objective(objective)).representation.name
+        if kind == "pixels":
+            return to_uint8(patches_to_pixels(values.float().cpu(), self.config.pixel_patch))
+        if kind == "codes":
+            return to_uint8(self.tokenizer.decode(values.to(self.device)))
+        raw = values.float().cpu().movedim(-1, 1) * self._std + self._mean
         return to_uint8(self.tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
 
     def text_to_video(
@@ -225,40 +267,43 @@ class OmniLoom:
         guidance_scale: float = 2.0,
         seeds: Seeds = 0,
         sampler: str = "euler",
+        objective: str | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> np.ndarray:
         """Videos uint8 (B, T, H, W, 3). size (height, width) in pixels and num_frames default to training's;
-        an empty prompt draws without a condition. seeds: one a prompt, or an int that counts up."""
+        an empty prompt draws without a condition. seeds: one a prompt, or an int that counts up. objective: one that
+        was trained, the first by default; temperature, top_k, top_p: of those on codes."""
         height, width = size or self.config.image_size
-        grid = self.tokenizer.grid(num_frames or self.config.num_frames, height, width)
+        objective = self._objective(objective)
+        pixels = objective_row(objective).representation.name == "pixels"
+        grid = self.grid(num_frames or self.config.num_frames, height, width, objective)
         special, seeds = self.config.unified.specials, seed_list(seeds, len(prompts))
         prefixes = [prefix_for_visual(self.text.encode(prompt), special) for prompt in prompts]
         made = []
         for at in range(0, len(prompts), self.batch_size):
             part = slice(at, at + self.batch_size)
-            latents = generate_visual(
+            values = generate_visual(
                 self.model,
                 prefixes[part],
                 grid,
-                diffusion=self.config.diffusion,
+                diffusion=self.config.pixel_diffusion if pixels else self.config.diffusion,
                 num_steps=num_steps,
                 guidance_scale=guidance_scale,
                 sampler=sampler,
                 seeds=seeds[part],
+                objective=objective,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
             )
-            made.append(self.decode(latents))
+            made.append(self.decode(values, objective))
         return np.concatenate(made) if made else np.zeros((0, 1, height, width, 3), np.uint8)
 
-    def text_to_image(
-        self,
-        prompts: Sequence[str],
-        size: tuple[int, int] | None = None,
-        num_steps: int = 20,
-        guidance_scale: float = 2.0,
-        seeds: Seeds = 0,
-        sampler: str = "euler",
-    ) -> np.ndarray:
-        """Images uint8 (B, H, W, 3); `text_to_video` of one frame."""
-        return self.text_to_video(prompts, 1, size, num_steps, guidance_scale, seeds, sampler)[:, 0]
+    def text_to_image(self, prompts: Sequence[str], size: tuple[int, int] | None = None, **drawing: Any) -> np.ndarray:
+        """Images uint8 (B, H, W, 3); `text_to_video` of one frame, with its other arguments."""
+        return self.text_to_video(prompts, 1, size, **drawing)[:, 0]
 
     def image_to_text(
         self,
@@ -270,15 +315,19 @@ class OmniLoom:
         top_p: float | None = None,
         seeds: Seeds = 0,
         size: tuple[int, int] | None = None,
+        objective: str | None = None,
     ) -> list[str]:
         """Captions of uint8 images (H, W, 3), each scaled to cover `size` and cut at the centre; `prompt`
-        stands between the picture and its caption."""
-        ids, special = self.text.encode(prompt), self.config.unified.specials
+        stands between the picture and its caption. objective: in whose way the pictures are shown, one that was
+        trained, the first by default."""
+        ids, special, objective = self.text.encode(prompt), self.config.unified.specials, self._objective(objective)
 
         def prefixes(part: slice) -> list:
-            latents = self.encode(to_pixels(images[part], size or self.config.image_size))
-            grid = latents.shape[1:4]
-            return [prefix_for_text(ids, special, x.reshape(-1, x.shape[-1]), grid) for x in latents]
+            values = self.encode(to_pixels(images[part], size or self.config.image_size), objective)
+            grid = values.shape[1:4]
+            return [
+                prefix_for_text(ids, special, x.reshape(-1, *x.shape[3:]), grid, objective=objective) for x in values
+            ]
 
         return self._write(len(images), prefixes, max_new_tokens, temperature, top_k, top_p, seeds)
 

@@ -181,7 +181,9 @@ def sample(model: Annotated[str, typer.Argument(metavar="MODEL", help="A train a
            video: Annotated[bool, typer.Option("--video", help="Draw a video.")] = False,
            text: Annotated[bool, typer.Option("--text", help="Go on from the prompt in text.")] = False,
            count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 1,
-           steps: Annotated[int, typer.Option(min=1, help="Diffusion steps.")] = 20,
+           objective: Annotated[str | None, typer.Option(
+               help="Which of those that the model was trained with; the first by default.")] = None,
+           steps: Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")] = 20,
            guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 2.0,
            temperature: Annotated[float, typer.Option(min=0, help="Of text; 0 takes the likeliest token.")] = 0.0,
            max_tokens: Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")] = 64,
@@ -192,7 +194,8 @@ def sample(model: Annotated[str, typer.Argument(metavar="MODEL", help="A train a
     from stages.sampling import sample as draw
 
     request = Request(prompt=prompt, image=image, video=video, text=text, count=count, num_steps=steps,
-                      guidance_scale=guidance, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
+                      guidance_scale=guidance, objective=objective, temperature=temperature,
+                      max_new_tokens=max_tokens, seed=seed)
     for line in draw(model, request, out):
         print(line)
 

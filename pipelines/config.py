@@ -40,6 +40,13 @@ class StagesConfig(BaseModel):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="after")
+    def _pixels_are_kept(self) -> StagesConfig:
+        if "pixel_diffusion" in self.train.trained and not self.pretokenize.pixel_patch:
+            raise ValueError("train.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch to the "
+                             "side of their patches")
+        return self
+
+    @model_validator(mode="after")
     def _one_vocabulary(self) -> StagesConfig:
         if self.train.init_from and not self.pretokenize.text_tokenizer:
             raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "

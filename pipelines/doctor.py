@@ -157,10 +157,14 @@ def _tokenizer(stage, model) -> dict:
 
 def _unified(config: PipelineConfig, tokenizer) -> dict:
     from models.unified.config import num_parameters
+    from models.unified.representations import patch_numbers
     from stages.train_unified import unified_config
 
     stage = config.stages.train
-    model = unified_config(stage, config.stages.pretokenize.vocab_size, tokenizer.quantizer.dim, None)
+    patch = config.stages.pretokenize.pixel_patch
+    sizes = {"latent_dim": tokenizer.quantizer.dim, "codebook_size": tokenizer.quantizer.size,
+             "pixel_dim": patch and patch_numbers(patch)}
+    model = unified_config(stage, config.stages.pretokenize.vocab_size, sizes, None)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.count, stage.workers.accumulate
     tokens = stage.batch_rows * stage.packing.length

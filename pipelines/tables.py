@@ -86,8 +86,8 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
         lines.append(f"report: {evaluate.artifact.file('report.html')}")
         lines.append("metrics: " + ", ".join(
             f"{name} {value:.3f}" for name, value in evaluate.artifact.metrics.items()
-            if name in ("image_class_agreement", "caption_accuracy", "image_coverage", "bits_per_byte",
-                        "recon_psnr_image", "recon_psnr_video", "codebook_usage")))
+            if name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
+                "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage")))
     if train.status == "cached" and train.artifact:
         model = train.artifact.file("model")
         lines.append(f"model:  {model}")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra import storage
 from stages.base import PLACEMENT, Needs, StageContext
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(BaseModel):

@@ -11,6 +11,7 @@ import torch
 from infra import storage
 from infra.artifacts import Artifact
 from models.bundle import OmniLoom, to_uint8
+from models.unified.representations import OBJECTIVES
 from stages import history, metrics, quantizer_study, report
 from stages.aspects import Aspects
 from stages.base import last_tokenizer
@@ -122,19 +123,24 @@ class Evaluation:
     def _labels(self, split: str) -> list[str | None]:
         return self._clips("image", split).table["label"].to_pylist()
 
+    def _suffix(self, objective: str) -> str:
+        """What the names of an objective's figures and pictures end in: nothing where it is the only one."""
+        return f"_{objective}" if len(self.loom.config.objectives) > 1 else ""
+
     def draw(self) -> None:
-        """Pictures from held-out captions: what a classifier of real pictures calls them, and how they spread."""
+        """Pictures from held-out captions, by each objective: what a classifier of real pictures calls them, and how
+        they spread."""
         records = [self.images.record(i) for i in range(len(self.images))]
         asked = [i for i, record in enumerate(records) if record["caption"]]
         if not asked or not self.config.drawings:
             return
-        self._draw_grid([records[i]["caption"] for i in asked])
+        for objective in self.loom.config.objectives:
+            self._draw_grid([records[i]["caption"] for i in asked], objective)
         classes = self._classes()
         labelled = [i for i in asked if records[i]["label"] in classes]
         if not classes or not labelled:
             return
         chosen = [labelled[i % len(labelled)] for i in range(self.config.drawings)]
-        drawn = self._drawn([records[i]["caption"] for i in chosen])
         wanted = [records[i]["label"] for i in chosen]
         side = self.config.class_pixels
         train = self._clips("image", "train")
@@ -142,38 +148,48 @@ class Evaluation:
         classifier = metrics.PixelClassifier(metrics.shrink([train[i][0] for i in rows], side),
                                              [train.record(i)["label"] for i in rows])
         real = metrics.shrink([self.images[i][0] for i in labelled], side)
-        features = metrics.shrink(list(drawn), side)
-        named = classifier(features)
         self.metrics["classes"] = len(classes)
-        self.metrics["image_class_agreement"] = float(np.mean([a == b for a, b in zip(named, wanted, strict=True)]))
         truth = [records[i]["label"] for i in labelled]
         self.metrics["classifier_accuracy"] = float(
             np.mean([a == b for a, b in zip(classifier(real), truth, strict=True)]))
-        if len(labelled) > 5:
-            # As many drawn as real: more would cover more by number alone.
-            count = min(len(labelled), len(features))
-            self.metrics["image_coverage"] = metrics.coverage(real, features[:count])
-        for i, (record, label) in enumerate(zip((records[i] for i in chosen), named, strict=True)):
-            self.samples.append({"task": "text_to_image", "prompt": record["caption"], "label": record["label"],
-                                 "named": label, "seed": self.config.seed + i})
+        for objective in self.loom.config.objectives:
+            suffix = self._suffix(objective)
+            features = metrics.shrink(list(self._drawn([records[i]["caption"] for i in chosen], objective)), side)
+            named = classifier(features)
+            self.metrics[f"image_class_agreement{suffix}"] = float(
+                np.mean([a == b for a, b in zip(named, wanted, strict=True)]))
+            if len(labelled) > 5:
+                # As many drawn as real: more would cover more by number alone.
+                count = min(len(labelled), len(features))
+                self.metrics[f"image_coverage{suffix}"] = metrics.coverage(real, features[:count])
+            for i, (record, label) in enumerate(zip((records[i] for i in chosen), named, strict=True)):
+                self.samples.append({"task": "text_to_image", "objective": objective, "prompt": record["caption"],
+                                     "label": record["label"], "named": label, "seed": self.config.seed + i})
 
-    def _drawn(self, captions: list[str]) -> np.ndarray:
-        return self.loom.text_to_image(captions, num_steps=self.config.num_steps,
+    def _drawn(self, captions: list[str], objective: str) -> np.ndarray:
+        return self.loom.text_to_image(captions, num_steps=self.config.num_steps, objective=objective,
                                        guidance_scale=self.config.guidance_scale, seeds=self.config.seed)
 
-    def _draw_grid(self, captions: list[str]) -> None:
+    def _draw_grid(self, captions: list[str], objective: str) -> None:
         shown = list(dict.fromkeys(captions))[:32]
         shown = (shown * (32 // len(shown) + 1))[:32]
-        self.pictures["drawn_images"] = report.grid(list(self._drawn(shown)), 8, shown)
+        name = f"drawn_images{self._suffix(objective)}"
+        self.pictures[name] = report.grid(list(self._drawn(shown, objective)), 8, shown)
 
     def describe(self) -> None:
-        """Captions of held-out pictures: right where they name the picture's label and no other."""
+        """Captions of held-out pictures, shown in each objective's way: right where they name the picture's label and
+        no other."""
         classes = self._classes()
         count = min(self.config.captions, len(self.images))
         chosen = [i for i in range(len(self.images)) if self.images.record(i)["caption"]][:count]
         if not chosen:
             return
-        texts = self.loom.image_to_text([self.images[i][0] for i in chosen])
+        for objective in self.loom.config.objectives:
+            self._describe(chosen, classes, objective)
+
+    def _describe(self, chosen: list[int], classes: list[str], objective: str) -> None:
+        suffix = self._suffix(objective)
+        texts = self.loom.image_to_text([self.images[i][0] for i in chosen], objective=objective)
         right, exact, judged = 0, 0, 0
         for i, text in zip(chosen, texts, strict=True):
             record = self.images.record(i)
@@ -181,32 +197,50 @@ class Evaluation:
             if record["label"] in classes:
                 judged += 1
                 right += metrics.named_labels(text, classes) == {record["label"]}
-            self.samples.append({"task": "image_to_text", "id": record["id"], "expected": record["caption"],
-                                 "output": text})
+            self.samples.append({"task": "image_to_text", "objective": objective, "id": record["id"],
+                                 "expected": record["caption"], "output": text})
         if judged:
-            self.metrics["caption_accuracy"] = right / judged
-        self.metrics["caption_exact"] = exact / len(chosen)
-        self.pictures["described_images"] = report.grid([self.images[i][0] for i in chosen[:16]], 8, texts[:16])
+            self.metrics[f"caption_accuracy{suffix}"] = right / judged
+        self.metrics[f"caption_exact{suffix}"] = exact / len(chosen)
+        shown = [self.images[i][0] for i in chosen[:16]]
+        self.pictures[f"described_images{suffix}"] = report.grid(shown, 8, texts[:16])
 
     def show_videos(self) -> None:
-        """Videos from held-out captions, as strips of frames."""
+        """Videos from held-out captions, as strips of frames, by each objective."""
         captions = [c for i in range(len(self.videos)) if (c := self.videos.record(i)["caption"])]
         captions = list(dict.fromkeys(captions))[:6]
         if not captions:
             return
         size = self.facts["video_size"]
-        videos = self.loom.text_to_video(captions, size=(size, size), num_steps=self.config.num_steps,
-                                         guidance_scale=self.config.guidance_scale, seeds=self.config.seed)
-        self.pictures["drawn_videos"] = report.grid([report.filmstrip(v) for v in videos], 1, captions)
+        for objective in self.loom.config.objectives:
+            videos = self.loom.text_to_video(captions, size=(size, size), num_steps=self.config.num_steps,
+                                             guidance_scale=self.config.guidance_scale, seeds=self.config.seed,
+                                             objective=objective)
+            self.pictures[f"drawn_videos{self._suffix(objective)}"] = report.grid(
+                [report.filmstrip(v) for v in videos], 1, captions)
+
+    def _by_objective(self) -> dict:
+        """The figures of what was trained on pictures, one objective a row."""
+        names = [name for name in ("image_class_agreement", "caption_accuracy", "image_coverage", "caption_exact")
+                 if any(f"{name}{self._suffix(o)}" in self.metrics for o in self.loom.config.objectives)]
+        rows = [[objective, *(self.metrics.get(f"{name}{self._suffix(objective)}") for name in names)]
+                for objective in self.loom.config.objectives]
+        return {"columns": ["objective", *names], "rows": rows}
 
     def report(self, failed: dict) -> dict:
         """What `stages.report.render` takes."""
-        headline = ("image_class_agreement", "caption_accuracy", "image_coverage", "bits_per_byte", "recon_psnr_image",
-                    "recon_psnr_video", "codebook_usage")
+        first = self.loom.config.objectives[0]
+        headline = (*(f"{name}{self._suffix(first)}" for name in
+                      ("image_class_agreement", "caption_accuracy", "image_coverage")),
+                    "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage")
         sections = [{"title": "Metrics", "text": f"Measured on the {self.config.split} split.",
                      "metrics": self.metrics}]
-        for title, names in (("Drawn from captions", ("drawn_images", "drawn_videos")),
-                             ("Described", ("described_images",)),
+        suffixes = [self._suffix(objective) for objective in self.loom.config.objectives]
+        if len(suffixes) > 1:
+            sections.append({"title": "Objectives", "tables": [self._by_objective()]})
+        for title, names in (("Drawn from captions", [f"drawn_{kind}{suffix}" for kind in ("images", "videos")
+                                                      for suffix in suffixes]),
+                             ("Described", [f"described_images{suffix}" for suffix in suffixes]),
                              ("Reconstructed: original above, reconstruction below",
                               ("reconstructed_images", "reconstructed_videos"))):
             pictures = [{"png": self.pictures[name], "caption": name.replace("_", " ")} for name in names
@@ -234,8 +268,8 @@ class Evaluation:
     @staticmethod
     def _curves(artifact: Artifact) -> list[dict]:
         found = history.series(history.load(artifact.file("report", "history.jsonl")))
-        groups = {"loss": ("loss", "text_loss", "visual_loss", "validation_text_loss", "validation_visual_loss",
-                           "image_loss", "video_loss"),
+        losses = ("text_loss", "visual_loss", *(f"{name}_loss" for name in OBJECTIVES))
+        groups = {"loss": ("loss", *losses, *(f"validation_{name}" for name in losses), "image_loss", "video_loss"),
                   "psnr": ("image_psnr", "video_psnr", "validation_psnr_image", "validation_psnr_video"),
                   "gradient norm": ("grad_norm",), "learning rate": ("lr",)}
         curves = []

@@ -10,12 +10,14 @@ Planning touches lengths alone; only the rows that a rank trains on are read.
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.unified.representations import OBJECTIVES
 from stages.order import draw
 
 Kind = Literal["image", "video", "text", "document"]
@@ -31,13 +33,17 @@ class PackingConfig(BaseModel):
                                  "caption; the others are described")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of the former whose caption is left out, "
                                      "for guidance")
+    noisy_context: float = Field(0.0, ge=0, le=1, description="share of documents whose pictures that stand as context "
+                                 "are shown with noise; next_code shows none")
+    context_max_time: float = Field(0.3, gt=0, lt=1, description="cap of that noise, as a share of the path")
     window_rows: int = Field(256, ge=1, description="rows that are planned together")
 
 
 @dataclass(frozen=True)
 class Placed:
     """One document in a row. `view`: "text", "draw", "describe" or "document"; `start`, `stop` cut a text;
-    `target` is the segment of an interleaved document that is drawn, -1 for none."""
+    `target` is the segment of an interleaved document that is drawn, -1 for none. Its pictures, the drawn one and
+    those that are context, are what `objective` is about; context has noise up to `context_time`."""
 
     index: int
     view: str
@@ -46,23 +52,31 @@ class Placed:
     start: int = 0
     stop: int = 0
     target: int = -1
+    objective: str = "latent_diffusion"
+    context_time: float = 0.0
 
 
 class Planner:
-    """Rows of documents, by window. `tokens` is a `stages.tokens.TokenSet`."""
+    """Rows of documents, by window. `tokens` is a `stages.tokens.TokenSet`; `objectives` maps what is trained on
+    pictures to its share of the documents."""
 
-    def __init__(self, tokens, config: PackingConfig, seed: int):
+    def __init__(self, tokens, config: PackingConfig, seed: int, objectives: Mapping[str, float] | None = None):
         self.tokens, self.config, self.seed = tokens, config, seed
+        objectives = objectives or {"latent_diffusion": 1.0}
+        self._names = [name for name in OBJECTIVES if objectives.get(name)]
+        self._shares = np.cumsum([objectives[name] for name in self._names])
+        self._representations = sorted({OBJECTIVES[name].representation.name for name in self._names})
         self.units = {kind: units for kind in get_args(Kind) if (units := self._units(kind))}
         self.quota = self._quota()
         self._planned: dict[int, list[list[Placed]]] = {}
 
     def _units(self, kind: str) -> list[tuple[int, int, int]]:
         """(document, start, stop) of what can be placed: long texts are cut into pieces, a long document to its first
-        row, pictures that do not fit left out."""
+        row, pictures that do not fit left out, in whichever representation they are longest."""
         found = []
         for index in self.tokens.indices(kind):
-            lengths = self.tokens.lengths(int(index))
+            lengths = max((self.tokens.lengths(int(index), name) for name in self._representations),
+                          key=lambda found: sum(n for _, n in found))
             total = sum(n + (2 if k == "visual" else 0) for k, n in lengths) + 2
             if kind == "text":
                 found += [(int(index), start, min(start + self.config.length, total))
@@ -96,18 +110,30 @@ class Planner:
         """The rows of a window; the same for every rank and every run of this seed."""
         if number not in self._planned:
             rng = np.random.default_rng((self.seed, 3, number))
-            placed = [self._arrange(kind, self.units[kind][i], rng) for kind, quota in self.quota.items()
+            # Apart, so that an arrangement does not depend on what is trained on it.
+            kinds = np.random.default_rng((self.seed, 6, number))
+            placed = [self._arrange(kind, self.units[kind][i], rng, kinds) for kind, quota in self.quota.items()
                       for i in draw(len(self.units[kind]), quota, number * quota, self.seed)]
             rows = pack([placed[i] for i in rng.permutation(len(placed))], self.config.length)
             self._planned = {number: [rows[i] for i in rng.permutation(len(rows))]}
         return self._planned[number]
 
-    def _arrange(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator) -> Placed:
+    def _arrange(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator,
+                 kinds: np.random.Generator) -> Placed:
+        by_objective, by_noise = kinds.random(2)
+        choice = np.searchsorted(self._shares, by_objective * self._shares[-1], side="right")
+        objective = self._names[min(int(choice), len(self._names) - 1)]
+        noisy = by_noise < self.config.noisy_context and not OBJECTIVES[objective].causal
+        placed = self._arrange_views(kind, unit, rng, OBJECTIVES[objective].representation.name)
+        return replace(placed, objective=objective, context_time=self.config.context_max_time if noisy else 0.0)
+
+    def _arrange_views(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator,
+                       representation: str) -> Placed:
         index, start, stop = unit
         by_order, by_condition, by_target = rng.random(3)
         if kind == "text":
             return Placed(index, "text", stop - start, start=start, stop=stop)
-        lengths = self.tokens.lengths(index)
+        lengths = self.tokens.lengths(index, representation)
         if kind == "document":
             return self._arrange_document(index, lengths, by_target)
         caption = sum(n for k, n in lengths if k == "text")

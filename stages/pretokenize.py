@@ -1,4 +1,5 @@
-"""Stage `pretokenize`: the corpus into text ids, visual codes and latents, once, for every later epoch.
+"""Stage `pretokenize`: the corpus into text ids, visual codes and latents, and raw pixels where they are asked for,
+once, for every later epoch.
 
 In: ingest's records and the joint tokenizer. Out: see `stages.tokens`. A pool of Ray Data actors holds the visual
 tokenizer; each takes one shard of records at a time and writes its token shards, so that a killed run goes on with
@@ -19,7 +20,7 @@ from models.tokenizer.config import TiTokConfig
 from stages.aspects import Aspects, check_names
 from stages.base import PLACEMENT, Needs, StageContext
 
-VERSION = 1
+VERSION = 2
 
 Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, Any]]]  # (kind, shape): (segment to fill, pixels)
 
@@ -33,6 +34,8 @@ class Config(BaseModel):
     frames: int = Field(17, ge=1, description="frames of a video, evenly spaced; 1 modulo the temporal patch")
     vocab_size: int = Field(32_000, ge=262, description="size of the byte-level BPE that is trained on the corpus")
     text_tokenizer: str | None = Field(None, description="URI of a tokenizer.json to use in place of training one")
+    pixel_patch: int | None = Field(None, ge=1, description="side of the patches in which raw pixels are kept as well, "
+                                    "for pixel_diffusion; null keeps none")
     precision: str = Field("fp32", pattern="^(fp32|bf16)$")
     batch_size: int = Field(64, ge=1, json_schema_extra=PLACEMENT, description="images a forward pass")
     workers: int = Field(2, ge=1, json_schema_extra=PLACEMENT, description="actors")
@@ -57,7 +60,8 @@ def run(context: StageContext) -> dict:
 
     config: Config = context.config
     ingest, visual = context.inputs["ingest"], context.tokenizer
-    _check_fit(config, config_from_dict(storage.read_json(visual.file("tokenizer", "config.json"))), ingest.metrics)
+    model = config_from_dict(storage.read_json(visual.file("tokenizer", "config.json")))
+    _check_fit(config, model, ingest.metrics)
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
         storage.write_bytes(text_uri, _text_tokenizer(config, ingest).encode())
@@ -80,7 +84,7 @@ def run(context: StageContext) -> dict:
         "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": visual.fingerprint, "visual_digest": visual.digest,
         "text_digest": text.digest, "vocab_size": text.vocab_size, "specials": text.specials,
         "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
-        "aspects": list(config.aspects),
+        "aspects": list(config.aspects), "codebook_size": model.quantizer.size, "pixel_patch": config.pixel_patch,
         "latent_mean": facts.pop("latent_mean"), "latent_std": facts.pop("latent_std"), "counts": facts})
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
@@ -97,6 +101,11 @@ def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
     try:
         for field, size in sizes.items():
             aspects.check([size], field, "aspects")
+            for bucket, name in enumerate(config.aspects):
+                shape = aspects.shape(bucket, size)
+                if config.pixel_patch and any(side % config.pixel_patch for side in shape):
+                    raise ValueError(f"pixel_patch: {config.pixel_patch} does not divide the {shape[0]}x{shape[1]} "
+                                     f"pixels of {field} {size} at aspect {name}")
         if isinstance(model, TiTokConfig):
             if counts["records_video"]:
                 raise ValueError("the corpus holds videos, and the tokenizer is a TiTok, which is for images alone")
@@ -192,6 +201,9 @@ class ShardTokenizer:
             shape = self.aspects.shape(self.aspects.bucket(item["width"], item["height"]), size)
             segment = {"kind": "visual", "loss": True}
             pixels = decode(kind, item["media"], shape, self.config.frames)
+            if self.config.pixel_patch:
+                patches = _patches(pixels, self.config.pixel_patch)
+                segment |= {"pixels": patches.ravel(), "pixel_grid": list(patches.shape[:3])}
             pending.setdefault((kind, shape), []).append((segment, pixels))
             return segment
 
@@ -224,6 +236,12 @@ class ShardTokenizer:
                 if segment["_train"]:
                     stats.add_latents(latents[i].reshape(-1, latents.shape[-1]))
         waiting.clear()
+
+
+def _patches(clip, patch: int):
+    """uint8 (T, H, W, 3) -> (T, H / p, W / p, p, p, 3)."""
+    frames, height, width, _ = clip.shape
+    return clip.reshape(frames, height // patch, patch, width // patch, patch, 3).swapaxes(2, 3)
 
 
 class _Stats:

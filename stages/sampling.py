@@ -24,6 +24,7 @@ class Request:
     count: int = 1
     num_steps: int = 20
     guidance_scale: float = 2.0
+    objective: str | None = None
     temperature: float = 0.0
     max_new_tokens: int = 64
     seed: int = 0
@@ -67,12 +68,17 @@ def sample(model: str, request: Request, out: Path) -> list[str]:
             raise InputError(f"is no readable picture: {error}", field="--image", file=str(request.image)) from None
     loom = load(model)
     seeds = [request.seed + i for i in range(request.count)]
+    if request.objective not in (None, *loom.config.objectives):
+        raise InputError(f"expected one of {', '.join(loom.config.objectives)}, which the model was trained with, got "
+                         f"{request.objective!r}", field="--objective")
     writing = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature, "seeds": seeds}
     if picture is not None:
-        return loom.image_to_text([picture] * request.count, prompt=request.prompt, **writing)
+        return loom.image_to_text([picture] * request.count, prompt=request.prompt, objective=request.objective,
+                                  **writing)
     if request.text:
         return [request.prompt + text for text in loom.text_to_text([request.prompt] * request.count, **writing)]
-    drawing: dict[str, Any] = {"num_steps": request.num_steps, "guidance_scale": request.guidance_scale, "seeds": seeds}
+    drawing: dict[str, Any] = {"num_steps": request.num_steps, "guidance_scale": request.guidance_scale, "seeds": seeds,
+                               "objective": request.objective}
     prompts = [request.prompt] * request.count
     mark = {"model": "omniloom", "prompt": request.prompt}
     out.mkdir(parents=True, exist_ok=True)

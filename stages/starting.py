@@ -20,10 +20,11 @@ from models.unified.llama_config import architecture, config_from_llama
 FIELD = "stages.train.init_from"
 
 
-def start_config(uri: str, chosen: dict[str, Any], vocab_size: int, latent_dim: int,
+def start_config(uri: str, chosen: dict[str, Any], vocab_size: int, sizes: dict[str, int | None],
                  specials: dict[str, int] | None) -> UnifiedConfig:
-    """The model that the checkpoint becomes with a vocabulary of `vocab_size` tokens at least and pictures of
-    `latent_dim` channels. `chosen` holds the fields of `stages.train.model` that the user has set."""
+    """The model that the checkpoint becomes with a vocabulary of `vocab_size` tokens at least and the `sizes` of its
+    representations of pictures, fields of `UnifiedConfig`. `chosen` holds the fields of `stages.train.model` that the
+    user has set."""
     where = storage.join(uri, "config.json")
     try:
         values = json.loads(storage.read_bytes(where))
@@ -33,8 +34,8 @@ def start_config(uri: str, chosen: dict[str, Any], vocab_size: int, latent_dim: 
                 raise InputError(f"the checkpoint has {decided[name]!r}, got {value!r}; leave it out",
                                  field=f"stages.train.model.{name}", file=where)
         return config_from_llama(
-            values, where, latent_dim=latent_dim, vocab_size=max(vocab_size, decided["vocab_size"]),
-            specials=SpecialIds(**specials) if specials else None, **chosen)
+            values, where, vocab_size=max(vocab_size, decided["vocab_size"]),
+            specials=SpecialIds(**specials) if specials else None, **sizes, **chosen)
     except (OSError, ValueError) as error:
         raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
 

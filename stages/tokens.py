@@ -6,7 +6,8 @@
     text.json                        the text tokenizer
 
 A visual segment holds codes (t*h*w, absent for continuous tokenizers) and latents (t*h*w*C, position-major), both in
-the order time, row, column, with its grid (t, h, w). `loss` False marks a segment that is never a target.
+the order time, row, column, with its grid (t, h, w); and where they were asked for its raw pixels, in patches of one
+frame with a grid of their own. `loss` False marks a segment that is never a target.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from infra import storage
 from infra.artifacts import Artifact
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SEGMENT = pa.struct([
     pa.field("kind", pa.string(), nullable=False),   # "text" or "visual"
@@ -28,6 +29,8 @@ SEGMENT = pa.struct([
     pa.field("codes", pa.list_(pa.int32())),
     pa.field("latents", pa.list_(pa.float32())),
     pa.field("grid", pa.list_(pa.int32())),
+    pa.field("pixels", pa.list_(pa.uint8())),
+    pa.field("pixel_grid", pa.list_(pa.int32())),
     pa.field("loss", pa.bool_(), nullable=False),
 ])
 SCHEMA = pa.schema([
@@ -48,7 +51,8 @@ def write_shard(uri: str, rows: list[dict]) -> None:
 
 @dataclass(frozen=True)
 class Token:
-    """One segment as numpy views: `ids` of a text; `codes` (or None), `latents` (n, C) and `grid` of a visual one."""
+    """One segment as numpy views: `ids` of a text; `codes` (or None), `latents` (n, C) and `grid` of a visual one, and
+    `pixels`, uint8 (m, p*p*3), with `pixel_grid` (or None)."""
 
     kind: str
     ids: np.ndarray | None
@@ -56,6 +60,8 @@ class Token:
     latents: np.ndarray | None
     grid: tuple[int, int, int] | None
     loss: bool
+    pixels: np.ndarray | None = None
+    pixel_grid: tuple[int, int, int] | None = None
 
     @property
     def length(self) -> int:
@@ -89,10 +95,11 @@ class TokenSet:
         columns, row = self._find(index)
         return columns.document(row)
 
-    def lengths(self, index: int) -> list[tuple[str, int]]:
-        """(kind, tokens) of each segment, without touching the contents."""
+    def lengths(self, index: int, representation: str = "latents") -> list[tuple[str, int]]:
+        """(kind, tokens) of each segment in one of `models.unified.representations`, without touching the contents;
+        the two that frame a visual segment are not counted."""
         columns, row = self._find(index)
-        return columns.lengths(row)
+        return columns.lengths(row, "pixel_grid" if representation == "pixels" else "grid")
 
     def _find(self, index: int) -> tuple[_Columns, int]:
         if not 0 <= index < len(self):
@@ -121,20 +128,20 @@ class _Columns:
         self.kind = np.array([k == "text" for k in fields.field("kind").to_pylist()], dtype=bool)
         self.loss = np.array(fields.field("loss").to_pylist(), dtype=bool)
         self.lists = {name: (fields.field(name).offsets.to_numpy(), fields.field(name).values.to_numpy())
-                      for name in ("ids", "codes", "latents", "grid")}
+                      for name in ("ids", "codes", "latents", "grid", "pixels", "pixel_grid")}
 
     def _list(self, name: str, segment: int) -> np.ndarray:
         offsets, values = self.lists[name]
         return values[offsets[segment]:offsets[segment + 1]]
 
-    def lengths(self, index: int) -> list[tuple[str, int]]:
+    def lengths(self, index: int, grid: str) -> list[tuple[str, int]]:
         found = []
         for segment in range(self.rows[index], self.rows[index + 1]):
             if self.kind[segment]:
                 offsets = self.lists["ids"][0]
                 found.append(("text", int(offsets[segment + 1] - offsets[segment])))
             else:
-                found.append(("visual", int(np.prod(self._list("grid", segment)))))
+                found.append(("visual", int(np.prod(self._list(grid, segment)))))
         return found
 
     def document(self, index: int) -> list[Token]:
@@ -147,5 +154,8 @@ class _Columns:
             grid = tuple(int(n) for n in self._list("grid", segment))
             codes = self._list("codes", segment)
             latents = self._list("latents", segment).reshape(int(np.prod(grid)), -1)
-            tokens.append(Token("visual", None, codes if len(codes) else None, latents, grid, loss))
+            pixels, pixel_grid = None, tuple(int(n) for n in self._list("pixel_grid", segment)) or None
+            if pixel_grid:
+                pixels = self._list("pixels", segment).reshape(int(np.prod(pixel_grid)), -1)
+            tokens.append(Token("visual", None, codes if len(codes) else None, latents, grid, loss, pixels, pixel_grid))
         return tokens

@@ -1,31 +1,33 @@
-"""Stage `train`: one transformer that predicts the next text token and denoises pictures, on packed rows.
+"""Stage `train`: one transformer that predicts the next text token and learns pictures by the objectives that are
+chosen, on packed rows.
 
 In: pretokenize's tokens and the joint tokenizer; a language model's checkpoint where `init_from` names one. Out:
 `model/` (all that sampling needs, `models.bundle`), `report/history.jsonl` (the curves), `report/samples.png`
-(validation captions, drawn).
+(validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several).
 """
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
+from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
+from models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
 from stages.base import PLACEMENT, Needs, StageContext
 from stages.packing import PackingConfig
 from stages.starting import check_text_tokenizer, local_folder, start_config
 
-VERSION = 1
+VERSION = 2
 
-# The architecture as far as it is a choice: vocabulary and channels come from the tokenizers.
-_FROM_INPUTS = ("vocab_size", "latent_dim", "specials")
+# The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
+_FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
 _HINTS = get_type_hints(UnifiedConfig)
 ArchitectureConfig = create_model(
     "ArchitectureConfig", __config__=ConfigDict(extra="forbid"),
@@ -37,6 +39,14 @@ class LossConfig(BaseModel):
     text_weight: float = Field(1.0, ge=0)
     visual_weight: float = Field(5.0, ge=0)
     z_loss: float = Field(0.0, ge=0)
+    objective_weights: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="by objective; what is not named has visual_weight where it is a diffusion, "
+        "text_weight where it is on codes")
+
+
+def _pixel_diffusion(value: Any) -> Any:
+    """What is left out of a mapping is the default of pixels, not of latents."""
+    return pixel_fields(value) if isinstance(value, dict) else value
 
 
 class LearningRateConfig(BaseModel):
@@ -67,7 +77,12 @@ class Config(BaseModel):
     init_from: str | None = Field(None, description="URI of a Llama, Mistral or Qwen folder to start from: config.json,"
                                   " safetensors, tokenizer.json; of `model`, only what it lacks is read")
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
-    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"latent_diffusion": 1.0}, description="what is trained on pictures, by shares of the "
+        "documents: latent_diffusion, pixel_diffusion, next_code, masked_code")
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="of latents")
+    pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = Field(
+        PIXEL_DIFFUSION, description="of raw pixels, which pretokenize.pixel_patch keeps")
     loss: LossConfig = Field(default_factory=LossConfig)
     packing: PackingConfig = Field(default_factory=PackingConfig)
     batch_rows: int = Field(32, ge=1, description="packed rows an optimizer step, over all workers")
@@ -82,23 +97,53 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if not self.trained:
+            raise ValueError("objectives: expected a share above 0 for at least one of them")
+        if unknown := set(self.loss.objective_weights) - set(self.trained):
+            raise ValueError(f"loss.objective_weights: {', '.join(sorted(unknown))} has no share in objectives")
         if not self.init_from:
-            unified_config(self, 1 << 20, 1, None)
+            unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
         parts = self.workers.count * self.workers.accumulate
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self
 
 
-def unified_config(config: Config, vocab_size: int, latent_dim: int, specials: dict | None) -> UnifiedConfig:
-    """The model's config. Where training starts from a checkpoint, its config.json is read."""
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The objectives that have a share, in the order of their table."""
+        return tuple(name for name in OBJECTIVES if self.objectives.get(name))
+
+
+_SIZES = tuple(row.size for row in REPRESENTATIONS.values())
+
+
+def visual_sizes(facts: dict) -> dict[str, int | None]:
+    """The sizes of each representation of pictures in the tokens that `facts` (tokens.json) are about."""
+    patch = facts.get("pixel_patch")
+    return {"latent_dim": len(facts["latent_mean"]), "pixel_dim": patch and patch_numbers(patch),
+            "codebook_size": facts.get("codebook_size")}
+
+
+def unified_config(config: Config, vocab_size: int, sizes: dict[str, int | None],
+                   specials: dict | None) -> UnifiedConfig:
+    """The model's config; of the `sizes` of pictures' representations it has those that the objectives need. Where
+    training starts from a checkpoint, its config.json is read."""
+    sizes = {name: value for name, value in sizes.items()
+             if any(OBJECTIVES[objective].representation.size == name for objective in config.trained)}
+    for objective in config.trained:
+        if sizes[OBJECTIVES[objective].representation.size] is None:
+            missing = ("the tokens hold no raw pixels; set stages.pretokenize.pixel_patch"
+                       if objective == "pixel_diffusion" else "the visual tokenizer is continuous and has no codes")
+            raise InputError(f"{objective} cannot be trained: {missing}", field="stages.train.objectives")
     if config.init_from:
         # A default is no wish: only what is written in the config can contradict the checkpoint.
         chosen = {name: value for name in config.model.model_fields_set
                   if (value := getattr(config.model, name)) is not None}
-        return start_config(storage.absolute(config.init_from), chosen, vocab_size, latent_dim, specials)
+        return start_config(storage.absolute(config.init_from), chosen, vocab_size, {"latent_dim": None, **sizes},
+                            specials)
     given = {"specials": specials} if specials else {}
-    return UnifiedConfig(vocab_size=vocab_size, latent_dim=latent_dim, **given, **config.model.model_dump())
+    return UnifiedConfig(vocab_size=vocab_size, **sizes, **given, **config.model.model_dump())
 
 
 def needs(config: Config) -> Needs:
@@ -129,7 +174,7 @@ def run(context: StageContext) -> dict:
                          f"{tokenizer.stage} {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
     if context.config.init_from:
         check_text_tokenizer(storage.absolute(context.config.init_from), facts["text_digest"])
-        unified_config(context.config, facts["vocab_size"], len(facts["latent_mean"]), facts["specials"])
+    unified_config(context.config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.read_json(storage.join(context.state, "metrics.json"))
@@ -192,8 +237,14 @@ class Documents:
         self.mean = np.array(tokens.facts["latent_mean"], dtype=np.float32)
         self.std = np.array(tokens.facts["latent_std"], dtype=np.float32)
 
-    def latents(self, token):
-        return (token.latents - self.mean) / self.std
+    def picture(self, token, objective: str) -> tuple:
+        """Values and grid of a visual token, as the objective is about them."""
+        kind = OBJECTIVES[objective].representation.name
+        if kind == "latents":
+            return (token.latents - self.mean) / self.std, token.grid
+        if kind == "codes":
+            return token.codes, token.grid
+        return token.pixels.astype("float32") / 127.5 - 1, token.pixel_grid
 
     def segments(self, placed) -> list:
         import numpy as np
@@ -209,16 +260,16 @@ class Documents:
         if placed.view == "document":
             return self._interleaved(document, placed)
         caption = np.concatenate([[], *[t.ids for t in document if t.kind == "text"]]).astype(np.int64)
-        picture = next(t for t in document if t.kind == "visual")
-        latents = self.latents(picture)
+        objective = placed.objective
+        values, grid = self.picture(next(t for t in document if t.kind == "visual"), objective)
         if placed.view == "describe":
-            return visual_to_text(latents, picture.grid, caption, special)
-        return text_to_visual(caption if placed.condition else [], latents, picture.grid, special)
+            return visual_to_text(values, grid, caption, special, objective, placed.context_time)
+        return text_to_visual(caption if placed.condition else [], values, grid, special, objective=objective)
 
     def _interleaved(self, document: list, placed) -> list:
         import numpy as np
 
-        from models.unified.batch import Segment
+        from models.unified.batch import Segment, visual_segment
 
         segments = [Segment("text", ids=np.array([self.specials.bos]))]
         room = placed.length - 1
@@ -228,9 +279,10 @@ class Documents:
                 segments.append(Segment("text", ids=ids))
                 room -= len(ids)
             else:
-                segments.append(Segment("visual", latents=self.latents(token), grid=token.grid,
-                                        loss=number == placed.target))
-                room -= len(token.latents) + 2
+                loss = number == placed.target
+                segments.append(visual_segment(placed.objective, *self.picture(token, placed.objective), loss,
+                                               None if loss else placed.context_time))
+                room -= segments[-1].length
         if placed.target < 0 and room > 0:
             segments.append(Segment("text", ids=np.array([self.specials.eos])))
         return segments
@@ -247,7 +299,7 @@ def train_worker(job: Job) -> None:
     from models.text import TextTokenizer
     from models.unified.llama import is_text_parameter, load_llama
     from models.unified.model import UnifiedModel
-    from models.unified.objective import UnifiedObjective
+    from models.unified.objective import UnifiedObjective, loss_name
     from stages.history import History
     from stages.packing import Planner
     from stages.tokens import TokenSet
@@ -255,14 +307,15 @@ def train_worker(job: Job) -> None:
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     tokens, held_out = TokenSet(job.tokens, "train"), TokenSet(job.tokens, "validation")
     text = TextTokenizer.load(tokens.text_json)
-    model_config = unified_config(config, text.vocab_size, len(tokens.facts["latent_mean"]), text.specials)
+    model_config = unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials)
     torch.manual_seed(config.seed)
     if config.init_from:
         folder = local_folder(storage.absolute(config.init_from))
         start_from = load_llama(folder, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
     else:
         start_from = UnifiedModel(model_config)
-    objective = UnifiedObjective(start_from, config.diffusion, **config.loss.model_dump())
+    objective = UnifiedObjective(start_from, config.diffusion, **config.loss.model_dump(),
+                                 pixel_diffusion=config.pixel_diffusion, objectives=config.trained)
     objective.model.checkpoint_activations = config.engine.activation_checkpointing
     accumulate = config.workers.accumulate
 
@@ -271,7 +324,7 @@ def train_worker(job: Job) -> None:
 
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
                     accumulate, lr_scale)
-    planner = Planner(tokens, config.packing, config.seed)
+    planner = Planner(tokens, config.packing, config.seed, config.objectives)
     history = History(job.state, job.tracker) if rank == 0 else None
     start, units, position = 0, 0.0, None
     if found := checkpoint.latest(job.state):
@@ -281,19 +334,21 @@ def train_worker(job: Job) -> None:
         history.rewind(start)
     loader = RowLoader(tokens, planner, model_config, config, rank, ranks, position)
 
+    loss_names = {"text": "text_loss", **{name: loss_name(name, config.trained) for name in config.trained}}
+
     def train_step(step: int) -> tuple[dict[str, float], float]:
         micro = loader.at(step)
-        own = [sum(batch.tokens[name] for batch, _ in micro) for name in ("text_targets", "visual_targets")]
+        names = ("text", *config.trained)
+        totals = reduce_sum(*(sum(batch.targets[name] for batch, _ in micro) for name in names))
         # The engine averages gradients over ranks and passes, so totals are divided by that many.
-        text_targets, visual_targets = (total / (ranks * accumulate) for total in reduce_sum(*own))
+        counts = {name: total / (ranks * accumulate) for name, total in zip(names, totals, strict=True)}
         sums: dict[str, float] = {}
         for batch, seeds in micro:
-            loss, logs = engine(batch.to(engine.device), seeds, text_targets, visual_targets)
+            loss, logs = engine(batch.to(engine.device), seeds, counts)
             engine.backward(loss)
             facts = engine.step(step)
             # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
-            for name, weight in (("loss", 1.0), ("text_loss", _share(batch, "text_targets", text_targets)),
-                                 ("visual_loss", _share(batch, "visual_targets", visual_targets))):
+            for name, weight in (("loss", 1.0), *((loss_names[n], _share(batch, n, counts[n])) for n in names)):
                 sums[name] = sums.get(name, 0.0) + float(logs[name]) * weight / accumulate
             sums |= facts
         useful = sum(batch.tokens["text"] + batch.tokens["visual"] for batch, _ in micro)
@@ -309,13 +364,16 @@ def train_worker(job: Job) -> None:
                 return
             was_training = module.training
             module.eval()
-            metrics = _validate(module, validation, engine)
+            metrics = _validate(module, validation, engine, loss_names)
             history.add(metrics, step)
             storage.write_json(storage.join(job.state, "validation.json"), metrics)
             if captions:
-                picture = _draw(_bundle(module.model, job, text, tokens.facts, held_out), captions, config.samples)
-                job.tracker.log_image(picture, "samples", step)
-                storage.write_bytes(storage.join(job.output, "report", "samples.png"), picture)
+                bundle = _bundle(module.model, job, text, tokens.facts, held_out)
+                for number, name in enumerate(config.trained):
+                    label = f"samples_{name}" if number else "samples"
+                    picture = _draw(bundle, captions, config.samples, name)
+                    job.tracker.log_image(picture, label, step)
+                    storage.write_bytes(storage.join(job.output, "report", f"{label}.png"), picture)
             module.train(was_training)
 
     loop = Loop(config.steps, "tokens", config.workers, {"model": engine}, train_step,
@@ -334,7 +392,7 @@ def train_worker(job: Job) -> None:
 
 
 def _share(batch, name: str, total: float) -> float:
-    return batch.tokens[name] / total if total else 0.0
+    return batch.targets[name] / total if total else 0.0
 
 
 def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -> list:
@@ -345,9 +403,10 @@ def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -
 
     if not len(held_out):
         return []
-    packing = config.packing.model_copy(update={"condition_dropout": 0.0, "window_rows": config.validation_rows})
+    packing = config.packing.model_copy(update={"condition_dropout": 0.0, "noisy_context": 0.0,
+                                                "window_rows": config.validation_rows})
     try:
-        planner = Planner(held_out, packing, config.seed)
+        planner = Planner(held_out, packing, config.seed, config.objectives)
     except ValueError:  # the split holds nothing of the mixture
         return []
     rows = RowStream(planner).take(config.validation_rows)
@@ -356,18 +415,18 @@ def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -
              [hash_seed(config.seed, 4, number)]) for number, row in enumerate(rows)]
 
 
-def _validate(objective, batches: list, engine) -> dict[str, float]:
+def _validate(objective, batches: list, engine, loss_names: dict[str, str]) -> dict[str, float]:
+    """Mean losses; `loss_names` maps what is counted to what its loss is called."""
     import torch
 
-    sums = {"text_loss": 0.0, "visual_loss": 0.0}
-    counts = {"text_loss": 0.0, "visual_loss": 0.0}
+    sums, counts = ({name: 0.0 for name in loss_names} for _ in range(2))
     with torch.no_grad(), engine.autocast():
         for batch, seeds in batches:
             _, logs = objective(batch.to(engine.device), seeds)
-            for name, tokens in (("text_loss", "text_tokens"), ("visual_loss", "visual_tokens")):
-                sums[name] += float(logs[name]) * float(logs[tokens])
-                counts[name] += float(logs[tokens])
-    return {f"validation_{name}": sums[name] / counts[name] for name in sums if counts[name]}
+            for name, logged in loss_names.items():
+                sums[name] += float(logs[logged]) * batch.targets[name]
+                counts[name] += batch.targets[name]
+    return {f"validation_{logged}": sums[name] / counts[name] for name, logged in loss_names.items() if counts[name]}
 
 
 def _captions(held_out, text, count: int) -> list[str]:
@@ -381,10 +440,11 @@ def _captions(held_out, text, count: int) -> list[str]:
     return found
 
 
-def _draw(model, captions: list[str], samples: SampleConfig) -> bytes:
+def _draw(model, captions: list[str], samples: SampleConfig, objective: str) -> bytes:
     from stages.report import grid
 
-    images = model.text_to_image(captions, num_steps=samples.num_steps, guidance_scale=samples.guidance_scale, seeds=0)
+    images = model.text_to_image(captions, num_steps=samples.num_steps, guidance_scale=samples.guidance_scale, seeds=0,
+                                 objective=objective)
     return grid(list(images), 8, captions)
 
 
@@ -400,7 +460,8 @@ def _bundle(model, job: Job, text, facts: dict, held_out):
     config = BundleConfig(
         unified=model.config, diffusion=job.config.diffusion, tokenizer=visual.config,
         latent_mean=tuple(facts["latent_mean"]), latent_std=tuple(facts["latent_std"]), image_size=size,
-        num_frames=facts["frames"], snap_latents=visual.codebook_size is not None)
+        num_frames=facts["frames"], snap_latents=visual.codebook_size is not None, objectives=job.config.trained,
+        pixel_diffusion=job.config.pixel_diffusion, pixel_patch=facts.get("pixel_patch"))
     return OmniLoom(config, model, visual, text)
 
 

@@ -108,10 +108,20 @@ def ingest_shapes(folder: Path) -> Artifact:
 
 
 def token_rows(text: TextTokenizer, rng: np.random.Generator, images: int, videos: int, texts: int, documents: int,
-               channels: int = 4, codes: bool = True, longest_text: int = 60) -> list[dict]:
-    """Documents of every kind in the form that `tokens.write_shard` takes."""
+               channels: int = 4, codes: bool = True, longest_text: int = 60,
+               pixel_patch: int | None = None) -> list[dict]:
+    """Documents of every kind in the form that `tokens.write_shard` takes; the tokenizer's patches are 4x8x8."""
     def visual(grid):
         count = int(np.prod(grid))
+        segment = latents(grid, count)
+        if pixel_patch:
+            t, h, w = grid
+            grid = (4 * t - 3, h * 8 // pixel_patch, w * 8 // pixel_patch)
+            segment |= {"pixel_grid": list(grid),
+                        "pixels": rng.integers(0, 256, int(np.prod(grid)) * pixel_patch ** 2 * 3).astype(np.uint8)}
+        return segment
+
+    def latents(grid, count):
         return {"kind": "visual", "loss": True, "grid": list(grid),
                 "latents": rng.normal(size=count * channels).astype(np.float32),
                 "codes": rng.integers(0, 64, count).astype(np.int32) if codes else None}
@@ -147,15 +157,17 @@ def text_tokenizer() -> TextTokenizer:
 
 
 def pretokenize(folder: Path, splits: dict[str, list[list[dict]]], text: TextTokenizer, channels: int = 4,
-                visual_digest: str = "") -> Artifact:
+                visual_digest: str = "", pixel_patch: int | None = None) -> Artifact:
     """A token artifact: `splits` maps a split to the rows of each of its shards."""
     for split, shards in splits.items():
         for index, rows in enumerate(shards):
             tokens.write_shard(str(folder / "tokens" / split / f"shard-{index:05d}.arrow"), rows)
     storage.write_json(str(folder / "tokens.json"), {
-        "schema_version": 1, "visual_tokenizer": "test", "visual_digest": visual_digest, "text_digest": text.digest,
+        "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": "test", "visual_digest": visual_digest,
+        "text_digest": text.digest,
         "vocab_size": text.vocab_size, "specials": text.specials, "image_size": 24, "video_size": 24, "frames": 5,
-        "latent_mean": [0.1] * channels, "latent_std": [0.5] * channels, "counts": {}})
+        "latent_mean": [0.1] * channels, "latent_std": [0.5] * channels, "counts": {},
+        "codebook_size": 64, "pixel_patch": pixel_patch})
     storage.write_bytes(str(folder / "text.json"), text.to_json().encode())
     return seal(folder, "pretokenize")
 

@@ -1,8 +1,9 @@
-"""The unified transformer: text by next token and visual latents by diffusion, in one packed sequence.
+"""The unified transformer: text by next token and pictures by any of four objectives, in one packed sequence.
 
-Read in this order: `config`, `positions`, `mask`, `batch` (what a row is made of), `model`, `formulations`,
-`diffusion`, `objective` (what a training step computes), `generate`, `llama` (how to start from a language
-model). Names are loaded on first use, so that importing the configs does not import torch.
+Read in this order: `representations` (what pictures are made of and what is trained on them), `config`, `positions`,
+`mask`, `batch` (what a row is made of), `model`, `formulations`, `diffusion`, `corruption`, `objective` (what a
+training step computes), `generate`, `draw`, `llama` (how to start from a language model). Names are loaded on first
+use, so that importing the configs does not import torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _HOME = {
     "UnifiedModel": "model",
     "load_llama": "llama",
     "UnifiedObjective": "objective",
+    "VisualSampling": "draw",
     "generate_text": "generate",
     "generate_visual": "generate",
     "generate_interleaved": "generate",

@@ -10,12 +10,14 @@ Which position is asked for which token:
 - <boi> or <bov> of a visual segment with `loss` is asked of the text before it;
 - the first text token after a segment is asked of its <eoi>;
 - nothing is asked of <boi> and of visual positions in text: the segment's length is the sampler's business.
+What the visual positions themselves are asked for is their objective's (`models.unified.objective`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from models.unified.config import UnifiedConfig
 from models.unified.mask import intervals
 from models.unified.positions import Grid, place
+from models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
 
 IGNORE = -100
 
@@ -32,12 +35,17 @@ IGNORE = -100
 class Segment:
     """A run of text or one picture, of a document.
 
-    kind     "text" or "visual"
-    ids      text: integers (n,)
-    latents  visual: floats (t*h*w, C) in the order time, row, column, normalised per channel
-    grid     visual: (t, h, w)
-    loss     text: its tokens are targets. visual: it is noised and predicted (True), or stands as clean
-             context with time 0 (False)
+    kind       "text" or "visual"
+    ids        text: integers (n,)
+    latents, pixels, codes   visual, exactly one of them: floats (t*h*w, C) normalised per channel, floats
+               (t*h*w, p*p*3) in [-1, 1], or integers (t*h*w,), in the order time, row, column
+    grid       visual: (t, h, w)
+    loss       text: its tokens are targets. visual: its positions are
+    objective  visual: a name of `models.unified.representations.OBJECTIVES`, also where it is context, as it decides
+               what the segment sees of itself; for latents and pixels it is their diffusion
+    max_time   visual: the most of the path that its own time may be, as a share; the time that is drawn is scaled by
+               it. A target has 1, clean context 0; context with capped noise, and a target that is never noised
+               in full, lie between. Of codes under masked_code it caps the share that is masked; next_code has no time
     """
 
     kind: str
@@ -45,6 +53,10 @@ class Segment:
     latents: np.ndarray | None = None
     grid: Grid | None = None
     loss: bool = True
+    pixels: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    objective: str | None = None
+    max_time: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "text":
@@ -52,28 +64,102 @@ class Segment:
                 raise ValueError("Segment.ids: a text segment needs a one-dimensional array of token ids")
             self.ids = np.asarray(self.ids, dtype=np.int64)
         elif self.kind == "visual":
-            if self.grid is None or len(self.grid) != 3 or min(self.grid) < 1:
-                raise ValueError(f"Segment.grid: a visual segment needs (t, h, w), got {self.grid!r}")
-            self.grid = tuple(int(n) for n in self.grid)
-            count = int(np.prod(self.grid))
-            if self.latents is None or np.ndim(self.latents) != 2 or len(self.latents) != count:
-                got = None if self.latents is None else np.shape(self.latents)
-                raise ValueError(f"Segment.latents: grid {self.grid} needs ({count}, C), got {got}")
+            self._check_visual()
         else:
             raise ValueError(f"Segment.kind: expected text or visual, got {self.kind!r}")
+
+    def _check_visual(self) -> None:
+        if self.grid is None or len(self.grid) != 3 or min(self.grid) < 1:
+            raise ValueError(f"Segment.grid: a visual segment needs (t, h, w), got {self.grid!r}")
+        self.grid = tuple(int(n) for n in self.grid)
+        given = [name for name in REPRESENTATIONS if getattr(self, name) is not None]
+        if len(given) != 1:
+            names, found = ", ".join(REPRESENTATIONS), ", ".join(given) or "none"
+            raise ValueError(f"Segment.latents: a visual segment needs one of {names}, got {found}")
+        usual = [name for name, row in OBJECTIVES.items() if row.representation.name == given[0]]
+        if self.objective is None and len(usual) == 1:
+            self.objective = usual[0]
+        if self.objective not in usual:
+            raise ValueError(f"Segment.objective: {given[0]} need {' or '.join(usual)}, got {self.objective!r}")
+        row = OBJECTIVES[self.objective].representation
+        count, shape = int(np.prod(self.grid)), np.shape(self.values)
+        if len(shape) != (1 if row.discrete else 2) or shape[0] != count:
+            expected = f"({count},)" if row.discrete else f"({count}, C)"
+            raise ValueError(f"Segment.{row.name}: grid {self.grid} needs {expected}, got {shape}")
+        if self.max_time is None:
+            self.max_time = 1.0 if self.loss else 0.0
+        if not 0 <= self.max_time <= 1 or (self.loss and not self.max_time):
+            raise ValueError(f"Segment.max_time: expected a share up to 1, of a target above 0, got {self.max_time!r}")
+        if OBJECTIVES[self.objective].causal and self.max_time != self.loss:
+            raise ValueError(f"Segment.max_time: {self.objective} has no time, got {self.max_time!r}")
+
+    @property
+    def values(self) -> np.ndarray:
+        """Of a visual segment: its latents, pixels or codes."""
+        return getattr(self, OBJECTIVES[self.objective].representation.name)
 
     @property
     def length(self) -> int:
         """Places it takes in a row, <boi> and <eoi> included."""
-        return len(self.ids) if self.kind == "text" else len(self.latents) + 2
+        return len(self.ids) if self.kind == "text" else int(np.prod(self.grid)) + 2
 
 
 Document = Sequence[Segment]
 
 
+def visual_segment(
+    objective: str, values: np.ndarray, grid: Grid, loss: bool = True, max_time: float | None = None
+) -> Segment:
+    """A visual segment whose values are what the objective is about."""
+    name = objective_row(objective).representation.name
+    return Segment("visual", grid=grid, loss=loss, objective=objective, max_time=max_time, **{name: values})
+
+
 def document_length(document: Document) -> int:
     """Places that a document takes in a row: what a packer counts."""
     return sum(segment.length for segment in document)
+
+
+def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    """The same with its tensors on `device`, dataclasses and dictionaries looked through."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, dict):
+        return {name: _moved(part, device, non_blocking) for name, part in value.items()}
+    if isinstance(value, VisualPart | VisualTask):
+        return type(value)(**{f.name: _moved(getattr(value, f.name), device, non_blocking) for f in fields(value)})
+    return value
+
+
+@dataclass
+class VisualPart:
+    """The M positions of one representation, in the order of their places.
+
+    index    int64 (M,): flat places b*L + l
+    values   clean: float32 (M, C), or int64 (M,) codes
+    segment  int64 (M,): b*S + s, of the s-th visual segment of row b
+    """
+
+    index: Tensor
+    values: Tensor
+    segment: Tensor
+
+
+@dataclass
+class VisualTask:
+    """The segments of one objective that are not clean context: targets, and context with noise. Their K positions
+    lie segment by segment.
+
+    rows      int64 (K,): which of the `VisualPart`'s positions they are
+    targets   int64 (N,): which of the K are targets
+    places    int64 (K,), numpy: their flat places, for what is drawn on the host
+    segments  (b*S + s, grid, max_time, loss) each
+    """
+
+    rows: Tensor
+    targets: Tensor
+    places: np.ndarray
+    segments: list[tuple[int, Grid, float, bool]]
 
 
 @dataclass
@@ -83,70 +169,69 @@ class Batch:
     ids             int64 (B, L); pad at visual positions and in padding
     labels          int64 (B, L): the token that the position has to predict, -100 where nothing is asked
     label_index     int64 (M,): flat places (b*L + l) of the labels, which alone need vocabulary logits
-    latents         float32 (B, L, C): clean latents at visual positions, 0 elsewhere
-    visual          bool (B, L): visual positions
-    visual_loss     bool (B, L): those of them that are targets
-    segment_index   int64 (B, L): number of the visual segment in its row, -1 outside
-    segment_loss    bool (B, S): targets; False for context and where a row has fewer segments
+    parts           the visual positions by representation, of each that the config has, if only with none
+    tasks           what is asked of them by objective, of each that the config has a representation for
+    num_segments    S
     start, end      int64 (B, L): what each position sees (`models.unified.mask`)
     positions       float32 (B, L, axes)
     document_index  int64 (B, L): number of the document in its row, -1 in padding
-    target_spans    of each visual segment that is a target: (row, first position, (t, h, w)), host integers
-    tokens          counts, host integers: text and visual (useful places by modality), padding, and the
-                    targets text_targets and visual_targets that losses are normalised by
+    tokens          counts, host integers: text and visual (useful places by modality), and padding
+    targets         counts that losses are normalised by, host integers: text, and each objective's positions
     """
 
     ids: Tensor
     labels: Tensor
     label_index: Tensor
-    latents: Tensor
-    visual: Tensor
-    visual_loss: Tensor
-    segment_index: Tensor
-    segment_loss: Tensor
+    parts: dict[str, VisualPart]
+    tasks: dict[str, VisualTask]
+    num_segments: int
     start: Tensor
     end: Tensor
     positions: Tensor
     document_index: Tensor
-    target_spans: list[tuple[int, int, Grid]]
     tokens: dict[str, int]
-
-    @property
-    def num_segments(self) -> int:
-        return self.segment_loss.shape[1]
+    targets: dict[str, int]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        return Batch(**moved)
+        return Batch(**{f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self)})
+
+
+@dataclass
+class _Placed:
+    """A visual segment in its row; `first` is the place of its first position."""
+
+    row: int
+    number: int
+    first: int
+    segment: Segment
+
+    @property
+    def places(self) -> slice:
+        return slice(self.first, self.first + int(np.prod(self.segment.grid)))
+
+    @property
+    def objective(self) -> VisualObjective:
+        return OBJECTIVES[self.segment.objective]
 
 
 def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig) -> Batch:
     """Lay out packed rows: rows[b] holds the documents of row b, in order, from position 0.
 
-    length is L. ValueError naming row and document where a row does not fit, latents have other channels than
-    `config.latent_dim`, or an id is outside the vocabulary. Deterministic: a function of its arguments.
+    length is L. ValueError naming row and document where a row does not fit, a segment's values are not of the
+    config's size, or an id is outside the vocabulary. Deterministic: a function of its arguments.
     """
-    B, L, C, special = len(rows), length, config.latent_dim, config.specials
+    B, L, special = len(rows), length, config.specials
     ids = np.full((B, L), special.pad, np.int64)
     labels = np.full((B, L), IGNORE, np.int64)
-    latents = np.zeros((B, L, C), np.float32)
-    visual = np.zeros((B, L), bool)
-    visual_loss = np.zeros((B, L), bool)
-    segment_index = np.full((B, L), -1, np.int64)
     document_index = np.full((B, L), -1, np.int64)
     start, end = np.empty((B, L), np.int64), np.empty((B, L), np.int64)
     # Padding sits at the origin: any finite place does, as nothing but itself sees it.
     coordinates = np.zeros((B, L, config.axes), np.float32)
-    segment_losses: list[list[bool]] = []
-    target_spans: list[tuple[int, int, Grid]] = []
+    visual: list[_Placed] = []
 
     for b, documents in enumerate(rows):
-        at, losses, document_spans, visual_spans = 0, [], [], []
+        at, number, document_spans, full_spans = 0, 0, [], []
         for d, document in enumerate(documents):
             begin, last, where = at, -1, f"row {b}, document {d}"
             if begin + document_length(document) > L:
@@ -164,65 +249,82 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
                     )
                     at += n
                     continue
-                n = len(segment.latents)
-                if segment.latents.shape[1] != C:
-                    raise ValueError(
-                        f"{where}: latents have {segment.latents.shape[1]} channels, latent_dim is {C}"
-                    )
+                _check_values(segment, config, where)
                 opening = special.bov if segment.grid[0] > 1 else special.boi
                 if segment.loss and at > begin:
                     labels[b, at - 1] = opening
-                ids[b, at], ids[b, at + n + 1] = opening, special.eoi
-                inside = slice(at + 1, at + n + 1)
-                for size, span in (
-                    (1, slice(at, at + 1)),
-                    (segment.grid, inside),
-                    (1, slice(at + n + 1, at + n + 2)),
+                placed = _Placed(b, number, at + 1, segment)
+                inside, closing = placed.places, placed.places.stop
+                ids[b, at], ids[b, closing] = opening, special.eoi
+                for piece, span in (
+                    (("text", 1), slice(at, at + 1)),
+                    (("visual", segment.grid), inside),
+                    (("text", 1), slice(closing, closing + 1)),
                 ):
-                    kind = "text" if size == 1 else "visual"
-                    coordinates[b, span], last = place(config.rope_scheme, (kind, size), last, config.axes)
-                latents[b, inside] = segment.latents
-                visual[b, inside] = True
-                visual_loss[b, inside] = segment.loss
-                segment_index[b, inside] = len(losses)
-                losses.append(segment.loss)
-                if segment.loss:
-                    target_spans.append((b, at + 1, segment.grid))
-                visual_spans.append((at + 1, at + n + 1))
-                at += n + 2
+                    coordinates[b, span], last = place(config.rope_scheme, piece, last, config.axes)
+                visual.append(placed)
+                if not placed.objective.causal:
+                    full_spans.append((inside.start, inside.stop))
+                at, number = closing + 1, number + 1
             document_index[b, begin:at] = d
             document_spans.append((begin, at))
-        start[b], end[b] = intervals(L, document_spans, visual_spans)
-        segment_losses.append(losses)
+        start[b], end[b] = intervals(L, document_spans, full_spans)
 
     if ids.size and (ids.min() < 0 or ids.max() >= config.vocab_size):
         b = int(np.argmax((ids < 0).any(1) | (ids >= config.vocab_size).any(1)))
         raise ValueError(f"row {b}: token ids outside 0..{config.vocab_size - 1}")
-    S = max(1, *(len(losses) for losses in segment_losses)) if segment_losses else 1
-    segment_loss = np.zeros((B, S), bool)
-    for b, losses in enumerate(segment_losses):
-        segment_loss[b, : len(losses)] = losses
+    num_segments = 1 + max((placed.number for placed in visual), default=0)
+    parts, tasks = _lay_out(visual, L, num_segments, config)
     label_index = np.flatnonzero(labels != IGNORE)
     useful = int((document_index >= 0).sum())
-    tokens = {
-        "text": useful - int(visual.sum()),
-        "visual": int(visual.sum()),
-        "padding": B * L - useful,
-        "text_targets": len(label_index),
-        "visual_targets": int(visual_loss.sum()),
-    }
-    arrays = (
-        ids,
-        labels,
-        label_index,
-        latents,
-        visual,
-        visual_loss,
-        segment_index,
-        segment_loss,
-        start,
-        end,
-        coordinates,
-        document_index,
+    num_visual = sum(len(part.index) for part in parts.values())
+    arrays = (ids, labels, label_index, start, end, coordinates, document_index)
+    ids, labels, label_index, start, end, coordinates, document_index = map(torch.from_numpy, arrays)
+    return Batch(
+        ids, labels, label_index, parts, tasks, num_segments, start, end, coordinates, document_index,
+        tokens={"text": useful - num_visual, "visual": num_visual, "padding": B * L - useful},
+        targets={"text": len(label_index), **{name: len(task.targets) for name, task in tasks.items()}},
     )
-    return Batch(*(torch.from_numpy(array) for array in arrays), target_spans=target_spans, tokens=tokens)
+
+
+def _check_values(segment: Segment, config: UnifiedConfig, where: str) -> None:
+    representation, values = OBJECTIVES[segment.objective].representation, segment.values
+    size = getattr(config, representation.size)
+    if size is None:
+        raise ValueError(f"{where}: holds {representation.name}, and the model has no {representation.size}")
+    if not representation.discrete and values.shape[1] != size:
+        channels = values.shape[1]
+        raise ValueError(f"{where}: {representation.name} have {channels} channels, {representation.size} is {size}")
+    if representation.discrete and not (0 <= values.min() and values.max() < size):
+        raise ValueError(f"{where}: codes outside 0..{size - 1}, {representation.size} is {size}")
+
+
+def _lay_out(
+    visual: list[_Placed], length: int, num_segments: int, config: UnifiedConfig
+) -> tuple[dict[str, VisualPart], dict[str, VisualTask]]:
+    """The placed segments by representation and by objective."""
+    parts: dict[str, VisualPart] = {}
+    tasks: dict[str, VisualTask] = {}
+    for name in config.representations:
+        size, discrete = getattr(config, REPRESENTATIONS[name].size), REPRESENTATIONS[name].discrete
+        own = [placed for placed in visual if placed.objective.representation.name == name]
+        places = [np.arange(p.places.start, p.places.stop) + p.row * length for p in own]
+        index = np.concatenate([np.empty(0, np.int64), *places])
+        values = np.empty(len(index) if discrete else (len(index), size), np.int64 if discrete else np.float32)
+        bounds = np.cumsum([0, *map(len, places)])
+        for p, a, b in zip(own, bounds, bounds[1:]):
+            values[a:b] = p.segment.values
+        numbers = np.array([p.row * num_segments + p.number for p in own], np.int64)
+        segment = np.repeat(numbers, np.diff(bounds))
+        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)))
+        for objective, row in OBJECTIVES.items():
+            if row.representation.name != name:
+                continue
+            chosen = [i for i, p in enumerate(own) if p.segment.objective == objective and p.segment.max_time > 0]
+            rows = np.concatenate([np.empty(0, np.int64), *(np.arange(bounds[i], bounds[i + 1]) for i in chosen)])
+            losses = np.repeat([own[i].segment.loss for i in chosen], [len(places[i]) for i in chosen])
+            tasks[objective] = VisualTask(
+                torch.from_numpy(rows), torch.from_numpy(np.flatnonzero(losses)), index[rows],
+                [(int(numbers[i]), own[i].segment.grid, own[i].segment.max_time, own[i].segment.loss) for i in chosen],
+            )
+    return parts, tasks

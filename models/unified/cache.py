@@ -1,5 +1,5 @@
 """What generation remembers: keys and values of a batch of ragged requests. In: prefixes, then tokens and
-latents as they are made. Out: hidden states of what was fed.
+pictures as they are made. Out: hidden states of what was fed.
 
 Row b owns the first `lengths[b]` places of its cache. A feed writes behind them; what is not kept (`advance`
 0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it.
@@ -7,6 +7,7 @@ Row b owns the first `lengths[b]` places of its cache. A feed writes behind them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from models.unified.batch import Document, collate, document_length
 from models.unified.mask import dense_mask
 from models.unified.model import UnifiedModel
 from models.unified.positions import Grid, place
+from models.unified.representations import OBJECTIVES
 
 _GROWTH = 64
 
@@ -82,8 +84,9 @@ class GenerationState:
         last = [_end(prefix, model.config.rope_scheme, model.config.axes) for prefix in prefixes]
         state = cls(model, [_Layer() for _ in model.blocks], [0] * len(lengths), [-1] * len(lengths))
         batch = batch.to(state.device)
-        times = torch.zeros(batch.segment_loss.shape, device=state.device)
-        x = model.embed_inputs(batch.ids, batch.latents, times, batch.visual, batch.segment_index)
+        clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
+        values = {name: part.values for name, part in batch.parts.items()}
+        x = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
         hidden = state._run(x, batch.positions, batch.end, lengths)
         state.last = last
         ends = torch.tensor(lengths, device=state.device) - 1
@@ -118,15 +121,23 @@ class GenerationState:
         end = torch.tensor(self.lengths, device=self.device)[:, None] + 1
         return self._run(x, self._places(("text", 1), keep), end, [int(k) for k in keep])[:, 0]
 
-    def feed_visual(self, latents: Tensor, grid: Grid, time: float, keep: bool) -> Tensor:
-        """A segment of N = t*h*w positions in every row: latents (B, N, C) at `time`. keep: False while it is
-        being drawn, True for the clean result. Returns hidden (B, N, width)."""
-        B, N, _ = latents.shape
-        times = torch.full((B, 1), time, device=self.device)
-        index = torch.zeros((B, N), dtype=torch.int64, device=self.device)
-        x = self.model.embed_inputs(index, latents, times, torch.ones_like(index, dtype=torch.bool), index)
-        end = (torch.tensor(self.lengths, device=self.device) + N)[:, None].expand(B, N)
-        return self._run(x, self._places(("visual", grid), [keep] * B), end, [N if keep else 0] * B)
+    def feed_visual(
+        self, objective: str, values: Tensor, grid: Grid, time: float = 0.0, *, keep: bool, first: int = 0
+    ) -> Tensor:
+        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N).
+        keep: False while they are being drawn, True for the clean result; where only the first ones are kept, the
+        next feed goes on with the segment. Returns hidden (B, N, width)."""
+        row = OBJECTIVES[objective]
+        (B, N), count = values.shape[:2], math.prod(grid)
+        embedded = None
+        if not row.representation.discrete:
+            embedded = self.model.time(torch.full((B, 1), time, device=self.device))
+        x = self.model.embed_visual(row.representation.name, values, embedded)
+        begins = torch.tensor(self.lengths, device=self.device)[:, None]
+        end = begins + (torch.arange(1, N + 1, device=self.device) if row.causal else N)
+        whole = keep and first + N == count
+        places = self._places(("visual", grid), [whole] * B)[:, first : first + N]
+        return self._run(x, places, end.expand(B, N), [N if keep else 0] * B)
 
     def select(self, rows: Sequence[int]) -> GenerationState:
         """A copy of some rows."""

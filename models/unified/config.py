@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from models.unified.representations import REPRESENTATIONS
+
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 
 
@@ -90,7 +92,10 @@ class UnifiedConfig:
     `hidden` (the SwiGLU's inner width) 8/3 of the width, rounded up to a multiple of 32.
 
     vocab_size    text vocabulary, special tokens included
-    latent_dim    channels C of one visual position
+    latent_dim    channels of a position of latents; codebook_size: number of codes; pixel_dim: numbers of a patch of
+                  raw pixels. The model takes in and gives out those representations of pictures that have a size
+                  here (`models.unified.representations`); without any it is a language model
+    pixel_bottleneck  width of the layer that patches pass on their way in (JiT, arXiv 2511.13720, section 4.3)
     rope_scheme   see `models.unified.positions`
     axes          position axes that share the rotary frequencies: 3 (row, column, time) serves images and
                   videos; 2 gives still images more frequencies; text is RoPE-1D under each of them
@@ -102,7 +107,7 @@ class UnifiedConfig:
     """
 
     vocab_size: int
-    latent_dim: int
+    latent_dim: int | None = None
     width: int = 512
     layers: int = 8
     heads: int = 8
@@ -119,10 +124,14 @@ class UnifiedConfig:
     tied: bool = True
     norm_eps: float = 1e-6
     time_dim: int = 256
+    pixel_dim: int | None = None
+    pixel_bottleneck: int = 128
+    codebook_size: int | None = None
     specials: SpecialIds = field(default_factory=SpecialIds)
 
     def __post_init__(self) -> None:
-        _positive_int(self, "vocab_size", "latent_dim", "width", "layers", "heads", "axes", "time_dim")
+        _positive_int(self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck")
+        _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_dim is None:
@@ -150,6 +159,11 @@ class UnifiedConfig:
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
         _require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """Names of the representations of pictures that the model has parts for, in the table's order."""
+        return tuple(name for name, row in REPRESENTATIONS.items() if getattr(self, row.size) is not None)
+
 
 def num_parameters(config: UnifiedConfig) -> int:
     """Number of trained values of `UnifiedModel(config)`, in closed form; a tied head counts once."""
@@ -160,6 +174,14 @@ def num_parameters(config: UnifiedConfig) -> int:
     attention += c.width if c.out_bias else 0
     layer = attention + 3 * c.width * c.hidden + 2 * c.width
     text = c.vocab_size * c.width * (1 if c.tied else 2) + c.width
-    time = (c.time_dim + 1) * c.width + (c.width + 1) * c.width
-    visual = (c.latent_dim + 1) * c.width + c.width + (c.width + 1) * c.latent_dim
-    return text + c.layers * layer + time + visual
+    visual = 0
+    if c.latent_dim or c.pixel_dim:
+        visual += (c.time_dim + 1) * c.width + (c.width + 1) * c.width
+    if c.latent_dim:
+        visual += (c.latent_dim + 1) * c.width + c.width + (c.width + 1) * c.latent_dim
+    if c.pixel_dim:
+        visual += c.pixel_dim * c.pixel_bottleneck + (c.pixel_bottleneck + 1) * c.width
+        visual += c.width + (c.width + 1) * c.pixel_dim
+    if c.codebook_size:
+        visual += (c.codebook_size + 1) * c.width + c.width + c.width * c.codebook_size
+    return text + c.layers * layer + visual

@@ -6,7 +6,9 @@ validated dataclass. Standard library only. `models.unified.formulations` and `.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from models.tokenizer.checks import require
 
@@ -97,3 +99,15 @@ class DiffusionConfig:
         require(0 < self.min_time < 1, self, "min_time", "a number between 0 and 1")
         whole = isinstance(self.multiscale, int) and not isinstance(self.multiscale, bool)
         require(whole and self.multiscale >= 1, self, "multiscale", "an integer of at least 1")
+
+
+def pixel_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the config of raw pixels in [-1, 1]: where nothing else is said it is JiT's (arXiv 2511.13720), flow
+    matching that predicts x by the v-loss, at JiT's times, which count the other way there."""
+    usual: dict[str, Any] = {"predict": "x"}
+    if fields.get("formulation", "flow") == "flow" and fields.get("time") in (None, "logit_normal"):
+        usual |= {"time_mean": 0.8, "time_std": 0.8}
+    return {**usual, **fields}
+
+
+PIXEL_DIFFUSION = DiffusionConfig(**pixel_fields({}))

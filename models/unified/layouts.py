@@ -1,4 +1,5 @@
-"""The documents that training packs and sampling opens. In: text ids and latents. Out: lists of `Segment`.
+"""The documents that training packs and sampling opens. In: text ids, and pictures as the
+latents, pixels or codes that their objective is about. Out: lists of `Segment`.
 
 text to image   <bos> caption <boi> IMG <eoi> <eos>      a video has <bov>; without a condition, no caption
 image to text   <bos> <boi> IMG <eoi> caption <eos>      the picture is clean context
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.unified.batch import Segment
+from models.unified.batch import Segment, visual_segment
 from models.unified.config import SpecialIds
 from models.unified.positions import Grid
 
@@ -28,33 +29,42 @@ def plain_text(ids: Sequence[int], specials: SpecialIds) -> list[Segment]:
 
 
 def text_to_visual(
-    caption: Sequence[int], latents: np.ndarray, grid: Grid, specials: SpecialIds, caption_loss: bool = True
+    caption: Sequence[int],
+    values: np.ndarray,
+    grid: Grid,
+    specials: SpecialIds,
+    caption_loss: bool = True,
+    objective: str = "latent_diffusion",
 ) -> list[Segment]:
     """An empty caption gives the document without a condition, which guidance needs."""
-    return [
-        _text([specials.bos, *caption], caption_loss),
-        Segment("visual", latents=latents, grid=grid),
-        _text([specials.eos]),
-    ]
+    picture = visual_segment(objective, values, grid)
+    return [_text([specials.bos, *caption], caption_loss), picture, _text([specials.eos])]
 
 
 def visual_to_text(
-    latents: np.ndarray, grid: Grid, caption: Sequence[int], specials: SpecialIds
+    values: np.ndarray,
+    grid: Grid,
+    caption: Sequence[int],
+    specials: SpecialIds,
+    objective: str = "latent_diffusion",
+    max_time: float = 0.0,
 ) -> list[Segment]:
-    return [
-        _text([specials.bos]),
-        Segment("visual", latents=latents, grid=grid, loss=False),
-        _text([*caption, specials.eos]),
-    ]
+    """max_time above 0 shows the picture with noise, as in `Segment`."""
+    picture = visual_segment(objective, values, grid, loss=False, max_time=max_time)
+    return [_text([specials.bos]), picture, _text([*caption, specials.eos])]
 
 
 def prefix_for_text(
-    prompt: Sequence[int], specials: SpecialIds, latents: np.ndarray | None = None, grid: Grid | None = None
+    prompt: Sequence[int],
+    specials: SpecialIds,
+    values: np.ndarray | None = None,
+    grid: Grid | None = None,
+    objective: str = "latent_diffusion",
 ) -> list[Segment]:
     """What `generate_text` goes on from: a prompt, behind a picture where one is given."""
-    if latents is None:
+    if values is None:
         return [_text([specials.bos, *prompt], loss=False)]
-    picture = Segment("visual", latents=latents, grid=grid, loss=False)
+    picture = visual_segment(objective, values, grid, loss=False)
     return [_text([specials.bos], loss=False), picture, _text(prompt, loss=False)]
 
 

@@ -1,16 +1,18 @@
-"""The unified transformer: a Llama-shaped decoder over packed text and visual positions. In: a `Batch`, noisy
-latents and one diffusion time a segment. Out: vocabulary logits where a label asks for them, and a prediction
-for every visual position.
+"""The unified transformer: a Llama-shaped decoder over packed text and visual positions. In: a `Batch`, and for each
+representation of pictures what the network is shown and one diffusion time a segment. Out: vocabulary logits where a
+label asks for them, and of each representation predictions where they are asked for.
 
 Blocks: pre-RMSNorm, grouped-query attention with optional QK-norm (arXiv 2302.05442) and float rotary
-positions, SwiGLU (arXiv 2002.05202). Visual input: a Linear on the latent plus an embedding of the segment's
-time, added once at the input rather than modulating every token; clean context has time 0. Visual output:
-RMSNorm and a Linear. Layer weights are laid out so that Llama's load by concatenation (qkv, gate and up).
+positions, SwiGLU (arXiv 2002.05202). Visual input: a Linear on a latent, two on a patch of pixels, an embedding of a
+code; to latents and pixels an embedding of the segment's time is added, once at the input rather than modulating
+every token; clean context has time 0. Visual output: RMSNorm and a Linear. Layer weights are laid out so that Llama's
+load by concatenation (qkv, gate and up).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -18,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.unified.batch import Batch
+from models.unified.batch import Batch, VisualPart
 from models.unified.config import UnifiedConfig
 from models.unified.mask import dense_mask
 from models.unified.positions import rotary, rotate
+from models.unified.representations import REPRESENTATIONS
 
 
 class LayerCache(Protocol):
@@ -110,6 +113,15 @@ class TimeEmbedding(nn.Module):
         return self.mlp(waves.to(self.mlp[0].weight.dtype))
 
 
+def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
+    if name == "latents":
+        return nn.Linear(config.latent_dim, config.width)
+    if name == "pixels":
+        bottleneck = config.pixel_bottleneck
+        return nn.Sequential(nn.Linear(config.pixel_dim, bottleneck, bias=False), nn.Linear(bottleneck, config.width))
+    return nn.Embedding(config.codebook_size + 1, config.width)  # the last one is the mask
+
+
 class UnifiedModel(nn.Module):
     """The module; `num_parameters(config)` gives its size without building it.
 
@@ -120,22 +132,27 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False
+        rows = [REPRESENTATIONS[name] for name in config.representations]
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.visual_in = nn.Linear(config.latent_dim, config.width)
-        self.time = TimeEmbedding(config.time_dim, config.width)
+        for row in rows:
+            setattr(self, f"{row.prefix}_in", _visual_input(row.name, config))
+        if not all(row.discrete for row in rows):
+            self.time = TimeEmbedding(config.time_dim, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self.visual_norm = RMSNorm(config.width, config.norm_eps)
-        self.visual_out = nn.Linear(config.width, config.latent_dim)
+        for row in rows:
+            setattr(self, f"{row.prefix}_norm", RMSNorm(config.width, config.norm_eps))
+            setattr(self, f"{row.prefix}_out",
+                    nn.Linear(config.width, getattr(config, row.size), bias=not row.discrete))
         self.reset_parameters()
         if config.tied:
             self.head.weight = self.embed.weight
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal with std 0.02, residual outputs shrunk by sqrt(2 * layers) (GPT-2's rule); the visual input
-        keeps unit-variance latents at the embeddings' scale, and the visual output starts at 0."""
+        """Normal with std 0.02, residual outputs shrunk by sqrt(2 * layers) (GPT-2's rule); the visual inputs
+        keep unit-variance latents at the embeddings' scale, and the outputs of a diffusion start at 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -144,21 +161,37 @@ class UnifiedModel(nn.Module):
         for block in self.blocks:
             for linear in (block.attention.out, block.mlp.down):
                 linear.weight.div_(math.sqrt(2 * len(self.blocks)))
-        nn.init.zeros_(self.visual_out.weight)
+        for name in self.config.representations:
+            if not REPRESENTATIONS[name].discrete:
+                nn.init.zeros_(getattr(self, f"{REPRESENTATIONS[name].prefix}_out").weight)
+
+    def embed_visual(self, name: str, values: Tensor, time: Tensor | None = None) -> Tensor:
+        """Input of the first block for positions of one representation, (..., width): values (..., C), or codes
+        int64 (...), where `codebook_size` is the mask; `time` is `self.time` of the segments' times, (..., width),
+        of all but codes."""
+        entry = getattr(self, f"{REPRESENTATIONS[name].prefix}_in")
+        if REPRESENTATIONS[name].discrete:
+            return entry(values)
+        return entry(values.to(self.time.mlp[0].weight.dtype)) + time
 
     def embed_inputs(
-        self, ids: Tensor, latents: Tensor, times: Tensor, visual: Tensor, segment_index: Tensor
+        self, ids: Tensor, parts: Mapping[str, VisualPart], values: Mapping[str, Tensor], times: Mapping[str, Tensor]
     ) -> Tensor:
         """Input of the first block, (B, N, width).
 
-        ids int64 (B, N); latents (B, N, C), noisy at time t; times float (B, S) in [0, 1], 0 for clean
-        context; visual bool (B, N); segment_index int64 (B, N), -1 outside visual segments.
+        ids int64 (B, N); parts as in `Batch`; values by representation, of the parts' shapes, as the network is to
+        see them; times by representation, but of codes, float (B, S) in [0, 1], 0 for clean context.
         """
-        time = self.time(times)
-        time = time.gather(1, segment_index.clamp(min=0)[..., None].expand(-1, -1, time.shape[-1]))
-        picture = self.visual_in(latents.to(self.visual_in.weight.dtype)) + time
         text = self.embed(ids)
-        return torch.where(visual[..., None], picture.to(text.dtype), text)
+        x = text.flatten(0, 1)
+        names = [name for name in parts if not REPRESENTATIONS[name].discrete]
+        if names:
+            by_segment = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
+        for name, part in parts.items():
+            # index_select throughout: its backward pass is several times faster than indexing's on a CPU.
+            time = by_segment[name].index_select(0, part.segment) if name in names else None
+            x = x.index_copy(0, part.index, self.embed_visual(name, values[name], time).to(x.dtype))
+        return x.view_as(text)
 
     def backbone(
         self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None
@@ -179,21 +212,26 @@ class UnifiedModel(nn.Module):
         """(..., width) -> vocabulary logits (..., V)."""
         return self.head(self.norm(hidden))
 
-    def visual_head(self, hidden: Tensor) -> Tensor:
-        """(..., width) -> prediction (..., C): x, noise or v, as the diffusion config says."""
-        return self.visual_out(self.visual_norm(hidden))
+    def visual_head(self, name: str, hidden: Tensor) -> Tensor:
+        """(..., width) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says;
+        of codes logits (..., codebook_size)."""
+        prefix = REPRESENTATIONS[name].prefix
+        return getattr(self, f"{prefix}_out")(getattr(self, f"{prefix}_norm")(hidden))
 
-    def forward(self, batch: Batch, noisy_latents: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, values: Mapping[str, Tensor], times: Mapping[str, Tensor], asked: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
-        noisy_latents (B, L, C): x_t at target positions, clean latents at context positions
-        times (B, S): the time of each visual segment, 0 for context
-        Returns logits (M, V) at `batch.label_index`, and the visual prediction (B, L, C), meaningful where
-        `batch.visual`. Every parameter takes part whatever the batch holds, as ZeRO-3 needs.
+        values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's
+        asked          by representation: flat places (A,) whose predictions are wanted
+        Returns logits (M, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
+        part whatever the batch holds, as ZeRO-3 needs.
         """
-        x = self.embed_inputs(batch.ids, noisy_latents, times, batch.visual, batch.segment_index)
-        hidden = self.backbone(x, batch.positions, dense_mask(batch.start, batch.end))
-        return self.text_head(hidden.flatten(0, 1)[batch.label_index]), self.visual_head(hidden)
+        x = self.embed_inputs(batch.ids, batch.parts, values, times)
+        hidden = self.backbone(x, batch.positions, dense_mask(batch.start, batch.end)).flatten(0, 1)
+        outputs = {name: self.visual_head(name, hidden.index_select(0, asked[name])) for name in batch.parts}
+        return self.text_head(hidden.index_select(0, batch.label_index)), outputs
 
     def text_logits(self, ids: Tensor) -> Tensor:
         """Plain causal language model: ids int64 (B, N) -> logits (B, N, V)."""

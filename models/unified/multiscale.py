@@ -21,8 +21,7 @@ def segment_coarse_error(residual: Tensor, scales: int) -> Tensor:
     averaged over p x p positions of a frame. p is the paper's weight of a scale, one over its side, relative to the
     full one's; windows at an edge average what there is. Scales coarser than the grid's longer side are left out.
 
-    Positions are pooled channel by channel, which is right for latents; pixel patches want their pixels spread out
-    over h and w first.
+    Positions are pooled channel by channel: pixel patches want their pixels spread out over h and w first.
     """
     n, t, h, w, _ = residual.shape
     frames = residual.flatten(0, 1).movedim(-1, 1)
@@ -35,18 +34,22 @@ def segment_coarse_error(residual: Tensor, scales: int) -> Tensor:
     return total
 
 
-def coarse_error(residual: Tensor, targets: Sequence[tuple[int, int, Grid]], scales: int) -> Tensor:
+def coarse_error(residual: Tensor, grids: Sequence[Grid], scales: int, patch: int = 1) -> Tensor:
     """Scalar: over the targets, their number of positions times `segment_coarse_error`, so that it adds to the sum
     over positions of the mean over channels.
 
-    residual  (B, L, C)
-    targets   (row, first position, (t, h, w)) each, as `models.unified.batch.Batch.target_spans`
+    residual  (K, C): the targets' positions one after the other
+    grids     (t, h, w) of each target
+    patch     p of pixel patches, C = p * p * 3 in the order row, column, colour: their pixels are spread out over
+              the frame first. 1 of latents
     """
     by_grid: dict[Grid, list[Tensor]] = {}
-    for row, first, grid in targets:
-        t, h, w = grid
-        by_grid.setdefault(grid, []).append(residual[row, first : first + t * h * w].view(t, h, w, -1))
+    for grid, part in zip(grids, residual.split([t * h * w for t, h, w in grids])):
+        by_grid.setdefault(grid, []).append(part)
     total = residual.new_zeros(())
     for (t, h, w), segments in by_grid.items():
-        total = total + t * h * w * segment_coarse_error(torch.stack(segments), scales).sum()
+        frames = torch.stack(segments).view(len(segments), t, h, w, -1)
+        if patch > 1:
+            frames = frames.view(-1, t, h, w, patch, patch, 3).transpose(3, 4).reshape(-1, t, h * patch, w * patch, 3)
+        total = total + t * h * w * segment_coarse_error(frames, scales).sum()
     return total

@@ -3,34 +3,127 @@ differentiate and detached figures to log. The whole step is one module with one
 DeepSpeed wraps.
 
 loss = text_weight * mean over text targets of (cross entropy + z_loss * logsumexp^2)
-     + visual_weight * mean over visual targets of the mean over channels of w |D - x|^2
-        (models.unified.formulations; with diffusion.multiscale, coarser scales of it are added)
+     + sum over the objectives of weight * mean over the objective's target positions of its error, which is of
+       latent_diffusion, pixel_diffusion   the mean over channels of w |D - x|^2
+                          (models.unified.formulations; with multiscale, coarser scales of it are added)
+       next_code          the cross entropy of the code, asked of the position before it
+       masked_code        the cross entropy of the code where it is masked, over the masked share of its segment, and 0
+                          elsewhere: each segment's mean over what is masked, and segments weigh by their size
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.unified.batch import Batch
-from models.unified.diffusion import corrupt, residual, sample_times, warn_wide_patches
-from models.unified.diffusion_config import DiffusionConfig
+from models.unified.corruption import Seed, draw_masks, draw_noise
+from models.unified.diffusion import corrupt, residual, warn_wide_patches
+from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
 from models.unified.formulations import formulation
 from models.unified.model import UnifiedModel
 from models.unified.multiscale import coarse_error
+from models.unified.representations import OBJECTIVES, REPRESENTATIONS, RGB, objective_row
 
-Seed = int | torch.Generator | Sequence[int]
+
+@dataclass
+class Shown:
+    """What an objective shows the network: of its task's K positions `values`, (K, C) or codes (K,); `times` (B, S)
+    of its segments, of a diffusion; `asked`, the flat places (A,) whose predictions `error` wants; and what else
+    `error` needs."""
+
+    values: Tensor
+    asked: Tensor
+    times: Tensor | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+class DiffusionLoss:
+    """Denoising of latents or of pixel patches by one `DiffusionConfig`; `stream` sets its draws apart from those of
+    the other objectives."""
+
+    def __init__(self, name: str, config: DiffusionConfig, stream: int):
+        self.name, self.config, self.stream = name, config, stream
+
+    def show(self, batch: Batch, seed: Seed) -> Shown:
+        task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
+        device, row = batch.ids.device, formulation(self.config)
+        noise, drawn = draw_noise(self.config, batch, part.values.shape[1], seed, self.stream)
+        caps = torch.zeros(drawn.numel())
+        for number, _, cap, _ in task.segments:
+            caps[number] = cap
+        times = drawn.to(device) * caps.to(device).view_as(drawn)
+        index = part.index[task.rows]
+        noise, clean = noise.to(device).flatten(0, 1)[index], part.values[task.rows]
+        at = times.flatten()[part.segment[task.rows]][:, None]
+        noisy = corrupt(self.config, clean, noise, at)
+        kept = {"noise": noise[task.targets], "clean": clean[task.targets], "at": at[task.targets], "noisy": noisy}
+        return Shown(noisy * row.input_scale(at), index[task.targets], row.c_noise(times), kept)
+
+    def error(self, prediction: Tensor, shown: Shown, batch: Batch) -> Tensor:
+        rest = residual(self.config, prediction, shown.kept["clean"], shown.kept["noise"], shown.kept["at"])
+        error = rest.square().mean(dim=-1)
+        # Summed by place, so that rounding does not depend on what else the batch holds.
+        total = error.new_zeros(batch.ids.numel()).index_copy(0, shown.asked, error).view(batch.ids.shape).sum()
+        if self.config.multiscale > 1:
+            grids = [grid for _, grid, _, loss in batch.tasks[self.name].segments if loss]
+            patch = math.isqrt(rest.shape[1] // RGB) if self.name == "pixel_diffusion" else 1
+            total = total + coarse_error(rest, grids, self.config.multiscale, patch)
+        return total
+
+
+class NextCodeLoss:
+    """Next token over codes: the codes are shown as they are."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def show(self, batch: Batch, seed: Seed) -> Shown:
+        task, part = batch.tasks[self.name], batch.parts["codes"]
+        rows = task.rows[task.targets]
+        return Shown(part.values[task.rows], part.index[rows] - 1, kept={"codes": part.values[rows]})
+
+    def error(self, logits: Tensor, shown: Shown, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits, shown.kept["codes"], reduction="sum")
+
+
+class MaskedCodeLoss:
+    """Masked discrete diffusion over codes; `mask` is the code that stands for none."""
+
+    def __init__(self, name: str, mask: int, stream: int):
+        self.name, self.mask, self.stream = name, mask, stream
+
+    def show(self, batch: Batch, seed: Seed) -> Shown:
+        task, part, device = batch.tasks[self.name], batch.parts["codes"], batch.ids.device
+        masked, weight = (torch.from_numpy(a) for a in draw_masks(batch, self.name, seed, self.stream))
+        is_target = torch.zeros(len(masked), dtype=torch.bool)
+        is_target[task.targets.cpu()] = True
+        chosen = (masked & is_target).nonzero()[:, 0]
+        codes, weight, wanted = part.values[task.rows], weight[chosen].to(device), chosen.to(device)
+        return Shown(
+            torch.where(masked.to(device), self.mask, codes), part.index[task.rows][wanted],
+            kept={"codes": codes[wanted], "weight": weight},
+        )
+
+    def error(self, logits: Tensor, shown: Shown, batch: Batch) -> Tensor:
+        return (F.cross_entropy(logits, shown.kept["codes"], reduction="none") * shown.kept["weight"]).sum()
 
 
 class UnifiedObjective(nn.Module):
     """Wraps a model with its losses.
 
-    text_weight, visual_weight  of the two means (Transfusion, arXiv 2408.11039, eq. 4: 1 and 5)
-    z_loss                      weight of the squared log-partition, which keeps logits from drifting
-                                (arXiv 2204.02311, section 5.1)
+    diffusion        of latents; pixel_diffusion: of pixels
+    objectives       those that are trained, by name; the model has their representations and no others
+    text_weight, visual_weight  of text's mean and of a diffusion's (Transfusion, arXiv 2408.11039, eq. 4: 1 and 5)
+    objective_weights  by objective; one that is not named has visual_weight where it is a diffusion, else text_weight
+    z_loss           weight of the squared log-partition, which keeps logits from drifting
+                     (arXiv 2204.02311, section 5.1); of text
     """
 
     def __init__(
@@ -40,98 +133,100 @@ class UnifiedObjective(nn.Module):
         text_weight: float = 1.0,
         visual_weight: float = 5.0,
         z_loss: float = 0.0,
+        *,
+        pixel_diffusion: DiffusionConfig = PIXEL_DIFFUSION,
+        objectives: Sequence[str] = ("latent_diffusion",),
+        objective_weights: Mapping[str, float] | None = None,
     ):
         super().__init__()
+        weights = {
+            name: text_weight if objective_row(name).representation.discrete else visual_weight for name in objectives
+        }
+        unknown = set(objective_weights or {}) - set(weights)
+        if unknown:
+            raise ValueError(f"UnifiedObjective.objective_weights: {', '.join(sorted(unknown))} is not trained")
+        weights |= objective_weights or {}
         for name, value in (
-            ("text_weight", text_weight),
-            ("visual_weight", visual_weight),
-            ("z_loss", z_loss),
+            ("text_weight", text_weight), ("visual_weight", visual_weight), ("z_loss", z_loss), *weights.items()
         ):
             if value < 0:
                 raise ValueError(f"UnifiedObjective.{name}: expected a number not below 0, got {value!r}")
-        warn_wide_patches(diffusion, model.config.latent_dim, model.config.width)
-        self.model, self.diffusion = model, diffusion
-        self.text_weight, self.visual_weight, self.z_loss = text_weight, visual_weight, z_loss
+        config = model.config
+        needed = {OBJECTIVES[name].representation.name for name in objectives}
+        if needed != set(config.representations):
+            has, wants = (", ".join(sorted(names)) or "none" for names in (config.representations, needed))
+            raise ValueError(f"UnifiedObjective.objectives: the model has {has}, the objectives are on {wants}")
+        self.model, self.weights, self.text_weight, self.z_loss = model, weights, text_weight, z_loss
+        self.losses: dict[str, DiffusionLoss | NextCodeLoss | MaskedCodeLoss] = {}
+        for stream, name in enumerate(OBJECTIVES):
+            if name not in weights:
+                continue
+            if name == "next_code":
+                self.losses[name] = NextCodeLoss(name)
+            elif name == "masked_code":
+                self.losses[name] = MaskedCodeLoss(name, config.codebook_size, stream)
+            else:
+                how = diffusion if name == "latent_diffusion" else pixel_diffusion
+                warn_wide_patches(how, getattr(config, OBJECTIVES[name].representation.size), config.width)
+                self.losses[name] = DiffusionLoss(name, how, stream)
 
-    def noise(self, batch: Batch, seed: Seed) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise (B, L, C), path times (B, S) with 0 for context, and noisy latents x_t (B, L, C).
+    def show(self, batch: Batch, seed: Seed) -> dict[str, Shown]:
+        """What each objective shows the network."""
+        for name, count in batch.targets.items():
+            if count and name != "text" and name not in self.losses:
+                raise ValueError(f"batch: holds targets of {name}; trained are {', '.join(self.losses) or 'none'}")
+        return {name: loss.show(batch, seed) for name, loss in self.losses.items()}
 
-        An int seeds a generator on the batch's device. A generator on another device may be passed: what it
-        draws is moved, so that a GPU run can repeat a CPU run's noise. B ints, one a row, draw each row's noise
-        on the CPU from its own seed: it then depends on no other row, on no rank and on no batch size.
-        """
-        device = batch.latents.device
-        if isinstance(seed, int | torch.Generator):
-            generator = torch.Generator(device).manual_seed(seed) if isinstance(seed, int) else seed
-            times = sample_times(self.diffusion, tuple(batch.segment_loss.shape), generator)
-            noise = torch.randn(batch.latents.shape, generator=generator, device=generator.device)
-        else:
-            times, noise = self._noise_by_row(batch, seed)
-        times, noise = times.to(device) * batch.segment_loss, noise.to(device)
-        return noise, times, corrupt(self.diffusion, batch.latents, noise, _per_position(times, batch))
-
-    def _noise_by_row(self, batch: Batch, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        B, L, C = batch.latents.shape
-        if len(seeds) != B:
-            raise ValueError(f"seed: expected {B} integers, one a row, got {len(seeds)}")
-        times, noise = torch.empty(batch.segment_loss.shape), torch.empty(B, L, C)
-        for row, seed in enumerate(seeds):
-            generator = torch.Generator().manual_seed(seed)
-            torch.randn((L, C), generator=generator, out=noise[row])
-            # Always L times: how many segments the longest row of the batch has must not shift the draws.
-            times[row] = sample_times(self.diffusion, (L,), generator)[:times.shape[1]]
-        return times, noise
+    def predict(self, batch: Batch, shown: Mapping[str, Shown]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The network's text logits (M, V), and predictions (A, C) by objective."""
+        values = {name: part.values for name, part in batch.parts.items()}
+        times: dict[str, Tensor] = {}
+        asked: dict[str, list[Tensor]] = {name: [] for name in batch.parts}
+        for name, what in shown.items():
+            kind = OBJECTIVES[name].representation.name
+            values[kind] = values[kind].index_copy(0, batch.tasks[name].rows, what.values)
+            asked[kind].append(what.asked)
+            if not REPRESENTATIONS[kind].discrete:
+                times[kind] = what.times
+        logits, outputs = self.model(batch, values, times, {kind: torch.cat(places) for kind, places in asked.items()})
+        rest = {kind: list(outputs[kind].split([len(p) for p in places])) for kind, places in asked.items()}
+        return logits, {name: rest[OBJECTIVES[name].representation.name].pop(0) for name in shown}
 
     def forward(
-        self,
-        batch: Batch,
-        seed: int | torch.Generator,
-        text_tokens: float | None = None,
-        visual_tokens: float | None = None,
+        self, batch: Batch, seed: Seed, counts: Mapping[str, float] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, float32 scalar, and logs: loss, text_loss, visual_loss (plain means over this batch's own
-        targets), z_loss where it is used, text_tokens and visual_tokens (this batch's targets).
+        """Loss, float32 scalar, and logs: loss, text_loss, z_loss where it is used, and the error of each objective
+        as {objective}_loss, or as visual_loss where there is only one; plain means over this batch's own targets.
 
-        text_tokens, visual_tokens: the targets to normalise by; this batch's own by default. For means over
-        all of R ranks and A accumulation steps, where the engine averages gradients over both, pass the total
-        of a modality's targets divided by R * A. A modality without targets adds exactly 0.
+        counts  the targets to normalise by, "text" and by objective; this batch's own by default. For means over
+                all of R ranks and A accumulation steps, where the engine averages gradients over both, pass the total
+                of each divided by R * A. What has no targets adds exactly 0.
         """
-        noise, times, noisy = self.noise(batch, seed)
-        row, at = formulation(self.diffusion), _per_position(times, batch)
-        # Context is shown as it is: sampling's prefixes know nothing of a formulation.
-        seen = torch.where(batch.visual_loss[..., None], noisy * row.input_scale(at), noisy)
-        logits, prediction = self.model(batch, seen, row.c_noise(times))
-        num_text, num_visual = batch.tokens["text_targets"], batch.tokens["visual_targets"]
+        shown = self.show(batch, seed)
+        logits, predictions = self.predict(batch, shown)
+        own, by = batch.targets, {name: _count(counts, name, batch) for name in ("text", *self.losses)}
 
         logits = logits.float()
         entropy = F.cross_entropy(logits, batch.labels.flatten()[batch.label_index], reduction="sum")
-        rest = residual(self.diffusion, prediction.float(), batch.latents, noise, at)
-        error = torch.where(batch.visual_loss, rest.square().mean(dim=-1), 0.0).sum()
-        if self.diffusion.multiscale > 1:
-            error = error + coarse_error(rest, batch.target_spans, self.diffusion.multiscale)
-
-        by_text, by_visual = _count(text_tokens, num_text), _count(visual_tokens, num_visual)
-        loss = self.text_weight * entropy / by_text + self.visual_weight * error / by_visual
-        logs = {"text_loss": entropy / max(num_text, 1), "visual_loss": error / max(num_visual, 1)}
+        loss = self.text_weight * entropy / by["text"]
+        logs = {"text_loss": entropy / max(own["text"], 1)}
+        for name, term in self.losses.items():
+            error = term.error(predictions[name].float(), shown[name], batch)
+            loss = loss + self.weights[name] * error / by[name]
+            logs[loss_name(name, self.losses)] = error / max(own[name], 1)
         if self.z_loss:
             squares = logits.logsumexp(dim=-1).square().sum()
-            loss = loss + self.text_weight * self.z_loss * squares / by_text
-            logs["z_loss"] = squares / max(num_text, 1)
-        logs = {
-            "loss": loss,
-            **logs,
-            "text_tokens": loss.new_tensor(num_text),
-            "visual_tokens": loss.new_tensor(num_visual),
-        }
-        return loss, {name: value.detach() for name, value in logs.items()}
+            loss = loss + self.text_weight * self.z_loss * squares / by["text"]
+            logs["z_loss"] = squares / max(own["text"], 1)
+        return loss, {name: value.detach() for name, value in {"loss": loss, **logs}.items()}
 
 
-def _per_position(times: Tensor, batch: Batch) -> Tensor:
-    """Times (B, S) of segments -> (B, L, 1) of positions; text positions get their row's first, unused."""
-    return times.gather(1, batch.segment_index.clamp(min=0))[..., None]
+def loss_name(objective: str, trained: Iterable[str]) -> str:
+    """What an objective's loss is called: visual_loss where it is the only one."""
+    return "visual_loss" if len(list(trained)) == 1 else f"{objective}_loss"
 
 
-def _count(given: float | None, own: int) -> float:
+def _count(given: Mapping[str, float] | None, name: str, batch: Batch) -> float:
     """0 targets everywhere divide a sum that is 0 by 1."""
-    count = own if given is None else float(given)
+    count = batch.targets[name] if given is None else float(given[name])
     return count if count > 0 else 1.0

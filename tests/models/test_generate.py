@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,13 +14,8 @@ from models.unified.cache import GenerationState
 from models.unified.config import UnifiedConfig
 from models.unified.diffusion import NetworkDenoiser, sampling_times
 from models.unified.diffusion_config import DiffusionConfig
-from models.unified.generate import (
-    VisualSampling,
-    generate_interleaved,
-    generate_text,
-    generate_visual,
-    sample_tokens,
-)
+from models.unified.draw import VisualSampling, sample_tokens
+from models.unified.generate import generate_interleaved, generate_text, generate_visual
 from models.unified.layouts import (
     prefix_for_text,
     prefix_for_visual,
@@ -27,6 +25,9 @@ from models.unified.layouts import (
 from models.unified.model import UnifiedModel
 from models.unified.objective import UnifiedObjective
 from models.unified.samplers import sample
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from visual_batches import forward, target_times  # noqa: E402
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
 S = CONFIG.specials
@@ -62,8 +63,7 @@ def full_logits(model: UnifiedModel, document: list[Segment]) -> torch.Tensor:
     """Next-token logits by the packed training forward: a text token appended as a target asks for them."""
     asked = [*document, Segment("text", ids=np.array([7]))]
     batch = collate([[asked]], document_length(asked), model.config)
-    logits, _ = model(batch, batch.latents, torch.zeros(batch.segment_loss.shape))
-    return logits[-1]
+    return forward(model, batch)[0][-1]
 
 
 @torch.no_grad()
@@ -104,8 +104,8 @@ def test_pictures_with_the_cache_equal_recomputation(grid: tuple[int, int, int],
             for prefix in (document, prefix_for_visual([], S)):
                 row = [*prefix, Segment("visual", latents=x.numpy(), grid=grid)]
                 batch = collate([[row]], document_length(row), CONFIG)
-                _, prediction = model(batch, batch.latents, time * batch.segment_loss.float())
-                outputs.append(prediction[batch.visual_loss])
+                _, predictions = forward(model, batch, target_times(batch, time))
+                outputs.append(predictions["latents"][-len(x) :])
             return outputs[1] + 2.0 * (outputs[0] - outputs[1])
 
         noise = torch.randn(int(np.prod(grid)), 3, generator=torch.Generator().manual_seed(5 + b))
@@ -223,8 +223,8 @@ def test_what_follows_a_picture_sees_the_clean_one() -> None:
     # Greedy continuation behind the picture, through one state made at once and one made step by step.
     steps, _ = GenerationState.prefill(model, [[*prefixes()[0], made[0]]])
     steps.feed_text([S.boi])
-    steps.feed_visual(torch.randn(1, 6, 3), GRID, 0.7, keep=False)
-    steps.feed_visual(torch.from_numpy(made[1].latents)[None], GRID, 0.0, keep=True)
+    steps.feed_visual("latent_diffusion", torch.randn(1, 6, 3), GRID, 0.7, keep=False)
+    steps.feed_visual("latent_diffusion", torch.from_numpy(made[1].latents)[None], GRID, keep=True)
     torch.testing.assert_close(steps.feed_text([S.eoi]), hidden, atol=1e-5, rtol=1e-5)
     assert steps.lengths == state.lengths and steps.last == state.last
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from models.unified.batch import Segment, collate
 from models.unified.config import UnifiedConfig
+from models.unified.corruption import draw_noise
 from models.unified.diffusion import corrupt, residual
 from models.unified.diffusion_config import FORMULATIONS, DiffusionConfig
 from models.unified.formulations import formulation
 from models.unified.model import UnifiedModel
-from models.unified.multiscale import segment_coarse_error
+from models.unified.multiscale import coarse_error, segment_coarse_error
 from models.unified.objective import UnifiedObjective
+from models.unified.patches import pixels_to_patches
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from visual_batches import forward, is_target  # noqa: E402
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4)
 
@@ -51,6 +59,14 @@ def test_composition_counts_more_than_detail() -> None:
     assert segment_coarse_error(detail, 4).item() == 0
 
 
+def test_patches_of_pixels_are_pooled_over_the_frame() -> None:
+    frames = torch.randn(2, 1, 3, 6, 9, generator=torch.Generator().manual_seed(0))  # two of one frame, 6x9, p = 3
+    patches = pixels_to_patches(frames.transpose(1, 2) / 2, 3)
+    grids = [(1, 2, 3), (1, 2, 3)]
+    expected = 6 * segment_coarse_error(frames.movedim(2, -1), 3).sum()
+    torch.testing.assert_close(coarse_error(patches.flatten(0, 3), grids, 3, patch=3), expected)
+
+
 def visual(grid: tuple[int, int, int], seed: int, loss: bool = True) -> Segment:
     latents = np.random.default_rng(seed).normal(size=(int(np.prod(grid)), 3)).astype(np.float32)
     return Segment("visual", latents=latents, grid=grid, loss=loss)
@@ -70,11 +86,10 @@ def packed(config: UnifiedConfig = CONFIG):
 
 def test_targets_are_where_they_are_said_to_be() -> None:
     batch = packed()
-    assert [span[2] for span in batch.target_spans] == [(1, 4, 4), (2, 2, 3), (1, 4, 4)]
-    marked = torch.zeros_like(batch.visual_loss)
-    for row, first, (t, h, w) in batch.target_spans:
-        marked[row, first : first + t * h * w] = True
-    assert torch.equal(marked, batch.visual_loss)
+    task = batch.tasks["latent_diffusion"]
+    assert [grid for _, grid, _, loss in task.segments if loss] == [(1, 4, 4), (2, 2, 3), (1, 4, 4)]
+    assert is_target(batch).flatten().nonzero()[:, 0].tolist() == sorted(task.places.tolist())
+    assert int(is_target(batch).sum()) == batch.targets["latent_diffusion"] == 16 + 12 + 16
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
@@ -85,20 +100,20 @@ def test_the_step_computes_it_over_packed_rows(name: str, scales: int) -> None:
     model = UnifiedModel(CONFIG)
     torch.nn.init.normal_(model.visual_out.weight, std=0.1)
     objective, batch, row = UnifiedObjective(model, diffusion), packed(), formulation(diffusion)
-    noise, times, noisy = objective.noise(batch, 3)
-    inputs, expected, count = noisy.clone(), 0.0, 0
-    at = {}
-    for b, first, grid in batch.target_spans:
-        part = slice(first, first + int(np.prod(grid)))
-        t = at[b, first] = times[b, batch.segment_index[b, first]]
-        torch.testing.assert_close(noisy[b, part], corrupt(diffusion, batch.latents[b, part], noise[b, part], t))
-        inputs[b, part] *= row.input_scale(t)
-    context = batch.visual & ~batch.visual_loss
-    assert context.any() and torch.equal(inputs[context], batch.latents[context])
-    _, prediction = model(batch, inputs, row.c_noise(times))
-    for b, first, grid in batch.target_spans:
-        part = slice(first, first + int(np.prod(grid)))
-        rest = residual(diffusion, prediction[b, part], batch.latents[b, part], noise[b, part], at[b, first])
+    part, task = batch.parts["latents"], batch.tasks["latent_diffusion"]
+    noise, times = draw_noise(diffusion, batch, 3, 3, 0)
+    noise, inputs, expected, count, at = noise.flatten(0, 1)[part.index], part.values.clone(), 0.0, 0, {}
+    for number, *_ in task.segments:
+        places = (part.segment == number).nonzero()[:, 0]
+        t = at[number] = times.flatten()[number]
+        inputs[places] = corrupt(diffusion, part.values[places], noise[places], t) * row.input_scale(t)
+    told = torch.zeros(times.numel())
+    for number in at:
+        told[number] = at[number]
+    _, predictions = forward(model, batch, row.c_noise(told.view_as(times)), {"latents": inputs})
+    for number, grid, _, _ in task.segments:
+        places = (part.segment == number).nonzero()[:, 0]
+        rest = residual(diffusion, predictions["latents"][places], part.values[places], noise[places], at[number])
         size = int(np.prod(grid))
         expected += size * (rest.square().mean().item() + by_hand(rest.detach().view(*grid, 3), scales))
         count += size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,14 @@ import torch.nn.functional as F
 
 from models.unified.batch import Batch, collate
 from models.unified.config import SpecialIds, UnifiedConfig, num_parameters
+from models.unified.corruption import draw_noise
 from models.unified.diffusion_config import DiffusionConfig
 from models.unified.layouts import plain_text, text_to_visual, visual_to_text
 from models.unified.model import UnifiedModel
 from models.unified.objective import UnifiedObjective
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from visual_batches import forward, is_target, is_visual, target_times  # noqa: E402
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
 S = CONFIG.specials
@@ -52,6 +57,10 @@ def documents() -> list[list]:
         {"kv_heads": 1},
         {"head_dim": 8},
         {"width": 64, "heads": 8, "hidden": None, "kv_heads": None},
+        {"latent_dim": None},
+        {"latent_dim": None, "codebook_size": 20},
+        {"latent_dim": None, "pixel_dim": 12, "pixel_bottleneck": 5},
+        {"pixel_dim": 12, "codebook_size": 20, "tied": False},
     ],
 )
 def test_num_parameters_is_that_of_the_module(change: dict) -> None:
@@ -104,9 +113,11 @@ def test_configs_import_without_torch() -> None:
 
 
 def outputs(model: UnifiedModel, batch: Batch) -> tuple[dict, torch.Tensor]:
-    times = torch.where(batch.segment_loss, 0.6, 0.0)
-    logits, prediction = model(batch, batch.latents, times)
-    return {int(i): row for i, row in zip(batch.label_index, logits)}, prediction
+    """Logits by flat place, and the prediction (B, L, C), 0 outside of pictures."""
+    logits, predictions = forward(model, batch, target_times(batch, 0.6))
+    index, found = batch.parts["latents"].index, predictions["latents"]
+    dense = found.new_zeros(batch.ids.numel(), 3).index_copy(0, index, found)
+    return {int(i): row for i, row in zip(batch.label_index, logits)}, dense.view(*batch.ids.shape, 3)
 
 
 def test_packed_documents_are_computed_as_if_alone() -> None:
@@ -121,8 +132,8 @@ def test_packed_documents_are_computed_as_if_alone() -> None:
             torch.testing.assert_close(packed_logits[at + place], row, atol=1e-5, rtol=1e-5)
         n = int((alone.document_index >= 0).sum())
         torch.testing.assert_close(
-            packed_visual[0, at : at + n][alone.visual[0, :n]],
-            visual[0, :n][alone.visual[0, :n]],
+            packed_visual[0, at : at + n],
+            visual[0, :n],
             atol=1e-5,
             rtol=1e-5,
         )
@@ -149,11 +160,10 @@ def test_visual_segments_see_themselves_in_full_and_text_is_causal() -> None:
     model = build()
     batch = collate([[documents()[0]]], 16, CONFIG)
     model.requires_grad_(False)
-    noisy = batch.latents.clone().requires_grad_()
-    _, visual = model(batch, noisy, torch.full((1, 1), 0.5))
-    first, last = int(batch.visual[0].nonzero()[0]), int(batch.visual[0].nonzero()[-1])
-    gradient = torch.autograd.grad(visual[0, first].sum(), noisy)[0][0]
-    assert gradient[last].abs().sum() > 0
+    noisy = batch.parts["latents"].values.clone().requires_grad_()
+    _, predictions = forward(model, batch, 0.5, {"latents": noisy})
+    gradient = torch.autograd.grad(predictions["latents"][0].sum(), noisy)[0]
+    assert (gradient.abs().sum(1) > 0).all()
     ids = torch.tensor([[1, 7, 8, 9]])
     other = torch.tensor([[1, 7, 8, 10]])
     assert torch.equal(model.text_logits(ids)[:, :3], model.text_logits(other)[:, :3])
@@ -201,38 +211,44 @@ def test_losses_are_the_stated_means(predict: str) -> None:
     objective = UnifiedObjective(model, diffusion, text_weight=0.5, visual_weight=2.0, z_loss=0.01)
     batch = collate([documents(), documents()[:2]], 48, CONFIG)
     loss, logs = objective(batch, 3)
-    noise, times, noisy = objective.noise(batch, 3)
-    logits, prediction = model(batch, noisy, times)
+    part, target = batch.parts["latents"], is_target(batch).flatten()
+    noise, drawn = draw_noise(diffusion, batch, 3, 3, 0)
+    noise, times = noise.flatten(0, 1)[part.index], drawn.flatten()[part.segment] * target[part.index]
+    noisy = (1 - times[:, None]) * part.values + times[:, None] * noise
+    told = torch.zeros(drawn.numel()).index_copy(0, part.segment, times).view_as(drawn)
+    logits, predictions = forward(model, batch, told, {"latents": noisy})
     entropy, squares, errors = [], [], []
     for row, place in zip(logits, batch.label_index):
         entropy.append(-F.log_softmax(row, 0)[batch.labels.flatten()[place]])
         squares.append(row.exp().sum().log() ** 2)
-    for b, p in batch.visual_loss.nonzero().tolist():
-        t = times[b, batch.segment_index[b, p]]
-        v = prediction[b, p] if predict == "v" else (noisy[b, p] - prediction[b, p]) / max(t, 0.05)
-        target = noise[b, p] - batch.latents[b, p]
+    for i in target[part.index].nonzero()[:, 0].tolist():
+        t, prediction = times[i], predictions["latents"][i]
+        v = prediction if predict == "v" else (noisy[i] - prediction) / max(t, 0.05)
+        wanted = noise[i] - part.values[i]
         if predict == "x":
-            target = (noisy[b, p] - batch.latents[b, p]) / max(t, 0.05)
-        errors.append((v - target).square().mean())
+            wanted = (noisy[i] - part.values[i]) / max(t, 0.05)
+        errors.append((v - wanted).square().mean())
     text, visual, z = (torch.stack(values).mean() for values in (entropy, errors, squares))
     torch.testing.assert_close(logs["text_loss"], text.detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logs["visual_loss"], visual.detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(loss, 0.5 * (text + 0.01 * z) + 2.0 * visual, atol=1e-5, rtol=1e-4)
-    # Context is clean; a time belongs to a segment.
-    context = batch.visual & ~batch.visual_loss
-    assert context.any() and torch.equal(noisy[context], batch.latents[context])
-    assert (times[~batch.segment_loss] == 0).all()
+    # Context is clean: it is no part of what the objective shows.
+    shown = objective.show(batch, 3)["latent_diffusion"]
+    assert (is_visual(batch) & ~is_target(batch)).any() and len(shown.values) == int(target.sum())
+    torch.testing.assert_close(shown.values, noisy[target[part.index]])
+    assert torch.equal(shown.times, told)
 
 
 def test_global_normalisation_adds_up_over_micro_batches() -> None:
     objective = UnifiedObjective(build(), DiffusionConfig())
     halves = [collate([documents()], 48, CONFIG), collate([documents()[:1]], 48, CONFIG)]
-    text, visual = (sum(b.tokens[k] for b in halves) for k in ("text_targets", "visual_targets"))
-    averaged = sum(objective(b, 5, text_tokens=text / 2, visual_tokens=visual / 2)[0] for b in halves) / 2
+    totals = {name: sum(b.targets[name] for b in halves) for name in ("text", "latent_diffusion")}
+    counts = {name: total / 2 for name, total in totals.items()}
+    averaged = sum(objective(b, 5, counts)[0] for b in halves) / 2
     logs = [objective(b, 5)[1] for b in halves]
     means = [
-        sum(log[f"{kind}_loss"] * log[f"{kind}_tokens"] for log in logs) / count
-        for kind, count in (("text", text), ("visual", visual))
+        sum(log[logged] * b.targets[name] for log, b in zip(logs, halves)) / totals[name]
+        for name, logged in (("text", "text_loss"), ("latent_diffusion", "visual_loss"))
     ]
     torch.testing.assert_close(averaged.detach(), means[0] + 5 * means[1], atol=1e-5, rtol=1e-5)
 

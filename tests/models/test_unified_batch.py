@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +17,11 @@ from models.unified.layouts import plain_text, text_to_visual, visual_to_text
 from models.unified.mask import dense_mask
 from models.unified.positions import positions
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from visual_batches import is_target, is_visual, picture  # noqa: E402
+
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=24, layers=2, heads=2)
 S = CONFIG.specials
-
-
-def picture(grid: tuple[int, int, int], seed: int = 0, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(int(np.prod(grid)), channels)).astype(np.float32)
 
 
 segments = st.one_of(
@@ -71,12 +73,12 @@ def test_row_against_a_naive_reference(described: list[list[tuple]]) -> None:
         if p + 1 < len(tokens) and tokens[p][0] == tokens[p + 1][0] and tokens[p + 1][3]:
             label = tokens[p + 1][2]
         assert batch.labels[0, p] == label
-    assert batch.visual[0, : len(tokens)].tolist() == [t[1] is not None for t in tokens]
-    assert batch.visual_loss[0, : len(tokens)].tolist() == [t[4] for t in tokens]
+    assert is_visual(batch)[0, : len(tokens)].tolist() == [t[1] is not None for t in tokens]
+    assert is_target(batch)[0, : len(tokens)].tolist() == [t[4] for t in tokens]
     assert batch.ids[0, : len(tokens)].tolist() == [t[2] for t in tokens]
     assert batch.tokens["padding"] == 2 * length - len(tokens)
     assert batch.tokens["text"] + batch.tokens["visual"] == len(tokens)
-    assert batch.tokens["text_targets"] == len(batch.label_index) == int((batch.labels != IGNORE).sum())
+    assert batch.targets["text"] == len(batch.label_index) == int((batch.labels != IGNORE).sum())
     assert torch.equal(dense_mask(batch.start, batch.end)[1, 0], torch.eye(length, dtype=torch.bool))
 
 
@@ -93,7 +95,7 @@ def test_layouts_and_positions() -> None:
     assert batch.labels[0, 10:20].tolist() == [-100] * 6 + [10, 11, S.eos, -100]
     segs = [("text", 4), ("visual", (1, 2, 2)), ("text", 2)]
     assert torch.equal(batch.positions[0, :10], positions("tie_v2", segs, axes=3))
-    assert batch.segment_loss.tolist() == [[True, False]]
+    assert batch.num_segments == 2 and [s[0] for s in batch.tasks["latent_diffusion"].segments] == [0]
     assert batch.document_index[0, [0, 9, 10, 19, 20, 22, 23]].tolist() == [0, 0, 1, 1, 2, 2, -1]
 
 

@@ -259,3 +259,10 @@ def test_configs_import_without_what_only_stages_need():
             " & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_raw_pixels_are_asked_for_where_they_are_trained_on(file: Path) -> None:
+    with pytest.raises(InputError, match="pixel_diffusion needs raw pixels; set pretokenize.pixel_patch"):
+        load(str(file), ["stages.train.objectives={pixel_diffusion: 1}"])
+    config = load(str(file), ["stages.train.objectives={pixel_diffusion: 1}", "stages.pretokenize.pixel_patch=8"])
+    assert config.stages.train.trained == ("pixel_diffusion",)

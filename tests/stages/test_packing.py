@@ -31,7 +31,7 @@ class Lengths:
     def indices(self, kind: str) -> np.ndarray:
         return np.array([i for i, (k, _) in enumerate(self.documents) if k == kind], dtype=np.int64)
 
-    def lengths(self, index: int) -> list[tuple[str, int]]:
+    def lengths(self, index: int, representation: str = "latents") -> list[tuple[str, int]]:
         return self.documents[index][1]
 
 

@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import corpora  # noqa: E402
+from visual_batches import forward  # noqa: E402
 
 from infra import storage  # noqa: E402
 from infra.errors import InputError  # noqa: E402
@@ -131,7 +132,9 @@ def test_documents_of_several_grids_in_one_row_are_predicted_as_alone(tokens):
 
     def predict(batch):
         with torch.no_grad():
-            return model(batch, batch.latents, torch.zeros(batch.segment_loss.shape))[1]
+            out = forward(model, batch)[1]["latents"]
+            return out.new_zeros(batch.ids.numel(), 4).index_copy(0, batch.parts["latents"].index, out).view(
+                *batch.ids.shape, 4)
 
     together = predict(packed)
     for b, row in enumerate(segments):
@@ -141,6 +144,26 @@ def test_documents_of_several_grids_in_one_row_are_predicted_as_alone(tokens):
             alone = predict(collate([[document]], length, model.config))[0]
             torch.testing.assert_close(together[b, at:at + length], alone, atol=1e-4, rtol=1e-4)
             at += length
+
+
+def test_raw_pixels_are_kept_in_patches_as_they_were_decoded(tmp_path, corpus, visual, tokens):
+    kept = tokenize(tmp_path, corpus, visual, config(pixel_patch=4))
+    found, without = TokenSet(kept, "train"), TokenSet(tokens, "train")
+    rows, grids = list(records.iterate(corpus.uri, split="train")), set()
+    for index, row in enumerate(rows):
+        pictures = [s for s in row["segments"] or [row] if s["media"]]
+        visuals = [token for token in found.document(index) if token.kind == "visual"]
+        assert found.lengths(index, "codes") == found.lengths(index) == without.lengths(index)
+        assert [n for kind, n in found.lengths(index, "pixels") if kind == "visual"] == [len(t.pixels) for t in visuals]
+        for token, item in zip(visuals, pictures, strict=True):
+            kind = "video" if row["kind"] == "video" else "image"
+            shape = ASPECTS.shape(ASPECTS.bucket(item["width"], item["height"]), 24)
+            t, h, w = token.pixel_grid
+            clip = token.pixels.reshape(t, h, w, 4, 4, 3).swapaxes(2, 3).reshape(t, 4 * h, 4 * w, 3)
+            np.testing.assert_array_equal(clip, decode(kind, item["media"], shape, 5))
+            grids.add(token.pixel_grid)
+    assert {t for t, _, _ in grids} == {1, 5} and {(h // 2, w // 2) for _, h, w in grids} == GRIDS
+    assert all(token.pixels is None for token in without.document(0) if token.kind == "visual")
 
 
 def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visual, tokens):
@@ -178,6 +201,7 @@ IMAGES, BOTH = {"records_image": 3, "records_video": 0, "records_document": 0}, 
     ({"image_size": 20}, TokenizerConfig(), IMAGES, "image_size: 20 is no multiple of patch_size 8"),
     ({"video_size": 20}, TokenizerConfig(), BOTH, "video_size: 20 is no multiple"),
     ({"aspects": ("1:12",)}, TokenizerConfig(), IMAGES, "aspects: '1:12' at size 24 has a side of 6.9 pixels"),
+    ({"pixel_patch": 5}, TokenizerConfig(), IMAGES, "pixel_patch: 5 does not divide the 24x24 pixels of image_size 24"),
     ({"frames": 6}, TokenizerConfig(), BOTH, "frames: expected 1 . a multiple of temporal_patch 4, got 6"),
     ({}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "image_size: 24 at aspect 3:2 makes pictures of 16x32"),
     ({"aspects": ("1:1",)}, TiTokConfig(image_size=24, patch_size=8), BOTH, "TiTok, which is for images alone"),

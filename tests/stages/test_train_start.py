@@ -158,10 +158,10 @@ def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
     assert torch.equal(load_llama(folder).text_logits(ids), load_llama(llama).text_logits(ids))
     storage.write_bytes(uri + "/config.json", b"{ }")
     assert local_folder(uri) != folder
-    found = train_unified.unified_config(config(llama), 0, 4, None)
+    found = train_unified.unified_config(config(llama), 0, {"latent_dim": 4}, None)
     assert isinstance(found, UnifiedConfig) and found.width == 32
     with pytest.raises(InputError, match="config.json: architectures"):
-        train_unified.unified_config(config(uri), 0, 4, None)
+        train_unified.unified_config(config(uri), 0, {"latent_dim": 4}, None)
 
 
 @pytest.mark.parametrize(("model", "field"), [
@@ -170,10 +170,10 @@ def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
      "rope_scaling")])
 def test_a_field_that_contradicts_the_checkpoint_is_named(llama, model, field):
     with pytest.raises(InputError, match="leave it out") as caught:
-        train_unified.unified_config(config(llama, model=model), 0, 4, None)
+        train_unified.unified_config(config(llama, model=model), 0, {"latent_dim": 4}, None)
     assert caught.value.field == f"stages.train.model.{field}" and caught.value.file == str(llama / "config.json")
     agreeing = config(llama, model={"width": 32, "kv_heads": None, "axes": 2, "rope_scheme": "axial"})
-    found = train_unified.unified_config(agreeing, 0, 4, None)
+    found = train_unified.unified_config(agreeing, 0, {"latent_dim": 4}, None)
     assert (found.kv_heads, found.axes, found.rope_scheme) == (2, 2, "axial")
 
 
