@@ -134,8 +134,8 @@ def train_worker(job: Job) -> None:
         return ({name if name in shared else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels))
 
     def validate(step: int) -> None:
-        with generator.averaged(), generator.full_weights() as module:
-            if rank:
+        with generator.evaluated() as module:
+            if module is None:
                 return
             metrics, picture = reconstruction.validate(
                 module.tokenizer, held_out.batches(config.validation_examples), generator)

@@ -359,8 +359,8 @@ def train_worker(job: Job) -> None:
     captions = _captions(held_out, text, config.samples.count)
 
     def validate(step: int) -> None:
-        with engine.averaged(), engine.full_weights() as module:
-            if rank:
+        with engine.evaluated() as module:
+            if module is None:
                 return
             was_training = module.training
             module.eval()

@@ -6,6 +6,7 @@ on CPU (gloo). The process group must exist (Ray Train or torchrun makes it).
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -41,6 +42,10 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -60,6 +65,8 @@ class Engine:
     def __init__(self, module: torch.nn.Module, optimizer: OptimizerConfig, config: EngineConfig, steps: int,
                  micro_batch: int, accumulate: int = 1, lr_scale: Callable[[str], float] | None = None):
         deepspeed = import_deepspeed()
+        # ZeRO-3's hooks make any forward pass a collective, which rank 0 must not enter alone: it evaluates a copy.
+        self._copy = copy.deepcopy(module) if config.zero_stage == 3 and _rank() == 0 else None
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
@@ -154,6 +161,24 @@ class Engine:
                 yield self.module
         else:
             yield self.module
+
+    @contextlib.contextmanager
+    def evaluated(self):
+        """The module with whole weights (EMA where kept) for rank 0 to use alone; None on the other ranks. Every rank
+        must enter, and none may train inside."""
+        if self.config.zero_stage < 3:
+            with self.averaged():
+                yield None if _rank() else self.module
+            return
+        weights = self.state_dict()
+        if self._copy is None:
+            yield None
+            return
+        self._copy.load_state_dict(weights)
+        try:
+            yield self._copy.to(self.device)
+        finally:
+            self._copy.to("cpu")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Full weights (EMA where kept) and buffers on the CPU. Every rank must call it."""
