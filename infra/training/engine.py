@@ -153,7 +153,7 @@ class Engine:
 
     @contextlib.contextmanager
     def full_weights(self):
-        """The module with whole parameters on every rank (ZeRO-3 gathers them); for sampling and validation."""
+        """The module with whole parameters on every rank (ZeRO-3 gathers them), to be read; to run it, `evaluated`."""
         if self.config.zero_stage == 3:
             import deepspeed
 
