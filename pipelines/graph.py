@@ -16,9 +16,12 @@ KNOWN = (
     Stage("tokenizer_kl", "stages.train_tokenizer", ("ingest", "tokenizer_joint"), optional=True),
     Stage("quantizer_study", "stages.quantizer_study", ("ingest",), optional=True),
     Stage("pretokenize", "stages.pretokenize", ("ingest", "tokenizer_kl|tokenizer_joint")),
+    Stage("objective_study", "stages.objective_study", ("ingest", "tokenizer_kl|tokenizer_joint", "pretokenize"),
+          optional=True),
     Stage("train", "stages.train_unified", ("pretokenize", "tokenizer_kl|tokenizer_joint")),
     Stage("evaluate", "stages.evaluate",
-          ("ingest", "tokenizer_kl|tokenizer_joint", "pretokenize", "train", "quantizer_study?")),
+          ("ingest", "tokenizer_kl|tokenizer_joint", "pretokenize", "train", "quantizer_study?",
+           "objective_study?")),
 )
 KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
 NAMES = tuple(stage.name for stage in KNOWN if not stage.optional)
