@@ -70,11 +70,15 @@ class Evaluation:
         held_out = {record["label"] for record in self.records}
         return sorted(label for label, n in train.items() if n >= self.config.class_examples and label in held_out)
 
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        return {row["id"]: row["source"] for row in records.iterate(
+            self.inputs["ingest"].uri, kinds=["image"], split=self.config.split, columns=("id", "source"))}
+
     def by_source(self, indices: list[int]) -> dict[str, list[int]]:
         """The indices by the source of their pictures, as what names of grids end in; "" where they have but one."""
-        found = {row["id"]: row["source"] for row in records.iterate(
-            self.inputs["ingest"].uri, kinds=["image"], split=self.config.split, columns=("id", "source"))}
         parts: dict[str, list[int]] = {}
         for i in indices:
-            parts.setdefault("_" + re.sub(r"\W", "_", found[self.records[i]["id"]]), []).append(i)
+            source = self._sources[self.records[i]["id"]]
+            parts.setdefault("_" + re.sub(r"\W", "_", source), []).append(i)
         return parts if len(parts) > 1 else {"": indices}

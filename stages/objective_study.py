@@ -24,8 +24,8 @@ from stages.study import Named, Share
 
 VERSION = 1
 
-# What a row holds that is measured, beside what differs by `class_pixels`; all models have these names.
-_FIGURES = ("image_class_agreement", "caption_accuracy", "image_coverage", "caption_exact")
+_COLUMNS = {"image_class_agreement": "class agreement", "caption_accuracy": "caption accuracy",
+            "image_coverage": "coverage", "caption_exact": "exact captions"}
 
 
 class Config(BaseModel):
@@ -171,9 +171,10 @@ def table(study: dict) -> dict:
     rows = study["rows"]
     distances = sorted({name for row in rows for name in row if name.startswith("frechet_pixels")
                         and not name.endswith("_train")})
-    names = [name for name in (*_FIGURES, *distances, "bits_per_byte", "parameters", "tokens_per_second",
+    names = [name for name in (*_COLUMNS, *distances, "bits_per_byte", "parameters", "tokens_per_second",
                                "training_seconds") if any(name in row for row in rows)]
-    titles = [name.removeprefix("image_").replace("_", " ") for name in names]
+    titles = [_COLUMNS.get(name, name.replace("_", " ")) for name in names]
+    called = [row["name"] + (f" ({row['objective']})" if row["name"] != row["objective"] else "") for row in rows]
     return {"caption": f"Models after {study['steps']} steps each, on the {study['split']} split",
-            "columns": ["name", "objective", *titles],
-            "rows": [[row["name"], row["objective"], *(row.get(name) for name in names)] for row in rows]}
+            "columns": ["objective", *titles],
+            "rows": [[title, *(row.get(name) for name in names)] for title, row in zip(called, rows, strict=True)]}

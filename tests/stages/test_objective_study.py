@@ -103,12 +103,13 @@ def test_the_table_has_what_was_measured():
     study = {"steps": 7, "split": "test", "rows": [
         {"name": "a", "objective": "next_code", "caption_accuracy": 0.5, "frechet_pixels8": 2.0,
          "frechet_pixels8_train": 1.0, "parameters": 10, "tokens_per_second": 3.0, "training_seconds": 9.0},
-        {"name": "b", "objective": "masked_code", "parameters": 11, "tokens_per_second": 4.0, "training_seconds": 8.0}]}
+        {"name": "masked_code", "objective": "masked_code", "caption_exact": 0.25,
+         "parameters": 11, "tokens_per_second": 4.0, "training_seconds": 8.0}]}
     assert table(study) == {
         "caption": "Models after 7 steps each, on the test split",
-        "columns": ["name", "objective", "caption accuracy", "frechet pixels8", "parameters", "tokens per second",
-                    "training seconds"],
-        "rows": [["a", "next_code", 0.5, 2.0, 10, 3.0, 9.0], ["b", "masked_code", None, None, 11, 4.0, 8.0]]}
+        "columns": ["objective", "caption accuracy", "exact captions", "frechet pixels8", "parameters",
+                    "tokens per second", "training seconds"],
+        "rows": [["a (next_code)", 0.5, None, 2.0, 10, 3.0, 9.0], ["masked_code", None, 0.25, None, 11, 4.0, 8.0]]}
     assert "frechet pixels8" in report.render({"title": "", "sections": [{"title": "", "tables": [table(study)]}]})
 
 
