@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from models.unified.config import UnifiedConfig
-from models.unified.mask import intervals
+from models.unified.mask import BlockTables, QueryBlocks, block_tables, intervals, query_blocks
 from models.unified.positions import Grid, place
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
 
@@ -121,11 +121,16 @@ def document_length(document: Document) -> int:
 
 
 def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
-    """The same with its tensors on `device`, dataclasses and dictionaries looked through."""
+    """The same with its tensors on `device`, dataclasses, tuples and dictionaries looked through."""
+    if isinstance(value, QueryBlocks):  # its loops are the host's
+        return value
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, dict):
         return {name: _moved(part, device, non_blocking) for name, part in value.items()}
+    if isinstance(value, BlockTables):
+        return BlockTables(**{f.name: tuple(_moved(part, device, non_blocking) for part in getattr(value, f.name))
+                              for f in fields(value)})
     if isinstance(value, VisualPart | VisualTask):
         return type(value)(**{f.name: _moved(getattr(value, f.name), device, non_blocking) for f in fields(value)})
     return value
@@ -173,6 +178,7 @@ class Batch:
     tasks           what is asked of them by objective, of each that the config has a representation for
     num_segments    S
     start, end      int64 (B, L): what each position sees (`models.unified.mask`)
+    plan            what the attention backend needs of them, made ahead by the loader (`models.unified.attention`)
     positions       float32 (B, L, axes)
     document_index  int64 (B, L): number of the document in its row, -1 in padding
     tokens          counts, host integers: text and visual (useful places by modality), and padding
@@ -191,6 +197,7 @@ class Batch:
     document_index: Tensor
     tokens: dict[str, int]
     targets: dict[str, int]
+    plan: QueryBlocks | BlockTables | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -215,11 +222,14 @@ class _Placed:
         return OBJECTIVES[self.segment.objective]
 
 
-def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig) -> Batch:
+def collate(
+    rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig, device: str = "cpu"
+) -> Batch:
     """Lay out packed rows: rows[b] holds the documents of row b, in order, from position 0.
 
-    length is L. ValueError naming row and document where a row does not fit, a segment's values are not of the
-    config's size, or an id is outside the vocabulary. Deterministic: a function of its arguments.
+    length is L; device: the type of the one that it is for, whose attention is planned here. ValueError naming row and
+    document where a row does not fit, a segment's values are not of the config's size, or an id is outside the
+    vocabulary. Deterministic: a function of its arguments.
     """
     B, L, special = len(rows), length, config.specials
     ids = np.full((B, L), special.pad, np.int64)
@@ -229,6 +239,7 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
     # Padding sits at the origin: any finite place does, as nothing but itself sees it.
     coordinates = np.zeros((B, L, config.axes), np.float32)
     visual: list[_Placed] = []
+    spans: list[tuple[int, int, int]] = []
 
     for b, documents in enumerate(rows):
         at, number, document_spans, full_spans = 0, 0, [], []
@@ -269,6 +280,7 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
             document_index[b, begin:at] = d
             document_spans.append((begin, at))
         start[b], end[b] = intervals(L, document_spans, full_spans)
+        spans += [(b, *span) for span in document_spans if span[0] < span[1]]
 
     if ids.size and (ids.min() < 0 or ids.max() >= config.vocab_size):
         b = int(np.argmax((ids < 0).any(1) | (ids >= config.vocab_size).any(1)))
@@ -278,12 +290,14 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
     label_index = np.flatnonzero(labels != IGNORE)
     useful = int((document_index >= 0).sum())
     num_visual = sum(len(part.index) for part in parts.values())
+    plan = query_blocks(start, end, spans) if device == "cpu" else block_tables(start, end)
     arrays = (ids, labels, label_index, start, end, coordinates, document_index)
     ids, labels, label_index, start, end, coordinates, document_index = map(torch.from_numpy, arrays)
     return Batch(
         ids, labels, label_index, parts, tasks, num_segments, start, end, coordinates, document_index,
         tokens={"text": useful - num_visual, "visual": num_visual, "padding": B * L - useful},
         targets={"text": len(label_index), **{name: len(task.targets) for name, task in tasks.items()}},
+        plan=plan,
     )
 
 
