@@ -162,8 +162,8 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
 
 
 class OmniLoom:
-    """A model and its tokenizers, of pictures None where it knows text alone, ready to sample. `batch_size` bounds the requests computed at once; it
-    does not change what a seed gives."""
+    """A model and its tokenizers, of pictures None where it knows text alone, ready to sample. `batch_size` bounds the
+    requests computed at once; it does not change what a seed gives."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Stage `evaluate`: what the tokenizer and the unified model can do on the held-out split, in figures and in a report.
 
 In: records, tokens, the visual tokenizer where there is one, the trained model; of a language model only what it reads
-and writes is measured. Out: `report.html`, `metrics.json`, `pictures/*.png`, `samples.jsonl`. The model is registered, and gets its alias only where `gate` is passed.
+and writes is measured. Out: `report.html`, `metrics.json`, `pictures/*.png`, `samples.jsonl`. The model is registered,
+and gets its alias only where `gate` is passed.
 """
 from __future__ import annotations
 

@@ -84,7 +84,8 @@ def run(context: StageContext) -> dict:
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
     storage.write_json(storage.join(context.output, "tokens.json"), {
         "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": visual and visual.fingerprint,
-        "visual_digest": visual and visual.digest, "text_digest": text.digest, "vocab_size": text.vocab_size, "specials": text.specials,
+        "visual_digest": visual and visual.digest, "text_digest": text.digest,
+        "vocab_size": text.vocab_size, "specials": text.specials,
         "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
         "aspects": list(config.aspects), "codebook_size": model and model.quantizer.size,
         "pixel_patch": config.pixel_patch if model else None,

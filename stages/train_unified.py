@@ -1,8 +1,8 @@
 """Stage `train`: one transformer that predicts the next text token and learns pictures by the objectives that are
 chosen, on packed rows.
 
-In: pretokenize's tokens and, for pictures, their tokenizer; a language model's checkpoint where `init_from` names one. Out:
-`model/` (all that sampling needs, `models.bundle`), `report/history.jsonl` (the curves), `report/samples.png`
+In: pretokenize's tokens and, for pictures, their tokenizer; a language model's checkpoint where `init_from` names one.
+Out: `model/` (all that sampling needs, `models.bundle`), `report/history.jsonl` (the curves), `report/samples.png`
 (validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several).
 """
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Config(BaseModel):
     def _consistent(self) -> Config:
         if not self.trained and (shares := [kind for kind, share in self.packing.mixture.items()
                                             if share and kind != "text"]):
-            raise ValueError(f"packing.mixture: {', '.join(shares)} holds pictures, and no objective is trained on them")
+            raise ValueError(f"packing.mixture: {', '.join(shares)} holds pictures, and objectives names none to train "
+                             "on them")
         if unknown := set(self.loss.objective_weights) - set(self.trained):
             raise ValueError(f"loss.objective_weights: {', '.join(sorted(unknown))} has no share in objectives")
         if not self.init_from:
@@ -279,7 +280,8 @@ class Documents:
         values, grid = self.picture(next(t for t in document if t.kind == "visual"), objective)
         if placed.view == "describe":
             return visual_to_text(values, grid, caption, special, objective, placed.context_time)
-        return text_to_visual(caption if placed.condition else [], values, grid, special, placed.caption_loss, objective)
+        condition = caption if placed.condition else []
+        return text_to_visual(condition, values, grid, special, placed.caption_loss, objective)
 
     def _interleaved(self, document: list, placed) -> list:
         import numpy as np
@@ -311,10 +313,12 @@ def train_worker(job: Job) -> None:
     from infra.training import checkpoint
     from infra.training.engine import Engine, reduce_sum
     from infra.training.loop import Loop
+    from infra.training.peak import peak_tflops
     from models.text import TextTokenizer
+    from models.unified.flops import step_flops
     from models.unified.llama import is_text_parameter, load_llama
     from models.unified.model import UnifiedModel
-    from models.unified.objective import UnifiedObjective, loss_name
+    from models.unified.objective import UnifiedObjective, loss_name, part_of
     from stages.history import History
     from stages.packing import Planner
     from stages.tokens import TokenSet
@@ -338,7 +342,7 @@ def train_worker(job: Job) -> None:
         return config.lr_scale.text if is_text_parameter(name.removeprefix("model.")) else config.lr_scale.visual
 
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
-                    accumulate, lr_scale)
+                    accumulate, lr_scale, part_of)
     planner = Planner(tokens, config.packing, config.seed, config.objectives)
     history = History(job.state, job.tracker) if rank == 0 else None
     start, units, position = 0, 0.0, None
@@ -361,7 +365,7 @@ def train_worker(job: Job) -> None:
         for batch, seeds in micro:
             loss, logs = engine(batch.to(engine.device), seeds, counts)
             engine.backward(loss)
-            facts = engine.step(step)
+            facts = engine.step(step, part_norms=loop.logs_after(step + 1))
             # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
             # What has no targets in this step has no loss to log.
             shares = ((loss_names[n], batch.targets[n] / counts[n]) for n in names if counts[n])
@@ -370,7 +374,8 @@ def train_worker(job: Job) -> None:
             sums |= facts
         useful = sum(batch.tokens["text"] + batch.tokens["visual"] for batch, _ in micro)
         places = useful + sum(batch.tokens["padding"] for batch, _ in micro)
-        return sums | {"padding": 1 - useful / places}, useful
+        flops = sum(step_flops(model_config, batch) for batch, _ in micro)
+        return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
 
     validation = _validation_batches(held_out, config, model_config)
     captions = _captions(held_out, text, config.samples.count) if config.trained else []
@@ -393,10 +398,16 @@ def train_worker(job: Job) -> None:
                     storage.write_bytes(storage.join(job.output, "report", f"{label}.png"), picture)
             module.train(was_training)
 
+    peak = config.workers.peak_tflops or peak_tflops(config.engine.precision)
+
+    def log(metrics: dict[str, float], step: int, units: float) -> None:
+        if peak:
+            metrics["model_flops_utilization"] = metrics["flops_per_second"] / (peak * 1e12 * ranks)
+        history.add(metrics, step, units)
+
     loop = Loop(config.steps, "tokens", config.workers, {"model": engine}, train_step,
                 lambda: {"stream": loader.position}, loader.describe, job.state,
-                history.add if history else lambda *_: None, job.progress,
-                {"validate": (config.validate_every, validate)})
+                log, job.progress, {"validate": (config.validate_every, validate)}, amounts=("flops",))
     last = loop.run(start, units)
     weights = engine.state_dict()
     if rank == 0:
@@ -469,7 +480,8 @@ def _bundle(model, job: Job, text, facts: dict, held_out):
     from stages.train_tokenizer import load_tokenizer
 
     if not job.config.trained:
-        return OmniLoom(BundleConfig(model.config, job.config.diffusion, None, (), (), None, objectives=()), model, None, text)
+        config = BundleConfig(model.config, job.config.diffusion, None, (), (), None, objectives=())
+        return OmniLoom(config, model, None, text)
     visual = load_tokenizer(job.tokenizer).to(next(model.parameters()).device)
     # A TiTok knows one size; OmniTokenizer draws squares where nothing else is asked for.
     size = visual.config.size if isinstance(visual.config, TiTokConfig) else (facts["image_size"],) * 2

@@ -29,6 +29,7 @@ from models.unified.corruption import Seed, draw_masks, draw_noise
 from models.unified.diffusion import corrupt, residual, warn_wide_patches
 from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
 from models.unified.formulations import formulation
+from models.unified.llama import is_text_parameter
 from models.unified.model import UnifiedModel
 from models.unified.multiscale import coarse_error
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, RGB, objective_row
@@ -245,6 +246,15 @@ def _entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
 def loss_name(objective: str, trained: Iterable[str]) -> str:
     """What an objective's loss is called: visual_loss where it is the only one."""
     return "visual_loss" if len(list(trained)) == 1 else f"{objective}_loss"
+
+
+def part_of(parameter: str) -> str:
+    """The part of the objective's model that a parameter's name belongs to: "backbone", the blocks; "text", the
+    vocabulary's embedding and head; "visual", inputs, outputs and times of pictures."""
+    name = parameter.removeprefix("model.")
+    if name.startswith("blocks."):
+        return "backbone"
+    return "text" if is_text_parameter(name) else "visual"
 
 
 def _count(given: Mapping[str, float] | None, name: str, batch: Batch) -> float:
