@@ -4,7 +4,7 @@ pictures from text, text from pictures, text from text.
 The folder holds all that sampling needs and nothing that runs code:
     config.json             configs of both networks, latent statistics, sizes, format version, text digest
     unified.safetensors     the unified transformer; a tied head is stored once
-    tokenizer.safetensors   the visual tokenizer
+    tokenizer.safetensors   the visual tokenizer; a model of text alone has none
     text.json               the text tokenizer
 `safetensors` and `tokenizers` are imported when a folder is written or read.
 """
@@ -44,6 +44,7 @@ VERSION = 1
 class BundleConfig:
     """What `config.json` says.
 
+    tokenizer                of pictures; None, with what follows up to `objectives`, in a model of text alone
     latent_mean, latent_std  per channel of the tokenizer's latents; the unified model sees
                              (latent - mean) / std
     image_size               (height, width) in pixels that training used, and sampling uses by default
@@ -55,10 +56,10 @@ class BundleConfig:
 
     unified: UnifiedConfig
     diffusion: DiffusionConfig
-    tokenizer: AnyTokenizerConfig
+    tokenizer: AnyTokenizerConfig | None
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     num_frames: int = 1
     fps: float = 8.0
     snap_latents: bool = True
@@ -67,9 +68,15 @@ class BundleConfig:
     pixel_patch: int | None = None
 
     def __post_init__(self) -> None:
-        channels = self.tokenizer.quantizer.dim
         for name in ("latent_mean", "latent_std", "image_size", "objectives"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("tokenizer", "image_size"):
+            if self.objectives and getattr(self, name) is None:
+                raise ValueError(f"BundleConfig.{name}: is missing, and {self.objectives[0]} needs it")
+        if self.tokenizer is None:
+            return
+        channels = self.tokenizer.quantizer.dim
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != channels:
                 raise ValueError(
@@ -105,7 +112,7 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
             raise ValueError(f"{where}.{name}: missing")
     read = dict(values)
     for name, value in values.items():
-        if hints[name] == AnyTokenizerConfig:
+        if name == "tokenizer" and value is not None:
             read[name] = config_from_dict(value, f"{where}.{name}")
         elif dataclasses.is_dataclass(hints[name]):
             read[name] = _from_dict(hints[name], value, f"{where}.{name}")
@@ -155,14 +162,14 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
 
 
 class OmniLoom:
-    """A model and both its tokenizers, ready to sample. `batch_size` bounds the requests computed at once; it
-    does not change what a seed gives."""
+    """A model and its tokenizers, of pictures None where it knows text alone, ready to sample. `batch_size` bounds the
+    requests computed at once; it does not change what a seed gives."""
 
     def __init__(
         self,
         config: BundleConfig,
         model: UnifiedModel,
-        tokenizer: VisualTokenizer,
+        tokenizer: VisualTokenizer | None,
         text: TextTokenizer,
         batch_size: int = 64,
     ):
@@ -172,7 +179,8 @@ class OmniLoom:
             )
         if text.specials != dataclasses.asdict(config.unified.specials):
             raise ValueError(f"text.json: special tokens {text.specials} are not those of unified.specials")
-        self.config, self.model, self.tokenizer, self.text = config, model.eval(), tokenizer.eval(), text
+        self.config, self.model, self.text = config, model.eval(), text
+        self.tokenizer = tokenizer and tokenizer.eval()
         self.batch_size = batch_size
         self._mean = torch.tensor(config.latent_mean).view(-1, 1, 1, 1)
         self._std = torch.tensor(config.latent_std).view(-1, 1, 1, 1)
@@ -184,6 +192,8 @@ class OmniLoom:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in (("unified", self.model), ("tokenizer", self.tokenizer)):
+            if module is None:
+                continue
             state = {
                 key: value.detach().cpu().contiguous()
                 for key, value in module.state_dict().items()
@@ -209,20 +219,22 @@ class OmniLoom:
         text = TextTokenizer.load(folder / "text.json")
         if text.digest != digest:
             raise ValueError(f"{folder / 'text.json'}: not the tokenizer that the model was trained with")
-        model, tokenizer = UnifiedModel(config.unified), build_tokenizer(config.tokenizer)
+        model, tokenizer = UnifiedModel(config.unified), None
         _load_weights(model, folder / "unified.safetensors", _shared(config))
-        _load_weights(tokenizer, folder / "tokenizer.safetensors")
-        return cls(config, model.to(device), tokenizer.to(device), text)
+        if config.tokenizer:
+            tokenizer = build_tokenizer(config.tokenizer).to(device)
+            _load_weights(tokenizer, folder / "tokenizer.safetensors")
+        return cls(config, model.to(device), tokenizer, text)
 
     @property
     def device(self) -> torch.device:
         return self.model.embed.weight.device
 
     def _objective(self, objective: str | None) -> str:
+        if not self.config.objectives:
+            raise ValueError("objective: the model was trained on text alone and knows no pictures")
         if objective is not None and objective not in self.config.objectives:
             raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
-        if not self.config.objectives:
-            raise ValueError("objective: the model was trained on text alone")
         return objective or self.config.objectives[0]
 
     def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
@@ -275,8 +287,8 @@ class OmniLoom:
         """Videos uint8 (B, T, H, W, 3). size (height, width) in pixels and num_frames default to training's;
         an empty prompt draws without a condition. seeds: one a prompt, or an int that counts up. objective: one that
         was trained, the first by default; temperature, top_k, top_p: of those on codes."""
-        height, width = size or self.config.image_size
         objective = self._objective(objective)
+        height, width = size or self.config.image_size
         pixels = objective_row(objective).representation.name == "pixels"
         grid = self.grid(num_frames or self.config.num_frames, height, width, objective)
         special, seeds = self.config.unified.specials, seed_list(seeds, len(prompts))

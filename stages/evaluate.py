@@ -1,8 +1,8 @@
 """Stage `evaluate`: what the tokenizer and the unified model can do on the held-out split, in figures and in a report.
 
-In: records, tokens, the joint tokenizer, the trained model, and the studies that the pipeline has. Out: `report.html`,
-`metrics.json`, `pictures/*.png`, `samples.jsonl`. The model is registered, and gets its alias only where `gate` is
-passed.
+In: records, tokens, the visual tokenizer where there is one, the trained model, and the studies that the pipeline has;
+of a language model only what it reads and writes is measured. Out: `report.html`, `metrics.json`, `pictures/*.png`,
+`samples.jsonl`. The model is registered, and gets its alias only where `gate` is passed.
 """
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def run(context: StageContext) -> dict:
     config: Config = context.config
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
-    parts = (reconstruct, codebook, read_text, draw, describe, retrieve, show_videos)
+    parts = ((reconstruct, codebook, read_text, draw, describe, retrieve, show_videos) if evaluation.objectives
+             else (read_text,))
     for number, part in enumerate(parts):
         context.progress(number, len(parts), "parts")
         part(evaluation)

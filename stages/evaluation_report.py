@@ -15,8 +15,8 @@ _RETRIEVAL = ("retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean
 def content(evaluation: Evaluation, failed: dict) -> dict:
     """`failed` maps the gate's metrics that were too low to (value, least)."""
     train, metrics = evaluation.inputs["train"].manifest, evaluation.metrics
-    first = evaluation.suffix(evaluation.objectives[0])
-    headline = (*(f"{name}{first}" for name in ("image_class_agreement", "caption_accuracy", "image_coverage")),
+    headline = (*(f"{name}{evaluation.suffix(first)}" for first in evaluation.objectives[:1]
+                  for name in ("image_class_agreement", "caption_accuracy", "image_coverage")),
                 "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage")
     return {"title": f"OmniLoom: {train['pipeline']}",
             "facts": {**{name: artifact.fingerprint[:12] for name, artifact in evaluation.inputs.items()},
@@ -92,7 +92,7 @@ def _studies(inputs: dict[str, Artifact]) -> list[dict]:
 
 def _training(inputs: dict[str, Artifact]) -> list[dict]:
     return [{"title": f"Curves of {artifact.stage}", "curves": _curves(artifact)}
-            for artifact in (last_tokenizer(inputs), inputs["train"])]
+            for artifact in filter(None, (last_tokenizer(inputs), inputs["train"]))]
 
 
 def _curves(artifact: Artifact) -> list[dict]:

@@ -21,6 +21,7 @@ from models.unified.representations import OBJECTIVES
 from stages.order import draw
 
 Kind = Literal["image", "video", "text", "document"]
+Task = Literal["text", "draw", "describe", "document"]  # what a document is arranged as
 
 
 class PackingConfig(BaseModel):
@@ -30,7 +31,10 @@ class PackingConfig(BaseModel):
         default_factory=dict, description="share of tokens per kind (image, video, text, document); what is not named "
         "keeps its natural share, 0 leaves a kind out")
     caption_first: float = Field(0.5, ge=0, le=1, description="share of captioned pictures that are drawn from their "
-                                 "caption; the others are described")
+                                 "caption; the others are described. Pictures without a caption are drawn, and left "
+                                 "out where this is 0")
+    caption_loss: bool = Field(True, description="whether the caption that a picture is drawn from is learnt as well; "
+                               "without it the picture alone is")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of the former whose caption is left out, "
                                      "for guidance")
     noisy_context: float = Field(0.0, ge=0, le=1, description="share of documents whose pictures that stand as context "
@@ -41,12 +45,12 @@ class PackingConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Placed:
-    """One document in a row. `view`: "text", "draw", "describe" or "document"; `start`, `stop` cut a text;
+    """One document in a row. `view` is its `Task`; `start`, `stop` cut a text; `caption_loss` is the config's;
     `target` is the segment of an interleaved document that is drawn, -1 for none. Its pictures, the drawn one and
     those that are context, are what `objective` is about; context has noise up to `context_time`."""
 
     index: int
-    view: str
+    view: Task
     length: int
     condition: bool = True
     start: int = 0
@@ -54,19 +58,21 @@ class Placed:
     target: int = -1
     objective: str = "latent_diffusion"
     context_time: float = 0.0
+    caption_loss: bool = True
 
 
 class Planner:
     """Rows of documents, by window. `tokens` is a `stages.tokens.TokenSet`; `objectives` maps what is trained on
-    pictures to its share of the documents."""
+    pictures to its share of the documents: latent_diffusion by default; {} leaves everything out that has pictures."""
 
     def __init__(self, tokens, config: PackingConfig, seed: int, objectives: Mapping[str, float] | None = None):
         self.tokens, self.config, self.seed = tokens, config, seed
-        objectives = objectives or {"latent_diffusion": 1.0}
+        objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
         self._names = [name for name in OBJECTIVES if objectives.get(name)]
         self._shares = np.cumsum([objectives[name] for name in self._names])
         self._representations = sorted({OBJECTIVES[name].representation.name for name in self._names})
-        self.units = {kind: units for kind in get_args(Kind) if (units := self._units(kind))}
+        kinds = get_args(Kind) if self._names else ("text",)
+        self.units = {kind: units for kind in kinds if (units := self._units(kind))}
         self.quota = self._quota()
         self._planned: dict[int, list[list[Placed]]] = {}
 
@@ -75,12 +81,14 @@ class Planner:
         row, pictures that do not fit left out, in whichever representation they are longest."""
         found = []
         for index in self.tokens.indices(kind):
-            lengths = max((self.tokens.lengths(int(index), name) for name in self._representations),
+            lengths = max((self.tokens.lengths(int(index), name) for name in self._representations or ("latents",)),
                           key=lambda found: sum(n for _, n in found))
             total = sum(n + (2 if k == "visual" else 0) for k, n in lengths) + 2
             if kind == "text":
                 found += [(int(index), start, min(start + self.config.length, total))
                           for start in range(0, total, self.config.length)]
+            elif kind in ("image", "video") and not (self.config.caption_first or any(k == "text" for k, _ in lengths)):
+                continue
             elif total <= self.config.length or (kind == "document" and self._begins(lengths)):
                 found.append((int(index), 0, min(total, self.config.length)))
         return found
@@ -121,6 +129,8 @@ class Planner:
     def _arrange(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator,
                  kinds: np.random.Generator) -> Placed:
         by_objective, by_noise = kinds.random(2)
+        if not self._names:
+            return self._arrange_views(kind, unit, rng, "latents")
         choice = np.searchsorted(self._shares, by_objective * self._shares[-1], side="right")
         objective = self._names[min(int(choice), len(self._names) - 1)]
         noisy = by_noise < self.config.noisy_context and not OBJECTIVES[objective].causal
@@ -141,7 +151,8 @@ class Planner:
         if caption and by_order >= self.config.caption_first:
             return Placed(index, "describe", total)
         condition = bool(caption) and by_condition >= self.config.condition_dropout
-        return Placed(index, "draw", total - (0 if condition else caption), condition=condition)
+        return Placed(index, "draw", total - (0 if condition else caption), condition=condition,
+                      caption_loss=self.config.caption_loss)
 
     def _arrange_document(self, index: int, lengths: list[tuple[str, int]], by_target: float) -> Placed:
         """Draw one of its pictures, after what comes before it, or (as likely as one picture) only read."""

@@ -68,6 +68,9 @@ def sample(model: str, request: Request, out: Path) -> list[str]:
             raise InputError(f"is no readable picture: {error}", field="--image", file=str(request.image)) from None
     loom = load(model)
     seeds = [request.seed + i for i in range(request.count)]
+    if not loom.config.objectives and not request.text:
+        raise InputError("was trained on text alone and knows no pictures; ask it with --text", field="MODEL",
+                         file=model)
     if request.objective not in (None, *loom.config.objectives):
         raise InputError(f"expected one of {', '.join(loom.config.objectives)}, which the model was trained with, got "
                          f"{request.objective!r}", field="--objective")
