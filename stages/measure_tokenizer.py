@@ -18,6 +18,10 @@ def reconstruct(evaluation: Evaluation) -> None:
     aspects = Aspects(tuple(facts.get("aspects", Aspects.names)), tokenizer.config.patch_size)
     for kind, num_shown in (("image", 16), ("video", 3)):
         clips = evaluation.clips(kind, evaluation.config.split, aspects)
+        measured = list(range(min(len(clips), evaluation.config.reconstructions)))
+        grids = {source: part[:num_shown] for source, part in
+                 (evaluation.by_source(measured) if kind == "image" else {"": measured}).items()}
+        wanted = {i for part in grids.values() for i in part}
         parts: list[tuple[int, dict[str, float]]] = []
         shown: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for members in clips.buckets(evaluation.config.reconstructions):
@@ -32,18 +36,19 @@ def reconstruct(evaluation: Evaluation) -> None:
                 frames = [x.reshape(-1, *x.shape[2:]) for x in (batch, recons)]
                 parts.append((len(frames[0]), metrics.reconstruction(*frames)))
                 shown |= {int(i): pair for i, pair in zip(chosen, zip(batch, recons, strict=True), strict=True)
-                          if i < num_shown}
+                          if i in wanted}
         if not parts:
             continue
         total = sum(count for count, _ in parts)
         evaluation.metrics |= {f"recon_{name}_{kind}": sum(count * figures[name] for count, figures in parts) / total
                                for name in parts[0][1]}
-        a, b = zip(*(shown[i] for i in sorted(shown)), strict=True)
-        if kind == "image":
-            evaluation.pictures["reconstructed_images"] = report.pairs([x[0] for x in a], [x[0] for x in b], 8)
-        else:
-            evaluation.pictures["reconstructed_videos"] = report.pairs(
-                [report.filmstrip(clip) for clip in a], [report.filmstrip(clip) for clip in b], 1)
+        for source, part in grids.items():
+            a, b = zip(*(shown[i] for i in part), strict=True)
+            if kind == "image":
+                grid = report.pairs([x[0] for x in a], [x[0] for x in b], 8)
+            else:
+                grid = report.pairs([report.filmstrip(clip) for clip in a], [report.filmstrip(clip) for clip in b], 1)
+            evaluation.pictures[f"reconstructed_{kind}s{source}"] = grid
 
 
 def codebook(evaluation: Evaluation) -> None:

@@ -23,6 +23,7 @@ from stages import evaluation_report, measure_drawing, metrics, records, report 
 from stages.evaluate import Config  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
 from stages.measure_drawing import draw  # noqa: E402
+from stages.measure_tokenizer import reconstruct  # noqa: E402
 from stages.measure_writing import describe, retrieve  # noqa: E402
 from stages.train_tokenizer import load_tokenizer  # noqa: E402
 
@@ -129,10 +130,13 @@ def test_fewer_captions_are_drawn_by_the_seed_and_one_is_no_choice(inputs):
 def test_every_source_has_its_grids(inputs, monkeypatch):
     monkeypatch.setattr(measure_drawing, "LEAST_PICTURES", 8)
     found = evaluation(inputs)
-    for part in (draw, describe, retrieve):
+    for part in (draw, describe, retrieve, reconstruct):
         part(found)
-    assert set(found.pictures) == {f"{kind}_images_{source}_{objective}" for kind in ("drawn", "described")
-                                   for source in ("squares", "numbered_squares") for objective in OBJECTIVES}
+    sources = ("squares", "numbered_squares")
+    assert set(found.pictures) == {
+        "reconstructed_videos", *(f"reconstructed_images_{source}" for source in sources),
+        *(f"{kind}_images_{source}_{objective}" for kind in ("drawn", "described") for source in sources
+          for objective in OBJECTIVES)}
     html = report.render(evaluation_report.content(found, {}))
     for text in ("pixels of pictures shrunken to 8x8", "train pictures", "a random order", "numbered squares"):
         assert text in html
