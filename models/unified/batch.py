@@ -163,6 +163,7 @@ class VisualTask:
     targets   int64 (N,): which of the K are targets
     places    int64 (K,), numpy: their flat places, for what is drawn on the host
     segments  (b*S + s, grid, max_time, loss) each
+    caps      float32 (B*S,): their max_time by segment, 0 of others; a copy made during a step would wait for the last
     weights   float32 (K,) of their losses; None where all are 1
     """
 
@@ -170,6 +171,7 @@ class VisualTask:
     targets: Tensor
     places: np.ndarray
     segments: list[tuple[int, Grid, float, bool]]
+    caps: Tensor
     weights: Tensor | None = None
 
 
@@ -296,7 +298,7 @@ def collate(
         b = int(np.argmax((ids < 0).any(1) | (ids >= config.vocab_size).any(1)))
         raise ValueError(f"row {b}: token ids outside 0..{config.vocab_size - 1}")
     num_segments = 1 + max((placed.number for placed in visual), default=0)
-    parts, tasks = _lay_out(visual, L, num_segments, config)
+    parts, tasks = _lay_out(visual, (B, L), num_segments, config)
     label_index = np.flatnonzero(labels != IGNORE)
     useful = int((document_index >= 0).sum())
     num_visual = sum(len(part.index) for part in parts.values())
@@ -329,7 +331,7 @@ def _check_values(segment: Segment, config: UnifiedConfig, where: str) -> None:
 
 
 def _lay_out(
-    visual: list[_Placed], length: int, num_segments: int, config: UnifiedConfig
+    visual: list[_Placed], shape: tuple[int, int], num_segments: int, config: UnifiedConfig
 ) -> tuple[dict[str, VisualPart], dict[str, VisualTask]]:
     """The placed segments by representation and by objective."""
     parts: dict[str, VisualPart] = {}
@@ -337,7 +339,7 @@ def _lay_out(
     for name in config.representations:
         size, discrete = getattr(config, REPRESENTATIONS[name].size), REPRESENTATIONS[name].discrete
         own = [placed for placed in visual if placed.objective.representation.name == name]
-        places = [np.arange(p.places.start, p.places.stop) + p.row * length for p in own]
+        places = [np.arange(p.places.start, p.places.stop) + p.row * shape[1] for p in own]
         index = np.concatenate([np.empty(0, np.int64), *places])
         values = np.empty(len(index) if discrete else (len(index), size), np.int64 if discrete else np.float32)
         bounds = np.cumsum([0, *map(len, places)])
@@ -353,9 +355,12 @@ def _lay_out(
             rows = np.concatenate([np.empty(0, np.int64), *(np.arange(bounds[i], bounds[i + 1]) for i in chosen)])
             losses = np.repeat([own[i].segment.loss for i in chosen], [len(places[i]) for i in chosen])
             weights = np.repeat([own[i].segment.weight for i in chosen], [len(places[i]) for i in chosen])
+            caps = torch.zeros(shape[0] * num_segments)
+            for i in chosen:
+                caps[numbers[i]] = own[i].segment.max_time
             tasks[objective] = VisualTask(
                 torch.from_numpy(rows), torch.from_numpy(np.flatnonzero(losses)), index[rows],
                 [(int(numbers[i]), own[i].segment.grid, own[i].segment.max_time, own[i].segment.loss) for i in chosen],
-                _weights(weights),
+                caps, _weights(weights),
             )
     return parts, tasks

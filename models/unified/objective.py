@@ -47,6 +47,11 @@ class Shown:
     kept: dict[str, Any] = field(default_factory=dict)
 
 
+def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the host to a GPU, whose work so far is not waited for."""
+    return drawn.pin_memory().to(device, non_blocking=True) if drawn.device.type != device.type else drawn
+
+
 class DiffusionLoss:
     """Denoising of latents or of pixel patches by one `DiffusionConfig`; `stream` sets its draws apart from those of
     the other objectives."""
@@ -58,12 +63,10 @@ class DiffusionLoss:
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
         device, row = batch.ids.device, formulation(self.config)
         noise, drawn = draw_noise(self.config, batch, part.values.shape[1], seed, self.stream)
-        caps = torch.zeros(drawn.numel())
-        for number, _, cap, _ in task.segments:
-            caps[number] = cap
-        times = drawn.to(device) * caps.to(device).view_as(drawn)
+        noise, drawn = (_moved(drawn, device) for drawn in (noise, drawn))
+        times = drawn * task.caps.view_as(drawn)
         index = part.index[task.rows]
-        noise, clean = noise.to(device).flatten(0, 1)[index], part.values[task.rows]
+        noise, clean = noise.flatten(0, 1)[index], part.values[task.rows]
         at = times.flatten()[part.segment[task.rows]][:, None]
         noisy = corrupt(self.config, clean, noise, at)
         kept = {"noise": noise[task.targets], "clean": clean[task.targets], "at": at[task.targets], "noisy": noisy,
