@@ -67,7 +67,7 @@ class BundleConfig:
     pixel_patch: int | None = None
 
     def __post_init__(self) -> None:
-        channels = self.tokenizer.quantizer.dim
+        channels = self.tokenizer.latent_dim
         for name in ("latent_mean", "latent_std", "image_size", "objectives"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("latent_mean", "latent_std"):
@@ -79,7 +79,7 @@ class BundleConfig:
         if not all(value > 0 for value in self.latent_std):
             raise ValueError(f"BundleConfig.latent_std: expected positive numbers, got {self.latent_std}")
         sizes = {
-            "latent_dim": channels, "codebook_size": self.tokenizer.quantizer.size,
+            "latent_dim": channels, "codebook_size": self.tokenizer.codebook_size,
             "pixel_dim": self.pixel_patch and patch_numbers(self.pixel_patch),
         }
         for name in self.objectives:

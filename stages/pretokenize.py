@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from infra import storage
 from infra.errors import InputError
 from models.tokenizer.build import AnyTokenizerConfig, config_from_dict
-from models.tokenizer.config import TiTokConfig
+from models.tokenizer.config import IMAGES_ALONE, TiTokConfig
 from stages.aspects import Aspects, check_names
 from stages.base import PLACEMENT, Needs, StageContext
 
@@ -84,7 +84,7 @@ def run(context: StageContext) -> dict:
         "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": visual.fingerprint, "visual_digest": visual.digest,
         "text_digest": text.digest, "vocab_size": text.vocab_size, "specials": text.specials,
         "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
-        "aspects": list(config.aspects), "codebook_size": model.quantizer.size, "pixel_patch": config.pixel_patch,
+        "aspects": list(config.aspects), "codebook_size": model.codebook_size, "pixel_patch": config.pixel_patch,
         "latent_mean": facts.pop("latent_mean"), "latent_std": facts.pop("latent_std"), "counts": facts})
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
@@ -106,9 +106,9 @@ def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
                 if config.pixel_patch and any(side % config.pixel_patch for side in shape):
                     raise ValueError(f"pixel_patch: {config.pixel_patch} does not divide the {shape[0]}x{shape[1]} "
                                      f"pixels of {field} {size} at aspect {name}")
+        if counts["records_video"] and (name := IMAGES_ALONE.get(model.architecture)):
+            raise ValueError(f"the corpus holds videos, and the tokenizer is {name}, which is for images alone")
         if isinstance(model, TiTokConfig):
-            if counts["records_video"]:
-                raise ValueError("the corpus holds videos, and the tokenizer is a TiTok, which is for images alone")
             for bucket, name in enumerate(config.aspects):
                 if (shape := aspects.shape(bucket, config.image_size)) != model.size:
                     raise ValueError(f"image_size: {config.image_size} at aspect {name} makes pictures of "
