@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.bundle import OmniLoom, to_pixels  # noqa: E402
 from models.tokenizer.config import RAEConfig, TokenizerConfig  # noqa: E402
 from models.tokenizer.vit import load_vit  # noqa: E402
 from stages import history, pretokenize, records, train_tokenizer, train_unified  # noqa: E402
+from stages.encoders import encoder_config, load_encoder  # noqa: E402
 from stages.evaluate import Config as EvaluateConfig  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
 from stages.quantizer_study import Config as StudyConfig  # noqa: E402
@@ -201,6 +203,19 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, pictures, encod
 def test_what_an_rae_cannot_train_on(changes, message):
     with pytest.raises(ValidationError, match=message):
         config(**{"model": model("x"), **changes})
+
+
+def test_an_encoder_that_lies_elsewhere_is_copied_once(encoder):
+    uri = f"memory://{uuid.uuid4().hex}"
+    for file in encoder.iterdir():
+        storage.copy_file(str(file), storage.join(uri, file.name))
+    assert encoder_config(uri, "model.encoder") == load_vit(encoder).config
+    once = load_encoder(uri, "model.encoder").state_dict()
+    assert all(torch.equal(once[name], value) for name, value in load_vit(encoder).state_dict().items())
+    storage.write_bytes(storage.join(uri, "config.json"), b"{}")
+    with pytest.raises(InputError, match="architectures: expected one of") as caught:
+        encoder_config(uri, "model.encoder")
+    assert (caught.value.field, caught.value.file) == ("model.encoder", uri)
 
 
 def test_what_only_the_encoders_folder_tells(tmp_path, encoder):
