@@ -19,6 +19,7 @@ from pipelines.graph import KNOWN_NAMES, Graph
 from stages.base import PLACEMENT
 from stages.evaluate import Config as EvaluateConfig
 from stages.ingest import Config as IngestConfig
+from stages.objective_study import Config as ObjectiveStudyConfig
 from stages.pretokenize import Config as PretokenizeConfig
 from stages.quantizer_study import Config as StudyConfig
 from stages.train_tokenizer import Config as TokenizerStageConfig
@@ -36,6 +37,7 @@ class StagesConfig(BaseModel):
     tokenizer_kl: KLStageConfig | None = None
     quantizer_study: StudyConfig | None = None
     pretokenize: PretokenizeConfig = Field(default_factory=PretokenizeConfig)
+    objective_study: ObjectiveStudyConfig | None = None
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
@@ -50,9 +52,11 @@ class StagesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _pixels_are_kept(self) -> StagesConfig:
-        if "pixel_diffusion" in self.train.trained and not self.pretokenize.pixel_patch:
-            raise ValueError("train.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch to the "
-                             "side of their patches")
+        studied = self.objective_study.objectives.values() if self.objective_study else ()
+        for stage, trained in (("train", self.train.trained), ("objective_study", studied)):
+            if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
+                raise ValueError(f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
+                                 "to the side of their patches")
         return self
 
     @model_validator(mode="after")

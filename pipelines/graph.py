@@ -18,8 +18,10 @@ KNOWN = (
     Stage("tokenizer_kl", "stages.train_tokenizer", ("ingest", "tokenizer_joint"), optional=True),
     Stage("quantizer_study", "stages.quantizer_study", ("ingest",), optional=True),
     Stage("pretokenize", "stages.pretokenize", ("ingest", _TOKENIZER)),
+    Stage("objective_study", "stages.objective_study", ("ingest", _TOKENIZER, "pretokenize"), optional=True),
     Stage("train", "stages.train_unified", ("pretokenize", _TOKENIZER)),
-    Stage("evaluate", "stages.evaluate", ("ingest", _TOKENIZER, "pretokenize", "train", "quantizer_study?")),
+    Stage("evaluate", "stages.evaluate",
+          ("ingest", _TOKENIZER, "pretokenize", "train", "quantizer_study?", "objective_study?")),
 )
 KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
 NAMES = tuple(stage.name for stage in KNOWN if not stage.optional)

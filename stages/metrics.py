@@ -1,4 +1,5 @@
-"""What evaluate measures: reconstruction, coverage, a classifier of real pictures, captions that name a label."""
+"""What evaluate measures: reconstruction, coverage, Fréchet distance, a classifier of real pictures, captions that name
+a label, ranks."""
 from __future__ import annotations
 
 import re
@@ -38,6 +39,28 @@ def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> float:
         raise ValueError(f"coverage needs more than {neighbours} real examples, got {len(real)}")
     radius = np.sort(_distances(real, real), axis=1)[:, neighbours]  # column 0 is the point itself
     return float((_distances(real, drawn).min(axis=1) < radius).mean())
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Fréchet distance of the normal laws fitted to rows of features, (N, D) and (M, D), in float64:
+    |mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)) (Heusel et al., arXiv 1706.08500, equation 6).
+
+    With A and B the centred rows over sqrt(N - 1) and sqrt(M - 1), S_a = A^T A and S_b = B^T B, and the trace of the
+    root is the sum of the singular values of A B^T. That is exact for covariances of any rank: nothing is added to
+    their diagonals.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 rows on both sides, got {len(a)} and {len(b)}")
+    means = [x.mean(axis=0, dtype=np.float64) for x in (a, b)]
+    # R of A = QR has A's singular values against anything, in D rows where there are more.
+    roots = [np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r") for x, mean in zip((a, b), means, strict=True)]
+    shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + sum((root ** 2).sum() for root in roots) - 2 * shared)
+
+
+def rank(scores: np.ndarray) -> float:
+    """The place of the first of the scores among all, 1 for the highest; a tie with another counts half."""
+    return 1 + float((scores[1:] > scores[0]).sum() + 0.5 * (scores[1:] == scores[0]).sum())
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ What a killed run had finished is kept.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +16,7 @@ from models.tokenizer.config import RAEConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 from stages import train_tokenizer
 from stages.base import Needs, StageContext
+from stages.study import Named, Share
 
 VERSION = 1
 
@@ -53,7 +54,7 @@ def run(context: StageContext) -> dict:
             job = train_tokenizer.Job(
                 context.stage, config.training, replace(config.training.model, quantizer=quantizer),
                 context.inputs["ingest"], None, storage.join(context.output, name), state,
-                _Share(context.progress, number, len(config.quantizers)), _Named(context.tracker, name))
+                Share(context.progress, number, len(config.quantizers)), Named(context.tracker, name))
             launch(train_tokenizer.train_worker, job, config.training.workers,
                    f"{context.stage}-{context.fingerprint[:12]}-{name}", state)
         found = storage.read_json(storage.join(state, "metrics.json"))
@@ -102,32 +103,3 @@ def table(study: dict) -> dict:
                         *(name.removeprefix("validation_") for name in shown)],
             "rows": [[row["name"], row["kind"], row["codes"], row["channels"], *(row.get(name) for name in shown)]
                      for row in study["rows"]]}
-
-
-@dataclass
-class _Share:
-    """Progress of one training as its share of the whole study."""
-
-    progress: Any
-    number: int
-    count: int
-
-    def __call__(self, done: int, total: int, unit: str, **shown: Any) -> None:
-        self.progress(self.number * total + done, self.count * total, unit, **shown)
-
-
-@dataclass
-class _Named:
-    """The study's MLflow run, with each training's metrics and pictures under its own name."""
-
-    tracker: Any
-    name: str
-
-    def log_metrics(self, metrics: dict, **where: Any) -> None:
-        self.tracker.log_metrics({f"{self.name}/{key}": value for key, value in metrics.items()}, **where)
-
-    def log_image(self, picture: bytes, name: str, step: int) -> None:
-        self.tracker.log_image(picture, f"{self.name}_{name}", step)
-
-    def close(self) -> None:
-        self.tracker.close()

@@ -178,16 +178,21 @@ def run(context: StageContext) -> dict:
     from infra.training.launch import launch
 
     tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
+    check(context.config, tokens, tokenizer)
+    job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
+    launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
+    return storage.read_json(storage.join(context.state, "metrics.json"))
+
+
+def check(config: Config, tokens: Artifact, tokenizer: Artifact) -> None:
+    """That the tokens can be trained on, and are the tokenizer's; InputError where not."""
     facts = storage.read_json(tokens.file("tokens.json"))
     if tokenizer and facts["visual_digest"] != tokenizer.digest:
         raise InputError(f"the tokens were made by another tokenizer ({facts['visual_tokenizer'][:12]}) than "
                          f"{tokenizer.stage} {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
-    if context.config.init_from:
-        check_text_tokenizer(storage.absolute(context.config.init_from), facts["text_digest"])
-    unified_config(context.config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
-    job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
-    launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
-    return storage.read_json(storage.join(context.state, "metrics.json"))
+    if config.init_from:
+        check_text_tokenizer(storage.absolute(config.init_from), facts["text_digest"])
+    unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
 
 
 class RowLoader:

@@ -105,22 +105,28 @@ class GenerationState:
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 
-    def _places(self, segment: tuple, keep: list[bool]) -> Tensor:
+    def _places(self, grid: Grid, keep: bool) -> Tensor:
         config = self.model.config
-        coordinates = []
-        for b, kept in enumerate(keep):
-            piece, last = place(config.rope_scheme, segment, self.last[b], config.axes)
-            coordinates.append(torch.from_numpy(piece))
-            if kept:
-                self.last[b] = last
-        return torch.stack(coordinates).to(self.device)
+        placed = [place(config.rope_scheme, ("visual", grid), last, config.axes) for last in self.last]
+        if keep:
+            self.last = [last for _, last in placed]
+        return torch.stack([torch.from_numpy(piece) for piece, _ in placed]).to(self.device)
 
     def feed_text(self, ids: Sequence[int], keep: list[bool] | None = None) -> Tensor:
         """One token a row; rows with keep False are as if nothing had been fed. Returns hidden (B, width)."""
-        keep = keep or [True] * len(ids)
-        x = self.model.embed(torch.tensor(ids, device=self.device)[:, None])
-        end = torch.tensor(self.lengths, device=self.device)[:, None] + 1
-        return self._run(x, self._places(("text", 1), keep), end, [int(k) for k in keep])[:, 0]
+        counts = [1] * len(ids) if keep is None else [int(kept) for kept in keep]
+        return self.feed_tokens(torch.tensor(ids)[:, None], counts)[:, 0]
+
+    def feed_tokens(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
+        """A run of text in every row, ids int64 (B, N), of which the first counts[b] are kept: what follows them is
+        as if it had not been fed. Returns hidden (B, N, width)."""
+        ids = ids.to(self.device)
+        steps = torch.arange(1, ids.shape[1] + 1, device=self.device)
+        end = torch.tensor(self.lengths, device=self.device)[:, None] + steps
+        line = (torch.tensor(self.last, device=self.device)[:, None] + steps).float()
+        self.last = [last + count for last, count in zip(self.last, counts)]
+        positions = line[..., None].expand(*line.shape, self.model.config.axes)
+        return self._run(self.model.embed(ids), positions, end, list(counts))
 
     def feed_visual(
         self, objective: str, values: Tensor, grid: Grid, time: float = 0.0, *, keep: bool, first: int = 0
@@ -137,7 +143,7 @@ class GenerationState:
         begins = torch.tensor(self.lengths, device=self.device)[:, None]
         end = begins + (torch.arange(1, N + 1, device=self.device) if row.causal else N)
         whole = keep and first + N == count
-        places = self._places(("visual", grid), [whole] * B)[:, first : first + N]
+        places = self._places(grid, whole)[:, first : first + N]
         return self._run(x, places, end.expand(B, N), [N if keep else 0] * B)
 
     def select(self, rows: Sequence[int]) -> GenerationState:

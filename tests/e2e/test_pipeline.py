@@ -270,3 +270,44 @@ def test_a_third_tokenizer_stage_and_a_study_of_quantizers(config):
     for html in (plan["evaluate"].artifact.file("report.html"), plan["quantizer_study"].artifact.file("report.html")):
         assert b"Quantizers after 6 steps each" in storage.read_bytes(html)
     assert plan["quantizer_study"].artifact.metrics["fsq_psnr_image"] == study["rows"][1]["validation_psnr_image"]
+
+
+def test_a_study_of_objectives_keeps_what_a_killed_run_had_finished(config):
+    values = yaml.safe_load(config.read_text())["stages"]
+    training = {**values["train"], "steps": 6, "workers": {"count": 1, "log_every": 2}}
+    study = {"training": training, "objectives": {"masked": "masked_code", "pixels": "pixel_diffusion"},
+             "evaluation": {name: values["evaluate"][name] for name in ("drawings", "captions", "texts", "num_steps",
+                                                                        "class_examples", "cpus")}}
+    overrides = ["stages.pretokenize.pixel_patch=8", f"stages.objective_study={json.dumps(study)}"]
+    fingerprint = make_plan(load(str(config), overrides))["objective_study"].fingerprint
+    state = config.parent / "store" / "work" / "objective_study" / fingerprint / "state"
+    process = subprocess.Popen([OMNILOOM, "run", str(config), *overrides, "--until", "objective_study"],
+                               start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not (state / "masked" / "measured.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline, "no model was measured"
+            time.sleep(0.2)
+    finally:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            if member.is_running():
+                os.kill(member.pid, signal.SIGKILL)
+        process.wait()
+    psutil.wait_procs(family, timeout=10)
+    first = storage.read_json(str(state / "masked" / "metrics.json"))
+    assert planned(config, *overrides)["objective_study"][0] == "resume"
+    assert again(config, *overrides) == {"objective_study", "train", "evaluate"}
+    plan = make_plan(load(str(config), overrides))
+    artifact = plan["objective_study"].artifact
+    rows = storage.read_json(artifact.file("study.json"))["rows"]
+    assert [(row["name"], row["objective"]) for row in rows] == list(study["objectives"].items())
+    kept = [row for row in history.load(artifact.file("masked", "report", "history.jsonl")) if "loss" in row]
+    assert kept[-1]["units"] == first["units"] and kept[-1]["loss"] == first["loss"]
+    for row in rows:
+        figures = ("image_class_agreement", "caption_accuracy", "caption_exact", "bits_per_byte", "training_seconds")
+        assert all(np.isfinite(row[name]) for name in figures)
+        assert storage.exists(artifact.file(row["name"], "report", "drawn_images.png"))
+        assert artifact.metrics[f"{row['name']}_parameters"] == row["parameters"] > 0
+    for html in (plan["evaluate"].artifact.file("report.html"), artifact.file("report.html")):
+        assert b"Models after 6 steps each, on the test split" in storage.read_bytes(html)

@@ -298,3 +298,7 @@ def test_raw_pixels_are_asked_for_where_they_are_trained_on(file: Path) -> None:
         load(str(file), ["stages.train.objectives={pixel_diffusion: 1}"])
     config = load(str(file), ["stages.train.objectives={pixel_diffusion: 1}", "stages.pretokenize.pixel_patch=8"])
     assert config.stages.train.trained == ("pixel_diffusion",)
+    with pytest.raises(InputError, match="objective_study.objectives: pixel_diffusion needs raw pixels"):
+        load(str(file), ["stages.objective_study.training.steps=5"])
+    study = load(str(file), ["stages.objective_study={training: {}, objectives: {codes: next_code}}"])
+    assert study.stages.optional() == ["objective_study"]

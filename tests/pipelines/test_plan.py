@@ -36,12 +36,14 @@ def test_graph_is_in_topological_order():
 
 
 def test_optional_stages_take_their_place():
-    every = graph.Graph([*graph.NAMES, "tokenizer_kl", "quantizer_study"])
+    every = graph.Graph([*graph.NAMES, "tokenizer_kl", "quantizer_study", "objective_study"])
     inputs = {stage.name: stage.inputs for stage in every.stages}
     assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
     assert inputs["pretokenize"] == ("ingest", "tokenizer_kl") and inputs["train"] == ("pretokenize", "tokenizer_kl")
-    assert inputs["evaluate"] == ("ingest", "tokenizer_kl", "pretokenize", "train", "quantizer_study")
-    assert every.descendants("quantizer_study") == {"evaluate"}
+    assert inputs["evaluate"] == ("ingest", "tokenizer_kl", "pretokenize", "train", "quantizer_study",
+                                  "objective_study")
+    assert inputs["objective_study"] == ("ingest", "tokenizer_kl", "pretokenize")
+    assert every.descendants("quantizer_study") == every.descendants("objective_study") == {"evaluate"}
     assert {stage.name: stage.inputs for stage in graph.Graph().stages}["evaluate"] == (
         "ingest", "tokenizer_joint", "pretokenize", "train")
 

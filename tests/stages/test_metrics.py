@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from stages.metrics import PixelClassifier, coverage, named_labels, reconstruction, shrink
+from stages.metrics import PixelClassifier, coverage, frechet, named_labels, rank, reconstruction, shrink
 
 RNG = np.random.default_rng(0)
 
@@ -81,3 +81,61 @@ def test_the_classifier_names_real_digits():
 ])
 def test_labels_that_a_text_names(text, labels, expected):
     assert named_labels(text, labels) == expected
+
+
+def features(count: int, size: int, seed: int, rank: int | None = None) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, rank or size)) @ rng.normal(size=(rank or size, size)) + rng.normal(size=size)
+
+
+@pytest.mark.parametrize("counts, size, rank", [
+    ((300, 200), 12, None), ((40, 60), 48, None), ((30, 30), 48, 5), ((2, 3), 4, None)])
+def test_frechet_is_torchmetrics_and_the_root_of_the_product(counts, size, rank):
+    """Full and deficient covariances, more rows than features and fewer."""
+    import torch
+    from scipy.linalg import sqrtm
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Given(torch.nn.Module):
+        """The features are the pictures themselves."""
+
+        num_features = size
+
+        def forward(self, images):
+            return images.flatten(1)
+
+    a, b = features(counts[0], size, 0, rank), features(counts[1], size, 1, rank)
+    theirs = FrechetInceptionDistance(feature=Given(), normalize=False).set_dtype(torch.float64)
+    for rows, real in ((a, True), (b, False)):
+        theirs.update(torch.from_numpy(rows).view(-1, 1, 1, size), real=real)
+    distance = frechet(a, b)
+    assert distance == pytest.approx(float(theirs.compute()), rel=1e-4, abs=1e-3)
+    if rank is None and min(counts) > size:
+        root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+        spread = np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+        assert distance == pytest.approx(((a.mean(0) - b.mean(0)) ** 2).sum() + spread, rel=1e-9)
+
+
+@given(st.integers(2, 30), st.integers(1, 20), st.integers(0, 1000))
+def test_frechet_of_a_moved_and_of_a_scaled_copy(count, size, seed):
+    rows = features(count, size, seed)
+    shift = np.random.default_rng(seed).normal(size=size)
+    scale = (rows ** 2).sum()
+    assert frechet(rows, rows) == pytest.approx(0, abs=1e-9 * scale)
+    assert frechet(rows, rows + shift) == pytest.approx((shift ** 2).sum(), abs=1e-9 * scale)
+    # About its own mean: S_b = 9 S_a, so tr(S_a) + 9 tr(S_a) - 6 tr(S_a).
+    wide = 3 * (rows - rows.mean(0)) + rows.mean(0)
+    assert frechet(rows, wide) == pytest.approx(4 * rows.var(0, ddof=1).sum(), abs=1e-9 * scale)
+    assert frechet(rows, wide) == pytest.approx(frechet(wide, rows), abs=1e-9 * scale)
+
+
+def test_frechet_needs_rows():
+    with pytest.raises(ValueError, match="at least 2 rows on both sides, got 1 and 5"):
+        frechet(features(1, 3, 0), features(5, 3, 0))
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_rank_is_the_mean_place_over_the_orders_of_what_ties(scores):
+    from scipy.stats import rankdata
+
+    assert rank(np.array(scores, float)) == rankdata([-s for s in scores])[0]

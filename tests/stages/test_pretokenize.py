@@ -28,6 +28,7 @@ from stages.aspects import Aspects  # noqa: E402
 from stages.clips import decode  # noqa: E402
 from stages.evaluate import Config as EvaluateConfig  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
+from stages.measure_tokenizer import reconstruct  # noqa: E402
 from stages.packing import PackingConfig, Planner, RowStream  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 from stages.train_tokenizer import load_tokenizer  # noqa: E402
@@ -220,7 +221,7 @@ def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visu
     inputs = {"ingest": corpus, "tokenizer_joint": visual, "pretokenize": tokens,
               "train": corpora.seal(tmp_path / "train", "train")}
     evaluation = Evaluation(EvaluateConfig(split="validation"), inputs, "cpu")
-    evaluation.reconstruct()
+    reconstruct(evaluation)
     rows = list(records.iterate(corpus.uri, kinds=["image"], split="validation"))
     expected = []
     for row in rows:

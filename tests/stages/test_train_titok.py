@@ -18,6 +18,9 @@ from models.tokenizer.config import TiTokConfig  # noqa: E402
 from stages import history, pretokenize, records, train_tokenizer, train_unified  # noqa: E402
 from stages.evaluate import Config as EvaluateConfig  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
+from stages.measure_drawing import show_videos  # noqa: E402
+from stages.measure_tokenizer import codebook, reconstruct  # noqa: E402
+from stages.measure_writing import describe  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 
 LATENTS = 6
@@ -151,10 +154,8 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
     model = corpora.seal(tmp_path / "output", "train")
     inputs = {"ingest": pictures, "tokenizer_joint": joint_stage, "pretokenize": tokens, "train": model}
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
-    evaluation.reconstruct()
-    evaluation.codebook()
-    evaluation.describe()
-    evaluation.show_videos()
+    for part in (reconstruct, codebook, describe, show_videos):
+        part(evaluation)
     assert evaluation.metrics["recon_psnr_image"] > 10 and 0 < evaluation.metrics["codebook_usage"] <= 1
 
 

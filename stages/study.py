@@ -1,0 +1,34 @@
+"""What the studies share: several trainings within one stage, told apart in its progress and in its MLflow run."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Share:
+    """Progress of one training as its share of the whole study."""
+
+    progress: Any
+    number: int
+    count: int
+
+    def __call__(self, done: int, total: int, unit: str, **shown: Any) -> None:
+        self.progress(self.number * total + done, self.count * total, unit, **shown)
+
+
+@dataclass
+class Named:
+    """The study's MLflow run, with each training's metrics and pictures under its own name."""
+
+    tracker: Any
+    name: str
+
+    def log_metrics(self, metrics: dict, **where: Any) -> None:
+        self.tracker.log_metrics({f"{self.name}/{key}": value for key, value in metrics.items()}, **where)
+
+    def log_image(self, picture: bytes, name: str, step: int) -> None:
+        self.tracker.log_image(picture, f"{self.name}_{name}", step)
+
+    def close(self) -> None:
+        self.tracker.close()
