@@ -185,6 +185,17 @@ def test_orders_and_conditions_come_at_the_configured_rates():
     assert all(p.view == "draw" and not p.condition for p in placed if p.index >= 50)
 
 
+def test_without_objectives_texts_alone_are_planned_and_without_drawing_captioned_pictures():
+    documents = [("text", [("text", 20)]), ("image", [("text", 5), ("visual", 9)]), ("image", [("visual", 9)]),
+                 ("document", [("text", 5), ("visual", 9)])]
+    made = Planner(Lengths(documents), PackingConfig(length=64, window_rows=4), 0, {})
+    assert {placed.index for row in made.window(0) for placed in row} == {0}
+    described = planner(documents, mixture={"image": 1}, caption_first=0)
+    assert {(placed.index, placed.view) for row in described.window(0) for placed in row} == {(1, "describe")}
+    with pytest.raises(ValueError, match="leaves nothing"):
+        Planner(Lengths(documents[1:]), PackingConfig(length=64), 0, {})
+
+
 def test_a_mixture_leaves_kinds_out_and_unknown_ones_are_refused():
     documents = [("text", [("text", 20)]), ("image", [("visual", 9)])]
     assert set(planner(documents, mixture={"text": 0}).quota) == {"image"}
