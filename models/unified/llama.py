@@ -70,6 +70,9 @@ def load_llama(
         checkpoint.refuse_unknown(key for sources in wanted.values() for key, _ in sources)
         for name, sources in wanted.items():
             parameter, at = model.get_parameter(name), 0
+            if not sources:  # a skip, which does nothing before it is trained
+                parameter.zero_()
+                continue
             for key, rows in sources:
                 target = parameter[at:at + rows]
                 target.copy_(checkpoint.read(key, tuple(target.shape)))
@@ -105,7 +108,8 @@ def _allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
 
 
 def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str, int]]]:
-    """Each text parameter's tensors in the file, (key, rows) from its top: all of its rows, but in the vocabulary."""
+    """Each text parameter's tensors in the file, (key, rows) from its top: all of its rows, but in the vocabulary.
+    No tensors: it starts at 0."""
     c = config
     inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     wanted = {"embed.weight": [("model.embed_tokens.weight", vocab_size)],
@@ -127,6 +131,8 @@ def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str
             f"{ours}.mlp.gate_up.weight": [(f"{theirs}.mlp.{part}_proj.weight", c.hidden) for part in ("gate", "up")],
             f"{ours}.mlp.down.weight": [(f"{theirs}.mlp.down_proj.weight", c.width)],
         }
+        if c.long_skips and i >= c.layers - c.layers // 2:
+            wanted[f"{ours}.skip.weight"] = []
         if c.qkv_bias:
             wanted[f"{ours}.attention.qkv.bias"] = projections("bias")
         if c.out_bias:
