@@ -25,6 +25,7 @@ from torch import Tensor
 
 from models.unified.config import UnifiedConfig
 from models.unified.mask import BlockTables, QueryBlocks, block_tables, intervals, query_blocks
+from models.unified.patchify import GridTables, grid_tables
 from models.unified.positions import Grid, place
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
 
@@ -128,7 +129,7 @@ def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     """The same with its tensors on `device`, dataclasses, tuples and dictionaries looked through."""
     if isinstance(value, QueryBlocks):  # its loops are the host's
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | GridTables):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, dict):
         return {name: _moved(part, device, non_blocking) for name, part in value.items()}
@@ -147,11 +148,13 @@ class VisualPart:
     index    int64 (M,): flat places b*L + l
     values   clean: float32 (M, C), or int64 (M,) codes
     segment  int64 (M,): b*S + s, of the s-th visual segment of row b
+    tables   neighbours on the segments' grids, where the config has a unet for them
     """
 
     index: Tensor
     values: Tensor
     segment: Tensor
+    tables: GridTables | None = None
 
 
 @dataclass
@@ -347,7 +350,8 @@ def _lay_out(
             values[a:b] = p.segment.values
         numbers = np.array([p.row * num_segments + p.number for p in own], np.int64)
         segment = np.repeat(numbers, np.diff(bounds))
-        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)))
+        tables = grid_tables([p.segment.grid for p in own]) if config.patchifier(name) == "unet" else None
+        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)), tables)
         for objective, row in OBJECTIVES.items():
             if row.representation.name != name:
                 continue

@@ -69,6 +69,9 @@ def load_llama(
                                   lambda key: key.endswith("rotary_emb.inv_freq"))
         for name, sources in wanted.items():
             parameter, at = model.get_parameter(name), 0
+            if not sources:  # a skip, which does nothing before it is trained
+                parameter.zero_()
+                continue
             for key, rows in sources:
                 target = parameter[at:at + rows]
                 target.copy_(checkpoint.read(key, tuple(target.shape)))
@@ -97,7 +100,8 @@ def _allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
 
 
 def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str, int]]]:
-    """Each text parameter's tensors in the file, (key, rows) from its top: all of its rows, but in the vocabulary."""
+    """Each text parameter's tensors in the file, (key, rows) from its top: all of its rows, but in the vocabulary.
+    No tensors: it starts at 0."""
     c = config
     inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     wanted = {"embed.weight": [("model.embed_tokens.weight", vocab_size)],
@@ -119,6 +123,8 @@ def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str
             f"{ours}.mlp.gate_up.weight": [(f"{theirs}.mlp.{part}_proj.weight", c.hidden) for part in ("gate", "up")],
             f"{ours}.mlp.down.weight": [(f"{theirs}.mlp.down_proj.weight", c.width)],
         }
+        if c.long_skips and i >= c.layers - c.layers // 2:
+            wanted[f"{ours}.skip.weight"] = []
         if c.qkv_bias:
             wanted[f"{ours}.attention.qkv.bias"] = projections("bias")
         if c.out_bias:

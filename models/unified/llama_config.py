@@ -56,7 +56,7 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
         "layers": document.integer("num_hidden_layers"), "head_dim": document.integer("head_dim", head_dim),
         "hidden": document.integer("intermediate_size"), "norm_eps": document.number("rms_norm_eps", 1e-6),
         "rope_base": base, "rope_scaling": scaling, "qk_norm": family.qk_norm, "out_bias": biased,
-        "qkv_bias": family.qkv_bias or biased, "tied": document.flag("tie_word_embeddings"),
+        "qkv_bias": family.qkv_bias or biased, "tied": document.flag("tie_word_embeddings"), "block": "llama",
     }
 
 
