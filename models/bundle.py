@@ -76,7 +76,7 @@ class BundleConfig:
                 raise ValueError(f"BundleConfig.{name}: is missing, and {self.objectives[0]} needs it")
         if self.tokenizer is None:
             return
-        channels = self.tokenizer.quantizer.dim
+        channels = self.tokenizer.latent_dim
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != channels:
                 raise ValueError(
@@ -86,7 +86,7 @@ class BundleConfig:
         if not all(value > 0 for value in self.latent_std):
             raise ValueError(f"BundleConfig.latent_std: expected positive numbers, got {self.latent_std}")
         sizes = {
-            "latent_dim": channels, "codebook_size": self.tokenizer.quantizer.size,
+            "latent_dim": channels, "codebook_size": self.tokenizer.codebook_size,
             "pixel_dim": self.pixel_patch and patch_numbers(self.pixel_patch),
         }
         for name in self.objectives:

@@ -110,10 +110,12 @@ def sizes(config: PipelineConfig) -> dict[str, dict]:
     return found
 
 
-def _state(parameters: int, engine: EngineConfig, workers: int) -> dict[str, int]:
-    """Bytes per worker of weights, gradients, optimizer and EMA under ZeRO (arXiv 1910.02054, section 3)."""
+def _state(parameters: int, engine: EngineConfig, workers: int, frozen: int = 0) -> dict[str, int]:
+    """Bytes per worker of weights, gradients, optimizer and EMA under ZeRO (arXiv 1910.02054, section 3). `parameters`
+    are trained; `frozen` ones are weights alone."""
     share = [workers if engine.zero_stage >= stage else 1 for stage in (1, 2, 3)]
-    return {"weights_bytes": parameters * _WEIGHT // share[2], "gradients_bytes": parameters * _GRADIENT // share[1],
+    return {"weights_bytes": (parameters + frozen) * _WEIGHT // share[2],
+            "gradients_bytes": parameters * _GRADIENT // share[1],
             "optimizer_bytes": 0 if engine.offload and engine.zero_stage else parameters * _MOMENTS // share[0],
             "ema_bytes": parameters * _WEIGHT // share[2] if engine.ema_decay else 0}
 
@@ -126,17 +128,22 @@ def _tokenizer(stage, model) -> dict:
     import torch
 
     from models.tokenizer.build import build_tokenizer
-    from models.tokenizer.config import TiTokConfig
+    from models.tokenizer.config import RAEConfig, TiTokConfig
     from models.tokenizer.discriminator import Discriminator
 
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_tokenizer(model).parameters())
+        tokenizer = list(build_tokenizer(model).parameters())
+        parameters = sum(p.numel() for p in tokenizer)
+        frozen = sum(p.numel() for p in tokenizer if not p.requires_grad)
         critic = sum(p.numel() for p in Discriminator(stage.discriminator).parameters()) if stage.discriminator else 0
     data, workers = stage.data, stage.workers.count
     if isinstance(model, TiTokConfig):
         height, width = (side // model.patch_size for side in model.size)
         tokens = {"image": data.image_batch * (height * width + model.num_latents)}  # as the blocks see them
         layers = model.encoder_layers + model.decoder_layers
+    elif isinstance(model, RAEConfig):
+        tokens = {"image": data.image_batch * (max(data.sizes) // model.patch_size) ** 2}
+        layers = model.decoder_layers  # the frozen encoder keeps nothing for a backward pass
     else:
         tokens = {}
         for kind in data.kinds:
@@ -152,7 +159,7 @@ def _tokenizer(stage, model) -> dict:
     return _with_total({
         "parameters": parameters, "discriminator_parameters": critic, "workers": workers,
         **{f"{kind}_tokens_per_step": count for kind, count in tokens.items()},
-        **_state(parameters + critic, stage.engine, workers), "activations_bytes": activations})
+        **_state(parameters - frozen + critic, stage.engine, workers, frozen), "activations_bytes": activations})
 
 
 def _unified(config: PipelineConfig, tokenizer) -> dict:
@@ -162,8 +169,8 @@ def _unified(config: PipelineConfig, tokenizer) -> dict:
 
     stage = config.stages.train
     patch = config.stages.pretokenize.pixel_patch
-    sizes = {"latent_dim": tokenizer and tokenizer.quantizer.dim,
-             "codebook_size": tokenizer and tokenizer.quantizer.size, "pixel_dim": patch and patch_numbers(patch)}
+    sizes = {"latent_dim": tokenizer and tokenizer.latent_dim, "codebook_size": tokenizer and tokenizer.codebook_size,
+             "pixel_dim": patch and patch_numbers(patch)}
     model = unified_config(stage, config.stages.pretokenize.vocab_size, sizes, None)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.count, stage.workers.accumulate

@@ -1,7 +1,8 @@
 """Packing: documents of the token set into rows of a fixed length, in an order that only the seed decides.
 
     window w   a quota of documents per kind, from that kind's endless stream of permuted epochs, arranged anew each
-               time (caption first or picture first, condition dropped), and packed best-fit into rows
+               time (caption first or picture first, condition dropped), and packed best-fit into rows; texts are
+               cut where that fills rows
     row        documents side by side, at most `length` tokens
     position   {"window", "row"}: a global cursor that knows no rank; training goes on from it on any number of ranks
 
@@ -10,6 +11,7 @@ Planning touches lengths alone; only the rows that a rank trains on are read.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, get_args
@@ -180,8 +182,52 @@ class Planner:
         return Placed(index, "document", total + 1, stop=fits)
 
 
+_LEAST_PIECE = 16  # tokens of a text that is cut: the shorter, the less a token has before it to be predicted from
+
+
 def pack(documents: list[Placed], length: int) -> list[list[Placed]]:
-    """Best-fit decreasing: each document goes into the fullest row that has room for it."""
+    """Best-fit decreasing: each document goes into the fullest row that has room for it. Then rows of texts alone, the
+    emptiest first, are cut to fill what other rows have left, where that saves the whole row."""
+    rows = _best_fit(documents, length)
+    used = [sum(document.length for document in row) for row in rows]
+    room = sorted((length - tokens, row) for row, tokens in enumerate(used) if tokens < length)
+    texts = [row for row, placed in enumerate(rows) if all(document.view == "text" for document in placed)]
+    for donor in sorted(texts, key=used.__getitem__):
+        others = [(free, row) for free, row in room if row != donor]
+        poured = [_pour(text, others) for text in rows[donor]]
+        if all(poured):
+            for row, piece in itertools.chain(*poured):
+                rows[row].append(piece)
+            rows[donor], room = [], others
+    return [row for row in rows if row]
+
+
+def _pour(text: Placed, room: list[tuple[int, int]]) -> list[tuple[int, Placed]]:
+    """(row, piece) of a text: whole where it fits best, else cut over the largest of `room`, as few as hold it; none
+    where a piece would be too small. `room` is brought up to date."""
+    at = bisect.bisect_left(room, (text.length, -1))
+    if at < len(room):
+        taken, sizes = [room.pop(at)], [text.length]
+    else:
+        sums = list(itertools.accumulate(free for free, _ in reversed(room) if free >= _LEAST_PIECE))
+        count = bisect.bisect_left(sums, text.length) + 1
+        if count > len(sums) or count * _LEAST_PIECE > text.length:
+            return []
+        taken = [room.pop() for _ in range(count)]
+        sizes, spare = [], sums[count - 1] - text.length
+        for free, _ in taken:
+            sizes.append(max(_LEAST_PIECE, free - spare))
+            spare -= free - sizes[-1]
+    pieces, start = [], text.start
+    for (free, row), size in zip(taken, sizes, strict=True):
+        pieces.append((row, replace(text, length=size, start=start, stop=start + size)))
+        start += size
+        if free > size:
+            bisect.insort(room, (free - size, row))
+    return pieces
+
+
+def _best_fit(documents: list[Placed], length: int) -> list[list[Placed]]:
     rows: list[list[Placed]] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for document in sorted(documents, key=lambda d: -d.length):

@@ -1,11 +1,12 @@
-"""Stage `pretokenize`: the corpus into text ids, visual codes and latents, and raw pixels where they are asked for,
-once, for every later epoch.
+"""Stage `pretokenize`: the corpus into text ids, visual codes and latents, and raw pixels and a frozen encoder's
+features where they are asked for, once, for every later epoch.
 
 In: ingest's records and the last visual tokenizer; without one, texts alone are taken, and what holds pictures is
 counted as `documents_left_out`. Out: see `stages.tokens`. A pool of Ray Data actors holds the visual tokenizer; each
 takes one shard of records at a time and writes its token shards, so that a killed run goes on with the shards that are
 missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that is nearest to its
-own, so that its grid has the shape of the picture.
+own, so that its grid has the shape of the picture. Features are those of the picture scaled to the nearest multiples of
+the encoder's patch; of a video, the mean over the frames of a latent frame.
 """
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from infra import storage
 from infra.errors import InputError
 from models.tokenizer.build import AnyTokenizerConfig, config_from_dict
-from models.tokenizer.config import TiTokConfig
+from models.tokenizer.config import IMAGES_ALONE, TiTokConfig
 from stages.aspects import Aspects, check_names
 from stages.base import PLACEMENT, Needs, StageContext
+from stages.encoders import encoder_config, load_encoder
 
-VERSION = 2
+VERSION = 3
+FEATURES = "stages.pretokenize.features"
 
 Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, Any]]]  # (kind, shape): (segment to fill, pixels)
 
@@ -37,6 +40,8 @@ class Config(BaseModel):
     text_tokenizer: str | None = Field(None, description="URI of a tokenizer.json to use in place of training one")
     pixel_patch: int | None = Field(None, ge=1, description="side of the patches in which raw pixels are kept as well, "
                                     "for pixel_diffusion; null keeps none")
+    features: str | None = Field(None, description="URI of a folder of SigLIP or DINOv2 as transformers saves one: "
+                                 "its patch features are kept as well, to align hidden states with; null keeps none")
     precision: str = Field("fp32", pattern="^(fp32|bf16)$")
     batch_size: int = Field(64, ge=1, json_schema_extra=PLACEMENT, description="images a forward pass")
     workers: int = Field(2, ge=1, json_schema_extra=PLACEMENT, description="actors")
@@ -64,6 +69,7 @@ def run(context: StageContext) -> dict:
     model = visual and config_from_dict(storage.read_json(visual.file("tokenizer", "config.json")))
     if model:
         _check_fit(config, model, ingest.metrics)
+    feature_dim = encoder_config(config.features, FEATURES).width if model and config.features else None
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
         storage.write_bytes(text_uri, _text_tokenizer(config, ingest).encode())
@@ -87,8 +93,8 @@ def run(context: StageContext) -> dict:
         "visual_digest": visual and visual.digest, "text_digest": text.digest,
         "vocab_size": text.vocab_size, "specials": text.specials,
         "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
-        "aspects": list(config.aspects), "codebook_size": model and model.quantizer.size,
-        "pixel_patch": config.pixel_patch if model else None,
+        "aspects": list(config.aspects), "codebook_size": model and model.codebook_size,
+        "pixel_patch": config.pixel_patch if model else None, "feature_dim": feature_dim,
         "latent_mean": facts.pop("latent_mean"), "latent_std": facts.pop("latent_std"), "counts": facts})
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
@@ -110,9 +116,11 @@ def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
                 if config.pixel_patch and any(side % config.pixel_patch for side in shape):
                     raise ValueError(f"pixel_patch: {config.pixel_patch} does not divide the {shape[0]}x{shape[1]} "
                                      f"pixels of {field} {size} at aspect {name}")
+        if counts["records_video"] and (name := IMAGES_ALONE.get(model.architecture)):
+            raise ValueError(f"the corpus holds videos, and the tokenizer is {name}, which is for images alone")
+        if config.features and isinstance(model, TiTokConfig):
+            raise ValueError("features: the latents of a TiTok stand for no place in the picture, expected null")
         if isinstance(model, TiTokConfig):
-            if counts["records_video"]:
-                raise ValueError("the corpus holds videos, and the tokenizer is a TiTok, which is for images alone")
             for bucket, name in enumerate(config.aspects):
                 if (shape := aspects.shape(bucket, config.image_size)) != model.size:
                     raise ValueError(f"image_size: {config.image_size} at aspect {name} makes pictures of "
@@ -160,6 +168,7 @@ class ShardTokenizer:
         self.device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
         torch.set_num_threads(max(1, int(config.cpus)))
         self.visual = load_tokenizer(visual).to(self.device) if visual else None
+        self.encoder = load_encoder(config.features, FEATURES).to(self.device) if visual and config.features else None
         self.aspects = Aspects(config.aspects, self.visual.config.patch_size) if visual else None
         self.text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
 
@@ -234,15 +243,33 @@ class ShardTokenizer:
             pixels = pixels.permute(0, 4, 1, 2, 3).float() / 255 - 0.5
             with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 encoded = self.visual.encode(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+                features = self._features(pixels, encoded.latents.shape[2]) if self.encoder else None
             latents = encoded.latents.float().permute(0, 2, 3, 4, 1).cpu().numpy()
             codes = None if encoded.codes is None else encoded.codes.int().cpu().numpy()
             for i, (segment, _) in enumerate(part):
                 segment["latents"] = latents[i].ravel()
                 segment["codes"] = None if codes is None else codes[i].ravel()
                 segment["grid"] = list(latents[i].shape[:3])
+                if features is not None:
+                    segment |= {"features": features[i].ravel(), "feature_grid": list(features[i].shape[:3])}
                 if segment["_train"]:
                     stats.add_latents(latents[i].reshape(-1, latents.shape[-1]))
         waiting.clear()
+
+    def _features(self, pixels, t: int):
+        """The encoder's features of clips (B, 3, T, H, W) of t latent frames: float16 (B, t, h, w, F)."""
+        import torch
+        import torch.nn.functional as F
+
+        from models.unified.alignment import on_frames
+
+        frames, patch = pixels.transpose(1, 2).flatten(0, 1), self.encoder.config.patch_size
+        size = tuple(max(1, round(side / patch)) * patch for side in frames.shape[2:])
+        if size != tuple(frames.shape[2:]):
+            frames = F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True)
+        features = torch.cat([self.encoder(part).float() for part in frames.split(self.config.batch_size)])
+        clips = features.unflatten(0, (len(pixels), -1))
+        return torch.stack([on_frames(clip, t) for clip in clips]).half().cpu().numpy()
 
 
 def _patches(clip, patch: int):

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra import storage
+from models.tokenizer.config import RAEConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 from stages import train_tokenizer
 from stages.base import Needs, StageContext
@@ -29,6 +30,8 @@ class Config(BaseModel):
     def _complete(self) -> Config:
         if self.training.model is None:
             raise ValueError("training.model is missing: the architecture of the tokenizers")
+        if isinstance(self.training.model, RAEConfig):
+            raise ValueError("training.model: an RAE has no quantizer to study, expected another architecture")
         for name in self.quantizers:
             if not name.isidentifier():
                 raise ValueError(f"quantizers: expected names of letters, digits and _, got {name!r}")

@@ -2,12 +2,14 @@
 
     tokens/SPLIT/shard-00000.arrow   one row a document, in the order of the records
     tokens.json                      schema version, digests of both tokenizers, sizes and aspect ratios, latents' mean
-                                     and std, counts; of text alone no digest of pictures' and no statistics
+                                     and std, channels of features (null without), counts; of text alone no digest of
+                                     pictures' and no statistics
     text.json                        the text tokenizer
 
 A visual segment holds codes (t*h*w, absent for continuous tokenizers) and latents (t*h*w*C, position-major), both in
 the order time, row, column, with its grid (t, h, w); and where they were asked for its raw pixels, in patches of one
-frame with a grid of their own. `loss` False marks a segment that is never a target.
+frame with a grid of their own, and a frozen encoder's features (m*F, position-major), on a grid of the latents' frames
+and of rows and columns of their own. `loss` False marks a segment that is never a target.
 """
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ import pyarrow as pa
 from infra import storage
 from infra.artifacts import Artifact
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SEGMENT = pa.struct([
     pa.field("kind", pa.string(), nullable=False),   # "text" or "visual"
@@ -31,6 +33,8 @@ SEGMENT = pa.struct([
     pa.field("grid", pa.list_(pa.int32())),
     pa.field("pixels", pa.list_(pa.uint8())),
     pa.field("pixel_grid", pa.list_(pa.int32())),
+    pa.field("features", pa.large_list(pa.float16())),  # a shard's may be more than 2^31
+    pa.field("feature_grid", pa.list_(pa.int32())),
     pa.field("loss", pa.bool_(), nullable=False),
 ])
 SCHEMA = pa.schema([
@@ -52,7 +56,8 @@ def write_shard(uri: str, rows: list[dict]) -> None:
 @dataclass(frozen=True)
 class Token:
     """One segment as numpy views: `ids` of a text; `codes` (or None), `latents` (n, C) and `grid` of a visual one, and
-    `pixels`, uint8 (m, p*p*3), with `pixel_grid` (or None)."""
+    `pixels`, uint8 (m, p*p*3), with `pixel_grid` (or None), `features`, float16 (m, F), with `feature_grid` (or None).
+    """
 
     kind: str
     ids: np.ndarray | None
@@ -62,6 +67,8 @@ class Token:
     loss: bool
     pixels: np.ndarray | None = None
     pixel_grid: tuple[int, int, int] | None = None
+    features: np.ndarray | None = None
+    feature_grid: tuple[int, int, int] | None = None
 
     @property
     def length(self) -> int:
@@ -128,7 +135,8 @@ class _Columns:
         self.kind = np.array([k == "text" for k in fields.field("kind").to_pylist()], dtype=bool)
         self.loss = np.array(fields.field("loss").to_pylist(), dtype=bool)
         self.lists = {name: (fields.field(name).offsets.to_numpy(), fields.field(name).values.to_numpy())
-                      for name in ("ids", "codes", "latents", "grid", "pixels", "pixel_grid")}
+                      for name in ("ids", "codes", "latents", "grid", "pixels", "pixel_grid", "features",
+                                   "feature_grid")}
 
     def _list(self, name: str, segment: int) -> np.ndarray:
         offsets, values = self.lists[name]
@@ -151,11 +159,15 @@ class _Columns:
             if self.kind[segment]:
                 tokens.append(Token("text", self._list("ids", segment), None, None, None, loss))
                 continue
-            grid = tuple(int(n) for n in self._list("grid", segment))
             codes = self._list("codes", segment)
-            latents = self._list("latents", segment).reshape(int(np.prod(grid)), -1)
-            pixels, pixel_grid = None, tuple(int(n) for n in self._list("pixel_grid", segment)) or None
-            if pixel_grid:
-                pixels = self._list("pixels", segment).reshape(int(np.prod(pixel_grid)), -1)
-            tokens.append(Token("visual", None, codes if len(codes) else None, latents, grid, loss, pixels, pixel_grid))
+            latents, grid = self._placed("latents", "grid", segment)
+            tokens.append(Token("visual", None, codes if len(codes) else None, latents, grid, loss,
+                                *self._placed("pixels", "pixel_grid", segment),
+                                *self._placed("features", "feature_grid", segment)))
         return tokens
+
+    def _placed(self, name: str, grid_name: str, segment: int) -> tuple:
+        """Values (n, ...) and their grid of n places; None for both where there is no grid."""
+        if not (grid := tuple(int(n) for n in self._list(grid_name, segment))):
+            return None, None
+        return self._list(name, segment).reshape(int(np.prod(grid)), -1), grid

@@ -16,8 +16,10 @@ from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
+from models.tokenizer.config import RAEConfig
 from stages.base import Needs, StageContext
-from stages.train_tokenizer_config import Config, KLConfig, PerceptualConfig, check_fit
+from stages.encoders import encoder_config, load_encoder
+from stages.train_tokenizer_config import Config, KLConfig, NamedRAEConfig, PerceptualConfig, check_fit
 
 __all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
 
@@ -47,7 +49,16 @@ def needs(config: Config) -> Needs:
 def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig | None:
     """What a stage trains, where the stage before made `known`; None where nothing says."""
     model = _official(config.official).config if config.official else config.model or known
-    return replace(model, quantizer=config.quantizer) if model and config.quantizer else model
+    if config.model and known and model.architecture != known.architecture:
+        raise InputError(f"training starts from a tokenizer of the architecture {known.architecture!r}, got "
+                         f"{model.architecture!r}", field="model.architecture")
+    if not isinstance(model, RAEConfig):
+        return replace(model, quantizer=config.quantizer) if model and config.quantizer else model
+    if config.quantizer:
+        raise InputError("expected none: the latents of an RAE are its encoder's features", field="quantizer")
+    if isinstance(model, NamedRAEConfig):
+        model = RAEConfig(**vars(model) | {"encoder": encoder_config(model.encoder, "model.encoder")})
+    return model
 
 
 def run(context: StageContext) -> dict:
@@ -206,11 +217,16 @@ def _start_from(tokenizer, job: Job) -> None:
         known, inflate = _official(job.config.official), {}
     elif job.start_from:
         known = load_tokenizer(job.start_from)
+        if isinstance(job.model, RAEConfig):
+            tokenizer.load_from(known.state_dict())
+            return
         seen = job.start_from.manifest["config"]["data"]["kinds"]
         # Video parts that were never trained are made from the image parts; those of a released checkpoint are.
         fresh = "video" in job.config.data.kinds and "video" not in seen and known.config.compat == "corrected"
         inflate = {"inflate_video": True} if fresh else {}
     else:
+        if isinstance(job.model, RAEConfig):
+            tokenizer.take_encoder(load_encoder(job.config.model.encoder, "model.encoder"))
         return
     old, new = known.config.quantizer, tokenizer.config.quantizer
     tokenizer.load_from(known.state_dict(), **inflate,

@@ -4,13 +4,14 @@ Errors: pydantic's, and `ValueError` naming the field, where values do not fit e
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
-from models.tokenizer.config import TiTokConfig, TokenizerConfig
+from models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
 from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 from stages.aspects import Aspects, check_names
@@ -58,8 +59,16 @@ def _either(schema: dict) -> None:
     schema["anyOf"] = schema.pop("oneOf")
 
 
+@dataclass(frozen=True)
+class NamedRAEConfig(RAEConfig):
+    """An RAE whose encoder is the URI of a folder, the shape of which is read when the stage runs."""
+
+    encoder: str
+
+
 ModelConfig = Annotated[
-    Annotated[TokenizerConfig, Tag("omni")] | Annotated[TiTokConfig, Tag("titok")],
+    Annotated[TokenizerConfig, Tag("omni")] | Annotated[TiTokConfig, Tag("titok")]
+    | Annotated[NamedRAEConfig, Tag("rae")],
     Discriminator(_architecture), Field(json_schema_extra=_either)]
 
 
@@ -108,12 +117,16 @@ class KLConfig(Config):
 
 
 def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
-    """ValueError where a size or a number of frames does not fit the model."""
+    """ValueError where a size or a number of frames does not fit the model, as far as its patch is known."""
+    if "video" in data.kinds and (name := IMAGES_ALONE.get(model.architecture)):
+        raise ValueError(f"data.kinds: {name} is for images alone, expected [image]")
+    if model.patch_size is None:  # an RAE's is that of its encoder, whose folder is read when the stage runs
+        return
     aspects = Aspects(data.aspects, model.patch_size)
     aspects.check(data.sizes, "data.sizes", "data.aspects")
+    if isinstance(model, RAEConfig):
+        return
     if isinstance(model, TiTokConfig):
-        if "video" in data.kinds:
-            raise ValueError("data.kinds: a TiTok is for images alone, expected [image]")
         for size in data.sizes:
             for bucket, name in enumerate(aspects.names):
                 if (shape := aspects.shape(bucket, size)) != model.size:

@@ -199,9 +199,10 @@ class RowLoader:
     """Batches of this rank by step: `at(step)` -> (micro-batches, seeds, position). Collates one step ahead."""
 
     def __init__(self, tokens, planner, model_config: UnifiedConfig, config: Config, rank: int, ranks: int,
-                 position: dict | None):
+                 position: dict | None, device: str = "cpu"):
         from stages.packing import RowStream
 
+        self.device = device
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.stream = RowStream(planner, position)
         self.documents = Documents(tokens, model_config, config.loss.task_weights)
@@ -223,7 +224,7 @@ class RowLoader:
             documents = [[self.documents.segments(placed) for placed in row] for row in rows[at:at + micro]]
             # A row's noise depends on its place in the run alone, never on ranks or batches.
             seeds = [hash_seed(self.config.seed, step, number) for number in range(at, at + micro)]
-            batches.append((collate(documents, self.config.packing.length, self.model_config), seeds))
+            batches.append((collate(documents, self.config.packing.length, self.model_config, self.device), seeds))
         ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:first + size] for placed in row[:2]]
         return batches, dict(self.stream.position), ids
 
@@ -356,7 +357,7 @@ def train_worker(job: Job) -> None:
         start, units, position = found["step"], found["position"]["units"], found["position"]["stream"]
     if history:
         history.rewind(start)
-    loader = RowLoader(tokens, planner, model_config, config, rank, ranks, position)
+    loader = RowLoader(tokens, planner, model_config, config, rank, ranks, position, engine.device.type)
 
     loss_names = {"text": "text_loss", **{name: loss_name(name, config.trained) for name in config.trained}}
 
@@ -382,7 +383,7 @@ def train_worker(job: Job) -> None:
         flops = sum(step_flops(model_config, batch) for batch, _ in micro)
         return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
 
-    validation = _validation_batches(held_out, config, model_config)
+    validation = _validation_batches(held_out, config, model_config, engine.device.type)
     captions = _captions(held_out, text, config.samples.count) if config.trained else []
 
     def validate(step: int) -> None:
@@ -424,7 +425,7 @@ def train_worker(job: Job) -> None:
     dist.barrier()
 
 
-def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -> list:
+def _validation_batches(held_out, config: Config, model_config: UnifiedConfig, device: str) -> list:
     """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
     split is."""
     from models.unified.batch import collate
@@ -441,7 +442,7 @@ def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -
         return []
     rows = RowStream(planner).take(config.validation_rows)
     documents = Documents(held_out, model_config)
-    return [(collate([[documents.segments(placed) for placed in row]], config.packing.length, model_config),
+    return [(collate([[documents.segments(placed) for placed in row]], config.packing.length, model_config, device),
              [hash_seed(config.seed, 4, number)]) for number, row in enumerate(rows)]
 
 

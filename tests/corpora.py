@@ -192,3 +192,18 @@ def tokenizer(folder: Path, channels: int = 4) -> Artifact:
               folder / "tokenizer" / "tokenizer.safetensors")
     storage.write_bytes(str(folder / "tokenizer" / "config.json"), json.dumps(asdict(config)).encode())
     return seal(folder, "tokenizer_joint")
+
+
+def vision_encoder(folder: Path, image_size: int = 24) -> Path:
+    """A random SigLIP vision tower of 8x8 patches and 24 channels, in the folder that `transformers` makes of it."""
+    import transformers
+
+    torch.manual_seed(5)
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=image_size,
+        patch_size=8, vision_use_head=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return folder

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.tokenizer.config import TiTokConfig, TokenizerConfig
+from models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
 from models.tokenizer.streaming import BlockMemory, remember
 
 ROPE_THETA = 10000.0
@@ -135,7 +135,7 @@ class Attention(nn.Module):
     q and k are L2-normalised, scaled per channel, and rotated in pairs (j, j + head_dim / 2) by `table`.
     """
 
-    def __init__(self, config: TokenizerConfig | TiTokConfig) -> None:
+    def __init__(self, config: TokenizerConfig | TiTokConfig | RAEConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         inner = config.heads * config.head_dim
@@ -166,6 +166,19 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in self._heads(x, table))
         out = F.scaled_dot_product_attention(q, k, v, scale=QK_NORM_SCALE)
         return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class TokenBlock(nn.Module):
+    """Attention over all tokens and feed-forward, each residual: (B, N, width) -> same."""
+
+    def __init__(self, config: TiTokConfig | RAEConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feedforward = FeedForward(config.width, config.inner_width)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        x = x + self.attention(x, table)
+        return x + self.feedforward(x)
 
 
 class TemporalAttention(Attention):

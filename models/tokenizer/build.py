@@ -1,6 +1,6 @@
 """Which tokenizer a config stands for, and the config that plain values stand for.
 
-In: a `TokenizerConfig` or a `TiTokConfig`, or the mapping that `dataclasses.asdict` made of one (a saved
+In: a `TokenizerConfig`, a `TiTokConfig` or a `RAEConfig`, or the mapping that `dataclasses.asdict` made of one (a saved
 `config.json`). Out: the module, freshly initialised; the config. Reading a config needs no torch.
 Errors: `ValueError` naming the field.
 """
@@ -11,14 +11,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from models.tokenizer.config import TiTokConfig, TokenizerConfig
+from models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.vit_config import ViTConfig
 
 if TYPE_CHECKING:
     from models.tokenizer.base import VisualTokenizer
 
-AnyTokenizerConfig = TokenizerConfig | TiTokConfig
-CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig}
+AnyTokenizerConfig = TokenizerConfig | TiTokConfig | RAEConfig
+CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig, "rae": RAEConfig}
+NESTED = {"quantizer": QuantizerConfig, "encoder": ViTConfig}
 DEFAULT_ARCHITECTURE = "omni"
 
 
@@ -30,8 +32,9 @@ def config_from_dict(values: Mapping[str, Any], where: str = "tokenizer") -> Any
     if not isinstance(architecture, str) or architecture not in CONFIGS:
         raise ValueError(f"{where}.architecture: expected one of {', '.join(CONFIGS)}, got {architecture!r}")
     values = dict(values)
-    if "quantizer" in values and not isinstance(values["quantizer"], QuantizerConfig):
-        values["quantizer"] = _fill(QuantizerConfig, values["quantizer"], f"{where}.quantizer")
+    for name, cls in NESTED.items():
+        if name in values and not isinstance(values[name], cls):
+            values[name] = _fill(cls, values[name], f"{where}.{name}")
     return _fill(CONFIGS[architecture], values, where)
 
 
@@ -58,4 +61,8 @@ def build_tokenizer(config: AnyTokenizerConfig) -> VisualTokenizer:
         from models.tokenizer.omni import OmniTokenizer
 
         return OmniTokenizer(config)
-    raise ValueError(f"config: expected a TokenizerConfig or a TiTokConfig, got {type(config).__name__}")
+    if isinstance(config, RAEConfig):
+        from models.tokenizer.rae import RAE
+
+        return RAE(config)
+    raise ValueError(f"config: expected a TokenizerConfig, a TiTokConfig or a RAEConfig, got {type(config).__name__}")

@@ -4,6 +4,7 @@ In: plain values from a pipeline's YAML (a stage's pydantic `Config` holds these
 Out: checked, hashable values that the tokenizers are built from.
 Errors: `ValueError` naming the field, what was given and what was expected.
 Figures: OmniTokenizer, arXiv 2406.09399 (the defaults are the published joint configuration).
+Of every config: `patch_size`, and what its bottleneck gives: `latent_dim` channels, `codebook_size` codes or None.
 """
 
 from __future__ import annotations
@@ -13,12 +14,28 @@ from typing import Literal
 
 from models.tokenizer.checks import require
 from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.vit_config import ViTConfig
 
 SPATIAL_KINDS = {"t": "plain", "w": "window"}
+IMAGES_ALONE = {"titok": "a TiTok", "rae": "an RAE"}  # architectures that encode no videos, and what one is called
+
+
+class _Quantized:
+    """What a config with a `quantizer` says of its latents."""
+
+    quantizer: QuantizerConfig
+
+    @property
+    def latent_dim(self) -> int:
+        return self.quantizer.dim
+
+    @property
+    def codebook_size(self) -> int | None:
+        return self.quantizer.size
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(_Quantized):
     """OmniTokenizer's shape.
 
     architecture: tells this class from `TiTokConfig` where a config is plain values.
@@ -97,7 +114,7 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
-class TiTokConfig:
+class TiTokConfig(_Quantized):
     """TiTok's shape (arXiv 2406.07550): images of one size as a row of `num_latents` tokens.
 
     image_size: pixels a side of a square image, or (height, width); multiples of patch_size.
@@ -145,3 +162,55 @@ class TiTokConfig:
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels."""
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class RAEConfig:
+    """A representation autoencoder (arXiv 2510.11690): a frozen vision encoder's features as the latents of images, and
+    a trained decoder, a vision transformer. Defaults: the paper's largest decoder.
+
+    encoder: the encoder's shape; before it is known, the URI of its folder as `transformers` saves one.
+    patch_size: pixels a side that a latent stands for and the decoder predicts; None: the encoder's patch. Where they
+        differ, the encoder sees the picture scaled (the paper: DINOv2, of patch 14, sees 224 of 256 pixels with 16).
+    width, heads, head_dim, mlp_width: of the decoder, as in `TokenizerConfig`; decoder_layers: its blocks.
+    noise_tau: in training the decoder reads latents with noise of the deviation |N(0, noise_tau^2)|, one an image,
+        so that it forgives what a diffusion draws.
+    """
+
+    encoder: str | ViTConfig
+    architecture: Literal["rae"] = "rae"
+    patch_size: int | None = None
+    width: int = 1152
+    heads: int = 16
+    head_dim: int = 72
+    mlp_width: int = 0
+    decoder_layers: int = 28
+    noise_tau: float = 0.8
+
+    def __post_init__(self) -> None:
+        require(self.architecture == "rae", self, "architecture", "rae")
+        known = isinstance(self.encoder, ViTConfig)
+        require(known or (isinstance(self.encoder, str) and bool(self.encoder)), self, "encoder",
+                "the URI of a vision encoder's folder")
+        if known and self.patch_size is None:
+            object.__setattr__(self, "patch_size", self.encoder.patch_size)
+        require(self.patch_size is None or self.patch_size >= 1, self, "patch_size", "null or at least 1")
+        for name in ("width", "heads", "head_dim", "decoder_layers"):
+            require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
+        require(self.head_dim % 4 == 0, self, "head_dim", "a multiple of 4 (2-D rotary positions)")
+        require(self.mlp_width >= 0, self, "mlp_width", "an integer of at least 0")
+        require(self.noise_tau >= 0, self, "noise_tau", "a number of at least 0")
+
+    @property
+    def inner_width(self) -> int:
+        """Width inside the feed-forward."""
+        return self.mlp_width or -(-8 * self.width // 96) * 32
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of the encoder's features; its shape must be known."""
+        return self.encoder.width
+
+    @property
+    def codebook_size(self) -> None:
+        return None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
-from models.tokenizer.blocks import Attention, FeedForward, spatial_table
+from models.tokenizer.blocks import TokenBlock, spatial_table
 from models.tokenizer.config import TiTokConfig
 from models.tokenizer.quantizers.build import build_quantizer
 
@@ -30,19 +30,6 @@ HEADS = ("decoder.to_pixels_first_frame.", "decoder.to_proxy_codes.")
 # Positions are half as large as the latents beside them: at 0.02 the first block's output drowns them (digits at
 # 32x32, 16 latents, 300 steps: 17.0 dB at 0.02 and at 1.0, 17.8 at 0.5).
 POSITION_STD = 0.5
-
-
-class TokenBlock(nn.Module):
-    """Attention over all tokens and feed-forward, each residual: (B, N, width) -> same."""
-
-    def __init__(self, config: TiTokConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.feedforward = FeedForward(config.width, config.inner_width)
-
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        x = x + self.attention(x, table)
-        return x + self.feedforward(x)
 
 
 class TokenStack(nn.Module):

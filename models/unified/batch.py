@@ -25,6 +25,7 @@ from torch import Tensor
 
 from models.unified.config import UnifiedConfig
 from models.unified.mask import BlockTables, QueryBlocks, block_tables, intervals, query_blocks
+from models.unified.patchify import GridTables, grid_tables
 from models.unified.positions import Grid, place
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
 
@@ -128,7 +129,7 @@ def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     """The same with its tensors on `device`, dataclasses, tuples and dictionaries looked through."""
     if isinstance(value, QueryBlocks):  # its loops are the host's
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | GridTables):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, dict):
         return {name: _moved(part, device, non_blocking) for name, part in value.items()}
@@ -147,11 +148,13 @@ class VisualPart:
     index    int64 (M,): flat places b*L + l
     values   clean: float32 (M, C), or int64 (M,) codes
     segment  int64 (M,): b*S + s, of the s-th visual segment of row b
+    tables   neighbours on the segments' grids, where the config has a unet for them
     """
 
     index: Tensor
     values: Tensor
     segment: Tensor
+    tables: GridTables | None = None
 
 
 @dataclass
@@ -163,6 +166,7 @@ class VisualTask:
     targets   int64 (N,): which of the K are targets
     places    int64 (K,), numpy: their flat places, for what is drawn on the host
     segments  (b*S + s, grid, max_time, loss) each
+    caps      float32 (B*S,): their max_time by segment, 0 of others; a copy made during a step would wait for the last
     weights   float32 (K,) of their losses; None where all are 1
     """
 
@@ -170,6 +174,7 @@ class VisualTask:
     targets: Tensor
     places: np.ndarray
     segments: list[tuple[int, Grid, float, bool]]
+    caps: Tensor
     weights: Tensor | None = None
 
 
@@ -296,7 +301,7 @@ def collate(
         b = int(np.argmax((ids < 0).any(1) | (ids >= config.vocab_size).any(1)))
         raise ValueError(f"row {b}: token ids outside 0..{config.vocab_size - 1}")
     num_segments = 1 + max((placed.number for placed in visual), default=0)
-    parts, tasks = _lay_out(visual, L, num_segments, config)
+    parts, tasks = _lay_out(visual, (B, L), num_segments, config)
     label_index = np.flatnonzero(labels != IGNORE)
     useful = int((document_index >= 0).sum())
     num_visual = sum(len(part.index) for part in parts.values())
@@ -329,7 +334,7 @@ def _check_values(segment: Segment, config: UnifiedConfig, where: str) -> None:
 
 
 def _lay_out(
-    visual: list[_Placed], length: int, num_segments: int, config: UnifiedConfig
+    visual: list[_Placed], shape: tuple[int, int], num_segments: int, config: UnifiedConfig
 ) -> tuple[dict[str, VisualPart], dict[str, VisualTask]]:
     """The placed segments by representation and by objective."""
     parts: dict[str, VisualPart] = {}
@@ -337,7 +342,7 @@ def _lay_out(
     for name in config.representations:
         size, discrete = getattr(config, REPRESENTATIONS[name].size), REPRESENTATIONS[name].discrete
         own = [placed for placed in visual if placed.objective.representation.name == name]
-        places = [np.arange(p.places.start, p.places.stop) + p.row * length for p in own]
+        places = [np.arange(p.places.start, p.places.stop) + p.row * shape[1] for p in own]
         index = np.concatenate([np.empty(0, np.int64), *places])
         values = np.empty(len(index) if discrete else (len(index), size), np.int64 if discrete else np.float32)
         bounds = np.cumsum([0, *map(len, places)])
@@ -345,7 +350,8 @@ def _lay_out(
             values[a:b] = p.segment.values
         numbers = np.array([p.row * num_segments + p.number for p in own], np.int64)
         segment = np.repeat(numbers, np.diff(bounds))
-        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)))
+        tables = grid_tables([p.segment.grid for p in own]) if config.patchifier(name) == "unet" else None
+        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)), tables)
         for objective, row in OBJECTIVES.items():
             if row.representation.name != name:
                 continue
@@ -353,9 +359,12 @@ def _lay_out(
             rows = np.concatenate([np.empty(0, np.int64), *(np.arange(bounds[i], bounds[i + 1]) for i in chosen)])
             losses = np.repeat([own[i].segment.loss for i in chosen], [len(places[i]) for i in chosen])
             weights = np.repeat([own[i].segment.weight for i in chosen], [len(places[i]) for i in chosen])
+            caps = torch.zeros(shape[0] * num_segments)
+            for i in chosen:
+                caps[numbers[i]] = own[i].segment.max_time
             tasks[objective] = VisualTask(
                 torch.from_numpy(rows), torch.from_numpy(np.flatnonzero(losses)), index[rows],
                 [(int(numbers[i]), own[i].segment.grid, own[i].segment.max_time, own[i].segment.loss) for i in chosen],
-                _weights(weights),
+                caps, _weights(weights),
             )
     return parts, tasks

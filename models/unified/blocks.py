@@ -1,8 +1,11 @@
 """The blocks of the unified transformer. In: hidden states (B, N, width), rotary cosines and sines, and the packed mask
 as something to call (`models.unified.attention`). Out: hidden states.
 
-Pre-RMSNorm, grouped-query attention with optional QK-norm (arXiv 2302.05442) and float rotary positions, SwiGLU
-(arXiv 2002.05202). Layer weights are laid out so that Llama's load by concatenation (qkv, gate and up).
+    Block     pre-RMSNorm, grouped-query attention with optional QK-norm (arXiv 2302.05442) and float rotary positions,
+              SwiGLU (arXiv 2002.05202). Weights are laid out so that Llama's load by concatenation (qkv, gate and up)
+    GAUBlock  pre-RMSNorm and a gated attention unit (arXiv 2202.10447) in place of attention and SwiGLU
+
+Both take the hidden states of an earlier block where they were built with a skip.
 """
 
 from __future__ import annotations
@@ -70,19 +73,105 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class Block(nn.Module):
+class GatedAttentionUnit(nn.Module):
+    """out(u * attend(q, k, v)): with z = silu(W_z x) of one head's width, v = silu(W_v x) and the gate u = silu(W_u x)
+    of e = `hidden` channels each, in e / head_dim heads. Queries and keys of a head are z, scaled and offset channel
+    by channel, then turned.
+
+    The paper divides squared ReLUs by the length. Here scores pass a softmax, which is right for documents of any
+    length in one row: its weights sum to 1 whatever a query sees. Two units of e = 2 width have one Llama block's
+    parameters, and their heads together attend four times as much.
+    """
+
     def __init__(self, config: UnifiedConfig):
         super().__init__()
+        self.head_dim, self.hidden = config.head_dim, config.hidden
+        self.zvu = nn.Linear(config.width, self.head_dim + 2 * self.hidden, bias=config.qkv_bias)
+        # Of one axis, so that weight decay, which is for matrices, leaves them alone.
+        self.scale, self.offset = (nn.Parameter(torch.empty(2 * self.hidden)) for _ in range(2))
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.out = nn.Linear(self.hidden, config.width, bias=config.out_bias)
+
+    def reset_scales(self) -> None:
+        """Heads differ from the start; queries and keys are as large as z."""
+        nn.init.normal_(self.scale)
+        nn.init.zeros_(self.offset)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None) -> Tensor:
+        """As `Attention`."""
+        B, N, _ = x.shape
+        z, v, u = F.silu(self.zvu(x)).split((self.head_dim, self.hidden, self.hidden), dim=-1)
+        scale, offset = (a.to(z.dtype).view(-1, 1, self.head_dim) for a in (self.scale, self.offset))
+        q, k = (z[:, None] * scale + offset).chunk(2, dim=1)
+        v = v.view(B, N, -1, self.head_dim).transpose(1, 2)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        return self.out(u * attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
+
+
+class _MayMerge(nn.Module):
+    """A block whose input may take in an earlier block's: x + W [x, earlier], W = 0 at the start. U-ViT's Linear on
+    both (arXiv 2209.12152, section 3.1) is 1 + W on the main path, so that weight decay draws it to the identity."""
+
+    def __init__(self, config: UnifiedConfig, skip: bool):
+        super().__init__()
+        self.skip = nn.Linear(2 * config.width, config.width, bias=False) if skip else None
+
+    def merge(self, x: Tensor, earlier: Tensor | None) -> Tensor:
+        return x if self.skip is None else x + self.skip(torch.cat((x, earlier), dim=-1))
+
+    @property
+    def starts_at_zero(self) -> tuple[nn.Linear, ...]:
+        return () if self.skip is None else (self.skip,)
+
+
+class Block(_MayMerge):
+    def __init__(self, config: UnifiedConfig, skip: bool = False):
+        super().__init__(config, skip)
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
 
+    @property
+    def residual_outputs(self) -> tuple[nn.Linear, ...]:
+        return self.attention.out, self.mlp.down
+
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None = None,
+        earlier: Tensor | None = None,
     ) -> Tensor:
+        x = self.merge(x, earlier)
         x = x + self.attention(self.attention_norm(x), cos, sin, attend, cache)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class GAUBlock(_MayMerge):
+    def __init__(self, config: UnifiedConfig, skip: bool = False):
+        super().__init__(config, skip)
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.unit = GatedAttentionUnit(config)
+
+    @property
+    def residual_outputs(self) -> tuple[nn.Linear, ...]:
+        return (self.unit.out,)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None = None,
+        earlier: Tensor | None = None,
+    ) -> Tensor:
+        x = self.merge(x, earlier)
+        return x + self.unit(self.norm(x), cos, sin, attend, cache)
+
+
+def make_blocks(config: UnifiedConfig) -> nn.ModuleList:
+    """The blocks in their order; under `long_skips` those of the second half merge."""
+    make = {"llama": Block, "gau": GAUBlock}[config.block]
+    merging = config.layers // 2 if config.long_skips else 0
+    return nn.ModuleList(make(config, i >= config.layers - merging) for i in range(config.layers))
 
 
 class TimeEmbedding(nn.Module):

@@ -18,6 +18,7 @@ from models.unified.attention import DenseAttend
 from models.unified.batch import Document, collate, document_length
 from models.unified.mask import dense_mask
 from models.unified.model import UnifiedModel
+from models.unified.patchify import VisualInput, grid_tables
 from models.unified.positions import Grid, place
 from models.unified.representations import OBJECTIVES
 
@@ -68,6 +69,7 @@ class GenerationState:
 
     def __init__(self, model: UnifiedModel, layers: list[_Layer], lengths: list[int], last: list[int]):
         self.model, self.layers, self.lengths, self.last = model, layers, lengths, last
+        self.given: VisualInput | None = None  # of the last `feed_visual`, for the head
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +89,7 @@ class GenerationState:
         batch = batch.to(state.device)
         clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
         values = {name: part.values for name, part in batch.parts.items()}
-        x = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
+        x, _ = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
         hidden = state._run(x, batch.positions, batch.end, lengths)
         state.last = last
         ends = torch.tensor(lengths, device=state.device) - 1
@@ -134,12 +136,17 @@ class GenerationState:
         """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N).
         keep: False while they are being drawn, True for the clean result; where only the first ones are kept, the
         next feed goes on with the segment. Returns hidden (B, N, width)."""
-        row = OBJECTIVES[objective]
+        row, config = OBJECTIVES[objective], self.model.config
         (B, N), count = values.shape[:2], math.prod(grid)
-        embedded = None
+        embedded = segment = tables = None
         if not row.representation.discrete:
-            embedded = self.model.time(torch.full((B, 1), time, device=self.device))
-        x = self.model.embed_visual(row.representation.name, values, embedded)
+            embedded = self.model.time(torch.full((B,), time, device=self.device))
+            segment = torch.arange(B, device=self.device).repeat_interleave(N)
+        if config.patchifier(row.representation.name) == "unet":
+            tables = grid_tables([grid] * B).to(self.device)
+        x, self.given = self.model.embed_visual(
+            row.representation.name, values.flatten(0, 1), embedded, segment, tables)
+        x = x.view(B, N, -1)
         begins = torch.tensor(self.lengths, device=self.device)[:, None]
         end = begins + (torch.arange(1, N + 1, device=self.device) if row.causal else N)
         whole = keep and first + N == count

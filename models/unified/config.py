@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
+BLOCKS = ("llama", "gau")
+PATCHIFIERS = ("linear", "bottleneck", "unet")
 
 
 def _require(condition: bool, where: object, name: str, expected: str) -> None:
@@ -88,14 +90,23 @@ def _nested(where: object, name: str, cls: type) -> None:
 
 @dataclass(frozen=True)
 class UnifiedConfig:
-    """Shape of the transformer. Left at None, `kv_heads` becomes `heads`, `head_dim` width / heads, and
-    `hidden` (the SwiGLU's inner width) 8/3 of the width, rounded up to a multiple of 32.
+    """Shape of the transformer. Left at None, `kv_heads` becomes `heads`, `head_dim` width / heads,
+    `flow_head_width` the width, and `hidden` (the inner width of a SwiGLU or of a GAU) 8/3 of the width, rounded up to
+    a multiple of 32, or of GAUs twice the width.
 
     vocab_size    text vocabulary, special tokens included
     latent_dim    channels of a position of latents; codebook_size: number of codes; pixel_dim: numbers of a patch of
                   raw pixels. The model takes in and gives out those representations of pictures that have a size
                   here (`models.unified.representations`); without any it is a language model
-    pixel_bottleneck  width of the layer that patches pass on their way in (JiT, arXiv 2511.13720, section 4.3)
+    latent_patchifier, pixel_patchifier  how values become the blocks' input: "linear"; "bottleneck", two Linear with
+                  `pixel_bottleneck` numbers between them (JiT, arXiv 2511.13720, section 4.3); "unet", which has a
+                  part behind the blocks too and `unet_width` channels (`models.unified.patchify`)
+    block         "llama" or "gau", two of which stand for one; a GAU has hidden / head_dim heads
+    long_skips    each block of the first half is merged into its mirror image's input (U-ViT, arXiv 2209.12152)
+    flow_head_layers, flow_head_width  modulated layers that predict a diffusion from the last hidden state, the noisy
+                  values and the time (`models.unified.flow_head`); 0 layers: a Linear on the hidden state
+    patch_mask_low, patch_mask_high  of each target of a diffusion a share drawn evenly between the two, none where it
+                  is below 0, enters training as a learned token (Tuna-2, arXiv 2604.24763: -0.7 and 0.3)
     rope_scheme   see `models.unified.positions`
     axes          position axes that share the rotary frequencies: 3 (row, column, time) serves images and
                   videos; 2 gives still images more frequencies; text is RoPE-1D under each of them
@@ -127,22 +138,38 @@ class UnifiedConfig:
     pixel_dim: int | None = None
     pixel_bottleneck: int = 128
     codebook_size: int | None = None
+    latent_patchifier: str = "linear"
+    pixel_patchifier: str = "bottleneck"
+    unet_width: int = 128
+    block: str = "llama"
+    long_skips: bool = False
+    flow_head_layers: int = 0
+    flow_head_width: int | None = None
+    patch_mask_low: float = 0.0
+    patch_mask_high: float = 0.0
     specials: SpecialIds = field(default_factory=SpecialIds)
 
     def __post_init__(self) -> None:
-        _positive_int(self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck")
+        _positive_int(self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck",
+                      "unet_width")
         _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_dim is None:
             _require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
             object.__setattr__(self, "head_dim", self.width // self.heads)
+        _require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
         if self.hidden is None:
-            object.__setattr__(self, "hidden", -(-self.width * 8 // 96) * 32)
+            hidden = 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32
+            object.__setattr__(self, "hidden", hidden)
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         _require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
+        if self.block == "gau":
+            _require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
+            _require(self.hidden % self.head_dim == 0, self, "hidden", f"a multiple of head_dim={self.head_dim}")
+        self._check_visual()
         _require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         _require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         _require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
@@ -159,6 +186,23 @@ class UnifiedConfig:
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
         _require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
 
+    def _check_visual(self) -> None:
+        for name in ("latent_patchifier", "pixel_patchifier"):
+            _require(getattr(self, name) in PATCHIFIERS, self, name, f"one of {', '.join(PATCHIFIERS)}")
+        layers = self.flow_head_layers
+        good = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
+        _require(good, self, "flow_head_layers", "an integer not below 0")
+        if self.flow_head_width is None:
+            object.__setattr__(self, "flow_head_width", self.width)
+        _positive_int(self, "flow_head_width")
+        _require(-float("inf") < self.patch_mask_low <= self.patch_mask_high, self, "patch_mask_low",
+                 f"a number of at most patch_mask_high={self.patch_mask_high}")
+        _require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
+
+    def patchifier(self, name: str) -> str:
+        """Of the representation `name`; codes have an embedding instead."""
+        return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
+
     @property
     def representations(self) -> tuple[str, ...]:
         """Names of the representations of pictures that the model has parts for, in the table's order."""
@@ -168,20 +212,54 @@ class UnifiedConfig:
 def num_parameters(config: UnifiedConfig) -> int:
     """Number of trained values of `UnifiedModel(config)`, in closed form; a tied head counts once."""
     c = config
-    attention = c.width * (c.heads + 2 * c.kv_heads) * c.head_dim + c.heads * c.head_dim * c.width
-    attention += 2 * c.head_dim if c.qk_norm else 0
-    attention += (c.heads + 2 * c.kv_heads) * c.head_dim if c.qkv_bias else 0
-    attention += c.width if c.out_bias else 0
-    layer = attention + 3 * c.width * c.hidden + 2 * c.width
     text = c.vocab_size * c.width * (1 if c.tied else 2) + c.width
+    skips = c.layers // 2 * 2 * c.width * c.width if c.long_skips else 0
     visual = 0
     if c.latent_dim or c.pixel_dim:
         visual += (c.time_dim + 1) * c.width + (c.width + 1) * c.width
-    if c.latent_dim:
-        visual += (c.latent_dim + 1) * c.width + c.width + (c.width + 1) * c.latent_dim
-    if c.pixel_dim:
-        visual += c.pixel_dim * c.pixel_bottleneck + (c.pixel_bottleneck + 1) * c.width
-        visual += c.width + (c.width + 1) * c.pixel_dim
-    if c.codebook_size:
-        visual += (c.codebook_size + 1) * c.width + c.width + c.width * c.codebook_size
-    return text + c.layers * layer + visual
+    for name in c.representations:
+        size = getattr(c, REPRESENTATIONS[name].size)
+        if REPRESENTATIONS[name].discrete:
+            visual += (size + 1) * c.width + c.width + c.width * size
+        else:
+            visual += _patchifier_parameters(c, c.patchifier(name), size)
+    return text + c.layers * _block_parameters(c) + skips + visual
+
+
+def _block_parameters(c: UnifiedConfig) -> int:
+    count = 2 * c.head_dim if c.qk_norm else 0
+    count += c.width if c.out_bias else 0
+    if c.block == "gau":
+        # Norm; base, values and gate; scales and offsets of queries and keys; output.
+        inner = c.head_dim + 2 * c.hidden
+        return count + c.width + (c.width + c.qkv_bias) * inner + 4 * c.hidden + c.hidden * c.width
+    inner = (c.heads + 2 * c.kv_heads) * c.head_dim
+    count += (c.width + c.qkv_bias) * inner + c.heads * c.head_dim * c.width
+    return count + 3 * c.width * c.hidden + 2 * c.width
+
+
+def _patchifier_parameters(c: UnifiedConfig, kind: str, size: int) -> int:
+    """Input and output of a representation that is not discrete, whose positions are `size` numbers."""
+    count = c.width + (c.width if c.patch_mask_high > 0 else 0)  # the norm before the output; the mask
+    features = c.width
+    if kind == "linear":
+        count += (size + 1) * c.width
+    elif kind == "bottleneck":
+        count += size * c.pixel_bottleneck + (c.pixel_bottleneck + 1) * c.width
+    else:
+        features = c.unet_width
+        count += _unet_parameters(c, size) + (features + 1) * c.width + _unet_parameters(c, c.width + features)
+    if not c.flow_head_layers:
+        return count + (features + 1) * size
+    inner = c.flow_head_width
+    count += (size + 1) * inner + (features + 1) * inner + (c.width + 1) * inner  # values, condition, time
+    # A layer: modulation to three times the width, and two matrices. Behind the last: modulation to twice the width.
+    return count + c.flow_head_layers * 5 * (inner + 1) * inner + 2 * (inner + 1) * inner + (inner + 1) * size
+
+
+def _unet_parameters(c: UnifiedConfig, inputs: int) -> int:
+    def residual(d: int) -> int:
+        return 2 * d + 2 * (9 * d + 1) * d + (c.width + 1) * 2 * d
+
+    d = c.unet_width
+    return (inputs + 1) * d + 2 * residual(d) + residual(2 * d) + (4 * d + 1) * 2 * d + (3 * d + 1) * d + d

@@ -1,5 +1,5 @@
 """What training does to pictures before the network sees them. In: a `Batch` and a seed. Out: noisy latents or
-pixels, masked codes, and the times.
+pixels, masked codes, the times, and which positions enter as a learned token.
 
 A seed is an int, which seeds a generator of its own for each objective; a generator, whose draws are moved to the
 batch's device, so that a GPU run can repeat a CPU run's noise; or B ints, one a row: each row then draws on the CPU
@@ -69,20 +69,48 @@ def draw_masks(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[n
     Of n positions max(1, ceil(n r max_time)) are masked, with r by `mask_ratio` of the segment's own progress; which
     ones, every set is as likely as another.
     """
+    task = batch.tasks[objective]
+    scores, progress = _scores(batch, objective, seed, stream)
+    caps = np.array([cap for _, _, cap, _ in task.segments])
+    sizes = _sizes(batch, objective)
+    counts = np.maximum(1, np.ceil(sizes * mask_ratio(progress).numpy() * caps)).astype(np.int64)
+    return _first(scores, sizes, counts), np.repeat((sizes / counts).astype(np.float32), sizes)
+
+
+def draw_patch_masks(
+    low: float, high: float, batch: Batch, objective: str, seed: Seed, stream: int
+) -> np.ndarray:
+    """Of the K positions of `batch.tasks[objective]`: bool (K,), which enter as a learned token (Tuna-2, arXiv
+    2604.24763). Of a target's n positions round(n r), with r drawn evenly from low to high and cut at 0; which ones,
+    every set is as likely as another. Of context none."""
+    scores, share = _scores(batch, objective, seed, stream)
+    sizes = _sizes(batch, objective)
+    targets = np.array([loss for *_, loss in batch.tasks[objective].segments], bool)
+    ratios = np.maximum(0, low + (high - low) * share.numpy()) * targets
+    return _first(scores, sizes, np.rint(sizes * ratios).astype(np.int64))
+
+
+def _scores(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[np.ndarray, Tensor]:
+    """Uniform numbers in [0, 1), float64: one for each of the K positions, and one for each of the segments."""
     (B, L), task = batch.ids.shape, batch.tasks[objective]
     generators = _generators(seed, B, stream, "cpu")
     shape = (B, 2, L) if isinstance(seed, int | torch.Generator) else (2, L)
     drawn = torch.cat([torch.empty(0, 2, L)] + [
         torch.rand(shape, generator=g, device=g.device).cpu().view(-1, 2, L) for g in generators])
-    progress = drawn[:, 1, : batch.num_segments].flatten().double()
-    scores = drawn[:, 0].flatten().double().numpy()[task.places]
     numbers = torch.tensor([number for number, *_ in task.segments], dtype=torch.int64)
-    caps = np.array([cap for _, _, cap, _ in task.segments])
-    sizes = np.array([math.prod(grid) for _, grid, _, _ in task.segments], np.int64)
-    counts = np.maximum(1, np.ceil(sizes * mask_ratio(progress[numbers]).numpy() * caps)).astype(np.int64)
+    by_segment = drawn[:, 1, : batch.num_segments].flatten().double()[numbers]
+    return drawn[:, 0].flatten().double().numpy()[task.places], by_segment
+
+
+def _sizes(batch: Batch, objective: str) -> np.ndarray:
+    return np.array([math.prod(grid) for _, grid, _, _ in batch.tasks[objective].segments], np.int64)
+
+
+def _first(scores: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """bool (K,): whether a position's score is among the `counts` lowest of its segment's `sizes`."""
     segment = np.repeat(np.arange(len(sizes)), sizes)
-    # The scores lie in [0, 1), so that this sorts segment by segment; the first of each are masked.
+    # The scores lie in [0, 1), so that this sorts segment by segment.
     order = np.lexsort((scores, segment))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return rank < counts[segment], (sizes / counts).astype(np.float32)[segment]
+    return rank < counts[segment]

@@ -142,7 +142,8 @@ class _Canvas:
 
     def predict(self, hidden: Tensor) -> Tensor:
         """The guided output of the head for the requests, float32."""
-        out = self.state.model.visual_head(OBJECTIVES[self.how.objective].representation.name, hidden).float()
+        kind, state = OBJECTIVES[self.how.objective].representation, self.state
+        out = state.model.visual_head(kind.name, hidden, state.given).float()
         if len(out) > len(self.generators):
             conditional, unconditional = out.chunk(2)
             out = unconditional + self.how.guidance_scale * (conditional - unconditional)

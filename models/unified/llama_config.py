@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from models.documents import Document
 from models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
 
 
@@ -35,46 +36,9 @@ FAMILIES = {
 }
 
 
-class _Document:
-    """The JSON object with checks; `where` names the file in errors."""
-
-    def __init__(self, values: Any, where: str):
-        if not isinstance(values, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {type(values).__name__}")
-        self.values, self.where = values, where
-
-    def wrong(self, key: str, expected: str) -> ValueError:
-        return ValueError(f"{self.where}: {key}: expected {expected}, got {self.values.get(key)!r}")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer; null counts as absent. An absent key without a default is an error."""
-        value = self.values.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(key, "a positive integer")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise self.wrong(key, "a positive number")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.values.get(key) or False
-        if not isinstance(value, bool):
-            raise self.wrong(key, "true or false")
-        return value
-
-    def only(self, key: str, *allowed: Any) -> None:
-        """The key says what this code computes, or nothing."""
-        if self.values.get(key, allowed[0]) not in allowed:
-            raise self.wrong(key, " or ".join(repr(value) for value in allowed))
-
-
 def architecture(values: Any, where: str) -> dict[str, Any]:
     """The fields of `UnifiedConfig` that the checkpoint decides. `where` names the file in errors."""
-    document = _Document(values, where)
+    document = Document(values, where)
     names = document.values.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
         raise document.wrong("architectures", f"one of {', '.join(FAMILIES)}")
@@ -92,16 +56,16 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
         "layers": document.integer("num_hidden_layers"), "head_dim": document.integer("head_dim", head_dim),
         "hidden": document.integer("intermediate_size"), "norm_eps": document.number("rms_norm_eps", 1e-6),
         "rope_base": base, "rope_scaling": scaling, "qk_norm": family.qk_norm, "out_bias": biased,
-        "qkv_bias": family.qkv_bias or biased, "tied": document.flag("tie_word_embeddings"),
+        "qkv_bias": family.qkv_bias or biased, "tied": document.flag("tie_word_embeddings"), "block": "llama",
     }
 
 
-def _silent(document: _Document, key: str, family: int | None, otherwise: int) -> int:
+def _silent(document: Document, key: str, family: int | None, otherwise: int) -> int:
     """What a missing key means to the family; null always means `otherwise`."""
     return family if family is not None and key not in document.values else otherwise
 
 
-def _refuse_variants(document: _Document, family: _Family) -> None:
+def _refuse_variants(document: Document, family: _Family) -> None:
     document.only("hidden_act", "silu")
     document.only("mlp_bias", False, None)
     document.only("partial_rotary_factor", 1.0, None)
@@ -114,7 +78,7 @@ def _refuse_variants(document: _Document, family: _Family) -> None:
         raise document.wrong("sliding_window", "null, as nothing here attends in a window (absent means 4096)")
 
 
-def _rope(document: _Document) -> tuple[float, RopeScaling | None]:
+def _rope(document: Document) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
     key = "rope_parameters" if document.values.get("rope_parameters") is not None else "rope_scaling"
     rope = document.values.get(key)
@@ -122,7 +86,7 @@ def _rope(document: _Document) -> tuple[float, RopeScaling | None]:
         rope = {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise document.wrong(key, "one object of rotary parameters, or null")
-    inner = _Document(rope, f"{document.where}: {key}")
+    inner = Document(rope, f"{document.where}: {key}")
     inner.only("partial_rotary_factor", 1.0, None)
     base = inner.number("rope_theta") if "rope_theta" in rope else document.number("rope_theta", 10000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))

@@ -2,15 +2,16 @@
 representation of pictures what the network is shown and one diffusion time a segment. Out: vocabulary logits where a
 label asks for them, and of each representation predictions where they are asked for.
 
-Blocks: `models.unified.blocks`. Visual input: a Linear on a latent, two on a patch of pixels, an embedding of a
-code; to latents and pixels an embedding of the segment's time is added, once at the input rather than modulating
-every token; clean context has time 0. Visual output: RMSNorm and a Linear.
+Blocks: `models.unified.blocks`. Visual input: `models.unified.patchify`, of a code an embedding; to latents and pixels
+an embedding of the segment's time is added, once at the input rather than modulating every token; clean context has
+time 0. Visual output: RMSNorm and a Linear, or as the config asks, a unet and a flow head.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +19,33 @@ from torch.utils.checkpoint import checkpoint
 
 from models.unified.attention import Attend, DenseAttend, attend_for
 from models.unified.batch import Batch, VisualPart
-from models.unified.blocks import Block, LayerCache, RMSNorm, TimeEmbedding
+from models.unified.blocks import GatedAttentionUnit, LayerCache, RMSNorm, TimeEmbedding, make_blocks
 from models.unified.config import UnifiedConfig
+from models.unified.flow_head import FlowHead
 from models.unified.mask import dense_mask
+from models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from models.unified.positions import rotary
 from models.unified.representations import REPRESENTATIONS
 
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
-    if name == "latents":
-        return nn.Linear(config.latent_dim, config.width)
-    if name == "pixels":
+    size, kind = getattr(config, REPRESENTATIONS[name].size), config.patchifier(name)
+    if REPRESENTATIONS[name].discrete:
+        return nn.Embedding(size + 1, config.width)  # the last one is the mask
+    if kind == "unet":
+        return UNetInput(size, config)
+    if kind == "bottleneck":
         bottleneck = config.pixel_bottleneck
-        return nn.Sequential(nn.Linear(config.pixel_dim, bottleneck, bias=False), nn.Linear(bottleneck, config.width))
-    return nn.Embedding(config.codebook_size + 1, config.width)  # the last one is the mask
+        return nn.Sequential(nn.Linear(size, bottleneck, bias=False), nn.Linear(bottleneck, config.width))
+    return nn.Linear(size, config.width)
+
+
+def _visual_output(name: str, config: UnifiedConfig) -> nn.Module:
+    row = REPRESENTATIONS[name]
+    features = config.unet_width if config.patchifier(name) == "unet" else config.width
+    if config.flow_head_layers and not row.discrete:
+        return FlowHead(features, getattr(config, row.size), config)
+    return nn.Linear(features, getattr(config, row.size), bias=not row.discrete)
 
 
 class UnifiedModel(nn.Module):
@@ -48,62 +62,89 @@ class UnifiedModel(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.width)
         for row in rows:
             setattr(self, f"{row.prefix}_in", _visual_input(row.name, config))
+            if config.patch_mask_high > 0 and not row.discrete:
+                setattr(self, f"{row.prefix}_mask", nn.Embedding(1, config.width))
         if not all(row.discrete for row in rows):
             self.time = TimeEmbedding(config.time_dim, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = make_blocks(config)
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         for row in rows:
             setattr(self, f"{row.prefix}_norm", RMSNorm(config.width, config.norm_eps))
-            setattr(self, f"{row.prefix}_out",
-                    nn.Linear(config.width, getattr(config, row.size), bias=not row.discrete))
+            if config.patchifier(row.name) == "unet":
+                setattr(self, f"{row.prefix}_unet", UNetOutput(config))
+            setattr(self, f"{row.prefix}_out", _visual_output(row.name, config))
         self.reset_parameters()
         if config.tied:
             self.head.weight = self.embed.weight
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal with std 0.02, residual outputs shrunk by sqrt(2 * layers) (GPT-2's rule); the visual inputs
+        """Normal with std 0.02, residual outputs shrunk by sqrt(their number) (GPT-2's rule); the visual inputs
         keep unit-variance latents at the embeddings' scale, and the outputs of a diffusion start at 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for linear in (block.attention.out, block.mlp.down):
-                linear.weight.div_(math.sqrt(2 * len(self.blocks)))
-        for name in self.config.representations:
-            if not REPRESENTATIONS[name].discrete:
-                nn.init.zeros_(getattr(self, f"{REPRESENTATIONS[name].prefix}_out").weight)
+            if isinstance(module, GatedAttentionUnit):
+                module.reset_scales()
+        residual = [linear for block in self.blocks for linear in block.residual_outputs]
+        for linear in residual:
+            linear.weight.div_(math.sqrt(len(residual)))
+        outputs = [getattr(self, f"{REPRESENTATIONS[name].prefix}_out") for name in self.config.representations
+                   if not REPRESENTATIONS[name].discrete]
+        zero = [linear for linear in outputs if isinstance(linear, nn.Linear)]
+        for module in self.modules():
+            zero += getattr(module, "starts_at_zero", ())
+        for linear in zero:
+            nn.init.zeros_(linear.weight)
 
-    def embed_visual(self, name: str, values: Tensor, time: Tensor | None = None) -> Tensor:
-        """Input of the first block for positions of one representation, (..., width): values (..., C), or codes
-        int64 (...), where `codebook_size` is the mask; `time` is `self.time` of the segments' times, (..., width),
-        of all but codes."""
-        entry = getattr(self, f"{REPRESENTATIONS[name].prefix}_in")
+    def embed_visual(
+        self, name: str, values: Tensor, time: Tensor | None = None, segment: Tensor | None = None,
+        tables: GridTables | None = None, masked: Tensor | None = None,
+    ) -> tuple[Tensor, VisualInput | None]:
+        """Input of the first block for M positions of one representation, (M, width), and what `visual_head` may look
+        back at.
+
+        values   (M, C), or codes int64 (M,), where `codebook_size` is the mask
+        time     of all but codes: `self.time` of the segments' times, (segments, width)
+        segment  whose each position is, int64 (M,); tables: of the segments' grids, where the config has a unet
+        masked   bool (M,): positions that enter as the learned token instead
+        """
+        prefix = REPRESENTATIONS[name].prefix
+        entry = getattr(self, f"{prefix}_in")
         if REPRESENTATIONS[name].discrete:
-            return entry(values)
-        return entry(values.to(self.time.mlp[0].weight.dtype)) + time
+            return entry(values), None
+        given = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
+        x = entry(given if isinstance(entry, UNetInput) else given.values)
+        if masked is not None:
+            token = getattr(self, f"{prefix}_mask")(torch.zeros_like(segment[:1]))
+            x = torch.where(masked[:, None], token.to(x.dtype), x)
+        # index_select throughout: its backward pass is several times faster than indexing's on a CPU.
+        return x + time.index_select(0, segment), given
 
     def embed_inputs(
-        self, ids: Tensor, parts: Mapping[str, VisualPart], values: Mapping[str, Tensor], times: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Input of the first block, (B, N, width).
+        self, ids: Tensor, parts: Mapping[str, VisualPart], values: Mapping[str, Tensor], times: Mapping[str, Tensor],
+        masked: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, VisualInput | None]]:
+        """Input of the first block, (B, N, width), and by representation what its head may look back at.
 
         ids int64 (B, N); parts as in `Batch`; values by representation, of the parts' shapes, as the network is to
-        see them; times by representation, but of codes, float (B, S) in [0, 1], 0 for clean context.
+        see them; times by representation, but of codes, float (B, S) in [0, 1], 0 for clean context; masked as in
+        `embed_visual`, by representation.
         """
         text = self.embed(ids)
-        x = text.flatten(0, 1)
+        x, given = text.flatten(0, 1), {}
         names = [name for name in parts if not REPRESENTATIONS[name].discrete]
         if names:
             by_segment = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
         for name, part in parts.items():
-            # index_select throughout: its backward pass is several times faster than indexing's on a CPU.
-            time = by_segment[name].index_select(0, part.segment) if name in names else None
-            x = x.index_copy(0, part.index, self.embed_visual(name, values[name], time).to(x.dtype))
-        return x.view_as(text)
+            time = by_segment[name] if name in names else None
+            embedded, given[name] = self.embed_visual(
+                name, values[name], time, part.segment, part.tables, (masked or {}).get(name))
+            x = x.index_copy(0, part.index, embedded.to(x.dtype))
+        return x.view_as(text), given
 
     def backbone(
         self, x: Tensor, positions: Tensor, attend: Attend, caches: list[LayerCache] | None = None
@@ -112,39 +153,77 @@ class UnifiedModel(nn.Module):
         caches, one a layer, hold what earlier calls computed."""
         c = self.config
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
+        earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
         for index, block in enumerate(self.blocks):
             cache = caches[index] if caches is not None else None
+            if c.long_skips and index < c.layers // 2:
+                earlier.append(x)
+            skip = earlier.pop() if block.skip is not None else None
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, cos, sin, attend, cache, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, attend, cache, skip, use_reentrant=False)
             else:
-                x = block(x, cos, sin, attend, cache)
+                x = block(x, cos, sin, attend, cache, skip)
         return x
 
     def text_head(self, hidden: Tensor) -> Tensor:
         """(..., width) -> vocabulary logits (..., V)."""
         return self.head(self.norm(hidden))
 
-    def visual_head(self, name: str, hidden: Tensor) -> Tensor:
+    def visual_head(
+        self, name: str, hidden: Tensor, given: VisualInput | None, rows: Tensor | None = None
+    ) -> Tensor:
         """(..., width) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says;
-        of codes logits (..., codebook_size)."""
-        prefix = REPRESENTATIONS[name].prefix
-        return getattr(self, f"{prefix}_out")(getattr(self, f"{prefix}_norm")(hidden))
+        of codes logits (..., codebook_size).
+
+        given  what `embed_visual` gave with the input of these positions
+        rows   which of `given`'s positions predictions are wanted of. `hidden` is theirs alone, but under a unet, which
+               goes through whole pictures, that of all of `given`'s positions
+        """
+        prefix, lead = REPRESENTATIONS[name].prefix, hidden.shape[:-1]
+        out = getattr(self, f"{prefix}_out")
+        x = getattr(self, f"{prefix}_norm")(hidden)
+        if self.config.patchifier(name) == "unet":
+            x = getattr(self, f"{prefix}_unet")(x.flatten(0, -2), given)
+            x, lead = (x, lead) if rows is None else (x.index_select(0, rows), rows.shape)
+        if isinstance(out, FlowHead):
+            values, segment = (a if rows is None else a.index_select(0, rows) for a in (given.values, given.segment))
+            x = out(x.flatten(0, -2), values, given.time, segment)
+        else:
+            x = out(x)
+        return x.view(*lead, x.shape[-1])
 
     def forward(
-        self, batch: Batch, values: Mapping[str, Tensor], times: Mapping[str, Tensor], asked: Mapping[str, Tensor]
+        self, batch: Batch, values: Mapping[str, Tensor], times: Mapping[str, Tensor], asked: Mapping[str, Tensor],
+        masked: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
         values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's
         asked          by representation: flat places (A,) whose predictions are wanted
+        masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
         Returns logits (M, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
-        part whatever the batch holds, as ZeRO-3 needs.
+        part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
         """
-        x = self.embed_inputs(batch.ids, batch.parts, values, times)
+        x, given = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
         hidden = self.backbone(x, batch.positions, attend).flatten(0, 1)
-        outputs = {name: self.visual_head(name, hidden.index_select(0, asked[name])) for name in batch.parts}
+        outputs = {}
+        for name, part in batch.parts.items():
+            places = part.index if self.config.patchifier(name) == "unet" else asked[name]
+            # A part lists its places in ascending order. Of codes nothing is looked back at.
+            rows = None if given[name] is None else torch.searchsorted(part.index, asked[name])
+            outputs[name] = self.visual_head(name, hidden.index_select(0, places), given[name], rows)
         return self.text_head(hidden.index_select(0, batch.label_index)), outputs
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile the blocks, one at a time and in place (regional compilation): as they share their code, the first
+        one's graph serves all of them, and compiling takes the time of one block instead of the model's. Names of
+        parameters stay. `options` go to `torch.compile`; a batch's plan may change its size from step to step, which
+        the compiler learns at the second. It is for training: generation's caches grow with every token, so generate
+        with a copy of the module, which is not compiled.
+        """
+        for block in self.blocks:
+            block.compile(**options)
 
     def text_logits(self, ids: Tensor) -> Tensor:
         """Plain causal language model: ids int64 (B, N) -> logits (B, N, V)."""

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.unified.batch import Batch
-from models.unified.corruption import Seed, draw_masks, draw_noise
+from models.unified.corruption import Seed, draw_masks, draw_noise, draw_patch_masks
 from models.unified.diffusion import corrupt, residual, warn_wide_patches
 from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
 from models.unified.formulations import formulation
@@ -38,13 +38,19 @@ from models.unified.representations import OBJECTIVES, REPRESENTATIONS, RGB, obj
 @dataclass
 class Shown:
     """What an objective shows the network: of its task's K positions `values`, (K, C) or codes (K,); `times` (B, S)
-    of its segments, of a diffusion; `asked`, the flat places (A,) whose predictions `error` wants; and what else
-    `error` needs."""
+    of its segments, of a diffusion; `asked`, the flat places (A,) whose predictions `error` wants; `masked`, bool (K,),
+    where a learned token enters instead; and what else `error` needs."""
 
     values: Tensor
     asked: Tensor
     times: Tensor | None = None
+    masked: Tensor | None = None
     kept: dict[str, Any] = field(default_factory=dict)
+
+
+def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the host to a GPU, whose work so far is not waited for."""
+    return drawn.pin_memory().to(device, non_blocking=True) if drawn.device.type != device.type else drawn
 
 
 class DiffusionLoss:
@@ -58,17 +64,15 @@ class DiffusionLoss:
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
         device, row = batch.ids.device, formulation(self.config)
         noise, drawn = draw_noise(self.config, batch, part.values.shape[1], seed, self.stream)
-        caps = torch.zeros(drawn.numel())
-        for number, _, cap, _ in task.segments:
-            caps[number] = cap
-        times = drawn.to(device) * caps.to(device).view_as(drawn)
+        noise, drawn = (_moved(drawn, device) for drawn in (noise, drawn))
+        times = drawn * task.caps.view_as(drawn)
         index = part.index[task.rows]
-        noise, clean = noise.to(device).flatten(0, 1)[index], part.values[task.rows]
+        noise, clean = noise.flatten(0, 1)[index], part.values[task.rows]
         at = times.flatten()[part.segment[task.rows]][:, None]
         noisy = corrupt(self.config, clean, noise, at)
         kept = {"noise": noise[task.targets], "clean": clean[task.targets], "at": at[task.targets], "noisy": noisy,
                 "weights": _chosen(task.weights, task.targets)}
-        return Shown(noisy * row.input_scale(at), index[task.targets], row.c_noise(times), kept)
+        return Shown(noisy * row.input_scale(at), index[task.targets], row.c_noise(times), kept=kept)
 
     def error(self, prediction: Tensor, shown: Shown, batch: Batch) -> Tensor:
         rest = residual(self.config, prediction, shown.kept["clean"], shown.kept["noise"], shown.kept["at"])
@@ -184,12 +188,21 @@ class UnifiedObjective(nn.Module):
         for name, count in batch.targets.items():
             if count and name != "text" and name not in self.losses:
                 raise ValueError(f"batch: holds targets of {name}; trained are {', '.join(self.losses) or 'none'}")
-        return {name: loss.show(batch, seed) for name, loss in self.losses.items()}
+        shown = {name: loss.show(batch, seed) for name, loss in self.losses.items()}
+        config = self.model.config
+        if self.training and config.patch_mask_high > 0:
+            for stream, name in enumerate(OBJECTIVES, len(OBJECTIVES)):  # apart from the objectives' own draws
+                if name in shown and shown[name].times is not None:
+                    masked = draw_patch_masks(
+                        config.patch_mask_low, config.patch_mask_high, batch, name, seed, stream)
+                    shown[name].masked = torch.from_numpy(masked).to(batch.ids.device)
+        return shown
 
     def predict(self, batch: Batch, shown: Mapping[str, Shown]) -> tuple[Tensor, dict[str, Tensor]]:
         """The network's text logits (M, V), and predictions (A, C) by objective."""
         values = {name: part.values for name, part in batch.parts.items()}
         times: dict[str, Tensor] = {}
+        masked: dict[str, Tensor] = {}
         asked: dict[str, list[Tensor]] = {name: [] for name in batch.parts}
         for name, what in shown.items():
             kind = OBJECTIVES[name].representation.name
@@ -197,7 +210,11 @@ class UnifiedObjective(nn.Module):
             asked[kind].append(what.asked)
             if not REPRESENTATIONS[kind].discrete:
                 times[kind] = what.times
-        logits, outputs = self.model(batch, values, times, {kind: torch.cat(places) for kind, places in asked.items()})
+            if what.masked is not None:
+                none = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
+                masked[kind] = none.index_copy(0, batch.tasks[name].rows, what.masked)
+        logits, outputs = self.model(
+            batch, values, times, {kind: torch.cat(places) for kind, places in asked.items()}, masked)
         rest = {kind: list(outputs[kind].split([len(p) for p in places])) for kind, places in asked.items()}
         return logits, {name: rest[OBJECTIVES[name].representation.name].pop(0) for name in shown}
 

@@ -247,6 +247,53 @@ def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):
     assert [row["units"] for row in rows] == sorted({row["units"] for row in rows})
 
 
+def losses(plan) -> set[str]:
+    rows = history.load(plan["train"].artifact.file("report", "history.jsonl"))
+    assert all(np.isfinite(row["flops_per_second"]) for row in rows if "loss" in row)
+    return {name for row in rows for name in row if name.endswith("_loss")}
+
+
+def test_text_alone_needs_no_tokenizer_and_no_pictures(corpus, tmp_path):
+    values = settings(corpus, str(tmp_path / "store"))
+    stages = values["stages"]
+    for name in ("tokenizer_image", "tokenizer_joint"):
+        del stages[name]
+    stages["ingest"]["sources"] = [s for s in stages["ingest"]["sources"] if s["kind"] in ("text", "jsonl")]
+    stages["train"]["objectives"] = {}
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(values))
+    assert again(tmp_path / "text.yaml") == {"ingest", "pretokenize", "train", "evaluate"}
+    plan = make_plan(load(str(tmp_path / "text.yaml")))
+    assert losses(plan) == {"text_loss", "validation_text_loss"}
+    metrics = plan["evaluate"].artifact.metrics
+    assert np.isfinite(metrics["bits_per_byte"]) and set(metrics) == {"bits_per_byte", "gate_passed"}
+    assert b"Drawn from captions" not in storage.read_bytes(plan["evaluate"].artifact.file("report.html"))
+    model = plan["train"].uri
+    asked = [[OMNILOOM, "sample", model, "--prompt", "line", *more] for more in (["--text"], [])]
+    text, picture = (subprocess.run(ask, capture_output=True, text=True, timeout=120) for ask in asked)
+    assert text.returncode == 0 and text.stdout.startswith("line"), text.stderr
+    assert picture.returncode == 2 and "was trained on text alone" in picture.stderr
+    # Pictures beside the texts are left out, and counted.
+    stages["ingest"]["sources"] = settings(corpus, "")["stages"]["ingest"]["sources"]
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(values))
+    assert again(tmp_path / "text.yaml", until="pretokenize") == {"ingest", "pretokenize"}
+    plan = make_plan(load(str(tmp_path / "text.yaml")))
+    ingest, tokens = (plan[name].artifact.metrics for name in ("ingest", "pretokenize"))
+    assert tokens["documents"] == ingest["records_text"]
+    assert tokens["documents_left_out"] == ingest["records"] - ingest["records_text"] > 0
+
+
+@pytest.mark.parametrize("packing, expected", [
+    ({"caption_first": 0}, {"text_loss", "validation_text_loss"}),
+    ({"caption_first": 1, "caption_loss": False}, {"visual_loss", "validation_visual_loss"})],
+    ids=["image-to-text", "text-to-image"])
+def test_pictures_are_only_described_or_only_drawn(config, packing, expected):
+    override = f"stages.train.packing={json.dumps({'mixture': {'image': 1}, **packing})}"
+    assert again(config, override) == {"train", "evaluate"}
+    plan = make_plan(load(str(config), [override]))
+    assert losses(plan) == expected
+    assert np.isfinite(plan["evaluate"].artifact.metrics["caption_accuracy"])
+
+
 def test_a_third_tokenizer_stage_and_a_study_of_quantizers(config):
     """Both optional stages: the corpus is encoded by the KL tokenizer, and the report compares the quantizers."""
     values = yaml.safe_load(config.read_text())["stages"]

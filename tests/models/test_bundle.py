@@ -74,6 +74,26 @@ def test_save_and_load(tmp_path: Path, tied: bool) -> None:
     assert made.text_to_text(prompts, 5) == loaded.text_to_text(prompts, 5)
 
 
+def test_a_language_model_has_no_visual_tokenizer_and_refuses_pictures(loom: OmniLoom, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BundleConfig(UnifiedConfig(vocab_size=loom.text.vocab_size, width=32, layers=1, heads=2),
+                          DiffusionConfig(), None, (), (), None, objectives=())
+    made = OmniLoom(config, UnifiedModel(config.unified), None, loom.text)
+    made.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "unified.safetensors", "text.json"}
+    loaded = OmniLoom.load(tmp_path)
+    assert loaded.config == config and loaded.tokenizer is None
+    assert loaded.text_to_text(["a hand", ""], 5) == made.text_to_text(["a hand", ""], 5)
+    picture = np.zeros((16, 16, 3), np.uint8)
+    for ask in (lambda: loaded.text_to_image(["a"]), lambda: loaded.image_to_text([picture]),
+                lambda: loaded.text_to_video(["a"], size=(16, 16)), lambda: loaded.encode(torch.zeros(1, 3, 16, 16)),
+                lambda: loaded.text_to_image(["a"], objective="latent_diffusion")):
+        with pytest.raises(ValueError, match="trained on text alone and knows no pictures"):
+            ask()
+    with pytest.raises(ValueError, match="BundleConfig.tokenizer: is missing, and latent_diffusion needs it"):
+        BundleConfig(loom.config.unified, DiffusionConfig(), None, (), (), (16, 16))
+
+
 def test_tasks(loom: OmniLoom) -> None:
     prompts = ["a handwritten seven", "two", ""]
     images = loom.text_to_image(prompts, num_steps=2, seeds=[1, 2, 3])

@@ -383,7 +383,7 @@ def test_configs_from_plain_values():
         ({"num_latents": 4}, "a.json.num_latents: unknown field of TokenizerConfig"),
         ({"quantizer": {"kinds": "vq"}}, "a.json.quantizer.kinds: unknown field"),
         ({"quantizer": 3}, "a.json.quantizer: expected an object, got 3"), (3, "a.json: expected an object, got 3"),
-        ({"architecture": "dalle"}, "a.json.architecture: expected one of omni, titok, got 'dalle'"),
+        ({"architecture": "dalle"}, "a.json.architecture: expected one of omni, titok, rae, got 'dalle'"),
         ({"architecture": ["omni"]}, "a.json.architecture"), ({"width": "wide"}, "a.json: TokenizerConfig"),
         ({"architecture": "titok", "image_size": 20}, "image_size: expected a positive multiple"),
     ]

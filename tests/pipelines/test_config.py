@@ -13,6 +13,7 @@ from infra.errors import InputError
 from models.tokenizer.config import TiTokConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 from pipelines.config import PRESETS, PipelineConfig, find, load
+from stages.train_tokenizer_config import NamedRAEConfig
 
 PIPELINE = """\
 name: mine
@@ -148,8 +149,8 @@ TITOK = "width: 32\n      architecture: titok\n      image_size: 32\n"
     ("kind: vq", "kind: vqq", "quantizer.kind", "'vq'"),
     ("image_size: 32", "image_size: large", "image_size", "valid integer"),
     ("image_size: 32", "image_size: [32, 32, 3]", "image_size", "at most 2 items"),
-    ("titok", "tiktok", "architecture", "expected one of 'omni', 'titok'"),
-    ("titok", "[titok]", "architecture", "expected one of 'omni', 'titok'")])
+    ("titok", "tiktok", "architecture", "expected one of 'omni', 'titok', 'rae'"),
+    ("titok", "[titok]", "architecture", "expected one of 'omni', 'titok', 'rae'")])
 def test_a_mistake_in_a_model_names_the_key_of_its_own_architecture(file, old, new, field, expected):
     change(file, "width: 32\n", TITOK)
     assert load(str(file)).stages.tokenizer_image.model == TiTokConfig(
@@ -158,6 +159,26 @@ def test_a_mistake_in_a_model_names_the_key_of_its_own_architecture(file, old, n
     error = failure(file)
     assert (error.file, error.field) == (str(file), f"stages.tokenizer_image.model.{field}")
     assert expected in error.message and f"(line {line_of(file, new.strip())})" in error.message
+
+
+RAE = "width: 32\n      architecture: rae\n      encoder: s3://models/siglip\n"
+
+
+@pytest.mark.parametrize("old, new, field, expected", [
+    ("heads: 4\n", "decoder_layer: 4\n", "decoder_layer", "unknown key; did you mean 'decoder_layers'?"),
+    ("      encoder: s3://models/siglip\n", "", "encoder", "is missing"),
+    ("encoder: s3://models/siglip", "encoder: 3", "encoder", "valid string"),
+    ("heads: 4\n", "heads: four\n", "heads", "valid integer")])
+def test_a_mistake_in_an_rae(file, old, new, field, expected):
+    change(file, "width: 32\n", RAE)
+    text = file.read_text()
+    start = text.index("      quantizer:")
+    file.write_text(text[:start] + text[text.index("\n", start) + 1:])
+    assert load(str(file)).stages.tokenizer_image.model == NamedRAEConfig("s3://models/siglip", width=32, heads=4)
+    change(file, old, new)
+    error = failure(file)
+    assert (error.file, error.field) == (str(file), f"stages.tokenizer_image.model.{field}")
+    assert expected in error.message
 
 
 def test_keys_of_a_titok_are_unknown_to_the_default_model(file):

@@ -1,11 +1,18 @@
 """Sizing: the figures that `doctor` tells of a pipeline are those of the modules it would build."""
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from models.tokenizer.build import build_tokenizer
-from pipelines.config import raw, validate
-from pipelines.doctor import sizes
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from models.tokenizer.build import build_tokenizer  # noqa: E402
+from models.tokenizer.vit import load_vit  # noqa: E402
+from pipelines.config import raw, validate  # noqa: E402
+from pipelines.doctor import sizes  # noqa: E402
 
 TITOK = {"architecture": "titok", "image_size": 32, "patch_size": 8, "num_latents": 12, "width": 64, "heads": 2,
          "head_dim": 32, "encoder_layers": 2, "decoder_layers": 3,
@@ -30,3 +37,19 @@ def test_a_tokenizers_figures(model, tokens):
     assert image["weights_bytes"] == image["gradients_bytes"] == 4 * trained
     assert image["memory_per_worker_bytes"] == sum(v for k, v in image.items()
                                                    if k.endswith("_bytes") and k != "memory_per_worker_bytes")
+
+
+def test_a_frozen_encoder_has_weights_alone(tmp_path):
+    values = raw("demo")
+    values["stages"]["tokenizer_image"]["model"] = {
+        "architecture": "rae", "encoder": str(corpora.vision_encoder(tmp_path)), "width": 32, "heads": 2,
+        "head_dim": 16, "decoder_layers": 2}
+    values["stages"]["tokenizer_joint"]["data"] = values["stages"]["tokenizer_image"]["data"]
+    found = sizes(validate(values, "demo"))
+    image, encoder = found["tokenizer_image"], load_vit(tmp_path)
+    frozen = sum(p.numel() for p in encoder.parameters())
+    trained = image["parameters"] + image["discriminator_parameters"] - frozen
+    assert image["weights_bytes"] == 4 * (trained + frozen) and image["gradients_bytes"] == 4 * trained
+    assert found["tokenizer_joint"]["parameters"] == image["parameters"]
+    batch = validate(values, "demo").stages.tokenizer_image.data.image_batch
+    assert image["image_tokens_per_step"] == batch * 16

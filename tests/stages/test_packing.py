@@ -53,14 +53,34 @@ def can_train(documents) -> bool:
     return any(kind in ("text", "document") or sum(n for _, n in lengths) + 4 <= 64 for kind, lengths in documents)
 
 
+def pieces(rows) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Of each text's unit of at most 64 tokens, the pieces that lie in rows."""
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for row in rows:
+        for placed in row:
+            if placed.view == "text":
+                assert placed.length == placed.stop - placed.start
+                found.setdefault((placed.index, placed.start // 64 * 64), []).append((placed.start, placed.stop))
+    return found
+
+
+def whole(pieces: list[tuple[int, int]]) -> bool:
+    """Whether the pieces are cuts of one stretch, each of it as often as the others, and none is a crumb."""
+    begin, end = min(start for start, _ in pieces), max(stop for _, stop in pieces)
+    times = {sum(start <= at < stop for start, stop in pieces) for at in range(begin, end)}
+    small = [stop - start for start, stop in pieces if (start, stop) != (begin, end)]
+    return len(times) == 1 and all(size >= 16 for size in small)
+
+
 @settings(max_examples=60, deadline=None)
 @given(corpus.filter(can_train), st.integers(0, 1000), st.integers(0, 5))
 def test_rows_hold_what_was_drawn_and_never_more_than_their_length(documents, seed, window):
     made = planner(documents, seed)
     rows = made.window(window)
     assert all(row and sum(placed.length for placed in row) <= 64 for row in rows)
-    counts = Counter(documents[placed.index][0] for row in rows for placed in row)
+    counts = Counter(documents[placed.index][0] for row in rows for placed in row if placed.start % 64 == 0)
     assert counts == made.quota
+    assert all(whole(units) for units in pieces(rows).values())
     again = planner(documents, seed)
     again.window(window + 3)  # what else was planned before does not matter
     assert again.window(window) == rows
@@ -69,7 +89,7 @@ def test_rows_hold_what_was_drawn_and_never_more_than_their_length(documents, se
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 64), max_size=80))
 def test_pack_places_every_document_once(lengths):
-    documents = [Placed(i, "text", n) for i, n in enumerate(lengths)]
+    documents = [Placed(i, "draw", n) for i, n in enumerate(lengths)]
     rows = pack(documents, 64)
     assert sorted(p.index for row in rows for p in row) == list(range(len(lengths)))
     assert all(sum(p.length for p in row) <= 64 for row in rows)
@@ -97,16 +117,47 @@ def test_each_epoch_visits_every_unit_once(documents, seed):
         seen = []
         for window in range(2 * len(units) // made.quota[kind] + 1):
             seen += [(p.index, p.start) for row in made.window(window) for p in row if documents[p.index][0] == kind]
-            if kind != "text":
-                seen = [(index, 0) for index, _ in seen]
+            seen = [(index, start if kind == "text" else 0) for index, start in seen if start % 64 == 0]
         # A window may end inside an epoch: the counts of two units never differ by more than 1.
         counts = Counter(seen)
         assert set(counts) == {(index, start) for index, start, _ in units}
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["text", "draw"]), st.integers(1, 64)), max_size=80))
+def test_texts_are_cut_to_save_rows_and_stay_whole(described):
+    documents = [Placed(i, view, n, stop=n if view == "text" else 0) for i, (view, n) in enumerate(described)]
+    rows = pack(documents, 64)
+    assert all(sum(p.length for p in row) <= 64 for row in rows)
+    assert sorted(p.index for row in rows for p in row if p.view == "draw") == [
+        p.index for p in documents if p.view == "draw"]
+    found = pieces(rows)
+    assert {index: max(stop for _, stop in cuts) for (index, _), cuts in found.items()} == {
+        p.index: p.length for p in documents if p.view == "text"}
+    assert all(whole(cuts) for cuts in found.values())
+    unlike = [Placed(p.index, "draw", p.length) for p in documents]  # what is never cut
+    assert len(rows) <= len(pack(unlike, 64))
+
+
+@pytest.mark.parametrize("length", [256, 512, 1024, 2048, 4096, 8192])
+@pytest.mark.parametrize("grid", [16, 64, 256])
+def test_padding_of_pictures_and_texts_stays_under_two_percent(length, grid):
+    """Pictures of 16 positions (the demo's), 64 and 256 with their captions, and as many tokens of texts, whose lengths
+    are spread as those of documents are; with the defaults. A window holds as many rows whatever their length is."""
+    rng = np.random.default_rng(0)
+    documents = [("image", [("text", int(n)), ("visual", grid)]) for n in rng.integers(4, 40, 1000)]
+    documents += [("text", [("text", int(n))]) for n in rng.lognormal(5.5, 1.0, 500)]
+    made = Planner(Lengths(documents), PackingConfig(length=max(length, 2 * grid), mixture={"image": 0.5}), seed=0)
+    rows = made.window(0)
+    used = sum(placed.length for row in rows for placed in row)
+    assert 1 - used / (len(rows) * made.config.length) < 0.02
+    assert sum(placed.length for row in rows for placed in row if placed.view == "text") / used == pytest.approx(
+        0.5, abs=0.03)
+
+
 @pytest.mark.parametrize("length", [256, 4096])
-def test_padding_stays_under_three_percent(length):
+def test_padding_stays_under_two_percent_in_a_small_window(length):
     rng = np.random.default_rng(0)
     grid = 16 if length == 256 else 256
     documents = [("image", [("text", int(n)), ("visual", grid)]) for n in rng.integers(3, 25, 3000)]
@@ -115,7 +166,7 @@ def test_padding_stays_under_three_percent(length):
     made = planner(documents, length=length, window_rows=64, mixture={"image": 0.6, "video": 0.2, "text": 0.2})
     rows = [row for window in range(4) for row in made.window(window)]
     used = sum(placed.length for row in rows for placed in row)
-    assert 1 - used / (len(rows) * length) < 0.03
+    assert 1 - used / (len(rows) * length) < 0.02
     shares = Counter()
     for row in rows:
         for placed in row:
@@ -132,6 +183,17 @@ def test_orders_and_conditions_come_at_the_configured_rates():
     assert len(drawn) / len(captioned) == pytest.approx(0.7, abs=0.05)
     assert np.mean([not p.condition for p in drawn]) == pytest.approx(0.2, abs=0.05)
     assert all(p.view == "draw" and not p.condition for p in placed if p.index >= 50)
+
+
+def test_without_objectives_texts_alone_are_planned_and_without_drawing_captioned_pictures():
+    documents = [("text", [("text", 20)]), ("image", [("text", 5), ("visual", 9)]), ("image", [("visual", 9)]),
+                 ("document", [("text", 5), ("visual", 9)])]
+    made = Planner(Lengths(documents), PackingConfig(length=64, window_rows=4), 0, {})
+    assert {placed.index for row in made.window(0) for placed in row} == {0}
+    described = planner(documents, mixture={"image": 1}, caption_first=0)
+    assert {(placed.index, placed.view) for row in described.window(0) for placed in row} == {(1, "describe")}
+    with pytest.raises(ValueError, match="leaves nothing"):
+        Planner(Lengths(documents[1:]), PackingConfig(length=64), 0, {})
 
 
 def test_a_mixture_leaves_kinds_out_and_unknown_ones_are_refused():

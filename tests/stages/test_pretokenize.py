@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import corpora  # noqa: E402
@@ -16,6 +17,7 @@ from infra import storage  # noqa: E402
 from infra.errors import InputError  # noqa: E402
 from models.bundle import BundleConfig, OmniLoom  # noqa: E402
 from models.tokenizer.config import TiTokConfig, TokenizerConfig  # noqa: E402
+from models.unified.alignment import features_on_grid  # noqa: E402
 from models.unified.batch import collate  # noqa: E402
 from models.unified.config import UnifiedConfig  # noqa: E402
 from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
@@ -167,6 +169,48 @@ def test_raw_pixels_are_kept_in_patches_as_they_were_decoded(tmp_path, corpus, v
     assert all(token.pixels is None for token in without.document(0) if token.kind == "visual")
 
 
+def test_features_are_those_of_the_encoder_on_the_latents_frames(tmp_path, corpus, visual):
+    """Of 16x32 pixels as they are; of an encoder of patch 8 no size here needs scaling."""
+    folder = corpora.vision_encoder(tmp_path / "siglip")
+    reference = transformers.SiglipVisionModel.from_pretrained(folder).eval()
+    kept = TokenSet(tokenize(tmp_path / "kept", corpus, visual, config(features=str(folder))), "train")
+    grids = set()
+    for index, row in enumerate(records.iterate(corpus.uri, split="train")):
+        pictures = [s for s in row["segments"] or [row] if s["media"]]
+        visuals = [token for token in kept.document(index) if token.kind == "visual"]
+        for token, item in zip(visuals, pictures, strict=True):
+            kind = "video" if row["kind"] == "video" else "image"
+            shape = ASPECTS.shape(ASPECTS.bucket(item["width"], item["height"]), 24)
+            frames = torch.from_numpy(decode(kind, item["media"], shape, 5)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            with torch.no_grad():
+                found = reference(frames, interpolate_pos_encoding=True).last_hidden_state
+            wanted = found if kind == "image" else torch.stack((found[0], found[1:].mean(0)))
+            assert token.feature_grid == token.grid and token.features.dtype == np.float16
+            np.testing.assert_allclose(token.features, wanted.flatten(0, 1), atol=5e-3, rtol=2e-3)
+            grids.add(token.feature_grid)
+    assert grids == {(t, h, w) for t in (1, 2) for h, w in GRIDS}
+
+
+def test_an_encoder_of_another_patch_sees_the_nearest_size(tmp_path, corpus, visual):
+    torch.manual_seed(0)
+    transformers.Dinov2Model(transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14)
+    ).save_pretrained(tmp_path / "dinov2")
+    kept = TokenSet(tokenize(tmp_path / "kept", corpus, visual, config(features=str(tmp_path / "dinov2"))), "train")
+    nearest = {(3, 3): (2, 2), (2, 4): (1, 2), (4, 2): (2, 1)}  # 24x24, 16x32 and 32x16 pixels in patches of 14
+    for token in (token for document in kept for token in document if token.grid):
+        assert token.feature_grid == (token.grid[0], *nearest[token.grid[1:]])
+        assert token.features.shape == (int(np.prod(token.feature_grid)), 16)
+        on_grid = features_on_grid(torch.from_numpy(token.features.copy()), token.feature_grid, token.grid)
+        assert on_grid.shape == (token.length, 16)
+
+
+def test_no_encoder_at_the_uri_of_features(tmp_path, corpus, visual):
+    with pytest.raises(InputError, match="no vision encoder: .*config.json: cannot be read") as caught:
+        tokenize(tmp_path, corpus, visual, config(features=str(tmp_path / "nowhere")))
+    assert (caught.value.field, caught.value.file) == ("stages.pretokenize.features", str(tmp_path / "nowhere"))
+
+
 def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visual, tokens):
     model = load_tokenizer(visual)
     facts = storage.read_json(tokens.file("tokens.json"))
@@ -206,6 +250,7 @@ IMAGES, BOTH = {"records_image": 3, "records_video": 0, "records_document": 0}, 
     ({"frames": 6}, TokenizerConfig(), BOTH, "frames: expected 1 . a multiple of temporal_patch 4, got 6"),
     ({}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "image_size: 24 at aspect 3:2 makes pictures of 16x32"),
     ({"aspects": ("1:1",)}, TiTokConfig(image_size=24, patch_size=8), BOTH, "TiTok, which is for images alone"),
+    ({"aspects": ("1:1",), "features": "vit"}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "features: the"),
 ])
 def test_what_the_tokenizer_cannot_encode_is_refused_before_anything_runs(fields, model, counts, words):
     with pytest.raises(InputError, match=words) as caught:

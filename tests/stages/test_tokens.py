@@ -35,6 +35,12 @@ def check(tokens: TokenSet, written: list[dict]) -> None:
             assert token.grid == tuple(segment["grid"]) and token.ids is None
             np.testing.assert_array_equal(token.latents.ravel(), segment["latents"])
             assert token.latents.shape == (np.prod(segment["grid"]), 4)
+            assert token.feature_grid == (tuple(segment["feature_grid"]) if "feature_grid" in segment else None)
+            if token.feature_grid:
+                assert token.features.dtype == np.float16 and token.features.shape == (token.feature_grid[1] * 2, 5)
+                np.testing.assert_array_equal(token.features.ravel(), segment["features"])
+            else:
+                assert token.features is None
             if segment["codes"] is None:
                 assert token.codes is None
             else:
@@ -52,6 +58,17 @@ def test_round_trip_over_several_shards(tmp_path, codes):
     check(TokenSet(artifact, "train"), written)
     check(TokenSet(artifact, "test"), written[:2])
     assert [len(d) for d in TokenSet(artifact, "train")] == [len(row["segments"]) for row in written]
+
+
+def test_features_come_back_beside_the_latents(tmp_path):
+    written, rng = rows(), np.random.default_rng(2)
+    for number, segment in enumerate(s for row in written for s in row["segments"] if s["kind"] == "visual"):
+        if number % 3:  # features of some, as of a corpus that is given them later
+            grid = [1, 1 + number % 4, 2]
+            segment |= {"features": rng.normal(size=grid[1] * 2 * 5).astype(np.float16), "feature_grid": grid}
+    tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [written[:9], written[9:]]}, TEXT), "train")
+    check(tokens, written)
+    assert not any(t.features.flags.owndata for document in tokens for t in document if t.feature_grid)
 
 
 def test_many_record_batches(tmp_path):
@@ -85,9 +102,10 @@ def test_contents_stay_in_the_mapped_file(tmp_path):
 def test_another_schema_version_is_refused(tmp_path):
     artifact = corpora.pretokenize(tmp_path / "tokens", {"train": [rows()]}, TEXT)
     facts = storage.read_json(artifact.file("tokens.json"))
-    storage.write_json(artifact.file("tokens.json"), {**facts, "schema_version": 9})
-    with pytest.raises(ValueError, match="schema version 9"):
-        TokenSet(artifact, "train")
+    for other in (2, 9):
+        storage.write_json(artifact.file("tokens.json"), {**facts, "schema_version": other})
+        with pytest.raises(ValueError, match=f"tokens of schema version {other}, expected 3"):
+            TokenSet(artifact, "train")
 
 
 def test_a_row_of_another_type_leaves_no_file(tmp_path):

@@ -131,6 +131,42 @@ def test_the_model_learns_and_its_output_is_complete(tmp_path, tokens, visual):
     assert len(captions) == 2
 
 
+PICTURES = {"length": 64, "window_rows": 6, "mixture": {"image": 1}}
+
+
+@pytest.mark.parametrize("fields, losses", [
+    ({"objectives": {}}, {"text_loss"}),
+    ({"packing": {**PICTURES, "caption_first": 0}}, {"text_loss"}),
+    ({"packing": {**PICTURES, "caption_first": 1, "caption_loss": False}}, {"visual_loss"}),
+    ({"packing": {**PICTURES, "caption_first": 1}, "loss": {"task_weights": {"draw": 2.0}}},
+     {"text_loss", "visual_loss"})], ids=["text", "describe", "draw", "weighted"])
+def test_only_what_is_asked_for_has_a_loss(tmp_path, tokens, visual, fields, losses):
+    train_the_model(tmp_path, tokens, visual if fields.get("objectives") != {} else None, steps=4, validate_every=4,
+                    **{"workers": {"count": 1, "log_every": 1, "peak_tflops": 1.0}, **fields})
+    rows = [row for row in curve(tmp_path) if "loss" in row]
+    assert {name for row in rows for name in row if name.endswith("_loss") and name[:2] != "va"} == losses
+    parts = {"text", "backbone"} | ({"visual"} if fields.get("objectives") != {} else set())
+    for row in rows:
+        assert row["grad_norm"] ** 2 == pytest.approx(sum(row[f"grad_norm_{part}"] ** 2 for part in parts), rel=1e-4)
+        assert 0 < row["model_flops_utilization"] < 1
+    [validation] = [row for row in curve(tmp_path) if "validation_text_loss" in row or "validation_visual_loss" in row]
+    assert {name.removeprefix("validation_") for name in validation if name.startswith("validation_")} == losses
+    model = OmniLoom.load(tmp_path / "output" / "model")
+    assert (model.tokenizer is None) == (model.config.unified.representations == ()) == ("visual" not in parts)
+    assert len(model.text_to_text(["a red"], max_new_tokens=3)) == 1
+
+
+def test_task_weights_of_one_change_nothing(tmp_path, tokens, visual):
+    alike = dict.fromkeys(("text", "draw", "describe", "document"), 1.0)
+    kept = []
+    for name, weights in (("plain", {}), ("alike", alike), ("other", {"describe": 0.0, "text": 3.0})):
+        train_the_model(tmp_path / name, tokens, visual, steps=4, loss={"task_weights": weights})
+        kept.append((curve(tmp_path / name), load_file(tmp_path / name / "output" / "model" / "unified.safetensors")))
+    (plain, weights), (alike, same), (other, _) = kept
+    assert plain == alike and all(torch.equal(value, same[name]) for name, value in weights.items())
+    assert other != plain
+
+
 def test_a_corpus_without_a_validation_split_trains(tmp_path, visual):
     text = corpora.text_tokenizer()
     rows = corpora.token_rows(text, np.random.default_rng(0), images=6, videos=0, texts=3, documents=0)

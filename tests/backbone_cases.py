@@ -1,0 +1,74 @@
+"""What tests of the backbone's options share: each option as a config, models whose outputs depend on all that they
+see, and documents of every objective."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from models.unified.batch import Segment
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion_config import DiffusionConfig
+from models.unified.layouts import plain_text, text_to_visual, visual_to_text
+from models.unified.model import UnifiedModel
+from models.unified.objective import UnifiedObjective
+from models.unified.representations import OBJECTIVES
+
+CODES = 11
+ALL = tuple(OBJECTIVES)
+OPTIONS: dict[str, dict] = {
+    "none": {},
+    "gau": {"block": "gau"},
+    "gau_plain": {"block": "gau", "qk_norm": False, "qkv_bias": True, "out_bias": True, "hidden": 72},
+    "skips": {"long_skips": True},
+    "skips_gau": {"long_skips": True, "block": "gau", "layers": 2},
+    "swapped": {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},
+    "unet": {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
+    "flow": {"flow_head_layers": 2, "flow_head_width": 20},
+    "mask": {"patch_mask_low": 0.3, "patch_mask_high": 0.6},
+    "all": {"block": "gau", "long_skips": True, "latent_patchifier": "unet", "pixel_patchifier": "unet",
+            "flow_head_layers": 1, "patch_mask_high": 0.5},
+}
+
+
+def config_of(option: str, **fields: int | None) -> UnifiedConfig:
+    return UnifiedConfig(**{"vocab_size": 40, "latent_dim": 3, "pixel_dim": 12, "pixel_bottleneck": 8, "unet_width": 8,
+                            "codebook_size": CODES, "width": 48, "layers": 3, "heads": 4, "time_dim": 32,
+                            **OPTIONS[option], **fields})
+
+
+def build(config: UnifiedConfig, seed: int = 0) -> UnifiedModel:
+    """Nothing is left at 0, where it would hide what else is computed."""
+    torch.manual_seed(seed)
+    model = UnifiedModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.15 if parameter.ndim > 1 else 0.1
+            parameter.add_(torch.randn(parameter.shape) * spread)
+    return model
+
+
+def objective_of(config: UnifiedConfig, seed: int = 0) -> UnifiedObjective:
+    return UnifiedObjective(build(config, seed), DiffusionConfig(), objectives=ALL)
+
+
+def values(objective: str, grid: tuple[int, int, int], seed: int) -> np.ndarray:
+    rng, count = np.random.default_rng(seed), int(np.prod(grid))
+    if OBJECTIVES[objective].representation.discrete:
+        return rng.integers(0, CODES, count)
+    return rng.normal(size=(count, 3 if objective == "latent_diffusion" else 12)).astype(np.float32)
+
+
+def drawing(objective: str, grid: tuple[int, int, int] = (1, 3, 2), seed: int = 0) -> list[Segment]:
+    special = config_of("none").specials
+    return text_to_visual([9, 8, 7], values(objective, grid, seed), grid, special, objective=objective)
+
+
+def documents() -> list[list[Segment]]:
+    """Targets and contexts of each objective, on grids of several sizes, and a text; 105 places."""
+    special = config_of("none").specials
+    found = [plain_text([11, 12, 13], special)]
+    for i, name in enumerate(ALL):
+        found.append(drawing(name, (1, 3, 2), i))
+        found.append(visual_to_text(values(name, (2, 1, 3), 9 + i), (2, 1, 3), [20, 21], special, name))
+    return found
