@@ -68,7 +68,9 @@ class VisualSampling:
         if not objective_row(self.objective).representation.discrete:
             if self.diffusion is None:
                 raise ValueError(f"diffusion: {self.objective} needs the config that it was trained with")
-            sampling_times(self.diffusion, self.num_steps)
+            times = sampling_times(self.diffusion, self.num_steps)
+            if self.predictor is not None:
+                self.predictor.steps(times)
 
     @property
     def variants(self) -> tuple[tuple[float, frozenset[str]], ...]:
