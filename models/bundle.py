@@ -37,8 +37,8 @@ GUIDANCE_SCALE = 2.0
 
 
 class OmniLoom:
-    """A model and both its tokenizers, ready to sample. `batch_size` bounds the requests computed at once; it
-    does not change what a seed gives.
+    """A model and its tokenizers, of pictures None where it knows text alone, ready to sample. `batch_size` bounds the
+    requests computed at once; it does not change what a seed gives.
 
     What its tasks share:
         images      for each prompt the pictures that are shown before it, each scaled to cover `size` and cut at the
@@ -55,7 +55,7 @@ class OmniLoom:
         self,
         config: BundleConfig,
         model: UnifiedModel,
-        tokenizer: VisualTokenizer,
+        tokenizer: VisualTokenizer | None,
         text: TextTokenizer,
         batch_size: int = 64,
     ):
@@ -65,7 +65,8 @@ class OmniLoom:
             )
         if text.specials != dataclasses.asdict(config.unified.specials):
             raise ValueError(f"text.json: special tokens {text.specials} are not those of unified.specials")
-        self.config, self.model, self.tokenizer, self.text = config, model.eval(), tokenizer.eval(), text
+        self.config, self.model, self.text = config, model.eval(), text
+        self.tokenizer = tokenizer and tokenizer.eval()
         self.batch_size = batch_size
         self._mean = torch.tensor(config.latent_mean).view(-1, 1, 1, 1)
         self._std = torch.tensor(config.latent_std).view(-1, 1, 1, 1)
@@ -85,10 +86,10 @@ class OmniLoom:
         return self.model.embed.weight.device
 
     def _objective(self, objective: str | None) -> str:
+        if not self.config.objectives:
+            raise ValueError("objective: the model was trained on text alone and knows no pictures")
         if objective is not None and objective not in self.config.objectives:
             raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
-        if not self.config.objectives:
-            raise ValueError("objective: the model was trained on text alone")
         return objective or self.config.objectives[0]
 
     def diffusion(self, objective: str | None = None) -> DiffusionConfig | None:
@@ -176,8 +177,8 @@ class OmniLoom:
         **sampling: Any,
     ) -> np.ndarray:
         """Videos uint8 (B, T, H, W, 3). An empty prompt without images draws without a condition."""
-        height, width = size or self.config.image_size
         how = self.sampling(objective, **sampling)
+        height, width = size or self.config.image_size
         grid = self.grid(num_frames or self.config.num_frames, height, width, how.objective)
         fields = {f.name: getattr(how, f.name) for f in dataclasses.fields(how)}
         seeds = seed_list(seeds, len(prompts))

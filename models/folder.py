@@ -3,7 +3,7 @@
 The folder holds all that sampling needs and nothing that runs code:
     config.json             configs of both networks, latent statistics, sizes, format version, text digest
     unified.safetensors     the unified transformer; a tied head is stored once
-    tokenizer.safetensors   the visual tokenizer
+    tokenizer.safetensors   the visual tokenizer; a model of text alone has none
     text.json               the text tokenizer
 `safetensors` and `tokenizers` are imported when a folder is written or read.
 """
@@ -36,6 +36,7 @@ VERSION = 1
 class BundleConfig:
     """What `config.json` says.
 
+    tokenizer                of pictures; None, with what follows up to `objectives`, in a model of text alone
     latent_mean, latent_std  per channel of the tokenizer's latents; the unified model sees
                              (latent - mean) / std
     image_size               (height, width) in pixels that training used, and sampling uses by default
@@ -47,10 +48,10 @@ class BundleConfig:
 
     unified: UnifiedConfig
     diffusion: DiffusionConfig
-    tokenizer: AnyTokenizerConfig
+    tokenizer: AnyTokenizerConfig | None
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     num_frames: int = 1
     fps: float = 8.0
     snap_latents: bool = True
@@ -59,9 +60,15 @@ class BundleConfig:
     pixel_patch: int | None = None
 
     def __post_init__(self) -> None:
-        channels = self.tokenizer.quantizer.dim
         for name in ("latent_mean", "latent_std", "image_size", "objectives"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("tokenizer", "image_size"):
+            if self.objectives and getattr(self, name) is None:
+                raise ValueError(f"BundleConfig.{name}: is missing, and {self.objectives[0]} needs it")
+        if self.tokenizer is None:
+            return
+        channels = self.tokenizer.quantizer.dim
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != channels:
                 raise ValueError(
@@ -97,7 +104,7 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
             raise ValueError(f"{where}.{name}: missing")
     read = dict(values)
     for name, value in values.items():
-        if hints[name] == AnyTokenizerConfig:
+        if name == "tokenizer" and value is not None:
             read[name] = config_from_dict(value, f"{where}.{name}")
         elif dataclasses.is_dataclass(hints[name]):
             read[name] = _from_dict(hints[name], value, f"{where}.{name}")
@@ -129,7 +136,7 @@ class Parts:
 
     config: BundleConfig
     model: UnifiedModel
-    tokenizer: VisualTokenizer
+    tokenizer: VisualTokenizer | None
     text: TextTokenizer
 
 
@@ -142,6 +149,8 @@ def write_folder(parts: Parts, folder: str | Path) -> None:
     for name, module, left_out in (
         ("unified", parts.model, _shared(parts.config)), ("tokenizer", parts.tokenizer, ())
     ):
+        if module is None:
+            continue
         state = {
             key: value.detach().cpu().contiguous()
             for key, value in module.state_dict().items()
@@ -167,7 +176,9 @@ def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> Parts
     text = TextTokenizer.load(folder / "text.json")
     if text.digest != digest:
         raise ValueError(f"{folder / 'text.json'}: not the tokenizer that the model was trained with")
-    model, tokenizer = UnifiedModel(config.unified), build_tokenizer(config.tokenizer)
+    model, tokenizer = UnifiedModel(config.unified), None
     _load_weights(model, folder / "unified.safetensors", _shared(config))
-    _load_weights(tokenizer, folder / "tokenizer.safetensors")
-    return Parts(config, model.to(device), tokenizer.to(device), text)
+    if config.tokenizer:
+        tokenizer = build_tokenizer(config.tokenizer).to(device)
+        _load_weights(tokenizer, folder / "tokenizer.safetensors")
+    return Parts(config, model.to(device), tokenizer, text)

@@ -125,7 +125,7 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
     from pipelines.plan import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
-    pipeline = Graph(load(config, overrides or []).stages.optional())
+    pipeline = Graph(load(config, overrides or []).stages.configured())
     Selection(only, from_, until, tuple(force or ())).stages(pipeline)
     options = [part for option, value in (("--only", only), ("--from", from_), ("--until", until)) if value
                for part in (option, value)] + [part for stage in force or () for part in ("--force", stage)]

@@ -15,7 +15,7 @@ from infra import storage
 from infra.cluster import ClusterConfig
 from infra.errors import InputError
 from infra.tracking import TrackingConfig
-from pipelines.graph import KNOWN
+from pipelines.graph import KNOWN_NAMES, Graph
 from stages.base import PLACEMENT
 from stages.evaluate import Config as EvaluateConfig
 from stages.ingest import Config as IngestConfig
@@ -31,13 +31,22 @@ PRESETS = Path(__file__).parent / "presets"
 class StagesConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     ingest: IngestConfig
-    tokenizer_image: TokenizerStageConfig
-    tokenizer_joint: TokenizerStageConfig
+    tokenizer_image: TokenizerStageConfig | None = None
+    tokenizer_joint: TokenizerStageConfig | None = None
     tokenizer_kl: KLStageConfig | None = None
     quantizer_study: StudyConfig | None = None
     pretokenize: PretokenizeConfig = Field(default_factory=PretokenizeConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _inputs_are_configured(self) -> StagesConfig:
+        names = Graph(self.configured()).names
+        if self.train.trained and not any(name.startswith("tokenizer_") for name in names):
+            raise ValueError(f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
+                             "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
+                             "alone")
+        return self
 
     @model_validator(mode="after")
     def _pixels_are_kept(self) -> StagesConfig:
@@ -53,9 +62,9 @@ class StagesConfig(BaseModel):
                              "pretokenize.text_tokenizer to its tokenizer.json")
         return self
 
-    def optional(self) -> list[str]:
-        """The stages beyond the six that this pipeline has."""
-        return [stage.name for stage in KNOWN if stage.optional and getattr(self, stage.name) is not None]
+    def configured(self) -> list[str]:
+        """The stages that this pipeline has."""
+        return [name for name in KNOWN_NAMES if getattr(self, name) is not None]
 
 
 class PipelineConfig(BaseModel):

@@ -162,8 +162,8 @@ def _unified(config: PipelineConfig, tokenizer) -> dict:
 
     stage = config.stages.train
     patch = config.stages.pretokenize.pixel_patch
-    sizes = {"latent_dim": tokenizer.quantizer.dim, "codebook_size": tokenizer.quantizer.size,
-             "pixel_dim": patch and patch_numbers(patch)}
+    sizes = {"latent_dim": tokenizer and tokenizer.quantizer.dim,
+             "codebook_size": tokenizer and tokenizer.quantizer.size, "pixel_dim": patch and patch_numbers(patch)}
     model = unified_config(stage, config.stages.pretokenize.vocab_size, sizes, None)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.count, stage.workers.accumulate

@@ -1,6 +1,7 @@
-"""The stages, in a topological order, and what each reads: six that every pipeline has, and those it may add.
+"""The stages, in a topological order, and what each reads. A pipeline has those that its config names: by default
+six; of text alone the four that need no visual tokenizer; optional ones where they are asked for.
 
-An input written `a|b` is the first of them that the pipeline configures; `a?` is read where it is configured.
+An input written `a|b` is the first of them that the pipeline configures; one that ends in `?` may be missing.
 """
 from __future__ import annotations
 
@@ -9,27 +10,27 @@ from dataclasses import replace
 
 from stages.base import Stage
 
+_TOKENIZER = "tokenizer_kl|tokenizer_joint|tokenizer_image?"
 KNOWN = (
     Stage("ingest", "stages.ingest"),
     Stage("tokenizer_image", "stages.train_tokenizer", ("ingest",)),
     Stage("tokenizer_joint", "stages.train_tokenizer", ("ingest", "tokenizer_image")),
     Stage("tokenizer_kl", "stages.train_tokenizer", ("ingest", "tokenizer_joint"), optional=True),
     Stage("quantizer_study", "stages.quantizer_study", ("ingest",), optional=True),
-    Stage("pretokenize", "stages.pretokenize", ("ingest", "tokenizer_kl|tokenizer_joint")),
-    Stage("train", "stages.train_unified", ("pretokenize", "tokenizer_kl|tokenizer_joint")),
-    Stage("evaluate", "stages.evaluate",
-          ("ingest", "tokenizer_kl|tokenizer_joint", "pretokenize", "train", "quantizer_study?")),
+    Stage("pretokenize", "stages.pretokenize", ("ingest", _TOKENIZER)),
+    Stage("train", "stages.train_unified", ("pretokenize", _TOKENIZER)),
+    Stage("evaluate", "stages.evaluate", ("ingest", _TOKENIZER, "pretokenize", "train", "quantizer_study?")),
 )
 KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
 NAMES = tuple(stage.name for stage in KNOWN if not stage.optional)
 
 
 class Graph:
-    """The stages of one pipeline: the six, and the optional ones that it configures."""
+    """The stages of one pipeline, by their names. ValueError where one of them needs a stage that is not there."""
 
-    def __init__(self, optional: Iterable[str] = ()):
-        chosen = set(NAMES) | set(optional)
-        self.stages = tuple(replace(stage, inputs=_resolved(stage.inputs, chosen)) for stage in KNOWN
+    def __init__(self, names: Iterable[str] = NAMES):
+        chosen = set(names)
+        self.stages = tuple(replace(stage, inputs=_resolved(stage, chosen)) for stage in KNOWN
                             if stage.name in chosen)
         self.names = tuple(stage.name for stage in self.stages)
 
@@ -46,6 +47,12 @@ class Graph:
         return {stage.name for stage in self.stages if name in self.descendants(stage.name)}
 
 
-def _resolved(inputs: tuple[str, ...], chosen: set[str]) -> tuple[str, ...]:
-    found = (next((name for name in given.rstrip("?").split("|") if name in chosen), None) for given in inputs)
-    return tuple(name for name in found if name)
+def _resolved(stage: Stage, chosen: set[str]) -> tuple[str, ...]:
+    found = []
+    for given in stage.inputs:
+        names = given.rstrip("?").split("|")
+        if name := next((name for name in names if name in chosen), None):
+            found.append(name)
+        elif not given.endswith("?"):
+            raise ValueError(f"{stage.name} reads {' or '.join(names)}, which the pipeline does not configure")
+    return tuple(found)

@@ -138,7 +138,7 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
     except Exception as error:  # each filesystem has its own for unknown, unreachable, unauthorised
         message = f"{config.storage} cannot be read: {type(error).__name__}: {error}"
         raise InputError(message, field="storage") from error
-    pipeline = Graph(config.stages.optional())
+    pipeline = Graph(config.stages.configured())
     selected = selection.stages(pipeline)
     for name in config.pins:
         if name not in pipeline.names:

@@ -48,9 +48,9 @@ class Stage:
         return function(config) if function else Needs()
 
 
-def last_tokenizer(inputs: dict[str, Artifact]) -> Artifact:
-    """The tokenizer among a stage's inputs; they hold one, whichever stage it came from."""
-    return next(artifact for name, artifact in inputs.items() if name.startswith("tokenizer_"))
+def last_tokenizer(inputs: dict[str, Artifact]) -> Artifact | None:
+    """The tokenizer among a stage's inputs, whichever stage it came from; None in a pipeline of text alone."""
+    return next((artifact for name, artifact in inputs.items() if name.startswith("tokenizer_")), None)
 
 
 @dataclass
@@ -70,8 +70,8 @@ class StageContext:
     tracker: Any
 
     @property
-    def tokenizer(self) -> Artifact:
-        """The visual tokenizer that the corpus is encoded with: the last one that the pipeline trains."""
+    def tokenizer(self) -> Artifact | None:
+        """The visual tokenizer that the corpus is encoded with: the last one that the pipeline trains, if any."""
         return last_tokenizer(self.inputs)
 
     @property

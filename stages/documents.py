@@ -7,6 +7,9 @@ Out: lists of `models.unified.batch.Segment`, of the length that was planned.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from models.unified.config import UnifiedConfig
@@ -15,10 +18,10 @@ from stages.packing import Placed
 
 
 class Documents:
-    """`segments(placed)` of one token set."""
+    """`segments(placed)` of one token set; they weigh as much as `task_weights` says of their view."""
 
-    def __init__(self, tokens, model_config: UnifiedConfig):
-        self.tokens, self.specials = tokens, model_config.specials
+    def __init__(self, tokens, model_config: UnifiedConfig, task_weights: Mapping[str, float] = MappingProxyType({})):
+        self.tokens, self.specials, self.task_weights = tokens, model_config.specials, task_weights
         self.mean = np.array(tokens.facts["latent_mean"], dtype=np.float32)
         self.std = np.array(tokens.facts["latent_std"], dtype=np.float32)
 
@@ -32,6 +35,12 @@ class Documents:
         return token.pixels.astype("float32") / 127.5 - 1, token.pixel_grid
 
     def segments(self, placed: Placed) -> list:
+        found = self._arranged(placed)
+        for segment in found:
+            segment.weight = self.task_weights.get(placed.view, 1.0)
+        return found
+
+    def _arranged(self, placed: Placed) -> list:
         from models.unified.batch import Segment
         from models.unified.layouts import text_to_visual, visual_to_text
 
@@ -47,7 +56,8 @@ class Documents:
         values, grid = self.picture(next(t for t in document if t.kind == "visual"), objective)
         if placed.view == "describe":
             return visual_to_text(values, grid, caption, special, objective, placed.context_time)
-        return text_to_visual([] if "text" in placed.dropped else caption, values, grid, special, objective=objective)
+        condition = [] if "text" in placed.dropped else caption
+        return text_to_visual(condition, values, grid, special, placed.caption_loss, objective)
 
     def _interleaved(self, document: list, placed: Placed) -> list:
         from models.unified.batch import Segment, document_length, visual_segment

@@ -1,7 +1,8 @@
 """Stage `evaluate`: what the tokenizer and the unified model can do on the held-out split, in figures and in a report.
 
-In: records, tokens, the joint tokenizer, the trained model. Out: `report.html`, `metrics.json`, `pictures/*.png`,
-`samples.jsonl`. The model is registered, and gets its alias only where `gate` is passed.
+In: records, tokens, the visual tokenizer where there is one, the trained model; of a language model only what it reads
+and writes is measured. Out: `report.html`, `metrics.json`, `pictures/*.png`, `samples.jsonl`. The model is registered,
+and gets its alias only where `gate` is passed.
 """
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def run(context: StageContext) -> dict:
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
     parts = (evaluation.reconstruct, evaluation.codebook, evaluation.read_text, evaluation.draw, evaluation.describe,
-             evaluation.show_videos)
+             evaluation.show_videos) if evaluation.loom.config.objectives else (evaluation.read_text,)
     for number, part in enumerate(parts):
         context.progress(number, len(parts), "parts")
         part()

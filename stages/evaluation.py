@@ -229,8 +229,7 @@ class Evaluation:
 
     def report(self, failed: dict) -> dict:
         """What `stages.report.render` takes."""
-        first = self.loom.config.objectives[0]
-        headline = (*(f"{name}{self._suffix(first)}" for name in
+        headline = (*(f"{name}{self._suffix(first)}" for first in self.loom.config.objectives[:1] for name in
                       ("image_class_agreement", "caption_accuracy", "image_coverage")),
                     "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage")
         sections = [{"title": "Metrics", "text": f"Measured on the {self.config.split} split.",
@@ -252,7 +251,7 @@ class Evaluation:
         if study := self.inputs.get("quantizer_study"):
             sections.append({"title": "Quantizers", "tables": [
                 quantizer_study.table(storage.read_json(study.file("study.json")))]})
-        for artifact in (last_tokenizer(self.inputs), self.inputs["train"]):
+        for artifact in filter(None, (last_tokenizer(self.inputs), self.inputs["train"])):
             sections.append({"title": f"Curves of {artifact.stage}", "curves": self._curves(artifact)})
         if failed:
             sections[0]["text"] += " The gate was not passed: " + ", ".join(

@@ -21,6 +21,7 @@ from models.unified.representations import OBJECTIVES
 from stages.order import draw
 
 Kind = Literal["image", "video", "text", "document"]
+Task = Literal["text", "draw", "describe", "document"]  # what a document is arranged as
 Source = Literal["text", "image"]  # of a drawn picture's condition: what words say, and earlier pictures
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -42,7 +43,10 @@ class PackingConfig(BaseModel):
         default_factory=dict, description="share of tokens per kind (image, video, text, document); what is not named "
         "keeps its natural share, 0 leaves a kind out")
     caption_first: float = Field(0.5, ge=0, le=1, description="share of captioned pictures that are drawn from their "
-                                 "caption; the others are described")
+                                 "caption; the others are described. Pictures without a caption are drawn, and left "
+                                 "out where this is 0")
+    caption_loss: bool = Field(True, description="whether the caption that a picture is drawn from is learnt as well; "
+                               "without it the picture alone is")
     condition_dropout: Annotated[Share | dict[Source, Share], BeforeValidator(_shares)] = Field(
         0.1, description="for guidance: share of the former whose caption is left out; or shares by source, which hold "
         "for the drawn pictures of interleaved documents too: of text (a caption, all words before the picture) and, "
@@ -55,13 +59,13 @@ class PackingConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Placed:
-    """One document in a row. `view`: "text", "draw", "describe" or "document"; `start`, `stop` cut a text;
+    """One document in a row. `view` is its `Task`; `start`, `stop` cut a text; `caption_loss` is the config's;
     `target` is the segment of an interleaved document that is drawn, -1 for none, and `dropped` are the sources of a
     drawn picture's condition that are left out. Its pictures, the drawn one and those that are context, are what
     `objective` is about; context has noise up to `context_time`."""
 
     index: int
-    view: str
+    view: Task
     length: int
     dropped: frozenset[Source] = frozenset()
     start: int = 0
@@ -69,15 +73,16 @@ class Placed:
     target: int = -1
     objective: str = "latent_diffusion"
     context_time: float = 0.0
+    caption_loss: bool = True
 
 
 class Planner:
     """Rows of documents, by window. `tokens` is a `stages.tokens.TokenSet`; `objectives` maps what is trained on
-    pictures to its share of the documents."""
+    pictures to its share of the documents: latent_diffusion by default; {} leaves everything out that has pictures."""
 
     def __init__(self, tokens, config: PackingConfig, seed: int, objectives: Mapping[str, float] | None = None):
         self.tokens, self.config, self.seed = tokens, config, seed
-        objectives = objectives or {"latent_diffusion": 1.0}
+        objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
         self._names = [name for name in OBJECTIVES if objectives.get(name)]
         self._shares = np.cumsum([objectives[name] for name in self._names])
         # One share is of captions alone.
@@ -85,7 +90,8 @@ class Planner:
         self._dropout, self._interleaved_dropout = (shares, shares) if isinstance(shares, dict) else (
             {"text": shares}, {})
         self._representations = sorted({OBJECTIVES[name].representation.name for name in self._names})
-        self.units = {kind: units for kind in get_args(Kind) if (units := self._units(kind))}
+        kinds = get_args(Kind) if self._names else ("text",)
+        self.units = {kind: units for kind in kinds if (units := self._units(kind))}
         self.quota = self._quota()
         self._planned: dict[int, list[list[Placed]]] = {}
 
@@ -94,12 +100,14 @@ class Planner:
         row, pictures that do not fit left out, in whichever representation they are longest."""
         found = []
         for index in self.tokens.indices(kind):
-            lengths = max((self.tokens.lengths(int(index), name) for name in self._representations),
+            lengths = max((self.tokens.lengths(int(index), name) for name in self._representations or ("latents",)),
                           key=lambda found: sum(n for _, n in found))
             total = sum(n + (2 if k == "visual" else 0) for k, n in lengths) + 2
             if kind == "text":
                 found += [(int(index), start, min(start + self.config.length, total))
                           for start in range(0, total, self.config.length)]
+            elif kind in ("image", "video") and not (self.config.caption_first or any(k == "text" for k, _ in lengths)):
+                continue
             elif total <= self.config.length or (kind == "document" and self._begins(lengths)):
                 found.append((int(index), 0, min(total, self.config.length)))
         return found
@@ -142,6 +150,8 @@ class Planner:
     def _arrange(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator,
                  kinds: np.random.Generator, pictures: np.random.Generator) -> Placed:
         by_objective, by_noise = kinds.random(2)
+        if not self._names:
+            return self._arrange_views(kind, unit, rng, pictures.random(), "latents")
         choice = np.searchsorted(self._shares, by_objective * self._shares[-1], side="right")
         objective = self._names[min(int(choice), len(self._names) - 1)]
         noisy = by_noise < self.config.noisy_context and not OBJECTIVES[objective].causal
@@ -163,9 +173,10 @@ class Planner:
         total = sum(n for _, n in lengths) + 4
         if caption and by_order >= self.config.caption_first:
             return Placed(index, "describe", total)
-        if caption and by_text >= self._dropout.get("text", 0.0):
-            return Placed(index, "draw", total)
-        return Placed(index, "draw", total - caption, dropped=frozenset({"text"}))
+        dropped: frozenset[Source] = frozenset()
+        if not caption or by_text < self._dropout.get("text", 0.0):
+            total, dropped = total - caption, frozenset({"text"})
+        return Placed(index, "draw", total, dropped, caption_loss=self.config.caption_loss)
 
     def _arrange_document(self, index: int, lengths: list[tuple[str, int]], by_target: float,
                           dropped: frozenset[Source]) -> Placed:

@@ -1,10 +1,11 @@
 """Stage `pretokenize`: the corpus into text ids, visual codes and latents, and raw pixels where they are asked for,
 once, for every later epoch.
 
-In: ingest's records and the joint tokenizer. Out: see `stages.tokens`. A pool of Ray Data actors holds the visual
-tokenizer; each takes one shard of records at a time and writes its token shards, so that a killed run goes on with
-the shards that are missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that
-is nearest to its own, so that its grid has the shape of the picture.
+In: ingest's records and the last visual tokenizer; without one, texts alone are taken, and what holds pictures is
+counted as `documents_left_out`. Out: see `stages.tokens`. A pool of Ray Data actors holds the visual tokenizer; each
+takes one shard of records at a time and writes its token shards, so that a killed run goes on with the shards that are
+missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that is nearest to its
+own, so that its grid has the shape of the picture.
 """
 from __future__ import annotations
 
@@ -60,8 +61,9 @@ def run(context: StageContext) -> dict:
 
     config: Config = context.config
     ingest, visual = context.inputs["ingest"], context.tokenizer
-    model = config_from_dict(storage.read_json(visual.file("tokenizer", "config.json")))
-    _check_fit(config, model, ingest.metrics)
+    model = visual and config_from_dict(storage.read_json(visual.file("tokenizer", "config.json")))
+    if model:
+        _check_fit(config, model, ingest.metrics)
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
         storage.write_bytes(text_uri, _text_tokenizer(config, ingest).encode())
@@ -81,10 +83,12 @@ def run(context: StageContext) -> dict:
     facts = _combine(stats)
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
     storage.write_json(storage.join(context.output, "tokens.json"), {
-        "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": visual.fingerprint, "visual_digest": visual.digest,
-        "text_digest": text.digest, "vocab_size": text.vocab_size, "specials": text.specials,
+        "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": visual and visual.fingerprint,
+        "visual_digest": visual and visual.digest, "text_digest": text.digest,
+        "vocab_size": text.vocab_size, "specials": text.specials,
         "image_size": config.image_size, "video_size": config.video_size, "frames": config.frames,
-        "aspects": list(config.aspects), "codebook_size": model.quantizer.size, "pixel_patch": config.pixel_patch,
+        "aspects": list(config.aspects), "codebook_size": model and model.quantizer.size,
+        "pixel_patch": config.pixel_patch if model else None,
         "latent_mean": facts.pop("latent_mean"), "latent_std": facts.pop("latent_std"), "counts": facts})
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
@@ -155,8 +159,8 @@ class ShardTokenizer:
         self.config, self.output, self.state = config, output, state
         self.device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
         torch.set_num_threads(max(1, int(config.cpus)))
-        self.visual = load_tokenizer(visual).to(self.device)
-        self.aspects = Aspects(config.aspects, self.visual.config.patch_size)
+        self.visual = load_tokenizer(visual).to(self.device) if visual else None
+        self.aspects = Aspects(config.aspects, self.visual.config.patch_size) if visual else None
         self.text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
 
     def __call__(self, item: dict) -> dict:
@@ -164,8 +168,11 @@ class ShardTokenizer:
 
         rows: dict[str, list[dict]] = {}
         pending: Pending = {}
-        stats = _Stats(self.visual.latent_dim)
+        stats = _Stats(self.visual.latent_dim if self.visual else 0)
         for record in records.iterate_shard(item["uri"]):
+            if record["kind"] != "text" and not self.visual:
+                stats.add("documents_left_out")
+                continue
             segments = self._segments(record, pending)
             text = " ".join(s["_text"] for s in segments if "_text" in s)
             rows.setdefault(record["split"], []).append(
@@ -259,14 +266,17 @@ class _Stats:
         self.sum += latents.sum(0)
         self.squares += (latents ** 2).sum(0)
 
+    def add(self, name: str, value: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + value
+
     def count(self, row: dict, split: str) -> None:
-        for name, value in (("documents", 1), (f"documents_{row['kind']}", 1), (f"documents_{split}", 1)):
-            self.counts[name] = self.counts.get(name, 0) + value
+        for name in ("documents", f"documents_{row['kind']}", f"documents_{split}"):
+            self.add(name)
         for segment in row["segments"]:
             name = "text_tokens" if segment["kind"] == "text" else "visual_tokens"
             count = len(segment["ids"]) if segment["kind"] == "text" else int(
                 segment["grid"][0] * segment["grid"][1] * segment["grid"][2])
-            self.counts[name] = self.counts.get(name, 0) + count
+            self.add(name, count)
 
     def to_dict(self) -> dict:
         return {"counts": self.counts, "number": self.number, "sum": self.sum.tolist(),

@@ -133,7 +133,7 @@ class Sampler:
 
 def check_objective(loom: OmniLoom, objective: str | None) -> str:
     if not loom.config.objectives:
-        raise InputError("was trained on text alone", field="MODEL")
+        raise InputError("was trained on text alone and knows no pictures; ask it with --text", field="MODEL")
     if objective not in (None, *loom.config.objectives):
         raise InputError(f"expected one of {', '.join(loom.config.objectives)}, which the model was trained with, got "
                          f"{objective!r}", field="--objective")

@@ -23,7 +23,8 @@ _MARK = {"model": "omniloom"}  # says that a model made this picture: ingest rea
 class OmniLoomModel(mlflow.pyfunc.PythonModel):
     """`predict` over rows with the columns `prompt`, `image` (an encoded picture: bytes, or base64) and `task`.
 
-    `task` defaults to `image_to_text` for a row with a picture and to `text_to_image` for one without. The answer has
+    `task` defaults to `image_to_text` for a row with a picture and to `text_to_image` for one without, of a model of
+    text alone to `text_to_text`. The answer has
     a row for each: `text` (or None) and `image` (PNG bytes, mp4 bytes for a video, or None). A row that is wrong
     raises `ValueError` naming the row and the column.
     """
@@ -38,7 +39,8 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
         """`model_input`: a DataFrame, a list of dicts or of prompts. `params`: `seed` and the sampling options of
         `models.bundle.OmniLoom` (`num_steps`, `guidance_scale`, `size`, `objective`, `max_new_tokens`, `temperature`,
         ...)."""
-        rows = [_row(number, values) for number, values in enumerate(_rows(model_input))]
+        usual = "text_to_image" if self.model.config.objectives else "text_to_text"
+        rows = [_row(number, values, usual) for number, values in enumerate(_rows(model_input))]
         options = dict(params or {})
         if unknown := set(options) - {"seed", *_DRAWING, *_WRITING}:
             raise ValueError(f"params: unknown {', '.join(sorted(unknown))}")
@@ -104,12 +106,13 @@ def _rows(model_input: Any) -> list[Mapping[str, Any]]:
     return [{"prompt": row} if isinstance(row, str) else row for row in model_input]
 
 
-def _row(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked row: prompt str, task one of `TASKS`, image uint8 (H, W, 3) or None."""
+def _row(number: int, values: Mapping[str, Any], usual: str) -> dict[str, Any]:
+    """A checked row: prompt str, task one of `TASKS` (`usual` where it has neither task nor picture), image uint8
+    (H, W, 3) or None."""
     given = {name: value for name, value in values.items() if not _is_missing(value)}
     if unknown := set(given) - {"prompt", "image", "task"}:
         raise ValueError(f"row {number}: unknown column {', '.join(sorted(map(str, unknown)))}")
-    task = given.get("task") or ("image_to_text" if "image" in given else "text_to_image")
+    task = given.get("task") or ("image_to_text" if "image" in given else usual)
     if task not in TASKS:
         raise ValueError(f"row {number}: task: expected one of {', '.join(TASKS)}, got {task!r}")
     if task == "image_to_text" and "image" not in given:

@@ -2,7 +2,7 @@
 
     tokens/SPLIT/shard-00000.arrow   one row a document, in the order of the records
     tokens.json                      schema version, digests of both tokenizers, sizes and aspect ratios, latents' mean
-                                     and std, counts
+                                     and std, counts; of text alone no digest of pictures' and no statistics
     text.json                        the text tokenizer
 
 A visual segment holds codes (t*h*w, absent for continuous tokenizers) and latents (t*h*w*C, position-major), both in

@@ -1,8 +1,8 @@
 """Stage `train`: one transformer that predicts the next text token and learns pictures by the objectives that are
 chosen, on packed rows.
 
-In: pretokenize's tokens and the joint tokenizer; a language model's checkpoint where `init_from` names one. Out:
-`model/` (all that sampling needs, `models.bundle`), `report/history.jsonl` (the curves), `report/samples.png`
+In: pretokenize's tokens and, for pictures, their tokenizer; a language model's checkpoint where `init_from` names one.
+Out: `model/` (all that sampling needs, `models.bundle`), `report/history.jsonl` (the curves), `report/samples.png`
 (validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several).
 """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig, pi
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
 from stages.base import PLACEMENT, Needs, StageContext
 from stages.documents import Documents
-from stages.packing import PackingConfig
+from stages.packing import PackingConfig, Task
 from stages.starting import check_text_tokenizer, local_folder, start_config
 
 VERSION = 2
@@ -40,6 +40,9 @@ class LossConfig(BaseModel):
     text_weight: float = Field(1.0, ge=0)
     visual_weight: float = Field(5.0, ge=0)
     z_loss: float = Field(0.0, ge=0)
+    task_weights: dict[Task, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="by what a document is arranged as (text, draw, describe, document): factor "
+        "of the losses of its targets, 1 where it is not named; means go over all targets as without it")
     objective_weights: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="by objective; what is not named has visual_weight where it is a diffusion, "
         "text_weight where it is on codes")
@@ -80,7 +83,8 @@ class Config(BaseModel):
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"latent_diffusion": 1.0}, description="what is trained on pictures, by shares of the "
-        "documents: latent_diffusion, pixel_diffusion, next_code, masked_code")
+        "documents: latent_diffusion, pixel_diffusion, next_code, masked_code; without any it is a language model, "
+        "trained on texts alone")
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="of latents")
     pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = Field(
         PIXEL_DIFFUSION, description="of raw pixels, which pretokenize.pixel_patch keeps")
@@ -98,8 +102,10 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if not self.trained:
-            raise ValueError("objectives: expected a share above 0 for at least one of them")
+        if not self.trained and (shares := [kind for kind, share in self.packing.mixture.items()
+                                            if share and kind != "text"]):
+            raise ValueError(f"packing.mixture: {', '.join(shares)} holds pictures, and objectives names none to train "
+                             "on them")
         if unknown := set(self.loss.objective_weights) - set(self.trained):
             raise ValueError(f"loss.objective_weights: {', '.join(sorted(unknown))} has no share in objectives")
         if not self.init_from:
@@ -122,7 +128,7 @@ _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
 def visual_sizes(facts: dict) -> dict[str, int | None]:
     """The sizes of each representation of pictures in the tokens that `facts` (tokens.json) are about."""
     patch = facts.get("pixel_patch")
-    return {"latent_dim": len(facts["latent_mean"]), "pixel_dim": patch and patch_numbers(patch),
+    return {"latent_dim": len(facts["latent_mean"]) or None, "pixel_dim": patch and patch_numbers(patch),
             "codebook_size": facts.get("codebook_size")}
 
 
@@ -134,8 +140,10 @@ def unified_config(config: Config, vocab_size: int, sizes: dict[str, int | None]
              if any(OBJECTIVES[objective].representation.size == name for objective in config.trained)}
     for objective in config.trained:
         if sizes[OBJECTIVES[objective].representation.size] is None:
-            missing = ("the tokens hold no raw pixels; set stages.pretokenize.pixel_patch"
-                       if objective == "pixel_diffusion" else "the visual tokenizer is continuous and has no codes")
+            missing = {"latent_dim": "the tokens are of texts alone, made without a visual tokenizer",
+                       "pixel_dim": "the tokens hold no raw pixels; set stages.pretokenize.pixel_patch",
+                       "codebook_size": "the visual tokenizer is continuous and has no codes"
+                       }[OBJECTIVES[objective].representation.size]
             raise InputError(f"{objective} cannot be trained: {missing}", field="stages.train.objectives")
     if config.init_from:
         # A default is no wish: only what is written in the config can contradict the checkpoint.
@@ -158,7 +166,7 @@ class Job:
 
     config: Config
     tokens: Artifact
-    tokenizer: Artifact
+    tokenizer: Artifact | None  # of pictures; none in a pipeline of text alone
     output: str
     state: str
     progress: Any
@@ -170,7 +178,7 @@ def run(context: StageContext) -> dict:
 
     tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
     facts = storage.read_json(tokens.file("tokens.json"))
-    if facts["visual_digest"] != tokenizer.digest:
+    if tokenizer and facts["visual_digest"] != tokenizer.digest:
         raise InputError(f"the tokens were made by another tokenizer ({facts['visual_tokenizer'][:12]}) than "
                          f"{tokenizer.stage} {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
     if context.config.init_from:
@@ -190,7 +198,7 @@ class RowLoader:
 
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.stream = RowStream(planner, position)
-        self.documents = Documents(tokens, model_config)
+        self.documents = Documents(tokens, model_config, config.loss.task_weights)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
         self.position = self.stream.position  # where the step after the last one given starts
@@ -236,10 +244,12 @@ def train_worker(job: Job) -> None:
     from infra.training import checkpoint
     from infra.training.engine import Engine, reduce_sum
     from infra.training.loop import Loop
+    from infra.training.peak import peak_tflops
     from models.text import TextTokenizer
+    from models.unified.flops import step_flops
     from models.unified.llama import is_text_parameter, load_llama
     from models.unified.model import UnifiedModel
-    from models.unified.objective import UnifiedObjective, loss_name
+    from models.unified.objective import UnifiedObjective, loss_name, part_of
     from stages.history import History
     from stages.packing import Planner
     from stages.tokens import TokenSet
@@ -254,7 +264,7 @@ def train_worker(job: Job) -> None:
         start_from = load_llama(folder, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
     else:
         start_from = UnifiedModel(model_config)
-    objective = UnifiedObjective(start_from, config.diffusion, **config.loss.model_dump(),
+    objective = UnifiedObjective(start_from, config.diffusion, **config.loss.model_dump(exclude={"task_weights"}),
                                  pixel_diffusion=config.pixel_diffusion, objectives=config.trained)
     objective.model.checkpoint_activations = config.engine.activation_checkpointing
     accumulate = config.workers.accumulate
@@ -263,7 +273,7 @@ def train_worker(job: Job) -> None:
         return config.lr_scale.text if is_text_parameter(name.removeprefix("model.")) else config.lr_scale.visual
 
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
-                    accumulate, lr_scale)
+                    accumulate, lr_scale, part_of)
     planner = Planner(tokens, config.packing, config.seed, config.objectives)
     history = History(job.state, job.tracker) if rank == 0 else None
     start, units, position = 0, 0.0, None
@@ -286,17 +296,20 @@ def train_worker(job: Job) -> None:
         for batch, seeds in micro:
             loss, logs = engine(batch.to(engine.device), seeds, counts)
             engine.backward(loss)
-            facts = engine.step(step)
+            facts = engine.step(step, part_norms=loop.logs_after(step + 1))
             # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
-            for name, weight in (("loss", 1.0), *((loss_names[n], _share(batch, n, counts[n])) for n in names)):
+            # What has no targets in this step has no loss to log.
+            shares = ((loss_names[n], batch.targets[n] / counts[n]) for n in names if counts[n])
+            for name, weight in (("loss", 1.0), *shares):
                 sums[name] = sums.get(name, 0.0) + float(logs[name]) * weight / accumulate
             sums |= facts
         useful = sum(batch.tokens["text"] + batch.tokens["visual"] for batch, _ in micro)
         places = useful + sum(batch.tokens["padding"] for batch, _ in micro)
-        return sums | {"padding": 1 - useful / places}, useful
+        flops = sum(step_flops(model_config, batch) for batch, _ in micro)
+        return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
 
     validation = _validation_batches(held_out, config, model_config)
-    captions = _captions(held_out, text, config.samples.count)
+    captions = _captions(held_out, text, config.samples.count) if config.trained else []
 
     def validate(step: int) -> None:
         with engine.evaluated() as module:
@@ -316,10 +329,16 @@ def train_worker(job: Job) -> None:
                     storage.write_bytes(storage.join(job.output, "report", f"{label}.png"), picture)
             module.train(was_training)
 
+    peak = config.workers.peak_tflops or peak_tflops(config.engine.precision)
+
+    def log(metrics: dict[str, float], step: int, units: float) -> None:
+        if peak:
+            metrics["model_flops_utilization"] = metrics["flops_per_second"] / (peak * 1e12 * ranks)
+        history.add(metrics, step, units)
+
     loop = Loop(config.steps, "tokens", config.workers, {"model": engine}, train_step,
                 lambda: {"stream": loader.position}, loader.describe, job.state,
-                history.add if history else lambda *_: None, job.progress,
-                {"validate": (config.validate_every, validate)})
+                log, job.progress, {"validate": (config.validate_every, validate)}, amounts=("flops",))
     last = loop.run(start, units)
     weights = engine.state_dict()
     if rank == 0:
@@ -331,12 +350,9 @@ def train_worker(job: Job) -> None:
     dist.barrier()
 
 
-def _share(batch, name: str, total: float) -> float:
-    return batch.targets[name] / total if total else 0.0
-
-
 def _validation_batches(held_out, config: Config, model_config: UnifiedConfig) -> list:
-    """Packed rows of the validation split, the same at every validation; empty where the split is."""
+    """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
+    split is."""
     from models.unified.batch import collate
     from stages.order import hash_seed
     from stages.packing import Planner, RowStream
@@ -389,11 +405,14 @@ def _draw(model, captions: list[str], samples: SampleConfig, objective: str) -> 
 
 
 def _bundle(model, job: Job, text, facts: dict, held_out):
-    """The model with both tokenizers, as sampling uses it."""
+    """The model with both tokenizers, as sampling uses it; a language model with its own."""
     from models.bundle import BundleConfig, OmniLoom
     from models.tokenizer.config import TiTokConfig
     from stages.train_tokenizer import load_tokenizer
 
+    if not job.config.trained:
+        config = BundleConfig(model.config, job.config.diffusion, None, (), (), None, objectives=())
+        return OmniLoom(config, model, None, text)
     visual = load_tokenizer(job.tokenizer).to(next(model.parameters()).device)
     # A TiTok knows one size; OmniTokenizer draws squares where nothing else is asked for.
     size = visual.config.size if isinstance(visual.config, TiTokConfig) else (facts["image_size"],) * 2

@@ -60,10 +60,13 @@ class Engine:
 
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
+
+    `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
     """
 
     def __init__(self, module: torch.nn.Module, optimizer: OptimizerConfig, config: EngineConfig, steps: int,
-                 micro_batch: int, accumulate: int = 1, lr_scale: Callable[[str], float] | None = None):
+                 micro_batch: int, accumulate: int = 1, lr_scale: Callable[[str], float] | None = None,
+                 part_of: Callable[[str], str] = lambda name: "all"):
         deepspeed = import_deepspeed()
         # ZeRO-3's hooks make any forward pass a collective, which rank 0 must not enter alone: it evaluates a copy.
         self._copy = copy.deepcopy(module) if config.zero_stage == 3 and _rank() == 0 else None
@@ -72,6 +75,7 @@ class Engine:
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
+        self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
         adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
         zero: dict = {"stage": config.zero_stage}
         if config.offload and config.zero_stage:
@@ -110,13 +114,14 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self, step: int) -> dict[str, float]:
-        """One micro step; at the end of an accumulation the optimizer's. Gives `lr` and `grad_norm` then."""
+    def step(self, step: int, part_norms: bool = False) -> dict[str, float]:
+        """One micro step; at the end of an accumulation the optimizer's. Gives `lr` and `grad_norm` then, and with
+        `part_norms` a `grad_norm_PART` of each part. Norms are of the gradient before it is clipped."""
         lr = self.optimizer_config.lr_at(step, self.steps)
         for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr * scale
         boundary = self.engine.is_gradient_accumulation_boundary()
-        norm = None
+        norm, parts = None, self._part_norms() if boundary and part_norms else {}
         if boundary and not self.config.zero_stage:
             norm = torch.nn.utils.clip_grad_norm_(self._trained, self.optimizer_config.grad_clip or math.inf)
         self.engine.step()
@@ -128,7 +133,31 @@ class Engine:
             with torch.no_grad():
                 torch._foreach_lerp_(self._ema, [self._local(p) for p in self._trained], 1 - decay)
         norm = self.engine.get_global_grad_norm() if self.config.zero_stage else norm
-        return {"lr": lr, "grad_norm": float(norm)} if norm is not None else {"lr": lr}
+        return {"lr": lr, **parts} | ({} if norm is None else {"grad_norm": float(norm)})
+
+    def _part_norms(self) -> dict[str, float]:
+        """Norms by part of the averaged gradient, of which each rank reads its own share. Every rank must call it."""
+        names = sorted(set(self._parts))
+        squares = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        for parameter, part in zip(self._trained, self._parts, strict=True):
+            if (gradient := self._local_gradient(parameter)) is not None:
+                squares[names.index(part)] += gradient.float().square().sum()
+        if self.config.zero_stage:
+            dist.all_reduce(squares)
+        return {f"grad_norm_{name}": value for name, value in zip(names, squares.sqrt().tolist(), strict=True)}
+
+    def _local_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """This rank's share of a parameter's gradient, between the last backward pass of a step and the step; all of
+        it without ZeRO."""
+        if not self.config.zero_stage:
+            return parameter.grad
+        if self.config.zero_stage == 3:
+            from deepspeed.utils import safe_get_local_grad
+
+            return safe_get_local_grad(parameter)
+        # DeepSpeed has no public call for the shares of stages 1 and 2: only one that gathers whole gradients.
+        share = parameter._hp_mapping
+        return share and share.get_lp_grad_fragment(parameter._index_in_param_group)
 
     @contextlib.contextmanager
     def averaged(self):

@@ -27,7 +27,9 @@ class Loop:
 
     `position()` gives what the loader needs to go on from here; `describe(step)` names the batch for an error.
     `log(metrics, step, units)` and `progress` are used on rank 0 alone. `every` maps a name to (steps, function):
-    what is to be called on every rank after so many steps, and after the last one.
+    what is to be called on every rank after so many steps, and after the last one; its time, and that of checkpoints,
+    is not training's. `amounts` names what of the logs is, like units, added up over steps and ranks and logged as
+    NAME_per_second.
     """
 
     steps: int
@@ -41,6 +43,15 @@ class Loop:
     log: Callable[[dict, int, float], None]
     progress: Callable[..., None]
     every: dict[str, tuple[int, Callable[[int], None]]] = field(default_factory=dict)
+    amounts: tuple[str, ...] = ()
+
+    def logs_after(self, done: int) -> bool:
+        """Whether a row is logged when so many steps are done."""
+        # A checkpoint closes the window, so that a resumed run logs the same rows and counts every unit once.
+        return done % self.workers.log_every == 0 or self._keeps(done) or done == self.steps
+
+    def _keeps(self, done: int) -> bool:
+        return done % self.workers.checkpoint_every == 0 and done < self.steps
 
     def run(self, start: int = 0, units: float = 0.0) -> dict[str, Any]:
         """Run steps `start`..`steps`; gives the seconds, the units of all ranks and the last logged metrics."""
@@ -48,36 +59,37 @@ class Loop:
         first = not dist.is_initialized() or dist.get_rank() == 0
         seen: dict[str, list[float]] = {}
         last: dict[str, float] = {}
-        began = window_began = time.perf_counter()
-        window_units = 0.0
+        began = time.perf_counter()
+        window_units = seconds = 0.0
         for step in range(start, self.steps):
+            step_began = time.perf_counter()
             logs, step_units = self.train_step(step)
+            seconds += time.perf_counter() - step_began
             for key, value in logs.items():
                 if not math.isfinite(value):
                     raise TrainingDiverged(f"step {step}: {key} is {value}; batch: {self.describe(step)}")
                 seen.setdefault(key, []).append(value)
             window_units += step_units
             done = step + 1
-            # A checkpoint closes the window, so that a resumed run logs the same rows and counts every unit once.
-            keep = done % self.workers.checkpoint_every == 0 and done < self.steps
-            if done % self.workers.log_every == 0 or keep or done == self.steps:
-                seconds = time.perf_counter() - window_began
+            if self.logs_after(done):
                 # Keys may differ from step to step (an image step, a video step), never from rank to rank.
                 means = {key: sum(values) / len(values) for key, values in seen.items()}
-                last = reduce_mean(means | {"_units": window_units})
-                total = last.pop("_units") * ranks
-                units += total
+                sums = {self.unit: window_units, **{name: sum(seen[name]) for name in self.amounts}}
+                means = {key: value for key, value in means.items() if key not in sums}
+                last = reduce_mean(means | {f"_{name}": value for name, value in sums.items()})
+                totals = {name: last.pop(f"_{name}") * ranks for name in sums}
+                units += totals[self.unit]
                 if first:
-                    self.log({**last, f"{self.unit}_per_second": total / seconds}, done, units)
+                    rates = {f"{name}_per_second": total / seconds for name, total in totals.items()}
+                    self.log({**last, **rates}, done, units)
                     self.progress(done, self.steps, "steps", **{k: v for k, v in last.items() if k == "loss"})
-                seen, window_units = {}, 0.0
-                window_began = time.perf_counter()
+                seen, window_units, seconds = {}, 0.0, 0.0
             elif first:
                 self.progress(done, self.steps, "steps")
             for steps, function in self.every.values():
                 if done % steps == 0 or done == self.steps:
                     function(done)
-            if keep:
+            if self._keeps(done):
                 checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units},
                                 self.workers.keep_checkpoints)
         return {"seconds": time.perf_counter() - began, "units": units, **last}

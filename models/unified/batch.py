@@ -7,7 +7,7 @@ documents).
 
 Which position is asked for which token:
 - a text token with `loss` is asked of the position before it, the document's first excepted;
-- <boi> or <bov> of a visual segment with `loss` is asked of the text before it;
+- <boi> or <bov> of a visual segment with `loss` is asked of the text before it, where that has `loss` as well;
 - the first text token after a segment is asked of its <eoi>;
 - nothing is asked of <boi> and of visual positions in text: the segment's length is the sampler's business.
 What the visual positions themselves are asked for is their objective's (`models.unified.objective`).
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from models.unified.config import UnifiedConfig
-from models.unified.mask import intervals
+from models.unified.mask import BlockTables, QueryBlocks, block_tables, intervals, query_blocks
 from models.unified.positions import Grid, place
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
 
@@ -46,6 +46,7 @@ class Segment:
     max_time   visual: the most of the path that its own time may be, as a share; the time that is drawn is scaled by
                it. A target has 1, clean context 0; context with capped noise, and a target that is never noised
                in full, lie between. Of codes under masked_code it caps the share that is masked; next_code has no time
+    weight     of its targets in the loss, not below 0
     """
 
     kind: str
@@ -57,8 +58,11 @@ class Segment:
     codes: np.ndarray | None = None
     objective: str | None = None
     max_time: float | None = None
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"Segment.weight: expected a number not below 0, got {self.weight!r}")
         if self.kind == "text":
             if self.ids is None or np.ndim(self.ids) != 1:
                 raise ValueError("Segment.ids: a text segment needs a one-dimensional array of token ids")
@@ -121,11 +125,16 @@ def document_length(document: Document) -> int:
 
 
 def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
-    """The same with its tensors on `device`, dataclasses and dictionaries looked through."""
+    """The same with its tensors on `device`, dataclasses, tuples and dictionaries looked through."""
+    if isinstance(value, QueryBlocks):  # its loops are the host's
+        return value
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, dict):
         return {name: _moved(part, device, non_blocking) for name, part in value.items()}
+    if isinstance(value, BlockTables):
+        return BlockTables(**{f.name: tuple(_moved(part, device, non_blocking) for part in getattr(value, f.name))
+                              for f in fields(value)})
     if isinstance(value, VisualPart | VisualTask):
         return type(value)(**{f.name: _moved(getattr(value, f.name), device, non_blocking) for f in fields(value)})
     return value
@@ -154,12 +163,14 @@ class VisualTask:
     targets   int64 (N,): which of the K are targets
     places    int64 (K,), numpy: their flat places, for what is drawn on the host
     segments  (b*S + s, grid, max_time, loss) each
+    weights   float32 (K,) of their losses; None where all are 1
     """
 
     rows: Tensor
     targets: Tensor
     places: np.ndarray
     segments: list[tuple[int, Grid, float, bool]]
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -173,10 +184,12 @@ class Batch:
     tasks           what is asked of them by objective, of each that the config has a representation for
     num_segments    S
     start, end      int64 (B, L): what each position sees (`models.unified.mask`)
+    plan            what the attention backend needs of them, made ahead by the loader (`models.unified.attention`)
     positions       float32 (B, L, axes)
     document_index  int64 (B, L): number of the document in its row, -1 in padding
     tokens          counts, host integers: text and visual (useful places by modality), and padding
     targets         counts that losses are normalised by, host integers: text, and each objective's positions
+    label_weights   float32 (M,) of the labels' losses; None where all are 1
     """
 
     ids: Tensor
@@ -191,6 +204,8 @@ class Batch:
     document_index: Tensor
     tokens: dict[str, int]
     targets: dict[str, int]
+    plan: QueryBlocks | BlockTables | None = None
+    label_weights: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -215,25 +230,30 @@ class _Placed:
         return OBJECTIVES[self.segment.objective]
 
 
-def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig) -> Batch:
+def collate(
+    rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig, device: str = "cpu"
+) -> Batch:
     """Lay out packed rows: rows[b] holds the documents of row b, in order, from position 0.
 
-    length is L. ValueError naming row and document where a row does not fit, a segment's values are not of the
-    config's size, or an id is outside the vocabulary. Deterministic: a function of its arguments.
+    length is L; device: the type of the one that it is for, whose attention is planned here. ValueError naming row and
+    document where a row does not fit, a segment's values are not of the config's size, or an id is outside the
+    vocabulary. Deterministic: a function of its arguments.
     """
     B, L, special = len(rows), length, config.specials
     ids = np.full((B, L), special.pad, np.int64)
     labels = np.full((B, L), IGNORE, np.int64)
+    weights = np.ones((B, L), np.float32)
     document_index = np.full((B, L), -1, np.int64)
     start, end = np.empty((B, L), np.int64), np.empty((B, L), np.int64)
     # Padding sits at the origin: any finite place does, as nothing but itself sees it.
     coordinates = np.zeros((B, L, config.axes), np.float32)
     visual: list[_Placed] = []
+    spans: list[tuple[int, int, int]] = []
 
     for b, documents in enumerate(rows):
         at, number, document_spans, full_spans = 0, 0, [], []
         for d, document in enumerate(documents):
-            begin, last, where = at, -1, f"row {b}, document {d}"
+            begin, last, asked, where = at, -1, True, f"row {b}, document {d}"
             if begin + document_length(document) > L:
                 raise ValueError(
                     f"{where}: needs {document_length(document)} places, {L - begin} of {L} are left"
@@ -243,16 +263,17 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
                     n = len(segment.ids)
                     ids[b, at : at + n] = segment.ids
                     if segment.loss and n:
-                        labels[b, max(at - 1, begin) : at + n - 1] = segment.ids[1 if at == begin else 0 :]
+                        span = slice(max(at - 1, begin), at + n - 1)
+                        labels[b, span], weights[b, span] = segment.ids[1 if at == begin else 0 :], segment.weight
                     coordinates[b, at : at + n], last = place(
                         config.rope_scheme, ("text", n), last, config.axes
                     )
-                    at += n
+                    at, asked = at + n, segment.loss
                     continue
                 _check_values(segment, config, where)
                 opening = special.bov if segment.grid[0] > 1 else special.boi
-                if segment.loss and at > begin:
-                    labels[b, at - 1] = opening
+                if segment.loss and asked and at > begin:
+                    labels[b, at - 1], weights[b, at - 1] = opening, segment.weight
                 placed = _Placed(b, number, at + 1, segment)
                 inside, closing = placed.places, placed.places.stop
                 ids[b, at], ids[b, closing] = opening, special.eoi
@@ -265,10 +286,11 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
                 visual.append(placed)
                 if not placed.objective.causal:
                     full_spans.append((inside.start, inside.stop))
-                at, number = closing + 1, number + 1
+                at, number, asked = closing + 1, number + 1, True
             document_index[b, begin:at] = d
             document_spans.append((begin, at))
         start[b], end[b] = intervals(L, document_spans, full_spans)
+        spans += [(b, *span) for span in document_spans if span[0] < span[1]]
 
     if ids.size and (ids.min() < 0 or ids.max() >= config.vocab_size):
         b = int(np.argmax((ids < 0).any(1) | (ids >= config.vocab_size).any(1)))
@@ -278,13 +300,20 @@ def collate(rows: Sequence[Sequence[Document]], length: int, config: UnifiedConf
     label_index = np.flatnonzero(labels != IGNORE)
     useful = int((document_index >= 0).sum())
     num_visual = sum(len(part.index) for part in parts.values())
+    plan = query_blocks(start, end, spans) if device == "cpu" else block_tables(start, end)
     arrays = (ids, labels, label_index, start, end, coordinates, document_index)
     ids, labels, label_index, start, end, coordinates, document_index = map(torch.from_numpy, arrays)
     return Batch(
         ids, labels, label_index, parts, tasks, num_segments, start, end, coordinates, document_index,
         tokens={"text": useful - num_visual, "visual": num_visual, "padding": B * L - useful},
         targets={"text": len(label_index), **{name: len(task.targets) for name, task in tasks.items()}},
+        plan=plan,
+        label_weights=_weights(weights.flat[label_index]),
     )
+
+
+def _weights(values: np.ndarray) -> Tensor | None:
+    return None if (values == 1).all() else torch.from_numpy(values.astype(np.float32))
 
 
 def _check_values(segment: Segment, config: UnifiedConfig, where: str) -> None:
@@ -323,8 +352,10 @@ def _lay_out(
             chosen = [i for i, p in enumerate(own) if p.segment.objective == objective and p.segment.max_time > 0]
             rows = np.concatenate([np.empty(0, np.int64), *(np.arange(bounds[i], bounds[i + 1]) for i in chosen)])
             losses = np.repeat([own[i].segment.loss for i in chosen], [len(places[i]) for i in chosen])
+            weights = np.repeat([own[i].segment.weight for i in chosen], [len(places[i]) for i in chosen])
             tasks[objective] = VisualTask(
                 torch.from_numpy(rows), torch.from_numpy(np.flatnonzero(losses)), index[rows],
                 [(int(numbers[i]), own[i].segment.grid, own[i].segment.max_time, own[i].segment.loss) for i in chosen],
+                _weights(weights),
             )
     return parts, tasks

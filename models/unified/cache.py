@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.unified.attention import DenseAttend
 from models.unified.batch import Document, collate, document_length
 from models.unified.mask import dense_mask
 from models.unified.model import UnifiedModel
@@ -99,8 +100,8 @@ class GenerationState:
         places = begins[:, None] + torch.arange(x.shape[1], device=self.device)
         for layer in self.layers:
             layer.places, layer.reach = places, reach
-        mask = dense_mask(torch.zeros_like(end), end, reach)
-        hidden = self.model.backbone(x, positions, mask, self.layers)
+        attend = DenseAttend(dense_mask(torch.zeros_like(end), end, reach))
+        hidden = self.model.backbone(x, positions, attend, self.layers)
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 

@@ -40,9 +40,10 @@ def text_to_visual(
     caption_loss: bool = True,
     objective: str = "latent_diffusion",
 ) -> list[Segment]:
-    """An empty caption gives the document without a condition, which guidance needs."""
+    """An empty caption gives the document without a condition, which guidance needs. Without `caption_loss` the
+    picture alone is a target."""
     picture = visual_segment(objective, values, grid)
-    return [_text([specials.bos, *caption], caption_loss), picture, _text([specials.eos])]
+    return [_text([specials.bos, *caption], caption_loss), picture, _text([specials.eos], caption_loss)]
 
 
 def visual_to_text(

@@ -2,115 +2,27 @@
 representation of pictures what the network is shown and one diffusion time a segment. Out: vocabulary logits where a
 label asks for them, and of each representation predictions where they are asked for.
 
-Blocks: pre-RMSNorm, grouped-query attention with optional QK-norm (arXiv 2302.05442) and float rotary
-positions, SwiGLU (arXiv 2002.05202). Visual input: a Linear on a latent, two on a patch of pixels, an embedding of a
+Blocks: `models.unified.blocks`. Visual input: a Linear on a latent, two on a patch of pixels, an embedding of a
 code; to latents and pixels an embedding of the segment's time is added, once at the input rather than modulating
-every token; clean context has time 0. Visual output: RMSNorm and a Linear. Layer weights are laid out so that Llama's
-load by concatenation (qkv, gate and up).
+every token; clean context has time 0. Visual output: RMSNorm and a Linear.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.unified.attention import Attend, DenseAttend, attend_for
 from models.unified.batch import Batch, VisualPart
+from models.unified.blocks import Block, LayerCache, RMSNorm, TimeEmbedding
 from models.unified.config import UnifiedConfig
 from models.unified.mask import dense_mask
-from models.unified.positions import rotary, rotate
+from models.unified.positions import rotary
 from models.unified.representations import REPRESENTATIONS
-
-
-class LayerCache(Protocol):
-    """Keys and values of earlier positions. Takes those of new ones, (B, kv_heads, N, head_dim) each, and
-    returns all that the mask may choose from, (B, kv_heads, K, head_dim) each."""
-
-    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis (arXiv 1910.07467)."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: UnifiedConfig):
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
-        self.out = nn.Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerCache | None) -> Tensor:
-        """x (B, N, width); cos, sin (B, 1, N, head_dim / 2); mask bool (B, 1, N, K)."""
-        B, N, _ = x.shape
-        qkv = self.qkv(x).view(B, N, -1, self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        if cache is not None:
-            k, v = cache.update(k, v)
-        if self.kv_heads != self.heads:
-            # Written out, as the CPU's fused kernel does not take grouped heads together with a mask.
-            k, v = (a.repeat_interleave(self.heads // self.kv_heads, dim=1) for a in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(B, N, -1))
-
-
-class SwiGLU(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
-class Block(nn.Module):
-    def __init__(self, config: UnifiedConfig):
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.hidden)
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerCache | None = None
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache)
-        return x + self.mlp(self.mlp_norm(x))
-
-
-class TimeEmbedding(nn.Module):
-    """Times in [0, 1], any shape -> (..., width): sinusoids of 1000 t, then an MLP (arXiv 2006.11239)."""
-
-    def __init__(self, dim: int, width: int):
-        super().__init__()
-        self.dim = dim
-        self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, times: Tensor) -> Tensor:
-        half = self.dim // 2
-        steps = torch.arange(half, dtype=torch.float32, device=times.device) / half
-        angles = 1000.0 * times.float()[..., None] * torch.exp(-math.log(10000.0) * steps)
-        waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
 
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
@@ -194,18 +106,18 @@ class UnifiedModel(nn.Module):
         return x.view_as(text)
 
     def backbone(
-        self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None
+        self, x: Tensor, positions: Tensor, attend: Attend, caches: list[LayerCache] | None = None
     ) -> Tensor:
-        """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes), mask bool
-        (B, 1, N, K); caches, one a layer, hold what earlier calls computed."""
+        """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes); `attend` has the mask;
+        caches, one a layer, hold what earlier calls computed."""
         c = self.config
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         for index, block in enumerate(self.blocks):
             cache = caches[index] if caches is not None else None
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, cos, sin, mask, cache, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, attend, cache, use_reentrant=False)
             else:
-                x = block(x, cos, sin, mask, cache)
+                x = block(x, cos, sin, attend, cache)
         return x
 
     def text_head(self, hidden: Tensor) -> Tensor:
@@ -229,7 +141,8 @@ class UnifiedModel(nn.Module):
         part whatever the batch holds, as ZeRO-3 needs.
         """
         x = self.embed_inputs(batch.ids, batch.parts, values, times)
-        hidden = self.backbone(x, batch.positions, dense_mask(batch.start, batch.end)).flatten(0, 1)
+        attend = attend_for(batch.plan, batch.start, batch.end)
+        hidden = self.backbone(x, batch.positions, attend).flatten(0, 1)
         outputs = {name: self.visual_head(name, hidden.index_select(0, asked[name])) for name in batch.parts}
         return self.text_head(hidden.index_select(0, batch.label_index)), outputs
 
@@ -238,5 +151,5 @@ class UnifiedModel(nn.Module):
         B, N = ids.shape
         line = torch.arange(N, device=ids.device)
         positions = line.float()[None, :, None].expand(B, N, self.config.axes)
-        mask = dense_mask(torch.zeros_like(line)[None], line[None] + 1)
-        return self.text_head(self.backbone(self.embed(ids), positions, mask))
+        attend = DenseAttend(dense_mask(torch.zeros_like(line)[None], line[None] + 1))
+        return self.text_head(self.backbone(self.embed(ids), positions, attend))

@@ -9,6 +9,8 @@ loss = text_weight * mean over text targets of (cross entropy + z_loss * logsume
        next_code          the cross entropy of the code, asked of the position before it
        masked_code        the cross entropy of the code where it is masked, over the masked share of its segment, and 0
                           elsewhere: each segment's mean over what is masked, and segments weigh by their size
+The error of a target is multiplied by its segment's weight; the means still divide by the number of targets, so that a
+weight of 2 counts a target twice and leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from models.unified.corruption import Seed, draw_masks, draw_noise
 from models.unified.diffusion import corrupt, residual, warn_wide_patches
 from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
 from models.unified.formulations import formulation
+from models.unified.llama import is_text_parameter
 from models.unified.model import UnifiedModel
 from models.unified.multiscale import coarse_error
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, RGB, objective_row
@@ -63,11 +66,14 @@ class DiffusionLoss:
         noise, clean = noise.to(device).flatten(0, 1)[index], part.values[task.rows]
         at = times.flatten()[part.segment[task.rows]][:, None]
         noisy = corrupt(self.config, clean, noise, at)
-        kept = {"noise": noise[task.targets], "clean": clean[task.targets], "at": at[task.targets], "noisy": noisy}
+        kept = {"noise": noise[task.targets], "clean": clean[task.targets], "at": at[task.targets], "noisy": noisy,
+                "weights": _chosen(task.weights, task.targets)}
         return Shown(noisy * row.input_scale(at), index[task.targets], row.c_noise(times), kept)
 
     def error(self, prediction: Tensor, shown: Shown, batch: Batch) -> Tensor:
         rest = residual(self.config, prediction, shown.kept["clean"], shown.kept["noise"], shown.kept["at"])
+        if (weights := shown.kept["weights"]) is not None:
+            rest = rest * weights.sqrt()[:, None]  # every error below is a square of it
         error = rest.square().mean(dim=-1)
         # Summed by place, so that rounding does not depend on what else the batch holds.
         total = error.new_zeros(batch.ids.numel()).index_copy(0, shown.asked, error).view(batch.ids.shape).sum()
@@ -87,10 +93,11 @@ class NextCodeLoss:
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part = batch.tasks[self.name], batch.parts["codes"]
         rows = task.rows[task.targets]
-        return Shown(part.values[task.rows], part.index[rows] - 1, kept={"codes": part.values[rows]})
+        kept = {"codes": part.values[rows], "weights": _chosen(task.weights, task.targets)}
+        return Shown(part.values[task.rows], part.index[rows] - 1, kept=kept)
 
     def error(self, logits: Tensor, shown: Shown, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits, shown.kept["codes"], reduction="sum")
+        return _entropy(logits, shown.kept["codes"], shown.kept["weights"])
 
 
 class MaskedCodeLoss:
@@ -106,13 +113,15 @@ class MaskedCodeLoss:
         is_target[task.targets.cpu()] = True
         chosen = (masked & is_target).nonzero()[:, 0]
         codes, weight, wanted = part.values[task.rows], weight[chosen].to(device), chosen.to(device)
+        if task.weights is not None:
+            weight = weight * task.weights[wanted]
         return Shown(
             torch.where(masked.to(device), self.mask, codes), part.index[task.rows][wanted],
-            kept={"codes": codes[wanted], "weight": weight},
+            kept={"codes": codes[wanted], "weights": weight},
         )
 
     def error(self, logits: Tensor, shown: Shown, batch: Batch) -> Tensor:
-        return (F.cross_entropy(logits, shown.kept["codes"], reduction="none") * shown.kept["weight"]).sum()
+        return _entropy(logits, shown.kept["codes"], shown.kept["weights"])
 
 
 class UnifiedObjective(nn.Module):
@@ -196,7 +205,8 @@ class UnifiedObjective(nn.Module):
         self, batch: Batch, seed: Seed, counts: Mapping[str, float] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, float32 scalar, and logs: loss, text_loss, z_loss where it is used, and the error of each objective
-        as {objective}_loss, or as visual_loss where there is only one; plain means over this batch's own targets.
+        as {objective}_loss, or as visual_loss where there is only one: their sums over this batch's own targets, by
+        its number of targets.
 
         counts  the targets to normalise by, "text" and by objective; this batch's own by default. For means over
                 all of R ranks and A accumulation steps, where the engine averages gradients over both, pass the total
@@ -207,7 +217,7 @@ class UnifiedObjective(nn.Module):
         own, by = batch.targets, {name: _count(counts, name, batch) for name in ("text", *self.losses)}
 
         logits = logits.float()
-        entropy = F.cross_entropy(logits, batch.labels.flatten()[batch.label_index], reduction="sum")
+        entropy = _entropy(logits, batch.labels.flatten()[batch.label_index], batch.label_weights)
         loss = self.text_weight * entropy / by["text"]
         logs = {"text_loss": entropy / max(own["text"], 1)}
         for name, term in self.losses.items():
@@ -215,15 +225,36 @@ class UnifiedObjective(nn.Module):
             loss = loss + self.weights[name] * error / by[name]
             logs[loss_name(name, self.losses)] = error / max(own[name], 1)
         if self.z_loss:
-            squares = logits.logsumexp(dim=-1).square().sum()
+            squares = logits.logsumexp(dim=-1).square()
+            squares = (squares if batch.label_weights is None else squares * batch.label_weights).sum()
             loss = loss + self.text_weight * self.z_loss * squares / by["text"]
             logs["z_loss"] = squares / max(own["text"], 1)
         return loss, {name: value.detach() for name, value in {"loss": loss, **logs}.items()}
 
 
+def _chosen(weights: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if weights is None else weights[index]
+
+
+def _entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum over targets of the cross entropy, by their weights where they have some."""
+    if weights is None:
+        return F.cross_entropy(logits, labels, reduction="sum")
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
 def loss_name(objective: str, trained: Iterable[str]) -> str:
     """What an objective's loss is called: visual_loss where it is the only one."""
     return "visual_loss" if len(list(trained)) == 1 else f"{objective}_loss"
+
+
+def part_of(parameter: str) -> str:
+    """The part of the objective's model that a parameter's name belongs to: "backbone", the blocks; "text", the
+    vocabulary's embedding and head; "visual", inputs, outputs and times of pictures."""
+    name = parameter.removeprefix("model.")
+    if name.startswith("blocks."):
+        return "backbone"
+    return "text" if is_text_parameter(name) else "visual"
 
 
 def _count(given: Mapping[str, float] | None, name: str, batch: Batch) -> float:

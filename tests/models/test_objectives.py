@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,51 @@ def test_next_code_is_the_cross_entropy_of_each_code_by_the_place_before_it() ->
     assert batch.ids[1, 16] == S.bov and batch.targets["next_code"] == count
     assert logs["visual_loss"].item() == pytest.approx(total / count, rel=1e-5)
     assert loss.item() == pytest.approx(logs["text_loss"].item() + total / count, rel=1e-5)
+
+
+def weighted(document: list[Segment], weight: float) -> list[Segment]:
+    return [replace(segment, weight=weight) for segment in document]
+
+
+@torch.no_grad()
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.floats(0, 4), min_size=len(ALL) + 2, max_size=len(ALL) + 2))
+def test_a_weight_scales_the_loss_of_its_documents_targets_and_no_count(weights: list[float]) -> None:
+    documents = [*(drawing(name, i) for i, name in enumerate(ALL)), describing("masked_code", max_time=0.5),
+                 [Segment("text", ids=np.arange(6, 16))]]
+    objective = UnifiedObjective(
+        build(), DiffusionConfig(multiscale=2), objectives=ALL, z_loss=0.1, objective_weights={"masked_code": 0.7})
+
+    def losses(weights: list[float]) -> tuple[float, dict[str, float]]:
+        rows = [[weighted(d, w) for d, w in zip(documents[:3], weights[:3])],
+                [weighted(d, w) for d, w in zip(documents[3:], weights[3:])]]
+        batch = collate(rows, 48, CONFIG)
+        assert batch.targets == collate([documents[:3], documents[3:]], 48, CONFIG).targets
+        loss, logs = objective(batch, [3, 4])
+        return float(loss), {name: float(value) for name, value in logs.items()}
+
+    alone = [losses([float(i == j) for j in range(len(documents))])[0] for i in range(len(documents))]
+    found, logs = losses(weights)
+    assert found == pytest.approx(sum(w * part for w, part in zip(weights, alone)), rel=1e-4, abs=1e-5)
+    assert logs["latent_diffusion_loss"] == pytest.approx(
+        weights[0] * losses([1.0] * len(documents))[1]["latent_diffusion_loss"], rel=1e-4, abs=1e-6)
+    plain, by_name = objective(collate([documents[:3], documents[3:]], 48, CONFIG), [3, 4])
+    ones = losses([1.0] * len(documents))
+    assert ones == (float(plain), {name: float(value) for name, value in by_name.items()})
+
+
+def test_the_text_loss_weighs_each_label_by_the_segment_that_it_comes_from() -> None:
+    model = build()
+    document = [replace(s, weight=w) for s, w in zip(drawing("next_code"), (0.5, 2.0, 3.0))]
+    batch = collate([[document]], 13, CONFIG)
+    _, logs = trained(model=model)(batch, 0)
+    empty = {name: part.values for name, part in batch.parts.items()}
+    asked = {name: part.index[:0] for name, part in batch.parts.items()}
+    times = {name: torch.zeros(1, 1) for name in ("latents", "pixels")}
+    logits = model(batch, empty, times, asked)[0]
+    entropy = F.cross_entropy(logits, torch.tensor([9, 8, 7, S.boi, S.eos]), reduction="none")
+    wanted = (entropy * torch.tensor([0.5, 0.5, 0.5, 2.0, 3.0])).sum() / 5
+    assert float(logs["text_loss"]) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
 @torch.no_grad()

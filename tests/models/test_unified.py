@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.unified.attention import DenseAttend
 from models.unified.batch import Batch, collate
 from models.unified.config import SpecialIds, UnifiedConfig, num_parameters
 from models.unified.corruption import draw_noise
@@ -201,7 +202,7 @@ def test_grouped_attention_equals_a_written_out_reference() -> None:
             ) / math.sqrt(12)
             out[i, h] = scores.softmax(0) @ v[: i + 1, 12 * g : 12 * g + 12]
     torch.testing.assert_close(
-        attention(x, cos, sin, mask, None)[0], attention.out(out.flatten(1)), atol=1e-5, rtol=1e-5
+        attention(x, cos, sin, DenseAttend(mask), None)[0], attention.out(out.flatten(1)), atol=1e-5, rtol=1e-5
     )
 
 

@@ -51,11 +51,12 @@ def test_row_against_a_naive_reference(described: list[list[tuple]]) -> None:
     tokens: list[tuple] = []
     visual_number = 0
     for d, document in enumerate(documents):
-        for s in document:
+        for before, s in zip([None, *document], document):
             if s.kind == "text":
                 tokens += [(d, None, int(i), s.loss, False) for i in s.ids]
             else:
-                tokens.append((d, None, S.bov if s.grid[0] > 1 else S.boi, s.loss, False))
+                silent = before is not None and before.kind == "text" and not before.loss
+                tokens.append((d, None, S.bov if s.grid[0] > 1 else S.boi, s.loss and not silent, False))
                 tokens += [(d, visual_number, S.pad, False, s.loss) for _ in s.latents]
                 tokens.append((d, None, S.eoi, False, False))
                 visual_number += 1
@@ -93,6 +94,8 @@ def test_layouts_and_positions() -> None:
     assert batch.ids[0, :10].tolist() == [S.bos, 10, 11, S.boi, 0, 0, 0, 0, S.eoi, S.eos]
     assert batch.labels[0, :10].tolist() == [10, 11, S.boi, -100, -100, -100, -100, -100, S.eos, -100]
     assert batch.labels[0, 10:20].tolist() == [-100] * 6 + [10, 11, S.eos, -100]
+    alone = collate([[text_to_visual(caption, picture((1, 2, 2)), (1, 2, 2), S, caption_loss=False)]], 10, CONFIG)
+    assert alone.targets == {"text": 0, "latent_diffusion": 4} and torch.equal(alone.ids[0], batch.ids[0, :10])
     segs = [("text", 4), ("visual", (1, 2, 2)), ("text", 2)]
     assert torch.equal(batch.positions[0, :10], positions("tie_v2", segs, axes=3))
     assert batch.num_segments == 2 and [s[0] for s in batch.tasks["latent_diffusion"].segments] == [0]
@@ -112,5 +115,7 @@ def test_what_does_not_fit_is_named() -> None:
         Segment("visual", latents=picture((1, 2, 2)))
     with pytest.raises(ValueError, match="Segment.ids"):
         Segment("text")
+    with pytest.raises(ValueError, match="Segment.weight: expected a number not below 0, got -1"):
+        Segment("text", ids=np.array([7]), weight=-1)
     with pytest.raises(ValueError, match="Segment.kind"):
         Segment("sound")

@@ -182,6 +182,17 @@ def test_missing_field(file):
     assert (error.file, error.field, error.message) == (str(file), "storage", "is missing")
 
 
+def test_a_language_model_needs_no_visual_tokenizer(file):
+    alone = ["stages.tokenizer_image=null", "stages.tokenizer_joint=null"]
+    config = load(str(file), [*alone, "stages.train.objectives={}"])
+    assert config.stages.train.trained == () and config.stages.configured() == [
+        "ingest", "pretokenize", "train", "evaluate"]
+    error = failure(file, *alone)
+    assert error.field == "stages" and "train.objectives: latent_diffusion needs a visual tokenizer" in error.message
+    error = failure(file, "stages.tokenizer_image=null", "stages.train.objectives={}")
+    assert "tokenizer_joint reads tokenizer_image, which the pipeline does not configure" in error.message
+
+
 def test_several_mistakes_are_told_at_once(file):
     change(file, "shard_items: 600", "shard_items: 0")
     change(file, "batch_rows:", "batchrows:")

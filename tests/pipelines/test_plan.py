@@ -36,7 +36,7 @@ def test_graph_is_in_topological_order():
 
 
 def test_optional_stages_take_their_place():
-    every = graph.Graph(["tokenizer_kl", "quantizer_study"])
+    every = graph.Graph([*graph.NAMES, "tokenizer_kl", "quantizer_study"])
     inputs = {stage.name: stage.inputs for stage in every.stages}
     assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
     assert inputs["pretokenize"] == ("ingest", "tokenizer_kl") and inputs["train"] == ("pretokenize", "tokenizer_kl")
@@ -44,6 +44,18 @@ def test_optional_stages_take_their_place():
     assert every.descendants("quantizer_study") == {"evaluate"}
     assert {stage.name: stage.inputs for stage in graph.Graph().stages}["evaluate"] == (
         "ingest", "tokenizer_joint", "pretokenize", "train")
+
+
+def test_a_pipeline_may_lack_the_visual_tokenizer_but_no_input_of_what_it_has():
+    text = graph.Graph(["ingest", "pretokenize", "train", "evaluate"])
+    assert {stage.name: stage.inputs for stage in text.stages} == {
+        "ingest": (), "pretokenize": ("ingest",), "train": ("pretokenize",),
+        "evaluate": ("ingest", "pretokenize", "train")}
+    image = graph.Graph(["ingest", "tokenizer_image", "pretokenize", "train", "evaluate"])
+    assert {stage.name: stage.inputs for stage in image.stages}["train"] == ("pretokenize", "tokenizer_image")
+    for names in (["ingest", "tokenizer_joint"], ["tokenizer_image"]):
+        with pytest.raises(ValueError, match=f"{names[-1]} reads .*, which the pipeline does not configure"):
+            graph.Graph(names)
 
 
 def test_a_third_tokenizer_stage_enters_the_plan(workspace):

@@ -203,8 +203,10 @@ def test_what_cannot_be_trained_is_named(tokens):
         unified_config(config(), 300, visual_sizes(facts), None)
     with pytest.raises(InputError, match="continuous and has no codes"):
         unified_config(config(objectives={"next_code": 1}), 300, visual_sizes({**facts, "codebook_size": None}), None)
-    with pytest.raises(ValidationError, match="objectives: expected a share above 0"):
-        config(objectives={"next_code": 0})
+    with pytest.raises(InputError, match="latent_diffusion cannot be trained: the tokens are of texts alone"):
+        unified_config(config(), 300, visual_sizes({**facts, "latent_mean": []}), None)
+    with pytest.raises(ValidationError, match="packing.mixture: image, video holds pictures, and objectives"):
+        config(objectives={"next_code": 0}, packing={"mixture": {"image": 0.5, "video": 0.2, "text": 0.3}})
     with pytest.raises(ValidationError, match="objective_weights: next_code has no share"):
         config(objectives={"masked_code": 1}, loss={"objective_weights": {"next_code": 2}})
     with pytest.raises(ValidationError, match="objectives"):

@@ -1,0 +1,82 @@
+"""The closed form of a step's operations against torch's own count, which sees what really runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.unified.batch import Batch, collate
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion_config import DiffusionConfig
+from models.unified.flops import step_flops
+from models.unified.layouts import plain_text, text_to_visual, visual_to_text
+from models.unified.model import UnifiedModel
+from models.unified.objective import UnifiedObjective
+
+SIZES = {"latent_diffusion": {"latent_dim": 3}, "pixel_diffusion": {"pixel_dim": 12, "pixel_bottleneck": 8},
+         "next_code": {"codebook_size": 64}, "masked_code": {"codebook_size": 64}}
+GRID = (1, 4, 6)
+
+
+def values(name: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if "code" in name:
+        return rng.integers(0, 64, 24)
+    return rng.normal(size=(24, 3 if name == "latent_diffusion" else 12)).astype(np.float32)
+
+
+def row(config: UnifiedConfig, names: tuple[str, ...]) -> list:
+    special = config.specials
+    documents = [text_to_visual([9, 8], values(name), GRID, special, objective=name) for name in names]
+    documents += [visual_to_text(values(name), GRID, [7], special, name) for name in names]
+    return [*documents, plain_text(range(6, 30), special)]
+
+
+def counted(config: UnifiedConfig, batch: Batch, names: tuple[str, ...]) -> int:
+    """By torch, with attention written out: then its two products are counted for all pairs."""
+    objective = UnifiedObjective(UnifiedModel(config), DiffusionConfig(), objectives=names)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        objective(batch, 0)[0].backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("names", [(), ("latent_diffusion",), ("pixel_diffusion",), ("next_code",),
+                                   ("latent_diffusion", "pixel_diffusion", "next_code")], ids="+".join)
+@pytest.mark.parametrize("fields", [{}, {"kv_heads": 2, "head_dim": 20, "hidden": 100, "tied": False}], ids=["", "gqa"])
+def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[str, ...], fields: dict) -> None:
+    sizes = {key: value for name in names for key, value in SIZES[name].items()}
+    config = UnifiedConfig(vocab_size=50, width=32, layers=3, heads=4, time_dim=16, **sizes, **fields)
+    documents = row(config, names)
+    length = sum(segment.length for document in documents for segment in document)
+    batch = collate([documents, documents], length, config)
+    assert batch.tokens["padding"] == 0
+    pairs = int((batch.end - batch.start).sum())
+    hidden = 12 * config.layers * config.heads * config.head_dim * (2 * length**2 - pairs)
+    assert step_flops(config, batch) + hidden == counted(config, batch, names)
+
+
+def test_padding_costs_nothing_and_rows_add_up() -> None:
+    config = UnifiedConfig(vocab_size=50, width=32, layers=2, heads=4, **SIZES["next_code"])
+    documents = row(config, ("next_code",))
+    one, padded = (collate([documents], length, config) for length in (90, 200))
+    both = collate([documents, documents], 90, config)
+    assert step_flops(config, one) == step_flops(config, padded) == step_flops(config, both) // 2
+    assert step_flops(config, collate([[]], 8, config)) == 0
+
+
+def test_the_head_of_masked_codes_is_counted_in_the_mean() -> None:
+    config = UnifiedConfig(vocab_size=50, width=32, layers=1, heads=4, codebook_size=64)
+    batch = collate([row(config, ("masked_code",))] * 40, 90, config)
+    objective = UnifiedObjective(UnifiedModel(config), DiffusionConfig(), objectives=("masked_code",))
+    shown = (objective.show(batch, list(range(i, i + 40)))["masked_code"] for i in range(0, 400, 40))
+    asked = np.mean([len(what.asked) for what in shown])
+    head = 6 * 64 * 32
+    causal = collate([row(config, ("next_code",))] * 40, 90, config)
+    pairs = int((batch.end - batch.start).sum() - (causal.end - causal.start).sum())
+    difference = step_flops(config, causal) - step_flops(config, batch) + 12 * 32 * pairs
+    counted = batch.targets["masked_code"] - difference / head
+    assert counted <= asked == pytest.approx(counted, rel=0.1)  # a share of 24 codes is rounded up
+    assert torch.equal(batch.ids, causal.ids)
