@@ -2,7 +2,8 @@
 pictures as they are made. Out: hidden states of what was fed.
 
 Row b owns the first `lengths[b]` places of its cache. A feed writes behind them; what is not kept (`advance`
-0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it.
+0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it. Gradients flow through
+feeds that are not kept, back to what was fed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ from models.unified.mask import dense_mask
 from models.unified.model import UnifiedModel
 from models.unified.positions import Grid, place
 from models.unified.representations import OBJECTIVES
+from models.unified.samplers import Time
 
 _GROWTH = 64
+
+
+def _attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Without a mask. The query heads that share keys become queries of one head, so that no keys are copied."""
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
 
 
 class _Layer:
@@ -30,7 +38,7 @@ class _Layer:
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.places: Tensor | None = None
+        self.places: slice | Tensor = slice(0, 0)  # of what is fed; the same ones in every row, or (B, N)
         self.reach = 0
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,10 +46,16 @@ class _Layer:
             shape = (*keys.shape[:2], 0, keys.shape[3])
             self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
         self._grow(self.reach)
-        places = self.places[:, None, :, None].expand_as(keys)
-        self.keys.scatter_(2, places, keys)
-        self.values.scatter_(2, places, values)
-        return self.keys[:, :, : self.reach], self.values[:, :, : self.reach]
+        return self._written(self.keys, keys), self._written(self.values, values)
+
+    def _written(self, held: Tensor, new: Tensor) -> Tensor:
+        held = held[:, :, : self.reach]
+        if torch.is_grad_enabled():
+            held = held.clone()
+        if isinstance(self.places, slice):
+            held[:, :, self.places] = new
+            return held
+        return held.scatter_(2, self.places[:, None, :, None].expand_as(new), new)
 
     def _grow(self, capacity: int) -> None:
         missing = capacity - self.keys.shape[2]
@@ -88,20 +102,28 @@ class GenerationState:
         clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
         values = {name: part.values for name, part in batch.parts.items()}
         x = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
-        hidden = state._run(x, batch.positions, batch.end, lengths)
+        hidden = state._run(x, batch.positions, lengths, batch.end)
         state.last = last
         ends = torch.tensor(lengths, device=state.device) - 1
         return state, hidden[torch.arange(len(lengths), device=state.device), ends]
 
-    def _run(self, x: Tensor, positions: Tensor, end: Tensor, advance: list[int]) -> Tensor:
-        """x (B, N, width) written behind each row's own; each position sees its row's [0, end)."""
-        reach = max(self.lengths) + x.shape[1]
-        begins = torch.tensor(self.lengths, device=self.device)
-        places = begins[:, None] + torch.arange(x.shape[1], device=self.device)
+    def _run(self, x: Tensor, positions: Tensor, advance: list[int], sees: Tensor | None = None) -> Tensor:
+        """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
+        fed, as many as `sees` (B, N) says, or all."""
+        B, N, _ = x.shape
+        begin, reach = min(self.lengths), max(self.lengths) + N
+        begins = torch.tensor(self.lengths, device=self.device)[:, None]
+        even = begin + N == reach
+        places = slice(begin, reach) if even else begins + torch.arange(N, device=self.device)
         for layer in self.layers:
             layer.places, layer.reach = places, reach
-        attend = DenseAttend(dense_mask(torch.zeros_like(end), end, reach))
-        hidden = self.model.backbone(x, positions, attend, self.layers)
+        if even and sees is None:
+            attend = _attend_to_all
+        else:
+            end = (begins + (N if sees is None else sees)).expand(B, N)
+            attend = DenseAttend(dense_mask(torch.zeros_like(end), end, reach))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
+            hidden = self.model.backbone(x, positions, attend, self.layers)
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 
@@ -119,11 +141,10 @@ class GenerationState:
         """One token a row; rows with keep False are as if nothing had been fed. Returns hidden (B, width)."""
         keep = keep or [True] * len(ids)
         x = self.model.embed(torch.tensor(ids, device=self.device)[:, None])
-        end = torch.tensor(self.lengths, device=self.device)[:, None] + 1
-        return self._run(x, self._places(("text", 1), keep), end, [int(k) for k in keep])[:, 0]
+        return self._run(x, self._places(("text", 1), keep), [int(k) for k in keep])[:, 0]
 
     def feed_visual(
-        self, objective: str, values: Tensor, grid: Grid, time: float = 0.0, *, keep: bool, first: int = 0
+        self, objective: str, values: Tensor, grid: Grid, time: Time = 0.0, *, keep: bool, first: int = 0
     ) -> Tensor:
         """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N).
         keep: False while they are being drawn, True for the clean result; where only the first ones are kept, the
@@ -132,13 +153,13 @@ class GenerationState:
         (B, N), count = values.shape[:2], math.prod(grid)
         embedded = None
         if not row.representation.discrete:
-            embedded = self.model.time(torch.full((B, 1), time, device=self.device))
+            times = torch.as_tensor(time, dtype=torch.float32, device=self.device)
+            embedded = self.model.time(times.expand(B, 1))
         x = self.model.embed_visual(row.representation.name, values, embedded)
-        begins = torch.tensor(self.lengths, device=self.device)[:, None]
-        end = begins + (torch.arange(1, N + 1, device=self.device) if row.causal else N)
         whole = keep and first + N == count
         places = self._places(("visual", grid), [whole] * B)[:, first : first + N]
-        return self._run(x, places, end.expand(B, N), [N if keep else 0] * B)
+        sees = torch.arange(1, N + 1, device=self.device).expand(B, N) if row.causal and N > 1 else None
+        return self._run(x, places, [N if keep else 0] * B, sees)
 
     def select(self, rows: Sequence[int]) -> GenerationState:
         """A copy of some rows."""
