@@ -266,3 +266,27 @@ def test_a_predictor_serves_the_steps_and_the_diffusion_that_it_was_made_for(omn
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "f").write_bytes(b"\xef\xbb\xbf" + '{"prompt": "Grüße"}\n'.encode())
     assert [request.prompt for request in read_requests(tmp_path / "f")] == ["Grüße"]
+
+
+def test_a_sampler_is_trained_for_a_model_and_draws(omniloom, model, tmp_path):
+    path = tmp_path / "fast" / "amed.safetensors"
+    code, lines, err = omniloom("sampler", model / "model", "--steps", 3, "--iterations", 4, "--batch", 2, "--out",
+                                path)
+    assert (code, err) == (0, "") and lines[-1] == str(path)
+    assert "4 iterations on 2 prompts" in lines[0] and "of 5 network evaluations" in lines[1]
+    assert [line.split("  ")[1].strip() for line in lines[2:-1]] == ["euler", "dpmpp_2m", "amed untrained", "amed"]
+    asked = ("sample", model, "--prompt", "two", "--sampler", "amed", "--predictor", path)
+    assert omniloom(*asked, "--steps", 3)[0] == 0
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "two"}')
+    for arguments, message in (
+        (("--steps", 3, "--objective", "next_code"), "--objective: next_code is no diffusion"),
+        (("--steps", 3, "--size", "20x20"), "--size: does not fit the model"),
+        (("--steps", 1), "--steps"), (("--steps", 3, "--prompts", "none"), "none: --prompts: cannot be read")):
+        code, _, err = omniloom("sampler", model, "--out", path, *arguments)
+        assert code == 2 and message in err
+    (tmp_path / "bare").symlink_to(model / "model")
+    code, _, err = omniloom("sampler", tmp_path / "bare", "--steps", 3, "--out", path)
+    assert code == 2 and "--prompts: is missing" in err
+    code, lines, _ = omniloom("sampler", tmp_path / "bare", "--steps", 2, "--iterations", 1, "--batch", 1,
+                              "--out", path, "--prompts", tmp_path / "asked.jsonl")
+    assert code == 0 and "1 prompts" in lines[0]
