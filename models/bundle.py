@@ -1,169 +1,55 @@
-"""A trained model as one folder, and what it does. In: a folder, or the parts that training made. Out:
-pictures from text, text from pictures, text from text.
-
-The folder holds all that sampling needs and nothing that runs code:
-    config.json             configs of both networks, latent statistics, sizes, format version, text digest
-    unified.safetensors     the unified transformer; a tied head is stored once
-    tokenizer.safetensors   the visual tokenizer; a model of text alone has none
-    text.json               the text tokenizer
-`safetensors` and `tokenizers` are imported when a folder is written or read.
+"""A trained model and what it does. In: a folder (`models.folder`), or the parts that training made; prompts and
+uint8 pictures. Out: pictures, videos, text, or all of them in turn.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from models.folder import BundleConfig, Parts, read_folder, write_folder
+from models.pixels import to_pixels, to_uint8
 from models.text import TextTokenizer
-from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
-from models.unified.generate import Seeds, generate_text, generate_visual, seed_list
-from models.unified.layouts import prefix_for_text, prefix_for_visual
+from models.unified.batch import Document, Segment, visual_segment
+from models.unified.diffusion_config import DiffusionConfig
+from models.unified.draw import VisualSampling
+from models.unified.generate import Seeds, generate_interleaved, generate_text, generate_visual, seed_list
+from models.unified.layouts import prefix
 from models.unified.model import UnifiedModel
 from models.unified.patches import patches_to_pixels, pixels_to_patches
 from models.unified.positions import Grid
-from models.unified.representations import objective_row, patch_numbers
+from models.unified.representations import objective_row
 
 if TYPE_CHECKING:
     from models.tokenizer.base import VisualTokenizer
 
-VERSION = 1
+__all__ = ["BundleConfig", "OmniLoom", "to_pixels", "to_uint8"]
 
-
-@dataclass(frozen=True)
-class BundleConfig:
-    """What `config.json` says.
-
-    tokenizer                of pictures; None, with what follows up to `objectives`, in a model of text alone
-    latent_mean, latent_std  per channel of the tokenizer's latents; the unified model sees
-                             (latent - mean) / std
-    image_size               (height, width) in pixels that training used, and sampling uses by default
-    num_frames, fps          of videos
-    snap_latents             move sampled latents to their nearest code before decoding; KL has none
-    objectives               what was trained on pictures; sampling uses the first where none is asked for
-    pixel_diffusion          of raw pixels; pixel_patch: side of their square patches
-    """
-
-    unified: UnifiedConfig
-    diffusion: DiffusionConfig
-    tokenizer: AnyTokenizerConfig | None
-    latent_mean: tuple[float, ...]
-    latent_std: tuple[float, ...]
-    image_size: tuple[int, int] | None
-    num_frames: int = 1
-    fps: float = 8.0
-    snap_latents: bool = True
-    objectives: tuple[str, ...] = ("latent_diffusion",)
-    pixel_diffusion: DiffusionConfig = PIXEL_DIFFUSION
-    pixel_patch: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("latent_mean", "latent_std", "image_size", "objectives"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("tokenizer", "image_size"):
-            if self.objectives and getattr(self, name) is None:
-                raise ValueError(f"BundleConfig.{name}: is missing, and {self.objectives[0]} needs it")
-        if self.tokenizer is None:
-            return
-        channels = self.tokenizer.latent_dim
-        for name in ("latent_mean", "latent_std"):
-            if len(getattr(self, name)) != channels:
-                raise ValueError(
-                    f"BundleConfig.{name}: expected {channels} values, one a channel, "
-                    f"got {len(getattr(self, name))}"
-                )
-        if not all(value > 0 for value in self.latent_std):
-            raise ValueError(f"BundleConfig.latent_std: expected positive numbers, got {self.latent_std}")
-        sizes = {
-            "latent_dim": channels, "codebook_size": self.tokenizer.codebook_size,
-            "pixel_dim": self.pixel_patch and patch_numbers(self.pixel_patch),
-        }
-        for name in self.objectives:
-            size = objective_row(name).representation.size
-            if getattr(self.unified, size) is None or getattr(self.unified, size) != sizes[size]:
-                raise ValueError(
-                    f"BundleConfig.objectives: {name} needs {size} {sizes[size]}, unified.{size} is "
-                    f"{getattr(self.unified, size)}"
-                )
-
-
-def _from_dict(cls: type, values: Any, where: str) -> Any:
-    """Rebuild nested frozen dataclasses from JSON. ValueError naming an unknown or missing field."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected an object, got {values!r}")
-    hints, known = get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{where}.{name}: unknown field")
-    for name, field in known.items():
-        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if absent and name not in values:
-            raise ValueError(f"{where}.{name}: missing")
-    read = dict(values)
-    for name, value in values.items():
-        if name == "tokenizer" and value is not None:
-            read[name] = config_from_dict(value, f"{where}.{name}")
-        elif dataclasses.is_dataclass(hints[name]):
-            read[name] = _from_dict(hints[name], value, f"{where}.{name}")
-    return cls(**read)
-
-
-def _load_weights(module: torch.nn.Module, path: Path, shared: Sequence[str] = ()) -> None:
-    """Strict, but for names that share another's storage. ValueError naming file and tensors."""
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-        missing, unexpected = module.load_state_dict(state, strict=False)
-    except Exception as error:  # safetensors and torch each raise several classes for a wrong file
-        raise ValueError(f"{path}: cannot load the weights: {error}") from error
-    wrong = sorted(set(missing) - set(shared)) + sorted(unexpected)
-    if wrong:
-        raise ValueError(f"{path}: does not fit config.json, first at {wrong[0]} ({len(wrong)} in all)")
-
-
-def _shared(config: BundleConfig) -> tuple[str, ...]:
-    """Names of the unified model's state that share another's storage."""
-    return ("head.weight",) if config.unified.tied else ()
-
-
-def to_pixels(images: Sequence[np.ndarray | Tensor], size: tuple[int, int]) -> Tensor:
-    """uint8 images (H, W, 3) of any sizes -> float32 (B, 3, *size) in [-0.5, 0.5], scaled to cover `size` and
-    cut at the centre."""
-    rows = []
-    for index, image in enumerate(images):
-        x = torch.as_tensor(np.array(image))
-        if x.ndim != 3 or x.shape[2] != 3 or x.dtype != torch.uint8:
-            raise ValueError(f"images[{index}]: expected uint8 (H, W, 3), got {x.dtype} {tuple(x.shape)}")
-        x = x.permute(2, 0, 1)[None].float()
-        scale = max(size[0] / x.shape[2], size[1] / x.shape[3])
-        inner = tuple(max(s, round(n * scale)) for s, n in zip(size, x.shape[2:]))
-        if inner != tuple(x.shape[2:]):
-            x = F.interpolate(x, size=inner, mode="bilinear", antialias=True, align_corners=False)
-        top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
-        rows.append(x[0, :, top : top + size[0], left : left + size[1]])
-    return torch.stack(rows) / 255 - 0.5
-
-
-def to_uint8(pixels: Tensor) -> np.ndarray:
-    """Pixels about [-0.5, 0.5], channels at axis 1 -> uint8 with channels last."""
-    return ((pixels.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu().numpy()
+Pictures = Sequence[Sequence[np.ndarray]]  # for each request those that stand before its prompt, uint8 (H, W, 3)
+Size = tuple[int, int]  # (height, width) in pixels
+GUIDANCE_SCALE = 2.0
 
 
 class OmniLoom:
     """A model and its tokenizers, of pictures None where it knows text alone, ready to sample. `batch_size` bounds the
-    requests computed at once; it does not change what a seed gives."""
+    requests computed at once; it does not change what a seed gives.
+
+    What its tasks share:
+        images      for each prompt the pictures that are shown before it, each scaled to cover `size` and cut at the
+                    centre
+        size        (height, width) in pixels of what is shown and drawn, any that the patch divides; training's by
+                    default. num_frames: of videos
+        seeds       one a request, or an int that counts up
+        objective   of pictures, shown and drawn: one that was trained, the first by default
+        sampling    the fields of `VisualSampling`; guidance_scale is 2 by default
+        temperature, top_k, top_p   of text, as in `models.unified.draw.sample_tokens`
+    """
 
     def __init__(
         self,
@@ -187,44 +73,13 @@ class OmniLoom:
 
     def save(self, folder: str | Path) -> None:
         """Write the folder; it is made if need be."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, module in (("unified", self.model), ("tokenizer", self.tokenizer)):
-            if module is None:
-                continue
-            state = {
-                key: value.detach().cpu().contiguous()
-                for key, value in module.state_dict().items()
-                if not (module is self.model and key in _shared(self.config))
-            }
-            save_file(state, folder / f"{name}.safetensors")
-        (folder / "text.json").write_text(self.text.to_json(), encoding="utf-8")
-        document = {"version": VERSION, "text_digest": self.text.digest, **dataclasses.asdict(self.config)}
-        (folder / "config.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+        write_folder(Parts(self.config, self.model, self.tokenizer, self.text), folder)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> OmniLoom:
         """Read a folder that `save` wrote. ValueError naming the file and field that is wrong."""
-        folder = Path(folder)
-        try:
-            document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder / 'config.json'}: cannot read the model's config: {error}") from error
-        version, digest = document.pop("version", None), document.pop("text_digest", None)
-        if version != VERSION:
-            raise ValueError(f"{folder / 'config.json'}: version: expected {VERSION}, got {version!r}")
-        config = _from_dict(BundleConfig, document, str(folder / "config.json"))
-        text = TextTokenizer.load(folder / "text.json")
-        if text.digest != digest:
-            raise ValueError(f"{folder / 'text.json'}: not the tokenizer that the model was trained with")
-        model, tokenizer = UnifiedModel(config.unified), None
-        _load_weights(model, folder / "unified.safetensors", _shared(config))
-        if config.tokenizer:
-            tokenizer = build_tokenizer(config.tokenizer).to(device)
-            _load_weights(tokenizer, folder / "tokenizer.safetensors")
-        return cls(config, model.to(device), tokenizer, text)
+        parts = read_folder(folder, device)
+        return cls(parts.config, parts.model, parts.tokenizer, parts.text)
 
     @property
     def device(self) -> torch.device:
@@ -236,6 +91,16 @@ class OmniLoom:
         if objective is not None and objective not in self.config.objectives:
             raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
         return objective or self.config.objectives[0]
+
+    def diffusion(self, objective: str | None = None) -> DiffusionConfig | None:
+        """How the objective was trained; of one on codes None."""
+        row = objective_row(self._objective(objective)).representation
+        return None if row.discrete else self.config.pixel_diffusion if row.name == "pixels" else self.config.diffusion
+
+    def sampling(self, objective: str | None = None, **fields: Any) -> VisualSampling:
+        objective = self._objective(objective)
+        fields = {"guidance_scale": GUIDANCE_SCALE, **fields}
+        return VisualSampling(diffusion=self.diffusion(objective), objective=objective, **fields)
 
     def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
         """(t, h, w) of a clip as the objective sees it; ValueError where the clip does not fit it."""
@@ -270,78 +135,71 @@ class OmniLoom:
         raw = values.float().cpu().movedim(-1, 1) * self._std + self._mean
         return to_uint8(self.tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
 
+    def prefixes(
+        self,
+        prompts: Sequence[str],
+        images: Pictures | None = None,
+        size: Size | None = None,
+        objective: str | None = None,
+    ) -> list[Document]:
+        """What the model goes on from."""
+        images = [()] * len(prompts) if images is None else images
+        if len(images) != len(prompts):
+            raise ValueError(f"images: expected {len(prompts)} lists of pictures, one a prompt, got {len(images)}")
+        shown = iter(self._shown([picture for pictures in images for picture in pictures], size, objective))
+        special = self.config.unified.specials
+        return [
+            prefix(self.text.encode(prompt), special, [next(shown) for _ in pictures])
+            for prompt, pictures in zip(prompts, images)
+        ]
+
+    def _shown(self, images: Sequence[np.ndarray], size: Size | None, objective: str | None) -> list[Segment]:
+        if not images:
+            return []
+        objective = self._objective(objective)
+        values = self.encode(to_pixels(images, size or self.config.image_size), objective)
+        grid = values.shape[1:4]
+        return [visual_segment(objective, x.reshape(-1, *x.shape[3:]), grid, loss=False) for x in values]
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        for at in range(0, count, self.batch_size):
+            yield slice(at, at + self.batch_size)
+
     def text_to_video(
         self,
         prompts: Sequence[str],
         num_frames: int | None = None,
-        size: tuple[int, int] | None = None,
-        num_steps: int = 20,
-        guidance_scale: float = 2.0,
+        size: Size | None = None,
+        *,
+        images: Pictures | None = None,
         seeds: Seeds = 0,
-        sampler: str = "euler",
         objective: str | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        **sampling: Any,
     ) -> np.ndarray:
-        """Videos uint8 (B, T, H, W, 3). size (height, width) in pixels and num_frames default to training's;
-        an empty prompt draws without a condition. seeds: one a prompt, or an int that counts up. objective: one that
-        was trained, the first by default; temperature, top_k, top_p: of those on codes."""
-        objective = self._objective(objective)
+        """Videos uint8 (B, T, H, W, 3). An empty prompt without images draws without a condition."""
+        how = self.sampling(objective, **sampling)
         height, width = size or self.config.image_size
-        pixels = objective_row(objective).representation.name == "pixels"
-        grid = self.grid(num_frames or self.config.num_frames, height, width, objective)
-        special, seeds = self.config.unified.specials, seed_list(seeds, len(prompts))
-        prefixes = [prefix_for_visual(self.text.encode(prompt), special) for prompt in prompts]
+        grid = self.grid(num_frames or self.config.num_frames, height, width, how.objective)
+        fields = {f.name: getattr(how, f.name) for f in dataclasses.fields(how)}
+        seeds = seed_list(seeds, len(prompts))
         made = []
-        for at in range(0, len(prompts), self.batch_size):
-            part = slice(at, at + self.batch_size)
-            values = generate_visual(
-                self.model,
-                prefixes[part],
-                grid,
-                diffusion=self.config.pixel_diffusion if pixels else self.config.diffusion,
-                num_steps=num_steps,
-                guidance_scale=guidance_scale,
-                sampler=sampler,
-                seeds=seeds[part],
-                objective=objective,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-            )
-            made.append(self.decode(values, objective))
+        for part in self._parts(len(prompts)):
+            prefixes = self.prefixes(prompts[part], images and images[part], size, how.objective)
+            values = generate_visual(self.model, prefixes, grid, seeds=seeds[part], **fields)
+            made.append(self.decode(values, how.objective))
         return np.concatenate(made) if made else np.zeros((0, 1, height, width, 3), np.uint8)
 
-    def text_to_image(self, prompts: Sequence[str], size: tuple[int, int] | None = None, **drawing: Any) -> np.ndarray:
+    def text_to_image(self, prompts: Sequence[str], size: Size | None = None, **drawing: Any) -> np.ndarray:
         """Images uint8 (B, H, W, 3); `text_to_video` of one frame, with its other arguments."""
         return self.text_to_video(prompts, 1, size, **drawing)[:, 0]
 
     def image_to_text(
-        self,
-        images: Sequence[np.ndarray],
-        prompt: str = "",
-        max_new_tokens: int = 32,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seeds: Seeds = 0,
-        size: tuple[int, int] | None = None,
-        objective: str | None = None,
+        self, images: Sequence[np.ndarray], prompt: str = "", max_new_tokens: int = 32, **writing: Any
     ) -> list[str]:
-        """Captions of uint8 images (H, W, 3), each scaled to cover `size` and cut at the centre; `prompt`
-        stands between the picture and its caption. objective: in whose way the pictures are shown, one that was
-        trained, the first by default."""
-        ids, special, objective = self.text.encode(prompt), self.config.unified.specials, self._objective(objective)
-
-        def prefixes(part: slice) -> list:
-            values = self.encode(to_pixels(images[part], size or self.config.image_size), objective)
-            grid = values.shape[1:4]
-            return [
-                prefix_for_text(ids, special, x.reshape(-1, *x.shape[3:]), grid, objective=objective) for x in values
-            ]
-
-        return self._write(len(images), prefixes, max_new_tokens, temperature, top_k, top_p, seeds)
+        """Captions, one an image; `prompt` stands between the picture and its caption. `text_to_text` with one
+        image each, with its other arguments."""
+        prompts = [prompt] * len(images)
+        return self.text_to_text(prompts, max_new_tokens, images=[[image] for image in images], **writing)
 
     def text_to_text(
         self,
@@ -350,37 +208,60 @@ class OmniLoom:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        *,
+        images: Pictures | None = None,
         seeds: Seeds = 0,
+        size: Size | None = None,
+        objective: str | None = None,
     ) -> list[str]:
         """Continuations of the prompts, the prompts left out."""
-        special = self.config.unified.specials
+        seeds, texts = seed_list(seeds, len(prompts)), []
+        for part in self._parts(len(prompts)):
+            prefixes = self.prefixes(prompts[part], images and images[part], size, objective)
+            how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seeds": seeds[part]}
+            texts += [self.text.decode(ids) for ids in generate_text(self.model, prefixes, max_new_tokens, **how)]
+        return texts
 
-        def prefixes(part: slice) -> list:
-            return [prefix_for_text(self.text.encode(prompt), special) for prompt in prompts[part]]
-
-        return self._write(len(prompts), prefixes, max_new_tokens, temperature, top_k, top_p, seeds)
-
-    def _write(
+    def interleaved(
         self,
-        count: int,
-        prefixes: Any,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        seeds: Seeds,
-    ) -> list[str]:
-        seeds, texts = seed_list(seeds, count), []
-        for at in range(0, count, self.batch_size):
-            part = slice(at, at + self.batch_size)
-            made = generate_text(
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        *,
+        images: Pictures | None = None,
+        seeds: Seeds = 0,
+        size: Size | None = None,
+        num_frames: int | None = None,
+        max_visuals: int = 4,
+        objective: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> list[list[str | np.ndarray]]:
+        """Text and pictures in turn, as the model opens them, behind each prompt: text, images uint8 (H, W, 3) and
+        videos (T, H, W, 3), at most `max_visuals` a request."""
+        how, (height, width) = self.sampling(objective, **(sampling or {})), size or self.config.image_size
+        frames = num_frames or self.config.num_frames
+        seeds, made = seed_list(seeds, len(prompts)), []
+        for part in self._parts(len(prompts)):
+            made += generate_interleaved(
                 self.model,
-                prefixes(part),
-                max_new_tokens,
+                self.prefixes(prompts[part], images and images[part], size, how.objective),
+                max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
                 seeds=seeds[part],
+                visual=how,
+                image_grid=self.grid(1, height, width, how.objective),
+                video_grid=self.grid(frames, height, width, how.objective) if frames > 1 else None,
+                max_visuals=max_visuals,
             )
-            texts += [self.text.decode(ids) for ids in made]
-        return texts
+        return [[self._told(segment) for segment in segments] for segments in made]
+
+    def _told(self, segment: Segment) -> str | np.ndarray:
+        if segment.kind == "text":
+            return self.text.decode(segment.ids.tolist())
+        values = segment.values.reshape(1, *segment.grid, *segment.values.shape[1:])
+        clip = self.decode(torch.from_numpy(values), segment.objective)[0]
+        return clip if len(clip) > 1 else clip[0]

@@ -174,30 +174,82 @@ def stop(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
     print(f"job {job}: {stop_job(address, job).status.lower()}")
 
 
-@app.command()
-def sample(model: Annotated[str, typer.Argument(metavar="MODEL", help="A train artifact, or its model folder.")],
-           prompt: Annotated[str, typer.Option(help="A caption to draw, or a text to go on from.")] = "",
-           image: Annotated[Path | None, typer.Option(help="A picture to describe.")] = None,
-           video: Annotated[bool, typer.Option("--video", help="Draw a video.")] = False,
-           text: Annotated[bool, typer.Option("--text", help="Go on from the prompt in text.")] = False,
-           count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 1,
-           objective: Annotated[str | None, typer.Option(
-               help="Which of those that the model was trained with; the first by default.")] = None,
-           steps: Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")] = 20,
-           guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 2.0,
-           temperature: Annotated[float, typer.Option(min=0, help="Of text; 0 takes the likeliest token.")] = 0.0,
-           max_tokens: Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")] = 64,
-           seed: Annotated[int, typer.Option(help="Samples count up from it.")] = 0,
-           out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples")) -> None:
-    """Sample from a trained model: text to image or video, image to text, text to text."""
-    from stages.sampling import Request
-    from stages.sampling import sample as draw
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A train artifact, or its model folder.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")]
+Guidance = Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")]
+Size = Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels of what is drawn and shown, "
+                                          "any that the patch divides; training's by default.")]
+ObjectiveName = Annotated[str | None, typer.Option(help="Which of those that the model was trained with; the first by "
+                                                   "default.")]
+Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="Requests as JSON lines: prompt, image (a file or "
+                                              "several), seed.")]
 
-    request = Request(prompt=prompt, image=image, video=video, text=text, count=count, num_steps=steps,
-                      guidance_scale=guidance, objective=objective, temperature=temperature,
-                      max_new_tokens=max_tokens, seed=seed)
-    for line in draw(model, request, out):
-        print(line)
+
+@app.command()
+def sample(model: Model,
+           prompt: Annotated[str, typer.Option(help="A caption to draw, or a text to go on from.")] = "",
+           image: Annotated[list[Path] | None, typer.Option(help="A picture that stands before the prompt, to describe "
+                                                            "or to draw after; may be given more than once.")] = None,
+           draw: Annotated[bool, typer.Option("--draw", help="Draw an image, as without --image.")] = False,
+           video: Annotated[bool, typer.Option("--video", help="Draw a video.")] = False,
+           text: Annotated[bool, typer.Option("--text", help="Write, as with --image.")] = False,
+           interleave: Annotated[bool, typer.Option("--interleave", help="Write, and draw where the model opens a "
+                                                    "picture.")] = False,
+           prompts: Prompts = None,
+           count: Annotated[int, typer.Option(min=1, help="How many samples of each request.")] = 1,
+           seed: Annotated[int, typer.Option(min=0, help="Samples count up from it.")] = 0,
+           objective: ObjectiveName = None, steps: Steps = 20, guidance: Guidance = 2.0,
+           image_guidance: Annotated[float | None, typer.Option(min=0, help="Scale of guidance by the pictures before "
+                                     "the prompt, apart from the text's.")] = None,
+           sampler: Annotated[str, typer.Option(help="Of a diffusion: euler, heun, ddim, dpmpp_2m, amed.")] = "euler",
+           predictor: Annotated[Path | None, typer.Option(metavar="FILE", help="What `omniloom sampler` wrote, for "
+                                                          "amed.")] = None,
+           size: Size = None,
+           frames: Annotated[int | None, typer.Option(min=1, help="Of a video; training's by default.")] = None,
+           temperature: Annotated[float | None, typer.Option(min=0, help="Of text, 0 (the likeliest token) by default, "
+                                                             "and of drawn codes, 1 by default.")] = None,
+           top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest.")] = None,
+           top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Choose among the likeliest that hold this "
+                                                       "probability.")] = None,
+           max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "--max-tokens", min=1,
+                                                       help="Longest text, in tokens.")] = 64,
+           out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples"),
+           jsonl: Annotated[Path | None, typer.Option(metavar="FILE", help="List what was made as JSON lines; "
+                                                      "OUT/samples.jsonl for several requests and with --interleave.")
+                            ] = None) -> None:
+    """Sample from a trained model: from text and pictures text, images, videos, or text and pictures in turn."""
+    from stages.requests import Options, Request, chosen_task, parse_size, read_requests
+    from stages.sampling import sample as make
+
+    if prompts and (prompt or image):
+        raise InputError("excludes --prompt and --image", field="--prompts")
+    options = Options(task=chosen_task(draw=draw, video=video, text=text, interleave=interleave), count=count,
+                      seed=seed, objective=objective, num_steps=steps, guidance_scale=guidance,
+                      image_guidance_scale=image_guidance, sampler=sampler, predictor=predictor,
+                      size=parse_size(size), num_frames=frames, temperature=temperature, top_k=top_k, top_p=top_p,
+                      max_new_tokens=max_new_tokens)
+    requests = read_requests(prompts) if prompts else [Request(prompt, tuple(image or ()))]
+    for line in make(model, requests, options, out, jsonl):
+        print(line, flush=True)
+
+
+@app.command()
+def sampler(model: Model,
+            steps: Annotated[int, typer.Option(min=2, help="Steps that it will be used with; it serves no others.")],
+            out: Annotated[Path, typer.Option(metavar="FILE", help="Where the predictor is written.")],
+            prompts: Prompts = None,
+            iterations: Annotated[int, typer.Option(min=1)] = 150,
+            batch: Annotated[int, typer.Option(min=1, help="Pictures an iteration.")] = 8,
+            guidance: Guidance = 2.0, objective: ObjectiveName = None, size: Size = None,
+            seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
+    """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`."""
+    from stages.requests import parse_size
+    from stages.sampler import Training, train
+
+    training = Training(num_steps=steps, iterations=iterations, batch_size=batch, guidance_scale=guidance,
+                        objective=objective, size=parse_size(size), seed=seed)
+    for line in train(model, training, out, prompts):
+        print(line, flush=True)
 
 
 @app.command()

@@ -14,16 +14,28 @@ import bisect
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from models.unified.representations import OBJECTIVES
 from stages.order import draw
 
 Kind = Literal["image", "video", "text", "document"]
 Task = Literal["text", "draw", "describe", "document"]  # what a document is arranged as
+Source = Literal["text", "image"]  # of a drawn picture's condition: what words say, and earlier pictures
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _shares(value: Any) -> Any:
+    """A union's own errors name its types, not what was expected."""
+    shares = value if isinstance(value, dict) else {"text": value}
+    if not shares or set(shares) - set(get_args(Source)) or not all(
+            isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1
+            for share in shares.values()):
+        raise ValueError(f"expected a share from 0 to 1, or shares of {' and '.join(get_args(Source))}, got {value!r}")
+    return value
 
 
 class PackingConfig(BaseModel):
@@ -37,8 +49,10 @@ class PackingConfig(BaseModel):
                                  "out where this is 0")
     caption_loss: bool = Field(True, description="whether the caption that a picture is drawn from is learnt as well; "
                                "without it the picture alone is")
-    condition_dropout: float = Field(0.1, ge=0, le=1, description="share of the former whose caption is left out, "
-                                     "for guidance")
+    condition_dropout: Annotated[Share | dict[Source, Share], BeforeValidator(_shares)] = Field(
+        0.1, description="for guidance: share of the former whose caption is left out; or shares by source, which hold "
+        "for the drawn pictures of interleaved documents too: of text (a caption, all words before the picture) and, "
+        "apart from it, of image (all pictures before it)")
     noisy_context: float = Field(0.0, ge=0, le=1, description="share of documents whose pictures that stand as context "
                                  "are shown with noise; next_code shows none")
     context_max_time: float = Field(0.3, gt=0, lt=1, description="cap of that noise, as a share of the path")
@@ -48,13 +62,14 @@ class PackingConfig(BaseModel):
 @dataclass(frozen=True)
 class Placed:
     """One document in a row. `view` is its `Task`; `start`, `stop` cut a text; `caption_loss` is the config's;
-    `target` is the segment of an interleaved document that is drawn, -1 for none. Its pictures, the drawn one and
-    those that are context, are what `objective` is about; context has noise up to `context_time`."""
+    `target` is the segment of an interleaved document that is drawn, -1 for none, and `dropped` are the sources of a
+    drawn picture's condition that are left out. Its pictures, the drawn one and those that are context, are what
+    `objective` is about; context has noise up to `context_time`."""
 
     index: int
     view: Task
     length: int
-    condition: bool = True
+    dropped: frozenset[Source] = frozenset()
     start: int = 0
     stop: int = 0
     target: int = -1
@@ -72,6 +87,10 @@ class Planner:
         objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
         self._names = [name for name in OBJECTIVES if objectives.get(name)]
         self._shares = np.cumsum([objectives[name] for name in self._names])
+        # One share is of captions alone.
+        shares = config.condition_dropout
+        self._dropout, self._interleaved_dropout = (shares, shares) if isinstance(shares, dict) else (
+            {"text": shares}, {})
         self._representations = sorted({OBJECTIVES[name].representation.name for name in self._names})
         kinds = get_args(Kind) if self._names else ("text",)
         self.units = {kind: units for kind in kinds if (units := self._units(kind))}
@@ -122,42 +141,49 @@ class Planner:
             rng = np.random.default_rng((self.seed, 3, number))
             # Apart, so that an arrangement does not depend on what is trained on it.
             kinds = np.random.default_rng((self.seed, 6, number))
-            placed = [self._arrange(kind, self.units[kind][i], rng, kinds) for kind, quota in self.quota.items()
+            pictures = np.random.default_rng((self.seed, 7, number))
+            placed = [self._arrange(kind, self.units[kind][i], rng, kinds, pictures)
+                      for kind, quota in self.quota.items()
                       for i in draw(len(self.units[kind]), quota, number * quota, self.seed)]
             rows = pack([placed[i] for i in rng.permutation(len(placed))], self.config.length)
             self._planned = {number: [rows[i] for i in rng.permutation(len(rows))]}
         return self._planned[number]
 
     def _arrange(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator,
-                 kinds: np.random.Generator) -> Placed:
+                 kinds: np.random.Generator, pictures: np.random.Generator) -> Placed:
         by_objective, by_noise = kinds.random(2)
         if not self._names:
-            return self._arrange_views(kind, unit, rng, "latents")
+            return self._arrange_views(kind, unit, rng, pictures.random(), "latents")
         choice = np.searchsorted(self._shares, by_objective * self._shares[-1], side="right")
         objective = self._names[min(int(choice), len(self._names) - 1)]
         noisy = by_noise < self.config.noisy_context and not OBJECTIVES[objective].causal
-        placed = self._arrange_views(kind, unit, rng, OBJECTIVES[objective].representation.name)
+        placed = self._arrange_views(kind, unit, rng, pictures.random(), OBJECTIVES[objective].representation.name)
         return replace(placed, objective=objective, context_time=self.config.context_max_time if noisy else 0.0)
 
-    def _arrange_views(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator,
+    def _arrange_views(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator, by_image: float,
                        representation: str) -> Placed:
         index, start, stop = unit
-        by_order, by_condition, by_target = rng.random(3)
+        by_order, by_text, by_target = rng.random(3)
         if kind == "text":
             return Placed(index, "text", stop - start, start=start, stop=stop)
         lengths = self.tokens.lengths(index, representation)
         if kind == "document":
-            return self._arrange_document(index, lengths, by_target)
+            drawn = {"text": by_text, "image": by_image}
+            dropped = frozenset(s for s, share in self._interleaved_dropout.items() if drawn[s] < share)
+            return self._arrange_document(index, lengths, by_target, dropped)
         caption = sum(n for k, n in lengths if k == "text")
         total = sum(n for _, n in lengths) + 4
         if caption and by_order >= self.config.caption_first:
             return Placed(index, "describe", total)
-        condition = bool(caption) and by_condition >= self.config.condition_dropout
-        return Placed(index, "draw", total - (0 if condition else caption), condition=condition,
-                      caption_loss=self.config.caption_loss)
+        dropped: frozenset[Source] = frozenset()
+        if not caption or by_text < self._dropout.get("text", 0.0):
+            total, dropped = total - caption, frozenset({"text"})
+        return Placed(index, "draw", total, dropped, caption_loss=self.config.caption_loss)
 
-    def _arrange_document(self, index: int, lengths: list[tuple[str, int]], by_target: float) -> Placed:
-        """Draw one of its pictures, after what comes before it, or (as likely as one picture) only read."""
+    def _arrange_document(self, index: int, lengths: list[tuple[str, int]], by_target: float,
+                          dropped: frozenset[Source]) -> Placed:
+        """Draw one of its pictures, after what comes before it and is not dropped, or (as likely as one picture) only
+        read."""
         room, total, pictures = self.config.length, 1, []
         for number, (kind, n) in enumerate(lengths):
             size = n + (2 if kind == "visual" else 0)
@@ -169,7 +195,9 @@ class Planner:
         choice = int(by_target * (len(pictures) + 1))
         if choice < len(pictures):
             number, total = pictures[choice]
-            return Placed(index, "document", total, stop=number + 1, target=number)
+            total -= sum(n if kind == "text" else n + 2 for kind, n in lengths[:number]
+                         if ("text" if kind == "text" else "image") in dropped)
+            return Placed(index, "document", total, dropped, stop=number + 1, target=number)
         fits = 0
         total = 1
         for kind, n in lengths:

@@ -15,8 +15,8 @@ import pandas
 
 TASKS = ("text_to_image", "text_to_video", "image_to_text", "text_to_text")
 # What `predict` takes as params, by the task that it is for; all others are refused.
-_DRAWING = ("num_steps", "guidance_scale", "size")
-_WRITING = ("max_new_tokens", "temperature", "top_k", "top_p")
+_DRAWING = ("num_steps", "guidance_scale", "size", "objective")
+_WRITING = ("max_new_tokens", "temperature", "top_k", "top_p", "objective")
 _MARK = {"model": "omniloom"}  # says that a model made this picture: ingest reads it
 
 
@@ -37,13 +37,15 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pandas.DataFrame,
                 params: dict[str, Any] | None = None) -> pandas.DataFrame:
         """`model_input`: a DataFrame, a list of dicts or of prompts. `params`: `seed` and the sampling options of
-        `models.bundle.OmniLoom` (`num_steps`, `guidance_scale`, `size`, `max_new_tokens`, `temperature`, ...)."""
+        `models.bundle.OmniLoom` (`num_steps`, `guidance_scale`, `size`, `objective`, `max_new_tokens`, `temperature`,
+        ...)."""
         usual = "text_to_image" if self.model.config.objectives else "text_to_text"
         rows = [_row(number, values, usual) for number, values in enumerate(_rows(model_input))]
         options = dict(params or {})
         if unknown := set(options) - {"seed", *_DRAWING, *_WRITING}:
             raise ValueError(f"params: unknown {', '.join(sorted(unknown))}")
         seed = int(options.pop("seed", 0))
+        options["objective"] = options.get("objective") or None  # a string in the signature has no other nothing
         answers: list[dict[str, Any]] = [{"text": None, "image": None} for _ in rows]
         for task in TASKS:
             chosen = [number for number, row in enumerate(rows) if row["task"] == task]
@@ -81,7 +83,8 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
 def signature() -> mlflow.models.ModelSignature:
     """The model's columns and parameters, which MLflow checks before `predict`.
 
-    A picture is bytes here; MLflow's scoring server takes base64 for it. `seed` counts up by row.
+    A picture is bytes here; MLflow's scoring server takes base64 for it. `seed` counts up by row; an empty `objective`
+    is the first of those that the model was trained with.
     """
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -92,7 +95,7 @@ def signature() -> mlflow.models.ModelSignature:
         Schema([ColSpec(text, "text", required=False), ColSpec(data, "image", required=False)]),
         ParamSchema([ParamSpec("seed", DataType.long, 0), ParamSpec("num_steps", DataType.long, 20),
                      ParamSpec("guidance_scale", DataType.double, 2.0), ParamSpec("max_new_tokens", DataType.long, 64),
-                     ParamSpec("temperature", DataType.double, 0.0)]))
+                     ParamSpec("temperature", DataType.double, 0.0), ParamSpec("objective", DataType.string, "")]))
 
 
 def _rows(model_input: Any) -> list[Mapping[str, Any]]:

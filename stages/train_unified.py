@@ -7,10 +7,8 @@ Out: `model/` (all that sampling needs, `models.bundle`), `report/history.jsonl`
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
@@ -23,6 +21,7 @@ from models.unified.config import UnifiedConfig
 from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
 from stages.base import PLACEMENT, Needs, StageContext
+from stages.documents import Documents
 from stages.packing import PackingConfig, Task
 from stages.starting import check_text_tokenizer, local_folder, start_config
 
@@ -241,74 +240,6 @@ class RowLoader:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-class Documents:
-    """A placed document of the plan as the model's segments."""
-
-    def __init__(self, tokens, model_config: UnifiedConfig, task_weights: Mapping[str, float] = MappingProxyType({})):
-        import numpy as np
-
-        self.tokens, self.specials, self.task_weights = tokens, model_config.specials, task_weights
-        self.mean = np.array(tokens.facts["latent_mean"], dtype=np.float32)
-        self.std = np.array(tokens.facts["latent_std"], dtype=np.float32)
-
-    def picture(self, token, objective: str) -> tuple:
-        """Values and grid of a visual token, as the objective is about them."""
-        kind = OBJECTIVES[objective].representation.name
-        if kind == "latents":
-            return (token.latents - self.mean) / self.std, token.grid
-        if kind == "codes":
-            return token.codes, token.grid
-        return token.pixels.astype("float32") / 127.5 - 1, token.pixel_grid
-
-    def segments(self, placed) -> list:
-        found = self._arranged(placed)
-        for segment in found:
-            segment.weight = self.task_weights.get(placed.view, 1.0)
-        return found
-
-    def _arranged(self, placed) -> list:
-        import numpy as np
-
-        from models.unified.batch import Segment
-        from models.unified.layouts import text_to_visual, visual_to_text
-
-        document = self.tokens.document(placed.index)
-        special = self.specials
-        if placed.view == "text":
-            ids = np.concatenate([[special.bos], document[0].ids, [special.eos]])[placed.start:placed.stop]
-            return [Segment("text", ids=ids)]
-        if placed.view == "document":
-            return self._interleaved(document, placed)
-        caption = np.concatenate([[], *[t.ids for t in document if t.kind == "text"]]).astype(np.int64)
-        objective = placed.objective
-        values, grid = self.picture(next(t for t in document if t.kind == "visual"), objective)
-        if placed.view == "describe":
-            return visual_to_text(values, grid, caption, special, objective, placed.context_time)
-        condition = caption if placed.condition else []
-        return text_to_visual(condition, values, grid, special, placed.caption_loss, objective)
-
-    def _interleaved(self, document: list, placed) -> list:
-        import numpy as np
-
-        from models.unified.batch import Segment, visual_segment
-
-        segments = [Segment("text", ids=np.array([self.specials.bos]))]
-        room = placed.length - 1
-        for number, token in enumerate(document[:placed.stop]):
-            if token.kind == "text":
-                ids = token.ids[:max(0, room)]
-                segments.append(Segment("text", ids=ids))
-                room -= len(ids)
-            else:
-                loss = number == placed.target
-                segments.append(visual_segment(placed.objective, *self.picture(token, placed.objective), loss,
-                                               None if loss else placed.context_time))
-                room -= segments[-1].length
-        if placed.target < 0 and room > 0:
-            segments.append(Segment("text", ids=np.array([self.specials.eos])))
-        return segments
 
 
 def train_worker(job: Job) -> None:

@@ -9,6 +9,8 @@ of the network, so that what a request draws does not depend on its batch.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.unified.diffusion_config import DiffusionConfig
 from models.unified.samplers import Denoiser, amed_step, heun
 
 _C_RANGE, _A_RANGE = 0.5, 0.2
@@ -27,12 +30,14 @@ class AmedPredictor(nn.Module):
     """(r, c, a) of `models.unified.samplers.amed_step` for each step of one list of times, at first (1/2, 1, 1): the
     geometric midpoint. r is in (0, 1), c in 1 +- 0.5, a in 1 +- 0.2.
 
-    times  falling path times, the last one 0; it serves no others
-    width  of its hidden layer
+    times      falling path times, the last one 0; it serves no others
+    width      of its hidden layer
+    diffusion  that it was trained for, where that is a network's
     """
 
-    def __init__(self, times: Sequence[float], width: int = 32):
+    def __init__(self, times: Sequence[float], width: int = 32, diffusion: DiffusionConfig | None = None):
         super().__init__()
+        self.diffusion = diffusion
         times = torch.tensor([float(t) for t in times], dtype=torch.float64)
         if len(times) < 2 or times[-1] != 0 or not (times[1:] < times[:-1]).all():
             raise ValueError(f"times: expected at least two that fall to 0, got {times.tolist()}")
@@ -60,11 +65,21 @@ class AmedPredictor(nn.Module):
             tuple(value.item() for value in self(now, after)) for now, after in zip(times[:-2], times[1:-1])
         ]
 
+    def check(self, diffusion: DiffusionConfig) -> None:
+        """ValueError naming what another diffusion was trained with."""
+        if self.diffusion is None or self.diffusion == diffusion:
+            return
+        for field in dataclasses.fields(diffusion):
+            own, other = getattr(self.diffusion, field.name), getattr(diffusion, field.name)
+            if own != other:
+                raise ValueError(f"predictor: made for diffusion.{field.name} {own}, the model has {other}")
+
     def save(self, path: str | Path) -> None:
         from safetensors.torch import save_file
 
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file(state, path, metadata={"format": "amed", "version": _VERSION})
+        made_for = {"diffusion": json.dumps(dataclasses.asdict(self.diffusion))} if self.diffusion else {}
+        save_file(state, path, metadata={"format": "amed", "version": _VERSION, **made_for})
 
     @classmethod
     def load(cls, path: str | Path) -> AmedPredictor:
@@ -80,9 +95,11 @@ class AmedPredictor(nn.Module):
         if (metadata.get("format"), metadata.get("version")) != ("amed", _VERSION):
             raise ValueError(f"{path}: metadata: expected format amed, version {_VERSION}, got {metadata}")
         try:
-            predictor = cls(state["times"].tolist(), len(state["net.0.bias"]))
+            made_for = json.loads(metadata.get("diffusion", "null"))
+            diffusion = made_for and DiffusionConfig(**made_for)
+            predictor = cls(state["times"].tolist(), len(state["net.0.bias"]), diffusion)
             predictor.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: does not hold a predictor's tensors: {error}") from error
         return predictor
 
@@ -96,6 +113,7 @@ def train_amed(
     learning_rate: float = 0.02,
     width: int = 32,
     seed: int = 0,
+    diffusion: DiffusionConfig | None = None,
 ) -> tuple[AmedPredictor, list[float]]:
     """Train a predictor for one list of sampling times: Adam, its rate falling to 0 by a cosine.
 
@@ -103,6 +121,7 @@ def train_amed(
                    gradients with respect to x and to scalar tensor times; its own parameters get none
     times          falling path times, the last one 0, of at least two steps
     teacher_steps  Heun's steps inside each of the student's
+    width, diffusion  as in `AmedPredictor`
     Returns the predictor and, for each iteration, the mean over the steps of |x - teacher|^2 / (a^2 + b^2): the
     distance of the two after the same step from the same noise, in units of the path's deviation.
     """
@@ -112,7 +131,7 @@ def train_amed(
         raise ValueError(f"iterations, teacher_steps: expected at least 1, got {iterations}, {teacher_steps}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        predictor = AmedPredictor(times, width)
+        predictor = AmedPredictor(times, width, diffusion)
     parameters = list(predictor.parameters())
     optimizer = torch.optim.Adam(parameters, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)

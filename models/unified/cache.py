@@ -2,7 +2,8 @@
 pictures as they are made. Out: hidden states of what was fed.
 
 Row b owns the first `lengths[b]` places of its cache. A feed writes behind them; what is not kept (`advance`
-0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it.
+0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it. Gradients flow through
+feeds that are not kept, back to what was fed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ from models.unified.model import UnifiedModel
 from models.unified.patchify import VisualInput, grid_tables
 from models.unified.positions import Grid, place
 from models.unified.representations import OBJECTIVES
+from models.unified.samplers import Time
 
 _GROWTH = 64
+
+
+def _attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Without a mask. The query heads that share keys become queries of one head, so that no keys are copied."""
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
 
 
 class _Layer:
@@ -31,7 +39,7 @@ class _Layer:
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.places: Tensor | None = None
+        self.places: slice | Tensor = slice(0, 0)  # of what is fed; the same ones in every row, or (B, N)
         self.reach = 0
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,10 +47,16 @@ class _Layer:
             shape = (*keys.shape[:2], 0, keys.shape[3])
             self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
         self._grow(self.reach)
-        places = self.places[:, None, :, None].expand_as(keys)
-        self.keys.scatter_(2, places, keys)
-        self.values.scatter_(2, places, values)
-        return self.keys[:, :, : self.reach], self.values[:, :, : self.reach]
+        return self._written(self.keys, keys), self._written(self.values, values)
+
+    def _written(self, held: Tensor, new: Tensor) -> Tensor:
+        held = held[:, :, : self.reach]
+        if torch.is_grad_enabled():
+            held = held.clone()
+        if isinstance(self.places, slice):
+            held[:, :, self.places] = new
+            return held
+        return held.scatter_(2, self.places[:, None, :, None].expand_as(new), new)
 
     def _grow(self, capacity: int) -> None:
         missing = capacity - self.keys.shape[2]
@@ -90,20 +104,28 @@ class GenerationState:
         clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
         values = {name: part.values for name, part in batch.parts.items()}
         x, _ = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
-        hidden = state._run(x, batch.positions, batch.end, lengths)
+        hidden = state._run(x, batch.positions, lengths, batch.end)
         state.last = last
         ends = torch.tensor(lengths, device=state.device) - 1
         return state, hidden[torch.arange(len(lengths), device=state.device), ends]
 
-    def _run(self, x: Tensor, positions: Tensor, end: Tensor, advance: list[int]) -> Tensor:
-        """x (B, N, width) written behind each row's own; each position sees its row's [0, end)."""
-        reach = max(self.lengths) + x.shape[1]
-        begins = torch.tensor(self.lengths, device=self.device)
-        places = begins[:, None] + torch.arange(x.shape[1], device=self.device)
+    def _run(self, x: Tensor, positions: Tensor, advance: list[int], sees: Tensor | None = None) -> Tensor:
+        """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
+        fed, as many as `sees` (B, N) says, or all."""
+        B, N, _ = x.shape
+        begin, reach = min(self.lengths), max(self.lengths) + N
+        begins = torch.tensor(self.lengths, device=self.device)[:, None]
+        even = begin + N == reach
+        places = slice(begin, reach) if even else begins + torch.arange(N, device=self.device)
         for layer in self.layers:
             layer.places, layer.reach = places, reach
-        attend = DenseAttend(dense_mask(torch.zeros_like(end), end, reach))
-        hidden = self.model.backbone(x, positions, attend, self.layers)
+        if even and sees is None:
+            attend = _attend_to_all
+        else:
+            end = (begins + (N if sees is None else sees)).expand(B, N)
+            attend = DenseAttend(dense_mask(torch.zeros_like(end), end, reach))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
+            hidden = self.model.backbone(x, positions, attend, self.layers)
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 
@@ -122,16 +144,15 @@ class GenerationState:
     def feed_tokens(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
         """A run of text in every row, ids int64 (B, N), of which the first counts[b] are kept: what follows them is
         as if it had not been fed. Returns hidden (B, N, width)."""
-        ids = ids.to(self.device)
-        steps = torch.arange(1, ids.shape[1] + 1, device=self.device)
-        end = torch.tensor(self.lengths, device=self.device)[:, None] + steps
+        (B, N), ids = ids.shape, ids.to(self.device)
+        steps = torch.arange(1, N + 1, device=self.device)
         line = (torch.tensor(self.last, device=self.device)[:, None] + steps).float()
         self.last = [last + count for last, count in zip(self.last, counts)]
-        positions = line[..., None].expand(*line.shape, self.model.config.axes)
-        return self._run(self.model.embed(ids), positions, end, list(counts))
+        positions = line[..., None].expand(B, N, self.model.config.axes)
+        return self._run(self.model.embed(ids), positions, list(counts), steps.expand(B, N) if N > 1 else None)
 
     def feed_visual(
-        self, objective: str, values: Tensor, grid: Grid, time: float = 0.0, *, keep: bool, first: int = 0
+        self, objective: str, values: Tensor, grid: Grid, time: Time = 0.0, *, keep: bool, first: int = 0
     ) -> Tensor:
         """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N).
         keep: False while they are being drawn, True for the clean result; where only the first ones are kept, the
@@ -140,18 +161,17 @@ class GenerationState:
         (B, N), count = values.shape[:2], math.prod(grid)
         embedded = segment = tables = None
         if not row.representation.discrete:
-            embedded = self.model.time(torch.full((B,), time, device=self.device))
+            times = torch.as_tensor(time, dtype=torch.float32, device=self.device)
+            embedded = self.model.time(times.expand(B))
             segment = torch.arange(B, device=self.device).repeat_interleave(N)
         if config.patchifier(row.representation.name) == "unet":
             tables = grid_tables([grid] * B).to(self.device)
         x, self.given = self.model.embed_visual(
             row.representation.name, values.flatten(0, 1), embedded, segment, tables)
-        x = x.view(B, N, -1)
-        begins = torch.tensor(self.lengths, device=self.device)[:, None]
-        end = begins + (torch.arange(1, N + 1, device=self.device) if row.causal else N)
         whole = keep and first + N == count
         places = self._places(grid, whole)[:, first : first + N]
-        return self._run(x, places, end.expand(B, N), [N if keep else 0] * B)
+        sees = torch.arange(1, N + 1, device=self.device).expand(B, N) if row.causal and N > 1 else None
+        return self._run(x.view(B, N, -1), places, [N if keep else 0] * B, sees)
 
     def select(self, rows: Sequence[int]) -> GenerationState:
         """A copy of some rows."""

@@ -1,8 +1,9 @@
 """How one picture is drawn by each objective. In: a state of requests that are about to open a picture, a seed and a
 number of the picture in its request each. Out: its values, and where the state goes on behind it.
 
-Under guidance the state's second half of rows is unconditional: it is shown what the first half draws. Every request
-draws from a generator of its own on the CPU, so that a seed gives the same picture whatever it is batched with.
+Under guidance the state holds the requests once for each variant of their prefixes (`VisualSampling.variants`), and all
+variants are shown what is drawn. Every request draws from a generator of its own on the CPU, so that a seed gives the
+same picture whatever it is batched with.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from models.unified.diffusion import NetworkDenoiser, sampling_times
 from models.unified.diffusion_config import DiffusionConfig
 from models.unified.positions import Grid
 from models.unified.representations import OBJECTIVES, objective_row
-from models.unified.samplers import MidpointPredictor, check_sampler, sample
+from models.unified.samplers import MidpointPredictor, Time, check_sampler, sample
 
 _PICTURE_SEED_STEP = 1_000_003
 _TINY = 1e-20
@@ -31,8 +32,12 @@ Draw = tuple[int, int]  # seed of the request, number of the picture in it
 
 @dataclass(frozen=True)
 class VisualSampling:
-    """How a picture is drawn: F = F_u + w (F_c - F_u) of the network's outputs (v, x or logits), with
-    w = guidance_scale (arXiv 2207.12598); at 1 there is no unconditional pass.
+    """How a picture is drawn. Guidance is of the network's outputs F (v, x or logits), with s = guidance_scale:
+
+        F(0) + s (F(I, T) - F(0))                                    without a condition for 0 (arXiv 2207.12598)
+        F(0) + s_I (F(I, 0) - F(0)) + s (F(I, T) - F(I, 0))          with image_guidance_scale s_I: text and earlier
+                                                                     pictures apart (arXiv 2211.09800, eq. 3)
+    where a scale leaves no weight to a pass, there is none.
 
     objective    name in `models.unified.representations.OBJECTIVES`
     diffusion    of latents or of pixels, as it was trained; codes need none
@@ -46,6 +51,7 @@ class VisualSampling:
     diffusion: DiffusionConfig | None = None
     num_steps: int = 20
     guidance_scale: float = 1.0
+    image_guidance_scale: float | None = None
     sampler: str = "euler"
     predictor: MidpointPredictor | None = None
     objective: str = "latent_diffusion"
@@ -56,12 +62,25 @@ class VisualSampling:
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.predictor)
+        check_choice(self.temperature, self.top_k, self.top_p)
         if self.num_steps < 1:
             raise ValueError(f"num_steps: expected at least 1, got {self.num_steps}")
         if not objective_row(self.objective).representation.discrete:
             if self.diffusion is None:
                 raise ValueError(f"diffusion: {self.objective} needs the config that it was trained with")
-            sampling_times(self.diffusion, self.num_steps)
+            times = sampling_times(self.diffusion, self.num_steps)
+            if self.predictor is not None:
+                self.predictor.steps(times)
+
+    @property
+    def variants(self) -> tuple[tuple[float, frozenset[str]], ...]:
+        """(scale, sources that are dropped) of the prefixes that are computed, the whole condition first: the output
+        is the last one's, and up the list scale times what each adds to the one behind it."""
+        chain = [(self.guidance_scale, frozenset()), (1.0, frozenset({"text", "image"}))]
+        if self.image_guidance_scale is not None:
+            chain.insert(1, (self.image_guidance_scale, frozenset({"text"})))
+        # What is added and taken away by the same scale cancels.
+        return tuple(chain[:1] + [step for before, step in zip(chain, chain[1:]) if step[0] != before[0]])
 
     def nothing(self, config: UnifiedConfig, grid: Grid) -> Tensor:
         """What no request at all gives."""
@@ -69,6 +88,16 @@ class VisualSampling:
         if kind.discrete:
             return torch.zeros((0, *grid), dtype=torch.int64)
         return torch.zeros((0, *grid, getattr(config, kind.size)))
+
+
+def check_choice(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """ValueError naming what `sample_tokens` cannot do."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected a probability above 0, got {top_p}")
 
 
 def sample_tokens(
@@ -97,23 +126,36 @@ def sample_tokens(
 def draw_visual(
     state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling, go_on: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Draw a segment for each of R requests, in a state of R rows, or of 2 R under guidance.
+    """Draw a segment for each of R requests, in a state of V R rows for V variants: all requests' first, and so on.
 
     Returns latents or pixels (R, N, C), or codes int64 (R, N), and if go_on, hidden (rows, width) at <eoi>; the state
     then holds the clean segment."""
+    canvas = _open(state, draws, grid, how)
+    values = _DRAW[how.objective](canvas)
+    if not go_on:
+        return values, None
+    if not OBJECTIVES[how.objective].causal:  # a causal segment was kept as it was drawn
+        canvas.feed(values, keep=True)
+    return values, state.feed_text([state.model.config.specials.eoi] * len(state.lengths))
+
+
+def open_diffusion(
+    state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling
+) -> tuple[NetworkDenoiser, Tensor]:
+    """What a sampler needs to draw as `draw_visual` does: the guided denoiser behind each request's prefix, and the
+    noise (R, N, C). Gradients flow through it to x and to the times."""
+    canvas = _open(state, draws, grid, how)
+    return canvas.denoiser(), canvas.noise()
+
+
+def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> _Canvas:
     model, kind = state.model, OBJECTIVES[how.objective].representation
     if getattr(model.config, kind.size) is None:
         raise ValueError(f"objective: {how.objective} needs a model with {kind.size}")
     special, rows = model.config.specials, len(state.lengths)
     hidden = state.feed_text([special.bov if grid[0] > 1 else special.boi] * rows)
     generators = [torch.Generator().manual_seed(seed + number * _PICTURE_SEED_STEP) for seed, number in draws]
-    canvas = _Canvas(state, hidden, generators, grid, how)
-    values = _DRAW[how.objective](canvas)
-    if not go_on:
-        return values, None
-    if not OBJECTIVES[how.objective].causal:  # a causal segment was kept as it was drawn
-        canvas.feed(values, keep=True)
-    return values, state.feed_text([special.eoi] * rows)
+    return _Canvas(state, hidden, generators, grid, how)
 
 
 @dataclass
@@ -134,20 +176,30 @@ class _Canvas:
         """(R, *shape), each request's from its generator."""
         return torch.stack([function(*shape, generator=g) for g in self.generators]).to(self.state.device)
 
-    def feed(self, values: Tensor, time: float = 0.0, *, keep: bool, first: int = 0) -> Tensor:
+    def feed(self, values: Tensor, time: Time = 0.0, *, keep: bool, first: int = 0) -> Tensor:
         """`GenerationState.feed_visual` in all rows."""
-        if len(self.state.lengths) > len(values):
-            values = torch.cat((values, values))
+        values = values.repeat(len(self.state.lengths) // len(values), *[1] * (values.ndim - 1))
         return self.state.feed_visual(self.how.objective, values, self.grid, time, keep=keep, first=first)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """The guided output of the head for the requests, float32."""
         kind, state = OBJECTIVES[self.how.objective].representation, self.state
         out = state.model.visual_head(kind.name, hidden, state.given).float()
-        if len(out) > len(self.generators):
-            conditional, unconditional = out.chunk(2)
-            out = unconditional + self.how.guidance_scale * (conditional - unconditional)
-        return out
+        variants = self.how.variants
+        *more, guided = outputs = out.chunk(len(variants))
+        for (scale, _), full, less in reversed(list(zip(variants, more, outputs[1:]))):
+            guided = guided + scale * (full - less)
+        return guided
+
+    def noise(self) -> Tensor:
+        kind = OBJECTIVES[self.how.objective].representation
+        return self.drawn(torch.randn, self.count, getattr(self.state.model.config, kind.size))
+
+    def denoiser(self) -> NetworkDenoiser:
+        def network(x: Tensor, time: Time) -> Tensor:
+            return self.predict(self.feed(x, time, keep=False))
+
+        return NetworkDenoiser(self.how.diffusion, network)
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Codes of logits (..., K) by uniforms (...)."""
@@ -157,15 +209,8 @@ class _Canvas:
 
 
 def _diffuse(canvas: _Canvas) -> Tensor:
-    config, kind = canvas.state.model.config, OBJECTIVES[canvas.how.objective].representation
-
-    def network(x: Tensor, time: float) -> Tensor:
-        return canvas.predict(canvas.feed(x, time, keep=False))
-
-    noise = canvas.drawn(torch.randn, canvas.count, getattr(config, kind.size))
-    denoiser = NetworkDenoiser(canvas.how.diffusion, network)
     times = sampling_times(canvas.how.diffusion, canvas.how.num_steps)
-    return sample(canvas.how.sampler, denoiser, noise, times, canvas.how.predictor)
+    return sample(canvas.how.sampler, canvas.denoiser(), canvas.noise(), times, canvas.how.predictor)
 
 
 def _write_codes(canvas: _Canvas) -> Tensor:

@@ -3,14 +3,15 @@
 pictures, or both in turn.
 
 The prefix's keys and values are computed once and reused by every token and every step of a picture
-(`models.unified.draw`); under classifier-free guidance the conditional and unconditional rows share one batch; a
-finished picture's clean keys and values replace the noisy ones. A request draws its randomness from generators of its
-own on the CPU, so a seed gives the same sample whatever it is batched with.
+(`models.unified.draw`); under guidance the variants of the prefixes share one batch; a finished picture's clean keys
+and values replace the noisy ones. A request draws its randomness from generators of its own on the CPU, so a seed gives
+the same sample whatever it is batched with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,11 @@ from torch import Tensor
 
 from models.unified.batch import Document, Segment, visual_segment
 from models.unified.cache import GenerationState
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.draw import VisualSampling, draw_visual, sample_tokens
-from models.unified.layouts import prefix_for_visual
+from models.unified.config import SpecialIds
+from models.unified.draw import VisualSampling, check_choice, draw_visual, sample_tokens
+from models.unified.layouts import without
 from models.unified.model import UnifiedModel
 from models.unified.positions import Grid
-from models.unified.samplers import MidpointPredictor
 
 Seeds = int | Sequence[int]
 _UNIFORMS = 64
@@ -37,46 +37,36 @@ def seed_list(seeds: Seeds, count: int) -> list[int]:
     return seeds
 
 
+def guided_prefixes(
+    prefixes: Sequence[Document], how: VisualSampling, special: SpecialIds, variants: slice = slice(None)
+) -> list[Document]:
+    """The prefixes of the rows that `draw_visual` takes: of each variant all requests'."""
+    return [
+        without(prefix, dropped, special) if dropped else prefix
+        for _, dropped in how.variants[variants]
+        for prefix in prefixes
+    ]
+
+
 @torch.no_grad()
 def generate_visual(
-    model: UnifiedModel,
-    prefixes: Sequence[Document],
-    grid_thw: Grid,
-    *,
-    diffusion: DiffusionConfig | None = None,
-    num_steps: int = 20,
-    guidance_scale: float = 1.0,
-    unconditional: Sequence[Document] | None = None,
-    sampler: str = "euler",
-    predictor: MidpointPredictor | None = None,
-    seeds: Seeds = 0,
-    objective: str = "latent_diffusion",
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    model: UnifiedModel, prefixes: Sequence[Document], grid_thw: Grid, *, seeds: Seeds = 0, **sampling: Any
 ) -> Tensor:
     """Draw one segment behind each prefix (which does not hold the <boi> itself).
 
-    grid_thw       (t, h, w) of the segment, any size
-    unconditional  prefixes without the condition, one a request, for guidance_scale other than 1; <bos> alone
-                   by default
-    seeds          one a request, or an int that counts up
-    the others     as in `VisualSampling`
+    grid_thw  (t, h, w) of the segment, any size
+    seeds     one a request, or an int that counts up
+    sampling  the fields of `VisualSampling`
     Returns normalised latents or pixels, float32 (B, t, h, w, C), or codes, int64 (B, t, h, w).
     """
-    how = VisualSampling(diffusion, num_steps, guidance_scale, sampler, predictor, objective, temperature, top_k, top_p)
+    how = VisualSampling(**sampling)
     grid = tuple(int(n) for n in grid_thw)
     if len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"grid_thw: expected (t, h, w), got {grid_thw!r}")
     seeds = seed_list(seeds, len(prefixes))
     if not prefixes:
         return how.nothing(model.config, grid)
-    guided = guidance_scale != 1.0
-    if guided:
-        unconditional = unconditional or [prefix_for_visual([], model.config.specials)] * len(prefixes)
-        if len(unconditional) != len(prefixes):
-            raise ValueError(f"unconditional: expected {len(prefixes)}, got {len(unconditional)}")
-    state, _ = GenerationState.prefill(model, [*prefixes, *unconditional] if guided else prefixes)
+    state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, how, model.config.specials))
     values, _ = draw_visual(state, [(seed, 0) for seed in seeds], grid, how, go_on=False)
     return values.reshape(len(prefixes), *grid, *values.shape[2:])
 
@@ -102,9 +92,11 @@ def generate_interleaved(
 
     max_new_tokens  text tokens a request, pictures' frames apart
     stop_ids        end a request and are left out of its result; <eos> by default
+    visual          how pictures are drawn, where any may be
     max_visuals     pictures a request; then, and without a grid or `visual`, opening one is forbidden
     Returns, for each request, the segments that were made; they can stand in a later prefix.
     """
+    check_choice(temperature, top_k, top_p)
     special = model.config.specials
     grids = {special.boi: image_grid, special.bov: video_grid} if visual is not None else {}
     grids = {token: tuple(grid) for token, grid in grids.items() if grid is not None}
@@ -165,9 +157,11 @@ def generate_interleaved(
             hidden = state.feed_text(chosen, keep)
         for token, group in drawing.items():
             part = state.select(group)
-            if visual.guidance_scale != 1.0:
-                blank, _ = GenerationState.prefill(model, [prefix_for_visual([], special)] * len(group))
-                part = part.stack(blank)
+            for b in group:
+                close_text(rows[b])
+            so_far = [[*prefixes[rows[b]], *made[rows[b]]] for b in group]
+            if others := guided_prefixes(so_far, visual, special, slice(1, None)):
+                part = part.stack(GenerationState.prefill(model, others)[0])
             grid = grids[token]
             draws = [(seeds[rows[b]], pictures[rows[b]]) for b in group]
             values, after = draw_visual(part, draws, grid, visual, go_on=True)
@@ -176,7 +170,6 @@ def generate_interleaved(
                 0, torch.tensor(group, device=hidden.device), after[: len(group)].to(hidden.dtype)
             )
             for b, drawn in zip(group, values.cpu().numpy()):
-                close_text(rows[b])
                 made[rows[b]].append(visual_segment(visual.objective, drawn, grid))
                 pictures[rows[b]] += 1
         staying = [b for b, request in enumerate(rows) if request in alive]

@@ -4,20 +4,24 @@ latents, pixels or codes that their objective is about. Out: lists of `Segment`.
 text to image   <bos> caption <boi> IMG <eoi> <eos>      a video has <bov>; without a condition, no caption
 image to text   <bos> <boi> IMG <eoi> caption <eos>      the picture is clean context
 text            <bos> text <eos>
+interleaved     <bos> text <boi> IMG <eoi> text ...   cut behind the picture that is drawn, where one is
 
 <boi>, <bov> and <eoi> are added by `collate`. A prefix for sampling is the same document cut before what is
-to be made, so what training shows as context is what sampling shows as context.
+to be made, so what training shows as context is what sampling shows as context; `without` leaves sources of a
+condition out for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from models.unified.batch import Segment, visual_segment
+from models.unified.batch import Document, Segment, visual_segment
 from models.unified.config import SpecialIds
 from models.unified.positions import Grid
+
+_SOURCE = {"text": "text", "visual": "image"}
 
 
 def _text(ids: Sequence[int] | np.ndarray, loss: bool = True) -> Segment:
@@ -55,6 +59,20 @@ def visual_to_text(
     return [_text([specials.bos]), picture, _text([*caption, specials.eos])]
 
 
+def without(document: Document, sources: Collection[str], specials: SpecialIds) -> list[Segment]:
+    """What stands before a picture that is drawn, its condition's `sources` left out: "text" for what words say,
+    "image" for earlier pictures. Where nothing is left it is <bos>."""
+    kept = [segment for segment in document if _SOURCE[segment.kind] not in sources]
+    return [_text([specials.bos]), *kept] if "text" in sources else kept
+
+
+def prefix(prompt: Sequence[int], specials: SpecialIds, pictures: Sequence[Segment] = ()) -> list[Segment]:
+    """What is gone on from, in text or with a picture: a prompt behind the pictures that are shown."""
+    if not pictures:
+        return [_text([specials.bos, *prompt], loss=False)]
+    return [_text([specials.bos], loss=False), *pictures, _text(prompt, loss=False)]
+
+
 def prefix_for_text(
     prompt: Sequence[int],
     specials: SpecialIds,
@@ -63,12 +81,10 @@ def prefix_for_text(
     objective: str = "latent_diffusion",
 ) -> list[Segment]:
     """What `generate_text` goes on from: a prompt, behind a picture where one is given."""
-    if values is None:
-        return [_text([specials.bos, *prompt], loss=False)]
-    picture = visual_segment(objective, values, grid, loss=False)
-    return [_text([specials.bos], loss=False), picture, _text(prompt, loss=False)]
+    shown = [] if values is None else [visual_segment(objective, values, grid, loss=False)]
+    return prefix(prompt, specials, shown)
 
 
 def prefix_for_visual(caption: Sequence[int], specials: SpecialIds) -> list[Segment]:
     """What `generate_visual` draws after; an empty caption is the unconditional prefix."""
-    return [_text([specials.bos, *caption], loss=False)]
+    return prefix(caption, specials)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.unified.batch import Segment, collate, document_length
 from models.unified.cache import GenerationState
@@ -82,9 +85,13 @@ def test_text_with_the_cache_equals_recomputation(scheme: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("grid", "sampler"), [((1, 2, 3), "euler"), ((3, 2, 2), "heun"), ((1, 5, 4), "euler")]
+    ("grid", "sampler", "of_images"),
+    [((1, 2, 3), "euler", None), ((3, 2, 2), "heun", 1.5), ((1, 5, 4), "euler", 2.0), ((1, 2, 2), "euler", 1.0)],
 )
-def test_pictures_with_the_cache_equal_recomputation(grid: tuple[int, int, int], sampler: str) -> None:
+def test_pictures_with_the_cache_equal_recomputation(
+    grid: tuple[int, int, int], sampler: str, of_images: float | None
+) -> None:
+    """Guided by the formulas as they are published, each pass a document as training packs it."""
     model, documents = build(), prefixes()
     drawn = generate_visual(
         model,
@@ -93,6 +100,7 @@ def test_pictures_with_the_cache_equal_recomputation(grid: tuple[int, int, int],
         diffusion=DIFFUSION,
         num_steps=3,
         guidance_scale=2.0,
+        image_guidance_scale=of_images,
         sampler=sampler,
         seeds=[5, 6, 7, 8],
     )
@@ -101,12 +109,16 @@ def test_pictures_with_the_cache_equal_recomputation(grid: tuple[int, int, int],
 
         def network(x: torch.Tensor, time: float, document: list[Segment] = document) -> torch.Tensor:
             outputs = []
-            for prefix in (document, prefix_for_visual([], S)):
+            pictures = [Segment("text", ids=np.array([S.bos])), *[s for s in document if s.kind == "visual"]]
+            for prefix in (document, pictures, prefix_for_visual([], S)):
                 row = [*prefix, Segment("visual", latents=x.numpy(), grid=grid)]
                 batch = collate([[row]], document_length(row), CONFIG)
                 _, predictions = forward(model, batch, target_times(batch, time))
                 outputs.append(predictions["latents"][-len(x) :])
-            return outputs[1] + 2.0 * (outputs[0] - outputs[1])
+            both, image, neither = outputs
+            if of_images is None:
+                return neither + 2.0 * (both - neither)
+            return neither + of_images * (image - neither) + 2.0 * (both - image)
 
         noise = torch.randn(int(np.prod(grid)), 3, generator=torch.Generator().manual_seed(5 + b))
         expected = sample(sampler, NetworkDenoiser(DIFFUSION, network), noise, sampling_times(DIFFUSION, 3))
@@ -160,9 +172,10 @@ def interleaving(model: UnifiedModel) -> UnifiedModel:
     return model
 
 
-def test_interleaved_equals_its_parts_and_does_not_depend_on_the_batch() -> None:
+@pytest.mark.parametrize("of_images", [None, 1.2])
+def test_interleaved_equals_its_parts_and_does_not_depend_on_the_batch(of_images: float | None) -> None:
     model, requests = interleaving(build()), prefixes()
-    how = VisualSampling(DIFFUSION, num_steps=3, guidance_scale=1.5)
+    how = VisualSampling(DIFFUSION, num_steps=3, guidance_scale=1.5, image_guidance_scale=of_images)
     arguments = {
         "max_new_tokens": 40,
         "temperature": 3.0,
@@ -186,18 +199,32 @@ def test_interleaved_equals_its_parts_and_does_not_depend_on_the_batch() -> None
                 np.testing.assert_allclose(one.latents, two.latents, atol=1e-4)
         assert sum(s.kind == "visual" for s in together[b]) <= 2
     # A picture that the model opened is the one that would be drawn on request behind the same prefix.
-    b = next(i for i, row in enumerate(kinds) if any(k != "text" for k in row))
-    at = next(i for i, k in enumerate(kinds[b]) if k != "text")
-    asked = generate_visual(
-        model,
-        [[*requests[b], *together[b][:at]]],
-        kinds[b][at],
-        diffusion=DIFFUSION,
-        num_steps=3,
-        guidance_scale=1.5,
-        seeds=[3 + b],
-    )
-    np.testing.assert_allclose(asked.reshape(-1, 3), together[b][at].latents, atol=1e-4)
+    opened = [b for b, row in enumerate(kinds) if any(k != "text" for k in row)]
+    firsts = [(b, next(i for i, k in enumerate(kinds[b]) if k != "text")) for b in opened]
+    assert any(s.kind == "visual" for b, _ in firsts for s in requests[b])
+    for b, at in firsts:
+        asked = generate_visual(
+            model,
+            [[*requests[b], *together[b][:at]]],
+            kinds[b][at],
+            diffusion=DIFFUSION,
+            num_steps=3,
+            guidance_scale=1.5,
+            image_guidance_scale=of_images,
+            seeds=[3 + b],
+        )
+        np.testing.assert_allclose(asked.reshape(-1, 3), together[b][at].latents, atol=1e-4)
+
+
+def test_passes_that_have_no_weight_are_not_computed() -> None:
+    def dropped(text: float, image: float | None) -> list[set[str]]:
+        how = VisualSampling(DIFFUSION, guidance_scale=text, image_guidance_scale=image)
+        return [set(sources) for _, sources in how.variants]
+
+    every = {"text", "image"}
+    assert dropped(1, None) == dropped(1, 1) == [set()]
+    assert dropped(3, None) == dropped(3, 3) == [set(), every]
+    assert dropped(3, 1) == [set(), {"text"}] and dropped(1, 3) == dropped(3, 2) == [set(), {"text"}, every]
 
 
 @torch.no_grad()
@@ -249,6 +276,28 @@ def test_sampling_follows_the_distribution() -> None:
     assert shares(temperature=0.5) == close(0.25, 0.09, 0.0225, 0.0025)
 
 
+@given(st.integers(0, 10**6), st.floats(0.1, 3), st.none() | st.integers(1, 14), st.none() | st.floats(0.05, 1))
+@settings(max_examples=60, deadline=None)
+def test_choices_are_those_of_a_naive_reading(seed: int, temperature: float, k: int | None, p: float | None) -> None:
+    """Of one row of 12 tokens, two of them forbidden: weights by temperature, cut to k and to p, in plain Python."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(12, generator=generator)
+    logits[[3, 7]] = -torch.inf
+    weights = {i: math.exp(x / temperature) for i, x in enumerate(logits.tolist()) if x > -math.inf}
+    ranked = sorted(weights, key=lambda i: -weights[i])[:k]
+    total, kept = sum(weights[i] for i in ranked), []
+    for i in ranked:
+        if p is not None and sum(weights[j] for j in kept) >= p * total:
+            break
+        kept.append(i)
+    bounds = np.cumsum([weights[i] for i in kept]) / sum(weights[i] for i in kept)
+    uniforms = torch.rand(50, generator=generator)
+    drawn = sample_tokens(logits.expand(50, 12), uniforms, temperature, k, p).tolist()
+    for u, token in zip(uniforms.tolist(), drawn):
+        if np.abs(bounds - u).min() > 1e-6:  # else rounding decides
+            assert token == kept[int(np.searchsorted(bounds, u, side="right"))]
+
+
 def test_requests_that_cannot_be_met_are_named() -> None:
     model = build()
     with pytest.raises(ValueError, match=r"prefixes\[1\]"):
@@ -259,6 +308,11 @@ def test_requests_that_cannot_be_met_are_named() -> None:
         generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, sampler="nope")
     with pytest.raises(ValueError, match="num_steps"):
         generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, num_steps=0)
+    for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, **wrong)
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            generate_text(model, prefixes(), **wrong)
     with pytest.raises(ValueError, match="grid_thw"):
         generate_visual(model, prefixes(), (2, 2), diffusion=DIFFUSION)
     assert generate_text(model, []) == [] and len(generate_visual(model, [], GRID, diffusion=DIFFUSION)) == 0

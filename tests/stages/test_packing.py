@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,10 @@ import corpora  # noqa: E402
 
 from models.unified.batch import collate, document_length  # noqa: E402
 from models.unified.config import UnifiedConfig  # noqa: E402
+from models.unified.layouts import without  # noqa: E402
+from stages.documents import Documents  # noqa: E402
 from stages.packing import PackingConfig, Placed, Planner, RowStream, pack  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
-from stages.train_unified import Documents  # noqa: E402
 
 
 class Lengths:
@@ -181,8 +183,39 @@ def test_orders_and_conditions_come_at_the_configured_rates():
     captioned = [p for p in placed if p.index < 50]
     drawn = [p for p in captioned if p.view == "draw"]
     assert len(drawn) / len(captioned) == pytest.approx(0.7, abs=0.05)
-    assert np.mean([not p.condition for p in drawn]) == pytest.approx(0.2, abs=0.05)
-    assert all(p.view == "draw" and not p.condition for p in placed if p.index >= 50)
+    assert np.mean(["text" in p.dropped for p in drawn]) == pytest.approx(0.2, abs=0.05)
+    assert all(p.view == "draw" and p.dropped == {"text"} for p in placed if p.index >= 50)
+
+
+def test_sources_of_a_condition_are_dropped_apart_and_one_share_is_of_captions():
+    """In interleaved documents only by source; what is not dropped is planned as without."""
+    documents = [("image", [("text", 5), ("visual", 9)])] * 30
+    documents += [("document", [("text", 6), ("visual", 4), ("text", 3), ("visual", 9)])] * 60
+
+    def placed(dropout) -> list[Placed]:
+        return [p for row in planner(documents, window_rows=600, condition_dropout=dropout).window(0) for p in row]
+
+    def plan(made: list[Placed]) -> Counter:
+        return Counter((p.index, p.view, p.target, p.dropped) for p in made)
+
+    one, words, both = (placed(dropout) for dropout in (0.25, {"text": 0.25}, {"text": 0.3, "image": 0.4}))
+    assert not any(p.dropped for p in one if p.index >= 30)
+    assert plan([p for p in one if p.index < 30]) == plan([p for p in words if p.index < 30])
+    second = [p for p in both if p.target == 3]
+    assert {p.length for p in second} == {1 + 6 + 6 + 3 + 11, 1 + 6 + 11, 1 + 6 + 3 + 11, 1 + 11}
+    shares = Counter(p.dropped for p in second)
+    for dropped, share in ((frozenset(), 0.42), (frozenset({"text"}), 0.18), (frozenset({"image"}), 0.28),
+                           (frozenset({"text", "image"}), 0.12)):
+        assert shares[dropped] / len(second) == pytest.approx(share, abs=0.05)
+    assert not any(p.dropped for p in both if p.view == "document" and p.target < 0)
+    captioned = [p for p in both if p.view == "draw"]
+    assert {p.dropped for p in captioned} == {frozenset(), frozenset({"text"})}
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.5, "much", True, {}, {"caption": 0.1}, {"text": 2}])
+def test_wrong_shares_of_dropped_conditions_are_told(dropout):
+    with pytest.raises(ValidationError, match="expected a share from 0 to 1, or shares of text and image"):
+        PackingConfig(condition_dropout=dropout)
 
 
 def test_without_objectives_texts_alone_are_planned_and_without_drawing_captioned_pictures():
@@ -207,6 +240,10 @@ def test_a_mixture_leaves_kinds_out_and_unknown_ones_are_refused():
         PackingConfig(mixture={"text": -1})
 
 
+def parts(segment) -> tuple:
+    return segment.kind, segment.loss, (segment.ids if segment.kind == "text" else segment.latents).tolist()
+
+
 def test_planned_lengths_are_those_that_the_model_is_given(tmp_path):
     """Every view of every kind, documents cut at a row's end and texts cut into pieces included."""
     text, rng = corpora.text_tokenizer(), np.random.default_rng(3)
@@ -216,17 +253,23 @@ def test_planned_lengths_are_those_that_the_model_is_given(tmp_path):
     documents = Documents(tokens, model)
     seen = Counter()
     for length in (24, 40, 64):
-        made = Planner(tokens, PackingConfig(length=length, window_rows=60), seed=length)
+        settings = PackingConfig(length=length, window_rows=60, condition_dropout={"text": 0.2, "image": 0.3})
+        made = Planner(tokens, settings, seed=length)
         for window in range(3):
             for row in made.window(window):
                 built = [documents.segments(placed) for placed in row]
                 for placed, segments in zip(row, built, strict=True):
                     assert document_length(segments) == placed.length, placed
-                    seen[placed.view, placed.condition, placed.target >= 0] += 1
+                    if placed.target >= 0:
+                        whole = documents.segments(replace(placed, dropped=frozenset()))
+                        expected = [*without(whole[:-1], placed.dropped, model.specials), whole[-1]]
+                        assert [parts(s) for s in segments] == [parts(s) for s in expected]
+                    seen[placed.view, not placed.dropped, placed.target >= 0] += 1
                 batch = collate([built], length, model)
                 assert batch.tokens["padding"] == length - sum(p.length for p in row)
     assert {view for view, *_ in seen} == {"text", "draw", "describe", "document"}
-    assert seen["draw", False, False] and seen["document", True, True] and seen["document", True, False]
+    assert seen["draw", False, False] and seen["document", True, False]
+    assert seen["document", False, True] and seen["document", True, True]
 
 
 def test_a_cut_text_is_whole_again_when_its_pieces_are_joined(tmp_path):

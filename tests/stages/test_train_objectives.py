@@ -108,8 +108,8 @@ def test_shares_are_kept_and_the_arrangement_does_not_depend_on_them(tokens):
     assert np.mean(noisy) == pytest.approx(0.3, abs=0.06)
     assert not any(p.context_time for p in mixed if p.objective == "next_code")
     one = [p for row in Planner(found, packing, 5, {"masked_code": 1}).window(0) for p in row]
-    assert [(p.index, p.view, p.length, p.condition) for p in one] == [
-        (p.index, p.view, p.length, p.condition) for p in mixed]
+    assert [(p.index, p.view, p.length, p.dropped) for p in one] == [
+        (p.index, p.view, p.length, p.dropped) for p in mixed]
 
 
 def test_planned_lengths_are_those_of_each_representation(tokens):

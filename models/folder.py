@@ -1,0 +1,184 @@
+"""A trained model as one folder. In: a folder, or the parts that training made. Out: the other.
+
+The folder holds all that sampling needs and nothing that runs code:
+    config.json             configs of both networks, latent statistics, sizes, format version, text digest
+    unified.safetensors     the unified transformer; a tied head is stored once
+    tokenizer.safetensors   the visual tokenizer; a model of text alone has none
+    text.json               the text tokenizer
+`safetensors` and `tokenizers` are imported when a folder is written or read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import torch
+
+from models.text import TextTokenizer
+from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
+from models.unified.config import UnifiedConfig
+from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
+from models.unified.model import UnifiedModel
+from models.unified.representations import objective_row, patch_numbers
+
+if TYPE_CHECKING:
+    from models.tokenizer.base import VisualTokenizer
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """What `config.json` says.
+
+    tokenizer                of pictures; None, with what follows up to `objectives`, in a model of text alone
+    latent_mean, latent_std  per channel of the tokenizer's latents; the unified model sees
+                             (latent - mean) / std
+    image_size               (height, width) in pixels that training used, and sampling uses by default
+    num_frames, fps          of videos
+    snap_latents             move sampled latents to their nearest code before decoding; KL has none
+    objectives               what was trained on pictures; sampling uses the first where none is asked for
+    pixel_diffusion          of raw pixels; pixel_patch: side of their square patches
+    """
+
+    unified: UnifiedConfig
+    diffusion: DiffusionConfig
+    tokenizer: AnyTokenizerConfig | None
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    image_size: tuple[int, int] | None
+    num_frames: int = 1
+    fps: float = 8.0
+    snap_latents: bool = True
+    objectives: tuple[str, ...] = ("latent_diffusion",)
+    pixel_diffusion: DiffusionConfig = PIXEL_DIFFUSION
+    pixel_patch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("latent_mean", "latent_std", "image_size", "objectives"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("tokenizer", "image_size"):
+            if self.objectives and getattr(self, name) is None:
+                raise ValueError(f"BundleConfig.{name}: is missing, and {self.objectives[0]} needs it")
+        if self.tokenizer is None:
+            return
+        channels = self.tokenizer.latent_dim
+        for name in ("latent_mean", "latent_std"):
+            if len(getattr(self, name)) != channels:
+                raise ValueError(
+                    f"BundleConfig.{name}: expected {channels} values, one a channel, "
+                    f"got {len(getattr(self, name))}"
+                )
+        if not all(value > 0 for value in self.latent_std):
+            raise ValueError(f"BundleConfig.latent_std: expected positive numbers, got {self.latent_std}")
+        sizes = {
+            "latent_dim": channels, "codebook_size": self.tokenizer.codebook_size,
+            "pixel_dim": self.pixel_patch and patch_numbers(self.pixel_patch),
+        }
+        for name in self.objectives:
+            size = objective_row(name).representation.size
+            if getattr(self.unified, size) is None or getattr(self.unified, size) != sizes[size]:
+                raise ValueError(
+                    f"BundleConfig.objectives: {name} needs {size} {sizes[size]}, unified.{size} is "
+                    f"{getattr(self.unified, size)}"
+                )
+
+
+def _from_dict(cls: type, values: Any, where: str) -> Any:
+    """Rebuild nested frozen dataclasses from JSON. ValueError naming an unknown or missing field."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected an object, got {values!r}")
+    hints, known = get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{where}.{name}: unknown field")
+    for name, field in known.items():
+        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if absent and name not in values:
+            raise ValueError(f"{where}.{name}: missing")
+    read = dict(values)
+    for name, value in values.items():
+        if name == "tokenizer" and value is not None:
+            read[name] = config_from_dict(value, f"{where}.{name}")
+        elif dataclasses.is_dataclass(hints[name]):
+            read[name] = _from_dict(hints[name], value, f"{where}.{name}")
+    return cls(**read)
+
+
+def _load_weights(module: torch.nn.Module, path: Path, shared: Sequence[str] = ()) -> None:
+    """Strict, but for names that share another's storage. ValueError naming file and tensors."""
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except Exception as error:  # safetensors and torch each raise several classes for a wrong file
+        raise ValueError(f"{path}: cannot load the weights: {error}") from error
+    wrong = sorted(set(missing) - set(shared)) + sorted(unexpected)
+    if wrong:
+        raise ValueError(f"{path}: does not fit config.json, first at {wrong[0]} ({len(wrong)} in all)")
+
+
+def _shared(config: BundleConfig) -> tuple[str, ...]:
+    """Names of the unified model's state that share another's storage."""
+    return ("head.weight",) if config.unified.tied else ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a folder holds, loaded."""
+
+    config: BundleConfig
+    model: UnifiedModel
+    tokenizer: VisualTokenizer | None
+    text: TextTokenizer
+
+
+def write_folder(parts: Parts, folder: str | Path) -> None:
+    """The folder is made if need be."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module, left_out in (
+        ("unified", parts.model, _shared(parts.config)), ("tokenizer", parts.tokenizer, ())
+    ):
+        if module is None:
+            continue
+        state = {
+            key: value.detach().cpu().contiguous()
+            for key, value in module.state_dict().items()
+            if key not in left_out
+        }
+        save_file(state, folder / f"{name}.safetensors")
+    (folder / "text.json").write_text(parts.text.to_json(), encoding="utf-8")
+    document = {"version": VERSION, "text_digest": parts.text.digest, **dataclasses.asdict(parts.config)}
+    (folder / "config.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+
+
+def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> Parts:
+    """What `write_folder` wrote. ValueError naming the file and field that is wrong."""
+    folder = Path(folder)
+    try:
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: cannot read the model's config: {error}") from error
+    version, digest = document.pop("version", None), document.pop("text_digest", None)
+    if version != VERSION:
+        raise ValueError(f"{folder / 'config.json'}: version: expected {VERSION}, got {version!r}")
+    config = _from_dict(BundleConfig, document, str(folder / "config.json"))
+    text = TextTokenizer.load(folder / "text.json")
+    if text.digest != digest:
+        raise ValueError(f"{folder / 'text.json'}: not the tokenizer that the model was trained with")
+    model, tokenizer = UnifiedModel(config.unified), None
+    _load_weights(model, folder / "unified.safetensors", _shared(config))
+    if config.tokenizer:
+        tokenizer = build_tokenizer(config.tokenizer).to(device)
+        _load_weights(tokenizer, folder / "tokenizer.safetensors")
+    return Parts(config, model.to(device), tokenizer, text)

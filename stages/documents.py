@@ -1,0 +1,83 @@
+"""A placed document of the plan as the model's segments. In: a `stages.tokens.TokenSet` and `stages.packing.Placed`.
+Out: lists of `models.unified.batch.Segment`, of the length that was planned.
+
+    text       a piece of <bos> text <eos>
+    draw       caption, then the picture that is drawn          describe   the picture, then its caption
+    document   text and pictures in turn, up to the picture that is drawn, or all that was planned where none is
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from models.unified.config import UnifiedConfig
+from models.unified.representations import OBJECTIVES
+from stages.packing import Placed
+
+
+class Documents:
+    """`segments(placed)` of one token set; they weigh as much as `task_weights` says of their view."""
+
+    def __init__(self, tokens, model_config: UnifiedConfig, task_weights: Mapping[str, float] = MappingProxyType({})):
+        self.tokens, self.specials, self.task_weights = tokens, model_config.specials, task_weights
+        self.mean = np.array(tokens.facts["latent_mean"], dtype=np.float32)
+        self.std = np.array(tokens.facts["latent_std"], dtype=np.float32)
+
+    def picture(self, token, objective: str) -> tuple:
+        """Values and grid of a visual token, as the objective is about them."""
+        kind = OBJECTIVES[objective].representation.name
+        if kind == "latents":
+            return (token.latents - self.mean) / self.std, token.grid
+        if kind == "codes":
+            return token.codes, token.grid
+        return token.pixels.astype("float32") / 127.5 - 1, token.pixel_grid
+
+    def segments(self, placed: Placed) -> list:
+        found = self._arranged(placed)
+        for segment in found:
+            segment.weight = self.task_weights.get(placed.view, 1.0)
+        return found
+
+    def _arranged(self, placed: Placed) -> list:
+        from models.unified.batch import Segment
+        from models.unified.layouts import text_to_visual, visual_to_text
+
+        document = self.tokens.document(placed.index)
+        special = self.specials
+        if placed.view == "text":
+            ids = np.concatenate([[special.bos], document[0].ids, [special.eos]])[placed.start:placed.stop]
+            return [Segment("text", ids=ids)]
+        if placed.view == "document":
+            return self._interleaved(document, placed)
+        caption = np.concatenate([[], *[t.ids for t in document if t.kind == "text"]]).astype(np.int64)
+        objective = placed.objective
+        values, grid = self.picture(next(t for t in document if t.kind == "visual"), objective)
+        if placed.view == "describe":
+            return visual_to_text(values, grid, caption, special, objective, placed.context_time)
+        condition = [] if "text" in placed.dropped else caption
+        return text_to_visual(condition, values, grid, special, placed.caption_loss, objective)
+
+    def _interleaved(self, document: list, placed: Placed) -> list:
+        from models.unified.batch import Segment, document_length, visual_segment
+        from models.unified.layouts import without
+
+        segments = [Segment("text", ids=np.array([self.specials.bos]))]
+        for number, token in enumerate(document[:placed.stop]):
+            if token.kind == "text":
+                segments.append(Segment("text", ids=token.ids))
+                continue
+            loss = number == placed.target
+            if loss:
+                segments = without(segments, placed.dropped, self.specials)
+            segments.append(visual_segment(placed.objective, *self.picture(token, placed.objective), loss,
+                                           None if loss else placed.context_time))
+        if placed.target >= 0:
+            return segments
+        room = placed.length - document_length(segments)
+        if room < 0:  # a row ends inside the last text
+            segments[-1] = Segment("text", ids=segments[-1].ids[:room])
+        elif room > 0:
+            segments.append(Segment("text", ids=np.array([self.specials.eos])))
+        return segments
