@@ -279,7 +279,7 @@ def train_worker(job: Job) -> None:
         return config.lr_scale.text if is_text_parameter(name.removeprefix("model.")) else config.lr_scale.visual
 
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
-                    accumulate, lr_scale, part_of, objective.model.compile_blocks)
+                    accumulate, lr_scale, part_of, objective.compile_parts)
     planner = Planner(tokens, config.packing, config.seed, config.objectives)
     history = History(job.state, job.tracker) if rank == 0 else None
     start, units, position = 0, 0.0, None

@@ -54,7 +54,7 @@ class BlockAttend:
 
 @dataclass
 class FlexAttend:
-    """tables, start and end on the queries' device."""
+    """tables, start and end on the queries' device; int32 bounds spare the kernel registers."""
 
     tables: BlockTables
     start: Tensor
@@ -90,7 +90,7 @@ def attend_for(plan: QueryBlocks | BlockTables | None, start: Tensor, end: Tenso
     """The backend that a batch's plan is for; without a plan the dense one."""
     if plan is None:
         return DenseAttend(dense_mask(start, end))
-    return BlockAttend(plan) if isinstance(plan, QueryBlocks) else FlexAttend(plan, start, end)
+    return BlockAttend(plan) if isinstance(plan, QueryBlocks) else FlexAttend(plan, start.int(), end.int())
 
 
 # Operators of their own, so that a compiler takes a pass over the documents for one node of its graph and does not

@@ -170,6 +170,7 @@ class UnifiedObjective(nn.Module):
             has, wants = (", ".join(sorted(names)) or "none" for names in (config.representations, needed))
             raise ValueError(f"UnifiedObjective.objectives: the model has {has}, the objectives are on {wants}")
         self.model, self.weights, self.text_weight, self.z_loss = model, weights, text_weight, z_loss
+        self._entropy = _entropy
         self.losses: dict[str, DiffusionLoss | NextCodeLoss | MaskedCodeLoss] = {}
         for stream, name in enumerate(OBJECTIVES):
             if name not in weights:
@@ -182,6 +183,12 @@ class UnifiedObjective(nn.Module):
                 how = diffusion if name == "latent_diffusion" else pixel_diffusion
                 warn_wide_patches(how, getattr(config, OBJECTIVES[name].representation.size), config.width)
                 self.losses[name] = DiffusionLoss(name, how, stream)
+
+    def compile_parts(self) -> None:
+        """Compile the blocks (`UnifiedModel.compile_blocks`) and the text loss, which eagerly reads and writes the
+        logits, the largest tensor of a step, over and over. For training alone."""
+        self.model.compile_blocks()
+        self._entropy = torch.compile(_entropy, dynamic=True)  # targets differ in number from batch to batch
 
     def show(self, batch: Batch, seed: Seed) -> dict[str, Shown]:
         """What each objective shows the network."""
@@ -233,8 +240,7 @@ class UnifiedObjective(nn.Module):
         logits, predictions = self.predict(batch, shown)
         own, by = batch.targets, {name: _count(counts, name, batch) for name in ("text", *self.losses)}
 
-        logits = logits.float()
-        entropy = _entropy(logits, batch.labels.flatten()[batch.label_index], batch.label_weights)
+        entropy = self._entropy(logits, batch.labels.flatten()[batch.label_index], batch.label_weights)
         loss = self.text_weight * entropy / by["text"]
         logs = {"text_loss": entropy / max(own["text"], 1)}
         for name, term in self.losses.items():
@@ -242,7 +248,7 @@ class UnifiedObjective(nn.Module):
             loss = loss + self.weights[name] * error / by[name]
             logs[loss_name(name, self.losses)] = error / max(own[name], 1)
         if self.z_loss:
-            squares = logits.logsumexp(dim=-1).square()
+            squares = logits.float().logsumexp(dim=-1).square()
             squares = (squares if batch.label_weights is None else squares * batch.label_weights).sum()
             loss = loss + self.text_weight * self.z_loss * squares / by["text"]
             logs["z_loss"] = squares / max(own["text"], 1)
@@ -254,7 +260,8 @@ def _chosen(weights: Tensor | None, index: Tensor) -> Tensor | None:
 
 
 def _entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Sum over targets of the cross entropy, by their weights where they have some."""
+    """Sum over targets of the cross entropy in float32, by their weights where they have some."""
+    logits = logits.float()
     if weights is None:
         return F.cross_entropy(logits, labels, reduction="sum")
     return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()

@@ -124,10 +124,10 @@ def packed_batches(o: argparse.Namespace, length: int, rows: int, seed: int = 0)
 def ours(o: argparse.Namespace, length: int, rows: int, bf16: bool, compiled: bool) -> tuple[Callable, float, list]:
     """(run STEPS steps, useful tokens of them, the batches)."""
     torch.manual_seed(0)
-    model = UnifiedModel(config_of(o)).to(o.device)
+    objective = UnifiedObjective(UnifiedModel(config_of(o)), DiffusionConfig()).to(o.device)
     if compiled:
-        model.compile_blocks()
-    step = stepper(objective := UnifiedObjective(model, DiffusionConfig()), o, bf16)
+        objective.compile_parts()
+    step = stepper(objective, o, bf16)
     batches = packed_batches(o, length, rows)
 
     def run() -> None:
