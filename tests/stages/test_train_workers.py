@@ -113,6 +113,20 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, tokens, visual, 
         assert metrics[0][name] == metrics[1][name]
 
 
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(tmp_path, tokens, visual):
+    """Validation and drawing, whose shapes differ, run eagerly in between."""
+    for compiled in (False, True):
+        train_the_model(tmp_path / str(compiled), tokens, visual,
+                        engine={"zero_stage": 1, "ema_decay": 0.9, "compile": compiled})
+    eager, compiled = (curve(tmp_path / str(c)) for c in (False, True))
+    assert [row["step"] for row in eager] == [row["step"] for row in compiled]
+    for a, b in zip(eager, compiled):
+        assert set(a) == set(b)
+        for name in {"loss", "validation_text_loss"} & set(a):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), (name, a["step"])
+
+
 def test_the_model_learns_and_its_output_is_complete(tmp_path, tokens, visual):
     train_the_model(tmp_path, tokens, visual, steps=60, validate_every=30,
                     workers={"count": 1, "log_every": 10, "checkpoint_every": 1000})
