@@ -323,7 +323,7 @@ def train_worker(job: Job) -> None:
         return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
 
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
-                    accumulate, lr_scale, part_of)
+                    accumulate, lr_scale, part_of, objective.model.compile_blocks)
     planner = Planner(tokens, config.packing, config.seed, config.objectives)
     history = History(job.state, job.tracker) if rank == 0 else None
     start, units, position = 0, 0.0, None

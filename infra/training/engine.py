@@ -62,11 +62,12 @@ class Engine:
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
     `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
+    `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
     """
 
     def __init__(self, module: torch.nn.Module, optimizer: OptimizerConfig, config: EngineConfig, steps: int,
                  micro_batch: int, accumulate: int = 1, lr_scale: Callable[[str], float] | None = None,
-                 part_of: Callable[[str], str] = lambda name: "all"):
+                 part_of: Callable[[str], str] = lambda name: "all", compile_parts: Callable[[], None] | None = None):
         deepspeed = import_deepspeed()
         # ZeRO-3's hooks make any forward pass a collective, which rank 0 must not enter alone: it evaluates a copy.
         self._copy = copy.deepcopy(module) if config.zero_stage == 3 and _rank() == 0 else None
@@ -88,8 +89,8 @@ class Engine:
                     "gradient_clipping": optimizer.grad_clip if config.zero_stage else 0.0,
                     "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
                     "steps_per_print": 1 << 62, "wall_clock_breakdown": False})
-        if config.compile:
-            self.engine.compile()
+        if config.compile:  # ZeRO-3's hooks are DeepSpeed's to compile around
+            (compile_parts if compile_parts and config.zero_stage < 3 else self.engine.compile)()
         self._ema = [self._local(p).clone() for p in trained] if config.ema_decay else None
         self._trained = trained
 
@@ -194,9 +195,10 @@ class Engine:
     @contextlib.contextmanager
     def evaluated(self):
         """The module with whole weights (EMA where kept) for rank 0 to use alone; None on the other ranks. Every rank
-        must enter, and none may train inside."""
+        must enter, and none may train inside. Nothing compiled runs: what is evaluated has other shapes each time."""
         if self.config.zero_stage < 3:
-            with self.averaged():
+            eager = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
+            with self.averaged(), eager:
                 yield None if _rank() else self.module
             return
         weights = self.state_dict()

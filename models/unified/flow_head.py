@@ -2,8 +2,8 @@
 network was shown there, and their segments' times. Out: the prediction of each position.
 
 A position's own residual MLP, modulated by its hidden state and the time (adaLN-Zero, arXiv 2212.09748): the backbone,
-which nothing modulates, says what the picture is, and the head removes the noise. Tuna-2 (arXiv 2604.24763) puts such
-layers, with attention in them, behind its backbone; MAR (arXiv 2406.11838) has them without, as here.
+which nothing modulates, says what the picture is, and the head removes the noise. Tuna-2 (arXiv 2604.24763) puts a
+modulated head behind its backbone; this one is MAR's (arXiv 2406.11838), whose positions do not attend.
 """
 
 from __future__ import annotations

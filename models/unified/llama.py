@@ -28,8 +28,8 @@ _NEW_ROW_SPREAD = 0.1
 
 
 def is_text_parameter(name: str) -> bool:
-    """Whether a parameter of `UnifiedModel` is of the part that a language model's checkpoint fills; the others take
-    pictures in and give them out."""
+    """Whether a parameter of `UnifiedModel` is of the part that a language model's checkpoint fills, skips between its
+    blocks included; the others take pictures in and give them out."""
     return name.startswith(_TEXT)
 
 

@@ -110,7 +110,8 @@ class UnifiedModel(nn.Module):
         values   (M, C), or codes int64 (M,), where `codebook_size` is the mask
         time     of all but codes: `self.time` of the segments' times, (segments, width)
         segment  whose each position is, int64 (M,); tables: of the segments' grids, where the config has a unet
-        masked   bool (M,): positions that enter as the learned token instead
+        masked   bool (M,): positions that enter as the learned token instead; a unet behind the blocks and a flow head
+                 still see what they hold
         """
         prefix = REPRESENTATIONS[name].prefix
         entry = getattr(self, f"{prefix}_in")
@@ -223,9 +224,12 @@ class UnifiedModel(nn.Module):
     def compile_blocks(self, **options: Any) -> None:
         """Compile the blocks, one at a time and in place (regional compilation): as they share their code, the first
         one's graph serves all of them, and compiling takes the time of one block instead of the model's. Names of
-        parameters stay. `options` go to `torch.compile`; a batch's plan may change its size from step to step, which
-        the compiler learns at the second. It is for training: generation's caches grow with every token, so generate
-        with a copy of the module, which is not compiled.
+        parameters stay.
+
+        options  of `torch.compile`. Left alone, it learns within a few steps that plans for CPUs vary in size; with
+                 `dynamic=False` it would compile for each size
+        For training: generation's caches grow with every token, so generate with a copy of the module, which is not
+        compiled.
         """
         for block in self.blocks:
             block.compile(**options)

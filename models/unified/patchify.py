@@ -9,7 +9,11 @@ places in a row as its grid has.
                 of it, and back with a skip; what is before the blocks is handed to what is behind them. The segment's
                 time scales and shifts the channels in each residual block
 
-What the unet costs: @@FIGURES@@
+What the unet adds is detail: neighbours are seen before the blocks mix them, and the skip carries the noisy values past
+the blocks to the output. What it costs, at its 128 channels, beside a model of width 512 with 8
+layers and 26.2 million parameters, on latents of 16 channels and a picture of 16 x 16 positions: 5.1 million
+parameters, more than half of them at half the resolution, 4% of the time of a training step on one CPU core, and nine
+gathered copies of its channels a convolution, which are kept for the backward pass.
 
 Grids of any sizes, odd ones too, go through one call of each module: a convolution gathers each position's neighbours
 and multiplies by one matrix. So every rank runs the same modules whatever its batch holds, as ZeRO-3 needs, and

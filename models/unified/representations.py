@@ -5,6 +5,9 @@ latents          C floats of the visual tokenizer    latent_dim                L
 pixels           p * p * 3 floats of one frame       pixel_dim                 two Linear with a bottleneck; Linear
 codes            an index into the codebook          codebook_size             Embedding, a mask's included; Linear
 
+Those are the defaults: latents and pixels may take unets and a flow head instead (`UnifiedConfig.latent_patchifier`,
+`pixel_patchifier`, `flow_head_layers`).
+
 objective          on        a segment sees itself   loss of a position
 latent_diffusion   latents   in full                 `models.unified.diffusion` (Transfusion, arXiv 2408.11039)
 pixel_diffusion    pixels    in full                 the same, predicting x by default (JiT, arXiv 2511.13720)

@@ -126,8 +126,7 @@ def ours(o: argparse.Namespace, length: int, rows: int, bf16: bool, compiled: bo
     torch.manual_seed(0)
     model = UnifiedModel(config_of(o)).to(o.device)
     if compiled:
-        for block in model.blocks:
-            block.compile(dynamic=False)
+        model.compile_blocks()
     step = stepper(objective := UnifiedObjective(model, DiffusionConfig()), o, bf16)
     batches = packed_batches(o, length, rows)
 
@@ -143,7 +142,7 @@ def peer(o: argparse.Namespace, bf16: bool, compiled: bool) -> tuple[Callable, f
     model = DensePeer(o.vocab, o.latent_dim, o.width, o.layers, o.heads, o.hidden).to(o.device)
     if compiled:
         for layer in model.layers:
-            layer.compile(dynamic=False)
+            layer.compile()
     step, rng = stepper(model, o, bf16), np.random.default_rng(0)
     N, patches = o.text + o.side**2 + 2, o.side**2
     batches, total = [], 0

@@ -24,6 +24,9 @@ from stages import history, pretokenize, records, train_tokenizer, train_unified
 from stages.encoders import encoder_config, load_encoder  # noqa: E402
 from stages.evaluate import Config as EvaluateConfig  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
+from stages.measure_drawing import show_videos  # noqa: E402
+from stages.measure_tokenizer import codebook, reconstruct  # noqa: E402
+from stages.measure_writing import describe  # noqa: E402
 from stages.quantizer_study import Config as StudyConfig  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 
@@ -170,10 +173,8 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     inputs = {"ingest": pictures, "tokenizer_joint": joint_stage, "pretokenize": tokens,
               "train": corpora.seal(tmp_path / "output", "train")}
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
-    evaluation.reconstruct()
-    evaluation.codebook()
-    evaluation.describe()
-    evaluation.show_videos()
+    for measure in (reconstruct, codebook, describe, show_videos):
+        measure(evaluation)
     assert evaluation.metrics["recon_psnr_image"] > 10 and "codebook_usage" not in evaluation.metrics
 
 
