@@ -51,12 +51,17 @@ class StagesConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _pixels_are_kept(self) -> StagesConfig:
+    def _pixels_and_features_are_kept(self) -> StagesConfig:
         studied = self.objective_study.objectives.values() if self.objective_study else ()
         for stage, trained in (("train", self.train.trained), ("objective_study", studied)):
             if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
                 raise ValueError(f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
                                  "to the side of their patches")
+        for stage, training in (("train", self.train),
+                                ("objective_study.training", self.objective_study and self.objective_study.training)):
+            if training and training.alignment and not self.pretokenize.features:
+                raise ValueError(f"{stage}.alignment: needs a frozen encoder's features; set pretokenize.features to "
+                                 "its folder")
         return self
 
     @model_validator(mode="after")

@@ -18,10 +18,13 @@ from stages.packing import Placed
 
 
 class Documents:
-    """`segments(placed)` of one token set; they weigh as much as `task_weights` says of their view."""
+    """`segments(placed)` of one token set; they weigh as much as `task_weights` says of their view. With `features` the
+    targets of diffusions have those that the tokens hold of them."""
 
-    def __init__(self, tokens, model_config: UnifiedConfig, task_weights: Mapping[str, float] = MappingProxyType({})):
+    def __init__(self, tokens, model_config: UnifiedConfig, task_weights: Mapping[str, float] = MappingProxyType({}),
+                 features: bool = False):
         self.tokens, self.specials, self.task_weights = tokens, model_config.specials, task_weights
+        self.features = features
         self.mean = np.array(tokens.facts["latent_mean"], dtype=np.float32)
         self.std = np.array(tokens.facts["latent_std"], dtype=np.float32)
 
@@ -38,7 +41,21 @@ class Documents:
         found = self._arranged(placed)
         for segment in found:
             segment.weight = self.task_weights.get(placed.view, 1.0)
+            if self.features and segment.kind == "visual" and segment.loss:
+                segment.features = self._features(placed, segment.grid)
         return found
+
+    def _features(self, placed: Placed, grid: tuple[int, int, int]) -> np.ndarray | None:
+        """Of the picture that is drawn, on the grid of its segment; None where the tokens hold none."""
+        import torch
+
+        from models.unified.alignment import features_on_grid
+
+        document = self.tokens.document(placed.index)
+        token = document[placed.target] if placed.view == "document" else _first_picture(document)
+        if token.features is None or OBJECTIVES[placed.objective].representation.discrete:
+            return None
+        return features_on_grid(torch.from_numpy(token.features.copy()), token.feature_grid, grid).numpy()
 
     def _arranged(self, placed: Placed) -> list:
         from models.unified.batch import Segment
@@ -53,7 +70,7 @@ class Documents:
             return self._interleaved(document, placed)
         caption = np.concatenate([[], *[t.ids for t in document if t.kind == "text"]]).astype(np.int64)
         objective = placed.objective
-        values, grid = self.picture(next(t for t in document if t.kind == "visual"), objective)
+        values, grid = self.picture(_first_picture(document), objective)
         if placed.view == "describe":
             return visual_to_text(values, grid, caption, special, objective, placed.context_time)
         condition = [] if "text" in placed.dropped else caption
@@ -81,3 +98,7 @@ class Documents:
         elif room > 0:
             segments.append(Segment("text", ids=np.array([self.specials.eos])))
         return segments
+
+
+def _first_picture(document: list):
+    return next(token for token in document if token.kind == "visual")

@@ -31,7 +31,8 @@ _COLUMNS = {"image_class_agreement": "class agreement", "caption_accuracy": "cap
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
     training: train_unified.Config = Field(description="the budget that all share; its objectives are set in turn, and "
-                                           "of loss.objective_weights each has its own")
+                                           "of loss.objective_weights each has its own; alignment is "
+                                           "of diffusions alone")
     objectives: dict[str, Objective] = Field(default_factory=lambda: {name: name for name in OBJECTIVES}, min_length=1,
                                              description="a name for the table: an objective")
     evaluation: MeasureConfig = Field(default_factory=MeasureConfig)
@@ -55,7 +56,8 @@ def budget(config: train_unified.Config, objective: str) -> train_unified.Config
     """The training with one objective alone."""
     weights = {name: weight for name, weight in config.loss.objective_weights.items() if name == objective}
     loss = config.loss.model_copy(update={"objective_weights": weights})
-    return config.model_copy(update={"objectives": {objective: 1.0}, "loss": loss})
+    alignment = None if OBJECTIVES[objective].representation.discrete else config.alignment
+    return config.model_copy(update={"objectives": {objective: 1.0}, "loss": loss, "alignment": alignment})
 
 
 @dataclass

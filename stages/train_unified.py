@@ -68,6 +68,20 @@ class LearningRateConfig(BaseModel):
         return self
 
 
+class AlignmentConfig(BaseModel):
+    """Hidden states of diffusions' targets are drawn towards the features that pretokenize.features keeps (REPA)."""
+
+    model_config = ConfigDict(extra="forbid")
+    weight: float = Field(0.5, ge=0)
+    layer: int | None = Field(None, ge=1, description="blocks behind which the states are taken; null takes a third of "
+                              "them")
+
+    def check(self, layers: int) -> None:
+        """ValueError where a model of that many layers has no such block."""
+        if self.layer and self.layer > layers:
+            raise ValueError(f"alignment.layer: expected at most the model's {layers}, got {self.layer}")
+
+
 class SampleConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     count: int = Field(16, ge=0, description="validation captions that are drawn")
@@ -88,6 +102,7 @@ class Config(BaseModel):
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="of latents")
     pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = Field(
         PIXEL_DIFFUSION, description="of raw pixels, which pretokenize.pixel_patch keeps")
+    alignment: AlignmentConfig | None = None
     loss: LossConfig = Field(default_factory=LossConfig)
     packing: PackingConfig = Field(default_factory=PackingConfig)
     batch_rows: int = Field(32, ge=1, description="packed rows an optimizer step, over all workers")
@@ -108,8 +123,13 @@ class Config(BaseModel):
                              "on them")
         if unknown := set(self.loss.objective_weights) - set(self.trained):
             raise ValueError(f"loss.objective_weights: {', '.join(sorted(unknown))} has no share in objectives")
+        if self.alignment and all(OBJECTIVES[name].representation.discrete for name in self.trained):
+            raise ValueError("alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
+                             "pictures it is of")
         if not self.init_from:
-            unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
+            model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
+            if self.alignment:
+                self.alignment.check(model.layers)
         parts = self.workers.count * self.workers.accumulate
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
@@ -130,6 +150,15 @@ def visual_sizes(facts: dict) -> dict[str, int | None]:
     patch = facts.get("pixel_patch")
     return {"latent_dim": len(facts["latent_mean"]) or None, "pixel_dim": patch and patch_numbers(patch),
             "codebook_size": facts.get("codebook_size")}
+
+
+def feature_dim(config: Config, facts: dict) -> int | None:
+    """Channels of the features in the tokens that `facts` are about; None where they are not trained on."""
+    if not config.alignment:
+        return None
+    if not facts.get("feature_dim"):
+        raise InputError("the tokens hold no features; set stages.pretokenize.features", field="stages.train.alignment")
+    return facts["feature_dim"]
 
 
 def unified_config(config: Config, vocab_size: int, sizes: dict[str, int | None],
@@ -191,7 +220,13 @@ def check(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
                          f"{tokenizer.stage} {tokenizer.fingerprint[:12]}; run pretokenize again", file=tokens.uri)
     if config.init_from:
         check_text_tokenizer(storage.absolute(config.init_from), facts["text_digest"])
-    unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
+    model = unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
+    feature_dim(config, facts)
+    try:
+        if config.alignment:
+            config.alignment.check(model.layers)
+    except ValueError as error:
+        raise InputError(str(error), field="stages.train") from None
 
 
 class RowLoader:
@@ -201,10 +236,10 @@ class RowLoader:
                  position: dict | None, device: str = "cpu"):
         from stages.packing import RowStream
 
-        self.device = device
+        self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.stream = RowStream(planner, position)
-        self.documents = Documents(tokens, model_config, config.loss.task_weights)
+        self.documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
         self.position = self.stream.position  # where the step after the last one given starts
@@ -223,7 +258,8 @@ class RowLoader:
             documents = [[self.documents.segments(placed) for placed in row] for row in rows[at:at + micro]]
             # A row's noise depends on its place in the run alone, never on ranks or batches.
             seeds = [hash_seed(self.config.seed, step, number) for number in range(at, at + micro)]
-            batches.append((collate(documents, self.config.packing.length, self.model_config, self.device), seeds))
+            batches.append((collate(documents, self.config.packing.length, self.model_config, self.device,
+                                    self.feature_dim), seeds))
         ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:first + size] for placed in row[:2]]
         return batches, dict(self.stream.position), ids
 
@@ -252,6 +288,7 @@ def train_worker(job: Job) -> None:
     from infra.training.loop import Loop
     from infra.training.peak import peak_tflops
     from models.text import TextTokenizer
+    from models.unified.alignment import FeatureAlignment
     from models.unified.flops import step_flops
     from models.unified.llama import is_text_parameter, load_llama
     from models.unified.model import UnifiedModel
@@ -270,13 +307,20 @@ def train_worker(job: Job) -> None:
         start_from = load_llama(folder, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
     else:
         start_from = UnifiedModel(model_config)
+    aligned = {}
+    if config.alignment:
+        aligned = {"alignment": FeatureAlignment(model_config.width, feature_dim(config, tokens.facts)),
+                   "alignment_weight": config.alignment.weight, "alignment_layer": config.alignment.layer}
     objective = UnifiedObjective(start_from, config.diffusion, **config.loss.model_dump(exclude={"task_weights"}),
-                                 pixel_diffusion=config.pixel_diffusion, objectives=config.trained)
+                                 pixel_diffusion=config.pixel_diffusion, objectives=config.trained, **aligned)
     objective.model.checkpoint_activations = config.engine.activation_checkpointing
     accumulate = config.workers.accumulate
 
     def lr_scale(name: str) -> float:
-        return config.lr_scale.text if is_text_parameter(name.removeprefix("model.")) else config.lr_scale.visual
+        if is_text_parameter(name.removeprefix("model.")):
+            return config.lr_scale.text
+        # The projection starts at random, so that frozen it would tell hidden states nothing.
+        return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
 
     engine = Engine(objective, config.optimizer, config.engine, config.steps, config.batch_rows // ranks // accumulate,
                     accumulate, lr_scale, part_of, objective.compile_parts)
@@ -291,13 +335,13 @@ def train_worker(job: Job) -> None:
     loader = RowLoader(tokens, planner, model_config, config, rank, ranks, position, engine.device.type)
 
     loss_names = {"text": "text_loss", **{name: loss_name(name, config.trained) for name in config.trained}}
+    step_names = {**loss_names, "alignment": "alignment_loss"} if config.alignment else loss_names
 
     def train_step(step: int) -> tuple[dict[str, float], float]:
         micro = loader.at(step)
-        names = ("text", *config.trained)
-        totals = reduce_sum(*(sum(batch.targets[name] for batch, _ in micro) for name in names))
+        totals = reduce_sum(*(sum(batch.targets[name] for batch, _ in micro) for name in step_names))
         # The engine averages gradients over ranks and passes, so totals are divided by that many.
-        counts = {name: total / (ranks * accumulate) for name, total in zip(names, totals, strict=True)}
+        counts = {name: total / (ranks * accumulate) for name, total in zip(step_names, totals, strict=True)}
         sums: dict[str, float] = {}
         for batch, seeds in micro:
             loss, logs = engine(batch.to(engine.device), seeds, counts)
@@ -305,7 +349,7 @@ def train_worker(job: Job) -> None:
             facts = engine.step(step, part_norms=loop.logs_after(step + 1))
             # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
             # What has no targets in this step has no loss to log.
-            shares = ((loss_names[n], batch.targets[n] / counts[n]) for n in names if counts[n])
+            shares = ((logged, batch.targets[n] / counts[n]) for n, logged in step_names.items() if counts[n])
             for name, weight in (("loss", 1.0), *shares):
                 sums[name] = sums.get(name, 0.0) + float(logs[name]) * weight / accumulate
             sums |= facts

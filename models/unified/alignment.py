@@ -3,7 +3,8 @@
 In: hidden states of visual positions, and the features of their segments on a grid of their own. Out: a loss a
 position. The loss (eq. 8 there) is the mean over positions of minus the cosine similarity of a position's feature and
 the projected hidden state; here of 1 minus it, which is 0 where they agree. The paper takes hidden states of the 8th
-of 28 layers, of positions with noise, and a weight of 0.5 beside the diffusion's loss.
+of 28 layers, of positions with noise, and a weight of 0.5 beside the diffusion's loss. The sum over a `Batch` is of
+the targets of diffusions that have features, each by its segment's weight.
 Errors: ValueError naming what does not fit.
 """
 
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.unified.batch import Batch
 from models.unified.positions import Grid
+from models.unified.representations import OBJECTIVES
 
 
 class FeatureAlignment(nn.Module):
@@ -38,6 +41,22 @@ class FeatureAlignment(nn.Module):
         if len(hidden) != len(features):
             raise ValueError(f"features: expected those of {len(hidden)} positions, got {len(features)}")
         return 1 - F.cosine_similarity(self.mlp(hidden).float(), features.float(), dim=-1)
+
+
+def alignment_error(module: FeatureAlignment, hidden: Tensor, batch: Batch) -> Tensor:
+    """The sum, float32 scalar, over the batch's targets; hidden (B*L, width) of all its places. Where none has features
+    `module` runs too."""
+    tasks = {name: task for name, task in batch.tasks.items() if task.features is not None}
+    if not tasks:
+        raise ValueError("batch: expected features to align with; collate lays them out for a feature_dim")
+    rows = [batch.parts[OBJECTIVES[name].representation.name].index[task.rows[task.targets]]
+            for name, task in tasks.items()]
+    counted = [task.has_features.float() if task.weights is None else task.has_features * task.weights[task.targets]
+               for task in tasks.values()]
+    places, features = torch.cat(rows), torch.cat([task.features for task in tasks.values()])
+    error = module(hidden.index_select(0, places), features) * torch.cat(counted)
+    # Summed by place, so that rounding does not depend on what else the batch holds.
+    return error.new_zeros(len(hidden)).index_copy(0, places, error).view(batch.ids.shape).sum()
 
 
 def features_on_grid(features: Tensor, feature_grid: Grid, grid: Grid) -> Tensor:

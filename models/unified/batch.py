@@ -48,6 +48,8 @@ class Segment:
                it. A target has 1, clean context 0; context with capped noise, and a target that is never noised
                in full, lie between. Of codes under masked_code it caps the share that is masked; next_code has no time
     weight     of its targets in the loss, not below 0
+    features   visual: of a frozen encoder, floats (t*h*w, F) in the order of the values, which the hidden states of a
+               target of a diffusion are aligned with (`models.unified.alignment`); None where there are none
     """
 
     kind: str
@@ -60,6 +62,7 @@ class Segment:
     objective: str | None = None
     max_time: float | None = None
     weight: float = 1.0
+    features: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
@@ -168,6 +171,8 @@ class VisualTask:
     segments  (b*S + s, grid, max_time, loss) each
     caps      float32 (B*S,): their max_time by segment, 0 of others; a copy made during a step would wait for the last
     weights   float32 (K,) of their losses; None where all are 1
+    features  float32 (N, F) of the targets, 0 where a segment has none, and has_features, bool (N,): both None for
+              codes and where `collate` was not asked for them
     """
 
     rows: Tensor
@@ -176,6 +181,8 @@ class VisualTask:
     segments: list[tuple[int, Grid, float, bool]]
     caps: Tensor
     weights: Tensor | None = None
+    features: Tensor | None = None
+    has_features: Tensor | None = None
 
 
 @dataclass
@@ -193,7 +200,8 @@ class Batch:
     positions       float32 (B, L, axes)
     document_index  int64 (B, L): number of the document in its row, -1 in padding
     tokens          counts, host integers: text and visual (useful places by modality), and padding
-    targets         counts that losses are normalised by, host integers: text, and each objective's positions
+    targets         counts that losses are normalised by, host integers: text, each objective's positions, and where
+                    features were asked for, alignment: those that have some
     label_weights   float32 (M,) of the labels' losses; None where all are 1
     """
 
@@ -236,13 +244,15 @@ class _Placed:
 
 
 def collate(
-    rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig, device: str = "cpu"
+    rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig, device: str = "cpu",
+    feature_dim: int | None = None,
 ) -> Batch:
     """Lay out packed rows: rows[b] holds the documents of row b, in order, from position 0.
 
-    length is L; device: the type of the one that it is for, whose attention is planned here. ValueError naming row and
-    document where a row does not fit, a segment's values are not of the config's size, or an id is outside the
-    vocabulary. Deterministic: a function of its arguments.
+    length is L; device: the type of the one that it is for, whose attention is planned here; feature_dim: F of the
+    features that are to be aligned with, None where none are. ValueError naming row and document where a row does not
+    fit, a segment's values or features are not of the size that is expected, or an id is outside the vocabulary.
+    Deterministic: a function of its arguments.
     """
     B, L, special = len(rows), length, config.specials
     ids = np.full((B, L), special.pad, np.int64)
@@ -276,6 +286,8 @@ def collate(
                     at, asked = at + n, segment.loss
                     continue
                 _check_values(segment, config, where)
+                if feature_dim and segment.features is not None:
+                    _check_features(segment, feature_dim, where)
                 opening = special.bov if segment.grid[0] > 1 else special.boi
                 if segment.loss and asked and at > begin:
                     labels[b, at - 1], weights[b, at - 1] = opening, segment.weight
@@ -301,8 +313,12 @@ def collate(
         b = int(np.argmax((ids < 0).any(1) | (ids >= config.vocab_size).any(1)))
         raise ValueError(f"row {b}: token ids outside 0..{config.vocab_size - 1}")
     num_segments = 1 + max((placed.number for placed in visual), default=0)
-    parts, tasks = _lay_out(visual, (B, L), num_segments, config)
+    parts, tasks = _lay_out(visual, (B, L), num_segments, config, feature_dim)
     label_index = np.flatnonzero(labels != IGNORE)
+    targets = {"text": len(label_index), **{name: len(task.targets) for name, task in tasks.items()}}
+    if feature_dim:
+        found = (task.has_features for task in tasks.values() if task.has_features is not None)
+        targets["alignment"] = sum(int(has.sum()) for has in found)
     useful = int((document_index >= 0).sum())
     num_visual = sum(len(part.index) for part in parts.values())
     plan = query_blocks(start, end, spans) if device == "cpu" else block_tables(start, end)
@@ -311,7 +327,7 @@ def collate(
     return Batch(
         ids, labels, label_index, parts, tasks, num_segments, start, end, coordinates, document_index,
         tokens={"text": useful - num_visual, "visual": num_visual, "padding": B * L - useful},
-        targets={"text": len(label_index), **{name: len(task.targets) for name, task in tasks.items()}},
+        targets=targets,
         plan=plan,
         label_weights=_weights(weights.flat[label_index]),
     )
@@ -333,8 +349,25 @@ def _check_values(segment: Segment, config: UnifiedConfig, where: str) -> None:
         raise ValueError(f"{where}: codes outside 0..{size - 1}, {representation.size} is {size}")
 
 
+def _check_features(segment: Segment, feature_dim: int, where: str) -> None:
+    wanted, shape = (int(np.prod(segment.grid)), feature_dim), np.shape(segment.features)
+    if shape != wanted:
+        raise ValueError(f"{where}: features of grid {segment.grid}: expected {wanted}, got {shape}")
+
+
+def _features(targets: list[Segment], feature_dim: int) -> tuple[Tensor, Tensor]:
+    """Features of the positions of targets, segment by segment, and whether they have some."""
+    sizes = [int(np.prod(segment.grid)) for segment in targets]
+    has = np.repeat(np.array([segment.features is not None for segment in targets], bool), sizes)
+    features = np.zeros((len(has), feature_dim), np.float32)
+    given = [segment.features for segment in targets if segment.features is not None]
+    if given:
+        features[has] = np.concatenate(given)
+    return torch.from_numpy(features), torch.from_numpy(has)
+
+
 def _lay_out(
-    visual: list[_Placed], shape: tuple[int, int], num_segments: int, config: UnifiedConfig
+    visual: list[_Placed], shape: tuple[int, int], num_segments: int, config: UnifiedConfig, feature_dim: int | None
 ) -> tuple[dict[str, VisualPart], dict[str, VisualTask]]:
     """The placed segments by representation and by objective."""
     parts: dict[str, VisualPart] = {}
@@ -362,9 +395,11 @@ def _lay_out(
             caps = torch.zeros(shape[0] * num_segments)
             for i in chosen:
                 caps[numbers[i]] = own[i].segment.max_time
+            targets = [own[i].segment for i in chosen if own[i].segment.loss]
+            features = _features(targets, feature_dim) if feature_dim and not discrete else ()
             tasks[objective] = VisualTask(
                 torch.from_numpy(rows), torch.from_numpy(np.flatnonzero(losses)), index[rows],
                 [(int(numbers[i]), own[i].segment.grid, own[i].segment.max_time, own[i].segment.loss) for i in chosen],
-                caps, _weights(weights),
+                caps, _weights(weights), *features,
             )
     return parts, tasks

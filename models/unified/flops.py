@@ -6,9 +6,11 @@ of its input: 6 (arXiv 2001.08361, section 2.1), or 4 where the input needs no g
 4 * head_dim a head, layer and pair of positions forward, and 8 backward; pairs are those that the mask lets through.
 
 What is counted is the model's own work (arXiv 2204.02311, appendix B): padding, masked pairs, activations that are
-computed again and the optimizer are not, nor are embeddings, norms and other elementwise work. The text head acts at
-labels alone, visual inputs at visual positions, visual outputs where predictions are asked for; of masked_code that is
-2 / pi of its targets on average, the mean of `corruption.mask_ratio`. Frozen parts count as if they were trained.
+computed again and the optimizer are not, nor are embeddings, norms and other elementwise work, nor the projection of an
+alignment, which is none of the model. The text head acts at labels alone, visual inputs and both ends of a unet at
+visual positions, visual outputs where predictions are asked for; of masked_code that is 2 / pi of its targets on
+average, the mean of `corruption.mask_ratio`. A unet's convolutions count their padding at a picture's edges, and its
+time, as that of a flow head, every segment that a row may have. Frozen parts count as if they were trained.
 """
 
 from __future__ import annotations
@@ -21,27 +23,67 @@ from models.unified.representations import OBJECTIVES, REPRESENTATIONS
 
 _TRAINED, _FIRST = 6, 4  # a parameter of a layer, and of one whose input has no gradient
 _ATTENTION = 12
+_AROUND, _CHILDREN = 9, 4  # inputs of a unet's convolutions: at one resolution, and from positions to a cell
 
 
 def step_flops(config: UnifiedConfig, batch: Batch) -> int:
     """Operations of one forward and backward pass of the objective over the batch."""
     c = config
     useful = batch.document_index >= 0
-    block = c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.width * c.hidden
-    pairs = int((batch.end - batch.start)[useful].sum())
-    total = c.layers * (_TRAINED * block * int(useful.sum()) + _ATTENTION * c.heads * c.head_dim * pairs)
+    positions, pairs = int(useful.sum()), int((batch.end - batch.start)[useful].sum())
+    if c.block == "gau":
+        block, attended = c.width * (c.head_dim + 3 * c.hidden), c.hidden
+    else:
+        attended = c.heads * c.head_dim
+        block = 2 * c.width * (attended + c.kv_heads * c.head_dim) + 3 * c.width * c.hidden
+    total = c.layers * (_TRAINED * block * positions + _ATTENTION * attended * pairs)
+    if c.long_skips:
+        total += c.layers // 2 * _TRAINED * 2 * c.width * c.width * positions
     total += _TRAINED * c.vocab_size * c.width * batch.targets["text"]
-    for name in c.representations:
-        total += _visual(c, batch, name)
     segments = batch.ids.shape[0] * batch.num_segments
-    timed = sum(not REPRESENTATIONS[name].discrete for name in c.representations)
-    return total + timed * segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
+    for name in c.representations:
+        asked = sum(batch.targets[o] * (2 / math.pi if o == "masked_code" else 1)
+                    for o, row in OBJECTIVES.items() if row.representation.name == name)
+        if REPRESENTATIONS[name].discrete:
+            total += _TRAINED * c.codebook_size * c.width * round(asked)
+        else:
+            total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
+            total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)
+    return total
 
 
-def _visual(c: UnifiedConfig, batch: Batch, name: str) -> int:
+def _entry(c: UnifiedConfig, batch: Batch, name: str, segments: int) -> int:
+    """Values that are not discrete into the first block."""
     size, positions = getattr(c, REPRESENTATIONS[name].size), len(batch.parts[name].index)
-    asked = sum(batch.targets[o] * (2 / math.pi if o == "masked_code" else 1)
-                for o, row in OBJECTIVES.items() if row.representation.name == name)
-    entry = {"latents": _FIRST * size * c.width,
-             "pixels": _FIRST * size * c.pixel_bottleneck + _TRAINED * c.pixel_bottleneck * c.width, "codes": 0}[name]
-    return entry * positions + _TRAINED * size * c.width * round(asked)
+    kind = c.patchifier(name)
+    if kind == "linear":
+        return _FIRST * size * c.width * positions
+    if kind == "bottleneck":
+        return (_FIRST * size + _TRAINED * c.width) * c.pixel_bottleneck * positions
+    enter = _FIRST * size * c.unet_width + _TRAINED * c.unet_width * c.width
+    return enter * positions + _unet(c, batch, name, segments)
+
+
+def _output(c: UnifiedConfig, batch: Batch, name: str, segments: int, asked: int) -> int:
+    """Hidden states to predictions of values that are not discrete."""
+    size, total, features = getattr(c, REPRESENTATIONS[name].size), 0, c.width
+    if c.patchifier(name) == "unet":
+        features = c.unet_width
+        enter = _TRAINED * (c.width + features) * features
+        total += enter * len(batch.parts[name].index) + _unet(c, batch, name, segments)
+    if not c.flow_head_layers:
+        return total + _TRAINED * size * features * asked
+    inner = c.flow_head_width
+    layers = 5 * c.flow_head_layers + 2  # five matrices each, and the last modulation
+    head = _FIRST * size * inner + _TRAINED * inner * (features + layers * inner + size)
+    return total + head * asked + _TRAINED * c.width * inner * segments
+
+
+def _unet(c: UnifiedConfig, batch: Batch, name: str, segments: int) -> int:
+    """A unet behind its first layer: residual blocks of two convolutions and a time, one of them at twice the channels
+    over cells."""
+    part, d = batch.parts[name], c.unet_width
+    positions, cells = len(part.index), len(part.tables.children) // _CHILDREN
+    fine = 2 * (2 * _AROUND * d * d) + 3 * d * d  # two residual blocks, and cells back to positions
+    coarse = _CHILDREN * d * (2 * d) + 2 * _AROUND * (2 * d) ** 2
+    return _TRAINED * (fine * positions + coarse * cells + (2 * 2 * d + 4 * d) * c.width * segments)

@@ -148,10 +148,12 @@ class UnifiedModel(nn.Module):
         return x.view_as(text), given
 
     def backbone(
-        self, x: Tensor, positions: Tensor, attend: Attend, caches: list[LayerCache] | None = None
+        self, x: Tensor, positions: Tensor, attend: Attend, caches: list[LayerCache] | None = None,
+        kept: dict[int, Tensor | None] | None = None,
     ) -> Tensor:
         """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes); `attend` has the mask;
-        caches, one a layer, hold what earlier calls computed."""
+        caches, one a layer, hold what earlier calls computed; kept: receives the states after the blocks whose numbers,
+        from 1, it has."""
         c = self.config
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
@@ -164,6 +166,8 @@ class UnifiedModel(nn.Module):
                 x = checkpoint(block, x, cos, sin, attend, cache, skip, use_reentrant=False)
             else:
                 x = block(x, cos, sin, attend, cache, skip)
+            if kept and index + 1 in kept:
+                kept[index + 1] = x
         return x
 
     def text_head(self, hidden: Tensor) -> Tensor:
@@ -195,19 +199,20 @@ class UnifiedModel(nn.Module):
 
     def forward(
         self, batch: Batch, values: Mapping[str, Tensor], times: Mapping[str, Tensor], asked: Mapping[str, Tensor],
-        masked: Mapping[str, Tensor] | None = None,
+        masked: Mapping[str, Tensor] | None = None, kept: dict[int, Tensor | None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
         values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's
         asked          by representation: flat places (A,) whose predictions are wanted
         masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
+        kept           as in `backbone`
         Returns logits (M, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
         part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
         """
         x, given = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
-        hidden = self.backbone(x, batch.positions, attend).flatten(0, 1)
+        hidden = self.backbone(x, batch.positions, attend, kept=kept).flatten(0, 1)
         outputs = {}
         for name, part in batch.parts.items():
             places = part.index if self.config.patchifier(name) == "unet" else asked[name]

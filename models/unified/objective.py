@@ -9,6 +9,8 @@ loss = text_weight * mean over text targets of (cross entropy + z_loss * logsume
        next_code          the cross entropy of the code, asked of the position before it
        masked_code        the cross entropy of the code where it is masked, over the masked share of its segment, and 0
                           elsewhere: each segment's mean over what is masked, and segments weigh by their size
+     + in training with an alignment, its weight * mean over the diffusions' target positions that have features of
+       their distance from hidden states (models.unified.alignment)
 The error of a target is multiplied by its segment's weight; the means still divide by the number of targets, so that a
 weight of 2 counts a target twice and leaves the others as they are.
 """
@@ -24,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.unified.alignment import FeatureAlignment, alignment_error
 from models.unified.batch import Batch
 from models.unified.corruption import Seed, draw_masks, draw_noise, draw_patch_masks
 from models.unified.diffusion import corrupt, residual, warn_wide_patches
@@ -137,6 +140,8 @@ class UnifiedObjective(nn.Module):
     objective_weights  by objective; one that is not named has visual_weight where it is a diffusion, else text_weight
     z_loss           weight of the squared log-partition, which keeps logits from drifting
                      (arXiv 2204.02311, section 5.1); of text
+    alignment        projects hidden states onto a frozen encoder's features, or None; alignment_weight: of its loss;
+                     alignment_layer: the number of blocks behind which the states are taken, a third of them by default
     """
 
     def __init__(
@@ -150,6 +155,9 @@ class UnifiedObjective(nn.Module):
         pixel_diffusion: DiffusionConfig = PIXEL_DIFFUSION,
         objectives: Sequence[str] = ("latent_diffusion",),
         objective_weights: Mapping[str, float] | None = None,
+        alignment: FeatureAlignment | None = None,
+        alignment_weight: float = 0.5,
+        alignment_layer: int | None = None,
     ):
         super().__init__()
         weights = {
@@ -160,7 +168,8 @@ class UnifiedObjective(nn.Module):
             raise ValueError(f"UnifiedObjective.objective_weights: {', '.join(sorted(unknown))} is not trained")
         weights |= objective_weights or {}
         for name, value in (
-            ("text_weight", text_weight), ("visual_weight", visual_weight), ("z_loss", z_loss), *weights.items()
+            ("text_weight", text_weight), ("visual_weight", visual_weight), ("z_loss", z_loss),
+            ("alignment_weight", alignment_weight), *weights.items()
         ):
             if value < 0:
                 raise ValueError(f"UnifiedObjective.{name}: expected a number not below 0, got {value!r}")
@@ -183,6 +192,12 @@ class UnifiedObjective(nn.Module):
                 how = diffusion if name == "latent_diffusion" else pixel_diffusion
                 warn_wide_patches(how, getattr(config, OBJECTIVES[name].representation.size), config.width)
                 self.losses[name] = DiffusionLoss(name, how, stream)
+        self.alignment, self.alignment_weight = alignment, alignment_weight
+        self.alignment_layer = max(1, config.layers // 3) if alignment_layer is None else alignment_layer
+        if not 1 <= self.alignment_layer <= config.layers:
+            raise ValueError(f"UnifiedObjective.alignment_layer: expected 1 to {config.layers}, got {alignment_layer}")
+        if alignment and not any(isinstance(loss, DiffusionLoss) for loss in self.losses.values()):
+            raise ValueError("UnifiedObjective.alignment: expected None without a diffusion, whose targets it is of")
 
     def compile_parts(self) -> None:
         """Compile the blocks (`UnifiedModel.compile_blocks`) and the text loss, which eagerly reads and writes the
@@ -192,8 +207,8 @@ class UnifiedObjective(nn.Module):
 
     def show(self, batch: Batch, seed: Seed) -> dict[str, Shown]:
         """What each objective shows the network."""
-        for name, count in batch.targets.items():
-            if count and name != "text" and name not in self.losses:
+        for name, task in batch.tasks.items():
+            if len(task.targets) and name not in self.losses:
                 raise ValueError(f"batch: holds targets of {name}; trained are {', '.join(self.losses) or 'none'}")
         shown = {name: loss.show(batch, seed) for name, loss in self.losses.items()}
         config = self.model.config
@@ -205,8 +220,10 @@ class UnifiedObjective(nn.Module):
                     shown[name].masked = torch.from_numpy(masked).to(batch.ids.device)
         return shown
 
-    def predict(self, batch: Batch, shown: Mapping[str, Shown]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The network's text logits (M, V), and predictions (A, C) by objective."""
+    def predict(
+        self, batch: Batch, shown: Mapping[str, Shown], kept: dict[int, Tensor | None] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The network's text logits (M, V), and predictions (A, C) by objective; kept as in `UnifiedModel.backbone`."""
         values = {name: part.values for name, part in batch.parts.items()}
         times: dict[str, Tensor] = {}
         masked: dict[str, Tensor] = {}
@@ -221,7 +238,7 @@ class UnifiedObjective(nn.Module):
                 none = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
                 masked[kind] = none.index_copy(0, batch.tasks[name].rows, what.masked)
         logits, outputs = self.model(
-            batch, values, times, {kind: torch.cat(places) for kind, places in asked.items()}, masked)
+            batch, values, times, {kind: torch.cat(places) for kind, places in asked.items()}, masked, kept=kept)
         rest = {kind: list(outputs[kind].split([len(p) for p in places])) for kind, places in asked.items()}
         return logits, {name: rest[OBJECTIVES[name].representation.name].pop(0) for name in shown}
 
@@ -229,15 +246,16 @@ class UnifiedObjective(nn.Module):
         self, batch: Batch, seed: Seed, counts: Mapping[str, float] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, float32 scalar, and logs: loss, text_loss, z_loss where it is used, and the error of each objective
-        as {objective}_loss, or as visual_loss where there is only one: their sums over this batch's own targets, by
-        its number of targets.
+        as {objective}_loss, or as visual_loss where there is only one, and alignment_loss: their sums over this batch's
+        own targets, by its number of targets.
 
-        counts  the targets to normalise by, "text" and by objective; this batch's own by default. For means over
+        counts  the targets to normalise by, as in `Batch.targets`; this batch's own by default. For means over
                 all of R ranks and A accumulation steps, where the engine averages gradients over both, pass the total
                 of each divided by R * A. What has no targets adds exactly 0.
         """
         shown = self.show(batch, seed)
-        logits, predictions = self.predict(batch, shown)
+        kept = dict.fromkeys([self.alignment_layer] if self.alignment and self.training else [])
+        logits, predictions = self.predict(batch, shown, kept)
         own, by = batch.targets, {name: _count(counts, name, batch) for name in ("text", *self.losses)}
 
         entropy = self._entropy(logits, batch.labels.flatten()[batch.label_index], batch.label_weights)
@@ -252,6 +270,10 @@ class UnifiedObjective(nn.Module):
             squares = (squares if batch.label_weights is None else squares * batch.label_weights).sum()
             loss = loss + self.text_weight * self.z_loss * squares / by["text"]
             logs["z_loss"] = squares / max(own["text"], 1)
+        if kept:
+            error = alignment_error(self.alignment, kept[self.alignment_layer].flatten(0, 1), batch)
+            loss = loss + self.alignment_weight * error / _count(counts, "alignment", batch)
+            logs["alignment_loss"] = error / max(own["alignment"], 1)
         return loss, {name: value.detach() for name, value in {"loss": loss, **logs}.items()}
 
 

@@ -16,6 +16,7 @@ from infra.training import checkpoint
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from infra.training.engine import Engine, reduce_sum
 from infra.training.loop import Loop, TrainingDiverged
+from models.unified.alignment import FeatureAlignment
 from models.unified.batch import Segment, collate
 from models.unified.config import UnifiedConfig
 from models.unified.diffusion_config import DiffusionConfig
@@ -28,7 +29,7 @@ OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=3, weight_decay=0.1, grad_clip
 # As large as to leave ZeRO-3 something to divide: what has under 100 000 numbers it keeps whole.
 UNIFIED = UnifiedConfig(vocab_size=7000, latent_dim=3, pixel_dim=12, pixel_bottleneck=8, codebook_size=16, width=16,
                         layers=2, heads=2, time_dim=8)
-LENGTH, UNIFIED_STEPS = 48, 20
+LENGTH, UNIFIED_STEPS, FEATURES = 48, 20, 5
 STEPS = 10
 
 
@@ -414,14 +415,17 @@ def unified_rows(step: int) -> list[list[list[Segment]]]:
             return rng.integers(0, 16, count), grid
         return rng.normal(size=(count, 3 if name == "latent_diffusion" else 12)).astype(np.float32), grid
 
-    def drawn(name: str) -> list[Segment]:
-        return text_to_visual(rng.integers(6, 40, 2), *picture(name, (1, 2, 2)), specials, objective=name)
+    def drawn(name: str, features: bool = False) -> list[Segment]:
+        document = text_to_visual(rng.integers(6, 40, 2), *picture(name, (1, 2, 2)), specials, objective=name)
+        if features:
+            document[1].features = rng.normal(size=(4, FEATURES))
+        return document
 
     def described(name: str) -> list[Segment]:
         return visual_to_text(*picture(name, (1, 1, 3)), rng.integers(6, 40, 4), specials, name)
 
     texts = [plain_text(rng.integers(6, 40, 3 + 5 * row), specials) for row in range(4)]
-    return [[drawn("latent_diffusion"), texts[0], drawn("pixel_diffusion")], [texts[3]],
+    return [[drawn("latent_diffusion", features=True), texts[0], drawn("pixel_diffusion")], [texts[3]],
             [drawn("next_code"), described("latent_diffusion"), drawn("masked_code")],
             [drawn("masked_code"), described("next_code"), texts[1], drawn("latent_diffusion")]]
 
@@ -433,7 +437,8 @@ def train_unified(zero_stage: int, count: int, folder: str | None = None) -> dic
 
     def build() -> Engine:
         torch.manual_seed(1)
-        objective = UnifiedObjective(UnifiedModel(UNIFIED), DiffusionConfig(), objectives=tuple(OBJECTIVES))
+        objective = UnifiedObjective(UnifiedModel(UNIFIED), DiffusionConfig(), objectives=tuple(OBJECTIVES),
+                                     alignment=FeatureAlignment(UNIFIED.width, FEATURES, inner=16))
         return Engine(objective, OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), count, 4 // ranks,
                       part_of=part_of)
 
@@ -441,7 +446,7 @@ def train_unified(zero_stage: int, count: int, folder: str | None = None) -> dic
         found = []
         for step in range(start, stop):
             mine = list(range(4))[rank * 4 // ranks:(rank + 1) * 4 // ranks]
-            batch = collate([unified_rows(step)[row] for row in mine], LENGTH, UNIFIED)
+            batch = collate([unified_rows(step)[row] for row in mine], LENGTH, UNIFIED, feature_dim=FEATURES)
             totals = reduce_sum(*batch.targets.values())
             counts = dict(zip(batch.targets, (total / ranks for total in totals), strict=True))
             loss, logs = engine(batch, [100 * step + row for row in mine], counts=counts)
@@ -497,8 +502,9 @@ def two_ranks(tmp_path_factory) -> dict:
 
 @pytest.mark.slow
 def test_zero_stages_and_ranks_give_the_same_losses_and_weights(group, two_ranks, capsys):
-    """Of all four objectives mixed, on one rank and on two, and the same norms of each part's gradient. In each of them
-    a checkpoint goes on bit for bit, and rank 0 alone can use the whole model in between."""
+    """Of all four objectives mixed, with features to align with that the second of two ranks never has, on one rank and
+    on two, and the same norms of each part's gradient. In each of them a checkpoint goes on bit for bit, and rank 0
+    alone can use the whole model in between."""
     plain = train_unified(0, UNIFIED_STEPS)
     assert all(value > 0 for row in plain["curve"] for value in row.values())
     runs = {f"ZeRO {stage}, {ranks} rank{'s' * (ranks > 1)}": two_ranks[stage] if ranks == 2

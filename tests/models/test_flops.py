@@ -60,6 +60,28 @@ def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[s
     assert step_flops(config, batch) + hidden == counted(config, batch, names)
 
 
+@pytest.mark.parametrize("fields", [
+    {"block": "gau"}, {"block": "gau", "hidden": 48, "long_skips": True}, {"long_skips": True, "layers": 4},
+    {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"}, {"patch_mask_high": 0.5},
+    {"latent_patchifier": "unet", "pixel_patchifier": "unet"}, {"flow_head_layers": 2, "flow_head_width": 20},
+    {"block": "gau", "long_skips": True, "latent_patchifier": "unet", "flow_head_layers": 1}],
+    ids=lambda fields: "+".join(fields))
+def test_operations_of_the_options_are_those_that_torch_counts(fields: dict) -> None:
+    names = ("latent_diffusion", "pixel_diffusion", "next_code")
+    sizes = {key: value for name in names for key, value in SIZES[name].items()}
+    config = UnifiedConfig(**{"vocab_size": 50, "width": 32, "layers": 3, "heads": 4, "time_dim": 16, "unet_width": 12,
+                              **sizes, **fields})
+    documents = row(config, names)
+    odd = text_to_visual([9], values("latent_diffusion")[:15], (1, 3, 5), config.specials)  # cells that are cut
+    documents.append(odd)
+    length = sum(segment.length for document in documents for segment in document)
+    batch = collate([documents, documents], length, config)
+    assert batch.tokens["padding"] == 0
+    attended = config.hidden if config.block == "gau" else config.heads * config.head_dim
+    hidden = 12 * config.layers * attended * (2 * length**2 - int((batch.end - batch.start).sum()))
+    assert step_flops(config, batch) + hidden == counted(config, batch, names)
+
+
 def test_padding_costs_nothing_and_rows_add_up() -> None:
     config = UnifiedConfig(vocab_size=50, width=32, layers=2, heads=4, **SIZES["next_code"])
     documents = row(config, ("next_code",))

@@ -302,3 +302,12 @@ def test_raw_pixels_are_asked_for_where_they_are_trained_on(file: Path) -> None:
         load(str(file), ["stages.objective_study.training.steps=5"])
     study = load(str(file), ["stages.objective_study={training: {}, objectives: {codes: next_code}}"])
     assert "objective_study" in study.stages.configured()
+
+
+def test_features_are_asked_for_where_hidden_states_are_aligned(file: Path) -> None:
+    with pytest.raises(InputError, match="train.alignment: needs .* features; set pretokenize.features to its"):
+        load(str(file), ["stages.train.alignment={}"])
+    with pytest.raises(InputError, match="objective_study.training.alignment: needs a frozen encoder's features"):
+        load(str(file), ["stages.objective_study={training: {alignment: {}}, objectives: {latents: latent_diffusion}}"])
+    config = load(str(file), ["stages.train.alignment={layer: 1}", "stages.pretokenize.features=/encoder"])
+    assert (config.stages.train.alignment.layer, config.stages.train.alignment.weight) == (1, 0.5)

@@ -201,3 +201,14 @@ def test_tokens_of_another_text_tokenizer_are_refused_before_workers_start(tmp_p
 def test_a_config_that_trains_nothing_is_refused(llama):
     with pytest.raises(ValidationError, match="text and visual are both 0"):
         config(llama, lr_scale={"text": 0, "visual": 0})
+
+
+def test_a_layer_to_align_that_the_checkpoint_lacks_is_refused_before_workers_start(tmp_path, llama, visual):
+    tokens = pretokenize(tmp_path / "tokens", TextTokenizer.load(llama / "tokenizer.json"), visual)
+    with pytest.raises(InputError, match="stages.train.alignment: the tokens hold no features"):
+        train_unified.check(config(llama, alignment={}), tokens, visual)
+    facts = storage.read_json(tokens.file("tokens.json"))
+    storage.write_json(tokens.file("tokens.json"), facts | {"feature_dim": 24})
+    train_unified.check(config(llama, alignment={"layer": 2}), tokens, visual)
+    with pytest.raises(InputError, match="stages.train: alignment.layer: expected at most the model's 2, got 3"):
+        train_unified.check(config(llama, alignment={"layer": 3}), tokens, visual)
