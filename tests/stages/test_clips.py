@@ -25,11 +25,6 @@ def artifact(tmp_path_factory):
     return corpora.ingest(tmp_path_factory.mktemp("clips") / "ingest")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     return corpora.ingest_shapes(tmp_path_factory.mktemp("shapes") / "ingest")

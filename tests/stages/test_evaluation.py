@@ -31,8 +31,7 @@ OBJECTIVES = ("latent_diffusion", "masked_code")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def one_thread():
     torch.set_num_threads(1)
 
 

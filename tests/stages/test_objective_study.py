@@ -37,11 +37,6 @@ def group(process_group):
     yield
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("study")

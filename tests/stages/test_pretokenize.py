@@ -38,11 +38,6 @@ ASPECTS = Aspects(("1:1", "3:2", "2:3"), 8)
 GRIDS = {(3, 3), (2, 4), (4, 2)}  # (h, w) of 24x24, 16x32 and 32x16 pixels
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return corpora.ingest_shapes(tmp_path_factory.mktemp("corpus") / "ingest")

@@ -37,13 +37,6 @@ def group(process_group):
     yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def visual(tmp_path_factory):
     return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")

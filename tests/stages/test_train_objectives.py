@@ -55,11 +55,6 @@ def group(process_group):
     yield
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def visual(tmp_path_factory):
     return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")

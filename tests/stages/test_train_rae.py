@@ -40,13 +40,6 @@ def group(process_group):
     yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return corpora.ingest(tmp_path_factory.mktemp("corpus") / "ingest", images=24, videos=0)

@@ -29,11 +29,6 @@ def group(process_group):
     yield
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def train(folder: Path, corpus, progress=None) -> None:
     config = train_tokenizer.Config.model_validate({
         "model": {"patch_size": 8, "temporal_patch": 4, "width": 16, "heads": 2, "head_dim": 8, "spatial_layers": "tw",

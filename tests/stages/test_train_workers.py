@@ -38,11 +38,6 @@ def group(process_group):
     yield
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
     return corpora.ingest(tmp_path_factory.mktemp("corpus") / "ingest")
