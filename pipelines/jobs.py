@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 PACKAGES = ("pipelines", "stages", "models", "infra")
 _ADDRESS = "address"
 _JOB = "job id"
-_PATH_KEYS = ("storage", "data", "uri", "artifact_root", "init_from", "encoder", "features")
+_PATH_KEYS = ("storage", "data", "uri", "artifact_root", "init_from", "encoder", "features", "text_tokenizer",
+              "official", "vgg", "heads")
 _REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 30.0

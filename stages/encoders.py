@@ -23,7 +23,7 @@ def encoder_config(uri: str, field: str) -> ViTConfig:
     try:
         given = _read(preprocessor) if storage.exists(preprocessor) else None
         return vit_config(_read(where), where, given, preprocessor)
-    except ValueError as error:
+    except Exception as error:  # storage that cannot be reached raises classes of its own
         raise _no_encoder(error, uri, field) from None
 
 
@@ -33,7 +33,7 @@ def load_encoder(uri: str, field: str):
 
     try:
         return load_vit(local_folder(storage.absolute(uri)))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         raise _no_encoder(error, uri, field) from None
 
 

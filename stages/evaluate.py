@@ -30,7 +30,8 @@ class MeasureConfig(BaseModel):
     num_steps: int = Field(20, ge=1)
     guidance_scale: float = Field(2.0, ge=0)
     class_examples: int = Field(20, ge=2, description="train pictures a label needs to count as a class")
-    class_pixels: int = Field(8, ge=2, description="side of the shrunken pictures for the classifier and for coverage")
+    class_pixels: int = Field(8, ge=2, description="side of the shrunken pictures for the classifier, coverage "
+                              "and the Fréchet distance")
     seed: int = Field(0, ge=0)
     cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
@@ -72,7 +73,7 @@ def _write(context: StageContext, evaluation: Any) -> None:
 
     config, output, metrics = context.config, context.output, evaluation.metrics
     failed = {name: (metrics.get(name), least) for name, least in config.gate.items()
-              if metrics.get(name) is None or metrics[name] < least}
+              if metrics.get(name) is None or not metrics[name] >= least}  # nothing compares with NaN
     metrics["gate_passed"] = int(not failed)
     for name, picture in evaluation.pictures.items():
         storage.write_bytes(storage.join(output, "pictures", f"{name}.png"), picture)

@@ -65,10 +65,12 @@ class Evaluation:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Labels that both splits have, with enough train pictures to learn them from."""
+        """Labels that both splits have, with enough train pictures to learn them from; none where there is but one,
+        which says nothing."""
         train = Counter(label for label in self.train_images.table["label"].to_pylist() if label)
         held_out = {record["label"] for record in self.records}
-        return sorted(label for label, n in train.items() if n >= self.config.class_examples and label in held_out)
+        found = sorted(label for label, n in train.items() if n >= self.config.class_examples and label in held_out)
+        return found if len(found) > 1 else []
 
     @cached_property
     def _sources(self) -> dict[str, str]:

@@ -79,10 +79,11 @@ def _judge(evaluation: Evaluation, classifier: metrics.PixelClassifier, labelled
     named = classifier(features)
     evaluation.metrics[f"image_class_agreement{suffix}"] = float(
         np.mean([name == evaluation.records[i]["label"] for name, i in zip(named, asked, strict=True)]))
-    if len(labelled) > 5:
-        # As many drawn as real: more would cover more by number alone.
-        real = _features(evaluation, [evaluation.images[i][0] for i in labelled])
-        evaluation.metrics[f"image_coverage{suffix}"] = metrics.coverage(real, features[:min(len(real), len(features))])
+    # As many drawn as real: more would cover more by number alone, fewer less.
+    count = min(len(labelled), len(features))
+    if count > 5:
+        real = _features(evaluation, [evaluation.images[i][0] for i in labelled[:count]])
+        evaluation.metrics[f"image_coverage{suffix}"] = metrics.coverage(real, features[:count])
     for number, (i, label) in enumerate(zip(asked, named, strict=True)):
         record = evaluation.records[i]
         evaluation.samples.append({"task": "text_to_image", "objective": objective, "prompt": record["caption"],

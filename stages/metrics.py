@@ -59,7 +59,10 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def rank(scores: np.ndarray) -> float:
-    """The place of the first of the scores among all, 1 for the highest; a tie with another counts half."""
+    """The place of the first of the scores among all, 1 for the highest; a tie with another counts half. ValueError
+    where one is not finite: compared with anything it would look like the best."""
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: expected finite numbers; the model's likelihoods are not")
     return 1 + float((scores[1:] > scores[0]).sum() + 0.5 * (scores[1:] == scores[0]).sum())
 
 

@@ -37,6 +37,17 @@ class Config(BaseModel):
                                              description="a name for the table: an objective")
     evaluation: MeasureConfig = Field(default_factory=MeasureConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shares(cls, values: Any) -> Any:
+        """The training that all share has what is asked of any of them, such as a weight by objective."""
+        if isinstance(values, dict) and isinstance(training := values.get("training"), dict):
+            studied = values.get("objectives") or {name: name for name in OBJECTIVES}
+            if "objectives" not in training and isinstance(studied, dict):
+                shares = {name: 1.0 for name in OBJECTIVES if name in studied.values()}
+                values = {**values, "training": {**training, "objectives": shares or {next(iter(OBJECTIVES)): 1.0}}}
+        return values
+
     @model_validator(mode="after")
     def _names(self) -> Config:
         for name in self.objectives:

@@ -230,7 +230,8 @@ def check(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
 
 
 class RowLoader:
-    """Batches of this rank by step: `at(step)` -> (micro-batches, seeds, position). Collates one step ahead."""
+    """Batches of this rank by step: `at(step)` -> [(micro-batch, seeds)]; `position` is where the next one starts.
+    Collates one step ahead."""
 
     def __init__(self, tokens, planner, model_config: UnifiedConfig, config: Config, rank: int, ranks: int,
                  position: dict | None, device: str = "cpu"):
@@ -438,11 +439,11 @@ def _validate(objective, batches: list, engine, loss_names: dict[str, str]) -> d
 def _captions(held_out, text, count: int) -> list[str]:
     found = []
     for index in held_out.indices("image"):
+        if len(found) >= count:
+            break
         ids = [i for token in held_out.document(int(index)) if token.kind == "text" for i in token.ids]
         if ids and (caption := text.decode(ids)) not in found:
             found.append(caption)
-        if len(found) >= count:
-            break
     return found
 
 
