@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                        "writes both text and pictures.")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A pipeline's YAML file, or a preset: demo, sample, "
-                                                                  "cluster.")]
+                                               "objectives, pictures, tokenizer, cluster.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides as paths from the "
                                                        "config's root: stages.train.optimizer.lr=3e-4")]
 Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone, again if it is cached.")]

@@ -114,7 +114,9 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             raise InputError("expected an override of the form key=value, such as seed=1", field=override,
                              file=str(file))
         try:
-            OmegaConf.update(config, key, yaml.safe_load(value) if value else None, force_add=True)
+            given = yaml.safe_load(value) if value else None
+            # A mapping goes into the one that is there, but an empty one empties it.
+            OmegaConf.update(config, key, given, merge=given != {}, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             raise InputError(f"override {override!r}: {_one_line(error)}", field=key, file=str(file)) from None
     try:

@@ -293,6 +293,13 @@ def test_configs_import_without_what_only_stages_need():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_an_override_with_an_empty_mapping_empties(file: Path) -> None:
+    chosen = ["stages.train.objectives={next_code: 1}"]
+    both = load(str(file), [*chosen, "stages.train.objectives={masked_code: 1}"])
+    assert both.stages.train.trained == ("next_code", "masked_code")
+    assert load(str(file), [*chosen, "stages.train.objectives={}"]).stages.train.trained == ()
+
+
 def test_raw_pixels_are_asked_for_where_they_are_trained_on(file: Path) -> None:
     with pytest.raises(InputError, match="pixel_diffusion needs raw pixels; set pretokenize.pixel_patch"):
         load(str(file), ["stages.train.objectives={pixel_diffusion: 1}"])

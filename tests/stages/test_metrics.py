@@ -139,3 +139,9 @@ def test_rank_is_the_mean_place_over_the_orders_of_what_ties(scores):
     from scipy.stats import rankdata
 
     assert rank(np.array(scores, float)) == rankdata([-s for s in scores])[0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_scores_that_are_not_finite_have_no_rank(bad):
+    with pytest.raises(ValueError, match="scores: expected finite numbers"):
+        rank(np.array([bad, 1.0, 2.0]))

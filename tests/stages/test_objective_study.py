@@ -68,6 +68,15 @@ def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs)
     assert plans["pixel_diffusion"] == plans["next_code"] == plans["masked_code"] == plans["latent_diffusion"]
 
 
+def test_a_weight_by_objective_needs_no_shares_beside_it():
+    config = Config.model_validate({"training": {"loss": {"objective_weights": {"next_code": 2.0}}},
+                                    "objectives": {"codes": "next_code"}})
+    assert budget(config.training, "next_code").loss.objective_weights == {"next_code": 2.0}
+    with pytest.raises(ValidationError, match="masked_code has no share"):
+        Config.model_validate({"training": {"loss": {"objective_weights": {"masked_code": 2.0}}},
+                               "objectives": {"codes": "next_code"}})
+
+
 def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):
     config = Config.model_validate({"training": TRAINING, "evaluation": EVALUATION,
                                     "objectives": {"codes": "masked_code"}})
