@@ -63,8 +63,11 @@ class FlexAttend:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.flex_attention import flex_attention
 
-        run = flex_attention if torch.compiler.is_compiling() or not q.is_cuda else _compiled_flex()
-        return run(q, k, v, block_mask=self.block_mask(), enable_gqa=q.shape[1] != k.shape[1])
+        how = {"block_mask": self.block_mask(), "enable_gqa": q.shape[1] != k.shape[1]}
+        if torch.compiler.is_compiling() or not q.is_cuda:
+            return flex_attention(q, k, v, **how)
+        with torch.compiler.set_stance("default"):  # whatever runs eagerly around it, as evaluation in training does
+            return _compiled_flex()(q, k, v, **how)
 
     def block_mask(self):
         from torch.nn.attention.flex_attention import BlockMask

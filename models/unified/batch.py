@@ -16,7 +16,7 @@ What the visual positions themselves are asked for is their objective's (`models
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -221,7 +221,9 @@ class Batch:
     label_weights: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on `device`."""
+        """The same batch with its tensors on `device`; a plan made for CPUs does not go with it to another."""
+        if isinstance(self.plan, QueryBlocks) and torch.device(device).type != "cpu":
+            return replace(self, plan=None).to(device, non_blocking)
         return Batch(**{f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self)})
 
 
@@ -244,12 +246,12 @@ class _Placed:
 
 
 def collate(
-    rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig, device: str = "cpu",
+    rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig, device: str | None = "cpu",
     feature_dim: int | None = None,
 ) -> Batch:
     """Lay out packed rows: rows[b] holds the documents of row b, in order, from position 0.
 
-    length is L; device: the type of the one that it is for, whose attention is planned here; feature_dim: F of the
+    length is L; device: the one that it is for, whose attention is planned here, None plans none; feature_dim: F of the
     features that are to be aligned with, None where none are. ValueError naming row and document where a row does not
     fit, a segment's values or features are not of the size that is expected, or an id is outside the vocabulary.
     Deterministic: a function of its arguments.
@@ -321,7 +323,9 @@ def collate(
         targets["alignment"] = sum(int(has.sum()) for has in found)
     useful = int((document_index >= 0).sum())
     num_visual = sum(len(part.index) for part in parts.values())
-    plan = query_blocks(start, end, spans) if device == "cpu" else block_tables(start, end)
+    plan = None
+    if device is not None:
+        plan = query_blocks(start, end, spans) if torch.device(device).type == "cpu" else block_tables(start, end)
     arrays = (ids, labels, label_index, start, end, coordinates, document_index)
     ids, labels, label_index, start, end, coordinates, document_index = map(torch.from_numpy, arrays)
     return Batch(

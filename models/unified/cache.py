@@ -97,7 +97,7 @@ class GenerationState:
         for index, length in enumerate(lengths):
             if not length:
                 raise ValueError(f"prefixes[{index}]: expected at least one token, <bos> for example")
-        batch = collate([[prefix] for prefix in prefixes], max(lengths), model.config)
+        batch = collate([[prefix] for prefix in prefixes], max(lengths), model.config, device=None)
         last = [_end(prefix, model.config.rope_scheme, model.config.axes) for prefix in prefixes]
         state = cls(model, [_Layer() for _ in model.blocks], [0] * len(lengths), [-1] * len(lengths))
         batch = batch.to(state.device)

@@ -102,7 +102,8 @@ class UnifiedConfig:
                   `pixel_bottleneck` numbers between them (JiT, arXiv 2511.13720, section 4.3); "unet", which has a
                   part behind the blocks too and `unet_width` channels (`models.unified.patchify`)
     block         "llama" or "gau", two of which stand for one; a GAU has hidden / head_dim heads
-    long_skips    each block of the first half is merged into its mirror image's input (U-ViT, arXiv 2209.12152)
+    long_skips    the input of each block of the first half is merged into its mirror image's (U-ViT, arXiv 2209.12152,
+                  which takes the output)
     flow_head_layers, flow_head_width  modulated layers that predict a diffusion from the last hidden state, the noisy
                   values and the time (`models.unified.flow_head`); 0 layers: a Linear on the hidden state
     patch_mask_low, patch_mask_high  of each target of a diffusion a share drawn evenly between the two, none where it

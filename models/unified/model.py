@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,15 +111,20 @@ class UnifiedModel(nn.Module):
         values   (M, C), or codes int64 (M,), where `codebook_size` is the mask
         time     of all but codes: `self.time` of the segments' times, (segments, width)
         segment  whose each position is, int64 (M,); tables: of the segments' grids, where the config has a unet
-        masked   bool (M,): positions that enter as the learned token instead; a unet behind the blocks and a flow head
-                 still see what they hold
+        masked   bool (M,): positions that enter as the learned token instead; a flow head still sees what they hold
         """
         prefix = REPRESENTATIONS[name].prefix
         entry = getattr(self, f"{prefix}_in")
         if REPRESENTATIONS[name].discrete:
             return entry(values), None
         given = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
-        x = entry(given if isinstance(entry, UNetInput) else given.values)
+        if isinstance(entry, UNetInput):
+            # Convolutions would tell a masked position's neighbours what it holds.
+            shown = given if masked is None else replace(given, values=given.values.masked_fill(masked[:, None], 0))
+            x = entry(shown)
+            given.features = shown.features
+        else:
+            x = entry(given.values)
         if masked is not None:
             token = getattr(self, f"{prefix}_mask")(torch.zeros_like(segment[:1]))
             x = torch.where(masked[:, None], token.to(x.dtype), x)

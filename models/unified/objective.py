@@ -116,14 +116,15 @@ class MaskedCodeLoss:
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part, device = batch.tasks[self.name], batch.parts["codes"], batch.ids.device
         masked, weight = (torch.from_numpy(a) for a in draw_masks(batch, self.name, seed, self.stream))
-        is_target = torch.zeros(len(masked), dtype=torch.bool)
-        is_target[task.targets.cpu()] = True
+        losses, sizes = ([own[i] for own in task.segments] for i in (3, 1))
+        is_target = torch.tensor(losses, dtype=torch.bool).repeat_interleave(torch.tensor(
+            [math.prod(grid) for grid in sizes], dtype=torch.int64))
         chosen = (masked & is_target).nonzero()[:, 0]
-        codes, weight, wanted = part.values[task.rows], weight[chosen].to(device), chosen.to(device)
+        codes, weight, wanted = part.values[task.rows], _moved(weight[chosen], device), _moved(chosen, device)
         if task.weights is not None:
             weight = weight * task.weights[wanted]
         return Shown(
-            torch.where(masked.to(device), self.mask, codes), part.index[task.rows][wanted],
+            torch.where(_moved(masked, device), self.mask, codes), part.index[task.rows][wanted],
             kept={"codes": codes[wanted], "weights": weight},
         )
 
@@ -217,7 +218,7 @@ class UnifiedObjective(nn.Module):
                 if name in shown and shown[name].times is not None:
                     masked = draw_patch_masks(
                         config.patch_mask_low, config.patch_mask_high, batch, name, seed, stream)
-                    shown[name].masked = torch.from_numpy(masked).to(batch.ids.device)
+                    shown[name].masked = _moved(torch.from_numpy(masked), batch.ids.device)
         return shown
 
     def predict(

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
 from models.unified.attention import BlockAttend, DenseAttend, FlexAttend, attend_for
-from models.unified.mask import BLOCK, block_tables, dense_mask, intervals, query_blocks
+from models.unified.batch import collate
+from models.unified.config import UnifiedConfig
+from models.unified.layouts import plain_text
+from models.unified.mask import BLOCK, BlockTables, QueryBlocks, block_tables, dense_mask, intervals, query_blocks
 
 # A row as documents of runs: (visual, positions); what is left of the row is padding.
 runs = st.lists(st.tuples(st.booleans(), st.integers(1, 90)), min_size=1, max_size=4)
@@ -192,3 +195,13 @@ def test_the_plan_chooses_the_backend():
     assert isinstance(attend_for(None, *bounds), DenseAttend)
     assert isinstance(attend_for(query_blocks(start, end, spans), *bounds), BlockAttend)
     assert isinstance(attend_for(block_tables(start, end), *bounds), FlexAttend)
+
+
+def test_a_plan_for_cpus_stays_behind():
+    config = UnifiedConfig(vocab_size=32, latent_dim=2, width=16, layers=1, heads=2)
+    rows = [[plain_text([6, 7, 8], config.specials)]]
+    batch = collate(rows, 8, config)
+    assert isinstance(batch.plan, QueryBlocks) and isinstance(batch.to("cpu").plan, QueryBlocks)
+    assert batch.to("meta").plan is None and batch.plan is not None
+    assert collate(rows, 8, config, device=None).plan is None
+    assert isinstance(collate(rows, 8, config, "cuda").to("meta").plan, BlockTables)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.unified.batch import collate, visual_segment
+from models.unified.config import UnifiedConfig
 from models.unified.corruption import draw_patch_masks
 from models.unified.flow_head import FlowHead
 from models.unified.llama import load_llama
@@ -228,3 +229,18 @@ def test_a_checkpoint_starts_with_every_option_but_another_block(tmp_path: Path)
     assert float(ours.visual_mask.weight.detach().std()) == pytest.approx(0.02, rel=0.5)
     with pytest.raises(ValueError, match=r"block: .*config.json says 'llama', got 'gau'; leave it out"):
         load_llama(tmp_path, latent_dim=3, block="gau")
+
+
+def test_under_a_unet_neighbours_do_not_tell_what_a_masked_position_holds():
+    config = UnifiedConfig(vocab_size=32, latent_dim=3, width=16, layers=1, heads=2, latent_patchifier="unet",
+                           unet_width=8, patch_mask_high=0.5)
+    torch.manual_seed(0)
+    model = UnifiedModel(config)
+    values, segment = torch.randn(16, 3), torch.zeros(16, dtype=torch.int64)
+    time, tables, masked = model.time(torch.zeros(1)), grid_tables([(1, 4, 4)]), torch.arange(16) == 5
+    other = values.clone()
+    other[5] += 1
+    entered = [model.embed_visual("latents", x, time, segment, tables, masked)[0] for x in (values, other)]
+    assert torch.equal(*entered)
+    seen = [model.embed_visual("latents", x, time, segment, tables)[0] for x in (values, other)]
+    assert not torch.equal(*seen)
