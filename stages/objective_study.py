@@ -20,7 +20,7 @@ from models.unified.representations import OBJECTIVES, Objective
 from stages import train_unified
 from stages.base import Needs, StageContext
 from stages.evaluate import MeasureConfig
-from stages.study import Named, Share
+from stages.study import Named, Share, curves
 
 VERSION = 1
 
@@ -155,23 +155,19 @@ def measure_worker(job: Measurement) -> None:
 
 def _report(study: dict, output: str) -> str:
     """The table, the curves of all in one chart each, and what the models draw and describe."""
-    from stages import history, report
+    from stages import report
 
-    curves: dict[str, dict] = {title: {} for title in (
-        "visual_loss", "text_loss", "validation_visual_loss", "validation_text_loss", "grad_norm")}
+    found = curves(study, output, (
+        "visual_loss", "text_loss", "validation_visual_loss", "validation_text_loss", "grad_norm"))
     pictures = []
     for row in study["rows"]:
         folder = storage.join(output, row["name"], "report")
-        found = history.series(history.load(storage.join(folder, "history.jsonl")))
-        for title, series in curves.items():
-            if title in found:
-                series[row["name"]] = found[title]
         pictures += [{"png": storage.read_bytes(storage.join(folder, file)), "caption": f"{row['name']}: {what}"}
                      for file in storage.list_files(folder)
                      for prefix, what in (("drawn_images", "drawn"), ("described_images", "described"))
                      if file.startswith(prefix)]
     shown = [{"title": title.replace("_", " "), "series": series, "log": "loss" in title}
-             for title, series in curves.items() if series]
+             for title, series in found.items() if series]
     return report.render({"title": "Objectives under the same budget", "sections": [
         {"title": "Figures", "tables": [table(study)]},
         {"title": "Curves", "text": "Losses of pictures are of different things: each has its own scale.",

@@ -16,7 +16,7 @@ from models.tokenizer.config import RAEConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 from stages import train_tokenizer
 from stages.base import Needs, StageContext
-from stages.study import Named, Share
+from stages.study import Named, Share, curves
 
 VERSION = 1
 
@@ -72,22 +72,17 @@ def run(context: StageContext) -> dict:
 
 def _report(study: dict, output: str) -> str:
     """The table, the curves of all in one chart each, and what the tokenizers make of the same held-out clips."""
-    from stages import history, report
+    from stages import report
 
-    curves: dict[str, dict] = {"validation_psnr_image": {}, "validation_psnr_video": {}, "loss": {},
-                               "image_codebook_usage": {}}
+    found = curves(study, output, ("validation_psnr_image", "validation_psnr_video", "loss", "image_codebook_usage"))
     pictures = []
     for row in study["rows"]:
         folder = storage.join(output, row["name"], "report")
-        found = history.series(history.load(storage.join(folder, "history.jsonl")))
-        for title, series in curves.items():
-            if title in found:
-                series[row["name"]] = found[title]
         picture = storage.join(folder, "reconstruction.png")
         if storage.exists(picture):
             pictures.append({"png": storage.read_bytes(picture), "caption": row["name"]})
     shown = [{"title": title.replace("_", " "), "series": series, "log": title == "loss"}
-             for title, series in curves.items() if series]
+             for title, series in found.items() if series]
     return report.render({"title": "Quantizers under the same budget", "sections": [
         {"title": "Figures", "tables": [table(study)]}, {"title": "Curves", "curves": shown},
         {"title": "Originals above reconstructions", "images": pictures}]})

@@ -1,8 +1,11 @@
-"""What the studies share: several trainings within one stage, told apart in its progress and in its MLflow run."""
+"""What the studies share: several trainings in one stage, told apart in its progress, MLflow run and curves."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from infra import storage
 
 
 @dataclass
@@ -32,3 +35,16 @@ class Named:
 
     def close(self) -> None:
         self.tracker.close()
+
+
+def curves(study: dict, output: str, titles: Sequence[str]) -> dict[str, dict]:
+    """The curves of all trainings by title and name, from the folders below `output`; those that none has are empty."""
+    from stages import history
+
+    found: dict[str, dict] = {title: {} for title in titles}
+    for row in study["rows"]:
+        series = history.series(history.load(storage.join(output, row["name"], "report", "history.jsonl")))
+        for title in titles:
+            if title in series:
+                found[title][row["name"]] = series[title]
+    return found
