@@ -50,8 +50,8 @@ def run(context: StageContext) -> dict:
     is left.
     """
     config: Config = context.config
-    survey = sources.survey(config)
-    groups = group_items(survey.items, config)
+    notes: Counter = Counter()
+    groups = group_items(sources.items(config, notes), config)
     if not groups:
         raise InputError("empty corpus: the sources' manifests name no item", field="stages.ingest.sources")
     output, state = context.output, context.state
@@ -65,7 +65,7 @@ def run(context: StageContext) -> dict:
     rejects = [reject for report in reports for reject in report["rejects"]]
     storage.write_bytes(storage.join(output, "rejects", "rejects.jsonl"), _jsonl(rejects))
     duplicates = remove_duplicates(output, state)
-    metrics = _metrics(output, reports, rejects, duplicates) | survey.notes
+    metrics = _metrics(output, reports, rejects, duplicates) | notes
     if not metrics["records"]:
         reasons = ", ".join(
             f"{code} {count}" for code, count in Counter(r["code"] for r in rejects).most_common(5)

@@ -1,9 +1,9 @@
 """Sources: which of their files are items to ingest, and with which captions.
 
-In: the config's sources. Out: a listing (facts about every file, the input of the fingerprint), and a `Survey`: items,
-plain dictionaries in a fixed order, one per file to ingest: {"source", "path", "size"} and, where known, "captions",
-"label", "license", "meta", "synthetic", "segments", "part", "sidecar"; or {"source", "path", "reject": [code, message]}
-for what cannot be used; and counts of what a person should be told.
+In: the config's sources. Out: a listing (facts about every file, the input of the fingerprint), and items: plain
+dictionaries in a fixed order, one per file to ingest: {"source", "path", "size"} and, where known, "captions", "label",
+"license", "meta", "synthetic", "segments", "part", "sidecar"; or {"source", "path", "reject": [code, message]} for what
+cannot be used.
 
 A missing root, one without any file of the source's kind, and a manifest that does not fit it are `InputError`s.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 from collections import Counter
-from dataclasses import dataclass, field
 
 from fsspec.core import split_protocol
 
@@ -41,12 +40,6 @@ _MEDIA = ("image_folder", "video_folder")
 _CHECKED_BYTES = 4 << 20  # of a manifest that is checked when the sources are listed; a larger one when they are read
 
 
-@dataclass
-class Survey:
-    items: list[dict] = field(default_factory=list)
-    notes: Counter = field(default_factory=Counter)  # metadata_captions, metadata_unread, sidecars_unread
-
-
 def listing(config: Config) -> list[dict]:
     """[{"source", "path", "size", "identity"}] of what each source offers, in order: cheap, nothing is decoded.
 
@@ -72,19 +65,23 @@ def listing(config: Config) -> list[dict]:
     return facts
 
 
-def survey(config: Config) -> Survey:
-    """What is to be ingested, in the order of the sources and of the paths within each."""
-    found = Survey()
+def items(config: Config, notes: Counter | None = None) -> list[dict]:
+    """What is to be ingested, in the order of the sources and of the paths within each.
+
+    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
+    """
+    found: list[dict] = []
+    notes = Counter() if notes is None else notes
     for index, source in enumerate(config.sources):
         root = Root(source, index)
         files = root.files()
         candidates = _candidates(root, files)
         if source.kind in _MEDIA:
-            found.items += _media_items(root, files, candidates, found.notes)
+            found += _media_items(root, files, candidates, notes)
         elif source.kind == "interleaved" and source.manifest:
-            found.items += _manifest_documents(root, files)
+            found += _manifest_documents(root, files)
         else:
-            found.items += [_item(index, file) for file in candidates]
+            found += [_item(index, file) for file in candidates]
     return found
 
 
