@@ -35,7 +35,7 @@ def picture_identity(pixels: np.ndarray) -> str:
 
 def picture_look(pixels: np.ndarray) -> bytes:
     image = Image.fromarray(pixels)
-    return image.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
+    return image.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR, reducing_gap=4.0).tobytes()
 
 
 class ClipIdentity:
@@ -49,9 +49,9 @@ class ClipIdentity:
 
     def add(self, frame: Any) -> None:
         facts = hashlib.sha1(f"{frame.width}x{frame.height} {frame.format.name} ".encode(), usedforsecurity=False)
-        for plane in frame.planes:
+        for number, plane in enumerate(frame.planes):
             rows = np.frombuffer(plane, np.uint8)[:plane.line_size * plane.height].reshape(plane.height, -1)
-            facts.update(np.ascontiguousarray(rows[:, :_row_bytes(frame, plane)]))
+            facts.update(np.ascontiguousarray(rows[:, :_row_bytes(frame, number)]))
         self._digest.update(facts.digest())
         if self._count % self._every == 0:
             self._kept.append(_small(frame))
@@ -68,18 +68,14 @@ class ClipIdentity:
         return np.block([[[chosen[0]], [chosen[1]]], [[chosen[2]], [chosen[3]]]]).tobytes()
 
 
-def _row_bytes(frame: Any, plane: Any) -> int:
-    """Bytes of a plane's row that hold pixels: what follows them is left over from other frames."""
-    component = next((c for c in frame.format.components if c.plane == plane.index), None)
-    if component is None:  # a palette
-        return plane.line_size
-    bits = frame.format.padded_bits_per_pixel if len(frame.planes) == 1 or frame.format.has_palette else None
+def _row_bytes(frame: Any, number: int) -> int:
+    """Bytes of a row of plane `number` that hold pixels: what follows them is left over from other frames."""
+    plane, components = frame.planes[number], [c for c in frame.format.components if c.plane == number]
     if frame.format.has_palette:
-        return plane.width
-    if bits:
-        return (plane.width * bits + 7) // 8
-    both = sum(c.plane == plane.index for c in frame.format.components)
-    return plane.width * both * ((component.bits + 7) // 8)
+        return plane.width if number == 0 else plane.line_size
+    if len(frame.planes) == 1:
+        return (plane.width * frame.format.padded_bits_per_pixel + 7) // 8
+    return plane.width * sum((component.bits + 7) // 8 for component in components)
 
 
 def _small(frame: Any) -> np.ndarray:

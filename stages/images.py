@@ -8,12 +8,13 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from stages.identity import picture_identity, picture_look
 from stages.limits import (
     DECODE_ERRORS,
     DEFAULT_LIMITS,
@@ -41,6 +42,8 @@ class ImageInfo:
     height: int
     format: str
     mark: Any = None
+    identity: str = ""  # of the pixels, as `stages.identity` has it; its look
+    look: bytes = b""
 
 
 def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
@@ -52,7 +55,8 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
 
 def probe_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageInfo:
     """What the image is, found by decoding it whole: a truncated one raises."""
-    return _decode_image(data, limits)[1]
+    pixels, info = _decode_image(data, limits)
+    return replace(info, identity=picture_identity(pixels), look=picture_look(pixels))
 
 
 def _decode_image(data: bytes, limits: Limits) -> tuple[np.ndarray, ImageInfo]:

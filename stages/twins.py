@@ -19,21 +19,23 @@ import numpy as np
 from stages.identity import LOOK_SIDE, SKETCH
 
 _BLOCK = 8192  # rows worked on at once
-_NEIGHBOURS = 16  # rows that a row is paired with in one table, at most
-_TABLES, _PROJECTIONS, _WIDTH = 8, 4, 0.5
-_MOST_COARSE = 0.3  # of two coarse shapes' distance
-_MOST_ERROR, _MOST_RELATIVE, _MOST_MOVED = 8.0, 0.16, 0.07  # levels of 255; of the contrast; of a side
+_NEIGHBOURS = 8  # rows that a row is paired with in one table, at most
+_TABLES, _PROJECTIONS, _WIDTH = 16, 4, 0.5
+_MOST_COARSE = 0.45  # of two coarse shapes' distance
+# Levels of 255; of a side; of the contrast, for pictures and for clips, many of which share their background.
+_MOST_ERROR, _MOST_MOVED, PICTURES, CLIPS = 10.0, 0.09, 0.22, 0.12
 _BANDS, _AGREEING = 16, 0.75  # of a sketch: bands that are looked up, and the share of values that have to agree
 
 
-def near_pictures(looks: np.ndarray) -> np.ndarray:
-    """Pairs of rows of uint8 (n, LOOK_SIDE ** 2 * 3), which may be a memory map."""
+def near_pictures(looks: np.ndarray, most: float = PICTURES) -> np.ndarray:
+    """Pairs of rows of uint8 (n, LOOK_SIDE ** 2 * 3), which may be a memory map; `most` may be left between two, as a
+    share of their contrast: PICTURES or CLIPS."""
     coarse = np.concatenate([_coarse(looks[at:at + _BLOCK]) for at in range(0, len(looks), _BLOCK)] or [
         np.empty((0, 16), np.float32)])
 
     def alike(pairs: np.ndarray) -> np.ndarray:
         close = np.square(coarse[pairs[:, 0]] - coarse[pairs[:, 1]]).sum(1) <= _MOST_COARSE ** 2
-        close[close] = _alike(looks[pairs[close, 0]], looks[pairs[close, 1]])
+        close[close] = _alike(looks[pairs[close, 0]], looks[pairs[close, 1]], most)
         return close
 
     found = _Pairs()
@@ -103,12 +105,12 @@ def _coarse(looks: np.ndarray) -> np.ndarray:
     return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-3)
 
 
-def _alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _alike(a: np.ndarray, b: np.ndarray, most: float) -> np.ndarray:
     """bool (n,): whether two looks show one picture, once it is shifted and scaled a little."""
     a, b = (x.reshape(-1, LOOK_SIDE, LOOK_SIDE, 3).astype(np.float32) for x in (a, b))
-    limit = np.minimum(_MOST_ERROR, _MOST_RELATIVE * np.minimum(_contrast(a), _contrast(b)))
+    limit = np.minimum(_MOST_ERROR, most * np.minimum(_contrast(a), _contrast(b)))
     left = (b - a).reshape(len(a), LOOK_SIDE ** 2 * 3)
-    plausible = np.sqrt(np.square(left).mean(1)) <= 5 * limit  # of what a little movement can explain
+    plausible = np.sqrt(np.square(left).mean(1)) <= 3 * limit  # of what a little movement can explain
     moves, left = _moves((a[plausible] + b[plausible]) / 2), left[plausible]
     normal = np.einsum("nip,njp->nij", moves, moves) + 1e-3 * np.eye(4)
     by = np.linalg.solve(normal, np.einsum("nip,np->ni", moves, left)[..., None])[..., 0]

@@ -18,6 +18,7 @@ import av
 import numpy as np
 
 from stages import containers
+from stages.identity import ClipIdentity
 from stages.images import center_crop, cover
 from stages.limits import (
     DECODE_ERRORS,
@@ -44,6 +45,8 @@ class VideoInfo:
     format: str
     codec: str
     mark: Any = None
+    identity: str = ""  # of the frames, as `stages.identity` has it; their look
+    look: bytes = b""
 
 
 def probe_video(data: bytes, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
@@ -54,7 +57,9 @@ def probe_video(data: bytes, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
         first = last = None
         step = 0.0
         count = 0
+        clip = ClipIdentity()
         for frame in _frames(container, stream, limits, started):
+            clip.add(frame)
             if first is None:
                 first, size = _time_of(frame, 0.0), _display_size(frame)
                 last = first
@@ -69,7 +74,8 @@ def probe_video(data: bytes, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
         fps = count / duration if duration > 0 else 0.0
         mark = _video_mark(container)
         return VideoInfo(
-            size[1], size[0], count, fps, duration, _container_name(container), stream.codec.name, mark
+            size[1], size[0], count, fps, duration, _container_name(container), stream.codec.name, mark,
+            clip.identity(), clip.look()
         )
 
 
