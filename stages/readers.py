@@ -15,17 +15,15 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
+from urllib.parse import unquote, urldefrag
 
 from stages import media, sources
 from stages.ingest_config import Config
 from stages.limits import Limits
+from stages.markdown import Picture, front_matter, split_markdown
 from stages.media import MediaError
 
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
-_IMAGE_LINK = re.compile(r"!\[([^\]]*)\]\(\s*<?([^)\s>]+)>?(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)")
-_FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 
 
 class Reader:
@@ -179,14 +177,11 @@ class Reader:
             segments = [self._manifest_segment(segment) for segment in item["segments"]]
         else:
             text = decode_text(self._bytes(item["path"], item["size"]))
-            if front := _FRONT_MATTER.match(text):
-                text = text[front.end() :]
-                if title := re.search(r"^title:\s*[\"']?(.*?)[\"']?\s*$", front.group(1), re.MULTILINE):
-                    meta["title"] = title.group(1)
+            fields, text = front_matter(text)
+            if isinstance(fields.get("title"), str):
+                meta["title"] = fields["title"]
             segments = [
-                self._image(part[1], part[0], item["path"])
-                if isinstance(part, tuple)
-                else _text_segment(part)
+                self._picture(part, item["path"]) if isinstance(part, Picture) else _text_segment(part)
                 for part in split_markdown(text)
             ]
         marked = any(segment.pop("marked", False) for segment in segments)
@@ -227,6 +222,24 @@ class Reader:
         raise MediaError(
             "bad_segments", f"expected {{type: text, text}} or {{type: image, file}}, got {segment!r:.80}"
         )
+
+    def _picture(self, picture: Picture, document: str) -> dict:
+        """A Markdown picture's segment. Its link is a URL: what follows `?` or `#` names no part of a file, unless a
+        file is called so; what is embedded may be named from the root.
+        """
+        link, _ = urldefrag(picture.link)
+        names = [link.split("?")[0], picture.link]
+        if picture.embedded:
+            names += [f"/{name}" for name in names]
+        gone = []
+        for name in dict.fromkeys(names):
+            try:
+                return self._image(name, picture.alt, document)
+            except MediaError as error:
+                if error.code not in ("missing_file", "not_a_file"):
+                    raise
+                gone.append(error)
+        raise gone[0]
 
     def _image(self, link: str, alt: str, document: str) -> dict:
         """An image segment; an image that cannot be used makes the document unusable, for its text speaks
@@ -351,19 +364,6 @@ def _without_blank(chunks: list[str]) -> list[str]:
         else:
             out.append(chunk)
     return out
-
-
-def split_markdown(text: str) -> list[str | tuple[str, str]]:
-    """Text pieces and (alt, link) of images, in order; links inside fenced code are text."""
-    fenced = [match.span() for match in _FENCE.finditer(text)]
-    parts: list[str | tuple[str, str]] = []
-    at = 0
-    for match in _IMAGE_LINK.finditer(text):
-        if any(start <= match.start() < end for start, end in fenced):
-            continue
-        parts += [text[at : match.start()], (match.group(1), match.group(2))]
-        at = match.end()
-    return [part for part in [*parts, text[at:]] if isinstance(part, tuple) or part.strip()]
 
 
 def _text_segment(text: str) -> dict:

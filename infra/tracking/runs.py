@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra import owner
 from infra.figures import finite
 from infra.secrets import logger, redact, without_user_info
 from infra.tracking import values
@@ -57,26 +56,6 @@ def _quiet(method: Callable) -> Callable:
                      type(error).__name__, short(error))
             return None
     return call
-
-
-def _owner() -> str:
-    """This process, told apart from a later one with the same id."""
-    import psutil
-
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _owner_lives(owner: str) -> bool | None:
-    """Whether that process lives; None where that cannot be known from here."""
-    import psutil
-
-    host, pid, created = owner.rsplit(":", 2)
-    if host != socket.gethostname():
-        return None
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
-    except psutil.Error:
-        return False
 
 
 @dataclass(frozen=True)
@@ -253,7 +232,7 @@ class Tracker:
 def _start(settings: TrackingSettings, name: str, pipeline: str, parent: str | None,
            tags: Mapping[str, Any]) -> RunHandle:
     key = f"{_now():013d}-{uuid.uuid4().hex[:12]}"  # begins with the time, so that keys sort by it
-    every = _tags({PIPELINE_TAG: pipeline, OWNER_TAG: _owner(), HEARTBEAT_TAG: str(_now()), **tags})
+    every = _tags({PIPELINE_TAG: pipeline, OWNER_TAG: owner.this_process(), HEARTBEAT_TAG: str(_now()), **tags})
     run = RunHandle(settings, key, values.text(name), pipeline, every)
     run._append("create", name=run.name, experiment=settings.experiment, parent=parent, tags=every, time=_now())
     courier(settings).beat(key, lambda: run.set_tags({HEARTBEAT_TAG: _now()}), HEARTBEAT_SECONDS)
@@ -316,7 +295,7 @@ def close_stale(settings: TrackingSettings, pipeline: str) -> int:
 
 
 def _lives(tags: Mapping[str, str]) -> bool:
-    lives = _owner_lives(tags[OWNER_TAG])
+    lives = owner.lives(tags[OWNER_TAG])
     if lives is None:
         try:
             return _now() - int(tags.get(HEARTBEAT_TAG, 0)) < 1000 * STALE_SECONDS

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infra import storage
 from stages import ingest, records, sources
-from stages.readers import chunk_text, decode_text, split_markdown
+from stages.readers import chunk_text, decode_text
 
 IDS = st.binary(max_size=8).map(lambda content: hashlib.sha256(content).hexdigest())
 SHARES = (
@@ -216,18 +216,3 @@ def test_text_survives_its_encoding(text):
     if text.strip("\ufeff").strip():
         assert decode_text(text.encode()) == text.removeprefix("\ufeff")
         assert decode_text(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()) == text
-
-
-@pytest.mark.parametrize(
-    "text, parts",
-    [
-        ("a ![x](i.png) b", ["a ", ("x", "i.png"), " b"]),
-        ("![](<a.png>)", [("", "a.png")]),
-        ("![x](a.png \"title\")![y](b.png 't')", [("x", "a.png"), ("y", "b.png")]),
-        ("~~~\n![x](a.png)\n~~~\n", ["~~~\n![x](a.png)\n~~~\n"]),
-        ("[x](a.png)", ["[x](a.png)"]),
-        (" \n", []),
-    ],
-)
-def test_markdown_is_split_at_its_images(text, parts):
-    assert split_markdown(text) == parts
