@@ -58,7 +58,7 @@ def redact(value: Any) -> Any:
     if isinstance(value, PurePath):
         return redact(str(value))
     if isinstance(value, Mapping):
-        return {redact(key): _masked(item) if _is_secret(key) else redact(item) for key, item in value.items()}
+        return {redact(key): _masked(item) if names_secret(key) else redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
     return value
@@ -72,7 +72,7 @@ def redact_uris(text: str) -> str:
 def redact_override(override: str) -> str:
     """A `key=value` override; nothing of a value that sets environment variables is left."""
     key, equals, _ = override.partition("=")
-    return f"{key}={MASK}" if equals and (_is_secret(key) or key == "cluster") else redact(override)
+    return f"{key}={MASK}" if equals and (names_secret(key) or key == "cluster") else redact(override)
 
 
 def without_user_info(uri: str) -> str:
@@ -80,7 +80,8 @@ def without_user_info(uri: str) -> str:
     return _USER_INFO.sub("", uri)
 
 
-def _is_secret(key: Any) -> bool:
+def names_secret(key: Any) -> bool:
+    """Whether what a mapping has under this key, or a config under this dotted path, is nobody's to see."""
     return isinstance(key, str) and (not _ENVIRONMENTS.isdisjoint(key.split(".")) or bool(_KEYS.search(key)))
 
 
