@@ -367,8 +367,8 @@ class Root:
             return SourceFile(ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8"))
         reject = None
         if info["type"] == "unreadable":
-            refused = unreadable(info["error"], path)
-            reject = (refused.code, refused.message)
+            reason = unreadable(info["error"], path)
+            return replace(_refused(path, reason.code, reason.message), identity=reason.code)  # it may be a folder
         elif info["type"] != "file":
             kind = _type(info["mode"]) if info["type"] == "other" and "mode" in info else info["type"]
             reject = ("not_a_file", f"is a {kind}")
