@@ -86,7 +86,8 @@ class Reader:
         captions = item.get("captions", [])
         if sidecar := item.get("sidecar"):
             try:
-                captions = [encoding.no_nul(encoding.decode(self._bytes(sidecar), self.source.encoding)).strip()]
+                text = encoding.no_nul(encoding.decode(self._bytes(sidecar), self.source.encoding))
+                captions = [text.replace("\r\n", "\n").strip()]
             except Exception as error:
                 reason = _refused(sidecar, error)
                 yield {**reason, "code": "bad_caption", "message": f"{reason['code']}: {reason['message']}"}

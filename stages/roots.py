@@ -314,7 +314,7 @@ class Root:
 
     def _met(self, real: str) -> bool:
         """Whether the walk meets a folder at its own place: it lies in the root and is not hidden."""
-        return _within(real, self.real) and not _hidden(os.path.relpath(real, self.real))
+        return _within(real, self.real) and not hidden(os.path.relpath(real, self.real))
 
     def _entries(self, folder: str) -> list[tuple[str, dict]]:
         """(name, info) of what a folder holds; where one of them cannot be looked at, the others still can."""
@@ -401,7 +401,7 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _hidden(path: str) -> bool:
+def hidden(path: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
