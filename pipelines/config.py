@@ -18,6 +18,7 @@ from infra.tracking import TrackingConfig
 from pipelines.graph import KNOWN_NAMES, Graph
 from stages.base import PLACEMENT
 from stages.evaluate import Config as EvaluateConfig
+from stages.figures import measured
 from stages.ingest import Config as IngestConfig
 from stages.objective_study import Config as ObjectiveStudyConfig
 from stages.pretokenize import Config as PretokenizeConfig
@@ -62,6 +63,14 @@ class StagesConfig(BaseModel):
             if training and training.alignment and not self.pretokenize.features:
                 raise ValueError(f"{stage}.alignment: needs a frozen encoder's features; set pretokenize.features to "
                                  "its folder")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_is_of_what_is_measured(self) -> StagesConfig:
+        try:
+            self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
+        except ValueError as error:
+            raise ValueError(f"evaluate.gate.{error}") from None
         return self
 
     @model_validator(mode="after")

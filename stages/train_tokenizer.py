@@ -19,11 +19,12 @@ from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_f
 from models.tokenizer.config import RAEConfig
 from stages.base import Needs, StageContext
 from stages.encoders import encoder_config, load_encoder
+from stages.figures import finite
 from stages.train_tokenizer_config import Config, KLConfig, NamedRAEConfig, PerceptualConfig, check_fit
 
 __all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -155,7 +156,7 @@ def train_worker(job: Job) -> None:
             history.add(metrics, step)
             job.tracker.log_image(picture, "reconstruction", step)
             storage.write_bytes(storage.join(job.output, "report", "reconstruction.png"), picture)
-            storage.write_json(storage.join(job.state, "validation.json"), metrics)
+            storage.write_json(storage.join(job.state, "validation.json"), finite(metrics))
 
     loop = Loop(config.steps, "images", config.workers, engines, train_step, lambda: {}, batches.describe, job.state,
                 history.add if history else lambda *_: None, job.progress,

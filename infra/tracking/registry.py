@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infra.tracking.courier import courier
 from infra.tracking.runs import RunHandle
@@ -17,6 +17,7 @@ from infra.tracking.sink import Sink, Unsendable
 
 FINGERPRINT_TAG = "omniloom.fingerprint"
 _MODEL_NAME = "model"
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,26 @@ class RegisteredModel:
         return f"models:/{self.name}/{self.version}"
 
 
+@dataclass(frozen=True)
+class Champion:
+    """The version that holds an alias, the fingerprint of its model, and the figures it was registered with last."""
+    version: str
+    fingerprint: str | None
+    metrics: Mapping[str, float]
+
+
 def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: str, fingerprint: str,
                    alias: str | None = None, metrics: Mapping[str, float] | None = None,
-                   example: list[dict[str, Any]] | None = None, timeout: float = 300.0) -> RegisteredModel | None:
+                   example: list[dict[str, Any]] | None = None, timeout: float = 300.0,
+                   no_worse: Mapping[str, Better] | None = None) -> RegisteredModel | None:
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
     `code` is a file that ends in `mlflow.models.set_model(...)` and defines `signature()`, which gives an
     `mlflow.models.ModelSignature`; its model finds the folder as the artifact `bundle`. `fingerprint` names the
     content: a model that is registered with it already is not copied again, and only gets `alias`. `alias` (such as
-    `champion`) moves to this version: pass it only when evaluation passed. `example`: some input rows, of text and
-    numbers, that the registry shows.
+    `champion`) moves to this version: pass it only when evaluation passed. `no_worse` names metrics and which way each
+    is better: where the alias has come to a version that is better by one of them before this is delivered, it stays
+    there. `example`: some input rows, of text and numbers, that the registry shows.
     Returns None where tracking did not take it within `timeout` seconds; it then waits like all else, and `bundle`
     has to stay where it is until then.
     """
@@ -47,7 +58,8 @@ def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: s
         if not path.exists():
             raise ValueError(f"{field}: {path} does not exist")
     run._append("model", bundle=str(Path(bundle).absolute()), code=str(Path(code).absolute()), name=name,
-                fingerprint=fingerprint, alias=alias, metrics=dict(metrics or {}), example=example)
+                fingerprint=fingerprint, alias=alias, metrics=dict(metrics or {}), example=example,
+                no_worse=dict(no_worse or {}))
     if not run.flush(timeout):
         return None
     return courier(run.settings).sink.registered.get((name, fingerprint))
@@ -60,7 +72,10 @@ def send_model(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None
     mlflow.set_tracking_uri(sink.settings.uri)  # MLflow resolves `models:/` sources by the process's own setting
     client, name, fingerprint = sink.client, event["name"], event["fingerprint"]
     version = _find_version(client, name, fingerprint)
-    if version is None:
+    if version is not None:
+        if model_id := _logged_model(client.get_model_version(name, version)):
+            _log_metrics(client, run_id, model_id, event["metrics"])
+    else:
         with tempfile.TemporaryDirectory(prefix="omniloom-model-") as folder:
             target = Path(folder) / _MODEL_NAME
             try:
@@ -72,7 +87,7 @@ def send_model(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None
             client.create_registered_model(name)
         version = client.create_model_version(name, f"models:/{model_id}", run_id, {FINGERPRINT_TAG: fingerprint},
                                               model_id=model_id).version
-    if event["alias"]:
+    if event["alias"] and not _held_by_better(client, event):
         client.set_registered_model_alias(name, event["alias"], version)
     sink.registered[name, fingerprint] = RegisteredModel(name, str(version))
 
@@ -100,9 +115,8 @@ def _save(target: Path, run_id: str, event: dict) -> None:
 
 def _upload(client, target: Path, run_id: str, experiment_id: str, event: dict) -> str:
     """Store the folder as a logged model of the run, with its metrics; returns the model's id."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
-    from mlflow.utils.time import get_current_time_millis
 
     logged = client.create_logged_model(experiment_id, name=_MODEL_NAME, source_run_id=run_id,
                                         tags={FINGERPRINT_TAG: event["fingerprint"]}, model_type="omniloom")
@@ -116,11 +130,56 @@ def _upload(client, target: Path, run_id: str, experiment_id: str, event: dict) 
     finally:
         client.finalize_logged_model(logged.model_id, status)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    if event["metrics"]:
-        now = get_current_time_millis()
-        client.log_batch(run_id, [Metric(key, value, now, 0, model_id=logged.model_id)
-                                  for key, value in event["metrics"].items()], synchronous=True)
+    _log_metrics(client, run_id, logged.model_id, event["metrics"])
     return logged.model_id
+
+
+def _log_metrics(client, run_id: str, model_id: str, metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    if metrics:
+        now = get_current_time_millis()
+        client.log_batch(run_id, [Metric(key, value, now, 0, model_id=model_id) for key, value in metrics.items()],
+                         synchronous=True)
+
+
+def _logged_model(version) -> str | None:
+    """The id of the logged model that a version is of; some stores keep it in the version's source alone."""
+    prefix = "models:/m-"
+    return version.model_id or (version.source[len("models:/"):] if (version.source or "").startswith(prefix) else None)
+
+
+def champion(run: RunHandle, name: str, alias: str) -> Champion | None:
+    """The version of `name` that holds the alias; None where none does. `Unreachable` where the store does not answer,
+    MLflow's own error where it refuses."""
+    sink = Sink(run.settings)
+    return sink.call(_champion, sink.client, name, alias)
+
+
+def _champion(client, name: str, alias: str) -> Champion | None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        return None
+    if (number := client.get_registered_model(name).aliases.get(alias)) is None:
+        return None
+    version = client.get_model_version(name, number)
+    model_id = _logged_model(version)
+    logged = client.get_logged_model(model_id).metrics if model_id else ()
+    # A model that was measured again has figures of each time; the last ones are meant.
+    metrics = {metric.key: metric.value for metric in sorted(logged or (), key=lambda metric: metric.timestamp)}
+    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics)
+
+
+def _held_by_better(client, event: dict) -> bool:
+    """Whether the alias is held by another model that is better by one of the event's `no_worse`, or is not known to be
+    no better."""
+    wanted = event.get("no_worse") or {}
+    held = _champion(client, event["name"], event["alias"]) if wanted else None
+    if held is None or held.fingerprint == event["fingerprint"]:
+        return False
+    nan = float("nan")  # is no better and no worse than anything
+    pairs = ((event["metrics"].get(key, nan), held.metrics.get(key, nan), better) for key, better in wanted.items())
+    return not all(own >= theirs if better == "higher" else own <= theirs for own, theirs, better in pairs)
 
 
 def _requirements() -> list[str]:

@@ -87,12 +87,13 @@ def test_every_preset_is_valid(preset, tmp_path):
 
 def test_overrides(file):
     config = load(str(file), ["seed=7", "stages.train.optimizer.lr=3e-4", "stages.ingest.sources.1.uri=/texts",
-                              "stages.evaluate.gate={bits_per_byte: 2}", "stages.tokenizer_image.data.sizes=[16, 32]",
-                              "cluster.env.A=b=c", "storage=s3://bucket/run/", "tracking.register_as="])
+                              "stages.evaluate.gate={bits_per_byte: {max: 2}}",
+                              "stages.tokenizer_image.data.sizes=[16, 32]", "cluster.env.A=b=c",
+                              "storage=s3://bucket/run/", "tracking.register_as="])
     assert config.seed == config.stages.train.seed == 7
     assert config.stages.train.optimizer.lr == 3e-4
     assert config.stages.ingest.sources[1].uri == "/texts"
-    assert config.stages.evaluate.gate["bits_per_byte"] == 2
+    assert config.stages.evaluate.gate.bounds["bits_per_byte"].max == 2
     assert config.stages.tokenizer_image.data.sizes == (16, 32)
     assert config.cluster.env == {"A": "b=c"}
     assert config.storage == "s3://bucket/run"
@@ -318,3 +319,23 @@ def test_features_are_asked_for_where_hidden_states_are_aligned(file: Path) -> N
         load(str(file), ["stages.objective_study={training: {alignment: {}}, objectives: {latents: latent_diffusion}}"])
     config = load(str(file), ["stages.train.alignment={layer: 1}", "stages.pretokenize.features=/encoder"])
     assert (config.stages.train.alignment.layer, config.stages.train.alignment.weight) == (1, 0.5)
+
+
+@pytest.mark.parametrize("gate, message", [
+    ("{image_class_agreemnt: {min: 0.9}}", "did you mean 'image_class_agreement'?"),
+    ("{bits_per_byte: 3.0}", "better when lower"),
+    ("{bits_per_byte: {most: 3.0}}", "unknown key; known keys: min, max"),
+    ("{caption_accuracy_next_code: {min: 0.9}}", "not measured by this pipeline; did you mean 'caption_accuracy'?"),
+    ("{caption_accuracy: {min: high}}", "valid number"), ("{better_than_champion: bits_per_bite}", "'bits_per_byte'")])
+def test_a_gate_on_what_is_not_measured_is_refused(gate, message):
+    with pytest.raises(InputError) as caught:
+        load("demo", [f"stages.evaluate.gate={gate}"])
+    assert message in str(caught.value) and "evaluate.gate" in str(caught.value)
+
+
+def test_a_language_model_has_no_gate_on_pictures():
+    text = ["stages.tokenizer_image=null", "stages.tokenizer_joint=null", "stages.train.objectives={}",
+            "stages.train.packing.mixture={}"]
+    assert load("demo", [*text, "stages.evaluate.gate={}"]).stages.evaluate.gate.bounds == {}
+    with pytest.raises(InputError, match="image_class_agreement: is not measured by this pipeline"):
+        load("demo", text)
