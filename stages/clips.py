@@ -26,7 +26,7 @@ from stages.spread import spread
 if TYPE_CHECKING:
     from torch import Tensor
 
-_COLUMNS = ("id", "media", "frames", "caption", "label", "width", "height", "source")
+_COLUMNS = ("id", "media", "frames", "caption", "label", "width", "height", "source", "captions")
 _VALIDATION_BATCH = 16  # clips at once
 
 

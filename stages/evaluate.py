@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra import storage
+from infra.figures import finite
 from stages.base import PLACEMENT, Needs, StageContext
-from stages.figures import finite, named
 from stages.gate import Gate, judge
+from stages.measures import named
 
 VERSION = 3
 
@@ -77,7 +78,7 @@ def _write(context: StageContext, evaluation: Any) -> None:
     from stages import evaluation_report, report
 
     output, tracker = context.output, context.tracker
-    name = tracker.settings.register_as or tracker.pipeline
+    name = tracker.settings.register_as
     verdict = judge(context.config.gate, evaluation.metrics, _champion(context, name))
     evaluation.metrics["gate_passed"] = None if verdict.passed is None else int(verdict.passed)
     evaluation.metrics = metrics = finite(evaluation.metrics)
@@ -93,13 +94,15 @@ def _write(context: StageContext, evaluation: Any) -> None:
     _register(context, name, verdict.passed is True, metrics)
 
 
-def _champion(context: StageContext, name: str) -> dict | None | str:
+def _champion(context: StageContext, name: str | None) -> dict | None | str:
     """The figures of the model that holds the alias, where the gate asks for them; None where there is none, or it is
     this very model; why they are not known where the registry does not say."""
     from infra.tracking import champion
 
     if not context.config.gate.better_than_champion:
         return None
+    if name is None:
+        return "tracking.register_as names no model"
     try:
         held = champion(context.tracker, name, context.config.alias)
     except Exception as error:  # whatever the store answers, the report is written and the alias stays where it is
@@ -107,18 +110,22 @@ def _champion(context: StageContext, name: str) -> dict | None | str:
     return None if held is None or held.fingerprint == context.inputs["train"].fingerprint else dict(held.metrics)
 
 
-def _register(context: StageContext, name: str, passed: bool, metrics: dict) -> None:
+def _register(context: StageContext, name: str | None, passed: bool, metrics: dict) -> None:
     """The model into the registry; the alias only where a gate is passed."""
     from pathlib import Path
 
     from infra.tracking import register_model
 
     train = context.inputs["train"]
-    register_model(context.tracker, train.local() / "model", Path(__file__).with_name("serving.py"), name,
-                   train.fingerprint, alias=context.config.alias if passed else None,
-                   metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
-                   example=[{"prompt": _example(context)}],
-                   no_worse={k: named(k).better for k in context.config.gate.better_than_champion})
+    if name is None:
+        return
+    _, why_not = register_model(context.tracker, train.local() / "model", Path(__file__).with_name("serving.py"), name,
+                                train.fingerprint, alias=context.config.alias if passed else None,
+                                metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
+                                example=[{"prompt": _example(context)}],
+                                no_worse={k: named(k).better for k in context.config.gate.better_than_champion})
+    if why_not:
+        metrics["not_registered"] = why_not  # a closing line of the run
 
 
 def _example(context: StageContext) -> str:

@@ -7,8 +7,8 @@ from models.unified.representations import OBJECTIVES
 from stages import history, objective_study, quantizer_study
 from stages.base import last_tokenizer
 from stages.evaluation import Evaluation
-from stages.figures import Figure, measured
 from stages.gate import Verdict
+from stages.measures import Figure, measured
 
 _BY_OBJECTIVE = ("image_class_agreement", "caption_accuracy", "image_coverage", "caption_exact")
 _RETRIEVAL = ("retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean_rank")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from stages.figures import Figure, all_names, named, near
+from stages.measures import Figure, all_names, named, near
 
 
 class Bound(BaseModel):

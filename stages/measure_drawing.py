@@ -1,6 +1,6 @@
 """What `evaluate` measures of drawing: pictures from held-out captions, by each objective, each in the shape of the
 held-out picture whose caption it is. In: an `Evaluation`, which gets the figures and pictures. What each figure means
-stands in `stages.figures`.
+stands in `stages.measures`.
 
 The Fréchet distance is between drawn and held-out pictures, of as many captions as pictures, drawn as they are
 frequent: both sides are of the split as it is. Its features are the pixels of the picture shrunken to NxN, so it
@@ -15,7 +15,7 @@ import numpy as np
 from stages import metrics, report
 from stages.clips import ClipStore
 from stages.evaluation import Evaluation
-from stages.figures import LEAST_PICTURES, balanced
+from stages.measures import LEAST_PICTURES, balanced
 
 _NEIGHBOURS = 5  # of a real picture, for coverage
 

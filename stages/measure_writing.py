@@ -1,5 +1,5 @@
 """What `evaluate` measures of writing: texts, and captions of held-out pictures, shown in each objective's way. In: an
-`Evaluation`, which gets the figures, pictures and samples. What each figure means stands in `stages.figures`.
+`Evaluation`, which gets the figures, pictures and samples. What each figure means stands in `stages.measures`.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.unified.layouts import prefix_for_text
 from models.unified.score import log_likelihoods
 from stages import metrics, report
 from stages.evaluation import Evaluation
-from stages.figures import balanced
+from stages.measures import balanced
 from stages.spread import spread
 
 
@@ -85,7 +85,7 @@ def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None
             [metrics.named_labels(written[i], evaluation.classes) == {label}
              for i, label in zip(judged, labels, strict=True)], labels)
     evaluation.metrics[f"caption_exact{suffix}"] = float(
-        np.mean([written[i].strip() == evaluation.captions[i].strip() for i in chosen]))
+        np.mean([written[i].strip() in map(str.strip, clips.table["captions"][i].as_py()) for i in chosen]))
     for source, part in evaluation.by_source(chosen).items():
         evaluation.pictures[f"described_images{source}{suffix}"] = report.grid(
             [clips[i][0] for i in part[:16]], 8, [written[i] for i in part[:16]])

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra import storage
 from infra.artifacts import Artifact
+from infra.figures import finite
 from infra.training.config import WorkersConfig
 from models.unified.representations import OBJECTIVES, Objective
 from stages import train_unified
 from stages.base import Needs, StageContext
 from stages.evaluate import MeasureConfig
-from stages.figures import finite
 from stages.study import Named, Share, curves
 
 VERSION = 2
@@ -101,7 +101,7 @@ def run(context: StageContext) -> dict:
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
         rows.append({"name": name, "objective": config.objectives[name], **found})
     study = {"steps": config.training.steps, "split": config.evaluation.split, "rows": rows}
-    storage.write_json(storage.join(context.output, "study.json"), study)
+    storage.write_json(storage.join(context.output, "study.json"), finite(study))
     html = _report(study, context.output)
     storage.write_bytes(storage.join(context.output, "report.html"), html.encode())
     context.tracker.log_text(html, "report.html")

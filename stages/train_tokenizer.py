@@ -15,11 +15,11 @@ from typing import Any
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
+from infra.figures import finite
 from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
 from models.tokenizer.config import RAEConfig
 from stages.base import Needs, StageContext
 from stages.encoders import encoder_config, load_encoder
-from stages.figures import finite
 from stages.train_tokenizer_config import Config, KLConfig, NamedRAEConfig, PerceptualConfig, check_fit
 
 __all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
@@ -254,4 +254,4 @@ def _save(job: Job, weights: dict, last: dict, history) -> None:
     validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
     metrics = {"steps": job.config.steps, **validation, **last,
                "parameters": sum(v.numel() for v in weights.values())}
-    storage.write_json(storage.join(job.state, "metrics.json"), metrics)
+    storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))

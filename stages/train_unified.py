@@ -16,13 +16,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
+from infra.figures import finite
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from models.unified.config import UnifiedConfig
 from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
 from models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
 from stages.base import PLACEMENT, Needs, StageContext
 from stages.documents import Documents
-from stages.figures import finite
 from stages.packing import PackingConfig, Task
 from stages.starting import check_text_tokenizer, local_folder, start_config
 
@@ -297,6 +297,7 @@ def train_worker(job: Job) -> None:
     from models.unified.objective import UnifiedObjective, loss_name, part_of
     from stages.history import History
     from stages.packing import Planner
+    from stages.text_tokenizer import read_text_tokenizer
     from stages.tokens import TokenSet
 
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
@@ -306,7 +307,10 @@ def train_worker(job: Job) -> None:
     torch.manual_seed(config.seed)
     if config.init_from:
         folder = local_folder(storage.absolute(config.init_from))
-        start_from = load_llama(folder, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+        added = read_text_tokenizer(str(folder / "tokenizer.json")).added
+        start_from = load_llama(folder, new_tokens=added,
+                                **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+        model_config = start_from.config  # a file may hold a head of its own where its config says that it is tied
     else:
         start_from = UnifiedModel(model_config)
     aligned = {}
@@ -445,7 +449,8 @@ def _captions(held_out, text, config: Config) -> list[str]:
     for index in spread(held_out.table, ("source", "label"), config.seed, held_out.indices("image")):
         if len(found) >= config.samples.count:
             break
-        if ids := [i for token in held_out.document(int(index)) if token.kind == "text" for i in token.ids]:
+        ids = next((token.ids for token in held_out.document(int(index)) if token.kind == "text"), ())
+        if len(ids):
             found.setdefault(text.decode(ids))
     return list(found)
 
@@ -497,4 +502,4 @@ def _save(bundle, job: Job, last: dict, history, captions: list[str]) -> None:
     validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
     metrics = {"steps": job.config.steps, **validation, **last,
                "parameters": sum(p.numel() for p in bundle.model.parameters())}
-    storage.write_json(storage.join(job.state, "metrics.json"), metrics)
+    storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))

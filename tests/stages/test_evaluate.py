@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def measure(settings, tokens, models, tmp_path):
 
     def run(model: str, name: str, tokens=tokens, **fields):
         work = tmp_path / str(next(number))
-        tracker = Tracker(settings).start_pipeline(name, {})
+        tracker = Tracker(replace(settings, register_as=name)).start_pipeline(name, {})
         context = StageContext("evaluate", hashlib.sha256(str(work).encode()).hexdigest(),
                                evaluate.Config.model_validate({"cpus": 1, **fields}),
                                {"pretokenize": tokens, "train": models[model]}, str(work), corpora.Silent(), tracker)
@@ -89,7 +90,9 @@ def client(settings):
 
 def holder(settings, models, name: str) -> str | None:
     """Which of the models holds the alias."""
-    held = champion(Tracker(settings).start_pipeline(name, {}), name, "champion")
+    run = Tracker(settings).start_pipeline(name, {})
+    held = champion(run, name, "champion")
+    assert run.finish()
     by_fingerprint = {artifact.fingerprint: model for model, artifact in models.items()}
     return by_fingerprint[held.fingerprint] if held else None
 
@@ -140,7 +143,7 @@ def test_the_alias_never_moves_to_a_worse_model(measure, settings, models):
     register_model(late, models["worse"].local() / "model", Path(evaluate.__file__).with_name("serving.py"), "rivals",
                    models["worse"].fingerprint, "champion", {"bits_per_byte": worse["bits_per_byte"]},
                    no_worse={"bits_per_byte": "lower"})
-    assert holder(settings, models, "rivals") == "good"
+    assert late.finish() and holder(settings, models, "rivals") == "good"
     broken, _ = measure("broken", "rivals", **gate)
     assert broken["gate_passed"] == 0 and holder(settings, models, "rivals") == "good"
 

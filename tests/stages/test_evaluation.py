@@ -13,6 +13,7 @@ import corpora  # noqa: E402
 from visual_batches import forward  # noqa: E402
 
 from infra import storage  # noqa: E402
+from infra.figures import finite  # noqa: E402
 from models.bundle import BundleConfig, OmniLoom, to_pixels  # noqa: E402
 from models.unified.batch import Segment, collate, document_length  # noqa: E402
 from models.unified.config import UnifiedConfig  # noqa: E402
@@ -22,7 +23,6 @@ from models.unified.model import UnifiedModel  # noqa: E402
 from stages import evaluation_report, measure_drawing, media, metrics, records, report  # noqa: E402
 from stages.evaluate import Config  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
-from stages.figures import finite  # noqa: E402
 from stages.gate import Verdict  # noqa: E402
 from stages.measure_drawing import draw, show_videos  # noqa: E402
 from stages.measure_tokenizer import reconstruct  # noqa: E402

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.unified.representations import OBJECTIVES
-from stages import figures
+from stages import measures
 from stages.evaluate import Config
-from stages.figures import balanced, finite, measured, named
 from stages.gate import Gate, judge
+from stages.measures import balanced, measured, named
 
 
 def gate(**bounds) -> Gate:
@@ -112,12 +112,12 @@ def test_what_is_measured_depends_on_the_config():
 
 
 def test_every_figure_says_which_way_is_better():
-    for name in figures.all_names():
+    for name in measures.all_names():
         assert named(name).meaning and named(name).better in ("higher", "lower", None)
     for objectives in ([], ["next_code"], list(OBJECTIVES)):
         for name, figure in measured(Config(class_pixels=16), objectives).items():
             assert named(name) == figure or named(name).better == figure.better
-    lower = {name.split("_")[0] for name in figures.all_names() if named(name).better == "lower"}
+    lower = {name.split("_")[0] for name in measures.all_names() if named(name).better == "lower"}
     assert lower == {"frechet", "bits", "retrieval"} and named("retrieval_recall_at_1").better == "higher"
     assert named("image_class_agreement").chance({"classes": 4}) == 0.25
     assert named("bits_per_byte").chance({}) == 8.0 and named("caption_accuracy").chance({}) is None
@@ -126,8 +126,3 @@ def test_every_figure_says_which_way_is_better():
 def test_labels_weigh_alike():
     assert balanced([True] * 90 + [False] * 10, ["ant"] * 90 + ["bee"] * 10) == 0.5
     assert balanced([True, False, True], list("aab")) == 0.75
-
-
-def test_json_has_no_nan():
-    assert finite({"a": math.nan, "b": -math.inf, "c": 1.5, "d": 3, "e": None}) == {
-        "a": None, "b": None, "c": 1.5, "d": 3, "e": None}

@@ -5,7 +5,6 @@ One table: the gate is checked against it when the config is read, and the repor
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +67,7 @@ def _table(pixels: int) -> dict[str, Figure]:
         "caption_accuracy": Figure(
             "share of the captions that name the picture's label and no other; each label weighs as much", "higher",
             _one_class, asks=_DESCRIBED, by_objective=True),
-        "caption_exact": Figure("share of the captions that are the picture's own, letter by letter", "higher",
+        "caption_exact": Figure("share of the captions that are one of the picture's own, letter by letter", "higher",
                                 asks=_DESCRIBED, by_objective=True),
         "retrieval_captions": Figure("captions that each picture is held against", asks=_RANKED),
         **{f"retrieval_recall_at_{k}": Figure(
@@ -124,12 +123,6 @@ def near(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
-
-
-def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures for JSON, which has no NaN: one that is not finite becomes null."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in metrics.items()}
 
 
 def balanced(values: Sequence[bool], labels: Sequence[str]) -> float:
