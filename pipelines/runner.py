@@ -126,7 +126,8 @@ class _Run:
                         continue
                     self.plan.completed(planned.name, artifact)
                     self.record["stages"][planned.name] = {"status": "finished", "fingerprint": artifact.fingerprint}
-                    self.display.finish(planned.name, artifact.manifest["times"]["seconds"], artifact.metrics)
+                    self.display.finish(planned.name, artifact.manifest["times"]["seconds"], artifact.metrics,
+                                        planned.stage.summary(artifact.metrics))
                     self._write_record()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

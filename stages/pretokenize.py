@@ -134,10 +134,11 @@ def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
 
 def _text_tokenizer(config: Config, ingest) -> str:
     from models.text import TextTokenizer
+    from stages.text_tokenizer import read_text_tokenizer
 
     if config.text_tokenizer:
         try:
-            return TextTokenizer.load(storage.read_bytes(config.text_tokenizer).decode()).to_json()
+            return read_text_tokenizer(storage.absolute(config.text_tokenizer)).to_json()
         except (OSError, ValueError) as error:
             raise InputError(f"is no tokenizer.json: {error}", field="stages.pretokenize.text_tokenizer",
                              file=config.text_tokenizer) from None

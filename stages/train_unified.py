@@ -296,6 +296,7 @@ def train_worker(job: Job) -> None:
     from models.unified.objective import UnifiedObjective, loss_name, part_of
     from stages.history import History
     from stages.packing import Planner
+    from stages.text_tokenizer import read_text_tokenizer
     from stages.tokens import TokenSet
 
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
@@ -305,7 +306,10 @@ def train_worker(job: Job) -> None:
     torch.manual_seed(config.seed)
     if config.init_from:
         folder = local_folder(storage.absolute(config.init_from))
-        start_from = load_llama(folder, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+        added = read_text_tokenizer(str(folder / "tokenizer.json")).added
+        start_from = load_llama(folder, new_tokens=added,
+                                **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+        model_config = start_from.config  # a file may hold a head of its own where its config says that it is tied
     else:
         start_from = UnifiedModel(model_config)
     aligned = {}

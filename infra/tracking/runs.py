@@ -9,9 +9,7 @@ import io
 import json
 import logging
 import math
-import os
 import re
-import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra import owner
 from infra.tracking.config import TrackingSettings
 from infra.tracking.courier import courier
 from infra.tracking.sink import KEY_TAG, Sink, Unreachable
@@ -47,26 +46,6 @@ def _now() -> int:
 def _name(key: str) -> str:
     """A name that MLflow takes: letters, digits and `_-. /`."""
     return re.sub(r"[^\w\-. /]", "_", str(key), flags=re.ASCII).strip("/") or "_"
-
-
-def _owner() -> str:
-    """This process, told apart from a later one with the same id."""
-    import psutil
-
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _owner_lives(owner: str) -> bool | None:
-    """Whether that process lives; None where that cannot be known from here."""
-    import psutil
-
-    host, pid, created = owner.rsplit(":", 2)
-    if host != socket.gethostname():
-        return None
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
-    except psutil.Error:
-        return False
 
 
 @dataclass(frozen=True)
@@ -229,7 +208,7 @@ class Tracker:
 def _start(settings: TrackingSettings, name: str, pipeline: str, parent: str | None,
            tags: Mapping[str, Any]) -> RunHandle:
     key = f"{_now():013d}-{uuid.uuid4().hex[:12]}"  # begins with the time, so that keys sort by it
-    own = {PIPELINE_TAG: pipeline, OWNER_TAG: _owner(), HEARTBEAT_TAG: str(_now())}
+    own = {PIPELINE_TAG: pipeline, OWNER_TAG: owner.this_process(), HEARTBEAT_TAG: str(_now())}
     every = {_name(tag): _cut(value, _TAG_CHARACTERS) for tag, value in {**own, **tags}.items()}
     run = RunHandle(settings, key, name, pipeline, every)
     run._append("create", name=name, experiment=settings.experiment, parent=parent, tags=every, time=_now())
@@ -276,7 +255,7 @@ def close_stale(settings: TrackingSettings, pipeline: str) -> int:
             tags = run["tags"]
             if run["status"] != "RUNNING" or OWNER_TAG not in tags:
                 continue
-            lives = _owner_lives(tags[OWNER_TAG])
+            lives = owner.lives(tags[OWNER_TAG])
             if lives is None:
                 lives = _now() - int(tags.get(HEARTBEAT_TAG, 0)) < 1000 * STALE_SECONDS
             if not lives:
