@@ -92,7 +92,7 @@ def test_finishing_is_safe_to_repeat(root):
     assert store.find("ingest", FINGERPRINT) == made
 
 
-OPERATIONS = ("write_bytes", "move_file", "remove")
+OPERATIONS = ("write_bytes", "_move", "remove")
 
 
 def kill_at(monkeypatch, operation: int, after: bool) -> list[str]:
@@ -143,7 +143,7 @@ def test_publication_killed_anywhere_is_finished(tmp_path, monkeypatch, replaces
                 store.publish("ingest", FINGERPRINT, work, facts(2.0))
         # A reader meets a whole artifact or none.
         if seen := store.find("ingest", FINGERPRINT):
-            assert store.damage(seen, deep=True) == [], f"operation {operation}"
+            assert store.examine(seen) == [], f"operation {operation}"
         # Dies again at each change of the second attempt, which must not do harm either.
         with monkeypatch.context() as patch:
             kill_at(patch, 1 + operation % 4, after)
@@ -159,7 +159,7 @@ def test_publication_killed_anywhere_is_finished(tmp_path, monkeypatch, replaces
             assert contents(storage.join(work, "output")) == OTHER_FILES
             made = store.publish("ingest", FINGERPRINT, work, facts(2.0))
         assert contents(made.uri) == OTHER_FILES
-        assert store.damage(made, deep=True) == []
+        assert store.examine(made) == []
         if replaces:
             aside = storage.join(store.root, "replaced", "ingest", f"{FINGERPRINT}-1000")
             assert contents(aside) == FILES, f"operation {operation}"
@@ -213,12 +213,49 @@ def test_leftovers_of_a_finished_publication_are_no_work_to_resume(tmp_path, mon
 def test_damage(root):
     store = ArtifactStore(root)
     made = publish(store, FILES)
-    assert store.damage(made) == store.damage(made, deep=True) == []
+    assert store.damage(made) == store.examine(made) == []
     storage.remove(made.file("records/shard-0.bin"))
     storage.write_bytes(made.file("records/shard-1.bin"), b"longer than before")
-    storage.write_bytes(made.file("report/history.jsonl"), b"CURVE")  # of the same size
     assert store.damage(made) == ["records/shard-0.bin", "records/shard-1.bin"]
-    assert store.damage(made, deep=True) == ["records/shard-0.bin", "records/shard-1.bin", "report/history.jsonl"]
+
+
+def test_what_examining_finds_is_seen_by_later_plans_until_it_is_mended(root):
+    """A flipped bit changes no size: who looks at sizes alone learns it from who has read the content."""
+    store = ArtifactStore(root)
+    made = publish(store, FILES)
+    storage.write_bytes(made.file("report/history.jsonl"), b"cUrve")
+    assert store.damage(made) == []
+    assert store.examine(made) == store.damage(made) == ["report/history.jsonl"]
+    assert ArtifactStore(root).damage(made) == ["report/history.jsonl"]
+    storage.write_bytes(made.file("report/history.jsonl"), b"curve")  # put back from a copy
+    assert store.examine(made) == store.damage(made) == []
+    storage.write_bytes(made.file("report/history.jsonl"), b"cUrve")
+    store.examine(made)
+    again = publish(store, FILES, ended=200.0)
+    assert store.damage(again) == store.examine(again) == []
+
+
+def test_before_use_only_what_was_written_since_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    store, read, sha256 = ArtifactStore(str(tmp_path / "storage")), [], storage.sha256
+    made = publish(store, FILES)
+    monkeypatch.setattr(storage, "sha256", lambda uri: (read.append(uri.rpartition("/")[2]), sha256(uri))[1])
+    assert store.examine(made, remembered=True) == [] and read == []  # hashed when it was published
+    shard = tmp_path / "storage" / "artifacts" / "ingest" / FINGERPRINT / "records" / "shard-0.bin"
+    times = shard.stat()
+    with open(shard, "r+b") as file:  # as a careless tool does: in place, of the same size, with the old times
+        file.write(b"Z")
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"] and read == ["shard-0.bin"]
+    assert store.damage(made) == ["records/shard-0.bin"]
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"]
+    assert len(store.examine(made)) == 1 and len(read) == 2 + len(FILES)
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "another machine"))
+    read.clear()
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"] and len(read) == len(FILES)
+    (next((tmp_path / "cache" / "verified").iterdir())).write_text("[]")  # a memory that is damaged is none
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"]
 
 
 def test_last_used_outlives_the_artifact(root):

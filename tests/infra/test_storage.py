@@ -112,16 +112,16 @@ def test_interrupted_copy_is_no_copy(tmp_path, monkeypatch):
     monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
     for name in "abc":
         storage.write_bytes(f"memory://interrupted/{name}", b"1")
-    copied, copy_file = [], storage.copy_file
+    copied, copy = [], storage._copy
 
     def fail_at_the_second(source, target):
         copied.append(source)
         if len(copied) == 2:
             raise OSError("connection lost")
-        copy_file(source, target)
+        copy(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "copy_file", fail_at_the_second)
+        patch.setattr(storage, "_copy", fail_at_the_second)
         with pytest.raises(OSError, match="connection lost"):
             storage.localize("memory://interrupted", "digest")
     assert sorted(p.name for p in storage.localize("memory://interrupted", "digest").iterdir()) == ["a", "b", "c"]
