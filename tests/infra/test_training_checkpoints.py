@@ -110,7 +110,7 @@ def test_without_an_intact_checkpoint_training_does_not_start_from_nothing(tmp_p
         DAMAGE["model cut"](tmp_path / "checkpoints" / f"step-0000000{step}")
     for ask in (lambda: checkpoint.latest(str(tmp_path)),
                 lambda: checkpoint.check(str(tmp_path), 1, {"model": EngineConfig()}, "train")):
-        with pytest.raises(OmniLoomError, match="no checkpoint is intact.*step-00000004.*step-00000002.*--force") as told:
+        with pytest.raises(OmniLoomError, match="no checkpoint is intact.*step-0*4.*step-0*2.*--force") as told:
             ask()
         assert str(tmp_path / "checkpoints") in str(told.value)
 
@@ -157,7 +157,7 @@ def test_what_an_attempt_left_that_came_further_goes_when_the_next_is_saved(tmp_
 
 @pytest.mark.parametrize("before, now, fits", [
     (0, 1, False), (1, 0, False), (1, 2, True), (2, 1, True), (2, 3, False), (3, 2, False), (0, 3, False)])
-def test_another_zero_stage_goes_on_where_files_are_alike_and_is_refused_in_words_elsewhere(tmp_path, before, now, fits):
+def test_another_zero_stage_goes_on_where_files_are_alike_and_is_refused_elsewhere(tmp_path, before, now, fits):
     made = engine(zero_stage=before)
     train(made, 0, 2)
     checkpoint.save(str(tmp_path), 2, {"model": made}, {}, keep=1)
