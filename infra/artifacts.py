@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,11 +157,12 @@ class ArtifactStore:
         storage.write_json(storage.join(work, "publish.json"), manifest)
         return self._place(stage, fingerprint, work, manifest)
 
-    def finish_publishing(self, stage: str, fingerprint: str, work: str) -> Artifact | None:
+    def finish_publishing(self, stage: str, fingerprint: str, work: str,
+                          say: Callable[[str], None] = lambda text: None) -> Artifact | None:
         """Complete a publication that was begun; None where none was, or where it was complete. Safe to repeat.
 
-        Where files are no longer what they were, none of it is published: the output is dropped, and the stage goes on
-        from its checkpoints.
+        Where files are no longer what they were, none of it is published: the output is dropped, the stage goes on
+        from its checkpoints, and `say` is told which files.
         """
         manifest = storage.read_json(storage.join(work, "publish.json"))
         if manifest is None:
@@ -170,9 +172,13 @@ class ArtifactStore:
             _clear(work)
             return None
         target = self.artifact_uri(stage, fingerprint)
-        waiting = storage.list_files(storage.join(work, "output"))
-        for folder, inside in ((storage.join(work, "output"), True), (target, False)):
-            if integrity.wrong(folder, [e for e in manifest["files"] if (e["path"] in waiting) == inside], False):
+        output = storage.join(work, "output")
+        waiting = storage.list_files(output)
+        for folder in (output, target):
+            files = [entry for entry in manifest["files"] if (entry["path"] in waiting) == (folder == output)]
+            if bad := integrity.wrong(folder, files, remembered=False):
+                say(f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder}); "
+                    "it is made again, a training from its last checkpoint")
                 self._withdraw(stage, fingerprint, work)
                 return None
         return self._place(stage, fingerprint, work, manifest)
@@ -218,6 +224,14 @@ class ArtifactStore:
         paths = [entry["path"] for entry in artifact.manifest["files"]]
         storage.move_files(artifact.uri, target, [path for path in paths if path in present])
         storage.write_json(storage.join(target, MANIFEST), artifact.manifest)
+
+    def remove_leftovers(self) -> None:
+        """Remove what writes that were killed left behind, where this storage is a local disk."""
+        if (root := storage.local_path(self.root)) is None:
+            return
+        for pattern in ("", "runs", "pipelines/*", "leases/*", "damaged/*", "artifacts/*/*", "work/*/*"):
+            for folder in root.glob(pattern) if pattern else (root,):
+                storage.remove_leftovers(str(folder))
 
     def last_used(self, pipeline: str, stage: str) -> Artifact | None:
         """The artifact that the pipeline of this name used last for the stage, even if only its manifest is left."""

@@ -39,16 +39,18 @@ class StageFailed(OmniLoomError):
 
 def run(plan: Plan, display: Display) -> None:
     """Bring the plan's selection up to date. Raises InputError (nothing was started) or StageFailed."""
-    if plan.blocked:
-        first = plan.blocked[0]
-        raise InputError(f"{first.name} is blocked: {first.reason}")
+    _check_blocked(plan)
     if not plan.to_execute:
         for planned in plan.stages:
             if planned.artifact and planned.name not in plan.config.pins:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
+    _check_storage(plan)
     with display:
+        for damage in plan.examine_inputs():
+            display.note(damage)
+        _check_blocked(plan)
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:
@@ -57,6 +59,21 @@ def run(plan: Plan, display: Display) -> None:
         finally:
             if connected.opened:  # a Ray that the caller had before this run is the caller's to end
                 cluster.shutdown()
+
+
+def _check_blocked(plan: Plan) -> None:
+    if plan.blocked:
+        first = plan.blocked[0]
+        raise InputError(f"{first.name} is blocked: {first.reason}")
+
+
+def _check_storage(plan: Plan) -> None:
+    try:
+        storage.check_writable(plan.config.storage)
+    except Exception as error:  # each filesystem has its own for read-only, full, unauthorised
+        raise InputError(f"{plan.config.storage} cannot be written, and {', '.join(p.name for p in plan.to_execute)} "
+                         f"would run: {type(error).__name__}: {error}", field="storage") from error
+    plan.store.remove_leftovers()
 
 
 def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
@@ -155,7 +172,8 @@ class _Run:
         with Lease(lease_uri, on_wait=lambda held: self.display.note(
                 f"{planned.name}: another run ({(held or {}).get('owner', 'unknown')}) makes it; waiting")):
             work = self.store.work_uri(planned.name, planned.fingerprint)
-            current = (self.store.finish_publishing(planned.name, planned.fingerprint, work)
+            current = (self.store.finish_publishing(planned.name, planned.fingerprint, work,
+                                                    lambda text: self.display.note(f"{planned.name} {text}"))
                        or self.store.find(planned.name, planned.fingerprint))
             seen = planned.artifact and planned.artifact.manifest
             if current and current.manifest != seen and planned.name not in self.plan.selection.force:

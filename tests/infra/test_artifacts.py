@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import pytest
 
@@ -186,6 +187,56 @@ def test_publication_killed_on_an_object_store_is_finished(s3, monkeypatch):
     assert contents(made.uri) == OTHER_FILES
     assert contents(storage.join(s3, "replaced", "ingest", f"{FINGERPRINT}-1000")) == FILES
     assert not store.has_work("ingest", FINGERPRINT)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_damaged_publication_is_withdrawn_and_trainings_keep_their_checkpoints(root, monkeypatch, moved):
+    """As after a power cut on a machine that did not sync: the files that the complete manifest names are empty."""
+    store = ArtifactStore(root)
+    old = publish(store, FILES, ended=1.0)
+    work = fill(store, OTHER_FILES)
+    kept = {"checkpoints/step-1.json": b"{}", "checkpoints/step-1/model/x.pt": b"weights", "history.jsonl": b"{}",
+            "study/checkpoints/step-1.json": b"{}"}
+    fill(store, {**kept, "shards/0.json": b"{}", "study/metrics.json": b"{}", "metrics.json": b"{}"}, "state")
+    write_json, said = storage.write_json, []
+
+    def die_at_the_end(uri, value):
+        if uri.endswith(f"artifacts/ingest/{FINGERPRINT}/{MANIFEST}" if moved else "replaces.json"):
+            raise Killed
+        write_json(uri, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", die_at_the_end)
+        with pytest.raises(Killed):
+            store.publish("ingest", FINGERPRINT, work, facts(2.0))
+    damaged = store.artifact_uri("ingest", FINGERPRINT) if moved else storage.join(work, "output")
+    storage.write_bytes(storage.join(damaged, "new.bin"), b"")
+    assert store.finish_publishing("ingest", FINGERPRINT, work, said.append) is None
+    assert "new.bin" in said[0] and damaged in said[0]
+    assert contents(work) == {f"state/{name}": data for name, data in kept.items()} | (
+        {"replaces.json": storage.read_bytes(storage.join(work, "replaces.json"))} if moved else {})
+    aside = storage.join(root, "replaced", "ingest", f"{FINGERPRINT}-1000")
+    assert contents(aside if moved else old.uri) == FILES
+    assert (store.find("ingest", FINGERPRINT) is None) == moved
+    made = publish(store, OTHER_FILES, ended=3.0)  # the stage has run again
+    assert contents(made.uri) == OTHER_FILES and store.examine(made) == [] and contents(aside) == FILES
+
+
+def test_leftovers_of_killed_writes_go_when_they_are_old(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    made = publish(store, FILES)
+    store.set_last_used("demo", made)
+    places = [tmp_path / "runs", tmp_path / "pipelines/demo", tmp_path / "leases/train", tmp_path,
+              tmp_path / "artifacts/ingest" / FINGERPRINT]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, age in ((".tmp-old", 90_000), (".tmp-new", 60)):
+            (place / name).write_bytes(b"part")
+            os.utime(place / name, (time.time() - age,) * 2)
+    store.remove_leftovers()
+    assert sorted(tmp_path.rglob(".tmp-*")) == sorted(place / ".tmp-new" for place in places)
+    assert store.examine(made) == []
+    ArtifactStore("memory://nothing").remove_leftovers()
 
 
 def test_leftovers_of_a_finished_publication_are_no_work_to_resume(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from infra import storage
+from infra.errors import InputError
 from infra.storage import join
 
 PATTERN_NAME = "a/x[1]*?.txt"  # must be taken as a name, not as a pattern
@@ -140,7 +141,25 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
 def test_unfinished_writes_are_not_listed(tmp_path):
     (tmp_path / ".tmp-killed").write_bytes(b"part")
     (tmp_path / ".hidden").write_bytes(b"1")
+    (tmp_path / ".tmp-folder").mkdir()
+    (tmp_path / ".tmp-folder" / "x").write_bytes(b"part")
     assert storage.list_files(str(tmp_path)) == {".hidden": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(100), b"\xff\xfe", b"[1]", b"null", b'{"a": '])
+def test_a_json_file_that_holds_none_is_named(root, content):
+    storage.write_bytes(join(root, "x.json"), content)
+    with pytest.raises(InputError, match="expected a JSON object") as caught:
+        storage.read_json(join(root, "x.json"))
+    assert caught.value.file == join(root, "x.json") and "x.json" in str(caught.value)
+
+
+def test_where_nothing_can_be_stored_is_told(root, tmp_path, monkeypatch):
+    storage.check_writable(root)
+    assert storage.list_files(root) == {} and not list(tmp_path.rglob(".tmp-*"))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError):
+        storage.check_writable(str(tmp_path / "file"))
 
 
 def test_absolute(tmp_path, monkeypatch):
