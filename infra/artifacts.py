@@ -175,7 +175,7 @@ class ArtifactStore:
         output = storage.join(work, "output")
         waiting = storage.list_files(output)
         for folder in (output, target):
-            files = [entry for entry in manifest["files"] if (entry["path"] in waiting) == (folder == output)]
+            files = [e for e in manifest["files"] if (e["path"] in waiting) == (folder == output)]
             if bad := integrity.wrong(folder, files, remembered=False):
                 say(f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder}); "
                     "it is made again, a training from its last checkpoint")
