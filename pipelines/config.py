@@ -108,13 +108,7 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
     from omegaconf.errors import OmegaConfBaseException
 
     file = find(path)
-    try:
-        values = yaml_dialect.load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"is not readable YAML: {_one_line(error)}", file=str(file)) from None
-    if not isinstance(values, dict):
-        raise InputError("expected a mapping at the top", file=str(file))
-    config = OmegaConf.create(values)
+    config = _read(file)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -135,12 +129,36 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         raise InputError(message, field=field, file=str(file)) from None
 
 
+def identity(path: str) -> tuple[str, str]:
+    """The name and the storage of the config at `path`, which may lack all else that a run needs."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = _read(find(path))
+    try:
+        return str(config["name"]), storage.absolute(str(config["storage"]))
+    except (OmegaConfBaseException, KeyError) as error:
+        raise InputError(f"tells no name and storage: {_one_line(error)}", file=str(find(path))) from None
+
+
 def _override_value(key: str, value: str):
     """What an override says. Text that is in quotes is read as YAML, so that "a\\nb" may hold a line's end."""
     kinds = schema.kinds(PipelineConfig.model_json_schema(), key) if value else set()
     if kinds - {"null"} != {"string"} or value[0] in "'\"":
         return yaml_dialect.load(value)
     return None if "null" in kinds and value in ("null", "~") else value
+
+
+def _read(file: Path):
+    """The file as OmegaConf has it, its interpolations open."""
+    from omegaconf import OmegaConf
+
+    try:
+        values = yaml_dialect.load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"is not readable YAML: {_one_line(error)}", file=str(file)) from None
+    if not isinstance(values, dict):
+        raise InputError("expected a mapping at the top", file=str(file))
+    return OmegaConf.create(values)
 
 
 def find(path: str) -> Path:
