@@ -1,7 +1,7 @@
 """Fingerprints: sha256 over what determines a stage's output, in a canonical form.
 
 Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
-canonical form (a NaN, an arbitrary object) is an error, never a guess.
+canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
 """
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel
+
+from infra.secrets import redact_uris
 
 
 def canonical(value: Any, where: str = "value") -> Any:
@@ -29,7 +31,9 @@ def canonical(value: Any, where: str = "value") -> Any:
         if not math.isfinite(value):
             raise ValueError(f"{where}: {value} has no canonical form")
         return value
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return redact_uris(value)  # the same file by another password or a new signature is the same file
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, list | tuple):
         return [canonical(item, f"{where}.{i}") for i, item in enumerate(value)]

@@ -6,7 +6,6 @@ publishes. Whatever dies, the work folders in storage are what the next run goes
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 import subprocess
 import tempfile
@@ -21,9 +20,11 @@ from typing import Any
 from infra import cluster, storage
 from infra.artifacts import Artifact
 from infra.errors import InputError, OmniLoomError
+from infra.figures import finite
 from infra.lease import Lease
 from infra.progress import Progress, ProgressBoard
-from infra.tracking import Tracker, close_stale, replay, resolve_tracking
+from infra.secrets import redact
+from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from pipelines.display import Display
 from pipelines.fingerprint import canonical
 from pipelines.plan import Plan, PlannedStage
@@ -46,12 +47,13 @@ def run(plan: Plan, display: Display) -> None:
             if planned.artifact and planned.name not in plan.config.pins:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
+    settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
     with display:
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:
             _check_room(plan, connected)
-            _Run(plan, display, connected).execute()
+            _Run(plan, display, connected, settings).execute()
         finally:
             if connected.opened:  # a Ray that the caller had before this run is the caller's to end
                 cluster.shutdown()
@@ -70,22 +72,19 @@ def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
 class _Run:
     """One execution: a parent MLflow run, a child per executed stage, and a record in storage."""
 
-    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster):
+    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster, settings: TrackingSettings):
         import ray
 
         self.plan, self.display, self.store, self.cluster = plan, display, plan.store, connected
-        self.settings = resolve_tracking(plan.config.tracking, plan.config.storage)
+        self.settings = settings
         self.board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
         self.id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.record: dict[str, Any] = {"id": self.id, "pipeline": plan.config.name, "status": "running",
                                        "started": _now(), "stages": {}}
 
     def execute(self) -> None:
-        try:
-            replay(self.settings)
-            close_stale(self.settings, self.plan.config.name)
-        except Exception as error:  # tracking that is down never stops a run; what is logged from here on is kept
-            self.display.note(f"tracking is not reachable: {error}")
+        replay(self.settings)  # neither raises, whatever tracking answers
+        close_stale(self.settings, self.plan.config.name)
         self.parent = Tracker(self.settings).start_pipeline(
             self.plan.config.name, self.plan.config.model_dump(mode="json"), {"omniloom.run": self.id})
         status = "FAILED"
@@ -199,7 +198,7 @@ class _Run:
             cpus = min(needs.cpus, self.cluster.node_cpus)
             task = ray.remote(run_stage).options(num_cpus=cpus, num_gpus=needs.gpus, max_retries=0,
                                                  name=planned.name)
-            metrics = _finite(ray.get(task.remote(planned.stage, context)))
+            metrics = finite(ray.get(task.remote(planned.stage, context)))
             if place != work:
                 storage.copy_tree(place, work)
                 storage.remove(str(scratch))
@@ -239,7 +238,7 @@ class _Run:
         }
 
     def _write_record(self) -> None:
-        storage.write_json(storage.join(self.store.root, "runs", f"{self.id}.json"), self.record)
+        storage.write_json(storage.join(self.store.root, "runs", f"{self.id}.json"), redact(self.record))
 
 
 def run_stage(stage, context: StageContext) -> dict:
@@ -248,12 +247,6 @@ def run_stage(stage, context: StageContext) -> dict:
         return stage.module.run(context)
     finally:
         context.tracker.close()
-
-
-def _finite(metrics: dict) -> dict:
-    """JSON has no NaN: a figure that is none becomes null, and the work behind it is not lost."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in metrics.items()}
 
 
 def code_revision() -> str | None:

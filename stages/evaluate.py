@@ -95,11 +95,14 @@ def _register(context: StageContext, passed: bool, metrics: dict) -> None:
 
     train = context.inputs["train"]
     folder = train.local() / "model"
-    name = context.tracker.settings.register_as or context.tracker.pipeline
-    register_model(context.tracker, folder, Path(__file__).with_name("serving.py"), name, train.fingerprint,
-                   alias=context.config.alias if passed else None,
-                   metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
-                   example=[{"prompt": _example(context)}])
+    if (name := context.tracker.settings.register_as) is None:
+        return
+    _, why_not = register_model(context.tracker, folder, Path(__file__).with_name("serving.py"), name,
+                                train.fingerprint, alias=context.config.alias if passed else None,
+                                metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
+                                example=[{"prompt": _example(context)}])
+    if why_not:
+        metrics["not_registered"] = why_not  # a closing line of the run
 
 
 def _example(context: StageContext) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra import storage
 from infra.artifacts import Artifact
+from infra.figures import finite
 from infra.training.config import WorkersConfig
 from models.unified.representations import OBJECTIVES, Objective
 from stages import train_unified
@@ -92,7 +93,7 @@ def run(context: StageContext) -> dict:
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
         rows.append({"name": name, "objective": config.objectives[name], **found})
     study = {"steps": config.training.steps, "split": config.evaluation.split, "rows": rows}
-    storage.write_json(storage.join(context.output, "study.json"), study)
+    storage.write_json(storage.join(context.output, "study.json"), finite(study))
     html = _report(study, context.output)
     storage.write_bytes(storage.join(context.output, "report.html"), html.encode())
     context.tracker.log_text(html, "report.html")
@@ -150,7 +151,7 @@ def measure_worker(job: Measurement) -> None:
         job.tracker.log_image(picture, name, 0)
     storage.write_bytes(storage.join(job.output, "report", "samples.jsonl"), "".join(
         json.dumps(sample, ensure_ascii=False) + "\n" for sample in evaluation.samples).encode())
-    storage.write_json(storage.join(job.state, "measured.json"), evaluation.metrics)
+    storage.write_json(storage.join(job.state, "measured.json"), finite(evaluation.metrics))
 
 
 def _report(study: dict, output: str) -> str:

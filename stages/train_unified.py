@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
+from infra.figures import finite
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from models.unified.config import UnifiedConfig
 from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
@@ -374,7 +375,7 @@ def train_worker(job: Job) -> None:
             module.eval()
             metrics = _validate(module, validation, engine, loss_names)
             history.add(metrics, step)
-            storage.write_json(storage.join(job.state, "validation.json"), metrics)
+            storage.write_json(storage.join(job.state, "validation.json"), finite(metrics))
             if captions:
                 bundle = _bundle(module.model, job, text, tokens.facts, held_out)
                 for number, name in enumerate(config.trained):
@@ -490,4 +491,4 @@ def _save(bundle, job: Job, last: dict, history, captions: list[str]) -> None:
     validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
     metrics = {"steps": job.config.steps, **validation, **last,
                "parameters": sum(p.numel() for p in bundle.model.parameters())}
-    storage.write_json(storage.join(job.state, "metrics.json"), metrics)
+    storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))
