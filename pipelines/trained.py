@@ -1,5 +1,5 @@
-"""A trained model, by what a user calls it. In: a folder or URI, a pipeline's config or preset, a model of the registry.
-Out: the folder to load it from.
+"""A trained model, by what a user calls it. In: a folder or URI, a pipeline's config or preset, a model of the
+registry. Out: the folder to load it from.
 """
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from infra import storage
 from infra.artifacts import ArtifactStore
 from infra.errors import InputError
-from infra.tracking.config import ENVIRONMENT
+from infra.tracking.config import VARIABLE
 from pipelines.config import find, identity
 
 REGISTRY = "models:/"
@@ -36,7 +36,7 @@ def find_model(model: str) -> str:
 def _registered(model: str) -> str:
     from infra.tracking.registry import bundle_folder
 
-    if not os.environ.get(ENVIRONMENT):
-        raise InputError(f"the registry to ask is not known; set {ENVIRONMENT}, which `omniloom ui CONFIG` prints, or "
+    if not os.environ.get(VARIABLE):
+        raise InputError(f"the registry to ask is not known; set {VARIABLE}, which `omniloom ui CONFIG` prints, or "
                          "name the pipeline's config in place of the model", field="MODEL", file=model)
     return str(bundle_folder(model))
