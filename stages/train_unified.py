@@ -446,8 +446,8 @@ def _captions(held_out, text, count: int) -> list[str]:
     for index in held_out.indices("image"):
         if len(found) >= count:
             break
-        ids = [i for token in held_out.document(int(index)) if token.kind == "text" for i in token.ids]
-        if ids and (caption := text.decode(ids)) not in found:
+        ids = next((token.ids for token in held_out.document(int(index)) if token.kind == "text"), ())
+        if len(ids) and (caption := text.decode(ids)) not in found:
             found.append(caption)
     return found
 
