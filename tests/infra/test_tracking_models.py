@@ -118,15 +118,17 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
 
     settings = resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60), str(tmp_path / "st"))
     run = Tracker(settings).start_pipeline("digits", {})
-    first = register_model(run, bundle, SERVING, "digits", "a" * 64, metrics={"recon_psnr_image": 24.5},
-                           example=[{"prompt": "a handwritten seven"}])
-    assert first is not None and first.uri == "models:/digits/1"
+    first, why = register_model(run, bundle, SERVING, "digits", "a" * 64, metrics={"recon_psnr_image": 24.5},
+                                example=[{"prompt": "a handwritten seven"}])
+    assert first is not None and why is None and first.uri == "models:/digits/1"
     same = register_model(run, bundle, SERVING, "digits", "a" * 64, alias="champion")
-    assert same == first, "content that is there already is not copied again"
+    assert same == (first, None), "content that is there already is not copied again"
     broken = tmp_path / "broken"
     broken.mkdir()
-    assert register_model(run, broken, tmp_path.joinpath("no.py").touch() or tmp_path / "no.py", "digits",
-                          "b" * 64) is None, "a model that cannot be made costs only itself"
+    code = tmp_path / "no.py"
+    code.touch()
+    none, why = register_model(run, broken, code, "digits", "b" * 64)
+    assert none is None and "signature" in why, "a model that cannot be made costs only itself"
     assert run.finish() and replay(settings) == 0
     with pytest.raises(ValueError, match="bundle: .* does not exist"):
         register_model(run, tmp_path / "missing", SERVING, "digits", "c" * 64)
