@@ -36,21 +36,31 @@ _EXPECTED = {**dict.fromkeys(("tuple_type", "list_type", "set_type"), "expected 
 
 
 class StagesConfig(BaseModel):
+    """A stage that is null is left out, and with it what reads it, unless that is written down too."""
+
     model_config = ConfigDict(extra="forbid")
     ingest: IngestConfig
     tokenizer_image: TokenizerStageConfig | None = None
     tokenizer_joint: TokenizerStageConfig | None = None
     tokenizer_kl: KLStageConfig | None = None
     quantizer_study: StudyConfig | None = None
-    pretokenize: PretokenizeConfig = Field(default_factory=PretokenizeConfig)
+    pretokenize: PretokenizeConfig | None = Field(default_factory=PretokenizeConfig)
     objective_study: ObjectiveStudyConfig | None = None
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    train: TrainConfig | None = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig | None = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _readers_go_with_what_they_read(self) -> StagesConfig:
+        written = set(self.model_fields_set)
+        for stage, read in (("train", "pretokenize"), ("evaluate", "train")):
+            if getattr(self, read) is None and stage not in written:
+                setattr(self, stage, None)
+        return self
 
     @model_validator(mode="after")
     def _inputs_are_configured(self) -> StagesConfig:
         names = Graph(self.configured()).names
-        if self.train.trained and not any(name.startswith("tokenizer_") for name in names):
+        if self.train and self.train.trained and not any(name.startswith("tokenizer_") for name in names):
             raise ValueError(f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
                              "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
                              "alone")
@@ -59,7 +69,7 @@ class StagesConfig(BaseModel):
     @model_validator(mode="after")
     def _pixels_and_features_are_kept(self) -> StagesConfig:
         studied = self.objective_study.objectives.values() if self.objective_study else ()
-        for stage, trained in (("train", self.train.trained), ("objective_study", studied)):
+        for stage, trained in (("train", self.train.trained if self.train else ()), ("objective_study", studied)):
             if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
                 raise ValueError(f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
                                  "to the side of their patches")
@@ -72,7 +82,7 @@ class StagesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> StagesConfig:
-        if self.train.init_from and not self.pretokenize.text_tokenizer:
+        if self.train and self.train.init_from and not self.pretokenize.text_tokenizer:
             raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "
                              "pretokenize.text_tokenizer to its tokenizer.json")
         return self
