@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated
 import typer
 
 from infra.errors import InputError, OmniLoomError
+from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
@@ -34,7 +34,6 @@ Force = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a st
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.",
                                       envvar="RAY_API_SERVER_ADDRESS")]
-_INTERRUPTED = 130  # typer's own code for Ctrl-C
 
 
 @app.callback()
@@ -81,24 +80,20 @@ def plan(config: ConfigPath, overrides: Overrides = None, only: Only = None, fro
 def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from_: From = None, until: Until = None,
         force: Force = None) -> None:
     """Run what the plan says, on this machine's own Ray or on cluster.address."""
-    made = _plan(config, overrides, only, from_, until, force)
-    from infra.cluster import settle
-    from pipelines.display import Display
-    from pipelines.runner import run as execute
-    from pipelines.tables import closing_lines
+    with signals.interruptible():
+        made = _plan(config, overrides, only, from_, until, force)
+        from infra.cluster import settle
+        from pipelines.display import Display
+        from pipelines.runner import run as execute
+        from pipelines.tables import closing_lines
 
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
-        settle()
-    signal.signal(signal.SIGTERM, _interrupt)  # `stop` of a job ends the run as Ctrl-C does
-    executed = [planned.name for planned in made.to_execute]
-    with _naming(config):
-        execute(made, Display())
-    for line in closing_lines(made, executed):
-        print(line)
-
-
-def _interrupt(number, frame) -> None:
-    raise KeyboardInterrupt
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
+            settle()
+        executed = [planned.name for planned in made.to_execute]
+        with _naming(config):
+            execute(made, Display())
+        for line in closing_lines(made, executed):
+            print(line)
 
 
 @app.command()
@@ -134,9 +129,13 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
     print(f"follow it with: omniloom logs {job} -f --address {address}", flush=True)
     if no_wait:
         return
-    for line in cluster_jobs.logs(address, job, follow=True):
-        print(line, flush=True)
-    outcome = cluster_jobs.wait(address, job)
+    try:
+        for line in cluster_jobs.logs(address, job, follow=True):
+            print(line, flush=True)
+        outcome = cluster_jobs.wait(address, job)
+    except KeyboardInterrupt:
+        print(f"job {job} goes on; end it with: omniloom stop {job} --address {address}", file=sys.stderr)
+        raise
     print(f"job {job}: {outcome.status.lower()}" + (f": {outcome.message}" if outcome.status == "FAILED" else ""))
     if outcome.status != "SUCCEEDED":
         raise typer.Exit(1)
@@ -321,7 +320,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        code = signals.INTERRUPTED
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a wrong command line; typer has a click of its own
             error.show()
@@ -330,8 +329,6 @@ def main() -> None:
             raise
         print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         code = 1
-    if code == _INTERRUPTED:
-        print("interrupted; the next run goes on from here", file=sys.stderr)
     sys.exit(code)
 
 

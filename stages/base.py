@@ -47,6 +47,10 @@ class Stage:
         function = getattr(self.module, "needs", None)
         return function(config) if function else Needs()
 
+    def restarts(self, config: Any) -> int:
+        """How often the body may be started again after its process was killed: as often as its ranks."""
+        return getattr(getattr(config, "workers", None), "max_failures", 1)
+
 
 def last_tokenizer(inputs: dict[str, Artifact]) -> Artifact | None:
     """The tokenizer among a stage's inputs, whichever stage it came from; None in a pipeline of text alone."""
