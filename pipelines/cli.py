@@ -135,7 +135,7 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
         outcome = cluster_jobs.wait(address, job)
     except KeyboardInterrupt:
         print(f"job {job} goes on; end it with: omniloom stop {job} --address {address}", file=sys.stderr)
-        raise
+        sys.exit(signals.INTERRUPTED)
     print(f"job {job}: {outcome.status.lower()}" + (f": {outcome.message}" if outcome.status == "FAILED" else ""))
     if outcome.status != "SUCCEEDED":
         raise typer.Exit(1)
@@ -161,8 +161,11 @@ def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
     """Print a job's log."""
     from pipelines.jobs import logs as read_logs
 
-    for line in read_logs(address, job, follow=follow):
-        print(line, flush=True)
+    try:
+        for line in read_logs(address, job, follow=follow):
+            print(line, flush=True)
+    except KeyboardInterrupt:  # the job goes on
+        sys.exit(signals.INTERRUPTED)
 
 
 @app.command()
@@ -329,6 +332,8 @@ def main() -> None:
             raise
         print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         code = 1
+    if code == signals.INTERRUPTED:
+        print(signals.LINE, file=sys.stderr)
     sys.exit(code)
 
 

@@ -62,8 +62,8 @@ class Display:
             elif time.time() - self._lines.get(stage, 0) >= _LINE_SECONDS:
                 self._line(stage, detail)
 
-    def finish(self, stage: str, seconds: float, metrics: dict) -> None:
-        shown = shown_metrics(metrics, 5)
+    def finish(self, stage: str, seconds: float, metrics: dict, summary: str | None = None) -> None:
+        shown = summary or shown_metrics(metrics, 5)
         if self._bars:
             self._bars.update(self._tasks[stage], total=1, completed=1, detail=f"done; {shown}")
             self._bars.stop_task(self._tasks[stage])

@@ -137,7 +137,8 @@ class _Run:
             return error
         self.plan.completed(planned.name, artifact)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
-        self.display.finish(planned.name, artifact.manifest["times"]["seconds"], artifact.metrics)
+        self.display.finish(planned.name, artifact.manifest["times"]["seconds"], artifact.metrics,
+                            planned.stage.summary(artifact.metrics))
         return None
 
     def _stop(self, running: dict[Future, PlannedStage]) -> None:

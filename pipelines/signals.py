@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Iterator
 
 INTERRUPTED = 130  # a shell's code for a command that Ctrl-C ended
@@ -14,8 +13,7 @@ LINE = "interrupted; the next run goes on from here"
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """In the block the first of these signals raises KeyboardInterrupt in the main thread, by which a run closes its
-    records, and is told at the block's end; the second ends the process at once. One that is ignored (nohup) stays so.
-    """
+    records; the second ends the process at once, after `LINE`. One that is ignored (nohup) stays so."""
     terminals = [number for number in (1, 2) if os.isatty(number)]
     seen = []
 
@@ -33,9 +31,6 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        print(LINE, file=sys.stderr, flush=True)
-        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

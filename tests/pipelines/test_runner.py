@@ -1,9 +1,14 @@
 """What a run does with artifacts that others publish, under the lease; the stage's body is stood in for, so no Ray."""
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from infra import storage
+from infra.lease import Lease
+from pipelines.failures import StageFailed
 from pipelines.runner import _Run
 
 FORCE = {"force": ("train",)}
@@ -14,8 +19,9 @@ class RunWithoutBodies(_Run):
 
     def __init__(self, plan):
         self.plan, self.store, self.display, self.executed = plan, plan.store, None, 0
+        self.interrupted = threading.Event()
 
-    def _execute(self, planned, work):
+    def _execute(self, planned, work, lease):
         self.executed += 1
         storage.write_bytes(storage.join(work, "output", "a.bin"), b"by this run")
         facts = {"metrics": {}, "input_digests": {}, "times": {"ended_unix": 9e9, "seconds": 1.0}}

@@ -108,14 +108,16 @@ def test_images_with_a_manifest(memory):
     uri = put(f"{memory}/in", {**files, "manifest.jsonl": lines(*rows)})
     captions = {"manifest": "manifest.jsonl", "meta_fields": ["extra"]}
     out = Result(config({"kind": "image_folder", "uri": uri, "captions": captions, "license": "CC0"}), memory)
-    assert [row["path"] for row in out.rows] == ["a/0.png", "a/1.png"]
-    first, second = out.rows
+    assert [row["path"] for row in out.rows] == ["a/0.png", "a/1.png", "a/2.png", "a/3.png"]
+    first, second, third, fourth = out.rows
     assert (first["caption"], first["label"], first["license"]) == ("nought", "zero", "MIT")
     assert json.loads(first["meta"]) == {"extra": [1]}
     assert (second["caption"], second["label"], second["license"]) == ("one", "1", "CC0")
+    assert second["captions"] == ["one", "again"]
+    assert (third["caption"], third["captions"]) == ("not", ["not", "text"])
+    assert fourth["caption"] is None and out.metrics["uncaptioned"] == 1 and out.metrics["captions"] == 5
     assert first["media"] == files["a/0.png"] and (first["width"], first["height"]) == (10, 8)
     assert out.codes == {
-        "manifest.jsonl:3": "repeated",
         "manifest.jsonl:4": "outside_root",
         "manifest.jsonl:5": "outside_root",
         "a/9.png": "missing_file",
@@ -123,8 +125,7 @@ def test_images_with_a_manifest(memory):
         "manifest.jsonl:8": "invalid_json",
         "manifest.jsonl:9": "bad_manifest_row",
         "manifest.jsonl:11": "outside_root",
-        "a/2.png": "bad_manifest_row",
-        "a/3.png": "bad_manifest_row",
+        "manifest.jsonl:12": "bad_caption",
     }
 
 
@@ -241,8 +242,8 @@ def test_text_files(memory):
         "empty.txt": "empty",
         "blank.txt": "empty",
         "nul.txt": "not_text",
-        "utf16.txt": "invalid_utf8",
     }
+    assert out.by_path("utf16.txt")["text"] == "hello"
     assert out.metrics["files"] == 7
 
 
@@ -343,7 +344,7 @@ def test_markdown_documents(memory):
             "docs/up.md": "![x](../../b.png)",
             "docs/remote.md": "![x](http://example.org/b.png)",
             "docs/gone.md": "text ![x](gone.png)",
-            "docs/bad.md": b"\xff\xfe",
+            "docs/bad.md": b"\xff\xfd",
             "docs/plain.md": "words only",
             "docs/empty.md": "---\ntitle: x\n---\n",
             "docs/site.md": "![x](/pix/b.png)",
