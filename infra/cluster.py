@@ -30,6 +30,7 @@ _MESSAGE_CHARACTERS = 200
 _MESSAGE_SECONDS = 30.0  # between two messages of the same words
 # Unix sockets take 107 characters, and Ray puts about 65 behind its temporary folder.
 _LONGEST_TEMP = 40
+_ending = threading.Event()
 
 
 class ClusterConfig(BaseModel):
@@ -139,6 +140,7 @@ def _short_messages() -> Iterator[None]:
     """
     from ray._private import worker
 
+    _ending.clear()
     shown: dict[str, float] = {}
     full = getattr(worker, "print_to_stdstream", None)
 
@@ -147,13 +149,18 @@ def _short_messages() -> Iterator[None]:
             full(data, *arguments, **named)
             return
         text = " ".join(data["lines"]).strip().partition("\n")[0].partition(". ")[0][:_MESSAGE_CHARACTERS]
-        if text and time.monotonic() - shown.get(text, -math.inf) > _MESSAGE_SECONDS:
+        if text and not _ending.is_set() and time.monotonic() - shown.get(text, -math.inf) > _MESSAGE_SECONDS:
             shown[text] = time.monotonic()
             print(f"Ray: {text}", file=sys.stderr, flush=True)
 
     if full is not None:
         worker.print_to_stdstream = short
     yield
+
+
+def expect_deaths() -> None:
+    """From here on this process ends others, and what Ray says of that is not shown."""
+    _ending.set()
 
 
 class Head:

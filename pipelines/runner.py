@@ -144,6 +144,7 @@ class _Run:
     def _stop(self, running: dict[Future, PlannedStage]) -> None:
         """End what runs, and give the stages the time to close their MLflow runs and leases."""
         self.interrupted.set()
+        cluster.expect_deaths()
         self.bodies.end()
         wait(running, timeout=_STOP_SECONDS)
         for planned in running.values():
