@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import InputError, OmniLoomError
+from infra.secrets import redact
 
 _CONNECT_SECONDS = 5.0
 _HEAD_INTERVAL = 2.0
@@ -151,7 +152,7 @@ def _short_messages() -> Iterator[None]:
         text = " ".join(data["lines"]).strip().partition("\n")[0].partition(". ")[0][:_MESSAGE_CHARACTERS]
         if text and not _ending.is_set() and time.monotonic() - shown.get(text, -math.inf) > _MESSAGE_SECONDS:
             shown[text] = time.monotonic()
-            print(f"Ray: {text}", file=sys.stderr, flush=True)
+            print(f"Ray: {redact(text)}", file=sys.stderr, flush=True)
 
     if full is not None:
         worker.print_to_stdstream = short

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from infra.errors import InputError, OmniLoomError
+from infra.secrets import redact, show_exception, without_user_info
 from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -136,7 +137,8 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
     except KeyboardInterrupt:
         print(f"job {job} goes on; end it with: omniloom stop {job} --address {address}", file=sys.stderr)
         sys.exit(signals.INTERRUPTED)
-    print(f"job {job}: {outcome.status.lower()}" + (f": {outcome.message}" if outcome.status == "FAILED" else ""))
+    why = f": {redact(outcome.message)}" if outcome.status == "FAILED" else ""
+    print(f"job {job}: {outcome.status.lower()}{why}")
     if outcome.status != "SUCCEEDED":
         raise typer.Exit(1)
 
@@ -258,15 +260,16 @@ def sampler(model: Model,
 def ui(config: ConfigPath, overrides: Overrides = None,
        port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
-    from infra.tracking import resolve_tracking
+    from infra.tracking import relocate, resolve_tracking
     from pipelines.config import load
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
+    relocate(settings)  # of a storage that was moved the UI finds the files too
     if settings.uri.startswith("http"):
-        print(f"the runs are at {settings.uri}")
+        print(f"the runs are at {without_user_info(settings.uri)}")
         return
-    print(f"MLflow UI of {settings.uri} at http://127.0.0.1:{port}", flush=True)
+    print(f"MLflow UI of {settings.shown} at http://127.0.0.1:{port}", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.uri, "--host", "127.0.0.1",
                "--port", str(port)]
     if settings.artifact_root:
@@ -313,6 +316,7 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
 def main() -> None:
     """Entry point: errors in words, exit codes as documented."""
     debug = "--debug" in sys.argv
+    sys.excepthook = show_exception
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         # Outside its standalone mode typer gives the code of an Exit back in place of raising it.
@@ -320,7 +324,7 @@ def main() -> None:
     except OmniLoomError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = signals.INTERRUPTED
@@ -330,7 +334,7 @@ def main() -> None:
             sys.exit(2)
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", file=sys.stderr)
         code = 1
     if code == signals.INTERRUPTED:
         print(signals.LINE, file=sys.stderr)

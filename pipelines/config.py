@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infra import storage
+from infra import secrets, storage
 from infra.cluster import ClusterConfig
 from infra.errors import InputError
 from infra.tracking import TrackingConfig
@@ -21,6 +21,7 @@ from pipelines.graph import KNOWN_NAMES, Graph
 from stages.base import PLACEMENT
 from stages.evaluate import Config as EvaluateConfig
 from stages.ingest import Config as IngestConfig
+from stages.measures import measured
 from stages.objective_study import Config as ObjectiveStudyConfig
 from stages.pretokenize import Config as PretokenizeConfig
 from stages.quantizer_study import Config as StudyConfig
@@ -71,6 +72,14 @@ class StagesConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _gate_is_of_what_is_measured(self) -> StagesConfig:
+        try:
+            self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
+        except ValueError as error:
+            raise ValueError(f"evaluate.gate.{error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _one_vocabulary(self) -> StagesConfig:
         if self.train.init_from and not self.pretokenize.text_tokenizer:
             raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "
@@ -94,6 +103,19 @@ class PipelineConfig(BaseModel):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     pins: dict[str, str] = Field(default_factory=dict)
     stages: StagesConfig
+
+    @model_validator(mode="after")
+    def _registered_by_its_own_name(self) -> PipelineConfig:
+        if "register_as" not in self.tracking.model_fields_set:  # null that is written down means: not at all
+            self.tracking.register_as = self.name
+        return self
+
+    @model_validator(mode="after")
+    def _champions_are_registered(self) -> PipelineConfig:
+        if self.stages.evaluate.gate.better_than_champion and not self.tracking.register_as:
+            raise ValueError("stages.evaluate.gate.better_than_champion: only a model registry has a champion; set "
+                             "tracking.register_as to the name of the model there")
+        return self
 
 
 def load(path: str, overrides: tuple[str, ...] | list[str] = ()) -> PipelineConfig:
@@ -125,7 +147,9 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             # A mapping goes into the one that is there, but an empty one empties it.
             OmegaConf.update(config, key, given, merge=given != {}, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
-            raise InputError(f"override {override!r}: {_one_line(error)}", field=key, file=str(file)) from None
+            shown = secrets.redact_override(override)
+            why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
+            raise InputError(f"override {shown!r}{why}", field=key, file=str(file)) from None
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -166,6 +190,7 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
     except ValidationError as error:
         raise _explain(error, file, overridden) from None
     config.storage = storage.absolute(config.storage)
+    secrets.hide(config.cluster.env.values())
     return config
 
 
@@ -179,7 +204,7 @@ def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[st
         message = _EXPECTED.get(item["type"], item["msg"]).removeprefix("Value error, ")
         if item["type"] not in ("value_error", "assertion_error"):
             message = message[0].lower() + message[1:]
-            if not isinstance(item["input"], dict | list):
+            if not isinstance(item["input"], dict | list) and not secrets.names_secret(field):
                 message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from infra import storage
 from infra.cluster import use_token
 from infra.errors import InputError, OmniLoomError
+from infra.secrets import redact, redact_override
 from pipelines import yaml_dialect
 from pipelines.config import find, load, raw
 from pipelines.runner import code_revision
@@ -73,8 +74,9 @@ def submit(config: str, overrides: Sequence[str] = (), address: str = "", *, arg
     with tempfile.TemporaryDirectory(prefix="omniloom-job-") as folder:
         shipped = pack(config, overrides, Path(folder))
         command = [_interpreter(python, address), "-m", "pipelines.cli", "run", shipped, *arguments]
-        return start(client, command, Path(folder), env, {"omniloom.config": str(config),
-                                                          "omniloom.overrides": " ".join(overrides)})
+        return start(client, command, Path(folder), env, {
+            "omniloom.config": redact(str(config)),
+            "omniloom.overrides": " ".join(redact_override(override) for override in overrides)})
 
 
 def start(client: JobSubmissionClient, command: Sequence[str], folder: Path, env: Mapping[str, str] | None,

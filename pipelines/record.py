@@ -14,6 +14,7 @@ from typing import Any
 
 from infra import owner, storage
 from infra.errors import InputError
+from infra.secrets import redact
 
 _RENEWAL_SECONDS = 60.0
 _STALE_SECONDS = 600.0  # not renewed for so long, a run of another machine counts as dead
@@ -60,7 +61,7 @@ class Record:
     def _write(self) -> None:
         self._written = time.monotonic()
         self._content["renewed_unix"] = time.time()
-        storage.write_json(storage.join(self.root, "runs", f"{self.id}.json"), self._content)
+        storage.write_json(storage.join(self.root, "runs", f"{self.id}.json"), redact(self._content))
 
 
 def close_killed(root: str) -> list[str]:

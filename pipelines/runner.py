@@ -6,7 +6,6 @@ publishes. Whatever dies, the work folders in storage are what the next run goes
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 import subprocess
 import tempfile
@@ -21,10 +20,11 @@ from typing import Any
 from infra import cluster, storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
+from infra.figures import finite
 from infra.lease import Lease
 from infra.owner import shown
 from infra.progress import Progress, start_board
-from infra.tracking import Tracker, close_stale, replay, resolve_tracking
+from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from pipelines.bodies import Bodies
 from pipelines.display import Display
 from pipelines.failures import told
@@ -47,12 +47,13 @@ def run(plan: Plan, display: Display) -> None:
             if planned.artifact and planned.name not in plan.config.pins:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
+    settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
     with display, Record(plan.config.storage, plan.config.name) as record:
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:
             _check_room(plan, connected)
-            _Run(plan, display, connected, record).execute()
+            _Run(plan, display, connected, settings, record).execute()
         finally:
             if connected.opened:  # a Ray that the caller had before this run is the caller's to end
                 cluster.shutdown()
@@ -71,20 +72,17 @@ def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
 class _Run:
     """One execution: a parent MLflow run, a child per executed stage, and a record in storage."""
 
-    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster, record: Record):
-        self.plan, self.display, self.store, self.record = plan, display, plan.store, record
-        self.settings = resolve_tracking(plan.config.tracking, plan.config.storage)
+    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster, settings: TrackingSettings,
+                 record: Record):
+        self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
         self.board = start_board()
         self.bodies = Bodies(connected, display.note)
         self.head = cluster.Head(connected)
         self.interrupted = threading.Event()
 
     def execute(self) -> None:
-        try:
-            replay(self.settings)
-            close_stale(self.settings, self.plan.config.name)
-        except Exception as error:  # tracking that is down never stops a run; what is logged from here on is kept
-            self.display.note(f"tracking is not reachable: {error}")
+        replay(self.settings)  # neither raises, whatever tracking answers
+        close_stale(self.settings, self.plan.config.name)
         self.parent = Tracker(self.settings).start_pipeline(
             self.plan.config.name, self.plan.config.model_dump(mode="json"), {"omniloom.run": self.record.id})
         status = "FAILED"
@@ -114,8 +112,8 @@ class _Run:
                 self.record.renew()
                 self.head.require()
                 for future in finished:
-                    planned = running.pop(future)
-                    failure = self._settle(planned, future) or failure
+                    error = self._settle(running.pop(future), future)
+                    failure = failure or error
         except BaseException:
             self._stop(running)
             raise
@@ -214,7 +212,7 @@ class _Run:
         began = time.time()
         status = "FAILED"
         try:
-            metrics = _finite(self.bodies.run(planned, context))
+            metrics = finite(self.bodies.run(planned, context))
             if place != work:
                 storage.copy_tree(place, work)
                 storage.remove(str(scratch))
@@ -256,11 +254,6 @@ class _Run:
             "mlflow_run_id": tracker.run_id(2.0),
         }
 
-
-def _finite(metrics: dict) -> dict:
-    """JSON has no NaN: a figure that is none becomes null, and the work behind it is not lost."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in metrics.items()}
 
 
 def code_revision() -> str | None:

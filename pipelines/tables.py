@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import storage
+from infra.secrets import redact
 from infra.tracking import resolve_tracking
 from pipelines.plan import Plan, PlannedStage
 
@@ -22,13 +23,14 @@ def show(table: Table) -> None:
 
 
 def plan_table(plan: Plan) -> Table:
-    table = Table(title=f"{plan.config.name} in {plan.config.storage}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{plan.config.name} in {redact(plan.config.storage)}", title_justify="left", box=None,
+                  pad_edge=False)
     for column in ("stage", "status", "fingerprint", "last took", "reason"):
         table.add_column(column, overflow="fold")
     for p in plan.stages:
         colour = _COLOURS[p.status]
         table.add_row(p.name, f"[{colour}]{p.status}[/]", p.fingerprint[:12],
-                      f"{p.last_seconds:.0f} s" if p.last_seconds else "-", p.reason.replace("[", r"\["))
+                      f"{p.last_seconds:.0f} s" if p.last_seconds else "-", redact(p.reason).replace("[", r"\["))
     return table
 
 
@@ -43,13 +45,13 @@ def status_rows(plan: Plan) -> list[dict]:
             "ended": manifest["times"]["ended"] if manifest else None,
             "metrics": manifest["metrics"] if manifest else {},
             "mlflow_run_id": manifest["mlflow_run_id"] if manifest else None})
-    return rows
+    return redact(rows)
 
 
 def status_table(plan: Plan, rows: list[dict]) -> Table:
     tracking = resolve_tracking(plan.config.tracking, plan.config.storage)
-    table = Table(title=f"{plan.config.name} in {plan.config.storage}\nMLflow: {tracking.uri}", title_justify="left",
-                  box=None, pad_edge=False)
+    table = Table(title=f"{plan.config.name} in {redact(plan.config.storage)}\nMLflow: {tracking.shown}",
+                  title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "status", "artifact", "size", "took", "MLflow run"):
         table.add_column(column, no_wrap=True)
     table.add_column("metrics", overflow="fold")
@@ -97,6 +99,8 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
                      name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
                          "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage"))]
         lines += ["metrics: " + ", ".join(shown)] if shown else []
+        if why := artifact.metrics.get("not_registered"):
+            lines.append(f"the model was not registered: {redact(why)}")
     if "train" in made:
         model = made["train"].artifact.file("model")
         lines += [f"model:  {model}", f"sample: omniloom sample {model} {_example_request(made['train'])}"]
