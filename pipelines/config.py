@@ -83,6 +83,8 @@ class StagesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _gate_is_of_what_is_measured(self) -> StagesConfig:
+        if self.evaluate is None:
+            return self
         try:
             self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
         except ValueError as error:
@@ -122,7 +124,8 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _champions_are_registered(self) -> PipelineConfig:
-        if self.stages.evaluate.gate.better_than_champion and not self.tracking.register_as:
+        evaluate = self.stages.evaluate
+        if evaluate and evaluate.gate.better_than_champion and not self.tracking.register_as:
             raise ValueError("stages.evaluate.gate.better_than_champion: only a model registry has a champion; set "
                              "tracking.register_as to the name of the model there")
         return self
