@@ -23,7 +23,7 @@ from stages.aspects import Aspects, check_names
 from stages.base import PLACEMENT, Needs, StageContext
 from stages.encoders import encoder_config, load_encoder
 
-VERSION = 4
+VERSION = 5
 FEATURES = "stages.pretokenize.features"
 
 Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, Any]]]  # (kind, shape): (segment to fill, pixels)
@@ -189,7 +189,7 @@ class ShardTokenizer:
             text = " ".join(s["_text"] for s in segments if "_text" in s)
             rows.setdefault(record["split"], []).append(
                 {"id": record["id"], "kind": record["kind"], "label": record["label"],
-                 "bytes": len(text.encode()), "segments": segments})
+                 "source": record["source"], "path": record["path"], "bytes": len(text.encode()), "segments": segments})
             for segment in segments:
                 segment.pop("_text", None)
                 segment["_train"] = record["split"] == "train"

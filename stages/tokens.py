@@ -24,7 +24,7 @@ import pyarrow as pa
 from infra import storage
 from infra.artifacts import Artifact
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SEGMENT = pa.struct([
     pa.field("kind", pa.string(), nullable=False),   # "text" or "visual"
@@ -42,6 +42,8 @@ SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
     pa.field("kind", pa.string(), nullable=False),   # the record's kind
     pa.field("label", pa.string()),
+    pa.field("source", pa.string()),                 # the record's source and file, over which draws are spread
+    pa.field("path", pa.string()),
     pa.field("bytes", pa.int32(), nullable=False),   # UTF-8 bytes of the text, for bits per byte
     pa.field("segments", pa.list_(SEGMENT), nullable=False),
 ], metadata={"omniloom.tokens": str(SCHEMA_VERSION)})

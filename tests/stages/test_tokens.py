@@ -104,7 +104,7 @@ def test_another_schema_version_is_refused(tmp_path):
     facts = storage.read_json(artifact.file("tokens.json"))
     for other in (3, 9):
         storage.write_json(artifact.file("tokens.json"), {**facts, "schema_version": other})
-        with pytest.raises(ValueError, match=f"tokens of schema version {other}, expected 4"):
+        with pytest.raises(ValueError, match=f"tokens of schema version {other}, expected 5"):
             TokenSet(artifact, "train")
 
 
