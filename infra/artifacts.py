@@ -177,8 +177,8 @@ class ArtifactStore:
         for folder in (output, target):
             files = [e for e in manifest["files"] if (e["path"] in waiting) == (folder == output)]
             if bad := integrity.wrong(folder, files, remembered=False):
-                say(f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder}); "
-                    "it is made again, a training from its last checkpoint")
+                say(f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder});"
+                    " it is made again, a training from its last checkpoint")
                 self._withdraw(stage, fingerprint, work)
                 return None
         return self._place(stage, fingerprint, work, manifest)

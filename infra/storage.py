@@ -18,7 +18,6 @@ import shutil
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -259,13 +258,6 @@ def localize(uri: str, digest: str) -> Path:
         shutil.rmtree(staging)
     disk.sync([cache])
     return target
-
-
-def check_writable(uri: str) -> None:
-    """OSError, or what else the filesystem raises, where nothing can be stored below `uri`."""
-    probe = join(uri, f"{disk.UNFINISHED}{uuid.uuid4().hex}")
-    write_bytes(probe, b"")
-    remove(probe)
 
 
 def remove_leftovers(folder: str) -> None:

@@ -154,14 +154,6 @@ def test_a_json_file_that_holds_none_is_named(root, content):
     assert caught.value.file == join(root, "x.json") and "x.json" in str(caught.value)
 
 
-def test_where_nothing_can_be_stored_is_told(root, tmp_path, monkeypatch):
-    storage.check_writable(root)
-    assert storage.list_files(root) == {} and not list(tmp_path.rglob(".tmp-*"))
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError):
-        storage.check_writable(str(tmp_path / "file"))
-
-
 def test_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
