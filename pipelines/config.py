@@ -21,6 +21,7 @@ from pipelines.graph import KNOWN_NAMES, Graph
 from stages.base import PLACEMENT
 from stages.evaluate import Config as EvaluateConfig
 from stages.ingest import Config as IngestConfig
+from stages.measures import measured
 from stages.objective_study import Config as ObjectiveStudyConfig
 from stages.pretokenize import Config as PretokenizeConfig
 from stages.quantizer_study import Config as StudyConfig
@@ -71,6 +72,14 @@ class StagesConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _gate_is_of_what_is_measured(self) -> StagesConfig:
+        try:
+            self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
+        except ValueError as error:
+            raise ValueError(f"evaluate.gate.{error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _one_vocabulary(self) -> StagesConfig:
         if self.train.init_from and not self.pretokenize.text_tokenizer:
             raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "
@@ -99,6 +108,13 @@ class PipelineConfig(BaseModel):
     def _registered_by_its_own_name(self) -> PipelineConfig:
         if "register_as" not in self.tracking.model_fields_set:  # null that is written down means: not at all
             self.tracking.register_as = self.name
+        return self
+
+    @model_validator(mode="after")
+    def _champions_are_registered(self) -> PipelineConfig:
+        if self.stages.evaluate.gate.better_than_champion and not self.tracking.register_as:
+            raise ValueError("stages.evaluate.gate.better_than_champion: only a model registry has a champion; set "
+                             "tracking.register_as to the name of the model there")
         return self
 
 

@@ -20,9 +20,10 @@ from infra.secrets import redact_uris
 def canonical(value: Any, where: str = "value") -> Any:
     """`value` as JSON-able literals; raises TypeError or ValueError that name the place for anything else."""
     if isinstance(value, BaseModel):
-        return {name: canonical(getattr(value, name), f"{where}.{name}")
-                for name, info in type(value).model_fields.items()
-                if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))}
+        fields = {name: canonical(getattr(value, name), f"{where}.{name}")
+                  for name, info in type(value).model_fields.items()
+                  if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))}
+        return fields | canonical(value.model_extra or {}, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, Enum):

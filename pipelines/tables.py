@@ -87,9 +87,9 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
     if evaluate.status == "cached" and evaluate.artifact:
         lines.append(f"report: {evaluate.artifact.file('report.html')}")
         lines.append("metrics: " + ", ".join(
-            f"{name} {value:.3f}" for name, value in evaluate.artifact.metrics.items()
-            if name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
-                "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage")))
+            f"{name} {value:.3f}" for name, value in evaluate.artifact.metrics.items() if value is not None and (
+            name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
+                "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage"))))
         if why := evaluate.artifact.metrics.get("not_registered"):
             lines.append(f"the model was not registered: {redact(why)}")
     if train.status == "cached" and train.artifact:

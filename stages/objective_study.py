@@ -23,10 +23,17 @@ from stages.base import Needs, StageContext
 from stages.evaluate import MeasureConfig
 from stages.study import Named, Share, curves
 
-VERSION = 1
+VERSION = 2
 
 _COLUMNS = {"image_class_agreement": "class agreement", "caption_accuracy": "caption accuracy",
             "image_coverage": "coverage", "caption_exact": "exact captions"}
+
+
+class StudyMeasureConfig(MeasureConfig):
+    """As `evaluate` measures. The split is another than its default: what is chosen by one split is judged on another.
+    """
+
+    split: str = Field("validation", pattern="^(validation|test)$", description="what the models are compared on")
 
 
 class Config(BaseModel):
@@ -36,7 +43,7 @@ class Config(BaseModel):
                                            "of diffusions alone")
     objectives: dict[str, Objective] = Field(default_factory=lambda: {name: name for name in OBJECTIVES}, min_length=1,
                                              description="a name for the table: an objective")
-    evaluation: MeasureConfig = Field(default_factory=MeasureConfig)
+    evaluation: StudyMeasureConfig = Field(default_factory=StudyMeasureConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -74,9 +81,10 @@ def budget(config: train_unified.Config, objective: str) -> train_unified.Config
 
 @dataclass
 class Measurement:
-    """What the measuring worker gets; picklable. `output` is the folder that the training filled."""
+    """What the measuring worker gets; picklable. `output` is the folder that `training` filled."""
 
     config: MeasureConfig
+    training: train_unified.Config
     inputs: dict[str, Artifact]
     output: str
     state: str
@@ -115,7 +123,7 @@ def _make(context: StageContext, name: str, training: train_unified.Config, prog
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):
         where = WorkersConfig(count=1, cpus=config.evaluation.cpus, gpus=config.evaluation.gpus)
-        launch(measure_worker, Measurement(config.evaluation, context.inputs, output, state, tracker), where,
+        launch(measure_worker, Measurement(config.evaluation, training, context.inputs, output, state, tracker), where,
                f"{run_name}-measured", state)
     return {**storage.read_json(measured), **_cost(storage.read_json(storage.join(state, "metrics.json")), output)}
 
@@ -143,7 +151,8 @@ def measure_worker(job: Measurement) -> None:
     from stages.starting import local_folder
 
     device = "cuda" if job.config.gpus and torch.cuda.is_available() else "cpu"
-    evaluation = Evaluation(job.config, job.inputs, device, local_folder(storage.join(job.output, "model")))
+    evaluation = Evaluation(job.config, job.inputs, device, local_folder(storage.join(job.output, "model")),
+                            job.training.model_dump(mode="json"))
     for part in (read_text, draw, describe, retrieve):
         part(evaluation)
     for name, picture in evaluation.pictures.items():

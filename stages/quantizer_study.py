@@ -19,7 +19,7 @@ from stages import train_tokenizer
 from stages.base import Needs, StageContext
 from stages.study import Named, Share, curves
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(BaseModel):

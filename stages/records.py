@@ -113,8 +113,13 @@ def encode_shard(rows: list[dict]) -> bytes:
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer:
         for group in _row_groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist([_with_captions(row) for row in group], schema=SCHEMA))
     return sink.getvalue()
+
+
+def _with_captions(row: dict) -> dict:
+    """A row that names its one caption has it among its captions."""
+    return row if row.get("captions") or not row.get("caption") else {**row, "captions": [row["caption"]]}
 
 
 def writable(rows: list[dict]) -> tuple[list[dict], list[dict]]:

@@ -21,7 +21,7 @@ from stages import manifests
 from stages.ingest_config import Config, Source
 from stages.limits import MediaError
 from stages.manifests import Bad, Manifest, Names
-from stages.roots import Root, SourceFile, encodable
+from stages.roots import Root, SourceFile, encodable, hidden
 
 SUFFIXES = {
     "image_folder": (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2",
@@ -102,7 +102,7 @@ def _manifest_field(root: Root) -> str:
 
 
 def _place(root: Root) -> tuple[str, str | None]:
-    """The URI of a source's manifest, and its path below the root where it lies there."""
+    """The URI of a source's manifest, and its path below the root where it lies among the files there."""
     manifest = manifest_of(root.source)
     if "://" in manifest or manifest.startswith(("/", "~")):
         uri = storage.absolute(manifest)
@@ -111,7 +111,8 @@ def _place(root: Root) -> tuple[str, str | None]:
         protocol, path = split_protocol(storage.join(folder, manifest))
         path = posixpath.normpath(path)
         uri = f"{protocol}://{path}" if protocol else path
-    return uri, None if root.is_file else root.relative(uri)
+    below = None if root.is_file else root.relative(uri)
+    return uri, None if below is None or hidden(below) else below
 
 
 def _outside_fact(root: Root, uri: str) -> tuple[str, int, str]:

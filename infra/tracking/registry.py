@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infra.secrets import logger
 from infra.tracking.config import VARIABLE
@@ -24,6 +24,7 @@ log = logger(__name__)
 
 FINGERPRINT_TAG = "omniloom.fingerprint"
 _MODEL_NAME = "model"
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,26 @@ class RegisteredModel:
         return f"models:/{self.name}/{self.version}"
 
 
+@dataclass(frozen=True)
+class Champion:
+    """The version that holds an alias, the fingerprint of its model, and the figures it was registered with last."""
+    version: str
+    fingerprint: str | None
+    metrics: Mapping[str, float]
+
+
 def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: str, fingerprint: str,
                    alias: str | None = None, metrics: Mapping[str, float] | None = None,
                    example: list[dict[str, Any]] | None = None, timeout: float = 300.0,
-                   ) -> tuple[RegisteredModel | None, str | None]:
+                   no_worse: Mapping[str, Better] | None = None) -> tuple[RegisteredModel | None, str | None]:
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
     `code` is a file that ends in `mlflow.models.set_model(...)` and defines `signature()`, which gives an
     `mlflow.models.ModelSignature`; its model finds the folder as the artifact `bundle`. `fingerprint` names the
     content: a model that is registered with it already is not copied again, and only gets `alias`. `alias` (such as
-    `champion`) moves to this version: pass it only when evaluation passed. `example`: some input rows, of text and
-    numbers, that the registry shows.
+    `champion`) moves to this version: pass it only when evaluation passed. `no_worse` names metrics and which way each
+    is better: where the alias has come to a version that is better by one of them before this is delivered, it stays
+    there. `example`: some input rows, of text and numbers, that the registry shows.
     Returns (the version, None), or (None, why not) where the registry refuses it, or where tracking did not take it
     within `timeout` seconds; it then waits like all else, and `bundle` has to stay where it is until then.
     """
@@ -55,7 +65,7 @@ def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: s
         if not path.exists():
             raise ValueError(f"{field}: {path} does not exist")
     run.log_model(str(Path(bundle).absolute()), str(Path(code).absolute()), name, fingerprint, alias, metrics or {},
-                  example)
+                  example, no_worse or {})
     arrived = run.flush(timeout)
     sink = courier(run.settings).sink
     if found := sink.registered.get((name, fingerprint)):
@@ -92,7 +102,10 @@ def _process_wide(uri: str) -> Iterator[None]:
 def _send(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
     name, fingerprint = event["name"], event["fingerprint"]
     version = _find_version(sink, name, fingerprint)
-    if version is None:
+    if version is not None:
+        if model_id := _logged_model(sink.call("get_model_version", name, version)):
+            _log_metrics(sink, run_id, model_id, event["metrics"])
+    else:
         if not _exists(sink, name):  # a name that is refused is refused before anything is stored
             sink.call("create_registered_model", name)
         model_id = _find_logged(sink, experiment_id, fingerprint) or _log(sink, run_id, experiment_id, event)
@@ -102,7 +115,7 @@ def _send(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
         except Refused:
             _discard(sink, model_id)
             raise
-    if event["alias"]:
+    if event["alias"] and not _held_by_better(sink, event):
         sink.call("set_registered_model_alias", name, event["alias"], version)
     sink.not_registered.pop((name, fingerprint), None)
     sink.registered[name, fingerprint] = RegisteredModel(name, str(version))
@@ -169,9 +182,8 @@ def _save(target: Path, run_id: str, event: dict) -> None:
 
 def _upload(sink: Sink, target: Path, run_id: str, experiment_id: str, event: dict) -> str:
     """Store the folder as a logged model of the run, with its metrics; returns the model's id."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
-    from mlflow.utils.time import get_current_time_millis
 
     logged = sink.call("create_logged_model", experiment_id, name=_MODEL_NAME, source_run_id=run_id,
                        tags={FINGERPRINT_TAG: event["fingerprint"]}, model_type="omniloom")
@@ -185,12 +197,56 @@ def _upload(sink: Sink, target: Path, run_id: str, experiment_id: str, event: di
         _discard(sink, logged.model_id)
         raise
     sink.call("log_outputs", run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    figures = {key: value for key, value in event["metrics"].items() if value is not None}
-    if figures:
-        now = get_current_time_millis()
-        sink.call("log_batch", run_id, [Metric(key, value, now, 0, model_id=logged.model_id)
-                                        for key, value in figures.items()], synchronous=True)
+    _log_metrics(sink, run_id, logged.model_id, event["metrics"])
     return logged.model_id
+
+
+def _log_metrics(sink: Sink, run_id: str, model_id: str, metrics: Mapping[str, float | None]) -> None:
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    if figures := {key: value for key, value in metrics.items() if value is not None}:
+        now = get_current_time_millis()
+        sink.call("log_batch", run_id, [Metric(key, value, now, 0, model_id=model_id)
+                                        for key, value in figures.items()], synchronous=True)
+
+
+def _logged_model(version) -> str | None:
+    """The id of the logged model that a version is of; some stores keep it in the version's source alone."""
+    source = version.source or ""
+    return version.model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
+
+
+def champion(run: RunHandle, name: str, alias: str) -> Champion | None:
+    """The version of `name` that holds the alias; None where none does. `Unreachable` or `Refused` where the store does
+    not say."""
+    return _champion(Sink(run.settings), name, alias)
+
+
+def _champion(sink: Sink, name: str, alias: str) -> Champion | None:
+    if not _exists(sink, name):
+        return None
+    if (number := sink.call("get_registered_model", name).aliases.get(alias)) is None:
+        return None
+    version = sink.call("get_model_version", name, number)
+    model_id = _logged_model(version)
+    logged = sink.call("get_logged_model", model_id).metrics if model_id else ()
+    # A model that was measured again has figures of each time; the last ones are meant.
+    metrics = {metric.key: metric.value for metric in sorted(logged or (), key=lambda metric: metric.timestamp)}
+    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics)
+
+
+def _held_by_better(sink: Sink, event: dict) -> bool:
+    """Whether the alias is held by another model that is better by one of the event's `no_worse`, or is not known to be
+    no better."""
+    wanted = event.get("no_worse") or {}
+    held = _champion(sink, event["name"], event["alias"]) if wanted else None
+    if held is None or held.fingerprint == event["fingerprint"]:
+        return False
+    own, theirs = event["metrics"], held.metrics
+    return not all(key in theirs and own.get(key) is not None and
+                   (own[key] >= theirs[key] if better == "higher" else own[key] <= theirs[key])
+                   for key, better in wanted.items())
 
 
 def _discard(sink: Sink, model_id: str) -> None:

@@ -139,10 +139,11 @@ class RunHandle:
 
     @_quiet
     def log_model(self, bundle: str, code: str, name: str, fingerprint: str, alias: str | None,
-                  metrics: Mapping[str, Any], example: list[dict[str, Any]] | None) -> None:
+                  metrics: Mapping[str, Any], example: list[dict[str, Any]] | None,
+                  no_worse: Mapping[str, str]) -> None:
         """A model for the registry: see `registry.register_model`."""
         self._append("model", bundle=bundle, code=code, name=name, fingerprint=fingerprint, alias=alias,
-                     metrics=finite(metrics), example=finite(example))
+                     metrics=finite(metrics), example=finite(example), no_worse=dict(no_worse))
 
     # --- its life
     def child(self, stage: str, tags: Mapping[str, Any] | None = None,

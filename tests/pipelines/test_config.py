@@ -90,12 +90,13 @@ def test_every_preset_is_valid(preset, tmp_path):
 
 def test_overrides(file):
     config = load(str(file), ["seed=7", "stages.train.optimizer.lr=3e-4", "stages.ingest.sources.1.uri=/texts",
-                              "stages.evaluate.gate={bits_per_byte: 2}", "stages.tokenizer_image.data.sizes=[16, 32]",
-                              "cluster.env.A=b=c", "storage=s3://bucket/run/", "tracking.register_as="])
+                              "stages.evaluate.gate={bits_per_byte: {max: 2}}",
+                              "stages.tokenizer_image.data.sizes=[16, 32]", "cluster.env.A=b=c",
+                              "storage=s3://bucket/run/", "tracking.register_as="])
     assert config.seed == config.stages.train.seed == 7
     assert config.stages.train.optimizer.lr == 3e-4
     assert config.stages.ingest.sources[1].uri == "/texts"
-    assert config.stages.evaluate.gate["bits_per_byte"] == 2
+    assert config.stages.evaluate.gate.bounds["bits_per_byte"].max == 2
     assert config.stages.tokenizer_image.data.sizes == (16, 32)
     assert config.cluster.env == {"A": "b=c"}
     assert config.storage == "s3://bucket/run"
@@ -375,3 +376,30 @@ def test_messages_use_the_words_of_yaml(file):
                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_what_is_dumped_for_a_job_is_read_back(values):
     assert yaml_dialect.load(yaml_dialect.dump(values)) == values
+
+
+@pytest.mark.parametrize("gate, message", [
+    ("{image_class_agreemnt: {min: 0.9}}", "did you mean 'image_class_agreement'?"),
+    ("{bits_per_byte: 3.0}", "better when lower"),
+    ("{bits_per_byte: {most: 3.0}}", "unknown key; known keys: min, max"),
+    ("{caption_accuracy_next_code: {min: 0.9}}", "not measured by this pipeline; did you mean 'caption_accuracy'?"),
+    ("{caption_accuracy: {min: high}}", "valid number"), ("{better_than_champion: bits_per_bite}", "'bits_per_byte'")])
+def test_a_gate_on_what_is_not_measured_is_refused(gate, message):
+    with pytest.raises(InputError) as caught:
+        load("demo", [f"stages.evaluate.gate={gate}"])
+    assert message in str(caught.value) and "evaluate.gate" in str(caught.value)
+
+
+def test_a_champion_needs_a_registry():
+    gate = "stages.evaluate.gate={better_than_champion: [bits_per_byte]}"
+    assert load("demo", [gate]).stages.evaluate.gate.better_than_champion == ("bits_per_byte",)
+    with pytest.raises(InputError, match="better_than_champion: only .* tracking.register_as"):
+        load("demo", [gate, "tracking.register_as=null"])
+
+
+def test_a_language_model_has_no_gate_on_pictures():
+    text = ["stages.tokenizer_image=null", "stages.tokenizer_joint=null", "stages.train.objectives={}",
+            "stages.train.packing.mixture={}"]
+    assert load("demo", [*text, "stages.evaluate.gate={}"]).stages.evaluate.gate.bounds == {}
+    with pytest.raises(InputError, match="image_class_agreement: is not measured by this pipeline"):
+        load("demo", text)

@@ -129,6 +129,17 @@ def test_images_with_a_manifest(memory):
     }
 
 
+def test_a_manifest_is_read_by_names_and_not_by_its_order(memory):
+    """Rows in an order of their own, and a file in the middle that has none."""
+    names = ["b.png", "a.png", "e.png", "c.png", "d.png"]
+    uri = put(f"{memory}/in", {name: picture() for name in names} | {
+        "m.jsonl": lines(*({"file": name, "caption": f"of {name}", "label": name[0]}
+                           for name in reversed(names) if name != "c.png"))})
+    out = Result(config({"kind": "image_folder", "uri": uri, "captions": {"manifest": "m.jsonl"}}), memory)
+    told = {row["path"]: (row["caption"], row["label"]) for row in out.rows}
+    assert told == {name: (f"of {name}", name[0]) if name != "c.png" else (None, None) for name in names}
+
+
 def test_captions_from_folders_and_files(memory):
     uri = put(f"{memory}/in", {"red_fox/1.png": picture(), "top.png": picture()})
     folder = {"from": "folder", "template": "a photo of a {name}"}
@@ -191,7 +202,9 @@ def test_videos(memory):
 
 def test_links_out_of_the_root_are_refused_and_links_within_are_read(tmp_path):
     put(tmp_path / "outside", {"secret.png": picture(), "more/x.png": picture()})
+    put(tmp_path / "root-private", {"secret.png": picture()})  # begins as the root does
     root = put(tmp_path / "root", {"a.png": picture(), "sub/b.png": picture()})
+    os.symlink(tmp_path / "root-private" / "secret.png", tmp_path / "root" / "beside.png")
     os.symlink(tmp_path / "outside" / "secret.png", tmp_path / "root" / "out.png")
     os.symlink(tmp_path / "outside" / "more", tmp_path / "root" / "folder")
     os.symlink(tmp_path / "root" / "sub" / "b.png", tmp_path / "root" / "within.png")
@@ -201,7 +214,8 @@ def test_links_out_of_the_root_are_refused_and_links_within_are_read(tmp_path):
     context = f"memory://links-{time.monotonic_ns()}"
     out = Result(cfg, context)
     assert [row["path"] for row in out.rows] == ["a.png", "sub/b.png"]
-    assert out.codes == {"out.png": "outside_root", "folder": "outside_root", "dead.png": "missing_file"}
+    assert out.codes == {"out.png": "outside_root", "folder": "outside_root", "beside.png": "outside_root",
+                         "dead.png": "missing_file"}
     assert [row["path"] for row in out.duplicates] == ["within.png"]
     facts = {fact["path"]: fact for fact in ingest.listing(cfg)}
     assert facts["out.png"]["size"] == 0 and facts["out.png"]["identity"] == "link"
@@ -549,7 +563,8 @@ def test_other_wrong_fields_are_told_by_the_config():
 
 @pytest.mark.slow
 def test_ray_data_gives_what_one_process_gives(tmp_path):
-    ray = pytest.importorskip("ray")
+    import ray
+
     files = {f"{i}.png": picture() for i in range(6)}
     uri = put(tmp_path / "in", {**files, "6.png": files["1.png"], "bad.png": "x"})
     cfg = config({"kind": "image_folder", "uri": uri}, shard_items=3, num_workers=2)
