@@ -49,6 +49,15 @@ for params, word in (({"size": [16]}, "size"), ({"size": [17, 16]}, "16"), ({"sa
     task = "text_to_text" if "top_p" in params else "text_to_video"
     assert word in refused(pandas.DataFrame([{"prompt": "x", "task": task}]), **params), (params, word)
 
+import os
+from pipelines.trained import find_model
+os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
+for name in ("models:/digits@champion", "models:/digits/1"):
+    assert sorted(os.listdir(find_model(name))) == sorted(os.listdir(sys.argv[2]))
+try:
+    find_model("models:/digits@challenger")
+except Exception as error:
+    assert type(error).__name__ == "InputError" and "models:/digits@challenger: MODEL: " in str(error), error
 def picture(value):
     return Image.open(io.BytesIO(value)).size
 one = pandas.DataFrame([{"prompt": "a handwritten seven"}])
@@ -135,8 +144,8 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     assert {metric.key: metric.value for metric in logged.metrics} == {"recon_psnr_image": 24.5}
 
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri], cwd=tmp_path, env=env, capture_output=True,
-                          text=True, timeout=180)
+    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri, str(bundle)], cwd=tmp_path, env=env,
+                          capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     import base64
 

