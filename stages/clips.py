@@ -6,18 +6,17 @@ lie in a local, memory-mapped Arrow file that is written once per machine; decod
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from infra import storage
+from infra import disk, storage
 from infra.artifacts import Artifact
 from stages import media, records
+from stages.arrow import map_table
 from stages.aspects import Aspects
 from stages.images import cover
 from stages.order import BucketOrder
@@ -33,12 +32,10 @@ _VALIDATION_BATCH = 16  # clips at once
 def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
     """The encoded media of one kind and split, memory-mapped from this machine's cache."""
     folder = storage.cache_folder() / f"clips-{ingest.digest[:32]}"
-    file = folder / f"{kind}-{split}-sourced.arrow"
+    file = folder / f"{kind}-{split}-captioned.arrow"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
-        temporary = Path(f"{file}.{os.getpid()}")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with disk.writing(str(file)) as sink, pa.ipc.new_file(sink, schema) as writer:
             rows: list[dict] = []
             for row in records.iterate(ingest.uri, kinds=[kind], split=split, columns=_COLUMNS):
                 rows.append(row)
@@ -46,8 +43,7 @@ def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-        temporary.replace(file)
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    return map_table(file)
 
 
 def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int) -> np.ndarray:
