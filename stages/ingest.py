@@ -29,7 +29,7 @@ from stages.ingest_config import Config
 if TYPE_CHECKING:
     from stages.base import StageContext
 
-VERSION = 1
+VERSION = 2
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run"]
 
