@@ -19,23 +19,24 @@ _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SO
 _CODED = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the first marker after a scan's coded data
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_ALL = (1 << 64) - 1
 _DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
 
 
 @dataclass
 class Jpeg:
-    """`coded`: the file up to its first end marker, without application data and comments. `exact[(component, k)]`:
-    the bits still to come of the component's k-th coefficient (0: complete)."""
+    """`coded`: the file up to its first end marker, without application data and comments. `exact`: of each component
+    the coefficients that the scans have brought to their last bit, bit k for the k-th of 64."""
 
     coded: bytearray = field(default_factory=bytearray)
     scans: int = 0
     components: list[int] = field(default_factory=list)
-    exact: dict[tuple[int, int], int] = field(default_factory=dict)
+    exact: dict[int, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
         """Whether the scans bring every coefficient of every component to its last bit."""
-        return all(self.exact.get((name, k)) == 0 for name in self.components for k in range(64))
+        return all(self.exact.get(name) == _ALL for name in self.components)
 
 
 def read_jpeg(data: bytes) -> Jpeg:
@@ -76,9 +77,10 @@ def _note_scan(jpeg: Jpeg, body: bytes, lossless: bool) -> None:
     first, last, precision = body[1 + 2 * body[0]:4 + 2 * body[0]]
     if lossless:  # no coefficients: what stands there are a predictor and a shift
         first, last, precision = 0, 63, 0
-    for i in range(body[0]):
-        for k in range(first, min(last, 63) + 1):
-            jpeg.exact[body[1 + 2 * i], k] = precision & 15
+    band = _ALL >> 63 - min(last, 63) & _ALL << first
+    for name in body[1:1 + 2 * body[0]:2]:
+        before = jpeg.exact.get(name, 0)
+        jpeg.exact[name] = before & ~band if precision & 15 else before | band
 
 
 def check_scans(jpeg: Jpeg, width: int, height: int, limits: Limits) -> None:
@@ -92,7 +94,7 @@ def check_scans(jpeg: Jpeg, width: int, height: int, limits: Limits) -> None:
 def check_jpeg(jpeg: Jpeg) -> None:
     """Raises `truncated` or `corrupt` for a JPEG that decoders show in spite of damage."""
     if damage := _jpeg_damage(bytes(jpeg.coded)):
-        raise MediaError("truncated" if "premature" in damage.lower() else "corrupt", damage)
+        raise MediaError("corrupt", damage)
     if jpeg.components and not jpeg.complete:
         raise MediaError("truncated", f"only {jpeg.scans} scans, which leave the picture coarse")
 

@@ -88,9 +88,7 @@ def _decode_image(data: bytes, limits: Limits, intact: bool = False) -> tuple[np
         except Image.DecompressionBombError as error:
             raise MediaError("too_large", str(error)) from None
         except DECODE_ERRORS as error:
-            text = one_line(error)
-            code = "truncated" if "truncated" in text.lower() else "corrupt"
-            raise MediaError(code, text) from None
+            raise _damaged(error, data) from None
         if intact and jpeg:
             image_checks.check_jpeg(jpeg)
         elif intact and format_ == "png":
@@ -111,14 +109,19 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
                 raise MediaError("too_large", str(error)) from None
             Image.MAX_IMAGE_PIXELS = min(2 * bound, limits.max_pixels)  # Pillow's own bound is below what is allowed
         except DECODE_ERRORS as error:
-            raise MediaError("corrupt", one_line(error)) from None
+            raise _damaged(error, data) from None
+
+
+def _damaged(error: BaseException, data: bytes) -> MediaError:
+    text = one_line(error)
+    cut = "truncated" in text.lower() or "end of file" in text.lower() or containers.cut_short(data)
+    return MediaError("truncated" if cut else "corrupt", text)
 
 
 def _unidentified(data: bytes) -> MediaError:
     if name := containers.still_picture(data):
-        promised = containers.promised_bytes(data)
-        if promised and promised > len(data):
-            return MediaError("truncated", f"{len(data)} of {promised} bytes")
+        if missing := containers.cut_short(data):
+            return MediaError("truncated", missing)
         return MediaError("corrupt", f"begins as {name} and cannot be read")
     if containers.looks_like_video(data):
         return MediaError("not_an_image", "a video, which a source of kind video_folder takes")

@@ -44,6 +44,8 @@ SUFFIXES = {
         ".pgm",
         ".jp2",
         ".avif",
+        ".heic",
+        ".heif",
         ".tga",
         ".ico",
     ),

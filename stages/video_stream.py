@@ -93,7 +93,7 @@ class VideoStream:
                     self._note(frame)
                     yield frame
         if not self.shown:
-            raise MediaError("corrupt" if self._error else "truncated", self._error or "no frame could be decoded")
+            raise MediaError("corrupt" if self.packets else "truncated", self._error or "no frame could be decoded")
 
     def _decoded(self) -> Iterator[tuple[av.Packet | None, bool, list[av.VideoFrame]]]:
         """(packet, whether something was wrong, frames that came out), last what the decoder had kept back."""
@@ -169,17 +169,19 @@ class VideoStream:
                                         f"{self.limits.max_corrupt_fraction:.1%}")
 
     def _check_complete(self) -> None:
-        stream = self.stream
-        movie = "mp4" in self.container.format.name
-        # Of a movie, the samples that its edit list leaves; others count frames in the header.
-        promised = len(stream.index_entries) if movie else stream.frames
-        if (found := max(self.packets, self.shown)) < promised - max(2, promised // 50):
-            raise MediaError("truncated", f"{found} of {promised} frames")
-        # Two fields may come as two packets of a frame; less than half is no such case.
-        if movie and 2 * self.shown + 2 < self.packets - self.discarded:
-            raise MediaError("corrupt", f"{self.shown} frames came out of {self.packets - self.discarded} packets")
-        tag = stream.metadata.get("DURATION")  # Matroska and WebM, where the muxer wrote it
-        if tag and (length := _clock(tag)) and self.end < 0.9 * length - 0.5:
+        name = self.container.format.name
+        if "mp4" in name:
+            # The samples that the edit list leaves, hidden ones included; the header's count knows no edit list.
+            promised, shown = len(self.stream.index_entries), self.packets - self.discarded
+            if self.packets < promised - max(2, promised // 50):
+                raise MediaError("truncated", f"{self.packets} of {promised} samples")
+            if 2 * self.shown + 2 < shown:  # the two fields of a frame may come apart; less than half is no such case
+                raise MediaError("corrupt", f"{self.shown} frames came out of {shown} samples")
+            return
+        length = _clock(self.stream.metadata.get("DURATION", ""))  # Matroska and WebM, where the muxer wrote it
+        if name == "avi" and self.stream.duration:
+            length = float(self.stream.duration * self.stream.time_base)
+        if length and self.end < 0.9 * length - 0.5:
             raise MediaError("truncated", f"{self.end:.2f} of {length:.2f} s")
 
     def _reached(self) -> int:
@@ -208,6 +210,8 @@ def _first_video(container):
     if not streams:
         found = sorted({s.type for s in container.streams}) or ["nothing"]
         raise MediaError("no_video_stream", f"holds {', '.join(found)}")
+    if "mp4" in container.format.name:  # pictures that stand beside a sequence are streams too, and last no time
+        streams = [s for s in streams if s.duration] or streams
     if streams[0].codec_context is None:
         raise MediaError("unsupported", "no decoder for this codec")
     return streams[0]
@@ -215,7 +219,8 @@ def _first_video(container):
 
 def _decoder(stream):
     context = stream.codec_context
-    if context.name in _WITH_ALPHA and stream.metadata.get("alpha_mode") == "1":
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    if context.name in _WITH_ALPHA and tags.get("alpha_mode") == "1":
         with_alpha = CodecContext.create(_WITH_ALPHA[context.name], "r")
         with_alpha.extradata = context.extradata
         with_alpha.width, with_alpha.height = context.width, context.height
@@ -237,6 +242,7 @@ def _decoder_log() -> Iterator[None]:
     with _log_lock:
         _log_readers += 1
         av.logging.set_level(av.logging.ERROR)
+        av.logging.set_skip_repeated(False)
     try:
         yield
     finally:
