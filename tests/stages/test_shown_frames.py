@@ -160,23 +160,26 @@ def test_transparency_of_every_depth_lies_on_white(codec, format_, pix_fmt, meta
 # ---- damage ----
 
 
-def flipped(data: bytes, count: int, first: float = 0.3, last: float = 0.6, seed: int = 1) -> bytes:
-    damaged = bytearray(data)
-    for at in np.random.default_rng(seed).integers(int(len(data) * first), int(len(data) * last), count):
-        damaged[at] ^= 0xFF
+def flipped(data: bytes, count: int, seed: int) -> bytes:
+    """`count` bytes of coded pictures turned over, in the middle half of the clip."""
+    with av.open(io.BytesIO(data)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    damaged, rng = bytearray(data), np.random.default_rng(seed)
+    for number in rng.integers(len(packets) // 4, len(packets) * 3 // 4, count):
+        packet = packets[number]
+        damaged[packet.pos + int(rng.integers(packet.size // 3, packet.size))] ^= 0xFF
     return bytes(damaged)
 
 
 @pytest.mark.parametrize("codec, format_, pix_fmt", [
     ("libx264", "mp4", "yuv420p"), ("libx264", "mpegts", "yuv420p"), ("mpeg4", "avi", "yuv420p"),
     ("mpeg2video", "mpeg", "yuv420p"), ("prores_ks", "mov", "yuv422p10le"), ("ffv1", "matroska", "yuv420p"),
-    ("flv", "flv", "yuv420p"), ("libx265", "mp4", "yuv420p"), ("gif", "gif", "rgb8")])
+    ("flv", "flv", "yuv420p"), ("mjpeg", "avi", "yuvj420p"), ("gif", "gif", "rgb8")])
 def test_bit_rot_is_noticed(codec, format_, pix_fmt):
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-    data = encoded(noise(20), codec, format_, pix_fmt, rate=25, **options)
+    data = encoded(noise(20), codec, format_, pix_fmt, rate=25)
     assert probe_video(data).frames == 20
     for seed in range(3):  # the same file is judged the same, however often its errors were met before
-        assert refusal(lambda: probe_video(flipped(data, 40, seed=seed))).code == "corrupt"  # noqa: B023
+        assert refusal(lambda: probe_video(flipped(data, 40, seed))).code == "corrupt"  # noqa: B023
 
 
 def test_damage_reaches_to_the_next_frame_that_stands_by_itself():
