@@ -2,11 +2,12 @@
 # make demo      the demo pipeline, end to end, in runs/demo
 # make test      the fast tests; test-slow: those that start Ray, servers or train; bench: figures, no tests
 # make check     style and layers
+# make mutants   mistakes made in the product on purpose: do the tests notice? (docs/testing.md)
 PYTHON ?= python3.11
 BIN := .venv/bin
 OMP ?= 1
 
-.PHONY: setup demo test test-slow bench check clean bench-tokenizer
+.PHONY: setup demo test test-slow bench check mutants clean bench-tokenizer
 
 setup: .venv/.ready
 
@@ -28,6 +29,9 @@ test-slow: setup
 
 check: setup
 	$(BIN)/ruff check .
+
+mutants: setup
+	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 bench-tokenizer: setup
 	$(BIN)/python tests/benchmarks/tokenizer.py --schemes

@@ -22,6 +22,15 @@ class ProgressBoard:
         return dict(self._states)
 
 
+def start_board():
+    """A board as a Ray actor beside the driver that reads it, started again where its process dies."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(ProgressBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+
+
 @dataclass
 class Progress:
     """Call it as `progress(done, total, "images", loss=0.1)`; calls closer than `interval` seconds are dropped."""

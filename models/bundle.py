@@ -219,7 +219,9 @@ class OmniLoom:
         for part in self._parts(len(prompts)):
             prefixes = self.prefixes(prompts[part], images and images[part], size, objective)
             how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seeds": seeds[part]}
-            texts += [self.text.decode(ids) for ids in generate_text(self.model, prefixes, max_new_tokens, **how)]
+            written = generate_text(self.model, prefixes, max_new_tokens, **how)
+            texts += [self.text.continuation(self.text.encode(prompt), ids)
+                      for prompt, ids in zip(prompts[part], written)]
         return texts
 
     def interleaved(
@@ -257,11 +259,13 @@ class OmniLoom:
                 video_grid=self.grid(frames, height, width, how.objective) if frames > 1 else None,
                 max_visuals=max_visuals,
             )
-        return [[self._told(segment) for segment in segments] for segments in made]
+        # Text behind the prompt goes on from it; text behind a picture was encoded by itself.
+        return [[self._told(segment, () if number else self.text.encode(prompt))
+                 for number, segment in enumerate(segments)] for prompt, segments in zip(prompts, made)]
 
-    def _told(self, segment: Segment) -> str | np.ndarray:
+    def _told(self, segment: Segment, before: Sequence[int]) -> str | np.ndarray:
         if segment.kind == "text":
-            return self.text.decode(segment.ids.tolist())
+            return self.text.continuation(before, segment.ids.tolist())
         values = segment.values.reshape(1, *segment.grid, *segment.values.shape[1:])
         clip = self.decode(torch.from_numpy(values), segment.objective)[0]
         return clip if len(clip) > 1 else clip[0]

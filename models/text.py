@@ -3,19 +3,24 @@
 
 The special tokens frame documents and pictures. They are never parsed from text: a user's "<eos>" becomes
 ordinary tokens that decode to the same five characters. In the tokenizer of a Llama, Mistral or Qwen, <bos> and <eos>
-are its own tokens for the beginning and the end of a text; Qwen has one for both.
+are its own tokens for the beginning and the end of a text, as its checkpoint's config names them; Qwen has one for
+both. Other tokens that a tokenizer adds to its vocabulary without calling them special, such as Qwen's `<tool_call>`,
+are read from text, as `transformers` reads them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<boi>", "<bov>", "<eoi>"]
 _BYTES = 256
+_LONGEST = 64  # bytes of a learned token: a line of 10,000 dashes is no word
+_KEY = "omniloom_specials"  # in the JSON where the ids do not follow from the names
 # What others call them, by the first that a tokenizer has: Llama 1, 2 and Mistral; Llama 3; Qwen.
 _ALIASES = {
     "<bos>": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
@@ -25,25 +30,24 @@ _ALIASES = {
 
 class TextTokenizer:
     """A tokenizer with `SPECIALS`, whose ids by name are `specials`, and `vocab_size`, one more than its highest id.
-    Made by `train` or `load`."""
+    `added` are the ids of those that it lacked before. Made by `train` or `load`."""
 
-    def __init__(self, tokenizer: Any):
-        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        names = {}
-        for token in SPECIALS:
-            others = [alias for alias in _ALIASES.get(token, ()) if alias in special]
-            known = tokenizer.token_to_id(token) is not None or not others
-            names[token] = token if known else others[0]
-        missing = [token for token in names.values() if tokenizer.token_to_id(token) is None]
-        if missing:
-            tokenizer.add_special_tokens(missing)
+    def __init__(self, tokenizer: Any, own: Mapping[str, int] | None = None):
+        """`own`: the ids of specials that the tokenizer has under names of its own."""
+        usual = {token: _usual_name(tokenizer, token) for token in SPECIALS}
+        names = usual | {f"<{name}>": tokenizer.id_to_token(i) for name, i in (own or {}).items()}
+        missing = [name for name in dict.fromkeys(names.values()) if tokenizer.token_to_id(name) is None]
+        # Those that it has, too: a token that is added but not special would be parsed out of user text.
+        tokenizer.add_special_tokens(list(dict.fromkeys(names.values())))
         # A file may ask for either, which would cut texts or lengthen them.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         # Not part of the saved JSON: without it the library would parse special tokens out of user text.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._own = [token.strip("<>") for token, name in names.items() if name != usual[token]]
         self.specials: dict[str, int] = {t.strip("<>"): tokenizer.token_to_id(name) for t, name in names.items()}
+        self.added = frozenset(tokenizer.token_to_id(name) for name in missing)
         self.vocab_size: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self._hidden = set(self.specials.values())
 
@@ -63,14 +67,20 @@ class TextTokenizer:
             special_tokens=SPECIALS,
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            max_token_length=_LONGEST,
         )
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 
     @classmethod
-    def load(cls, source: str | Path) -> TextTokenizer:
+    def load(cls, source: str | Path, checkpoint: Mapping[str, Any] | None = None) -> TextTokenizer:
         """From a local `tokenizer.json` or the JSON itself. Special tokens that it lacks, under other names too, are
-        added behind its vocabulary. ValueError where the file is missing or is no tokenizer."""
+        added behind its vocabulary. ValueError where the file is missing or is no tokenizer.
+
+        checkpoint  what the config.json and tokenizer_config.json beside it say: `bos_token_id`, `eos_token_id` (of
+                    several the first), else `bos_token`, `eos_token`, as far as they name added tokens of this
+                    tokenizer. They go before names that we know.
+        """
         from tokenizers import Tokenizer
 
         text, name = str(source), "the given JSON"
@@ -81,14 +91,20 @@ class TextTokenizer:
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"{name}: cannot read a tokenizer: {error}") from error
         try:
-            return cls(Tokenizer.from_str(text))
+            document = json.loads(text)
+            own = document.pop(_KEY, None)
+            tokenizer = Tokenizer.from_str(json.dumps(document) if own is not None else text)
+            return cls(tokenizer, _own_specials(tokenizer, checkpoint or {}) if own is None else own)
         except Exception as error:  # the library raises a bare Exception for any malformed document
             raise ValueError(f"{name}: not a tokenizer of the tokenizers library: {error}") from error
 
     def to_json(self) -> str:
         """The tokenizer as one JSON document, which `load` takes; keys sorted, so equal tokenizers give equal
         text."""
-        return json.dumps(json.loads(self._tokenizer.to_str()), sort_keys=True, ensure_ascii=False)
+        document = json.loads(self._tokenizer.to_str())
+        if self._own:
+            document[_KEY] = {name: self.specials[name] for name in self._own}
+        return json.dumps(document, sort_keys=True, ensure_ascii=False)
 
     @property
     def digest(self) -> str:
@@ -112,3 +128,37 @@ class TextTokenizer:
         return self._tokenizer.decode(
             [i for i in map(int, ids) if i not in self._hidden], skip_special_tokens=False
         )
+
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Text of `ids` as it stands behind `prompt`: some tokenizers (Llama 1 and 2, Mistral) drop the space before
+        the first word of whatever they decode, which inside a text belongs to it."""
+        before = self.decode(prompt)
+        whole = self.decode([*prompt, *ids])
+        return whole[len(os.path.commonprefix([before, whole])):]
+
+
+def _usual_name(tokenizer: Any, token: str) -> str:
+    """What the tokenizer calls one of `SPECIALS`, or what it is to be added as."""
+    added = {known.content: known.special for known in tokenizer.get_added_tokens_decoder().values()}
+    for name in (token, *_ALIASES.get(token, ())):
+        if added.get(name) or name == token and token in added:
+            return name
+    # A word of the vocabulary that is spelt like it is a word that text may hold.
+    return token if tokenizer.token_to_id(token) is None else f"<|{token.strip('<>')}|omniloom|>"
+
+
+def _own_specials(tokenizer: Any, checkpoint: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of <bos> and <eos> that a checkpoint's configs name; those of ordinary words are a config's defaults, not
+    the checkpoint's."""
+    added = tokenizer.get_added_tokens_decoder()
+    found = {}
+    for name in ("bos", "eos"):
+        number, token = checkpoint.get(f"{name}_token_id"), checkpoint.get(f"{name}_token")
+        number = number[0] if isinstance(number, list) and number else number
+        token = token.get("content") if isinstance(token, Mapping) else token
+        by_name = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        for candidate in (number, by_name):
+            if isinstance(candidate, int) and not isinstance(candidate, bool) and candidate in added:
+                found[name] = candidate
+                break
+    return found

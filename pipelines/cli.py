@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Annotated
 import typer
 
 from infra.errors import InputError, OmniLoomError
+from infra.secrets import redact, show_exception, without_user_info
+from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
@@ -34,7 +35,6 @@ Force = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a st
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.",
                                       envvar="RAY_API_SERVER_ADDRESS")]
-_INTERRUPTED = 130  # typer's own code for Ctrl-C
 
 
 @app.callback()
@@ -81,24 +81,20 @@ def plan(config: ConfigPath, overrides: Overrides = None, only: Only = None, fro
 def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from_: From = None, until: Until = None,
         force: Force = None) -> None:
     """Run what the plan says, on this machine's own Ray or on cluster.address."""
-    made = _plan(config, overrides, only, from_, until, force)
-    from infra.cluster import settle
-    from pipelines.display import Display
-    from pipelines.runner import run as execute
-    from pipelines.tables import closing_lines
+    with signals.interruptible():
+        made = _plan(config, overrides, only, from_, until, force)
+        from infra.cluster import settle
+        from pipelines.display import Display
+        from pipelines.runner import run as execute
+        from pipelines.tables import closing_lines
 
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
-        settle()
-    signal.signal(signal.SIGTERM, _interrupt)  # `stop` of a job ends the run as Ctrl-C does
-    executed = [planned.name for planned in made.to_execute]
-    with _naming(config):
-        execute(made, Display())
-    for line in closing_lines(made, executed):
-        print(line)
-
-
-def _interrupt(number, frame) -> None:
-    raise KeyboardInterrupt
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
+            settle()
+        executed = [planned.name for planned in made.to_execute]
+        with _naming(config):
+            execute(made, Display())
+        for line in closing_lines(made, executed):
+            print(line)
 
 
 @app.command()
@@ -134,10 +130,15 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
     print(f"follow it with: omniloom logs {job} -f --address {address}", flush=True)
     if no_wait:
         return
-    for line in cluster_jobs.logs(address, job, follow=True):
-        print(line, flush=True)
-    outcome = cluster_jobs.wait(address, job)
-    print(f"job {job}: {outcome.status.lower()}" + (f": {outcome.message}" if outcome.status == "FAILED" else ""))
+    try:
+        for line in cluster_jobs.logs(address, job, follow=True):
+            print(line, flush=True)
+        outcome = cluster_jobs.wait(address, job)
+    except KeyboardInterrupt:
+        print(f"job {job} goes on; end it with: omniloom stop {job} --address {address}", file=sys.stderr)
+        sys.exit(signals.INTERRUPTED)
+    why = f": {redact(outcome.message)}" if outcome.status == "FAILED" else ""
+    print(f"job {job}: {outcome.status.lower()}{why}")
     if outcome.status != "SUCCEEDED":
         raise typer.Exit(1)
 
@@ -162,8 +163,11 @@ def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
     """Print a job's log."""
     from pipelines.jobs import logs as read_logs
 
-    for line in read_logs(address, job, follow=follow):
-        print(line, flush=True)
+    try:
+        for line in read_logs(address, job, follow=follow):
+            print(line, flush=True)
+    except KeyboardInterrupt:  # the job goes on
+        sys.exit(signals.INTERRUPTED)
 
 
 @app.command()
@@ -256,15 +260,16 @@ def sampler(model: Model,
 def ui(config: ConfigPath, overrides: Overrides = None,
        port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
-    from infra.tracking import resolve_tracking
+    from infra.tracking import relocate, resolve_tracking
     from pipelines.config import load
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
+    relocate(settings)  # of a storage that was moved the UI finds the files too
     if settings.uri.startswith("http"):
-        print(f"the runs are at {settings.uri}")
+        print(f"the runs are at {without_user_info(settings.uri)}")
         return
-    print(f"MLflow UI of {settings.uri} at http://127.0.0.1:{port}", flush=True)
+    print(f"MLflow UI of {settings.shown} at http://127.0.0.1:{port}", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.uri, "--host", "127.0.0.1",
                "--port", str(port)]
     if settings.artifact_root:
@@ -311,6 +316,7 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
 def main() -> None:
     """Entry point: errors in words, exit codes as documented."""
     debug = "--debug" in sys.argv
+    sys.excepthook = show_exception
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         # Outside its standalone mode typer gives the code of an Exit back in place of raising it.
@@ -318,20 +324,20 @@ def main() -> None:
     except OmniLoomError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        code = signals.INTERRUPTED
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a wrong command line; typer has a click of its own
             error.show()
             sys.exit(2)
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", file=sys.stderr)
         code = 1
-    if code == _INTERRUPTED:
-        print("interrupted; the next run goes on from here", file=sys.stderr)
+    if code == signals.INTERRUPTED:
+        print(signals.LINE, file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,7 +1,8 @@
 """The pipeline's config: one YAML file, `key=value` overrides from its root, pydantic models behind it.
 
 `load` gives a checked `PipelineConfig` or raises `InputError` that names the file, the field and what was expected.
-OmegaConf reads the YAML (safe loader) and resolves `${...}`; the stages own their part of the schema.
+OmegaConf resolves `${...}`; the stages own their part of the schema. An override's value is YAML as in the file; for a
+field that holds text and nothing else it is the text as it is written, in quotes or without.
 """
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infra import storage
+from infra import secrets, storage
 from infra.cluster import ClusterConfig
 from infra.errors import InputError
 from infra.tracking import TrackingConfig
+from pipelines import schema, yaml_dialect
 from pipelines.graph import KNOWN_NAMES, Graph
 from stages.base import PLACEMENT
 from stages.evaluate import Config as EvaluateConfig
 from stages.ingest import Config as IngestConfig
+from stages.measures import measured
 from stages.objective_study import Config as ObjectiveStudyConfig
 from stages.pretokenize import Config as PretokenizeConfig
 from stages.quantizer_study import Config as StudyConfig
@@ -27,6 +30,10 @@ from stages.train_tokenizer import KLConfig as KLStageConfig
 from stages.train_unified import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
+# What Python has many names for is a list or a mapping in YAML.
+_EXPECTED = {**dict.fromkeys(("tuple_type", "list_type", "set_type"), "expected a list, such as [32]"),
+             **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"),
+                             "expected a mapping, such as {key: value}")}
 
 
 class StagesConfig(BaseModel):
@@ -65,6 +72,14 @@ class StagesConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _gate_is_of_what_is_measured(self) -> StagesConfig:
+        try:
+            self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
+        except ValueError as error:
+            raise ValueError(f"evaluate.gate.{error}") from None
+        return self
+
+    @model_validator(mode="after")
     def _one_vocabulary(self) -> StagesConfig:
         if self.train.init_from and not self.pretokenize.text_tokenizer:
             raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "
@@ -89,6 +104,19 @@ class PipelineConfig(BaseModel):
     pins: dict[str, str] = Field(default_factory=dict)
     stages: StagesConfig
 
+    @model_validator(mode="after")
+    def _registered_by_its_own_name(self) -> PipelineConfig:
+        if "register_as" not in self.tracking.model_fields_set:  # null that is written down means: not at all
+            self.tracking.register_as = self.name
+        return self
+
+    @model_validator(mode="after")
+    def _champions_are_registered(self) -> PipelineConfig:
+        if self.stages.evaluate.gate.better_than_champion and not self.tracking.register_as:
+            raise ValueError("stages.evaluate.gate.better_than_champion: only a model registry has a champion; set "
+                             "tracking.register_as to the name of the model there")
+        return self
+
 
 def load(path: str, overrides: tuple[str, ...] | list[str] = ()) -> PipelineConfig:
     """The config at `path` (a local file, or the name of a preset) with `key=value` overrides applied."""
@@ -103,22 +131,25 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
 
     file = find(path)
     try:
-        config = OmegaConf.load(file)
+        values = yaml_dialect.load(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"is not readable YAML: {_one_line(error)}", file=str(file)) from None
-    if not OmegaConf.is_dict(config):
+    if not isinstance(values, dict):
         raise InputError("expected a mapping at the top", file=str(file))
+    config = OmegaConf.create(values)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError("expected an override of the form key=value, such as seed=1", field=override,
                              file=str(file))
         try:
-            given = yaml.safe_load(value) if value else None
+            given = _override_value(key, value)
             # A mapping goes into the one that is there, but an empty one empties it.
             OmegaConf.update(config, key, given, merge=given != {}, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
-            raise InputError(f"override {override!r}: {_one_line(error)}", field=key, file=str(file)) from None
+            shown = secrets.redact_override(override)
+            why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
+            raise InputError(f"override {shown!r}{why}", field=key, file=str(file)) from None
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -126,6 +157,14 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         message = ("needs a value; pass it as " + f"{field}=..." if "missing" in type(error).__name__.lower()
                    else _one_line(error))
         raise InputError(message, field=field, file=str(file)) from None
+
+
+def _override_value(key: str, value: str):
+    """What an override says. Text that is in quotes is read as YAML, so that "a\\nb" may hold a line's end."""
+    kinds = schema.kinds(PipelineConfig.model_json_schema(), key) if value else set()
+    if kinds - {"null"} != {"string"} or value[0] in "'\"":
+        return yaml_dialect.load(value)
+    return None if "null" in kinds and value in ("null", "~") else value
 
 
 def find(path: str) -> Path:
@@ -144,27 +183,31 @@ def find(path: str) -> Path:
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
     """The checked config. `file` and the `overridden` keys are what errors point to."""
+    for path in schema.booleans_for_numbers(PipelineConfig, values):
+        raise InputError("expected a number, got true or false", field=path, file=file)
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, file, overridden) from None
     config.storage = storage.absolute(config.storage)
+    secrets.hide(config.cluster.env.values())
     return config
 
 
 def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[str, ...]) -> InputError:
     lines = _line_numbers(file)
-    schema = PipelineConfig.model_json_schema()
+    document = PipelineConfig.model_json_schema()
     problems = []
     for item in error.errors():
-        loc, known = _place(schema, [str(part) for part in item["loc"]])
+        loc, known = schema.place(document, [str(part) for part in item["loc"]])
         field = ".".join(loc)
-        message = item["msg"].removeprefix("Value error, ")
+        message = _EXPECTED.get(item["type"], item["msg"]).removeprefix("Value error, ")
         if item["type"] not in ("value_error", "assertion_error"):
             message = message[0].lower() + message[1:]
-            if not isinstance(item["input"], dict | list):
+            if not isinstance(item["input"], dict | list) and not secrets.names_secret(field):
                 message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
             message = "unknown key" + _suggestion(loc[-1], known)
         elif item["type"] == "union_tag_invalid":
             loc.append("architecture")
@@ -185,38 +228,6 @@ def _suggestion(name: str, known: list[str]) -> str:
     """`; did you mean X?` where one of the `known` keys is near to `name`."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}" if known else ""
-
-
-def _place(schema: dict, loc: list[str]) -> tuple[list[str], list[str]]:
-    """The path in the file that pydantic's `loc` stands for, and the keys that its last part's mapping may have.
-
-    Between the keys of the file, pydantic names the choice that it took where a field has several types.
-    """
-    path: list[str] = []
-    options, known = _options(schema, schema), []
-    for part in loc:
-        keys = {name: node for option in options for name, node in option.get("properties", {}).items()}
-        chosen = [option for option in options
-                  if any(node.get("const") == part for node in option.get("properties", {}).values())]
-        if part not in keys and chosen:
-            options = chosen
-            continue
-        inside = [option.get("items") if part.isdigit() else option.get("additionalProperties") for option in options]
-        inside = [node for node in inside if isinstance(node, dict)]
-        if part not in keys and not inside and not keys and path:
-            continue
-        path.append(part)
-        known = list(keys)
-        options = [found for node in ([keys[part]] if part in keys else inside) for found in _options(schema, node)]
-    return path, known
-
-
-def _options(schema: dict, node: dict) -> list[dict]:
-    """The schemas that a value may follow, references resolved."""
-    if "$ref" in node:
-        return _options(schema, schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
-    choices = [*node.get("anyOf", []), *node.get("oneOf", [])]
-    return [found for choice in choices for found in _options(schema, choice)] or [node]
 
 
 def _line_numbers(file: str) -> dict[tuple[str, ...], int]:

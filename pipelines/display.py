@@ -6,6 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from infra.secrets import redact
 from pipelines.tables import shown_metrics
 
 _LINE_SECONDS = 10.0
@@ -36,12 +37,12 @@ class Display:
             self._bars.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(text, style="dim", highlight=False)
+        self.console.print(redact(text), style="dim", highlight=False)
 
     def start(self, stage: str, reason: str) -> None:
         self._started[stage] = time.time()
         if self._bars:
-            self._tasks[stage] = self._bars.add_task(stage, total=None, detail=reason)
+            self._tasks[stage] = self._bars.add_task(stage, total=None, detail=redact(reason))
         else:
             self._line(stage, f"started ({reason})")
 
@@ -62,8 +63,8 @@ class Display:
             elif time.time() - self._lines.get(stage, 0) >= _LINE_SECONDS:
                 self._line(stage, detail)
 
-    def finish(self, stage: str, seconds: float, metrics: dict) -> None:
-        shown = shown_metrics(metrics, 5)
+    def finish(self, stage: str, seconds: float, metrics: dict, summary: str | None = None) -> None:
+        shown = summary or shown_metrics(metrics, 5)
         if self._bars:
             self._bars.update(self._tasks[stage], total=1, completed=1, detail=f"done; {shown}")
             self._bars.stop_task(self._tasks[stage])
@@ -81,7 +82,7 @@ class Display:
 
     def _line(self, stage: str, text: str) -> None:
         self._lines[stage] = time.time()
-        self.console.print(f"{time.strftime('%H:%M:%S')} {stage}: {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"{time.strftime('%H:%M:%S')} {stage}: {redact(text)}", highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from infra import storage
 from infra.errors import InputError
+from infra.secrets import redact
 from infra.training.config import EngineConfig
 from pipelines.config import PipelineConfig, load
 from stages.train_tokenizer import architecture
@@ -29,7 +30,7 @@ def examine(config: str | None, overrides: list[str]) -> dict:
     if loaded:
         checks.append(_storage(loaded.storage))
         checks.append(_tracking(loaded))
-    return {"checks": checks, "sizes": sizes(loaded) if loaded else None}
+    return redact({"checks": checks, "sizes": sizes(loaded) if loaded else None})
 
 
 def render(report: dict) -> str:
@@ -89,12 +90,17 @@ def _storage(uri: str) -> dict:
 
 
 def _tracking(config: PipelineConfig) -> dict:
-    from infra.tracking import resolve_tracking
+    """A store that is away stops no run, so it is only noted; one that no run may name is refused by `run` too."""
+    from infra.tracking import probe, resolve_tracking
 
-    uri = resolve_tracking(config.tracking, config.storage).uri
-    lost = uri.startswith("sqlite") and not storage.is_local(config.storage)
-    return _check("tracking", not lost, uri + ("; a cluster's jobs lose it: set tracking.uri" if lost else ""),
-                  needed=False)
+    try:
+        settings = resolve_tracking(config.tracking, config.storage)
+    except InputError as error:
+        return _check("tracking", False, str(error))
+    usable, answer = probe(settings)
+    lost = settings.database and not storage.is_local(config.storage)
+    says = f"{settings.shown}: {answer}" + ("; a cluster's jobs lose it: set tracking.uri" if lost else "")
+    return _check("tracking", usable and not lost, says, needed=False)
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:

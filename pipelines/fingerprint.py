@@ -1,7 +1,7 @@
 """Fingerprints: sha256 over what determines a stage's output, in a canonical form.
 
 Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
-canonical form (a NaN, an arbitrary object) is an error, never a guess.
+canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
 """
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from infra.secrets import redact_uris
+
 
 def canonical(value: Any, where: str = "value") -> Any:
     """`value` as JSON-able literals; raises TypeError or ValueError that name the place for anything else."""
     if isinstance(value, BaseModel):
-        return {name: canonical(getattr(value, name), f"{where}.{name}")
-                for name, info in type(value).model_fields.items()
-                if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))}
+        fields = {name: canonical(getattr(value, name), f"{where}.{name}")
+                  for name, info in type(value).model_fields.items()
+                  if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))}
+        return fields | canonical(value.model_extra or {}, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, Enum):
@@ -29,7 +32,9 @@ def canonical(value: Any, where: str = "value") -> Any:
         if not math.isfinite(value):
             raise ValueError(f"{where}: {value} has no canonical form")
         return value
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return redact_uris(value)  # the same file by another password or a new signature is the same file
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, list | tuple):
         return [canonical(item, f"{where}.{i}") for i, item in enumerate(value)]

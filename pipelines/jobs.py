@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from infra import storage
 from infra.cluster import use_token
 from infra.errors import InputError, OmniLoomError
+from infra.secrets import redact, redact_override
+from pipelines import yaml_dialect
 from pipelines.config import find, load, raw
 from pipelines.runner import code_revision
 
@@ -74,8 +74,9 @@ def submit(config: str, overrides: Sequence[str] = (), address: str = "", *, arg
     with tempfile.TemporaryDirectory(prefix="omniloom-job-") as folder:
         shipped = pack(config, overrides, Path(folder))
         command = [_interpreter(python, address), "-m", "pipelines.cli", "run", shipped, *arguments]
-        return start(client, command, Path(folder), env, {"omniloom.config": str(config),
-                                                          "omniloom.overrides": " ".join(overrides)})
+        return start(client, command, Path(folder), env, {
+            "omniloom.config": redact(str(config)),
+            "omniloom.overrides": " ".join(redact_override(override) for override in overrides)})
 
 
 def start(client: JobSubmissionClient, command: Sequence[str], folder: Path, env: Mapping[str, str] | None,
@@ -103,8 +104,7 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
     (folder / "REVISION").write_text(code_revision() or "")
     target = folder / "config" / find(config).name
     target.parent.mkdir()
-    target.write_text(yaml.safe_dump(_absolute_paths(raw(config, list(overrides))), sort_keys=False,
-                                     allow_unicode=True), encoding="utf-8")
+    target.write_text(yaml_dialect.dump(_absolute_paths(raw(config, list(overrides)))), encoding="utf-8")
     return target.relative_to(folder).as_posix()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from infra import storage
 from infra.artifacts import Artifact, ArtifactStore
 from infra.errors import InputError
+from infra.secrets import redact
 from pipelines import graph
 from pipelines.config import PipelineConfig
 from pipelines.fingerprint import canonical, differences, digest, fingerprint
@@ -126,8 +127,8 @@ class Plan:
         return [p for p in self.stages if p.status == "blocked" and p.name in self.selected]
 
     def to_dict(self) -> dict:
-        return {"pipeline": self.config.name, "storage": self.config.storage,
-                "stages": [planned.to_dict() for planned in self.stages]}
+        return redact({"pipeline": self.config.name, "storage": self.config.storage,
+                       "stages": [planned.to_dict() for planned in self.stages]})
 
 
 def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Plan:

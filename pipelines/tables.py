@@ -1,14 +1,16 @@
 """What the commands print: plans, status, jobs, and the lines that end a run."""
 from __future__ import annotations
 
+import json
 import time
 
 from rich.console import Console
 from rich.table import Table
 
 from infra import storage
+from infra.secrets import redact
 from infra.tracking import resolve_tracking
-from pipelines.plan import Plan
+from pipelines.plan import Plan, PlannedStage
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
 
@@ -21,13 +23,14 @@ def show(table: Table) -> None:
 
 
 def plan_table(plan: Plan) -> Table:
-    table = Table(title=f"{plan.config.name} in {plan.config.storage}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{plan.config.name} in {redact(plan.config.storage)}", title_justify="left", box=None,
+                  pad_edge=False)
     for column in ("stage", "status", "fingerprint", "last took", "reason"):
         table.add_column(column, overflow="fold")
     for p in plan.stages:
         colour = _COLOURS[p.status]
         table.add_row(p.name, f"[{colour}]{p.status}[/]", p.fingerprint[:12],
-                      f"{p.last_seconds:.0f} s" if p.last_seconds else "-", p.reason.replace("[", r"\["))
+                      f"{p.last_seconds:.0f} s" if p.last_seconds else "-", redact(p.reason).replace("[", r"\["))
     return table
 
 
@@ -42,13 +45,13 @@ def status_rows(plan: Plan) -> list[dict]:
             "ended": manifest["times"]["ended"] if manifest else None,
             "metrics": manifest["metrics"] if manifest else {},
             "mlflow_run_id": manifest["mlflow_run_id"] if manifest else None})
-    return rows
+    return redact(rows)
 
 
 def status_table(plan: Plan, rows: list[dict]) -> Table:
     tracking = resolve_tracking(plan.config.tracking, plan.config.storage)
-    table = Table(title=f"{plan.config.name} in {plan.config.storage}\nMLflow: {tracking.uri}", title_justify="left",
-                  box=None, pad_edge=False)
+    table = Table(title=f"{plan.config.name} in {redact(plan.config.storage)}\nMLflow: {tracking.shown}",
+                  title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "status", "artifact", "size", "took", "MLflow run"):
         table.add_column(column, no_wrap=True)
     table.add_column("metrics", overflow="fold")
@@ -79,26 +82,41 @@ def jobs_table(rows: list[dict]) -> Table:
 
 
 def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
-    """What a finished run says: what it did, and where the report and the model are."""
+    """What a finished run says: what it did, and where the report and the model are; for a pipeline of any shape."""
     lines = [f"{plan.config.name}: " + (f"ran {', '.join(executed)}" if executed else "everything is up to date")]
-    evaluate, train = plan["evaluate"], plan["train"]
-    if evaluate.status == "cached" and evaluate.artifact:
-        lines.append(f"report: {evaluate.artifact.file('report.html')}")
-        lines.append("metrics: " + ", ".join(
-            f"{name} {value:.3f}" for name, value in evaluate.artifact.metrics.items()
-            if name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
-                "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage")))
-    if train.status == "cached" and train.artifact:
-        model = train.artifact.file("model")
-        lines.append(f"model:  {model}")
-        lines.append(f"sample: omniloom sample {model} --prompt \"{_example_prompt(train.artifact)}\"")
+    made = {p.name: p for p in plan.stages if p.status == "cached" and p.artifact}
+    if "ingest" in made:
+        metrics = made["ingest"].artifact.metrics
+        lines += [f"note: the {split} split is empty: {left}; stages.ingest.splits or more data change that"
+                  for split, left in (("validation", "training has nothing to be validated on"),
+                                      ("test", "evaluate has nothing to measure"))
+                  if not metrics.get(f"records_{split}", 1)]
+    if "evaluate" in made:
+        artifact = made["evaluate"].artifact
+        lines.append(f"report: {artifact.file('report.html')}")
+        shown = [f"{name} {value:.3f}" for name, value in artifact.metrics.items()
+                 if isinstance(value, int | float) and (
+                     name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
+                         "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage"))]
+        lines += ["metrics: " + ", ".join(shown)] if shown else []
+        if why := artifact.metrics.get("not_registered"):
+            lines.append(f"the model was not registered: {redact(why)}")
+    if "train" in made:
+        model = made["train"].artifact.file("model")
+        lines += [f"model:  {model}", f"sample: omniloom sample {model} {_example_request(made['train'])}"]
     return lines
 
 
-def _example_prompt(train) -> str:
-    """A caption that the model has seen drawn in its validation samples."""
-    prompts = storage.read_json(train.file("report", "prompts.json"))
-    return (prompts or {}).get("captions", ["a picture"])[0].replace('"', "'")
+def _example_request(train: PlannedStage) -> str:
+    """Options of `sample` that ask the model for what it was trained to do."""
+    if not train.config.trained:
+        return '--text --prompt "Once upon a time"'
+    if not train.config.packing.caption_first:  # it only describes
+        return "--image FILE"
+    # A caption that the model has seen drawn in its validation samples.
+    prompts = storage.read_json(train.artifact.file("report", "prompts.json")) or {}
+    caption = (prompts.get("captions") or ["a picture"])[0]
+    return "--prompt " + json.dumps(" ".join(caption.split()).replace('"', "'"), ensure_ascii=False)
 
 
 def _size(number: float) -> str:

@@ -6,6 +6,7 @@ A stage's module has
     run(context) -> dict of metrics; writes the artifact's files under `context.output`
     needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
     listing(config) -> list of facts about outside sources that stand in for inputs (optional)
+    summary(metrics) -> the line that says what the stage did (optional; by default its first metrics)
 Its top level imports nothing heavy: planning imports every stage's module.
 """
 from __future__ import annotations
@@ -46,6 +47,14 @@ class Stage:
     def needs(self, config: Any) -> Needs:
         function = getattr(self.module, "needs", None)
         return function(config) if function else Needs()
+
+    def restarts(self, config: Any) -> int:
+        """How often the body may be started again after its process was killed: as often as its ranks."""
+        return getattr(getattr(config, "workers", None), "max_failures", 1)
+
+    def summary(self, metrics: dict) -> str | None:
+        function = getattr(self.module, "summary", None)
+        return function(metrics) if function else None
 
 
 def last_tokenizer(inputs: dict[str, Artifact]) -> Artifact | None:

@@ -7,7 +7,7 @@ lie in a local, memory-mapped Arrow file that is written once per machine; decod
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +22,12 @@ from stages import media, records
 from stages.aspects import Aspects
 from stages.order import BucketOrder
 from stages.scaling import cover
+from stages.spread import spread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_COLUMNS = ("id", "kind", "media", "frames", "caption", "label", "width", "height", "source", "path")
+_COLUMNS = ("id", "kind", "media", "frames", "caption", "label", "width", "height", "source", "path", "captions")
 _VALIDATION_BATCH = 16  # clips at once
 
 
@@ -100,9 +101,18 @@ class ClipStore:
                 self._kept[index] = clip
         return clip
 
-    def buckets(self, count: int | None = None) -> list[np.ndarray]:
-        """Of each bucket the indices of its clips in rising order, among the first `count` clips or all."""
-        return [np.flatnonzero(self.bucket_of[:count] == bucket) for bucket in range(len(self.shapes))]
+    def buckets(self, among: np.ndarray | None = None) -> list[np.ndarray]:
+        """Of each bucket the indices of its clips, of all in rising order or of those `among` them as they come."""
+        chosen = np.arange(len(self)) if among is None else among
+        return [chosen[self.bucket_of[chosen] == bucket] for bucket in range(len(self.shapes))]
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of the clip."""
+        return self.shapes[self.bucket_of[index]]
+
+    def spread(self, seed: int, by: Sequence[str] = ("source", "label"), among: np.ndarray | None = None) -> np.ndarray:
+        """Indices of all clips, or of those `among` them, of which the first n are a draw of n (`stages.spread`)."""
+        return spread(self.table, by, seed, among)
 
     def record(self, index: int) -> dict:
         """id, caption and label of the clip."""
@@ -171,12 +181,13 @@ class ClipBatches:
         return pixels
 
     def batches(self, count: int) -> Iterator[tuple[str, Tensor]]:
-        """(kind, pixels) of the first `count` clips of each kind, at the largest size and each in its bucket's shape.
+        """(kind, pixels) of `count` clips of each kind, drawn evenly over sources and labels, at the largest size and
+        each in its bucket's shape.
 
         A few clips at a time, of one bucket; kinds in the order of `data.kinds`, buckets in that of `data.aspects`.
         """
         for kind, store in self.stores.items():
-            for members in store.buckets(count):
+            for members in store.buckets(store.spread(self.seed)[:count]):
                 for at in range(0, len(members), _VALIDATION_BATCH):
                     yield kind, _pixels(kind, np.stack([store[int(i)] for i in members[at:at + _VALIDATION_BATCH]]))
 

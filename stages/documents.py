@@ -2,7 +2,7 @@
 Out: lists of `models.unified.batch.Segment`, of the length that was planned.
 
     text       a piece of <bos> text <eos>
-    draw       caption, then the picture that is drawn          describe   the picture, then its caption
+    draw       a caption, then the picture that is drawn        describe   the picture, then a caption of it
     document   text and pictures in turn, up to the picture that is drawn, or all that was planned where none is
 """
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Documents:
             return [Segment("text", ids=ids)]
         if placed.view == "document":
             return self._interleaved(document, placed)
-        caption = np.concatenate([[], *[t.ids for t in document if t.kind == "text"]]).astype(np.int64)
+        captions = [token.ids for token in document if token.kind == "text"]
+        caption = np.asarray(captions[placed.caption] if captions else [], np.int64)
         objective = placed.objective
         values, grid = self.picture(_first_picture(document), objective)
         if placed.view == "describe":

@@ -2,7 +2,7 @@
 
 In: records, tokens, the visual tokenizer where there is one, the trained model, and the studies that the pipeline has;
 of a language model only what it reads and writes is measured. Out: `report.html`, `metrics.json`, `pictures/*.png`,
-`samples.jsonl`. The model is registered, and gets its alias only where `gate` is passed.
+`samples.jsonl`. The model is registered, and gets its alias only where a `gate` is given and passed.
 """
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra import storage
+from infra.figures import finite
 from stages.base import PLACEMENT, Needs, StageContext
+from stages.gate import Gate, judge
+from stages.measures import named
 
-VERSION = 2
+VERSION = 3
 
 
 class MeasureConfig(BaseModel):
     """How a unified model is measured; `stages.objective_study` measures its models in the same way."""
 
     model_config = ConfigDict(extra="forbid")
-    split: str = Field("test", pattern="^(validation|test)$")
+    split: str = Field("test", pattern="^(validation|test)$", description="what is measured on; items are drawn "
+                       "from it by the seed, evenly over sources and labels")
     drawings: int = Field(256, ge=0, description="pictures drawn from held-out captions")
     captions: int = Field(256, ge=0, description="held-out pictures that are described")
     retrieval_captions: int = Field(100, ge=0, description="distinct captions of the split, its own among them, that "
@@ -39,8 +43,10 @@ class MeasureConfig(BaseModel):
 
 class Config(MeasureConfig):
     reconstructions: int = Field(256, ge=1, description="pictures, and as many videos, that are reconstructed")
-    gate: dict[str, float] = Field(default_factory=dict, description="least values of metrics for the alias")
-    alias: str = "champion"
+    gate: Gate = Field(default_factory=Gate, description="bounds of figures, such as {caption_accuracy: {min: 0.9}, "
+                       "bits_per_byte: {max: 2.5}, better_than_champion: caption_accuracy}; the model gets the alias "
+                       "where all hold, and never without a gate")
+    alias: str = Field("champion", description="of the model in the registry that passed the gate last")
 
 
 def needs(config: Config) -> Needs:
@@ -71,35 +77,55 @@ def run(context: StageContext) -> dict:
 def _write(context: StageContext, evaluation: Any) -> None:
     from stages import evaluation_report, report
 
-    config, output, metrics = context.config, context.output, evaluation.metrics
-    failed = {name: (metrics.get(name), least) for name, least in config.gate.items()
-              if metrics.get(name) is None or not metrics[name] >= least}  # nothing compares with NaN
-    metrics["gate_passed"] = int(not failed)
-    for name, picture in evaluation.pictures.items():
-        storage.write_bytes(storage.join(output, "pictures", f"{name}.png"), picture)
-        context.tracker.log_image(picture, name)
+    output, tracker = context.output, context.tracker
+    name = tracker.settings.register_as
+    verdict = judge(context.config.gate, evaluation.metrics, _champion(context, name))
+    evaluation.metrics["gate_passed"] = None if verdict.passed is None else int(verdict.passed)
+    evaluation.metrics = metrics = finite(evaluation.metrics)
+    for title, picture in evaluation.pictures.items():
+        storage.write_bytes(storage.join(output, "pictures", f"{title}.png"), picture)
+        tracker.log_image(picture, title)
     storage.write_bytes(storage.join(output, "samples.jsonl"), "".join(
         json.dumps(sample, ensure_ascii=False) + "\n" for sample in evaluation.samples).encode())
     storage.write_json(storage.join(output, "metrics.json"), metrics)
-    html = report.render(evaluation_report.content(evaluation, failed))
+    html = report.render(evaluation_report.content(evaluation, verdict))
     storage.write_bytes(storage.join(output, "report.html"), html.encode())
-    context.tracker.log_text(html, "report.html")
-    _register(context, not failed, metrics)
+    tracker.log_text(html, "report.html")
+    _register(context, name, verdict.passed is True, metrics)
 
 
-def _register(context: StageContext, passed: bool, metrics: dict) -> None:
-    """The model into the registry; the alias only where the gate is passed."""
+def _champion(context: StageContext, name: str | None) -> dict | None | str:
+    """The figures of the model that holds the alias, where the gate asks for them; None where there is none, or it is
+    this very model; why they are not known where the registry does not say."""
+    from infra.tracking import champion
+
+    if not context.config.gate.better_than_champion:
+        return None
+    if name is None:
+        return "tracking.register_as names no model"
+    try:
+        held = champion(context.tracker, name, context.config.alias)
+    except Exception as error:  # whatever the store answers, the report is written and the alias stays where it is
+        return f"the registry does not answer: {type(error).__name__}: {error}".splitlines()[0]
+    return None if held is None or held.fingerprint == context.inputs["train"].fingerprint else dict(held.metrics)
+
+
+def _register(context: StageContext, name: str | None, passed: bool, metrics: dict) -> None:
+    """The model into the registry; the alias only where a gate is passed."""
     from pathlib import Path
 
     from infra.tracking import register_model
 
     train = context.inputs["train"]
-    folder = train.local() / "model"
-    name = context.tracker.settings.register_as or context.tracker.pipeline
-    register_model(context.tracker, folder, Path(__file__).with_name("serving.py"), name, train.fingerprint,
-                   alias=context.config.alias if passed else None,
-                   metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
-                   example=[{"prompt": _example(context)}])
+    if name is None:
+        return
+    _, why_not = register_model(context.tracker, train.local() / "model", Path(__file__).with_name("serving.py"), name,
+                                train.fingerprint, alias=context.config.alias if passed else None,
+                                metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
+                                example=[{"prompt": _example(context)}],
+                                no_worse={k: named(k).better for k in context.config.gate.better_than_champion})
+    if why_not:
+        metrics["not_registered"] = why_not  # a closing line of the run
 
 
 def _example(context: StageContext) -> str:

@@ -7,13 +7,14 @@ from models.unified.representations import OBJECTIVES
 from stages import history, objective_study, quantizer_study
 from stages.base import last_tokenizer
 from stages.evaluation import Evaluation
+from stages.gate import Verdict
+from stages.measures import Figure, measured
 
 _BY_OBJECTIVE = ("image_class_agreement", "caption_accuracy", "image_coverage", "caption_exact")
 _RETRIEVAL = ("retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean_rank")
 
 
-def content(evaluation: Evaluation, failed: dict) -> dict:
-    """`failed` maps the gate's metrics that were too low to (value, least)."""
+def content(evaluation: Evaluation, verdict: Verdict) -> dict:
     train, metrics = evaluation.inputs["train"].manifest, evaluation.metrics
     headline = (*(f"{name}{evaluation.suffix(first)}" for first in evaluation.objectives[:1]
                   for name in ("image_class_agreement", "caption_accuracy", "image_coverage")),
@@ -22,17 +23,33 @@ def content(evaluation: Evaluation, failed: dict) -> dict:
             "facts": {**{name: artifact.fingerprint[:12] for name, artifact in evaluation.inputs.items()},
                       "parameters": train["metrics"]["parameters"],
                       "trained for": f"{train['times']['seconds']:.0f} s", "code": train["code"] or "unknown"},
+            "verdict": {"text": f"{verdict}.", "passed": verdict.passed},
             "headline": {name: metrics[name] for name in headline if name in metrics},
-            "sections": [_figures(evaluation, failed), *_tables(evaluation), *_pictures(evaluation),
+            "sections": [*_figures(evaluation), *_tables(evaluation), *_pictures(evaluation),
                          *_studies(evaluation.inputs), *_training(evaluation.inputs)]}
 
 
-def _figures(evaluation: Evaluation, failed: dict) -> dict:
-    text = f"Measured on the {evaluation.config.split} split."
-    if failed:
-        text += " The gate was not passed: " + ", ".join(
-            f"{name} {value} < {least}" for name, (value, least) in failed.items()) + "."
-    return {"title": "Metrics", "text": text, "metrics": evaluation.metrics}
+def _figures(evaluation: Evaluation) -> list[dict]:
+    """What was measured, with what each figure means, and apart from it the counts."""
+    known = {name: figure for name, figure in measured(evaluation.config, evaluation.objectives).items()
+             if name in evaluation.metrics}
+    split = evaluation.config.split
+    text = f"Measured on items of the {split} split, drawn by the seed, evenly over sources and labels."
+    if not known:
+        text = f"Nothing was measured: the {split} split holds none of what the model was trained on."
+    if missing := [name for name in known if evaluation.metrics[name] is None]:
+        text += f" Not a number: {', '.join(missing)}."
+    rows = [[name, evaluation.metrics[name], f"{figure.better} is better", *_held_against(figure, evaluation.metrics),
+             figure.meaning] for name, figure in known.items() if figure.better]
+    tables = [{"columns": ["figure", "value", "", "held against", "", "meaning"], "rows": rows}] if rows else []
+    counts = [[name, evaluation.metrics[name], figure.meaning] for name, figure in known.items() if not figure.better]
+    tables += [{"columns": ["mark or count", "value", "meaning"], "rows": counts}] if counts else []
+    return [{"title": "Metrics", "text": text, "tables": tables}]
+
+
+def _held_against(figure: Figure, metrics: dict) -> tuple:
+    value = figure.chance(metrics)
+    return (None, "") if value is None else (value, figure.mark)
 
 
 def _tables(evaluation: Evaluation) -> list[dict]:
@@ -50,11 +67,13 @@ def _tables(evaluation: Evaluation) -> list[dict]:
             "tables": [_by_objective(evaluation, (distance,), {"train pictures": [metrics[f"{distance}_train"]]})]})
     if "retrieval_captions" in metrics:
         chance = [metrics[f"{name}_chance"] for name in _RETRIEVAL]
+        order = ("pointwise mutual information with the picture under the model" if evaluation.knows_captions else
+                 "likelihood behind the picture (captions before pictures were not trained, so that how common a "
+                 "caption is cannot be taken off)")
         sections.append({
             "title": "Captions retrieved", "text":
             f"Where a held-out picture's own caption comes among {metrics['retrieval_captions']} distinct ones, in the "
-            "order of their pointwise mutual information with the picture under the model. Other captions may be right "
-            "too, and count as wrong.",
+            f"order of their {order}. Other captions may be right too, and count as wrong.",
             "tables": [_by_objective(evaluation, _RETRIEVAL, {"a random order": chance})]})
     return sections
 

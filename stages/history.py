@@ -5,9 +5,11 @@ Kept in the work folder while the stage runs, so that a resumed run has one curv
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from infra import storage
+from infra.figures import finite
 
 
 class History:
@@ -22,7 +24,7 @@ class History:
             self.rows = [row for row in rows if row["step"] <= step]
 
     def add(self, metrics: dict[str, float], step: int, units: float | None = None) -> None:
-        self.rows.append({"step": step, **({"units": units} if units is not None else {}), **metrics})
+        self.rows.append(finite({"step": step, **({"units": units} if units is not None else {}), **metrics}))
         self._tracker.log_metrics(metrics, step=step, tokens=int(units) if units is not None else None)
         self.save(self._uri)
 
@@ -31,12 +33,12 @@ class History:
 
 
 def series(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
-    """{name: [(step, value)]} of history rows."""
+    """{name: [(step, value)]} of history rows; NaN where a figure was none."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, value in row.items():
             if name not in ("step", "units"):
-                found.setdefault(name, []).append((row["step"], value))
+                found.setdefault(name, []).append((row["step"], math.nan if value is None else value))
     return found
 
 

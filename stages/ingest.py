@@ -4,11 +4,15 @@ In: the config's sources (any fsspec URI). Out, below the artifact:
     records/shard-00000.parquet   records (see `stages.records`), in the order of the sources
     rejects/rejects.jsonl         {source, path, part, code, message} of every item that cannot be used
     duplicates/duplicates.jsonl   {source, path, part, id, shard} of every item whose content came before
+    duplicates/captions.jsonl     {source, path, part, shard, captions} of every record that has its duplicates' too
 
-Accounting. An item is one media file, one chunk of a text file, one line of a JSONL file, one document, or
-one row of a manifest that names nothing usable; `items` = `records` + `rejects` + `duplicates`. `files`
-counts the files that the sources hold or name, so it equals `items` where every file is one item, as in
+Accounting. An item is one media file, one chunk of a text file, one line of a JSONL file, one document, one row of a
+manifest that names nothing usable, or one value of a row that cannot be used (a caption that is no text; what it is
+about stays without it); `items` = `records` + `rejects` + `duplicates`. `files` counts the files that the sources hold
+or name and the rows of manifests that name nothing usable, so it equals `items` where every file is one item, as in
 folders of images and videos.
+
+No item stops the rest: whatever reading one raises becomes its reject.
 
 Files are grouped in a fixed order, one group gives one shard, and Ray Data works on the groups side by side.
 A group that is done is written down in the stage's state, so that a killed run goes on after its last shard.
@@ -29,9 +33,9 @@ from stages.ingest_config import Config
 if TYPE_CHECKING:
     from stages.base import StageContext
 
-VERSION = 2
+VERSION = 3
 
-__all__ = ["VERSION", "Config", "ingest_group", "listing", "run"]
+__all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 
 
 def listing(config: Config) -> list[dict]:
@@ -46,7 +50,8 @@ def run(context: StageContext) -> dict:
     is left.
     """
     config: Config = context.config
-    groups = group_items(sources.items(config), config)
+    notes: Counter = Counter()
+    groups = group_items(sources.items(config, notes), config)
     if not groups:
         raise InputError("empty corpus: the sources' manifests name no item", field="stages.ingest.sources")
     output, state = context.output, context.state
@@ -60,13 +65,14 @@ def run(context: StageContext) -> dict:
     rejects = [reject for report in reports for reject in report["rejects"]]
     storage.write_bytes(storage.join(output, "rejects", "rejects.jsonl"), _jsonl(rejects))
     duplicates = remove_duplicates(output, state)
-    metrics = _metrics(output, reports, rejects, duplicates)
+    metrics = _metrics(output, reports, rejects, duplicates) | notes
     if not metrics["records"]:
         reasons = ", ".join(
             f"{code} {count}" for code, count in Counter(r["code"] for r in rejects).most_common(5)
         )
+        first = f"; the first: {rejects[0]['path']}: {rejects[0]['message']}" if rejects else ""
         raise InputError(
-            f"no record came out of {metrics['files']} files; rejects: {reasons}",
+            f"no record came out of {metrics['files']} files; rejects: {reasons}{first}",
             field="stages.ingest.sources",
         )
     if metrics["synthetic_fraction"] > config.max_synthetic_fraction:
@@ -76,6 +82,26 @@ def run(context: StageContext) -> dict:
             field="stages.ingest.max_synthetic_fraction",
         )
     return metrics
+
+
+def summary(metrics: dict) -> str:
+    """What a person is told when the stage is done: counts, the share of pictures without a caption, the reasons of
+    most rejects, and what lies in the sources unread.
+    """
+    told = [f"{name} {metrics[name]:,}" for name in ("files", "items", "records", "rejects", "duplicates")]
+    codes = Counter({name.removeprefix("rejects_"): count for name, count in metrics.items()
+                     if name.startswith("rejects_")})
+    if codes:
+        told[3] += f" ({', '.join(f'{code} {count:,}' for code, count in codes.most_common(3))}"
+        told[3] += f" and {len(codes) - 3} reasons more)" if len(codes) > 3 else ")"
+    if pictures := metrics["records_image"] + metrics["records_video"]:
+        told.append(f"uncaptioned {metrics['uncaptioned']:,} of {pictures:,}")
+    notes = {"metadata_captions": "captions of {} pictures from metadata.jsonl or metadata.csv",
+             "metadata_unread": "{} metadata files name no files and were not read",
+             "sidecars_unread": "{} texts beside pictures were not read (captions: {{from: sidecar}} reads them)",
+             "multipage": "of {} pictures with several pages or frames the first is taken"}
+    return "; ".join([", ".join(told), *(text.format(f"{metrics[name]:,}") for name, text in notes.items()
+                                         if metrics.get(name))])
 
 
 def group_items(items: list[dict], config: Config) -> list[dict]:
@@ -116,6 +142,8 @@ def ingest_group(group: dict, config: Config, output: str, state: str) -> dict:
                 usable = True
                 rows.append({**row, "source": name, "split": records.split_of(row["id"], fractions)})
         files_rejected += not usable
+    rows, broken = records.writable(rows)
+    rejects += broken
     records.write_shard(storage.join(output, records.shard_name(group["index"])), rows)
     report = {
         "files": len(group["items"]),
@@ -130,30 +158,61 @@ def ingest_group(group: dict, config: Config, output: str, state: str) -> dict:
 def remove_duplicates(output: str, state: str) -> list[dict]:
     """Drop every record whose id came before, in the order of the shards; returns what was dropped.
 
-    What is to go is written down before any shard is touched: a killed pass is repeated from the same list.
+    The record that stays gets the captions of those that go. What is to change is written down before any shard is
+    touched: a killed pass is repeated from the same lists.
     """
     from stages import records
 
     plan = storage.join(output, "duplicates", "duplicates.jsonl")
-    if storage.exists(plan):
-        duplicates = [json.loads(line) for line in storage.read_bytes(plan).splitlines()]
-    else:
-        duplicates, seen = [], set()
-        for shard in records.shards(output):
-            for row in records.iterate_shard(
-                shard, columns=("id", "source", "path", "part"), batch_size=4096
-            ):
-                key = bytes.fromhex(row["id"])
-                if key in seen:
-                    duplicates.append({**row, "shard": shard.rsplit("/", 1)[-1]})
-                seen.add(key)
+    captions_plan = storage.join(output, "duplicates", "captions.jsonl")
+    if not storage.exists(plan):
+        duplicates, captions = _find_duplicates(records.shards(output))
+        storage.write_bytes(captions_plan, _jsonl(captions))
         storage.write_bytes(plan, _jsonl(duplicates))
-    by_shard: dict[str, set] = {}
+    duplicates, captions = _read_jsonl(plan), _read_jsonl(captions_plan)
+    changes: dict[str, tuple[set, dict]] = {}
     for row in duplicates:
-        by_shard.setdefault(row["shard"], set()).add((row["source"], row["path"], row["part"]))
-    for name, keys in sorted(by_shard.items()):
-        records.drop_rows(storage.join(output, "records", name), keys)
+        changes.setdefault(row["shard"], (set(), {}))[0].add(_key(row))
+    for row in captions:
+        changes.setdefault(row["shard"], (set(), {}))[1][_key(row)] = row["captions"]
+    for name, (dropped, captioned) in sorted(changes.items()):
+        records.drop_rows(storage.join(output, "records", name), dropped, captioned)
     return duplicates
+
+
+def _find_duplicates(shards: list[str]) -> tuple[list[dict], list[dict]]:
+    """Rows whose id came before; and those that came first and get captions of the rows after them."""
+    from stages import records
+
+    duplicates: list[dict] = []
+    seen: set[bytes] = set()
+    added: dict[bytes, list[str]] = {}
+    for shard in shards:
+        for row in records.iterate_shard(shard, columns=("id", "source", "path", "part", "captions"), batch_size=4096):
+            captions, key = row.pop("captions"), bytes.fromhex(row["id"])
+            if key in seen:
+                duplicates.append({**row, "shard": shard.rsplit("/", 1)[-1]})
+                added.setdefault(key, []).extend(captions or ())
+            seen.add(key)
+    return duplicates, _merged(shards, {key: captions for key, captions in added.items() if captions})
+
+
+def _merged(shards: list[str], added: dict[bytes, list[str]]) -> list[dict]:
+    """{source, path, part, shard, captions} of the first record of each id in `added` that says something new of it."""
+    from stages import records
+
+    changed = []
+    for shard in shards if added else ():
+        for row in records.iterate_shard(shard, columns=("id", "source", "path", "part", "captions"), batch_size=4096):
+            own = row.pop("captions") or []
+            both = list(dict.fromkeys([*own, *added.pop(bytes.fromhex(row.pop("id")), ())]))
+            if len(both) > len(own):
+                changed.append({**row, "shard": shard.rsplit("/", 1)[-1], "captions": both})
+    return changed
+
+
+def _key(row: dict) -> tuple[str, str, int]:
+    return row["source"], row["path"], row["part"]
 
 
 def _reports(groups: list[dict], config: Config, output: str, state: str) -> Iterator[tuple[int, dict]]:
@@ -205,13 +264,16 @@ def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: 
     for split in records.SPLITS:
         counts[f"records_{split}"] = 0
     files = sum(report["files"] for report in reports)
-    columns = ("kind", "split", "synthetic", "caption")
+    columns = ("kind", "split", "synthetic", "captions", "meta")
     for row in records.iterate(output, columns=columns, batch_size=4096):
         counts["records"] += 1
         counts[f"records_{row['kind']}"] += 1
         counts[f"records_{row['split']}"] += 1
         counts["synthetic"] += row["synthetic"]
-        counts["uncaptioned"] += row["kind"] in ("image", "video") and not row["caption"]
+        if row["kind"] in ("image", "video"):
+            counts["captions"] += len(row["captions"] or ())
+            counts["uncaptioned"] += not row["captions"]
+            counts["multipage"] += "pages" in json.loads(row["meta"])
     total = counts["records"]
     return {
         "files": files,
@@ -223,9 +285,16 @@ def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: 
         "synthetic": counts["synthetic"],
         "synthetic_fraction": counts["synthetic"] / total if total else 0.0,
         "uncaptioned": counts["uncaptioned"],
+        "captions": counts["captions"],
+        "multipage": counts["multipage"],
         **{key: counts[key] for key in counts if key.startswith("records_")},
         **{f"rejects_{code}": count for code, count in sorted(Counter(r["code"] for r in rejects).items())},
     }
+
+
+def _read_jsonl(uri: str) -> list[dict]:
+    # Lines end with a line feed alone: a path may hold other ends.
+    return [json.loads(line) for line in storage.read_bytes(uri).split(b"\n") if line]
 
 
 def _jsonl(rows: list[dict]) -> bytes:

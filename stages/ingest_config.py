@@ -19,15 +19,21 @@ class _Strict(BaseModel):
 
 
 class Captions(_Strict):
-    """Where captions and labels come from: a JSONL manifest, or the names of files or folders."""
+    """Where captions and labels come from: a manifest, texts beside the files, or the names of files or folders."""
 
-    manifest: str | None = None  # path below the source's uri, or a URI of its own
-    file_field: str = "file"  # names the media file, relative to the source's uri
-    caption_field: str = "caption"
+    # JSON lines, or a table in .csv or .tsv with a line of column names: a path below the source's uri (or from it,
+    # such as ../captions.jsonl), or a URI of its own.
+    manifest: str | None = None
+    # Names the media file, relative to the source's uri. By default the one of file, file_name, image, path and the
+    # like that the rows have (`stages.manifests.FILE_FIELDS`).
+    file_field: str | None = None
+    # By default the one of caption, captions, text and the like that the rows have. A value is a text or several.
+    caption_field: str | None = None
     label_field: str | None = "label"
     license_field: str | None = "license"
     meta_fields: list[str] = Field(default_factory=list)  # kept in the record's meta
-    from_: Literal["folder", "file"] | None = Field(default=None, alias="from")
+    # sidecar: the text in the .txt (or .caption) file of the same name beside the picture; file, folder: its name.
+    from_: Literal["folder", "file", "sidecar"] | None = Field(default=None, alias="from")
     template: str = "{name}"  # {name}: the folder's or file's name, `_` and `-` as spaces
 
     @field_validator("template")
@@ -41,8 +47,8 @@ class Captions(_Strict):
     def _one_origin(self) -> Captions:
         if (self.manifest is None) == (self.from_ is None):
             raise ValueError("expected either manifest or from")
-        if self.from_ is None and self.template != "{name}":
-            raise ValueError("template goes with from, not with manifest")
+        if self.from_ not in ("file", "folder") and self.template != "{name}":
+            raise ValueError("template goes with from: file or from: folder")
         return self
 
 
@@ -55,7 +61,12 @@ class Source(_Strict):
     # Globs over paths below uri (`*` crosses folders); an empty include takes every file of the kind.
     include: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
-    captions: Captions | None = None  # image_folder, video_folder
+    # image_folder, video_folder; by default metadata.jsonl or metadata.csv where one lies in the folder, else none.
+    captions: Captions | None = None
+    # Symbolic links that lead out of uri (or to a hidden folder) are followed; by default each is a reject.
+    follow_links: bool = False
+    # Of texts, JSONL files, manifests and sidecars; a byte order mark in a file says more than this.
+    encoding: str = "utf-8"
     license: str | None = None  # for records whose manifest names none
     synthetic: bool = False  # every record was made by a model of this project
     # How the listing tells a changed file: by size and etag or modification time, or by sha256.
@@ -64,9 +75,12 @@ class Source(_Strict):
     template: str | None = None  # jsonl: "{question}\n{answer}"
     image_field: str | None = None  # jsonl: path of an image, relative to the folder of the JSONL file
     video_field: str | None = None  # jsonl: likewise of a video
-    caption_field: str = "caption"  # jsonl with media
+    caption_field: str | None = None  # jsonl with media; by default as in `Captions`
     label_field: str | None = "label"  # jsonl with media
     manifest: str | None = None  # interleaved: JSONL of {file, segments} in place of parsing Markdown
+    # jsonl with media, interleaved: a folder beside or above uri that rows may name files in, relative to the JSONL
+    # file or to this folder; by default nothing outside uri is read.
+    media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PLACEMENT)
     # interleaved: prefix of a link -> prefix of a path below uri
     links: dict[str, str] = Field(default_factory=dict)
 
@@ -75,12 +89,23 @@ class Source(_Strict):
     def _one_or_many(cls, value):
         return [value] if isinstance(value, str) else value
 
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        try:
+            "\n".encode(encoding)
+        except (LookupError, ValueError, TypeError):
+            raise ValueError(f"expected an encoding that Python knows, such as utf-8, latin-1, gb18030 or utf-16, got "
+                             f"{encoding!r}") from None
+        return encoding
+
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> Source:
         belongs = {
             "captions": ("image_folder", "video_folder"),
             **dict.fromkeys(("text_field", "template", "image_field", "video_field"), ("jsonl",)),
             **dict.fromkeys(("manifest", "links"), ("interleaved",)),
+            "media_root": ("jsonl", "interleaved"),
         }
         for name, kinds in belongs.items():
             if getattr(self, name) not in (None, {}) and self.kind not in kinds:

@@ -6,33 +6,27 @@ import torch
 
 from models.bundle import to_uint8
 from stages import metrics, report
-from stages.aspects import Aspects
 from stages.evaluation import Evaluation
 from stages.tokens import TokenSet
+
+_BATCH = 32  # clips at once
 
 
 def reconstruct(evaluation: Evaluation) -> None:
     """PSNR and SSIM of the tokenizer on held-out images and videos, each in the shape that it is tokenized in."""
-    # Tokens from before there were ratios are of squares.
-    tokenizer, facts = evaluation.loom.tokenizer, evaluation.facts
-    aspects = Aspects(tuple(facts.get("aspects", Aspects.names)), tokenizer.config.patch_size)
-    for kind, num_shown in (("image", 16), ("video", 3)):
-        clips = evaluation.clips(kind, evaluation.config.split, aspects)
-        measured = list(range(min(len(clips), evaluation.config.reconstructions)))
+    for kind, clips, num_shown in (("image", evaluation.images, 16), ("video", evaluation.videos, 3)):
+        measured = clips.spread(evaluation.config.seed)[:evaluation.config.reconstructions]
         grids = {source: part[:num_shown] for source, part in
-                 (evaluation.by_source(measured) if kind == "image" else {"": measured}).items()}
+                 (evaluation.by_source(measured.tolist()) if kind == "image" else {"": measured.tolist()}).items()}
         wanted = {i for part in grids.values() for i in part}
         parts: list[tuple[int, dict[str, float]]] = []
         shown: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for members in clips.buckets(evaluation.config.reconstructions):
-            for chosen in np.split(members, range(32, len(members), 32)):
+        for members in clips.buckets(measured):
+            for chosen in np.split(members, range(_BATCH, len(members), _BATCH)):
                 if not len(chosen):
                     continue
                 batch = np.stack([clips[int(i)] for i in chosen])
-                pixels = torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
-                with torch.no_grad():
-                    recon, _ = tokenizer(pixels.to(evaluation.loom.device))
-                recons = to_uint8(recon)
+                recons = _reconstructed(evaluation, batch)
                 frames = [x.reshape(-1, *x.shape[2:]) for x in (batch, recons)]
                 parts.append((len(frames[0]), metrics.reconstruction(*frames)))
                 shown |= {int(i): pair for i, pair in zip(chosen, zip(batch, recons, strict=True), strict=True)
@@ -51,6 +45,13 @@ def reconstruct(evaluation: Evaluation) -> None:
             evaluation.pictures[f"reconstructed_{kind}s{source}"] = grid
 
 
+@torch.no_grad()
+def _reconstructed(evaluation: Evaluation, batch: np.ndarray) -> np.ndarray:
+    """Clips, uint8 (B, T, H, W, 3), as they come back."""
+    pixels = torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+    return to_uint8(evaluation.loom.tokenizer(pixels.to(evaluation.loom.device))[0])
+
+
 def codebook(evaluation: Evaluation) -> None:
     """Share of the codebook that the corpus uses, and its perplexity as a share, over all splits."""
     size = evaluation.loom.tokenizer.codebook_size
@@ -62,6 +63,8 @@ def codebook(evaluation: Evaluation) -> None:
             for token in document:
                 if token.codes is not None:
                     counts += np.bincount(token.codes, minlength=size)
-    shares = counts[counts > 0] / max(1, counts.sum())
+    if not counts.any():
+        return
+    shares = counts[counts > 0] / counts.sum()
     evaluation.metrics["codebook_usage"] = float((counts > 0).mean())
     evaluation.metrics["codebook_perplexity"] = float(np.exp(-(shares * np.log(shares)).sum()))

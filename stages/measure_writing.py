@@ -1,15 +1,11 @@
 """What `evaluate` measures of writing: texts, and captions of held-out pictures, shown in each objective's way. In: an
-`Evaluation`, which gets the figures, pictures and samples.
-
-bits_per_byte           the model's own code length of held-out texts over their UTF-8 bytes, <eos> included
-caption_accuracy        share of the captions that name the picture's label and no other
-caption_exact           share of them that are the picture's own, letter by letter
-retrieval_*             where a picture's own caption comes among `retrieval_captions` distinct ones of the split
+`Evaluation`, which gets the figures, pictures and samples. What each figure means stands in `stages.measures`.
 """
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,28 +15,41 @@ from models.unified.layouts import prefix_for_text
 from models.unified.score import log_likelihoods
 from stages import metrics, report
 from stages.evaluation import Evaluation
-
-_LENGTH = 1024  # tokens of a text that are read at once
+from stages.measures import balanced
+from stages.spread import spread
 
 
 def read_text(evaluation: Evaluation) -> None:
-    bits, size = 0.0, 0
-    loom, tokens, special = evaluation.loom, evaluation.tokens, evaluation.loom.config.unified.specials
-    chosen = tokens.indices("text")[:evaluation.config.texts]
-    for index in chosen:
-        ids = np.concatenate([[special.bos], tokens.document(int(index))[0].ids, [special.eos]])
-        # A longer text is read in pieces; the first token of a later piece is predicted from the one before.
-        for start in range(0, len(ids) - 1, _LENGTH):
-            piece = torch.as_tensor(ids[start:start + _LENGTH + 1])[None].long().to(loom.device)
-            with torch.no_grad():
-                logits = loom.model.text_logits(piece[:, :-1]).float()
-            loss = torch.nn.functional.cross_entropy(logits[0], piece[0, 1:], reduction="sum")
-            bits += float(loss) / math.log(2)
-        size += tokens.row(int(index))["bytes"]
+    """The code length of held-out texts, <eos> included, drawn evenly over sources and within each over files."""
+    tokens, config = evaluation.tokens, evaluation.config
+    chosen = spread(tokens.table, ("source", "path"), config.seed, tokens.indices("text"))[:config.texts].tolist()
+    size = sum(tokens.row(index)["bytes"] for index in chosen)
     if not size:
         return
+    bits = sum(_bits(evaluation, tokens.document(index)[0].ids) for index in chosen)
     evaluation.metrics["bits_per_byte"] = bits / size
-    prompts = [loom.text.decode(tokens.document(int(i))[0].ids[:16]) for i in chosen[:4]]
+    if math.isfinite(bits):  # nothing can be drawn from likelihoods that are no numbers
+        _go_on(evaluation, chosen[:4])
+
+
+@torch.no_grad()
+def _bits(evaluation: Evaluation, text: np.ndarray) -> float:
+    """The code length of a text's ids. One that is longer than a row of training is read in pieces of that length, as
+    it was there; the first token of a later piece is predicted from the one before."""
+    loom, special, length = evaluation.loom, evaluation.loom.config.unified.specials, evaluation.packing.length
+    ids = torch.as_tensor(np.concatenate([[special.bos], text, [special.eos]])).long().to(loom.device)
+    bits = 0.0
+    for start in range(0, len(ids) - 1, length):
+        piece = ids[start:start + length + 1]
+        logits = loom.model.text_logits(piece[None, :-1]).float()
+        bits += float(torch.nn.functional.cross_entropy(logits[0], piece[1:], reduction="sum")) / math.log(2)
+    return bits
+
+
+def _go_on(evaluation: Evaluation, chosen: Sequence[int]) -> None:
+    """Texts are begun, and what the model writes behind is shown."""
+    loom = evaluation.loom
+    prompts = [loom.text.decode(evaluation.tokens.document(index)[0].ids[:16]) for index in chosen]
     texts = loom.text_to_text(prompts, max_new_tokens=48, temperature=0.8, top_p=0.95, seeds=evaluation.config.seed)
     for prompt, text in zip(prompts, texts, strict=True):
         # Blank lines would fill the page; samples.jsonl keeps them.
@@ -60,60 +69,78 @@ def _described(evaluation: Evaluation) -> list[int]:
 
 
 def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None:
-    suffix, images = evaluation.suffix(objective), {i: evaluation.images[i][0] for i in chosen}
-    texts = dict(zip(chosen, evaluation.loom.image_to_text(list(images.values()), objective=objective), strict=True))
-    right, exact, judged = 0, 0, 0
-    for i, text in texts.items():
-        record = evaluation.records[i]
-        exact += text.strip() == record["caption"].strip()
-        if record["label"] in evaluation.classes:
-            judged += 1
-            right += metrics.named_labels(text, evaluation.classes) == {record["label"]}
-        evaluation.samples.append({"task": "image_to_text", "objective": objective, "id": record["id"],
-                                   "expected": record["caption"], "output": text})
+    suffix, clips, classes = evaluation.suffix(objective), evaluation.images, set(evaluation.classes)
+    written: dict[int, str] = {}
+    for shape, places in evaluation.by_shape(clips, chosen).items():
+        texts = evaluation.loom.image_to_text([clips[chosen[place]][0] for place in places], size=shape,
+                                              objective=objective)
+        written |= {chosen[place]: text for place, text in zip(places, texts, strict=True)}
+    for i in chosen:
+        evaluation.samples.append({"task": "image_to_text", "objective": objective, "id": clips.record(i)["id"],
+                                   "expected": evaluation.captions[i], "output": written[i]})
+    judged = [i for i in chosen if evaluation.labels[i] in classes]
     if judged:
-        evaluation.metrics[f"caption_accuracy{suffix}"] = right / judged
-    evaluation.metrics[f"caption_exact{suffix}"] = exact / len(chosen)
+        labels = [evaluation.labels[i] for i in judged]
+        evaluation.metrics[f"caption_accuracy{suffix}"] = balanced(
+            [metrics.named_labels(written[i], evaluation.classes) == {label}
+             for i, label in zip(judged, labels, strict=True)], labels)
+    evaluation.metrics[f"caption_exact{suffix}"] = float(
+        np.mean([written[i].strip() in map(str.strip, clips.table["captions"][i].as_py()) for i in chosen]))
     for source, part in evaluation.by_source(chosen).items():
         evaluation.pictures[f"described_images{source}{suffix}"] = report.grid(
-            [images[i] for i in part[:16]], 8, [texts[i] for i in part[:16]])
+            [clips[i][0] for i in part[:16]], 8, [written[i] for i in part[:16]])
 
 
 def retrieve(evaluation: Evaluation) -> None:
     """Held-out pictures against captions: each picture's own and others of the split, drawn by the seed, in the order
-    of log p(caption <eos> | picture) - log p(caption <boi> | <bos>).
+    of log p(caption <eos> | picture) - log p(caption <boi> | <bos>), or of the former alone where captions before
+    pictures were not trained.
 
     The difference is the pointwise mutual information up to a constant: common captions are not ahead by being common.
     What ends the caption is what the model was trained to write there, behind a picture and before one. A tie counts
     half. Chance is the figure of a random order.
     """
-    captions = list(dict.fromkeys(evaluation.records[i]["caption"] for i in evaluation.captioned))
+    captions = list(dict.fromkeys(evaluation.captions[i] for i in evaluation.captioned))
     count, chosen = min(evaluation.config.retrieval_captions, len(captions)), _described(evaluation)
     if count < 2 or not chosen:
         return
     loom, special = evaluation.loom, evaluation.loom.config.unified.specials
     numbers = {caption: number for number, caption in enumerate(captions)}
-    own = np.array([numbers[evaluation.records[i]["caption"]] for i in chosen])
+    own = np.array([numbers[evaluation.captions[i]] for i in chosen])
     rng = np.random.default_rng((evaluation.config.seed, 8))
     others = [rng.choice(len(captions) - 1, count - 1, replace=False) for _ in chosen]
     asked = np.array([[right, *(wrong + (wrong >= right))] for right, wrong in zip(own, others, strict=True)])
     ids = [loom.text.encode(caption) for caption in captions]
-    prior = log_likelihoods(loom.model, [prefix_for_text([], special)], [[[*text, special.boi] for text in ids]])[0]
+    prior = np.zeros(len(captions))
+    if evaluation.knows_captions:
+        prior = log_likelihoods(loom.model, [prefix_for_text([], special)],
+                                [[[*text, special.boi] for text in ids]])[0].numpy()
     evaluation.metrics |= {"retrieval_captions": count, "retrieval_recall_at_1_chance": 1 / count,
                            "retrieval_recall_at_10_chance": min(10, count) / count,
                            "retrieval_mean_rank_chance": (count + 1) / 2}
-    images = [evaluation.images[i][0] for i in chosen]
     for objective in evaluation.objectives:
-        ranks = []
-        for at in range(0, len(chosen), loom.batch_size):
-            part = slice(at, at + loom.batch_size)
-            shown = loom.encode(to_pixels(images[part], loom.config.image_size), objective)
+        likely = _likelihoods(evaluation, chosen, asked, ids, objective)
+        ranks = np.array([metrics.rank(row - prior[held]) for row, held in zip(likely, asked, strict=True)])
+        suffix = evaluation.suffix(objective)
+        for k in (1, 10):
+            found = np.where(np.isnan(ranks), np.nan, ranks <= k)  # without a rank there is no figure; it is no miss
+            evaluation.metrics[f"retrieval_recall_at_{k}{suffix}"] = float(np.mean(found))
+        evaluation.metrics[f"retrieval_mean_rank{suffix}"] = float(np.mean(ranks))
+
+
+def _likelihoods(evaluation: Evaluation, chosen: list[int], asked: np.ndarray, ids: list[list[int]],
+                 objective: str) -> list[np.ndarray]:
+    """For each of the chosen pictures log p(caption <eos> | picture) of the captions that are asked, by their numbers;
+    the pictures are shown in their shapes."""
+    loom, special, clips = evaluation.loom, evaluation.loom.config.unified.specials, evaluation.images
+    found: dict[int, np.ndarray] = {}
+    for shape, places in evaluation.by_shape(clips, chosen).items():
+        for at in range(0, len(places), loom.batch_size):
+            part = places[at:at + loom.batch_size]
+            shown = loom.encode(to_pixels([clips[chosen[place]][0] for place in part], shape), objective)
             prefixes = [prefix_for_text([], special, values.reshape(-1, *values.shape[3:]), shown.shape[1:4], objective)
                         for values in shown]
-            texts = [[[*ids[number], special.eos] for number in row] for row in asked[part]]
-            for row, likely in zip(asked[part], log_likelihoods(loom.model, prefixes, texts), strict=True):
-                ranks.append(metrics.rank((likely - prior[row]).numpy()))
-        suffix = evaluation.suffix(objective)
-        evaluation.metrics |= {f"retrieval_recall_at_{k}{suffix}": float(np.mean(np.array(ranks) <= k))
-                               for k in (1, 10)}
-        evaluation.metrics[f"retrieval_mean_rank{suffix}"] = float(np.mean(ranks))
+            texts = [[[*ids[number], special.eos] for number in asked[place]] for place in part]
+            found |= {place: row.numpy() for place, row in zip(
+                part, log_likelihoods(loom.model, prefixes, texts), strict=True)}
+    return [found[place] for place in range(len(chosen))]

@@ -2,6 +2,7 @@
 a label, ranks."""
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -33,12 +34,15 @@ def shrink(images: Sequence[np.ndarray], size: int) -> np.ndarray:
 def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> float:
     """Share of real points with a drawn one nearer than their k-th real neighbour; (N, D) and (M, D).
 
-    Naeem et al., arXiv 2002.09797, equation 4. It falls where the drawn ones crowd on a few modes.
+    Naeem et al., arXiv 2002.09797, equation 4. It falls where the drawn ones crowd on a few modes. A neighbour is
+    another point than its own: a picture that occurs k times more would have a radius of 0, within which not even the
+    same picture lies, so each is a neighbour once. Every occurrence counts in the share.
     """
-    if len(real) <= neighbours:
-        raise ValueError(f"coverage needs more than {neighbours} real examples, got {len(real)}")
-    radius = np.sort(_distances(real, real), axis=1)[:, neighbours]  # column 0 is the point itself
-    return float((_distances(real, drawn).min(axis=1) < radius).mean())
+    points, counts = np.unique(real, axis=0, return_counts=True)
+    if len(points) <= neighbours:
+        raise ValueError(f"coverage needs more than {neighbours} real examples that differ, got {len(points)}")
+    radius = np.sort(_distances(points, points), axis=1)[:, neighbours]  # column 0 is the point itself
+    return float(np.average(_distances(points, drawn).min(axis=1) < radius, weights=counts))
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -59,10 +63,10 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def rank(scores: np.ndarray) -> float:
-    """The place of the first of the scores among all, 1 for the highest; a tie with another counts half. ValueError
-    where one is not finite: compared with anything it would look like the best."""
+    """The place of the first of the scores among all, 1 for the highest; a tie with another counts half. NaN where one
+    is not finite: compared with anything it would look like the best."""
     if not np.isfinite(scores).all():
-        raise ValueError("scores: expected finite numbers; the model's likelihoods are not")
+        return math.nan
     return 1 + float((scores[1:] > scores[0]).sum() + 0.5 * (scores[1:] == scores[0]).sum())
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra import storage
 from infra.artifacts import Artifact
+from infra.figures import finite
 from infra.training.config import WorkersConfig
 from models.unified.representations import OBJECTIVES, Objective
 from stages import train_unified
@@ -22,10 +23,17 @@ from stages.base import Needs, StageContext
 from stages.evaluate import MeasureConfig
 from stages.study import Named, Share, curves
 
-VERSION = 1
+VERSION = 2
 
 _COLUMNS = {"image_class_agreement": "class agreement", "caption_accuracy": "caption accuracy",
             "image_coverage": "coverage", "caption_exact": "exact captions"}
+
+
+class StudyMeasureConfig(MeasureConfig):
+    """As `evaluate` measures. The split is another than its default: what is chosen by one split is judged on another.
+    """
+
+    split: str = Field("validation", pattern="^(validation|test)$", description="what the models are compared on")
 
 
 class Config(BaseModel):
@@ -35,7 +43,7 @@ class Config(BaseModel):
                                            "of diffusions alone")
     objectives: dict[str, Objective] = Field(default_factory=lambda: {name: name for name in OBJECTIVES}, min_length=1,
                                              description="a name for the table: an objective")
-    evaluation: MeasureConfig = Field(default_factory=MeasureConfig)
+    evaluation: StudyMeasureConfig = Field(default_factory=StudyMeasureConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -73,9 +81,10 @@ def budget(config: train_unified.Config, objective: str) -> train_unified.Config
 
 @dataclass
 class Measurement:
-    """What the measuring worker gets; picklable. `output` is the folder that the training filled."""
+    """What the measuring worker gets; picklable. `output` is the folder that `training` filled."""
 
     config: MeasureConfig
+    training: train_unified.Config
     inputs: dict[str, Artifact]
     output: str
     state: str
@@ -92,7 +101,7 @@ def run(context: StageContext) -> dict:
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
         rows.append({"name": name, "objective": config.objectives[name], **found})
     study = {"steps": config.training.steps, "split": config.evaluation.split, "rows": rows}
-    storage.write_json(storage.join(context.output, "study.json"), study)
+    storage.write_json(storage.join(context.output, "study.json"), finite(study))
     html = _report(study, context.output)
     storage.write_bytes(storage.join(context.output, "report.html"), html.encode())
     context.tracker.log_text(html, "report.html")
@@ -114,7 +123,7 @@ def _make(context: StageContext, name: str, training: train_unified.Config, prog
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):
         where = WorkersConfig(count=1, cpus=config.evaluation.cpus, gpus=config.evaluation.gpus)
-        launch(measure_worker, Measurement(config.evaluation, context.inputs, output, state, tracker), where,
+        launch(measure_worker, Measurement(config.evaluation, training, context.inputs, output, state, tracker), where,
                f"{run_name}-measured", state)
     return {**storage.read_json(measured), **_cost(storage.read_json(storage.join(state, "metrics.json")), output)}
 
@@ -142,7 +151,8 @@ def measure_worker(job: Measurement) -> None:
     from stages.starting import local_folder
 
     device = "cuda" if job.config.gpus and torch.cuda.is_available() else "cpu"
-    evaluation = Evaluation(job.config, job.inputs, device, local_folder(storage.join(job.output, "model")))
+    evaluation = Evaluation(job.config, job.inputs, device, local_folder(storage.join(job.output, "model")),
+                            job.training.model_dump(mode="json"))
     for part in (read_text, draw, describe, retrieve):
         part(evaluation)
     for name, picture in evaluation.pictures.items():
@@ -150,7 +160,7 @@ def measure_worker(job: Measurement) -> None:
         job.tracker.log_image(picture, name, 0)
     storage.write_bytes(storage.join(job.output, "report", "samples.jsonl"), "".join(
         json.dumps(sample, ensure_ascii=False) + "\n" for sample in evaluation.samples).encode())
-    storage.write_json(storage.join(job.state, "measured.json"), evaluation.metrics)
+    storage.write_json(storage.join(job.state, "measured.json"), finite(evaluation.metrics))
 
 
 def _report(study: dict, output: str) -> str:

@@ -2,7 +2,7 @@
 
     window w   a quota of documents per kind, from that kind's endless stream of permuted epochs, arranged anew each
                time (caption first or picture first, condition dropped), and packed best-fit into rows; texts are
-               cut where that fills rows
+               cut where that fills rows; a picture's captions take turns, an epoch each
     row        documents side by side, at most `length` tokens
     position   {"window", "row"}: a global cursor that knows no rank; training goes on from it on any number of ranks
 
@@ -63,8 +63,9 @@ class PackingConfig(BaseModel):
 class Placed:
     """One document in a row. `view` is its `Task`; `start`, `stop` cut a text; `caption_loss` is the config's;
     `target` is the segment of an interleaved document that is drawn, -1 for none, and `dropped` are the sources of a
-    drawn picture's condition that are left out. Its pictures, the drawn one and those that are context, are what
-    `objective` is about; context has noise up to `context_time`."""
+    drawn picture's condition that are left out; `caption` is the one of a picture's captions that stands with it. Its
+    pictures, the drawn one and those that are context, are what `objective` is about; context has noise up to
+    `context_time`."""
 
     index: int
     view: Task
@@ -76,6 +77,7 @@ class Placed:
     objective: str = "latent_diffusion"
     context_time: float = 0.0
     caption_loss: bool = True
+    caption: int = 0
 
 
 class Planner:
@@ -102,17 +104,29 @@ class Planner:
         row, pictures that do not fit left out, in whichever representation they are longest."""
         found = []
         for index in self.tokens.indices(kind):
-            lengths = max((self.tokens.lengths(int(index), name) for name in self._representations or ("latents",)),
-                          key=lambda found: sum(n for _, n in found))
+            lengths = self._longest(int(index))
             total = sum(n + (2 if k == "visual" else 0) for k, n in lengths) + 2
             if kind == "text":
                 found += [(int(index), start, min(start + self.config.length, total))
                           for start in range(0, total, self.config.length)]
             elif kind in ("image", "video") and not (self.config.caption_first or any(k == "text" for k, _ in lengths)):
                 continue
+            elif kind in ("image", "video") and (fitting := self._fitting(lengths)):
+                found.append((int(index), 0, round(sum(n for _, n in fitting) / len(fitting))))
             elif total <= self.config.length or (kind == "document" and self._begins(lengths)):
                 found.append((int(index), 0, min(total, self.config.length)))
         return found
+
+    def _longest(self, index: int) -> list[tuple[str, int]]:
+        """Lengths of a document's segments in the representation that it is longest in."""
+        return max((self.tokens.lengths(index, name) for name in self._representations or ("latents",)),
+                   key=lambda found: sum(n for _, n in found))
+
+    def _fitting(self, lengths: list[tuple[str, int]]) -> list[tuple[int, int]]:
+        """(caption, tokens with the picture) of a picture's captions that fit into a row."""
+        picture = sum(n + 2 for kind, n in lengths if kind == "visual") + 2
+        captions = [n for kind, n in lengths if kind == "text"]
+        return [(number, n + picture) for number, n in enumerate(captions) if n + picture <= self.config.length]
 
     def _begins(self, lengths: list[tuple[str, int]]) -> bool:
         """Whether anything of a long document can be placed: its first segment is text or a picture that fits."""
@@ -142,26 +156,28 @@ class Planner:
             # Apart, so that an arrangement does not depend on what is trained on it.
             kinds = np.random.default_rng((self.seed, 6, number))
             pictures = np.random.default_rng((self.seed, 7, number))
-            placed = [self._arrange(kind, self.units[kind][i], rng, kinds, pictures)
+            placed = [self._arrange(kind, self.units[kind][i], rng, kinds, pictures, position // len(self.units[kind]))
                       for kind, quota in self.quota.items()
-                      for i in draw(len(self.units[kind]), quota, number * quota, self.seed)]
+                      for position, i in enumerate(draw(len(self.units[kind]), quota, number * quota, self.seed),
+                                                   number * quota)]
             rows = pack([placed[i] for i in rng.permutation(len(placed))], self.config.length)
             self._planned = {number: [rows[i] for i in rng.permutation(len(rows))]}
         return self._planned[number]
 
     def _arrange(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator,
-                 kinds: np.random.Generator, pictures: np.random.Generator) -> Placed:
+                 kinds: np.random.Generator, pictures: np.random.Generator, epoch: int) -> Placed:
         by_objective, by_noise = kinds.random(2)
         if not self._names:
-            return self._arrange_views(kind, unit, rng, pictures.random(), "latents")
+            return self._arrange_views(kind, unit, rng, pictures.random(), "latents", epoch)
         choice = np.searchsorted(self._shares, by_objective * self._shares[-1], side="right")
         objective = self._names[min(int(choice), len(self._names) - 1)]
         noisy = by_noise < self.config.noisy_context and not OBJECTIVES[objective].causal
-        placed = self._arrange_views(kind, unit, rng, pictures.random(), OBJECTIVES[objective].representation.name)
+        placed = self._arrange_views(kind, unit, rng, pictures.random(), OBJECTIVES[objective].representation.name,
+                                     epoch)
         return replace(placed, objective=objective, context_time=self.config.context_max_time if noisy else 0.0)
 
     def _arrange_views(self, kind: str, unit: tuple[int, int, int], rng: np.random.Generator, by_image: float,
-                       representation: str) -> Placed:
+                       representation: str, epoch: int) -> Placed:
         index, start, stop = unit
         by_order, by_text, by_target = rng.random(3)
         if kind == "text":
@@ -171,14 +187,24 @@ class Planner:
             drawn = {"text": by_text, "image": by_image}
             dropped = frozenset(s for s, share in self._interleaved_dropout.items() if drawn[s] < share)
             return self._arrange_document(index, lengths, by_target, dropped)
-        caption = sum(n for k, n in lengths if k == "text")
-        total = sum(n for _, n in lengths) + 4
+        number = self._caption(index, lengths, epoch)
+        caption = lengths[number][1] if lengths[0][0] == "text" else 0
+        total = sum(n for k, n in lengths if k == "visual") + caption + 4
         if caption and by_order >= self.config.caption_first:
-            return Placed(index, "describe", total)
+            return Placed(index, "describe", total, caption=number)
         dropped: frozenset[Source] = frozenset()
         if not caption or by_text < self._dropout.get("text", 0.0):
             total, dropped = total - caption, frozenset({"text"})
-        return Placed(index, "draw", total, dropped, caption_loss=self.config.caption_loss)
+        return Placed(index, "draw", total, dropped, caption_loss=self.config.caption_loss, caption=number)
+
+    def _caption(self, index: int, lengths: list[tuple[str, int]], epoch: int) -> int:
+        """Which of a picture's captions an epoch has: each once, in an order of their own, before any comes again."""
+        if sum(kind == "text" for kind, _ in lengths) < 2:
+            return 0
+        fitting = self._fitting(self._longest(index))
+        turn, place = divmod(epoch, len(fitting))
+        order = np.random.default_rng((self.seed, 8, index, turn)).permutation(len(fitting))
+        return fitting[order[place]][0]
 
     def _arrange_document(self, index: int, lengths: list[tuple[str, int]], by_target: float,
                           dropped: frozenset[Source]) -> Placed:

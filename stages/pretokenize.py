@@ -23,7 +23,7 @@ from stages.aspects import Aspects, check_names
 from stages.base import PLACEMENT, Needs, StageContext
 from stages.encoders import encoder_config, load_encoder
 
-VERSION = 4
+VERSION = 5
 FEATURES = "stages.pretokenize.features"
 
 Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, Any]]]  # (kind, shape): (segment to fill, pixels)
@@ -134,10 +134,11 @@ def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
 
 def _text_tokenizer(config: Config, ingest) -> str:
     from models.text import TextTokenizer
+    from stages.text_tokenizer import read_text_tokenizer
 
     if config.text_tokenizer:
         try:
-            return TextTokenizer.load(storage.read_bytes(config.text_tokenizer).decode()).to_json()
+            return read_text_tokenizer(storage.absolute(config.text_tokenizer)).to_json()
         except (OSError, ValueError) as error:
             raise InputError(f"is no tokenizer.json: {error}", field="stages.pretokenize.text_tokenizer",
                              file=config.text_tokenizer) from None
@@ -148,8 +149,10 @@ def _texts(ingest):
     """Captions and texts of the train split, in order: held-out text teaches the tokenizer nothing."""
     from stages import records
 
-    for row in records.iterate(ingest.uri, split="train", columns=["caption", "text", "segments"]):
-        yield from (value for value in (row["caption"], row["text"]) if value)
+    for row in records.iterate(ingest.uri, split="train", columns=["captions", "text", "segments"]):
+        yield from row["captions"] or ()
+        if row["text"]:
+            yield row["text"]
         for segment in row["segments"] or ():
             if segment["type"] == "text":
                 yield segment["text"]
@@ -186,7 +189,7 @@ class ShardTokenizer:
             text = " ".join(s["_text"] for s in segments if "_text" in s)
             rows.setdefault(record["split"], []).append(
                 {"id": record["id"], "kind": record["kind"], "label": record["label"],
-                 "bytes": len(text.encode()), "segments": segments})
+                 "source": record["source"], "path": record["path"], "bytes": len(text.encode()), "segments": segments})
             for segment in segments:
                 segment.pop("_text", None)
                 segment["_train"] = record["split"] == "train"
@@ -228,8 +231,7 @@ class ShardTokenizer:
         if kind == "text":
             return [text(record["text"])]
         if kind in ("image", "video"):
-            caption = [text(record["caption"])] if record["caption"] else []
-            return [*caption, visual(record, kind)]
+            return [*map(text, record["captions"] or ()), visual(record, kind)]
         return [text(s["text"]) if s["type"] == "text" else visual(s, "image")
                 for s in record["segments"]]
 

@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra import storage
+from infra.figures import finite
 from models.tokenizer.config import RAEConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
 from stages import train_tokenizer
 from stages.base import Needs, StageContext
 from stages.study import Named, Share, curves
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(BaseModel):
@@ -63,7 +64,7 @@ def run(context: StageContext) -> dict:
         metrics |= {f"{name}_{key.removeprefix('validation_')}": value for key, value in found.items()
                     if key.startswith("validation_")}
     study = {"steps": config.training.steps, "rows": rows}
-    storage.write_json(storage.join(context.output, "study.json"), study)
+    storage.write_json(storage.join(context.output, "study.json"), finite(study))
     html = _report(study, context.output)
     storage.write_bytes(storage.join(context.output, "report.html"), html.encode())
     context.tracker.log_text(html, "report.html")

@@ -4,28 +4,31 @@ In: an item of `stages.sources` and where to read it. Out: record rows (see `sta
 `source` are set by ingest) and rejects {"path", "part", "code", "message"}. An item gives at least one of
 either; a text file gives a row per chunk, a JSONL file a row or a reject per line.
 
+No exception leaves `Reader.read`: what fails costs its item, line or caption, and is told.
+
 Reason codes beyond those of `stages.media`: missing_file, outside_root, not_a_file, bad_name, unreadable,
-invalid_utf8, not_text, invalid_json, missing_field, bad_manifest_row, repeated, remote_media, bad_segments.
+invalid_utf8, invalid_encoding, not_text, invalid_json, missing_field, bad_manifest_row, bad_caption, repeated,
+remote_media, bad_segments, failed (an error that nobody foresaw, by its name).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import posixpath
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
+from urllib.parse import unquote, urldefrag
 
-from stages import media, sources
+from stages import encoding, manifests, media, sources
 from stages.ingest_config import Config
-from stages.limits import Limits
+from stages.limits import Limits, one_line
+from stages.markdown import Picture, front_matter, split_markdown
 from stages.media import MediaError
+from stages.roots import Root, encodable, patiently, unreadable
 
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
-_IMAGE_LINK = re.compile(r"!\[([^\]]*)\]\(\s*<?([^)\s>]+)>?(?:\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)")
-_FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 
 
 class Reader:
@@ -33,8 +36,9 @@ class Reader:
 
     def __init__(self, config: Config, index: int):
         self.config, self.source, self.limits = config, config.sources[index], config.limits
-        self.root = sources.Root(self.source, index)
-        self.root.is_file = self.root.fs.isfile(self.root.path)
+        self.root = Root(self.source, index)
+        self.root.is_file = patiently(lambda: self.root.fs.isfile(self.root.path))
+        self.media_root = sources.media_root(self.source, index)
 
     def read(self, item: dict) -> Iterator[dict]:
         """Rows and rejects of one item, told apart by the key `code` of a reject. Raises for no content
@@ -54,122 +58,111 @@ class Reader:
         try:
             for row in reader(item):
                 yield self._completed(row, item) if "code" not in row else row
-        except MediaError as error:
-            yield _reject(path, error.code, error.message)
+        except Exception as error:
+            yield _refused(path, error, item.get("part", 0))
 
     def _completed(self, row: dict, item: dict) -> dict:
-        row.setdefault("part", 0)
+        row.setdefault("part", item.get("part", 0))
         row["path"] = item["path"]
         row["license"] = item.get("license") or self.source.license
         row["synthetic"] = bool(row.get("synthetic") or item.get("synthetic") or self.source.synthetic)
-        row["meta"] = json.dumps(
-            {**item.get("meta", {}), **row.get("meta", {})}, ensure_ascii=False, default=str
-        )
+        meta = {**item.get("meta", {}), **row.get("meta", {})}
+        row["meta"] = json.dumps(meta, ensure_ascii=False, default=str)
+        if not encodable(row["meta"]):
+            row["meta"] = json.dumps(meta, default=str)
         return row
 
-    def _bytes(self, path: str, size: int | None = None, limit: int | None = None) -> bytes:
-        """The content of a file below the root; the size is looked at before anything is read."""
-        limit = limit or self.limits.max_bytes
-        if self.root.escapes(path):
-            raise MediaError("outside_root", f"{path} leads out of the source's root")
-        try:
-            size = size if size is not None else self.root.fs.size(self.root.uri(path))
-            if size and size > limit:
-                raise MediaError("too_large", f"{size} bytes, at most {limit}")
-            return self.root.read(path)
-        except FileNotFoundError:
-            raise MediaError("missing_file", f"{path} is not there") from None
-        except (IsADirectoryError, NotADirectoryError):
-            raise MediaError("not_a_file", f"{path} is no file") from None
-        except PermissionError as error:
-            raise MediaError("unreadable", " ".join(str(error).split())) from None
+    def _bytes(self, path: str, size: int | None = None) -> bytes:
+        return self.root.read(path, self.limits.max_bytes, size)
+
+    def _decoded(self, item: dict) -> str:
+        return decode_text(self._bytes(item["path"], item["size"]), self.source.encoding)
 
     # ---- images and videos ----
 
     def _media(self, item: dict) -> Iterator[dict]:
         kind = "image" if self.source.kind == "image_folder" else "video"
-        data = self._bytes(item["path"], item["size"])
-        yield {
-            **media_row(kind, data, self.limits),
-            "caption": item.get("caption"),
-            "label": item.get("label"),
-        }
+        row = media_row(kind, self._bytes(item["path"], item["size"]), self.limits)
+        captions = item.get("captions", [])
+        if sidecar := item.get("sidecar"):
+            try:
+                text = encoding.no_nul(encoding.decode(self._bytes(sidecar), self.source.encoding))
+                captions = [text.replace("\r\n", "\n").strip()]
+            except Exception as error:
+                reason = _refused(sidecar, error)
+                yield {**reason, "code": "bad_caption", "message": f"{reason['code']}: {reason['message']}"}
+        yield {**row, **_captioned(captions), "label": item.get("label")}
 
     # ---- text ----
 
     def _text(self, item: dict) -> Iterator[dict]:
-        text = decode_text(self._bytes(item["path"], item["size"]))
-        for part, chunk in enumerate(chunk_text(text, self.config.chunk_chars)):
+        for part, chunk in enumerate(chunk_text(self._decoded(item), self.config.chunk_chars)):
             yield text_row(chunk, part)
 
     # ---- JSONL ----
 
     def _jsonl(self, item: dict) -> Iterator[dict]:
-        empty = True
-        for number, line in enumerate(self._lines(item["path"])):
-            if line is not None and not line.strip():
-                continue
-            empty = False
-            part = number + 1
-            try:
-                if line is None:
-                    raise MediaError("too_large", f"a line of more than {self.limits.max_bytes} bytes")
-                yield {**self._jsonl_row(line, item), "part": part}
-            except MediaError as error:
-                yield _reject(item["path"], error.code, error.message, part)
+        part, empty = 0, True
+        blocks = self.root.blocks(item["path"])
+        try:
+            for part, (line, line_encoding) in enumerate(
+                    encoding.lines(blocks, self.limits.max_bytes, self.source.encoding), 1):
+                if line is None or line.strip():
+                    empty = False
+                    yield from self._jsonl_line(line, line_encoding, item, part)
+        except Exception as error:  # of the file: what came before it stays
+            yield _refused(item["path"], error, part + 1 if part else 0)
+            return
         if empty:
             raise MediaError("empty", "no line in the file")
 
-    def _lines(self, path: str) -> Iterator[bytes | None]:
-        """Lines without their ends, read as a stream; None for one beyond `max_bytes`."""
-        if self.root.escapes(path):
-            raise MediaError("outside_root", f"{path} leads out of the source's root")
-        with self.root.fs.open(self.root.uri(path), "rb") as file:
-            first, skipping = True, False
-            while line := file.readline(self.limits.max_bytes + 1):
-                complete = line.endswith(b"\n")
-                if first:
-                    line, first = line.removeprefix(b"\xef\xbb\xbf"), False
-                if not complete and len(line) > self.limits.max_bytes:
-                    if not skipping:
-                        yield None
-                    skipping = True
-                elif not skipping:
-                    yield line
-                else:
-                    skipping = not complete
-
-    def _jsonl_row(self, line: bytes, item: dict) -> dict:
-        source = self.source
+    def _jsonl_line(self, line: bytes | None, line_encoding: str, item: dict, part: int) -> Iterator[dict]:
+        """The row of a line, or the reject; and a reject for each value of a row that goes without it."""
         try:
-            row = sources.parse_row(line)
-        except ValueError as error:
-            raise MediaError("invalid_json", str(error)) from None
-        synthetic = sources.marked(row)
+            if line is None:
+                raise MediaError("too_large", f"a line of more than {self.limits.max_bytes} bytes")
+            row, bad = self._jsonl_row(line, line_encoding, item)
+        except Exception as error:
+            yield _refused(item["path"], error, part)
+            return
+        yield {**row, "part": part}
+        for problem in bad:
+            yield _reject(item["path"], problem.code, problem.message, part)
+
+    def _jsonl_row(self, line: bytes, line_encoding: str, item: dict) -> tuple[dict, list[manifests.Bad]]:
+        source = self.source
+        row = manifests.parse_row(line, line_encoding)
+        bad: list[manifests.Bad] = []
         if media_field := source.image_field or source.video_field:
-            caption, label = (
-                _optional_text(row, field) for field in (source.caption_field, source.label_field)
-            )
-            path = _text_field(row, media_field)
-            data = self._bytes(self._resolve(path, item["path"], {}))
+            name = _text_field(row, media_field)
+            data = self._first(self._places(name, item["path"]))
             found = media_row("image" if source.image_field else "video", data, self.limits)
-            found |= {"caption": caption, "label": label, "meta": {"file": path}}
+            said, bad = self._said(row)
+            found |= {**said, "meta": {**found.get("meta", {}), "file": name}}
         else:
             try:
                 text = (
-                    sources.fill(source.template, row)
+                    manifests.fill(source.template, row)
                     if source.template
                     else _text_field(row, source.text_field)
                 )
             except ValueError as error:
                 raise MediaError("missing_field", str(error)) from None
-            if not sources.encodable(text):
+            if not encodable(text):
                 raise MediaError("invalid_utf8", "a lone surrogate")
-            if not text.strip():
+            if not encoding.no_nul(text).strip():
                 raise MediaError("empty", "no text in it")
             found = text_row(text, 0)
-        found["synthetic"] = found.get("synthetic", False) or synthetic
-        return found
+        found["synthetic"] = found.get("synthetic", False) or manifests.marked(row)
+        return found, bad
+
+    def _said(self, row: dict) -> tuple[dict, list[manifests.Bad]]:
+        """Captions and label of a JSONL row about a picture, and what of them cannot be used."""
+        name, problem = manifests.row_caption(row, self.source.caption_field)
+        captions, bad = manifests.caption_texts(row.get(name) if name else None, name or "")
+        field = self.source.label_field
+        label, wrong = manifests.short_text(row.get(field) if field else None, field or "")
+        return {**_captioned(captions), "label": label}, [*bad, *(p for p in (problem, wrong) if p)]
 
     # ---- documents ----
 
@@ -178,15 +171,11 @@ class Reader:
         if "segments" in item:
             segments = [self._manifest_segment(segment) for segment in item["segments"]]
         else:
-            text = decode_text(self._bytes(item["path"], item["size"]))
-            if front := _FRONT_MATTER.match(text):
-                text = text[front.end() :]
-                if title := re.search(r"^title:\s*[\"']?(.*?)[\"']?\s*$", front.group(1), re.MULTILINE):
-                    meta["title"] = title.group(1)
+            fields, text = front_matter(self._decoded(item))
+            if isinstance(fields.get("title"), str):
+                meta["title"] = fields["title"]
             segments = [
-                self._image(part[1], part[0], item["path"])
-                if isinstance(part, tuple)
-                else _text_segment(part)
+                self._picture(part, item["path"]) if isinstance(part, Picture) else _text_segment(part)
                 for part in split_markdown(text)
             ]
         marked = any(segment.pop("marked", False) for segment in segments)
@@ -212,9 +201,9 @@ class Reader:
             and segment.get("type") == "text"
             and isinstance(segment.get("text"), str)
         ):
-            if not sources.encodable(segment["text"]):
+            if not encodable(segment["text"]):
                 raise MediaError("invalid_utf8", "a lone surrogate")
-            return _text_segment(segment["text"])
+            return _text_segment(encoding.no_nul(segment["text"]))
         if (
             isinstance(segment, dict)
             and segment.get("type") == "image"
@@ -222,22 +211,40 @@ class Reader:
         ):
             alt = segment.get("alt")
             return self._image(
-                segment["file"], alt if isinstance(alt, str) and sources.encodable(alt) else "", ""
+                segment["file"], alt if isinstance(alt, str) and encodable(alt) and "\0" not in alt else "", ""
             )
         raise MediaError(
             "bad_segments", f"expected {{type: text, text}} or {{type: image, file}}, got {segment!r:.80}"
         )
 
+    def _picture(self, picture: Picture, document: str) -> dict:
+        """A Markdown picture's segment. Its link is a URL: what follows `?` or `#` names no part of a file, unless a
+        file is called so; what is embedded may be named from the root.
+        """
+        link, _ = urldefrag(picture.link)
+        names = [link.split("?")[0], picture.link]
+        if picture.embedded:
+            names += [f"/{name}" for name in names]
+        gone = []
+        for name in dict.fromkeys(names):
+            try:
+                return self._image(name, picture.alt, document)
+            except MediaError as error:
+                if error.code not in ("missing_file", "not_a_file"):
+                    raise
+                gone.append(error)
+        raise gone[0]
+
     def _image(self, link: str, alt: str, document: str) -> dict:
         """An image segment; an image that cannot be used makes the document unusable, for its text speaks
         of it.
         """
-        path = self._resolve(link, document, self.source.links)
+        places = self._places(link, document)
         try:
-            data = self._bytes(path)
+            data = self._first(places)
             info = media.probe_image(data, self.limits)
         except MediaError as error:
-            raise MediaError(error.code, f"image {path}: {error.message}") from None
+            raise MediaError(error.code, f"image {places[0][1][:200]}: {error.message}") from None
         return {
             "type": "image",
             "text": alt,
@@ -248,21 +255,57 @@ class Reader:
             "marked": info.mark is not None,
         }
 
-    def _resolve(self, link: str, document: str, links: dict[str, str]) -> str:
-        """The path below the root that a link means: `/x` from the root, else from the document's folder."""
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|//", link):
+    # ---- files that rows and documents name ----
+
+    def _first(self, places: list[tuple[Root, str]]) -> bytes:
+        """The content of the first file that is there. MediaError of the first place where none is."""
+        missing = None
+        for root, path in places:
+            try:
+                return root.read(path, self.limits.max_bytes)
+            except MediaError as error:
+                if error.code not in ("missing_file", "not_a_file"):
+                    raise
+                missing = missing or error
+                if found := root.locate(path):
+                    if found != path:
+                        return root.read(found, self.limits.max_bytes)
+        raise missing
+
+    def _places(self, link: str, document: str) -> list[tuple[Root, str]]:
+        """(root, path below it) that a link may mean: `/x` from the root, else from the document's folder; under
+        `media_root` likewise. What is written comes before what it means as a URL. MediaError where there is none.
+        """
+        roots = [self.root, self.media_root] if self.media_root else [self.root]
+        inside = [(root, path) for root in roots if link.startswith(("/", "file:")) and (path := root.relative(link))]
+        if not inside and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|//", link):
             raise MediaError("remote_media", f"{link[:200]}: only files below the source's root are read")
-        for prefix, path in links.items():
+        found = [(root, manifests.normal_path(path)) for root, path in inside]
+        for spelt in dict.fromkeys((link, unquote(link))):
+            for root in () if inside else roots:
+                for target in self._targets(root, spelt, document):
+                    # A backslash parts folders unless a file is called so.
+                    found += [(root, manifests.normal_path(target, parts)) for parts in ("/", "/\\")]
+        places = [place for place in dict.fromkeys(found) if place[1] is not None]
+        if not places:
+            hint = "" if self.media_root or self.source.kind not in ("jsonl", "interleaved") else (
+                f"; name a folder that holds it in {self.root.field}.media_root")
+            raise MediaError("outside_root", f"{link[:200]!a} lies outside the source's root{hint}")
+        return places
+
+    def _targets(self, root: Root, link: str, document: str) -> list[str]:
+        """Paths that a link may mean in a root, not yet in normal form."""
+        for prefix, path in self.source.links.items():
             if link.startswith(prefix):
-                target = path + unquote(link[len(prefix) :])
-                break
-        else:
-            folder = "" if link.startswith("/") else posixpath.dirname(document)
-            target = posixpath.join(folder, unquote(link).lstrip("/"))
-        clean = sources.normal_path(target)
-        if clean is None:
-            raise MediaError("outside_root", f"{link[:200]!a} lies outside the source's root")
-        return clean
+                return [path + link[len(prefix):]]
+        if link.startswith("/"):
+            return [link.lstrip("/")]
+        folder = posixpath.dirname(document)
+        if root is self.root:
+            return [posixpath.join(folder, link)]
+        # The document's own folder as seen from the media root, then the media root.
+        own = [posixpath.relpath(self.root.path, root.path)] if type(root.fs) is type(self.root.fs) else []
+        return [*(posixpath.join(base, folder, link) for base in own), link]
 
 
 def media_row(kind: str, data: bytes, limits: Limits) -> dict:
@@ -271,6 +314,8 @@ def media_row(kind: str, data: bytes, limits: Limits) -> dict:
     if kind == "image":
         info = media.probe_image(data, limits)
         row["frames"] = 1
+        if (pages := _pages(data, info.format)) > 1:
+            row["meta"] = {"pages": pages}
     else:
         info = media.probe_video(data, limits)
         row |= {
@@ -287,6 +332,19 @@ def media_row(kind: str, data: bytes, limits: Limits) -> dict:
     }
 
 
+def _pages(data: bytes, format: str) -> int:
+    """How many pages or frames the file of a picture holds, of which the first is taken."""
+    from PIL import Image
+
+    if format not in ("tiff", "gif", "webp", "png"):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return getattr(image, "n_frames", 1)
+    except Exception:  # what decoded by other means; only a note would be lost
+        return 1
+
+
 def text_row(text: str, part: int) -> dict:
     return {
         "id": hashlib.sha256(text.encode()).hexdigest(),
@@ -297,16 +355,17 @@ def text_row(text: str, part: int) -> dict:
     }
 
 
-def decode_text(data: bytes) -> str:
-    """UTF-8 without its byte order mark, line ends as one line feed. Raises MediaError."""
+def _captioned(captions: list[str]) -> dict:
+    """The columns `caption`, the first, and `captions`, all of them."""
+    captions = [caption for caption in captions if caption]
+    return {"caption": captions[0] if captions else None, "captions": captions}
+
+
+def decode_text(data: bytes, name: str = "utf-8") -> str:
+    """Text of the encoding `name`, without its byte order mark, line ends as one line feed. Raises MediaError."""
     if not data:
         raise MediaError("empty", "the file has no bytes")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MediaError("invalid_utf8", f"at byte {error.start} of {len(data)}") from None
-    if "\0" in text:
-        raise MediaError("not_text", f"a NUL character at {text.index(chr(0))}")
+    text = encoding.no_nul(encoding.decode(data, name))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise MediaError("empty", "nothing but white space")
@@ -353,19 +412,6 @@ def _without_blank(chunks: list[str]) -> list[str]:
     return out
 
 
-def split_markdown(text: str) -> list[str | tuple[str, str]]:
-    """Text pieces and (alt, link) of images, in order; links inside fenced code are text."""
-    fenced = [match.span() for match in _FENCE.finditer(text)]
-    parts: list[str | tuple[str, str]] = []
-    at = 0
-    for match in _IMAGE_LINK.finditer(text):
-        if any(start <= match.start() < end for start, end in fenced):
-            continue
-        parts += [text[at : match.start()], (match.group(1), match.group(2))]
-        at = match.end()
-    return [part for part in [*parts, text[at:]] if isinstance(part, tuple) or part.strip()]
-
-
 def _text_segment(text: str) -> dict:
     return {"type": "text", "text": text.strip("\n")}
 
@@ -377,14 +423,18 @@ def _text_field(row: dict, field: str) -> str:
     return value
 
 
-def _optional_text(row: dict, field: str | None) -> str | None:
-    value = row.get(field) if field else None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if value is not None and (not isinstance(value, str) or not sources.encodable(value)):
-        raise MediaError("missing_field", f"{field}: expected text, got {value!a:.80}")
-    return value or None
-
-
 def _reject(path: str, code: str, message: str, part: int = 0) -> dict:
-    return {"path": path, "part": part, "code": code, "message": message}
+    return {"path": _written(path), "part": part, "code": code, "message": _written(message)}
+
+
+def _refused(path: str, error: Exception, part: int = 0) -> dict:
+    """The reject that an error means."""
+    if isinstance(error, OSError):
+        error = unreadable(error, path)
+    if isinstance(error, MediaError):
+        return _reject(path, error.code, error.message, part)
+    return _reject(path, "failed", f"{type(error).__name__}: {one_line(error)}", part)
+
+
+def _written(text: str) -> str:
+    return text if encodable(text) else ascii(text)

@@ -4,17 +4,18 @@ In: rows as dictionaries. Out: Parquet shards `records/shard-00000.parquet`, one
 the sources. A row holds the media as the bytes that the source had (never re-encoded) with the facts found by
 decoding.
 
-| kind     | media        | text    | segments | caption, label |
-| image    | image bytes  | null    | null     | may be null    |
-| video    | video bytes  | null    | null     | may be null    |
-| text     | null         | text    | null     | null           |
-| document | null         | null    | in order | null           |
+| kind     | media        | text    | segments | caption, captions, label |
+| image    | image bytes  | null    | null     | may be null or empty     |
+| video    | video bytes  | null    | null     | may be null or empty     |
+| text     | null         | text    | null     | null                     |
+| document | null         | null    | in order | null                     |
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS = ("image", "video", "text", "document")
 SPLITS = ("train", "validation", "test")
 
@@ -44,7 +45,8 @@ SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),  # one of SPLITS, from the id alone
         pa.field("media", pa.binary()),  # encoded bytes as in the source
         pa.field("format", pa.string()),  # what the bytes are: png, jpeg, mp4, ... not the file's suffix
-        pa.field("caption", pa.string()),
+        pa.field("caption", pa.string()),  # the first of `captions`
+        pa.field("captions", pa.list_(pa.string())),  # all that the sources say, each once; empty or null without one
         pa.field("label", pa.string()),
         pa.field("text", pa.string()),
         pa.field("segments", pa.list_(SEGMENT)),
@@ -111,18 +113,42 @@ def encode_shard(rows: list[dict]) -> bytes:
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer:
         for group in _row_groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist([_with_captions(row) for row in group], schema=SCHEMA))
     return sink.getvalue()
+
+
+def _with_captions(row: dict) -> dict:
+    """A row that names its one caption has it among its captions."""
+    return row if row.get("captions") or not row.get("caption") else {**row, "captions": [row["caption"]]}
+
+
+def writable(rows: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Rows that fit the schema, and for each other the reject {source, path, part, code, message} that says why."""
+    try:
+        pa.Table.from_pylist([{**row, "media": None} for row in rows], schema=SCHEMA)
+        return rows, []
+    except Exception:  # one of them: which, and why
+        good, bad = [], []
+        for row in rows:
+            try:
+                pa.Table.from_pylist([row], schema=SCHEMA)
+                good.append(row)
+            except Exception as error:
+                message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                bad.append({"source": row["source"], "path": row["path"], "part": row["part"], "code": "failed",
+                            "message": message.encode("utf-8", "backslashreplace").decode()})
+        return good, bad
 
 
 def write_shard(uri: str, rows: list[dict]) -> None:
     storage.write_bytes(uri, encode_shard(rows))
 
 
-def drop_rows(uri: str, keys: set[tuple[str, str, int]]) -> None:
-    """Rewrite a shard without the rows whose (source, path, part) is in `keys`; repeating it changes
-    nothing.
-    """
+Key = tuple[str, str, int]  # (source, path, part), which no two records of an artifact share
+
+
+def drop_rows(uri: str, keys: set[Key], captions: Mapping[Key, list[str]] = MappingProxyType({})) -> None:
+    """Rewrite a shard without the rows of `keys`, and with the `captions` of others; repeating it changes nothing."""
     fs, path = storage.filesystem(uri)
     sink = io.BytesIO()
     with (
@@ -133,9 +159,21 @@ def drop_rows(uri: str, keys: set[tuple[str, str, int]]) -> None:
         for group in range(reader.num_row_groups):
             table = reader.read_row_group(group)
             columns = [table.column(name).to_pylist() for name in ("source", "path", "part")]
-            keep = [key not in keys for key in zip(*columns, strict=True)]
-            writer.write_table(table.filter(pa.array(keep, pa.bool_())))
+            found = list(zip(*columns, strict=True))
+            if captions:
+                table = _captioned(table, [captions.get(key) for key in found])
+            writer.write_table(table.filter(pa.array([key not in keys for key in found], pa.bool_())))
     storage.write_bytes(uri, sink.getvalue())
+
+
+def _captioned(table: pa.Table, captions: list[list[str] | None]) -> pa.Table:
+    """The table with the captions of those rows that have new ones."""
+    for name, new in (("caption", [c and c[0] for c in captions]), ("captions", captions)):
+        old = table.column(name).to_pylist()
+        values = [b if b else a for a, b in zip(old, new, strict=True)]
+        number = table.schema.get_field_index(name)
+        table = table.set_column(number, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+    return table
 
 
 def iterate(

@@ -28,8 +28,8 @@ _CAPTION_SIZE = 12  # pixels
 def render(report: Mapping[str, Any]) -> str:
     """The report as HTML.
 
-    `report` has `title`, optionally `facts` {name: value} and `headline` {metric: value}, and `sections`: each a
-    `title` and any of
+    `report` has `title`, optionally `facts` {name: value}, `verdict` {`text`, `passed`: true, false or null} and
+    `headline` {metric: value}, and `sections`: each a `title` and any of
     - `text`: a paragraph;
     - `tables`: [{`columns`: [...], `rows`: [[...]], optionally `caption`}];
     - `metrics`: {name: value}, shown as a table;
@@ -40,7 +40,7 @@ def render(report: Mapping[str, Any]) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    _known(report, {"title", "facts", "headline", "sections"}, "report")
+    _known(report, {"title", "facts", "verdict", "headline", "sections"}, "report")
     for number, section in enumerate(report.get("sections", [])):
         _known(section, {"title", "text", "tables", "metrics", "curves", "images", "samples"}, f"sections.{number}")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
@@ -48,8 +48,8 @@ def render(report: Mapping[str, Any]) -> str:
     environment.filters.update(number=format_number, data_uri=_data_uri)
     environment.globals["chart"] = chart
     return environment.get_template("report.html").render(
-        title=report["title"], facts=report.get("facts", {}), headline=report.get("headline", {}),
-        sections=report.get("sections", []))
+        title=report["title"], facts=report.get("facts", {}), verdict=report.get("verdict"),
+        headline=report.get("headline", {}), sections=report.get("sections", []))
 
 
 def format_number(value: Any) -> str:

@@ -1,243 +1,83 @@
-"""Sources: what files they hold, which of them are items to ingest, and with which captions.
+"""Sources: which of their files are items to ingest, and with which captions.
 
-In: the config's sources. Out: a listing (facts about every file, the input of the fingerprint), and items:
-plain dictionaries, one per file to ingest, in a fixed order: {"source", "path", "size"} and, where known,
-"caption", "label", "license", "meta", "synthetic", "segments"; or {"source", "path", "reject": [code,
-message]} for one that a manifest names and that cannot be used.
+In: the config's sources. Out: a listing (facts about every file, the input of the fingerprint), and items: plain
+dictionaries in a fixed order, one per file to ingest: {"source", "path", "size"} and, where known, "captions", "label",
+"license", "meta", "synthetic", "segments", "part", "sidecar"; or {"source", "path", "reject": [code, message]} for what
+cannot be used.
 
-Symbolic links are followed only to files inside the source's root. A missing root or one without any file of
-the source's kind is an `InputError`.
+A missing root, one without any file of the source's kind, and a manifest that does not fit it are `InputError`s.
 """
-
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import json
-import os
 import posixpath
-from dataclasses import dataclass
-from datetime import datetime
+from collections import Counter
 
-import fsspec
+from fsspec.core import split_protocol
 
 from infra import storage
 from infra.errors import InputError
-from stages.ingest_config import PLACEHOLDER, Config, Source
-
-fsspec.register_implementation(
-    "digits", "stages.digits.DigitsFileSystem"
-)  # the demo's corpus; loaded at first use
+from stages import manifests
+from stages.ingest_config import Config, Source
+from stages.limits import MediaError
+from stages.manifests import Bad, Manifest, Names
+from stages.roots import Root, SourceFile, encodable, hidden
 
 SUFFIXES = {
-    "image_folder": (
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".jp2",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".tga",
-        ".ico",
-    ),
-    "video_folder": (
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".webm",
-        ".mkv",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".gif",
-        ".ts",
-        ".ogv",
-        ".flv",
-        ".wmv",
-        ".3gp",
-    ),
+    "image_folder": (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2",
+                     ".avif", ".heic", ".heif", ".tga", ".ico"),
+    "video_folder": (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif", ".ts", ".ogv", ".flv",
+                     ".wmv", ".3gp"),
     "text": (".txt", ".text", ".md", ".rst"),
     "jsonl": (".jsonl", ".ndjson"),
     "interleaved": (".md", ".markdown"),
 }
 # Files that describe media and stand beside them. Anything else in a media folder is tried.
-_COMPANIONS = (
-    ".txt",
-    ".md",
-    ".rst",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".yaml",
-    ".yml",
-    ".html",
-    ".htm",
-    ".xml",
-    ".parquet",
-    ".pdf",
-    ".py",
-    ".sha256",
-    ".md5",
-    ".srt",
-    ".vtt",
-)
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """`identity` changes when the content does: an etag, a modification time, or the content's sha256."""
-
-    path: str
-    size: int
-    identity: str
-    reject: tuple[str, str] | None = None
-
-
-class Root:
-    """A source's root, a folder or one file, on any filesystem."""
-
-    def __init__(self, source: Source, index: int):
-        self.source, self.index = source, index
-        self.field = f"stages.ingest.sources.{index}"
-        try:
-            self.fs, self.path = storage.filesystem(storage.absolute(source.uri))
-        except (ValueError, ImportError) as error:
-            raise InputError(f"{source.uri!r} cannot be opened: {error}", field=f"{self.field}.uri") from None
-        self.is_file = False
-
-    def uri(self, path: str) -> str:
-        """The filesystem's own path of a file below the root."""
-        return posixpath.join(self.path, path) if not self.is_file else self.path
-
-    def read(self, path: str) -> bytes:
-        return self.fs.cat_file(self.uri(path))
-
-    def escapes(self, path: str) -> bool:
-        """True where a symbolic link on the way leads out of the root."""
-        if self.is_file or not storage.is_local(self.source.uri):
-            return False
-        root = os.path.realpath(self.path)
-        return os.path.commonpath([root, os.path.realpath(self.uri(path))]) != root
-
-    def files(self) -> list[SourceFile]:
-        """Every file below the root, sorted by path; hidden ones (a part begins with a dot) are not looked
-        at.
-        """
-        try:
-            info = self.fs.info(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(
-                f"no such file or folder: {self.source.uri}", field=f"{self.field}.uri"
-            ) from None
-        except Exception as error:  # each filesystem has its own for refused, unreachable, unauthorised
-            message = f"cannot be read: {self.source.uri}: {type(error).__name__}: {error}"
-            raise InputError(message, field=f"{self.field}.uri") from error
-        if info["type"] == "file":
-            self.is_file = True
-            return [self._file(posixpath.basename(self.path), info)]
-        prefix = self.fs._strip_protocol(self.path).rstrip("/") + "/"
-        found = []
-        for name, entry in self.fs.find(self.path, detail=True).items():
-            path = name.removeprefix(prefix)
-            if not any(part.startswith(".") for part in path.split("/")):
-                file = self._file(path, entry)
-                if file:
-                    found.append(file)
-        return sorted(found, key=lambda file: file.path)
-
-    def _file(self, path: str, info: dict) -> SourceFile | None:
-        reject, size = None, info.get("size") or 0
-        if not encodable(path):
-            return SourceFile(
-                ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8")
-            )
-        if info.get("islink"):
-            if self.escapes(path):
-                # The target is none of ours: neither its size nor its time is told.
-                return SourceFile(
-                    path, 0, "link", ("outside_root", "a symbolic link out of the source's root")
-                )
-            target = os.path.realpath(self.uri(path))
-            if os.path.isdir(target):
-                return None  # its files are met where they are
-            if not os.path.exists(target):
-                return SourceFile(path, 0, "link", ("missing_file", "a symbolic link to nothing"))
-            info = self.fs.info(target)
-        if info["type"] != "file":
-            reject = ("not_a_file", f"is of type {info['type']}")
-        identity = _identity(info)
-        if self.source.hash == "content" and not reject:
-            identity = f"sha256:{hashlib.sha256(self.read(path)).hexdigest()}"
-        return SourceFile(path, size, identity, reject)
-
-
-def _identity(info: dict) -> str:
-    for key in (
-        "sha256",
-        "ETag",
-        "etag",
-        "md5",
-        "mtime",
-        "LastModified",
-        "last_modified",
-        "updated",
-        "created",
-    ):
-        if (value := info.get(key)) is not None:
-            return f"{key}:{value.isoformat() if isinstance(value, datetime) else value}"
-    return "unknown"
+_COMPANIONS = (".txt", ".caption", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".html", ".htm",
+               ".xml", ".parquet", ".pdf", ".py", ".sha256", ".md5", ".srt", ".vtt")
+SIDECARS = (".txt", ".caption")
+_MEDIA = ("image_folder", "video_folder")
+_CHECKED_BYTES = 4 << 20  # of a manifest that is checked when the sources are listed; a larger one when they are read
 
 
 def listing(config: Config) -> list[dict]:
-    """[{"source", "path", "size", "identity"}] of what each source offers, in order: cheap, nothing is
-    decoded.
+    """[{"source", "path", "size", "identity"}] of what each source offers, in order: cheap, nothing is decoded.
 
-    Raises InputError for a root that is missing or holds no file of the source's kind.
+    Raises InputError for a root that is missing or holds no file of the source's kind, and for a small manifest that
+    does not fit its folder.
     """
     facts = []
     for index, source in enumerate(config.sources):
         root = Root(source, index)
         files = root.files()
-        _candidates(root, files)
-        for file in files:
-            if root.is_file or _relevant(source, file.path):
-                facts.append(
-                    {"source": index, "path": file.path, "size": file.size, "identity": file.identity}
-                )
-        if uri := _outside_manifest(source):
-            fs, path = storage.filesystem(uri)
-            if not fs.exists(path):
-                raise InputError(f"no such file: {uri}", field=f"{root.field}.{_manifest_field(source)}")
-            facts.append(
-                {
-                    "source": index,
-                    "path": posixpath.basename(path),
-                    "size": fs.info(path).get("size"),
-                    "identity": _identity(fs.info(path)),
-                }
-            )
+        candidates = _candidates(root, files)
+        uri, below = _place(root) if manifest_of(source) else (None, None)
+        found = [(file.path, file.size, file.identity) for file in files
+                 if root.is_file or _relevant(source, file, below)]
+        if uri and below is None:
+            found.append(_outside_fact(root, uri))
+        if media := media_root(source, index):
+            found += [(f"media_root/{file.path}", file.size, file.identity) for file in media.files()]
+        facts += [{"source": index, "path": path, "size": size, "identity": identity}
+                  for path, size, identity in found]
+        if source.kind in _MEDIA and _manifest_bytes(root, files) <= _CHECKED_BYTES:
+            _media_items(root, files, candidates, Counter())
     return facts
 
 
-def items(config: Config) -> list[dict]:
-    """What is to be ingested, in the order of the sources and of the paths within each."""
-    found = []
+def items(config: Config, notes: Counter | None = None) -> list[dict]:
+    """What is to be ingested, in the order of the sources and of the paths within each.
+
+    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
+    """
+    found: list[dict] = []
+    notes = Counter() if notes is None else notes
     for index, source in enumerate(config.sources):
         root = Root(source, index)
         files = root.files()
         candidates = _candidates(root, files)
-        if source.kind in ("image_folder", "video_folder"):
-            found += _media_items(root, files, candidates)
+        if source.kind in _MEDIA:
+            found += _media_items(root, files, candidates, notes)
         elif source.kind == "interleaved" and source.manifest:
             found += _manifest_documents(root, files)
         else:
@@ -245,18 +85,78 @@ def items(config: Config) -> list[dict]:
     return found
 
 
-def manifest_path(source: Source) -> str | None:
+def media_root(source: Source, index: int) -> Root | None:
+    return Root(source, index, source.media_root, "media_root") if source.media_root else None
+
+
+# ---- manifests ----
+
+
+def manifest_of(source: Source) -> str | None:
     return source.captions.manifest if source.captions else source.manifest
 
 
-def _manifest_field(source: Source) -> str:
-    return "captions.manifest" if source.captions else "manifest"
+def _manifest_field(root: Root) -> str:
+    of_media = "captions.manifest" if root.source.captions else "captions"
+    return f"{root.field}.{of_media if root.source.kind in _MEDIA else 'manifest'}"
 
 
-def _outside_manifest(source: Source) -> str | None:
-    """The manifest's URI where it does not lie below the source's root."""
-    manifest = manifest_path(source)
-    return manifest if manifest and ("://" in manifest or manifest.startswith("/")) else None
+def _place(root: Root) -> tuple[str, str | None]:
+    """The URI of a source's manifest, and its path below the root where it lies among the files there."""
+    manifest = manifest_of(root.source)
+    if "://" in manifest or manifest.startswith(("/", "~")):
+        uri = storage.absolute(manifest)
+    else:
+        folder = posixpath.dirname(root.place) if root.is_file else root.place
+        protocol, path = split_protocol(storage.join(folder, manifest))
+        path = posixpath.normpath(path)
+        uri = f"{protocol}://{path}" if protocol else path
+    below = None if root.is_file else root.relative(uri)
+    return uri, None if below is None or hidden(below) else below
+
+
+def _outside_fact(root: Root, uri: str) -> tuple[str, int, str]:
+    outside = Root(root.source, root.index, uri, _manifest_field(root).removeprefix(f"{root.field}."))
+    found = outside.files()
+    if not outside.is_file:
+        raise InputError(f"is a folder, expected a file: {uri}", field=outside.uri_field)
+    return found[0].path, found[0].size, found[0].identity
+
+
+def _manifest_bytes(root: Root, files: list[SourceFile]) -> int:
+    sizes = {file.path: file.size for file in files}
+    if not manifest_of(root.source):
+        return sum(sizes[path] for path in _metadata(root.source, files))
+    uri, below = _place(root)
+    return sizes.get(below, 0) if below else _outside_fact(root, uri)[1]
+
+
+def _read_manifest(root: Root, below: str | None, uri: str, starts: tuple[str, ...] = ("",)) -> Manifest:
+    """Raises InputError where the manifest cannot be read: what it says of the files was asked for."""
+    try:
+        if below is not None:
+            data = root.read(below)
+        else:
+            outside = Root(root.source, root.index, uri)
+            outside.is_file = True
+            data = outside.read(posixpath.basename(uri))
+        rows = manifests.parse(data, uri, root.source.encoding)
+    except MediaError as error:
+        if error.code == "missing_file":
+            raise InputError(f"no such file: {uri}", field=_manifest_field(root)) from None
+        raise InputError(f"{uri} cannot be read: {error.message}", field=_manifest_field(root)) from None
+    return Manifest(uri, rows, _manifest_field(root), starts)
+
+
+def _metadata(source: Source, files: list[SourceFile]) -> list[str]:
+    """Paths of the manifests that the datasets library would take: at the top or in any folder."""
+    if source.captions:
+        return []
+    return [file.path for file in files if posixpath.basename(file.path) in manifests.METADATA and not file.reject
+            and not any(_matches(file.path, pattern) for pattern in source.exclude)]
+
+
+# ---- which files ----
 
 
 def _item(index: int, file: SourceFile) -> dict:
@@ -275,82 +175,199 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, pattern.removeprefix("**/"))
 
 
-def _relevant(source: Source, path: str) -> bool:
-    """Whether a file can change what is ingested; a document or a JSONL row may name any other file by its
-    path.
-    """
+def _relevant(source: Source, file: SourceFile, manifest: str | None) -> bool:
+    """Whether a file can change what is ingested; a document or a JSONL row may name any other file by its path."""
     refers = source.kind == "interleaved" or source.image_field or source.video_field
-    return bool(refers) or path == manifest_path(source) or _is_candidate(source, path)
+    if refers or file.path == manifest or _is_candidate(source, file):
+        return True
+    if source.captions:
+        return source.captions.from_ == "sidecar" and _suffix(file.path) in SIDECARS
+    return source.kind in _MEDIA and posixpath.basename(file.path) in manifests.METADATA
 
 
-def _is_candidate(source: Source, path: str) -> bool:
-    if path == manifest_path(source) or not _selected(source, path):
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()
+
+
+def _is_candidate(source: Source, file: SourceFile) -> bool:
+    manifest, suffix = manifest_of(source), _suffix(file.path)
+    if file.beyond and suffix not in {*_COMPANIONS, *(s for known in SUFFIXES.values() for s in known)}:
+        return not any(_matches(file.path, pattern) for pattern in source.exclude)
+    if (manifest and file.path == posixpath.normpath(manifest)) or not _selected(source, file.path):
         return False
-    suffix = posixpath.splitext(path)[1].lower()
-    if source.kind in ("image_folder", "video_folder"):
+    if source.kind in _MEDIA:
         return bool(source.include) or suffix not in _COMPANIONS
     return bool(source.include) or suffix in SUFFIXES[source.kind]
 
 
 def _candidates(root: Root, files: list[SourceFile]) -> list[SourceFile]:
+    """The files that are items. Raises InputError where there is none of the source's kind, or no manifest."""
     source = root.source
-    found = files if root.is_file else [file for file in files if _is_candidate(source, file.path)]
-    typical = [
-        f
-        for f in found
-        if root.is_file or source.include or posixpath.splitext(f.path)[1].lower() in SUFFIXES[source.kind]
-    ]
-    manifest = manifest_path(source)
-    if manifest and not _outside_manifest(source) and manifest not in {file.path for file in files}:
-        raise InputError(
-            f"no such file: {storage.join(source.uri, manifest)}",
-            field=f"{root.field}.{_manifest_field(source)}",
-        )
+    found = files if root.is_file else [file for file in files if _is_candidate(source, file)]
+    typical = [f for f in found if root.is_file or source.include or _suffix(f.path) in SUFFIXES[source.kind]]
+    manifest = manifest_of(source)
+    if manifest:
+        uri, below = _place(root)
+        if below is not None and below not in {file.path for file in files}:
+            raise InputError(f"no such file: {uri}", field=_manifest_field(root))
     if not typical and not (manifest and (found or source.kind == "interleaved")):
-        seen = f"{len(files)} files, none of them" if files else "an empty folder, no file"
-        raise InputError(
-            f"empty corpus: {source.uri} holds {seen} of kind {source.kind} "
-            f"({', '.join(SUFFIXES[source.kind][:5])}, ...)"
-            + (f" that include {source.include} selects" if source.include else ""),
-            field=f"{root.field}.uri",
-        )
+        raise InputError(_nothing(root, files), field=root.uri_field)
     return found
 
 
-def _media_items(root: Root, files: list[SourceFile], candidates: list[SourceFile]) -> list[dict]:
-    """One item per media file with what the manifest or its name says, then what the manifest names in
-    vain.
-    """
+def _nothing(root: Root, files: list[SourceFile]) -> str:
+    """Why a source is empty, what its files look like, and the line of the config that reads them."""
+    source = root.source
+    seen = f"{len(files)} files, none of them" if files else "an empty folder, no file"
+    message = (f"empty corpus: {root.place} holds {seen} of kind {source.kind} "
+               f"({', '.join(SUFFIXES[source.kind][:5])}, ...)")
+    if source.include or source.exclude:
+        message += f" that include {source.include} and exclude {source.exclude} leave"
+    refused = Counter(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject)
+    if refused:
+        return f"{message}; {', '.join(f'{n} {reason}' for reason, n in refused.most_common(3))}"
+    suffixes = Counter(_suffix(file.path) or "no suffix" for file in files)
+    kinds = Counter({kind: sum(suffixes[suffix] for suffix in known) for kind, known in SUFFIXES.items()})
+    kind, count = kinds.most_common(1)[0]
+    if count and kind != source.kind:
+        more = ", text_field: text" if kind == "jsonl" else ""
+        return f"{message}; {count} look like {kind}, which `{{kind: {kind}, uri: {source.uri}{more}}}` reads"
+    if files and not count:
+        most = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(3))
+        return f"{message}; it holds {most}, which no kind reads"
+    return message
+
+
+# ---- media with captions ----
+
+
+def _media_items(root: Root, files: list[SourceFile], candidates: list[SourceFile], notes: Counter) -> list[dict]:
+    """One item per media file with what a manifest, a text beside it or its name says; then what cannot be used."""
     source, captions = root.source, root.source.captions
-    if captions is None:
-        return [_item(root.index, file) for file in candidates]
-    if captions.from_:
-        return [{**_item(root.index, file), **_named(captions, file.path)} for file in candidates]
-    present = {file.path for file in files}
-    rows, rejected = {}, []
-    for number, row in manifest_rows(root, captions.manifest, "captions.manifest"):
-        where = f"{posixpath.basename(captions.manifest)}:{number}"
-        path = row.get(captions.file_field) if isinstance(row, dict) else None
-        if not isinstance(path, str) or not path:
-            problem = (
-                row
-                if isinstance(row, _Bad)
-                else _Bad("bad_manifest_row", f"no {captions.file_field!r} in it")
-            )
-            rejected.append(_rejected(root.index, where, problem.code, problem.message))
-        elif (clean := normal_path(path)) is None:
-            rejected.append(
-                _rejected(root.index, where, "outside_root", f"{path!r} lies outside the source's root")
-            )
-        elif not _selected(source, clean):
+    items = [_item(root.index, file) for file in candidates]
+    names = Names(root, (file.path for file in files))
+    if captions and captions.manifest:
+        uri, below = _place(root)
+        manifest = _read_manifest(root, below, uri, ("", posixpath.dirname(below or "")))
+        return _with_rows(root, items, [manifest], names)
+    if captions and captions.from_ == "sidecar":
+        return _with_sidecars(root, items, names)
+    notes["sidecars_unread"] += sum(_sidecar(names, item["path"]) is not None for item in items)
+    if captions:
+        return [{**item, **_named(captions, item["path"])} for item in items]
+    found = [_read_manifest(root, path, root.uri(path), (posixpath.dirname(path), ""))
+             for path in _metadata(source, files)]
+    named = [manifest for manifest in found if manifests.names_files(manifest)]
+    notes["metadata_unread"] += len(found) - len(named)
+    items = _with_rows(root, items, named, names) if named else items
+    notes["metadata_captions"] += sum("captions" in item for item in items)
+    return items
+
+
+def _with_rows(root: Root, items: list[dict], found: list[Manifest], names: Names) -> list[dict]:
+    """Items with what the rows say of them; several rows of a file add up their captions.
+
+    InputError where no row names a file, or few rows do and few files are named: then it is not that a row is wrong.
+    """
+    by_path = {item["path"]: item for item in items}
+    rejected: list[dict] = []
+    for manifest in found:
+        named: dict[str, str] = {}
+        used = _use_rows(root, manifest, names, by_path, rejected, named)
+        rows, matched = len(used), sum(used)
+        files = sum("reject" not in item for item in items)
+        if rows and (not matched or (2 * matched < rows and 2 * len(named) < files)):
+            raise InputError(_mismatch(root, manifest, names, matched, rows), field=manifest.field)
+    return items + rejected
+
+
+def _use_rows(root: Root, manifest: Manifest, names: Names, by_path: dict[str, dict], rejected: list[dict],
+              named: dict[str, str]) -> list[bool]:
+    """Put the rows' facts into the items and what is wrong into `rejected`; whether each row named a file that is."""
+    captions = root.source.captions or manifests.DEFAULTS
+    key = manifests.file_field(manifest, captions.file_field, names)
+    caption = manifests.caption_field(manifest, captions) if key else None
+    manifests.check_fields(manifest, captions)
+    used: list[bool] = []
+    for line, row in manifest.rows:
+        where = manifest.where(line)
+        name = row.get(key) if isinstance(row, dict) and key else None
+        path = names.find(name, manifest.starts)
+        if path is None and isinstance(name, str) and not _wanted(root, name):
             continue
-        elif clean in rows:
-            rejected.append(_rejected(root.index, where, "repeated", f"{clean} has a row above"))
-        elif clean not in present:
-            rejected.append(_rejected(root.index, clean, "missing_file", f"named in {where}"))
-        else:
-            rows[clean] = _facts(captions, row)
-    return [{**_item(root.index, file), **rows.get(file.path, {})} for file in candidates] + rejected
+        used.append(path is not None)
+        if path is None:
+            rejected.append(_unmatched(root, row, name, key, where))
+        elif item := by_path.get(path):
+            named[path] = where
+            said, bad = manifests.facts(row, captions, caption)
+            bad += _add(item, said)
+            rejected += [_rejected(root.index, where, problem) for problem in bad]
+    return used
+
+
+def _wanted(root: Root, name: str) -> bool:
+    """Whether a file of this name would be read if it were there."""
+    path = manifests.normal_path(name)
+    return path is None or _selected(root.source, path)
+
+
+def _unmatched(root: Root, row: dict | Bad, name: object, key: str | None, where: str) -> dict:
+    if isinstance(row, Bad):
+        return _rejected(root.index, where, row)
+    if not isinstance(name, str) or not name:
+        return _rejected(root.index, where, Bad("bad_manifest_row", f"no {key or 'file'!r} in it"))
+    if manifests.normal_path(name) is None:
+        return _rejected(root.index, where, Bad("outside_root", f"{name[:200]!a} lies outside the source's root"))
+    return _rejected(root.index, name, Bad("missing_file", f"named in {where}"))
+
+
+def _add(item: dict, said: dict) -> list[Bad]:
+    """Add what one more row says of an item; what contradicts a row above is told."""
+    bad = [Bad("bad_manifest_row", f"{key}: {said[key]!a:.80}, a row above says {item[key]!a:.80}")
+           for key in ("label", "license") if item.get(key) not in (None, said.get(key)) and key in said]
+    captions = [*item.get("captions", ()), *said.pop("captions", ())]
+    item |= {key: value for key, value in said.items() if key not in item}
+    if captions:
+        item["captions"] = list(dict.fromkeys(captions))
+    return bad
+
+
+def _mismatch(root: Root, manifest: Manifest, names: Names, matched: int, rows: int) -> str:
+    captions = root.source.captions or manifests.DEFAULTS
+    key = manifests.file_field(manifest, captions.file_field, names)
+    if key is None:
+        known = ", ".join(manifest.keys) or "none, for no line of it is a row"
+        bad = Counter(row.message for _, row in manifest.rows if isinstance(row, Bad)).most_common(1)
+        return (f"{manifest.name}: no row names a file; the keys are {known}; set captions.file_field to the one that "
+                f"does{f' (most lines: {bad[0][0]})' if bad else ''}")
+    said = [row[key] for _, row in manifest.rows if isinstance(row, dict) and key in row]
+    unknown = [name for name in said if names.find(name, manifest.starts) is None]
+    there = sorted(path for path in names.paths if _suffix(path) not in _COMPANIONS)
+    return (f"{manifest.name}: {matched} of {rows} rows name a file of {root.place}. The rows say, as {key!r}: "
+            f"{_some(unknown)}; the folder holds: {_some(there)}. Names are relative to the source's uri: set uri, "
+            f"or captions.file_field to another of the keys {', '.join(manifest.keys)}"
+            + ("" if root.source.captions else "; nobody named this manifest: exclude it if it is about other files"))
+
+
+def _some(values: list) -> str:
+    shown = ", ".join(f"{value!a:.100}" for value in values[:3])
+    return (f"{shown}, ... ({len(values)})" if len(values) > 3 else shown) or "nothing"
+
+
+def _with_sidecars(root: Root, items: list[dict], names: Names) -> list[dict]:
+    items = [{**item, "sidecar": found} if (found := _sidecar(names, item["path"])) else item for item in items]
+    if not any("sidecar" in item for item in items):
+        raise InputError(f"no picture of {root.place} has a text of its name beside it (a.png and a.txt or a.caption); "
+                         f"the folder holds: {_some(sorted(names.paths))}", field=f"{root.field}.captions.from")
+    return items
+
+
+def _sidecar(names: Names, path: str) -> str | None:
+    """The text beside a media file: of its name with another suffix, or with one more."""
+    stems = dict.fromkeys((posixpath.splitext(path)[0], path))
+    return next((found for stem in stems for suffix in SIDECARS
+                 if (found := names.find(stem + suffix)) and found != path), None)
 
 
 def _named(captions, path: str) -> dict:
@@ -359,142 +376,44 @@ def _named(captions, path: str) -> dict:
     else:
         name = posixpath.basename(posixpath.dirname(path))
     words = " ".join(name.replace("_", " ").replace("-", " ").split())
-    return {"caption": captions.template.replace("{name}", words), "label": name} if words else {}
+    return {"captions": [captions.template.replace("{name}", words)], "label": name} if words else {}
 
 
-def _facts(captions, row: dict) -> dict:
-    """Caption, label and the like out of a manifest row; a value that is no string rejects the item."""
-    facts = {}
-    for key, field in (
-        ("caption", captions.caption_field),
-        ("label", captions.label_field),
-        ("license", captions.license_field),
-    ):
-        value = row.get(field) if field else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and key == "label":
-            value = str(value)  # class numbers are labels too
-        if value is None or value == "":
-            continue
-        if not isinstance(value, str) or not encodable(value):
-            return {"reject": ["bad_manifest_row", f"{field}: expected text, got {value!r:.80}"]}
-        facts[key] = value
-    if meta := {field: row[field] for field in captions.meta_fields if field in row}:
-        facts["meta"] = meta
-    return {**facts, **({"synthetic": True} if marked(row) else {})}
+# ---- documents ----
 
 
 def _manifest_documents(root: Root, files: list[SourceFile]) -> list[dict]:
-    """One item per manifest row {file, segments: [{type, text | file, alt}]}."""
+    """One item per manifest row {file, segments: [{type, text | file, alt}]}; its part is the manifest's line."""
     sizes = {file.path: file.size for file in files}
+    uri, below = _place(root)
+    manifest = _read_manifest(root, below, uri)
     found = []
-    for number, row in manifest_rows(root, root.source.manifest, "manifest"):
-        where = f"{posixpath.basename(root.source.manifest)}:{number}"
-        if isinstance(row, _Bad) or not isinstance(row.get("segments"), list):
-            problem = row if isinstance(row, _Bad) else _Bad("bad_manifest_row", "no list 'segments' in it")
-            found.append(_rejected(root.index, where, problem.code, problem.message))
+    for line, row in manifest.rows:
+        where = manifest.where(line)
+        if isinstance(row, Bad) or not isinstance(row.get("segments"), list):
+            bad = row if isinstance(row, Bad) else Bad("bad_manifest_row", "no list 'segments' in it")
+            found.append(_rejected(root.index, where, bad))
             continue
         path = row["file"] if isinstance(row.get("file"), str) and encodable(row["file"]) else where
-        if _selected(root.source, path):
-            size = sum(
-                sizes.get(s.get("file"), 0)
-                for s in row["segments"]
-                if isinstance(s, dict) and isinstance(s.get("file"), str)
-            )
-            item = {"source": root.index, "path": path, "size": size, "segments": row["segments"]}
-            if isinstance(row.get("title"), str) and encodable(row["title"]):
-                item["meta"] = {"title": row["title"]}
-            if isinstance(row.get("license"), str) and encodable(row["license"]):
-                item["license"] = row["license"]
-            found.append({**item, **({"synthetic": True} if marked(row) else {})})
+        if not _selected(root.source, path):
+            continue
+        size = sum(sizes.get(s["file"], 0) for s in row["segments"]
+                   if isinstance(s, dict) and isinstance(s.get("file"), str))
+        item = {"source": root.index, "path": path, "size": size, "segments": row["segments"], "part": line}
+        for key in ("title", "license"):
+            value, problem = manifests.short_text(row.get(key), key)
+            if problem:
+                found.append(_rejected(root.index, where, problem))
+            elif value:
+                item |= {"meta": {key: value}} if key == "title" else {key: value}
+        found.append({**item, **({"synthetic": True} if manifests.marked(row) else {})})
+    if manifest.rows and not any("segments" in item for item in found) and len(found) == len(manifest.rows):
+        reasons = Counter(item["reject"][1] for item in found).most_common(1)
+        raise InputError(f"{manifest.name}: no row is a document: {reasons[0][0]}; expected {{file, segments: [...]}}; "
+                         f"the keys are {', '.join(manifest.keys) or 'none'}", field=manifest.field)
     return found
 
 
-@dataclass(frozen=True)
-class _Bad:
-    code: str
-    message: str
-
-
-def manifest_rows(root: Root, manifest: str, field: str) -> list[tuple[int, dict | _Bad]]:
-    """(line number, row) of a JSONL manifest; a line that is no JSON object comes as `_Bad`."""
-    try:
-        outside = _outside_manifest(root.source)
-        data = (
-            storage.read_bytes(outside) if outside else root.fs.cat_file(posixpath.join(root.path, manifest))
-        )
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise InputError(
-            f"no such file: {storage.join(root.source.uri, manifest)}", field=f"{root.field}.{field}"
-        ) from None
-    rows = []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            try:
-                rows.append((number, parse_row(line)))
-            except ValueError as error:
-                rows.append((number, _Bad("invalid_json", str(error))))
-    return rows
-
-
-def parse_row(line: bytes) -> dict:
-    """A JSON object out of one line; ValueError with the reason for anything else."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"invalid UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, got {type(row).__name__}")
-    return row
-
-
-def fill(template: str, row: dict) -> str:
-    """`template` with each {field} replaced by the row's value; ValueError where one is missing or no
-    scalar.
-    """
-
-    def value(match) -> str:
-        found = row.get(match.group(1))
-        if not isinstance(found, str | int | float) or isinstance(found, bool):
-            raise ValueError(f"{match.group(1)}: expected text or a number, got {found!r:.80}")
-        return str(found)
-
-    return PLACEHOLDER.sub(value, template)
-
-
-def marked(row: dict) -> bool:
-    """Whether a manifest row says that a model of this project made the sample."""
-    return row.get("synthetic") is True or "omniloom" in row
-
-
-def encodable(text: str) -> bool:
-    """False for lone surrogates, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def normal_path(path: str) -> str | None:
-    """A path below the root in normal form; None for one that leaves it (`..`, absolute, NUL, no UTF-8)."""
-    clean = posixpath.normpath(path.replace("\\", "/"))
-    if (
-        clean.startswith("/")
-        or clean in ("..", ".")
-        or clean.startswith("../")
-        or "\0" in clean
-        or not encodable(clean)
-    ):
-        return None
-    return clean
-
-
-def _rejected(index: int, path: str, code: str, message: str) -> dict:
-    return {
-        "source": index,
-        "path": path if encodable(path) else ascii(path),
-        "size": 0,
-        "reject": [code, message],
-    }
+def _rejected(index: int, path: str, bad: Bad) -> dict:
+    return {"source": index, "path": path if encodable(path) else ascii(path), "size": 0,
+            "reject": [bad.code, bad.message]}

@@ -16,6 +16,7 @@ from infra import storage
 from infra.errors import InputError
 from models.unified.config import SpecialIds, UnifiedConfig
 from models.unified.llama_config import architecture, config_from_llama
+from stages.text_tokenizer import read_text_tokenizer
 
 FIELD = "stages.train.init_from"
 
@@ -42,11 +43,9 @@ def start_config(uri: str, chosen: dict[str, Any], vocab_size: int, sizes: dict[
 
 def check_text_tokenizer(uri: str, digest: str) -> None:
     """That the tokens, sealed with `digest`, are made by the checkpoint's tokenizer: others' ids mean other words."""
-    from models.text import TextTokenizer
-
     file = storage.join(uri, "tokenizer.json")
     try:
-        own = TextTokenizer.load(storage.read_bytes(file).decode()).digest
+        own = read_text_tokenizer(file).digest
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer to know the checkpoint's tokens by: {error}", field=FIELD, file=file) from None
     if own != digest:

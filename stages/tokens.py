@@ -9,7 +9,8 @@
 A visual segment holds codes (t*h*w, absent for continuous tokenizers) and latents (t*h*w*C, position-major), both in
 the order time, row, column, with its grid (t, h, w); and where they were asked for its raw pixels, in patches of one
 frame with a grid of their own, and a frozen encoder's features (m*F, position-major), on a grid of the latents' frames
-and of rows and columns of their own. `loss` False marks a segment that is never a target.
+and of rows and columns of their own. Texts of an image or a video are captions of it, of which any one may stand with
+it; those of an interleaved document stand where they are. `loss` False marks a segment that is never a target.
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 from infra import storage
 from infra.artifacts import Artifact
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 
 SEGMENT = pa.struct([
     pa.field("kind", pa.string(), nullable=False),   # "text" or "visual"
@@ -41,6 +42,8 @@ SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
     pa.field("kind", pa.string(), nullable=False),   # the record's kind
     pa.field("label", pa.string()),
+    pa.field("source", pa.string()),                 # the record's source and file, over which draws are spread
+    pa.field("path", pa.string()),
     pa.field("bytes", pa.int32(), nullable=False),   # UTF-8 bytes of the text, for bits per byte
     pa.field("segments", pa.list_(SEGMENT), nullable=False),
 ], metadata={"omniloom.tokens": str(SCHEMA_VERSION)})

@@ -15,6 +15,7 @@ from typing import Any
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
+from infra.figures import finite
 from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
 from models.tokenizer.config import RAEConfig
 from stages.base import Needs, StageContext
@@ -155,7 +156,7 @@ def train_worker(job: Job) -> None:
             history.add(metrics, step)
             job.tracker.log_image(picture, "reconstruction", step)
             storage.write_bytes(storage.join(job.output, "report", "reconstruction.png"), picture)
-            storage.write_json(storage.join(job.state, "validation.json"), metrics)
+            storage.write_json(storage.join(job.state, "validation.json"), finite(metrics))
 
     loop = Loop(config.steps, "images", config.workers, engines, train_step, lambda: {}, batches.describe, job.state,
                 history.add if history else lambda *_: None, job.progress,
@@ -253,4 +254,4 @@ def _save(job: Job, weights: dict, last: dict, history) -> None:
     validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
     metrics = {"steps": job.config.steps, **validation, **last,
                "parameters": sum(v.numel() for v in weights.values())}
-    storage.write_json(storage.join(job.state, "metrics.json"), metrics)
+    storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))

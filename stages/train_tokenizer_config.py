@@ -92,7 +92,8 @@ class Config(BaseModel):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between validations")
-    validation_examples: int = Field(64, ge=1, json_schema_extra=PLACEMENT)
+    validation_examples: int = Field(64, ge=1, json_schema_extra=PLACEMENT, description="clips of each kind that are "
+                                     "validated on, drawn by the seed, evenly over sources and labels")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:

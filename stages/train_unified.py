@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from infra import storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
+from infra.figures import finite
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from models.unified.config import UnifiedConfig
 from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
@@ -25,7 +26,7 @@ from stages.documents import Documents
 from stages.packing import PackingConfig, Task
 from stages.starting import check_text_tokenizer, local_folder, start_config
 
-VERSION = 2
+VERSION = 3
 
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
@@ -296,6 +297,7 @@ def train_worker(job: Job) -> None:
     from models.unified.objective import UnifiedObjective, loss_name, part_of
     from stages.history import History
     from stages.packing import Planner
+    from stages.text_tokenizer import read_text_tokenizer
     from stages.tokens import TokenSet
 
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
@@ -305,7 +307,10 @@ def train_worker(job: Job) -> None:
     torch.manual_seed(config.seed)
     if config.init_from:
         folder = local_folder(storage.absolute(config.init_from))
-        start_from = load_llama(folder, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+        added = read_text_tokenizer(str(folder / "tokenizer.json")).added
+        start_from = load_llama(folder, new_tokens=added,
+                                **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+        model_config = start_from.config  # a file may hold a head of its own where its config says that it is tied
     else:
         start_from = UnifiedModel(model_config)
     aligned = {}
@@ -360,7 +365,7 @@ def train_worker(job: Job) -> None:
         return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
 
     validation = _validation_batches(held_out, config, model_config, engine.device.type)
-    captions = _captions(held_out, text, config.samples.count) if config.trained else []
+    captions = _captions(held_out, text, config) if config.trained else []
 
     def validate(step: int) -> None:
         with engine.evaluated() as module:
@@ -370,7 +375,7 @@ def train_worker(job: Job) -> None:
             module.eval()
             metrics = _validate(module, validation, engine, loss_names)
             history.add(metrics, step)
-            storage.write_json(storage.join(job.state, "validation.json"), metrics)
+            storage.write_json(storage.join(job.state, "validation.json"), finite(metrics))
             if captions:
                 bundle = _bundle(module.model, job, text, tokens.facts, held_out)
                 for number, name in enumerate(config.trained):
@@ -436,15 +441,18 @@ def _validate(objective, batches: list, engine, loss_names: dict[str, str]) -> d
     return {f"validation_{logged}": sums[name] / counts[name] for name, logged in loss_names.items() if counts[name]}
 
 
-def _captions(held_out, text, count: int) -> list[str]:
-    found = []
-    for index in held_out.indices("image"):
-        if len(found) >= count:
+def _captions(held_out, text, config: Config) -> list[str]:
+    """Captions that differ, of pictures drawn by the seed, evenly over sources and labels."""
+    from stages.spread import spread
+
+    found: dict[str, None] = {}
+    for index in spread(held_out.table, ("source", "label"), config.seed, held_out.indices("image")):
+        if len(found) >= config.samples.count:
             break
-        ids = [i for token in held_out.document(int(index)) if token.kind == "text" for i in token.ids]
-        if ids and (caption := text.decode(ids)) not in found:
-            found.append(caption)
-    return found
+        ids = next((token.ids for token in held_out.document(int(index)) if token.kind == "text"), ())
+        if len(ids):
+            found.setdefault(text.decode(ids))
+    return list(found)
 
 
 def _draw(model, captions: list[str], samples: SampleConfig, objective: str) -> bytes:
@@ -455,18 +463,26 @@ def _draw(model, captions: list[str], samples: SampleConfig, objective: str) -> 
     return grid(list(images), 8, captions)
 
 
+def _drawn_shape(facts: dict, patch_size: int) -> tuple[int, int]:
+    """(height, width) of what is drawn where nothing else is asked for: a square if the tokens have any, else the first
+    of their ratios; tokens from before there were ratios are of squares."""
+    from stages.aspects import Aspects, ratio
+
+    aspects = Aspects(tuple(facts.get("aspects", Aspects.names)), patch_size)
+    square = next((bucket for bucket, name in enumerate(aspects.names) if ratio(name) == 1), 0)
+    return aspects.shape(square, facts["image_size"])
+
+
 def _bundle(model, job: Job, text, facts: dict, held_out):
     """The model with both tokenizers, as sampling uses it; a language model with its own."""
     from models.bundle import BundleConfig, OmniLoom
-    from models.tokenizer.config import TiTokConfig
     from stages.train_tokenizer import load_tokenizer
 
     if not job.config.trained:
         config = BundleConfig(model.config, job.config.diffusion, None, (), (), None, objectives=())
         return OmniLoom(config, model, None, text)
     visual = load_tokenizer(job.tokenizer).to(next(model.parameters()).device)
-    # A TiTok knows one size; OmniTokenizer draws squares where nothing else is asked for.
-    size = visual.config.size if isinstance(visual.config, TiTokConfig) else (facts["image_size"],) * 2
+    size = _drawn_shape(facts, visual.config.patch_size)
     config = BundleConfig(
         unified=model.config, diffusion=job.config.diffusion, tokenizer=visual.config,
         latent_mean=tuple(facts["latent_mean"]), latent_std=tuple(facts["latent_std"]), image_size=size,
@@ -486,4 +502,4 @@ def _save(bundle, job: Job, last: dict, history, captions: list[str]) -> None:
     validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
     metrics = {"steps": job.config.steps, **validation, **last,
                "parameters": sum(p.numel() for p in bundle.model.parameters())}
-    storage.write_json(storage.join(job.state, "metrics.json"), metrics)
+    storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))

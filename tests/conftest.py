@@ -16,11 +16,10 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session")
 def s3_server():
     """Endpoint of an S3 server on 127.0.0.1, with a bucket `bucket`; s3fs finds it through the environment."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
     import fsspec
+    from moto.server import ThreadedMotoServer
 
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     settings = {"FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",

@@ -47,6 +47,14 @@ def test_layers(room):
     assert not broken
 
 
+def test_a_broken_installation_fails_and_skips_nothing():
+    """What the test extra installs is imported, not asked for."""
+    asking = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")
+              if any(isinstance(node, ast.Attribute) and node.attr == "importorskip"
+                     for node in ast.walk(ast.parse(path.read_text())))]
+    assert not asking
+
+
 @pytest.mark.parametrize("file", PLANNED)
 def test_planning_imports_nothing_heavy_at_the_top(file):
     tree = ast.parse((ROOT / file).read_text())

@@ -9,8 +9,10 @@ Importing this package does not import mlflow.
 """
 from infra.tracking.config import TrackingConfig, TrackingSettings, resolve_tracking
 from infra.tracking.courier import replay
-from infra.tracking.registry import RegisteredModel, register_model
+from infra.tracking.probe import probe
+from infra.tracking.registry import Champion, RegisteredModel, champion, register_model
+from infra.tracking.relocation import relocate
 from infra.tracking.runs import RunHandle, Tracker, close_stale, find_runs
 
-__all__ = ["RegisteredModel", "RunHandle", "Tracker", "TrackingConfig", "TrackingSettings", "close_stale",
-           "find_runs", "register_model", "replay", "resolve_tracking"]
+__all__ = ["Champion", "RegisteredModel", "RunHandle", "Tracker", "TrackingConfig", "TrackingSettings", "champion",
+           "close_stale", "find_runs", "probe", "register_model", "relocate", "replay", "resolve_tracking"]

@@ -2,12 +2,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+from infra.errors import InputError
+from infra.secrets import redact
+from infra.tracking.address import check_driver, check_uri, sqlite_path, sqlite_uri
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+# What MLflow refuses in a name (`/`, `:`, `.` alone), what its searches cannot quote, and what `models:/NAME@alias`
+# reads as something else.
+_MODEL_NAME = r"""^(?!\.$|\.\.)(?=.*\S)[^/:'"`\\@?#%\x00-\x1f\x7f]+$"""
 
 
 class TrackingConfig(BaseModel):
@@ -22,8 +30,9 @@ class TrackingConfig(BaseModel):
     experiment: str = Field("omniloom", min_length=1, description="MLflow experiment")
     artifact_root: str | None = Field(None, description="where a new experiment keeps files; by default beside a "
                                                         "SQLite database, or wherever the server keeps them")
-    register_as: str | None = Field(None, min_length=1, description="name in the model registry; none: no model is "
-                                                                    "registered")
+    register_as: str | None = Field(None, description="name in the model registry, the pipeline's where nothing is "
+                                                      "given; null: no model is registered. None of / : ' \" @ ? # % "
+                                                      "and no backslash")
     system_metrics: bool = Field(True, description="sample CPU, memory, disk, network and GPUs during a stage")
     sample_seconds: float = Field(5.0, gt=0, description="seconds between samples of the system metrics")
     request_seconds: float = Field(10.0, gt=0, description="patience with one request to the tracking server")
@@ -33,18 +42,24 @@ class TrackingConfig(BaseModel):
     @field_validator("uri")
     @classmethod
     def _known_store(cls, uri: str | None) -> str | None:
-        if uri is not None and uri.split(":", 1)[0].split("+", 1)[0] not in _SCHEMES:
-            raise ValueError(f"expected one of {', '.join(s + ':' for s in _SCHEMES)}, got {uri!r}")
-        return uri
+        return uri if uri is None else check_uri(uri)
+
+    @field_validator("register_as")
+    @classmethod
+    def _name_that_the_registry_takes(cls, name: str | None) -> str | None:
+        if name is not None and not re.match(_MODEL_NAME, name):
+            raise ValueError(f"expected a name without / : ' \" ` @ ? # % or a backslash, such as digits, got {name!r}")
+        return name
 
 
 @dataclass(frozen=True)
 class TrackingSettings:
     """A resolved `TrackingConfig`: plain, picklable, with absolute paths.
 
-    `spool` is the local folder of the journals; `artifact_root` None leaves the place of files to the server.
+    `spool` is the local folder of the journals; `artifact_root` None leaves the place of files to the server, and
+    `beside` says that it lies beside the SQLite database and moves with it. `uri` may hold a password: show `shown`.
     """
-    uri: str
+    uri: str = field(repr=False)
     experiment: str
     artifact_root: str | None
     spool: str
@@ -53,6 +68,17 @@ class TrackingSettings:
     sample_seconds: float = 5.0
     request_seconds: float = 10.0
     flush_seconds: float = 20.0
+    beside: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The store's address without secrets."""
+        return redact(self.uri)
+
+    @property
+    def database(self) -> Path | None:
+        """The file of a SQLite store."""
+        return sqlite_path(self.uri)
 
 
 def resolve_tracking(config: TrackingConfig, storage: str) -> TrackingSettings:
@@ -60,21 +86,36 @@ def resolve_tracking(config: TrackingConfig, storage: str) -> TrackingSettings:
 
     With local storage the database is `STORAGE/mlflow.db` and files go to `STORAGE/mlflow/`. With remote or
     in-memory storage, where SQLite cannot live, both go to `runs/mlflow` under the working folder: give a cluster a
-    `tracking.uri`. A database URI keeps its files in `mlflow-artifacts` next to a SQLite file.
+    `tracking.uri`. A database URI keeps its files in `mlflow-artifacts` next to a SQLite file. Raises InputError that
+    names `tracking.uri`, or the variable, where no run can be tracked there.
     """
     from infra.storage import is_local, local_path
 
     beside = local_path(storage) if is_local(storage) else None
     home = (beside / "mlflow" if beside else Path("runs/mlflow")).absolute()
     database = (beside / "mlflow.db" if beside else home / "mlflow.db").absolute()
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
+    uri = _chosen(config) or sqlite_uri(database)
     artifact_root = config.artifact_root
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).absolute()
-        uri = f"sqlite:///{path}"
+    if path := sqlite_path(uri):
+        uri = sqlite_uri(path, "".join(uri.partition("?")[1:]))
         artifact_root = artifact_root or (home / "artifacts" if path == database
                                           else path.parent / "mlflow-artifacts").as_uri()
     return TrackingSettings(uri=uri, experiment=config.experiment, artifact_root=artifact_root,
                             spool=str(home / "spool"), register_as=config.register_as,
                             system_metrics=config.system_metrics, sample_seconds=config.sample_seconds,
-                            request_seconds=config.request_seconds, flush_seconds=config.flush_seconds)
+                            request_seconds=config.request_seconds, flush_seconds=config.flush_seconds,
+                            beside=path is not None and config.artifact_root is None)
+
+
+def _chosen(config: TrackingConfig) -> str | None:
+    """The store that the config or the environment names, looked at."""
+    name, uri = ("tracking.uri", config.uri) if config.uri else (f"${VARIABLE}", os.environ.get(VARIABLE))
+    if not uri:
+        return None
+    try:
+        check_uri(uri)
+        check_driver(uri)
+    except ValueError as error:
+        unset = f"; unset {VARIABLE}, or set tracking.uri" if not config.uri else ""
+        raise InputError(f"{error}{unset}", field=name) from None
+    return uri

@@ -6,19 +6,19 @@ other processes left behind. It never raises into the caller and never makes it 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from infra.secrets import logger
 from infra.tracking.config import TrackingSettings
-from infra.tracking.journal import SUFFIX, Journal, spool_folder
-from infra.tracking.sink import NotCreated, Sink, Unreachable
+from infra.tracking.failures import NotCreated, TryAgain, Unreachable, say_once, short
+from infra.tracking.journal import SUFFIX, Journal, run_folder
+from infra.tracking.sink import RUN_FILE, Sink
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _INTERVAL = 1.0  # seconds between deliveries
 _LONGEST_PAUSE = 30.0  # seconds between attempts while the store is away
@@ -60,7 +60,7 @@ class Courier:
         with self._state:
             self._closing.discard(key)  # a worker may log again after it closed
             if key not in self._journals:
-                self._journals[key] = Journal.create(spool_folder(self.settings.spool, key))
+                self._journals[key] = _created(self.settings.spool, key)
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name="omniloom-tracking", daemon=True)
                     self._thread.start()
@@ -91,13 +91,17 @@ class Courier:
     def locate(self, key: str, timeout: float) -> tuple[str, str] | None:
         """(run id, experiment id) of a run by its key; None where that is not known within `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        if key in self._journals:
-            self.flush(timeout)
-        if not self._delivery.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        arrived = self.flush(timeout) if key in self._journals else not self.away
+        folder = self._journals[key].path.parent if key in self._journals else Path(self.settings.spool) / key
+        if found := self.sink.known(folder, key):
+            return found
+        if not arrived or not self._delivery.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return None
         try:
-            return self.sink.find(Path(self.settings.spool) / key, key)
-        except Unreachable:
+            return self.sink.find(folder, key)
+        except Exception as error:  # whatever a store answers
+            say_once(self.settings.uri, "tracking at %s does not tell a run's id: %s", self.settings.shown,
+                     short(error))
             return None
         finally:
             self._delivery.release()
@@ -111,8 +115,9 @@ class Courier:
             try:
                 self._call_beats()
                 clean = self._round()
-            except Exception:  # whatever it is, tracking must not end the run, nor itself
-                log.exception("tracking failed; the events stay in %s", self.settings.spool)
+            except Exception as error:  # whatever it is, tracking must not end the run, nor itself
+                say_once(self.settings.uri, "tracking failed; the events stay in %s: %s: %s", self.settings.spool,
+                         type(error).__name__, short(error))
                 clean = False
             pause = _INTERVAL if clean else min(2 * pause, _LONGEST_PAUSE)
             with self._state:
@@ -155,24 +160,29 @@ class Courier:
         return clean
 
     def deliver(self, journal: Journal) -> bool:
-        """Send what a journal holds; False where the store is away."""
+        """Send what a journal holds; False where something of it waits. What is wrong with one journal, or with the
+        store's answer to it, stays with that journal."""
         with self._delivery:
-            if journal.delivered():
-                return True
             try:
+                if journal.delivered():
+                    return True
                 self.sink.deliver(journal.key, journal.path.parent, journal.pending(), journal.commit)
-            except NotCreated:
+            except (NotCreated, TryAgain):
                 return False
             except Unreachable as error:
                 if not self.away:
-                    log.warning("tracking at %s is away; events wait in %s (%s)", self.settings.uri,
-                                self.settings.spool, str(error).splitlines()[0])
+                    log.warning("tracking at %s is away; events wait in %s (%s)", self.settings.shown,
+                                self.settings.spool, short(error))
                 self.away = True
                 return False
+            except Exception as error:
+                say_once(str(journal.path), "tracking could not deliver %s; it stays: %s: %s", journal.path,
+                         type(error).__name__, short(error))
+                return False
             if self.away:
-                log.warning("tracking at %s is back", self.settings.uri)
+                log.warning("tracking at %s is back", self.settings.shown)
             self.away = False
-            return True
+            return not journal.waits_for_disk
 
     def _at_exit(self) -> None:
         # Threads can no longer start: a store that was never reached cannot be reached now.
@@ -183,17 +193,35 @@ class Courier:
         self.flush(_EXIT_SECONDS)
 
 
+def _created(spool: str, key: str) -> Journal:
+    try:
+        return Journal.create(run_folder(spool, key))
+    except FileNotFoundError:  # another process removed the folder as it was done with
+        return Journal.create(run_folder(spool, key))
+
+
 def _left_behind(folder: Path) -> list[Journal]:
-    """The journals of a run whose writers are gone, locked for this process, oldest first."""
-    paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    return [journal for path in paths if (journal := Journal.adopt(path)) is not None]
+    """The journals of a run whose writers are gone, locked for this process, oldest first; one that cannot be opened
+    is told of and left."""
+    found: list[tuple[float, Journal]] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            if (journal := Journal.adopt(path)) is not None:
+                found.append((path.stat().st_mtime, journal))
+        except OSError as error:
+            say_once(str(path), "tracking cannot open %s; it stays: %s", path, error)
+    return [journal for _, journal in sorted(found, key=lambda pair: pair[0])]
 
 
 def _remove_if_done(folder: Path) -> None:
     """Remove a run's folder once no journal is left in it."""
-    if any(folder.glob(f"*{SUFFIX}")):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if not any(folder.glob(f"*{SUFFIX}")):
+            for note in (folder / RUN_FILE, *folder.glob(".tmp-*")):
+                note.unlink(missing_ok=True)
+            folder.rmdir()  # refuses where something has come in meanwhile
+    except OSError as error:
+        log.debug("%s stays: %s", folder, error)
 
 
 def replay(settings: TrackingSettings, timeout: float | None = None) -> int:
@@ -202,21 +230,32 @@ def replay(settings: TrackingSettings, timeout: float | None = None) -> int:
     Journals whose writers live are left alone. `timeout` in seconds (default: the settings' `flush_seconds`).
     """
     deadline = time.monotonic() + (settings.flush_seconds if timeout is None else timeout)
-    messenger = courier(settings)
+    try:
+        messenger, spool = courier(settings), Path(settings.spool)
+        folders = sorted(path for path in spool.iterdir() if path.is_dir()) if spool.is_dir() else []
+    except Exception as error:
+        say_once(settings.spool, "tracking could not look for what waits in %s: %s", settings.spool, short(error))
+        return 0
+    waiting, away = 0, False
+    for folder in folders:  # keys begin with the time: parents come before their children
+        left, away = _replay_folder(messenger, folder, deadline, away)
+        waiting += left
+    return waiting
+
+
+def _replay_folder(messenger: Courier, folder: Path, deadline: float, away: bool) -> tuple[int, bool]:
+    """Send one run's journals; returns how many of them still wait, and whether the store is away."""
     waiting = 0
-    spool = Path(settings.spool)
-    folders = [path for path in spool.iterdir() if path.is_dir()] if spool.is_dir() else []
-    away = False
-    for folder in sorted(folders):  # keys begin with the time: parents come before their children
+    try:
         for journal in _left_behind(folder):
             done = False
-            try:
-                if not away and time.monotonic() < deadline:
-                    done = messenger.deliver(journal)
-                    away = messenger.away
-            except Exception:
-                log.exception("tracking could not replay %s", journal.path)
-            journal.close(remove=done)
+            if not away and time.monotonic() < deadline:
+                done = messenger.deliver(journal)
+                away = messenger.away
             waiting += not done
+            journal.close(remove=done)
         _remove_if_done(folder)
-    return waiting
+    except Exception as error:
+        waiting += 1
+        say_once(str(folder), "tracking could not replay %s; it stays: %s", folder, short(error))
+    return waiting, away

@@ -5,26 +5,27 @@ be used in any process, such as a Ray worker. No method raises because of MLflow
 """
 from __future__ import annotations
 
-import io
+import functools
 import json
-import logging
 import math
-import os
-import re
-import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra import owner
+from infra.figures import finite
+from infra.secrets import logger, redact, without_user_info
+from infra.tracking import values
 from infra.tracking.config import TrackingSettings
 from infra.tracking.courier import courier
-from infra.tracking.sink import KEY_TAG, Sink, Unreachable
+from infra.tracking.failures import say_once, short
+from infra.tracking.sink import KEY_TAG, Sink
 from infra.tracking.system import SystemSampler
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 PIPELINE_TAG = "omniloom.pipeline"
 STAGE_TAG = "omniloom.stage"
@@ -44,29 +45,17 @@ def _now() -> int:
     return round(time.time() * 1000)
 
 
-def _name(key: str) -> str:
-    """A name that MLflow takes: letters, digits and `_-. /`."""
-    return re.sub(r"[^\w\-. /]", "_", str(key), flags=re.ASCII).strip("/") or "_"
-
-
-def _owner() -> str:
-    """This process, told apart from a later one with the same id."""
-    import psutil
-
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _owner_lives(owner: str) -> bool | None:
-    """Whether that process lives; None where that cannot be known from here."""
-    import psutil
-
-    host, pid, created = owner.rsplit(":", 2)
-    if host != socket.gethostname():
-        return None
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 2
-    except psutil.Error:
-        return False
+def _quiet(method: Callable) -> Callable:
+    """A method that never raises: what went wrong is told once for the run and the method, and None returned."""
+    @functools.wraps(method)
+    def call(self: RunHandle, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            say_once(f"{self.key} {method.__name__}", "tracking: %s of %s: %s: %s", method.__name__, self.name,
+                     type(error).__name__, short(error))
+            return None
+    return call
 
 
 @dataclass(frozen=True)
@@ -82,6 +71,7 @@ class RunHandle:
     tags: dict[str, str] = field(default_factory=dict)
 
     # --- what a stage logs
+    @_quiet
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, tokens: int | None = None) -> None:
         """Metrics at a step: numbers, or arrays of one element.
 
@@ -89,59 +79,71 @@ class RunHandle:
         `tokens_seen` itself against the step. An infinite value is stored as NaN, and every value that is not finite
         also counts as `nonfinite/NAME` = 1.
         """
-        now, values = _now(), []
+        now, points, at = _now(), [], values.step(step)
+        seen = None if tokens is None else values.step(tokens)
         for key, value in metrics.items():
             try:
-                number = float(value)
+                number = values.number(value)
             except (TypeError, ValueError) as error:
-                log.warning("metric %s is not a number: %s", key, error)
+                say_once(f"{self.key} {key}", "metric %s is not a number: %s", values.name(key), short(error))
                 continue
-            key = _name(key)
+            key = values.name(key)
             if not math.isfinite(number):
-                values.append([f"nonfinite/{key}", 1.0, int(step), now])
+                points.append([f"nonfinite/{key}", 1.0, at, now])
                 number = None
-            values.append([key, number, int(step), now])
-            if tokens is not None:
-                values.append([f"by_tokens/{key}", number, int(tokens), now])
-        if tokens is not None:
-            values.append(["tokens_seen", float(tokens), int(step), now])
-        self._append("metrics", values=values)
+            points.append([key, number, at, now])
+            if seen is not None:
+                points.append([f"by_tokens/{key}", number, seen, now])
+        if seen is not None:
+            points.append(["tokens_seen", float(seen), at, now])
+        self._append("metrics", values=points)
 
+    @_quiet
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Parameters, once each: nested mappings become dotted names; past 6,000 characters a value is cut, and says
-        so at its end."""
-        self._append("params", values={_name(key): _cut(value, PARAM_CHARACTERS)
-                                       for key, value in _flatten(params)})
+        so at its end. Secrets are left out."""
+        self._append("params", values={values.name(key): values.cut(value, PARAM_CHARACTERS)
+                                       for key, value in values.flat(redact(params))})
 
+    @_quiet
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        self._append("tags", values={_name(key): _cut(value, _TAG_CHARACTERS) for key, value in tags.items()})
+        self._append("tags", values=_tags(tags))
 
+    @_quiet
     def log_image(self, image: Any, key: str, step: int = 0) -> None:
-        """An image that the UI shows by step: PNG bytes, or an array, uint8 (H, W), (H, W, 3) or (H, W, 4)."""
-        if not isinstance(image, bytes | bytearray):
-            from PIL import Image
+        """An image that the UI shows by step: PNG bytes, a PIL image, or an array, (H, W), (H, W, 3) or (H, W, 4),
+        uint8 or what `values.picture` makes uint8 of."""
+        self._append("image", data=(values.picture(image), "image.png"), key=values.name(key),
+                     step=values.step(step), time=_now())
 
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "PNG")
-            image = buffer.getvalue()
-        self._append("image", data=(bytes(image), "image.png"), key=_name(key), step=int(step), time=_now())
-
+    @_quiet
     def log_file(self, local_path: str | Path, artifact_path: str | None = None) -> None:
         """A file, or a folder with its name, into the run's folder `artifact_path`. It is copied at once."""
         self._append("file", source=Path(local_path), folder=artifact_path)
 
+    @_quiet
     def log_text(self, text: str, artifact_file: str) -> None:
-        """Text as a file of the run, such as `report.html`."""
+        """Text as a file of the run, such as `report.html`, without secrets."""
         folder, _, name = artifact_file.rpartition("/")
-        self._append("file", data=(text.encode(), name), folder=folder or None)
+        self._append("file", data=(values.text(text).encode(), name), folder=folder or None)
 
+    @_quiet
     def log_input(self, name: str, uri: str, digest: str, context: str = "input") -> None:
         """An artifact that the run reads, shown as a dataset. `digest` is its fingerprint (32 characters are kept)."""
-        self._append("dataset", name=name, uri=uri, digest=digest[:_DIGEST_CHARACTERS], context=context)
+        self._append("dataset", name=values.text(name), uri=values.text(uri),
+                     digest=values.text(digest)[:_DIGEST_CHARACTERS], context=context)
 
     def log_output(self, name: str, uri: str, digest: str, context: str = "output") -> None:
         """An artifact that the run made, shown as a dataset with the context `output`."""
         self.log_input(name, uri, digest, context)
+
+    @_quiet
+    def log_model(self, bundle: str, code: str, name: str, fingerprint: str, alias: str | None,
+                  metrics: Mapping[str, Any], example: list[dict[str, Any]] | None,
+                  no_worse: Mapping[str, str]) -> None:
+        """A model for the registry: see `registry.register_model`."""
+        self._append("model", bundle=bundle, code=code, name=name, fingerprint=fingerprint, alias=alias,
+                     metrics=finite(metrics), example=finite(example), no_worse=dict(no_worse))
 
     # --- its life
     def child(self, stage: str, tags: Mapping[str, Any] | None = None,
@@ -154,6 +156,7 @@ class RunHandle:
             run.sample_system()
         return run
 
+    @_quiet
     def sample_system(self, node: str | None = None) -> None:
         """Sample this machine's CPU, memory, disk, network and GPUs until `finish` or `close` in this process.
 
@@ -181,35 +184,36 @@ class RunHandle:
         courier(self.settings).retire(self.key)
         return self.flush(timeout)
 
+    @_quiet
     def run_id(self, timeout: float | None = None) -> str | None:
         """MLflow's id of the run; None where tracking does not answer in `timeout` seconds."""
         found = self._find(timeout)
         return found[0] if found else None
 
+    @_quiet
     def url(self, timeout: float | None = None) -> str | None:
         """The run's page below the UI's address (`/#/experiments/...`), in full where tracking is a server."""
         found = self._find(timeout)
-        base = self.settings.uri.rstrip("/") if self.settings.uri.startswith("http") else ""
+        base = without_user_info(self.settings.uri).rstrip("/") if self.settings.uri.startswith("http") else ""
         return f"{base}/#/experiments/{found[1]}/runs/{found[0]}" if found else None
 
     def _find(self, timeout: float | None) -> tuple[str, str] | None:
         return courier(self.settings).locate(self.key, self.settings.flush_seconds if timeout is None else timeout)
 
+    @_quiet
     def _stop_sampling(self) -> None:
         if (sampler := _samplers.pop(self.key, None)) is not None:
             sampler.stop()
 
+    @_quiet
     def _append(self, kind: str, data: tuple[bytes, str] | None = None, source: Path | None = None,
                 **event: Any) -> None:
-        try:
-            journal = courier(self.settings).journal(self.key)
-            if data is not None:
-                event["path"] = str(journal.stage_bytes(*data))
-            if source is not None:
-                event["path"] = str(journal.stage_file(source))
-            journal.append({"kind": kind, **event})
-        except OSError as error:  # a full disk, or a file that is gone
-            log.warning("tracking could not note a %s of %s: %s", kind, self.name, error)
+        journal = courier(self.settings).journal(self.key)
+        if data is not None:
+            event["path"] = journal.stage_bytes(*data)
+        if source is not None:
+            event["path"] = journal.stage_file(source)
+        journal.append({"kind": kind, **event})
 
 
 class Tracker:
@@ -219,28 +223,38 @@ class Tracker:
         self.settings = settings
 
     def start_pipeline(self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None) -> RunHandle:
-        """The parent run, with the whole config as parameters and as the file `config.json`."""
+        """The parent run, with the whole config as parameters and as the file `config.json`; secrets are left out."""
         run = _start(self.settings, name, name, None, tags or {})
         run.log_params(config)
-        run.log_text(json.dumps(config, indent=2, ensure_ascii=False, default=str), "config.json")
+        run.log_text(_indented(config), "config.json")
         return run
 
 
 def _start(settings: TrackingSettings, name: str, pipeline: str, parent: str | None,
            tags: Mapping[str, Any]) -> RunHandle:
     key = f"{_now():013d}-{uuid.uuid4().hex[:12]}"  # begins with the time, so that keys sort by it
-    own = {PIPELINE_TAG: pipeline, OWNER_TAG: _owner(), HEARTBEAT_TAG: str(_now())}
-    every = {_name(tag): _cut(value, _TAG_CHARACTERS) for tag, value in {**own, **tags}.items()}
-    run = RunHandle(settings, key, name, pipeline, every)
-    run._append("create", name=name, experiment=settings.experiment, parent=parent, tags=every, time=_now())
+    every = _tags({PIPELINE_TAG: pipeline, OWNER_TAG: owner.this_process(), HEARTBEAT_TAG: str(_now()), **tags})
+    run = RunHandle(settings, key, values.text(name), pipeline, every)
+    run._append("create", name=run.name, experiment=settings.experiment, parent=parent, tags=every, time=_now())
     courier(settings).beat(key, lambda: run.set_tags({HEARTBEAT_TAG: _now()}), HEARTBEAT_SECONDS)
     return run
+
+
+def _tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {values.name(tag): values.cut(value, _TAG_CHARACTERS) for tag, value in redact(tags).items()}
+
+
+def _indented(config: Any) -> str:
+    try:
+        return json.dumps(redact(config), indent=2, ensure_ascii=False, default=str)
+    except Exception:  # keys that JSON has not
+        return values.text(config)
 
 
 def find_runs(settings: TrackingSettings, pipeline: str | None = None, key: str | None = None) -> list[dict]:
     """Runs of the experiment, newest first: {run_id, key, name, stage, status, tags, metrics}.
 
-    Raises `ConnectionError` where tracking does not answer.
+    Raises `ConnectionError` where tracking does not answer, or not with runs.
     """
     wanted = {PIPELINE_TAG: pipeline, KEY_TAG: key}
     query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in wanted.items() if value is not None)
@@ -248,13 +262,13 @@ def find_runs(settings: TrackingSettings, pipeline: str | None = None, key: str 
     try:
         runs, token = [], None
         while True:
-            page = sink.call(sink.client.search_runs, [sink.experiment_id(settings.experiment)], query,
-                             max_results=1000, page_token=token)
+            page = sink.call("search_runs", [sink.experiment_id(settings.experiment)], query, max_results=1000,
+                             page_token=token)
             runs += page
             if not (token := page.token):
                 break
-    except Unreachable as error:
-        raise ConnectionError(f"tracking at {settings.uri} does not answer: {error}") from error
+    except Exception as error:
+        raise ConnectionError(f"tracking at {settings.shown} does not answer: {short(error)}") from error
     return [{"run_id": run.info.run_id, "key": run.data.tags.get(KEY_TAG), "name": run.info.run_name,
              "stage": run.data.tags.get(STAGE_TAG), "status": run.info.status, "tags": dict(run.data.tags),
              "metrics": dict(run.data.metrics)} for run in runs]
@@ -267,41 +281,25 @@ def close_stale(settings: TrackingSettings, pipeline: str) -> int:
     minutes. Where tracking does not answer nothing is done. Call it after `replay`.
     """
     closed = 0
-    database = Path(settings.uri.removeprefix("sqlite:///"))
-    if courier(settings).away or settings.uri.startswith("sqlite:///") and not database.exists():
+    database = settings.database
+    if courier(settings).away or database and not database.exists():
         return 0
     try:
         sink = Sink(settings)
         for run in find_runs(settings, pipeline):
-            tags = run["tags"]
-            if run["status"] != "RUNNING" or OWNER_TAG not in tags:
-                continue
-            lives = _owner_lives(tags[OWNER_TAG])
-            if lives is None:
-                lives = _now() - int(tags.get(HEARTBEAT_TAG, 0)) < 1000 * STALE_SECONDS
-            if not lives:
-                sink.call(sink.client.set_terminated, run["run_id"], "KILLED")
+            if run["status"] == "RUNNING" and OWNER_TAG in run["tags"] and not _lives(run["tags"]):
+                sink.call("set_terminated", run["run_id"], "KILLED")
                 closed += 1
-    except (ConnectionError, Unreachable) as error:
-        log.warning("tracking could not look for runs that were cut off: %s", error)
-    except Exception:
-        log.exception("tracking could not close the runs that were cut off")
+    except Exception as error:
+        say_once(settings.uri, "tracking could not look for runs that were cut off: %s", short(error))
     return closed
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            pairs += _flatten(item, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", item))
-    return pairs
-
-
-def _cut(value: Any, limit: int) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    if len(text) <= limit:
-        return text
-    note = f"... ({len(text)} characters)"
-    return text[:limit - len(note)] + note
+def _lives(tags: Mapping[str, str]) -> bool:
+    lives = owner.lives(tags[OWNER_TAG])
+    if lives is None:
+        try:
+            return _now() - int(tags.get(HEARTBEAT_TAG, 0)) < 1000 * STALE_SECONDS
+        except ValueError:
+            return True
+    return lives

@@ -7,56 +7,43 @@ Event kinds (all times in ms since the epoch): `create` {name, experiment, paren
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+from infra.secrets import logger
 from infra.tracking.config import TrackingSettings
+from infra.tracking.connection import open_client
+from infra.tracking.failures import (
+    NotCreated,
+    Refused,
+    TryAgain,
+    Unreachable,
+    is_no_place,
+    say_once,
+    short,
+    told_apart,
+)
+from infra.tracking.journal import SUFFIX, replace_text
+from infra.tracking.leftovers import leave_out
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 KEY_TAG = "omniloom.run_key"
 BATCH = 1000  # MLflow's limit of metrics in a request
 _PARAM_BATCH = 100  # MLflow's limit of params, and of tags, in a request
-# MLflow's modules import one another in circles: two threads that import it at once can deadlock.
-_IMPORT = threading.RLock()
-_ATTEMPTS = 3  # at an event that fails in a way that is not known here
+_ATTEMPTS = 3  # at an event that a store which answers does not take
 _MERGED = ("metrics", "params", "tags")
-_RUN_FILE = "run.json"
-# What a store answers when it is there and the request itself is wrong: sending it again cannot help.
-_FINAL = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST",
-          "INVALID_STATE"}
-
-
-class Unreachable(Exception):
-    """The tracking store did not answer; the same events may be sent again later."""
-
-
-class Unsendable(Exception):
-    """The event itself is at fault; sending it again cannot help."""
-
-
-class NotCreated(Unreachable):
-    """The store answers, but the run that the events belong to (or its parent) is not there yet."""
-
-
-def configure_mlflow(settings: TrackingSettings) -> None:
-    """Set MLflow's patience and noise for this process, before its first import; the user's own settings win."""
-    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-                        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(settings.request_seconds))),
-                        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
-                        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
-        os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):  # migrations, tracebacks, chatter
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+_APART = ("image", "file", "dataset", "model")  # may go to a store of their own, and nothing behind them needs them
+RUN_FILE = "run.json"
+_NAME_CHARACTERS = 250  # of a run, in MLflow's databases
 
 
 class Sink:
-    """A connection to one tracking store. Methods raise `Unreachable` where the store does not answer."""
+    """A connection to one tracking store. Methods raise `Unreachable` where the store does not answer, `Refused`
+    where it does not take the request."""
 
     def __init__(self, settings: TrackingSettings):
         self.settings = settings
@@ -64,83 +51,74 @@ class Sink:
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, tuple[str, str]] = {}  # run key -> (run id, experiment id)
         self._failures: Counter[str] = Counter()
+        self._files_refused = False  # the last file could not be stored: the next is not tried as often
         self.registered: dict[tuple[str, str], object] = {}  # (model name, fingerprint) -> RegisteredModel
+        self.not_registered: dict[tuple[str, str], str] = {}  # ... -> why
 
     @property
     def client(self):
         """The `MlflowClient`; made on first use, which may create and migrate a database (seconds)."""
-        with _IMPORT:
-            if self._client is None:
-                configure_mlflow(self.settings)
-                from mlflow import MlflowClient
-
-                self._client = self.call(lambda: MlflowClient(tracking_uri=self.settings.uri))
-            return self._client
+        if self._client is None:
+            self._client = open_client(self.settings)
+        return self._client
 
     @property
     def connected(self) -> bool:
         """Whether this process has used the store already."""
         return self._client is not None
 
-    def call(self, function: Callable, *args, **kwargs):
-        """`function(*args)`, with its failures told apart: `Unreachable`, or the store's refusal as it is."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return function(*args, **kwargs)
-        except MlflowException as error:
-            if error.error_code in _FINAL:
-                raise
-            raise Unreachable(str(error)) from error
-        except FileNotFoundError as error:
-            raise Unsendable(f"a file that is gone: {error}") from error
-        except OSError as error:
-            raise Unreachable(str(error)) from error
+    def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of the client, its failures told apart."""
+        return told_apart(getattr(self.client, function), *args, **kwargs)
 
     def experiment_id(self, name: str) -> str:
         """The id of the experiment, created where there is none and restored where it was deleted."""
         if name not in self._experiments:
-            from mlflow.exceptions import MlflowException
-
-            found = self.call(self.client.get_experiment_by_name, name)
+            found = self.call("get_experiment_by_name", name)
             if found is None:
                 try:
-                    self._experiments[name] = self.call(self.client.create_experiment, name,
-                                                        self.settings.artifact_root)
+                    self._experiments[name] = str(self.call("create_experiment", name, self.settings.artifact_root))
                     return self._experiments[name]
-                except MlflowException:  # another process was first
-                    found = self.call(self.client.get_experiment_by_name, name)
+                except Refused as error:  # another process was first
+                    found = self.call("get_experiment_by_name", name)
+                    if found is None:
+                        raise Refused(f"experiment {name}: {error}") from error
             if found.lifecycle_stage == "deleted":
-                self.call(self.client.restore_experiment, found.experiment_id)
+                self.call("restore_experiment", found.experiment_id)
             self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
     def find(self, folder: Path, key: str, experiment: str | None = None) -> tuple[str, str] | None:
         """(run id, experiment id) of a run by its key; None while it has not been created."""
         if key not in self._runs:
-            record = folder.parent / key / _RUN_FILE
-            if record.exists():
-                known = json.loads(record.read_text())
-                self._runs[key] = known["run_id"], known["experiment_id"]
-                return self._runs[key]
+            if known := _recorded(folder.parent / key / RUN_FILE):
+                self._runs[key] = known
+                return known
             experiment_id = self.experiment_id(experiment or self.settings.experiment)
-            runs = self.call(self.client.search_runs, [experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+            runs = self.call("search_runs", [experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
             if not runs:
                 return None
             self._remember(folder.parent / key, key, runs[0].info)
         return self._runs[key]
 
+    def known(self, folder: Path, key: str) -> tuple[str, str] | None:
+        """The same, without asking the store."""
+        return self._runs.get(key) or _recorded(folder / RUN_FILE)
+
     def _remember(self, folder: Path, key: str, info) -> None:
         self._runs[key] = info.run_id, info.experiment_id
-        if folder.exists():
-            (folder / _RUN_FILE).write_text(json.dumps({"run_id": info.run_id,
-                                                        "experiment_id": info.experiment_id}))
+        try:
+            if folder.exists():
+                replace_text(folder / RUN_FILE,
+                             json.dumps({"run_id": info.run_id, "experiment_id": info.experiment_id}))
+        except OSError as error:  # other processes ask the store
+            log.debug("no note of the run's id: %s", error)
 
     def deliver(self, key: str, folder: Path, events: Iterable[tuple[dict, int]],
                 commit: Callable[[int], None]) -> None:
         """Send a journal's events in order, committing the position behind each one that is done with.
 
-        Events that the store refuses for good are logged and left out, so that one bad name costs only itself.
+        Events that the store refuses for good are kept apart and told, so that one bad name costs only itself.
         """
         group: list[tuple[dict, int]] = []
         for event, position in events:
@@ -154,35 +132,79 @@ class Sink:
 
     def _deliver_group(self, key: str, folder: Path, group: list[tuple[dict, int]],
                        commit: Callable[[int], None]) -> None:
-        self.client  # noqa: B018  (imports mlflow under its lock, before anything else of it is imported)
-        from mlflow.exceptions import MlflowException
-
+        events = [event for event, _ in group]
+        kind = events[0]["kind"]
         try:
-            for request in _requests([event for event, _ in group]):
-                try:
-                    self.call(self._send, key, folder, request)
-                except MlflowException as error:
-                    singles = list(_split(request))
-                    if len(singles) < 2:
-                        log.warning("tracking refused a %s: %s", request["kind"], error)
-                        continue
-                    for single in singles:
-                        try:
-                            self.call(self._send, key, folder, single)
-                        except MlflowException as refusal:
-                            log.warning("tracking refused %s: %s", single["values"], refusal)
-        except (Unreachable, MemoryError):
+            for request in _requests(events):
+                self._deliver_request(key, folder, request)
+            self._files_refused = self._files_refused and kind not in _APART
+        except Refused as error:
+            if kind == "create":  # what belongs to the run waits with it
+                raise self._no_run(folder, error) from error
+            self._leave_out(folder, events, error)
+        except (NotCreated, MemoryError):
             raise
-        except Unsendable as error:
-            log.warning("tracking leaves out: %s", error)
+        except Unreachable as error:
+            if kind not in _APART:
+                raise
+            self._try_again(key, folder, events, error)
         except Exception as error:
-            # Not a failure that is known here: it may pass (an interpreter that is shutting down), or never.
-            self._failures[key] += 1
-            if self._failures[key] < _ATTEMPTS:
-                raise Unreachable(f"{type(error).__name__}: {error}") from error
-            log.exception("tracking leaves out a %s", group[0][0]["kind"])
+            self._try_again(key, folder, events, error)
         self._failures[key] = 0
         commit(group[-1][1])
+
+    def _deliver_request(self, key: str, folder: Path, request: dict) -> None:
+        """One request; where it is refused, each of its values by itself."""
+        try:
+            told_apart(self._send, key, folder, request)
+        except Refused as error:
+            singles = list(_split(request))
+            if len(singles) < 2:
+                raise
+            refused = 0
+            for single in singles:
+                try:
+                    told_apart(self._send, key, folder, single)
+                except Refused as refusal:
+                    refused += 1
+                    self._leave_out(folder, [single], refusal)
+            log.debug("%d of %d values refused: %s", refused, len(singles), error)
+
+    def _try_again(self, key: str, folder: Path, events: list[dict], error: Exception) -> None:
+        """Leave events out that a store which answers has not taken in several attempts; else raise Unreachable."""
+        if not self._answers():
+            raise TryAgain(short(error)) from error
+        self._failures[key] += 1
+        kind = events[0]["kind"]
+        at_once = kind in _APART and (self._files_refused or is_no_place(error))
+        if self._failures[key] < _ATTEMPTS and not at_once:
+            raise TryAgain(f"{type(error).__name__}: {short(error)}") from error
+        if kind == "create":
+            raise self._no_run(folder, error) from error
+        self._files_refused = self._files_refused or kind in _APART
+        self._leave_out(folder, events, error)
+
+    def _answers(self) -> bool:
+        """Whether the store takes any request at all; Unreachable where it is away."""
+        try:
+            self.call("search_experiments", max_results=1)
+        except Unreachable:
+            raise
+        except Exception as error:
+            log.debug("the store answers with %s", error)
+            return False
+        return True
+
+    def _no_run(self, folder: Path, error: Exception) -> NotCreated:
+        say_once(self.settings.uri, "tracking at %s does not take a run; it waits in %s: %s", self.settings.shown,
+                 folder, short(error))
+        return NotCreated(short(error))
+
+    def _leave_out(self, folder: Path, events: list[dict], error: Exception) -> None:
+        for event in events:
+            if event["kind"] == "model":
+                self.not_registered[event["name"], event["fingerprint"]] = short(error)
+            leave_out(folder, event, short(error))
 
     def _send(self, key: str, folder: Path, event: dict) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -205,10 +227,13 @@ class Sink:
             case "tags":
                 self.client.log_batch(run_id, tags=[RunTag(*pair) for pair in values.items()], synchronous=True)
             case "image":
-                self._send_image(run_id, event)
+                self._send_image(run_id, folder / event["path"], event)
             case "file":
-                path = Path(event["path"])
+                path = folder / event["path"]
                 folder_in_run = event["folder"]
+                if not path.exists():
+                    log.debug("%s was stored before", path)
+                    return
                 if path.is_dir():
                     self.client.log_artifacts(run_id, str(path), "/".join(filter(None, (folder_in_run, path.name))))
                 else:
@@ -227,20 +252,27 @@ class Sink:
         tags = dict(event["tags"], **{KEY_TAG: key})
         if event["parent"]:
             parent = self.find(folder, event["parent"], event["experiment"])
-            if parent is None and any((folder.parent / event["parent"]).glob("*.jsonl")):
+            if parent is None and any((folder.parent / event["parent"]).glob(f"*{SUFFIX}")):
                 raise NotCreated(f"the parent run {event['parent']} has not been created yet")
             if parent is not None:  # else its journal was lost: better a run of its own than none
                 tags["mlflow.parentRunId"] = parent[0]
-        run = self.client.create_run(self.experiment_id(event["experiment"]), event["time"], tags, event["name"])
+        run = self.client.create_run(self.experiment_id(event["experiment"]), event["time"], tags,
+                                     event["name"][:_NAME_CHARACTERS])
         self._remember(folder, key, run.info)
 
-    def _send_image(self, run_id: str, event: dict) -> None:
-        from PIL import Image
+    def _send_image(self, run_id: str, path: Path, event: dict) -> None:
+        from PIL import Image, UnidentifiedImageError
 
-        path = Path(event["path"])
-        with Image.open(path) as image:
-            self.client.log_image(run_id, image.copy(), key=event["key"], step=event["step"],
-                                  timestamp=event["time"], synchronous=True)
+        if not path.exists():
+            log.debug("%s was stored before", path)
+            return
+        try:
+            with Image.open(path) as image:
+                picture = image.copy()
+        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
+            raise Refused(f"{path.name} is not readable as a picture: {error}") from error
+        self.client.log_image(run_id, picture, key=event["key"], step=event["step"], timestamp=event["time"],
+                              synchronous=True)
         shutil.rmtree(path.parent, ignore_errors=True)
 
     def _send_dataset(self, run_id: str, event: dict) -> None:
@@ -272,3 +304,13 @@ def _split(request: dict) -> Iterable[dict]:
     values = request.get("values", ())
     for value in values.items() if isinstance(values, dict) else values:
         yield {"kind": request["kind"], "values": dict([value]) if isinstance(values, dict) else [value]}
+
+
+def _recorded(path: Path) -> tuple[str, str] | None:
+    """The ids that `run.json` holds; None where there is none or it was cut: the store is asked then."""
+    try:
+        known = json.loads(path.read_text())
+        run_id, experiment_id = known["run_id"], known["experiment_id"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return (run_id, experiment_id) if isinstance(run_id, str) and isinstance(experiment_id, str) and run_id else None

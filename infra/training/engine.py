@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import math
 import os
@@ -56,7 +57,8 @@ class Engine:
     """One module under DeepSpeed. `micro_batch` and `accumulate` are rows per forward pass and passes per step.
 
     Weights and gradients are fp32; `precision="bf16"` runs the forward pass under autocast, so that positions, times
-    and losses keep fp32. EMA is kept beside each rank's own part of the weights.
+    and losses keep fp32. It is entered inside the module's forward: DeepSpeed switches one around its engine off where
+    that is CUDA's. EMA is kept beside each rank's own part of the weights.
 
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
@@ -73,6 +75,9 @@ class Engine:
         self._copy = copy.deepcopy(module) if config.zero_stage == 3 and _rank() == 0 else None
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
+        for each in (module, self._copy):
+            if each is not None and config.precision == "bf16":
+                _enter_inside(each, self.autocast)
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -104,13 +109,13 @@ class Engine:
         return self.engine.module
 
     def autocast(self):
+        """The precision of training, for a part of the module that is used without its forward."""
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
     def __call__(self, *args, **kwargs):
-        with self.autocast():
-            return self.engine(*args, **kwargs)
+        return self.engine(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss)
@@ -227,6 +232,18 @@ class Engine:
         _, client_state = self.engine.load_checkpoint(folder, tag=tag)
         if self._ema is not None:
             torch._foreach_copy_(self._ema, [e.to(self.device) for e in client_state["ema"]])
+
+
+def _enter_inside(module: torch.nn.Module, context: Callable[[], contextlib.AbstractContextManager]) -> None:
+    """Run the module's forward in the context, whoever calls it: hooks and `compile` keep working around it."""
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def inside(*args, **kwargs):
+        with context():
+            return forward(*args, **kwargs)
+
+    module.forward = inside
 
 
 def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[str], float]) -> list[dict]:

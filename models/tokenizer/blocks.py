@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.norms import LayerNorm
 from models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
 from models.tokenizer.streaming import BlockMemory, remember
 
@@ -110,7 +111,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.up = nn.Linear(width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
@@ -139,7 +140,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         inner = config.heads * config.head_dim
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
         self.to_qkv = FusedQKV(config.width, inner)
         self.q_scale = nn.Parameter(torch.ones(config.head_dim))
         self.k_scale = nn.Parameter(torch.ones(config.head_dim))
@@ -248,7 +249,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim, self.window = config.heads, config.head_dim, config.window
         inner = config.heads * config.head_dim
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * inner, bias=False)
         self.proj = nn.Linear(inner, config.width)
         side = 2 * config.window - 1
@@ -336,7 +337,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(
             WindowBlock(config) if kind == "w" else PlainBlock(config, temporal=kind == "c") for kind in kinds
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
 
     def forget_past_(self) -> None:
         """Make the convolutions of every block see the current frame alone."""

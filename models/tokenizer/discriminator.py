@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.norms import GroupNorm
 from models.tokenizer.losses_config import DiscriminatorConfig
 
 
@@ -53,7 +54,7 @@ class PatchDiscriminator(nn.Module):
         for i, (narrow, wide) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < config.layers else 1
             layer = conv(narrow, wide, 4, stride=stride, padding=2)
-            stages.append(nn.Sequential(layer, nn.GroupNorm(4, wide), nn.LeakyReLU(0.2)))
+            stages.append(nn.Sequential(layer, GroupNorm(4, wide), nn.LeakyReLU(0.2)))
         self.stages = nn.ModuleList(stages)
         self.head = conv(widths[-1], 1, 4, stride=1, padding=2)
         for module in self.modules():

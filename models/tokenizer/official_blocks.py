@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.norms import LayerNorm
 from models.tokenizer.blocks import QK_NORM_SCALE, WindowAttention, apply_rotary, rotary_angles, rotary_table
 from models.tokenizer.config import TokenizerConfig
 
@@ -38,7 +39,7 @@ class GammaNorm(nn.Module):
         self.register_buffer("beta", torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.gamma, self.beta)
+        return F.layer_norm(x, x.shape[-1:], self.gamma, self.beta).to(x.dtype)
 
 
 class PositionConv(nn.Module):
@@ -81,7 +82,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.inner, self.padded = inner, -(-inner // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.up = nn.Linear(width, 2 * self.padded, bias=False)
         self.down = nn.Linear(self.padded, width, bias=False)
         self.num_padding = 3 * width * (self.padded - inner)

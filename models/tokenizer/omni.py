@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from models.norms import LayerNorm
 from models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
 from models.tokenizer.blocks import Stack
 from models.tokenizer.config import TokenizerConfig
@@ -41,9 +42,9 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_dim: int, width: int, norm: bool) -> None:
         super().__init__()
-        self.norm_in = nn.LayerNorm(patch_dim) if norm else nn.Identity()
+        self.norm_in = LayerNorm(patch_dim) if norm else nn.Identity()
         self.proj = nn.Linear(patch_dim, width)
-        self.norm_out = nn.LayerNorm(width) if norm else nn.Identity()
+        self.norm_out = LayerNorm(width) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm_out(self.proj(self.norm_in(x)))

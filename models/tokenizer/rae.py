@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.norms import LayerNorm
 from models.tokenizer.base import RGB, Encoded, VisualTokenizer, as_clip
 from models.tokenizer.blocks import TokenBlock, spatial_table
 from models.tokenizer.config import RAEConfig
@@ -57,7 +58,7 @@ class RAEDecoder(nn.Module):
         self.patch_size, self.head_dim = config.patch_size, config.head_dim
         self.activation_checkpointing = False
         self.layers = nn.ModuleList(TokenBlock(config) for _ in range(config.decoder_layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
         self.to_pixels_first_frame = nn.Linear(config.width, RGB * config.patch_size**2)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.norms import LayerNorm
 from models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
 from models.tokenizer.blocks import TokenBlock, spatial_table
 from models.tokenizer.config import TiTokConfig
@@ -48,7 +49,7 @@ class TokenStack(nn.Module):
         tokens = self.grid[0] * self.grid[1] + config.num_latents
         self.positions = nn.Parameter(POSITION_STD * torch.randn(tokens, config.width))
         self.layers = nn.ModuleList(TokenBlock(config) for _ in range(layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
 
     def _table(self, device: torch.device) -> Tensor:
         """Rotary table of the sequence: (2, h * w + K, head_dim / 2)."""
@@ -222,7 +223,7 @@ class ProxyObjective(nn.Module):
             targets = proxy.encode(pixels).codes[:, 0]
         encoded = self.tokenizer.encode(pixels, update_codebook=update_codebook)
         logits = self.tokenizer.proxy_logits(encoded.z_q)
-        entropy = F.cross_entropy(logits.flatten(0, 2), targets.flatten())
+        entropy = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten())
         loss = entropy + encoded.loss
         logs = {"proxy_cross_entropy": entropy, "bottleneck_loss": encoded.loss, "loss": loss, **encoded.stats,
                 "proxy_accuracy": (logits.argmax(-1) == targets).float().mean()}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.checkpoints import Checkpoint, open_checkpoint
 from models.documents import read_json
+from models.norms import LayerNorm
 from models.tokenizer.base import RGB
 from models.tokenizer.vit_config import ViTConfig, vit_config
 
@@ -35,10 +36,10 @@ class Block(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.heads, self.activation = config.heads, config.activation
-        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm1 = LayerNorm(config.width, eps=config.norm_eps)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
-        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm2 = LayerNorm(config.width, eps=config.norm_eps)
         self.up = nn.Linear(config.width, config.mlp_width * (2 if config.activation == "swiglu" else 1))
         self.down = nn.Linear(config.mlp_width, config.width)
 
@@ -62,7 +63,7 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(torch.zeros(config.grid**2, config.width))
         self.prefix = nn.Parameter(torch.zeros(config.prefix, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(RGB, 1, 1), persistent=False)
         self.requires_grad_(False)

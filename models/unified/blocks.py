@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.norms import RMSNorm
 from models.unified.attention import Attend
 from models.unified.config import UnifiedConfig
 from models.unified.positions import rotate
@@ -27,18 +28,6 @@ class LayerCache(Protocol):
     returns all that the mask may choose from, (B, kv_heads, K, head_dim) each."""
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis (arXiv 1910.07467)."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):

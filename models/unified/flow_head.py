@@ -11,11 +11,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.norms import rms_norm
 from models.unified.config import UnifiedConfig
 
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+    return rms_norm(x, None, eps) * (1 + scale) + shift
 
 
 class _Layer(nn.Module):

@@ -9,6 +9,7 @@ place, so that loading takes the model's own memory and no more.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints import open_checkpoint
+from models.checkpoints import Checkpoint, open_checkpoint
 from models.documents import read_json
 from models.unified.config import SpecialIds, UnifiedConfig
 from models.unified.llama_config import config_from_llama
@@ -25,6 +26,7 @@ from models.unified.model import UnifiedModel
 _TEXT = ("embed.", "blocks.", "norm.", "head.")
 _NAMED = (torch.nn.Module.named_parameters, torch.nn.Module.named_buffers)
 _NEW_ROW_SPREAD = 0.1
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def is_text_parameter(name: str) -> bool:
@@ -40,14 +42,18 @@ def load_llama(
     specials: SpecialIds | None = None,
     vocab_size: int | None = None,
     dtype: torch.dtype = torch.float32,
+    new_tokens: Collection[int] = (),
     **overrides: Any,
 ) -> UnifiedModel:
     """The model of a local folder, on the CPU, in training mode.
 
     `text_logits(ids)` equals `transformers`' logits; the vocabulary is the file's unless `specials` or `vocab_size`
-    ask for more rows. New rows start near the mean of the others. Visual parts are drawn from torch's global
-    generator, for `latent_dim` channels.
+    ask for more rows. New rows start near the mean of the others. A file whose head is another matrix than its
+    embedding has a head of its own, whatever `tie_word_embeddings` says: `config.tied` of the model is then False.
+    Visual parts are drawn from torch's global generator, for `latent_dim` channels.
 
+    new_tokens                       ids that the checkpoint's tokenizer did not have: files pad the vocabulary with
+                                     rows that nothing trained, which then start as new rows do
     specials, vocab_size, overrides  as in `models.unified.llama_config.config_from_llama`
     dtype                            of the model; files in fp32, bf16 and fp16 are converted
     ValueError naming the file and the key: an architecture or rotary scaling that is not read, a tensor that is
@@ -57,15 +63,17 @@ def load_llama(
     document = read_json(folder / "config.json")
     config = config_from_llama(document, str(folder / "config.json"), latent_dim=latent_dim, specials=specials,
                                vocab_size=vocab_size, **overrides)
-    model = _allocate(config, dtype)
     own_vocabulary = document["vocab_size"]
     with open_checkpoint(folder) as checkpoint, torch.no_grad():
+        if config.tied and _has_own_head(checkpoint, (own_vocabulary, config.width)):
+            config = replace(config, tied=False)
+        model = _allocate(config, dtype)
         wanted = _sources(config, own_vocabulary)
         for name in (name for find in _NAMED for name, _ in find(model)):
             if is_text_parameter(name) and name not in wanted:
                 raise ValueError(f"{folder}: no Llama-shaped checkpoint has {name}, which the config asks for")
         # Old files hold rotary tables, which follow from the config, and some a copy of the tied head.
-        checkpoint.refuse_unknown({"lm_head.weight", *(key for sources in wanted.values() for key, _ in sources)},
+        checkpoint.refuse_unknown({_HEAD, *(key for sources in wanted.values() for key, _ in sources)},
                                   lambda key: key.endswith("rotary_emb.inv_freq"))
         for name, sources in wanted.items():
             parameter, at = model.get_parameter(name), 0
@@ -76,9 +84,15 @@ def load_llama(
                 target = parameter[at:at + rows]
                 target.copy_(checkpoint.read(key, tuple(target.shape)))
                 at += rows
+            if sources[0][0] in (_EMBEDDING, _HEAD) and new_tokens:
+                _fill_rows(parameter[:at], sorted(new_tokens))
             if at < len(parameter):
                 _fill(parameter[at:], parameter[:at])
     return model
+
+
+def _has_own_head(checkpoint: Checkpoint, shape: tuple[int, int]) -> bool:
+    return _HEAD in checkpoint and not torch.equal(checkpoint.read(_HEAD, shape), checkpoint.read(_EMBEDDING, shape))
 
 
 def _allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
@@ -104,10 +118,10 @@ def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str
     No tensors: it starts at 0."""
     c = config
     inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    wanted = {"embed.weight": [("model.embed_tokens.weight", vocab_size)],
+    wanted = {"embed.weight": [(_EMBEDDING, vocab_size)],
               "norm.weight": [("model.norm.weight", c.width)]}
     if not c.tied:
-        wanted["head.weight"] = [("lm_head.weight", vocab_size)]
+        wanted["head.weight"] = [(_HEAD, vocab_size)]
     for i in range(c.layers):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"
 
@@ -138,3 +152,15 @@ def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str
 def _fill(new: Tensor, known: Tensor) -> None:
     """Rows of new tokens: the known rows' mean, with little of their spread, so that none is likelier than the rest."""
     new.normal_().mul_(known.std(dim=0) * _NEW_ROW_SPREAD).add_(known.mean(dim=0))
+
+
+def _fill_rows(parameter: Tensor, rows: list[int]) -> None:
+    """`_fill` for those `rows` that lie inside the file's vocabulary."""
+    inside = [row for row in rows if row < len(parameter)]
+    if not inside:
+        return
+    known = torch.ones(len(parameter), dtype=torch.bool)
+    known[inside] = False
+    new = torch.empty_like(parameter[inside])
+    _fill(new, parameter[known])
+    parameter[inside] = new

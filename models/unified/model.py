@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.norms import RMSNorm
 from models.unified.attention import Attend, DenseAttend, attend_for
 from models.unified.batch import Batch, VisualPart
-from models.unified.blocks import GatedAttentionUnit, LayerCache, RMSNorm, TimeEmbedding, make_blocks
+from models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
 from models.unified.config import UnifiedConfig
 from models.unified.flow_head import FlowHead
 from models.unified.mask import dense_mask

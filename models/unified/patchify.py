@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.unified.blocks import RMSNorm
+from models.norms import RMSNorm
 from models.unified.config import UnifiedConfig
 from models.unified.positions import Grid
 

@@ -32,13 +32,37 @@ first = model.predict(rows, params={"num_steps": 2, "max_new_tokens": 5, "seed":
 again = model.predict(rows, params={"num_steps": 2, "max_new_tokens": 5, "seed": 3})
 assert first.equals(again), "a seed gives the same answer"
 assert model.predict(pandas.DataFrame({"prompt": ["two", "three"]}), params={"num_steps": 1}).shape == (2, 2)
-for wrong in ({"prompt": "x", "task": "paint"}, {"prompt": "x", "task": "image_to_text"}, {"image": b"no picture"}):
+def refused(data, **params):
     try:
-        model.predict(pandas.DataFrame([wrong]))
-    except ValueError as error:
-        assert str(error).startswith("row 0: "), error
-    else:
-        raise AssertionError(f"{wrong} was taken")
+        model.predict(data, params=params)
+    except (ValueError, mlflow.MlflowException) as error:
+        return str(error)
+    raise AssertionError(f"{data} {params} was taken")
+for wrong in ({"prompt": "x", "task": "paint"}, {"prompt": "x", "task": "image_to_text"}, {"prompt": ""},
+              {"prompt": "", "image": b"no picture"}):
+    assert refused(pandas.DataFrame([wrong])).startswith("row 0: ")
+for wrong in (pandas.DataFrame({"promt": ["a handwritten six"]}), [{"promt": "a handwritten six"}],
+              ["a handwritten six"], pandas.DataFrame([{"image": b"no picture"}])):
+    assert "prompt" in refused(wrong)
+for params, word in (({"size": [16]}, "size"), ({"size": [17, 16]}, "16"), ({"sampler": "best"}, "sampler"),
+                     ({"num_frames": 4}, "frames"), ({"top_p": 2.0}, "top_p"), ({"num_steps": "x"}, "num_steps")):
+    task = "text_to_text" if "top_p" in params else "text_to_video"
+    assert word in refused(pandas.DataFrame([{"prompt": "x", "task": task}]), **params), (params, word)
+
+def picture(value):
+    return Image.open(io.BytesIO(value)).size
+one = pandas.DataFrame([{"prompt": "a handwritten seven"}])
+assert picture(model.predict(one, params={"num_steps": 2, "size": [24, 32]})["image"][0]) == (32, 24)
+likeliest = model.predict(one.assign(task="text_to_text"))["text"][0]
+assert model.predict(one.assign(task="text_to_text"), params={"top_k": 1, "temperature": 5.0})["text"][0] == likeliest
+drawn = [model.predict(one, params={"num_steps": 3, "sampler": name})["image"][0] for name in ("euler", "heun")]
+assert drawn[0] != drawn[1]
+after = one.assign(image=[red.getvalue()], task="text_to_image")
+guided = [model.predict(after, params={"num_steps": 2, "image_guidance_scale": scale})["image"][0]
+          for scale in (-1.0, 40.0)]
+plain = model.predict(one, params={"num_steps": 2})["image"][0]
+assert plain not in guided, "the picture was not shown"
+assert guided[0] != guided[1], "the scale was not used"
 print(json.dumps([{name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
                    for name, value in row.items()} for row in first.to_dict("records")]))
 """
@@ -70,7 +94,12 @@ def bundle(tmp_path_factory) -> Path:
     tokenizer = OmniTokenizer(config.tokenizer)
     tokenizer.train().encode(torch.rand(16, 3, 16, 16) - 0.5, update_codebook=True)
     folder = tmp_path_factory.mktemp("model") / "bundle"
-    OmniLoom(config, UnifiedModel(config.unified), tokenizer, text).save(folder)
+    model = UnifiedModel(config.unified)
+    with torch.no_grad():  # as it starts, it answers the same whatever it is asked
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+    OmniLoom(config, model, tokenizer, text).save(folder)
     return folder
 
 

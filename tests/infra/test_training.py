@@ -297,6 +297,27 @@ def test_only_complete_checkpoints_count_and_the_newest_are_kept(group, tmp_path
     assert checkpoint.latest(state)["step"] == 6
 
 
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_checkpoint_counts_when_its_last_file_is_there_and_not_before(group, tmp_path, place):
+    """While any of its engines is written, the newest is the one before."""
+    state = str(tmp_path / "state") if place == "local" else f"memory://counts-{os.getpid()}"
+    engines, seen = {"model": regression(), "critic": regression()}, []
+
+    def looking(save):
+        def look(*arguments, **named):
+            seen.append(checkpoint.latest(state))
+            save(*arguments, **named)
+            seen.append(checkpoint.latest(state))
+        return look
+
+    for engine in engines.values():
+        engine.save = looking(engine.save)
+    checkpoint.save(state, 2, engines, {}, keep=1)
+    assert seen == [None] * 4
+    checkpoint.save(state, 4, engines, {}, keep=1)
+    assert [found["step"] for found in seen[4:]] == [2] * 4 and checkpoint.latest(state)["step"] == 4
+
+
 def test_a_checkpoint_can_be_moved_and_another_number_of_workers_is_refused(group, tmp_path):
     engine = regression()
     steps(engine, 0, 2)

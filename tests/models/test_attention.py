@@ -120,13 +120,31 @@ def test_block_tables_are_what_tracing_the_mask_gives(rows, padding):
                   blocks(ours.full_kv_num_blocks, ours.full_kv_indices))
     traced_some, traced_full = (blocks(traced.kv_num_blocks, traced.kv_indices),
                                 blocks(traced.full_kv_num_blocks, traced.full_kv_indices))
-    assert full <= traced_full | traced_some  # a last block of few keys is partial to one of them
-    assert traced_full <= full | some and traced_some <= some | full
+    # In a block called full no query asks the mask: exactly those whose every pair is seen, of keys that there are.
+    # Places behind the row's end ask for nothing.
+    seen = torch.ones(B, N + -N % BLOCK, N + -N % BLOCK, dtype=torch.bool)
+    seen[:, :N, :N], seen[:, :N, N:] = dense_mask(starts, ends)[:, 0], False
+    whole = seen.unflatten(1, (-1, BLOCK)).unflatten(3, (-1, BLOCK)).all(4).all(2)
+    if N % BLOCK:
+        whole[:, :, -1] = False
+    assert full == {tuple(place) for place in whole.nonzero().tolist()}
+    assert traced_some | traced_full <= some | full  # every pair that is seen is visited
     assert not some & full
     # By keys it is the same transposed.
     for counts, indices, forward in ((ours.q_num_blocks, ours.q_indices, some),
                                      (ours.full_q_num_blocks, ours.full_q_indices, full)):
         assert {(b, j, i) for b, i, j in blocks(counts, indices)} == forward
+
+
+def test_no_block_of_two_documents_is_called_full():
+    """Two documents of 150: the block of queries 128..255 begins in one and ends in the other."""
+    tables = block_tables(*batch_of([[[(False, 150)], [(False, 150)]]], 0)[:2])
+    counts, indices = tables.all
+    assert [indices[0, 0, i, :count].tolist() for i, count in enumerate(counts[0, 0].tolist())] == [[], [], []]
+    tables = block_tables(*batch_of([[[(False, 300)], [(True, 300)]]], 0)[:2])
+    counts, indices = tables.all
+    assert [indices[0, 0, i, :count].tolist() for i, count in enumerate(counts[0, 0].tolist())] == [
+        [], [0], [], [3], [3]]
 
 
 def test_few_blocks_are_visited_that_nobody_sees():

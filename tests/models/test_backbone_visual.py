@@ -208,7 +208,8 @@ def test_a_masked_position_enters_as_the_token_and_stays_a_target() -> None:
 
 
 def llama_folder(path: Path) -> torch.nn.Module:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=40, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.unified.batch import Segment, collate, document_length
+from models.unified.batch import Segment, collate, document_length, visual_segment
 from models.unified.cache import GenerationState
 from models.unified.config import UnifiedConfig
 from models.unified.diffusion import NetworkDenoiser, sampling_times
 from models.unified.diffusion_config import DiffusionConfig
-from models.unified.draw import VisualSampling, sample_tokens
-from models.unified.generate import generate_interleaved, generate_text, generate_visual
+from models.unified.draw import VisualSampling, draw_visual, open_diffusion, sample_tokens
+from models.unified.generate import generate_interleaved, generate_text, generate_visual, guided_prefixes
 from models.unified.layouts import (
     prefix_for_text,
     prefix_for_visual,
@@ -30,6 +30,7 @@ from models.unified.objective import UnifiedObjective
 from models.unified.samplers import sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import backbone_cases  # noqa: E402
 from visual_batches import forward, target_times  # noqa: E402
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
@@ -228,32 +229,57 @@ def test_passes_that_have_no_weight_are_not_computed() -> None:
 
 
 @torch.no_grad()
-def test_what_follows_a_picture_sees_the_clean_one() -> None:
-    """After drawing, the state equals a prefill with the drawn latents as context."""
-    model = interleaving(build())
-    how = VisualSampling(DIFFUSION, num_steps=2)
-    for seed in range(40):
-        made = generate_interleaved(
-            model,
-            [prefixes()[0]],
-            max_new_tokens=12,
-            visual=how,
-            image_grid=GRID,
-            seeds=[seed],
-            temperature=1.0,
-            max_visuals=1,
-        )[0]
-        if [s.kind for s in made][:3] == ["text", "visual", "text"]:
+@pytest.mark.parametrize("grid", [(1, 2, 3), (2, 2, 1)])
+@pytest.mark.parametrize("objective", backbone_cases.ALL)
+def test_what_follows_a_drawn_picture_sees_the_clean_one(objective: str, grid: tuple[int, int, int]) -> None:
+    """After draw_visual(go_on=True) the state is that of a prefill with what was drawn, in all variants of the guided
+    requests: where it stands, the hidden state at <eoi>, and every token behind it."""
+    model = backbone_cases.build(backbone_cases.config_of("none")).eval()
+    earlier = backbone_cases.values("latent_diffusion", (1, 3, 2), 7)
+    requests = [prefix_for_text([7, 8, 9], S), prefix_for_text([20], S, earlier, (1, 3, 2)), prefix_for_text([], S)]
+    how = VisualSampling(DIFFUSION, num_steps=2, guidance_scale=1.5, image_guidance_scale=1.2, objective=objective)
+    rows = guided_prefixes(requests, how, S)
+    assert len(rows) == 9
+    state, _ = GenerationState.prefill(model, rows)
+    drawn, hidden = draw_visual(state, [(3, 0), (4, 1), (5, 0)], grid, how, go_on=True)
+    shown = [visual_segment(objective, drawn[b % 3].numpy(), grid, loss=False) for b in range(9)]
+    expected, at_end = GenerationState.prefill(model, [[*row, picture] for row, picture in zip(rows, shown)])
+    assert (state.lengths, state.last) == (expected.lengths, expected.last)
+    torch.testing.assert_close(hidden, at_end, atol=1e-4, rtol=1e-4)
+    for token in (9, 12):
+        after, wanted = (s.feed_text([token + b for b in range(9)]) for s in (state, expected))
+        torch.testing.assert_close(after, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_every_picture_of_an_answer_has_noise_of_its_own() -> None:
+    """By the request's seed and the picture's number in it: the first from the seed alone."""
+    model, how = build(), VisualSampling(DIFFUSION, num_steps=2)
+    draws = [(5, 0), (5, 1), (5, 2), (6, 0), (6, 1)]
+    state, _ = GenerationState.prefill(model, [prefixes()[0]] * len(draws))
+    noise = open_diffusion(state, draws, GRID, how)[1]
+    assert torch.equal(noise[0], torch.randn(6, 3, generator=torch.Generator().manual_seed(5)))
+    for a in range(len(draws)):
+        assert all((noise[a] - noise[b]).abs().max() > 0.1 for b in range(a))
+    alone, _ = GenerationState.prefill(model, [prefixes()[0]])
+    assert torch.equal(open_diffusion(alone, [(6, 1)], GRID, how)[1][0], noise[4])
+
+
+@torch.no_grad()
+def test_two_pictures_of_an_answer_are_those_drawn_in_turn() -> None:
+    """Each as the number that it has in its answer, and the second behind the first."""
+    model, how = interleaving(build()), VisualSampling(DIFFUSION, num_steps=2)
+    for seed in range(60):
+        made = generate_interleaved(model, [prefixes()[0]], max_new_tokens=12, visual=how, image_grid=GRID,
+                                    seeds=[seed], temperature=3.0)[0]
+        if sum(part.kind == "visual" for part in made) > 1:
             break
-    picture = Segment("visual", latents=made[1].latents, grid=GRID, loss=False)
-    state, hidden = GenerationState.prefill(model, [[*prefixes()[0], made[0], picture]])
-    # Greedy continuation behind the picture, through one state made at once and one made step by step.
-    steps, _ = GenerationState.prefill(model, [[*prefixes()[0], made[0]]])
-    steps.feed_text([S.boi])
-    steps.feed_visual("latent_diffusion", torch.randn(1, 6, 3), GRID, 0.7, keep=False)
-    steps.feed_visual("latent_diffusion", torch.from_numpy(made[1].latents)[None], GRID, keep=True)
-    torch.testing.assert_close(steps.feed_text([S.eoi]), hidden, atol=1e-5, rtol=1e-5)
-    assert steps.lengths == state.lengths and steps.last == state.last
+    at = [i for i, part in enumerate(made) if part.kind == "visual"]
+    for number, place in enumerate(at):
+        state, _ = GenerationState.prefill(model, [[*prefixes()[0], *made[:place]]])
+        drawn, _ = draw_visual(state, [(seed, number)], GRID, how, go_on=False)
+        np.testing.assert_allclose(drawn[0], made[place].latents, atol=1e-4)
+    assert len(at) > 1
 
 
 def test_sampling_follows_the_distribution() -> None:

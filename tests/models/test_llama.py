@@ -245,12 +245,39 @@ def test_wrong_tensors_are_named(tmp_path: Path, shard: str, damage: str) -> Non
         load_llama(tmp_path)
 
 
-def test_old_files_with_rotary_tables_and_a_second_head_are_read(tmp_path: Path) -> None:
-    reference = make(tmp_path, tie_word_embeddings=True)
+@pytest.mark.parametrize("own", [False, True], ids=["a copy", "its own"])
+def test_a_head_in_a_file_that_says_tied(tmp_path: Path, own: bool) -> None:
+    """transformers keeps a head that differs from the embedding, whatever the config says; old files hold a copy, and
+    rotary tables."""
+    make(tmp_path, tie_word_embeddings=True)
     state = load_file(tmp_path / "model.safetensors")
-    state |= {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6), "lm_head.weight": torch.ones(97, 48)}
-    save_file(state, tmp_path / "model.safetensors")
-    assert difference(load_llama(tmp_path), reference, ids()) < 1e-4
+    head = state["model.embed_tokens.weight"].clone()
+    if own:
+        head[3:9] += 0.5
+    state |= {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6), "lm_head.weight": head}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(reference.lm_head.weight, head)
+    model = load_llama(tmp_path, tied=True)
+    assert model.config.tied is not own and difference(model, reference, ids()) < 1e-4
+
+
+def test_rows_that_no_token_trained_start_as_new_ones(tmp_path: Path) -> None:
+    """Qwen pads its vocabulary with rows of zeros, where ids that its tokenizer lacks may fall."""
+    make(tmp_path, "Qwen2", dtype=torch.float32)
+    state = load_file(tmp_path / "model.safetensors")
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[key][90:] = 0
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    plain = load_llama(tmp_path)
+    filled = load_llama(tmp_path, vocab_size=100, new_tokens={91, 93, 98})
+    for name in ("embed.weight", "head.weight"):
+        before, after = plain.get_parameter(name), filled.get_parameter(name)
+        kept = [i for i in range(97) if i not in (91, 93)]
+        assert torch.equal(after[kept], before[kept]) and not after[[90, 92]].any()
+        for row in (91, 93, 98):
+            spread = before[kept].std(dim=0)
+            assert after[row].any() and ((after[row] - before[kept].mean(dim=0)).abs() < spread).all()
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def vgg() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def bundled() -> Path:
     """The published LPIPS heads of VGG-16, which torchmetrics ships."""
-    torchmetrics = pytest.importorskip("torchmetrics")
+    import torchmetrics
+
     return Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
 
 

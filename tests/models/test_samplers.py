@@ -71,6 +71,45 @@ def test_order_of_convergence_from_pure_noise_to_data(name: str, sampler: str, o
     assert errors[1] < (0.05 if order == 1 else 0.002)
 
 
+class Linear:
+    """A denoiser whose D is a line in half the log SNR, l = ln(a / b): D = at + slope l."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.scales = Gaussian(config).scales
+        self.at, self.slope = torch.tensor([0.5, -2.0]).double(), torch.tensor([1.0, 0.3]).double()
+
+    def line(self, half_log_snr: float) -> torch.Tensor:
+        return self.at + self.slope * half_log_snr
+
+    def denoised(self, x: torch.Tensor, t: float) -> torch.Tensor:
+        return self.line(self.half_log_snr(t))
+
+    def half_log_snr(self, t: float) -> float:
+        a, b = self.scales(t)
+        return math.log(a) - math.log(b)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_dpmpp_2m_takes_a_line_at_the_middle_of_uneven_steps(name: str) -> None:
+    """Where D is a line in ln(a / b), the extrapolation gives D in the middle of each step, however steps compare with
+    those before; the first step has nothing to extrapolate from. In x / a, a step is a mean of x and D."""
+    config = DiffusionConfig(name, sampling_grid="logsnr", sigma_max=10.0, sigma_min=0.05)
+    even = sampling_times(config, 40)
+    times, denoiser = [even[i] for i in (1, 4, 6, 17, 18, 30, 38)], Linear(config)
+    start = torch.tensor([[3.0, -1.0], [0.2, 0.7]]).double()
+    scaled = start / denoiser.scales(times[0])[0]
+    for step, (now, after) in enumerate(zip(times, times[1:])):
+        here, there = denoiser.half_log_snr(now), denoiser.half_log_snr(after)
+        data = denoiser.line((here + there) / 2 if step else here)
+        left = math.exp(here - there)  # of the noise
+        scaled = left * scaled + (1 - left) * data
+    drawn = SAMPLERS["dpmpp_2m"](denoiser, start, times)
+    torch.testing.assert_close(drawn, denoiser.scales(times[-1])[0] * scaled, rtol=1e-9, atol=1e-9)
+    # Into t = 0 a step is infinitely long: what is left is D where it starts.
+    torch.testing.assert_close(SAMPLERS["dpmpp_2m"](denoiser, start, [*times, 0.0]),
+                               denoiser.denoised(start, times[-1]).expand(2, 2), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", FORMULATIONS)
 def test_ddim_is_euler_wherever_the_path_is_straight(name: str) -> None:
     config = DiffusionConfig(name)

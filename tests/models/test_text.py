@@ -90,3 +90,100 @@ def test_lone_surrogates_do_not_stop_encoding(tokenizer: TextTokenizer) -> None:
 def test_importing_it_is_cheap() -> None:
     code = "import sys, models.text; assert not {'torch', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def metaspace(scheme: str) -> str:
+    """Tokenizers that put a space before the first word and drop it from what they decode, as SentencePiece does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    words = ["<unk>", "▁hello", "▁world", "▁this", "▁is", "▁", ",", "."]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    if scheme == "metaspace":
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+    else:  # Llama 2's
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return made.to_str()
+
+
+@pytest.mark.parametrize("scheme", ["metaspace", "llama 2"])
+def test_a_continuation_keeps_the_space_before_its_first_word(scheme: str) -> None:
+    tokenizer = TextTokenizer.load(metaspace(scheme))
+    prompt, rest = tokenizer.encode("hello world"), tokenizer.encode("hello world this is")[2:]
+    assert len(prompt) == 2 and len(rest) == 2 and tokenizer.decode(rest) == "this is"
+    assert tokenizer.continuation(prompt, rest) == " this is"
+    assert tokenizer.continuation([], prompt) == "hello world"  # a text that begins there has none
+    assert tokenizer.continuation(prompt, []) == ""
+
+
+@given(st.text(min_size=1), st.data())
+def test_prompt_and_continuation_are_the_text(text: str, data) -> None:
+    ids = _TRAINED.encode(text)
+    at = data.draw(st.integers(0, len(ids)))
+    cut = _TRAINED.decode(ids[:at])
+    if "\N{REPLACEMENT CHARACTER}" not in cut:  # the prompt is a text of its own
+        assert cut + _TRAINED.continuation(ids[:at], ids[at:]) == text
+
+
+def word_level(added: dict[str, bool], words: tuple[str, ...] = ()) -> str:
+    """A tokenizer with added tokens, name -> whether they are special, behind [UNK], one, two, `words`."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", "one", "two", *words])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    for name, special in added.items():
+        made.add_tokens([AddedToken(name, special=special)])
+    return made.to_str()
+
+
+def test_the_checkpoints_config_names_the_beginning_and_the_end() -> None:
+    names = {"<|endoftext|>": True, "<begin>": True, "<end>": True}  # ids 3, 4, 5
+    document = word_level(names)
+    by_name = TextTokenizer.load(document).specials
+    assert by_name["bos"] == by_name["eos"] == 3
+    for checkpoint in ({"bos_token_id": 4, "eos_token_id": 5}, {"bos_token_id": 4, "eos_token_id": [5, 3]},
+                       {"bos_token": "<begin>", "eos_token": {"content": "<end>", "special": True}},
+                       {"bos_token": "<|endoftext|>", "bos_token_id": 4, "eos_token_id": 5}):
+        loaded = TextTokenizer.load(document, checkpoint)
+        assert (loaded.specials["bos"], loaded.specials["eos"]) == (4, 5)
+        assert loaded.added == {loaded.specials[name] for name in ("pad", "boi", "bov", "eoi")} == {6, 7, 8, 9}
+        again = TextTokenizer.load(loaded.to_json())
+        assert again.specials == loaded.specials and again.digest == loaded.digest and not again.added
+        assert not {4, 5} & set(loaded.encode("one <begin> <end>"))
+        assert loaded.decode([4, 1, 5]) == "one"
+    # 1 and 2 are what configs say that nobody filled in: here they are words.
+    assert TextTokenizer.load(document, {"bos_token_id": 1, "eos_token_id": 2}).specials == by_name
+    assert TextTokenizer.load(document, {"bos_token_id": True, "eos_token_id": 99}).specials == by_name
+
+
+@pytest.mark.parametrize("document", [word_level({"<bos>": False, "<eos>": False}),
+                                      word_level({}, words=("<bos>", "<eos>", "<pad>")),
+                                      word_level({"<s>": False, "</s>": False})], ids=["added", "words", "aliases"])
+def test_no_text_makes_a_special_token(document: str) -> None:
+    for loaded in (made := TextTokenizer.load(document), TextTokenizer.load(made.to_json())):
+        assert loaded.specials == made.specials and len(set(loaded.specials.values())) == len(SPECIALS)
+        for text in ("<bos>", "one <eos> two", " ".join(SPECIALS), "<s> </s>"):
+            assert not set(loaded.encode(text)) & set(loaded.specials.values())
+
+
+def test_tokens_that_are_added_but_not_special_are_read_as_transformers_reads_them() -> None:
+    import transformers
+    from tokenizers import Tokenizer
+
+    document = word_level({"<tool_call>": False, "<|endoftext|>": True})
+    loaded = TextTokenizer.load(document)
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(document))
+    text = "one <tool_call> two<tool_call>one"
+    assert loaded.encode(text) == reference(text, add_special_tokens=False)["input_ids"] == [1, 3, 2, 3, 1]
+    assert loaded.decode([1, 3, 2]) == reference.decode([1, 3, 2])
+
+
+def test_no_learned_token_is_longer_than_a_word() -> None:
+    trained = TextTokenizer.train(["=" * 20000, "7" * 400 + "\n", "再帰" * 300] * 3, 800)
+    for text in ("=" * 1000, "7" * 400, "再帰" * 100):
+        ids = trained.encode(text)
+        assert trained.decode(ids) == text
+        assert max(len(trained.decode([i]).encode()) for i in ids) <= 64

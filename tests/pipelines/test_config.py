@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.errors import InputError
 from models.tokenizer.config import TiTokConfig
 from models.tokenizer.quantizers.config import QuantizerConfig
+from pipelines import yaml_dialect
 from pipelines.config import PRESETS, PipelineConfig, find, load
 from stages.train_tokenizer_config import NamedRAEConfig
 
@@ -87,12 +90,13 @@ def test_every_preset_is_valid(preset, tmp_path):
 
 def test_overrides(file):
     config = load(str(file), ["seed=7", "stages.train.optimizer.lr=3e-4", "stages.ingest.sources.1.uri=/texts",
-                              "stages.evaluate.gate={bits_per_byte: 2}", "stages.tokenizer_image.data.sizes=[16, 32]",
-                              "cluster.env.A=b=c", "storage=s3://bucket/run/", "tracking.register_as="])
+                              "stages.evaluate.gate={bits_per_byte: {max: 2}}",
+                              "stages.tokenizer_image.data.sizes=[16, 32]", "cluster.env.A=b=c",
+                              "storage=s3://bucket/run/", "tracking.register_as="])
     assert config.seed == config.stages.train.seed == 7
     assert config.stages.train.optimizer.lr == 3e-4
     assert config.stages.ingest.sources[1].uri == "/texts"
-    assert config.stages.evaluate.gate["bits_per_byte"] == 2
+    assert config.stages.evaluate.gate.bounds["bits_per_byte"].max == 2
     assert config.stages.tokenizer_image.data.sizes == (16, 32)
     assert config.cluster.env == {"A": "b=c"}
     assert config.storage == "s3://bucket/run"
@@ -257,7 +261,7 @@ def test_interpolation_that_does_not_resolve(file):
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("- a\n- b\n", "expected a mapping"), ("just words", "just words: unknown key"),
+    ("- a\n- b\n", "expected a mapping"), ("just words", "expected a mapping"),
     ("a: [1, 2", "is not readable YAML"), ("a: 1\na: 2\n", "is not readable YAML"),
     ("a: !!python/object/apply:os.system [ls]", "is not readable YAML"),
     ("\x00", "is not readable YAML"), ("", "is missing")])
@@ -318,3 +322,84 @@ def test_features_are_asked_for_where_hidden_states_are_aligned(file: Path) -> N
         load(str(file), ["stages.objective_study={training: {alignment: {}}, objectives: {latents: latent_diffusion}}"])
     config = load(str(file), ["stages.train.alignment={layer: 1}", "stages.pretokenize.features=/encoder"])
     assert (config.stages.train.alignment.layer, config.stages.train.alignment.weight) == (1, 0.5)
+
+
+def with_source(file: Path) -> None:
+    change(file, '{kind: text, uri: "${data}/text"}', "{kind: jsonl, uri: /x, text_field: t}")
+
+
+@pytest.mark.parametrize("text", ["/data/set #2", "2024", "no", "1.10", "2026-11-27", "&x", "a: b", "[x", "1e3",
+                                  "{", "*", "0x1F", "true", "C:\\new\\table", "%20", "!x", "a, b"])
+def test_an_override_of_a_text_is_taken_as_it_is_written(file, text):
+    config = load(str(file), [f"data={text}", f"cluster.env.A={text}", f"stages.ingest.sources.0.name={text}"])
+    assert config.data == config.cluster.env["A"] == config.stages.ingest.sources[0].name == text
+
+
+def test_an_override_in_quotes_is_yaml_and_null_is_none(file):
+    with_source(file)
+    config = load(str(file), ["data='1.10'", r'stages.ingest.sources.1.text_field="a\tb"', "tracking.register_as=null"])
+    assert (config.data, config.stages.ingest.sources[1].text_field) == ("1.10", "a\tb")
+    assert config.tracking.register_as is None
+    assert load(str(file), ["data=${name}/x"]).data == "mine/x"
+
+
+@pytest.mark.parametrize("text, steps", [("1e3", 1000), ("010", 10), ("1000", 1000), ("0x10", 16)])
+def test_numbers_are_the_same_in_the_file_and_in_an_override(file, text, steps):
+    assert load(str(file), [f"stages.train.steps={text}"]).stages.train.steps == steps
+    change(file, "batch_rows: 16", f"batch_rows: 16\n    steps: {text}")
+    assert load(str(file)).stages.train.steps == steps
+
+
+@pytest.mark.parametrize("text", ["1:30", "true", "yes", "2026-11-27"])
+def test_what_is_no_number_is_refused_in_the_file_and_in_an_override(file, text):
+    error = failure(file, f"stages.train.steps={text}")
+    assert error.field == "stages.train.steps"
+    change(file, "batch_rows: 16", f"batch_rows: 16\n    steps: {text}")
+    assert failure(file).field == "stages.train.steps"
+
+
+def test_keys_are_text_and_stand_once(file):
+    change(file, "evaluate:\n", "evaluate:\n    ~: 2\n")
+    assert failure(file).field == "stages.evaluate.~"
+    file.write_text(PIPELINE + "    seed: 2\n")
+    error = failure(file)
+    assert "'seed' is there twice" in error.message and f"line {len(PIPELINE.splitlines()) + 1}" in error.message
+
+
+def test_messages_use_the_words_of_yaml(file):
+    assert "a list, such as [32]" in failure(file, "stages.tokenizer_image.data.sizes=32").message
+    assert "expected a mapping" in failure(file, "stages.ingest.splits=0.8").message
+    assert "did you mean 'stages.train'?" in failure(file, "train.steps=3").message
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_what_is_dumped_for_a_job_is_read_back(values):
+    assert yaml_dialect.load(yaml_dialect.dump(values)) == values
+
+
+@pytest.mark.parametrize("gate, message", [
+    ("{image_class_agreemnt: {min: 0.9}}", "did you mean 'image_class_agreement'?"),
+    ("{bits_per_byte: 3.0}", "better when lower"),
+    ("{bits_per_byte: {most: 3.0}}", "unknown key; known keys: min, max"),
+    ("{caption_accuracy_next_code: {min: 0.9}}", "not measured by this pipeline; did you mean 'caption_accuracy'?"),
+    ("{caption_accuracy: {min: high}}", "valid number"), ("{better_than_champion: bits_per_bite}", "'bits_per_byte'")])
+def test_a_gate_on_what_is_not_measured_is_refused(gate, message):
+    with pytest.raises(InputError) as caught:
+        load("demo", [f"stages.evaluate.gate={gate}"])
+    assert message in str(caught.value) and "evaluate.gate" in str(caught.value)
+
+
+def test_a_champion_needs_a_registry():
+    gate = "stages.evaluate.gate={better_than_champion: [bits_per_byte]}"
+    assert load("demo", [gate]).stages.evaluate.gate.better_than_champion == ("bits_per_byte",)
+    with pytest.raises(InputError, match="better_than_champion: only .* tracking.register_as"):
+        load("demo", [gate, "tracking.register_as=null"])
+
+
+def test_a_language_model_has_no_gate_on_pictures():
+    text = ["stages.tokenizer_image=null", "stages.tokenizer_joint=null", "stages.train.objectives={}",
+            "stages.train.packing.mixture={}"]
+    assert load("demo", [*text, "stages.evaluate.gate={}"]).stages.evaluate.gate.bounds == {}
+    with pytest.raises(InputError, match="image_class_agreement: is not measured by this pipeline"):
+        load("demo", text)

@@ -113,8 +113,8 @@ def test_many_changes_are_counted_and_long_values_cut(workspace):
     plan = workspace.plan("stages.ingest.sources.0.include=[" + ", ".join(f"'*{i}.txt'" for i in range(50)) + ", '*']")
     assert plan["ingest"].reason.startswith("config: sources.0.include [] -> ['*0.txt'") and len(
         plan["ingest"].reason) < 200
-    gate = workspace.plan("stages.evaluate.gate.bits_per_byte=2.0")["evaluate"].reason
-    assert gate == "config: gate.bits_per_byte absent -> 2.0"
+    gate = workspace.plan("stages.evaluate.gate.bits_per_byte.max=2.0")["evaluate"].reason
+    assert gate == "config: gate.bits_per_byte absent -> {'min': None, 'max': 2.0}"
 
 
 def test_damaged_files_are_named(workspace):

@@ -1,9 +1,13 @@
 """What a run does with artifacts that others publish, under the lease; the stage's body is stood in for, so no Ray."""
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import pytest
 
 from infra import storage
+from pipelines.failures import StageFailed
 from pipelines.runner import _Run
 
 FORCE = {"force": ("train",)}
@@ -14,8 +18,9 @@ class RunWithoutBodies(_Run):
 
     def __init__(self, plan):
         self.plan, self.store, self.display, self.executed = plan, plan.store, None, 0
+        self.interrupted = threading.Event()
 
-    def _execute(self, planned, work):
+    def _execute(self, planned, work, lease):
         self.executed += 1
         storage.write_bytes(storage.join(work, "output", "a.bin"), b"by this run")
         facts = {"metrics": {}, "input_digests": {}, "times": {"ended_unix": 9e9, "seconds": 1.0}}
@@ -71,3 +76,46 @@ def test_a_damaged_artifact_is_made_again(workspace):
     workspace.publish()
     storage.remove(workspace.artifact("train").file("b.bin"))
     assert make(workspace.plan()) == (1, b"by this run")
+
+
+class TakenOver(RunWithoutBodies):
+    """While the stage's body runs, another run takes its lease over and publishes."""
+
+    def __init__(self, plan, workspace):
+        super().__init__(plan)
+        self.workspace, self.ended = workspace, []
+        self.bodies = SimpleNamespace(end=lambda *names: self.ended.append(names))
+
+    def _execute(self, planned, work, lease):
+        storage.write_json(lease.uri, {"owner": "another", "renewed": 0, "expiry": 60})
+        lease.require()
+        return super()._execute(planned, work, lease)
+
+
+def test_a_run_that_lost_its_lease_publishes_nothing_and_says_so(workspace):
+    workspace.publish(*BEFORE)
+    plan = workspace.plan()
+    run = TakenOver(plan, workspace)
+    with pytest.raises(StageFailed, match="^stage train failed: another run has taken over"):
+        run._make(plan["train"])
+    assert run.executed == 0 and plan.store.find("train", plan["train"].fingerprint) is None
+
+
+def test_a_run_that_lost_its_lease_clears_nothing(workspace, monkeypatch):
+    """Between the lease and the clearing of an earlier attempt's work this machine slept."""
+    workspace.publish()
+    plan = workspace.plan(only="train")
+    work = plan.store.work_uri("train", plan["train"].fingerprint)
+    find = plan.store.find
+
+    def find_and_lose(stage, fingerprint):
+        for name in storage.list_files(str(workspace.storage / "leases")):
+            storage.write_json(str(workspace.storage / "leases" / name), {"owner": "another", "expiry": 60})
+        storage.write_bytes(storage.join(work, "state", "of-the-other"), b"x")
+        return find(stage, fingerprint)
+
+    monkeypatch.setattr(plan.store, "find", find_and_lose)
+    run = RunWithoutBodies(plan)
+    with pytest.raises(StageFailed, match="another run has taken over"):
+        run._make(plan["train"])
+    assert run.executed == 0 and storage.exists(storage.join(work, "state", "of-the-other"))

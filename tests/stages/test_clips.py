@@ -188,13 +188,25 @@ def test_a_smaller_size_is_scaled_and_cut_like_the_larger(shapes):
     torch.testing.assert_close(tall, small[:, :, 0].transpose(-1, -2))
 
 
-def test_held_out_clips_are_the_first_in_order_each_in_its_own_shape(shapes):
+def test_held_out_clips_have_their_own_shapes(shapes):
     found = [(kind, tuple(pixels.shape)) for kind, pixels in landscape(shapes, "validation").batches(2)]
     assert found == [("image", (1, 3, 48, 48)), ("image", (1, 3, 40, 56)), ("video", (1, 3, 5, 40, 56))]
-    held_out = landscape(shapes, "validation")
-    (kind, first), *_ = held_out.batches(1)
-    assert kind == "image" and torch.equal(first, torch.from_numpy(
-        held_out.stores["image"][0]).permute(0, 3, 1, 2) / 255 - 0.5)
+
+
+def test_held_out_clips_are_drawn_evenly_over_labels_by_the_seed(tmp_path):
+    """One label after the other in the records; of each the same number is validated on."""
+    rows = list(records.iterate(corpora.ingest(tmp_path / "squares", images=48, videos=0).uri))
+    rows = [{**row, "split": "validation"} for row in sorted(rows, key=lambda row: row["label"])]
+    records.write_shard(str(tmp_path / "sorted" / records.shard_name(0)), rows)
+    artifact, seen = corpora.seal(tmp_path / "sorted", "ingest"), set()
+    labels = {tuple(media.decode_image(row["media"]).ravel()): row["label"] for row in rows}
+    for seed in (0, 0, 1, 2):
+        (kind, pixels), = ClipBatches(artifact, "validation", data(kinds=["image"]), 8, seed, 0, 1).batches(8)
+        assert kind == "image" and pixels.shape == (8, 3, 24, 24)
+        whole = ((pixels + 0.5) * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
+        assert sorted(labels[tuple(picture.ravel())] for picture in whole) == sorted([*corpora.COLOURS] * 2)
+        seen.add(whole.tobytes())
+    assert len(seen) == 3, "a seed draws the same again, and each its own"
 
 
 def test_many_held_out_clips_come_a_few_at_a_time(artifact):

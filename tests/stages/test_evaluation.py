@@ -13,18 +13,21 @@ import corpora  # noqa: E402
 from visual_batches import forward  # noqa: E402
 
 from infra import storage  # noqa: E402
+from infra.figures import finite  # noqa: E402
 from models.bundle import BundleConfig, OmniLoom, to_pixels  # noqa: E402
 from models.unified.batch import Segment, collate, document_length  # noqa: E402
 from models.unified.config import UnifiedConfig  # noqa: E402
 from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
 from models.unified.layouts import prefix_for_text  # noqa: E402
 from models.unified.model import UnifiedModel  # noqa: E402
-from stages import evaluation_report, measure_drawing, metrics, records, report  # noqa: E402
+from stages import evaluation_report, measure_drawing, media, metrics, records, report  # noqa: E402
 from stages.evaluate import Config  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
-from stages.measure_drawing import draw  # noqa: E402
+from stages.gate import Verdict  # noqa: E402
+from stages.measure_drawing import draw, show_videos  # noqa: E402
 from stages.measure_tokenizer import reconstruct  # noqa: E402
-from stages.measure_writing import describe, retrieve  # noqa: E402
+from stages.measure_writing import describe, read_text, retrieve  # noqa: E402
+from stages.tokens import TokenSet  # noqa: E402
 from stages.train_tokenizer import load_tokenizer  # noqa: E402
 
 OBJECTIVES = ("latent_diffusion", "masked_code")
@@ -64,9 +67,10 @@ def inputs(tmp_path_factory) -> dict:
             "train": trained}
 
 
-def evaluation(inputs: dict, **fields) -> Evaluation:
+def evaluation(inputs: dict, training: dict | None = None, **fields) -> Evaluation:
     return Evaluation(Config(**{"split": "validation", "drawings": 8, "captions": 8, "num_steps": 1,
-                                "class_examples": 2, "retrieval_captions": 4, **fields}), inputs, "cpu")
+                                "class_examples": 2, "retrieval_captions": 4, **fields}), inputs, "cpu",
+                      training=training)
 
 
 def test_distances_are_of_as_many_drawn_and_train_pictures(inputs, monkeypatch):
@@ -76,7 +80,8 @@ def test_distances_are_of_as_many_drawn_and_train_pictures(inputs, monkeypatch):
     assert len(found.captioned) == found.metrics["frechet_pictures"] == 8
     real = metrics.shrink([found.images[i][0] for i in range(8)], 8)
     for objective in OBJECTIVES:
-        drawn = found.loom.text_to_image([record["caption"] for record in found.records], num_steps=1, seeds=0,
+        # Those whose captions are drawn for the classes are the same eight, so they are not drawn anew.
+        drawn = found.loom.text_to_image([found.captions[i] for i in found.labelled], num_steps=1, seeds=0,
                                          guidance_scale=2.0, objective=objective)
         expected = metrics.frechet(real, metrics.shrink(list(drawn), 8))
         assert found.metrics[f"frechet_pixels8_{objective}"] == pytest.approx(expected, rel=1e-6)
@@ -94,23 +99,26 @@ def plain_score(loom: OmniLoom, prefix: list, ids: list[int]) -> float:
     return -float(torch.nn.functional.cross_entropy(forward(loom.model, batch)[0], labels, reduction="sum"))
 
 
-def test_ranks_are_those_of_plain_mutual_information(inputs):
+@pytest.mark.parametrize("trained, prior", [
+    ({}, True), ({"packing": {"caption_first": 0.0}}, False), ({"packing": {"caption_loss": False}}, False),
+    ({"loss": {"task_weights": {"draw": 0.0}}}, False)])
+def test_ranks_are_those_of_plain_likelihoods_with_a_prior_where_it_was_trained(inputs, trained, prior):
     """All captions of the split are held against each picture, so that none is left to chance."""
-    found = evaluation(inputs, retrieval_captions=100)
+    found = evaluation(inputs, trained, retrieval_captions=100)
     retrieve(found)
     loom, special = found.loom, found.loom.config.unified.specials
-    captions = list(dict.fromkeys(record["caption"] for record in found.records))
+    captions = list(dict.fromkeys(found.captions))
     assert found.metrics["retrieval_captions"] == len(captions) > 4
     assert found.metrics["retrieval_mean_rank_chance"] == (len(captions) + 1) / 2
     for objective in OBJECTIVES:
         ranks = []
-        for i, record in enumerate(found.records):
+        for i, caption in enumerate(found.captions):
             shown = loom.encode(to_pixels([found.images[i][0]], (24, 24)), objective)
             prefix = prefix_for_text([], special, shown.reshape(9, *shown.shape[4:]), (1, 3, 3), objective)
-            scores = {caption: plain_score(loom, prefix, [*loom.text.encode(caption), special.eos])
-                      - plain_score(loom, prefix_for_text([], special), [*loom.text.encode(caption), special.boi])
-                      for caption in captions}
-            ranks.append(sorted(captions, key=lambda c: -scores[c]).index(record["caption"]) + 1)
+            scores = {other: plain_score(loom, prefix, [*loom.text.encode(other), special.eos])
+                      - prior * plain_score(loom, prefix_for_text([], special), [*loom.text.encode(other), special.boi])
+                      for other in captions}
+            ranks.append(sorted(captions, key=lambda c: -scores[c]).index(caption) + 1)
         assert found.metrics[f"retrieval_mean_rank_{objective}"] == pytest.approx(np.mean(ranks))
         assert found.metrics[f"retrieval_recall_at_1_{objective}"] == np.mean(np.array(ranks) == 1)
 
@@ -136,6 +144,108 @@ def test_every_source_has_its_grids(inputs, monkeypatch):
         "reconstructed_videos", *(f"reconstructed_images_{source}" for source in sources),
         *(f"{kind}_images_{source}_{objective}" for kind in ("drawn", "described") for source in sources
           for objective in OBJECTIVES)}
-    html = report.render(evaluation_report.content(found, {}))
-    for text in ("pixels of pictures shrunken to 8x8", "train pictures", "a random order", "numbered squares"):
+    html = report.render(evaluation_report.content(found, Verdict(False, ("caption_exact 0 is below min 1",))))
+    for text in ("Gate not passed: caption_exact 0 is below min 1.", "pointwise mutual information",
+                 "pixels of pictures shrunken to 8x8", "train pictures", "a random order", "numbered squares"):
         assert text in html
+
+
+@pytest.mark.parametrize("length", [16, 4096])
+def test_bits_per_byte_is_the_plain_likelihood_in_windows_of_the_trained_length(inputs, length):
+    """Texts of one token, and of many windows: what is behind a window is not seen, and nothing is left out."""
+    found = evaluation(inputs, {"packing": {"length": length}}, texts=2)
+    loom, special = found.loom, found.loom.config.unified.specials
+    read_text(found)
+    texts = [found.tokens.document(int(i))[0].ids for i in found.tokens.indices("text")]
+    size = sum(found.tokens.row(int(i))["bytes"] for i in found.tokens.indices("text"))
+    assert len(texts) == 2 and max(map(len, texts)) > 3 * 16
+    nats = 0.0
+    for text in texts:
+        ids = [special.bos, *text, special.eos]
+        for start in range(0, len(ids) - 1, length):
+            window = torch.tensor([ids[start:start + length + 1]])
+            with torch.no_grad():
+                likely = loom.model.text_logits(window[:, :-1]).double().log_softmax(-1)[0]
+            nats -= sum(float(likely[at, token]) for at, token in enumerate(window[0, 1:].tolist()))
+    assert found.metrics["bits_per_byte"] == pytest.approx(nats / np.log(2) / size, rel=1e-5)
+
+
+def test_texts_are_drawn_over_sources_and_files(inputs, tmp_path, monkeypatch):
+    """One long book fills the first shard; others are read all the same."""
+    text = corpora.text_tokenizer()
+    rows = [{"id": f"{number:03}", "kind": "text", "source": source, "path": path, "bytes": 10,
+             "segments": [{"kind": "text", "loss": True, "ids": text.encode("a red square")}]}
+            for number, (source, path) in enumerate(
+                [("books", "alice")] * 40 + [("books", "emma")] * 3 + [("web", "page")] * 2)]
+    tokens = corpora.pretokenize(tmp_path, {"validation": [rows[:20], rows[20:]]}, text)
+    document = TokenSet.document
+    for seed in range(3):
+        read: list[int] = []
+        monkeypatch.setattr(TokenSet, "document", lambda own, i, read=read: read.append(i) or document(own, i))
+        read_text(evaluation({**inputs, "pretokenize": tokens}, texts=4, seed=seed))
+        assert sorted(rows[i]["path"] for i in read[:4]) == ["alice", "emma", "page", "page"]
+    assert TokenSet(tokens, "validation").table["source"].to_pylist()[-1] == "web"
+
+
+def test_the_classifier_learns_from_train_pictures_alone(inputs, monkeypatch):
+    seen = []
+
+    class Spy(metrics.PixelClassifier):
+        def __init__(self, features, labels):
+            seen.append((features, labels))
+            super().__init__(features, labels)
+
+    monkeypatch.setattr(metrics, "PixelClassifier", Spy)
+    found = evaluation(inputs)
+    draw(found)
+    held_out, train = (list(records.iterate(inputs["ingest"].uri, kinds=["image"], split=split))
+                       for split in ("validation", "train"))
+    rows = [row for row in train if row["label"] in {other["label"] for other in held_out}]
+    (features, labels), = seen
+    expected = metrics.shrink([media.decode_image(row["media"]) for row in rows], 8)
+    np.testing.assert_array_equal(features, expected)
+    assert labels == [row["label"] for row in rows] and len(rows) == 16 < len(train)
+
+
+def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs, tmp_path):
+    """Pictures of many shapes, tokens of two ratios without a square."""
+    ingest = corpora.ingest_shapes(tmp_path / "shapes")
+    tokens = corpora.pretokenize(tmp_path / "tokens", {"validation": [[]]}, corpora.text_tokenizer())
+    storage.write_json(tokens.file("tokens.json"),
+                       {**storage.read_json(tokens.file("tokens.json")), "aspects": ["3:2", "2:3"]})
+    found = evaluation({**inputs, "ingest": ingest, "pretokenize": tokens}, captions=4, drawings=4)
+    shapes = {"drawn": [], "filmed": [], "described": []}
+    loom = found.loom
+
+    def noted(name, function):
+        def call(given, *rest, **fields):
+            size = rest[1] if rest else fields["size"]  # text_to_image passes it on in its place
+            shapes[name].append((size, [np.shape(x) for x in given]))
+            return function(given, *rest, **fields)
+        return call
+
+    for name, method in (("drawn", "text_to_image"), ("filmed", "text_to_video"), ("described", "image_to_text")):
+        setattr(loom, method, noted(name, getattr(loom, method)))
+    encoded, encode = [], loom.encode
+    loom.encode = lambda pixels, *rest: encoded.append(tuple(pixels.shape[-2:])) or encode(pixels, *rest)
+    for part in (draw, describe, retrieve, show_videos):
+        part(found)
+    trained = {(16, 32), (32, 16)}  # (height, width) of 3:2 and 2:3 at size 24 for a patch of 8
+    assert len(found.images) == 2 and len(found.videos) == 1
+    for name in shapes:
+        assert shapes[name] and {size for size, _ in shapes[name]} <= trained, name
+    assert {size for size, _ in shapes["drawn"]} == {found.images.shape(i) for i in range(2)}
+    assert all(given == [(*size, 3)] * len(given) for size, given in shapes["described"])
+    assert set(encoded) <= trained
+
+
+def test_figures_that_are_no_numbers_are_null_and_no_miss(inputs):
+    found = evaluation(inputs)
+    with torch.no_grad():
+        found.loom.model.head.weight.fill_(float("nan"))
+    read_text(found)
+    retrieve(found)
+    broken = {name for name, value in finite(found.metrics).items() if value is None}
+    assert broken == {"bits_per_byte", *(f"retrieval_{name}_{objective}" for objective in OBJECTIVES
+                                         for name in ("recall_at_1", "recall_at_10", "mean_rank"))}
+    assert not found.text_samples

@@ -108,14 +108,16 @@ def test_images_with_a_manifest(memory):
     uri = put(f"{memory}/in", {**files, "manifest.jsonl": lines(*rows)})
     captions = {"manifest": "manifest.jsonl", "meta_fields": ["extra"]}
     out = Result(config({"kind": "image_folder", "uri": uri, "captions": captions, "license": "CC0"}), memory)
-    assert [row["path"] for row in out.rows] == ["a/0.png", "a/1.png"]
-    first, second = out.rows
+    assert [row["path"] for row in out.rows] == ["a/0.png", "a/1.png", "a/2.png", "a/3.png"]
+    first, second, third, fourth = out.rows
     assert (first["caption"], first["label"], first["license"]) == ("nought", "zero", "MIT")
     assert json.loads(first["meta"]) == {"extra": [1]}
     assert (second["caption"], second["label"], second["license"]) == ("one", "1", "CC0")
+    assert second["captions"] == ["one", "again"]
+    assert (third["caption"], third["captions"]) == ("not", ["not", "text"])
+    assert fourth["caption"] is None and out.metrics["uncaptioned"] == 1 and out.metrics["captions"] == 5
     assert first["media"] == files["a/0.png"] and (first["width"], first["height"]) == (10, 8)
     assert out.codes == {
-        "manifest.jsonl:3": "repeated",
         "manifest.jsonl:4": "outside_root",
         "manifest.jsonl:5": "outside_root",
         "a/9.png": "missing_file",
@@ -123,9 +125,19 @@ def test_images_with_a_manifest(memory):
         "manifest.jsonl:8": "invalid_json",
         "manifest.jsonl:9": "bad_manifest_row",
         "manifest.jsonl:11": "outside_root",
-        "a/2.png": "bad_manifest_row",
-        "a/3.png": "bad_manifest_row",
+        "manifest.jsonl:12": "bad_caption",
     }
+
+
+def test_a_manifest_is_read_by_names_and_not_by_its_order(memory):
+    """Rows in an order of their own, and a file in the middle that has none."""
+    names = ["b.png", "a.png", "e.png", "c.png", "d.png"]
+    uri = put(f"{memory}/in", {name: picture() for name in names} | {
+        "m.jsonl": lines(*({"file": name, "caption": f"of {name}", "label": name[0]}
+                           for name in reversed(names) if name != "c.png"))})
+    out = Result(config({"kind": "image_folder", "uri": uri, "captions": {"manifest": "m.jsonl"}}), memory)
+    told = {row["path"]: (row["caption"], row["label"]) for row in out.rows}
+    assert told == {name: (f"of {name}", name[0]) if name != "c.png" else (None, None) for name in names}
 
 
 def test_captions_from_folders_and_files(memory):
@@ -190,7 +202,9 @@ def test_videos(memory):
 
 def test_links_out_of_the_root_are_refused_and_links_within_are_read(tmp_path):
     put(tmp_path / "outside", {"secret.png": picture(), "more/x.png": picture()})
+    put(tmp_path / "root-private", {"secret.png": picture()})  # begins as the root does
     root = put(tmp_path / "root", {"a.png": picture(), "sub/b.png": picture()})
+    os.symlink(tmp_path / "root-private" / "secret.png", tmp_path / "root" / "beside.png")
     os.symlink(tmp_path / "outside" / "secret.png", tmp_path / "root" / "out.png")
     os.symlink(tmp_path / "outside" / "more", tmp_path / "root" / "folder")
     os.symlink(tmp_path / "root" / "sub" / "b.png", tmp_path / "root" / "within.png")
@@ -200,7 +214,8 @@ def test_links_out_of_the_root_are_refused_and_links_within_are_read(tmp_path):
     context = f"memory://links-{time.monotonic_ns()}"
     out = Result(cfg, context)
     assert [row["path"] for row in out.rows] == ["a.png", "sub/b.png"]
-    assert out.codes == {"out.png": "outside_root", "folder": "outside_root", "dead.png": "missing_file"}
+    assert out.codes == {"out.png": "outside_root", "folder": "outside_root", "beside.png": "outside_root",
+                         "dead.png": "missing_file"}
     assert [row["path"] for row in out.duplicates] == ["within.png"]
     facts = {fact["path"]: fact for fact in ingest.listing(cfg)}
     assert facts["out.png"]["size"] == 0 and facts["out.png"]["identity"] == "link"
@@ -241,8 +256,8 @@ def test_text_files(memory):
         "empty.txt": "empty",
         "blank.txt": "empty",
         "nul.txt": "not_text",
-        "utf16.txt": "invalid_utf8",
     }
+    assert out.by_path("utf16.txt")["text"] == "hello"
     assert out.metrics["files"] == 7
 
 
@@ -343,7 +358,7 @@ def test_markdown_documents(memory):
             "docs/up.md": "![x](../../b.png)",
             "docs/remote.md": "![x](http://example.org/b.png)",
             "docs/gone.md": "text ![x](gone.png)",
-            "docs/bad.md": b"\xff\xfe",
+            "docs/bad.md": b"\xff\xfd",
             "docs/plain.md": "words only",
             "docs/empty.md": "---\ntitle: x\n---\n",
             "docs/site.md": "![x](/pix/b.png)",
@@ -548,7 +563,8 @@ def test_other_wrong_fields_are_told_by_the_config():
 
 @pytest.mark.slow
 def test_ray_data_gives_what_one_process_gives(tmp_path):
-    ray = pytest.importorskip("ray")
+    import ray
+
     files = {f"{i}.png": picture() for i in range(6)}
     uri = put(tmp_path / "in", {**files, "6.png": files["1.png"], "bad.png": "x"})
     cfg = config({"kind": "image_folder", "uri": uri}, shard_items=3, num_workers=2)

@@ -163,7 +163,7 @@ def test_transparency_of_every_depth_lies_on_white(codec, format_, pix_fmt, meta
 def flipped(data: bytes, count: int, seed: int) -> bytes:
     """`count` bytes of coded pictures turned over, in the middle half of the clip."""
     with av.open(io.BytesIO(data)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
+        packets = [packet for packet in container.demux(video=0) if packet.size and packet.pos is not None]
     damaged, rng = bytearray(data), np.random.default_rng(seed)
     for number in rng.integers(len(packets) // 4, len(packets) * 3 // 4, count):
         packet = packets[number]

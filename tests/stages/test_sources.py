@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import storage
-from stages import ingest, records, sources
-from stages.readers import chunk_text, decode_text, split_markdown
+from stages import ingest, manifests, records
+from stages.readers import chunk_text, decode_text
 
 IDS = st.binary(max_size=8).map(lambda content: hashlib.sha256(content).hexdigest())
 SHARES = (
@@ -51,9 +51,10 @@ def test_a_listing_depends_on_content_and_not_on_the_place(tmp_path):
 
 
 def test_the_manifest_is_part_of_the_listing(tmp_path):
+    row = b'{"file": "x.png", "caption": "x"}'
     storage.write_bytes(str(tmp_path / "in" / "x.png"), b"?")
-    storage.write_bytes(str(tmp_path / "in" / "m.jsonl"), b"{}")
-    storage.write_bytes(str(tmp_path / "m.jsonl"), b"{}")
+    storage.write_bytes(str(tmp_path / "in" / "m.jsonl"), row)
+    storage.write_bytes(str(tmp_path / "m.jsonl"), row)
     for manifest in ("m.jsonl", str(tmp_path / "m.jsonl")):
         cfg = ingest.Config.model_validate(
             {
@@ -65,7 +66,7 @@ def test_the_manifest_is_part_of_the_listing(tmp_path):
         before = ingest.listing(cfg)
         assert sorted(fact["path"] for fact in before) == ["m.jsonl", "x.png"]
         storage.write_bytes(
-            manifest if manifest.startswith("/") else str(tmp_path / "in" / manifest), b"{} \n{}"
+            manifest if manifest.startswith("/") else str(tmp_path / "in" / manifest), row + b"\n" + row
         )
         assert ingest.listing(cfg) != before
 
@@ -109,14 +110,14 @@ def test_thousands_of_files_are_listed_within_a_second(tmp_path):
     ],
 )
 def test_paths_stay_below_the_root(path, clean):
-    assert sources.normal_path(path) == clean
+    assert manifests.normal_path(path) == clean
 
 
 def test_templates_fill_in_fields_and_never_look_into_them():
-    assert sources.fill("{a}: {b} {{}}", {"a": "{b}", "b": 2}) == "{b}: 2 {{}}"
-    assert sources.fill("{a.__class__} {a}", {"a": "x"}) == "{a.__class__} x"
+    assert manifests.fill("{a}: {b} {{}}", {"a": "{b}", "b": 2}) == "{b}: 2 {{}}"
+    assert manifests.fill("{a.__class__} {a}", {"a": "x"}) == "{a.__class__} x"
     with pytest.raises(ValueError, match="b: expected text"):
-        sources.fill("{b}", {"a": 1})
+        manifests.fill("{b}", {"a": 1})
 
 
 # ---- splits ----
@@ -216,18 +217,3 @@ def test_text_survives_its_encoding(text):
     if text.strip("\ufeff").strip():
         assert decode_text(text.encode()) == text.removeprefix("\ufeff")
         assert decode_text(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()) == text
-
-
-@pytest.mark.parametrize(
-    "text, parts",
-    [
-        ("a ![x](i.png) b", ["a ", ("x", "i.png"), " b"]),
-        ("![](<a.png>)", [("", "a.png")]),
-        ("![x](a.png \"title\")![y](b.png 't')", [("x", "a.png"), ("y", "b.png")]),
-        ("~~~\n![x](a.png)\n~~~\n", ["~~~\n![x](a.png)\n~~~\n"]),
-        ("[x](a.png)", ["[x](a.png)"]),
-        (" \n", []),
-    ],
-)
-def test_markdown_is_split_at_its_images(text, parts):
-    assert split_markdown(text) == parts

@@ -198,6 +198,19 @@ def test_tokens_of_another_text_tokenizer_are_refused_before_workers_start(tmp_p
     assert caught.value.file == str(bare)
 
 
+def test_tokens_of_another_visual_tokenizer_are_refused_before_workers_start(tmp_path, llama, tokens, visual):
+    """Codes and latents of one tokenizer mean nothing to another, though it has the same sizes."""
+    other = corpora.tokenizer(tmp_path / "other")
+    other.manifest["files"][0]["sha256"] = "0" * 64
+    assert other.digest != visual.digest
+    train_unified.check(config(llama), tokens, visual)
+    for refused in (lambda: train_unified.check(config(llama), tokens, other),
+                    lambda: train_unified.run(context(config(llama), tokens, other, tmp_path))):
+        with pytest.raises(InputError, match="made by another tokenizer.*run pretokenize again") as caught:
+            refused()
+        assert caught.value.file == tokens.uri
+
+
 def test_a_config_that_trains_nothing_is_refused(llama):
     with pytest.raises(ValidationError, match="text and visual are both 0"):
         config(llama, lr_scale={"text": 0, "visual": 0})

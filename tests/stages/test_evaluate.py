@@ -1,0 +1,156 @@
+"""Evaluate as a stage, on small language models: the verdict, and the alias in a real registry on SQLite."""
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import corpora  # noqa: E402
+
+from infra import storage  # noqa: E402
+from infra.tracking import Tracker, TrackingConfig, champion, register_model, resolve_tracking  # noqa: E402
+from models.bundle import BundleConfig, OmniLoom  # noqa: E402
+from models.unified.config import UnifiedConfig  # noqa: E402
+from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
+from models.unified.model import UnifiedModel  # noqa: E402
+from stages import evaluate  # noqa: E402
+from stages.base import StageContext  # noqa: E402
+from stages.tokens import TokenSet  # noqa: E402
+
+TEXT = corpora.text_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60),
+                            str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    rows = corpora.token_rows(TEXT, np.random.default_rng(0), images=0, videos=0, texts=4, documents=0)
+    return corpora.pretokenize(tmp_path_factory.mktemp("tokens"), {"test": [rows]}, TEXT)
+
+
+def trained(folder: Path, seed: int = 0, scale: float = 1.0):
+    """A language model's artifact; `scale` multiplies its logits, which makes it surer and, untrained, worse."""
+    torch.manual_seed(seed)
+    model = UnifiedModel(UnifiedConfig(vocab_size=TEXT.vocab_size, width=32, layers=1, heads=2,
+                                       specials=TEXT.specials))
+    with torch.no_grad():
+        model.head.weight.mul_(scale)
+    OmniLoom(BundleConfig(model.config, DiffusionConfig(), None, (), (), None, objectives=()), model, None,
+             TEXT).save(folder / "model")
+    storage.write_bytes(str(folder / "report" / "history.jsonl"), b"")
+    artifact = corpora.seal(folder, "train")
+    artifact.manifest.update(pipeline="texts", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
+    return artifact
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """By how sure they are: the worse the surer."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: trained(folder / name, scale=scale) for name, scale in
+            {"good": 0.0, "worse": 30.0, "broken": float("nan")}.items()}
+
+
+@pytest.fixture
+def measure(settings, tokens, models, tmp_path):
+    """measure(model, name, **config) -> what the stage gives, its metrics.json and its report."""
+    number = iter(range(100))
+
+    def run(model: str, name: str, tokens=tokens, **fields):
+        work = tmp_path / str(next(number))
+        tracker = Tracker(replace(settings, register_as=name)).start_pipeline(name, {})
+        context = StageContext("evaluate", hashlib.sha256(str(work).encode()).hexdigest(),
+                               evaluate.Config.model_validate({"cpus": 1, **fields}),
+                               {"pretokenize": tokens, "train": models[model]}, str(work), corpora.Silent(), tracker)
+        metrics = evaluate.run(context)
+        assert tracker.finish()
+        written = storage.read_json(str(work / "output" / "metrics.json"))
+        assert written == metrics
+        return metrics, (work / "output" / "report.html").read_text()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def client(settings):
+    from mlflow import MlflowClient
+
+    return MlflowClient(settings.uri)
+
+
+def holder(settings, models, name: str) -> str | None:
+    """Which of the models holds the alias."""
+    run = Tracker(settings).start_pipeline(name, {})
+    held = champion(run, name, "champion")
+    assert run.finish()
+    by_fingerprint = {artifact.fingerprint: model for model, artifact in models.items()}
+    return by_fingerprint[held.fingerprint] if held else None
+
+
+BITS = float(np.log2(TEXT.vocab_size))  # a token, of a model that knows nothing
+
+
+@pytest.mark.parametrize("model, gate, passed, said", [
+    ("good", {}, None, "No gate given: the model is registered without the alias."),
+    ("good", {"bits_per_byte": {"max": 1000}}, 1, "Gate passed."),
+    ("good", {"bits_per_byte": {"max": 0.001}}, 0, "is above max 0.001"),
+    ("good", {"bits_per_byte": {"min": 1000}}, 0, "is below min 1000"),
+    ("broken", {"bits_per_byte": {"max": 1000}}, 0, "bits_per_byte is nan"),
+    ("broken", {}, None, "Not a number: bits_per_byte."),
+    ("good", {"caption_accuracy": {"min": 0.0}}, 0, "caption_accuracy was not measured")])
+def test_the_alias_is_of_what_passed_a_gate(measure, settings, models, client, model, gate, passed, said, request):
+    name = f"texts-{request.node.callspec.indices['model']}-{abs(hash(str(gate))) % 10**6}-{model}"
+    metrics, html = measure(model, name, gate=gate)
+    assert metrics["gate_passed"] == passed and said in html
+    assert (metrics["bits_per_byte"] is None) == (model == "broken")
+    version, = client.search_model_versions(f"name = '{name}'")
+    assert version.tags["omniloom.fingerprint"] == models[model].fingerprint, "it is registered all the same"
+    assert client.get_registered_model(name).aliases == ({"champion": 1} if passed else {})
+    assert holder(settings, models, name) == (model if passed else None)
+
+
+def test_the_figure_is_that_of_knowing_nothing(measure, tokens):
+    held_out = TokenSet(tokens, "test")
+    count = sum(len(document[0].ids) + 1 for document in held_out)  # and <eos>
+    size = sum(held_out.row(i)["bytes"] for i in range(len(held_out)))
+    assert measure("good", "nothing")[0]["bits_per_byte"] == pytest.approx(BITS * count / size, rel=1e-6)
+
+
+def test_the_alias_never_moves_to_a_worse_model(measure, settings, models):
+    gate = {"gate": {"better_than_champion": "bits_per_byte"}}
+    worse, _ = measure("worse", "rivals", **gate)
+    assert worse["gate_passed"] == 1 and holder(settings, models, "rivals") == "worse", "the first has no rival"
+    good, _ = measure("good", "rivals", **gate)
+    assert good["bits_per_byte"] < worse["bits_per_byte"]
+    assert good["gate_passed"] == 1 and holder(settings, models, "rivals") == "good"
+    again, html = measure("worse", "rivals", **gate)
+    assert again["gate_passed"] == 0 and holder(settings, models, "rivals") == "good"
+    assert f"bits_per_byte {worse['bits_per_byte']:.4g} is worse than the champion" in html
+    itself, _ = measure("good", "rivals", **gate)
+    assert itself["gate_passed"] == 1 and holder(settings, models, "rivals") == "good"
+    # What was judged while the alias was free, and is delivered only now.
+    late = Tracker(settings).start_pipeline("rivals", {})
+    register_model(late, models["worse"].local() / "model", Path(evaluate.__file__).with_name("serving.py"), "rivals",
+                   models["worse"].fingerprint, "champion", {"bits_per_byte": worse["bits_per_byte"]},
+                   no_worse={"bits_per_byte": "lower"})
+    assert late.finish() and holder(settings, models, "rivals") == "good"
+    broken, _ = measure("broken", "rivals", **gate)
+    assert broken["gate_passed"] == 0 and holder(settings, models, "rivals") == "good"
+
+
+def test_with_nothing_measured_a_gate_fails_with_its_reason(measure, settings, models, tmp_path):
+    empty = corpora.pretokenize(tmp_path / "empty", {"train": [[]]}, TEXT)
+    metrics, html = measure("good", "empty", empty, gate={"bits_per_byte": {"max": 1000}})
+    assert metrics == {"gate_passed": 0} and holder(settings, models, "empty") is None
+    assert "Gate not passed: bits_per_byte was not measured." in html and "Nothing was measured: the test split" in html
+    assert measure("good", "empty", empty)[0] == {"gate_passed": None} and holder(settings, models, "empty") is None

@@ -1,0 +1,128 @@
+"""The gate: what a config may ask, and what passes it."""
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from models.unified.representations import OBJECTIVES
+from stages import measures
+from stages.evaluate import Config
+from stages.gate import Gate, judge
+from stages.measures import balanced, measured, named
+
+
+def gate(**bounds) -> Gate:
+    return Gate.model_validate(bounds)
+
+
+@pytest.mark.parametrize("bounds, metrics, passed", [
+    ({"caption_accuracy": {"min": 0.5}}, {"caption_accuracy": 0.5}, True),
+    ({"caption_accuracy": {"min": 0.5}}, {"caption_accuracy": 0.49}, False),
+    ({"caption_accuracy": 0.5}, {"caption_accuracy": 0.6}, True),
+    ({"caption_accuracy": 1}, {"caption_accuracy": 0.6}, False),
+    ({"bits_per_byte": {"max": 3.0}, "frechet_pixels8": {"max": 2.0}},
+     {"bits_per_byte": 1.1, "frechet_pixels8": 0.6}, True),
+    ({"bits_per_byte": {"max": 3.0}, "frechet_pixels8": {"max": 2.0}},
+     {"bits_per_byte": 7.9, "frechet_pixels8": 55.0}, False),
+    ({"bits_per_byte": {"min": 1.0, "max": 3.0}}, {"bits_per_byte": 0.2}, False),
+    ({"bits_per_byte": {"min": 1.0, "max": 3.0}}, {"bits_per_byte": 2.0}, True),
+    ({"bits_per_byte": {"max": 3.0}}, {}, False),
+    ({"bits_per_byte": {"max": 3.0}}, {"bits_per_byte": None}, False),
+    *(({"bits_per_byte": bound}, {"bits_per_byte": bad}, False)
+      for bound in ({"max": 3.0}, {"min": 3.0}) for bad in (math.nan, math.inf, -math.inf)),
+    ({"classes": {"min": 10}}, {"classes": 10}, True),
+])
+def test_bounds(bounds, metrics, passed):
+    verdict = judge(gate(**bounds), metrics, None)
+    assert verdict.passed is passed and bool(verdict.failures) is not passed
+    for failure in verdict.failures:
+        assert failure in str(verdict) and failure.split()[0] in bounds
+
+
+def test_without_a_gate_there_is_no_verdict():
+    for empty in ({}, {"better_than_champion": []}):
+        verdict = judge(Gate.model_validate(empty), {"bits_per_byte": 1.0}, None)
+        assert verdict.passed is None and "No gate given" in str(verdict)
+    assert Config().gate == Gate() and not Config().gate.given
+
+
+@pytest.mark.parametrize("name, better", [("caption_accuracy", max), ("bits_per_byte", min)])
+@given(st.floats(-10, 10), st.floats(-10, 10))
+def test_never_worse_than_the_champion_and_as_good_is_enough(name, better, own, theirs):
+    verdict = judge(gate(better_than_champion=name), {name: own}, {name: theirs})
+    assert verdict.passed is (better(own, theirs) == own)
+
+
+@pytest.mark.parametrize("metrics, champion, passed, reason", [
+    ({"bits_per_byte": 2.0}, None, True, ""),  # the first one
+    ({}, None, False, "was not measured"), ({"bits_per_byte": math.nan}, None, False, "is nan"),
+    ({"bits_per_byte": 2.0}, {}, False, "champion's, which was not measured"),
+    ({"bits_per_byte": 2.0}, {"bits_per_byte": math.nan}, False, "champion's, which is nan"),
+    ({"bits_per_byte": 2.0}, "the registry does not answer", False, "the registry does not answer"),
+    ({"bits_per_byte": 2.0}, {"bits_per_byte": 1.5}, False, "2 is worse than the champion's 1.5")])
+def test_what_cannot_be_held_against_the_champion_fails(metrics, champion, passed, reason):
+    verdict = judge(gate(better_than_champion=["bits_per_byte"]), metrics, champion)
+    assert verdict.passed is passed and reason in str(verdict)
+
+
+@pytest.mark.parametrize("asked, message", [
+    ({"image_class_agreemnt": {"min": 0.9}}, "image_class_agreemnt: unknown metric; did you mean 'image_class_agreem"),
+    ({"image_class_agreemnt": 0.9}, "unknown metric; did you mean 'image_class_agreement'"),
+    ({"xyz": {"min": 1}}, "xyz: unknown metric; expected one of "),
+    ({"bits_per_byte": 3.0}, "bits_per_byte is better when lower.*{max: ...}"),
+    ({"frechet_pixels16": 3.0}, "better when lower"), ({"retrieval_mean_rank_next_code": 3}, "better when lower"),
+    ({"classes": 3}, "classes is better neither way"),
+    ({"caption_accuracy": {}}, "expected {min: ...}, {max: ...} or both"),
+    ({"caption_accuracy": {"min": 0.9, "max": 0.5}}, "min 0.9 is above max 0.5"),
+    ({"caption_accuracy": {"min": math.nan}}, "finite"), ({"caption_accuracy": {"least": 1}}, "Extra inputs"),
+    ({"caption_accuracy": True}, "expected a number"), ({"caption_accuracy": "0.9"}, "expected a number"),
+    ({"caption_accuracy": math.inf}, "finite"),
+    ({"better_than_champion": "caption_acuracy"}, "did you mean 'caption_accuracy'"),
+    ({"better_than_champion": ["classes"]}, "classes is no measure"),
+    ({"recon_psnr_image_next_code": {"min": 20}}, "unknown metric; did you mean 'recon_psnr_image'")])
+def test_what_is_no_gate(asked, message):
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate({"gate": asked})
+
+
+def test_a_gate_is_what_it_says_after_a_trip_through_json():
+    config = Config.model_validate({"gate": {"caption_accuracy": 0.5, "better_than_champion": "bits_per_byte"}})
+    again = Config.model_validate_json(config.model_dump_json())
+    assert again == config and again.gate.bounds["caption_accuracy"].min == 0.5
+    assert again.gate.better_than_champion == ("bits_per_byte",)
+
+
+def test_what_is_measured_depends_on_the_config():
+    one, several = (measured(Config(), names) for names in (["next_code"], ["next_code", "masked_code"]))
+    assert "caption_accuracy" in one and "caption_accuracy_next_code" not in one
+    assert {"caption_accuracy_next_code", "caption_accuracy_masked_code", "classes"} <= set(several)
+    assert "caption_accuracy" not in several and "frechet_pixels8_train" in several
+    assert set(measured(Config(), [])) == {"bits_per_byte"} and not measured(Config(texts=0), [])
+    assert "frechet_pixels16" in measured(Config(class_pixels=16), ["next_code"])
+    less = measured(Config(drawings=50, captions=0, retrieval_captions=1), ["next_code"])
+    assert not [name for name in less if name.startswith(("caption", "retrieval", "frechet"))]
+    for asked in ({"captions": 0}, {"retrieval_captions": 1}):
+        assert not [name for name in measured(Config(**asked), ["next_code"]) if name.startswith("retrieval")]
+    with pytest.raises(ValueError, match="caption_accuracy_next_code: is not measured .* mean 'caption_accuracy'"):
+        gate(caption_accuracy_next_code={"min": 1}).check(one)
+
+
+def test_every_figure_says_which_way_is_better():
+    for name in measures.all_names():
+        assert named(name).meaning and named(name).better in ("higher", "lower", None)
+    for objectives in ([], ["next_code"], list(OBJECTIVES)):
+        for name, figure in measured(Config(class_pixels=16), objectives).items():
+            assert named(name) == figure or named(name).better == figure.better
+    lower = {name.split("_")[0] for name in measures.all_names() if named(name).better == "lower"}
+    assert lower == {"frechet", "bits", "retrieval"} and named("retrieval_recall_at_1").better == "higher"
+    assert named("image_class_agreement").chance({"classes": 4}) == 0.25
+    assert named("bits_per_byte").chance({}) == 8.0 and named("caption_accuracy").chance({}) is None
+
+
+def test_labels_weigh_alike():
+    assert balanced([True] * 90 + [False] * 10, ["ant"] * 90 + ["bee"] * 10) == 0.5
+    assert balanced([True, False, True], list("aab")) == 0.75
