@@ -6,19 +6,18 @@ lie in a local, memory-mapped Arrow file that is written once per machine; decod
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from infra import storage
+from infra import disk, storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from stages import media, records
+from stages.arrow import map_table
 from stages.aspects import Aspects
 from stages.order import BucketOrder
 from stages.scaling import cover
@@ -36,10 +35,8 @@ def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
     folder = storage.cache_folder() / f"clips-{ingest.digest[:32]}"
     file = folder / f"{kind}-{split}-named.arrow"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
-        temporary = Path(f"{file}.{os.getpid()}")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with disk.writing(str(file)) as sink, pa.ipc.new_file(sink, schema) as writer:
             rows: list[dict] = []
             for row in records.iterate(ingest.uri, kinds=[kind], split=split, columns=_COLUMNS):
                 rows.append(row)
@@ -47,8 +44,7 @@ def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-        temporary.replace(file)
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    return map_table(file)
 
 
 def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int, total: int | None = None) -> np.ndarray:
