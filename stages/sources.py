@@ -25,7 +25,7 @@ from stages.roots import Root, SourceFile, encodable, hidden
 
 SUFFIXES = {
     "image_folder": (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2",
-                     ".avif", ".tga", ".ico"),
+                     ".avif", ".heic", ".heif", ".tga", ".ico"),
     "video_folder": (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif", ".ts", ".ogv", ".flv",
                      ".wmv", ".3gp"),
     "text": (".txt", ".text", ".md", ".rst"),
