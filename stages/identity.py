@@ -48,7 +48,8 @@ class ClipIdentity:
         self._count, self._every = 0, 1
 
     def add(self, frame: Any) -> None:
-        facts = hashlib.sha1(f"{frame.width}x{frame.height} {frame.format.name} ".encode(), usedforsecurity=False)
+        shape = f"{frame.width}x{frame.height} {frame.rotation} {frame.format.name} "
+        facts = hashlib.sha1(shape.encode(), usedforsecurity=False)
         for number, plane in enumerate(frame.planes):
             rows = np.frombuffer(plane, np.uint8)[:plane.line_size * plane.height].reshape(plane.height, -1)
             facts.update(np.ascontiguousarray(rows[:, :_row_bytes(frame, number)]))

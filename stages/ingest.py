@@ -35,7 +35,7 @@ from stages.ingest_config import Config
 if TYPE_CHECKING:
     from stages.base import StageContext
 
-VERSION = 3
+VERSION = 4
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 

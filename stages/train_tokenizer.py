@@ -24,7 +24,7 @@ from stages.train_tokenizer_config import Config, KLConfig, NamedRAEConfig, Perc
 
 __all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass
