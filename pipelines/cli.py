@@ -178,7 +178,9 @@ def stop(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
     print(f"job {job}: {stop_job(address, job).status.lower()}")
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A train artifact, or its model folder.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pipeline's config or preset that was run, a train "
+                                      "artifact or its model folder, or models:/NAME@ALIAS of the registry that "
+                                      "MLFLOW_TRACKING_URI names.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels of what is drawn and shown, "
@@ -210,8 +212,10 @@ def sample(model: Model,
                                                           "amed.")] = None,
            size: Size = None,
            frames: Annotated[int | None, typer.Option(min=1, help="Of a video; training's by default.")] = None,
-           temperature: Annotated[float | None, typer.Option(min=0, help="Of text, 0 (the likeliest token) by default, "
-                                                             "and of drawn codes, 1 by default.")] = None,
+           temperature: Annotated[float | None, typer.Option(min=0, help="Of text: 0 (the likeliest tokens) where one "
+                                                             "description is asked for, else 0.8 with --top-p 0.95, "
+                                                             "and what then goes round in circles is cut. Of drawn "
+                                                             "codes: 1.")] = None,
            top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest.")] = None,
            top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Choose among the likeliest that hold this "
                                                        "probability.")] = None,
@@ -222,6 +226,7 @@ def sample(model: Model,
                                                       "OUT/samples.jsonl for several requests and with --interleave.")
                             ] = None) -> None:
     """Sample from a trained model: from text and pictures text, images, videos, or text and pictures in turn."""
+    from pipelines.trained import find_model
     from stages.requests import Options, Request, chosen_task, parse_size, read_requests
     from stages.sampling import sample as make
 
@@ -233,7 +238,7 @@ def sample(model: Model,
                       size=parse_size(size), num_frames=frames, temperature=temperature, top_k=top_k, top_p=top_p,
                       max_new_tokens=max_new_tokens)
     requests = read_requests(prompts) if prompts else [Request(prompt, tuple(image or ()))]
-    for line in make(model, requests, options, out, jsonl):
+    for line in make(find_model(model), requests, options, out, jsonl):
         print(line, flush=True)
 
 
@@ -247,12 +252,13 @@ def sampler(model: Model,
             guidance: Guidance = 2.0, objective: ObjectiveName = None, size: Size = None,
             seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
     """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`."""
+    from pipelines.trained import find_model
     from stages.requests import parse_size
     from stages.sampler import Training, train
 
     training = Training(num_steps=steps, iterations=iterations, batch_size=batch, guidance_scale=guidance,
                         objective=objective, size=parse_size(size), seed=seed)
-    for line in train(model, training, out, prompts):
+    for line in train(find_model(model), training, out, prompts):
         print(line, flush=True)
 
 

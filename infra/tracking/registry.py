@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from infra.errors import InputError
 from infra.secrets import logger
 from infra.tracking.courier import courier
 from infra.tracking.failures import Refused, short
@@ -248,3 +249,18 @@ def _requirements() -> list[str]:
     from importlib.metadata import version
 
     return [f"omniloom=={version('omniloom')}", f"mlflow=={version('mlflow')}"]
+
+
+def bundle_folder(uri: str) -> Path:
+    """The bundle of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a local folder. The store is
+    the one that $MLFLOW_TRACKING_URI names. InputError where it has no such model."""
+    import mlflow
+    from mlflow.models import Model
+
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        flavor = Model.load(str(folder)).flavors["python_function"]
+        return folder / flavor["artifacts"]["bundle"]["path"]
+    except (mlflow.MlflowException, OSError, KeyError) as error:
+        raise InputError(f"is no model of this project in the registry: {short(error)}", field="MODEL",
+                         file=uri) from None

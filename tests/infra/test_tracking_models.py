@@ -49,6 +49,15 @@ for params, word in (({"size": [16]}, "size"), ({"size": [17, 16]}, "16"), ({"sa
     task = "text_to_text" if "top_p" in params else "text_to_video"
     assert word in refused(pandas.DataFrame([{"prompt": "x", "task": task}]), **params), (params, word)
 
+import os
+from pipelines.trained import find_model
+os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
+for name in ("models:/digits@champion", "models:/digits/1"):
+    assert sorted(os.listdir(find_model(name))) == sorted(os.listdir(sys.argv[2]))
+try:
+    find_model("models:/digits@challenger")
+except Exception as error:
+    assert type(error).__name__ == "InputError" and "models:/digits@challenger: MODEL: " in str(error), error
 def picture(value):
     return Image.open(io.BytesIO(value)).size
 one = pandas.DataFrame([{"prompt": "a handwritten seven"}])
@@ -109,15 +118,17 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
 
     settings = resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60), str(tmp_path / "st"))
     run = Tracker(settings).start_pipeline("digits", {})
-    first = register_model(run, bundle, SERVING, "digits", "a" * 64, metrics={"recon_psnr_image": 24.5},
-                           example=[{"prompt": "a handwritten seven"}])
-    assert first is not None and first.uri == "models:/digits/1"
+    first, why = register_model(run, bundle, SERVING, "digits", "a" * 64, metrics={"recon_psnr_image": 24.5},
+                                example=[{"prompt": "a handwritten seven"}])
+    assert first is not None and why is None and first.uri == "models:/digits/1"
     same = register_model(run, bundle, SERVING, "digits", "a" * 64, alias="champion")
-    assert same == first, "content that is there already is not copied again"
+    assert same == (first, None), "content that is there already is not copied again"
     broken = tmp_path / "broken"
     broken.mkdir()
-    assert register_model(run, broken, tmp_path.joinpath("no.py").touch() or tmp_path / "no.py", "digits",
-                          "b" * 64) is None, "a model that cannot be made costs only itself"
+    code = tmp_path / "no.py"
+    code.touch()
+    none, why = register_model(run, broken, code, "digits", "b" * 64)
+    assert none is None and "signature" in why, "a model that cannot be made costs only itself"
     assert run.finish() and replay(settings) == 0
     with pytest.raises(ValueError, match="bundle: .* does not exist"):
         register_model(run, tmp_path / "missing", SERVING, "digits", "c" * 64)
@@ -133,8 +144,8 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     assert {metric.key: metric.value for metric in logged.metrics} == {"recon_psnr_image": 24.5}
 
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri], cwd=tmp_path, env=env, capture_output=True,
-                          text=True, timeout=180)
+    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri, str(bundle)], cwd=tmp_path, env=env,
+                          capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     import base64
 
