@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.order import BucketOrder, draw, hash_seed
+from stages.order import BucketOrder, Stream, draw, hash_seed
 
 
 @settings(max_examples=100, deadline=None)
@@ -115,6 +115,18 @@ def test_seeds_of_neighbours_have_nothing_in_common():
     assert len(seeds) == 10_000 and all(0 <= seed < 2**63 for seed in seeds)
     bits = np.array([[int(seed) >> bit & 1 for bit in range(63)] for seed in seeds])
     assert abs(bits.mean(0) - 0.5).max() < 0.03
+
+
+def test_going_back_finds_what_was_there():
+    """One stream, and one deal of batches, asked for later pieces and then for earlier ones."""
+    stream, order = Stream(7, 5), BucketOrder(split([9, 13]), 4, 2)
+    forward = [order.at(number) for number in range(20)]
+    for at in (40, 3, 20, 0, 33):
+        np.testing.assert_array_equal(stream.take(9, at), draw(7, 9, at, 5))
+    for number in reversed(range(20)):
+        bucket, indices = order.at(number)
+        assert bucket == forward[number][0]
+        np.testing.assert_array_equal(indices, forward[number][1])
 
 
 def test_a_run_goes_on_in_the_order_that_an_older_version_began():
