@@ -90,9 +90,13 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
 
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
             settle()
-        executed = [planned.name for planned in made.to_execute]
-        with _naming(config):
-            execute(made, Display())
+        executed, display = [planned.name for planned in made.to_execute], Display()
+        try:
+            with _naming(config):
+                execute(made, display)
+        finally:
+            if display.log:
+                print(f"log:    {display.log.uri}", file=sys.stderr)
         for line in closing_lines(made, executed):
             print(line)
 
@@ -294,6 +298,15 @@ def doctor(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help
     print(json.dumps(report, indent=2) if as_json else checks.render(report))
     if not all(check["ok"] or not check["needed"] for check in report["checks"]):
         raise typer.Exit(1)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets with what each is for, and the folder of their files, to be copied."""
+    from pipelines.config import PRESETS
+    from pipelines.tables import presets_table, show
+
+    show(presets_table(PRESETS))
 
 
 @app.command()

@@ -31,6 +31,7 @@ from pipelines.failures import told
 from pipelines.fingerprint import canonical
 from pipelines.plan import Plan, PlannedStage
 from pipelines.record import Record
+from pipelines.runlog import RunLog
 from stages.base import StageContext
 
 _STOP_SECONDS = 10.0
@@ -48,7 +49,8 @@ def run(plan: Plan, display: Display) -> None:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
-    with display, Record(plan.config.storage, plan.config.name) as record:
+    with display, Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
+        display.log = log
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:

@@ -170,6 +170,8 @@ def train_worker(job: Job) -> None:
     if start == 0 and (job.start_from or config.official):
         validate(0)  # what it starts from, on the same clips
     last = loop.run(start, units)
+    if rank == 0:
+        job.progress.say("saving")
     weights = generator.state_dict()
     if rank == 0:
         _save(job, weights, last, history)
