@@ -33,7 +33,7 @@ _VALIDATION_BATCH = 16  # clips at once
 def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
     """The encoded media of one kind and split, memory-mapped from this machine's cache."""
     folder = storage.cache_folder() / f"clips-{ingest.digest[:32]}"
-    file = folder / f"{kind}-{split}-sourced.arrow"
+    file = folder / f"{kind}-{split}-captioned.arrow"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
