@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from infra.errors import InputError, OmniLoomError
-from infra.secrets import redact, show_exception, without_user_info
+from infra.secrets import redact, show_exception
 from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -271,20 +271,14 @@ def ui(config: ConfigPath, overrides: Overrides = None,
        port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
     from infra.tracking import relocate, resolve_tracking
+    from infra.tracking.pages import serve
     from pipelines.config import load
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
     relocate(settings)  # of a storage that was moved the UI finds the files too
-    if settings.uri.startswith("http"):
-        print(f"the runs are at {without_user_info(settings.uri)}")
-        return
-    print(f"MLflow UI of {settings.shown} at http://127.0.0.1:{port}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.uri, "--host", "127.0.0.1",
-               "--port", str(port)]
-    if settings.artifact_root:
-        command += ["--default-artifact-root", settings.artifact_root]
-    os.execv(sys.executable, command)
+    with _naming(config):
+        serve(settings, port)
 
 
 @app.command()

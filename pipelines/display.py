@@ -16,8 +16,8 @@ _WIDE = 110  # columns from which a long bar leaves room for what it tells
 
 
 class Display:
-    """Use as a context manager around a run. `update` takes a ProgressBoard's states. What is shown goes to `log`, where
-    there is one, as plain lines."""
+    """Use as a context manager around a run. `update` takes a ProgressBoard's states. What is shown goes to `log`,
+    where there is one, as plain lines."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)

@@ -25,6 +25,7 @@ from infra.lease import Lease
 from infra.owner import shown
 from infra.progress import Progress, start_board
 from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
+from pipelines import run_card
 from pipelines.bodies import Bodies
 from pipelines.display import Display
 from pipelines.failures import told
@@ -85,11 +86,14 @@ class _Run:
     def execute(self) -> None:
         replay(self.settings)  # neither raises, whatever tracking answers
         close_stale(self.settings, self.plan.config.name)
+        why = run_card.reasons(self.plan)
         self.parent = Tracker(self.settings).start_pipeline(
-            self.plan.config.name, self.plan.config.model_dump(mode="json"), {"omniloom.run": self.record.id})
+            self.plan.config.name, self.plan.config.model_dump(mode="json"),
+            {"omniloom.run": self.record.id, **run_card.tags(self.plan, code_revision())}, run_card.title(self.plan))
         status = "FAILED"
         try:
             self._schedule()
+            self.parent.set_tags({run_card.DESCRIPTION: run_card.description(self.plan, why)})
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"

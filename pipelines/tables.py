@@ -91,7 +91,7 @@ def presets_table(folder: Path) -> Table:
     for file in sorted(folder.glob("*.yaml")):
         lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
         text = " ".join(line.lstrip("# ") for line in lines if not line.startswith("#     "))
-        table.add_row(file.stem, text)
+        table.add_row(file.stem, text.rstrip(":"))
     return table
 
 

@@ -4,6 +4,8 @@ The model's code is a file of ours that MLflow stores as source (models from cod
 """
 from __future__ import annotations
 
+import contextlib
+import json
 import runpy
 import tempfile
 from collections.abc import Mapping
@@ -95,6 +97,11 @@ def send_model(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None
         except Refused:
             _discard(sink, model_id)
             raise
+    if model_id:
+        # As MLflow's own `register_model` does: else the UI says of the logged model that it is not registered.
+        versions = json.dumps([{"name": name, "version": str(version)}])
+        with contextlib.suppress(Refused):
+            sink.call("set_logged_model_tags", model_id, {"mlflow.modelVersions": versions})
     if event["alias"] and not _held_by_better(sink, event):
         sink.call("set_registered_model_alias", name, event["alias"], version)
     sink.not_registered.pop((name, fingerprint), None)

@@ -28,6 +28,7 @@ from infra.tracking.failures import (
 )
 from infra.tracking.journal import SUFFIX, replace_text
 from infra.tracking.leftovers import leave_out
+from infra.tracking.pages import EXPERIMENT_TAGS
 
 log = logger(__name__)
 
@@ -77,7 +78,8 @@ class Sink:
             found = self.call("get_experiment_by_name", name)
             if found is None:
                 try:
-                    self._experiments[name] = str(self.call("create_experiment", name, self.settings.artifact_root))
+                    self._experiments[name] = str(self.call("create_experiment", name, self.settings.artifact_root,
+                                                            EXPERIMENT_TAGS))
                     return self._experiments[name]
                 except Refused as error:  # another process was first
                     found = self.call("get_experiment_by_name", name)
@@ -85,6 +87,8 @@ class Sink:
                         raise Refused(f"experiment {name}: {error}") from error
             if found.lifecycle_stage == "deleted":
                 self.call("restore_experiment", found.experiment_id)
+            for tag, value in EXPERIMENT_TAGS.items() - found.tags.items():
+                self.call("set_experiment_tag", found.experiment_id, tag, value)
             self._experiments[name] = found.experiment_id
         return self._experiments[name]
 

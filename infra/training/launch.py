@@ -1,8 +1,8 @@
 """Launch: a worker function on every rank, by Ray Train or in this process.
 
 The function gets one picklable argument, whose `progress` tells that workers start and whose `tracker` is closed at its
-end, and finds a `torch.distributed` process group; what it makes it writes to storage. Ray Train places the workers and restarts the group after a failure; the
-function resumes by itself.
+end, and finds a `torch.distributed` process group; what it makes it writes to storage. Ray Train places the workers and
+restarts the group after a failure; the function resumes by itself.
 """
 from __future__ import annotations
 
