@@ -235,6 +235,8 @@ def _reports(groups: list[dict], config: Config, output: str, state: str) -> Ite
     import ray
     from ray.data import DataContext, TaskPoolStrategy
 
+    from stages.base import RETRIES
+
     DataContext.get_current().enable_progress_bars = False
     settings = config.model_dump_json(by_alias=True)
 
