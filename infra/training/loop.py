@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from infra.lease import Holder
 from infra.training import checkpoint
 from infra.training.config import WorkersConfig
 from infra.training.engine import Engine, reduce_mean
@@ -57,6 +58,7 @@ class Loop:
         """Run steps `start`..`steps`; gives the seconds, the units of all ranks and the last logged metrics."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         first = not dist.is_initialized() or dist.get_rank() == 0
+        holder = Holder(self.state)  # a worker whose run is gone must not write into the next one's checkpoints
         seen: dict[str, list[float]] = {}
         last: dict[str, float] = {}
         began = time.perf_counter()
@@ -90,6 +92,8 @@ class Loop:
                 if done % steps == 0 or done == self.steps:
                     function(done)
             if self._keeps(done):
+                if first:
+                    holder.require()
                 checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units},
                                 self.workers.keep_checkpoints)
         return {"seconds": time.perf_counter() - began, "units": units, **last}
