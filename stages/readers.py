@@ -277,7 +277,8 @@ class Reader:
         `media_root` likewise. What is written comes before what it means as a URL. MediaError where there is none.
         """
         roots = [self.root, self.media_root] if self.media_root else [self.root]
-        inside = [(root, path) for root in roots if link.startswith(("/", "file:")) and (path := root.relative(link))]
+        whole = link.startswith("/") or "://" in link
+        inside = [(root, path) for root in roots if whole and (path := root.relative(link))]
         if not inside and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|//", link):
             raise MediaError("remote_media", f"{link[:200]}: only files below the source's root are read")
         found = [(root, manifests.normal_path(path)) for root, path in inside]
