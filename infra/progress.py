@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 
 class ProgressBoard:
-    """The latest state per stage: {"done", "total", "unit", "facts", "time"}, or {"says", "time"}. Runs as a Ray actor
-    or in-process."""
+    """The latest state per stage: {"done", "total", "unit", "facts", "time", "notes"}, or {"says", "time", "notes"}.
+    Runs as a Ray actor or in-process."""
 
     def __init__(self):
         self._states: dict[str, dict] = {}
@@ -40,20 +40,26 @@ class Progress:
     board: object | None = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
     _last: float = field(default=0.0, repr=False)
+    _notes: list[str] = field(default_factory=list, repr=False)
+
+    def note(self, text: str) -> None:
+        """Show a line to whoever runs the pipeline, with the next state that is shown."""
+        self._notes.append(text)
 
     def __call__(self, done: float, total: float, unit: str, **facts: float) -> None:
         now = time.time()
         if self.board is None or (now - self._last < self.interval and done < total):
             return
         self._last = now
-        self._send({"done": done, "total": total, "unit": unit, "facts": facts, "time": now})
+        self._send({"done": done, "total": total, "unit": unit, "facts": facts})
 
     def say(self, text: str) -> None:
         """What the stage is at where that cannot be counted, such as `starting 2 workers`."""
         if self.board is not None:
-            self._send({"says": text, "time": time.time()})
+            self._send({"says": text})
 
     def _send(self, state: dict) -> None:
+        state = {**state, "time": time.time(), "notes": list(self._notes)}
         update = self.board.update
         if hasattr(update, "remote"):
             update.remote(self.stage, state)

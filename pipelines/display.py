@@ -28,6 +28,7 @@ class Display:
         self._first: dict[str, dict] = {}
         self._said: dict[str, str] = {}
         self._lines: dict[str, float] = {}
+        self._noted: dict[str, int] = {}
         if self.console.is_terminal:
             # Only what is told last may shrink: at 80 columns all else is still whole.
             self._bars = Progress(
@@ -61,6 +62,9 @@ class Display:
         for stage, state in states.items():
             if stage not in self._started:
                 continue
+            for text in state.get("notes", ())[self._noted.get(stage, 0):]:
+                self.note(f"{stage}: {text}")
+            self._noted[stage] = len(state.get("notes", ()))
             if says := state.get("says"):
                 self._say(stage, says)
                 continue

@@ -22,6 +22,9 @@ class Share:
     def say(self, text: str) -> None:
         self.progress.say(f"{self.number + 1} of {self.count}: {text}")
 
+    def note(self, text: str) -> None:
+        self.progress.note(text)
+
 
 @dataclass
 class Named:
