@@ -5,22 +5,33 @@ Token authentication is always on for a local Ray, and is used with any cluster 
 """
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import InputError, OmniLoomError
+from infra.secrets import redact
 
 _CONNECT_SECONDS = 5.0
+_HEAD_INTERVAL = 2.0
+_HEAD_SECONDS = {"local": 8.0, "attached": 45.0}  # a head of a cluster may be restarted within Ray's minute
+_MESSAGE_CHARACTERS = 200
+_MESSAGE_SECONDS = 30.0  # between two messages of the same words
 # Unix sockets take 107 characters, and Ray puts about 65 behind its temporary folder.
 _LONGEST_TEMP = 40
+_ending = threading.Event()
 
 
 class ClusterConfig(BaseModel):
@@ -82,11 +93,14 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")  # a second each; Ray's 20 only delay a refused token
         _require_listener(address, field)
         use_token(create=False)
+    # Of a process that memory ran out for; Ray's default is to try for ever.
+    os.environ.setdefault("RAY_task_oom_retries", "3")
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.WARNING,
-                 runtime_env=_runtime_env(env, local), **options)
+        with _own_signals(), _short_messages():
+            ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.WARNING,
+                     runtime_env=_runtime_env(env, local), **options)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         if local:
             raise OmniLoomError(f"Ray did not start: {error}") from error
@@ -95,6 +109,86 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
                              "RAY_AUTH_TOKEN_PATH to the cluster's", field=field) from error
         raise InputError(f"no Ray cluster answers at {address}: {_first_line(error)}", field=field) from error
     return _describe(local, opened=True)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray replaces this process's handlers by its own, which print a C++ trace and abort: put them back afterwards.
+
+    While it starts, Ray's handler of SIGTERM raises SystemExit; that is told as ours would.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        yield
+    except SystemExit as error:
+        if signal.SIGTERM in before:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _short_messages() -> Iterator[None]:
+    """Show what Ray's own processes report to this one by its first sentence, on stderr.
+
+    Ray prints pages of identifiers, and lines of state-dump, for each process that dies, whatever `log_to_driver` says.
+    """
+    from ray._private import worker
+
+    _ending.clear()
+    shown: dict[str, float] = {}
+    full = getattr(worker, "print_to_stdstream", None)
+
+    def short(data, *arguments, **named) -> None:
+        if data.get("pid") != "raylet":
+            full(data, *arguments, **named)
+            return
+        text = " ".join(data["lines"]).strip().partition("\n")[0].partition(". ")[0][:_MESSAGE_CHARACTERS]
+        if text and not _ending.is_set() and time.monotonic() - shown.get(text, -math.inf) > _MESSAGE_SECONDS:
+            shown[text] = time.monotonic()
+            print(f"Ray: {redact(text)}", file=sys.stderr, flush=True)
+
+    if full is not None:
+        worker.print_to_stdstream = short
+    yield
+
+
+def expect_deaths() -> None:
+    """From here on this process ends others, and what Ray says of that is not shown."""
+    _ending.set()
+
+
+class Head:
+    """Watches whether the head of a cluster (its GCS) is there: without it Ray ends this process after a minute."""
+
+    def __init__(self, cluster: Cluster):
+        self.address, self.patience = cluster.address, _HEAD_SECONDS["local" if cluster.local else "attached"]
+        self._asked = self._answered = time.monotonic()
+
+    def require(self) -> None:
+        """To be called often; raises `OmniLoomError` once nothing has listened there for some time."""
+        if time.monotonic() - self._asked < _HEAD_INTERVAL:
+            return
+        self._asked = time.monotonic()
+        try:
+            _reach(self.address, _HEAD_INTERVAL)
+            self._answered = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - self._answered > self.patience:
+                raise OmniLoomError(f"Ray's head (GCS) at {self.address} is gone: {error}; the next run goes on from "
+                                    "here") from error
+
+
+def _reach(address: str, seconds: float) -> None:
+    """Open and close a connection to HOST:PORT; OSError where nothing listens."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), seconds).close()
 
 
 def _runtime_env(env: Mapping[str, str] | None, local: bool) -> dict | None:
@@ -152,7 +246,7 @@ def _require_listener(address: str, field: str) -> None:
     if "://" in address or not host or not port.isdigit():
         raise InputError(f"expected HOST:PORT of a Ray cluster, or 'local', got {address!r}", field=field)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        _reach(address, _CONNECT_SECONDS)
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}", field=field) from error
 

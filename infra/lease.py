@@ -27,18 +27,26 @@ class LeaseLost(OmniLoomError):
     """The lease belongs to another process now, which makes the same artifact."""
 
 
+class WaitEnded(OmniLoomError):
+    """Nobody wants the lease that was waited for any more."""
+
+
 class Lease:
     """`with Lease(uri) as lease:` waits until the lease is ours; renewed until the block ends.
 
     `on_wait` is called once, with the content of the lease that is waited for, or None where it is gone by then.
+    Waiting ends in `WaitEnded` where the event `give_up` is set.
     `on_lost` is called once, from the renewing thread, where a renewal finds that the lease is no longer ours.
     """
 
     def __init__(self, uri: str, on_wait: Callable | None = None, on_lost: Callable[[], None] | None = None,
-                 expiry: float = EXPIRY_SECONDS, renewal: float = RENEWAL_SECONDS):
+                 expiry: float = EXPIRY_SECONDS, renewal: float = RENEWAL_SECONDS,
+                 give_up: threading.Event | None = None):
+        self.give_up = give_up or threading.Event()
         self.uri, self.on_wait, self.on_lost, self.expiry, self.renewal = uri, on_wait, on_lost, expiry, renewal
         self.owner = f"{owner.this_process()}:{uuid.uuid4().hex[:8]}"
         self._renewals = 0
+        self.lost = threading.Event()  # set by the renewal that finds another owner
         self._stop = threading.Event()
         self._watch = _Watch()
         self._claim: Lease | None = None
@@ -83,7 +91,8 @@ class Lease:
             if not waited and self.on_wait:
                 self.on_wait(self._read())
             waited = True
-            time.sleep(min(1.0, self.renewal / 2))
+            if self.give_up.wait(min(1.0, self.renewal / 2)):
+                raise WaitEnded(f"{self.uri} was waited for")
         self._stop.clear()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
         self._thread.start()
@@ -99,6 +108,7 @@ class Lease:
                     storage.write_bytes(self.uri, self._content())
         else:
             return
+        self.lost.set()
         if self.on_lost:
             self.on_lost()
 

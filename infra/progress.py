@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 
 class ProgressBoard:
-    """The latest state per stage: {"done", "total", "unit", "facts", "time"}. Runs as a Ray actor or in-process."""
+    """The latest state per stage: {"done", "total", "unit", "facts", "time", "notes"}. Runs as a Ray actor or
+    in-process."""
 
     def __init__(self):
         self._states: dict[str, dict] = {}
@@ -22,6 +23,15 @@ class ProgressBoard:
         return dict(self._states)
 
 
+def start_board():
+    """A board as a Ray actor beside the driver that reads it, started again where its process dies."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(ProgressBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+
+
 @dataclass
 class Progress:
     """Call it as `progress(done, total, "images", loss=0.1)`; calls closer than `interval` seconds are dropped."""
@@ -30,13 +40,18 @@ class Progress:
     board: object | None = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
     _last: float = field(default=0.0, repr=False)
+    _notes: list[str] = field(default_factory=list, repr=False)
+
+    def note(self, text: str) -> None:
+        """Show a line to whoever runs the pipeline, with the next state that is shown."""
+        self._notes.append(text)
 
     def __call__(self, done: float, total: float, unit: str, **facts: float) -> None:
         now = time.time()
         if self.board is None or (now - self._last < self.interval and done < total):
             return
         self._last = now
-        state = {"done": done, "total": total, "unit": unit, "facts": facts, "time": now}
+        state = {"done": done, "total": total, "unit": unit, "facts": facts, "time": now, "notes": list(self._notes)}
         update = self.board.update
         if hasattr(update, "remote"):
             update.remote(self.stage, state)

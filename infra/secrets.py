@@ -50,6 +50,10 @@ def hide(values: Iterable[str]) -> None:
 
 def redact(value: Any) -> Any:
     """`value` without secrets. Mappings and lists are copied; what is neither they nor text stays as it is."""
+    return _redacted(value, ())
+
+
+def _redacted(value: Any, around: tuple[int, ...]) -> Any:
     if isinstance(value, str):
         text = _HEADER.sub(rf"\1{MASK}", redact_uris(value))
         for secret in sorted(_hidden, key=len, reverse=True):
@@ -57,11 +61,15 @@ def redact(value: Any) -> Any:
         return text
     if isinstance(value, PurePath):
         return redact(str(value))
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if id(value) in around:
+        return "..."  # within itself
+    around = (*around, id(value))
     if isinstance(value, Mapping):
-        return {redact(key): _masked(item) if names_secret(key) else redact(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
-    return value
+        return {redact(key) if isinstance(key, str) else key:
+                _masked(item) if names_secret(key) else _redacted(item, around) for key, item in value.items()}
+    return [_redacted(item, around) for item in value]
 
 
 def redact_uris(text: str) -> str:

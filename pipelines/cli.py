@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import typer
 
 from infra.errors import InputError, OmniLoomError
 from infra.secrets import redact, show_exception, without_user_info
+from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
@@ -35,7 +35,6 @@ Force = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a st
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.",
                                       envvar="RAY_API_SERVER_ADDRESS")]
-_INTERRUPTED = 130  # typer's own code for Ctrl-C
 
 
 @app.callback()
@@ -82,24 +81,20 @@ def plan(config: ConfigPath, overrides: Overrides = None, only: Only = None, fro
 def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from_: From = None, until: Until = None,
         force: Force = None) -> None:
     """Run what the plan says, on this machine's own Ray or on cluster.address."""
-    made = _plan(config, overrides, only, from_, until, force)
-    from infra.cluster import settle
-    from pipelines.display import Display
-    from pipelines.runner import run as execute
-    from pipelines.tables import closing_lines
+    with signals.interruptible():
+        made = _plan(config, overrides, only, from_, until, force)
+        from infra.cluster import settle
+        from pipelines.display import Display
+        from pipelines.runner import run as execute
+        from pipelines.tables import closing_lines
 
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
-        settle()
-    signal.signal(signal.SIGTERM, _interrupt)  # `stop` of a job ends the run as Ctrl-C does
-    executed = [planned.name for planned in made.to_execute]
-    with _naming(config):
-        execute(made, Display())
-    for line in closing_lines(made, executed):
-        print(line)
-
-
-def _interrupt(number, frame) -> None:
-    raise KeyboardInterrupt
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
+            settle()
+        executed = [planned.name for planned in made.to_execute]
+        with _naming(config):
+            execute(made, Display())
+        for line in closing_lines(made, executed):
+            print(line)
 
 
 @app.command()
@@ -135,9 +130,13 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
     print(f"follow it with: omniloom logs {job} -f --address {address}", flush=True)
     if no_wait:
         return
-    for line in cluster_jobs.logs(address, job, follow=True):
-        print(line, flush=True)
-    outcome = cluster_jobs.wait(address, job)
+    try:
+        for line in cluster_jobs.logs(address, job, follow=True):
+            print(line, flush=True)
+        outcome = cluster_jobs.wait(address, job)
+    except KeyboardInterrupt:
+        print(f"job {job} goes on; end it with: omniloom stop {job} --address {address}", file=sys.stderr)
+        sys.exit(signals.INTERRUPTED)
     why = f": {redact(outcome.message)}" if outcome.status == "FAILED" else ""
     print(f"job {job}: {outcome.status.lower()}{why}")
     if outcome.status != "SUCCEEDED":
@@ -164,8 +163,11 @@ def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
     """Print a job's log."""
     from pipelines.jobs import logs as read_logs
 
-    for line in read_logs(address, job, follow=follow):
-        print(line, flush=True)
+    try:
+        for line in read_logs(address, job, follow=follow):
+            print(line, flush=True)
+    except KeyboardInterrupt:  # the job goes on
+        sys.exit(signals.INTERRUPTED)
 
 
 @app.command()
@@ -176,7 +178,9 @@ def stop(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
     print(f"job {job}: {stop_job(address, job).status.lower()}")
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A train artifact, or its model folder.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pipeline's config or preset that was run, a train "
+                                      "artifact or its model folder, or models:/NAME@ALIAS of the registry that "
+                                      "MLFLOW_TRACKING_URI names.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels of what is drawn and shown, "
@@ -208,8 +212,10 @@ def sample(model: Model,
                                                           "amed.")] = None,
            size: Size = None,
            frames: Annotated[int | None, typer.Option(min=1, help="Of a video; training's by default.")] = None,
-           temperature: Annotated[float | None, typer.Option(min=0, help="Of text, 0 (the likeliest token) by default, "
-                                                             "and of drawn codes, 1 by default.")] = None,
+           temperature: Annotated[float | None, typer.Option(min=0, help="Of text: 0 (the likeliest tokens) where one "
+                                                             "description is asked for, else 0.8 with --top-p 0.95, "
+                                                             "and what then goes round in circles is cut. Of drawn "
+                                                             "codes: 1.")] = None,
            top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest.")] = None,
            top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Choose among the likeliest that hold this "
                                                        "probability.")] = None,
@@ -220,6 +226,7 @@ def sample(model: Model,
                                                       "OUT/samples.jsonl for several requests and with --interleave.")
                             ] = None) -> None:
     """Sample from a trained model: from text and pictures text, images, videos, or text and pictures in turn."""
+    from pipelines.trained import find_model
     from stages.requests import Options, Request, chosen_task, parse_size, read_requests
     from stages.sampling import sample as make
 
@@ -231,7 +238,7 @@ def sample(model: Model,
                       size=parse_size(size), num_frames=frames, temperature=temperature, top_k=top_k, top_p=top_p,
                       max_new_tokens=max_new_tokens)
     requests = read_requests(prompts) if prompts else [Request(prompt, tuple(image or ()))]
-    for line in make(model, requests, options, out, jsonl):
+    for line in make(find_model(model), requests, options, out, jsonl):
         print(line, flush=True)
 
 
@@ -245,12 +252,13 @@ def sampler(model: Model,
             guidance: Guidance = 2.0, objective: ObjectiveName = None, size: Size = None,
             seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
     """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`."""
+    from pipelines.trained import find_model
     from stages.requests import parse_size
     from stages.sampler import Training, train
 
     training = Training(num_steps=steps, iterations=iterations, batch_size=batch, guidance_scale=guidance,
                         objective=objective, size=parse_size(size), seed=seed)
-    for line in train(model, training, out, prompts):
+    for line in train(find_model(model), training, out, prompts):
         print(line, flush=True)
 
 
@@ -298,16 +306,19 @@ def schema() -> None:
 
 @app.command()
 def verify(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Hash every file of the pipeline's artifacts again. Exit code 1 where one is damaged."""
+    """Hash every file of the pipeline's artifacts again, and note what is damaged for the next run. Exit code 1 where
+    something is."""
     made = _plan(config, overrides, None, None, None, None)
-    damaged = False
+    damaged = []
     for planned in made.stages:
         if planned.artifact:
-            bad = made.store.damage(planned.artifact, deep=True)
-            damaged = damaged or bool(bad)
-            print(f"{planned.name}: " + (f"damaged: {', '.join(bad)}" if bad else
+            bad = made.store.examine(planned.artifact)
+            damaged += [planned.name] if bad else []
+            print(f"{planned.name}: " + (f"damaged in {planned.uri}: {', '.join(bad)}" if bad else
                                          f"{len(planned.artifact.manifest['files'])} files intact"))
     if damaged:
+        print(f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "
+              "otherwise; or put the files back from a copy and verify again")
         raise typer.Exit(1)
 
 
@@ -325,7 +336,7 @@ def main() -> None:
         print(f"error: {redact(str(error))}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        code = signals.INTERRUPTED
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a wrong command line; typer has a click of its own
             error.show()
@@ -334,8 +345,8 @@ def main() -> None:
             raise
         print(f"error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", file=sys.stderr)
         code = 1
-    if code == _INTERRUPTED:
-        print("interrupted; the next run goes on from here", file=sys.stderr)
+    if code == signals.INTERRUPTED:
+        print(signals.LINE, file=sys.stderr)
     sys.exit(code)
 
 

@@ -37,21 +37,31 @@ _EXPECTED = {**dict.fromkeys(("tuple_type", "list_type", "set_type"), "expected 
 
 
 class StagesConfig(BaseModel):
+    """A stage that is null is left out, and with it what reads it, unless that is written down too."""
+
     model_config = ConfigDict(extra="forbid")
     ingest: IngestConfig
     tokenizer_image: TokenizerStageConfig | None = None
     tokenizer_joint: TokenizerStageConfig | None = None
     tokenizer_kl: KLStageConfig | None = None
     quantizer_study: StudyConfig | None = None
-    pretokenize: PretokenizeConfig = Field(default_factory=PretokenizeConfig)
+    pretokenize: PretokenizeConfig | None = Field(default_factory=PretokenizeConfig)
     objective_study: ObjectiveStudyConfig | None = None
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    train: TrainConfig | None = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig | None = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _readers_go_with_what_they_read(self) -> StagesConfig:
+        written = set(self.model_fields_set)
+        for stage, read in (("train", "pretokenize"), ("evaluate", "train")):
+            if getattr(self, read) is None and stage not in written:
+                setattr(self, stage, None)
+        return self
 
     @model_validator(mode="after")
     def _inputs_are_configured(self) -> StagesConfig:
         names = Graph(self.configured()).names
-        if self.train.trained and not any(name.startswith("tokenizer_") for name in names):
+        if self.train and self.train.trained and not any(name.startswith("tokenizer_") for name in names):
             raise ValueError(f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
                              "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
                              "alone")
@@ -60,7 +70,7 @@ class StagesConfig(BaseModel):
     @model_validator(mode="after")
     def _pixels_and_features_are_kept(self) -> StagesConfig:
         studied = self.objective_study.objectives.values() if self.objective_study else ()
-        for stage, trained in (("train", self.train.trained), ("objective_study", studied)):
+        for stage, trained in (("train", self.train.trained if self.train else ()), ("objective_study", studied)):
             if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
                 raise ValueError(f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
                                  "to the side of their patches")
@@ -73,6 +83,8 @@ class StagesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _gate_is_of_what_is_measured(self) -> StagesConfig:
+        if self.evaluate is None:
+            return self
         try:
             self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
         except ValueError as error:
@@ -81,7 +93,7 @@ class StagesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> StagesConfig:
-        if self.train.init_from and not self.pretokenize.text_tokenizer:
+        if self.train and self.train.init_from and not self.pretokenize.text_tokenizer:
             raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "
                              "pretokenize.text_tokenizer to its tokenizer.json")
         return self
@@ -112,7 +124,8 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _champions_are_registered(self) -> PipelineConfig:
-        if self.stages.evaluate.gate.better_than_champion and not self.tracking.register_as:
+        evaluate = self.stages.evaluate
+        if evaluate and evaluate.gate.better_than_champion and not self.tracking.register_as:
             raise ValueError("stages.evaluate.gate.better_than_champion: only a model registry has a champion; set "
                              "tracking.register_as to the name of the model there")
         return self
@@ -130,13 +143,7 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
     from omegaconf.errors import OmegaConfBaseException
 
     file = find(path)
-    try:
-        values = yaml_dialect.load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"is not readable YAML: {_one_line(error)}", file=str(file)) from None
-    if not isinstance(values, dict):
-        raise InputError("expected a mapping at the top", file=str(file))
-    config = OmegaConf.create(values)
+    config = _read(file)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -159,12 +166,36 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         raise InputError(message, field=field, file=str(file)) from None
 
 
+def identity(path: str) -> tuple[str, str]:
+    """The name and the storage of the config at `path`, which may lack all else that a run needs."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = _read(find(path))
+    try:
+        return str(config["name"]), storage.absolute(str(config["storage"]))
+    except (OmegaConfBaseException, KeyError) as error:
+        raise InputError(f"tells no name and storage: {_one_line(error)}", file=str(find(path))) from None
+
+
 def _override_value(key: str, value: str):
     """What an override says. Text that is in quotes is read as YAML, so that "a\\nb" may hold a line's end."""
     kinds = schema.kinds(PipelineConfig.model_json_schema(), key) if value else set()
     if kinds - {"null"} != {"string"} or value[0] in "'\"":
         return yaml_dialect.load(value)
     return None if "null" in kinds and value in ("null", "~") else value
+
+
+def _read(file: Path):
+    """The file as OmegaConf has it, its interpolations open."""
+    from omegaconf import OmegaConf
+
+    try:
+        values = yaml_dialect.load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"is not readable YAML: {_one_line(error)}", file=str(file)) from None
+    if not isinstance(values, dict):
+        raise InputError("expected a mapping at the top", file=str(file))
+    return OmegaConf.create(values)
 
 
 def find(path: str) -> Path:

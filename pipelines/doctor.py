@@ -112,7 +112,8 @@ def sizes(config: PipelineConfig) -> dict[str, dict]:
             if (model := architecture(stage, model)) is None:
                 raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{name}.model")
             found[name] = _tokenizer(stage, model)
-    found["train"] = _unified(config, model)
+    if stages.train:
+        found["train"] = _unified(config, model)
     return found
 
 

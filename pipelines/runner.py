@@ -9,8 +9,8 @@ import contextlib
 import platform
 import subprocess
 import tempfile
+import threading
 import time
-import uuid
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,44 +19,52 @@ from typing import Any
 
 from infra import cluster, storage
 from infra.artifacts import Artifact
-from infra.errors import InputError, OmniLoomError
+from infra.errors import InputError
 from infra.figures import finite
 from infra.lease import Lease
-from infra.progress import Progress, ProgressBoard
-from infra.secrets import redact
+from infra.owner import shown
+from infra.progress import Progress, start_board
 from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
+from pipelines.bodies import Bodies
 from pipelines.display import Display
+from pipelines.failures import told
 from pipelines.fingerprint import canonical
 from pipelines.plan import Plan, PlannedStage
+from pipelines.record import Record
 from stages.base import StageContext
 
+_STOP_SECONDS = 10.0
 _PACKAGES = ("omniloom", "torch", "ray", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "tokenizers")
-
-
-class StageFailed(OmniLoomError):
-    """A stage's body raised; `__cause__` is what it raised."""
 
 
 def run(plan: Plan, display: Display) -> None:
     """Bring the plan's selection up to date. Raises InputError (nothing was started) or StageFailed."""
-    if plan.blocked:
-        first = plan.blocked[0]
-        raise InputError(f"{first.name} is blocked: {first.reason}")
+    _check_blocked(plan)
     if not plan.to_execute:
         for planned in plan.stages:
             if planned.artifact and planned.name not in plan.config.pins:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
-    with display:
+    with display, Record(plan.config.storage, plan.config.name) as record:
+        plan.store.remove_leftovers()
+        for damage in plan.examine_inputs():
+            display.note(damage)
+        _check_blocked(plan)
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:
             _check_room(plan, connected)
-            _Run(plan, display, connected, settings).execute()
+            _Run(plan, display, connected, settings, record).execute()
         finally:
             if connected.opened:  # a Ray that the caller had before this run is the caller's to end
                 cluster.shutdown()
+
+
+def _check_blocked(plan: Plan) -> None:
+    if plan.blocked:
+        first = plan.blocked[0]
+        raise InputError(f"{first.name} is blocked: {first.reason}")
 
 
 def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
@@ -72,21 +80,19 @@ def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
 class _Run:
     """One execution: a parent MLflow run, a child per executed stage, and a record in storage."""
 
-    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster, settings: TrackingSettings):
-        import ray
-
-        self.plan, self.display, self.store, self.cluster = plan, display, plan.store, connected
-        self.settings = settings
-        self.board = ray.remote(ProgressBoard).options(num_cpus=0).remote()
-        self.id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
-        self.record: dict[str, Any] = {"id": self.id, "pipeline": plan.config.name, "status": "running",
-                                       "started": _now(), "stages": {}}
+    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster, settings: TrackingSettings,
+                 record: Record):
+        self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
+        self.board = start_board()
+        self.bodies = Bodies(connected, display.note)
+        self.head = cluster.Head(connected)
+        self.interrupted = threading.Event()
 
     def execute(self) -> None:
         replay(self.settings)  # neither raises, whatever tracking answers
         close_stale(self.settings, self.plan.config.name)
         self.parent = Tracker(self.settings).start_pipeline(
-            self.plan.config.name, self.plan.config.model_dump(mode="json"), {"omniloom.run": self.id})
+            self.plan.config.name, self.plan.config.model_dump(mode="json"), {"omniloom.run": self.record.id})
         status = "FAILED"
         try:
             self._schedule()
@@ -95,12 +101,9 @@ class _Run:
             status = "KILLED"
             raise
         finally:
-            self.record |= {"status": status.lower(), "ended": _now()}
-            self._write_record()
             self.parent.finish(status)
 
     def _schedule(self) -> None:
-        self._write_record()
         running: dict[Future, PlannedStage] = {}
         pool = ThreadPoolExecutor(len(self.plan.stages), thread_name_prefix="stage")
         failure: BaseException | None = None
@@ -114,20 +117,14 @@ class _Run:
                     break
                 finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 self._show_progress()
+                self.record.renew()
+                self.head.require()
                 for future in finished:
-                    planned = running.pop(future)
-                    try:
-                        artifact = future.result()
-                    except Exception as error:
-                        self.record["stages"][planned.name] = {"status": "failed", "error": str(error)}
-                        self.display.fail(planned.name)
-                        failure = failure or error
-                        continue
-                    self.plan.completed(planned.name, artifact)
-                    self.record["stages"][planned.name] = {"status": "finished", "fingerprint": artifact.fingerprint}
-                    self.display.finish(planned.name, artifact.manifest["times"]["seconds"], artifact.metrics,
-                                        planned.stage.summary(artifact.metrics))
-                    self._write_record()
+                    error = self._settle(running.pop(future), future)
+                    failure = failure or error
+        except BaseException:
+            self._stop(running)
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if failure:
@@ -135,6 +132,29 @@ class _Run:
         for planned in self.plan.stages:
             if planned.artifact and planned.name not in self.plan.done and planned.name not in self.plan.config.pins:
                 self.store.set_last_used(self.plan.config.name, planned.artifact)
+
+    def _settle(self, planned: PlannedStage, future: Future) -> Exception | None:
+        """Note how a stage ended; the error, where it failed."""
+        try:
+            artifact = future.result()
+        except Exception as error:
+            self.record.stage(planned.name, status="failed", error=str(error))
+            self.display.fail(planned.name)
+            return error
+        self.plan.completed(planned.name, artifact)
+        self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
+        self.display.finish(planned.name, artifact.manifest["times"]["seconds"], artifact.metrics,
+                            planned.stage.summary(artifact.metrics))
+        return None
+
+    def _stop(self, running: dict[Future, PlannedStage]) -> None:
+        """End what runs, and give the stages the time to close their MLflow runs and leases."""
+        self.interrupted.set()
+        cluster.expect_deaths()
+        self.bodies.end()
+        wait(running, timeout=_STOP_SECONDS)
+        for planned in running.values():
+            self.record.stage(planned.name, status="killed")
 
     def _ready(self, running: dict[Future, PlannedStage]) -> list[PlannedStage]:
         """Stages that can start: all that they depend on, however far up, is settled."""
@@ -151,26 +171,34 @@ class _Run:
 
     def _make(self, planned: PlannedStage) -> Artifact:
         """Make one artifact; or take one that was published since the plan was made, unless the stage is forced."""
-        lease_uri = storage.join(self.store.root, "leases", planned.name, f"{planned.fingerprint}.json")
-        with Lease(lease_uri, on_wait=lambda held: self.display.note(
-                f"{planned.name}: another run ({(held or {}).get('owner', 'unknown')}) makes it; waiting")):
-            work = self.store.work_uri(planned.name, planned.fingerprint)
-            current = (self.store.finish_publishing(planned.name, planned.fingerprint, work)
-                       or self.store.find(planned.name, planned.fingerprint))
-            seen = planned.artifact and planned.artifact.manifest
-            if current and current.manifest != seen and planned.name not in self.plan.selection.force:
-                return self._adopt(planned, current)
-            if planned.status == "run":
-                storage.remove(work)
-            return self._adopt(planned, self._execute(planned, work))
+        lease = Lease(storage.join(self.store.root, "leases", planned.name, f"{planned.fingerprint}.json"),
+                      on_wait=lambda held: self._note_waiting(planned, held),
+                      on_lost=lambda: self.bodies.end(planned.name), give_up=self.interrupted)
+        try:
+            with lease:
+                work = self.store.work_uri(planned.name, planned.fingerprint)
+                current = (self.store.finish_publishing(planned.name, planned.fingerprint, work,
+                                                        lambda text: self.display.note(f"{planned.name} {text}"))
+                           or self.store.find(planned.name, planned.fingerprint))
+                seen = planned.artifact and planned.artifact.manifest
+                if current and current.manifest != seen and planned.name not in self.plan.selection.force:
+                    return self._adopt(planned, current)
+                if planned.status == "run":
+                    lease.require()
+                    storage.remove(work)
+                return self._adopt(planned, self._execute(planned, work, lease))
+        except Exception as error:
+            raise told(planned.name, error) from error
+
+    def _note_waiting(self, planned: PlannedStage, held: dict | None) -> None:
+        by = shown(held["owner"]) if held else "unknown"
+        self.display.note(f"{planned.name}: another run ({by}) makes it; waiting")
 
     def _adopt(self, planned: PlannedStage, artifact: Artifact) -> Artifact:
         self.store.set_last_used(self.plan.config.name, artifact)
         return artifact
 
-    def _execute(self, planned: PlannedStage, work: str) -> Artifact:
-        import ray
-
+    def _execute(self, planned: PlannedStage, work: str, lease: Lease) -> Artifact:
         inputs = {name: self.plan[name].artifact for name in planned.stage.inputs}
         tracker = self.parent.child(planned.name, {"omniloom.fingerprint": planned.fingerprint,
                                                    "omniloom.reason": planned.reason},
@@ -190,19 +218,15 @@ class _Run:
                                 for name, a in inputs.items()}
         context = StageContext(planned.name, planned.fingerprint, planned.config, reachable_inputs, place,
                                Progress(planned.name, self.board), tracker)
-        needs = planned.stage.needs(planned.config)
         began = time.time()
         status = "FAILED"
         try:
-            # A body that asks for more CPUs than any node has would wait for ever; on fewer it only takes longer.
-            cpus = min(needs.cpus, self.cluster.node_cpus)
-            task = ray.remote(run_stage).options(num_cpus=cpus, num_gpus=needs.gpus, max_retries=0,
-                                                 name=planned.name)
-            metrics = finite(ray.get(task.remote(planned.stage, context)))
+            metrics = finite(self.bodies.run(planned, context))
             if place != work:
                 storage.copy_tree(place, work)
                 storage.remove(str(scratch))
             facts = self._facts(planned, inputs, metrics, began, tracker)
+            lease.require()
             artifact = self.store.publish(planned.name, planned.fingerprint, work, facts)
             tracker.log_output(planned.name, artifact.uri, planned.fingerprint)
             numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
@@ -212,12 +236,14 @@ class _Run:
                 self.parent.log_metrics(numbers)
             status = "FINISHED"
             return artifact
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
-            tracker.log_text(str(error), "error.txt")
-            if isinstance(cause, InputError):
-                raise cause from error
-            raise StageFailed(f"stage {planned.name} failed: {_last_line(cause)}") from error
+        except Exception as error:
+            if self.interrupted.is_set():
+                status = "KILLED"
+            else:
+                tracker.log_text(str(error), "error.txt")
+                if lease.lost.is_set():
+                    lease.require()  # the body was ended for it: that is the cause
+            raise
         finally:
             tracker.finish(status)
 
@@ -230,23 +256,13 @@ class _Run:
             "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
             "input_digests": {name: artifact.digest for name, artifact in inputs.items()},
             "sources": planned.sources, "metrics": metrics, "code": code_revision(),
-            "packages": package_versions(), "pipeline": self.plan.config.name, "run": self.id,
+            "packages": package_versions(), "pipeline": self.plan.config.name, "run": self.record.id,
             "times": {"started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
                       "ended": datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
                       "ended_unix": ended, "seconds": round(ended - began, 2)},
             "mlflow_run_id": tracker.run_id(2.0),
         }
 
-    def _write_record(self) -> None:
-        storage.write_json(storage.join(self.store.root, "runs", f"{self.id}.json"), redact(self.record))
-
-
-def run_stage(stage, context: StageContext) -> dict:
-    """The body of the Ray task: the stage's plain function, and the end of this process's tracking."""
-    try:
-        return stage.module.run(context)
-    finally:
-        context.tracker.close()
 
 
 def code_revision() -> str | None:
@@ -275,12 +291,3 @@ def package_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

@@ -1,6 +1,7 @@
 """What the commands print: plans, status, jobs, and the lines that end a run."""
 from __future__ import annotations
 
+import json
 import time
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 from infra import storage
 from infra.secrets import redact
 from infra.tracking import resolve_tracking
-from pipelines.plan import Plan
+from pipelines.plan import Plan, PlannedStage
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
 
@@ -71,38 +72,52 @@ def shown_metrics(metrics: dict, count: int) -> str:
 
 def jobs_table(rows: list[dict]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("job", "status", "config", "started", "took"):
+    for column in ("job", "status", "pipeline", "started", "took", "progress"):
         table.add_column(column, overflow="fold")
     for row in rows:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["start"])) if row["start"] else "-"
         took = f"{(row['end'] or time.time()) - row['start']:.0f} s" if row["start"] else "-"
-        table.add_row(row["id"], row["status"].lower(), row["config"] or "-", started, took)
+        table.add_row(row["id"], row["status"].lower(), row["pipeline"] or row["config"] or "-", started, took,
+                      row["progress"] or "-")
     return table
 
 
 def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
-    """What a finished run says: what it did, and where the report and the model are."""
+    """What a finished run says: what it did, and where the report and the model are; for a pipeline of any shape."""
     lines = [f"{plan.config.name}: " + (f"ran {', '.join(executed)}" if executed else "everything is up to date")]
-    evaluate, train = plan["evaluate"], plan["train"]
-    if evaluate.status == "cached" and evaluate.artifact:
-        lines.append(f"report: {evaluate.artifact.file('report.html')}")
-        lines.append("metrics: " + ", ".join(
-            f"{name} {value:.3f}" for name, value in evaluate.artifact.metrics.items() if value is not None and (
-            name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
-                "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage"))))
-        if why := evaluate.artifact.metrics.get("not_registered"):
+    made = {p.name: p for p in plan.stages if p.status == "cached" and p.artifact}
+    if "ingest" in made:
+        metrics = made["ingest"].artifact.metrics
+        lines += [f"note: the {split} split is empty: {left}; stages.ingest.splits or more data change that"
+                  for split, left in (("validation", "training has nothing to be validated on"),
+                                      ("test", "evaluate has nothing to measure"))
+                  if not metrics.get(f"records_{split}", 1)]
+    if "evaluate" in made:
+        artifact = made["evaluate"].artifact
+        lines.append(f"report: {artifact.file('report.html')}")
+        shown = [f"{name} {value:.3f}" for name, value in artifact.metrics.items()
+                 if isinstance(value, int | float) and (
+                     name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
+                         "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage"))]
+        lines += ["metrics: " + ", ".join(shown)] if shown else []
+        if why := artifact.metrics.get("not_registered"):
             lines.append(f"the model was not registered: {redact(why)}")
-    if train.status == "cached" and train.artifact:
-        model = train.artifact.file("model")
-        lines.append(f"model:  {model}")
-        lines.append(f"sample: omniloom sample {model} --prompt \"{_example_prompt(train.artifact)}\"")
+    if "train" in made:
+        model = made["train"].artifact.file("model")
+        lines += [f"model:  {model}", f"sample: omniloom sample {model} {_example_request(made['train'])}"]
     return lines
 
 
-def _example_prompt(train) -> str:
-    """A caption that the model has seen drawn in its validation samples."""
-    prompts = storage.read_json(train.file("report", "prompts.json"))
-    return (prompts or {}).get("captions", ["a picture"])[0].replace('"', "'")
+def _example_request(train: PlannedStage) -> str:
+    """Options of `sample` that ask the model for what it was trained to do."""
+    if not train.config.trained:
+        return '--text --prompt "Once upon a time"'
+    if not train.config.packing.caption_first:  # it only describes
+        return "--image FILE"
+    # A caption that the model has seen drawn in its validation samples.
+    prompts = storage.read_json(train.artifact.file("report", "prompts.json")) or {}
+    caption = (prompts.get("captions") or ["a picture"])[0]
+    return "--prompt " + json.dumps(" ".join(caption.split()).replace('"', "'"), ensure_ascii=False)
 
 
 def _size(number: float) -> str:

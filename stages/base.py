@@ -48,6 +48,10 @@ class Stage:
         function = getattr(self.module, "needs", None)
         return function(config) if function else Needs()
 
+    def restarts(self, config: Any) -> int:
+        """How often the body may be started again after its process was killed: as often as its ranks."""
+        return getattr(getattr(config, "workers", None), "max_failures", 1)
+
     def summary(self, metrics: dict) -> str | None:
         function = getattr(self.module, "summary", None)
         return function(metrics) if function else None

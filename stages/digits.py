@@ -34,6 +34,8 @@ from pathlib import Path
 
 from fsspec import AbstractFileSystem
 
+from infra import disk
+
 VERSION = 1  # raised when other files come out of the same packages
 SIDE, GLYPH, NUM_VIDEOS, NUM_FRAMES, FPS = 32, 20, 400, 9, 8
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -123,6 +125,7 @@ def corpus() -> Path:
     staging = Path(tempfile.mkdtemp(dir=home, prefix=".digits-"))
     try:
         build(staging)
+        disk.sync_tree(staging)
         try:
             staging.rename(target)
         except OSError:

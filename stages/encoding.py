@@ -28,10 +28,10 @@ def decode(data: bytes, encoding: str = "utf-8") -> str:
 
 
 def undecodable(error: UnicodeError, encoding: str, skip: int = 0, size: int | None = None) -> MediaError:
-    at = "" if (start := getattr(error, "start", None)) is None else f"at byte {start + skip} "
+    at = "" if (start := getattr(error, "start", None)) is None else f" at byte {start + skip}"
     code = "invalid_utf8" if codecs.lookup(encoding).name == "utf-8" else "invalid_encoding"
-    return MediaError(code, f"{at}{'' if size is None else f'of {size} '}({encoding}); a source's option `encoding` "
-                      "names another, such as latin-1, gb18030 or utf-16")
+    return MediaError(code, f"not {encoding}{at}{'' if size is None else f' of {size}'}; a source's option `encoding` "
+                      "names another encoding, such as latin-1, gb18030 or utf-16")
 
 
 def no_nul(text: str) -> str:

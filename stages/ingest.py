@@ -33,7 +33,7 @@ from stages.ingest_config import Config
 if TYPE_CHECKING:
     from stages.base import StageContext
 
-VERSION = 2
+VERSION = 3
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 

@@ -100,16 +100,14 @@ def retrieve(evaluation: Evaluation) -> None:
     What ends the caption is what the model was trained to write there, behind a picture and before one. A tie counts
     half. Chance is the figure of a random order.
     """
-    captions = list(dict.fromkeys(evaluation.captions[i] for i in evaluation.captioned))
-    count, chosen = min(evaluation.config.retrieval_captions, len(captions)), _described(evaluation)
-    if count < 2 or not chosen:
+    captions, chosen = list(dict.fromkeys(evaluation.captions[i] for i in evaluation.captioned)), _described(evaluation)
+    if not chosen:
+        return
+    asked = _asked(evaluation, captions, chosen)
+    count = asked.shape[1]
+    if count < 2:
         return
     loom, special = evaluation.loom, evaluation.loom.config.unified.specials
-    numbers = {caption: number for number, caption in enumerate(captions)}
-    own = np.array([numbers[evaluation.captions[i]] for i in chosen])
-    rng = np.random.default_rng((evaluation.config.seed, 8))
-    others = [rng.choice(len(captions) - 1, count - 1, replace=False) for _ in chosen]
-    asked = np.array([[right, *(wrong + (wrong >= right))] for right, wrong in zip(own, others, strict=True)])
     ids = [loom.text.encode(caption) for caption in captions]
     prior = np.zeros(len(captions))
     if evaluation.knows_captions:
@@ -126,6 +124,19 @@ def retrieve(evaluation: Evaluation) -> None:
             found = np.where(np.isnan(ranks), np.nan, ranks <= k)  # without a rank there is no figure; it is no miss
             evaluation.metrics[f"retrieval_recall_at_{k}{suffix}"] = float(np.mean(found))
         evaluation.metrics[f"retrieval_mean_rank{suffix}"] = float(np.mean(ranks))
+
+
+def _asked(evaluation: Evaluation, captions: list[str], chosen: list[int]) -> np.ndarray:
+    """For each of the chosen pictures the numbers of its caption, first, and of others, none of which is its own too:
+    int (pictures, captions)."""
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    others = [np.setdiff1d(np.arange(len(captions)), [
+        numbers[caption] for caption in {evaluation.captions[i], *evaluation.images.table["captions"][i].as_py()}
+        if caption in numbers]) for i in chosen]
+    count = min([evaluation.config.retrieval_captions - 1, *map(len, others)])
+    rng = np.random.default_rng((evaluation.config.seed, 8))
+    return np.array([[numbers[evaluation.captions[i]], *rng.choice(wrong, max(count, 0), replace=False)]
+                     for i, wrong in zip(chosen, others, strict=True)], np.int64).reshape(len(chosen), -1)
 
 
 def _likelihoods(evaluation: Evaluation, chosen: list[int], asked: np.ndarray, ids: list[list[int]],

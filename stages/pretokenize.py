@@ -210,16 +210,17 @@ class ShardTokenizer:
         return {"index": item["index"]}
 
     def _segments(self, record: dict, pending: Pending) -> list[dict]:
-        from stages.clips import decode
+        from stages.clips import decode_record
 
         def text(value: str) -> dict:
             return {"kind": "text", "ids": self.text.encode(value), "loss": True, "_text": value}
 
         def visual(item: dict, kind: str) -> dict:
+            """`item`: the record, or a document's segment."""
             size = self.config.image_size if kind == "image" else self.config.video_size
             shape = self.aspects.shape(self.aspects.bucket(item["width"], item["height"]), size)
             segment = {"kind": "visual", "loss": True}
-            pixels = decode(kind, item["media"], shape, self.config.frames)
+            pixels = decode_record(record, shape, self.config.frames, None if item is record else item)
             if self.config.pixel_patch:
                 patches = _patches(pixels, self.config.pixel_patch)
                 segment |= {"pixels": patches.ravel(), "pixel_grid": list(patches.shape[:3])}

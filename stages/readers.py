@@ -14,6 +14,7 @@ remote_media, bad_segments, failed (an error that nobody foresaw, by its name).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import posixpath
 import re
@@ -85,7 +86,8 @@ class Reader:
         captions = item.get("captions", [])
         if sidecar := item.get("sidecar"):
             try:
-                captions = [encoding.no_nul(encoding.decode(self._bytes(sidecar), self.source.encoding)).strip()]
+                text = encoding.no_nul(encoding.decode(self._bytes(sidecar), self.source.encoding))
+                captions = [text.replace("\r\n", "\n").strip()]
             except Exception as error:
                 reason = _refused(sidecar, error)
                 yield {**reason, "code": "bad_caption", "message": f"{reason['code']}: {reason['message']}"}
@@ -275,7 +277,8 @@ class Reader:
         `media_root` likewise. What is written comes before what it means as a URL. MediaError where there is none.
         """
         roots = [self.root, self.media_root] if self.media_root else [self.root]
-        inside = [(root, path) for root in roots if link.startswith(("/", "file:")) and (path := root.relative(link))]
+        whole = link.startswith("/") or "://" in link
+        inside = [(root, path) for root in roots if whole and (path := root.relative(link))]
         if not inside and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|//", link):
             raise MediaError("remote_media", f"{link[:200]}: only files below the source's root are read")
         found = [(root, manifests.normal_path(path)) for root, path in inside]
@@ -312,6 +315,8 @@ def media_row(kind: str, data: bytes, limits: Limits) -> dict:
     if kind == "image":
         info = media.probe_image(data, limits)
         row["frames"] = 1
+        if (pages := _pages(data, info.format)) > 1:
+            row["meta"] = {"pages": pages}
     else:
         info = media.probe_video(data, limits)
         row |= {
@@ -326,6 +331,19 @@ def media_row(kind: str, data: bytes, limits: Limits) -> dict:
         "height": info.height,
         "synthetic": info.mark is not None,
     }
+
+
+def _pages(data: bytes, format: str) -> int:
+    """How many pages or frames the file of a picture holds, of which the first is taken."""
+    from PIL import Image
+
+    if format not in ("tiff", "gif", "webp", "png"):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return getattr(image, "n_frames", 1)
+    except Exception:  # what decoded by other means; only a note would be lost
+        return 1
 
 
 def text_row(text: str, part: int) -> dict:

@@ -18,6 +18,7 @@ from infra.errors import InputError
 
 Task = Literal["draw", "video", "text", "interleave"]
 _FIELDS = ("prompt", "image", "seed")
+SEEDS = 2**53  # below it a seed is the same number in every file format
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Request:
 @dataclass(frozen=True)
 class Options:
     """How it is done, as on the command line. task: None describes where there are images, and draws an image where
-    there are none; temperature: None takes the likeliest token of text, and draws codes at 1."""
+    there are none; temperature: None takes the likeliest tokens where one description is asked for, 0.8 within 0.95 of
+    the probability for any other text, and draws codes at 1."""
 
     task: Task | None = None
     count: int = 1
@@ -69,6 +71,16 @@ class Options:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
+        from models.unified.representations import OBJECTIVES
+        from models.unified.samplers import SAMPLERS
+
+        # What is known without the model is told before it is loaded.
+        for field, value, known in (("--sampler", self.sampler, SAMPLERS),
+                                    ("--objective", self.objective, OBJECTIVES)):
+            if value is not None and value not in known:
+                raise InputError(f"expected one of {', '.join(known)}, got {value!r}", field=field)
+        if self.seed + self.count > SEEDS:
+            raise InputError(f"expected a number below 2**53, less --count, got {self.seed}", field="--seed")
         if (self.sampler == "amed") != (self.predictor is not None):
             raise InputError("goes with --sampler amed, and amed with the file that `omniloom sampler` wrote",
                              field="--predictor")
@@ -125,6 +137,8 @@ def _request(line: str, where: str, path: Path) -> Request:
         raise wrong(f"expected text, got {prompt!r}", "prompt")
     if not isinstance(seed, int | None) or isinstance(seed, bool):
         raise wrong(f"expected an integer, got {seed!r}", "seed")
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise wrong(f"expected a number from 0 to 2**53, got {seed}", "seed")
     images = [] if image is None else image if isinstance(image, list) else [image]
     if not all(isinstance(name, str) for name in images):
         raise wrong(f"expected a file or a list of files, got {image!r}", "image")

@@ -314,7 +314,7 @@ class Root:
 
     def _met(self, real: str) -> bool:
         """Whether the walk meets a folder at its own place: it lies in the root and is not hidden."""
-        return _within(real, self.real) and not _hidden(os.path.relpath(real, self.real))
+        return _within(real, self.real) and not hidden(os.path.relpath(real, self.real))
 
     def _entries(self, folder: str) -> list[tuple[str, dict]]:
         """(name, info) of what a folder holds; where one of them cannot be looked at, the others still can."""
@@ -367,8 +367,8 @@ class Root:
             return SourceFile(ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8"))
         reject = None
         if info["type"] == "unreadable":
-            refused = unreadable(info["error"], path)
-            reject = (refused.code, refused.message)
+            reason = unreadable(info["error"], path)
+            return replace(_refused(path, reason.code, reason.message), identity=reason.code)  # it may be a folder
         elif info["type"] != "file":
             kind = _type(info["mode"]) if info["type"] == "other" and "mode" in info else info["type"]
             reject = ("not_a_file", f"is a {kind}")
@@ -401,7 +401,7 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _hidden(path: str) -> bool:
+def hidden(path: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 

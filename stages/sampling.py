@@ -19,13 +19,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra import storage
+from infra.artifacts import check_folder
 from infra.errors import InputError
+from stages.loops import without_loop
 from stages.requests import Options, Request
 
 if TYPE_CHECKING:
     from models.bundle import OmniLoom
 
 RECORDS = "samples.jsonl"
+_STEM_BYTES = 120  # of a name, which may have 255 with its numbers and its ending
+# Of text that is not described: its likeliest tokens go round in circles.
+_FREELY = {"temperature": 0.8, "top_p": 0.95}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def load(model: str, device: str | None = None) -> OmniLoom:
             fs, path = storage.filesystem(weights)
             digest = hashlib.sha256(f"{candidate} {fs.checksum(path)}".encode()).hexdigest()
             folder = storage.localize(candidate, f"model-{digest[:32]}")
+            check_folder(candidate, str(folder))
             return OmniLoom.load(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     raise InputError("holds no model; expected a train artifact or its model folder", field="MODEL", file=model)
 
@@ -62,19 +68,25 @@ def sample(model: str, requests: Sequence[Request], options: Options, out: Path,
     file of JSON lines; by default `RECORDS` in `out` for several requests, and for text and pictures in turn."""
     for request in requests:
         request.pictures()  # a bad one is told before anything is made
+    with_images = any(request.images for request in requests)
+    if options.image_guidance_scale is not None and not with_images:
+        raise InputError("guides by the pictures before the prompt, of which there are none; goes with --image",
+                         field="--image-guidance")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"expected a folder, {out} is a file", field="--out")
     samples = _samples(requests, options)
     loom = load(model)
-    how = Sampler(loom, options, {made.task for made in samples}, any(request.images for request in requests))
+    how = Sampler(loom, options, {made.task for made in samples}, with_images)
     if records is None and (len(requests) > 1 or options.task == "interleave"):
-        records = out / RECORDS
+        records = unused(out / RECORDS)
     if records:
         records.parent.mkdir(parents=True, exist_ok=True)
     with records.open("w", encoding="utf-8") if records else nullcontext() as log:
-        for task, group in groupby(samples, lambda made: made.task):
+        for (task, described), group in groupby(samples, lambda made: (made.task, bool(made.request.images))):
             group = list(group)
             for at in range(0, len(group), loom.batch_size):
                 part = group[at:at + loom.batch_size]
-                for made, segments in zip(part, how.make(task, part), strict=True):
+                for made, segments in zip(part, how.make(task, part, described), strict=True):
                     written = [_write(segment, made, number if len(segments) > 1 else None, out, loom.config.fps)
                                for number, segment in enumerate(segments)]
                     yield from _lines(made, written)
@@ -85,7 +97,8 @@ def sample(model: str, requests: Sequence[Request], options: Options, out: Path,
 def _samples(requests: Sequence[Request], options: Options) -> list[Sample]:
     samples = []
     for number, request in enumerate(requests):
-        stem = re.sub(r"[^\w]+", "-", request.prompt.lower()).strip("-")[:60] or "sample"
+        stem = re.sub(r"[^\w]+", "-", request.prompt.lower()).strip("-")[:60]
+        stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore") or "sample"
         if len(requests) > 1:
             stem = f"{number:04d}-{stem}"
         first = options.seed + number * options.count if request.seed is None else request.seed
@@ -101,7 +114,7 @@ class Sampler:
         self.loom = loom
         how = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
         given = {name: value for name, value in how.items() if value is not None}
-        self.writing = {"max_new_tokens": options.max_new_tokens, **given}
+        self.options, self.writing = options, {"max_new_tokens": options.max_new_tokens, **given}
         self.pictures: dict[str, Any] = {}  # how they are shown and drawn; a model of text alone knows neither
         if tasks == {"text"} and not with_images:
             return
@@ -117,14 +130,24 @@ class Sampler:
             name, _, message = str(error).partition(": ")
             raise InputError(message, field=f"--{name}") from None
 
-    def make(self, task: str, samples: Sequence[Sample]) -> list[list[str | np.ndarray]]:
-        """What each sample consists of: texts, images (H, W, 3), videos (T, H, W, 3)."""
+    def make(self, task: str, samples: Sequence[Sample], with_images: bool) -> list[list[str | np.ndarray]]:
+        """What each sample consists of: texts, images (H, W, 3), videos (T, H, W, 3). `with_images`: whether the
+        requests have pictures, all of them or none."""
+        made = self._make(task, samples, with_images)
+        if self.options.temperature is not None:
+            return made
+        return [[without_loop(segment) if isinstance(segment, str) else segment for segment in segments]
+                for segments in made]
+
+    def _make(self, task: str, samples: Sequence[Sample], with_images: bool) -> list[list[str | np.ndarray]]:
+        likeliest = task == "text" and with_images and self.options.count == 1
+        writing = self.writing if likeliest or self.options.temperature is not None else {**_FREELY, **self.writing}
         prompts, seeds = [made.request.prompt for made in samples], [made.seed for made in samples]
         shared = {"images": [made.request.pictures() for made in samples], "seeds": seeds, **self.pictures}
         if task == "text":
-            return [[text] for text in self.loom.text_to_text(prompts, **self.writing, **shared)]
+            return [[text] for text in self.loom.text_to_text(prompts, **writing, **shared)]
         if task == "interleave":
-            return self.loom.interleaved(prompts, **self.writing, **shared, num_frames=self.frames,
+            return self.loom.interleaved(prompts, **writing, **shared, num_frames=self.frames,
                                          sampling=self.drawing)
         if task == "video":
             return [[video] for video in self.loom.text_to_video(prompts, self.frames, **shared, **self.drawing)]
@@ -163,6 +186,15 @@ def _predictor(loom: OmniLoom, objective: str, options: Options):
     return predictor
 
 
+def unused(path: Path) -> Path:
+    """`path`, or one beside it with a number at its end: what an earlier call has made is kept."""
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.stem.removesuffix(f'_{number - 1}')}_{number}{path.suffix}")
+    return path
+
+
 def _write(segment: str | np.ndarray, made: Sample, number: int | None, out: Path, fps: float) -> dict[str, str]:
     """A text as it is; a picture as a marked file."""
     from stages.media import encode_mp4, encode_png
@@ -172,7 +204,7 @@ def _write(segment: str | np.ndarray, made: Sample, number: int | None, out: Pat
     mark = {"model": "omniloom", "prompt": made.request.prompt}
     kind, suffix = ("image", "png") if segment.ndim == 3 else ("video", "mp4")
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{made.name}{'' if number is None else f'-{number}'}.{suffix}"
+    path = unused(out / f"{made.name}{'' if number is None else f'-{number}'}.{suffix}")
     path.write_bytes(encode_png(segment, mark) if kind == "image" else encode_mp4(segment, fps, mark))
     return {kind: str(path)}
 

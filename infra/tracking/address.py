@@ -51,12 +51,14 @@ def check_driver(uri: str) -> None:
 
 
 def sqlite_uri(path: Path, query: str = "") -> str:
-    """The URI of a SQLite file. Its path is escaped as the installed SQLAlchemy reads it (`?`, `%`, `#`)."""
+    """The URI of a SQLite file. Its path is escaped as the installed SQLAlchemy reads it (`?`, `%`, `#`); the driver
+    is named then, since MLflow makes the folder of a plain `sqlite:///` URI by itself, from the path as it is written.
+    """
     if not _ESCAPED.search(str(path)):
         return f"sqlite:///{path}{query}"
     from sqlalchemy.engine import URL
 
-    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False) + query
+    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string(hide_password=False) + query
 
 
 def sqlite_path(uri: str) -> Path | None:

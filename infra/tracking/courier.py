@@ -51,6 +51,7 @@ class Courier:
         self._delivery = threading.Lock()  # one delivery at a time, `replay` included
         self._wanted = self._done = 0  # flushes asked for; flushes answered
         self._clean = True  # the last delivery left nothing behind
+        self._again = False  # ... but what a store that answers may take at the next attempt
         self.away = False
         self._thread: threading.Thread | None = None
         atexit.register(self._at_exit)
@@ -68,6 +69,14 @@ class Courier:
 
     def flush(self, timeout: float) -> bool:
         """Deliver what is there now. True when all of it arrived within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not (arrived := self._deliver_now(deadline - time.monotonic())):
+            if not self._again or time.monotonic() + _INTERVAL > deadline:
+                break
+            time.sleep(_INTERVAL)  # an event that the store has not taken yet is tried again
+        return arrived
+
+    def _deliver_now(self, timeout: float) -> bool:
         with self._state:
             if self._thread is None:
                 return True
@@ -133,7 +142,7 @@ class Courier:
 
     def _round(self) -> bool:
         """One delivery of every journal; False where something stays behind."""
-        clean = True
+        clean, self._again = True, False
         with self._state:
             journals = dict(self._journals)
         for key, journal in journals.items():  # a parent's journal is older than its children's
@@ -167,7 +176,10 @@ class Courier:
                 if journal.delivered():
                     return True
                 self.sink.deliver(journal.key, journal.path.parent, journal.pending(), journal.commit)
-            except (NotCreated, TryAgain):
+            except NotCreated:
+                return False
+            except TryAgain:
+                self._again = True
                 return False
             except Unreachable as error:
                 if not self.away:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infra.secrets import logger
+from infra.secrets import logger, redact
 
 log = logger(__name__)
 
@@ -96,8 +96,8 @@ def _connectivity() -> tuple[type[BaseException], ...]:
 
 
 def short(error: BaseException) -> str:
-    """The first line of an error's text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of an error's text, without secrets."""
+    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
     return lines[0][:500] if lines else type(error).__name__
 
 

@@ -161,7 +161,9 @@ class Journal:
             if not self.closed:
                 self._write_waiting()
         position = self.position
-        with open(self.path, "rb") as file:
+        if self.closed:
+            return
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:  # it holds what was written, even if it was removed
             file.seek(position)
             for line in file:
                 if not line.endswith(b"\n"):

@@ -4,14 +4,18 @@ The model's code is a file of ours that MLflow stores as source (models from cod
 """
 from __future__ import annotations
 
+import contextlib
+import os
 import runpy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from infra.errors import InputError
 from infra.secrets import logger
+from infra.tracking.config import VARIABLE
 from infra.tracking.courier import courier
 from infra.tracking.failures import Refused, short
 from infra.tracking.runs import RunHandle
@@ -76,9 +80,27 @@ def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: s
 def send_model(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
     """Deliver a `model` event: log, register, alias. A version or a logged model with the same fingerprint is used
     again; what a registration that fails has stored is removed."""
+    with _process_wide(sink.settings.uri):
+        _send(sink, run_id, experiment_id, event)
+
+
+@contextlib.contextmanager
+def _process_wide(uri: str) -> Iterator[None]:
+    """MLflow resolves `models:/` sources by the process's own setting, which it also writes to the environment: both
+    are put back."""
     import mlflow
 
-    mlflow.set_tracking_uri(sink.settings.uri)  # MLflow resolves `models:/` sources by the process's own setting
+    known = os.environ.get(VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if known is not None:
+            os.environ[VARIABLE] = known
+
+
+def _send(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
     name, fingerprint = event["name"], event["fingerprint"]
     version = _find_version(sink, name, fingerprint)
     if version is not None:
@@ -248,3 +270,18 @@ def _requirements() -> list[str]:
     from importlib.metadata import version
 
     return [f"omniloom=={version('omniloom')}", f"mlflow=={version('mlflow')}"]
+
+
+def bundle_folder(uri: str) -> Path:
+    """The bundle of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a local folder. The store is
+    the one that $MLFLOW_TRACKING_URI names. InputError where it has no such model."""
+    import mlflow
+    from mlflow.models import Model
+
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        flavor = Model.load(str(folder)).flavors["python_function"]
+        return folder / flavor["artifacts"]["bundle"]["path"]
+    except (mlflow.MlflowException, OSError, KeyError) as error:
+        raise InputError(f"is no model of this project in the registry: {short(error)}", field="MODEL",
+                         file=uri) from None

@@ -119,12 +119,12 @@ class RunHandle:
     @_quiet
     def log_file(self, local_path: str | Path, artifact_path: str | None = None) -> None:
         """A file, or a folder with its name, into the run's folder `artifact_path`. It is copied at once."""
-        self._append("file", source=Path(local_path), folder=artifact_path)
+        self._append("file", source=Path(local_path), folder=values.inside(artifact_path or "") or None)
 
     @_quiet
     def log_text(self, text: str, artifact_file: str) -> None:
         """Text as a file of the run, such as `report.html`, without secrets."""
-        folder, _, name = artifact_file.rpartition("/")
+        folder, _, name = values.inside(artifact_file).rpartition("/")
         self._append("file", data=(values.text(text).encode(), name), folder=folder or None)
 
     @_quiet

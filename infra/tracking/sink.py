@@ -77,12 +77,14 @@ class Sink:
             found = self.call("get_experiment_by_name", name)
             if found is None:
                 try:
-                    self._experiments[name] = str(self.call("create_experiment", name, self.settings.artifact_root))
-                    return self._experiments[name]
+                    created = _require_id(self.call("create_experiment", name, self.settings.artifact_root))
+                    self._experiments[name] = created
+                    return created
                 except Refused as error:  # another process was first
                     found = self.call("get_experiment_by_name", name)
                     if found is None:
                         raise Refused(f"experiment {name}: {error}") from error
+            _require_id(found.experiment_id)
             if found.lifecycle_stage == "deleted":
                 self.call("restore_experiment", found.experiment_id)
             self._experiments[name] = found.experiment_id
@@ -176,6 +178,7 @@ class Sink:
             raise TryAgain(short(error)) from error
         self._failures[key] += 1
         kind = events[0]["kind"]
+        log.debug("attempt %d at a %s: %s", self._failures[key], kind, short(error))
         at_once = kind in _APART and (self._files_refused or is_no_place(error))
         if self._failures[key] < _ATTEMPTS and not at_once:
             raise TryAgain(f"{type(error).__name__}: {short(error)}") from error
@@ -258,6 +261,7 @@ class Sink:
                 tags["mlflow.parentRunId"] = parent[0]
         run = self.client.create_run(self.experiment_id(event["experiment"]), event["time"], tags,
                                      event["name"][:_NAME_CHARACTERS])
+        _require_id(run.info.run_id)
         self._remember(folder, key, run.info)
 
     def _send_image(self, run_id: str, path: Path, event: dict) -> None:
@@ -304,6 +308,12 @@ def _split(request: dict) -> Iterable[dict]:
     values = request.get("values", ())
     for value in values.items() if isinstance(values, dict) else values:
         yield {"kind": request["kind"], "values": dict([value]) if isinstance(values, dict) else [value]}
+
+
+def _require_id(value: Any) -> str:
+    if not value or not isinstance(value, str):
+        raise Unreachable("what answers there is no tracking store: it gives no ids")
+    return value
 
 
 def _recorded(path: Path) -> tuple[str, str] | None:

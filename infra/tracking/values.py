@@ -26,6 +26,11 @@ def name(key: Any) -> str:
     return f"_{joined[1:]}" if joined.startswith("..") else joined
 
 
+def inside(path: Any) -> str:
+    """A path below the run's folder: what would lead out of it is left out."""
+    return "/".join(part for part in text(path).split("/") if part not in ("", ".", ".."))
+
+
 def text(value: Any) -> str:
     """Any value as text that every database stores, without secrets; mappings and lists as JSON."""
     if not isinstance(value, str):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from infra import storage
-from infra.lease import Lease, LeaseLost
+from infra.lease import Lease, LeaseLost, WaitEnded
 
 COUNT = """
 import sys, time
@@ -209,15 +209,31 @@ def test_a_lease_that_is_gone_was_lost(tmp_path):
 # --- whose clock, and whose process
 
 
+class Clock:
+    """A monotonic clock of the waiter that a test moves."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def acquired(self, lease: Lease, seconds: float) -> bool:
+        """Look once a second for so long."""
+        for _ in range(round(seconds)):
+            self.now += 1
+            if lease.try_acquire():
+                return True
+        return False
+
+
 @pytest.mark.parametrize("skew", [-3600.0, -90.0, 90.0, 3600.0])
-def test_clocks_do_not_matter(tmp_path, skew):
+def test_clocks_do_not_matter(tmp_path, monkeypatch, skew):
     """A living owner of another machine keeps its lease and a dead one loses it, however wrong its clock is."""
-    uri = str(tmp_path / "x.json")
+    uri, clock = str(tmp_path / "x.json"), Clock(monkeypatch)
     lease = Lease(uri)
-    for renewal in range(8):  # lives: the content changes
-        leave(uri, "other:1:1:boot:1:abc", expiry=0.2, renewed=time.time() + skew, renewals=renewal)
-        assert acquired_after(lease, 0.1) is None
-    assert 0.1 < acquired_after(lease, 10) < 5  # dead: it does not
+    for renewal in range(10):  # lives: the content changes
+        leave(uri, "other:1:1:boot:1:abc", renewed=time.time() + skew, renewals=renewal)
+        assert not clock.acquired(lease, 50)
+    assert not clock.acquired(lease, 10) and clock.acquired(lease, 2)  # dead: 60 s without a change
 
 
 @pytest.mark.parametrize("owner", ["other:{pid}:1234abcd", "{host}:{pid}:1234abcd", "{host}:1:1234abcd"])
@@ -238,18 +254,13 @@ def test_a_damaged_lease_is_taken_over_once_nobody_renews_it(tmp_path):
 
 def test_a_waiter_that_slept_has_not_watched(tmp_path, monkeypatch):
     """A machine that was suspended with owner and waiter on it: the waiter that wakes first sees an old lease."""
-    uri = str(tmp_path / "x.json")
-    leave(uri, "other:1:1:boot:1:abc", expiry=60)
-    lease, now = Lease(uri), [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    uri, clock = str(tmp_path / "x.json"), Clock(monkeypatch)
+    leave(uri, "other:1:1:boot:1:abc")
+    lease = Lease(uri)
     assert not lease.try_acquire()
-    now[0] += 5000
-    assert not lease.try_acquire(), "one look after a long sleep"
-    for _ in range(44):
-        now[0] += 1
-        assert not lease.try_acquire(), "15 s and what it watched"
-    now[0] += 2
-    assert lease.try_acquire()
+    clock.now += 5000
+    assert not lease.try_acquire(), "one look after a long sleep counts as 15 s"
+    assert not clock.acquired(lease, 45) and clock.acquired(lease, 1)
 
 
 def test_a_reused_process_id_is_not_the_owner(tmp_path):
@@ -335,3 +346,11 @@ def test_a_killed_process_loses_its_lease(tmp_path):
             assert held(uri)["owner"] == lease.owner
     finally:
         end(process)
+
+
+def test_waiting_can_be_given_up(tmp_path):
+    """A run that is interrupted while another makes what it wants ends at once."""
+    uri, give_up = str(tmp_path / "x.json"), threading.Event()
+    with Lease(uri):
+        with pytest.raises(WaitEnded), Lease(uri, on_wait=lambda held: give_up.set(), give_up=give_up):
+            raise AssertionError("the lease was taken twice")

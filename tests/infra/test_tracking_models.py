@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.tracking import Tracker, TrackingConfig, register_model, replay, resolve_tracking
+from infra.tracking import RegisteredModel, Tracker, TrackingConfig, register_model, replay, resolve_tracking
 
 SERVING = Path(__file__).parents[2] / "stages/serving.py"
 
@@ -49,6 +49,15 @@ for params, word in (({"size": [16]}, "size"), ({"size": [17, 16]}, "16"), ({"sa
     task = "text_to_text" if "top_p" in params else "text_to_video"
     assert word in refused(pandas.DataFrame([{"prompt": "x", "task": task}]), **params), (params, word)
 
+import os
+from pipelines.trained import find_model
+os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
+for name in ("models:/digits@champion", "models:/digits/1"):
+    assert sorted(os.listdir(find_model(name))) == sorted(os.listdir(sys.argv[2]))
+try:
+    find_model("models:/digits@challenger")
+except Exception as error:
+    assert type(error).__name__ == "InputError" and "models:/digits@challenger: MODEL: " in str(error), error
 def picture(value):
     return Image.open(io.BytesIO(value)).size
 one = pandas.DataFrame([{"prompt": "a handwritten seven"}])
@@ -109,15 +118,17 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
 
     settings = resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60), str(tmp_path / "st"))
     run = Tracker(settings).start_pipeline("digits", {})
-    first = register_model(run, bundle, SERVING, "digits", "a" * 64, metrics={"recon_psnr_image": 24.5},
-                           example=[{"prompt": "a handwritten seven"}])
-    assert first is not None and first.uri == "models:/digits/1"
+    first, why = register_model(run, bundle, SERVING, "digits", "a" * 64,
+                                metrics={"recon_psnr_image": 24.5, "none": float("nan"), "null": None},
+                                example=[{"prompt": "a handwritten seven"}])
+    assert why is None and first.uri == "models:/digits/1"
     same = register_model(run, bundle, SERVING, "digits", "a" * 64, alias="champion")
-    assert same == first, "content that is there already is not copied again"
+    assert same == (first, None), "content that is there already is not copied again"
     broken = tmp_path / "broken"
     broken.mkdir()
-    assert register_model(run, broken, tmp_path.joinpath("no.py").touch() or tmp_path / "no.py", "digits",
-                          "b" * 64) is None, "a model that cannot be made costs only itself"
+    (tmp_path / "no.py").touch()
+    none, why = register_model(run, broken, tmp_path / "no.py", "digits", "b" * 64)
+    assert none is None and "could not be made a model" in why, "a model that cannot be made costs only itself"
     assert run.finish() and replay(settings) == 0
     with pytest.raises(ValueError, match="bundle: .* does not exist"):
         register_model(run, tmp_path / "missing", SERVING, "digits", "c" * 64)
@@ -133,8 +144,8 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     assert {metric.key: metric.value for metric in logged.metrics} == {"recon_psnr_image": 24.5}
 
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri], cwd=tmp_path, env=env, capture_output=True,
-                          text=True, timeout=180)
+    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri, str(bundle)], cwd=tmp_path, env=env,
+                          capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     import base64
 
@@ -144,3 +155,51 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     assert isinstance(read["text"], str) and isinstance(written["text"], str) and read["image"] is None
     assert probe_image(png).mark and probe_video(mp4).mark, "what a model made says so"
     assert probe_video(mp4).frames == 5
+
+
+@pytest.mark.slow
+def test_a_refused_registration_says_why_and_leaves_no_copy(tmp_path, bundle, tracked):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracked.uri)
+    run = Tracker(tracked).start_pipeline("digits", {})
+    for name, reason in (("team/model", "Invalid model name"), ("cat:v1", "Invalid model name")):
+        found, why = register_model(run, bundle, SERVING, name, "a" * 64)
+        assert found is None and reason in why
+    found, why = register_model(run, bundle, SERVING, "it's", "a" * 64, alias="champion")
+    assert why is None and found == RegisteredModel("it's", "1"), "quotes are MLflow's to search for"
+    assert register_model(run, bundle, SERVING, "it's", "a" * 64) == (found, None)
+    assert run.finish()
+    experiment = client.get_run(run.run_id()).info.experiment_id
+    assert len(client.search_logged_models([experiment])) == 1
+    copies = list(tracked.database.parent.glob("mlflow/artifacts/models/*/artifacts/MLmodel"))
+    assert len(copies) == 1 and "MLFLOW_TRACKING_URI" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_version_that_is_refused_takes_its_copy_along(tmp_path, bundle, tracked, monkeypatch):
+    """The registry's table of versions takes none: as of a server that lets runs be logged and no model registered."""
+    import sqlite3
+
+    from mlflow import MlflowClient
+
+    with sqlite3.connect(tracked.database) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON model_versions BEGIN SELECT RAISE(ABORT, 'full'); END")
+    run = Tracker(tracked).start_pipeline("digits", {})
+    found, why = register_model(run, bundle, SERVING, "digits", "a" * 64)
+    assert found is None and "full" in why and run.finish()
+    client = MlflowClient(tracked.uri)
+    assert not client.search_logged_models([client.get_run(run.run_id()).info.experiment_id])
+    assert not [path for path in tracked.database.parent.glob("mlflow/artifacts/models/*") if any(path.rglob("*.*"))]
+
+
+@pytest.mark.parametrize("name", ["team/model", "cat:v1", "it's", 'so "so"', "a\\b", "", "  ", ".", "..x", "a@b", "50%",
+                                  "a#b", "why?", "line\nend"])
+def test_names_that_the_registry_would_refuse_are_refused_when_the_config_is_read(name):
+    with pytest.raises(ValueError, match="register_as"):
+        TrackingConfig(register_as=name)
+
+
+@pytest.mark.parametrize("name", ["digits", "Größe 2", "a.b-c_d", "x" * 300, "猫", None])
+def test_names_that_the_registry_takes(name):
+    assert TrackingConfig(register_as=name).register_as == name

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from infra.errors import InputError
 from infra.training import checkpoint
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from infra.training.engine import Engine, reduce_sum
@@ -328,7 +329,7 @@ def test_a_checkpoint_can_be_moved_and_another_number_of_workers_is_refused(grou
     found = checkpoint.latest(str(tmp_path / "there"))
     checkpoint.load(found, {"model": engine})
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), engine.state_dict().values(), strict=True))
-    with pytest.raises(ValueError, match="written by 3 workers.*--force"):
+    with pytest.raises(InputError, match="workers.count: .*written by 3 workers.*--force"):
         checkpoint.load({**found, "ranks": 3}, {"model": engine})
     with pytest.raises(FileNotFoundError):
         checkpoint.load(found, {"critic": engine})
@@ -390,7 +391,7 @@ def test_amounts_are_added_up_and_logged_by_the_second_of_training(group, tmp_pa
     rows = []
     loop = Recorder(tmp_path, log_every=3).loop(5)
     loop.amounts, loop.log = ("flops",), lambda metrics, step, units: rows.append((step, metrics))
-    loop.train_step = lambda step: ({"loss": 1.0, "flops": 10.0 + step}, 4)
+    loop.train_step, loop.position = lambda step: ({"loss": 1.0, "flops": 10.0 + step}, 4), dict
     loop.run()  # every look at the clock is a second: a step takes one, what validates takes some as well
     assert rows == [(3, {"loss": 1.0, "flops_per_second": 11.0, "images_per_second": 4.0}),
                     (5, {"loss": 1.0, "flops_per_second": 13.5, "images_per_second": 4.0})]
@@ -416,7 +417,7 @@ def test_an_interrupted_loop_logs_the_rows_of_an_unbroken_one(group, tmp_path):
     with pytest.raises(TrainingDiverged):
         broken.loop(11).run()
     found = checkpoint.latest(broken.state)
-    assert found["step"] == 6 and found["position"] == {"at": 6, "units": 60.0}
+    assert found["step"] == 6 and found["position"] == {"at": 6, "units": 60.0, "last": {"loss": 4.5}}
     resumed = Recorder(tmp_path / "broken", **fields)
     resumed.loop(11).run(found["step"], found["position"]["units"])
     assert [row for row in broken.rows if row[0] <= 6] + resumed.rows == straight.rows

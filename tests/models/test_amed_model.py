@@ -65,6 +65,24 @@ def test_gradients_through_the_cache_are_those_of_differences(requests: list, fo
     torch.testing.assert_close((of_x * direction).sum().double(), by_x.double(), rtol=0.03, atol=0.03)
 
 
+def test_batches_go_through_the_prefixes_in_turn() -> None:
+    """Eight of them where nothing is said, each with the noise of its own number."""
+    model, how = build(), VisualSampling(DiffusionConfig(), num_steps=2, guidance_scale=2.0)
+    _, usual = train_predictor(model, prefixes(), GRID, how, iterations=2)
+    _, eight = train_predictor(model, prefixes(), GRID, how, iterations=2, batch_size=8)
+    assert usual == eight
+    first, second, third = prefixes()
+
+    def losses(*requests: list, seed: int = 5) -> list[float]:
+        return train_predictor(model, requests, GRID, how, iterations=2, batch_size=2, seed=seed)[1]
+
+    found = losses(first, second, third)
+    assert found == losses(first, second, third, first)
+    for others in (losses(first, first, third, first), losses(first, second, third, third), losses(
+            first, second, second, first), losses(first, second, third, first, seed=6)):
+        assert all(a != b for a, b in zip(found, others)) or found[1] != others[1]
+
+
 def test_a_trained_predictor_comes_nearer_to_the_fine_solver() -> None:
     model, how = build(), VisualSampling(DiffusionConfig(), num_steps=3, guidance_scale=2.0)
     state = {name: value.clone() for name, value in model.state_dict().items()}

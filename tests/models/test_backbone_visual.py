@@ -212,7 +212,7 @@ def llama_folder(path: Path) -> torch.nn.Module:
 
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=40, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=40, hidden_size=48, intermediate_size=64, num_hidden_layers=5, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64))
     model.save_pretrained(path)
     return model.eval()

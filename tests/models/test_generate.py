@@ -330,6 +330,8 @@ def test_requests_that_cannot_be_met_are_named() -> None:
         generate_text(model, [prefixes()[0], []])
     with pytest.raises(ValueError, match="seeds: expected 1"):
         generate_text(model, prefixes()[:1], seeds=[1, 2])
+    with pytest.raises(ValueError, match="seeds: expected 4, one a request, got 3"):
+        generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, seeds=[1, 2, 3])
     with pytest.raises(ValueError, match="sampler"):
         generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, sampler="nope")
     with pytest.raises(ValueError, match="num_steps"):

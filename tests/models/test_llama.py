@@ -210,6 +210,7 @@ def edit(folder: Path, **fields) -> None:
     ({"rope_parameters": {"rope_theta": -1}}, "rope_theta"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"hidden_act": "gelu"}, "hidden_act"), ({"mlp_bias": True}, "mlp_bias"), ({"num_hidden_layers": 0}, "num_hidden"),
     ({"hidden_size": "48"}, "hidden_size"), ({"hidden_size": None}, "hidden_size"), ({"vocab_size": 5}, "vocab_size"),
+    ({"hidden_size": 50, "head_dim": None}, "hidden_size: expected a multiple of num_attention_heads"),
     ({"num_key_value_heads": 3}, "kv_heads"), ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
     ({"rms_norm_eps": 0}, "rms_norm_eps"), ({"layer_types": ["sliding_attention"]}, "layer_types"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),

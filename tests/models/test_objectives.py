@@ -133,11 +133,19 @@ def test_a_model_has_the_parts_that_its_config_names() -> None:
         UnifiedConfig(vocab_size=40, codebook_size=0)
     with pytest.raises(ValueError, match="the model has codes, the objectives are on latents"):
         UnifiedObjective(UnifiedModel(config_for("next_code")), DiffusionConfig())
+    for fields, named in (({"text_weight": -0.5}, "text_weight"), ({"z_loss": -1.0}, "z_loss"),
+                          ({"objective_weights": {"masked_code": -2.0}}, "masked_code")):
+        with pytest.raises(ValueError, match=rf"UnifiedObjective.{named}: expected a number not below 0, got -"):
+            trained(("masked_code",), build(config_for("masked_code")), **fields)
     with pytest.raises(ValueError, match="objective_weights: next_code is not trained"):
         trained(("latent_diffusion",), build(config_for("latent_diffusion")), objective_weights={"next_code": 1.0})
     with pytest.raises(ValueError, match="batch: holds targets of masked_code; trained are next_code"):
         trained(("next_code",), build(config_for("next_code")))(
             collate([[drawing("masked_code")]], 16, config_for("next_code")), 0)
+    for objective in ("latent_diffusion", "masked_code"):
+        with pytest.raises(ValueError, match="seed: expected 2 integers, one a row, got 3"):
+            trained((objective,), build(config_for(objective)))(
+                collate([[drawing(objective)]] * 2, 16, config_for(objective)), [1, 2, 3])
 
 
 # ---- losses ----

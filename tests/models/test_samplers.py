@@ -194,6 +194,52 @@ def test_amed_beats_euler_and_heun_at_equal_evaluations(trained) -> None:
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
 
 
+class Watched(Gaussian):
+    """Keeps the times at which it is asked for velocities: the teacher's are floats."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__(config)
+        self.asked: list[float] = []
+
+    def velocity(self, x: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            self.asked.append(float(t))
+        return super().velocity(x, t)
+
+
+def test_the_first_loss_of_amed_is_that_of_the_midpoint_method() -> None:
+    """The teacher takes Heun's steps even in t^(1/7) inside each of the student's but the last, from the same noise;
+    distances are in units of the path's deviation, the mean over the steps."""
+    config, teacher_steps = DiffusionConfig("vp"), 3
+    times, denoiser, plain = sampling_times(config, 4), Watched(config), Gaussian(config)
+    noise = gaussian_noise(16)
+    _, losses = train_amed(lambda i: (denoiser, noise), times, iterations=1, teacher_steps=teacher_steps)
+    x = teacher = plain.scales(times[0])[1] * noise
+    errors, asked = [], []
+    for now, after in zip(times[:-2], times[1:-1]):
+        x = amed_step(plain, x, now, after, 0.5, 1.0, 1.0)
+        inside = [(now ** (1 / 7) + i / teacher_steps * (after ** (1 / 7) - now ** (1 / 7))) ** 7
+                  for i in range(teacher_steps + 1)]
+        for begin, end in zip(inside, inside[1:]):
+            slope = plain.velocity(teacher, begin)
+            ahead = plain.velocity(teacher + (end - begin) * slope, end)
+            teacher = teacher + (end - begin) * (slope + ahead) / 2
+            asked += [begin, end]
+        a, b = plain.scales(after)
+        errors.append((x - teacher).square().mean().item() / (a * a + b * b))
+    assert denoiser.asked == pytest.approx(asked, rel=1e-6)
+    assert losses == [pytest.approx(sum(errors) / len(errors), rel=1e-4)]
+
+
+def test_a_predictor_of_another_diffusion_is_refused() -> None:
+    config = DiffusionConfig()
+    made = AmedPredictor(sampling_times(config, 3), diffusion=config)
+    made.check(config)
+    AmedPredictor(sampling_times(config, 3)).check(DiffusionConfig("edm"))  # made for none in particular
+    with pytest.raises(ValueError, match="predictor: made for diffusion.predict v, the model has x"):
+        made.check(DiffusionConfig(predict="x"))
+
+
 def test_training_amed_repeats_and_leaves_the_network_alone() -> None:
     torch.manual_seed(3)
     network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))

@@ -102,6 +102,14 @@ def test_layouts_and_positions() -> None:
     assert batch.document_index[0, [0, 9, 10, 19, 20, 22, 23]].tolist() == [0, 0, 1, 1, 2, 2, -1]
 
 
+def test_a_picture_behind_an_empty_text_asks_nothing_of_the_document_before() -> None:
+    """Far enough along the row that positions are no small integers."""
+    empty = Segment("text", ids=np.empty(0, np.int64))
+    drawn = Segment("visual", latents=picture((1, 1, 2)), grid=(1, 1, 2))
+    batch = collate([[plain_text(range(6, 36), S)] * 10 + [[empty, drawn]]], 330, CONFIG)
+    assert batch.labels[0, 319] == IGNORE and batch.targets["text"] == 10 * 31
+
+
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="row 0, document 1: needs 5 places, 3 of 8 are left"):
         collate([[plain_text([7, 7, 7], S)] * 2], 8, CONFIG)

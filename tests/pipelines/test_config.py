@@ -378,6 +378,30 @@ def test_what_is_dumped_for_a_job_is_read_back(values):
     assert yaml_dialect.load(yaml_dialect.dump(values)) == values
 
 
+def test_a_stage_that_is_null_is_left_out_with_what_reads_it(file):
+    def stages(*overrides: str) -> list[str]:
+        return load(str(file), overrides).stages.configured()
+
+    whole = ["ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train", "evaluate"]
+    assert stages() == whole
+    assert stages("stages.evaluate=null") == whole[:5]
+    assert "train reads pretokenize, which the pipeline does not configure" in failure(
+        file, "stages.pretokenize=null").message  # the file has a train section
+    nothing = ("stages.pretokenize=null", "stages.train=null", "stages.evaluate=null")
+    assert stages(*nothing) == whole[:3]
+    assert stages(*nothing, "stages.tokenizer_image=null", "stages.tokenizer_joint=null") == ["ingest"]
+
+
+@pytest.mark.parametrize("preset, last", [("tokenizer", "tokenizer_joint"), ("quantizers", "quantizer_study")])
+def test_presets_of_a_part_end_there(preset, last, tmp_path):
+    assert load(preset, [f"data={tmp_path}"]).stages.configured()[-1] == last
+
+
+def test_a_cluster_needs_data():
+    with pytest.raises(InputError, match="data: needs a value"):
+        load("cluster")
+
+
 @pytest.mark.parametrize("gate, message", [
     ("{image_class_agreemnt: {min: 0.9}}", "did you mean 'image_class_agreement'?"),
     ("{bits_per_byte: 3.0}", "better when lower"),

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ from stages.evaluation import Evaluation  # noqa: E402
 from stages.gate import Verdict  # noqa: E402
 from stages.measure_drawing import draw, show_videos  # noqa: E402
 from stages.measure_tokenizer import reconstruct  # noqa: E402
-from stages.measure_writing import describe, read_text, retrieve  # noqa: E402
+from stages.measure_writing import _asked, describe, read_text, retrieve  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 from stages.train_tokenizer import load_tokenizer  # noqa: E402
 
@@ -252,3 +254,16 @@ def test_figures_that_are_no_numbers_are_null_and_no_miss(inputs):
     assert not found.text_samples
     found.metrics = finite(found.metrics)
     assert "Not a number: retrieval" in report.render(evaluation_report.content(found, Verdict(None)))
+
+
+def test_a_pictures_own_captions_are_never_held_against_it():
+    captions = [["a", "b"], ["b", "c"], ["c"], ["d", "a", "c"], ["e"]]
+    first = [said[0] for said in captions]
+    images = SimpleNamespace(table={"captions": pa.chunked_array([captions])})
+    for seed in range(20):
+        evaluation = SimpleNamespace(images=images, captions=first,
+                                     config=SimpleNamespace(retrieval_captions=100, seed=seed))
+        asked = _asked(evaluation, first, [0, 1, 2, 3, 4])
+        assert asked.shape == (5, 3)  # the fourth has two captions of others against it
+        for own, row in zip(captions, asked, strict=True):
+            assert first[row[0]] == own[0] and not {first[i] for i in row[1:]} & set(own) and len(set(row)) == 3

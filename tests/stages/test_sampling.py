@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from infra.artifacts import ArtifactStore
 from models.bundle import BundleConfig, OmniLoom
 from models.text import TextTokenizer
 from models.tokenizer.config import TokenizerConfig
@@ -20,6 +22,7 @@ from models.unified.diffusion import sampling_times
 from models.unified.diffusion_config import DiffusionConfig
 from models.unified.model import UnifiedModel
 from pipelines import cli
+from stages.loops import without_loop
 from stages.media import decode_image, decode_video, encode_png, probe_image, probe_video
 from stages.requests import read_requests
 
@@ -290,3 +293,71 @@ def test_a_sampler_is_trained_for_a_model_and_draws(omniloom, model, tmp_path):
     code, lines, _ = omniloom("sampler", tmp_path / "bare", "--steps", 2, "--iterations", 1, "--batch", 1,
                               "--out", path, "--prompts", tmp_path / "asked.jsonl")
     assert code == 0 and "1 prompts" in lines[0]
+
+
+# ---- defaults, names and wrong requests ----
+
+
+@pytest.mark.parametrize("text, cut", [
+    ("The license" + "\n" * 58, "The license …"), ("go " + "down" * 20, "go down …"), ("a b c. " * 9, "a b c. …"),
+    ("wait...", "wait..."), ("=" * 20, "=" * 20), ("the cat sat on the mat", "the cat sat on the mat"), ("", "")])
+def test_text_that_goes_round_in_circles_is_cut(text, cut):
+    assert without_loop(text) == cut
+
+
+def test_text_is_not_repeated_by_default(omniloom, model, loom, tmp_path):
+    """Two texts of one prompt differ, and each is the model's own at the documented temperature."""
+    code, _, _ = omniloom("sample", model, "--prompt", "a hand", "--text", "--count", 2, "--seed", 4, "--jsonl", "m")
+    free = loom.text_to_text(["a hand"] * 2, temperature=0.8, top_p=0.95, seeds=4)
+    assert code == 0 and free[0] != free[1]
+    assert [made["segments"] for made in records(Path("m"))] == [[{"text": without_loop(text)}] for text in free]
+    file = picture(tmp_path / "a.png")
+    code, lines, _ = omniloom("sample", model, "--image", file)
+    likeliest = loom.image_to_text([decode_image(file.read_bytes())], max_new_tokens=64)
+    assert code == 0 and lines == printed(without_loop(likeliest[0]))
+
+
+def test_nothing_that_was_made_is_written_over(omniloom, model):
+    arguments = ("sample", model, "--steps", 1, "--prompt")
+    names = [omniloom(*arguments, prompt, *more)[1][0] for prompt, more in
+             (("a seven", ()), ("a seven!", ("--guidance", 9)), ("a seven", ()))]
+    assert names == [f"samples/a-seven-0{end}.png" for end in ("", "_2", "_3")]
+    first, other, again = (Path(name).read_bytes() for name in names)
+    assert first == again != other
+    for number in ("", "_2"):
+        omniloom(*arguments[:4], "--interleave", "--prompt", "a", "--max-new-tokens", 2)
+        assert len(records(Path(f"samples/samples{number}.jsonl"))) == 1
+
+
+def test_a_prompt_of_long_characters_is_a_file(omniloom, model):
+    code, lines, _ = omniloom("sample", model, "--steps", 1, "--prompt", "𝔸" * 80, "--seed", 2**53 - 2)
+    assert code == 0 and Path(lines[0]).exists() and Path(lines[0]).name.startswith("𝔸" * 20)
+
+
+@pytest.mark.parametrize("arguments, field", [
+    (["--seed", 2**64], "--seed"), (["--seed", 2**53 - 1, "--count", 2], "--seed"),
+    (["--sampler", "best"], "--sampler"),
+    (["--objective", "noise"], "--objective"), (["--image-guidance", 2], "--image-guidance"),
+    (["--out", "file"], "--out")])
+def test_a_wrong_request_is_told_before_the_model_is_loaded(omniloom, arguments, field):
+    Path("file").write_text("mine")
+    code, _, err = omniloom("sample", "file", "--prompt", "a", *arguments)
+    assert code == 2 and err.startswith(f"error: {field}: ") and Path("file").read_text() == "mine"
+
+
+def test_a_model_by_its_config(omniloom, model):
+    store = ArtifactStore(str(Path("runs/mine").absolute()))
+    Path("mine.yaml").write_text("name: mine\nstorage: runs/${name}\ndata: ???\nstages: {}\n")
+    code, _, err = omniloom("sample", "mine.yaml", "--prompt", "a")
+    assert code == 2 and "mine.yaml: MODEL: has no trained model in" in err and "omniloom run mine.yaml" in err
+    work = store.work_uri("train", "f" * 64)
+    shutil.copytree(model, Path(work, "output"))
+    store.set_last_used("mine", store.publish("train", "f" * 64, work, {"metrics": {}, "times": {"ended_unix": 1}}))
+    by_config = omniloom("sample", "mine.yaml", "--prompt", "a", "--steps", 1)
+    by_path = omniloom("sample", store.artifact_uri("train", "f" * 64), "--prompt", "a", "--steps", 1)
+    assert by_config[0] == by_path[0] == 0
+    assert Path(by_config[1][0]).read_bytes() == Path(by_path[1][0]).read_bytes()
+    code, _, err = omniloom("sample", "nothing", "--prompt", "a")
+    assert code == 2 and "nothing: MODEL: no such model" in err
+    code, _, err = omniloom("sample", "models:/mine@champion", "--prompt", "a")
+    assert code == 2 and "MLFLOW_TRACKING_URI" in err

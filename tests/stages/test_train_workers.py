@@ -1,6 +1,7 @@
 """The training stages' workers on one rank: losses fall, and a run that was killed ends with the same weights."""
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import corpora  # noqa: E402
 
 from infra import storage  # noqa: E402
 from models.bundle import OmniLoom  # noqa: E402
+from models.unified.batch import collate  # noqa: E402
+from models.unified.model import UnifiedModel  # noqa: E402
+from models.unified.objective import UnifiedObjective  # noqa: E402
 from stages import history, train_tokenizer, train_unified  # noqa: E402
+from stages.documents import Documents  # noqa: E402
+from stages.order import hash_seed  # noqa: E402
+from stages.packing import Planner  # noqa: E402
+from stages.tokens import TokenSet  # noqa: E402
 
 
 class Killed(BaseException):
@@ -85,6 +93,41 @@ def train_the_model(folder, tokens, visual, progress=None, **fields) -> None:
                                                  progress=progress or corpora.Silent(), **work(folder)))
 
 
+def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same training in one loop of torch alone, without engine, loader, cursor or checkpoint: weights and losses.
+    Step s takes the next `batch_rows` rows of the windows one after the other, in one pass."""
+    held = TokenSet(tokens, "train")
+    planner, rows = Planner(held, config.packing, config.seed, config.objectives), []
+    for window in itertools.count():
+        rows += planner.window(window)
+        if len(rows) >= config.batch_rows * config.steps:
+            break
+    shape = train_unified.unified_config(config, held.facts["vocab_size"], train_unified.visual_sizes(held.facts),
+                                         held.facts["specials"])
+    torch.manual_seed(config.seed)
+    objective, documents = UnifiedObjective(UnifiedModel(shape), config.diffusion), Documents(held, shape)
+    parameters = list(objective.parameters())
+    adam = torch.optim.AdamW([{"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
+                              {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}],
+                             betas=(0.9, 0.95))
+    average, losses = [p.detach().clone() for p in parameters], []
+    for step in range(config.steps):
+        taken = rows[step * config.batch_rows:(step + 1) * config.batch_rows]
+        batch = collate([[documents.segments(placed) for placed in row] for row in taken], config.packing.length, shape)
+        loss, _ = objective(batch, [hash_seed(config.seed, step, number) for number in range(len(taken))])
+        for group in adam.param_groups:
+            group["lr"] = config.optimizer.lr_at(step, config.steps)
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        adam.step()
+        decay = min(config.engine.ema_decay, (1 + step) / (10 + step))
+        average = [decay * mean + (1 - decay) * p.detach() for mean, p in zip(average, parameters)]
+        losses.append(loss.item())
+    names = [name.removeprefix("model.") for name, _ in objective.named_parameters()]
+    return dict(zip(names, average, strict=True)), losses
+
+
 @pytest.mark.parametrize("fields", [{}, {"engine": {"zero_stage": 2, "ema_decay": 0.0}, "packing": {
     "length": 48, "window_rows": 5, "mixture": {"image": 0.6, "text": 0.0}},
     "workers": {"count": 1, "checkpoint_every": 3, "log_every": 5, "accumulate": 2}}], ids=["ema", "accumulated"])
@@ -97,12 +140,16 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, tokens, visual, 
     resumed = KilledAt(99)
     train_the_model(broken, tokens, visual, resumed, **fields)
     wanted, found = (load_file(folder / "output" / "model" / "unified.safetensors") for folder in (straight, broken))
-    assert set(wanted) == set(found)
+    plain, losses = trained_plainly(tokens, unified_config(**fields))
+    assert set(wanted) == set(found) == set(plain)
     for name, value in wanted.items():
         assert torch.equal(value, found[name]), name
+        torch.testing.assert_close(value, plain[name], rtol=2e-3, atol=2e-5, msg=name)
     assert curve(broken) == curve(straight)
     steps = [row["step"] for row in curve(straight) if "loss" in row]
-    assert steps == sorted(set(steps))
+    assert steps == sorted(set(steps)) and steps[-1] == len(losses)
+    means = [np.mean(losses[begin:end]) for begin, end in zip([0, *steps], steps)]
+    assert [row["loss"] for row in curve(straight) if "loss" in row] == pytest.approx(means, rel=1e-4)
     metrics = [storage.read_json(str(folder / "state" / "metrics.json")) for folder in (straight, broken)]
     for name in ("units", "loss", "validation_visual_loss", "parameters"):
         assert metrics[0][name] == metrics[1][name]

@@ -1,0 +1,45 @@
+"""Signals: Ctrl-C, SIGTERM (`stop` of a job, a scheduler) and SIGHUP (a terminal that was closed) end a run alike."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+INTERRUPTED = 130  # a shell's code for a command that Ctrl-C ended
+LINE = "interrupted; the next run goes on from here"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """In the block the first of these signals raises KeyboardInterrupt in the main thread, by which a run closes its
+    records; the second ends the process at once, after `LINE`. One that is ignored (nohup) stays so."""
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+    seen = []
+
+    def interrupt(number, frame) -> None:
+        _leave_closed(terminals)
+        if seen:
+            os.write(2, f"{LINE}\n".encode())
+            os._exit(INTERRUPTED)
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_closed(terminals: list[int]) -> None:
+    """Where the terminal is gone, what is printed from here on goes nowhere, in place of failing."""
+    for number in terminals:
+        if not os.isatty(number):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
