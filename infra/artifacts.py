@@ -1,21 +1,26 @@
 """Artifacts: immutable folders addressed by what made them, and the work folders that they are made in.
 
     STORAGE/artifacts/STAGE/FINGERPRINT/   manifest.json and the files it names; published, read-only
-    STORAGE/work/STAGE/FINGERPRINT/        output/ (becomes the artifact) and state/ (shards done, checkpoints)
+    STORAGE/work/STAGE/FINGERPRINT/        output/ (becomes the artifact) and state/: checkpoints/ and history.jsonl,
+                                           which trainings go on from; all else says what of the output is done
     STORAGE/replaced/STAGE/...             what a forced run put aside
+    STORAGE/damaged/STAGE/FINGERPRINT.json which files were found damaged, until the artifact is made again
     STORAGE/pipelines/NAME/STAGE.json      which artifact the pipeline used last
 
-`manifest.json` is written last: no manifest, no artifact. Publishing can be interrupted anywhere and is finished by
-the next run, because the complete manifest is first written down in the work folder.
+`manifest.json` is written last: no manifest, no artifact. Publishing can be interrupted anywhere, by a power cut too,
+and is finished by the next run, because the complete manifest is first written down in the work folder. Whoever
+finishes what another process began looks at the files first: only what they are can be declared.
 """
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra import storage
+from infra import integrity, storage
+from infra.errors import OmniLoomError
 
 MANIFEST = "manifest.json"
 
@@ -34,7 +39,12 @@ class Artifact:
 
     def local(self) -> Path:
         """A local folder with the files: the artifact's own, or this machine's copy, named by what it holds."""
-        return storage.localize(self.uri, f"{self.stage}-{files_digest(self.manifest['files'])}")
+        folder = storage.localize(self.uri, f"{self.stage}-{files_digest(self.manifest['files'])}")
+        if not storage.is_local(self.uri) and (bad := integrity.wrong(str(folder), self.manifest["files"])):
+            storage.remove(str(folder))
+            raise OmniLoomError(f"{self.uri}: the copy on this machine, {folder}, is damaged and was removed "
+                                f"({some(bad)}); run again")
+        return folder
 
     @property
     def metrics(self) -> dict:
@@ -55,6 +65,24 @@ def _clear(work: str) -> None:
     storage.remove(storage.join(work, "state"))
     storage.remove(storage.join(work, "output"))
     storage.remove(work)
+
+
+def some(paths: list[str]) -> str:
+    """The first few of them, for a message."""
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def check_folder(uri: str, local: str) -> None:
+    """OmniLoomError where files of a published artifact, or of a folder of one, are damaged. `local` is the folder
+    `uri`, or this machine's copy. What lies beside no manifest cannot be checked."""
+    for root, prefix in ((uri, ""), (uri.rpartition("/")[0], f"{uri.rpartition('/')[2]}/")):
+        if manifest := storage.read_json(storage.join(root, MANIFEST)):
+            files = [{**entry, "path": entry["path"].removeprefix(prefix)} for entry in manifest["files"]
+                     if entry["path"].startswith(prefix)]
+            if bad := integrity.wrong(local, files):
+                raise OmniLoomError(f"{uri} is damaged: {some(bad)} not as the manifest says; put back a copy, or run "
+                                    "the pipeline again: after `omniloom verify CONFIG` it makes the artifact anew")
+            return
 
 
 def files_digest(files: list[dict]) -> str:
@@ -91,17 +119,32 @@ class ArtifactStore:
     def has_work(self, stage: str, fingerprint: str) -> bool:
         return bool(storage.list_files(self.work_uri(stage, fingerprint)))
 
-    def damage(self, artifact: Artifact, deep: bool = False) -> list[str]:
-        """Paths that are missing or of another size; with `deep`, also those whose sha256 differs."""
-        present = storage.list_files(artifact.uri)
-        bad = []
-        for entry in artifact.manifest["files"]:
-            path = entry["path"]
-            if present.get(path) != entry["bytes"]:
-                bad.append(path)
-            elif deep and storage.sha256(artifact.file(path)) != entry["sha256"]:
-                bad.append(path)
+    def damage(self, artifact: Artifact) -> list[str]:
+        """Paths that are missing, of another size, or that `examine` has found damaged. Reads no content."""
+        noted = set((storage.read_json(self._findings(artifact.stage, artifact.fingerprint)) or {}).get("files", ()))
+        bad = set(integrity.wrong_sizes(artifact.uri, artifact.manifest["files"])) | noted
+        return [entry["path"] for entry in artifact.manifest["files"] if entry["path"] in bad]
+
+    def examine(self, artifact: Artifact, remembered: bool = False) -> list[str]:
+        """Paths that are missing, of another size or of another sha256, noted down so that every later plan sees them.
+        `remembered`: on a local disk, what was found right on this machine and not written since is not read again;
+        elsewhere, where reading is a transfer and the store checks what it keeps, sizes alone count."""
+        files = artifact.manifest["files"]
+        if remembered and not storage.is_local(artifact.uri):
+            return self.damage(artifact)
+        bad = integrity.wrong(artifact.uri, files, remembered)
+        if bad:
+            storage.write_json(self._findings(artifact.stage, artifact.fingerprint), {"files": bad})
+        else:
+            self._forget(artifact.stage, artifact.fingerprint)
         return bad
+
+    def _findings(self, stage: str, fingerprint: str) -> str:
+        return storage.join(self.root, "damaged", stage, f"{fingerprint}.json")
+
+    def _forget(self, stage: str, fingerprint: str) -> None:
+        if storage.exists(note := self._findings(stage, fingerprint)):
+            storage.remove(note)
 
     def publish(self, stage: str, fingerprint: str, work: str, facts: dict) -> Artifact:
         """Turn `work`/output into the artifact. `facts` are the manifest's fields other than `files`.
@@ -109,31 +152,64 @@ class ArtifactStore:
         An artifact that is already there under the fingerprint (a forced or damaged one) is put aside, not lost.
         """
         output = storage.join(work, "output")
-        files = [{"path": path, "bytes": size, "sha256": storage.sha256(storage.join(output, path))}
-                 for path, size in storage.list_files(output).items()]
-        storage.write_json(storage.join(work, "publish.json"), {**facts, "files": files})
-        return self.finish_publishing(stage, fingerprint, work)
+        storage.sync(output)
+        manifest = {**facts, "files": integrity.describe(output)}
+        storage.write_json(storage.join(work, "publish.json"), manifest)
+        return self._place(stage, fingerprint, work, manifest)
 
-    def finish_publishing(self, stage: str, fingerprint: str, work: str) -> Artifact | None:
-        """Complete a publication that was begun; None where none was, or where it was complete. Safe to repeat."""
+    def finish_publishing(self, stage: str, fingerprint: str, work: str,
+                          say: Callable[[str], None] = lambda text: None) -> Artifact | None:
+        """Complete a publication that was begun; None where none was, or where it was complete. Safe to repeat.
+
+        Where files are no longer what they were, none of it is published: the output is dropped, the stage goes on
+        from its checkpoints, and `say` is told which files.
+        """
         manifest = storage.read_json(storage.join(work, "publish.json"))
         if manifest is None:
             return None
-        target = self.artifact_uri(stage, fingerprint)
         current = self.find(stage, fingerprint)
         if current and current.manifest == manifest:
             _clear(work)
             return None
+        target = self.artifact_uri(stage, fingerprint)
+        output = storage.join(work, "output")
+        waiting = storage.list_files(output)
+        for folder in (output, target):
+            files = [e for e in manifest["files"] if (e["path"] in waiting) == (folder == output)]
+            if bad := integrity.wrong(folder, files, remembered=False):
+                say(f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder});"
+                    " it is made again, a training from its last checkpoint")
+                self._withdraw(stage, fingerprint, work)
+                return None
+        return self._place(stage, fingerprint, work, manifest)
+
+    def _withdraw(self, stage: str, fingerprint: str, work: str) -> None:
+        """Drop a publication, its output and what says that parts of the output are done; trainings keep what they go
+        on from. An artifact that was being put aside for it is."""
+        state, target = storage.join(work, "state"), self.artifact_uri(stage, fingerprint)
+        for name in storage.list_files(state):
+            if not {"checkpoints", "history.jsonl"} & set(name.split("/")):
+                storage.remove(storage.join(state, name))
+        storage.remove(storage.join(work, "output"))
+        if not self.find(stage, fingerprint):
+            if old := storage.read_json(storage.join(work, "replaces.json")):
+                self._put_aside(Artifact(stage, fingerprint, target, old))
+            storage.remove(target)
+        storage.sync(work)
+        storage.remove(storage.join(work, "publish.json"))
+
+    def _place(self, stage: str, fingerprint: str, work: str, manifest: dict) -> Artifact:
+        target, output = self.artifact_uri(stage, fingerprint), storage.join(work, "output")
         replaces = storage.join(work, "replaces.json")
-        if current:
+        if current := self.find(stage, fingerprint):
             storage.write_json(replaces, current.manifest)
         if old := storage.read_json(replaces):
             self._put_aside(Artifact(stage, fingerprint, target, old))
-        for entry in manifest["files"]:
-            source = storage.join(work, "output", entry["path"])
-            if storage.exists(source):
-                storage.move_file(source, storage.join(target, entry["path"]))
+        self._forget(stage, fingerprint)
+        waiting = storage.list_files(output)
+        storage.move_files(output, target, [e["path"] for e in manifest["files"] if e["path"] in waiting])
         storage.write_json(storage.join(target, MANIFEST), manifest)
+        integrity.remember(target, manifest["files"])
         _clear(work)
         return Artifact(stage, fingerprint, target, manifest)
 
@@ -144,10 +220,18 @@ class ArtifactStore:
             return  # done by a run that was interrupted later
         # The manifest goes first: from then on the folder is no artifact, and then its copy is complete at the end.
         storage.remove(artifact.file(MANIFEST))
-        for entry in artifact.manifest["files"]:
-            if storage.exists(artifact.file(entry["path"])):
-                storage.move_file(artifact.file(entry["path"]), storage.join(target, entry["path"]))
+        present = storage.list_files(artifact.uri)
+        paths = [entry["path"] for entry in artifact.manifest["files"]]
+        storage.move_files(artifact.uri, target, [path for path in paths if path in present])
         storage.write_json(storage.join(target, MANIFEST), artifact.manifest)
+
+    def remove_leftovers(self) -> None:
+        """Remove what writes that were killed left behind, where this storage is a local disk."""
+        if (root := storage.local_path(self.root)) is None:
+            return
+        for pattern in ("", "runs", "pipelines/*", "leases/*", "damaged/*", "artifacts/*/*", "work/*/*"):
+            for folder in root.glob(pattern) if pattern else (root,):
+                storage.remove_leftovers(str(folder))
 
     def last_used(self, pipeline: str, stage: str) -> Artifact | None:
         """The artifact that the pipeline of this name used last for the stage, even if only its manifest is left."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 
 class ProgressBoard:
-    """The latest state per stage: {"done", "total", "unit", "facts", "time"}. Runs as a Ray actor or in-process."""
+    """The latest state per stage: {"done", "total", "unit", "facts", "time", "notes"}. Runs as a Ray actor or
+    in-process."""
 
     def __init__(self):
         self._states: dict[str, dict] = {}
@@ -39,13 +40,18 @@ class Progress:
     board: object | None = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
     _last: float = field(default=0.0, repr=False)
+    _notes: list[str] = field(default_factory=list, repr=False)
+
+    def note(self, text: str) -> None:
+        """Show a line to whoever runs the pipeline, with the next state that is shown."""
+        self._notes.append(text)
 
     def __call__(self, done: float, total: float, unit: str, **facts: float) -> None:
         now = time.time()
         if self.board is None or (now - self._last < self.interval and done < total):
             return
         self._last = now
-        state = {"done": done, "total": total, "unit": unit, "facts": facts, "time": now}
+        state = {"done": done, "total": total, "unit": unit, "facts": facts, "time": now, "notes": list(self._notes)}
         update = self.board.update
         if hasattr(update, "remote"):
             update.remote(self.stage, state)

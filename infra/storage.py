@@ -3,6 +3,9 @@
 A path in OmniLoom is a URI string (`/data/run`, `file:///data/run`, `s3://bucket/run`, `memory://run`); relative
 local paths are made absolute once, where the config is read. Credentials and endpoints come from the environment
 in fsspec's own way (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so that workers on other machines find them.
+
+What these functions have written, copied or moved when they return survives a power cut: on a local disk files and
+folders are synced (`infra.disk`), an object store keeps what it has acknowledged.
 """
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ import posixpath
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import fsspec
 from fsspec.core import has_magic, split_protocol
+
+from infra import disk
+from infra.errors import InputError
 
 # Listings must be true at once for every reader: a lease or a manifest that another process wrote a second ago
 # must be seen, so remote filesystems run without their listings cache.
@@ -74,35 +81,30 @@ def write_bytes(uri: str, data: bytes) -> None:
     Object stores give that by themselves; on a local disk a temporary file is renamed into place.
     """
     fs, path = filesystem(uri)
-    fs.makedirs(fs._parent(path), exist_ok=True)
-    if not is_local(uri):
-        fs.pipe_file(path, data)
-        return
-    with _temporary(path, data) as temporary:
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def _temporary(path: str, data: bytes) -> Iterator[str]:
-    """A file with the content, flushed to the disk, beside the local `path`; listings do not show it."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    if is_local(uri):
+        with disk.writing(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        yield temporary
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        return
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    fs.pipe_file(path, data)
 
 
 def read_json(uri: str) -> dict | None:
-    """The parsed JSON file, or None where there is none."""
+    """The JSON object in the file, or None where there is no file; InputError naming the file where it holds none."""
     try:
-        return json.loads(read_bytes(uri))
+        data = read_bytes(uri)
     except FileNotFoundError:
         return None
+    try:
+        value = json.loads(data)
+    except ValueError as error:  # text that is no JSON, or bytes that are no text
+        value, wrong = None, f"{len(data)} bytes: {error}"
+    else:
+        wrong = f"holds a {type(value).__name__}"
+    if isinstance(value, dict):
+        return value
+    raise InputError(f"expected a JSON object ({wrong}); the file is damaged: put it back from a copy, or remove it "
+                     "and run again, which makes anew what it belongs to", file=uri)
 
 
 def write_json(uri: str, value: dict) -> None:
@@ -115,11 +117,12 @@ def create_exclusively(uri: str, data: bytes) -> bool:
     The file appears with its content: a hard link on a local disk, one conditional request on an object store.
     """
     fs, path = filesystem(uri)
-    fs.makedirs(fs._parent(path), exist_ok=True)
+    if not is_local(uri):
+        fs.makedirs(fs._parent(path), exist_ok=True)
     try:
         if is_local(uri):
-            with _temporary(path, data) as temporary:
-                os.link(temporary, path)
+            with disk.writing(path, exclusive=True) as file:
+                file.write(data)
         elif is_process_local(uri):
             with _MEMORY:
                 fs.pipe_file(path, data, mode="create")
@@ -139,7 +142,7 @@ def list_files(uri: str) -> dict[str, int]:
         return {}
     prefix = fs._strip_protocol(root).rstrip("/") + "/"
     return {name.removeprefix(prefix): info["size"] for name, info in sorted(found.items())
-            if not posixpath.basename(name).startswith(".tmp-")}
+            if f"/{disk.UNFINISHED}" not in "/" + name.removeprefix(prefix)}
 
 
 def sha256(uri: str) -> str:
@@ -153,6 +156,16 @@ def sha256(uri: str) -> str:
 
 def copy_file(source: str, target: str) -> None:
     """Copy one file between any two filesystems."""
+    if not is_local(target):
+        _copy(source, target)
+        return
+    source_fs, source_path = filesystem(source)
+    with source_fs.open(source_path, "rb") as reader, disk.writing(filesystem(target)[1]) as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy one file, on a local disk without syncing it."""
     source_fs, source_path = filesystem(source)
     target_fs, target_path = filesystem(target)
     target_fs.makedirs(target_fs._parent(target_path), exist_ok=True)
@@ -163,20 +176,48 @@ def copy_file(source: str, target: str) -> None:
         shutil.copyfileobj(reader, writer, 1 << 20)
 
 
+def copy_tree(source: str, target: str) -> None:
+    """Copy every file below a folder."""
+    for name in list_files(source):
+        _copy(join(source, name), join(target, name))
+    sync(target)
+
+
+def sync(uri: str) -> None:
+    """What was written below this local folder by other means is on the disk; an object store has it already."""
+    if is_local(uri):
+        disk.sync_tree(filesystem(uri)[1])
+
+
 def move_file(source: str, target: str) -> None:
     """Move one file; within a local disk that is a rename."""
+    _move_all([(source, target)])
+
+
+def move_files(source: str, target: str, names: Iterable[str]) -> None:
+    """Move these files from below one folder to below another."""
+    _move_all([(join(source, name), join(target, name)) for name in names])
+
+
+def _move_all(pairs: list[tuple[str, str]]) -> None:
+    folders: set[str] = set()
+    if all(is_local(uri) for pair in pairs for uri in pair):
+        # Content first: a new name for what is not there yet could survive alone.
+        disk.sync([filesystem(source)[1] for source, _ in pairs])
+        folders = {os.path.dirname(filesystem(target)[1]) for _, target in pairs}
+    for folder in sorted(folders):
+        disk.make_folder(folder)
+    for source, target in pairs:
+        _move(source, target)
+    disk.sync(folders)
+
+
+def _move(source: str, target: str) -> None:
     if is_local(source) and is_local(target):
-        _, target_path = filesystem(target)
-        os.makedirs(os.path.dirname(target_path), exist_ok=True)
-        os.replace(filesystem(source)[1], target_path)
+        os.replace(filesystem(source)[1], filesystem(target)[1])
         return
     copy_file(source, target)
     remove(source)
-
-
-def copy_tree(source: str, target: str) -> None:
-    for name in list_files(source):
-        copy_file(join(source, name), join(target, name))
 
 
 def remove(uri: str) -> None:
@@ -207,11 +248,24 @@ def localize(uri: str, digest: str) -> Path:
     target = cache / digest
     if target.exists():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=cache, prefix=".tmp-"))
+    disk.make_folder(cache)
+    remove_leftovers(str(cache))
+    staging = Path(tempfile.mkdtemp(dir=cache, prefix=disk.UNFINISHED))
     copy_tree(uri, str(staging))
     try:
         staging.rename(target)
     except OSError:  # another process was first with the same content
         shutil.rmtree(staging)
+    disk.sync([cache])
     return target
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove from a local folder what writes that were killed left behind more than a day ago."""
+    if not is_local(folder) or not os.path.isdir(path := filesystem(folder)[1]):
+        return
+    long_ago = time.time() - 86400
+    for entry in list(os.scandir(path)):
+        with contextlib.suppress(FileNotFoundError):  # a write that lives has ended
+            if entry.name.startswith(disk.UNFINISHED) and entry.stat(follow_symlinks=False).st_mtime < long_ago:
+                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)

@@ -306,16 +306,19 @@ def schema() -> None:
 
 @app.command()
 def verify(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Hash every file of the pipeline's artifacts again. Exit code 1 where one is damaged."""
+    """Hash every file of the pipeline's artifacts again, and note what is damaged for the next run. Exit code 1 where
+    something is."""
     made = _plan(config, overrides, None, None, None, None)
-    damaged = False
+    damaged = []
     for planned in made.stages:
         if planned.artifact:
-            bad = made.store.damage(planned.artifact, deep=True)
-            damaged = damaged or bool(bad)
-            print(f"{planned.name}: " + (f"damaged: {', '.join(bad)}" if bad else
+            bad = made.store.examine(planned.artifact)
+            damaged += [planned.name] if bad else []
+            print(f"{planned.name}: " + (f"damaged in {planned.uri}: {', '.join(bad)}" if bad else
                                          f"{len(planned.artifact.manifest['files'])} files intact"))
     if damaged:
+        print(f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "
+              "otherwise; or put the files back from a copy and verify again")
         raise typer.Exit(1)
 
 

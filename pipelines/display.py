@@ -22,6 +22,7 @@ class Display:
         self._started: dict[str, float] = {}
         self._first: dict[str, dict] = {}
         self._lines: dict[str, float] = {}
+        self._noted: dict[str, int] = {}
         if self.console.is_terminal:
             self._bars = Progress(TextColumn("[bold]{task.description:<16}"), BarColumn(bar_width=30),
                                   TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[detail]}"),
@@ -50,6 +51,9 @@ class Display:
         for stage, state in states.items():
             if stage not in self._started:
                 continue
+            for text in state["notes"][self._noted.get(stage, 0):]:
+                self.note(f"{stage}: {text}")
+            self._noted[stage] = len(state["notes"])
             first = self._first.setdefault(stage, state)
             seconds, done = state["time"] - first["time"], state["done"] - first["done"]
             rate = done / seconds if seconds > 0 and done > 0 else None

@@ -8,7 +8,9 @@ died had come to, so a retry is another `submit`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -18,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -41,15 +43,20 @@ _PATH_KEYS = ("storage", "data", "uri", "artifact_root", "init_from", "encoder",
               "official", "vgg", "heads")
 _REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 1.0
-_STOP_SECONDS = 30.0
+_CLOSING_SECONDS = 25  # from `stop` until Ray kills the job: a run takes some to close its records; Ray's default is 3
+_STOP_SECONDS = _CLOSING_SECONDS + 15.0
+_PROGRESS = re.compile(r"^\d\d:\d\d:\d\d (\w+: .+)$", re.MULTILINE)  # of pipelines.display
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the cluster knows it; times are seconds since the epoch, `end` None while it runs."""
+    """A job as the cluster knows it; times are seconds since the epoch, `end` None while it runs. `pipeline` is the
+    name in the config; `progress` is the last line about a stage that a running job wrote, else empty."""
     id: str
     status: str
+    pipeline: str
+    progress: str
     config: str
     entrypoint: str
     start: float | None
@@ -69,13 +76,13 @@ def submit(config: str, overrides: Sequence[str] = (), address: str = "", *, arg
     $OMNILOOM_PYTHON, else this one where the cluster is on this machine, else `python`. `env` holds variables for the
     job and its workers. The config is checked before anything is sent.
     """
-    load(config, list(overrides))
+    pipeline = load(config, list(overrides)).name
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="omniloom-job-") as folder:
         shipped = pack(config, overrides, Path(folder))
         command = [_interpreter(python, address), "-m", "pipelines.cli", "run", shipped, *arguments]
         return start(client, command, Path(folder), env, {
-            "omniloom.config": redact(str(config)),
+            "omniloom.pipeline": pipeline, "omniloom.config": redact(str(config)),
             "omniloom.overrides": " ".join(redact_override(override) for override in overrides)})
 
 
@@ -85,7 +92,8 @@ def start(client: JobSubmissionClient, command: Sequence[str], folder: Path, env
     try:
         return client.submit_job(
             entrypoint=shlex.join(command), metadata=dict(metadata),
-            runtime_env={"working_dir": str(folder), "env_vars": {"PYTHONUNBUFFERED": "1", **(env or {})}})
+            runtime_env={"working_dir": str(folder), "env_vars": {
+                "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_CLOSING_SECONDS), **(env or {})}})
     except RuntimeError as error:
         raise OmniLoomError(f"the cluster did not take the job: {error}") from error
 
@@ -110,8 +118,18 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
 
 def jobs(address: str) -> list[Job]:
     """The cluster's submitted jobs, newest first."""
-    found = [_job(details) for details in _client(address).list_jobs() if details.submission_id]
+    client = _client(address)
+    found = [_job(details) for details in client.list_jobs() if details.submission_id]
+    found = [replace(job, progress=_progress(client, job.id)) if job.status == "RUNNING" else job for job in found]
     return sorted(found, key=lambda job: job.start or 0.0, reverse=True)
+
+
+def _progress(client: JobSubmissionClient, job_id: str) -> str:
+    try:
+        lines = _PROGRESS.findall(client.get_job_logs(job_id))
+    except RuntimeError:  # its node may be away
+        return ""
+    return redact(lines[-1]) if lines else ""
 
 
 def job(address: str, job_id: str) -> Job:
@@ -166,6 +184,7 @@ def _client(address: str) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # "Uploading package ...": not what the user asked for
     try:
         return JobSubmissionClient(url)
     except AuthenticationError as error:
@@ -221,6 +240,7 @@ def _details(client: JobSubmissionClient, job_id: str):
 
 def _job(details) -> Job:
     return Job(id=details.submission_id, status=str(getattr(details.status, "value", details.status)),
+               pipeline=(details.metadata or {}).get("omniloom.pipeline", ""), progress="",
                config=(details.metadata or {}).get("omniloom.config", ""), entrypoint=details.entrypoint,
                start=details.start_time / 1000 if details.start_time else None,
                end=details.end_time / 1000 if details.end_time else None, message=details.message or "")

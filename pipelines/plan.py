@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra import storage
-from infra.artifacts import Artifact, ArtifactStore
+from infra.artifacts import Artifact, ArtifactStore, some
 from infra.errors import InputError
 from infra.secrets import redact
 from pipelines import graph
@@ -115,6 +115,19 @@ class Plan:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
                 _judge(planned, self)
 
+    def examine_inputs(self) -> list[str]:
+        """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
+        was written; where something is damaged the plan is made again. Gives in words what is."""
+        used = {name for planned in self.to_execute for name in planned.stage.inputs if self[name].status == "cached"}
+        found = []
+        for name in self.graph.names:
+            if name in used and (bad := self.store.examine(self[name].artifact, remembered=True)):
+                found.append(f"{name} is damaged: {some(bad)} in {self[name].uri}")
+        if found:
+            for planned in self.stages:
+                (_judge_pinned if planned.name in self.config.pins else _judge)(planned, self)
+        return found
+
     def __getitem__(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
 
@@ -149,10 +162,7 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
     plan = Plan(config, store, [], selection, pipeline, selected)
     for stage in pipeline.stages:
         planned = _identify(stage, config, store, plan)
-        if planned.name in config.pins:
-            _judge_pinned(planned, plan)
-        else:
-            _judge(planned, plan)
+        (_judge_pinned if planned.name in config.pins else _judge)(planned, plan)
         plan.stages.append(planned)
     return plan
 
@@ -222,8 +232,7 @@ def _stale(planned: PlannedStage, plan: Plan) -> str | None:
 
 def _damaged(planned: PlannedStage, plan: Plan) -> str | None:
     paths = plan.store.damage(planned.artifact)
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return f"damaged: {', '.join(paths[:3])}{more}" if paths else None
+    return f"damaged: {some(paths)}" if paths else None
 
 
 def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str:

@@ -21,7 +21,7 @@ from infra import cluster, storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from infra.figures import finite
-from infra.lease import Lease
+from infra.lease import Holder, Lease
 from infra.owner import shown
 from infra.progress import Progress, start_board
 from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
@@ -39,9 +39,7 @@ _PACKAGES = ("omniloom", "torch", "ray", "deepspeed", "mlflow", "pyarrow", "av",
 
 def run(plan: Plan, display: Display) -> None:
     """Bring the plan's selection up to date. Raises InputError (nothing was started) or StageFailed."""
-    if plan.blocked:
-        first = plan.blocked[0]
-        raise InputError(f"{first.name} is blocked: {first.reason}")
+    _check_blocked(plan)
     if not plan.to_execute:
         for planned in plan.stages:
             if planned.artifact and planned.name not in plan.config.pins:
@@ -49,6 +47,10 @@ def run(plan: Plan, display: Display) -> None:
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
     with display, Record(plan.config.storage, plan.config.name) as record:
+        plan.store.remove_leftovers()
+        for damage in plan.examine_inputs():
+            display.note(damage)
+        _check_blocked(plan)
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:
@@ -57,6 +59,12 @@ def run(plan: Plan, display: Display) -> None:
         finally:
             if connected.opened:  # a Ray that the caller had before this run is the caller's to end
                 cluster.shutdown()
+
+
+def _check_blocked(plan: Plan) -> None:
+    if plan.blocked:
+        first = plan.blocked[0]
+        raise InputError(f"{first.name} is blocked: {first.reason}")
 
 
 def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
@@ -169,7 +177,8 @@ class _Run:
         try:
             with lease:
                 work = self.store.work_uri(planned.name, planned.fingerprint)
-                current = (self.store.finish_publishing(planned.name, planned.fingerprint, work)
+                current = (self.store.finish_publishing(planned.name, planned.fingerprint, work,
+                                                        lambda text: self.display.note(f"{planned.name} {text}"))
                            or self.store.find(planned.name, planned.fingerprint))
                 seen = planned.artifact and planned.artifact.manifest
                 if current and current.manifest != seen and planned.name not in self.plan.selection.force:
@@ -212,6 +221,7 @@ class _Run:
         began = time.time()
         status = "FAILED"
         try:
+            Holder.write(context.state, lease.owner)
             metrics = finite(self.bodies.run(planned, context))
             if place != work:
                 storage.copy_tree(place, work)

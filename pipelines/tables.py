@@ -72,12 +72,13 @@ def shown_metrics(metrics: dict, count: int) -> str:
 
 def jobs_table(rows: list[dict]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("job", "status", "config", "started", "took"):
+    for column in ("job", "status", "pipeline", "started", "took", "progress"):
         table.add_column(column, overflow="fold")
     for row in rows:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["start"])) if row["start"] else "-"
         took = f"{(row['end'] or time.time()) - row['start']:.0f} s" if row["start"] else "-"
-        table.add_row(row["id"], row["status"].lower(), row["config"] or "-", started, took)
+        table.add_row(row["id"], row["status"].lower(), row["pipeline"] or row["config"] or "-", started, took,
+                      row["progress"] or "-")
     return table
 
 

@@ -24,6 +24,8 @@ class History:
             self.rows = [row for row in rows if row["step"] <= step]
 
     def add(self, metrics: dict[str, float], step: int, units: float | None = None) -> None:
+        """Log a row; one of the same step and figures, as a validation that is repeated after a resume, replaces it."""
+        self.rows = [r for r in self.rows if r["step"] != step or r.keys() - {"step", "units"} != metrics.keys()]
         self.rows.append(finite({"step": step, **({"units": units} if units is not None else {}), **metrics}))
         self._tracker.log_metrics(metrics, step=step, tokens=int(units) if units is not None else None)
         self.save(self._uri)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra import storage
+from infra.artifacts import check_folder
 from infra.errors import InputError
 from stages.loops import without_loop
 from stages.requests import Options, Request
@@ -56,6 +57,7 @@ def load(model: str, device: str | None = None) -> OmniLoom:
             fs, path = storage.filesystem(weights)
             digest = hashlib.sha256(f"{candidate} {fs.checksum(path)}".encode()).hexdigest()
             folder = storage.localize(candidate, f"model-{digest[:32]}")
+            check_folder(candidate, str(folder))
             return OmniLoom.load(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     raise InputError("holds no model; expected a train artifact or its model folder", field="MODEL", file=model)
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from infra import storage
 from infra.artifacts import Artifact
+from stages.arrow import map_table
 
 SCHEMA_VERSION = 5
 
@@ -91,8 +92,7 @@ class TokenSet:
         self.text_json = (folder / "text.json").read_text(encoding="utf-8")
         files = sorted(Path(folder, "tokens", split).glob("shard-*.arrow"))
         # Batch by batch as they lie in the files: joining them would copy the corpus into memory.
-        batches = [batch for file in files
-                   for batch in pa.ipc.open_file(pa.memory_map(str(file))).read_all().to_batches()]
+        batches = [batch for file in files for batch in map_table(file).to_batches()]
         self.table = pa.Table.from_batches(batches, schema=SCHEMA)
         self.kinds = np.array(self.table["kind"].to_pylist(), dtype=object)
         self._columns = [_Columns(batch.column("segments")) for batch in batches]

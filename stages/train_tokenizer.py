@@ -24,7 +24,7 @@ from stages.train_tokenizer_config import Config, KLConfig, NamedRAEConfig, Perc
 
 __all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass
@@ -63,6 +63,7 @@ def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokeniz
 
 
 def run(context: StageContext) -> dict:
+    from infra.training import checkpoint
     from infra.training.launch import launch
 
     config: Config = context.config
@@ -78,6 +79,7 @@ def run(context: StageContext) -> dict:
         check_fit(model, config.data)
     except ValueError as error:
         raise InputError(str(error), field=f"stages.{context.stage}") from None
+    checkpoint.check(context.state, config.workers.count, {"generator": config.engine}, context.stage)
     job = Job(context.stage, config, model, context.inputs["ingest"], start_from, context.output, context.state,
               context.progress, context.tracker)
     launch(train_worker, job, config.workers, f"{context.stage}-{context.fingerprint[:12]}", context.work)
@@ -161,15 +163,15 @@ def train_worker(job: Job) -> None:
     loop = Loop(config.steps, "images", config.workers, engines, train_step, lambda: {}, batches.describe, job.state,
                 history.add if history else lambda *_: None, job.progress,
                 {"validate": (config.validate_every, validate)})
-    start, units = 0, 0.0
-    if found := checkpoint.latest(job.state):
+    start, position = 0, {"units": 0.0}
+    if found := checkpoint.latest(job.state, job.progress.note):
         checkpoint.load(found, engines)
-        start, units = found["step"], found["position"]["units"]
+        start, position = found["step"], found["position"]
     if history:
         history.rewind(start)
     if start == 0 and (job.start_from or config.official):
         validate(0)  # what it starts from, on the same clips
-    last = loop.run(start, units)
+    last = loop.run(start, position["units"], position.get("last"))
     weights = generator.state_dict()
     if rank == 0:
         _save(job, weights, last, history)

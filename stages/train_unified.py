@@ -204,10 +204,12 @@ class Job:
 
 
 def run(context: StageContext) -> dict:
+    from infra.training import checkpoint
     from infra.training.launch import launch
 
     tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
     check(context.config, tokens, tokenizer)
+    checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine}, context.stage)
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.read_json(storage.join(context.state, "metrics.json"))
@@ -332,13 +334,14 @@ def train_worker(job: Job) -> None:
                     accumulate, lr_scale, part_of, objective.compile_parts)
     planner = Planner(tokens, config.packing, config.seed, config.objectives)
     history = History(job.state, job.tracker) if rank == 0 else None
-    start, units, position = 0, 0.0, None
-    if found := checkpoint.latest(job.state):
+    start, position = 0, {"units": 0.0, "stream": None}
+    if found := checkpoint.latest(job.state, job.progress.note):
         checkpoint.load(found, {"model": engine})
-        start, units, position = found["step"], found["position"]["units"], found["position"]["stream"]
+        start, position = found["step"], found["position"]
     if history:
         history.rewind(start)
-    loader = RowLoader(tokens, planner, model_config, config, rank, ranks, position, engine.device.type)
+    loader = RowLoader(tokens, planner, model_config, config, rank, ranks, position["stream"],
+                       engine.device.type)
 
     loss_names = {"text": "text_loss", **{name: loss_name(name, config.trained) for name in config.trained}}
     step_names = {**loss_names, "alignment": "alignment_loss"} if config.alignment else loss_names
@@ -395,7 +398,7 @@ def train_worker(job: Job) -> None:
     loop = Loop(config.steps, "tokens", config.workers, {"model": engine}, train_step,
                 lambda: {"stream": loader.position}, loader.describe, job.state,
                 log, job.progress, {"validate": (config.validate_every, validate)}, amounts=("flops",))
-    last = loop.run(start, units)
+    last = loop.run(start, position["units"], position.get("last"))
     weights = engine.state_dict()
     if rank == 0:
         model = UnifiedModel(model_config)

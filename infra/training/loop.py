@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from infra.lease import Holder
 from infra.training import checkpoint
 from infra.training.config import WorkersConfig
 from infra.training.engine import Engine, reduce_mean
@@ -48,17 +49,27 @@ class Loop:
     def logs_after(self, done: int) -> bool:
         """Whether a row is logged when so many steps are done."""
         # A checkpoint closes the window, so that a resumed run logs the same rows and counts every unit once.
-        return done % self.workers.log_every == 0 or self._keeps(done) or done == self.steps
+        return done % self.workers.log_every == 0 or self._keeps(done)
 
     def _keeps(self, done: int) -> bool:
-        return done % self.workers.checkpoint_every == 0 and done < self.steps
+        return done % self.workers.checkpoint_every == 0 or done == self.steps
 
-    def run(self, start: int = 0, units: float = 0.0) -> dict[str, Any]:
-        """Run steps `start`..`steps`; gives the seconds, the units of all ranks and the last logged metrics."""
+    def _save(self, done: int, units: float, last: dict[str, float], holder: Holder | None) -> None:
+        if self._keeps(done):
+            if holder:
+                holder.require()
+            checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units, "last": last},
+                            self.workers.keep_checkpoints)
+
+    def run(self, start: int = 0, units: float = 0.0, last: dict[str, float] | None = None) -> dict[str, Any]:
+        """Run steps `start`..`steps`; gives the seconds, the units of all ranks and the last logged metrics. `units`
+        and `last` are those of the checkpoint's position that training goes on from."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         first = not dist.is_initialized() or dist.get_rank() == 0
+        # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
+        holder = Holder(self.state) if first else None
         seen: dict[str, list[float]] = {}
-        last: dict[str, float] = {}
+        last = last or {}
         began = time.perf_counter()
         window_units = seconds = 0.0
         for step in range(start, self.steps):
@@ -86,10 +97,12 @@ class Loop:
                 seen, window_units, seconds = {}, 0.0, 0.0
             elif first:
                 self.progress(done, self.steps, "steps")
-            for steps, function in self.every.values():
-                if done % steps == 0 or done == self.steps:
-                    function(done)
-            if self._keeps(done):
-                checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units},
-                                self.workers.keep_checkpoints)
+            if done < self.steps:
+                for steps, function in self.every.values():
+                    if done % steps == 0:
+                        function(done)
+            self._save(done, units, last, holder)
+        # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
+        for _, function in self.every.values() if self.steps else ():
+            function(self.steps)
         return {"seconds": time.perf_counter() - began, "units": units, **last}

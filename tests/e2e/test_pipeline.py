@@ -132,7 +132,7 @@ def test_every_stage_left_a_whole_artifact(config):
         manifest = stage.artifact.manifest
         assert (manifest["stage"], manifest["fingerprint"]) == (stage.name, stage.fingerprint)
         assert set(manifest["inputs"]) == set(stage.stage.inputs) and manifest["mlflow_run_id"]
-        assert plan.store.damage(stage.artifact, deep=True) == []
+        assert plan.store.examine(stage.artifact) == []
     ingest = plan["ingest"].artifact.metrics
     assert (ingest["records"], ingest["rejects"]) == (ingest["items"] - ingest["duplicates"], 0)
     assert plan["pretokenize"].artifact.metrics["documents"] == ingest["records"]
@@ -205,7 +205,7 @@ def test_it_runs_in_memory_and_on_s3(config, corpus, s3, tmp_path, monkeypatch):
         plan = make_plan(load(str(moved)))
         for name in ran:
             assert plan[name].fingerprint == local[name].fingerprint
-            assert plan.store.damage(plan[name].artifact, deep=True) == []
+            assert plan.store.examine(plan[name].artifact) == []
         assert plan["ingest"].artifact.digest == local["ingest"].artifact.digest
         for name in ("documents", "text_tokens", "visual_tokens"):
             assert plan["pretokenize"].artifact.metrics[name] == local["pretokenize"].artifact.metrics[name]

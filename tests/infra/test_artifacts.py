@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_finishing_is_safe_to_repeat(root):
     assert store.find("ingest", FINGERPRINT) == made
 
 
-OPERATIONS = ("write_bytes", "move_file", "remove")
+OPERATIONS = ("write_bytes", "_move", "remove")
 
 
 def kill_at(monkeypatch, operation: int, after: bool) -> list[str]:
@@ -143,7 +144,7 @@ def test_publication_killed_anywhere_is_finished(tmp_path, monkeypatch, replaces
                 store.publish("ingest", FINGERPRINT, work, facts(2.0))
         # A reader meets a whole artifact or none.
         if seen := store.find("ingest", FINGERPRINT):
-            assert store.damage(seen, deep=True) == [], f"operation {operation}"
+            assert store.examine(seen) == [], f"operation {operation}"
         # Dies again at each change of the second attempt, which must not do harm either.
         with monkeypatch.context() as patch:
             kill_at(patch, 1 + operation % 4, after)
@@ -159,7 +160,7 @@ def test_publication_killed_anywhere_is_finished(tmp_path, monkeypatch, replaces
             assert contents(storage.join(work, "output")) == OTHER_FILES
             made = store.publish("ingest", FINGERPRINT, work, facts(2.0))
         assert contents(made.uri) == OTHER_FILES
-        assert store.damage(made, deep=True) == []
+        assert store.examine(made) == []
         if replaces:
             aside = storage.join(store.root, "replaced", "ingest", f"{FINGERPRINT}-1000")
             assert contents(aside) == FILES, f"operation {operation}"
@@ -188,6 +189,56 @@ def test_publication_killed_on_an_object_store_is_finished(s3, monkeypatch):
     assert not store.has_work("ingest", FINGERPRINT)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_damaged_publication_is_withdrawn_and_trainings_keep_their_checkpoints(root, monkeypatch, moved):
+    """As after a power cut on a machine that did not sync: the files that the complete manifest names are empty."""
+    store = ArtifactStore(root)
+    old = publish(store, FILES, ended=1.0)
+    work = fill(store, OTHER_FILES)
+    kept = {"checkpoints/step-1.json": b"{}", "checkpoints/step-1/model/x.pt": b"weights", "history.jsonl": b"{}",
+            "study/checkpoints/step-1.json": b"{}"}
+    fill(store, {**kept, "shards/0.json": b"{}", "study/metrics.json": b"{}", "metrics.json": b"{}"}, "state")
+    write_json, said = storage.write_json, []
+
+    def die_at_the_end(uri, value):
+        if uri.endswith(f"artifacts/ingest/{FINGERPRINT}/{MANIFEST}" if moved else "replaces.json"):
+            raise Killed
+        write_json(uri, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", die_at_the_end)
+        with pytest.raises(Killed):
+            store.publish("ingest", FINGERPRINT, work, facts(2.0))
+    damaged = store.artifact_uri("ingest", FINGERPRINT) if moved else storage.join(work, "output")
+    storage.write_bytes(storage.join(damaged, "new.bin"), b"")
+    assert store.finish_publishing("ingest", FINGERPRINT, work, said.append) is None
+    assert "new.bin" in said[0] and damaged in said[0]
+    assert contents(work) == {f"state/{name}": data for name, data in kept.items()} | (
+        {"replaces.json": storage.read_bytes(storage.join(work, "replaces.json"))} if moved else {})
+    aside = storage.join(root, "replaced", "ingest", f"{FINGERPRINT}-1000")
+    assert contents(aside if moved else old.uri) == FILES
+    assert (store.find("ingest", FINGERPRINT) is None) == moved
+    made = publish(store, OTHER_FILES, ended=3.0)  # the stage has run again
+    assert contents(made.uri) == OTHER_FILES and store.examine(made) == [] and contents(aside) == FILES
+
+
+def test_leftovers_of_killed_writes_go_when_they_are_old(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    made = publish(store, FILES)
+    store.set_last_used("demo", made)
+    places = [tmp_path / "runs", tmp_path / "pipelines/demo", tmp_path / "leases/train", tmp_path,
+              tmp_path / "artifacts/ingest" / FINGERPRINT]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, age in ((".tmp-old", 90_000), (".tmp-new", 60)):
+            (place / name).write_bytes(b"part")
+            os.utime(place / name, (time.time() - age,) * 2)
+    store.remove_leftovers()
+    assert sorted(tmp_path.rglob(".tmp-*")) == sorted(place / ".tmp-new" for place in places)
+    assert store.examine(made) == []
+    ArtifactStore("memory://nothing").remove_leftovers()
+
+
 def test_leftovers_of_a_finished_publication_are_no_work_to_resume(tmp_path, monkeypatch):
     """Killed while the work folder was removed: a later run must not go on from a state without its output."""
     store = ArtifactStore(str(tmp_path))
@@ -213,12 +264,49 @@ def test_leftovers_of_a_finished_publication_are_no_work_to_resume(tmp_path, mon
 def test_damage(root):
     store = ArtifactStore(root)
     made = publish(store, FILES)
-    assert store.damage(made) == store.damage(made, deep=True) == []
+    assert store.damage(made) == store.examine(made) == []
     storage.remove(made.file("records/shard-0.bin"))
     storage.write_bytes(made.file("records/shard-1.bin"), b"longer than before")
-    storage.write_bytes(made.file("report/history.jsonl"), b"CURVE")  # of the same size
     assert store.damage(made) == ["records/shard-0.bin", "records/shard-1.bin"]
-    assert store.damage(made, deep=True) == ["records/shard-0.bin", "records/shard-1.bin", "report/history.jsonl"]
+
+
+def test_what_examining_finds_is_seen_by_later_plans_until_it_is_mended(root):
+    """A flipped bit changes no size: who looks at sizes alone learns it from who has read the content."""
+    store = ArtifactStore(root)
+    made = publish(store, FILES)
+    storage.write_bytes(made.file("report/history.jsonl"), b"cUrve")
+    assert store.damage(made) == []
+    assert store.examine(made) == store.damage(made) == ["report/history.jsonl"]
+    assert ArtifactStore(root).damage(made) == ["report/history.jsonl"]
+    storage.write_bytes(made.file("report/history.jsonl"), b"curve")  # put back from a copy
+    assert store.examine(made) == store.damage(made) == []
+    storage.write_bytes(made.file("report/history.jsonl"), b"cUrve")
+    store.examine(made)
+    again = publish(store, FILES, ended=200.0)
+    assert store.damage(again) == store.examine(again) == []
+
+
+def test_before_use_only_what_was_written_since_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    store, read, sha256 = ArtifactStore(str(tmp_path / "storage")), [], storage.sha256
+    made = publish(store, FILES)
+    monkeypatch.setattr(storage, "sha256", lambda uri: (read.append(uri.rpartition("/")[2]), sha256(uri))[1])
+    assert store.examine(made, remembered=True) == [] and read == []  # hashed when it was published
+    shard = tmp_path / "storage" / "artifacts" / "ingest" / FINGERPRINT / "records" / "shard-0.bin"
+    times = shard.stat()
+    with open(shard, "r+b") as file:  # as a careless tool does: in place, of the same size, with the old times
+        file.write(b"Z")
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"] and read == ["shard-0.bin"]
+    assert store.damage(made) == ["records/shard-0.bin"]
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"]
+    assert len(store.examine(made)) == 1 and len(read) == 2 + len(FILES)
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "another machine"))
+    read.clear()
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"] and len(read) == len(FILES)
+    (next((tmp_path / "cache" / "verified").iterdir())).write_text("[]")  # a memory that is damaged is none
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    assert store.examine(made, remembered=True) == ["records/shard-0.bin"]
 
 
 def test_last_used_outlives_the_artifact(root):

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from infra import storage
+from infra.errors import InputError
 from infra.storage import join
 
 PATTERN_NAME = "a/x[1]*?.txt"  # must be taken as a name, not as a pattern
@@ -112,16 +113,16 @@ def test_interrupted_copy_is_no_copy(tmp_path, monkeypatch):
     monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
     for name in "abc":
         storage.write_bytes(f"memory://interrupted/{name}", b"1")
-    copied, copy_file = [], storage.copy_file
+    copied, copy = [], storage._copy
 
     def fail_at_the_second(source, target):
         copied.append(source)
         if len(copied) == 2:
             raise OSError("connection lost")
-        copy_file(source, target)
+        copy(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "copy_file", fail_at_the_second)
+        patch.setattr(storage, "_copy", fail_at_the_second)
         with pytest.raises(OSError, match="connection lost"):
             storage.localize("memory://interrupted", "digest")
     assert sorted(p.name for p in storage.localize("memory://interrupted", "digest").iterdir()) == ["a", "b", "c"]
@@ -140,7 +141,17 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
 def test_unfinished_writes_are_not_listed(tmp_path):
     (tmp_path / ".tmp-killed").write_bytes(b"part")
     (tmp_path / ".hidden").write_bytes(b"1")
+    (tmp_path / ".tmp-folder").mkdir()
+    (tmp_path / ".tmp-folder" / "x").write_bytes(b"part")
     assert storage.list_files(str(tmp_path)) == {".hidden": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(100), b"\xff\xfe", b"[1]", b"null", b'{"a": '])
+def test_a_json_file_that_holds_none_is_named(root, content):
+    storage.write_bytes(join(root, "x.json"), content)
+    with pytest.raises(InputError, match="expected a JSON object") as caught:
+        storage.read_json(join(root, "x.json"))
+    assert caught.value.file == join(root, "x.json") and "x.json" in str(caught.value)
 
 
 def test_absolute(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from infra.errors import InputError
 from infra.training import checkpoint
 from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from infra.training.engine import Engine, reduce_sum
@@ -328,7 +329,7 @@ def test_a_checkpoint_can_be_moved_and_another_number_of_workers_is_refused(grou
     found = checkpoint.latest(str(tmp_path / "there"))
     checkpoint.load(found, {"model": engine})
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), engine.state_dict().values(), strict=True))
-    with pytest.raises(ValueError, match="written by 3 workers.*--force"):
+    with pytest.raises(InputError, match="workers.count: .*written by 3 workers.*--force"):
         checkpoint.load({**found, "ranks": 3}, {"model": engine})
     with pytest.raises(FileNotFoundError):
         checkpoint.load(found, {"critic": engine})
@@ -390,7 +391,7 @@ def test_amounts_are_added_up_and_logged_by_the_second_of_training(group, tmp_pa
     rows = []
     loop = Recorder(tmp_path, log_every=3).loop(5)
     loop.amounts, loop.log = ("flops",), lambda metrics, step, units: rows.append((step, metrics))
-    loop.train_step = lambda step: ({"loss": 1.0, "flops": 10.0 + step}, 4)
+    loop.train_step, loop.position = lambda step: ({"loss": 1.0, "flops": 10.0 + step}, 4), dict
     loop.run()  # every look at the clock is a second: a step takes one, what validates takes some as well
     assert rows == [(3, {"loss": 1.0, "flops_per_second": 11.0, "images_per_second": 4.0}),
                     (5, {"loss": 1.0, "flops_per_second": 13.5, "images_per_second": 4.0})]
@@ -416,7 +417,7 @@ def test_an_interrupted_loop_logs_the_rows_of_an_unbroken_one(group, tmp_path):
     with pytest.raises(TrainingDiverged):
         broken.loop(11).run()
     found = checkpoint.latest(broken.state)
-    assert found["step"] == 6 and found["position"] == {"at": 6, "units": 60.0}
+    assert found["step"] == 6 and found["position"] == {"at": 6, "units": 60.0, "last": {"loss": 4.5}}
     resumed = Recorder(tmp_path / "broken", **fields)
     resumed.loop(11).run(found["step"], found["position"]["units"])
     assert [row for row in broken.rows if row[0] <= 6] + resumed.rows == straight.rows
@@ -560,3 +561,22 @@ def test_the_objective_falls_on_a_fixed_batch(group):
         assert logs[-1][f"{name}_loss"] < 0.5 * logs[0][f"{name}_loss"]
 
 
+
+
+def test_a_worker_whose_run_is_gone_saves_no_further_checkpoint(group, tmp_path):
+    """Another run has taken the work over while this one's workers, which their killed driver left behind, train."""
+    from infra.lease import Holder, Lease, LeaseLost
+
+    recorder = Recorder(tmp_path, log_every=10, checkpoint_every=2)
+    Holder.write(recorder.state, Lease("x").owner)
+    values = recorder.values
+
+    def taken_over(step):
+        if step == 3:
+            Holder.write(recorder.state, Lease("x").owner)
+        return values(step)
+
+    recorder.values = taken_over
+    with pytest.raises(LeaseLost):
+        recorder.loop(9).run()
+    assert recorder.trained == [0, 1, 2, 3] and checkpoint.latest(recorder.state)["step"] == 2

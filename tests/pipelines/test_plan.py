@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -331,3 +332,54 @@ def test_the_demo_itself_can_be_planned(tmp_path):
     plan = make_plan(load("demo", [f"storage={tmp_path}/nothing"]))
     assert statuses(plan) == only("run", *graph.NAMES)
     assert plan["ingest"].sources["files"] > 1797 and not (tmp_path / "nothing").exists()
+
+
+def damaged_shard(workspace, name: str = "pretokenize") -> Path:
+    """One bit of a file of the stage, flipped: its size is as before."""
+    path = Path(workspace.artifact(name).file("b.bin"))
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_a_flipped_bit_is_noticed_before_it_is_used(workspace, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(workspace.storage.parent / "cache"))
+    workspace.publish("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize")
+    assert workspace.plan().examine_inputs() == []
+    damaged_shard(workspace)
+    plan = workspace.plan()
+    assert executed(plan) == ["train", "evaluate"]  # planning reads no content
+    [told] = plan.examine_inputs()
+    assert "pretokenize is damaged: b.bin" in told and plan["pretokenize"].uri in told
+    assert executed(plan) == ["pretokenize", "train", "evaluate"]
+    assert plan["pretokenize"].reason == "damaged: b.bin" and plan["train"].reason == "never ran"
+    assert executed(workspace.plan()) == executed(plan)  # what was found is known from now on
+    alone = workspace.plan(only="train")
+    assert [p.name for p in alone.blocked] == ["train"] and "pretokenize" in alone["train"].reason
+    workspace.publish("pretokenize")
+    assert executed(workspace.plan()) == ["train", "evaluate"]
+
+
+def test_what_no_stage_reads_is_not_read(workspace, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(workspace.storage.parent / "cache"))
+    workspace.publish()
+    damaged_shard(workspace, "tokenizer_image")
+    plan = workspace.plan(only="train")
+    assert plan.examine_inputs() == [] and executed(plan) == ["train"]
+    damaged_shard(workspace)
+    pinned = f"pins={{pretokenize: {plan['pretokenize'].fingerprint}}}"
+    plan = workspace.plan(pinned, only="train")
+    assert len(plan.examine_inputs()) == 1
+    assert [p.name for p in plan.blocked] == ["train"]
+
+
+def test_an_unreadable_manifest_is_named(workspace):
+    workspace.publish()
+    manifest = Path(workspace.artifact("train").file("manifest.json"))
+    manifest.write_bytes(manifest.read_bytes()[:50])
+    with pytest.raises(InputError) as caught:
+        workspace.plan()
+    assert caught.value.file == str(manifest) and "remove it" in caught.value.message
+    manifest.unlink()
+    assert executed(workspace.plan()) == ["train"]

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from infra import storage
+from infra.errors import InputError
 from pipelines.failures import StageFailed
-from pipelines.runner import _Run
+from pipelines.runner import _Run, run
 
 FORCE = {"force": ("train",)}
 
@@ -76,6 +77,77 @@ def test_a_damaged_artifact_is_made_again(workspace):
     workspace.publish()
     storage.remove(workspace.artifact("train").file("b.bin"))
     assert make(workspace.plan()) == (1, b"by this run")
+
+
+class Shown:
+    """A display that keeps its notes; entered, it says that nothing may be started."""
+
+    def __init__(self):
+        self.notes = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def refuse_ray(*arguments, **fields):
+    raise AssertionError("Ray was started")
+
+
+def test_storage_that_cannot_be_written_is_refused_before_ray(workspace, monkeypatch):
+    monkeypatch.setattr("infra.cluster.connect_to", refuse_ray)
+    workspace.publish(*BEFORE)
+    monkeypatch.setattr("infra.disk.tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(
+        OSError(30, "Read-only file system")))
+    plan = workspace.plan()
+    with pytest.raises(InputError, match="cannot be written.*Read-only") as caught:
+        run(plan, Shown())
+    assert caught.value.field == "storage" and caught.value.exit_code == 2
+
+
+def test_all_cached_on_a_storage_that_cannot_be_written_is_done(workspace, monkeypatch):
+    monkeypatch.setattr("infra.cluster.connect_to", refuse_ray)
+    workspace.publish()
+    monkeypatch.setattr("infra.disk.tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(
+        OSError(30, "Read-only file system")))
+    run(workspace.plan(), Shown())
+
+
+def test_a_damaged_input_is_made_again_or_blocks_before_ray(workspace, monkeypatch):
+    monkeypatch.setattr("infra.cluster.connect_to", refuse_ray)
+    workspace.publish(*BEFORE)
+    with open(workspace.artifact("pretokenize").file("b.bin"), "r+b") as file:
+        file.write(b"P")
+    shown, plan = Shown(), workspace.plan(only="train")
+    with pytest.raises(InputError, match="train is blocked: .*pretokenize"):
+        run(plan, shown)
+    assert any("pretokenize is damaged: b.bin" in note for note in shown.notes)
+    with pytest.raises(AssertionError, match="Ray was started"):
+        run(plan := workspace.plan(), Shown())
+    assert plan["pretokenize"].status == "run" and plan["pretokenize"].reason == "damaged: b.bin"
+
+
+def test_a_publication_whose_files_were_lost_is_made_again(workspace):
+    workspace.publish(*BEFORE)
+    plan = workspace.plan()
+    work = plan.store.work_uri("train", plan["train"].fingerprint)
+    storage.write_bytes(storage.join(work, "output", "a.bin"), b"")
+    storage.write_bytes(storage.join(work, "state", "checkpoints", "step-5.json"), b"{}")
+    entry = {"path": "a.bin", "bytes": 5, "sha256": "0" * 64}
+    storage.write_json(storage.join(work, "publish.json"), {"files": [entry], "times": {"ended_unix": 5.0}})
+    made = RunWithoutBodies(workspace.plan())
+    made.display, seen = Shown(), []
+    made._execute = lambda planned, work, lease: (seen.append(storage.list_files(work)),
+                                                  RunWithoutBodies._execute(made, planned, work, lease))[1]
+    artifact = made._make(made.plan["train"])
+    assert storage.read_bytes(artifact.file("a.bin")) == b"by this run"
+    assert seen == [{"state/checkpoints/step-5.json": 2}]
+    assert "train was made and not yet published" in made.display.notes[0] and "a.bin" in made.display.notes[0]
 
 
 class TakenOver(RunWithoutBodies):

@@ -1,0 +1,84 @@
+"""Whether files are what a list of {path, bytes, sha256} says they are.
+
+Sizes cost one listing. A hash costs reading the file, so that on local disks it is taken once per file and machine:
+what was found right is remembered with the file's size, inode and times, which any later write changes. A disk that
+loses bits by itself changes none of them; `remembered=False` reads everything again.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from infra import storage
+
+
+def describe(folder: str) -> list[dict]:
+    """{path, bytes, sha256} of every file below the folder, sorted by path."""
+    sizes = storage.list_files(folder)
+    return [{"path": path, "bytes": size, "sha256": digest}
+            for (path, size), digest in zip(sizes.items(), _hashes(folder, list(sizes)), strict=True)]
+
+
+def _hashes(folder: str, paths: list[str]) -> list[str]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing runs outside of Python's lock
+        return list(pool.map(lambda path: storage.sha256(storage.join(folder, path)), paths))
+
+
+def wrong_sizes(folder: str, files: list[dict]) -> list[str]:
+    """Paths that are missing below the folder, or of another size."""
+    present = storage.list_files(folder)
+    return [entry["path"] for entry in files if present.get(entry["path"]) != entry["bytes"]]
+
+
+def wrong(folder: str, files: list[dict], remembered: bool = True) -> list[str]:
+    """Paths that are missing, of another size or of another sha256, in the order of `files`."""
+    bad = set(wrong_sizes(folder, files))
+    present = [entry for entry in files if entry["path"] not in bad]
+    facts = _facts(folder, present)  # before the content is read: what is written meanwhile has others
+    known = _recall(folder) if remembered else {}
+    unsure = [entry for entry in present if not facts or known.get(entry["path"]) != facts[entry["path"]]]
+    found = _hashes(folder, [entry["path"] for entry in unsure])
+    bad |= {entry["path"] for entry, digest in zip(unsure, found, strict=True) if digest != entry["sha256"]}
+    if unsure:
+        _remember(folder, {path: known for path, known in facts.items() if path not in bad})
+    return [entry["path"] for entry in files if entry["path"] in bad]
+
+
+def remember(folder: str, files: list[dict]) -> None:
+    """That these files are right, known from the hash that was taken when they were written."""
+    _remember(folder, _facts(folder, files))
+
+
+def _facts(folder: str, files: list[dict]) -> dict[str, list]:
+    """By path the wanted sha256 and what any write to the local file changes; empty where the folder is not local."""
+    if (root := storage.local_path(folder)) is None:
+        return {}
+    found = {}
+    for entry in files:
+        state = os.stat(root / entry["path"])
+        found[entry["path"]] = [entry["sha256"], state.st_size, state.st_dev, state.st_ino, state.st_mtime_ns,
+                                state.st_ctime_ns]
+    return found
+
+
+def _remember(folder: str, facts: dict[str, list]) -> None:
+    """Nothing depends on it: what is forgotten is read again."""
+    if facts:
+        with contextlib.suppress(OSError):
+            storage.write_bytes(str(_memory(folder)), json.dumps(facts).encode())
+
+
+def _recall(folder: str) -> dict[str, list]:
+    try:
+        found = json.loads(_memory(folder).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _memory(folder: str) -> Path:
+    return storage.cache_folder() / "verified" / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"

@@ -1,0 +1,83 @@
+"""The lines that end a run, for pipelines of every shape: they must never be what fails."""
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from infra import storage
+from pipelines.tables import closing_lines
+
+TEXT = ("stages.tokenizer_image=null", "stages.tokenizer_joint=null", "stages.train.objectives={}",
+        "stages.train.packing.mixture.image=0", "stages.train.packing.mixture.video=0", "stages.evaluate.gate={}")
+
+
+def write(artifact, path: str, value: dict) -> None:
+    storage.write_json(artifact.file(path), value)
+
+
+def closing(workspace, *overrides: str, prompts: dict | None = None, metrics: dict | None = None, **selection) -> dict:
+    """The lines by what stands before the colon, of a pipeline whose artifacts were published by hand."""
+    plan = workspace.plan(*overrides, **selection)
+    for planned in plan.stages:
+        if planned.artifact and prompts is not None and planned.name == "train":
+            write(planned.artifact, "report/prompts.json", prompts)
+        if planned.artifact and metrics and planned.name in metrics:
+            planned.artifact.manifest["metrics"] = metrics[planned.name]
+    lines = [line.partition(": ") for line in closing_lines(plan, [])]
+    assert lines[0] == ("demo", ": ", "everything is up to date")
+    return {name: text.strip() for name, _, text in lines[1:]}
+
+
+def sample_options(lines: dict) -> list[str]:
+    words = shlex.split(lines["sample"])
+    assert words[:3] == ["omniloom", "sample", lines["model"]]
+    return words[3:]
+
+
+def publish(workspace, *overrides: str) -> None:
+    workspace.publish(*[planned.name for planned in workspace.plan(*overrides).stages], overrides=overrides)
+
+
+@pytest.mark.parametrize("prompts, expected", [
+    ({"captions": ['a "red" square', "b"]}, "a 'red' square"), ({"captions": ["two\nlines"]}, "two lines"),
+    ({"captions": []}, "a picture"), ({}, "a picture"), (None, "a picture")])
+def test_pictures(workspace, prompts, expected):
+    """With captions in the validation split, without any, and with `samples: {count: 0}`."""
+    workspace.publish()
+    lines = closing(workspace, prompts=prompts, metrics={"evaluate": {
+        "image_class_agreement": 0.5, "recon_psnr_image": None, "note": "text"}})
+    assert sample_options(lines) == ["--prompt", expected]
+    assert lines["metrics"] == "image_class_agreement 0.500" and lines["report"].endswith("report.html")
+
+
+def test_text_alone(workspace):
+    publish(workspace, *TEXT)
+    lines = closing(workspace, *TEXT, prompts={"captions": []}, metrics={"evaluate": {"bits_per_byte": 2.5}})
+    assert sample_options(lines) == ["--text", "--prompt", "Once upon a time"]
+    assert lines["metrics"] == "bits_per_byte 2.500"
+
+
+def test_descriptions_alone(workspace):
+    only = ("stages.train.packing.caption_first=0",)
+    publish(workspace, *only)
+    assert sample_options(closing(workspace, *only, prompts={"captions": []})) == ["--image", "FILE"]
+
+
+@pytest.mark.parametrize("made, expected", [
+    (("ingest",), set()), (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"), set()),
+    (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train"), {"model", "sample"})])
+def test_a_part_of_the_stages(workspace, made, expected):
+    workspace.publish(*made)
+    assert set(closing(workspace, until=made[-1])) == expected
+
+
+def test_empty_splits_are_said(workspace):
+    workspace.publish()
+    counts = {"records": 3, "records_train": 3, "records_validation": 0, "records_test": 0}
+    plan = workspace.plan()
+    plan["ingest"].artifact.manifest["metrics"] = counts
+    notes = [line for line in closing_lines(plan, []) if line.startswith("note: ")]
+    assert ["validation split is empty" in notes[0], "test split is empty" in notes[1], len(notes)] == [True, True, 2]
+    plan["ingest"].artifact.manifest["metrics"] = {**counts, "records_validation": 1, "records_test": 1}
+    assert not [line for line in closing_lines(plan, []) if line.startswith("note: ")]
