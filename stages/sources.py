@@ -2,8 +2,8 @@
 
 In: the config's sources. Out: a listing (facts about every file, the input of the fingerprint), and items: plain
 dictionaries in a fixed order, one per file to ingest: {"source", "path", "size"} and, where known, "captions", "label",
-"license", "meta", "synthetic", "segments", "part", "sidecar"; or {"source", "path", "reject": [code, message]} for what
-cannot be used.
+"group", "license", "meta", "synthetic", "segments", "part", "sidecar"; or {"source", "path", "reject": [code,
+message]} for what cannot be used.
 
 A missing root, one without any file of the source's kind, and a manifest that does not fit it are `InputError`s.
 """
@@ -331,7 +331,7 @@ def _unmatched(root: Root, row: dict | Bad, name: object, key: str | None, where
 def _add(item: dict, said: dict) -> list[Bad]:
     """Add what one more row says of an item; what contradicts a row above is told."""
     bad = [Bad("bad_manifest_row", f"{key}: {said[key]!a:.80}, a row above says {item[key]!a:.80}")
-           for key in ("label", "license") if item.get(key) not in (None, said.get(key)) and key in said]
+           for key in ("label", "license", "group") if item.get(key) not in (None, said.get(key)) and key in said]
     captions = [*item.get("captions", ()), *said.pop("captions", ())]
     item |= {key: value for key, value in said.items() if key not in item}
     if captions:
@@ -412,8 +412,8 @@ def _manifest_documents(root: Root, files: list[SourceFile]) -> list[dict]:
         size = sum(sizes.get(s["file"], 0) for s in row["segments"]
                    if isinstance(s, dict) and isinstance(s.get("file"), str))
         item = {"source": root.index, "path": path, "size": size, "segments": row["segments"], "part": line}
-        for key in ("title", "license"):
-            value, problem = manifests.short_text(row.get(key), key)
+        for key, name in (("title", "title"), ("license", "license"), ("group", root.source.group_field)):
+            value, problem = manifests.short_text(row.get(name) if name else None, name or "")
             if problem:
                 found.append(_rejected(root.index, where, problem))
             elif value:
