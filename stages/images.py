@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pillow_heif
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from stages import containers, image_checks
+from stages.identity import picture_identity, picture_look
 from stages.limits import (
     DECODE_ERRORS,
     DEFAULT_LIMITS,
@@ -47,6 +48,8 @@ class ImageInfo:
     height: int
     format: str
     mark: Any = None
+    identity: str = ""  # of the pixels, as `stages.identity` has it; its look
+    look: bytes = b""
 
 
 def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
@@ -61,9 +64,9 @@ def probe_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageInfo:
     """What the image is, found by decoding it whole: raises for one that is truncated, damaged, or of a shape that
     the limits exclude.
     """
-    info = _decode_image(data, limits, intact=True)[1]
+    pixels, info = _decode_image(data, limits, intact=True)
     check_shape(info.width, info.height, limits)
-    return info
+    return replace(info, identity=picture_identity(pixels), look=picture_look(pixels))
 
 
 def _decode_image(data: bytes, limits: Limits, intact: bool = False) -> tuple[np.ndarray, ImageInfo]:

@@ -20,7 +20,7 @@ from infra.errors import InputError
 from models.tokenizer.build import AnyTokenizerConfig, config_from_dict
 from models.tokenizer.config import IMAGES_ALONE, TiTokConfig
 from stages.aspects import Aspects, check_names
-from stages.base import PLACEMENT, Needs, StageContext
+from stages.base import PLACEMENT, RETRIES, Needs, StageContext
 from stages.encoders import encoder_config, load_encoder
 
 VERSION = 5
@@ -82,7 +82,8 @@ def run(context: StageContext) -> dict:
         stream = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
             ShardTokenizer, fn_constructor_kwargs={"config": config, "visual": visual, "text_uri": text_uri,
                                                    "output": context.output, "state": context.state},
-            compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=config.cpus, num_gpus=config.gpus or None)
+            compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=config.cpus, num_gpus=config.gpus or None,
+            max_restarts=-1, max_task_retries=RETRIES)
         for count, _ in enumerate(stream.iter_rows(), len(shards) - len(todo) + 1):
             context.progress(count, len(shards), "shards")
     stats = [storage.read_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]

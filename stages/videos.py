@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 
+from stages.identity import ClipIdentity
 from stages.limits import DEFAULT_LIMITS, MARK, Limits, MediaError, check_array, check_shape, parse_mark
 from stages.video_pixels import display_size, displayed
 from stages.video_stream import VideoStream, opened
@@ -35,13 +36,16 @@ class VideoInfo:
     format: str
     codec: str
     mark: Any = None
+    identity: str = ""  # of the frames, as `stages.identity` has it; their look
+    look: bytes = b""
 
 
 def probe_video(data: bytes, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
     """What the video is, found by decoding every frame: a truncated or damaged one raises."""
     with opened(data, limits, checked=True) as video:
-        size = None
+        size, clip = None, ClipIdentity()
         for frame in video.frames():
+            clip.add(frame)
             if size is None:
                 size = display_size(frame, video.pixel_aspect)
                 check_shape(size[1], size[0], limits)
@@ -51,7 +55,8 @@ def probe_video(data: bytes, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
             duration += 1.0 / float(video.stream.average_rate)
         fps = video.shown / duration if duration > 0 else 0.0
         return VideoInfo(size[1], size[0], video.shown, fps, duration, _container_name(video.container),
-                         video.stream.codec.name, _video_mark(video.container))
+                         video.stream.codec.name, _video_mark(video.container),
+                         clip.identity(), clip.look())
 
 
 def decode_video(

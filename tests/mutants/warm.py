@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,8 @@ class Tree:
         os.environ["PYTHONPATH"] = str(self.root)
         os.chdir(self.root)
         sys.path[0] = str(self.root)
+        # What tests start by multiprocessing imports the main module anew: not the tool's.
+        sys.modules["__main__"] = types.ModuleType("__main__")
 
 
 def _tests(contexts: Sequence[str], seconds: dict[str, float]) -> list[str]:

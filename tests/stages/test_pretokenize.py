@@ -257,3 +257,17 @@ def test_only_the_kinds_that_the_corpus_holds_must_fit():
     pretokenize._check_fit(config(video_size=20, frames=6), TokenizerConfig(), IMAGES)
     pretokenize._check_fit(config(image_size=20), TokenizerConfig(), {**BOTH, "records_image": 0})
     pretokenize._check_fit(config(aspects=("1:1",)), TiTokConfig(image_size=24, patch_size=8), IMAGES)
+
+
+def test_every_caption_is_tokenized_and_teaches_the_text_tokenizer(tmp_path, visual, corpus):
+    said = [["a red square", "rot und eckig"], [], ["one alone"]]
+    pictures = [row for row in records.iterate(corpus.uri, kinds=["image"], split="train")][:3]
+    rows = [{**row, "caption": (captions or [None])[0], "captions": captions}
+            for row, captions in zip(pictures, said, strict=True)]
+    records.write_shard(str(tmp_path / "ingest" / records.shard_name(0)), rows)
+    artifact = corpora.seal(tmp_path / "ingest", "ingest")
+    assert list(pretokenize._texts(artifact)) == [caption for captions in said for caption in captions]
+    found = TokenSet(tokenize(tmp_path / "tokens", artifact, visual, config()), "train")
+    text = corpora.text_tokenizer()
+    assert [[text.decode(token.ids) for token in document if token.kind == "text"] for document in found] == said
+    assert all([token.kind for token in document].count("visual") == 1 for document in found)
