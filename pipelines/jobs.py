@@ -40,7 +40,7 @@ PACKAGES = ("pipelines", "stages", "models", "infra")
 _ADDRESS = "address"
 _JOB = "job id"
 _PATH_KEYS = ("storage", "data", "uri", "artifact_root", "init_from", "encoder", "features", "text_tokenizer",
-              "official", "vgg", "heads")
+              "official", "vgg", "heads", "media_root")
 _REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _CLOSING_SECONDS = 25  # from `stop` until Ray kills the job: a run takes some to close its records; Ray's default is 3
