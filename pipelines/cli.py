@@ -325,13 +325,13 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
 def main() -> None:
     """Entry point: errors in words, exit codes as documented."""
     debug = "--debug" in sys.argv
-    sys.excepthook = show_exception
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         # Outside its standalone mode typer gives the code of an Exit back in place of raising it.
         code = app(args=(["--debug"] if debug else []) + arguments, prog_name="omniloom", standalone_mode=False) or 0
     except OmniLoomError as error:
         if debug:
+            sys.excepthook = show_exception
             raise
         print(f"error: {redact(str(error))}", file=sys.stderr)
         code = error.exit_code
@@ -342,6 +342,7 @@ def main() -> None:
             error.show()
             sys.exit(2)
         if debug:
+            sys.excepthook = show_exception
             raise
         print(f"error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", file=sys.stderr)
         code = 1

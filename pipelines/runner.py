@@ -21,7 +21,7 @@ from infra import cluster, storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from infra.figures import finite
-from infra.lease import Lease
+from infra.lease import Holder, Lease
 from infra.owner import shown
 from infra.progress import Progress, start_board
 from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
@@ -221,6 +221,7 @@ class _Run:
         began = time.time()
         status = "FAILED"
         try:
+            Holder.write(context.state, lease.owner)
             metrics = finite(self.bodies.run(planned, context))
             if place != work:
                 storage.copy_tree(place, work)

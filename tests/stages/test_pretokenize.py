@@ -14,7 +14,7 @@ import corpora  # noqa: E402
 from visual_batches import forward  # noqa: E402
 
 from infra import storage  # noqa: E402
-from infra.errors import InputError  # noqa: E402
+from infra.errors import InputError, OmniLoomError  # noqa: E402
 from models.bundle import BundleConfig, OmniLoom  # noqa: E402
 from models.tokenizer.config import TiTokConfig, TokenizerConfig  # noqa: E402
 from models.unified.alignment import features_on_grid  # noqa: E402
@@ -284,3 +284,29 @@ def test_only_the_kinds_that_the_corpus_holds_must_fit():
     pretokenize._check_fit(config(video_size=20, frames=6), TokenizerConfig(), IMAGES)
     pretokenize._check_fit(config(image_size=20), TokenizerConfig(), {**BOTH, "records_image": 0})
     pretokenize._check_fit(config(aspects=("1:1",)), TiTokConfig(image_size=24, patch_size=8), IMAGES)
+
+
+def test_every_caption_is_tokenized_and_teaches_the_text_tokenizer(tmp_path, visual, corpus):
+    said = [["a red square", "rot und eckig"], [], ["one alone"]]
+    pictures = [row for row in records.iterate(corpus.uri, kinds=["image"], split="train")][:3]
+    rows = [{**row, "caption": (captions or [None])[0], "captions": captions}
+            for row, captions in zip(pictures, said, strict=True)]
+    records.write_shard(str(tmp_path / "ingest" / records.shard_name(0)), rows)
+    artifact = corpora.seal(tmp_path / "ingest", "ingest")
+    assert list(pretokenize._texts(artifact)) == [caption for captions in said for caption in captions]
+    found = TokenSet(tokenize(tmp_path / "tokens", artifact, visual, config()), "train")
+    text = corpora.text_tokenizer()
+    assert [[text.decode(token.ids) for token in document if token.kind == "text"] for document in found] == said
+    assert all([token.kind for token in document].count("visual") == 1 for document in found)
+
+
+def test_an_error_about_a_record_names_it(tmp_path, corpus, visual, monkeypatch):
+    """What ingest took can still fail here: a file that only this stage opens in full, memory that is too small."""
+    def broken(kind, media, *rest):
+        raise ValueError("cut off after 12 bytes\nand a page of the decoder's words")
+
+    monkeypatch.setattr("stages.clips.decode", broken)
+    first = next(iter(records.iterate(corpus.uri)))
+    with pytest.raises(OmniLoomError) as caught:
+        tokenize(tmp_path, corpus, visual, config())
+    assert str(caught.value) == f"{first['source']}: {first['path']}: ValueError: cut off after 12 bytes"
