@@ -14,9 +14,9 @@ import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
+from traceback import format_exception
 from typing import Any
 from urllib.parse import quote
 
@@ -110,7 +110,7 @@ class _Redacting(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), None
         if record.exc_info:
-            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.exc_text = traceback(record.exc_info[1])
             record.exc_info = None
         return True
 
@@ -128,6 +128,11 @@ def guard(target: logging.Filterer) -> None:
         target.addFilter(_Redacting())
 
 
+def traceback(error: BaseException) -> str:
+    """A traceback without secrets."""
+    return redact("".join(format_exception(error)).rstrip())
+
+
 def show_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """`sys.excepthook`: a traceback without secrets."""
-    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+    """A `sys.excepthook` that keeps secrets."""
+    print(traceback(error), file=sys.stderr)

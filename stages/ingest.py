@@ -248,6 +248,8 @@ def _reports(groups: list[dict], config: Config, output: str, state: str) -> Ite
     import ray
     from ray.data import DataContext, TaskPoolStrategy
 
+    from stages.base import RETRIES
+
     DataContext.get_current().enable_progress_bars = False
     settings = config.model_dump_json(by_alias=True)
 
@@ -260,7 +262,7 @@ def _reports(groups: list[dict], config: Config, output: str, state: str) -> Ite
     dataset = ray.data.from_items(
         [{"group": json.dumps(group)} for group in left], override_num_blocks=len(left)
     )
-    for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers)).iter_rows():
+    for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers), max_retries=RETRIES).iter_rows():
         yield int(row["index"]), json.loads(row["report"])
 
 

@@ -44,6 +44,14 @@ class TrackingConfig(BaseModel):
     def _known_store(cls, uri: str | None) -> str | None:
         return uri if uri is None else check_uri(uri)
 
+    @field_validator("artifact_root")
+    @classmethod
+    def _without_secrets(cls, root: str | None) -> str | None:
+        if root is not None and redact(root) != root:
+            raise ValueError("expected a place without a user, a password or a signature, since MLflow shows it; give "
+                             "credentials to its client by the environment")
+        return root
+
     @field_validator("register_as")
     @classmethod
     def _name_that_the_registry_takes(cls, name: str | None) -> str | None:
