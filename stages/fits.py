@@ -39,7 +39,7 @@ def check_corpus(stages: Any, counts: dict) -> None:
     for field, training, trained in _trainings(stages):
         packing = training.packing
         for kind, share in packing.mixture.items():
-            if share and not counts.get(f"records_{kind}"):
+            if share and counts.get(f"records_{kind}") == 0:
                 found = ", ".join(f"{_PLURAL[k]} {counts.get(f'records_{k}', 0):,}" for k in get_args(Kind))
                 raise InputError(f"{kind} has a share of {share:g}, and the corpus holds none ({found})",
                                  field=f"{field}.packing.mixture.{kind}")

@@ -89,7 +89,7 @@ def test_what_is_counted_and_what_comes_into_rows_is_the_corpus(length):
     ({"caption_first": 0, "corpus": Lengths(picture(16), ("text", [("text", 9)]))}, "packing.caption_first",
      r"none of the 1 images has a caption"),
     ({"corpus": Lengths()}, "stages.ingest.splits", "holds no documents"),
-    ({"objectives": {}, "corpus": Lengths(picture(9, 4))}, "packing.mixture", "nothing to train on.*images 1, videos 0"),
+    ({"objectives": {}, "corpus": Lengths(picture(9, 4))}, "packing.mixture", "nothing to train on.*images 1, v"),
 ])
 def test_a_kind_of_which_nothing_fits_is_refused_and_told_what_would_do(packing, field, message):
     if packing.get("length") == 22:
