@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from infra.errors import InputError, OmniLoomError
-from infra.secrets import redact, show_exception, without_user_info
+from infra.secrets import redact, show_exception
 from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -90,9 +90,13 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
 
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
             settle()
-        executed = [planned.name for planned in made.to_execute]
-        with _naming(config):
-            execute(made, Display())
+        executed, display = [planned.name for planned in made.to_execute], Display()
+        try:
+            with _naming(config):
+                execute(made, display)
+        finally:
+            if display.log:
+                print(f"log:    {display.log.uri}", file=sys.stderr)
         for line in closing_lines(made, executed):
             print(redact(line))
 
@@ -267,20 +271,14 @@ def ui(config: ConfigPath, overrides: Overrides = None,
        port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
     from infra.tracking import relocate, resolve_tracking
+    from infra.tracking.pages import serve
     from pipelines.config import load
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
     relocate(settings)  # of a storage that was moved the UI finds the files too
-    if settings.uri.startswith("http"):
-        print(f"the runs are at {without_user_info(settings.uri)}")
-        return
-    print(f"MLflow UI of {settings.shown} at http://127.0.0.1:{port}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.uri, "--host", "127.0.0.1",
-               "--port", str(port)]
-    if settings.artifact_root:
-        command += ["--default-artifact-root", settings.artifact_root]
-    os.execv(sys.executable, command)
+    with _naming(config):
+        serve(settings, port)
 
 
 @app.command()
@@ -294,6 +292,15 @@ def doctor(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help
     print(json.dumps(report, indent=2) if as_json else checks.render(report))
     if not all(check["ok"] or not check["needed"] for check in report["checks"]):
         raise typer.Exit(1)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets with what each is for, and the folder of their files, to be copied."""
+    from pipelines.config import PRESETS
+    from pipelines.tables import presets_table, show
+
+    show(presets_table(PRESETS))
 
 
 @app.command()

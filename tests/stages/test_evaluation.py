@@ -244,13 +244,16 @@ def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs
 def test_figures_that_are_no_numbers_are_null_and_no_miss(inputs):
     found = evaluation(inputs)
     with torch.no_grad():
-        found.loom.model.head.weight.fill_(float("nan"))
-    read_text(found)
-    retrieve(found)
+        for parameter in found.loom.model.parameters():
+            parameter.fill_(float("nan"))
+    for part in (read_text, draw, describe, retrieve, show_videos):
+        part(found)
     broken = {name for name, value in finite(found.metrics).items() if value is None}
     assert broken == {"bits_per_byte", *(f"retrieval_{name}_{objective}" for objective in OBJECTIVES
                                          for name in ("recall_at_1", "recall_at_10", "mean_rank"))}
     assert not found.text_samples
+    found.metrics = finite(found.metrics)
+    assert "Not a number: retrieval" in report.render(evaluation_report.content(found, Verdict(None)))
 
 
 def test_a_pictures_own_captions_are_never_held_against_it():
