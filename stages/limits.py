@@ -30,7 +30,7 @@ class Limits:
 
     max_bytes: int = 256 << 20  # of a file as stored; of a JSONL file: of a line
     max_pixels: int = 64_000_000  # width x height of an image or a video frame
-    min_side: int = 8  # pixels of the shorter side; spacers and tracking pixels have less
+    min_side: int = 4  # pixels of the shorter side; spacers and tracking pixels have one to three
     max_aspect: float = 20.0  # longer side over shorter side; rules and banners have more
     max_scan_pixels: int = 640_000_000  # width x height x scans of a JPEG; a progressive one has about ten scans
     max_frames: int = 36_000  # of a video

@@ -650,7 +650,7 @@ def test_the_sample_corpus(memory):
 
 def test_images_are_read_as_they_are_named_in_a_single_file_source(tmp_path):
     sink = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(sink, "JPEG")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(sink, "JPEG")
     put(tmp_path, {"one.jpg": sink.getvalue(), "two.jpg": picture()})
     out = Result(
         config({"kind": "image_folder", "uri": str(tmp_path / "one.jpg"), "captions": {"from": "file"}}),

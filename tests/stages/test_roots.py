@@ -25,7 +25,7 @@ RNG = np.random.default_rng(5)
 
 
 def picture() -> bytes:
-    return encode_png(RNG.integers(0, 256, (5, 7, 3), np.uint8))
+    return encode_png(RNG.integers(0, 256, (9, 11, 3), np.uint8))
 
 
 def put(folder, files: dict[str, bytes | str]) -> str:
@@ -159,7 +159,7 @@ def test_deep_folders_are_read_and_paths_beyond_the_systems_limit_are_rejects(tm
         assert {name for name, item in items.items() if "reject" not in item} == found
         assert code == "bad_name" and "File name too long" in message
         if "1199.png" in items:
-            assert records_of(config, items["1199.png"])[0]["width"] == 7
+            assert records_of(config, items["1199.png"])[0]["width"] == 11
     subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
 
