@@ -399,6 +399,8 @@ def train_worker(job: Job) -> None:
                 lambda: {"stream": loader.position}, loader.describe, job.state,
                 log, job.progress, {"validate": (config.validate_every, validate)}, amounts=("flops",))
     last = loop.run(start, position["units"], position.get("last"))
+    if rank == 0:
+        job.progress.say("saving")
     weights = engine.state_dict()
     if rank == 0:
         model = UnifiedModel(model_config)
