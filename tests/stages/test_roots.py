@@ -419,6 +419,20 @@ def test_rows_reach_what_media_root_holds_and_nothing_else(tmp_path):
     assert ingest.listing(config) != before
 
 
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_one_file_names_what_lies_beside_it(tmp_path, where):
+    root = str(tmp_path) if where == "local" else f"memory://one-{time.monotonic_ns()}"
+    put(root, {"set/a.png": picture(), "set/sub/b.png": picture(), "c.png": picture(), "set/d.md": "x ![](sub/b.png)",
+               "set/rows.jsonl": lines({"image": "a.png"}, {"image": "sub/b.png"}, {"image": "../c.png"})})
+    source = rows_of(f"{root}/set/rows.jsonl")
+    _, rows, rejects = take(source)
+    assert {part for _, part in rows} == {1, 2} and set(rejects) == {("rows.jsonl", "outside_root")}
+    _, rows, rejects = take({**source, "media_root": root})
+    assert {part for _, part in rows} == {1, 2, 3} and rejects == {}
+    _, rows, _ = take({"kind": "interleaved", "uri": f"{root}/set/d.md"})
+    assert [segment["type"] for segment in rows["d.md", 0]["segments"]] == ["text", "image"]
+
+
 @pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_accents_are_the_same_however_they_are_composed(tmp_path, form, other):
     name = "vidéos d'été/プールで café.png"
