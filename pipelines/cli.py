@@ -98,7 +98,7 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
             if display.log:
                 print(f"log:    {display.log.uri}", file=sys.stderr)
         for line in closing_lines(made, executed):
-            print(line)
+            print(redact(line))
 
 
 @app.command()
@@ -131,15 +131,15 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
                for part in (option, value)] + [part for stage in force or () for part in ("--force", stage)]
     job = cluster_jobs.submit(config, overrides or [], address, arguments=options)
     print(f"job {job}")
-    print(f"follow it with: omniloom logs {job} -f --address {address}", flush=True)
+    print(f"follow it with: omniloom logs {job} -f --address {redact(address)}", flush=True)
     if no_wait:
         return
     try:
         for line in cluster_jobs.logs(address, job, follow=True):
-            print(line, flush=True)
+            print(redact(line), flush=True)
         outcome = cluster_jobs.wait(address, job)
     except KeyboardInterrupt:
-        print(f"job {job} goes on; end it with: omniloom stop {job} --address {address}", file=sys.stderr)
+        print(f"job {job} goes on; end it with: omniloom stop {job} --address {redact(address)}", file=sys.stderr)
         sys.exit(signals.INTERRUPTED)
     why = f": {redact(outcome.message)}" if outcome.status == "FAILED" else ""
     print(f"job {job}: {outcome.status.lower()}{why}")
@@ -152,7 +152,7 @@ def jobs(address: Address = "http://127.0.0.1:8265", as_json: AsJson = False) ->
     """List the cluster's jobs."""
     from pipelines.jobs import jobs as list_jobs
 
-    rows = [dataclasses.asdict(job) for job in list_jobs(address)]
+    rows = redact([dataclasses.asdict(job) for job in list_jobs(address)])
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -169,7 +169,7 @@ def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
 
     try:
         for line in read_logs(address, job, follow=follow):
-            print(line, flush=True)
+            print(redact(line), flush=True)
     except KeyboardInterrupt:  # the job goes on
         sys.exit(signals.INTERRUPTED)
 
@@ -321,7 +321,7 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
         if planned.artifact:
             bad = made.store.examine(planned.artifact)
             damaged += [planned.name] if bad else []
-            print(f"{planned.name}: " + (f"damaged in {planned.uri}: {', '.join(bad)}" if bad else
+            print(f"{planned.name}: " + (f"damaged in {redact(planned.uri)}: {', '.join(bad)}" if bad else
                                          f"{len(planned.artifact.manifest['files'])} files intact"))
     if damaged:
         print(f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "

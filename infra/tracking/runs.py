@@ -293,6 +293,8 @@ def close_stale(settings: TrackingSettings, pipeline: str) -> int:
             if run["status"] == "RUNNING" and OWNER_TAG in run["tags"] and not _lives(run["tags"]):
                 sink.call("set_terminated", run["run_id"], "KILLED")
                 closed += 1
+    except ConnectionError as error:  # what the run itself logs tells of it
+        log.debug("no look for runs that were cut off: %s", error)
     except Exception as error:
         say_once(settings.uri, "tracking could not look for runs that were cut off: %s", short(error))
     return closed
