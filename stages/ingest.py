@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from infra import storage
 from infra.errors import InputError
+from infra.secrets import redact
 from stages import sources
 from stages.ingest_config import Config
 
@@ -64,7 +65,7 @@ def run(context: StageContext) -> dict:
             sum(r["files"] for r in done.values()), sum(len(g["items"]) for g in groups), "files"
         )
     reports = [done[index] for index in sorted(done)]
-    rejects = [reject for report in reports for reject in report["rejects"]]
+    rejects = [{**reject, "message": redact(reject["message"])} for report in reports for reject in report["rejects"]]
     storage.write_bytes(storage.join(output, "rejects", "rejects.jsonl"), _jsonl(rejects))
     duplicates, counts = settle(output, state, config.splits.model_dump())
     metrics = _metrics(output, reports, rejects, duplicates) | counts | notes

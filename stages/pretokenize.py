@@ -10,13 +10,15 @@ the encoder's patch; of a video, the mean over the frames of a latent frame.
 """
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra import storage
-from infra.errors import InputError
+from infra.errors import InputError, OmniLoomError
 from models.tokenizer.build import AnyTokenizerConfig, config_from_dict
 from models.tokenizer.config import IMAGES_ALONE, TiTokConfig
 from stages.aspects import Aspects, check_names
@@ -159,6 +161,18 @@ def _texts(ingest):
                 yield segment["text"]
 
 
+@contextlib.contextmanager
+def _naming(record: dict) -> Iterator[None]:
+    """An error about one record says which: its source and its path there."""
+    try:
+        yield
+    except OmniLoomError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise OmniLoomError(f"{record['source']}: {record['path']}: {type(error).__name__}: {reason}") from error
+
+
 class ShardTokenizer:
     """An actor of the pool: one shard of records in, a token shard per split out, with counts and latent sums."""
 
@@ -186,7 +200,8 @@ class ShardTokenizer:
             if record["kind"] != "text" and not self.visual:
                 stats.add("documents_left_out")
                 continue
-            segments = self._segments(record, pending)
+            with _naming(record):
+                segments = self._segments(record, pending)
             text = " ".join(s["_text"] for s in segments if "_text" in s)
             rows.setdefault(record["split"], []).append(
                 {"id": record["id"], "kind": record["kind"], "label": record["label"],

@@ -40,7 +40,7 @@ class Reader:
         self.config, self.source, self.limits = config, config.sources[index], config.limits
         self.root = Root(self.source, index)
         self.root.is_file = patiently(lambda: self.root.fs.isfile(self.root.path))
-        self.media_root = sources.media_root(self.source, index)
+        self.media_root = sources.media_root(self.root)
 
     def read(self, item: dict) -> Iterator[dict]:
         """Rows and rejects of one item, told apart by the key `code` of a reject. Raises for no content
@@ -290,7 +290,7 @@ class Reader:
         """(root, path below it) that a link may mean: `/x` from the root, else from the document's folder; under
         `media_root` likewise. What is written comes before what it means as a URL. MediaError where there is none.
         """
-        roots = [self.root, self.media_root] if self.media_root else [self.root]
+        roots = [root for root in (None if self.root.is_file else self.root, self.media_root) if root]
         whole = link.startswith("/") or "://" in link
         inside = [(root, path) for root in roots if whole and (path := root.relative(link))]
         if not inside and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|//", link):
@@ -303,7 +303,7 @@ class Reader:
                     found += [(root, manifests.normal_path(target, parts)) for parts in ("/", "/\\")]
         places = [place for place in dict.fromkeys(found) if place[1] is not None]
         if not places:
-            hint = "" if self.media_root or self.source.kind not in ("jsonl", "interleaved") else (
+            hint = "" if self.source.media_root or self.source.kind not in ("jsonl", "interleaved") else (
                 f"; name a folder that holds it in {self.root.field}.media_root")
             raise MediaError("outside_root", f"{link[:200]!a} lies outside the source's root{hint}")
         return places
@@ -319,7 +319,8 @@ class Reader:
         if root is self.root:
             return [posixpath.join(folder, link)]
         # The document's own folder as seen from the media root, then the media root.
-        own = [posixpath.relpath(self.root.path, root.path)] if type(root.fs) is type(self.root.fs) else []
+        own = posixpath.dirname(self.root.path) if self.root.is_file else self.root.path
+        own = [posixpath.relpath(own, root.path)] if type(root.fs) is type(self.root.fs) else []
         return [*(posixpath.join(base, folder, link) for base in own), link]
 
 

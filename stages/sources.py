@@ -56,7 +56,7 @@ def listing(config: Config) -> list[dict]:
                  if root.is_file or _relevant(source, file, below)]
         if uri and below is None:
             found.append(_outside_fact(root, uri))
-        if media := media_root(source, index):
+        if media := media_root(root):
             found += [(f"media_root/{file.path}", file.size, file.identity) for file in media.files()]
         facts += [{"source": index, "path": path, "size": size, "identity": identity}
                   for path, size, identity in found]
@@ -85,8 +85,20 @@ def items(config: Config, notes: Counter | None = None) -> list[dict]:
     return found
 
 
-def media_root(source: Source, index: int) -> Root | None:
-    return Root(source, index, source.media_root, "media_root") if source.media_root else None
+def media_root(root: Root) -> Root | None:
+    """Where rows and documents may name files besides the root: the source's `media_root`, or the folder of the one
+    file that the source is.
+    """
+    if root.source.media_root:
+        return Root(root.source, root.index, root.source.media_root, "media_root")
+    if root.is_file and _refers(root.source):
+        return Root(root.source, root.index, root.place[:root.place.rindex("/") + 1])
+    return None
+
+
+def _refers(source: Source) -> bool:
+    """Whether what the source's files say may name other files."""
+    return bool(source.kind == "interleaved" or source.image_field or source.video_field)
 
 
 # ---- manifests ----
@@ -181,8 +193,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _relevant(source: Source, file: SourceFile, manifest: str | None) -> bool:
     """Whether a file can change what is ingested; a document or a JSONL row may name any other file by its path."""
-    refers = source.kind == "interleaved" or source.image_field or source.video_field
-    if refers or file.path == manifest or _is_candidate(source, file):
+    if _refers(source) or file.path == manifest or _is_candidate(source, file):
         return True
     if source.captions:
         return source.captions.from_ == "sidecar" and _suffix(file.path) in SIDECARS

@@ -5,6 +5,7 @@ The model's code is a file of ours that MLflow stores as source (models from cod
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import runpy
 import tempfile
@@ -118,6 +119,11 @@ def _send(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
         except Exception as error:  # MLflow has tried several times by itself
             _discard(sink, model_id)
             raise Refused(short(error)) from error
+    if model_id:
+        # As MLflow's own `register_model` does: else the UI says of the logged model that it is not registered.
+        versions = json.dumps([{"name": name, "version": str(version)}])
+        with contextlib.suppress(Refused):
+            sink.call("set_logged_model_tags", model_id, {"mlflow.modelVersions": versions})
     if event["alias"] and not _held_by_better(sink, event):
         sink.call("set_registered_model_alias", name, event["alias"], version)
     sink.not_registered.pop((name, fingerprint), None)

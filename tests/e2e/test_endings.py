@@ -149,12 +149,13 @@ def test_a_second_signal_and_what_the_next_run_makes_of_it(training):
 
 def test_a_killed_driver(training):
     """kill -9: its workers end by themselves and write no further checkpoint; the record is the next run's to close."""
-    name, workers = training.record()["id"], training.family("ray::")
+    name = training.record()["id"]
+    workers = [process for process in training.family("ray::") if "Agent" not in process.name()]  # those are Ray's own
     training.process.kill()
     training.process.wait()
-    killed, last = time.monotonic(), training.steps()[-1]
+    last = training.steps()[-1]
     _, alive = psutil.wait_procs(workers, 60)
-    assert not alive, f"{alive} live on {time.monotonic() - killed:.0f} s"
+    assert workers and not alive
     assert training.steps()[-1] <= last + 10, "the one that was being written"
     assert close_killed(str(training.store)) == [name]
 

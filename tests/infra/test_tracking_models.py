@@ -142,6 +142,7 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     (output,) = client.get_run(run.run_id()).outputs.model_outputs
     logged = client.get_logged_model(output.model_id)
     assert {metric.key: metric.value for metric in logged.metrics} == {"recon_psnr_image": 24.5}
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": "1"}]
 
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", LOADED, settings.uri, str(bundle)], cwd=tmp_path, env=env,

@@ -139,6 +139,10 @@ def test_what_real_workers_raise():
         raise InputError("is none", field="stages.train.x")
 
     def odd(row):
+        class Odd(Exception):  # here, as workers cannot import the tests; no more picklable than the other
+            def __init__(self, first, *, second):
+                super().__init__(f"odd {first} {second}\nand more")
+
         raise Odd(1, second=2)
 
     def killed(row):

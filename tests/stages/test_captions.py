@@ -23,7 +23,7 @@ FIELD = "stages.ingest.sources.0.captions"
 
 
 def picture() -> bytes:
-    return encode_png(RNG.integers(0, 256, (5, 7, 3), np.uint8))
+    return encode_png(RNG.integers(0, 256, (9, 11, 3), np.uint8))
 
 
 def lines(*rows) -> str:
@@ -369,7 +369,7 @@ def test_a_folder_without_sidecars_is_an_error(tmp_path):
 
 
 def test_pages_that_are_not_taken_are_told(tmp_path):
-    frames = [Image.fromarray(RNG.integers(0, 256, (6, 6, 3), np.uint8)) for _ in range(3)]
+    frames = [Image.fromarray(RNG.integers(0, 256, (12, 12, 3), np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "pages.tiff", save_all=True, append_images=frames[1:])
     frames[1].save(tmp_path / "one.tiff")
     frames[2].save(tmp_path / "one.png")

@@ -104,10 +104,15 @@ def test_units_and_quotas_are_those_counted_by_hand():
             ("video", [both], [(0, 18)], 14),
             ("document", [[*both, *both, ("text", 3)], [*both, *both, *both, *both]], [(0, 37), (0, 64)], 5),
             ("document", [[("visual", 60), ("text", 9)], [("visual", 61), ("text", 9)], [("visual", 58)]],
-             [(0, 64), (0, 62)], 4)):
+             [(0, 64), (0, 62)], 4),
+            ("document", [[("text", 100), *picture]], [(0, 64)], 4)):  # its beginning
         made = planner([(kind, document) for document in documents])
         assert [(start, stop) for _, start, stop in made.units[kind]] == units
         assert made.quota == {kind: quota}, units
+    # Cut where the row ends: behind the text that fills it, without an empty one behind it, or in the middle.
+    for first, stop, length in ((61, 2, 64), (62, 1, 64), (70, 1, 64)):
+        (placed, *_), *_ = planner([("document", [("text", first), ("text", 5)])]).window(0)
+        assert (placed.start, placed.stop, placed.length, placed.target) == (0, stop, length, -1)
     # What has no share of its own keeps its part of the rest: 88 and 26 tokens of 114, of 0.5.
     mixed = planner([("text", [("text", 20)])] * 4 + [("video", picture)] * 2 + [("image", both)],
                     mixture={"image": 0.5}, window_rows=40)
@@ -411,6 +416,11 @@ def test_limits_of_the_fields(field, taken, refused):
     for value in refused:
         with pytest.raises(ValidationError, match=field):
             PackingConfig(**{field: value})
+
+
+def test_a_planned_document_is_a_value():
+    assert len({Placed(1, "draw", 9), Placed(1, "draw", 9), Placed(2, "draw", 9)}) == 2
+    assert Placed(1, "draw", 9) == Placed(1, "draw", 9, frozenset(), 0, 0, -1, "latent_diffusion", 0.0, True, 0)
 
 
 def test_what_nothing_is_said_of():
