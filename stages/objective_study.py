@@ -97,6 +97,8 @@ def run(context: StageContext) -> dict:
     trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
     for training in trainings.values():
         train_unified.check(training, context.inputs["pretokenize"], context.tokenizer)
+        train_unified.check_fits(training, context.inputs["pretokenize"], context.progress,
+                                 "stages.objective_study.training")
     rows = []
     for number, (name, training) in enumerate(trainings.items()):
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))

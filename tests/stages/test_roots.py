@@ -256,7 +256,15 @@ class Flaky(MemoryFileSystem):
 fsspec.register_implementation("flaky", Flaky, clobber=True)
 
 
-class SlowDown(Exception):
+class HttpError(Exception):
+    """As clients of other stores tell it."""
+
+    def __init__(self, code):
+        super().__init__("an answer")
+        self.code = code
+
+
+class ClientError(Exception):
     """As botocore tells a throttled request."""
 
     def __init__(self, status=503, code="SlowDown"):
@@ -275,8 +283,8 @@ def flaky(monkeypatch):
 
 
 PASSING = [OSError(errno.EIO, "Input/output error"), ConnectionResetError("reset"), TimeoutError("timed out"),
-           SlowDown(), SlowDown(429, "TooManyRequests"), OSError(errno.ESTALE, "Stale file handle"),
-           type("ServerDisconnectedError", (Exception,), {})("gone")]
+           ClientError(), ClientError(429, "TooManyRequests"), ClientError(200, "Throttling"), HttpError(503),
+           OSError(errno.ESTALE, "Stale file handle"), type("ServerDisconnectedError", (Exception,), {})("gone")]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
@@ -289,7 +297,7 @@ def test_an_error_that_passes_is_tried_again(flaky, error):
 
 @pytest.mark.parametrize("error, code, said", [
     (OSError(errno.EIO, "Input/output error"), "unreadable", "tried 4 times"),
-    (SlowDown(), "unreadable", "SlowDown"),
+    (ClientError(), "unreadable", "ClientError"), (HttpError(404), "unreadable", "HttpError"),
     (PermissionError("denied"), "unreadable", "denied"), (FileNotFoundError("x"), "missing_file", "not there"),
     (OSError(errno.ENXIO, "No such device"), "unreadable", "No such device"),
     (MemoryError(), "unreadable", "MemoryError"), (ValueError("what?"), "unreadable", "what?"),
@@ -330,8 +338,8 @@ def test_a_jsonl_file_that_fails_is_a_reject_and_what_was_read_of_it_stays(flaky
 
 def test_a_root_that_cannot_be_listed_is_an_error_that_says_why(flaky):
     put(flaky, {"a.png": picture()})
-    Flaky.plan[("list", "/in")] = [SlowDown(), ...]
-    with pytest.raises(InputError, match="SlowDown") as caught:
+    Flaky.plan[("list", "/in")] = [ClientError(), ...]
+    with pytest.raises(InputError, match="ClientError") as caught:
         take(images(flaky))
     assert caught.value.field == "stages.ingest.sources.0.uri"
 
