@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from traceback import format_exception
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 MASK = "***"
 # A user and a password may hold what a URI would have escaped (`/`, `@`): databases' clients take that. A port
@@ -46,6 +46,20 @@ def hide(values: Iterable[str]) -> None:
     for value in values:
         if len(value) >= _SHORTEST and not os.path.exists(value):
             _hidden.update((value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")))
+
+
+def hide_credentials(value: Any) -> None:
+    """`hide` what the URIs in a text, or in nested literals, hold: clients quote parts of them in their errors."""
+    if isinstance(value, str):
+        for match in _USER_INFO.finditer(value):
+            user_info = match[0][:-1]
+            hide(known for part in (user_info, user_info.partition(":")[2]) for known in (part, unquote(part)))
+        hide(unquote(match[2]) for match in _PARAMETER.finditer(value) if _parameter(match) != match[0])
+    elif isinstance(value, Mapping):
+        hide_credentials(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            hide_credentials(item)
 
 
 def redact(value: Any) -> Any:

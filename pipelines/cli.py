@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -333,6 +334,9 @@ def main() -> None:
     """Entry point: errors in words, exit codes as documented."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of ASCII shows a path with an accent as it can
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Outside its standalone mode typer gives the code of an Exit back in place of raising it.
         code = app(args=(["--debug"] if debug else []) + arguments, prog_name="omniloom", standalone_mode=False) or 0

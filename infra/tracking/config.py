@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.errors import InputError
-from infra.secrets import redact
+from infra.secrets import hide_credentials, redact
 from infra.tracking.address import check_driver, check_uri, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -120,6 +120,7 @@ def _chosen(config: TrackingConfig) -> str | None:
     name, uri = ("tracking.uri", config.uri) if config.uri else (f"${VARIABLE}", os.environ.get(VARIABLE))
     if not uri:
         return None
+    hide_credentials(uri)
     try:
         check_uri(uri)
         check_driver(uri)

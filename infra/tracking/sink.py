@@ -179,7 +179,7 @@ class Sink:
     def _try_again(self, key: str, folder: Path, events: list[dict], error: Exception) -> None:
         """Leave events out that a store which answers has not taken in several attempts; else raise Unreachable."""
         if not self._answers():
-            raise TryAgain(short(error)) from error
+            raise Unreachable(short(error)) from error
         self._failures[key] += 1
         kind = events[0]["kind"]
         log.debug("attempt %d at a %s: %s", self._failures[key], kind, short(error))
@@ -192,7 +192,7 @@ class Sink:
         self._leave_out(folder, events, error)
 
     def _answers(self) -> bool:
-        """Whether the store takes any request at all; Unreachable where it is away."""
+        """Whether it answers as a tracking store does; Unreachable where it is away."""
         try:
             self.call("search_experiments", max_results=1)
         except Unreachable:

@@ -93,6 +93,15 @@ def test_hidden_values(tmp_path):
     assert secrets.redact(f"1 false {tmp_path}") == f"1 false {tmp_path}"
 
 
+def test_parts_of_an_address_that_a_client_quotes_by_themselves():
+    secrets.hide_credentials({"a": [f"s3://{USER}:{PASSWORD}%2F%40x@bucket/k", {"b": f"https://h/?sig={PASSWORD}2%3D"}],
+                              "c": 3})
+    for text in (f'Invalid bucket name "{USER}:{PASSWORD}%2F%40x@bucket"', f"no login with {PASSWORD}/@x",
+                 f"signature {PASSWORD}2= has expired"):
+        assert PASSWORD not in secrets.redact(text)
+    assert secrets.redact_uris(f"by {PASSWORD}/@x") == f"by {PASSWORD}/@x", "a fingerprint depends on its text alone"
+
+
 def test_loggers_and_tracebacks(caplog):
     log = secrets.logger("infra.of_this_test")
     assert secrets.logger("infra.of_this_test") is log and len(log.filters) == 1

@@ -51,10 +51,13 @@ class Baseline:
     imported: list[str]
 
     def of(self, file: str, lines: Sequence[int], limit: float) -> list[str]:
-        """Tests that run one of the lines (no lines: anything of the file), the quickest first, within `limit` seconds
-        (at least one). Those of a line that no test runs: none."""
+        """Tests that run one of the lines (no lines: anything of the file, or nothing at all in this process, as they
+        start others), the quickest first, within `limit` seconds (at least one). Those of a line that no test runs:
+        none."""
         found = self.lines.get(file, {})
         tests = {test for line in (lines or found) for test in found.get(line, ())}
+        if not lines:
+            tests |= set(self.seconds) - {test for rows in self.lines.values() for ran in rows.values() for test in ran}
         chosen, total = [], 0.0
         for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
             total += self.seconds[test]

@@ -110,10 +110,13 @@ def test_what_stands_behind_or_pads_a_sound_jpeg_harms_nothing():
     version = bytearray(data)
     version[data.index(b"JFIF\0") + 5] = 0  # "unknown JFIF revision 0.01", which says nothing of the picture
     assert probe_image(bytes(version)).width == 128
+    cut = bytes(version[:(coded_data(data) + len(data)) // 2]) + b"\xff\xd9"
+    assert refusal(lambda: probe_image(cut)).code == "corrupt", "nor does it hide what comes after it"
 
 
 def test_a_png_whose_checksum_does_not_hold_is_refused():
     stored = saved(RAMP, "PNG", compress_level=0)  # nothing but the checksum tells of a flipped pixel
+    assert probe_image(stored).width == 128
     at = stored.index(b"IDAT") + 2000
     assert refusal(lambda: probe_image(stored[:at] + bytes([stored[at] ^ 1]) + stored[at + 1:])).code == "corrupt"
 

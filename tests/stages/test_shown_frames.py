@@ -75,9 +75,10 @@ def trimmed(data: bytes, skip: int, keep: int, rate: int) -> bytes:
     return data[:at] + entry + data[at + 12:]
 
 
-@pytest.mark.parametrize("skip, keep", [(8, 12), (1, 19), (15, 5), (0, 7), (5, 9)])
-def test_an_edit_list_hides_frames_and_the_rest_is_counted_and_chosen(skip, keep):
-    data = trimmed(encoded(levels(20), g="250", bf="2"), skip, keep, 8)
+@pytest.mark.parametrize("skip, keep, group", [(8, 12, 250), (1, 19, 250), (15, 5, 250), (0, 7, 250), (5, 9, 250),
+                                               (2, 6, 4), (9, 5, 4)])
+def test_an_edit_list_hides_frames_and_the_rest_is_counted_and_chosen(skip, keep, group):
+    data = trimmed(encoded(levels(20), g=str(group), bf="2"), skip, keep, 8)
     info = probe_video(data)
     assert info.frames == keep and info.duration == pytest.approx(keep / 8) and info.fps == pytest.approx(8)
     assert numbers(decode_video(data)) == list(range(skip, skip + keep))
