@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from infra import storage
 from infra.errors import InputError
+from infra.secrets import redact_uris
 from stages.ingest_config import Source
 from stages.limits import MediaError, one_line
 
@@ -249,7 +250,8 @@ class Root:
             info = patiently(lambda: self.fs.info(self.path))
             if info["type"] == "file":
                 self.is_file = True
-                return [self._file(posixpath.basename(self.path), info)]
+                name = posixpath.basename(self.path)  # of a signed URL with its query, which no record may hold
+                return [self._file(name if self.local else redact_uris(name), info)]
             if info["type"] != "directory" and not (self.local and os.path.isdir(self.path)):
                 raise InputError(f"is neither a file nor a folder: {self.place}", field=self.uri_field)
             found = self._store() if _lists_all(self.fs) else self._walk()

@@ -105,6 +105,9 @@ def logged(settings, text: str) -> str:
 @pytest.mark.parametrize("how", ["moved", "copied"])
 def test_files_follow_a_storage(tracked, tmp_path, how):
     before = logged(tracked, "before")
+    bare = Tracker(tracked).start_pipeline("moving", {})  # its config.json alone, which somebody removes
+    assert bare.finish(timeout=60)
+    shutil.rmtree(tracked.database.parent / "mlflow/artifacts" / bare.run_id())
     old, new = tracked.database.parent, tmp_path / "elsewhere" / "st 2"
     new.parent.mkdir()
     if how == "moved":
@@ -122,6 +125,7 @@ def test_files_follow_a_storage(tracked, tmp_path, how):
     for version, text in (("1", "before"), ("2", "after")):
         place = Path(client.get_model_version_download_uri("m", version).removeprefix("file://").replace("%20", " "))
         assert (place / "weights.txt").read_text() == text
+    assert client.get_run(bare.run_id()).info.artifact_uri.startswith(new.as_uri())
     models = client.search_logged_models([client.get_run(after).info.experiment_id])
     assert len(models) == 2 and all(model.artifact_location.startswith(new.as_uri()) for model in models)
     assert not (how == "moved" and old.exists()), "nothing is made at the old place"
