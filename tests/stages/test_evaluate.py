@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import corpora  # noqa: E402
@@ -20,7 +21,7 @@ from models.unified.config import UnifiedConfig  # noqa: E402
 from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
 from models.unified.model import UnifiedModel  # noqa: E402
 from stages import evaluate  # noqa: E402
-from stages.base import StageContext  # noqa: E402
+from stages.base import Needs, StageContext  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 
 TEXT = corpora.text_tokenizer()
@@ -159,3 +160,23 @@ def test_with_nothing_measured_a_gate_fails_with_its_reason(measure, settings, m
     assert metrics == {"gate_passed": 0} and holder(settings, models, "empty") is None
     assert "Gate not passed: bits_per_byte was not measured." in html and "Nothing was measured: the test split" in html
     assert measure("good", "empty", empty)[0] == {"gate_passed": None} and holder(settings, models, "empty") is None
+
+
+def test_what_nothing_is_said_of_and_the_limits_of_the_fields():
+    usual = evaluate.Config()
+    assert usual.model_dump(exclude={"gate"}) == {
+        "split": "test", "drawings": 256, "captions": 256, "retrieval_captions": 100, "texts": 200, "num_steps": 20,
+        "guidance_scale": 2.0, "class_examples": 20, "class_pixels": 8, "seed": 0, "cpus": 2, "gpus": 0,
+        "reconstructions": 256, "alias": "champion"}
+    assert not usual.gate.given and evaluate.needs(usual) == Needs(cpus=2, gpus=0)
+    assert evaluate.needs(evaluate.Config(cpus=3, gpus=0.5)) == Needs(cpus=3, gpus=0.5)
+    for name, taken, refused in (
+            ("split", "validation", "train"), ("drawings", 0, -1), ("captions", 0, -1), ("retrieval_captions", 0, -1),
+            ("texts", 0, -1), ("num_steps", 1, 0), ("guidance_scale", 0, -0.1), ("class_examples", 2, 1),
+            ("class_pixels", 2, 1), ("seed", 0, -1), ("cpus", 0.1, 0), ("gpus", 0, -0.1), ("reconstructions", 1, 0),
+            ("drawings", 1, "many")):
+        assert getattr(evaluate.Config(**{name: taken}), name) == taken
+        with pytest.raises(ValidationError, match=name):
+            evaluate.Config(**{name: refused})
+    with pytest.raises(ValidationError, match="drawing"):
+        evaluate.Config(drawing=3)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import corpora  # noqa: E402
@@ -27,7 +28,7 @@ from stages.evaluate import Config  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
 from stages.gate import Verdict  # noqa: E402
 from stages.measure_drawing import draw, show_videos  # noqa: E402
-from stages.measure_tokenizer import reconstruct  # noqa: E402
+from stages.measure_tokenizer import codebook, reconstruct  # noqa: E402
 from stages.measure_writing import _asked, describe, read_text, retrieve  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 from stages.train_tokenizer import load_tokenizer  # noqa: E402
@@ -267,3 +268,56 @@ def test_a_pictures_own_captions_are_never_held_against_it():
         assert asked.shape == (5, 3)  # the fourth has two captions of others against it
         for own, row in zip(captions, asked, strict=True):
             assert first[row[0]] == own[0] and not {first[i] for i in row[1:]} & set(own) and len(set(row)) == 3
+
+
+@pytest.mark.parametrize("reconstructions", [4, 256])
+def test_reconstruction_is_the_mean_over_pictures_and_over_frames(inputs, reconstructions):
+    """PSNR by its formula, of each picture that is measured and of each frame of each clip, from batches of one."""
+    found = evaluation(inputs, reconstructions=reconstructions)
+    reconstruct(found)
+    tokenizer = found.loom.tokenizer
+    for kind, clips in (("image", found.images), ("video", found.videos)):
+        chosen = clips.spread(0)[:reconstructions]
+        values, likeness = [], []
+        for i in chosen:
+            clip = torch.from_numpy(clips[int(i)]).permute(3, 0, 1, 2)
+            with torch.no_grad():
+                recon = tokenizer(clip[None].float() / 255 - 0.5)[0][0]
+            shown = ((recon.clamp(-0.5, 0.5) + 0.5) * 255).round()
+            errors = (shown.double() - clip.double()).square().mean(dim=(0, 2, 3))
+            values += (10 * torch.log10(255**2 / errors)).tolist()
+            likeness += [float(structural_similarity_index_measure(a[None], b[None], data_range=255.0))
+                         for a, b in zip(shown.double().unbind(1), clip.double().unbind(1))]
+        assert len(chosen) == min(reconstructions, len(clips)) > 0
+        assert found.metrics[f"recon_psnr_{kind}"] == pytest.approx(np.mean(values), abs=0.02)
+        assert found.metrics[f"recon_ssim_{kind}"] == pytest.approx(np.mean(likeness), abs=1e-3)
+
+
+def test_clips_are_measured_where_no_picture_is_held_out(inputs, tmp_path):
+    rows = [row for row in records.iterate(inputs["ingest"].uri) if row["kind"] == "video" or row["split"] == "train"]
+    records.write_shard(str(tmp_path / records.shard_name(0)), rows)
+    found = evaluation(inputs | {"ingest": corpora.seal(tmp_path, "ingest")})
+    reconstruct(found)
+    assert set(found.metrics) == {"recon_psnr_video", "recon_ssim_video"} and set(found.pictures) == {
+        "reconstructed_videos"}
+
+
+def test_the_codebooks_use_is_counted_over_all_splits(inputs, tmp_path):
+    """Codes 0 to 63: of the train split 3 and 5, of the others 5, 7 and 60, as often as they stand in pictures."""
+    text, codes = corpora.text_tokenizer(), {"train": [3] * 6 + [5] * 3, "validation": [5] * 8 + [7], "test": [60] * 9}
+    splits = {}
+    for split, values in codes.items():
+        rows = corpora.token_rows(text, np.random.default_rng(0), images=1, videos=0, texts=1, documents=0)
+        rows[0]["segments"][-1]["codes"] = np.array(values, np.int32)
+        splits[split] = [rows]
+    tokens = corpora.pretokenize(tmp_path / "tokens", splits, text)
+    found = evaluation(inputs | {"pretokenize": tokens})
+    codebook(found)
+    shares = [6 / 27, 11 / 27, 1 / 27, 9 / 27]
+    assert found.metrics == {"codebook_usage": 4 / 64, "codebook_perplexity": pytest.approx(
+        np.prod([share**-share for share in shares]))}
+    without = corpora.token_rows(text, np.random.default_rng(0), images=0, videos=0, texts=2, documents=0)
+    bare = evaluation(inputs | {"pretokenize": corpora.pretokenize(
+        tmp_path / "bare", {"train": [without], "validation": [without]}, text)})
+    codebook(bare)
+    assert bare.metrics == {}
