@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,25 @@ def test_with_nothing_measured_a_gate_fails_with_its_reason(measure, settings, m
     assert metrics == {"gate_passed": 0} and holder(settings, models, "empty") is None
     assert "Gate not passed: bits_per_byte was not measured." in html and "Nothing was measured: the test split" in html
     assert measure("good", "empty", empty)[0] == {"gate_passed": None} and holder(settings, models, "empty") is None
+
+
+def test_without_an_answer_of_the_registry_the_gate_fails_in_one_line_and_the_report_is_written(
+        settings, tokens, models, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = replace(settings, uri=f"http://127.0.0.1:{free.getsockname()[1]}", spool=str(tmp_path / "spool"),
+                       flush_seconds=0.1)
+    for name, why in (("rivals", "the registry does not answer: Unreachable: "), (None, "register_as names no model")):
+        work = tmp_path / str(name)
+        tracker = Tracker(replace(away, register_as=name)).start_pipeline("away", {})
+        asked = evaluate.Config.model_validate({"cpus": 1, "gate": {"better_than_champion": "bits_per_byte"}})
+        metrics = evaluate.run(StageContext("evaluate", "0" * 64, asked, {
+            "pretokenize": tokens, "train": models["good"]}, str(work), corpora.Silent(), tracker))
+        tracker.finish()
+        assert metrics["gate_passed"] == 0 and metrics["bits_per_byte"] > 0
+        html = (work / "output" / "report.html").read_text()
+        line, = (line for line in html.splitlines() if "Gate not passed" in line)
+        assert "could not be held against the champion" in line and why in line
 
 
 def test_what_nothing_is_said_of_and_the_limits_of_the_fields():

@@ -270,6 +270,14 @@ def test_a_pictures_own_captions_are_never_held_against_it():
             assert first[row[0]] == own[0] and not {first[i] for i in row[1:]} & set(own) and len(set(row)) == 3
 
 
+def test_pictures_are_told_apart_by_source_only_where_there_are_several(inputs):
+    found = evaluation(inputs)
+    both = found.by_source(range(8))
+    assert set(both) == {"_squares", "_numbered_squares"} and sorted(sum(both.values(), [])) == list(range(8))
+    one = both["_squares"]
+    assert found.by_source(one) == {"": one} and found.by_source([]) == {"": []}
+
+
 @pytest.mark.parametrize("reconstructions", [4, 256])
 def test_reconstruction_is_the_mean_over_pictures_and_over_frames(inputs, reconstructions):
     """PSNR by its formula, of each picture that is measured and of each frame of each clip, from batches of one."""
