@@ -126,6 +126,8 @@ def test_the_figure_is_that_of_knowing_nothing(measure, tokens):
     count = sum(len(document[0].ids) + 1 for document in held_out)  # and <eos>
     size = sum(held_out.row(i)["bytes"] for i in range(len(held_out)))
     assert measure("good", "nothing")[0]["bits_per_byte"] == pytest.approx(BITS * count / size, rel=1e-6)
+    # A GPU that is asked for and is not there is done without.
+    assert measure("good", "nothing", gpus=1)[0]["bits_per_byte"] == pytest.approx(BITS * count / size, rel=1e-5)
 
 
 def test_the_alias_never_moves_to_a_worse_model(measure, settings, models, tmp_path):

@@ -329,3 +329,60 @@ def test_the_codebooks_use_is_counted_over_all_splits(inputs, tmp_path):
         tmp_path / "bare", {"train": [without], "validation": [without]}, text)})
     codebook(bare)
     assert bare.metrics == {}
+
+
+@pytest.fixture(scope="module")
+def many(inputs, tmp_path_factory) -> dict:
+    """48 held-out pictures with captions that all differ, a third of them without a label."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = list(records.iterate(corpora.ingest(folder / "squares", images=60, videos=0).uri))
+    for number, row in enumerate(rows):
+        row |= {"split": "train" if number < 12 else "validation", "caption": f"{row['caption']} {number}",
+                "captions": [f"{row['caption']} {number}"], "label": None if number % 3 == 2 else row["label"]}
+    records.write_shard(str(folder / "ingest" / records.shard_name(0)), rows)
+    return inputs | {"ingest": corpora.seal(folder / "ingest", "ingest")}
+
+
+def test_what_is_drawn_of_pictures_of_which_some_have_no_label(many, monkeypatch):
+    monkeypatch.setattr(measure_drawing, "LEAST_PICTURES", 8)
+    found = evaluation(many, drawings=40)
+    assert (len(found.captioned), len(found.labelled)) == (48, 32)
+    draw(found)
+    asked = measure_drawing._plain(found)
+    assert len(asked) == found.metrics["frechet_pictures"] == 12  # as many as there are train pictures
+    monkeypatch.setattr(measure_drawing, "_plain", lambda _: found.captioned[:36])
+    wide = evaluation(many, drawings=40)
+    draw(wide)
+
+    def drawn(captions: list[str], objective: str) -> list[np.ndarray]:
+        return list(found.loom.text_to_image(captions, num_steps=1, guidance_scale=2.0, objective=objective,
+                                             seeds=list(range(len(captions)))))
+
+    first = [found.captions[i] for i in found.captioned[:32]]
+    for objective in OBJECTIVES:
+        # 32 captions, one picture of each.
+        assert found.pictures[f"drawn_images_{objective}"] == report.grid(drawn(first, objective), 8, first)
+        # Agreement: the mean over labels of what the samples say.
+        said = [sample for sample in found.samples if sample["objective"] == objective]
+        labels = sorted({sample["label"] for sample in said})
+        by_label = [np.mean([s["named"] == s["label"] for s in said if s["label"] == label]) for label in labels]
+        assert len(said) == 40 and len(labels) == 4 and None not in labels
+        assert found.metrics[f"image_class_agreement_{objective}"] == pytest.approx(np.mean(by_label))
+        # The distance is of the captions that it is of, though those with a label are drawn too, twice some of them.
+        for one, indices in ((found, asked), (wide, found.captioned[:36])):
+            real = metrics.shrink([one.images[i][0] for i in indices], 8)
+            made = metrics.shrink(drawn([one.captions[i] for i in indices], objective), 8)
+            assert one.metrics[f"frechet_pixels8_{objective}"] == pytest.approx(metrics.frechet(real, made), rel=1e-5)
+
+
+def test_a_guess_among_twenty_captions(many):
+    found = evaluation(many, retrieval_captions=20, captions=4)
+    retrieve(found)
+    assert found.metrics["retrieval_captions"] == 20
+    assert {name: value for name, value in found.metrics.items() if name.endswith("chance")} == {
+        "retrieval_recall_at_1_chance": 0.05, "retrieval_recall_at_10_chance": 0.5, "retrieval_mean_rank_chance": 10.5}
+    # Which captions stand against a picture is a matter of the seed alone, so that figures of two models compare.
+    captions, chosen = list(dict.fromkeys(found.captions)), [0, 1]
+    rng = np.random.default_rng((0, 8))
+    expected = [[i, *rng.choice([j for j in range(48) if j != i], 19, replace=False)] for i in chosen]
+    assert _asked(found, captions, chosen).tolist() == expected
