@@ -31,7 +31,7 @@ class Captions(_Strict):
     caption_field: str | None = None
     label_field: str | None = "label"
     # Rows with the same value (a person, a recording, a patient), in whichever source, are in one split.
-    group_field: str | None = "group"
+    group_field: str | None = None
     license_field: str | None = "license"
     meta_fields: list[str] = Field(default_factory=list)  # kept in the record's meta
     # sidecar: the text in the .txt (or .caption) file of the same name beside the picture; file, folder: its name.
@@ -79,7 +79,7 @@ class Source(_Strict):
     video_field: str | None = None  # jsonl: likewise of a video
     caption_field: str | None = None  # jsonl with media; by default as in `Captions`
     label_field: str | None = "label"  # jsonl with media
-    group_field: str | None = "group"  # jsonl, interleaved with a manifest: as in `Captions`
+    group_field: str | None = None  # jsonl, interleaved with a manifest: as in `Captions`
     manifest: str | None = None  # interleaved: JSONL of {file, segments} in place of parsing Markdown
     # jsonl with media, interleaved: a folder beside or above uri that rows may name files in, relative to the JSONL
     # file or to this folder; by default nothing outside uri is read.

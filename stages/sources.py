@@ -284,7 +284,7 @@ def _media_items(root: Root, files: list[SourceFile], candidates: list[SourceFil
 def _with_rows(root: Root, items: list[dict], found: list[Manifest], names: Names) -> list[dict]:
     """Items with what the rows say of them; several rows of a file add up their captions.
 
-    InputError where no row names a file, or few rows do and few files are named: then it is not that a row is wrong.
+    InputError where few rows name a file and few files are named: then it is not that a row is wrong.
     """
     by_path = {item["path"]: item for item in items}
     rejected: list[dict] = []
@@ -293,7 +293,7 @@ def _with_rows(root: Root, items: list[dict], found: list[Manifest], names: Name
         used = _use_rows(root, manifest, names, by_path, rejected, named)
         rows, matched = len(used), sum(used)
         files = sum("reject" not in item for item in items)
-        if rows and (not matched or (2 * matched < rows and 2 * len(named) < files)):
+        if 2 * matched < rows and 2 * len(named) < files:
             raise InputError(_mismatch(root, manifest, names, matched, rows), field=manifest.field)
     return items + rejected
 

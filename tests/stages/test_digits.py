@@ -17,11 +17,12 @@ import pytest
 from stages import digits, ingest, records, sources  # noqa: F401 (sources registers the protocol)
 from stages.media import decode_image, decode_video
 
+MANIFEST = {"manifest": "manifest.jsonl", "group_field": "group"}
 CONFIG = ingest.Config.model_validate(
     {
         "sources": [
-            {"kind": "image_folder", "uri": "digits://images", "captions": {"manifest": "manifest.jsonl"}},
-            {"kind": "video_folder", "uri": "digits://videos", "captions": {"manifest": "manifest.jsonl"}},
+            {"kind": "image_folder", "uri": "digits://images", "captions": MANIFEST},
+            {"kind": "video_folder", "uri": "digits://videos", "captions": MANIFEST},
             {"kind": "text", "uri": "digits://text"},
         ]
     }
