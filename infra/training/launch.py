@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -43,9 +44,20 @@ def _enter(config: dict) -> None:
     torch.set_num_threads(config["threads"])
     try:
         config["function"](config["argument"])
+    except Exception as error:
+        raise _portable(error) from error
     finally:
         # Ray kills the worker when its function has ended: what it has logged must be delivered before.
         config["argument"].tracker.close()
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or one of the same words where another process could not read it: not all can be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
