@@ -45,7 +45,9 @@ def _enter(config: dict) -> None:
     try:
         config["function"](config["argument"])
     except Exception as error:
-        raise _portable(error) from error
+        if (portable := _portable(error)) is error:
+            raise
+        raise portable from None  # the driver could not read what it would carry along
     finally:
         # Ray kills the worker when its function has ended: what it has logged must be delivered before.
         config["argument"].tracker.close()
