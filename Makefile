@@ -1,4 +1,4 @@
-# make setup     .venv with the omniloom command
+# make setup     .venv with the omniloom command; TORCH_FLAGS='--index-url URL' takes torch from another index
 # make demo      the demo pipeline, end to end, in runs/demo
 # make test      the fast tests; test-slow: those that start Ray, servers or train; bench: figures, no tests
 # make check     style and layers
@@ -13,7 +13,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH_FLAGS) torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev]'
 	$(BIN)/python -m infra.training.prepare
 	touch $@

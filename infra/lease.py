@@ -132,6 +132,32 @@ class Lease:
         self._release()
 
 
+class Holder:
+    """Whose work a work folder's `state` is: asked by a worker that the owner's end may have left behind.
+
+    Made when the worker starts, from what `Holder.write` noted; without a note nothing is asked.
+    """
+
+    def __init__(self, state: str):
+        self.uri = _holder_uri(state)
+        self.owner = (storage.read_json(self.uri) or {}).get("owner")
+
+    @staticmethod
+    def write(state: str, owner: str) -> None:
+        storage.write_json(_holder_uri(state), {"owner": owner})
+
+    def require(self) -> None:
+        """Raise `LeaseLost` where another run works in the folder now, or the owner's process has ended."""
+        if self.owner is None:
+            return
+        if (storage.read_json(self.uri) or {}).get("owner") != self.owner or _process_ended(self.owner):
+            raise LeaseLost("the run that this worker belongs to is gone, or another goes on with its work")
+
+
+def _holder_uri(state: str) -> str:
+    return storage.join(state, "holder.json")
+
+
 class _Watch:
     """What a waiter has seen of a lease, and for how long it has not changed."""
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 
 class ProgressBoard:
-    """The latest state per stage: {"done", "total", "unit", "facts", "time", "notes"}. Runs as a Ray actor or
-    in-process."""
+    """The latest state per stage: {"done", "total", "unit", "facts", "time", "notes"}, or {"says", "time", "notes"}.
+    Runs as a Ray actor or in-process."""
 
     def __init__(self):
         self._states: dict[str, dict] = {}
@@ -51,7 +51,15 @@ class Progress:
         if self.board is None or (now - self._last < self.interval and done < total):
             return
         self._last = now
-        state = {"done": done, "total": total, "unit": unit, "facts": facts, "time": now, "notes": list(self._notes)}
+        self._send({"done": done, "total": total, "unit": unit, "facts": facts})
+
+    def say(self, text: str) -> None:
+        """What the stage is at where that cannot be counted, such as `starting 2 workers`."""
+        if self.board is not None:
+            self._send({"says": text})
+
+    def _send(self, state: dict) -> None:
+        state = {**state, "time": time.time(), "notes": list(self._notes)}
         update = self.board.update
         if hasattr(update, "remote"):
             update.remote(self.stage, state)

@@ -14,11 +14,11 @@ import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
+from traceback import format_exception
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 MASK = "***"
 # A user and a password may hold what a URI would have escaped (`/`, `@`): databases' clients take that. A port
@@ -46,6 +46,20 @@ def hide(values: Iterable[str]) -> None:
     for value in values:
         if len(value) >= _SHORTEST and not os.path.exists(value):
             _hidden.update((value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")))
+
+
+def hide_credentials(value: Any) -> None:
+    """`hide` what the URIs in a text, or in nested literals, hold: clients quote parts of them in their errors."""
+    if isinstance(value, str):
+        for match in _USER_INFO.finditer(value):
+            user_info = match[0][:-1]
+            hide(known for part in (user_info, user_info.partition(":")[2]) for known in (part, unquote(part)))
+        hide(unquote(match[2]) for match in _PARAMETER.finditer(value) if _parameter(match) != match[0])
+    elif isinstance(value, Mapping):
+        hide_credentials(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            hide_credentials(item)
 
 
 def redact(value: Any) -> Any:
@@ -110,7 +124,7 @@ class _Redacting(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), None
         if record.exc_info:
-            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.exc_text = traceback(record.exc_info[1])
             record.exc_info = None
         return True
 
@@ -128,6 +142,11 @@ def guard(target: logging.Filterer) -> None:
         target.addFilter(_Redacting())
 
 
+def traceback(error: BaseException) -> str:
+    """A traceback without secrets."""
+    return redact("".join(format_exception(error)).rstrip())
+
+
 def show_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """`sys.excepthook`: a traceback without secrets."""
-    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+    """A `sys.excepthook` that keeps secrets."""
+    print(traceback(error), file=sys.stderr)

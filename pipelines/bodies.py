@@ -21,6 +21,7 @@ class Bodies:
         self.cluster, self.note = cluster, note
         self._running: dict[str, Any] = {}
         self._ended: set[str] = set()
+        self._closed = False
         self._state = threading.Lock()
 
     def run(self, planned: PlannedStage, context: StageContext) -> dict:
@@ -42,13 +43,13 @@ class Bodies:
         while True:
             with self._state:
                 reference = self._running[planned.name] = task.remote(planned.stage, context)
-                ended = planned.name in self._ended
+                ended = self._closed or planned.name in self._ended
             try:
                 if ended:
                     ray.cancel(reference)
                 return ray.get(reference)
             except tuple(again) as error:
-                if not restarts or planned.name in self._ended:
+                if not restarts or self._closed or planned.name in self._ended:
                     raise
                 restarts -= 1
                 self.note(f"{planned.name}: {line(error)}; it goes on in another process")
@@ -61,7 +62,8 @@ class Bodies:
 
         with self._state:
             running = {name: task for name, task in self._running.items() if not names or name in names}
-            self._ended.update(names or running)
+            self._ended.update(names)
+            self._closed = self._closed or not names
         with contextlib.suppress(Exception):  # a cluster that is gone has nothing left to end
             for task in running.values():
                 ray.cancel(task)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import Annotated
 import typer
 
 from infra.errors import InputError, OmniLoomError
-from infra.secrets import redact, show_exception, without_user_info
+from infra.secrets import redact, show_exception
 from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -90,11 +91,15 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
 
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
             settle()
-        executed = [planned.name for planned in made.to_execute]
-        with _naming(config):
-            execute(made, Display())
+        executed, display = [planned.name for planned in made.to_execute], Display()
+        try:
+            with _naming(config):
+                execute(made, display)
+        finally:
+            if display.log:
+                print(f"log:    {display.log.uri}", file=sys.stderr)
         for line in closing_lines(made, executed):
-            print(line)
+            print(redact(line))
 
 
 @app.command()
@@ -127,15 +132,15 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
                for part in (option, value)] + [part for stage in force or () for part in ("--force", stage)]
     job = cluster_jobs.submit(config, overrides or [], address, arguments=options)
     print(f"job {job}")
-    print(f"follow it with: omniloom logs {job} -f --address {address}", flush=True)
+    print(f"follow it with: omniloom logs {job} -f --address {redact(address)}", flush=True)
     if no_wait:
         return
     try:
         for line in cluster_jobs.logs(address, job, follow=True):
-            print(line, flush=True)
+            print(redact(line), flush=True)
         outcome = cluster_jobs.wait(address, job)
     except KeyboardInterrupt:
-        print(f"job {job} goes on; end it with: omniloom stop {job} --address {address}", file=sys.stderr)
+        print(f"job {job} goes on; end it with: omniloom stop {job} --address {redact(address)}", file=sys.stderr)
         sys.exit(signals.INTERRUPTED)
     why = f": {redact(outcome.message)}" if outcome.status == "FAILED" else ""
     print(f"job {job}: {outcome.status.lower()}{why}")
@@ -148,7 +153,7 @@ def jobs(address: Address = "http://127.0.0.1:8265", as_json: AsJson = False) ->
     """List the cluster's jobs."""
     from pipelines.jobs import jobs as list_jobs
 
-    rows = [dataclasses.asdict(job) for job in list_jobs(address)]
+    rows = redact([dataclasses.asdict(job) for job in list_jobs(address)])
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -165,7 +170,7 @@ def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
 
     try:
         for line in read_logs(address, job, follow=follow):
-            print(line, flush=True)
+            print(redact(line), flush=True)
     except KeyboardInterrupt:  # the job goes on
         sys.exit(signals.INTERRUPTED)
 
@@ -267,20 +272,14 @@ def ui(config: ConfigPath, overrides: Overrides = None,
        port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
     from infra.tracking import relocate, resolve_tracking
+    from infra.tracking.pages import serve
     from pipelines.config import load
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
     relocate(settings)  # of a storage that was moved the UI finds the files too
-    if settings.uri.startswith("http"):
-        print(f"the runs are at {without_user_info(settings.uri)}")
-        return
-    print(f"MLflow UI of {settings.shown} at http://127.0.0.1:{port}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.uri, "--host", "127.0.0.1",
-               "--port", str(port)]
-    if settings.artifact_root:
-        command += ["--default-artifact-root", settings.artifact_root]
-    os.execv(sys.executable, command)
+    with _naming(config):
+        serve(settings, port)
 
 
 @app.command()
@@ -294,6 +293,15 @@ def doctor(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help
     print(json.dumps(report, indent=2) if as_json else checks.render(report))
     if not all(check["ok"] or not check["needed"] for check in report["checks"]):
         raise typer.Exit(1)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets with what each is for, and the folder of their files, to be copied."""
+    from pipelines.config import PRESETS
+    from pipelines.tables import presets_table, show
+
+    show(presets_table(PRESETS))
 
 
 @app.command()
@@ -314,7 +322,7 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
         if planned.artifact:
             bad = made.store.examine(planned.artifact)
             damaged += [planned.name] if bad else []
-            print(f"{planned.name}: " + (f"damaged in {planned.uri}: {', '.join(bad)}" if bad else
+            print(f"{planned.name}: " + (f"damaged in {redact(planned.uri)}: {', '.join(bad)}" if bad else
                                          f"{len(planned.artifact.manifest['files'])} files intact"))
     if damaged:
         print(f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "
@@ -325,13 +333,16 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
 def main() -> None:
     """Entry point: errors in words, exit codes as documented."""
     debug = "--debug" in sys.argv
-    sys.excepthook = show_exception
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of ASCII shows a path with an accent as it can
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Outside its standalone mode typer gives the code of an Exit back in place of raising it.
         code = app(args=(["--debug"] if debug else []) + arguments, prog_name="omniloom", standalone_mode=False) or 0
     except OmniLoomError as error:
         if debug:
+            sys.excepthook = show_exception
             raise
         print(f"error: {redact(str(error))}", file=sys.stderr)
         code = error.exit_code
@@ -342,6 +353,7 @@ def main() -> None:
             error.show()
             sys.exit(2)
         if debug:
+            sys.excepthook = show_exception
             raise
         print(f"error: {type(error).__name__}: {redact(str(error))} (--debug shows where)", file=sys.stderr)
         code = 1

@@ -222,6 +222,7 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
         raise _explain(error, file, overridden) from None
     config.storage = storage.absolute(config.storage)
     secrets.hide(config.cluster.env.values())
+    secrets.hide_credentials(values)
     return config
 
 

@@ -5,28 +5,39 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from infra.secrets import redact
+from pipelines.runlog import RunLog
 from pipelines.tables import shown_metrics
 
 _LINE_SECONDS = 10.0
+_WIDE = 110  # columns from which a long bar leaves room for what it tells
 
 
 class Display:
-    """Use as a context manager around a run. `update` takes a ProgressBoard's states."""
+    """Use as a context manager around a run. `update` takes a ProgressBoard's states. What is shown goes to `log`,
+    where there is one, as plain lines."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
+        self.log: RunLog | None = None
         self._bars: Progress | None = None
         self._tasks: dict[str, int] = {}
         self._started: dict[str, float] = {}
         self._first: dict[str, dict] = {}
+        self._said: dict[str, str] = {}
         self._lines: dict[str, float] = {}
         self._noted: dict[str, int] = {}
         if self.console.is_terminal:
-            self._bars = Progress(TextColumn("[bold]{task.description:<16}"), BarColumn(bar_width=30),
-                                  TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[detail]}"),
-                                  TimeElapsedColumn(), console=self.console)
+            # Only what is told last may shrink: at 80 columns all else is still whole.
+            self._bars = Progress(
+                TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, min_width=15)),
+                BarColumn(30 if self.console.width >= _WIDE else 10),
+                TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True, min_width=4)),
+                TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                console=self.console, expand=True)
 
     def __enter__(self) -> Display:
         if self._bars:
@@ -39,21 +50,24 @@ class Display:
 
     def note(self, text: str) -> None:
         self.console.print(redact(text), style="dim", highlight=False)
+        self._log(text)
 
     def start(self, stage: str, reason: str) -> None:
         self._started[stage] = time.time()
         if self._bars:
-            self._tasks[stage] = self._bars.add_task(stage, total=None, detail=redact(reason))
-        else:
-            self._line(stage, f"started ({reason})")
+            self._tasks[stage] = self._bars.add_task(stage, total=None, detail=redact(f"starting ({reason})"))
+        self._line(stage, f"starting ({reason})")
 
     def update(self, states: dict[str, dict]) -> None:
         for stage, state in states.items():
             if stage not in self._started:
                 continue
-            for text in state["notes"][self._noted.get(stage, 0):]:
+            for text in state.get("notes", ())[self._noted.get(stage, 0):]:
                 self.note(f"{stage}: {text}")
-            self._noted[stage] = len(state["notes"])
+            self._noted[stage] = len(state.get("notes", ()))
+            if says := state.get("says"):
+                self._say(stage, says)
+                continue
             first = self._first.setdefault(stage, state)
             seconds, done = state["time"] - first["time"], state["done"] - first["done"]
             rate = done / seconds if seconds > 0 and done > 0 else None
@@ -62,31 +76,43 @@ class Display:
                 left = (state["total"] - state["done"]) / rate
                 detail += f", {rate:.3g} {state['unit']}/s, {_duration(left)} left"
             detail += "".join(f", {name} {value:.4g}" for name, value in state["facts"].items())
+            self._said.pop(stage, None)
             if self._bars:
                 self._bars.update(self._tasks[stage], total=state["total"], completed=state["done"], detail=detail)
-            elif time.time() - self._lines.get(stage, 0) >= _LINE_SECONDS:
+            if time.time() - self._lines.get(stage, 0) >= _LINE_SECONDS:
                 self._line(stage, detail)
+
+    def _say(self, stage: str, text: str) -> None:
+        if self._said.get(stage) == text:
+            return
+        self._said[stage] = text
+        if self._bars:
+            self._bars.update(self._tasks[stage], detail=text)
+        self._line(stage, text)
 
     def finish(self, stage: str, seconds: float, metrics: dict, summary: str | None = None) -> None:
         shown = summary or shown_metrics(metrics, 5)
-        if self._bars:
-            self._bars.update(self._tasks[stage], total=1, completed=1, detail=f"done; {shown}")
-            self._bars.stop_task(self._tasks[stage])
-        else:
-            self._line(stage, f"done in {_duration(seconds)}; {shown}")
-        self._started.pop(stage, None)
+        self._end(stage, f"done; {shown}", f"done in {_duration(seconds)}; {shown}", total=1, completed=1)
 
     def fail(self, stage: str) -> None:
+        self._end(stage, "[red]failed", "failed")
+
+    def _end(self, stage: str, detail: str, line: str, **bar: float) -> None:
         if self._bars:
-            self._bars.update(self._tasks[stage], detail="[red]failed")
+            self._bars.update(self._tasks[stage], detail=detail, **bar)
             self._bars.stop_task(self._tasks[stage])
-        else:
-            self._line(stage, "failed")
+        self._line(stage, line)
         self._started.pop(stage, None)
 
     def _line(self, stage: str, text: str) -> None:
         self._lines[stage] = time.time()
-        self.console.print(f"{time.strftime('%H:%M:%S')} {stage}: {redact(text)}", highlight=False, soft_wrap=True)
+        if not self._bars:
+            self.console.print(f"{time.strftime('%H:%M:%S')} {stage}: {redact(text)}", highlight=False, soft_wrap=True)
+        self._log(f"{stage}: {text}")
+
+    def _log(self, text: str) -> None:
+        if self.log:
+            self.log.write(text)
 
 
 def _duration(seconds: float) -> str:

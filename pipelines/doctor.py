@@ -30,6 +30,7 @@ def examine(config: str | None, overrides: list[str]) -> dict:
     if loaded:
         checks.append(_storage(loaded.storage))
         checks.append(_tracking(loaded))
+        checks.append(_packing(loaded))
     return redact({"checks": checks, "sizes": sizes(loaded) if loaded else None})
 
 
@@ -101,6 +102,16 @@ def _tracking(config: PipelineConfig) -> dict:
     lost = settings.database and not storage.is_local(config.storage)
     says = f"{settings.shown}: {answer}" + ("; a cluster's jobs lose it: set tracking.uri" if lost else "")
     return _check("tracking", usable and not lost, says, needed=False)
+
+
+def _packing(config: PipelineConfig) -> dict:
+    from stages import fits
+
+    try:
+        fits.check_config(config.stages)
+    except InputError as error:
+        return _check("packing", False, str(error))
+    return _check("packing", True, "the images and videos of the config fit into a row")
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:

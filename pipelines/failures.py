@@ -13,8 +13,8 @@ from infra.errors import InputError, OmniLoomError
 _GOES_ON = "the next run goes on from here"
 _LONGEST = 500
 # An exception's line in the text of a traceback: not indented, its type first. The first one was raised first.
-_RAISED = re.compile(r"^(?:(?P<kind>(?:[A-Za-z_]\w*\.)*[A-Z_]\w*): (?P<message>.*)"
-                     r"|(?P<bare>[\w.]*(?:Error|Exception|Exit|Interrupt)))$", re.MULTILINE)
+_RAISED = re.compile(r"^(?:(?P<kind>(?:(?:[A-Za-z_]\w*|<locals>)\.)*[A-Z_]\w*): (?P<message>.*)"
+                     r"|(?P<bare>[\w.<>]*(?:Error|Exception|Exit|Interrupt)))$", re.MULTILINE)
 # Wrappings that hold what was raised as text alone.
 _LOSSY = ("UserCodeException", "RayDataUserCodeException", "UnserializableException", "RaySystemError", "RayTaskError")
 # A rank whose only trouble is another rank's end.

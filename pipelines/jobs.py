@@ -40,11 +40,13 @@ PACKAGES = ("pipelines", "stages", "models", "infra")
 _ADDRESS = "address"
 _JOB = "job id"
 _PATH_KEYS = ("storage", "data", "uri", "artifact_root", "init_from", "encoder", "features", "text_tokenizer",
-              "official", "vgg", "heads")
+              "official", "vgg", "heads", "media_root")
 _REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _CLOSING_SECONDS = 25  # from `stop` until Ray kills the job: a run takes some to close its records; Ray's default is 3
 _STOP_SECONDS = _CLOSING_SECONDS + 15.0
+# Lines of Ray in a job's log.
+_OF_THE_MANAGER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO job_manager\.py:\d+ -- ")
 _PROGRESS = re.compile(r"^\d\d:\d\d:\d\d (\w+: .+)$", re.MULTILINE)  # of pipelines.display
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -149,7 +151,12 @@ def wait(address: str, job_id: str, timeout: float | None = None) -> Job:
 
 def logs(address: str, job_id: str, follow: bool = False) -> Iterator[str]:
     """The job's lines, without line ends: those there are, or with `follow` until the job ends."""
-    client = _client(address)
+    for line in _lines(_client(address), job_id, follow):
+        if not _OF_THE_MANAGER.match(line):
+            yield line
+
+
+def _lines(client: JobSubmissionClient, job_id: str, follow: bool) -> Iterator[str]:
     _details(client, job_id)
     if not follow:
         yield from client.get_job_logs(job_id).splitlines()
@@ -184,7 +191,9 @@ def _client(address: str) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # "Uploading package ...": not what the user asked for
+    for name in list(logging.root.manager.loggerDict):  # "Uploading package ...": each has set a level of its own
+        if name.startswith("ray"):
+            logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(url)
     except AuthenticationError as error:

@@ -17,6 +17,7 @@ from pipelines import graph
 from pipelines.config import PipelineConfig
 from pipelines.fingerprint import canonical, differences, digest, fingerprint
 from pipelines.graph import Graph
+from stages import fits
 from stages.base import Stage
 
 
@@ -111,9 +112,18 @@ class Plan:
         self.done.add(name)
         self[name].artifact = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
+        self.check_fits()
         for planned in self.stages:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
                 _judge(planned, self)
+
+    def check_fits(self) -> None:
+        """InputError where a kind that training asks for cannot be in it, as far as the config and ingest tell."""
+        if any(planned.name in ("train", "objective_study") for planned in self.stages if planned.name not in self.done
+               and planned.name not in self.config.pins and planned.status != "cached"):
+            fits.check_config(self.config.stages)
+            if self["ingest"].artifact:
+                fits.check_corpus(self.config.stages, self["ingest"].artifact.metrics)
 
     def examine_inputs(self) -> list[str]:
         """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
@@ -164,6 +174,7 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
         planned = _identify(stage, config, store, plan)
         (_judge_pinned if planned.name in config.pins else _judge)(planned, plan)
         plan.stages.append(planned)
+    plan.check_fits()
     return plan
 
 

@@ -21,16 +21,18 @@ from infra import cluster, storage
 from infra.artifacts import Artifact
 from infra.errors import InputError
 from infra.figures import finite
-from infra.lease import Lease
+from infra.lease import Holder, Lease
 from infra.owner import shown
 from infra.progress import Progress, start_board
 from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
+from pipelines import run_card
 from pipelines.bodies import Bodies
 from pipelines.display import Display
 from pipelines.failures import told
 from pipelines.fingerprint import canonical
 from pipelines.plan import Plan, PlannedStage
 from pipelines.record import Record
+from pipelines.runlog import RunLog
 from stages.base import StageContext
 
 _STOP_SECONDS = 10.0
@@ -46,7 +48,8 @@ def run(plan: Plan, display: Display) -> None:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
-    with display, Record(plan.config.storage, plan.config.name) as record:
+    with display, Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
+        display.log = log
         plan.store.remove_leftovers()
         for damage in plan.examine_inputs():
             display.note(damage)
@@ -91,11 +94,14 @@ class _Run:
     def execute(self) -> None:
         replay(self.settings)  # neither raises, whatever tracking answers
         close_stale(self.settings, self.plan.config.name)
+        why = run_card.reasons(self.plan)
         self.parent = Tracker(self.settings).start_pipeline(
-            self.plan.config.name, self.plan.config.model_dump(mode="json"), {"omniloom.run": self.record.id})
+            self.plan.config.name, self.plan.config.model_dump(mode="json"),
+            {"omniloom.run": self.record.id, **run_card.tags(self.plan, code_revision())}, run_card.title(self.plan))
         status = "FAILED"
         try:
             self._schedule()
+            self.parent.set_tags({run_card.DESCRIPTION: run_card.description(self.plan, why)})
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -221,6 +227,7 @@ class _Run:
         began = time.time()
         status = "FAILED"
         try:
+            Holder.write(context.state, lease.owner)
             metrics = finite(self.bodies.run(planned, context))
             if place != work:
                 storage.copy_tree(place, work)

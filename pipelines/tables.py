@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import takewhile
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -79,6 +81,18 @@ def jobs_table(rows: list[dict]) -> Table:
         took = f"{(row['end'] or time.time()) - row['start']:.0f} s" if row["start"] else "-"
         table.add_row(row["id"], row["status"].lower(), row["pipeline"] or row["config"] or "-", started, took,
                       row["progress"] or "-")
+    return table
+
+
+def presets_table(folder: Path) -> Table:
+    """What the comment at the top of each preset says first."""
+    table = Table(title=str(folder), title_justify="left", box=None, pad_edge=False)
+    table.add_column("preset", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    for file in sorted(folder.glob("*.yaml")):
+        lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.lstrip("# ") for line in lines if not line.startswith("#     "))
+        table.add_row(file.stem, text.rstrip(":"))
     return table
 
 

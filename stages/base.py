@@ -21,6 +21,9 @@ from infra.artifacts import Artifact
 from infra.progress import Progress
 
 PLACEMENT = {"placement": True}
+# How often Ray Data may do a shard again whose worker was killed. By default it tries for ever, and a shard that does
+# not fit into memory would never let the stage end.
+RETRIES = 3
 
 
 @dataclass(frozen=True)

@@ -15,24 +15,25 @@ import pyarrow as pa
 
 from infra import disk, storage
 from infra.artifacts import Artifact
+from infra.errors import InputError
 from stages import media, records
 from stages.arrow import map_table
 from stages.aspects import Aspects
-from stages.images import cover
 from stages.order import BucketOrder
+from stages.scaling import cover
 from stages.spread import spread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_COLUMNS = ("id", "media", "frames", "caption", "label", "width", "height", "source", "captions")
+_COLUMNS = ("id", "kind", "media", "frames", "caption", "label", "width", "height", "source", "path", "captions")
 _VALIDATION_BATCH = 16  # clips at once
 
 
 def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
     """The encoded media of one kind and split, memory-mapped from this machine's cache."""
     folder = storage.cache_folder() / f"clips-{ingest.digest[:32]}"
-    file = folder / f"{kind}-{split}-captioned.arrow"
+    file = folder / f"{kind}-{split}-named.arrow"
     if not file.exists():
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
         with disk.writing(str(file)) as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -46,12 +47,28 @@ def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
     return map_table(file)
 
 
-def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int) -> np.ndarray:
+def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int, total: int | None = None) -> np.ndarray:
     """uint8 (T, H, W, 3), scaled to cover `shape` (H, W) and cut at the centre: an image has T=1, a video `frames`
-    evenly spaced frames (a shorter clip repeats some)."""
+    evenly spaced frames of its `total` (counted where not given; a shorter clip repeats some).
+
+    Without limits: ingest has accepted the data under its own. Raises `MediaError` where it cannot be decoded.
+    """
     if kind == "image":
-        return media.resize_center_crop(media.decode_image(data), shape)[None]
-    return media.decode_video(data, num_frames=frames, size=shape)
+        return media.resize_center_crop(media.decode_image(data, media.NO_LIMITS), shape)[None]
+    return media.decode_video(data, media.NO_LIMITS, num_frames=frames, size=shape, total=total)
+
+
+def decode_record(record: dict, shape: tuple[int, int], frames: int, segment: dict | None = None) -> np.ndarray:
+    """`decode` of a record's media, or of a picture in one of its segments. An `InputError` names the record that
+    cannot be decoded: a decoder has changed, or the artifact, since ingest decoded it."""
+    held = segment or record
+    try:
+        return decode("image" if segment else record["kind"], held["media"], shape, frames,
+                      None if segment else record["frames"])
+    except media.MediaError as error:
+        raise InputError(f"record {record['id'][:12]} ({record['path']} of source {record['source']}) cannot be "
+                         f"decoded: {error}. Ingest accepted it: run ingest again with this machine's decoders "
+                         f"(--force ingest), or leave the file out by the source's exclude") from error
 
 
 class ClipStore:
@@ -73,8 +90,8 @@ class ClipStore:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if (clip := self._kept.get(index)) is None:
-            shape = self.shapes[self.bucket_of[index]]
-            clip = decode(self.kind, self.table["media"][index].as_py(), shape, self.frames)
+            record = {name: self.table[name][index].as_py() for name in _COLUMNS}
+            clip = decode_record(record, self.shapes[self.bucket_of[index]], self.frames)
             if self._room >= clip.nbytes:  # the first to come stay: each epoch visits all, so no order is better
                 self._room -= clip.nbytes
                 self._kept[index] = clip

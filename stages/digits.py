@@ -6,8 +6,8 @@ along.
     digits://text     English: Python's language reference and license, descriptions of data sets, packages'
     readmes
 
-Manifest rows are {"file", "caption", "label"}: "a handwritten seven", "a handwritten seven moving left";
-"seven".
+Manifest rows are {"file", "caption", "label", "group"}: "a handwritten seven", "a handwritten seven moving left";
+"seven"; "scan 0012", the digit that is seen or moves.
 
 The files are made once, in seconds, under $XDG_CACHE_HOME/omniloom (by default ~/.cache/omniloom) in a folder
 named by the versions of what they are made from. Their sha256 stand in index.json, so a listing depends on no
@@ -36,7 +36,7 @@ from fsspec import AbstractFileSystem
 
 from infra import disk
 
-VERSION = 1  # raised when other files come out of the same packages
+VERSION = 2  # raised when other files come out of the same packages
 SIDE, GLYPH, NUM_VIDEOS, NUM_FRAMES, FPS = 32, 20, 400, 9, 8
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (row, column)
@@ -202,6 +202,11 @@ def caption_of(index: int, label: int) -> str:
     return next(text for share, text in CAPTIONS if draw < share).format(name=NAMES[label])
 
 
+def _scan(index: int) -> str:
+    """The group of all that shows one scan: a video is in the split of the digit that moves in it."""
+    return f"scan {index:04d}"
+
+
 def _images() -> Iterator[tuple[str, bytes]]:
     from stages.media import encode_png
 
@@ -209,7 +214,7 @@ def _images() -> Iterator[tuple[str, bytes]]:
     rows = []
     for index, label in enumerate(labels):
         name = f"{index:04d}.png"
-        rows.append({"file": name, "caption": caption_of(index, label), "label": NAMES[label]})
+        rows.append({"file": name, "caption": caption_of(index, label), "label": NAMES[label], "group": _scan(index)})
         yield f"images/{name}", encode_png(_rgb(_scaled(pixels[index], SIDE)))
     yield "images/manifest.jsonl", _jsonl(rows)
 
@@ -228,6 +233,7 @@ def _videos() -> Iterator[tuple[str, bytes]]:
                 "file": name,
                 "caption": f"a handwritten {NAMES[labels[index]]} moving {direction}",
                 "label": NAMES[labels[index]],
+                "group": _scan(index),
             }
         )
         yield f"videos/{name}", encode_mp4(_moving(pixels[index], direction, number), FPS, crf=12)

@@ -12,6 +12,8 @@ from stages.measures import Figure, measured
 
 _BY_OBJECTIVE = ("image_class_agreement", "caption_accuracy", "image_coverage", "caption_exact")
 _RETRIEVAL = ("retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean_rank")
+_LEFT_OUT = ("Documents that the corpus holds and that no packed row has: they are longer than packing.length, have no "
+             "caption where caption_first is 0, or are of a kind without a share.")
 
 
 def content(evaluation: Evaluation, verdict: Verdict) -> dict:
@@ -110,8 +112,11 @@ def _studies(inputs: dict[str, Artifact]) -> list[dict]:
 
 
 def _training(inputs: dict[str, Artifact]) -> list[dict]:
-    return [{"title": f"Curves of {artifact.stage}", "curves": _curves(artifact)}
-            for artifact in filter(None, (last_tokenizer(inputs), inputs["train"]))]
+    curves = [{"title": f"Curves of {artifact.stage}", "curves": _curves(artifact)}
+              for artifact in filter(None, (last_tokenizer(inputs), inputs["train"]))]
+    left_out = [[name, count] for name, count in inputs["train"].metrics.items() if "left_out_" in name]
+    return curves + ([{"title": "Left out of training", "text": _LEFT_OUT, "tables": [
+        {"columns": ["kind and reason", "documents"], "rows": left_out}]}] if left_out else [])
 
 
 def _curves(artifact: Artifact) -> list[dict]:

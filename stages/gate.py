@@ -18,8 +18,8 @@ class Bound(BaseModel):
     """The least and the greatest value of a figure that pass; either may be left out."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    min: float | None = None
-    max: float | None = None
+    min: float | None = Field(None, description="the least value that passes")
+    max: float | None = Field(None, description="the greatest value that passes")
 
     @model_validator(mode="before")
     @classmethod

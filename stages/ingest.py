@@ -14,6 +14,8 @@ folders of images and videos.
 
 No item stops the rest: whatever reading one raises becomes its reject.
 
+What is held out is unseen: see `stages.splits`.
+
 Files are grouped in a fixed order, one group gives one shard, and Ray Data works on the groups side by side.
 A group that is done is written down in the stage's state, so that a killed run goes on after its last shard.
 """
@@ -27,13 +29,14 @@ from typing import TYPE_CHECKING
 
 from infra import storage
 from infra.errors import InputError
+from infra.secrets import redact
 from stages import sources
 from stages.ingest_config import Config
 
 if TYPE_CHECKING:
     from stages.base import StageContext
 
-VERSION = 2
+VERSION = 4
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 
@@ -62,10 +65,10 @@ def run(context: StageContext) -> dict:
             sum(r["files"] for r in done.values()), sum(len(g["items"]) for g in groups), "files"
         )
     reports = [done[index] for index in sorted(done)]
-    rejects = [reject for report in reports for reject in report["rejects"]]
+    rejects = [{**reject, "message": redact(reject["message"])} for report in reports for reject in report["rejects"]]
     storage.write_bytes(storage.join(output, "rejects", "rejects.jsonl"), _jsonl(rejects))
-    duplicates = remove_duplicates(output, state)
-    metrics = _metrics(output, reports, rejects, duplicates) | notes
+    duplicates, counts = settle(output, state, config.splits.model_dump())
+    metrics = _metrics(output, reports, rejects, duplicates) | counts | notes
     if not metrics["records"]:
         reasons = ", ".join(
             f"{code} {count}" for code, count in Counter(r["code"] for r in rejects).most_common(5)
@@ -122,7 +125,7 @@ def ingest_group(group: dict, config: Config, output: str, state: str) -> dict:
 
     Returns {"files", "records", "rejects": [...], "files_rejected"}; written to `state` after the shard.
     """
-    from stages import records
+    from stages import records, splits
     from stages.readers import Reader
 
     if (report := storage.read_json(_marker(state, group))) is not None:
@@ -140,10 +143,12 @@ def ingest_group(group: dict, config: Config, output: str, state: str) -> dict:
                 rejects.append({"source": name, **row})
             else:
                 usable = True
-                rows.append({**row, "source": name, "split": records.split_of(row["id"], fractions)})
+                row = {**row, "source": name}
+                rows.append({**row, "split": splits.own_split(row, fractions)})
         files_rejected += not usable
     rows, broken = records.writable(rows)
     rejects += broken
+    splits.write_keys(_keys(state, group["index"]), rows)
     records.write_shard(storage.join(output, records.shard_name(group["index"])), rows)
     report = {
         "files": len(group["items"]),
@@ -155,13 +160,14 @@ def ingest_group(group: dict, config: Config, output: str, state: str) -> dict:
     return report
 
 
-def remove_duplicates(output: str, state: str) -> list[dict]:
-    """Drop every record whose id came before, in the order of the shards; returns what was dropped.
+def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[dict], dict[str, int]]:
+    """Drop every record whose id came before, in the order of the shards, and bring the others to their splits; returns
+    what was dropped, and counts of `stages.splits`.
 
     The record that stays gets the captions of those that go. What is to change is written down before any shard is
-    touched: a killed pass is repeated from the same lists.
+    touched: a killed pass is repeated from the same lists. A shard is written again once at most.
     """
-    from stages import records
+    from stages import records, splits
 
     plan = storage.join(output, "duplicates", "duplicates.jsonl")
     captions_plan = storage.join(output, "duplicates", "captions.jsonl")
@@ -170,14 +176,26 @@ def remove_duplicates(output: str, state: str) -> list[dict]:
         storage.write_bytes(captions_plan, _jsonl(captions))
         storage.write_bytes(plan, _jsonl(duplicates))
     duplicates, captions = _read_jsonl(plan), _read_jsonl(captions_plan)
-    changes: dict[str, tuple[set, dict]] = {}
+    dropped: dict[str, set] = {}
     for row in duplicates:
-        changes.setdefault(row["shard"], (set(), {}))[0].add(_key(row))
+        dropped.setdefault(row["shard"], set()).add(records.key_of(row))
+    captioned: dict[str, dict] = {}
     for row in captions:
-        changes.setdefault(row["shard"], (set(), {}))[1][_key(row)] = row["captions"]
-    for name, (dropped, captioned) in sorted(changes.items()):
-        records.drop_rows(storage.join(output, "records", name), dropped, captioned)
-    return duplicates
+        captioned.setdefault(row["shard"], {})[records.key_of(row)] = row["captions"]
+    splits_plan = storage.join(state, "splits.json")
+    if (plan := splits.read_plan(splits_plan)) is None:
+        names = [uri.rsplit("/", 1)[-1] for uri in records.shards(output)]
+        plan = splits.assign({name: _keys(state, number) for number, name in enumerate(names)}, dropped, fractions)
+        splits.write_plan(splits_plan, *plan)
+    moved, counts = plan
+    for name in sorted({*dropped, *captioned, *moved}):
+        records.drop_rows(storage.join(output, "records", name), dropped.get(name, set()), captioned.get(name, {}),
+                          moved.get(name, {}))
+    return duplicates, counts
+
+
+def _keys(state: str, index: int) -> str:
+    return storage.join(state, "keys", f"{index:05d}.parquet")
 
 
 def _find_duplicates(shards: list[str]) -> tuple[list[dict], list[dict]]:
@@ -211,10 +229,6 @@ def _merged(shards: list[str], added: dict[bytes, list[str]]) -> list[dict]:
     return changed
 
 
-def _key(row: dict) -> tuple[str, str, int]:
-    return row["source"], row["path"], row["part"]
-
-
 def _reports(groups: list[dict], config: Config, output: str, state: str) -> Iterator[tuple[int, dict]]:
     """(index, report) of each group as it is done: by Ray Data, or here where other processes cannot see
     the data.
@@ -235,6 +249,8 @@ def _reports(groups: list[dict], config: Config, output: str, state: str) -> Ite
     import ray
     from ray.data import DataContext, TaskPoolStrategy
 
+    from stages.base import RETRIES
+
     DataContext.get_current().enable_progress_bars = False
     settings = config.model_dump_json(by_alias=True)
 
@@ -247,7 +263,7 @@ def _reports(groups: list[dict], config: Config, output: str, state: str) -> Ite
     dataset = ray.data.from_items(
         [{"group": json.dumps(group)} for group in left], override_num_blocks=len(left)
     )
-    for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers)).iter_rows():
+    for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers), max_retries=RETRIES).iter_rows():
         yield int(row["index"]), json.loads(row["report"])
 
 

@@ -30,6 +30,8 @@ class Captions(_Strict):
     # By default the one of caption, captions, text and the like that the rows have. A value is a text or several.
     caption_field: str | None = None
     label_field: str | None = "label"
+    # Rows with the same value (a person, a recording, a patient), in whichever source, are in one split.
+    group_field: str | None = None
     license_field: str | None = "license"
     meta_fields: list[str] = Field(default_factory=list)  # kept in the record's meta
     # sidecar: the text in the .txt (or .caption) file of the same name beside the picture; file, folder: its name.
@@ -77,6 +79,7 @@ class Source(_Strict):
     video_field: str | None = None  # jsonl: likewise of a video
     caption_field: str | None = None  # jsonl with media; by default as in `Captions`
     label_field: str | None = "label"  # jsonl with media
+    group_field: str | None = None  # jsonl, interleaved with a manifest: as in `Captions`
     manifest: str | None = None  # interleaved: JSONL of {file, segments} in place of parsing Markdown
     # jsonl with media, interleaved: a folder beside or above uri that rows may name files in, relative to the JSONL
     # file or to this folder; by default nothing outside uri is read.
@@ -122,7 +125,7 @@ class Source(_Strict):
 
 
 class Splits(_Strict):
-    """Shares of the records by content id; they sum to 1."""
+    """Shares of the records; they sum to 1. Each falls by its content or its group, and with its near twins."""
 
     train: float = Field(default=0.9, ge=0, le=1)
     validation: float = Field(default=0.05, ge=0, le=1)

@@ -197,7 +197,7 @@ def row_caption(row: dict, given: str | None) -> tuple[str | None, Bad | None]:
 
 def check_fields(manifest: Manifest, captions: Captions) -> None:
     """InputError for a field that was asked for and that no row has."""
-    for name in ("label_field", "license_field"):
+    for name in ("label_field", "license_field", "group_field"):
         if (key := getattr(captions, name)) and key != getattr(DEFAULTS, name):
             _given(manifest, key, name)
     for key in captions.meta_fields:
@@ -269,7 +269,8 @@ def facts(row: dict, captions: Captions, caption: str | None) -> tuple[dict, lis
     texts, bad = caption_texts(row.get(caption) if caption else None, caption or "")
     if texts:
         found["captions"] = texts
-    for key, name in (("label", captions.label_field), ("license", captions.license_field)):
+    for key, name in (("label", captions.label_field), ("license", captions.license_field),
+                      ("group", captions.group_field)):
         value, problem = short_text(row.get(name) if name else None, name or "")
         bad += [problem] if problem else []
         if value is not None:

@@ -53,7 +53,7 @@ def _reconstructed(evaluation: Evaluation, batch: np.ndarray) -> np.ndarray:
 
 
 def codebook(evaluation: Evaluation) -> None:
-    """Share of the codebook that the corpus uses, and its perplexity as a share, over all splits."""
+    """Share of the codebook that the corpus uses, and the perplexity of its codes, over all splits."""
     size = evaluation.loom.tokenizer.codebook_size
     if size is None:
         return

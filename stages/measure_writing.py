@@ -69,16 +69,17 @@ def _described(evaluation: Evaluation) -> list[int]:
 
 
 def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None:
-    suffix, clips, classes = evaluation.suffix(objective), evaluation.images, set(evaluation.classes)
+    suffix, clips = evaluation.suffix(objective), evaluation.images
+    judged = evaluation.labelled[:evaluation.config.captions]
+    described = list(dict.fromkeys([*chosen, *judged]))
     written: dict[int, str] = {}
-    for shape, places in evaluation.by_shape(clips, chosen).items():
-        texts = evaluation.loom.image_to_text([clips[chosen[place]][0] for place in places], size=shape,
+    for shape, places in evaluation.by_shape(clips, described).items():
+        texts = evaluation.loom.image_to_text([clips[described[place]][0] for place in places], size=shape,
                                               objective=objective)
-        written |= {chosen[place]: text for place, text in zip(places, texts, strict=True)}
-    for i in chosen:
+        written |= {described[place]: text for place, text in zip(places, texts, strict=True)}
+    for i in described:
         evaluation.samples.append({"task": "image_to_text", "objective": objective, "id": clips.record(i)["id"],
                                    "expected": evaluation.captions[i], "output": written[i]})
-    judged = [i for i in chosen if evaluation.labels[i] in classes]
     if judged:
         labels = [evaluation.labels[i] for i in judged]
         evaluation.metrics[f"caption_accuracy{suffix}"] = balanced(

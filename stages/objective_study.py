@@ -88,6 +88,7 @@ class Measurement:
     inputs: dict[str, Artifact]
     output: str
     state: str
+    progress: Any
     tracker: Any
 
 
@@ -96,6 +97,8 @@ def run(context: StageContext) -> dict:
     trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
     for training in trainings.values():
         train_unified.check(training, context.inputs["pretokenize"], context.tokenizer)
+        train_unified.check_fits(training, context.inputs["pretokenize"], context.progress,
+                                 "stages.objective_study.training")
     rows = []
     for number, (name, training) in enumerate(trainings.items()):
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
@@ -123,8 +126,8 @@ def _make(context: StageContext, name: str, training: train_unified.Config, prog
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):
         where = WorkersConfig(count=1, cpus=config.evaluation.cpus, gpus=config.evaluation.gpus)
-        launch(measure_worker, Measurement(config.evaluation, training, context.inputs, output, state, tracker), where,
-               f"{run_name}-measured", state)
+        measurement = Measurement(config.evaluation, training, context.inputs, output, state, progress, tracker)
+        launch(measure_worker, measurement, where, f"{run_name}-measured", state)
     return {**storage.read_json(measured), **_cost(storage.read_json(storage.join(state, "metrics.json")), output)}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
@@ -82,9 +83,22 @@ class Placed:
 
 class Planner:
     """Rows of documents, by window. `tokens` is a `stages.tokens.TokenSet`; `objectives` maps what is trained on
-    pictures to its share of the documents: latent_diffusion by default; {} leaves everything out that has pictures."""
+    pictures to its share of the documents: latent_diffusion by default; {} leaves everything out that has pictures.
 
-    def __init__(self, tokens, config: PackingConfig, seed: int, objectives: Mapping[str, float] | None = None):
+    `left_out` counts what never comes into a row, by kind and reason:
+        KIND_too_long            documents that are longer than a row, or begin with a picture that is
+        KIND_captions_too_long   captions that a picture does not fit into a row with, where others of it do
+        KIND_no_caption          pictures without a caption where caption_first is 0
+        KIND_no_share            documents of a kind that has no share
+        KIND_no_objective        documents with pictures where nothing is trained on them
+        document_cut             interleaved documents of which only the beginning fits
+        document_pictures_cut    their pictures behind the cut
+
+    ValueError where nothing is left to train on, unless it may be `empty`.
+    """
+
+    def __init__(self, tokens, config: PackingConfig, seed: int, objectives: Mapping[str, float] | None = None,
+                 empty: bool = False):
         self.tokens, self.config, self.seed = tokens, config, seed
         objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
         self._names = [name for name in OBJECTIVES if objectives.get(name)]
@@ -94,9 +108,16 @@ class Planner:
         self._dropout, self._interleaved_dropout = (shares, shares) if isinstance(shares, dict) else (
             {"text": shares}, {})
         self._representations = sorted({OBJECTIVES[name].representation.name for name in self._names})
-        kinds = get_args(Kind) if self._names else ("text",)
-        self.units = {kind: units for kind in kinds if (units := self._units(kind))}
+        self.kinds = get_args(Kind) if self._names else ("text",)
+        self.left_out: Counter[str] = Counter({
+            f"{kind}_no_objective": count for kind in get_args(Kind)
+            if kind not in self.kinds and (count := len(tokens.indices(kind)))})
+        self.units = {kind: units for kind in self.kinds if (units := self._units(kind))}
         self.quota = self._quota()
+        if not self.quota and not empty:
+            raise ValueError("packing.mixture: leaves nothing to train on")
+        for kind in set(self.units) - set(self.quota):
+            self.left_out[f"{kind}_no_share"] = len(tokens.indices(kind))
         self._planned: dict[int, list[list[Placed]]] = {}
 
     def _units(self, kind: str) -> list[tuple[int, int, int]]:
@@ -110,12 +131,33 @@ class Planner:
                 found += [(int(index), start, min(start + self.config.length, total))
                           for start in range(0, total, self.config.length)]
             elif kind in ("image", "video") and not (self.config.caption_first or any(k == "text" for k, _ in lengths)):
-                continue
+                self.left_out[f"{kind}_no_caption"] += 1
             elif kind in ("image", "video") and (fitting := self._fitting(lengths)):
                 found.append((int(index), 0, round(sum(n for _, n in fitting) / len(fitting))))
+                self.left_out[f"{kind}_captions_too_long"] += sum(k == "text" for k, _ in lengths) - len(fitting)
             elif total <= self.config.length or (kind == "document" and self._begins(lengths)):
                 found.append((int(index), 0, min(total, self.config.length)))
+                if total > self.config.length:
+                    self.left_out["document_cut"] += 1
+                    self.left_out["document_pictures_cut"] += self._behind(lengths)
+            else:
+                self.left_out[f"{kind}_too_long"] += 1
+        self.left_out = +self.left_out  # none is nothing to tell
         return found
+
+    def needed(self, index: int) -> int:
+        """The least `length` that has room for a picture with its shortest caption, or for the picture that an
+        interleaved document begins with."""
+        lengths = self._longest(index)
+        if lengths[0][0] == "visual":
+            return lengths[0][1] + 4
+        return lengths[-1][1] + 4 + min(n for kind, n in lengths if kind == "text")
+
+    def _behind(self, lengths: list[tuple[str, int]]) -> int:
+        """Pictures of a document that no row reaches."""
+        ends = itertools.accumulate((n + (2 if kind == "visual" else 0) for kind, n in lengths), initial=1)
+        fits = list(itertools.takewhile(lambda end: end + 1 <= self.config.length, itertools.islice(ends, 1, None)))
+        return sum(kind == "visual" for kind, _ in lengths[len(fits):])
 
     def _longest(self, index: int) -> list[tuple[str, int]]:
         """Lengths of a document's segments in the representation that it is longest in."""
@@ -138,9 +180,7 @@ class Planner:
         natural = sum(sizes[kind] for kind, share in shares.items() if share is None)
         rest = max(0.0, 1 - sum(share for share in shares.values() if share is not None))
         weight = {kind: share if share is not None else rest * sizes[kind] / natural for kind, share in shares.items()}
-        total = sum(weight.values())
-        if not total > 0:
-            raise ValueError("packing.mixture: leaves nothing to train on")
+        total = sum(weight.values()) or 1.0
         budget = self.config.window_rows * self.config.length
         quota = {}
         for kind, units in self.units.items():

@@ -10,17 +10,19 @@ the encoder's patch; of a video, the mean over the frames of a latent frame.
 """
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra import storage
-from infra.errors import InputError
+from infra.errors import InputError, OmniLoomError
 from models.tokenizer.build import AnyTokenizerConfig, config_from_dict
 from models.tokenizer.config import IMAGES_ALONE, TiTokConfig
 from stages.aspects import Aspects, check_names
-from stages.base import PLACEMENT, Needs, StageContext
+from stages.base import PLACEMENT, RETRIES, Needs, StageContext
 from stages.encoders import encoder_config, load_encoder
 
 VERSION = 5
@@ -82,7 +84,8 @@ def run(context: StageContext) -> dict:
         stream = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
             ShardTokenizer, fn_constructor_kwargs={"config": config, "visual": visual, "text_uri": text_uri,
                                                    "output": context.output, "state": context.state},
-            compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=config.cpus, num_gpus=config.gpus or None)
+            compute=ray.data.ActorPoolStrategy(size=actors), num_cpus=config.cpus, num_gpus=config.gpus or None,
+            max_restarts=-1, max_task_retries=RETRIES)
         for count, _ in enumerate(stream.iter_rows(), len(shards) - len(todo) + 1):
             context.progress(count, len(shards), "shards")
     stats = [storage.read_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
@@ -158,6 +161,18 @@ def _texts(ingest):
                 yield segment["text"]
 
 
+@contextlib.contextmanager
+def _naming(record: dict) -> Iterator[None]:
+    """An error about one record says which: its source and its path there."""
+    try:
+        yield
+    except OmniLoomError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise OmniLoomError(f"{record['source']}: {record['path']}: {type(error).__name__}: {reason}") from error
+
+
 class ShardTokenizer:
     """An actor of the pool: one shard of records in, a token shard per split out, with counts and latent sums."""
 
@@ -185,7 +200,8 @@ class ShardTokenizer:
             if record["kind"] != "text" and not self.visual:
                 stats.add("documents_left_out")
                 continue
-            segments = self._segments(record, pending)
+            with _naming(record):
+                segments = self._segments(record, pending)
             text = " ".join(s["_text"] for s in segments if "_text" in s)
             rows.setdefault(record["split"], []).append(
                 {"id": record["id"], "kind": record["kind"], "label": record["label"],
@@ -210,16 +226,17 @@ class ShardTokenizer:
         return {"index": item["index"]}
 
     def _segments(self, record: dict, pending: Pending) -> list[dict]:
-        from stages.clips import decode
+        from stages.clips import decode_record
 
         def text(value: str) -> dict:
             return {"kind": "text", "ids": self.text.encode(value), "loss": True, "_text": value}
 
         def visual(item: dict, kind: str) -> dict:
+            """`item`: the record, or a document's segment."""
             size = self.config.image_size if kind == "image" else self.config.video_size
             shape = self.aspects.shape(self.aspects.bucket(item["width"], item["height"]), size)
             segment = {"kind": "visual", "loss": True}
-            pixels = decode(kind, item["media"], shape, self.config.frames)
+            pixels = decode_record(record, shape, self.config.frames, None if item is record else item)
             if self.config.pixel_patch:
                 patches = _patches(pixels, self.config.pixel_patch)
                 segment |= {"pixels": patches.ravel(), "pixel_grid": list(patches.shape[:3])}

@@ -1,8 +1,8 @@
 """Readers: one file of a source into records, or into the reason why not.
 
 In: an item of `stages.sources` and where to read it. Out: record rows (see `stages.records`; `split` and
-`source` are set by ingest) and rejects {"path", "part", "code", "message"}. An item gives at least one of
-either; a text file gives a row per chunk, a JSONL file a row or a reject per line.
+`source` are set by ingest) with what `stages.splits` asks for, and rejects {"path", "part", "code", "message"}. An item
+gives at least one of either; a text file gives a row per chunk, a JSONL file a row or a reject per line.
 
 No exception leaves `Reader.read`: what fails costs its item, line or caption, and is told.
 
@@ -22,11 +22,13 @@ from collections.abc import Iterator
 from urllib.parse import unquote, urldefrag
 
 from stages import encoding, manifests, media, sources
+from stages.identity import text_identity, text_sketch
 from stages.ingest_config import Config
 from stages.limits import Limits, one_line
 from stages.markdown import Picture, front_matter, split_markdown
 from stages.media import MediaError
 from stages.roots import Root, encodable, patiently, unreadable
+from stages.splits import group_key
 
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 
@@ -38,7 +40,7 @@ class Reader:
         self.config, self.source, self.limits = config, config.sources[index], config.limits
         self.root = Root(self.source, index)
         self.root.is_file = patiently(lambda: self.root.fs.isfile(self.root.path))
-        self.media_root = sources.media_root(self.source, index)
+        self.media_root = sources.media_root(self.root)
 
     def read(self, item: dict) -> Iterator[dict]:
         """Rows and rejects of one item, told apart by the key `code` of a reject. Raises for no content
@@ -64,6 +66,12 @@ class Reader:
     def _completed(self, row: dict, item: dict) -> dict:
         row.setdefault("part", item.get("part", 0))
         row["path"] = item["path"]
+        if group := item.get("group") or row.get("group"):
+            row["group"] = group_key("named", group)
+        elif row["kind"] in ("text", "document") and self.source.kind != "jsonl":
+            row["group"] = group_key("file", item["path"])
+        else:
+            row["group"] = None
         row["license"] = item.get("license") or self.source.license
         row["synthetic"] = bool(row.get("synthetic") or item.get("synthetic") or self.source.synthetic)
         meta = {**item.get("meta", {}), **row.get("meta", {})}
@@ -153,6 +161,9 @@ class Reader:
             if not encoding.no_nul(text).strip():
                 raise MediaError("empty", "no text in it")
             found = text_row(text, 0)
+        found["group"], problem = manifests.short_text(
+            row.get(source.group_field) if source.group_field else None, source.group_field or "")
+        bad += [problem] if problem else []
         found["synthetic"] = found.get("synthetic", False) or manifests.marked(row)
         return found, bad
 
@@ -182,14 +193,16 @@ class Reader:
         segments = [s for s in segments if s["type"] == "image" or s["text"].strip()]
         if not segments:
             raise MediaError("empty", "neither text nor images")
-        content = [
-            [s["type"], s["text"] if s["type"] == "text" else hashlib.sha256(s["media"]).hexdigest()]
-            for s in segments
-        ]
+        shown = [segment.pop("shown", None) for segment in segments]
+        content = [[s["type"], look[0] if look else s["text"]] for s, look in zip(segments, shown, strict=True)]
+        pictures = dict(look for look in shown if look)
         yield {
             "id": hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest(),
             "kind": "document",
             "format": "markdown",
+            "pictures": list(pictures),
+            "looks": list(pictures.values()),
+            "sketch": text_sketch("\n".join(s["text"] for s in segments if s["type"] == "text")),
             "segments": segments,
             "synthetic": marked,
             "meta": meta,
@@ -253,6 +266,7 @@ class Reader:
             "width": info.width,
             "height": info.height,
             "marked": info.mark is not None,
+            "shown": (info.identity, info.look),
         }
 
     # ---- files that rows and documents name ----
@@ -276,8 +290,9 @@ class Reader:
         """(root, path below it) that a link may mean: `/x` from the root, else from the document's folder; under
         `media_root` likewise. What is written comes before what it means as a URL. MediaError where there is none.
         """
-        roots = [self.root, self.media_root] if self.media_root else [self.root]
-        inside = [(root, path) for root in roots if link.startswith(("/", "file:")) and (path := root.relative(link))]
+        roots = [root for root in (None if self.root.is_file else self.root, self.media_root) if root]
+        whole = link.startswith("/") or "://" in link
+        inside = [(root, path) for root in roots if whole and (path := root.relative(link))]
         if not inside and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|//", link):
             raise MediaError("remote_media", f"{link[:200]}: only files below the source's root are read")
         found = [(root, manifests.normal_path(path)) for root, path in inside]
@@ -288,7 +303,7 @@ class Reader:
                     found += [(root, manifests.normal_path(target, parts)) for parts in ("/", "/\\")]
         places = [place for place in dict.fromkeys(found) if place[1] is not None]
         if not places:
-            hint = "" if self.media_root or self.source.kind not in ("jsonl", "interleaved") else (
+            hint = "" if self.source.media_root or self.source.kind not in ("jsonl", "interleaved") else (
                 f"; name a folder that holds it in {self.root.field}.media_root")
             raise MediaError("outside_root", f"{link[:200]!a} lies outside the source's root{hint}")
         return places
@@ -304,13 +319,14 @@ class Reader:
         if root is self.root:
             return [posixpath.join(folder, link)]
         # The document's own folder as seen from the media root, then the media root.
-        own = [posixpath.relpath(self.root.path, root.path)] if type(root.fs) is type(self.root.fs) else []
+        own = posixpath.dirname(self.root.path) if self.root.is_file else self.root.path
+        own = [posixpath.relpath(own, root.path)] if type(root.fs) is type(self.root.fs) else []
         return [*(posixpath.join(base, folder, link) for base in own), link]
 
 
 def media_row(kind: str, data: bytes, limits: Limits) -> dict:
     """The row of an image's or a video's bytes, once they have been decoded whole. Raises MediaError."""
-    row = {"id": hashlib.sha256(data).hexdigest(), "kind": kind, "media": data}
+    row = {"kind": kind, "media": data}
     if kind == "image":
         info = media.probe_image(data, limits)
         row["frames"] = 1
@@ -325,6 +341,10 @@ def media_row(kind: str, data: bytes, limits: Limits) -> dict:
             "meta": {"codec": info.codec},
         }
     return row | {
+        "id": info.identity,
+        "pictures": [info.identity],
+        "looks": [info.look],
+        "sketch": None,
         "format": info.format,
         "width": info.width,
         "height": info.height,
@@ -347,7 +367,10 @@ def _pages(data: bytes, format: str) -> int:
 
 def text_row(text: str, part: int) -> dict:
     return {
-        "id": hashlib.sha256(text.encode()).hexdigest(),
+        "id": text_identity(text),
+        "pictures": [],
+        "looks": [],
+        "sketch": text_sketch(text),
         "kind": "text",
         "format": "text",
         "text": text,

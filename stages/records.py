@@ -40,9 +40,9 @@ SEGMENT = pa.struct(
 
 SCHEMA = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),  # sha256 (64 hex digits) of the content
+        pa.field("id", pa.string(), nullable=False),  # 64 hex digits: what it holds, decoded: `stages.identity`
         pa.field("kind", pa.string(), nullable=False),  # one of KINDS
-        pa.field("split", pa.string(), nullable=False),  # one of SPLITS, from the id alone
+        pa.field("split", pa.string(), nullable=False),  # one of SPLITS, as `stages.splits` has it
         pa.field("media", pa.binary()),  # encoded bytes as in the source
         pa.field("format", pa.string()),  # what the bytes are: png, jpeg, mp4, ... not the file's suffix
         pa.field("caption", pa.string()),  # the first of `captions`
@@ -72,11 +72,10 @@ _ROW_GROUP_BYTES = 16 << 20
 
 
 def split_of(record_id: str, fractions: Mapping[str, float]) -> str:
-    """The split that the id falls in: its first 64 bits as a number in [0, 1) cut by `fractions`.
+    """The split that an id or a group's key falls in: its first 64 bits as a number in [0, 1) cut by `fractions`.
 
-    `fractions` maps each of SPLITS to a share; they sum to 1. Equal content has equal ids, so it has one
-    split. The held-out splits lie at the low end: growing the test share never moves a record from test
-    elsewhere.
+    `fractions` maps each of SPLITS to a share; they sum to 1. What a record's split is, `stages.splits` says. The
+    held-out splits lie at the low end: growing the test share never moves a record from test elsewhere.
     """
     total = sum(fractions.get(split, 0.0) for split in SPLITS)
     if abs(total - 1.0) > 1e-6:
@@ -147,8 +146,14 @@ def write_shard(uri: str, rows: list[dict]) -> None:
 Key = tuple[str, str, int]  # (source, path, part), which no two records of an artifact share
 
 
-def drop_rows(uri: str, keys: set[Key], captions: Mapping[Key, list[str]] = MappingProxyType({})) -> None:
-    """Rewrite a shard without the rows of `keys`, and with the `captions` of others; repeating it changes nothing."""
+def key_of(row: Mapping) -> Key:
+    return row["source"], row["path"], row["part"]
+
+
+def drop_rows(uri: str, keys: set[Key], captions: Mapping[Key, list[str]] = MappingProxyType({}),
+              splits: Mapping[Key, str] = MappingProxyType({})) -> None:
+    """Rewrite a shard without the rows of `keys`, and with the `captions` and `splits` of others; repeating it changes
+    nothing."""
     fs, path = storage.filesystem(uri)
     sink = io.BytesIO()
     with (
@@ -161,19 +166,19 @@ def drop_rows(uri: str, keys: set[Key], captions: Mapping[Key, list[str]] = Mapp
             columns = [table.column(name).to_pylist() for name in ("source", "path", "part")]
             found = list(zip(*columns, strict=True))
             if captions:
-                table = _captioned(table, [captions.get(key) for key in found])
+                new = [captions.get(key) for key in found]
+                table = _with(_with(table, "captions", new), "caption", [c and c[0] for c in new])
+            if splits:
+                table = _with(table, "split", [splits.get(key) for key in found])
             writer.write_table(table.filter(pa.array([key not in keys for key in found], pa.bool_())))
     storage.write_bytes(uri, sink.getvalue())
 
 
-def _captioned(table: pa.Table, captions: list[list[str] | None]) -> pa.Table:
-    """The table with the captions of those rows that have new ones."""
-    for name, new in (("caption", [c and c[0] for c in captions]), ("captions", captions)):
-        old = table.column(name).to_pylist()
-        values = [b if b else a for a, b in zip(old, new, strict=True)]
-        number = table.schema.get_field_index(name)
-        table = table.set_column(number, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
-    return table
+def _with(table: pa.Table, name: str, new: list) -> pa.Table:
+    """The table with values of one column replaced where `new` has one."""
+    values = [b if b else a for a, b in zip(table.column(name).to_pylist(), new, strict=True)]
+    return table.set_column(table.schema.get_field_index(name), SCHEMA.field(name),
+                            pa.array(values, SCHEMA.field(name).type))
 
 
 def iterate(

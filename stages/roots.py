@@ -321,8 +321,6 @@ class Root:
         place = self.uri(folder) if folder else self.path
         try:
             listed = patiently(lambda: self.fs.ls(place, detail=True))
-        except _FINAL:
-            raise
         except Exception as cause:
             names = patiently(lambda: self.fs.ls(place, detail=False))
             listed = [self._info(name, cause) for name in names]

@@ -2,8 +2,8 @@
 
 In: the config's sources. Out: a listing (facts about every file, the input of the fingerprint), and items: plain
 dictionaries in a fixed order, one per file to ingest: {"source", "path", "size"} and, where known, "captions", "label",
-"license", "meta", "synthetic", "segments", "part", "sidecar"; or {"source", "path", "reject": [code, message]} for what
-cannot be used.
+"group", "license", "meta", "synthetic", "segments", "part", "sidecar"; or {"source", "path", "reject": [code,
+message]} for what cannot be used.
 
 A missing root, one without any file of the source's kind, and a manifest that does not fit it are `InputError`s.
 """
@@ -25,7 +25,7 @@ from stages.roots import Root, SourceFile, encodable, hidden
 
 SUFFIXES = {
     "image_folder": (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2",
-                     ".avif", ".tga", ".ico"),
+                     ".avif", ".heic", ".heif", ".tga", ".ico"),
     "video_folder": (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif", ".ts", ".ogv", ".flv",
                      ".wmv", ".3gp"),
     "text": (".txt", ".text", ".md", ".rst"),
@@ -56,12 +56,12 @@ def listing(config: Config) -> list[dict]:
                  if root.is_file or _relevant(source, file, below)]
         if uri and below is None:
             found.append(_outside_fact(root, uri))
-        if media := media_root(source, index):
+        if media := media_root(root):
             found += [(f"media_root/{file.path}", file.size, file.identity) for file in media.files()]
         facts += [{"source": index, "path": path, "size": size, "identity": identity}
                   for path, size, identity in found]
-        if source.kind in _MEDIA and _manifest_bytes(root, files) <= _CHECKED_BYTES:
-            _media_items(root, files, candidates, Counter())
+        if source.kind in _MEDIA and _checked(root, files):
+            _media_items(root, files, candidates, Counter())  # raises where the captions do not fit
     return facts
 
 
@@ -85,8 +85,20 @@ def items(config: Config, notes: Counter | None = None) -> list[dict]:
     return found
 
 
-def media_root(source: Source, index: int) -> Root | None:
-    return Root(source, index, source.media_root, "media_root") if source.media_root else None
+def media_root(root: Root) -> Root | None:
+    """Where rows and documents may name files besides the root: the source's `media_root`, or the folder of the one
+    file that the source is.
+    """
+    if root.source.media_root:
+        return Root(root.source, root.index, root.source.media_root, "media_root")
+    if root.is_file and _refers(root.source):
+        return Root(root.source, root.index, root.place[:root.place.rindex("/") + 1])
+    return None
+
+
+def _refers(source: Source) -> bool:
+    """Whether what the source's files say may name other files."""
+    return bool(source.kind == "interleaved" or source.image_field or source.video_field)
 
 
 # ---- manifests ----
@@ -123,12 +135,16 @@ def _outside_fact(root: Root, uri: str) -> tuple[str, int, str]:
     return found[0].path, found[0].size, found[0].identity
 
 
-def _manifest_bytes(root: Root, files: list[SourceFile]) -> int:
+def _checked(root: Root, files: list[SourceFile]) -> bool:
+    """Whether a source has captions that can be looked at when it is listed: what they take to read is small."""
     sizes = {file.path: file.size for file in files}
-    if not manifest_of(root.source):
-        return sum(sizes[path] for path in _metadata(root.source, files))
-    uri, below = _place(root)
-    return sizes.get(below, 0) if below else _outside_fact(root, uri)[1]
+    if manifest_of(root.source):
+        uri, below = _place(root)
+        return (sizes.get(below, 0) if below else _outside_fact(root, uri)[1]) <= _CHECKED_BYTES
+    if root.source.captions:
+        return root.source.captions.from_ == "sidecar"
+    metadata = _metadata(root.source, files)
+    return bool(metadata) and sum(sizes[path] for path in metadata) <= _CHECKED_BYTES
 
 
 def _read_manifest(root: Root, below: str | None, uri: str, starts: tuple[str, ...] = ("",)) -> Manifest:
@@ -177,8 +193,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _relevant(source: Source, file: SourceFile, manifest: str | None) -> bool:
     """Whether a file can change what is ingested; a document or a JSONL row may name any other file by its path."""
-    refers = source.kind == "interleaved" or source.image_field or source.video_field
-    if refers or file.path == manifest or _is_candidate(source, file):
+    if _refers(source) or file.path == manifest or _is_candidate(source, file):
         return True
     if source.captions:
         return source.captions.from_ == "sidecar" and _suffix(file.path) in SIDECARS
@@ -249,10 +264,12 @@ def _media_items(root: Root, files: list[SourceFile], candidates: list[SourceFil
     if captions and captions.manifest:
         uri, below = _place(root)
         manifest = _read_manifest(root, below, uri, ("", posixpath.dirname(below or "")))
+        if not manifest.rows:
+            raise InputError(f"{uri}: holds no row", field=manifest.field)
         return _with_rows(root, items, [manifest], names)
     if captions and captions.from_ == "sidecar":
-        return _with_sidecars(root, items, names)
-    notes["sidecars_unread"] += sum(_sidecar(names, item["path"]) is not None for item in items)
+        return _with_sidecars(root, items, files)
+    notes["sidecars_unread"] += len(_sidecars(root, items, files))
     if captions:
         return [{**item, **_named(captions, item["path"])} for item in items]
     found = [_read_manifest(root, path, root.uri(path), (posixpath.dirname(path), ""))
@@ -267,7 +284,7 @@ def _media_items(root: Root, files: list[SourceFile], candidates: list[SourceFil
 def _with_rows(root: Root, items: list[dict], found: list[Manifest], names: Names) -> list[dict]:
     """Items with what the rows say of them; several rows of a file add up their captions.
 
-    InputError where no row names a file, or few rows do and few files are named: then it is not that a row is wrong.
+    InputError where few rows name a file and few files are named: then it is not that a row is wrong.
     """
     by_path = {item["path"]: item for item in items}
     rejected: list[dict] = []
@@ -276,7 +293,7 @@ def _with_rows(root: Root, items: list[dict], found: list[Manifest], names: Name
         used = _use_rows(root, manifest, names, by_path, rejected, named)
         rows, matched = len(used), sum(used)
         files = sum("reject" not in item for item in items)
-        if rows and (not matched or (2 * matched < rows and 2 * len(named) < files)):
+        if 2 * matched < rows and 2 * len(named) < files:
             raise InputError(_mismatch(root, manifest, names, matched, rows), field=manifest.field)
     return items + rejected
 
@@ -325,7 +342,7 @@ def _unmatched(root: Root, row: dict | Bad, name: object, key: str | None, where
 def _add(item: dict, said: dict) -> list[Bad]:
     """Add what one more row says of an item; what contradicts a row above is told."""
     bad = [Bad("bad_manifest_row", f"{key}: {said[key]!a:.80}, a row above says {item[key]!a:.80}")
-           for key in ("label", "license") if item.get(key) not in (None, said.get(key)) and key in said]
+           for key in ("label", "license", "group") if item.get(key) not in (None, said.get(key)) and key in said]
     captions = [*item.get("captions", ()), *said.pop("captions", ())]
     item |= {key: value for key, value in said.items() if key not in item}
     if captions:
@@ -355,19 +372,25 @@ def _some(values: list) -> str:
     return (f"{shown}, ... ({len(values)})" if len(values) > 3 else shown) or "nothing"
 
 
-def _with_sidecars(root: Root, items: list[dict], names: Names) -> list[dict]:
-    items = [{**item, "sidecar": found} if (found := _sidecar(names, item["path"])) else item for item in items]
-    if not any("sidecar" in item for item in items):
+def _with_sidecars(root: Root, items: list[dict], files: list[SourceFile]) -> list[dict]:
+    found = _sidecars(root, items, files)
+    if not found:
         raise InputError(f"no picture of {root.place} has a text of its name beside it (a.png and a.txt or a.caption); "
-                         f"the folder holds: {_some(sorted(names.paths))}", field=f"{root.field}.captions.from")
-    return items
+                         f"the folder holds: {_some(sorted(file.path for file in files))}",
+                         field=f"{root.field}.captions.from")
+    return [{**item, "sidecar": found[item["path"]]} if item["path"] in found else item for item in items]
 
 
-def _sidecar(names: Names, path: str) -> str | None:
-    """The text beside a media file: of its name with another suffix, or with one more."""
-    stems = dict.fromkeys((posixpath.splitext(path)[0], path))
-    return next((found for stem in stems for suffix in SIDECARS
-                 if (found := names.find(stem + suffix)) and found != path), None)
+def _sidecars(root: Root, items: list[dict], files: list[SourceFile]) -> dict[str, str]:
+    """Path of a media file -> that of the text beside it: of its name with another suffix, or with one more."""
+    names = Names(root, (file.path for file in files if _suffix(file.path) in SIDECARS))
+    found: dict[str, str] = {}
+    for item in items if names.paths else ():
+        stems = dict.fromkeys((posixpath.splitext(item["path"])[0], item["path"]))
+        text = next((text for stem in stems for suffix in SIDECARS if (text := names.find(stem + suffix))), None)
+        if text and text != item["path"]:
+            found[item["path"]] = text
+    return found
 
 
 def _named(captions, path: str) -> dict:
@@ -400,8 +423,8 @@ def _manifest_documents(root: Root, files: list[SourceFile]) -> list[dict]:
         size = sum(sizes.get(s["file"], 0) for s in row["segments"]
                    if isinstance(s, dict) and isinstance(s.get("file"), str))
         item = {"source": root.index, "path": path, "size": size, "segments": row["segments"], "part": line}
-        for key in ("title", "license"):
-            value, problem = manifests.short_text(row.get(key), key)
+        for key, name in (("title", "title"), ("license", "license"), ("group", root.source.group_field)):
+            value, problem = manifests.short_text(row.get(name) if name else None, name or "")
             if problem:
                 found.append(_rejected(root.index, where, problem))
             elif value:

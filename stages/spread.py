@@ -3,11 +3,13 @@
 In: a table with a column `id`, and the columns whose values part its rows, the outermost first. Out: row numbers in the
 order of the draw, so that the first n of them are a draw of n.
 A draw takes turns: over the values of the first column, and within each over those of the next, so that none has two
-more than another as long as the other has rows left. Who comes when is a function of the seed, the ids and the values:
-files and their order have no say. Contents are not read.
+more than another as long as the other has rows left. A label that one row alone has is no class, and counts as none:
+else a corpus with a name for each of its pictures would leave no turn to its classes. Who comes when is a function of
+the seed, the ids and the values: files and their order have no say. Contents are not read.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -40,7 +42,11 @@ def _turns(columns: pa.Table, by: Sequence[str], seed: int) -> Iterator[np.ndarr
     """For each depth the group of each row by the values down to there, numbered in the order of their turns."""
     outer = [""] * len(columns)
     for name in by:
-        outer = [f"{group}\0{value!r}" for group, value in zip(outer, _values(columns, name), strict=True)]
+        values = list(_values(columns, name))
+        if name == "label":
+            times = Counter(values)
+            values = [value if times[value] > 1 else None for value in values]
+        outer = [f"{group}\0{value!r}" for group, value in zip(outer, values, strict=True)]
         yield np.unique(_hashes((str(seed), group) for group in outer), return_inverse=True)[1]
 
 

@@ -19,6 +19,9 @@ class Share:
     def __call__(self, done: int, total: int, unit: str, **shown: Any) -> None:
         self.progress(self.number * total + done, self.count * total, unit, **shown)
 
+    def say(self, text: str) -> None:
+        self.progress.say(f"{self.number + 1} of {self.count}: {text}")
+
     def note(self, text: str) -> None:
         self.progress.note(text)
 

@@ -24,7 +24,7 @@ from stages.train_tokenizer_config import Config, KLConfig, NamedRAEConfig, Perc
 
 __all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass
@@ -172,6 +172,8 @@ def train_worker(job: Job) -> None:
     if start == 0 and (job.start_from or config.official):
         validate(0)  # what it starts from, on the same clips
     last = loop.run(start, position["units"], position.get("last"))
+    if rank == 0:
+        job.progress.say("saving")
     weights = generator.state_dict()
     if rank == 0:
         _save(job, weights, last, history)

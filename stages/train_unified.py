@@ -209,10 +209,24 @@ def run(context: StageContext) -> dict:
 
     tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
     check(context.config, tokens, tokenizer)
+    left_out = check_fits(context.config, tokens, context.progress)
     checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine}, context.stage)
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
-    return storage.read_json(storage.join(context.state, "metrics.json"))
+    return storage.read_json(storage.join(context.state, "metrics.json")) | left_out
+
+
+def check_fits(config: Config, tokens: Artifact, progress: Any, field: str = "stages.train") -> dict[str, int]:
+    """Counts of the documents that are left out of training and of its validation, which are told; InputError where a
+    kind that has a share has none that fits."""
+    from stages import fits
+    from stages.tokens import TokenSet
+
+    arguments = config.packing, config.objectives, config.seed
+    left_out = fits.check_tokens(TokenSet(tokens, "train"), *arguments, field)
+    if told := fits.told(left_out):
+        progress.note(told)
+    return left_out | fits.check_held_out(TokenSet(tokens, "validation"), *arguments)
 
 
 def check(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
@@ -399,6 +413,8 @@ def train_worker(job: Job) -> None:
                 lambda: {"stream": loader.position}, loader.describe, job.state,
                 log, job.progress, {"validate": (config.validate_every, validate)}, amounts=("flops",))
     last = loop.run(start, position["units"], position.get("last"))
+    if rank == 0:
+        job.progress.say("saving")
     weights = engine.state_dict()
     if rank == 0:
         model = UnifiedModel(model_config)
@@ -411,18 +427,15 @@ def train_worker(job: Job) -> None:
 
 def _validation_batches(held_out, config: Config, model_config: UnifiedConfig, device: str) -> list:
     """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
-    split is."""
+    split holds nothing that fits."""
     from models.unified.batch import collate
     from stages.order import hash_seed
     from stages.packing import Planner, RowStream
 
-    if not len(held_out):
-        return []
     packing = config.packing.model_copy(update={"condition_dropout": 0.0, "noisy_context": 0.0,
                                                 "window_rows": config.validation_rows})
-    try:
-        planner = Planner(held_out, packing, config.seed, config.objectives)
-    except ValueError:  # the split holds nothing of the mixture
+    planner = Planner(held_out, packing, config.seed, config.objectives, empty=True)
+    if not planner.quota:  # what of the split is left out is counted in the stage's metrics
         return []
     rows = RowStream(planner).take(config.validation_rows)
     documents = Documents(held_out, model_config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.errors import InputError
-from infra.secrets import redact
+from infra.secrets import hide_credentials, redact
 from infra.tracking.address import check_driver, check_uri, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -43,6 +43,14 @@ class TrackingConfig(BaseModel):
     @classmethod
     def _known_store(cls, uri: str | None) -> str | None:
         return uri if uri is None else check_uri(uri)
+
+    @field_validator("artifact_root")
+    @classmethod
+    def _without_secrets(cls, root: str | None) -> str | None:
+        if root is not None and redact(root) != root:
+            raise ValueError("expected a place without a user, a password or a signature, since MLflow shows it; give "
+                             "credentials to its client by the environment")
+        return root
 
     @field_validator("register_as")
     @classmethod
@@ -112,6 +120,7 @@ def _chosen(config: TrackingConfig) -> str | None:
     name, uri = ("tracking.uri", config.uri) if config.uri else (f"${VARIABLE}", os.environ.get(VARIABLE))
     if not uri:
         return None
+    hide_credentials(uri)
     try:
         check_uri(uri)
         check_driver(uri)

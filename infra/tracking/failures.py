@@ -3,6 +3,7 @@ whether the store is away, refuses the request itself, or neither can be told.""
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ _LATER = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDE
 # A disk's own refusals, which no time changes.
 _NO_SUCH_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
                   errno.ENAMETOOLONG, errno.EINVAL}
+
+_REASON = re.compile(r"\[Errno -?\d+\] [\w ]+|[Rr]ead timed out|timed out|too many \d+ error responses")
 
 _said: set[tuple[str, str]] = set()
 
@@ -98,7 +101,9 @@ def _connectivity() -> tuple[type[BaseException], ...]:
 def short(error: BaseException) -> str:
     """The first line of an error's text, without secrets."""
     lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
-    return lines[0][:500] if lines else type(error).__name__
+    line = lines[0][:500] if lines else type(error).__name__
+    reason = _REASON.search(line) if "Max retries exceeded" in line else None  # three exceptions in one line
+    return reason[0] if reason else line
 
 
 def say_once(subject: str, message: str, *args: Any) -> None:

@@ -5,6 +5,7 @@ The model's code is a file of ours that MLflow stores as source (models from cod
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import runpy
 import tempfile
@@ -17,7 +18,7 @@ from infra.errors import InputError
 from infra.secrets import logger
 from infra.tracking.config import VARIABLE
 from infra.tracking.courier import courier
-from infra.tracking.failures import Refused, short
+from infra.tracking.failures import Refused, Unreachable, short
 from infra.tracking.runs import RunHandle
 from infra.tracking.sink import Sink
 
@@ -113,9 +114,16 @@ def _send(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
         try:
             version = sink.call("create_model_version", name, f"models:/{model_id}", run_id,
                                 {FINGERPRINT_TAG: fingerprint}, model_id=model_id).version
-        except Refused:
-            _discard(sink, model_id)
+        except Unreachable:
             raise
+        except Exception as error:  # MLflow has tried several times by itself
+            _discard(sink, model_id)
+            raise Refused(short(error)) from error
+    if model_id:
+        # As MLflow's own `register_model` does: else the UI says of the logged model that it is not registered.
+        versions = json.dumps([{"name": name, "version": str(version)}])
+        with contextlib.suppress(Refused):
+            sink.call("set_logged_model_tags", model_id, {"mlflow.modelVersions": versions})
     if event["alias"] and not _held_by_better(sink, event):
         sink.call("set_registered_model_alias", name, event["alias"], version)
     sink.not_registered.pop((name, fingerprint), None)

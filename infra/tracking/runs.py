@@ -22,6 +22,7 @@ from infra.tracking import values
 from infra.tracking.config import TrackingSettings
 from infra.tracking.courier import courier
 from infra.tracking.failures import say_once, short
+from infra.tracking.pages import page
 from infra.tracking.sink import KEY_TAG, Sink
 from infra.tracking.system import SystemSampler
 
@@ -192,10 +193,10 @@ class RunHandle:
 
     @_quiet
     def url(self, timeout: float | None = None) -> str | None:
-        """The run's page below the UI's address (`/#/experiments/...`), in full where tracking is a server."""
+        """The run's page below the UI's address, in full where tracking is a server."""
         found = self._find(timeout)
         base = without_user_info(self.settings.uri).rstrip("/") if self.settings.uri.startswith("http") else ""
-        return f"{base}/#/experiments/{found[1]}/runs/{found[0]}" if found else None
+        return page(base, found[1], found[0]) if found else None
 
     def _find(self, timeout: float | None) -> tuple[str, str] | None:
         return courier(self.settings).locate(self.key, self.settings.flush_seconds if timeout is None else timeout)
@@ -222,9 +223,11 @@ class Tracker:
     def __init__(self, settings: TrackingSettings):
         self.settings = settings
 
-    def start_pipeline(self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None) -> RunHandle:
-        """The parent run, with the whole config as parameters and as the file `config.json`; secrets are left out."""
-        run = _start(self.settings, name, name, None, tags or {})
+    def start_pipeline(self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None,
+                       title: str | None = None) -> RunHandle:
+        """The parent run of the pipeline `name`, with the whole config as parameters and as the file `config.json`;
+        secrets are left out. `title` is what the run is called, by default as the pipeline."""
+        run = _start(self.settings, title or name, name, None, tags or {})
         run.log_params(config)
         run.log_text(_indented(config), "config.json")
         return run
@@ -290,6 +293,8 @@ def close_stale(settings: TrackingSettings, pipeline: str) -> int:
             if run["status"] == "RUNNING" and OWNER_TAG in run["tags"] and not _lives(run["tags"]):
                 sink.call("set_terminated", run["run_id"], "KILLED")
                 closed += 1
+    except ConnectionError as error:  # what the run itself logs tells of it
+        log.debug("no look for runs that were cut off: %s", error)
     except Exception as error:
         say_once(settings.uri, "tracking could not look for runs that were cut off: %s", short(error))
     return closed

@@ -28,6 +28,7 @@ from infra.tracking.failures import (
 )
 from infra.tracking.journal import SUFFIX, replace_text
 from infra.tracking.leftovers import leave_out
+from infra.tracking.pages import EXPERIMENT_TAGS
 
 log = logger(__name__)
 
@@ -77,7 +78,8 @@ class Sink:
             found = self.call("get_experiment_by_name", name)
             if found is None:
                 try:
-                    created = _require_id(self.call("create_experiment", name, self.settings.artifact_root))
+                    created = _require_id(self.call("create_experiment", name, self.settings.artifact_root,
+                                                    EXPERIMENT_TAGS))
                     self._experiments[name] = created
                     return created
                 except Refused as error:  # another process was first
@@ -87,6 +89,8 @@ class Sink:
             _require_id(found.experiment_id)
             if found.lifecycle_stage == "deleted":
                 self.call("restore_experiment", found.experiment_id)
+            for tag, value in EXPERIMENT_TAGS.items() - found.tags.items():
+                self.call("set_experiment_tag", found.experiment_id, tag, value)
             self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
@@ -175,7 +179,7 @@ class Sink:
     def _try_again(self, key: str, folder: Path, events: list[dict], error: Exception) -> None:
         """Leave events out that a store which answers has not taken in several attempts; else raise Unreachable."""
         if not self._answers():
-            raise TryAgain(short(error)) from error
+            raise Unreachable(short(error)) from error
         self._failures[key] += 1
         kind = events[0]["kind"]
         log.debug("attempt %d at a %s: %s", self._failures[key], kind, short(error))
@@ -188,7 +192,7 @@ class Sink:
         self._leave_out(folder, events, error)
 
     def _answers(self) -> bool:
-        """Whether the store takes any request at all; Unreachable where it is away."""
+        """Whether it answers as a tracking store does; Unreachable where it is away."""
         try:
             self.call("search_experiments", max_results=1)
         except Unreachable:

@@ -1,8 +1,8 @@
 """Launch: a worker function on every rank, by Ray Train or in this process.
 
-The function gets one picklable argument, whose `tracker` is closed at its end, and finds a `torch.distributed` process
-group; what it makes it writes to storage. Ray Train places the workers and restarts the group after a failure; the
-function resumes by itself.
+The function gets one picklable argument, whose `progress` tells that workers start and whose `tracker` is closed at its
+end, and finds a `torch.distributed` process group; what it makes it writes to storage. Ray Train places the workers and
+restarts the group after a failure; the function resumes by itself.
 """
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfi
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    argument.progress.say(f"starting {workers.count} worker{'s' if workers.count > 1 else ''}")
     fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})

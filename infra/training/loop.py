@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from infra.lease import Holder
 from infra.training import checkpoint
 from infra.training.config import WorkersConfig
 from infra.training.engine import Engine, reduce_mean
@@ -53,8 +54,10 @@ class Loop:
     def _keeps(self, done: int) -> bool:
         return done % self.workers.checkpoint_every == 0 or done == self.steps
 
-    def _save(self, done: int, units: float, last: dict[str, float]) -> None:
+    def _save(self, done: int, units: float, last: dict[str, float], holder: Holder | None) -> None:
         if self._keeps(done):
+            if holder:
+                holder.require()
             checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units, "last": last},
                             self.workers.keep_checkpoints)
 
@@ -63,6 +66,8 @@ class Loop:
         and `last` are those of the checkpoint's position that training goes on from."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         first = not dist.is_initialized() or dist.get_rank() == 0
+        # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
+        holder = Holder(self.state) if first else None
         seen: dict[str, list[float]] = {}
         last = last or {}
         began = time.perf_counter()
@@ -96,7 +101,7 @@ class Loop:
                 for steps, function in self.every.values():
                     if done % steps == 0:
                         function(done)
-            self._save(done, units, last)
+            self._save(done, units, last, holder)
         # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
         for _, function in self.every.values() if self.steps else ():
             function(self.steps)

@@ -120,7 +120,8 @@ def sample_tokens(
     total = probabilities.cumsum(dim=-1)
     drawn = torch.searchsorted(total, uniforms.double()[:, None] * total[:, -1:], right=True)
     allowed = (probabilities > 0).sum(dim=-1, keepdim=True)
-    return order.gather(1, torch.minimum(drawn, allowed - 1))[:, 0]
+    # Of logits that are no numbers nothing is allowed; any token is as good then, as at temperature 0.
+    return order.gather(1, torch.minimum(drawn, allowed - 1).clamp(min=0))[:, 0]
 
 
 def draw_visual(

@@ -55,6 +55,15 @@ def test_publish_and_find(root):
     assert contents(str(made.local())) == FILES
 
 
+def test_each_artifact_is_listed_once_whatever_lies_in_it_and_is_a_value(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    made = publish(store, {**FILES, "tokens.json": b"{}", "deep/er/x.bin": b"1", "deep/manifest.json": b"{}"})
+    storage.write_bytes(storage.join(store.artifact_uri("train", FINGERPRINT), "x.bin"), b"half")
+    assert store.all() == store.all("ingest") == [made]
+    with pytest.raises(AttributeError):
+        made.uri = "elsewhere"
+
+
 def test_an_unfinished_artifact_is_none(root):
     store = ArtifactStore(root)
     storage.write_bytes(storage.join(store.artifact_uri("ingest", FINGERPRINT), "x.bin"), b"half")

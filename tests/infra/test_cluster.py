@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import time
 
 import pytest
 
-from infra.cluster import connect, use_token
-from infra.errors import InputError
+from infra.cluster import Cluster, Head, _own_signals, _short_messages, connect, expect_deaths, use_token
+from infra.errors import InputError, OmniLoomError
 
 LOCAL = """
 import os, psutil
@@ -77,3 +78,56 @@ def test_token_mode(monkeypatch, tmp_path):
     assert not use_token(create=True), "what the user set stays"
     monkeypatch.delenv("RAY_AUTH_MODE")
     assert use_token(create=False) and os.environ["RAY_AUTH_MODE"] == "token"
+
+
+@pytest.mark.parametrize("local, patience", [(True, 8), (False, 45)])
+def test_a_head_that_is_gone_is_noticed(monkeypatch, local, patience):
+    """Before Ray ends the process, which it does a minute after the head."""
+    now = [0.0]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        head = Head(Cluster(f"127.0.0.1:{listener.getsockname()[1]}", 1, 1, 0, 1, local, True))
+        for _ in range(50):
+            now[0] += 3
+            head.require()
+    for _ in range(patience // 3):
+        now[0] += 3
+        head.require()
+    now[0] += 3
+    with pytest.raises(OmniLoomError, match="Ray's head .* is gone.*the next run goes on from here"):
+        head.require()
+
+
+def test_ray_leaves_the_handlers_of_signals(monkeypatch):
+    def ours(number, frame):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with _own_signals():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        assert signal.getsignal(signal.SIGTERM) is ours
+        with pytest.raises(KeyboardInterrupt), _own_signals():  # Ray's handler, while it starts
+            sys.exit(15)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(SystemExit), _own_signals():
+            sys.exit(15)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_ray_reports_is_shown_by_its_first_sentence(monkeypatch, capsys):
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "print_to_stdstream", lambda data, ignore_prefix: print(*data["lines"]))
+    dead = "Raylet is terminated. Termination is unexpected.\n[state-dump] NodeManager:\n[state-dump] more"
+    with _short_messages():
+        for _ in range(2):
+            worker.print_to_stdstream({"lines": [dead], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+        worker.print_to_stdstream({"lines": ["of a worker"], "pid": 12, "is_err": False}, ignore_prefix=False)
+        expect_deaths()
+        worker.print_to_stdstream({"lines": ["Another. And more."], "pid": "raylet", "is_err": False},
+                                  ignore_prefix=False)
+    assert capsys.readouterr() == ("of a worker\n", "Ray: Raylet is terminated\n")

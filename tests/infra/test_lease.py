@@ -13,7 +13,7 @@ import time
 import pytest
 
 from infra import storage
-from infra.lease import Lease, LeaseLost, WaitEnded
+from infra.lease import Holder, Lease, LeaseLost, WaitEnded
 
 COUNT = """
 import sys, time
@@ -354,3 +354,17 @@ def test_waiting_can_be_given_up(tmp_path):
     with Lease(uri):
         with pytest.raises(WaitEnded), Lease(uri, on_wait=lambda held: give_up.set(), give_up=give_up):
             raise AssertionError("the lease was taken twice")
+
+
+def test_a_worker_that_was_left_behind_is_told(tmp_path, ended):
+    """Its run was killed, or another run goes on with the same work folder."""
+    state = str(tmp_path / "state")
+    Holder(state).require()  # nobody noted whose work it is
+    for first, later in ((Lease("x").owner, Lease("x").owner), (ended, ended)):
+        Holder.write(state, first)
+        worker = Holder(state)
+        if first != ended:
+            worker.require()
+        Holder.write(state, later)
+        with pytest.raises(LeaseLost):
+            worker.require()

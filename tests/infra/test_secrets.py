@@ -93,16 +93,24 @@ def test_hidden_values(tmp_path):
     assert secrets.redact(f"1 false {tmp_path}") == f"1 false {tmp_path}"
 
 
-def test_loggers_and_tracebacks(caplog, capsys):
+def test_parts_of_an_address_that_a_client_quotes_by_themselves():
+    secrets.hide_credentials({"a": [f"s3://{USER}:{PASSWORD}%2F%40x@bucket/k", {"b": f"https://h/?sig={PASSWORD}2%3D"}],
+                              "c": 3})
+    for text in (f'Invalid bucket name "{USER}:{PASSWORD}%2F%40x@bucket"', f"no login with {PASSWORD}/@x",
+                 f"signature {PASSWORD}2= has expired"):
+        assert PASSWORD not in secrets.redact(text)
+    assert secrets.redact_uris(f"by {PASSWORD}/@x") == f"by {PASSWORD}/@x", "a fingerprint depends on its text alone"
+
+
+def test_loggers_and_tracebacks(caplog):
     log = secrets.logger("infra.of_this_test")
     assert secrets.logger("infra.of_this_test") is log and len(log.filters) == 1
     try:
         raise ValueError(f"http://{USER}:{PASSWORD}@h failed")
     except ValueError as error:
         log.exception("at %s", f"http://h/?token={PASSWORD}")
-        secrets.show_exception(type(error), error, error.__traceback__)
+        printed = secrets.traceback(error)
     formatted = logging.Formatter().format(caplog.records[-1])
-    printed = capsys.readouterr().err
     assert "ValueError" in formatted and "ValueError" in printed and "test_secrets.py" in printed
     assert PASSWORD not in formatted + caplog.text + printed and USER not in formatted + printed
 

@@ -101,7 +101,7 @@ def test_what_is_logged_is_there(settings, client):
     images = [f.path for f in client.list_artifacts(run.run_id(), "images")]
     assert any("val~grid" in path and "step+3+" in path and path.endswith(".png") for path in images), images
     assert json.loads(Path(client.download_artifacts(top.info.run_id, "config.json")).read_text())["seed"] == 1
-    assert run.url().endswith(f"/runs/{run.run_id()}")
+    assert run.url().endswith(f"/runs/{run.run_id()}?workflowType=machine_learning")
 
 
 def test_files_and_folders(settings, client, tmp_path):

@@ -561,3 +561,22 @@ def test_the_objective_falls_on_a_fixed_batch(group):
         assert logs[-1][f"{name}_loss"] < 0.5 * logs[0][f"{name}_loss"]
 
 
+
+
+def test_a_worker_whose_run_is_gone_saves_no_further_checkpoint(group, tmp_path):
+    """Another run has taken the work over while this one's workers, which their killed driver left behind, train."""
+    from infra.lease import Holder, Lease, LeaseLost
+
+    recorder = Recorder(tmp_path, log_every=10, checkpoint_every=2)
+    Holder.write(recorder.state, Lease("x").owner)
+    values = recorder.values
+
+    def taken_over(step):
+        if step == 3:
+            Holder.write(recorder.state, Lease("x").owner)
+        return values(step)
+
+    recorder.values = taken_over
+    with pytest.raises(LeaseLost):
+        recorder.loop(9).run()
+    assert recorder.trained == [0, 1, 2, 3] and checkpoint.latest(recorder.state)["step"] == 2

@@ -114,6 +114,7 @@ def test_kinds_that_take_turns_both_get_r1(every):
 def test_r1_is_due_by_the_step_in_training_alone():
     objective, x = adversary(r1_gamma=1.0, r1_every=2), pixels(2, 3, 8, 8)
     assert ["r1" in objective(x, x, step)[1] for step in range(4)] == [True, False, False, True]
+    assert "r1" in objective(x, x)[1]  # the first step
     bare, state = adversary(), torch.get_rng_state()
     assert "r1" not in objective.eval()(x, x, 0)[1] and "r1" not in bare(x, x, 0)[1]
     assert torch.equal(torch.get_rng_state(), state)

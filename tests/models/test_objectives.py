@@ -142,6 +142,10 @@ def test_a_model_has_the_parts_that_its_config_names() -> None:
     with pytest.raises(ValueError, match="batch: holds targets of masked_code; trained are next_code"):
         trained(("next_code",), build(config_for("next_code")))(
             collate([[drawing("masked_code")]], 16, config_for("next_code")), 0)
+    for objective in ("latent_diffusion", "masked_code"):
+        with pytest.raises(ValueError, match="seed: expected 2 integers, one a row, got 3"):
+            trained((objective,), build(config_for(objective)))(
+                collate([[drawing(objective)]] * 2, 16, config_for(objective)), [1, 2, 3])
 
 
 # ---- losses ----

@@ -96,6 +96,8 @@ def test_kl_against_torch_distributions():
     divergence = torch.distributions.kl_divergence(posterior, prior).sum() / 4
     torch.testing.assert_close(out.loss, 0.5 * divergence)
     assert torch.equal(out.z_q, z[..., :3]) and out.codes is None
+    torch.testing.assert_close(out.stats["posterior_std"], posterior.stddev.mean())
+    torch.testing.assert_close(out.stats["kl"], torch.distributions.kl_divergence(posterior, prior).mean())
     with pytest.raises(ValueError, match="no codes"):
         quantizer.decode_codes(torch.zeros(1, dtype=torch.int64))
 

@@ -181,6 +181,14 @@ def test_any_grid_that_the_patch_divides(h, w, t):
     assert encoded.codes.shape == (1, t, h, w)
 
 
+def test_where_a_token_is_a_frame_every_frame_has_its_own():
+    model = build(temporal_patch=1)
+    assert [model.grid(frames, 16, 8) for frames in (1, 2, 5)] == [(1, 2, 1), (2, 2, 1), (5, 2, 1)]
+    x = clip(1, 3, 3, 16, 16)
+    recon, encoded = model(x)
+    assert recon.shape == x.shape and encoded.codes.shape == (1, 3, 2, 2)
+
+
 @settings(max_examples=20, deadline=None)
 @given(h=st.integers(1, 7), w=st.integers(1, 7), window=st.integers(1, 4))
 def test_window_attention_against_plain_loops(h, w, window):
@@ -312,6 +320,13 @@ def test_bad_input_is_named():
         model.decode(torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match=r"latents: expected \(B, 4, t, h, w\)"):
         model.decode(latents=torch.zeros(1, 5, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"codes: expected \(B, t, h, w\), got \(1, 2, 2\)"):
+        model.decode(torch.zeros(1, 2, 2, dtype=torch.int64))
+    official = OmniTokenizer(small(compat="official"))
+    for chunks in (lambda: official.encode_chunks([clip(1, 3, 5, 16, 16)]),
+                   lambda: official.decode_chunks([torch.zeros(1, 2, 2, 2, dtype=torch.int64)])):
+        with pytest.raises(ValueError, match="not causal and takes no chunks, got compat official"):
+            list(chunks())
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from models.tokenizer import export_official, load_official
 from models.tokenizer.checkpoint import read_checkpoint
 from models.tokenizer.config import TokenizerConfig
+from models.tokenizer.official import OfficialCodebook
 from models.tokenizer.official_blocks import FeedForward, PositionBias, alibi_slopes
 from models.tokenizer.omni import OmniTokenizer
 from models.tokenizer.quantizers.config import QuantizerConfig
@@ -386,3 +387,26 @@ def test_position_bias_costs_no_memory(tmp_path):
         for scheme in ("rope", "rel sdpa", "rel einsum")
     )
     assert sdpa <= 1.1 * rope and einsum <= 1.1 * rope
+
+
+def test_the_first_codes_are_latents_of_the_first_batch():
+    """As many as there are codes, drawn without repetition; of fewer, copies that a little noise tells apart."""
+    many = torch.nn.functional.normalize(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    codebook = OfficialCodebook(QuantizerConfig(codebook_size=16, latent_dim=4))
+    codebook._start(torch.cat((many, torch.full((1, 4), torch.nan))))
+    nearest = (codebook.embeddings[:, None] - many).norm(dim=-1).min(1)
+    assert nearest.values.max() == 0 and len(set(nearest.indices.tolist())) == 16
+    assert torch.equal(codebook.z_avg, codebook.embeddings) and codebook.N.tolist() == [1.0] * 16
+    kept = codebook.embeddings.clone()
+    codebook._start(many.flip(0))  # begun already
+    assert torch.equal(codebook.embeddings, kept)
+    few = OfficialCodebook(QuantizerConfig(codebook_size=16, latent_dim=4))
+    few._start(many[:3])
+    nearest = (few.embeddings[:, None] - many[:3]).norm(dim=-1).min(1)
+    assert 0 < nearest.values.min() and nearest.values.max() < 0.03
+    counts = torch.bincount(nearest.indices, minlength=3)
+    assert counts.sum() == 16 and counts.min() >= 4 and counts.max() <= 6
+    none = OfficialCodebook(QuantizerConfig(codebook_size=16, latent_dim=4))
+    before = none.embeddings.clone()
+    none._start(torch.full((5, 4), torch.nan))
+    assert torch.equal(none.embeddings, before) and not none.N.any()

@@ -5,8 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 import models
+from models.tokenizer.config import TiTokConfig, TokenizerConfig
+from models.tokenizer.omni import OmniTokenizer
+from models.tokenizer.quantizers.config import QuantizerConfig
+from models.tokenizer.titok import TiTok
+from models.unified.config import UnifiedConfig
+from models.unified.model import UnifiedModel
+
+ROOT = Path(__file__).parents[2]
 
 # What is filled in or handed on piece by piece while a batch is made, a picture drawn or a video read.
 FILLED = {"Batch", "BlockAttend", "BlockTables", "DenseAttend", "FlexAttend", "GridTables", "QueryBlocks", "Segment",
@@ -22,7 +35,26 @@ def test_all_others_are_frozen_and_can_be_keys():
     assert len(frozen) > 10 and all(value.__hash__ for value in frozen)
 
 
-def test_names_of_the_unified_package_are_loaded_on_first_use_and_others_are_none():
-    unified = importlib.import_module("models.unified")
-    assert {name for name in unified.__all__ if getattr(unified, name).__name__ == name} == set(unified.__all__)
-    assert not hasattr(unified, "UnifiedNothing")
+@pytest.mark.parametrize("package", ["models.unified", "models.tokenizer"])
+def test_names_of_a_package_are_loaded_on_first_use_and_others_are_none(package):
+    module = importlib.import_module(package)
+    assert {name for name in module.__all__ if getattr(module, name).__name__ == name} == set(module.__all__) != set()
+    assert not hasattr(module, "nothing")
+
+
+def test_importing_a_package_imports_no_torch():
+    code = "import sys, models.unified, models.tokenizer; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_what_a_model_does_only_when_asked_is_off():
+    """Nothing is computed twice where nobody asks for it."""
+    small = {"width": 16, "heads": 1, "head_dim": 16}
+    vq = QuantizerConfig(codebook_size=8, latent_dim=2)
+    made = (OmniTokenizer(TokenizerConfig(**small, spatial_layers="t", decoder_spatial_layers="t", quantizer=vq)),
+            TiTok(TiTokConfig(**small, image_size=32, encoder_layers=1, decoder_layers=1, quantizer=vq)),
+            UnifiedModel(UnifiedConfig(vocab_size=8, width=16, layers=1, heads=2)))
+    flags = [module.activation_checkpointing for model in made for module in model.modules()
+             if hasattr(module, "activation_checkpointing")]
+    assert flags and not any(flags) and not made[2].checkpoint_activations

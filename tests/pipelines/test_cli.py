@@ -167,3 +167,10 @@ def test_a_wrong_run_shows_no_traceback(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "stages.train.steps" in done.stderr and "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_a_terminal_of_ascii_is_told_too(tmp_path):
+    place = tmp_path / "é"
+    done = subprocess.run([sys.executable, "-m", "pipelines.cli", "plan", "demo", f"storage={place}"], cwd=tmp_path,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "demo in" in done.stdout and "\\xe9" in done.stdout, done.stderr

@@ -427,3 +427,15 @@ def test_a_language_model_has_no_gate_on_pictures():
     assert load("demo", [*text, "stages.evaluate.gate={}"]).stages.evaluate.gate.bounds == {}
     with pytest.raises(InputError, match="image_class_agreement: is not measured by this pipeline"):
         load("demo", text)
+
+
+@pytest.mark.parametrize("given, name", [((), "tiny"), (("tracking.register_as=other",), "other"),
+                                         (("tracking.register_as=null",), None)])
+def test_a_model_is_registered_by_the_pipelines_name_unless_null_is_written_down(tmp_path, given, name):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"name": "tiny", "storage": str(tmp_path / "st"), "stages": {
+        "ingest": {"sources": [{"kind": "text", "uri": str(tmp_path)}]}, "train": {"objectives": {}}}}))
+    assert load(str(file), given).tracking.register_as == name
+    for refused in ("team/model", "cat:v1", "it's"):
+        with pytest.raises(InputError, match="tracking.register_as: expected a name without"):
+            load(str(file), [f"tracking.register_as={refused}"])

@@ -39,6 +39,13 @@ def of_ray_data(raised: str) -> Exception:
     return RayTaskError("work", DATA_TEXT.format(raised=raised), cause, pid=1, ip="127.0.0.1")
 
 
+def unserializable() -> Exception:
+    """What Ray raises where an exception can be pickled and not be read again."""
+    from ray.exceptions import UnserializableException
+
+    return UnserializableException("ray.exceptions.RayTaskError: " + DATA_TEXT.format(raised="Odd: odd 1 2"))
+
+
 def of_ray_train(*failures: Exception) -> Exception:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -60,7 +67,9 @@ def body_died(error: Exception) -> OmniLoomError:
     (lambda: OmniLoomError("in words"), "in words"),
     (lambda: of_ray_data("OSError: [Errno 36] File name too long: 'a'"), "OSError: [Errno 36] File name too long: 'a'"),
     (lambda: of_ray_data("my.module.Odd: odd 1 2"), "Odd: odd 1 2"),
+    (lambda: of_ray_data("my.module.<locals>.work.<locals>.Odd: odd 1 2"), "Odd: odd 1 2"),
     (lambda: of_ray_data("KeyError"), "KeyError"),
+    (lambda: unserializable(), "Odd: odd 1 2"),
     (lambda: of_ray_data("infra.errors.OmniLoomError: record 12: is cut"), "record 12: is cut"),
     (lambda: of_ray_train(RuntimeError("[gloo/tcp/pair.cc:534] Connection closed by peer"), ValueError("rank one\n.")),
      "ValueError: rank one"),
@@ -139,6 +148,10 @@ def test_what_real_workers_raise():
         raise InputError("is none", field="stages.train.x")
 
     def odd(row):
+        class Odd(Exception):  # here, as workers cannot import the tests; no more picklable than the other
+            def __init__(self, first, *, second):
+                super().__init__(f"odd {first} {second}\nand more")
+
         raise Odd(1, second=2)
 
     def killed(row):

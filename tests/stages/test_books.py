@@ -20,7 +20,7 @@ from stages import ingest, records
 
 def png(number: int) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (6, 5, 3), np.uint8)).save(sink, "PNG")
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (10, 9, 3), np.uint8)).save(sink, "PNG")
     return sink.getvalue()
 
 

@@ -23,7 +23,7 @@ FIELD = "stages.ingest.sources.0.captions"
 
 
 def picture() -> bytes:
-    return encode_png(RNG.integers(0, 256, (5, 7, 3), np.uint8))
+    return encode_png(RNG.integers(0, 256, (9, 11, 3), np.uint8))
 
 
 def lines(*rows) -> str:
@@ -214,7 +214,7 @@ def test_roots_on_other_filesystems():
     ([{"file": "0.png", "caption": "c"}], {"meta_fields": ["date"]}, "no row has 'date'"),
     ([{"file": "0.png", "caption": "a", "text": "b"}], {}, "'caption' and 'text'.*set captions.caption_field"),
     ([{"file": "0.png", "image": "1.png", "caption": "b"}], {}, "'file' and 'image'.*set captions.file_field"),
-    (["{broken", [1]], {}, "no row names a file"),
+    (["{broken", [1]], {}, "no row names a file"), ([], {}, "holds no row"),
     ([{"images": [], "annotations": []}], {}, "the keys are images, annotations")])
 def test_a_manifest_that_does_not_fit_is_an_error_that_shows_both_sides(tmp_path, rows, given, said):
     content = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
@@ -364,12 +364,12 @@ def test_sidecars(tmp_path):
 def test_a_folder_without_sidecars_is_an_error(tmp_path):
     put(tmp_path, {**THREE, "README.txt": "x"})
     with pytest.raises(InputError, match="a.png and a.txt") as caught:
-        take(images(tmp_path, {"from": "sidecar"}))
+        ingest.listing(ingest.Config.model_validate({"sources": [images(tmp_path, {"from": "sidecar"})]}))
     assert caught.value.field == f"{FIELD}.from"
 
 
 def test_pages_that_are_not_taken_are_told(tmp_path):
-    frames = [Image.fromarray(RNG.integers(0, 256, (6, 6, 3), np.uint8)) for _ in range(3)]
+    frames = [Image.fromarray(RNG.integers(0, 256, (12, 12, 3), np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "pages.tiff", save_all=True, append_images=frames[1:])
     frames[1].save(tmp_path / "one.tiff")
     frames[2].save(tmp_path / "one.png")
@@ -391,3 +391,19 @@ def test_captions_of_a_folder_stay_when_the_folder_is_moved(tmp_path):
     put(tmp_path / "a", {**THREE, "metadata.csv": table(["file_name", "text"], ["0.png", "x"])})
     os.rename(tmp_path / "a", tmp_path / "b")
     assert captions(images(tmp_path / "b"))["0.png"] == ["x"]
+
+
+def test_captions_on_an_object_store(s3):
+    """A store that lists everything at once, without folders, over HTTP."""
+    put(s3, {"in/a.png": THREE["0.png"], "in/sub/b.png": THREE["1.png"], "in/sub/b.txt": "B",
+             "in/.hid/c.png": picture(), "in/rows/r.jsonl": lines(
+                 {"image": "../sub/b.png", "caption": "row"}, {"image": "none.png", "caption": "x"},
+                 {"image": f"{s3}/in/a.png", "caption": "whole"}, {"image": "s3://other/a.png"}),
+             "m.csv": table(["file", "caption"], ["a.png", "A"], [f"{s3}/in/sub/b.png", "by URI"], ["../m.csv", "no"])})
+    metrics, found, rejects = take(images(f"{s3}/in", {"manifest": "../m.csv"}))
+    assert {row["path"]: row["captions"] for row in found} == {"a.png": ["A"], "sub/b.png": ["by URI"]}
+    assert [reject["code"] for reject in rejects] == ["outside_root"]
+    assert captions(images(f"{s3}/in", {"from": "sidecar"})) == {"a.png": [], "sub/b.png": ["B"]}
+    _, found, rejects = take({"kind": "jsonl", "uri": f"{s3}/in", "image_field": "image"})
+    assert [(row["part"], row["captions"]) for row in found] == [(1, ["row"]), (3, ["whole"])]
+    assert [(reject["part"], reject["code"]) for reject in rejects] == [(2, "missing_file"), (4, "remote_media")]

@@ -11,9 +11,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import corpora  # noqa: E402
 
-from stages import clips, media, records  # noqa: E402
+from infra.errors import InputError  # noqa: E402
+from stages import clips, media, records, videos  # noqa: E402
 from stages.aspects import Aspects  # noqa: E402
 from stages.clips import ClipBatches, ClipStore  # noqa: E402
+from stages.readers import media_row  # noqa: E402
 from stages.train_tokenizer_config import DataConfig  # noqa: E402
 
 SQUARES = Aspects()
@@ -172,7 +174,7 @@ def test_every_clip_of_every_shape_is_seen_and_decoded_once(shapes, monkeypatch)
         batches.at(step)
     batches.close()
     assert len(store) == 22 and np.ptp(seen) <= 2
-    assert len(calls) <= 22 and {shape for _, _, shape, _ in calls} == set(SHAPES[48])
+    assert len(calls) <= 22 and {shape for _, _, shape, *_ in calls} == set(SHAPES[48])
 
 
 def test_a_smaller_size_is_scaled_and_cut_like_the_larger(shapes):
@@ -230,3 +232,38 @@ def test_a_batch_is_described_by_its_ids(artifact):
     text = batches.describe(3)
     assert text.startswith("6 images of 24x24 pixels, ids ")
     assert set(text.split("ids ")[1].split(", ")) <= ids
+
+
+def test_later_stages_decode_what_ingest_took_under_other_limits(tmp_path):
+    """A clip of 660 seconds and a strip of 4x200 pixels are over the default limits."""
+    rows = []
+    for kind, data in (("video", media.encode_mp4(np.zeros((660, 16, 16, 3), np.uint8), 1)),
+                       ("image", media.encode_png(np.full((4, 200, 3), 90, np.uint8)))):
+        with pytest.raises(media.MediaError, match="too_"):
+            media_row(kind, data, media.DEFAULT_LIMITS)
+        row = media_row(kind, data, media.Limits(max_duration=700, min_side=1, max_aspect=100))
+        rows.append(row | {"split": "train", "source": "s", "path": f"{kind}.x", "part": 0, "meta": "{}"})
+    records.write_shard(str(tmp_path / records.shard_name(0)), rows)
+    artifact = corpora.seal(tmp_path, "ingest")
+    for kind in ("video", "image"):
+        clip = ClipStore(artifact, kind, "train", SQUARES, 16, 5, 0)[0]
+        assert clip.shape == (5 if kind == "video" else 1, 16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_record_that_cannot_be_decoded_is_named(tmp_path, kind):
+    row = {"id": "ab" * 32, "kind": kind, "split": "train", "media": b"junk", "width": 8, "height": 8, "frames": 1,
+           "source": "pets", "path": "cats/tom.x", "part": 0, "synthetic": False, "meta": "{}"}
+    records.write_shard(str(tmp_path / records.shard_name(0)), [row])
+    with pytest.raises(InputError, match=r"record abababababab \(cats/tom.x of source pets\).*not_a"):
+        ClipStore(corpora.seal(tmp_path, "ingest"), kind, "train", SQUARES, 16, 5, 0)[0]
+    document = {**row, "kind": "document"}
+    with pytest.raises(InputError, match="cats/tom.x of source pets"):
+        clips.decode_record(document, (8, 8), 1, {"media": b"junk"})
+
+
+def test_a_video_is_decoded_once_where_its_frames_are_known(artifact, monkeypatch):
+    row = next(records.iterate(artifact.uri, kinds=["video"]))
+    expected = clips.decode("video", row["media"], (24, 24), 3)
+    monkeypatch.setattr(videos, "_count_frames", lambda *a: pytest.fail("the record says how many frames there are"))
+    np.testing.assert_array_equal(clips.decode_record(row, (24, 24), 3), expected)

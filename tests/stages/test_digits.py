@@ -17,11 +17,12 @@ import pytest
 from stages import digits, ingest, records, sources  # noqa: F401 (sources registers the protocol)
 from stages.media import decode_image, decode_video
 
+MANIFEST = {"manifest": "manifest.jsonl", "group_field": "group"}
 CONFIG = ingest.Config.model_validate(
     {
         "sources": [
-            {"kind": "image_folder", "uri": "digits://images", "captions": {"manifest": "manifest.jsonl"}},
-            {"kind": "video_folder", "uri": "digits://videos", "captions": {"manifest": "manifest.jsonl"}},
+            {"kind": "image_folder", "uri": "digits://images", "captions": MANIFEST},
+            {"kind": "video_folder", "uri": "digits://videos", "captions": MANIFEST},
             {"kind": "text", "uri": "digits://text"},
         ]
     }
@@ -168,3 +169,33 @@ def test_processes_that_build_at_once_end_with_one_corpus(tmp_path, monkeypatch)
 
 def _corpus_name(_: int) -> str:
     return digits.corpus().name
+
+
+def test_no_held_out_scan_moves_in_a_train_video(corpus):
+    """By the manifests' word for all; by what is seen for a sample: the scan that a frame looks most like."""
+    splits = {}
+    fs = fsspec.filesystem("digits")
+    for folder in ("images", "videos"):
+        manifest = map(json.loads, fs.cat_file(f"{folder}/manifest.jsonl").splitlines())
+        groups = {row["file"]: row["group"] for row in manifest}
+        for row in rows_of(corpus, folder[:-1]):
+            splits.setdefault(groups[row["path"]], set()).add(row["split"])
+    assert len(splits) > 1790 and all(len(found) == 1 for found in splits.values())
+    scans = rows_of(corpus, "image")
+    known = np.stack([_centred(decode_image(row["media"])[..., 0], 20 / 32) for row in scans])
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    held_out = [row for row in rows_of(corpus, "video") if row["split"] != "train"]
+    for row in [*held_out, *[row for row in rows_of(corpus, "video") if row["split"] == "train"][:60]]:
+        seen = _centred(decode_video(row["media"])[4, ..., 0], 1)
+        likest = np.argsort(known @ seen)[-3:]  # of a few digits another scan comes out as like
+        assert row["split"] in {scans[i]["split"] for i in likest}
+    assert 0.05 < len(held_out) / 400 < 0.2
+
+
+def _centred(picture: np.ndarray, scale: float) -> np.ndarray:
+    """A digit on black, its centre of mass in the middle, in the size that it has in videos."""
+    from scipy.ndimage import affine_transform, center_of_mass
+
+    picture = picture.astype(float)
+    offset = np.array(center_of_mass(picture)) - 12 / scale
+    return affine_transform(picture, [1 / scale] * 2, offset, (24, 24), order=1).ravel()

@@ -34,3 +34,20 @@ def test_a_forced_run_begins_anew(tmp_path):
     again = History(str(tmp_path), corpora.Silent())
     again.rewind(0)
     assert again.rows == []
+
+
+def test_a_figure_that_is_none_is_null_in_the_file_and_a_gap_in_the_curve(tmp_path):
+    import json
+    import math
+
+    written = History(str(tmp_path), corpora.Silent())
+    written.add({"loss": 1.0}, 1)
+    written.add({"loss": math.nan, "psnr": math.inf}, 2)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None, "psnr": None}]
+    found = history.series(rows)["loss"]
+    assert found[0] == (1, 1.0) and found[1][0] == 2 and math.isnan(found[1][1])

@@ -85,7 +85,7 @@ def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):
         budget(config.training, "masked_code"), inputs["pretokenize"], inputs["tokenizer_joint"], output, state,
         corpora.Silent(), corpora.Silent()))
     training = budget(config.training, "masked_code")
-    measure_worker(Measurement(config.evaluation, training, inputs, output, state, corpora.Silent()))
+    measure_worker(Measurement(config.evaluation, training, inputs, output, state, corpora.Silent(), corpora.Silent()))
     found = storage.read_json(f"{state}/measured.json")
     assert {"image_class_agreement", "caption_accuracy", "caption_exact", "bits_per_byte"} <= set(found)
     cost = objective_study._cost(storage.read_json(f"{state}/metrics.json"), output)

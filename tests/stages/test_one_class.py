@@ -86,7 +86,9 @@ def test_one_class_of_ten_gets_a_tenth(ingested, monkeypatch, fields):
     assert figures["classes"] == 10 and figures["classifier_accuracy"] > 0.9
     assert figures["image_class_agreement"] == pytest.approx(0.1, abs=0.02)
     assert figures["caption_accuracy"] == pytest.approx(0.1)
-    assert figures["caption_exact"] <= 0.15 and figures["image_coverage"] <= 0.35
+    assert figures["caption_exact"] <= 0.15
+    if not fields:  # of 20 pictures, a neighbourhood of five is a quarter of them all
+        assert figures["image_coverage"] <= 0.15
     drawn = Counter(sample["label"] for sample in found.samples if sample["task"] == "text_to_image")
     assert set(drawn) == set(CLASSES)
     if fields:  # of all 256, some classes have no more

@@ -91,6 +91,39 @@ def test_rows_hold_what_was_drawn_and_never_more_than_their_length(documents, se
     assert again.window(window) == rows
 
 
+def test_units_and_quotas_are_those_counted_by_hand():
+    """A picture stands in two tokens more than it has positions, a document in <bos> and <eos>, a row holds 64; a
+    window of four rows takes 256 tokens of units of their mean size."""
+    picture, both = [("visual", 9)], [("text", 5), ("visual", 9)]
+    for kind, documents, units, quota in (
+            ("text", [[("text", 20)], [("text", 126)]], [(0, 22), (0, 64), (64, 128)], 5),
+            ("image", [both, picture], [(0, 18), (0, 13)], 17),
+            ("image", [[("text", 5), ("text", 7), ("text", 60), *picture]], [(0, 19)], 13),  # the third does not fit
+            ("image", [[("text", 51), *picture], [("text", 52), *picture], [("visual", 60)], [("visual", 61)]],
+             [(0, 64), (0, 64)], 4),
+            ("video", [both], [(0, 18)], 14),
+            ("document", [[*both, *both, ("text", 3)], [*both, *both, *both, *both]], [(0, 37), (0, 64)], 5),
+            ("document", [[("visual", 60), ("text", 9)], [("visual", 61), ("text", 9)], [("visual", 58)]],
+             [(0, 64), (0, 62)], 4),
+            ("document", [[("text", 100), *picture]], [(0, 64)], 4)):  # its beginning
+        made = planner([(kind, document) for document in documents])
+        assert [(start, stop) for _, start, stop in made.units[kind]] == units
+        assert made.quota == {kind: quota}, units
+    # Cut where the row ends: behind the text that fills it, without an empty one behind it, or in the middle.
+    for first, stop, length in ((61, 2, 64), (62, 1, 64), (70, 1, 64)):
+        (placed, *_), *_ = planner([("document", [("text", first), ("text", 5)])]).window(0)
+        assert (placed.start, placed.stop, placed.length, placed.target) == (0, stop, length, -1)
+    # What has no share of its own keeps its part of the rest: 88 and 26 tokens of 114, of 0.5.
+    mixed = planner([("text", [("text", 20)])] * 4 + [("video", picture)] * 2 + [("image", both)],
+                    mixture={"image": 0.5}, window_rows=40)
+    assert mixed.quota == {"image": round(1280 / 18), "text": round(1280 * 88 / 114 / 22),
+                           "video": round(1280 * 26 / 114 / 13)}
+    # Shares that add up to more leave nothing to the others, and are as they compare.
+    crowded = planner([("text", [("text", 20)]), ("video", picture), ("image", both)],
+                      mixture={"image": 3.0, "video": 1.0}, window_rows=40)
+    assert crowded.quota == {"image": round(1920 / 18), "video": round(640 / 13)}
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_caption_of_a_picture_has_its_turn_before_any_comes_again(seed):
     # The third caption of the first picture is too long for a row; texts are there to shift windows against epochs.
@@ -351,3 +384,48 @@ def test_one_picture_of_a_document_is_the_target_and_the_earlier_ones_are_contex
     for index in range(6):
         numbers = [n for n, (k, _) in enumerate(tokens.lengths(index)) if k == "visual"]
         assert {target for i, target in targets if i == index} == {-1, *numbers}
+
+
+def test_a_run_goes_on_with_the_plan_that_an_older_version_began():
+    """Written down: streams that were drawn otherwise would repeat and leave out documents after an update."""
+    documents = [("text", [("text", 70)]), ("image", [("text", 5), ("text", 3), ("visual", 9)]),
+                 ("image", [("visual", 9)]), ("document", [("text", 6), ("visual", 4), ("text", 3), ("visual", 9)]),
+                 ("video", [("text", 4), ("visual", 12)])]
+    made = Planner(Lengths(documents), PackingConfig(length=64, window_rows=3, noisy_context=0.3, condition_dropout={
+        "text": 0.2, "image": 0.5}), 11, {"latent_diffusion": 1, "masked_code": 1})
+    assert [[(p.index, p.view, p.length, "".join(sorted(p.dropped)), p.target, p.objective[:6], p.context_time,
+              p.caption) for p in row] for window in (0, 5) for row in made.window(window)] == [
+        [(2, "draw", 13, "text", -1, "latent", 0.0, 0), (1, "draw", 13, "text", -1, "masked", 0.0, 1),
+         (0, "text", 8, "", -1, "masked", 0.3, 0), (0, "text", 8, "", -1, "masked", 0.3, 0)],
+        [(3, "document", 28, "", -1, "latent", 0.0, 0), (4, "draw", 16, "text", -1, "masked", 0.3, 0),
+         (2, "draw", 13, "text", -1, "latent", 0.3, 0)],
+        [(0, "text", 64, "", -1, "latent", 0.0, 0)],
+        [(2, "draw", 13, "text", -1, "masked", 0.3, 0), (3, "document", 12, "imagetext", 3, "latent", 0.0, 0)],
+        [(4, "draw", 20, "", -1, "latent", 0.0, 0), (1, "describe", 18, "", -1, "masked", 0.3, 0),
+         (1, "draw", 16, "", -1, "latent", 0.3, 1), (0, "text", 8, "", -1, "masked", 0.0, 0)],
+        [(0, "text", 64, "", -1, "latent", 0.0, 0)], [(0, "text", 64, "", -1, "masked", 0.0, 0)]]
+
+
+@pytest.mark.parametrize(("field", "taken", "refused"), [
+    ("length", (16,), (15, 0)), ("caption_first", (0, 1), (-0.01, 1.01)), ("noisy_context", (0, 1), (-0.01, 1.01)),
+    ("context_max_time", (0.01, 0.99), (0, 1)), ("window_rows", (1,), (0,)),
+    ("condition_dropout", (0, 1), (-0.01, 1.01)), ("mixture", ({"text": 0}, {"text": 7}), ({"text": -0.1},))])
+def test_limits_of_the_fields(field, taken, refused):
+    for value in taken:
+        assert getattr(PackingConfig(**{field: value}), field) == value
+    for value in refused:
+        with pytest.raises(ValidationError, match=field):
+            PackingConfig(**{field: value})
+
+
+def test_a_planned_document_is_a_value():
+    assert len({Placed(1, "draw", 9), Placed(1, "draw", 9), Placed(2, "draw", 9)}) == 2
+    assert Placed(1, "draw", 9) == Placed(1, "draw", 9, frozenset(), 0, 0, -1, "latent_diffusion", 0.0, True, 0)
+
+
+def test_what_nothing_is_said_of():
+    """Half of the captioned pictures are drawn, a tenth of those without their caption, and no context has noise."""
+    usual = PackingConfig()
+    assert usual.model_dump() == {"length": 4096, "mixture": {}, "caption_first": 0.5, "caption_loss": True,
+                                  "condition_dropout": 0.1, "noisy_context": 0.0, "context_max_time": 0.3,
+                                  "window_rows": 256}

@@ -14,7 +14,7 @@ import corpora  # noqa: E402
 from visual_batches import forward  # noqa: E402
 
 from infra import storage  # noqa: E402
-from infra.errors import InputError  # noqa: E402
+from infra.errors import InputError, OmniLoomError  # noqa: E402
 from models.bundle import BundleConfig, OmniLoom  # noqa: E402
 from models.tokenizer.config import TiTokConfig, TokenizerConfig  # noqa: E402
 from models.unified.alignment import features_on_grid  # noqa: E402
@@ -29,6 +29,7 @@ from stages.clips import decode  # noqa: E402
 from stages.evaluate import Config as EvaluateConfig  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
 from stages.measure_tokenizer import reconstruct  # noqa: E402
+from stages.media import encode_png  # noqa: E402
 from stages.packing import PackingConfig, Planner, RowStream  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 from stages.train_tokenizer import load_tokenizer  # noqa: E402
@@ -99,6 +100,32 @@ def test_every_picture_has_the_grid_of_its_shape_and_the_codes_of_its_own_encodi
                 assert (token.codes == alone.codes.flatten().numpy()).mean() > 0.9  # equal but for near ties
                 grids.add(token.grid)
     assert {(h, w) for _, h, w in grids} == GRIDS and {t for t, _, _ in grids} == {1, 2}
+
+
+def test_what_is_held_out_teaches_neither_the_text_tokenizer_nor_the_scale_of_latents(tmp_path, corpus, visual, tokens):
+    """Other captions, other pictures in the held-out splits alone: the vocabulary, the latents' mean and deviation and
+    every token of the train split stay what they are, to the last bit."""
+    rows, changed = list(records.iterate(corpus.uri)), 0
+    for row in rows:
+        if row["split"] != "train" and row["kind"] == "image":
+            bright = np.full((row["height"], row["width"], 3), 255, np.uint8)
+            row |= {"media": encode_png(bright), "captions": ["zebras quarrel zealously"], "caption": "zebras quarrel"}
+            changed += 1
+    records.write_shard(str(tmp_path / "ingest" / records.shard_name(0)), rows)
+    other = corpora.seal(tmp_path / "ingest", "ingest")
+    before, after = (pretokenize._text_tokenizer(config(vocab_size=300), found) for found in (corpus, other))
+    assert changed == 2 and before == after
+    again = tokenize(tmp_path / "tokens", other, visual, config())
+    facts = [storage.read_json(artifact.file("tokens.json")) for artifact in (tokens, again)]
+    for name in ("latent_mean", "latent_std"):
+        assert facts[0][name] == facts[1][name] and len(facts[0][name]) == 4
+    assert TokenSet(tokens, "validation").document(0)[-1].latents.tolist() != (
+        TokenSet(again, "validation").document(0)[-1].latents.tolist())
+    # Against the train split's latents, written out.
+    latents = np.concatenate([token.latents for document in TokenSet(tokens, "train") for token in document
+                              if token.kind == "visual"]).astype(np.float64)
+    np.testing.assert_allclose(facts[0]["latent_mean"], latents.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(facts[0]["latent_std"], latents.std(0), rtol=1e-4)
 
 
 def test_without_ratios_every_picture_is_a_square(tmp_path, corpus, visual):
@@ -257,3 +284,29 @@ def test_only_the_kinds_that_the_corpus_holds_must_fit():
     pretokenize._check_fit(config(video_size=20, frames=6), TokenizerConfig(), IMAGES)
     pretokenize._check_fit(config(image_size=20), TokenizerConfig(), {**BOTH, "records_image": 0})
     pretokenize._check_fit(config(aspects=("1:1",)), TiTokConfig(image_size=24, patch_size=8), IMAGES)
+
+
+def test_every_caption_is_tokenized_and_teaches_the_text_tokenizer(tmp_path, visual, corpus):
+    said = [["a red square", "rot und eckig"], [], ["one alone"]]
+    pictures = [row for row in records.iterate(corpus.uri, kinds=["image"], split="train")][:3]
+    rows = [{**row, "caption": (captions or [None])[0], "captions": captions}
+            for row, captions in zip(pictures, said, strict=True)]
+    records.write_shard(str(tmp_path / "ingest" / records.shard_name(0)), rows)
+    artifact = corpora.seal(tmp_path / "ingest", "ingest")
+    assert list(pretokenize._texts(artifact)) == [caption for captions in said for caption in captions]
+    found = TokenSet(tokenize(tmp_path / "tokens", artifact, visual, config()), "train")
+    text = corpora.text_tokenizer()
+    assert [[text.decode(token.ids) for token in document if token.kind == "text"] for document in found] == said
+    assert all([token.kind for token in document].count("visual") == 1 for document in found)
+
+
+def test_an_error_about_a_record_names_it(tmp_path, corpus, visual, monkeypatch):
+    """What ingest took can still fail here: a file that only this stage opens in full, memory that is too small."""
+    def broken(kind, media, *rest):
+        raise ValueError("cut off after 12 bytes\nand a page of the decoder's words")
+
+    monkeypatch.setattr("stages.clips.decode", broken)
+    first = next(iter(records.iterate(corpus.uri)))
+    with pytest.raises(OmniLoomError) as caught:
+        tokenize(tmp_path, corpus, visual, config())
+    assert str(caught.value) == f"{first['source']}: {first['path']}: ValueError: cut off after 12 bytes"

@@ -25,7 +25,7 @@ RNG = np.random.default_rng(5)
 
 
 def picture() -> bytes:
-    return encode_png(RNG.integers(0, 256, (5, 7, 3), np.uint8))
+    return encode_png(RNG.integers(0, 256, (9, 11, 3), np.uint8))
 
 
 def put(folder, files: dict[str, bytes | str]) -> str:
@@ -159,7 +159,7 @@ def test_deep_folders_are_read_and_paths_beyond_the_systems_limit_are_rejects(tm
         assert {name for name, item in items.items() if "reject" not in item} == found
         assert code == "bad_name" and "File name too long" in message
         if "1199.png" in items:
-            assert records_of(config, items["1199.png"])[0]["width"] == 7
+            assert records_of(config, items["1199.png"])[0]["width"] == 11
     subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
 
@@ -256,7 +256,15 @@ class Flaky(MemoryFileSystem):
 fsspec.register_implementation("flaky", Flaky, clobber=True)
 
 
-class SlowDown(Exception):
+class HttpError(Exception):
+    """As clients of other stores tell it."""
+
+    def __init__(self, code):
+        super().__init__("an answer")
+        self.code = code
+
+
+class ClientError(Exception):
     """As botocore tells a throttled request."""
 
     def __init__(self, status=503, code="SlowDown"):
@@ -275,8 +283,8 @@ def flaky(monkeypatch):
 
 
 PASSING = [OSError(errno.EIO, "Input/output error"), ConnectionResetError("reset"), TimeoutError("timed out"),
-           SlowDown(), SlowDown(429, "TooManyRequests"), OSError(errno.ESTALE, "Stale file handle"),
-           type("ServerDisconnectedError", (Exception,), {})("gone")]
+           ClientError(), ClientError(429, "TooManyRequests"), ClientError(200, "Throttling"), HttpError(503),
+           OSError(errno.ESTALE, "Stale file handle"), type("ServerDisconnectedError", (Exception,), {})("gone")]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
@@ -289,7 +297,7 @@ def test_an_error_that_passes_is_tried_again(flaky, error):
 
 @pytest.mark.parametrize("error, code, said", [
     (OSError(errno.EIO, "Input/output error"), "unreadable", "tried 4 times"),
-    (SlowDown(), "unreadable", "SlowDown"),
+    (ClientError(), "unreadable", "ClientError"), (HttpError(404), "unreadable", "HttpError"),
     (PermissionError("denied"), "unreadable", "denied"), (FileNotFoundError("x"), "missing_file", "not there"),
     (OSError(errno.ENXIO, "No such device"), "unreadable", "No such device"),
     (MemoryError(), "unreadable", "MemoryError"), (ValueError("what?"), "unreadable", "what?"),
@@ -330,8 +338,8 @@ def test_a_jsonl_file_that_fails_is_a_reject_and_what_was_read_of_it_stays(flaky
 
 def test_a_root_that_cannot_be_listed_is_an_error_that_says_why(flaky):
     put(flaky, {"a.png": picture()})
-    Flaky.plan[("list", "/in")] = [SlowDown(), ...]
-    with pytest.raises(InputError, match="SlowDown") as caught:
+    Flaky.plan[("list", "/in")] = [ClientError(), ...]
+    with pytest.raises(InputError, match="ClientError") as caught:
         take(images(flaky))
     assert caught.value.field == "stages.ingest.sources.0.uri"
 
@@ -417,6 +425,20 @@ def test_rows_reach_what_media_root_holds_and_nothing_else(tmp_path):
     before = ingest.listing(config)
     put(tmp_path, {"set/images/a.png": picture() + b"more"})
     assert ingest.listing(config) != before
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_one_file_names_what_lies_beside_it(tmp_path, where):
+    root = str(tmp_path) if where == "local" else f"memory://one-{time.monotonic_ns()}"
+    put(root, {"set/a.png": picture(), "set/sub/b.png": picture(), "c.png": picture(), "set/d.md": "x ![](sub/b.png)",
+               "set/rows.jsonl": lines({"image": "a.png"}, {"image": "sub/b.png"}, {"image": "../c.png"})})
+    source = rows_of(f"{root}/set/rows.jsonl")
+    _, rows, rejects = take(source)
+    assert {part for _, part in rows} == {1, 2} and set(rejects) == {("rows.jsonl", "outside_root")}
+    _, rows, rejects = take({**source, "media_root": root})
+    assert {part for _, part in rows} == {1, 2, 3} and rejects == {}
+    _, rows, _ = take({"kind": "interleaved", "uri": f"{root}/set/d.md"})
+    assert [segment["type"] for segment in rows["d.md", 0]["segments"]] == ["text", "image"]
 
 
 @pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])

@@ -217,3 +217,14 @@ def test_text_survives_its_encoding(text):
     if text.strip("\ufeff").strip():
         assert decode_text(text.encode()) == text.removeprefix("\ufeff")
         assert decode_text(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()) == text
+
+
+def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay():
+    rows = [{"id": f"{i:064x}", "kind": "image", "split": "train", "media": b"x", "caption": caption, "width": width,
+             "source": "s", "path": f"{i}.png", "part": 0, "synthetic": False, "meta": "{}"}
+            for i, (caption, width) in enumerate([("fine", 1), ("\ud800", 1), ("wide", 2**40), ("well", 1)])]
+    good, bad = records.writable(rows)
+    assert [row["path"] for row in good] == ["0.png", "3.png"]
+    assert [(row["source"], row["path"], row["code"]) for row in bad] == [
+        ("s", "1.png", "failed"), ("s", "2.png", "failed")]
+    assert all(row["message"].encode() for row in bad) and records.encode_shard(good)

@@ -30,7 +30,9 @@ def assert_even(drawn: Counter, there: Counter) -> None:
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.integers(0, 1000), st.data())
 def test_every_prefix_is_even_over_sources_and_within_each_over_labels(rows, seed, data):
+    shared = Counter(label for _, label in rows)
     order = spread(table(rows), ("source", "label"), seed)
+    rows = [(source, label if shared[label] > 1 else None) for source, label in rows]  # of one row alone: no class
     assert sorted(order.tolist()) == list(range(len(rows)))
     drawn = [rows[i] for i in order[:data.draw(st.integers(0, len(rows)))]]
     assert_even(Counter(source for source, _ in drawn), Counter(source for source, _ in rows))
@@ -60,6 +62,13 @@ def test_the_seed_chooses_and_every_item_is_as_likely():
     plain = [spread(table(rows), (), seed)[:5] for seed in range(400)]
     assert np.mean([np.mean(part < 5) for part in plain]) == pytest.approx(0.5, abs=0.05)
     assert any((part < 5).sum() > 3 for part in plain), "without columns nothing is evened out"
+
+
+def test_a_name_for_each_item_is_no_class():
+    """269 names beside two classes: of 30, ten each."""
+    rows = [("a", f"name {number}") for number in range(269)] + [("a", "x")] * 20 + [("a", "y")] * 20
+    drawn = [rows[i][1] for i in spread(table(rows), ("source", "label"), 1)[:30]]
+    assert drawn.count("x") == drawn.count("y") == 10
 
 
 def test_of_some_rows_alone_and_of_none():

@@ -25,6 +25,7 @@ from models.unified.representations import OBJECTIVES  # noqa: E402
 from stages import evaluation_report, history, report, train_unified  # noqa: E402
 from stages.evaluate import Config as EvaluateConfig  # noqa: E402
 from stages.evaluation import Evaluation  # noqa: E402
+from stages.gate import Verdict  # noqa: E402
 from stages.measure_drawing import draw, show_videos  # noqa: E402
 from stages.measure_writing import describe, retrieve  # noqa: E402
 from stages.packing import PackingConfig, Planner, RowStream  # noqa: E402
@@ -249,7 +250,7 @@ def test_figures_are_by_objective_and_stand_in_one_table(tmp_path, visual, token
     assert {f"{kind}_{o}" for o in ALL for kind in ("drawn_images", "described_images", "drawn_videos")} == set(
         every.pictures)
     assert {sample["objective"] for sample in every.samples} == set(ALL)
-    content = evaluation_report.content(every, {})
+    content = evaluation_report.content(every, Verdict(None))
     table = next(section for section in content["sections"] if section["title"] == "Objectives")["tables"][0]
     assert table["columns"][:3] == ["objective", "image_class_agreement", "caption_accuracy"]
     assert [row[0] for row in table["rows"]] == list(ALL)
@@ -261,4 +262,5 @@ def test_one_objective_has_the_plain_names(tmp_path, visual, tokens):
     one = evaluated(tmp_path, visual, tokens, ("masked_code",), codebook_size=64)
     assert {"image_class_agreement", "caption_accuracy", "caption_exact"} <= set(one.metrics)
     assert set(one.pictures) == {"drawn_images", "described_images", "drawn_videos"}
-    assert "Objectives" not in [section["title"] for section in evaluation_report.content(one, {})["sections"]]
+    content = evaluation_report.content(one, Verdict(None))
+    assert "Objectives" not in [section["title"] for section in content["sections"]]
