@@ -116,12 +116,15 @@ def _contents(storage: str) -> dict[str, str]:
 
 
 def undisturbed(machine: Machine) -> tuple[dict[str, str], float]:
-    """What the artifacts hold, and how many seconds it took."""
-    machine.format()
-    with machine.on(machine.image):
-        began = time.monotonic()
-        _finish(_spawn(lambda: _run(machine)))
-        return _contents(machine.storage), time.monotonic() - began
+    """What the artifacts hold, and how many seconds that takes once the machine has done it before."""
+    for _ in range(2):
+        machine.format()
+        with machine.on(machine.image):
+            process = _spawn(lambda: _run(machine))
+            began = time.monotonic()
+            _finish(process)
+            found, seconds = _contents(machine.storage), time.monotonic() - began
+    return found, seconds
 
 
 def cut_at(machine: Machine, seconds: float) -> tuple[dict[str, str], str]:
