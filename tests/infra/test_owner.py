@@ -86,7 +86,7 @@ def test_a_process_of_another_user_is_judged_by_its_start(monkeypatch):
 
 
 def test_without_proc_or_with_that_of_another_namespace_nobody_can_be_asked(monkeypatch):
-    for answer in (OSError("no /proc"), "1"):
+    for answer in (OSError("no /proc"), "0", "~"):
         def readlink(path: str, answer=answer) -> str:
             if isinstance(answer, OSError):
                 raise answer
