@@ -26,6 +26,8 @@ def test_the_parts_of_a_name():
     assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert os.readlink("/proc/self/ns/pid") == f"pid:[{namespace}]"
     assert owner.lives(owner.this_process()) is True
+    first = owner._state_and_start(1)  # what owns a lease in many containers
+    assert owner.lives(f"{host}:1:{first[1]}:{boot}:{namespace}") is True
     assert owner.shown(owner.this_process()) == f"{host}, process {pid}" and owner.shown("alone") == "alone"
 
 
