@@ -113,7 +113,10 @@ def test_status_and_verify(omniloom, workspace):
     storage.write_bytes(path, content[::-1])  # of the same size: only hashing tells
     assert omniloom("plan", "demo", *workspace.overrides())[0] == 0
     code, out, _ = omniloom("verify", "demo", *workspace.overrides())
-    assert code == 1 and "train: damaged: a.bin" in out
+    assert code == 1 and f"train: damaged in {workspace.artifact('train').uri}: a.bin" in out
+    assert "the next run makes train again" in out
+    code, out, _ = omniloom("plan", "demo", *workspace.overrides())
+    assert code == 0 and "damaged: a.bin" in out
 
 
 def test_schema(omniloom):
