@@ -323,7 +323,7 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
         if planned.artifact:
             bad = made.store.examine(planned.artifact)
             damaged += [planned.name] if bad else []
-            print(f"{planned.name}: " + (f"damaged in {redact(planned.uri)}: {', '.join(bad)}" if bad else
+            print(f"{planned.name}: " + (f"damaged: {', '.join(bad)} in {redact(planned.uri)}" if bad else
                                          f"{len(planned.artifact.manifest['files'])} files intact"))
     if damaged:
         print(f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "

@@ -178,7 +178,7 @@ def test_what_real_workers_raise():
             # A rank's exception that no other process can read is told by its words.
             words = "Odd: odd 1 2" if way is data else "RuntimeError: Odd: odd 1 2"
             assert str(told_of(way, odd)) == f"stage train failed: {words}", way
-            assert "stage train failed: a " in (text := str(told_of(way, killed))) and "killed" in text, text
+            assert "stage train failed: a " in (text := str(told_of(way, killed))) and "kill" in text, text
             assert "\n" not in text
     finally:
         if connected.opened:
