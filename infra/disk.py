@@ -33,14 +33,24 @@ def sync(paths: Iterable[str | Path]) -> None:
 
 
 def sync_tree(folder: str | Path) -> None:
-    """All files and folders below `folder`, and its own name, are on the disk; nothing happens where there is none."""
+    """All files and folders below `folder`, its own name and those above it are on the disk, whoever made them; nothing
+    happens where there is none."""
     files, folders = [], []
     for root, _, names in os.walk(folder):
         folders.append(root)
         files += [os.path.join(root, name) for name in names]
     if folders:
         sync(files)
-        sync([*folders, os.path.dirname(os.path.abspath(folder))])
+        sync([*folders, *_above(os.path.abspath(folder))])
+
+
+def _above(folder: str) -> list[str]:
+    """The folders above this one, as far as they are on the same disk and can be read."""
+    found, device = [], os.stat(folder).st_dev
+    while (above := os.path.dirname(folder)) != folder and os.stat(above).st_dev == device:
+        found += [above] if os.access(above, os.R_OK) else []
+        folder = above
+    return found
 
 
 def _sync(path: str) -> None:

@@ -4,8 +4,8 @@ A path in OmniLoom is a URI string (`/data/run`, `file:///data/run`, `s3://bucke
 local paths are made absolute once, where the config is read. Credentials and endpoints come from the environment
 in fsspec's own way (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so that workers on other machines find them.
 
-What these functions have written, copied or moved when they return survives a power cut: on a local disk files and
-folders are synced (`infra.disk`), an object store keeps what it has acknowledged.
+What these functions have written, copied, moved or removed when they return is so after a power cut: on a local disk
+files and folders are synced (`infra.disk`), an object store keeps what it has acknowledged.
 """
 from __future__ import annotations
 
@@ -207,9 +207,11 @@ def _move_all(pairs: list[tuple[str, str]]) -> None:
         folders = {os.path.dirname(filesystem(target)[1]) for _, target in pairs}
     for folder in sorted(folders):
         disk.make_folder(folder)
+    left = {os.path.dirname(filesystem(source)[1]) for source, _ in pairs} if folders else set()
     for source, target in pairs:
         _move(source, target)
     disk.sync(folders)
+    disk.sync(left - folders)  # else what was moved away could be there again beside what takes its place
 
 
 def _move(source: str, target: str) -> None:
@@ -225,7 +227,10 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if not fs.exists(path):
         return
-    if is_local(uri) or not has_magic(path):
+    if is_local(uri):
+        fs.rm(path, recursive=True)
+        disk.sync([os.path.dirname(path)])
+    elif not has_magic(path):
         fs.rm(path, recursive=True)
     else:  # `rm` would read `[` and `*` in the path as a pattern
         for name in fs.find(path):

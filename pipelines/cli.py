@@ -24,6 +24,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                   help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
                        "writes both text and pictures.")
 
+UI_PORT = 5000
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A pipeline's YAML file, or a preset: demo, sample, "
                                                "objectives, pictures, tokenizer, cluster.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides as paths from the "
@@ -269,7 +270,7 @@ def sampler(model: Model,
 
 @app.command()
 def ui(config: ConfigPath, overrides: Overrides = None,
-       port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000) -> None:
+       port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = UI_PORT) -> None:
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
     from infra.tracking import relocate, resolve_tracking
     from infra.tracking.pages import serve
@@ -322,7 +323,7 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
         if planned.artifact:
             bad = made.store.examine(planned.artifact)
             damaged += [planned.name] if bad else []
-            print(f"{planned.name}: " + (f"damaged in {redact(planned.uri)}: {', '.join(bad)}" if bad else
+            print(f"{planned.name}: " + (f"damaged: {', '.join(bad)} in {redact(planned.uri)}" if bad else
                                          f"{len(planned.artifact.manifest['files'])} files intact"))
     if damaged:
         print(f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "

@@ -17,11 +17,12 @@ _WIDE = 110  # columns from which a long bar leaves room for what it tells
 
 class Display:
     """Use as a context manager around a run. `update` takes a ProgressBoard's states. What is shown goes to `log`,
-    where there is one, as plain lines."""
+    where there is one, as plain lines. `page` is the run's page in MLflow, once it is known."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.log: RunLog | None = None
+        self.page: str | None = None
         self._bars: Progress | None = None
         self._tasks: dict[str, int] = {}
         self._started: dict[str, float] = {}

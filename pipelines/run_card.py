@@ -23,6 +23,8 @@ def title(plan: Plan) -> str:
     if not changes:
         changes = [f"{planned.name} {planned.reason}" for planned in plan.to_execute
                    if not planned.reason.startswith("input changed")][:1]
+        if {planned.reason for planned in plan.to_execute} == {"never ran"}:
+            changes = ["first run"]
     text = f"{plan.config.name}: {'; '.join(changes)}" if changes else plan.config.name
     return redact(text if len(text) <= _TITLE else text[:_TITLE - 1] + "\N{HORIZONTAL ELLIPSIS}")
 

@@ -108,6 +108,7 @@ class _Run:
             raise
         finally:
             self.parent.finish(status)
+            self.display.page = self.parent.url(0.0)
 
     def _schedule(self) -> None:
         running: dict[Future, PlannedStage] = {}

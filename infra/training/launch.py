@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -43,9 +44,22 @@ def _enter(config: dict) -> None:
     torch.set_num_threads(config["threads"])
     try:
         config["function"](config["argument"])
+    except Exception as error:
+        if (portable := _portable(error)) is error:
+            raise
+        raise portable from None  # the driver could not read what it would carry along
     finally:
         # Ray kills the worker when its function has ended: what it has logged must be delivered before.
         config["argument"].tracker.close()
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or one of the same words where another process could not read it: not all can be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager

@@ -368,3 +368,25 @@ def test_a_worker_that_was_left_behind_is_told(tmp_path, ended):
         Holder.write(state, later)
         with pytest.raises(LeaseLost):
             worker.require()
+
+
+def test_a_waiter_looks_a_few_times_a_second_at_most(tmp_path, monkeypatch):
+    """Twice a renewal, and once a second where renewals are far apart: stores bill by requests."""
+    uri, looks = str(tmp_path / "lease.json"), []
+    create = storage.create_exclusively
+    with Lease(uri):
+        monkeypatch.setattr(storage, "create_exclusively", lambda *a: looks.append(time.monotonic()) or create(*a))
+        for renewal, pause in ((0.4, 0.2), (60.0, 1.0)):
+            give_up = threading.Event()
+            looks.clear()
+            waiting = threading.Timer(2.5 * pause, give_up.set)
+            waiting.start()
+            with pytest.raises(WaitEnded), Lease(uri, renewal=renewal, give_up=give_up):
+                pass
+            gaps = [b - a for a, b in zip(looks, looks[1:])]
+            assert 2 <= len(looks) <= 3 and all(gap >= 0.9 * pause for gap in gaps)
+
+
+def test_how_long_a_lease_holds_where_nothing_is_said(tmp_path):
+    lease = Lease(str(tmp_path / "lease.json"))
+    assert (lease.expiry, lease.renewal) == (60.0, 10.0) and not lease.give_up.is_set() and not lease.lost.is_set()

@@ -135,7 +135,7 @@ def report(found: dict[str, list[Mutant]], results: Results) -> None:
             noticed = results.seen[_key(mutant)]
             kind = "noticed" if noticed else "equivalent" if mutant.name in reasons else "survived"
             count[kind] += 1
-            count["time"] += noticed == "time"
+            count["time"] += noticed in ("time", "death")
             if kind == "survived":
                 survivors.append(f"## {name}: {mutant.operator}\nwas = {json.dumps(mutant.was)}\n"
                                  f"now = {json.dumps(mutant.now)}\n{mutant.diff(TREE)}\n")

@@ -81,6 +81,7 @@ def test_what_is_said_of_each_mistake(tree):
     cases = {
         "time": ("left > 0", "left > -1 or True"), "height": ("height += STEP", "height -= STEP"),
         "import": ("STEP = 2", "STEP = 3"), "syntax": ("height = 0", "height = (0"),
+        "death": ("count or 0", "__import__('os').abort()"),
         "nothing": ("height > 90", "height > 91"), "untested": ("asked + 3", "asked - 3")}
     code = f"""
 import json, sys
@@ -102,10 +103,11 @@ print(json.dumps([tests, said]))
     tests, said = json.loads(done.stdout)
     height, twice, waiting = (f"test_product.py::test_{name}" for name in ("height", "twice", "waiting"))
     assert {name: set(found) for name, found in tests.items()} == {
-        "time": {waiting}, "height": {height, twice}, "syntax": {height, twice}, "nothing": {height, twice},
-        "import": {height, twice, waiting}, "untested": set()}
+        "time": {waiting}, "height": {height, twice}, "death": {height, twice}, "syntax": {height, twice},
+        "nothing": {height, twice}, "import": {height, twice, waiting}, "untested": set()}
     assert said["height"] in (height, twice) and said["import"] in (height, twice)
-    assert said["time"] == "time" and said["syntax"] and said["nothing"] == said["untested"] == ""
+    assert said["time"] == "time" and said["death"] == "death" and said["syntax"]
+    assert said["nothing"] == said["untested"] == ""
 
 
 def test_modules_and_equivalents_name_files_that_there_are():

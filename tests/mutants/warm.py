@@ -116,25 +116,28 @@ class Tree:
         """Run the tests as they are. RuntimeError with the first that fails, as nothing could be said then."""
         compileall.compile_dir(self.root, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
         answer = self._forked(lambda: self._measured(tests, files), cpu=3600)
-        if answer is None or answer["code"] != 0:
-            failed = answer and answer["failed"]
-            raise RuntimeError(f"the tests fail before anything is broken: {failed or 'killed'}; see {self.log}")
+        if answer.get("code") != 0:
+            what = answer.get("failed") or answer.get("ended")
+            raise RuntimeError(f"the tests fail before anything is broken: {what}; see {self.log}")
         return Baseline(answer["seconds"], {file: {int(n): tests for n, tests in lines.items()}
                                             for file, lines in answer["lines"].items()}, answer["imported"])
 
     def noticed(self, file: str, code: str, tests: Sequence[str], cpu: float, wall: float) -> str:
-        """What notices that `file` holds `code`: a test's node id, "time" where the CPU's time ran out, "" nothing.
-        cpu: seconds for all tests; wall: for each, so that one that waits for ever fails."""
+        """What notices that `file` holds `code`: a test's node id, "time" where it ran out, "death" where the process
+        dies and dies again, "" nothing. cpu: seconds for all tests; wall: for each, so that one that waits fails."""
         path = self.root / file
         source = path.read_text()
         path.write_text(code)
         try:
-            answer = self._forked(lambda: self._plain(tests, wall), cpu)
+            for _ in range(2):  # a process may die by chance, of what was imported before the fork
+                answer = self._forked(lambda: self._plain(tests, wall), cpu)
+                if "failed" in answer:
+                    return "" if answer["code"] == 0 else answer["failed"] or f"pytest ends with {answer['code']}"
+                if answer["ended"] == "time":
+                    break
+            return answer["ended"]
         finally:
             path.write_text(source)
-        if answer is None:
-            return "time"
-        return "" if answer["code"] == 0 else answer["failed"] or f"pytest ends with {answer['code']}"
 
     def _plain(self, tests: Sequence[str], wall: float) -> dict[str, Any]:
         # What a broken file compiles to could be taken for the next one's: files' times are compared in seconds.
@@ -160,8 +163,8 @@ class Tree:
         return {"code": int(code), "failed": watch.failed, "seconds": watch.seconds, "lines": lines,
                 "imported": imported}
 
-    def _forked(self, work: Callable[[], dict[str, Any]], cpu: float) -> dict[str, Any] | None:
-        """What `work` returns in a child; None where it did not end."""
+    def _forked(self, work: Callable[[], dict[str, Any]], cpu: float) -> dict[str, Any]:
+        """What `work` returns in a child; {"ended": "time" or "death"} where it did not come to that."""
         reading, writing = os.pipe()
         pid = os.fork()
         if not pid:
@@ -179,8 +182,11 @@ class Tree:
         answer = _read(reading, time.monotonic() + _WALL * cpu)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # with what it has started
-        os.waitpid(pid, 0)
-        return json.loads(answer) if answer else None
+        _, status = os.waitpid(pid, 0)
+        if answer:
+            return json.loads(answer)
+        spent = answer is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU)
+        return {"ended": "time" if spent else "death"}
 
     def _become(self, cpu: float) -> None:
         os.setsid()
@@ -190,7 +196,7 @@ class Tree:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         used = resource.getrusage(resource.RUSAGE_SELF)  # 0 after a fork
         seconds = int(cpu + used.ru_utime + used.ru_stime) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.environ["PYTHONPATH"] = str(self.root)
         os.chdir(self.root)
@@ -207,8 +213,8 @@ def _tests(contexts: Sequence[str], seconds: dict[str, float]) -> list[str]:
     return sorted(found)
 
 
-def _read(descriptor: int, deadline: float) -> bytes:
-    """All that is written until the other end closes; nothing where the deadline passes first."""
+def _read(descriptor: int, deadline: float) -> bytes | None:
+    """All that is written until the other end closes; None where the deadline passes first."""
     chunks = []
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
         while select.select([pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
@@ -216,4 +222,4 @@ def _read(descriptor: int, deadline: float) -> bytes:
             if not chunk:
                 return b"".join(chunks)
             chunks.append(chunk)
-    return b""
+    return None

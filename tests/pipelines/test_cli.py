@@ -113,7 +113,13 @@ def test_status_and_verify(omniloom, workspace):
     storage.write_bytes(path, content[::-1])  # of the same size: only hashing tells
     assert omniloom("plan", "demo", *workspace.overrides())[0] == 0
     code, out, _ = omniloom("verify", "demo", *workspace.overrides())
-    assert code == 1 and "train: damaged: a.bin" in out
+    assert code == 1 and "train: damaged: a.bin" in out and "the next run makes train again" in out
+    code, out, _ = omniloom("plan", "demo", *workspace.overrides(), "--json")
+    row = next(row for row in json.loads(out)["stages"] if row["name"] == "train")
+    assert (row["status"], row["reason"]) == ("run", "damaged: a.bin")
+    storage.write_bytes(path, content)
+    assert omniloom("verify", "demo", *workspace.overrides())[0] == 0
+    assert "damaged" not in omniloom("plan", "demo", *workspace.overrides())[1]
 
 
 def test_schema(omniloom):

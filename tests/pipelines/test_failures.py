@@ -140,8 +140,11 @@ def test_what_real_workers_raise():
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        TorchTrainer(work, train_loop_config={}, scaling_config=ScalingConfig(num_workers=2),
-                     torch_config=TorchConfig(backend="gloo"),
+        from infra.training.launch import _enter
+
+        argument = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
+        TorchTrainer(_enter, train_loop_config={"function": work, "argument": argument, "threads": 1},
+                     scaling_config=ScalingConfig(num_workers=2), torch_config=TorchConfig(backend="gloo"),
                      run_config=RunConfig(failure_config=FailureConfig(max_failures=0))).fit()
 
     def wrong(row):
@@ -172,8 +175,10 @@ def test_what_real_workers_raise():
         for way in (data, train):
             found = told_of(way, wrong)
             assert isinstance(found, InputError) and str(found) == "stages.train.x: is none", (way, found)
-            assert str(told_of(way, odd)) == "stage train failed: Odd: odd 1 2", way
-            assert "stage train failed: a " in (text := str(told_of(way, killed))) and "killed" in text, text
+            # A rank's exception that no other process can read is told by its words.
+            words = "Odd: odd 1 2" if way is data else "RuntimeError: Odd: odd 1 2"
+            assert str(told_of(way, odd)) == f"stage train failed: {words}", way
+            assert "stage train failed: a " in (text := str(told_of(way, killed))) and "kill" in text, text
             assert "\n" not in text
     finally:
         if connected.opened:

@@ -23,7 +23,7 @@ def test_a_run_is_called_by_what_was_changed(tmp_path):
     assert run_card.title(changed) == "demo: train.optimizer.lr 0.002 -> 0.0003; train.steps 10 -> 20"
     forced = plan(tmp_path, ("train", "forced"), ("evaluate", "input changed: train"))
     assert run_card.title(forced) == "demo: train forced"
-    assert run_card.title(plan(tmp_path, ("ingest", "never ran"), ("train", "never ran"))) == "demo: ingest never ran"
+    assert run_card.title(plan(tmp_path, ("ingest", "never ran"), ("train", "never ran"))) == "demo: first run"
     assert len(run_card.title(plan(tmp_path, ("train", "config: a " + "x" * 500)))) == 120
 
 

@@ -33,8 +33,9 @@ LINE = "interrupted; the next run goes on from here"
 
 
 def start(*arguments: str, **options) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", RUN, *arguments], stdout=subprocess.PIPE, text=True,
-                               **{"stderr": subprocess.PIPE, **options})
+    # Whoever runs the tests in the background has SIGINT ignored, which processes inherit.
+    options = {"stderr": subprocess.PIPE, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options}
+    process = subprocess.Popen([sys.executable, "-c", RUN, *arguments], stdout=subprocess.PIPE, text=True, **options)
     assert process.stdout.readline() == "runs\n"
     return process
 

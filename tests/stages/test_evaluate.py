@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import corpora  # noqa: E402
@@ -20,7 +22,7 @@ from models.unified.config import UnifiedConfig  # noqa: E402
 from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
 from models.unified.model import UnifiedModel  # noqa: E402
 from stages import evaluate  # noqa: E402
-from stages.base import StageContext  # noqa: E402
+from stages.base import Needs, StageContext  # noqa: E402
 from stages.tokens import TokenSet  # noqa: E402
 
 TEXT = corpora.text_tokenizer()
@@ -124,6 +126,8 @@ def test_the_figure_is_that_of_knowing_nothing(measure, tokens):
     count = sum(len(document[0].ids) + 1 for document in held_out)  # and <eos>
     size = sum(held_out.row(i)["bytes"] for i in range(len(held_out)))
     assert measure("good", "nothing")[0]["bits_per_byte"] == pytest.approx(BITS * count / size, rel=1e-6)
+    # A GPU that is asked for and is not there is done without.
+    assert measure("good", "nothing", gpus=1)[0]["bits_per_byte"] == pytest.approx(BITS * count / size, rel=1e-5)
 
 
 def test_the_alias_never_moves_to_a_worse_model(measure, settings, models, tmp_path):
@@ -159,3 +163,42 @@ def test_with_nothing_measured_a_gate_fails_with_its_reason(measure, settings, m
     assert metrics == {"gate_passed": 0} and holder(settings, models, "empty") is None
     assert "Gate not passed: bits_per_byte was not measured." in html and "Nothing was measured: the test split" in html
     assert measure("good", "empty", empty)[0] == {"gate_passed": None} and holder(settings, models, "empty") is None
+
+
+def test_without_an_answer_of_the_registry_the_gate_fails_in_one_line_and_the_report_is_written(
+        settings, tokens, models, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = replace(settings, uri=f"http://127.0.0.1:{free.getsockname()[1]}", spool=str(tmp_path / "spool"),
+                       flush_seconds=0.1)
+    for name, why in (("rivals", "the registry does not answer: Unreachable: "), (None, "register_as names no model")):
+        work = tmp_path / str(name)
+        tracker = Tracker(replace(away, register_as=name)).start_pipeline("away", {})
+        asked = evaluate.Config.model_validate({"cpus": 1, "gate": {"better_than_champion": "bits_per_byte"}})
+        metrics = evaluate.run(StageContext("evaluate", "0" * 64, asked, {
+            "pretokenize": tokens, "train": models["good"]}, str(work), corpora.Silent(), tracker))
+        tracker.finish()
+        assert metrics["gate_passed"] == 0 and metrics["bits_per_byte"] > 0
+        html = (work / "output" / "report.html").read_text()
+        line, = (line for line in html.splitlines() if "Gate not passed" in line)
+        assert "could not be held against the champion" in line and why in line
+
+
+def test_what_nothing_is_said_of_and_the_limits_of_the_fields():
+    usual = evaluate.Config()
+    assert usual.model_dump(exclude={"gate"}) == {
+        "split": "test", "drawings": 256, "captions": 256, "retrieval_captions": 100, "texts": 200, "num_steps": 20,
+        "guidance_scale": 2.0, "class_examples": 20, "class_pixels": 8, "seed": 0, "cpus": 2, "gpus": 0,
+        "reconstructions": 256, "alias": "champion"}
+    assert not usual.gate.given and evaluate.needs(usual) == Needs(cpus=2, gpus=0)
+    assert evaluate.needs(evaluate.Config(cpus=3, gpus=0.5)) == Needs(cpus=3, gpus=0.5)
+    for name, taken, refused in (
+            ("split", "validation", "train"), ("drawings", 0, -1), ("captions", 0, -1), ("retrieval_captions", 0, -1),
+            ("texts", 0, -1), ("num_steps", 1, 0), ("guidance_scale", 0, -0.1), ("class_examples", 2, 1),
+            ("class_pixels", 2, 1), ("seed", 0, -1), ("cpus", 0.1, 0), ("gpus", 0, -0.1), ("reconstructions", 1, 0),
+            ("drawings", 1, "many")):
+        assert getattr(evaluate.Config(**{name: taken}), name) == taken
+        with pytest.raises(ValidationError, match=name):
+            evaluate.Config(**{name: refused})
+    with pytest.raises(ValidationError, match="drawing"):
+        evaluate.Config(drawing=3)

@@ -123,6 +123,13 @@ def test_every_figure_says_which_way_is_better():
     assert named("bits_per_byte").chance({}) == 8.0 and named("caption_accuracy").chance({}) is None
 
 
+def test_a_figure_is_a_value():
+    with pytest.raises(AttributeError):
+        named("classes").better = "higher"
+
+
 def test_labels_weigh_alike():
     assert balanced([True] * 90 + [False] * 10, ["ant"] * 90 + ["bee"] * 10) == 0.5
     assert balanced([True, False, True], list("aab")) == 0.75
+    with pytest.raises(ValueError):
+        balanced([True], ["a", "b"])

@@ -96,7 +96,7 @@ def test_every_picture_has_the_grid_of_its_shape_and_the_codes_of_its_own_encodi
                 with torch.no_grad():
                     alone = model.encode(pixels[None].float() / 255 - 0.5)
                 np.testing.assert_allclose(token.latents, alone.latents[0].permute(1, 2, 3, 0).reshape(-1, 4),
-                                           atol=1e-5)
+                                           atol=5e-5)  # sums over a batch in another order
                 assert (token.codes == alone.codes.flatten().numpy()).mean() > 0.9  # equal but for near ties
                 grids.add(token.grid)
     assert {(h, w) for _, h, w in grids} == GRIDS and {t for t, _, _ in grids} == {1, 2}

@@ -1,6 +1,7 @@
 """`omniloom sample` on a small untrained model: what each request makes, where it is written down, what is refused."""
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -361,3 +362,22 @@ def test_a_model_by_its_config(omniloom, model):
     assert code == 2 and "nothing: MODEL: no such model" in err
     code, _, err = omniloom("sample", "models:/mine@champion", "--prompt", "a")
     assert code == 2 and "MLFLOW_TRACKING_URI" in err
+
+
+@pytest.mark.parametrize("named", ["", "model"])
+def test_a_damaged_model_is_not_sampled(omniloom, model, tmp_path, named):
+    """Where the artifact's manifest is there; a folder without one is taken as it is."""
+    folder = shutil.copytree(model, tmp_path / "artifact")
+    weights = folder / "model" / "unified.safetensors"
+    files = [{"path": str(file.relative_to(folder)), "bytes": file.stat().st_size,
+              "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in folder.rglob("*") if file.is_file()]
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    ask = ("sample", folder / named, "--prompt", "a handwritten seven", "--text", "--max-new-tokens", 1)
+    assert omniloom(*ask)[0] == 0
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    code, _, told = omniloom(*ask)
+    assert code == 1 and "unified.safetensors" in told and "damaged" in told and "verify" in told
+    (folder / "manifest.json").unlink()
+    assert omniloom(*ask)[0] == 0

@@ -1,6 +1,7 @@
 """Tokens: what pretokenize wrote comes back unchanged, from any shard and batch, without copying the corpus."""
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import corpora  # noqa: E402
 
 from infra import storage  # noqa: E402
+from infra.errors import InputError  # noqa: E402
 from stages.tokens import TokenSet, write_shard  # noqa: E402
 
 TEXT = corpora.text_tokenizer()
@@ -113,3 +115,13 @@ def test_a_row_of_another_type_leaves_no_file(tmp_path):
     with pytest.raises(pa.ArrowTypeError):
         write_shard(str(tmp_path / "shard.arrow"), [{**row, "kind": 3}])
     assert not (tmp_path / "shard.arrow").exists()
+
+
+@pytest.mark.parametrize("size", [0, 40])
+def test_a_shard_that_is_cut_is_named(tmp_path, size):
+    artifact = corpora.pretokenize(tmp_path / "tokens", {"train": [rows()]}, TEXT)
+    [shard] = (tmp_path / "tokens").rglob("shard-*.arrow")
+    os.truncate(shard, size)
+    with pytest.raises(InputError, match=f"{size} bytes.*omniloom verify") as caught:
+        TokenSet(artifact, "train")
+    assert caught.value.file == str(shard)
