@@ -418,6 +418,40 @@ def test_limits_of_the_fields(field, taken, refused):
             PackingConfig(**{field: value})
 
 
+def test_a_stream_is_the_windows_one_after_the_other():
+    made = planner([("text", [("text", 70)]), ("image", [("text", 5), ("visual", 9)])])
+    windows = [row for window in range(5) for row in made.window(window)]
+    stream, rows = RowStream(made), []
+    while len(rows) < len(windows):
+        rows += stream.take(min(3, len(windows) - len(rows)))
+    assert rows == windows and stream.position == {"window": 5, "row": 0}
+
+
+def test_what_is_left_out_is_counted_by_kind_and_reason():
+    """Rows of 64; a picture of n positions takes n + 4 with nothing, and its caption's tokens more."""
+    picture = ("visual", 50)
+    documents = [("image", [("text", 10), ("text", 11), ("text", 30), picture]), ("image", [("text", 12), picture]),
+                 ("image", [("visual", 61)]), ("video", [("text", 9), ("visual", 60)]), ("video", [picture]),
+                 ("document", [("text", 20), ("visual", 20), ("text", 9), picture, ("text", 3), picture]),
+                 ("document", [("visual", 61), ("text", 3)]), ("document", [("text", 5)]), ("text", [("text", 300)])]
+    made = planner(documents)
+    assert made.left_out == {"image_captions_too_long": 2, "image_too_long": 2, "video_too_long": 1, "document_cut": 1,
+                             "document_pictures_cut": 2, "document_too_long": 1}
+    assert planner(documents, caption_first=0).left_out == made.left_out - Counter({"image_too_long": 1}) + Counter({
+        "image_no_caption": 1, "video_no_caption": 1})
+    assert planner(documents, mixture={"text": 0}).left_out == made.left_out + Counter({"text_no_share": 1})
+    none = Planner(Lengths(documents), PackingConfig(length=64), 0, {})
+    assert none.left_out == {"image_no_objective": 3, "video_no_objective": 2, "document_no_objective": 3}
+    assert [made.needed(index) for index in (0, 1, 2, 3, 4, 6)] == [64, 66, 65, 73, 54, 65]
+
+
+def test_a_source_that_is_not_named_is_not_dropped():
+    documents = [("image", [("text", 5), ("visual", 9)])] * 9
+    for dropout in ({"image": 1.0}, 0.0):
+        placed = [p for row in planner(documents, caption_first=1, condition_dropout=dropout).window(0) for p in row]
+        assert placed and all(p.view == "draw" and not p.dropped and p.length == 18 for p in placed)
+
+
 def test_a_planned_document_is_a_value():
     assert len({Placed(1, "draw", 9), Placed(1, "draw", 9), Placed(2, "draw", 9)}) == 2
     assert Placed(1, "draw", 9) == Placed(1, "draw", 9, frozenset(), 0, 0, -1, "latent_diffusion", 0.0, True, 0)
