@@ -52,9 +52,11 @@ def serve(settings: TrackingSettings, port: int) -> None:
             raise InputError(f"port {port} of {_HOST} cannot be had: {error}; take another", field="--port") from None
     address = experiment_page(settings, f"http://{_HOST}:{port}")
     print(f"MLflow of {settings.shown}, until Ctrl-C: {address}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.uri, "--host", _HOST, "--port",
-               str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
+    # Its job queues are for judges of language models, and take ten processes and two gigabytes. The store's URI may
+    # hold a password, which a command line would show to everybody on the machine.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                   "MLFLOW_BACKEND_STORE_URI": settings.uri}
     if settings.artifact_root:
-        command += ["--default-artifact-root", settings.artifact_root]
-    # Its job queues are for judges of language models, and take ten processes and two gigabytes.
-    os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+        environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = settings.artifact_root
+    os.execve(sys.executable, command, environment)

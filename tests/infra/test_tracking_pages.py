@@ -48,6 +48,7 @@ def test_the_printed_page_opens_in_the_view_for_training(settings, monkeypatch, 
     assert capsys.readouterr().out.rstrip().endswith(page)
     assert client.get_experiment(experiment).tags["mlflow.experimentKind"] == "custom_model_development"
     assert started["env"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert settings.uri not in started["command"] and started["env"]["MLFLOW_BACKEND_STORE_URI"] == settings.uri
     assert started["command"][started["command"].index("--host") + 1] == "127.0.0.1"
 
 
