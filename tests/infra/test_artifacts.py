@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from infra import storage
-from infra.artifacts import MANIFEST, ArtifactStore, files_digest
+from infra import integrity, storage
+from infra.artifacts import MANIFEST, ArtifactStore, check_folder, files_digest, some
+from infra.errors import OmniLoomError
 
 FINGERPRINT = "f" * 64
 FILES = {"records/shard-0.bin": b"zero", "records/shard-1.bin": b"one", "report/history.jsonl": b"curve"}
@@ -57,11 +58,55 @@ def test_publish_and_find(root):
 
 def test_each_artifact_is_listed_once_whatever_lies_in_it_and_is_a_value(tmp_path):
     store = ArtifactStore(str(tmp_path))
-    made = publish(store, {**FILES, "tokens.json": b"{}", "deep/er/x.bin": b"1", "deep/manifest.json": b"{}"})
+    made = publish(store, {**FILES, "a.json": b"{}", "tokens.json": b"{}", "deep/er/x.bin": b"1",
+                           "deep/manifest.json": b"{}"})
     storage.write_bytes(storage.join(store.artifact_uri("train", FINGERPRINT), "x.bin"), b"half")
+    for stray in ("note.txt", "ingest/note.txt"):  # of a person
+        storage.write_bytes(storage.join(store.root, "artifacts", stray), b"")
     assert store.all() == store.all("ingest") == [made]
     with pytest.raises(AttributeError):
         made.uri = "elsewhere"
+
+
+def test_a_message_names_the_first_few():
+    assert [some([str(n) for n in range(count)]) for count in (1, 2, 3, 4, 9)] == [
+        "0", "0, 1", "0, 1, 2", "0, 1, 2 and 1 more", "0, 1, 2 and 6 more"]
+
+
+def test_a_folder_is_checked_by_the_manifest_that_it_belongs_to(root):
+    """The artifact itself, a folder of it, and what is no part of one."""
+    made = publish(ArtifactStore(root), {"model/a.bin": b"aaaa", "model/b/c.bin": b"cccc", "report/x.html": b"x"})
+    model = made.file("model")
+    for uri in (made.uri, model):
+        check_folder(uri, uri)
+    storage.write_bytes(made.file("report", "x.html"), b"y")
+    check_folder(model, model)
+    with pytest.raises(OmniLoomError, match=r"is damaged: report/x.html not as the manifest says"):
+        check_folder(made.uri, made.uri)
+    storage.write_bytes(storage.join(model, "b", "c.bin"), b"CCCC")
+    storage.remove(storage.join(model, "a.bin"))
+    with pytest.raises(OmniLoomError, match=r"model is damaged: a.bin, b/c.bin not as the manifest says"):
+        check_folder(model, model)
+    beside = storage.join(root, "elsewhere", "model")
+    storage.write_bytes(storage.join(beside, "a.bin"), b"?")
+    check_folder(beside, beside)
+
+
+def test_before_it_is_published_everything_is_read_whatever_is_remembered(tmp_path, monkeypatch):
+    """A disk that loses bits by itself leaves a file's size and times as they were."""
+    store = ArtifactStore(str(tmp_path))
+    work, said = fill(store, FILES), []
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1, after=True)
+        with pytest.raises(Killed):
+            store.publish("ingest", FINGERPRINT, work, facts(1.0))
+    output, files = storage.join(work, "output"), storage.read_json(storage.join(work, "publish.json"))["files"]
+    lost = storage.join(output, files[0]["path"])
+    storage.write_bytes(lost, bytes(byte ^ 1 for byte in storage.read_bytes(lost)))
+    integrity.remember(output, files)
+    assert integrity.wrong(output, files) == []
+    assert store.finish_publishing("ingest", FINGERPRINT, work, said.append) is None
+    assert store.find("ingest", FINGERPRINT) is None and files[0]["path"] in said[0]
 
 
 def test_an_unfinished_artifact_is_none(root):

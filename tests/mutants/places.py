@@ -72,6 +72,8 @@ def _stream(file: str, source: str, seed: int) -> Iterator[Mutant]:
     for position in rng.sample(sorted(places), len(places)):
         way = rng.choice(places[position])
         code = _mutated(source, way)
+        if not _compiles(code):  # `if not known := ...`: no mistake that anybody could run
+            continue
         was, now = _changed(source, code)
         yield Mutant(file, way.operator.removeprefix("core/"), _lines(ast.parse(source), position[0]), code, was, now)
 
@@ -103,6 +105,14 @@ def _mutated(source: str, way: _Way) -> str:
     from cosmic_ray.plugins import get_operator
 
     return mutate_code(source, get_operator(way.operator)(), way.occurrence)
+
+
+def _compiles(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return True
 
 
 def _changed(source: str, code: str) -> tuple[str, str]:
