@@ -21,6 +21,7 @@ from infra.secrets import redact, show_exception
 from pipelines import signals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]},
                   help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
                        "writes both text and pictures.")
 
@@ -39,8 +40,18 @@ Address = Annotated[str, typer.Option(help="The cluster's job server, such as ht
                                       envvar="RAY_API_SERVER_ADDRESS")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"omniloom {version('omniloom')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+          version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version,
+                                                help="Print the version.")] = False) -> None:
     """`main` reads --debug itself, before and after the command's name; here it stands for the help."""
 
 
@@ -106,7 +117,7 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
 @app.command()
 def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show stages, artifacts, sizes, metrics and MLflow runs."""
-    from pipelines.tables import show, status_rows, status_table
+    from pipelines.tables import closing_lines, show, status_rows, status_table
 
     made = _plan(config, overrides, None, None, None, None)
     rows = status_rows(made)
@@ -114,6 +125,8 @@ def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
         print(json.dumps(rows, indent=2))
     else:
         show(status_table(made, rows))
+        for line in closing_lines(made, [])[1:]:
+            print(line)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -105,7 +106,8 @@ def test_status_and_verify(omniloom, workspace):
     code, out, _ = omniloom("status", "demo", *workspace.overrides(), "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0 and rows["train"]["status"] == "cached" and rows["train"]["seconds"] == 11
-    assert omniloom("status", "demo", *workspace.overrides())[0] == 0
+    code, out, _ = omniloom("status", "demo", *workspace.overrides())
+    assert code == 0 and f"model:  {workspace.artifact('train').file('model')}" in out and "report: " in out
     code, out, _ = omniloom("verify", "demo", *workspace.overrides())
     assert code == 0 and out.count("5 files intact") == 5
     path = workspace.artifact("train").file("a.bin")
@@ -120,6 +122,11 @@ def test_status_and_verify(omniloom, workspace):
     storage.write_bytes(path, content)
     assert omniloom("verify", "demo", *workspace.overrides())[0] == 0
     assert "damaged" not in omniloom("plan", "demo", *workspace.overrides())[1]
+
+
+def test_version_and_help(omniloom):
+    assert omniloom("--version")[:2] == (0, f"omniloom {version('omniloom')}\n")
+    assert omniloom("run", "-h")[0] == 0
 
 
 def test_schema(omniloom):
