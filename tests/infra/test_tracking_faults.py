@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,6 +68,18 @@ os.kill(os.getpid(), 9)
         (journal.parent / "run.json").write_text({"run.json empty": "", "run.json odd": '["x"]',
                                                   "run.json cut": '{"run_id": "abc'}[damage])
     return key
+
+
+def test_replaying_while_the_store_is_away_leaves_every_journal_for_the_next_time(tracked):
+    keys = [left_behind(tracked, "") for _ in range(2)]
+    kept = {path: path.read_bytes() for key in keys for path in (Path(tracked.spool) / key).glob("*.jsonl")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = replace(tracked, uri=f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert len(kept) == 2 and all(kept.values())
+    assert replay(away, timeout=5) == 2
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert replay(tracked, timeout=60) == 0 and not any(path.exists() for path in kept)
 
 
 @pytest.mark.parametrize("damage, lost", [("cut", {29, 30}), ("garbage", set()), ("empty", set()), ("nonsense", set()),
