@@ -92,6 +92,19 @@ def test_a_folder_is_checked_by_the_manifest_that_it_belongs_to(root):
     check_folder(beside, beside)
 
 
+def test_a_damaged_copy_is_removed_and_made_anew_and_the_artifact_itself_never(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    far = publish(ArtifactStore(f"memory://{tmp_path.name}"), FILES)
+    copy = far.local()
+    (copy / next(iter(FILES))).write_bytes(b"other")
+    with pytest.raises(OmniLoomError, match=f"copy on this machine.*removed .*{next(iter(FILES))}.*run again"):
+        far.local()
+    assert not copy.exists() and contents(str(far.local())) == FILES == contents(far.uri)
+    near = publish(ArtifactStore(str(tmp_path / "storage")), FILES)
+    storage.write_bytes(near.file(next(iter(FILES))), b"other")
+    assert str(near.local()) == near.uri and near.local().exists()
+
+
 def test_before_it_is_published_everything_is_read_whatever_is_remembered(tmp_path, monkeypatch):
     """A disk that loses bits by itself leaves a file's size and times as they were."""
     store = ArtifactStore(str(tmp_path))

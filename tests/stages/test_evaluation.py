@@ -173,6 +173,15 @@ def test_bits_per_byte_is_the_plain_likelihood_in_windows_of_the_trained_length(
     assert found.metrics["bits_per_byte"] == pytest.approx(nats / np.log(2) / size, rel=1e-5)
 
 
+def test_texts_are_shown_as_they_were_begun_and_gone_on_with_without_blank_lines(inputs):
+    found = evaluation(inputs)
+    read_text(found)
+    assert [sample["task"] for sample in found.samples] == ["text_to_text"] * 2
+    assert found.text_samples == [{name: "\n".join(filter(None, map(str.strip, sample[name].split("\n"))))
+                                   for name in ("prompt", "output")} for sample in found.samples]
+    assert all(sample["prompt"] != sample["output"] for sample in found.text_samples)
+
+
 def test_texts_are_drawn_over_sources_and_files(inputs, tmp_path, monkeypatch):
     """One long book fills the first shard; others are read all the same."""
     text = corpora.text_tokenizer()
@@ -350,7 +359,7 @@ def test_what_is_drawn_of_pictures_of_which_some_have_no_label(many, monkeypatch
     draw(found)
     asked = measure_drawing._plain(found)
     assert len(asked) == found.metrics["frechet_pictures"] == 12  # as many as there are train pictures
-    monkeypatch.setattr(measure_drawing, "_plain", lambda _: found.captioned[:36])
+    monkeypatch.setattr(measure_drawing, "_plain", lambda _: found.captioned)
     wide = evaluation(many, drawings=40)
     draw(wide)
 
@@ -369,7 +378,7 @@ def test_what_is_drawn_of_pictures_of_which_some_have_no_label(many, monkeypatch
         assert len(said) == 40 and len(labels) == 4 and None not in labels
         assert found.metrics[f"image_class_agreement_{objective}"] == pytest.approx(np.mean(by_label))
         # The distance is of the captions that it is of, though those with a label are drawn too, twice some of them.
-        for one, indices in ((found, asked), (wide, found.captioned[:36])):
+        for one, indices in ((found, asked), (wide, found.captioned)):
             real = metrics.shrink([one.images[i][0] for i in indices], 8)
             made = metrics.shrink(drawn([one.captions[i] for i in indices], objective), 8)
             assert one.metrics[f"frechet_pixels8_{objective}"] == pytest.approx(metrics.frechet(real, made), rel=1e-5)
