@@ -6,6 +6,7 @@ other processes left behind. It never raises into the caller and never makes it 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import time
@@ -175,7 +176,9 @@ class Courier:
             try:
                 if journal.delivered():
                     return True
-                self.sink.deliver(journal.key, journal.path.parent, journal.pending(), journal.commit)
+                # Closed at once: what waits in it holds the journal's lock, which another attempt asks for.
+                with contextlib.closing(journal.pending()) as events:
+                    self.sink.deliver(journal.key, journal.path.parent, events, journal.commit)
             except NotCreated:
                 return False
             except TryAgain:
