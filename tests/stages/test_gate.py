@@ -12,7 +12,7 @@ from models.unified.representations import OBJECTIVES
 from stages import measures
 from stages.evaluate import Config
 from stages.gate import Gate, judge
-from stages.measures import balanced, measured, named
+from stages.measures import all_names, balanced, measured, named
 
 
 def gate(**bounds) -> Gate:
@@ -121,6 +121,15 @@ def test_every_figure_says_which_way_is_better():
     assert lower == {"frechet", "bits", "retrieval"} and named("retrieval_recall_at_1").better == "higher"
     assert named("image_class_agreement").chance({"classes": 4}) == 0.25
     assert named("bits_per_byte").chance({}) == 8.0 and named("caption_accuracy").chance({}) is None
+
+
+def test_which_figures_are_of_each_objective():
+    """What is drawn, described and retrieved; splits, tokenizers and real pictures know no objective."""
+    plain = [name for name in all_names() if not any(name.endswith(f"_{objective}") for objective in OBJECTIVES)]
+    assert {name for name in plain if named(f"{name}_masked_code")} == {
+        "image_class_agreement", "image_coverage", "frechet_pixels8", "caption_accuracy", "caption_exact",
+        "retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean_rank"}
+    assert {name for name in plain if named(name).of_text} == {"bits_per_byte"}
 
 
 def test_a_figure_is_a_value():
