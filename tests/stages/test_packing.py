@@ -443,6 +443,7 @@ def test_what_is_left_out_is_counted_by_kind_and_reason():
     none = Planner(Lengths(documents), PackingConfig(length=64), 0, {})
     assert none.left_out == {"image_no_objective": 3, "video_no_objective": 2, "document_no_objective": 3}
     assert [made.needed(index) for index in (0, 1, 2, 3, 4, 6)] == [64, 66, 65, 73, 54, 65]
+    assert planner([*documents, ("image", [("text", 70), ("visual", 9)])]).needed(9) == 83
 
 
 def test_a_source_that_is_not_named_is_not_dropped():
