@@ -112,6 +112,10 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
                 print(f"log:    {display.log.uri}", file=sys.stderr)
         for line in closing_lines(made, executed):
             print(redact(line))
+        if display.page:
+            served = display.page.startswith("http")
+            print("MLflow: " + (display.page if served else
+                                f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}"))
 
 
 @app.command()

@@ -107,8 +107,8 @@ class _Run:
             status = "KILLED"
             raise
         finally:
+            self.display.page = self.parent.url(2.0)  # while its journal is there to tell
             self.parent.finish(status)
-            self.display.page = self.parent.url(0.0)
 
     def _schedule(self) -> None:
         running: dict[Future, PlannedStage] = {}
