@@ -11,6 +11,7 @@
 and is finished by the next run, because the complete manifest is first written down in the work folder. Whoever
 finishes what another process began looks at the files first: only what they are can be declared.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra import integrity, storage
-from infra.errors import OmniLoomError
+from omniloom.infra import integrity, storage
+from omniloom.infra.errors import OmniLoomError
 
 MANIFEST = "manifest.json"
 
@@ -42,8 +43,9 @@ class Artifact:
         folder = storage.localize(self.uri, f"{self.stage}-{files_digest(self.manifest['files'])}")
         if not storage.is_local(self.uri) and (bad := integrity.wrong(str(folder), self.manifest["files"])):
             storage.remove(str(folder))
-            raise OmniLoomError(f"{self.uri}: the copy on this machine, {folder}, is damaged and was removed "
-                                f"({some(bad)}); run again")
+            raise OmniLoomError(
+                f"{self.uri}: the copy on this machine, {folder}, is damaged and was removed ({some(bad)}); run again"
+            )
         return folder
 
     @property
@@ -77,11 +79,16 @@ def check_folder(uri: str, local: str) -> None:
     `uri`, or this machine's copy. What lies beside no manifest cannot be checked."""
     for root, prefix in ((uri, ""), (uri.rpartition("/")[0], f"{uri.rpartition('/')[2]}/")):
         if manifest := storage.read_json(storage.join(root, MANIFEST)):
-            files = [{**entry, "path": entry["path"].removeprefix(prefix)} for entry in manifest["files"]
-                     if entry["path"].startswith(prefix)]
+            files = [
+                {**entry, "path": entry["path"].removeprefix(prefix)}
+                for entry in manifest["files"]
+                if entry["path"].startswith(prefix)
+            ]
             if bad := integrity.wrong(local, files):
-                raise OmniLoomError(f"{uri} is damaged: {some(bad)} not as the manifest says; put back a copy, or run "
-                                    "the pipeline again: after `omniloom verify CONFIG` it makes the artifact anew")
+                raise OmniLoomError(
+                    f"{uri} is damaged: {some(bad)} not as the manifest says; put back a copy, or run "
+                    "the pipeline again: after `omniloom verify CONFIG` it makes the artifact anew"
+                )
             return
 
 
@@ -157,8 +164,9 @@ class ArtifactStore:
         storage.write_json(storage.join(work, "publish.json"), manifest)
         return self._place(stage, fingerprint, work, manifest)
 
-    def finish_publishing(self, stage: str, fingerprint: str, work: str,
-                          say: Callable[[str], None] = lambda text: None) -> Artifact | None:
+    def finish_publishing(
+        self, stage: str, fingerprint: str, work: str, say: Callable[[str], None] = lambda text: None
+    ) -> Artifact | None:
         """Complete a publication that was begun; None where none was, or where it was complete. Safe to repeat.
 
         Where files are no longer what they were, none of it is published: the output is dropped, the stage goes on
@@ -177,8 +185,10 @@ class ArtifactStore:
         for folder in (output, target):
             files = [e for e in manifest["files"] if (e["path"] in waiting) == (folder == output)]
             if bad := integrity.wrong(folder, files, remembered=False):
-                say(f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder});"
-                    " it is made again, a training from its last checkpoint")
+                say(
+                    f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder});"
+                    " it is made again, a training from its last checkpoint"
+                )
                 self._withdraw(stage, fingerprint, work)
                 return None
         return self._place(stage, fingerprint, work, manifest)
@@ -214,8 +224,12 @@ class ArtifactStore:
         return Artifact(stage, fingerprint, target, manifest)
 
     def _put_aside(self, artifact: Artifact) -> None:
-        target = storage.join(self.root, "replaced", artifact.stage,
-                              f"{artifact.fingerprint}-{round(1000 * artifact.manifest['times']['ended_unix'])}")
+        target = storage.join(
+            self.root,
+            "replaced",
+            artifact.stage,
+            f"{artifact.fingerprint}-{round(1000 * artifact.manifest['times']['ended_unix'])}",
+        )
         if storage.exists(storage.join(target, MANIFEST)):
             return  # done by a run that was interrupted later
         # The manifest goes first: from then on the folder is no artifact, and then its copy is complete at the end.

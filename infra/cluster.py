@@ -3,6 +3,7 @@
 A local Ray starts in 3-4 s (5 s the first time; without dashboard and usage statistics), an attachment in 1 s.
 Token authentication is always on for a local Ray, and is used with any cluster as soon as this machine has a token.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,8 +22,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.errors import InputError, OmniLoomError
-from infra.secrets import redact
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.secrets import redact
 
 _CONNECT_SECONDS = 5.0
 _HEAD_INTERVAL = 2.0
@@ -36,10 +37,14 @@ _ending = threading.Event()
 
 class ClusterConfig(BaseModel):
     """The `cluster` section of a pipeline's config: where stages run. None of it changes what they compute."""
+
     model_config = ConfigDict(extra="forbid")
 
-    address: str | None = Field(None, description="HOST:PORT of a Ray cluster's GCS, or `local`. Without it: the "
-                                                  "cluster that the run is a job of, else a local Ray")
+    address: str | None = Field(
+        None,
+        description="HOST:PORT of a Ray cluster's GCS, or `local`. Without it: the "
+        "cluster that the run is a job of, else a local Ray",
+    )
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; by default all")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; by default all")
     object_store_bytes: int | None = Field(None, ge=80 * 2**20, description="object store of a local Ray")
@@ -52,6 +57,7 @@ class ClusterConfig(BaseModel):
 class Cluster:
     """What is connected: the GCS address, its nodes, its CPUs and GPUs in all, and the CPUs of its largest node.
     `local`: started by us; `opened`: this call initialised Ray in this process, so its caller is to shut it down."""
+
     address: str
     num_nodes: int
     num_cpus: float
@@ -61,9 +67,17 @@ class Cluster:
     opened: bool
 
 
-def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None,
-            object_store_bytes: int | None = None, env: Mapping[str, str] | None = None,
-            temp_dir: str | None = None, log_to_driver: bool = True, field: str = "cluster.address") -> Cluster:
+def connect(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    object_store_bytes: int | None = None,
+    env: Mapping[str, str] | None = None,
+    temp_dir: str | None = None,
+    log_to_driver: bool = True,
+    field: str = "cluster.address",
+) -> Cluster:
     """Initialise Ray in this process; where that is done already, say what is connected.
 
     `address` is `HOST:PORT` of a cluster's GCS; `local` always starts a new Ray here; None means the cluster that
@@ -82,8 +96,12 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
     options: dict = {}
     if local:
         use_token(create=True)
-        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "object_store_memory": object_store_bytes,
-                   "include_dashboard": False}
+        options = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "object_store_memory": object_store_bytes,
+            "include_dashboard": False,
+        }
         # Ray's way to say that this node has no cluster around it: its servers then listen on 127.0.0.1 alone.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         temp_dir = temp_dir or os.environ.get("RAY_TMPDIR")
@@ -99,14 +117,22 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
 
     try:
         with _own_signals(), _short_messages():
-            ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.WARNING,
-                     runtime_env=_runtime_env(env, local), **options)
+            ray.init(
+                address=address,
+                log_to_driver=log_to_driver,
+                logging_level=logging.WARNING,
+                runtime_env=_runtime_env(env, local),
+                **options,
+            )
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         if local:
             raise OmniLoomError(f"Ray did not start: {error}") from error
         if _refused_token(error):
-            raise InputError(f"the cluster at {address} refuses this machine's token: set RAY_AUTH_TOKEN or "
-                             "RAY_AUTH_TOKEN_PATH to the cluster's", field=field) from error
+            raise InputError(
+                f"the cluster at {address} refuses this machine's token: set RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH to the cluster's",
+                field=field,
+            ) from error
         raise InputError(f"no Ray cluster answers at {address}: {_first_line(error)}", field=field) from error
     return _describe(local, opened=True)
 
@@ -181,8 +207,9 @@ class Head:
             self._answered = time.monotonic()
         except OSError as error:
             if time.monotonic() - self._answered > self.patience:
-                raise OmniLoomError(f"Ray's head (GCS) at {self.address} is gone: {error}; the next run goes on from "
-                                    "here") from error
+                raise OmniLoomError(
+                    f"Ray's head (GCS) at {self.address} is gone: {error}; the next run goes on from here"
+                ) from error
 
 
 def _reach(address: str, seconds: float) -> None:
@@ -194,7 +221,7 @@ def _reach(address: str, seconds: float) -> None:
 def _runtime_env(env: Mapping[str, str] | None, local: bool) -> dict | None:
     settings: dict = {"env_vars": dict(env)} if env else {}
     if not local:
-        settings["worker_process_setup_hook"] = "infra.cluster.settle"
+        settings["worker_process_setup_hook"] = "omniloom.infra.cluster.settle"
     return settings or None
 
 
@@ -209,9 +236,15 @@ def settle() -> None:
 
 def connect_to(config: ClusterConfig) -> Cluster:
     """`connect` with the settings of a pipeline's config."""
-    return connect(config.address, num_cpus=config.num_cpus, num_gpus=config.num_gpus,
-                   object_store_bytes=config.object_store_bytes, env=config.env, temp_dir=config.temp_dir,
-                   log_to_driver=config.log_to_driver)
+    return connect(
+        config.address,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        object_store_bytes=config.object_store_bytes,
+        env=config.env,
+        temp_dir=config.temp_dir,
+        log_to_driver=config.log_to_driver,
+    )
 
 
 def shutdown() -> None:
@@ -254,8 +287,10 @@ def _require_listener(address: str, field: str) -> None:
 def _short(temp_dir: str) -> str:
     path = os.path.abspath(temp_dir)
     if len(path) > _LONGEST_TEMP:
-        raise InputError(f"Ray's temporary folder {path} has {len(path)} characters; its sockets leave room for "
-                         f"{_LONGEST_TEMP}", field="RAY_TMPDIR")
+        raise InputError(
+            f"Ray's temporary folder {path} has {len(path)} characters; its sockets leave room for {_LONGEST_TEMP}",
+            field="RAY_TMPDIR",
+        )
     return path
 
 
@@ -264,8 +299,15 @@ def _describe(local: bool, opened: bool) -> Cluster:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = [node.get("CPU", 0.0) for node in nodes]
-    return Cluster(ray.get_runtime_context().gcs_address, len(nodes), sum(cpus),
-                   sum(node.get("GPU", 0.0) for node in nodes), max(cpus), local, opened)
+    return Cluster(
+        ray.get_runtime_context().gcs_address,
+        len(nodes),
+        sum(cpus),
+        sum(node.get("GPU", 0.0) for node in nodes),
+        max(cpus),
+        local,
+        opened,
+    )
 
 
 def _refused_token(error: BaseException | None) -> bool:

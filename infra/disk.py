@@ -6,6 +6,7 @@ names, files and the folders that hold their names, and only then writes the dec
 
 One sync costs milliseconds, many at once little more, because the disk takes them together: hence the threads.
 """
+
 from __future__ import annotations
 
 import contextlib

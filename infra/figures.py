@@ -1,4 +1,5 @@
 """Figures as JSON has them. In: literals with numbers. Out: the same, with null for what is no number."""
+
 from __future__ import annotations
 
 import math

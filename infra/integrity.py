@@ -4,6 +4,7 @@ Sizes cost one listing. A hash costs reading the file, so that on local disks it
 what was found right is remembered with the file's size, inode and times, which any later write changes. A disk that
 loses bits by itself changes none of them; `remembered=False` reads everything again.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -13,14 +14,16 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infra import storage
+from omniloom.infra import storage
 
 
 def describe(folder: str) -> list[dict]:
     """{path, bytes, sha256} of every file below the folder, sorted by path."""
     sizes = storage.list_files(folder)
-    return [{"path": path, "bytes": size, "sha256": digest}
-            for (path, size), digest in zip(sizes.items(), _hashes(folder, list(sizes)), strict=True)]
+    return [
+        {"path": path, "bytes": size, "sha256": digest}
+        for (path, size), digest in zip(sizes.items(), _hashes(folder, list(sizes)), strict=True)
+    ]
 
 
 def _hashes(folder: str, paths: list[str]) -> list[str]:
@@ -60,8 +63,14 @@ def _facts(folder: str, files: list[dict]) -> dict[str, list]:
     found = {}
     for entry in files:
         state = os.stat(root / entry["path"])
-        found[entry["path"]] = [entry["sha256"], state.st_size, state.st_dev, state.st_ino, state.st_mtime_ns,
-                                state.st_ctime_ns]
+        found[entry["path"]] = [
+            entry["sha256"],
+            state.st_size,
+            state.st_dev,
+            state.st_ino,
+            state.st_mtime_ns,
+            state.st_ctime_ns,
+        ]
     return found
 
 

@@ -7,6 +7,7 @@ its `expiry` by the waiter's own clock and seen no change: no two clocks are eve
 An owner that slept for longer than the expiry has lost its lease when it wakes. The next renewal tells it (`on_lost`),
 and `require` is to be called before anything is published or cleared.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,8 +17,8 @@ import time
 import uuid
 from collections.abc import Callable
 
-from infra import owner, storage
-from infra.errors import OmniLoomError
+from omniloom.infra import owner, storage
+from omniloom.infra.errors import OmniLoomError
 
 EXPIRY_SECONDS = 60.0
 RENEWAL_SECONDS = 10.0
@@ -39,9 +40,15 @@ class Lease:
     `on_lost` is called once, from the renewing thread, where a renewal finds that the lease is no longer ours.
     """
 
-    def __init__(self, uri: str, on_wait: Callable | None = None, on_lost: Callable[[], None] | None = None,
-                 expiry: float = EXPIRY_SECONDS, renewal: float = RENEWAL_SECONDS,
-                 give_up: threading.Event | None = None):
+    def __init__(
+        self,
+        uri: str,
+        on_wait: Callable | None = None,
+        on_lost: Callable[[], None] | None = None,
+        expiry: float = EXPIRY_SECONDS,
+        renewal: float = RENEWAL_SECONDS,
+        give_up: threading.Event | None = None,
+    ):
         self.give_up = give_up or threading.Event()
         self.uri, self.on_wait, self.on_lost, self.expiry, self.renewal = uri, on_wait, on_lost, expiry, renewal
         self.owner = f"{owner.this_process()}:{uuid.uuid4().hex[:8]}"
@@ -53,8 +60,9 @@ class Lease:
 
     def _content(self) -> bytes:
         self._renewals += 1  # what a waiter sees change, whatever the clock does; the time is for people
-        return json.dumps({"owner": self.owner, "renewed": time.time(), "renewals": self._renewals,
-                           "expiry": self.expiry}).encode()
+        return json.dumps(
+            {"owner": self.owner, "renewed": time.time(), "renewals": self._renewals, "expiry": self.expiry}
+        ).encode()
 
     def _read(self) -> dict | None:
         """The lease as it is, None where there is none; a damaged one has an unknown owner, who may well renew it."""
@@ -119,8 +127,10 @@ class Lease:
     def require(self) -> None:
         """Raise `LeaseLost` where the lease is no longer ours."""
         if not self._is_ours():
-            raise LeaseLost("another run has taken over what this one was making, as this one was not heard of for "
-                            f"{self.expiry:g} s; it was stopped, and the other goes on from where it had come to")
+            raise LeaseLost(
+                "another run has taken over what this one was making, as this one was not heard of for "
+                f"{self.expiry:g} s; it was stopped, and the other goes on from where it had come to"
+            )
 
     def _release(self) -> None:
         if self._is_ours():

@@ -4,6 +4,7 @@
 (machines and containers share host names), and only together with the process's start time (ids are used again).
 START is in clock ticks since the boot. Without Linux's /proc the last three are empty, and nobody can be asked.
 """
+
 from __future__ import annotations
 
 import os

@@ -3,6 +3,7 @@
 Workers hold a picklable `Progress`; it writes to a `ProgressBoard`, a Ray actor that the driver reads twice a
 second, or to a plain dictionary when the stage runs in the driver's own process.
 """
+
 from __future__ import annotations
 
 import time

@@ -7,6 +7,7 @@ Authorization header, values of environment variables (`cluster.env`), and value
 Every way out of the program passes here: MLflow, manifests and fingerprints, run records, job metadata, tables,
 messages, warnings of our loggers, tracebacks.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,17 +24,42 @@ from urllib.parse import quote, unquote
 MASK = "***"
 # A user and a password may hold what a URI would have escaped (`/`, `@`): databases' clients take that. A port
 # (`host:5000/a@b`) is no password.
-_USER_INFO = re.compile(r"""(?<=://)(?:[^\s/?#@:"<>]+:(?!\d+(?:[/?\#]|$))[^\s@"<>]*@(?:[^\s/?#@"<>]*@)*"""
-                        r"""|[^\s/?#"<>]+@)""")
+_USER_INFO = re.compile(
+    r"""(?<=://)(?:[^\s/?#@:"<>]+:(?!\d+(?:[/?\#]|$))[^\s@"<>]*@(?:[^\s/?#@"<>]*@)*"""
+    r"""|[^\s/?#"<>]+@)"""
+)
 _PARAMETER = re.compile(r"""(?<=[?&#;])([\w.%\[\]-]{1,100})=([^&\s#"'<>]+)""")
-_HEADER = re.compile(r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|digest|token)\s+)?"
-                     r"|bearer\s+(?=\S{12}))[^\s'\",;]+")
+_HEADER = re.compile(
+    r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|digest|token)\s+)?"
+    r"|bearer\s+(?=\S{12}))[^\s'\",;]+"
+)
 # Names of query parameters, in small letters without punctuation: of AWS, Google, Azure, Alibaba, Tencent, CDNs,
 # and of databases' drivers.
-_NAMES = {"sig", "sign", "key", "auth", "pwd", "pass", "jwt", "hmac", "policy", "code", "hdnea", "hdnts", "sas", "ak",
-          "qak", "user", "username", "login", "uid"}
-_PART_OF_NAME = re.compile(r"signature|token(?!s)|secret|passw|passphrase|credential|access(?:key|id)|apikey|authkey|"
-                           r"keypair|privatekey|keyid|authoriz|session|odbcconnect")
+_NAMES = {
+    "sig",
+    "sign",
+    "key",
+    "auth",
+    "pwd",
+    "pass",
+    "jwt",
+    "hmac",
+    "policy",
+    "code",
+    "hdnea",
+    "hdnts",
+    "sas",
+    "ak",
+    "qak",
+    "user",
+    "username",
+    "login",
+    "uid",
+}
+_PART_OF_NAME = re.compile(
+    r"signature|token(?!s)|secret|passw|passphrase|credential|access(?:key|id)|apikey|authkey|"
+    r"keypair|privatekey|keyid|authoriz|session|odbcconnect"
+)
 _KEYS = re.compile(r"passw|passphrase|secret|credential|access_?key|api_?key|private_?key|authoriz", re.IGNORECASE)
 _ENVIRONMENTS = {"env", "env_vars", "environment"}
 _SHORTEST = 6  # shorter values of variables (`1`, `false`) are words that any text holds
@@ -81,8 +107,12 @@ def _redacted(value: Any, around: tuple[int, ...]) -> Any:
         return "..."  # within itself
     around = (*around, id(value))
     if isinstance(value, Mapping):
-        return {redact(key) if isinstance(key, str) else key:
-                _masked(item) if names_secret(key) else _redacted(item, around) for key, item in value.items()}
+        return {
+            redact(key) if isinstance(key, str) else key: _masked(item)
+            if names_secret(key)
+            else _redacted(item, around)
+            for key, item in value.items()
+        }
     return [_redacted(item, around) for item in value]
 
 

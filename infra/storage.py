@@ -7,6 +7,7 @@ in fsspec's own way (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), so tha
 What these functions have written, copied, moved or removed when they return is so after a power cut: on a local disk
 files and folders are synced (`infra.disk`), an object store keeps what it has acknowledged.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,8 +25,8 @@ from pathlib import Path
 import fsspec
 from fsspec.core import has_magic, split_protocol
 
-from infra import disk
-from infra.errors import InputError
+from omniloom.infra import disk
+from omniloom.infra.errors import InputError
 
 # Listings must be true at once for every reader: a lease or a manifest that another process wrote a second ago
 # must be seen, so remote filesystems run without their listings cache.
@@ -103,8 +104,11 @@ def read_json(uri: str) -> dict | None:
         wrong = f"holds a {type(value).__name__}"
     if isinstance(value, dict):
         return value
-    raise InputError(f"expected a JSON object ({wrong}); the file is damaged: put it back from a copy, or remove it "
-                     "and run again, which makes anew what it belongs to", file=uri)
+    raise InputError(
+        f"expected a JSON object ({wrong}); the file is damaged: put it back from a copy, or remove it "
+        "and run again, which makes anew what it belongs to",
+        file=uri,
+    )
 
 
 def write_json(uri: str, value: dict) -> None:
@@ -141,8 +145,11 @@ def list_files(uri: str) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     prefix = fs._strip_protocol(root).rstrip("/") + "/"
-    return {name.removeprefix(prefix): info["size"] for name, info in sorted(found.items())
-            if f"/{disk.UNFINISHED}" not in "/" + name.removeprefix(prefix)}
+    return {
+        name.removeprefix(prefix): info["size"]
+        for name, info in sorted(found.items())
+        if f"/{disk.UNFINISHED}" not in "/" + name.removeprefix(prefix)
+    }
 
 
 def sha256(uri: str) -> str:

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 
-from models.text import TextTokenizer
-from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig
-from models.unified.model import UnifiedModel
-from models.unified.representations import objective_row, patch_numbers
+from omniloom.models.text import TextTokenizer
+from omniloom.models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.representations import objective_row, patch_numbers
 
 if TYPE_CHECKING:
-    from models.tokenizer.base import VisualTokenizer
+    from omniloom.models.tokenizer.base import VisualTokenizer
 
 VERSION = 1
 
@@ -72,13 +72,13 @@ class BundleConfig:
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != channels:
                 raise ValueError(
-                    f"BundleConfig.{name}: expected {channels} values, one a channel, "
-                    f"got {len(getattr(self, name))}"
+                    f"BundleConfig.{name}: expected {channels} values, one a channel, got {len(getattr(self, name))}"
                 )
         if not all(value > 0 for value in self.latent_std):
             raise ValueError(f"BundleConfig.latent_std: expected positive numbers, got {self.latent_std}")
         sizes = {
-            "latent_dim": channels, "codebook_size": self.tokenizer.codebook_size,
+            "latent_dim": channels,
+            "codebook_size": self.tokenizer.codebook_size,
             "pixel_dim": self.pixel_patch and patch_numbers(self.pixel_patch),
         }
         for name in self.objectives:
@@ -146,15 +146,11 @@ def write_folder(parts: Parts, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, module, left_out in (
-        ("unified", parts.model, _shared(parts.config)), ("tokenizer", parts.tokenizer, ())
-    ):
+    for name, module, left_out in (("unified", parts.model, _shared(parts.config)), ("tokenizer", parts.tokenizer, ())):
         if module is None:
             continue
         state = {
-            key: value.detach().cpu().contiguous()
-            for key, value in module.state_dict().items()
-            if key not in left_out
+            key: value.detach().cpu().contiguous() for key, value in module.state_dict().items() if key not in left_out
         }
         save_file(state, folder / f"{name}.safetensors")
     (folder / "text.json").write_text(parts.text.to_json(), encoding="utf-8")

@@ -125,16 +125,14 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens left out. Bytes that are not UTF-8, as a cut character leaves, become
         U+FFFD."""
-        return self._tokenizer.decode(
-            [i for i in map(int, ids) if i not in self._hidden], skip_special_tokens=False
-        )
+        return self._tokenizer.decode([i for i in map(int, ids) if i not in self._hidden], skip_special_tokens=False)
 
     def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Text of `ids` as it stands behind `prompt`: some tokenizers (Llama 1 and 2, Mistral) drop the space before
         the first word of whatever they decode, which inside a text belongs to it."""
         before = self.decode(prompt)
         whole = self.decode([*prompt, *ids])
-        return whole[len(os.path.commonprefix([before, whole])):]
+        return whole[len(os.path.commonprefix([before, whole])) :]
 
 
 def _usual_name(tokenizer: Any, token: str) -> str:

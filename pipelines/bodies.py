@@ -1,4 +1,5 @@
 """Bodies: the stages' bodies as Ray tasks: started, started again where a process was killed, and ended."""
+
 from __future__ import annotations
 
 import contextlib
@@ -6,10 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from infra.cluster import Cluster
-from pipelines.failures import carried, line
-from pipelines.plan import PlannedStage
-from stages.base import StageContext
+from omniloom.infra.cluster import Cluster
+from omniloom.pipelines.failures import carried, line
+from omniloom.pipelines.plan import PlannedStage
+from omniloom.stages.base import StageContext
 
 _GRACE_SECONDS = 5.0  # for a body that is told to end; then its process is
 
@@ -34,8 +35,9 @@ class Bodies:
 
         needs = planned.stage.needs(planned.config)
         # A body that asks for more CPUs than any node has would wait for ever; on fewer it only takes longer.
-        task = ray.remote(run_stage).options(num_cpus=min(needs.cpus, self.cluster.node_cpus), num_gpus=needs.gpus,
-                                             max_retries=0, name=planned.name)
+        task = ray.remote(run_stage).options(
+            num_cpus=min(needs.cpus, self.cluster.node_cpus), num_gpus=needs.gpus, max_retries=0, name=planned.name
+        )
         again = [ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError]
         if not self.cluster.local:  # else the only node is the dead one
             again.append(ray.exceptions.NodeDiedError)

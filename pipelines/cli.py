@@ -2,6 +2,7 @@
 
 Exit codes: 0 done, 1 a stage failed, 2 the request is wrong.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,28 +17,44 @@ from typing import Annotated
 
 import typer
 
-from infra.errors import InputError, OmniLoomError
-from infra.secrets import redact, show_exception
-from pipelines import signals
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.secrets import redact, show_exception
+from omniloom.pipelines import signals
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
-                       "writes both text and pictures.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From raw folders of images, videos and text to a trained, evaluated model that reads and "
+    "writes both text and pictures.",
+)
 
 UI_PORT = 5000
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A pipeline's YAML file, or a preset: demo, sample, "
-                                               "objectives, pictures, tokenizer, cluster.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides as paths from the "
-                                                       "config's root: stages.train.optimizer.lr=3e-4")]
+ConfigPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A pipeline's YAML file, or a preset: demo, sample, objectives, pictures, tokenizer, cluster.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides as paths from the config's root: stages.train.optimizer.lr=3e-4"
+    ),
+]
 Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone, again if it is cached.")]
 From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")]
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Bring this stage and what it needs up to date.")]
-Force = Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run a stage again from its beginning; may be "
-                                                                       "given more than once.")]
+Force = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STAGE", help="Run a stage again from its beginning; may be given more than once."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Address = Annotated[str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.",
-                                      envvar="RAY_API_SERVER_ADDRESS")]
+Address = Annotated[
+    str, typer.Option(help="The cluster's job server, such as http://127.0.0.1:8265.", envvar="RAY_API_SERVER_ADDRESS")
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -49,16 +66,25 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback()
-def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-          version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version,
-                                                help="Print the version.")] = False) -> None:
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
     """`main` reads --debug itself, before and after the command's name; here it stands for the help."""
 
 
-def _plan(config: str, overrides: list[str] | None, only: str | None, from_: str | None, until: str | None,
-          force: list[str] | None):
-    from pipelines.config import load
-    from pipelines.plan import Selection, make_plan
+def _plan(
+    config: str,
+    overrides: list[str] | None,
+    only: str | None,
+    from_: str | None,
+    until: str | None,
+    force: list[str] | None,
+):
+    from omniloom.pipelines.config import load
+    from omniloom.pipelines.plan import Selection, make_plan
 
     with _naming(config):
         return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
@@ -67,7 +93,7 @@ def _plan(config: str, overrides: list[str] | None, only: str | None, from_: str
 @contextlib.contextmanager
 def _naming(config: str) -> Iterator[None]:
     """Errors about a field of the config name its file too."""
-    from pipelines.config import PipelineConfig, find
+    from omniloom.pipelines.config import PipelineConfig, find
 
     try:
         yield
@@ -78,28 +104,41 @@ def _naming(config: str) -> Iterator[None]:
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None, only: Only = None, from_: From = None, until: Until = None,
-         force: Force = None, as_json: AsJson = False) -> None:
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    only: Only = None,
+    from_: From = None,
+    until: Until = None,
+    force: Force = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what is cached, what would run, and why. Starts nothing and writes nothing."""
     made = _plan(config, overrides, only, from_, until, force)
     if as_json:
         print(json.dumps(made.to_dict(), indent=2))
         return
-    from pipelines.tables import plan_table, show
+    from omniloom.pipelines.tables import plan_table, show
 
     show(plan_table(made))
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from_: From = None, until: Until = None,
-        force: Force = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    only: Only = None,
+    from_: From = None,
+    until: Until = None,
+    force: Force = None,
+) -> None:
     """Run what the plan says, on this machine's own Ray or on cluster.address."""
     with signals.interruptible():
         made = _plan(config, overrides, only, from_, until, force)
-        from infra.cluster import settle
-        from pipelines.display import Display
-        from pipelines.runner import run as execute
-        from pipelines.tables import closing_lines
+        from omniloom.infra.cluster import settle
+        from omniloom.pipelines.display import Display
+        from omniloom.pipelines.runner import run as execute
+        from omniloom.pipelines.tables import closing_lines
 
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
             settle()
@@ -114,14 +153,16 @@ def run(config: ConfigPath, overrides: Overrides = None, only: Only = None, from
             print(redact(line))
         if display.page:
             served = display.page.startswith("http")
-            print("MLflow: " + (display.page if served else
-                                f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}"))
+            print(
+                "MLflow: "
+                + (display.page if served else f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}")
+            )
 
 
 @app.command()
 def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show stages, artifacts, sizes, metrics and MLflow runs."""
-    from pipelines.tables import closing_lines, show, status_rows, status_table
+    from omniloom.pipelines.tables import closing_lines, show, status_rows, status_table
 
     made = _plan(config, overrides, None, None, None, None)
     rows = status_rows(made)
@@ -134,20 +175,31 @@ def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
 
 
 @app.command()
-def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "http://127.0.0.1:8265",
-           no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
-           only: Only = None, from_: From = None, until: Until = None, force: Force = None) -> None:
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = "http://127.0.0.1:8265",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+    only: Only = None,
+    from_: From = None,
+    until: Until = None,
+    force: Force = None,
+) -> None:
     """Run the pipeline as a job on a Ray cluster; waits and shows its log unless --no-wait."""
-    from pipelines import jobs as cluster_jobs
-    from pipelines.config import load
-    from pipelines.graph import Graph
-    from pipelines.plan import Selection
+    from omniloom.pipelines import jobs as cluster_jobs
+    from omniloom.pipelines.config import load
+    from omniloom.pipelines.graph import Graph
+    from omniloom.pipelines.plan import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
     pipeline = Graph(load(config, overrides or []).stages.configured())
     Selection(only, from_, until, tuple(force or ())).stages(pipeline)
-    options = [part for option, value in (("--only", only), ("--from", from_), ("--until", until)) if value
-               for part in (option, value)] + [part for stage in force or () for part in ("--force", stage)]
+    options = [
+        part
+        for option, value in (("--only", only), ("--from", from_), ("--until", until))
+        if value
+        for part in (option, value)
+    ] + [part for stage in force or () for part in ("--force", stage)]
     job = cluster_jobs.submit(config, overrides or [], address, arguments=options)
     print(f"job {job}")
     print(f"follow it with: omniloom logs {job} -f --address {redact(address)}", flush=True)
@@ -169,22 +221,25 @@ def submit(config: ConfigPath, overrides: Overrides = None, address: Address = "
 @app.command()
 def jobs(address: Address = "http://127.0.0.1:8265", as_json: AsJson = False) -> None:
     """List the cluster's jobs."""
-    from pipelines.jobs import jobs as list_jobs
+    from omniloom.pipelines.jobs import jobs as list_jobs
 
     rows = redact([dataclasses.asdict(job) for job in list_jobs(address)])
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from pipelines.tables import jobs_table, show
+    from omniloom.pipelines.tables import jobs_table, show
 
     show(jobs_table(rows))
 
 
 @app.command()
-def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = "http://127.0.0.1:8265",
-         follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False) -> None:
+def logs(
+    job: Annotated[str, typer.Argument(metavar="JOB")],
+    address: Address = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
     """Print a job's log."""
-    from pipelines.jobs import logs as read_logs
+    from omniloom.pipelines.jobs import logs as read_logs
 
     try:
         for line in read_logs(address, job, follow=follow):
@@ -196,102 +251,166 @@ def logs(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = 
 @app.command()
 def stop(job: Annotated[str, typer.Argument(metavar="JOB")], address: Address = "http://127.0.0.1:8265") -> None:
     """Stop a job; what its stages have finished so far is kept, and the next run goes on from there."""
-    from pipelines.jobs import stop as stop_job
+    from omniloom.pipelines.jobs import stop as stop_job
 
     print(f"job {job}: {stop_job(address, job).status.lower()}")
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pipeline's config or preset that was run, a train "
-                                      "artifact or its model folder, or models:/NAME@ALIAS of the registry that "
-                                      "MLFLOW_TRACKING_URI names.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A pipeline's config or preset that was run, a train "
+        "artifact or its model folder, or models:/NAME@ALIAS of the registry that "
+        "MLFLOW_TRACKING_URI names.",
+    ),
+]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")]
-Size = Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels of what is drawn and shown, "
-                                          "any that the patch divides; training's by default.")]
-ObjectiveName = Annotated[str | None, typer.Option(help="Which of those that the model was trained with; the first by "
-                                                   "default.")]
-Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="Requests as JSON lines: prompt, image (a file or "
-                                              "several), seed.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW",
+        help="Height and width in pixels of what is drawn and shown, "
+        "any that the patch divides; training's by default.",
+    ),
+]
+ObjectiveName = Annotated[
+    str | None, typer.Option(help="Which of those that the model was trained with; the first by default.")
+]
+Prompts = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Requests as JSON lines: prompt, image (a file or several), seed.")
+]
 
 
 @app.command()
-def sample(model: Model,
-           prompt: Annotated[str, typer.Option(help="A caption to draw, or a text to go on from.")] = "",
-           image: Annotated[list[Path] | None, typer.Option(help="A picture that stands before the prompt, to describe "
-                                                            "or to draw after; may be given more than once.")] = None,
-           draw: Annotated[bool, typer.Option("--draw", help="Draw an image, as without --image.")] = False,
-           video: Annotated[bool, typer.Option("--video", help="Draw a video.")] = False,
-           text: Annotated[bool, typer.Option("--text", help="Write, as with --image.")] = False,
-           interleave: Annotated[bool, typer.Option("--interleave", help="Write, and draw where the model opens a "
-                                                    "picture.")] = False,
-           prompts: Prompts = None,
-           count: Annotated[int, typer.Option(min=1, help="How many samples of each request.")] = 1,
-           seed: Annotated[int, typer.Option(min=0, help="Samples count up from it.")] = 0,
-           objective: ObjectiveName = None, steps: Steps = 20, guidance: Guidance = 2.0,
-           image_guidance: Annotated[float | None, typer.Option(min=0, help="Scale of guidance by the pictures before "
-                                     "the prompt, apart from the text's.")] = None,
-           sampler: Annotated[str, typer.Option(help="Of a diffusion: euler, heun, ddim, dpmpp_2m, amed.")] = "euler",
-           predictor: Annotated[Path | None, typer.Option(metavar="FILE", help="What `omniloom sampler` wrote, for "
-                                                          "amed.")] = None,
-           size: Size = None,
-           frames: Annotated[int | None, typer.Option(min=1, help="Of a video; training's by default.")] = None,
-           temperature: Annotated[float | None, typer.Option(min=0, help="Of text: 0 (the likeliest tokens) where one "
-                                                             "description is asked for, else 0.8 with --top-p 0.95, "
-                                                             "and what then goes round in circles is cut. Of drawn "
-                                                             "codes: 1.")] = None,
-           top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest.")] = None,
-           top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Choose among the likeliest that hold this "
-                                                       "probability.")] = None,
-           max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "--max-tokens", min=1,
-                                                       help="Longest text, in tokens.")] = 64,
-           out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples"),
-           jsonl: Annotated[Path | None, typer.Option(metavar="FILE", help="List what was made as JSON lines; "
-                                                      "OUT/samples.jsonl for several requests and with --interleave.")
-                            ] = None) -> None:
+def sample(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="A caption to draw, or a text to go on from.")] = "",
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture that stands before the prompt, to describe or to draw after; may be given more than once."
+        ),
+    ] = None,
+    draw: Annotated[bool, typer.Option("--draw", help="Draw an image, as without --image.")] = False,
+    video: Annotated[bool, typer.Option("--video", help="Draw a video.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Write, as with --image.")] = False,
+    interleave: Annotated[
+        bool, typer.Option("--interleave", help="Write, and draw where the model opens a picture.")
+    ] = False,
+    prompts: Prompts = None,
+    count: Annotated[int, typer.Option(min=1, help="How many samples of each request.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Samples count up from it.")] = 0,
+    objective: ObjectiveName = None,
+    steps: Steps = 20,
+    guidance: Guidance = 2.0,
+    image_guidance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Scale of guidance by the pictures before the prompt, apart from the text's."),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="Of a diffusion: euler, heun, ddim, dpmpp_2m, amed.")] = "euler",
+    predictor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `omniloom sampler` wrote, for amed.")
+    ] = None,
+    size: Size = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Of a video; training's by default.")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of text: 0 (the likeliest tokens) where one "
+            "description is asked for, else 0.8 with --top-p 0.95, "
+            "and what then goes round in circles is cut. Of drawn "
+            "codes: 1.",
+        ),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Choose among the likeliest that hold this probability.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max-tokens", min=1, help="Longest text, in tokens.")
+    ] = 64,
+    out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples"),
+    jsonl: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="List what was made as JSON lines; OUT/samples.jsonl for several requests and with --interleave.",
+        ),
+    ] = None,
+) -> None:
     """Sample from a trained model: from text and pictures text, images, videos, or text and pictures in turn."""
-    from pipelines.trained import find_model
-    from stages.requests import Options, Request, chosen_task, parse_size, read_requests
-    from stages.sampling import sample as make
+    from omniloom.pipelines.trained import find_model
+    from omniloom.stages.inference.requests import Options, Request, chosen_task, parse_size, read_requests
+    from omniloom.stages.inference.sampling import sample as make
 
     if prompts and (prompt or image):
         raise InputError("excludes --prompt and --image", field="--prompts")
-    options = Options(task=chosen_task(draw=draw, video=video, text=text, interleave=interleave), count=count,
-                      seed=seed, objective=objective, num_steps=steps, guidance_scale=guidance,
-                      image_guidance_scale=image_guidance, sampler=sampler, predictor=predictor,
-                      size=parse_size(size), num_frames=frames, temperature=temperature, top_k=top_k, top_p=top_p,
-                      max_new_tokens=max_new_tokens)
+    options = Options(
+        task=chosen_task(draw=draw, video=video, text=text, interleave=interleave),
+        count=count,
+        seed=seed,
+        objective=objective,
+        num_steps=steps,
+        guidance_scale=guidance,
+        image_guidance_scale=image_guidance,
+        sampler=sampler,
+        predictor=predictor,
+        size=parse_size(size),
+        num_frames=frames,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+    )
     requests = read_requests(prompts) if prompts else [Request(prompt, tuple(image or ()))]
     for line in make(find_model(model), requests, options, out, jsonl):
         print(line, flush=True)
 
 
 @app.command()
-def sampler(model: Model,
-            steps: Annotated[int, typer.Option(min=2, help="Steps that it will be used with; it serves no others.")],
-            out: Annotated[Path, typer.Option(metavar="FILE", help="Where the predictor is written.")],
-            prompts: Prompts = None,
-            iterations: Annotated[int, typer.Option(min=1)] = 150,
-            batch: Annotated[int, typer.Option(min=1, help="Pictures an iteration.")] = 8,
-            guidance: Guidance = 2.0, objective: ObjectiveName = None, size: Size = None,
-            seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
+def sampler(
+    model: Model,
+    steps: Annotated[int, typer.Option(min=2, help="Steps that it will be used with; it serves no others.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the predictor is written.")],
+    prompts: Prompts = None,
+    iterations: Annotated[int, typer.Option(min=1)] = 150,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures an iteration.")] = 8,
+    guidance: Guidance = 2.0,
+    objective: ObjectiveName = None,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
     """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`."""
-    from pipelines.trained import find_model
-    from stages.requests import parse_size
-    from stages.sampler import Training, train
+    from omniloom.pipelines.trained import find_model
+    from omniloom.stages.inference.amed import Training, train
+    from omniloom.stages.inference.requests import parse_size
 
-    training = Training(num_steps=steps, iterations=iterations, batch_size=batch, guidance_scale=guidance,
-                        objective=objective, size=parse_size(size), seed=seed)
+    training = Training(
+        num_steps=steps,
+        iterations=iterations,
+        batch_size=batch,
+        guidance_scale=guidance,
+        objective=objective,
+        size=parse_size(size),
+        seed=seed,
+    )
     for line in train(find_model(model), training, out, prompts):
         print(line, flush=True)
 
 
 @app.command()
-def ui(config: ConfigPath, overrides: Overrides = None,
-       port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = UI_PORT) -> None:
+def ui(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = UI_PORT,
+) -> None:
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
-    from infra.tracking import relocate, resolve_tracking
-    from infra.tracking.pages import serve
-    from pipelines.config import load
+    from omniloom.infra.tracking import relocate, resolve_tracking
+    from omniloom.infra.tracking.pages import serve
+    from omniloom.pipelines.config import load
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
@@ -301,11 +420,18 @@ def ui(config: ConfigPath, overrides: Overrides = None,
 
 
 @app.command()
-def doctor(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="Also size this pipeline: "
-                                                        "parameters, memory per GPU, tokens per step.")] = None,
-           overrides: Overrides = None, as_json: AsJson = False) -> None:
+def doctor(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG]", help="Also size this pipeline: parameters, memory per GPU, tokens per step."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what is missing on this machine, and what a pipeline needs. Exit code 1 where something needed is missing."""
-    from pipelines import doctor as checks
+    from omniloom.pipelines import doctor as checks
 
     report = checks.examine(config, overrides or [])
     print(json.dumps(report, indent=2) if as_json else checks.render(report))
@@ -316,8 +442,8 @@ def doctor(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help
 @app.command()
 def presets() -> None:
     """List the presets with what each is for, and the folder of their files, to be copied."""
-    from pipelines.config import PRESETS
-    from pipelines.tables import presets_table, show
+    from omniloom.pipelines.config import PRESETS
+    from omniloom.pipelines.tables import presets_table, show
 
     show(presets_table(PRESETS))
 
@@ -325,7 +451,7 @@ def presets() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the config."""
-    from pipelines.config import PipelineConfig
+    from omniloom.pipelines.config import PipelineConfig
 
     print(json.dumps(PipelineConfig.model_json_schema(), indent=2))
 
@@ -340,11 +466,19 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
         if planned.artifact:
             bad = made.store.examine(planned.artifact)
             damaged += [planned.name] if bad else []
-            print(f"{planned.name}: " + (f"damaged: {', '.join(bad)} in {redact(planned.uri)}" if bad else
-                                         f"{len(planned.artifact.manifest['files'])} files intact"))
+            print(
+                f"{planned.name}: "
+                + (
+                    f"damaged: {', '.join(bad)} in {redact(planned.uri)}"
+                    if bad
+                    else f"{len(planned.artifact.manifest['files'])} files intact"
+                )
+            )
     if damaged:
-        print(f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "
-              "otherwise; or put the files back from a copy and verify again")
+        print(
+            f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "
+            "otherwise; or put the files back from a copy and verify again"
+        )
         raise typer.Exit(1)
 
 

@@ -4,6 +4,7 @@
 OmegaConf resolves `${...}`; the stages own their part of the schema. An override's value is YAML as in the file; for a
 field that holds text and nothing else it is the text as it is written, in quotes or without.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -12,28 +13,32 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from infra import secrets, storage
-from infra.cluster import ClusterConfig
-from infra.errors import InputError
-from infra.tracking import TrackingConfig
-from pipelines import schema, yaml_dialect
-from pipelines.graph import KNOWN_NAMES, Graph
-from stages.base import PLACEMENT
-from stages.evaluate import Config as EvaluateConfig
-from stages.ingest import Config as IngestConfig
-from stages.measures import measured
-from stages.objective_study import Config as ObjectiveStudyConfig
-from stages.pretokenize import Config as PretokenizeConfig
-from stages.quantizer_study import Config as StudyConfig
-from stages.train_tokenizer import Config as TokenizerStageConfig
-from stages.train_tokenizer import KLConfig as KLStageConfig
-from stages.train_unified import Config as TrainConfig
+from omniloom.infra import secrets, storage
+from omniloom.infra.cluster import ClusterConfig
+from omniloom.infra.errors import InputError
+from omniloom.infra.tracking import TrackingConfig
+from omniloom.pipelines import schema, yaml_dialect
+from omniloom.pipelines.graph import KNOWN_NAMES, Graph
+from omniloom.stages.base import PLACEMENT
+from omniloom.stages.evaluate.measures import measured
+from omniloom.stages.evaluate.stage import Config as EvaluateConfig
+from omniloom.stages.ingest.stage import Config as IngestConfig
+from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
+from omniloom.stages.studies.objectives import Config as ObjectiveStudyConfig
+from omniloom.stages.studies.quantizers import Config as StudyConfig
+from omniloom.stages.tokenizer.stage import Config as TokenizerStageConfig
+from omniloom.stages.tokenizer.stage import KLConfig as KLStageConfig
+from omniloom.stages.train.stage import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 # What Python has many names for is a list or a mapping in YAML.
-_EXPECTED = {**dict.fromkeys(("tuple_type", "list_type", "set_type"), "expected a list, such as [32]"),
-             **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"),
-                             "expected a mapping, such as {key: value}")}
+_EXPECTED = {
+    **dict.fromkeys(("tuple_type", "list_type", "set_type"), "expected a list, such as [32]"),
+    **dict.fromkeys(
+        ("dict_type", "model_type", "model_attributes_type", "dataclass_type"),
+        "expected a mapping, such as {key: value}",
+    ),
+}
 
 
 class StagesConfig(BaseModel):
@@ -62,9 +67,11 @@ class StagesConfig(BaseModel):
     def _inputs_are_configured(self) -> StagesConfig:
         names = Graph(self.configured()).names
         if self.train and self.train.trained and not any(name.startswith("tokenizer_") for name in names):
-            raise ValueError(f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
-                             "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
-                             "alone")
+            raise ValueError(
+                f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
+                "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
+                "alone"
+            )
         return self
 
     @model_validator(mode="after")
@@ -72,13 +79,18 @@ class StagesConfig(BaseModel):
         studied = self.objective_study.objectives.values() if self.objective_study else ()
         for stage, trained in (("train", self.train.trained if self.train else ()), ("objective_study", studied)):
             if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
-                raise ValueError(f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
-                                 "to the side of their patches")
-        for stage, training in (("train", self.train),
-                                ("objective_study.training", self.objective_study and self.objective_study.training)):
+                raise ValueError(
+                    f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
+                    "to the side of their patches"
+                )
+        for stage, training in (
+            ("train", self.train),
+            ("objective_study.training", self.objective_study and self.objective_study.training),
+        ):
             if training and training.alignment and not self.pretokenize.features:
-                raise ValueError(f"{stage}.alignment: needs a frozen encoder's features; set pretokenize.features to "
-                                 "its folder")
+                raise ValueError(
+                    f"{stage}.alignment: needs a frozen encoder's features; set pretokenize.features to its folder"
+                )
         return self
 
     @model_validator(mode="after")
@@ -94,8 +106,10 @@ class StagesConfig(BaseModel):
     @model_validator(mode="after")
     def _one_vocabulary(self) -> StagesConfig:
         if self.train and self.train.init_from and not self.pretokenize.text_tokenizer:
-            raise ValueError("train.init_from: the corpus must be in the ids of that folder; set "
-                             "pretokenize.text_tokenizer to its tokenizer.json")
+            raise ValueError(
+                "train.init_from: the corpus must be in the ids of that folder; set "
+                "pretokenize.text_tokenizer to its tokenizer.json"
+            )
         return self
 
     def configured(self) -> list[str]:
@@ -126,8 +140,10 @@ class PipelineConfig(BaseModel):
     def _champions_are_registered(self) -> PipelineConfig:
         evaluate = self.stages.evaluate
         if evaluate and evaluate.gate.better_than_champion and not self.tracking.register_as:
-            raise ValueError("stages.evaluate.gate.better_than_champion: only a model registry has a champion; set "
-                             "tracking.register_as to the name of the model there")
+            raise ValueError(
+                "stages.evaluate.gate.better_than_champion: only a model registry has a champion; set "
+                "tracking.register_as to the name of the model there"
+            )
         return self
 
 
@@ -147,8 +163,9 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise InputError("expected an override of the form key=value, such as seed=1", field=override,
-                             file=str(file))
+            raise InputError(
+                "expected an override of the form key=value, such as seed=1", field=override, file=str(file)
+            )
         try:
             given = _override_value(key, value)
             # A mapping goes into the one that is there, but an empty one empties it.
@@ -161,8 +178,11 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         field = getattr(error, "full_key", None)
-        message = ("needs a value; pass it as " + f"{field}=..." if "missing" in type(error).__name__.lower()
-                   else _one_line(error))
+        message = (
+            "needs a value; pass it as " + f"{field}=..."
+            if "missing" in type(error).__name__.lower()
+            else _one_line(error)
+        )
         raise InputError(message, field=field, file=str(file)) from None
 
 

@@ -1,4 +1,5 @@
 """What a run shows: in a terminal one bar per stage with rate and time left, in a log one plain line now and then."""
+
 from __future__ import annotations
 
 import time
@@ -7,9 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from infra.secrets import redact
-from pipelines.runlog import RunLog
-from pipelines.tables import shown_metrics
+from omniloom.infra.secrets import redact
+from omniloom.pipelines.runlog import RunLog
+from omniloom.pipelines.tables import shown_metrics
 
 _LINE_SECONDS = 10.0
 _WIDE = 110  # columns from which a long bar leaves room for what it tells
@@ -38,7 +39,9 @@ class Display:
                 TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True, min_width=4)),
                 TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
                 TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-                console=self.console, expand=True)
+                console=self.console,
+                expand=True,
+            )
 
     def __enter__(self) -> Display:
         if self._bars:
@@ -63,7 +66,7 @@ class Display:
         for stage, state in states.items():
             if stage not in self._started:
                 continue
-            for text in state.get("notes", ())[self._noted.get(stage, 0):]:
+            for text in state.get("notes", ())[self._noted.get(stage, 0) :]:
                 self.note(f"{stage}: {text}")
             self._noted[stage] = len(state.get("notes", ()))
             if says := state.get("says"):

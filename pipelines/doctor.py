@@ -3,6 +3,7 @@
 Sizing builds nothing and needs no GPU: parameters are counted on torch's meta device or in closed form, and memory
 follows from them. The estimate leaves out what the allocator wastes: plan for a tenth more.
 """
+
 from __future__ import annotations
 
 import os
@@ -10,15 +11,28 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from infra import storage
-from infra.errors import InputError
-from infra.secrets import redact
-from infra.training.config import EngineConfig
-from pipelines.config import PipelineConfig, load
-from stages.train_tokenizer import architecture
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import redact
+from omniloom.infra.training.config import EngineConfig
+from omniloom.pipelines.config import PipelineConfig, load
+from omniloom.stages.tokenizer.stage import architecture
 
-_NEEDED = ("torch", "ray", "deepspeed", "mlflow", "pyarrow", "fsspec", "pydantic", "av", "pillow", "tokenizers",
-           "torchmetrics", "safetensors", "scikit-learn")
+_NEEDED = (
+    "torch",
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "pyarrow",
+    "fsspec",
+    "pydantic",
+    "av",
+    "pillow",
+    "tokenizers",
+    "torchmetrics",
+    "safetensors",
+    "scikit-learn",
+)
 # Bytes a trained parameter takes in fp32: itself, its gradient, Adam's two moments, its moving average.
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 
@@ -35,8 +49,10 @@ def examine(config: str | None, overrides: list[str]) -> dict:
 
 
 def render(report: dict) -> str:
-    lines = [f"{'ok  ' if c['ok'] else 'MISS' if c['needed'] else 'note'}  {c['name']}: {c['says']}"
-             for c in report["checks"]]
+    lines = [
+        f"{'ok  ' if c['ok'] else 'MISS' if c['needed'] else 'note'}  {c['name']}: {c['says']}"
+        for c in report["checks"]
+    ]
     for stage, size in (report["sizes"] or {}).items():
         lines.append(f"\n{stage}")
         lines += [f"  {name}: {_readable(name, value)}" for name, value in size.items()]
@@ -92,7 +108,7 @@ def _storage(uri: str) -> dict:
 
 def _tracking(config: PipelineConfig) -> dict:
     """A store that is away stops no run, so it is only noted; one that no run may name is refused by `run` too."""
-    from infra.tracking import probe, resolve_tracking
+    from omniloom.infra.tracking import probe, resolve_tracking
 
     try:
         settings = resolve_tracking(config.tracking, config.storage)
@@ -105,7 +121,7 @@ def _tracking(config: PipelineConfig) -> dict:
 
 
 def _packing(config: PipelineConfig) -> dict:
-    from stages import fits
+    from omniloom.stages.train import fits
 
     try:
         fits.check_config(config.stages)
@@ -132,10 +148,12 @@ def _state(parameters: int, engine: EngineConfig, workers: int, frozen: int = 0)
     """Bytes per worker of weights, gradients, optimizer and EMA under ZeRO (arXiv 1910.02054, section 3). `parameters`
     are trained; `frozen` ones are weights alone."""
     share = [workers if engine.zero_stage >= stage else 1 for stage in (1, 2, 3)]
-    return {"weights_bytes": (parameters + frozen) * _WEIGHT // share[2],
-            "gradients_bytes": parameters * _GRADIENT // share[1],
-            "optimizer_bytes": 0 if engine.offload and engine.zero_stage else parameters * _MOMENTS // share[0],
-            "ema_bytes": parameters * _WEIGHT // share[2] if engine.ema_decay else 0}
+    return {
+        "weights_bytes": (parameters + frozen) * _WEIGHT // share[2],
+        "gradients_bytes": parameters * _GRADIENT // share[1],
+        "optimizer_bytes": 0 if engine.offload and engine.zero_stage else parameters * _MOMENTS // share[0],
+        "ema_bytes": parameters * _WEIGHT // share[2] if engine.ema_decay else 0,
+    }
 
 
 def _with_total(size: dict) -> dict:
@@ -145,9 +163,9 @@ def _with_total(size: dict) -> dict:
 def _tokenizer(stage, model) -> dict:
     import torch
 
-    from models.tokenizer.build import build_tokenizer
-    from models.tokenizer.config import RAEConfig, TiTokConfig
-    from models.tokenizer.discriminator import Discriminator
+    from omniloom.models.tokenizer.build import build_tokenizer
+    from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig
+    from omniloom.models.tokenizer.discriminator import Discriminator
 
     with torch.device("meta"):
         tokenizer = list(build_tokenizer(model).parameters())
@@ -174,21 +192,30 @@ def _tokenizer(stage, model) -> dict:
     per_layer = model.width * 2 + 4 * model.heads * model.head_dim + 3 * model.inner_width
     kept = model.width if stage.engine.activation_checkpointing else per_layer
     activations = max(tokens.values()) // workers * width * (kept * layers + (per_layer if kept != per_layer else 0))
-    return _with_total({
-        "parameters": parameters, "discriminator_parameters": critic, "workers": workers,
-        **{f"{kind}_tokens_per_step": count for kind, count in tokens.items()},
-        **_state(parameters - frozen + critic, stage.engine, workers, frozen), "activations_bytes": activations})
+    return _with_total(
+        {
+            "parameters": parameters,
+            "discriminator_parameters": critic,
+            "workers": workers,
+            **{f"{kind}_tokens_per_step": count for kind, count in tokens.items()},
+            **_state(parameters - frozen + critic, stage.engine, workers, frozen),
+            "activations_bytes": activations,
+        }
+    )
 
 
 def _unified(config: PipelineConfig, tokenizer) -> dict:
-    from models.unified.config import num_parameters
-    from models.unified.representations import patch_numbers
-    from stages.train_unified import unified_config
+    from omniloom.models.unified.config import num_parameters
+    from omniloom.models.unified.representations import patch_numbers
+    from omniloom.stages.train.stage import unified_config
 
     stage = config.stages.train
     patch = config.stages.pretokenize.pixel_patch
-    sizes = {"latent_dim": tokenizer and tokenizer.latent_dim, "codebook_size": tokenizer and tokenizer.codebook_size,
-             "pixel_dim": patch and patch_numbers(patch)}
+    sizes = {
+        "latent_dim": tokenizer and tokenizer.latent_dim,
+        "codebook_size": tokenizer and tokenizer.codebook_size,
+        "pixel_dim": patch and patch_numbers(patch),
+    }
     model = unified_config(stage, config.stages.pretokenize.vocab_size, sizes, None)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.count, stage.workers.accumulate
@@ -199,11 +226,17 @@ def _unified(config: PipelineConfig, tokenizer) -> dict:
     kept = model.width if stage.engine.activation_checkpointing else per_layer
     pass_tokens = rows * stage.packing.length
     activations = pass_tokens * width * (kept * model.layers + (per_layer if kept != per_layer else 0))
-    return _with_total({
-        "parameters": parameters, "workers": workers, "tokens_per_step": tokens,
-        "tokens_per_worker_and_pass": pass_tokens, **_state(parameters, stage.engine, workers),
-        "activations_bytes": activations,
-        # fp32 logits and their gradient, at every position in the worst case
-        "logits_bytes": pass_tokens * model.vocab_size * 8,
-        # ZeRO-3 gathers a layer at a time
-        "gathered_bytes": parameters // model.layers * _WEIGHT * 2 if stage.engine.zero_stage == 3 else 0})
+    return _with_total(
+        {
+            "parameters": parameters,
+            "workers": workers,
+            "tokens_per_step": tokens,
+            "tokens_per_worker_and_pass": pass_tokens,
+            **_state(parameters, stage.engine, workers),
+            "activations_bytes": activations,
+            # fp32 logits and their gradient, at every position in the worst case
+            "logits_bytes": pass_tokens * model.vocab_size * 8,
+            # ZeRO-3 gathers a layer at a time
+            "gathered_bytes": parameters // model.layers * _WEIGHT * 2 if stage.engine.zero_stage == 3 else 0,
+        }
+    )

@@ -4,17 +4,21 @@ Ray, Ray Data and Ray Train wrap what a worker raised, each in its own way, and 
 cannot be carried is left as text. `carried` is called where the stage's body ran, with the exceptions still at hand;
 `told` in the driver, with what Ray made of it.
 """
+
 from __future__ import annotations
 
 import re
 
-from infra.errors import InputError, OmniLoomError
+from omniloom.infra.errors import InputError, OmniLoomError
 
 _GOES_ON = "the next run goes on from here"
 _LONGEST = 500
 # An exception's line in the text of a traceback: not indented, its type first. The first one was raised first.
-_RAISED = re.compile(r"^(?:(?P<kind>(?:(?:[A-Za-z_]\w*|<locals>)\.)*[A-Z_]\w*): (?P<message>.*)"
-                     r"|(?P<bare>[\w.<>]*(?:Error|Exception|Exit|Interrupt)))$", re.MULTILINE)
+_RAISED = re.compile(
+    r"^(?:(?P<kind>(?:(?:[A-Za-z_]\w*|<locals>)\.)*[A-Z_]\w*): (?P<message>.*)"
+    r"|(?P<bare>[\w.<>]*(?:Error|Exception|Exit|Interrupt)))$",
+    re.MULTILINE,
+)
 # Wrappings that hold what was raised as text alone.
 _LOSSY = ("UserCodeException", "RayDataUserCodeException", "UnserializableException", "RaySystemError", "RayTaskError")
 # A rank whose only trouble is another rank's end.
@@ -22,7 +26,7 @@ _COLLATERAL = re.compile(r"[Cc]onnection (closed|reset)|NCCL|ncclRemoteError")
 # What Ray says of its own failures, by the name of the class; subclasses come before what they derive from.
 _WORDS = {
     "OutOfMemoryError": "Ray ended a process of it, as this machine's memory was nearly full; fewer or smaller "
-                        "workers need less",
+    "workers need less",
     "OutOfDiskError": "the disk of Ray's object store is full",
     "ObjectStoreFullError": "Ray's object store is full (cluster.object_store_bytes)",
     "WorkerCrashedError": "a process of it was killed; where memory runs out, the system does that",

@@ -3,6 +3,7 @@
 Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
 canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,15 +15,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from infra.secrets import redact_uris
+from omniloom.infra.secrets import redact_uris
 
 
 def canonical(value: Any, where: str = "value") -> Any:
     """`value` as JSON-able literals; raises TypeError or ValueError that name the place for anything else."""
     if isinstance(value, BaseModel):
-        fields = {name: canonical(getattr(value, name), f"{where}.{name}")
-                  for name, info in type(value).model_fields.items()
-                  if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))}
+        fields = {
+            name: canonical(getattr(value, name), f"{where}.{name}")
+            for name, info in type(value).model_fields.items()
+            if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))
+        }
         return fields | canonical(value.model_extra or {}, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
@@ -54,8 +57,9 @@ def digest(value: Any) -> str:
 
 def fingerprint(stage: str, version: int, config: Any, inputs: dict[str, str], sources: str | None = None) -> str:
     """The fingerprint of a stage's output; `sources` is the digest of a listing of outside sources."""
-    return digest({"stage": stage, "version": version, "config": canonical(config, stage), "inputs": inputs,
-                   "sources": sources})
+    return digest(
+        {"stage": stage, "version": version, "config": canonical(config, stage), "inputs": inputs, "sources": sources}
+    )
 
 
 class _Absent:
@@ -70,8 +74,11 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, An
     """(path, old, new) for every leaf that differs between two canonical forms; `ABSENT` where a side has none."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return [d for key in keys
-                for d in differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{prefix}.{key}" if prefix else key)]
+        return [
+            d
+            for key in keys
+            for d in differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{prefix}.{key}" if prefix else key)
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{prefix}.{i}")]
     # 1 and 1.0 or True are different literals in the canonical form too

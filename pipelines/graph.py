@@ -3,26 +3,34 @@ six; of text alone the four that need no visual tokenizer; optional ones where t
 
 An input written `a|b` is the first of them that the pipeline configures; one that ends in `?` may be missing.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from stages.base import Stage
+from omniloom.stages.base import Stage
 
 _TOKENIZER = "tokenizer_kl|tokenizer_joint|tokenizer_image?"
 KNOWN = (
-    Stage("ingest", "stages.ingest"),
-    Stage("tokenizer_image", "stages.train_tokenizer", ("ingest",)),
-    Stage("tokenizer_joint", "stages.train_tokenizer", ("ingest", "tokenizer_image")),
-    Stage("tokenizer_kl", "stages.train_tokenizer", ("ingest", "tokenizer_joint"), optional=True),
-    Stage("quantizer_study", "stages.quantizer_study", ("ingest",), optional=True),
-    Stage("pretokenize", "stages.pretokenize", ("ingest", _TOKENIZER)),
-    Stage("objective_study", "stages.objective_study", ("ingest", _TOKENIZER.removesuffix("?"), "pretokenize"),
-          optional=True),
-    Stage("train", "stages.train_unified", ("pretokenize", _TOKENIZER)),
-    Stage("evaluate", "stages.evaluate",
-          ("ingest", _TOKENIZER, "pretokenize", "train", "quantizer_study?", "objective_study?")),
+    Stage("ingest", "omniloom.stages.ingest.stage"),
+    Stage("tokenizer_image", "omniloom.stages.tokenizer.stage", ("ingest",)),
+    Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", ("ingest", "tokenizer_image")),
+    Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", ("ingest", "tokenizer_joint"), optional=True),
+    Stage("quantizer_study", "omniloom.stages.studies.quantizers", ("ingest",), optional=True),
+    Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("ingest", _TOKENIZER)),
+    Stage(
+        "objective_study",
+        "omniloom.stages.studies.objectives",
+        ("ingest", _TOKENIZER.removesuffix("?"), "pretokenize"),
+        optional=True,
+    ),
+    Stage("train", "omniloom.stages.train.stage", ("pretokenize", _TOKENIZER)),
+    Stage(
+        "evaluate",
+        "omniloom.stages.evaluate.stage",
+        ("ingest", _TOKENIZER, "pretokenize", "train", "quantizer_study?", "objective_study?"),
+    ),
 )
 KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
 NAMES = tuple(stage.name for stage in KNOWN if not stage.optional)
@@ -33,8 +41,7 @@ class Graph:
 
     def __init__(self, names: Iterable[str] = NAMES):
         chosen = set(names)
-        self.stages = tuple(replace(stage, inputs=_resolved(stage, chosen)) for stage in KNOWN
-                            if stage.name in chosen)
+        self.stages = tuple(replace(stage, inputs=_resolved(stage, chosen)) for stage in KNOWN if stage.name in chosen)
         self.names = tuple(stage.name for stage in self.stages)
 
     def descendants(self, name: str) -> set[str]:

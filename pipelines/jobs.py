@@ -1,10 +1,11 @@
 """Runs on a Ray cluster as jobs. In: a config, overrides, the cluster's dashboard address. Out: job ids, states, logs.
 
 `submit` ships our packages and the config, with every override applied and every relative path made absolute, as the
-job's working folder, and starts `python -m pipelines.cli run CONFIG` in it. All functions raise `InputError` where
-the address, the token or the job id is wrong. Ray runs a job once: `run` on the cluster picks up where a job that
+job's working folder, and starts `python -m omniloom.pipelines.cli run CONFIG` in it. All functions raise `InputError`
+where the address, the token or the job id is wrong. Ray runs a job once: `run` on the cluster picks up where a job that
 died had come to, so a retry is another `submit`.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -25,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from infra import storage
-from infra.cluster import use_token
-from infra.errors import InputError, OmniLoomError
-from infra.secrets import redact, redact_override
-from pipelines import yaml_dialect
-from pipelines.config import find, load, raw
-from pipelines.runner import code_revision
+import omniloom
+from omniloom.infra import storage
+from omniloom.infra.cluster import use_token
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.secrets import redact, redact_override
+from omniloom.pipelines import yaml_dialect
+from omniloom.pipelines.config import find, load, raw
+from omniloom.pipelines.runner import code_revision
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -39,8 +41,20 @@ if TYPE_CHECKING:
 PACKAGES = ("pipelines", "stages", "models", "infra")
 _ADDRESS = "address"
 _JOB = "job id"
-_PATH_KEYS = ("storage", "data", "uri", "artifact_root", "init_from", "encoder", "features", "text_tokenizer",
-              "official", "vgg", "heads", "media_root")
+_PATH_KEYS = (
+    "storage",
+    "data",
+    "uri",
+    "artifact_root",
+    "init_from",
+    "encoder",
+    "features",
+    "text_tokenizer",
+    "official",
+    "vgg",
+    "heads",
+    "media_root",
+)
 _REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _CLOSING_SECONDS = 25  # from `stop` until Ray kills the job: a run takes some to close its records; Ray's default is 3
@@ -55,6 +69,7 @@ FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 class Job:
     """A job as the cluster knows it; times are seconds since the epoch, `end` None while it runs. `pipeline` is the
     name in the config; `progress` is the last line about a stage that a running job wrote, else empty."""
+
     id: str
     status: str
     pipeline: str
@@ -70,8 +85,15 @@ class Job:
         return None if self.start is None else (self.end or time.time()) - self.start
 
 
-def submit(config: str, overrides: Sequence[str] = (), address: str = "", *, arguments: Sequence[str] = (),
-           python: str | None = None, env: Mapping[str, str] | None = None) -> str:
+def submit(
+    config: str,
+    overrides: Sequence[str] = (),
+    address: str = "",
+    *,
+    arguments: Sequence[str] = (),
+    python: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
     """Ship the tree and start `run CONFIG` on the cluster; returns the job's id at once.
 
     `arguments` are further ones of `run` (`--force`, `STAGE`). `python` is the interpreter on the cluster: by default
@@ -82,20 +104,37 @@ def submit(config: str, overrides: Sequence[str] = (), address: str = "", *, arg
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="omniloom-job-") as folder:
         shipped = pack(config, overrides, Path(folder))
-        command = [_interpreter(python, address), "-m", "pipelines.cli", "run", shipped, *arguments]
-        return start(client, command, Path(folder), env, {
-            "omniloom.pipeline": pipeline, "omniloom.config": redact(str(config)),
-            "omniloom.overrides": " ".join(redact_override(override) for override in overrides)})
+        command = [_interpreter(python, address), "-m", "omniloom.pipelines.cli", "run", shipped, *arguments]
+        return start(
+            client,
+            command,
+            Path(folder),
+            env,
+            {
+                "omniloom.pipeline": pipeline,
+                "omniloom.config": redact(str(config)),
+                "omniloom.overrides": " ".join(redact_override(override) for override in overrides),
+            },
+        )
 
 
-def start(client: JobSubmissionClient, command: Sequence[str], folder: Path, env: Mapping[str, str] | None,
-          metadata: Mapping[str, str]) -> str:
+def start(
+    client: JobSubmissionClient,
+    command: Sequence[str],
+    folder: Path,
+    env: Mapping[str, str] | None,
+    metadata: Mapping[str, str],
+) -> str:
     """Submit any command with a folder as its working folder; returns the job's id."""
     try:
         return client.submit_job(
-            entrypoint=shlex.join(command), metadata=dict(metadata),
-            runtime_env={"working_dir": str(folder), "env_vars": {
-                "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_CLOSING_SECONDS), **(env or {})}})
+            entrypoint=shlex.join(command),
+            metadata=dict(metadata),
+            runtime_env={
+                "working_dir": str(folder),
+                "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_CLOSING_SECONDS), **(env or {})},
+            },
+        )
     except RuntimeError as error:
         raise OmniLoomError(f"the cluster did not take the job: {error}") from error
 
@@ -106,12 +145,11 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
     That is the four packages without caches, and the config with its overrides applied, its interpolations resolved,
     and the local paths in it made absolute, since the job runs in another folder.
     """
-    root = Path(__file__).resolve().parents[1]
+    root, shipped = Path(__file__).resolve().parents[1], folder / "omniloom"
     for package in PACKAGES:
-        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    if (project := root / "pyproject.toml").exists():
-        shutil.copy2(project, folder / project.name)
-    (folder / "REVISION").write_text(code_revision() or "")
+        shutil.copytree(root / package, shipped / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    shutil.copy2(omniloom.__file__, shipped)
+    (shipped / "REVISION").write_text(code_revision() or "")
     target = folder / "config" / find(config).name
     target.parent.mkdir()
     target.write_text(yaml_dialect.dump(_absolute_paths(raw(config, list(overrides)))), encoding="utf-8")
@@ -197,9 +235,11 @@ def _client(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(url)
     except AuthenticationError as error:
-        hint = ("set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-                if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else
-                "it asks for a token and this machine has none: set RAY_AUTH_TOKEN")
+        hint = (
+            "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+            if os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+            else "it asks for a token and this machine has none: set RAY_AUTH_TOKEN"
+        )
         raise InputError(f"the cluster at {url} refuses the token: {hint}", field=_ADDRESS) from error
     except (ConnectionError, RuntimeError, OSError) as error:
         raise InputError(f"no Ray dashboard answers at {url}: {error}", field=_ADDRESS) from error
@@ -213,8 +253,9 @@ def _dashboard_url(address: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise InputError(f"expected the address of a Ray dashboard, such as http://127.0.0.1:8265, got {address!r}",
-                         field=_ADDRESS)
+        raise InputError(
+            f"expected the address of a Ray dashboard, such as http://127.0.0.1:8265, got {address!r}", field=_ADDRESS
+        )
     return url.rstrip("/")
 
 
@@ -248,11 +289,17 @@ def _details(client: JobSubmissionClient, job_id: str):
 
 
 def _job(details) -> Job:
-    return Job(id=details.submission_id, status=str(getattr(details.status, "value", details.status)),
-               pipeline=(details.metadata or {}).get("omniloom.pipeline", ""), progress="",
-               config=(details.metadata or {}).get("omniloom.config", ""), entrypoint=details.entrypoint,
-               start=details.start_time / 1000 if details.start_time else None,
-               end=details.end_time / 1000 if details.end_time else None, message=details.message or "")
+    return Job(
+        id=details.submission_id,
+        status=str(getattr(details.status, "value", details.status)),
+        pipeline=(details.metadata or {}).get("omniloom.pipeline", ""),
+        progress="",
+        config=(details.metadata or {}).get("omniloom.config", ""),
+        entrypoint=details.entrypoint,
+        start=details.start_time / 1000 if details.start_time else None,
+        end=details.end_time / 1000 if details.end_time else None,
+        message=details.message or "",
+    )
 
 
 def _absolute_paths(value: Any, key: str = "") -> Any:

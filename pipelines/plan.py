@@ -4,21 +4,22 @@ Planning reads the sources' listing and manifests, starts nothing and writes not
 `only S` runs S alone, again if it is cached; `from_ S` runs S and every stage after it again; `until S` brings S and
 what it needs up to date; `force` runs stages again from the beginning. Outside a selection nothing runs.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra import storage
-from infra.artifacts import Artifact, ArtifactStore, some
-from infra.errors import InputError
-from infra.secrets import redact
-from pipelines import graph
-from pipelines.config import PipelineConfig
-from pipelines.fingerprint import canonical, differences, digest, fingerprint
-from pipelines.graph import Graph
-from stages import fits
-from stages.base import Stage
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact, ArtifactStore, some
+from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import redact
+from omniloom.pipelines import graph
+from omniloom.pipelines.config import PipelineConfig
+from omniloom.pipelines.fingerprint import canonical, differences, digest, fingerprint
+from omniloom.pipelines.graph import Graph
+from omniloom.stages.base import Stage
+from omniloom.stages.train import fits
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Selection:
         if self.only:
             found = {self.only}
         elif self.from_:
-            found = set(pipeline.names[pipeline.names.index(self.from_):])
+            found = set(pipeline.names[pipeline.names.index(self.from_) :])
         elif self.until:
             found = {self.until} | pipeline.ancestors(self.until)
         else:
@@ -90,8 +91,14 @@ class PlannedStage:
         return self.status in ("run", "resume")
 
     def to_dict(self) -> dict:
-        return {"name": self.name, "status": self.status, "reason": self.reason, "fingerprint": self.fingerprint,
-                "artifact": self.uri, "last_seconds": self.last_seconds}
+        return {
+            "name": self.name,
+            "status": self.status,
+            "reason": self.reason,
+            "fingerprint": self.fingerprint,
+            "artifact": self.uri,
+            "last_seconds": self.last_seconds,
+        }
 
 
 @dataclass
@@ -119,8 +126,11 @@ class Plan:
 
     def check_fits(self) -> None:
         """InputError where a kind that training asks for cannot be in it, as far as the config and ingest tell."""
-        if any(planned.name in ("train", "objective_study") for planned in self.stages if planned.name not in self.done
-               and planned.name not in self.config.pins and planned.status != "cached"):
+        if any(
+            planned.name in ("train", "objective_study")
+            for planned in self.stages
+            if planned.name not in self.done and planned.name not in self.config.pins and planned.status != "cached"
+        ):
             fits.check_config(self.config.stages)
             if self["ingest"].artifact:
                 fits.check_corpus(self.config.stages, self["ingest"].artifact.metrics)
@@ -150,8 +160,13 @@ class Plan:
         return [p for p in self.stages if p.status == "blocked" and p.name in self.selected]
 
     def to_dict(self) -> dict:
-        return redact({"pipeline": self.config.name, "storage": self.config.storage,
-                       "stages": [planned.to_dict() for planned in self.stages]})
+        return redact(
+            {
+                "pipeline": self.config.name,
+                "storage": self.config.storage,
+                "stages": [planned.to_dict() for planned in self.stages],
+            }
+        )
 
 
 def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Plan:
@@ -187,8 +202,15 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
     inputs = {name: plan[name].fingerprint for name in stage.inputs}
     made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"])
     identity = config.pins.get(stage.name, made_by)
-    return PlannedStage(stage, stage_config, identity, store.artifact_uri(stage.name, identity),
-                        store.find(stage.name, identity), sources, drift=identity != made_by)
+    return PlannedStage(
+        stage,
+        stage_config,
+        identity,
+        store.artifact_uri(stage.name, identity),
+        store.find(stage.name, identity),
+        sources,
+        drift=identity != made_by,
+    )
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:
@@ -218,8 +240,10 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
 
 def _judge_pinned(planned: PlannedStage, plan: Plan) -> None:
     if planned.artifact is None:
-        raise InputError(f"no artifact {planned.fingerprint!r} of {planned.name} in {plan.config.storage}",
-                         field=f"pins.{planned.name}")
+        raise InputError(
+            f"no artifact {planned.fingerprint!r} of {planned.name} in {plan.config.storage}",
+            field=f"pins.{planned.name}",
+        )
     damaged = _damaged(planned, plan)
     planned.status, planned.last_seconds = "cached", planned.artifact.manifest["times"]["seconds"]
     planned.reason = "pinned" + (f"; drift: {_change(planned, planned.artifact, plan)}" if planned.drift else "")
@@ -251,16 +275,23 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
     if previous is None:
         return "never ran"
     old = previous.manifest
-    changes = [f"{path} {_show(a)} -> {_show(b)}"
-               for path, a, b in differences(old["config"], canonical(planned.config, planned.name))]
-    reasons = ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
-               ] if changes else []
+    changes = [
+        f"{path} {_show(a)} -> {_show(b)}"
+        for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
+    ]
+    reasons = (
+        ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")]
+        if changes
+        else []
+    )
     changed = [name for name in planned.stage.inputs if old["inputs"].get(name) != plan[name].fingerprint]
     if changed:
         reasons.append("input changed: " + ", ".join(changed))
     if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
-        before, now = (f"{facts['files']} files, {facts['bytes']} bytes" for facts in (
-            old.get("sources") or {"files": 0, "bytes": 0}, planned.sources))
+        before, now = (
+            f"{facts['files']} files, {facts['bytes']} bytes"
+            for facts in (old.get("sources") or {"files": 0, "bytes": 0}, planned.sources)
+        )
         reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
     if old["version"] != planned.stage.module.VERSION:
         reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")

@@ -4,6 +4,7 @@
 
 `status` is running, finished, failed or killed. A running run renews its record, by which others see that it lives.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -12,9 +13,9 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from infra import owner, storage
-from infra.errors import InputError
-from infra.secrets import redact
+from omniloom.infra import owner, storage
+from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import redact
 
 _RENEWAL_SECONDS = 60.0
 _STALE_SECONDS = 600.0  # not renewed for so long, a run of another machine counts as dead
@@ -28,16 +29,23 @@ class Record:
     def __init__(self, root: str, pipeline: str):
         self.id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.root = root
-        self._content: dict[str, Any] = {"id": self.id, "pipeline": pipeline, "status": "running", "started": _now(),
-                                         "owner": owner.this_process(), "stages": {}}
+        self._content: dict[str, Any] = {
+            "id": self.id,
+            "pipeline": pipeline,
+            "status": "running",
+            "started": _now(),
+            "owner": owner.this_process(),
+            "stages": {},
+        }
         self._written = 0.0
 
     def __enter__(self) -> Record:
         try:
             self._write()
         except Exception as error:  # each filesystem has its own for read-only, unauthorised, full
-            raise InputError(f"{self.root} cannot be written: {type(error).__name__}: {error}",
-                             field="storage") from error
+            raise InputError(
+                f"{self.root} cannot be written: {type(error).__name__}: {error}", field="storage"
+            ) from error
         with contextlib.suppress(Exception):  # old records are no reason not to run
             close_killed(self.root)
         return self

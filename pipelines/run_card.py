@@ -1,14 +1,15 @@
 """What MLflow's pages tell of a run at a glance: its name, who started it from which commit, why its stages ran, where
 its report and its model are. In: a plan, before and after it has run. Out: a title, tags, Markdown.
 """
+
 from __future__ import annotations
 
 import getpass
 import shlex
 import sys
 
-from infra.secrets import redact
-from pipelines.plan import Plan
+from omniloom.infra.secrets import redact
+from omniloom.pipelines.plan import Plan
 
 DESCRIPTION = "mlflow.note.content"
 _TITLE = 120  # characters
@@ -18,23 +19,33 @@ _CHANGED = "config: "
 def title(plan: Plan) -> str:
     """The pipeline's name with what was changed since its stages were made last: `mine: train.optimizer.lr 0.002 ->
     0.0003`."""
-    changes = [f"{planned.name}.{change}" for planned in plan.to_execute if planned.reason.startswith(_CHANGED)
-               for change in planned.reason.removeprefix(_CHANGED).split(", ")]
+    changes = [
+        f"{planned.name}.{change}"
+        for planned in plan.to_execute
+        if planned.reason.startswith(_CHANGED)
+        for change in planned.reason.removeprefix(_CHANGED).split(", ")
+    ]
     if not changes:
-        changes = [f"{planned.name} {planned.reason}" for planned in plan.to_execute
-                   if not planned.reason.startswith("input changed")][:1]
+        changes = [
+            f"{planned.name} {planned.reason}"
+            for planned in plan.to_execute
+            if not planned.reason.startswith("input changed")
+        ][:1]
         if {planned.reason for planned in plan.to_execute} == {"never ran"}:
             changes = ["first run"]
     text = f"{plan.config.name}: {'; '.join(changes)}" if changes else plan.config.name
-    return redact(text if len(text) <= _TITLE else text[:_TITLE - 1] + "\N{HORIZONTAL ELLIPSIS}")
+    return redact(text if len(text) <= _TITLE else text[: _TITLE - 1] + "\N{HORIZONTAL ELLIPSIS}")
 
 
 def tags(plan: Plan, revision: str | None) -> dict[str, str]:
     """MLflow's own tags: user, source, commit, and a description of what is to run."""
     # Overrides are among the parameters, without the secrets that they may hold.
     command = ["omniloom", *(word for word in sys.argv[1:] if "=" not in word)]
-    found = {"mlflow.source.name": redact(shlex.join(command)), "mlflow.source.type": "LOCAL",
-             DESCRIPTION: reasons(plan)}
+    found = {
+        "mlflow.source.name": redact(shlex.join(command)),
+        "mlflow.source.type": "LOCAL",
+        DESCRIPTION: reasons(plan),
+    }
     try:
         found["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container whose user has no name

@@ -2,6 +2,7 @@
 
 Where the storage is remote the file is written on this machine, and stored when the run ends.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -9,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from infra import storage
-from infra.secrets import redact
+from omniloom.infra import storage
+from omniloom.infra.secrets import redact
 
 
 class RunLog:

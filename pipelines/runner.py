@@ -3,6 +3,7 @@
 Stages whose inputs are there run side by side, each as one Ray task; the driver only waits, shows progress, and
 publishes. Whatever dies, the work folders in storage are what the next run goes on from.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -17,23 +18,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from infra import cluster, storage
-from infra.artifacts import Artifact
-from infra.errors import InputError
-from infra.figures import finite
-from infra.lease import Holder, Lease
-from infra.owner import shown
-from infra.progress import Progress, start_board
-from infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
-from pipelines import run_card
-from pipelines.bodies import Bodies
-from pipelines.display import Display
-from pipelines.failures import told
-from pipelines.fingerprint import canonical
-from pipelines.plan import Plan, PlannedStage
-from pipelines.record import Record
-from pipelines.runlog import RunLog
-from stages.base import StageContext
+from omniloom.infra import cluster, storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.errors import InputError
+from omniloom.infra.figures import finite
+from omniloom.infra.lease import Holder, Lease
+from omniloom.infra.owner import shown
+from omniloom.infra.progress import Progress, start_board
+from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
+from omniloom.pipelines import run_card
+from omniloom.pipelines.bodies import Bodies
+from omniloom.pipelines.display import Display
+from omniloom.pipelines.failures import told
+from omniloom.pipelines.fingerprint import canonical
+from omniloom.pipelines.plan import Plan, PlannedStage
+from omniloom.pipelines.record import Record
+from omniloom.pipelines.runlog import RunLog
+from omniloom.stages.base import StageContext
 
 _STOP_SECONDS = 10.0
 _PACKAGES = ("omniloom", "torch", "ray", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "tokenizers")
@@ -73,18 +74,22 @@ def _check_blocked(plan: Plan) -> None:
 def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
     for planned in plan.to_execute:
         needs = planned.stage.needs(planned.config)
-        for kind, wanted, present in (("CPUs", needs.cpus + needs.worker_cpus, connected.num_cpus),
-                                      ("GPUs", needs.gpus + needs.worker_gpus, connected.num_gpus)):
+        for kind, wanted, present in (
+            ("CPUs", needs.cpus + needs.worker_cpus, connected.num_cpus),
+            ("GPUs", needs.gpus + needs.worker_gpus, connected.num_gpus),
+        ):
             if wanted > present:
-                raise InputError(f"needs {wanted:g} {kind}, the cluster has {present:g}",
-                                 field=f"stages.{planned.name}.workers")
+                raise InputError(
+                    f"needs {wanted:g} {kind}, the cluster has {present:g}", field=f"stages.{planned.name}.workers"
+                )
 
 
 class _Run:
     """One execution: a parent MLflow run, a child per executed stage, and a record in storage."""
 
-    def __init__(self, plan: Plan, display: Display, connected: cluster.Cluster, settings: TrackingSettings,
-                 record: Record):
+    def __init__(
+        self, plan: Plan, display: Display, connected: cluster.Cluster, settings: TrackingSettings, record: Record
+    ):
         self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
         self.board = start_board()
         self.bodies = Bodies(connected, display.note)
@@ -96,8 +101,11 @@ class _Run:
         close_stale(self.settings, self.plan.config.name)
         why = run_card.reasons(self.plan)
         self.parent = Tracker(self.settings).start_pipeline(
-            self.plan.config.name, self.plan.config.model_dump(mode="json"),
-            {"omniloom.run": self.record.id, **run_card.tags(self.plan, code_revision())}, run_card.title(self.plan))
+            self.plan.config.name,
+            self.plan.config.model_dump(mode="json"),
+            {"omniloom.run": self.record.id, **run_card.tags(self.plan, code_revision())},
+            run_card.title(self.plan),
+        )
         status = "FAILED"
         try:
             self._schedule()
@@ -150,8 +158,12 @@ class _Run:
             return error
         self.plan.completed(planned.name, artifact)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
-        self.display.finish(planned.name, artifact.manifest["times"]["seconds"], artifact.metrics,
-                            planned.stage.summary(artifact.metrics))
+        self.display.finish(
+            planned.name,
+            artifact.manifest["times"]["seconds"],
+            artifact.metrics,
+            planned.stage.summary(artifact.metrics),
+        )
         return None
 
     def _stop(self, running: dict[Future, PlannedStage]) -> None:
@@ -167,8 +179,11 @@ class _Run:
         """Stages that can start: all that they depend on, however far up, is settled."""
         busy = {planned.name for planned in running.values()}
         pending = {planned.name for planned in self.plan.to_execute}
-        return [planned for planned in self.plan.to_execute
-                if planned.name not in busy and not pending & self.plan.graph.ancestors(planned.name)]
+        return [
+            planned
+            for planned in self.plan.to_execute
+            if planned.name not in busy and not pending & self.plan.graph.ancestors(planned.name)
+        ]
 
     def _show_progress(self) -> None:
         import ray
@@ -178,15 +193,18 @@ class _Run:
 
     def _make(self, planned: PlannedStage) -> Artifact:
         """Make one artifact; or take one that was published since the plan was made, unless the stage is forced."""
-        lease = Lease(storage.join(self.store.root, "leases", planned.name, f"{planned.fingerprint}.json"),
-                      on_wait=lambda held: self._note_waiting(planned, held),
-                      on_lost=lambda: self.bodies.end(planned.name), give_up=self.interrupted)
+        lease = Lease(
+            storage.join(self.store.root, "leases", planned.name, f"{planned.fingerprint}.json"),
+            on_wait=lambda held: self._note_waiting(planned, held),
+            on_lost=lambda: self.bodies.end(planned.name),
+            give_up=self.interrupted,
+        )
         try:
             with lease:
                 work = self.store.work_uri(planned.name, planned.fingerprint)
-                current = (self.store.finish_publishing(planned.name, planned.fingerprint, work,
-                                                        lambda text: self.display.note(f"{planned.name} {text}"))
-                           or self.store.find(planned.name, planned.fingerprint))
+                current = self.store.finish_publishing(
+                    planned.name, planned.fingerprint, work, lambda text: self.display.note(f"{planned.name} {text}")
+                ) or self.store.find(planned.name, planned.fingerprint)
                 seen = planned.artifact and planned.artifact.manifest
                 if current and current.manifest != seen and planned.name not in self.plan.selection.force:
                     return self._adopt(planned, current)
@@ -207,9 +225,11 @@ class _Run:
 
     def _execute(self, planned: PlannedStage, work: str, lease: Lease) -> Artifact:
         inputs = {name: self.plan[name].artifact for name in planned.stage.inputs}
-        tracker = self.parent.child(planned.name, {"omniloom.fingerprint": planned.fingerprint,
-                                                   "omniloom.reason": planned.reason},
-                                    canonical(planned.config, planned.name))
+        tracker = self.parent.child(
+            planned.name,
+            {"omniloom.fingerprint": planned.fingerprint, "omniloom.reason": planned.reason},
+            canonical(planned.config, planned.name),
+        )
         for name, artifact in inputs.items():
             tracker.log_input(name, artifact.uri, artifact.fingerprint)
             upstream = artifact.manifest.get("mlflow_run_id")
@@ -221,10 +241,18 @@ class _Run:
             scratch = Path(tempfile.mkdtemp(prefix="omniloom-"))
             place = str(scratch / "work")
             storage.copy_tree(work, place)
-            reachable_inputs = {name: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest)
-                                for name, a in inputs.items()}
-        context = StageContext(planned.name, planned.fingerprint, planned.config, reachable_inputs, place,
-                               Progress(planned.name, self.board), tracker)
+            reachable_inputs = {
+                name: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for name, a in inputs.items()
+            }
+        context = StageContext(
+            planned.name,
+            planned.fingerprint,
+            planned.config,
+            reachable_inputs,
+            place,
+            Progress(planned.name, self.board),
+            tracker,
+        )
         began = time.time()
         status = "FAILED"
         try:
@@ -255,22 +283,31 @@ class _Run:
         finally:
             tracker.finish(status)
 
-    def _facts(self, planned: PlannedStage, inputs: dict[str, Artifact], metrics: dict, began: float,
-               tracker: Any) -> dict:
+    def _facts(
+        self, planned: PlannedStage, inputs: dict[str, Artifact], metrics: dict, began: float, tracker: Any
+    ) -> dict:
         ended = time.time()
         return {
-            "stage": planned.name, "version": planned.stage.module.VERSION, "fingerprint": planned.fingerprint,
+            "stage": planned.name,
+            "version": planned.stage.module.VERSION,
+            "fingerprint": planned.fingerprint,
             "config": canonical(planned.config, planned.name),
             "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
             "input_digests": {name: artifact.digest for name, artifact in inputs.items()},
-            "sources": planned.sources, "metrics": metrics, "code": code_revision(),
-            "packages": package_versions(), "pipeline": self.plan.config.name, "run": self.record.id,
-            "times": {"started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
-                      "ended": datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
-                      "ended_unix": ended, "seconds": round(ended - began, 2)},
+            "sources": planned.sources,
+            "metrics": metrics,
+            "code": code_revision(),
+            "packages": package_versions(),
+            "pipeline": self.plan.config.name,
+            "run": self.record.id,
+            "times": {
+                "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
+                "ended": datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
+                "ended_unix": ended,
+                "seconds": round(ended - began, 2),
+            },
             "mlflow_run_id": tracker.run_id(2.0),
         }
-
 
 
 def code_revision() -> str | None:
@@ -285,8 +322,10 @@ def code_revision() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True,
-                              timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

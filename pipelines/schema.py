@@ -1,6 +1,7 @@
 """Paths in a JSON Schema: what a place in a config may hold. In: the schema that pydantic makes of the config's model,
 and the keys that lead to a place. Out: the keys that are known there, the kinds of values that fit.
 """
+
 from __future__ import annotations
 
 import re
@@ -19,8 +20,11 @@ def place(schema: dict, loc: list[str]) -> tuple[list[str], list[str]]:
     choices, known = _choices(schema, schema), []
     for part in loc:
         keys = {name: node for choice in choices for name, node in choice.get("properties", {}).items()}
-        chosen = [choice for choice in choices
-                  if any(node.get("const") == part for node in choice.get("properties", {}).values())]
+        chosen = [
+            choice
+            for choice in choices
+            if any(node.get("const") == part for node in choice.get("properties", {}).values())
+        ]
         if part not in keys and chosen:
             choices = chosen
             continue
@@ -63,7 +67,7 @@ def _below(choices: list[dict], part: str) -> list[dict]:
     found = []
     for choice in choices:
         named = choice.get("properties", {}).get(part)
-        listed = [*choice.get("prefixItems", [])][int(part):int(part) + 1] if part.isdigit() else []
+        listed = [*choice.get("prefixItems", [])][int(part) : int(part) + 1] if part.isdigit() else []
         other = choice.get("items") if part.isdigit() else choice.get("additionalProperties")
         found += [named] if named is not None else listed or [other]
     return [node for node in found if isinstance(node, dict)]

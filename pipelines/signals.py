@@ -1,4 +1,5 @@
 """Signals: Ctrl-C, SIGTERM (`stop` of a job, a scheduler) and SIGHUP (a terminal that was closed) end a run alike."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,5 @@
 """What the commands print: plans, status, jobs, and the lines that end a run."""
+
 from __future__ import annotations
 
 import json
@@ -9,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from infra import storage
-from infra.secrets import redact
-from infra.tracking import resolve_tracking
-from pipelines.plan import Plan, PlannedStage
+from omniloom.infra import storage
+from omniloom.infra.secrets import redact
+from omniloom.infra.tracking import resolve_tracking
+from omniloom.pipelines.plan import Plan, PlannedStage
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
 
@@ -25,14 +26,20 @@ def show(table: Table) -> None:
 
 
 def plan_table(plan: Plan) -> Table:
-    table = Table(title=f"{plan.config.name} in {redact(plan.config.storage)}", title_justify="left", box=None,
-                  pad_edge=False)
+    table = Table(
+        title=f"{plan.config.name} in {redact(plan.config.storage)}", title_justify="left", box=None, pad_edge=False
+    )
     for column in ("stage", "status", "fingerprint", "last took", "reason"):
         table.add_column(column, overflow="fold")
     for p in plan.stages:
         colour = _COLOURS[p.status]
-        table.add_row(p.name, f"[{colour}]{p.status}[/]", p.fingerprint[:12],
-                      f"{p.last_seconds:.0f} s" if p.last_seconds else "-", redact(p.reason).replace("[", r"\["))
+        table.add_row(
+            p.name,
+            f"[{colour}]{p.status}[/]",
+            p.fingerprint[:12],
+            f"{p.last_seconds:.0f} s" if p.last_seconds else "-",
+            redact(p.reason).replace("[", r"\["),
+        )
     return table
 
 
@@ -40,36 +47,53 @@ def status_rows(plan: Plan) -> list[dict]:
     rows = []
     for p in plan.stages:
         manifest = p.artifact.manifest if p.artifact else None
-        rows.append({
-            "name": p.name, "status": p.status, "reason": p.reason, "artifact": p.uri if p.artifact else None,
-            "fingerprint": p.fingerprint, "bytes": sum(f["bytes"] for f in manifest["files"]) if manifest else 0,
-            "seconds": manifest["times"]["seconds"] if manifest else None,
-            "ended": manifest["times"]["ended"] if manifest else None,
-            "metrics": manifest["metrics"] if manifest else {},
-            "mlflow_run_id": manifest["mlflow_run_id"] if manifest else None})
+        rows.append(
+            {
+                "name": p.name,
+                "status": p.status,
+                "reason": p.reason,
+                "artifact": p.uri if p.artifact else None,
+                "fingerprint": p.fingerprint,
+                "bytes": sum(f["bytes"] for f in manifest["files"]) if manifest else 0,
+                "seconds": manifest["times"]["seconds"] if manifest else None,
+                "ended": manifest["times"]["ended"] if manifest else None,
+                "metrics": manifest["metrics"] if manifest else {},
+                "mlflow_run_id": manifest["mlflow_run_id"] if manifest else None,
+            }
+        )
     return redact(rows)
 
 
 def status_table(plan: Plan, rows: list[dict]) -> Table:
     tracking = resolve_tracking(plan.config.tracking, plan.config.storage)
-    table = Table(title=f"{plan.config.name} in {redact(plan.config.storage)}\nMLflow: {tracking.shown}",
-                  title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"{plan.config.name} in {redact(plan.config.storage)}\nMLflow: {tracking.shown}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for column in ("stage", "status", "artifact", "size", "took", "MLflow run"):
         table.add_column(column, no_wrap=True)
     table.add_column("metrics", overflow="fold")
     for row in rows:
-        table.add_row(row["name"], f"[{_COLOURS[row['status']]}]{row['status']}[/]",
-                      row["fingerprint"][:8] if row["artifact"] else "-", _size(row["bytes"]),
-                      f"{row['seconds']:.0f} s" if row["seconds"] else "-", (row["mlflow_run_id"] or "-")[:8],
-                      shown_metrics(row["metrics"], 3))
+        table.add_row(
+            row["name"],
+            f"[{_COLOURS[row['status']]}]{row['status']}[/]",
+            row["fingerprint"][:8] if row["artifact"] else "-",
+            _size(row["bytes"]),
+            f"{row['seconds']:.0f} s" if row["seconds"] else "-",
+            (row["mlflow_run_id"] or "-")[:8],
+            shown_metrics(row["metrics"], 3),
+        )
     return table
 
 
 def shown_metrics(metrics: dict, count: int) -> str:
     """The first few metrics in one line; stages list first what they are judged by."""
     chosen = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)][:count]
-    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}"
-                     for name, value in chosen)
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in chosen
+    )
 
 
 def jobs_table(rows: list[dict]) -> Table:
@@ -79,8 +103,14 @@ def jobs_table(rows: list[dict]) -> Table:
     for row in rows:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["start"])) if row["start"] else "-"
         took = f"{(row['end'] or time.time()) - row['start']:.0f} s" if row["start"] else "-"
-        table.add_row(row["id"], row["status"].lower(), row["pipeline"] or row["config"] or "-", started, took,
-                      row["progress"] or "-")
+        table.add_row(
+            row["id"],
+            row["status"].lower(),
+            row["pipeline"] or row["config"] or "-",
+            started,
+            took,
+            row["progress"] or "-",
+        )
     return table
 
 
@@ -102,17 +132,26 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
     made = {p.name: p for p in plan.stages if p.status == "cached" and p.artifact}
     if "ingest" in made:
         metrics = made["ingest"].artifact.metrics
-        lines += [f"note: the {split} split is empty: {left}; stages.ingest.splits or more data change that"
-                  for split, left in (("validation", "training has nothing to be validated on"),
-                                      ("test", "evaluate has nothing to measure"))
-                  if not metrics.get(f"records_{split}", 1)]
+        lines += [
+            f"note: the {split} split is empty: {left}; stages.ingest.splits or more data change that"
+            for split, left in (
+                ("validation", "training has nothing to be validated on"),
+                ("test", "evaluate has nothing to measure"),
+            )
+            if not metrics.get(f"records_{split}", 1)
+        ]
     if "evaluate" in made:
         artifact = made["evaluate"].artifact
         lines.append(f"report: {artifact.file('report.html')}")
-        shown = [f"{name} {value:.3f}" for name, value in artifact.metrics.items()
-                 if isinstance(value, int | float) and (
-                     name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage")) or name in (
-                         "bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage"))]
+        shown = [
+            f"{name} {value:.3f}"
+            for name, value in artifact.metrics.items()
+            if isinstance(value, int | float)
+            and (
+                name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage"))
+                or name in ("bits_per_byte", "recon_psnr_image", "recon_psnr_video", "codebook_usage")
+            )
+        ]
         lines += ["metrics: " + ", ".join(shown)] if shown else []
         if why := artifact.metrics.get("not_registered"):
             lines.append(f"the model was not registered: {redact(why)}")

@@ -1,15 +1,16 @@
 """A trained model, by what a user calls it. In: a folder or URI, a pipeline's config or preset, a model of the
 registry. Out: the folder to load it from.
 """
+
 from __future__ import annotations
 
 import os
 
-from infra import storage
-from infra.artifacts import ArtifactStore
-from infra.errors import InputError
-from infra.tracking.config import VARIABLE
-from pipelines.config import find, identity
+from omniloom.infra import storage
+from omniloom.infra.artifacts import ArtifactStore
+from omniloom.infra.errors import InputError
+from omniloom.infra.tracking.config import VARIABLE
+from omniloom.pipelines.config import find, identity
 
 REGISTRY = "models:/"
 
@@ -23,20 +24,29 @@ def find_model(model: str) -> str:
     try:
         find(model)
     except InputError:
-        raise InputError("no such model; expected a train artifact or its model folder, a pipeline's config or preset, "
-                         f"or {REGISTRY}NAME@ALIAS", field="MODEL", file=model) from None
+        raise InputError(
+            "no such model; expected a train artifact or its model folder, a pipeline's config or preset, "
+            f"or {REGISTRY}NAME@ALIAS",
+            field="MODEL",
+            file=model,
+        ) from None
     name, root = identity(model)
     artifact = ArtifactStore(root).last_used(name, "train")
     if artifact is None or not storage.exists(artifact.file("manifest.json")):
-        raise InputError(f"has no trained model in {root} yet; run it first: omniloom run {model}", field="MODEL",
-                         file=model)
+        raise InputError(
+            f"has no trained model in {root} yet; run it first: omniloom run {model}", field="MODEL", file=model
+        )
     return artifact.uri
 
 
 def _registered(model: str) -> str:
-    from infra.tracking.registry import bundle_folder
+    from omniloom.infra.tracking.registry import bundle_folder
 
     if not os.environ.get(VARIABLE):
-        raise InputError(f"the registry to ask is not known; set {VARIABLE}, which `omniloom ui CONFIG` prints, or "
-                         "name the pipeline's config in place of the model", field="MODEL", file=model)
+        raise InputError(
+            f"the registry to ask is not known; set {VARIABLE}, which `omniloom ui CONFIG` prints, or "
+            "name the pipeline's config in place of the model",
+            field="MODEL",
+            file=model,
+        )
     return str(bundle_folder(model))

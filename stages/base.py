@@ -9,6 +9,7 @@ A stage's module has
     summary(metrics) -> the line that says what the stage did (optional; by default its first metrics)
 Its top level imports nothing heavy: planning imports every stage's module.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from infra import storage
-from infra.artifacts import Artifact
-from infra.progress import Progress
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.progress import Progress
 
 PLACEMENT = {"placement": True}
 # How often Ray Data may do a shard again whose worker was killed. By default it tries for ever, and a shard that does

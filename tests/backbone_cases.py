@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.unified.batch import Segment
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.layouts import plain_text, text_to_visual, visual_to_text
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective
-from models.unified.representations import OBJECTIVES
+from omniloom.models.unified.batch import Segment
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.representations import OBJECTIVES
 
 CODES = 11
 ALL = tuple(OBJECTIVES)
@@ -26,15 +26,34 @@ OPTIONS: dict[str, dict] = {
     "unet": {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
     "flow": {"flow_head_layers": 2, "flow_head_width": 20},
     "mask": {"patch_mask_low": 0.3, "patch_mask_high": 0.6},
-    "all": {"block": "gau", "long_skips": True, "latent_patchifier": "unet", "pixel_patchifier": "unet",
-            "flow_head_layers": 1, "patch_mask_high": 0.5},
+    "all": {
+        "block": "gau",
+        "long_skips": True,
+        "latent_patchifier": "unet",
+        "pixel_patchifier": "unet",
+        "flow_head_layers": 1,
+        "patch_mask_high": 0.5,
+    },
 }
 
 
 def config_of(option: str, **fields: int | None) -> UnifiedConfig:
-    return UnifiedConfig(**{"vocab_size": 40, "latent_dim": 3, "pixel_dim": 12, "pixel_bottleneck": 8, "unet_width": 8,
-                            "codebook_size": CODES, "width": 48, "layers": 3, "heads": 4, "time_dim": 32,
-                            **OPTIONS[option], **fields})
+    return UnifiedConfig(
+        **{
+            "vocab_size": 40,
+            "latent_dim": 3,
+            "pixel_dim": 12,
+            "pixel_bottleneck": 8,
+            "unet_width": 8,
+            "codebook_size": CODES,
+            "width": 48,
+            "layers": 3,
+            "heads": 4,
+            "time_dim": 32,
+            **OPTIONS[option],
+            **fields,
+        }
+    )
 
 
 def build(config: UnifiedConfig, seed: int = 0) -> UnifiedModel:

@@ -3,6 +3,7 @@
 `with start_cluster(nodes=2) as cluster:` gives its addresses and the environment that its clients need; at the end
 every process that it started is gone, told apart by process ids, and no other Ray of the machine is touched.
 """
+
 from __future__ import annotations
 
 import os
@@ -26,6 +27,7 @@ import psutil
 @dataclass(frozen=True)
 class TestCluster:
     """`dashboard` is for jobs, `gcs` for drivers; `env` is the whole environment of a client with the token."""
+
     __test__ = False
 
     dashboard: str
@@ -36,18 +38,32 @@ class TestCluster:
 
 
 @contextmanager
-def start_cluster(log_folder: Path, nodes: int = 2, num_cpus: int = 1, timeout: float = 90.0,
-                  env: dict[str, str] | None = None) -> Iterator[TestCluster]:
+def start_cluster(
+    log_folder: Path, nodes: int = 2, num_cpus: int = 1, timeout: float = 90.0, env: dict[str, str] | None = None
+) -> Iterator[TestCluster]:
     """Start `nodes` Ray nodes with `num_cpus` each; Ray's output goes to `log_folder/node-N.log`."""
     gcs, dashboard = free_port(), free_port()
     token = secrets.token_hex(32)
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0",
-                   "PYTHONUNBUFFERED": "1", **(env or {})}
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+        **(env or {}),
+    }
     for name in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         environment.pop(name, None)
     ray = Path(sys.executable).parent / "ray"
-    shared = ["--block", "--disable-usage-stats", f"--num-cpus={num_cpus}", "--min-worker-port=0",
-              "--max-worker-port=0", "--object-store-memory=200000000", "--node-ip-address=127.0.0.1"]
+    shared = [
+        "--block",
+        "--disable-usage-stats",
+        f"--num-cpus={num_cpus}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--object-store-memory=200000000",
+        "--node-ip-address=127.0.0.1",
+    ]
     log_folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         # pytest's folders are too long for Ray's sockets
@@ -58,12 +74,25 @@ def start_cluster(log_folder: Path, nodes: int = 2, num_cpus: int = 1, timeout: 
 
         def launch(*arguments: str) -> None:
             log = stack.enter_context(open(log_folder / f"node-{len(processes)}.log", "wb"))
-            processes.append(subprocess.Popen([str(ray), "start", *arguments, *shared], env=environment, stdout=log,
-                                              stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                              start_new_session=True))
+            processes.append(
+                subprocess.Popen(
+                    [str(ray), "start", *arguments, *shared],
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
 
-        launch("--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
-               f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={temp}")
+        launch(
+            "--head",
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--temp-dir={temp}",
+        )
         url = f"http://127.0.0.1:{dashboard}"
         _wait_for(lambda: _alive(url, token) >= 1, timeout, processes, log_folder)
         for _ in range(nodes - 1):
@@ -97,8 +126,10 @@ def _wait_for(ready, timeout: float, processes: list[subprocess.Popen], log_fold
         failed = [number for number, process in enumerate(processes) if process.poll() is not None]
         if failed or time.monotonic() > deadline:
             number = failed[0] if failed else len(processes) - 1
-            raise RuntimeError(f"Ray node {number} did not start:\n"
-                               + (log_folder / f"node-{number}.log").read_text(errors="replace")[-3000:])
+            raise RuntimeError(
+                f"Ray node {number} did not start:\n"
+                + (log_folder / f"node-{number}.log").read_text(errors="replace")[-3000:]
+            )
         time.sleep(0.3)
 
 

@@ -1,4 +1,5 @@
 """What tests of several rooms share: a real S3 server, and one root folder on each kind of storage."""
+
 from __future__ import annotations
 
 import os
@@ -22,8 +23,12 @@ def s3_server():
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    settings = {"FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    settings = {
+        "FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     known = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)  # for the processes that tests start
     # fsspec has read its part of the environment when it was imported, perhaps before this.
@@ -55,7 +60,7 @@ def process_group():
     """One process group of one rank for the whole session: DeepSpeed keeps the first group that it meets."""
     import torch
 
-    from infra.training.launch import single_process
+    from omniloom.infra.training.launch import single_process
 
     torch.set_num_threads(1)
     with single_process():

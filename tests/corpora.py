@@ -2,6 +2,7 @@
 
 Both are folders as their stages write them, with a manifest that hashes every file.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from infra import storage
-from infra.artifacts import Artifact
-from models.text import TextTokenizer
-from stages import records, tokens
-from stages.limits import DEFAULT_LIMITS
-from stages.media import encode_mp4, encode_png
-from stages.readers import media_row
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.models.text import TextTokenizer
+from omniloom.stages.data import records, tokens
+from omniloom.stages.data.media.decode import encode_mp4, encode_png
+from omniloom.stages.data.media.limits import DEFAULT_LIMITS
+from omniloom.stages.ingest.readers import media_row
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
 
@@ -48,16 +49,22 @@ class Silent:
 
 def seal(folder: Path, stage: str, config=None) -> Artifact:
     """The folder as a published artifact, made by this stage config."""
-    files = [{"path": name, "bytes": size, "sha256": storage.sha256(str(folder / name))}
-             for name, size in storage.list_files(str(folder)).items()]
-    return Artifact(stage, hashlib.sha256(str(folder).encode()).hexdigest(), str(folder), {
-        "files": files, "config": config.model_dump(mode="json") if config else {}})
+    files = [
+        {"path": name, "bytes": size, "sha256": storage.sha256(str(folder / name))}
+        for name, size in storage.list_files(str(folder)).items()
+    ]
+    return Artifact(
+        stage,
+        hashlib.sha256(str(folder).encode()).hexdigest(),
+        str(folder),
+        {"files": files, "config": config.model_dump(mode="json") if config else {}},
+    )
 
 
 def square(colour: str, at: tuple[int, int], size: int = 24) -> np.ndarray:
     picture = np.full((size, size, 3), 20, np.uint8)
     y, x = at
-    picture[y:y + 8, x:x + 8] = COLOURS[colour]
+    picture[y : y + 8, x : x + 8] = COLOURS[colour]
     return picture
 
 
@@ -73,10 +80,25 @@ def ingest(folder: Path, images: int = 24, videos: int = 6, frames: int = 5) -> 
         else:
             media = encode_mp4(np.stack([square(colour, (y, (x + 2 * t) % 16)) for t in range(frames)]), 8)
         split = {5: "validation", 4: "test"}.get(number % 6, "train")
-        rows.append({"id": hashlib.sha256(media + bytes([number])).hexdigest(), "kind": kind, "split": split,
-                     "media": media, "format": "png" if kind == "image" else "mp4", "caption": f"a {colour} square",
-                     "label": colour, "width": 24, "height": 24, "frames": 1 if kind == "image" else frames,
-                     "source": "squares", "path": f"{number}", "part": 0, "synthetic": False, "meta": "{}"})
+        rows.append(
+            {
+                "id": hashlib.sha256(media + bytes([number])).hexdigest(),
+                "kind": kind,
+                "split": split,
+                "media": media,
+                "format": "png" if kind == "image" else "mp4",
+                "caption": f"a {colour} square",
+                "label": colour,
+                "width": 24,
+                "height": 24,
+                "frames": 1 if kind == "image" else frames,
+                "source": "squares",
+                "path": f"{number}",
+                "part": 0,
+                "synthetic": False,
+                "meta": "{}",
+            }
+        )
     half = len(rows) // 2
     for index, part in enumerate((rows[:half], rows[half:])):
         records.write_shard(str(folder / records.shard_name(index)), part)
@@ -102,36 +124,62 @@ def ingest_shapes(folder: Path) -> Artifact:
         rows.append(media_row("video", encode_mp4(clip, 8), DEFAULT_LIMITS))
     for row in rows:
         row["caption"] = f"a {row['width']} by {row['height']} square"
-    segments = [{"type": "text", "text": "red and blue"},
-                *({"type": "image", "text": "", **{name: rows[i][name] for name in ("media", "width", "height")}}
-                  for i in (1, 2))]
-    rows.append({"id": hashlib.sha256(b"document").hexdigest(), "kind": "document", "segments": segments,
-                 "synthetic": False})
+    segments = [
+        {"type": "text", "text": "red and blue"},
+        *(
+            {"type": "image", "text": "", **{name: rows[i][name] for name in ("media", "width", "height")}}
+            for i in (1, 2)
+        ),
+    ]
+    rows.append(
+        {"id": hashlib.sha256(b"document").hexdigest(), "kind": "document", "segments": segments, "synthetic": False}
+    )
     for number, row in enumerate(rows):
-        row |= {"split": "validation" if number in (3, 4, 25) else "train", "source": "noise", "path": str(number),
-                "part": 0, "meta": "{}"}
+        row |= {
+            "split": "validation" if number in (3, 4, 25) else "train",
+            "source": "noise",
+            "path": str(number),
+            "part": 0,
+            "meta": "{}",
+        }
     records.write_shard(str(folder / records.shard_name(0)), rows)
     return seal(folder, "ingest")
 
 
-def token_rows(text: TextTokenizer, rng: np.random.Generator, images: int, videos: int, texts: int, documents: int,
-               channels: int = 4, codes: bool = True, longest_text: int = 60,
-               pixel_patch: int | None = None) -> list[dict]:
+def token_rows(
+    text: TextTokenizer,
+    rng: np.random.Generator,
+    images: int,
+    videos: int,
+    texts: int,
+    documents: int,
+    channels: int = 4,
+    codes: bool = True,
+    longest_text: int = 60,
+    pixel_patch: int | None = None,
+) -> list[dict]:
     """Documents of every kind in the form that `tokens.write_shard` takes; the tokenizer's patches are 4x8x8."""
+
     def visual(grid):
         count = int(np.prod(grid))
         segment = latents(grid, count)
         if pixel_patch:
             t, h, w = grid
             grid = (4 * t - 3, h * 8 // pixel_patch, w * 8 // pixel_patch)
-            segment |= {"pixel_grid": list(grid),
-                        "pixels": rng.integers(0, 256, int(np.prod(grid)) * pixel_patch ** 2 * 3).astype(np.uint8)}
+            segment |= {
+                "pixel_grid": list(grid),
+                "pixels": rng.integers(0, 256, int(np.prod(grid)) * pixel_patch**2 * 3).astype(np.uint8),
+            }
         return segment
 
     def latents(grid, count):
-        return {"kind": "visual", "loss": True, "grid": list(grid),
-                "latents": rng.normal(size=count * channels).astype(np.float32),
-                "codes": rng.integers(0, 64, count).astype(np.int32) if codes else None}
+        return {
+            "kind": "visual",
+            "loss": True,
+            "grid": list(grid),
+            "latents": rng.normal(size=count * channels).astype(np.float32),
+            "codes": rng.integers(0, 64, count).astype(np.int32) if codes else None,
+        }
 
     def written(words):
         return {"kind": "text", "loss": True, "ids": text.encode(" ".join(words))}
@@ -141,8 +189,15 @@ def token_rows(text: TextTokenizer, rng: np.random.Generator, images: int, video
 
     def row(kind, segments):
         number = len(rows)
-        rows.append({"id": hashlib.sha256(f"{kind}{number}".encode()).hexdigest(), "kind": kind, "label": None,
-                     "bytes": 7 * number, "segments": segments})
+        rows.append(
+            {
+                "id": hashlib.sha256(f"{kind}{number}".encode()).hexdigest(),
+                "kind": kind,
+                "label": None,
+                "bytes": 7 * number,
+                "segments": segments,
+            }
+        )
 
     rows: list[dict] = []
     for number in range(images):
@@ -155,7 +210,7 @@ def token_rows(text: TextTokenizer, rng: np.random.Generator, images: int, video
         parts = []
         for _ in range(1 + number % 3):
             parts += [written(words(int(rng.integers(1, 12)))), visual((1, 2, 2))]
-        row("document", (parts + [written(words(4))])[number % 2:])
+        row("document", (parts + [written(words(4))])[number % 2 :])
     return rows
 
 
@@ -163,18 +218,37 @@ def text_tokenizer() -> TextTokenizer:
     return TextTokenizer.train(["a red square moves", "the green square", "a blue square"] * 3, 300)
 
 
-def pretokenize(folder: Path, splits: dict[str, list[list[dict]]], text: TextTokenizer, channels: int = 4,
-                visual_digest: str = "", pixel_patch: int | None = None) -> Artifact:
+def pretokenize(
+    folder: Path,
+    splits: dict[str, list[list[dict]]],
+    text: TextTokenizer,
+    channels: int = 4,
+    visual_digest: str = "",
+    pixel_patch: int | None = None,
+) -> Artifact:
     """A token artifact: `splits` maps a split to the rows of each of its shards."""
     for split, shards in splits.items():
         for index, rows in enumerate(shards):
             tokens.write_shard(str(folder / "tokens" / split / f"shard-{index:05d}.arrow"), rows)
-    storage.write_json(str(folder / "tokens.json"), {
-        "schema_version": tokens.SCHEMA_VERSION, "visual_tokenizer": "test", "visual_digest": visual_digest,
-        "text_digest": text.digest,
-        "vocab_size": text.vocab_size, "specials": text.specials, "image_size": 24, "video_size": 24, "frames": 5,
-        "latent_mean": [0.1] * channels, "latent_std": [0.5] * channels, "counts": {},
-        "codebook_size": 64, "pixel_patch": pixel_patch})
+    storage.write_json(
+        str(folder / "tokens.json"),
+        {
+            "schema_version": tokens.SCHEMA_VERSION,
+            "visual_tokenizer": "test",
+            "visual_digest": visual_digest,
+            "text_digest": text.digest,
+            "vocab_size": text.vocab_size,
+            "specials": text.specials,
+            "image_size": 24,
+            "video_size": 24,
+            "frames": 5,
+            "latent_mean": [0.1] * channels,
+            "latent_std": [0.5] * channels,
+            "counts": {},
+            "codebook_size": 64,
+            "pixel_patch": pixel_patch,
+        },
+    )
     storage.write_bytes(str(folder / "text.json"), text.to_json().encode())
     return seal(folder, "pretokenize")
 
@@ -186,17 +260,27 @@ def tokenizer(folder: Path, channels: int = 4) -> Artifact:
 
     from safetensors.torch import save_file
 
-    from models.tokenizer.config import TokenizerConfig
-    from models.tokenizer.omni import OmniTokenizer
-    from models.tokenizer.quantizers.config import QuantizerConfig
+    from omniloom.models.tokenizer.config import TokenizerConfig
+    from omniloom.models.tokenizer.omni import OmniTokenizer
+    from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
     torch.manual_seed(0)
-    config = TokenizerConfig(patch_size=8, temporal_patch=4, width=16, heads=2, head_dim=8, spatial_layers="t",
-                             temporal_layers=1, decoder_spatial_layers="t",
-                             quantizer=QuantizerConfig(codebook_size=64, latent_dim=channels))
+    config = TokenizerConfig(
+        patch_size=8,
+        temporal_patch=4,
+        width=16,
+        heads=2,
+        head_dim=8,
+        spatial_layers="t",
+        temporal_layers=1,
+        decoder_spatial_layers="t",
+        quantizer=QuantizerConfig(codebook_size=64, latent_dim=channels),
+    )
     (folder / "tokenizer").mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in OmniTokenizer(config).state_dict().items()},
-              folder / "tokenizer" / "tokenizer.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in OmniTokenizer(config).state_dict().items()},
+        folder / "tokenizer" / "tokenizer.safetensors",
+    )
     storage.write_bytes(str(folder / "tokenizer" / "config.json"), json.dumps(asdict(config)).encode())
     return seal(folder, "tokenizer_joint")
 
@@ -206,9 +290,17 @@ def vision_encoder(folder: Path, image_size: int = 24) -> Path:
     import transformers
 
     torch.manual_seed(5)
-    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=image_size,
-        patch_size=8, vision_use_head=False))
+    model = transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=image_size,
+            patch_size=8,
+            vision_use_head=False,
+        )
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)

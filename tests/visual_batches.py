@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.unified.batch import Batch
-from models.unified.model import UnifiedModel
+from omniloom.models.unified.batch import Batch
+from omniloom.models.unified.model import UnifiedModel
 
 
 def is_visual(batch: Batch) -> Tensor:

@@ -7,12 +7,27 @@ Every call only appends a line to a journal on the local disk (`journal`); a thr
 batches (`courier`, `sink`). While MLflow is away the lines wait, and `replay` sends those of a process that died.
 Importing this package does not import mlflow.
 """
-from infra.tracking.config import TrackingConfig, TrackingSettings, resolve_tracking
-from infra.tracking.courier import replay
-from infra.tracking.probe import probe
-from infra.tracking.registry import Champion, RegisteredModel, champion, register_model
-from infra.tracking.relocation import relocate
-from infra.tracking.runs import RunHandle, Tracker, close_stale, find_runs
 
-__all__ = ["Champion", "RegisteredModel", "RunHandle", "Tracker", "TrackingConfig", "TrackingSettings", "champion",
-           "close_stale", "find_runs", "probe", "register_model", "relocate", "replay", "resolve_tracking"]
+from omniloom.infra.tracking.config import TrackingConfig, TrackingSettings, resolve_tracking
+from omniloom.infra.tracking.courier import replay
+from omniloom.infra.tracking.probe import probe
+from omniloom.infra.tracking.registry import Champion, RegisteredModel, champion, register_model
+from omniloom.infra.tracking.relocation import relocate
+from omniloom.infra.tracking.runs import RunHandle, Tracker, close_stale, find_runs
+
+__all__ = [
+    "Champion",
+    "RegisteredModel",
+    "RunHandle",
+    "Tracker",
+    "TrackingConfig",
+    "TrackingSettings",
+    "champion",
+    "close_stale",
+    "find_runs",
+    "probe",
+    "register_model",
+    "relocate",
+    "replay",
+    "resolve_tracking",
+]

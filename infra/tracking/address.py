@@ -1,11 +1,12 @@
 """Addresses of tracking stores. In: a URI as a user wrote it. Out: whether it can be one, and a SQLite URI's path."""
+
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.secrets import redact
+from omniloom.infra.secrets import redact
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 _DATABASES = ("postgresql", "mysql", "mssql")
@@ -18,8 +19,14 @@ def check_uri(uri: str) -> str:
     scheme = uri.split(":", 1)[0].split("+", 1)[0]
     expected = f"expected one of {', '.join(known + ':' for known in SCHEMES)}"
     if scheme not in SCHEMES or ":" not in uri and uri != "databricks":
-        folder = ("; MLflow no longer keeps runs in a folder: give sqlite:////PATH/mlflow.db, or nothing for a "
-                  "database beside the artifacts") if scheme == "file" or "://" not in uri else ""
+        folder = (
+            (
+                "; MLflow no longer keeps runs in a folder: give sqlite:////PATH/mlflow.db, or nothing for a "
+                "database beside the artifacts"
+            )
+            if scheme == "file" or "://" not in uri
+            else ""
+        )
         raise ValueError(f"{expected}, got {redact(uri)!r}{folder}")
     if scheme == "sqlite" and sqlite_path(uri) is None:
         raise ValueError(f"expected a file, as in sqlite:////PATH/mlflow.db, got {redact(uri)!r}")
@@ -46,8 +53,10 @@ def check_driver(uri: str) -> None:
     except (SQLAlchemyError, ValueError) as error:
         raise ValueError(f"{redact(uri)!r} cannot be opened: {redact(str(error))}") from None
     except ImportError as error:
-        raise ValueError(f"{redact(uri)!r} needs a database driver that is not installed: {error}; install it with "
-                         "pip, or name another as in postgresql+psycopg2:, mysql+pymysql:") from None
+        raise ValueError(
+            f"{redact(uri)!r} needs a database driver that is not installed: {error}; install it with "
+            "pip, or name another as in postgresql+psycopg2:, mysql+pymysql:"
+        ) from None
 
 
 def sqlite_uri(path: Path, query: str = "") -> str:
@@ -64,7 +73,7 @@ def sqlite_uri(path: Path, query: str = "") -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The file that a SQLite URI names, absolute; None for another URI and for a database in memory."""
     match = _SQLITE.match(uri)
-    name = uri[match.end():].partition("?")[0] if match else ""
+    name = uri[match.end() :].partition("?")[0] if match else ""
     if not name or name == ":memory:" or name.startswith("file:"):
         return None
     if "%" in name:

@@ -1,4 +1,5 @@
 """Where runs are tracked. In: the `tracking` part of a pipeline's config and its storage. Out: `TrackingSettings`."""
+
 from __future__ import annotations
 
 import os
@@ -8,9 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from infra.errors import InputError
-from infra.secrets import hide_credentials, redact
-from infra.tracking.address import check_driver, check_uri, sqlite_path, sqlite_uri
+from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import hide_credentials, redact
+from omniloom.infra.tracking.address import check_driver, check_uri, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 # What MLflow refuses in a name (`/`, `:`, `.` alone), what its searches cannot quote, and what `models:/NAME@alias`
@@ -23,21 +24,32 @@ class TrackingConfig(BaseModel):
 
     Nothing here changes what a stage computes, so none of it enters a fingerprint.
     """
+
     model_config = ConfigDict(extra="forbid")
 
-    uri: str | None = Field(None, description="MLflow server or database, such as http://host:5000. Without it: "
-                                              "$MLFLOW_TRACKING_URI, else SQLite beside the artifacts")
+    uri: str | None = Field(
+        None,
+        description="MLflow server or database, such as http://host:5000. Without it: "
+        "$MLFLOW_TRACKING_URI, else SQLite beside the artifacts",
+    )
     experiment: str = Field("omniloom", min_length=1, description="MLflow experiment")
-    artifact_root: str | None = Field(None, description="where a new experiment keeps files; by default beside a "
-                                                        "SQLite database, or wherever the server keeps them")
-    register_as: str | None = Field(None, description="name in the model registry, the pipeline's where nothing is "
-                                                      "given; null: no model is registered. None of / : ' \" @ ? # % "
-                                                      "and no backslash")
+    artifact_root: str | None = Field(
+        None,
+        description="where a new experiment keeps files; by default beside a "
+        "SQLite database, or wherever the server keeps them",
+    )
+    register_as: str | None = Field(
+        None,
+        description="name in the model registry, the pipeline's where nothing is "
+        "given; null: no model is registered. None of / : ' \" @ ? # % "
+        "and no backslash",
+    )
     system_metrics: bool = Field(True, description="sample CPU, memory, disk, network and GPUs during a stage")
     sample_seconds: float = Field(5.0, gt=0, description="seconds between samples of the system metrics")
     request_seconds: float = Field(10.0, gt=0, description="patience with one request to the tracking server")
-    flush_seconds: float = Field(20.0, gt=0, description="patience at the end of a run; what is not sent by then "
-                                                         "waits on disk for the next run")
+    flush_seconds: float = Field(
+        20.0, gt=0, description="patience at the end of a run; what is not sent by then waits on disk for the next run"
+    )
 
     @field_validator("uri")
     @classmethod
@@ -48,8 +60,10 @@ class TrackingConfig(BaseModel):
     @classmethod
     def _without_secrets(cls, root: str | None) -> str | None:
         if root is not None and redact(root) != root:
-            raise ValueError("expected a place without a user, a password or a signature, since MLflow shows it; give "
-                             "credentials to its client by the environment")
+            raise ValueError(
+                "expected a place without a user, a password or a signature, since MLflow shows it; give "
+                "credentials to its client by the environment"
+            )
         return root
 
     @field_validator("register_as")
@@ -67,6 +81,7 @@ class TrackingSettings:
     `spool` is the local folder of the journals; `artifact_root` None leaves the place of files to the server, and
     `beside` says that it lies beside the SQLite database and moves with it. `uri` may hold a password: show `shown`.
     """
+
     uri: str = field(repr=False)
     experiment: str
     artifact_root: str | None
@@ -97,7 +112,7 @@ def resolve_tracking(config: TrackingConfig, storage: str) -> TrackingSettings:
     `tracking.uri`. A database URI keeps its files in `mlflow-artifacts` next to a SQLite file. Raises InputError that
     names `tracking.uri`, or the variable, where no run can be tracked there.
     """
-    from infra.storage import is_local, local_path
+    from omniloom.infra.storage import is_local, local_path
 
     beside = local_path(storage) if is_local(storage) else None
     home = (beside / "mlflow" if beside else Path("runs/mlflow")).absolute()
@@ -106,13 +121,21 @@ def resolve_tracking(config: TrackingConfig, storage: str) -> TrackingSettings:
     artifact_root = config.artifact_root
     if path := sqlite_path(uri):
         uri = sqlite_uri(path, "".join(uri.partition("?")[1:]))
-        artifact_root = artifact_root or (home / "artifacts" if path == database
-                                          else path.parent / "mlflow-artifacts").as_uri()
-    return TrackingSettings(uri=uri, experiment=config.experiment, artifact_root=artifact_root,
-                            spool=str(home / "spool"), register_as=config.register_as,
-                            system_metrics=config.system_metrics, sample_seconds=config.sample_seconds,
-                            request_seconds=config.request_seconds, flush_seconds=config.flush_seconds,
-                            beside=path is not None and config.artifact_root is None)
+        artifact_root = (
+            artifact_root or (home / "artifacts" if path == database else path.parent / "mlflow-artifacts").as_uri()
+        )
+    return TrackingSettings(
+        uri=uri,
+        experiment=config.experiment,
+        artifact_root=artifact_root,
+        spool=str(home / "spool"),
+        register_as=config.register_as,
+        system_metrics=config.system_metrics,
+        sample_seconds=config.sample_seconds,
+        request_seconds=config.request_seconds,
+        flush_seconds=config.flush_seconds,
+        beside=path is not None and config.artifact_root is None,
+    )
 
 
 def _chosen(config: TrackingConfig) -> str | None:

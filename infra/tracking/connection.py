@@ -3,6 +3,7 @@
 Creating or migrating a database is no transaction on SQLite: one process at a time does it, under a file lock. There a
 database that was moved with its folder is also told where its files are now.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,10 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra import secrets
-from infra.tracking.config import TrackingSettings
-from infra.tracking.failures import Unreachable, short
-from infra.tracking.relocation import relocate
+from omniloom.infra import secrets
+from omniloom.infra.tracking.config import TrackingSettings
+from omniloom.infra.tracking.failures import Unreachable, short
+from omniloom.infra.tracking.relocation import relocate
 
 # MLflow's modules import one another in circles: two threads that import it at once can deadlock.
 _IMPORT = threading.RLock()
@@ -44,10 +45,14 @@ def open_client(settings: TrackingSettings):
 
 def configure_mlflow(settings: TrackingSettings) -> None:
     """Set MLflow's patience and noise for this process, before its first import; the user's own settings win."""
-    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-                        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(settings.request_seconds))),
-                        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
-                        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}.items():
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(settings.request_seconds))),
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }.items():
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):  # migrations, tracebacks, chatter
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -3,6 +3,7 @@
 In: the journals of this process's runs. Out: delivered events; `flush` to wait for them; `replay` for journals that
 other processes left behind. It never raises into the caller and never makes it wait but in `flush`.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -13,11 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.secrets import logger
-from infra.tracking.config import TrackingSettings
-from infra.tracking.failures import NotCreated, TryAgain, Unreachable, say_once, short
-from infra.tracking.journal import SUFFIX, Journal, run_folder
-from infra.tracking.sink import RUN_FILE, Sink
+from omniloom.infra.secrets import logger
+from omniloom.infra.tracking.config import TrackingSettings
+from omniloom.infra.tracking.failures import NotCreated, TryAgain, Unreachable, say_once, short
+from omniloom.infra.tracking.journal import SUFFIX, Journal, run_folder
+from omniloom.infra.tracking.sink import RUN_FILE, Sink
 
 log = logger(__name__)
 
@@ -110,8 +111,9 @@ class Courier:
         try:
             return self.sink.find(folder, key)
         except Exception as error:  # whatever a store answers
-            say_once(self.settings.uri, "tracking at %s does not tell a run's id: %s", self.settings.shown,
-                     short(error))
+            say_once(
+                self.settings.uri, "tracking at %s does not tell a run's id: %s", self.settings.shown, short(error)
+            )
             return None
         finally:
             self._delivery.release()
@@ -126,8 +128,13 @@ class Courier:
                 self._call_beats()
                 clean = self._round()
             except Exception as error:  # whatever it is, tracking must not end the run, nor itself
-                say_once(self.settings.uri, "tracking failed; the events stay in %s: %s: %s", self.settings.spool,
-                         type(error).__name__, short(error))
+                say_once(
+                    self.settings.uri,
+                    "tracking failed; the events stay in %s: %s: %s",
+                    self.settings.spool,
+                    type(error).__name__,
+                    short(error),
+                )
                 clean = False
             pause = _INTERVAL if clean else min(2 * pause, _LONGEST_PAUSE)
             with self._state:
@@ -186,13 +193,22 @@ class Courier:
                 return False
             except Unreachable as error:
                 if not self.away:
-                    log.warning("tracking at %s is away; events wait in %s (%s)", self.settings.shown,
-                                self.settings.spool, short(error))
+                    log.warning(
+                        "tracking at %s is away; events wait in %s (%s)",
+                        self.settings.shown,
+                        self.settings.spool,
+                        short(error),
+                    )
                 self.away = True
                 return False
             except Exception as error:
-                say_once(str(journal.path), "tracking could not deliver %s; it stays: %s: %s", journal.path,
-                         type(error).__name__, short(error))
+                say_once(
+                    str(journal.path),
+                    "tracking could not deliver %s; it stays: %s: %s",
+                    journal.path,
+                    type(error).__name__,
+                    short(error),
+                )
                 return False
             if self.away:
                 log.warning("tracking at %s is back", self.settings.shown)

@@ -1,5 +1,6 @@
 """What a store's answers mean. In: an exception of MLflow, its HTTP client, its database or an artifact store. Out:
 whether the store is away, refuses the request itself, or neither can be told."""
+
 from __future__ import annotations
 
 import errno
@@ -7,19 +8,43 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infra.secrets import logger, redact
+from omniloom.infra.secrets import logger, redact
 
 log = logger(__name__)
 
 # What a store answers when it is there and the request itself is wrong: sending it again cannot help.
-_FINAL = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS",
-          "BAD_REQUEST", "INVALID_STATE", "MALFORMED_REQUEST"}
+_FINAL = {
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+    "MALFORMED_REQUEST",
+}
 # ... and when the same request may be answered otherwise later.
-_LATER = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED",
-          "PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
+_LATER = {
+    "TEMPORARILY_UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "CANCELLED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "CUSTOMER_UNAUTHORIZED",
+}
 # A disk's own refusals, which no time changes.
-_NO_SUCH_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
-                  errno.ENAMETOOLONG, errno.EINVAL}
+_NO_SUCH_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+}
 
 _REASON = re.compile(r"\[Errno -?\d+\] [\w ]+|[Rr]ead timed out|timed out|too many \d+ error responses")
 
@@ -94,8 +119,15 @@ def _connectivity() -> tuple[type[BaseException], ...]:
     import urllib3
     from sqlalchemy import exc
 
-    return (ConnectionError, TimeoutError, requests.RequestException, urllib3.exceptions.HTTPError,
-            exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+    return (
+        ConnectionError,
+        TimeoutError,
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+        exc.OperationalError,
+        exc.InterfaceError,
+        exc.TimeoutError,
+    )
 
 
 def short(error: BaseException) -> str:

@@ -9,6 +9,7 @@ process can tell a journal that is being written from one that was left behind.
 A line that a full disk or a crash cut is skipped, counted and told; the lines behind it are whole. Where the position
 is not readable all is sent again, which MLflow takes as the same values.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,7 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra import secrets
+from omniloom.infra import secrets
 
 log = secrets.logger(__name__)
 
@@ -127,7 +128,7 @@ class Journal:
         rest = data
         try:
             while rest:
-                rest = rest[os.write(self._descriptor, rest):]
+                rest = rest[os.write(self._descriptor, rest) :]
         except OSError:
             if len(rest) < len(data):
                 try:

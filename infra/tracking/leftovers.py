@@ -1,13 +1,14 @@
 """What a store refused for good. In: an event and why. Out: a line in `SPOOL-left-out/RUN_KEY/left-out.jsonl`, and
 the files that came with it beside that: nothing that was logged is thrown away."""
+
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
 
-from infra.secrets import redact
-from infra.tracking.failures import say_once
+from omniloom.infra.secrets import redact
+from omniloom.infra.tracking.failures import say_once
 
 _FILE = "left-out.jsonl"
 
@@ -25,8 +26,9 @@ def leave_out(folder: Path, event: dict, why: str) -> None:
             file.write(json.dumps({"why": redact(why), **event}) + "\n")
     except OSError as error:
         say_once(folder.name, "tracking could not keep what was refused: %s", error)
-    say_once(f"{folder.name} {event['kind']}", "tracking leaves out %s: %s; it is kept in %s", _name(event), why,
-             target)
+    say_once(
+        f"{folder.name} {event['kind']}", "tracking leaves out %s: %s; it is kept in %s", _name(event), why, target
+    )
 
 
 def _name(event: dict) -> str:

@@ -4,15 +4,16 @@ the view for training, and a process that serves them on this machine alone.
 MLflow opens as a tool for language models' traces: an experiment says by a tag that it is of training, a link by its
 `workflowType`.
 """
+
 from __future__ import annotations
 
 import os
 import socket
 import sys
 
-from infra.errors import InputError
-from infra.secrets import without_user_info
-from infra.tracking.config import TrackingSettings
+from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import without_user_info
+from omniloom.infra.tracking.config import TrackingSettings
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _VIEW = "workflowType=machine_learning"
@@ -27,8 +28,8 @@ def page(base: str, experiment_id: str, run_id: str | None = None) -> str:
 
 def experiment_page(settings: TrackingSettings, base: str) -> str:
     """The experiment's page; the UI's own where the store does not tell the experiment."""
-    from infra.tracking.failures import Refused, Unreachable
-    from infra.tracking.sink import Sink
+    from omniloom.infra.tracking.failures import Refused, Unreachable
+    from omniloom.infra.tracking.sink import Sink
 
     try:
         return page(base, Sink(settings).experiment_id(settings.experiment))
@@ -55,8 +56,11 @@ def serve(settings: TrackingSettings, port: int) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
     # Its job queues are for judges of language models, and take ten processes and two gigabytes. The store's URI may
     # hold a password, which a command line would show to everybody on the machine.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                   "MLFLOW_BACKEND_STORE_URI": settings.uri}
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": settings.uri,
+    }
     if settings.artifact_root:
         environment["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = settings.artifact_root
     os.execve(sys.executable, command, environment)

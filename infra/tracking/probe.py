@@ -1,4 +1,5 @@
 """Whether a tracking store can be used from here. In: settings. Out: yes or no, and in words; changes nothing there."""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,9 +9,9 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from infra.tracking.config import TrackingSettings
-from infra.tracking.connection import configure_mlflow
-from infra.tracking.failures import short
+from omniloom.infra.tracking.config import TrackingSettings
+from omniloom.infra.tracking.connection import configure_mlflow
+from omniloom.infra.tracking.failures import short
 
 _NOT_YET = "will be made by the first run"
 

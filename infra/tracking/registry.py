@@ -2,6 +2,7 @@
 
 The model's code is a file of ours that MLflow stores as source (models from code), so no pickle is made or read.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from infra.errors import InputError
-from infra.secrets import logger
-from infra.tracking.config import VARIABLE
-from infra.tracking.courier import courier
-from infra.tracking.failures import Refused, Unreachable, short
-from infra.tracking.runs import RunHandle
-from infra.tracking.sink import Sink
+from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import logger
+from omniloom.infra.tracking.config import VARIABLE
+from omniloom.infra.tracking.courier import courier
+from omniloom.infra.tracking.failures import Refused, Unreachable, short
+from omniloom.infra.tracking.runs import RunHandle
+from omniloom.infra.tracking.sink import Sink
 
 log = logger(__name__)
 
@@ -32,6 +33,7 @@ Better = Literal["higher", "lower"]
 @dataclass(frozen=True)
 class RegisteredModel:
     """A version in the registry; `uri` is what `mlflow.pyfunc.load_model` takes."""
+
     name: str
     version: str
 
@@ -43,15 +45,24 @@ class RegisteredModel:
 @dataclass(frozen=True)
 class Champion:
     """The version that holds an alias, the fingerprint of its model, and the figures it was registered with last."""
+
     version: str
     fingerprint: str | None
     metrics: Mapping[str, float]
 
 
-def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: str, fingerprint: str,
-                   alias: str | None = None, metrics: Mapping[str, float] | None = None,
-                   example: list[dict[str, Any]] | None = None, timeout: float = 300.0,
-                   no_worse: Mapping[str, Better] | None = None) -> tuple[RegisteredModel | None, str | None]:
+def register_model(
+    run: RunHandle,
+    bundle: str | Path,
+    code: str | Path,
+    name: str,
+    fingerprint: str,
+    alias: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    example: list[dict[str, Any]] | None = None,
+    timeout: float = 300.0,
+    no_worse: Mapping[str, Better] | None = None,
+) -> tuple[RegisteredModel | None, str | None]:
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
     `code` is a file that ends in `mlflow.models.set_model(...)` and defines `signature()`, which gives an
@@ -66,16 +77,27 @@ def register_model(run: RunHandle, bundle: str | Path, code: str | Path, name: s
     for field, path in (("bundle", Path(bundle)), ("code", Path(code))):
         if not path.exists():
             raise ValueError(f"{field}: {path} does not exist")
-    run.log_model(str(Path(bundle).absolute()), str(Path(code).absolute()), name, fingerprint, alias, metrics or {},
-                  example, no_worse or {})
+    run.log_model(
+        str(Path(bundle).absolute()),
+        str(Path(code).absolute()),
+        name,
+        fingerprint,
+        alias,
+        metrics or {},
+        example,
+        no_worse or {},
+    )
     arrived = run.flush(timeout)
     sink = courier(run.settings).sink
     if found := sink.registered.get((name, fingerprint)):
         return found, None
     if why := sink.not_registered.get((name, fingerprint)):
         return None, why
-    return None, ("tracking could not note it" if arrived else
-                  f"tracking at {run.settings.shown} is away; it waits for the next run")
+    return None, (
+        "tracking could not note it"
+        if arrived
+        else f"tracking at {run.settings.shown} is away; it waits for the next run"
+    )
 
 
 def send_model(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
@@ -112,8 +134,14 @@ def _send(sink: Sink, run_id: str, experiment_id: str, event: dict) -> None:
             sink.call("create_registered_model", name)
         model_id = _find_logged(sink, experiment_id, fingerprint) or _log(sink, run_id, experiment_id, event)
         try:
-            version = sink.call("create_model_version", name, f"models:/{model_id}", run_id,
-                                {FINGERPRINT_TAG: fingerprint}, model_id=model_id).version
+            version = sink.call(
+                "create_model_version",
+                name,
+                f"models:/{model_id}",
+                run_id,
+                {FINGERPRINT_TAG: fingerprint},
+                model_id=model_id,
+            ).version
         except Unreachable:
             raise
         except Exception as error:  # MLflow has tried several times by itself
@@ -160,10 +188,12 @@ def _quoted(text: str) -> str:
 
 def _find_logged(sink: Sink, experiment_id: str, fingerprint: str) -> str | None:
     """A logged model of this content that is complete and was left by a registration that was interrupted."""
-    found = sink.call("search_logged_models", [experiment_id],
-                      filter_string=f"tags.`{FINGERPRINT_TAG}` = {_quoted(fingerprint)}")
-    return next((model.model_id for model in found if str(getattr(model.status, "value", model.status)) == "READY"),
-                None)
+    found = sink.call(
+        "search_logged_models", [experiment_id], filter_string=f"tags.`{FINGERPRINT_TAG}` = {_quoted(fingerprint)}"
+    )
+    return next(
+        (model.model_id for model in found if str(getattr(model.status, "value", model.status)) == "READY"), None
+    )
 
 
 def _log(sink: Sink, run_id: str, experiment_id: str, event: dict) -> str:
@@ -183,10 +213,15 @@ def _save(target: Path, run_id: str, event: dict) -> None:
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    pyfunc.save_model(str(target), python_model=event["code"], artifacts={"bundle": event["bundle"]},
-                      pip_requirements=_requirements(), mlflow_model=Model(run_id=run_id),
-                      signature=runpy.run_path(event["code"])["signature"](),
-                      input_example=pandas.DataFrame(event["example"]) if event["example"] else None)
+    pyfunc.save_model(
+        str(target),
+        python_model=event["code"],
+        artifacts={"bundle": event["bundle"]},
+        pip_requirements=_requirements(),
+        mlflow_model=Model(run_id=run_id),
+        signature=runpy.run_path(event["code"])["signature"](),
+        input_example=pandas.DataFrame(event["example"]) if event["example"] else None,
+    )
 
 
 def _upload(sink: Sink, target: Path, run_id: str, experiment_id: str, event: dict) -> str:
@@ -194,8 +229,14 @@ def _upload(sink: Sink, target: Path, run_id: str, experiment_id: str, event: di
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
 
-    logged = sink.call("create_logged_model", experiment_id, name=_MODEL_NAME, source_run_id=run_id,
-                       tags={FINGERPRINT_TAG: event["fingerprint"]}, model_type="omniloom")
+    logged = sink.call(
+        "create_logged_model",
+        experiment_id,
+        name=_MODEL_NAME,
+        source_run_id=run_id,
+        tags={FINGERPRINT_TAG: event["fingerprint"]},
+        model_type="omniloom",
+    )
     try:
         saved = Model.load(str(target))
         saved.model_id = logged.model_id
@@ -216,8 +257,12 @@ def _log_metrics(sink: Sink, run_id: str, model_id: str, metrics: Mapping[str, f
 
     if figures := {key: value for key, value in metrics.items() if value is not None}:
         now = get_current_time_millis()
-        sink.call("log_batch", run_id, [Metric(key, value, now, 0, model_id=model_id)
-                                        for key, value in figures.items()], synchronous=True)
+        sink.call(
+            "log_batch",
+            run_id,
+            [Metric(key, value, now, 0, model_id=model_id) for key, value in figures.items()],
+            synchronous=True,
+        )
 
 
 def _logged_model(version) -> str | None:
@@ -253,9 +298,12 @@ def _held_by_better(sink: Sink, event: dict) -> bool:
     if held is None or held.fingerprint == event["fingerprint"]:
         return False
     own, theirs = event["metrics"], held.metrics
-    return not all(key in theirs and own.get(key) is not None and
-                   (own[key] >= theirs[key] if better == "higher" else own[key] <= theirs[key])
-                   for key, better in wanted.items())
+    return not all(
+        key in theirs
+        and own.get(key) is not None
+        and (own[key] >= theirs[key] if better == "higher" else own[key] <= theirs[key])
+        for key, better in wanted.items()
+    )
 
 
 def _discard(sink: Sink, model_id: str) -> None:
@@ -291,5 +339,6 @@ def bundle_folder(uri: str) -> Path:
         flavor = Model.load(str(folder)).flavors["python_function"]
         return folder / flavor["artifacts"]["bundle"]["path"]
     except (mlflow.MlflowException, OSError, KeyError) as error:
-        raise InputError(f"is no model of this project in the registry: {short(error)}", field="MODEL",
-                         file=uri) from None
+        raise InputError(
+            f"is no model of this project in the registry: {short(error)}", field="MODEL", file=uri
+        ) from None

@@ -3,6 +3,7 @@
 MLflow keeps absolute places of files in its database. Where those lie beside the database by our own default, they are
 made to follow it: new runs write beside the database, and the files of old runs are found.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -10,14 +11,19 @@ import sqlite3
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from infra.secrets import logger
-from infra.tracking.config import TrackingSettings
+from omniloom.infra.secrets import logger
+from omniloom.infra.tracking.config import TrackingSettings
 
 log = logger(__name__)
 
 # Where MLflow's schema keeps places of files: (table, column).
-_PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-           ("model_versions", "source"), ("model_versions", "storage_location"))
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 
 
 def relocate(settings: TrackingSettings) -> None:
@@ -40,8 +46,11 @@ def _roots(connection: sqlite3.Connection, root: str) -> set[str]:
         return set()
     ours = PurePosixPath(root).parts[-2:] if root.endswith("/mlflow/artifacts") else PurePosixPath(root).parts[-1:]
     found = {place for (place,) in connection.execute("SELECT artifact_location FROM experiments") if place}
-    return {place for place in found if _path(place) not in (None, root)
-            and PurePosixPath(_path(place)).parts[-len(ours):] == ours}
+    return {
+        place
+        for place in found
+        if _path(place) not in (None, root) and PurePosixPath(_path(place)).parts[-len(ours) :] == ours
+    }
 
 
 def _move(connection: sqlite3.Connection, old: str, root: str) -> None:
@@ -52,13 +61,15 @@ def _move(connection: sqlite3.Connection, old: str, root: str) -> None:
             if column not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
                 continue  # another version of MLflow
             for prefix, new in ((old, Path(root).as_uri()), (_path(old), root)):
-                for (place,) in connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} = ? "
-                                                   f"OR substr({column}, 1, ?) = ?",
-                                                   (prefix, len(prefix) + 1, prefix + "/")).fetchall():
-                    target = new + place[len(prefix):]
+                for (place,) in connection.execute(
+                    f"SELECT DISTINCT {column} FROM {table} WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (prefix, len(prefix) + 1, prefix + "/"),
+                ).fetchall():
+                    target = new + place[len(prefix) :]
                     if table == "experiments" or Path(_path(target)).exists() or not Path(_path(place)).exists():
-                        moved += connection.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?",
-                                                    (target, place)).rowcount
+                        moved += connection.execute(
+                            f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (target, place)
+                        ).rowcount
     log.info("tracking: files that were below %s are looked for below %s (%d places)", _path(old), root, moved)
 
 

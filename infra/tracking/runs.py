@@ -3,6 +3,7 @@
 `Tracker.start_pipeline` gives the parent run's `RunHandle`, `RunHandle.child` a stage's. A handle is picklable and may
 be used in any process, such as a Ray worker. No method raises because of MLflow, the network or the disk.
 """
+
 from __future__ import annotations
 
 import functools
@@ -15,16 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra import owner
-from infra.figures import finite
-from infra.secrets import logger, redact, without_user_info
-from infra.tracking import values
-from infra.tracking.config import TrackingSettings
-from infra.tracking.courier import courier
-from infra.tracking.failures import say_once, short
-from infra.tracking.pages import page
-from infra.tracking.sink import KEY_TAG, Sink
-from infra.tracking.system import SystemSampler
+from omniloom.infra import owner
+from omniloom.infra.figures import finite
+from omniloom.infra.secrets import logger, redact, without_user_info
+from omniloom.infra.tracking import values
+from omniloom.infra.tracking.config import TrackingSettings
+from omniloom.infra.tracking.courier import courier
+from omniloom.infra.tracking.failures import say_once, short
+from omniloom.infra.tracking.pages import page
+from omniloom.infra.tracking.sink import KEY_TAG, Sink
+from omniloom.infra.tracking.system import SystemSampler
 
 log = logger(__name__)
 
@@ -48,14 +49,22 @@ def _now() -> int:
 
 def _quiet(method: Callable) -> Callable:
     """A method that never raises: what went wrong is told once for the run and the method, and None returned."""
+
     @functools.wraps(method)
     def call(self: RunHandle, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            say_once(f"{self.key} {method.__name__}", "tracking: %s of %s: %s: %s", method.__name__, self.name,
-                     type(error).__name__, short(error))
+            say_once(
+                f"{self.key} {method.__name__}",
+                "tracking: %s of %s: %s: %s",
+                method.__name__,
+                self.name,
+                type(error).__name__,
+                short(error),
+            )
             return None
+
     return call
 
 
@@ -65,6 +74,7 @@ class RunHandle:
 
     `key` names the run before MLflow has given it an id; it is also the tag `omniloom.run_key`.
     """
+
     settings: TrackingSettings
     key: str
     name: str
@@ -103,8 +113,12 @@ class RunHandle:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Parameters, once each: nested mappings become dotted names; past 6,000 characters a value is cut, and says
         so at its end. Secrets are left out."""
-        self._append("params", values={values.name(key): values.cut(value, PARAM_CHARACTERS)
-                                       for key, value in values.flat(redact(params))})
+        self._append(
+            "params",
+            values={
+                values.name(key): values.cut(value, PARAM_CHARACTERS) for key, value in values.flat(redact(params))
+            },
+        )
 
     @_quiet
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -114,8 +128,13 @@ class RunHandle:
     def log_image(self, image: Any, key: str, step: int = 0) -> None:
         """An image that the UI shows by step: PNG bytes, a PIL image, or an array, (H, W), (H, W, 3) or (H, W, 4),
         uint8 or what `values.picture` makes uint8 of."""
-        self._append("image", data=(values.picture(image), "image.png"), key=values.name(key),
-                     step=values.step(step), time=_now())
+        self._append(
+            "image",
+            data=(values.picture(image), "image.png"),
+            key=values.name(key),
+            step=values.step(step),
+            time=_now(),
+        )
 
     @_quiet
     def log_file(self, local_path: str | Path, artifact_path: str | None = None) -> None:
@@ -131,24 +150,47 @@ class RunHandle:
     @_quiet
     def log_input(self, name: str, uri: str, digest: str, context: str = "input") -> None:
         """An artifact that the run reads, shown as a dataset. `digest` is its fingerprint (32 characters are kept)."""
-        self._append("dataset", name=values.text(name), uri=values.text(uri),
-                     digest=values.text(digest)[:_DIGEST_CHARACTERS], context=context)
+        self._append(
+            "dataset",
+            name=values.text(name),
+            uri=values.text(uri),
+            digest=values.text(digest)[:_DIGEST_CHARACTERS],
+            context=context,
+        )
 
     def log_output(self, name: str, uri: str, digest: str, context: str = "output") -> None:
         """An artifact that the run made, shown as a dataset with the context `output`."""
         self.log_input(name, uri, digest, context)
 
     @_quiet
-    def log_model(self, bundle: str, code: str, name: str, fingerprint: str, alias: str | None,
-                  metrics: Mapping[str, Any], example: list[dict[str, Any]] | None,
-                  no_worse: Mapping[str, str]) -> None:
+    def log_model(
+        self,
+        bundle: str,
+        code: str,
+        name: str,
+        fingerprint: str,
+        alias: str | None,
+        metrics: Mapping[str, Any],
+        example: list[dict[str, Any]] | None,
+        no_worse: Mapping[str, str],
+    ) -> None:
         """A model for the registry: see `registry.register_model`."""
-        self._append("model", bundle=bundle, code=code, name=name, fingerprint=fingerprint, alias=alias,
-                     metrics=finite(metrics), example=finite(example), no_worse=dict(no_worse))
+        self._append(
+            "model",
+            bundle=bundle,
+            code=code,
+            name=name,
+            fingerprint=fingerprint,
+            alias=alias,
+            metrics=finite(metrics),
+            example=finite(example),
+            no_worse=dict(no_worse),
+        )
 
     # --- its life
-    def child(self, stage: str, tags: Mapping[str, Any] | None = None,
-              params: Mapping[str, Any] | None = None) -> RunHandle:
+    def child(
+        self, stage: str, tags: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
+    ) -> RunHandle:
         """Start a stage's run below this one, with its system metrics sampled in this process."""
         run = _start(self.settings, stage, self.pipeline, self.key, {STAGE_TAG: stage, **(tags or {})})
         if params:
@@ -207,8 +249,9 @@ class RunHandle:
             sampler.stop()
 
     @_quiet
-    def _append(self, kind: str, data: tuple[bytes, str] | None = None, source: Path | None = None,
-                **event: Any) -> None:
+    def _append(
+        self, kind: str, data: tuple[bytes, str] | None = None, source: Path | None = None, **event: Any
+    ) -> None:
         journal = courier(self.settings).journal(self.key)
         if data is not None:
             event["path"] = journal.stage_bytes(*data)
@@ -223,8 +266,9 @@ class Tracker:
     def __init__(self, settings: TrackingSettings):
         self.settings = settings
 
-    def start_pipeline(self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None,
-                       title: str | None = None) -> RunHandle:
+    def start_pipeline(
+        self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None, title: str | None = None
+    ) -> RunHandle:
         """The parent run of the pipeline `name`, with the whole config as parameters and as the file `config.json`;
         secrets are left out. `title` is what the run is called, by default as the pipeline."""
         run = _start(self.settings, title or name, name, None, tags or {})
@@ -233,8 +277,9 @@ class Tracker:
         return run
 
 
-def _start(settings: TrackingSettings, name: str, pipeline: str, parent: str | None,
-           tags: Mapping[str, Any]) -> RunHandle:
+def _start(
+    settings: TrackingSettings, name: str, pipeline: str, parent: str | None, tags: Mapping[str, Any]
+) -> RunHandle:
     key = f"{_now():013d}-{uuid.uuid4().hex[:12]}"  # begins with the time, so that keys sort by it
     every = _tags({PIPELINE_TAG: pipeline, OWNER_TAG: owner.this_process(), HEARTBEAT_TAG: str(_now()), **tags})
     run = RunHandle(settings, key, values.text(name), pipeline, every)
@@ -265,16 +310,26 @@ def find_runs(settings: TrackingSettings, pipeline: str | None = None, key: str 
     try:
         runs, token = [], None
         while True:
-            page = sink.call("search_runs", [sink.experiment_id(settings.experiment)], query, max_results=1000,
-                             page_token=token)
+            page = sink.call(
+                "search_runs", [sink.experiment_id(settings.experiment)], query, max_results=1000, page_token=token
+            )
             runs += page
             if not (token := page.token):
                 break
     except Exception as error:
         raise ConnectionError(f"tracking at {settings.shown} does not answer: {short(error)}") from error
-    return [{"run_id": run.info.run_id, "key": run.data.tags.get(KEY_TAG), "name": run.info.run_name,
-             "stage": run.data.tags.get(STAGE_TAG), "status": run.info.status, "tags": dict(run.data.tags),
-             "metrics": dict(run.data.metrics)} for run in runs]
+    return [
+        {
+            "run_id": run.info.run_id,
+            "key": run.data.tags.get(KEY_TAG),
+            "name": run.info.run_name,
+            "stage": run.data.tags.get(STAGE_TAG),
+            "status": run.info.status,
+            "tags": dict(run.data.tags),
+            "metrics": dict(run.data.metrics),
+        }
+        for run in runs
+    ]
 
 
 def close_stale(settings: TrackingSettings, pipeline: str) -> int:

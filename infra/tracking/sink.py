@@ -4,6 +4,7 @@ Event kinds (all times in ms since the epoch): `create` {name, experiment, paren
 [[key, value or null for NaN, step, time]]}, `params` {values}, `tags` {values}, `image` {path, key, step, time},
 `file` {path, folder}, `dataset` {name, uri, digest, context}, `model` (see `registry`), `finish` {status, time}.
 """
+
 from __future__ import annotations
 
 import json
@@ -13,10 +14,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from infra.secrets import logger
-from infra.tracking.config import TrackingSettings
-from infra.tracking.connection import open_client
-from infra.tracking.failures import (
+from omniloom.infra.secrets import logger
+from omniloom.infra.tracking.config import TrackingSettings
+from omniloom.infra.tracking.connection import open_client
+from omniloom.infra.tracking.failures import (
     NotCreated,
     Refused,
     TryAgain,
@@ -26,9 +27,9 @@ from infra.tracking.failures import (
     short,
     told_apart,
 )
-from infra.tracking.journal import SUFFIX, replace_text
-from infra.tracking.leftovers import leave_out
-from infra.tracking.pages import EXPERIMENT_TAGS
+from omniloom.infra.tracking.journal import SUFFIX, replace_text
+from omniloom.infra.tracking.leftovers import leave_out
+from omniloom.infra.tracking.pages import EXPERIMENT_TAGS
 
 log = logger(__name__)
 
@@ -78,8 +79,9 @@ class Sink:
             found = self.call("get_experiment_by_name", name)
             if found is None:
                 try:
-                    created = _require_id(self.call("create_experiment", name, self.settings.artifact_root,
-                                                    EXPERIMENT_TAGS))
+                    created = _require_id(
+                        self.call("create_experiment", name, self.settings.artifact_root, EXPERIMENT_TAGS)
+                    )
                     self._experiments[name] = created
                     return created
                 except Refused as error:  # another process was first
@@ -115,29 +117,31 @@ class Sink:
         self._runs[key] = info.run_id, info.experiment_id
         try:
             if folder.exists():
-                replace_text(folder / RUN_FILE,
-                             json.dumps({"run_id": info.run_id, "experiment_id": info.experiment_id}))
+                replace_text(
+                    folder / RUN_FILE, json.dumps({"run_id": info.run_id, "experiment_id": info.experiment_id})
+                )
         except OSError as error:  # other processes ask the store
             log.debug("no note of the run's id: %s", error)
 
-    def deliver(self, key: str, folder: Path, events: Iterable[tuple[dict, int]],
-                commit: Callable[[int], None]) -> None:
+    def deliver(
+        self, key: str, folder: Path, events: Iterable[tuple[dict, int]], commit: Callable[[int], None]
+    ) -> None:
         """Send a journal's events in order, committing the position behind each one that is done with.
 
         Events that the store refuses for good are kept apart and told, so that one bad name costs only itself.
         """
         group: list[tuple[dict, int]] = []
         for event, position in events:
-            if group and (event["kind"] != group[0][0]["kind"] or event["kind"] not in _MERGED
-                          or len(group) >= BATCH):
+            if group and (event["kind"] != group[0][0]["kind"] or event["kind"] not in _MERGED or len(group) >= BATCH):
                 self._deliver_group(key, folder, group, commit)
                 group = []
             group.append((event, position))
         if group:
             self._deliver_group(key, folder, group, commit)
 
-    def _deliver_group(self, key: str, folder: Path, group: list[tuple[dict, int]],
-                       commit: Callable[[int], None]) -> None:
+    def _deliver_group(
+        self, key: str, folder: Path, group: list[tuple[dict, int]], commit: Callable[[int], None]
+    ) -> None:
         events = [event for event, _ in group]
         kind = events[0]["kind"]
         try:
@@ -203,8 +207,13 @@ class Sink:
         return True
 
     def _no_run(self, folder: Path, error: Exception) -> NotCreated:
-        say_once(self.settings.uri, "tracking at %s does not take a run; it waits in %s: %s", self.settings.shown,
-                 folder, short(error))
+        say_once(
+            self.settings.uri,
+            "tracking at %s does not take a run; it waits in %s: %s",
+            self.settings.shown,
+            folder,
+            short(error),
+        )
         return NotCreated(short(error))
 
     def _leave_out(self, folder: Path, events: list[dict], error: Exception) -> None:
@@ -226,9 +235,14 @@ class Sink:
         run_id, values = found[0], event.get("values")
         match event["kind"]:
             case "metrics":
-                self.client.log_batch(run_id, metrics=[
-                    Metric(name, float("nan") if value is None else value, time, step)
-                    for name, value, step, time in values], synchronous=True)
+                self.client.log_batch(
+                    run_id,
+                    metrics=[
+                        Metric(name, float("nan") if value is None else value, time, step)
+                        for name, value, step, time in values
+                    ],
+                    synchronous=True,
+                )
             case "params":
                 self.client.log_batch(run_id, params=[Param(*pair) for pair in values.items()], synchronous=True)
             case "tags":
@@ -249,7 +263,7 @@ class Sink:
             case "dataset":
                 self._send_dataset(run_id, event)
             case "model":
-                from infra.tracking.registry import send_model
+                from omniloom.infra.tracking.registry import send_model
 
                 send_model(self, run_id, found[1], event)
             case "finish":
@@ -263,8 +277,9 @@ class Sink:
                 raise NotCreated(f"the parent run {event['parent']} has not been created yet")
             if parent is not None:  # else its journal was lost: better a run of its own than none
                 tags["mlflow.parentRunId"] = parent[0]
-        run = self.client.create_run(self.experiment_id(event["experiment"]), event["time"], tags,
-                                     event["name"][:_NAME_CHARACTERS])
+        run = self.client.create_run(
+            self.experiment_id(event["experiment"]), event["time"], tags, event["name"][:_NAME_CHARACTERS]
+        )
         _require_id(run.info.run_id)
         self._remember(folder, key, run.info)
 
@@ -279,16 +294,18 @@ class Sink:
                 picture = image.copy()
         except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
             raise Refused(f"{path.name} is not readable as a picture: {error}") from error
-        self.client.log_image(run_id, picture, key=event["key"], step=event["step"], timestamp=event["time"],
-                              synchronous=True)
+        self.client.log_image(
+            run_id, picture, key=event["key"], step=event["step"], timestamp=event["time"], synchronous=True
+        )
         shutil.rmtree(path.parent, ignore_errors=True)
 
     def _send_dataset(self, run_id: str, event: dict) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         protocol = event["uri"].split("://", 1)[0] if "://" in event["uri"] else "local"
-        dataset = Dataset(name=event["name"], digest=event["digest"], source_type=protocol,
-                          source=json.dumps({"uri": event["uri"]}))
+        dataset = Dataset(
+            name=event["name"], digest=event["digest"], source_type=protocol, source=json.dumps({"uri": event["uri"]})
+        )
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", event["context"])])])
 
 
@@ -300,11 +317,11 @@ def _requests(events: list[dict]) -> Iterable[dict]:
     elif kind == "metrics":
         values = [value for event in events for value in event["values"]]
         for start in range(0, len(values), BATCH):
-            yield {"kind": kind, "values": values[start:start + BATCH]}
+            yield {"kind": kind, "values": values[start : start + BATCH]}
     else:
         pairs = list({name: value for event in events for name, value in event["values"].items()}.items())
         for start in range(0, len(pairs), _PARAM_BATCH):
-            yield {"kind": kind, "values": dict(pairs[start:start + _PARAM_BATCH])}
+            yield {"kind": kind, "values": dict(pairs[start : start + _PARAM_BATCH])}
 
 
 def _split(request: dict) -> Iterable[dict]:

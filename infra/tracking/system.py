@@ -3,6 +3,7 @@
 The names are MLflow's own, so that its UI shows them among its system metrics; the values go through the journal
 like any metric, so an outage loses none, and sampling needs no mlflow.
 """
+
 from __future__ import annotations
 
 import logging
@@ -56,7 +57,8 @@ def _machine(network_before) -> dict[str, float]:
         "system_memory_usage_percentage": memory.percent,
         "disk_usage_percentage": disk.percent,
         "disk_usage_megabytes": disk.used / _MEGABYTE,
-        "disk_available_megabytes": disk.free / _MEGABYTE}
+        "disk_available_megabytes": disk.free / _MEGABYTE,
+    }
     if network is not None and network_before is not None:  # a container may have no interface
         values["network_receive_megabytes"] = (network.bytes_recv - network_before.bytes_recv) / _MEGABYTE
         values["network_transmit_megabytes"] = (network.bytes_sent - network_before.bytes_sent) / _MEGABYTE
@@ -83,8 +85,10 @@ def _gpu_values(gpus: Sequence) -> dict[str, float]:
     values = {}
     for index, gpu in enumerate(gpus):
         memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-        values |= {f"gpu_{index}_memory_usage_megabytes": memory.used / _MEGABYTE,
-                   f"gpu_{index}_memory_usage_percentage": 100 * memory.used / memory.total,
-                   f"gpu_{index}_utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
-                   f"gpu_{index}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000}
+        values |= {
+            f"gpu_{index}_memory_usage_megabytes": memory.used / _MEGABYTE,
+            f"gpu_{index}_memory_usage_percentage": 100 * memory.used / memory.total,
+            f"gpu_{index}_utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+            f"gpu_{index}_power_usage_watts": pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+        }
     return values

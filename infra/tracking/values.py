@@ -3,6 +3,7 @@
 What has no such form is made into the nearest that has: nothing here raises but `picture`, for what is no picture.
 Secrets are left out.
 """
+
 from __future__ import annotations
 
 import io
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from infra.secrets import redact
+from omniloom.infra.secrets import redact
 
 _LARGEST = 2**63 - 1  # a step in MLflow's databases
 
@@ -48,7 +49,7 @@ def cut(value: Any, limit: int) -> str:
     if len(whole) <= limit:
         return whole
     note = f"... ({len(whole)} characters)"
-    return whole[:limit - len(note)] + note
+    return whole[: limit - len(note)] + note
 
 
 def number(value: Any) -> float:

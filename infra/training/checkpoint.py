@@ -7,6 +7,7 @@
 Every rank writes to its own machine first and uploads its own files, so storage need not be a shared disk. Training
 goes on from the newest checkpoint whose files are what its manifest says.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra import disk, integrity, storage
-from infra.artifacts import some
-from infra.errors import InputError, OmniLoomError
-from infra.training.config import EngineConfig
+from omniloom.infra import disk, integrity, storage
+from omniloom.infra.artifacts import some
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.training.config import EngineConfig
 
 if TYPE_CHECKING:
-    from infra.training.engine import Engine
+    from omniloom.infra.training.engine import Engine
 
 # What each ZeRO stage divides over the ranks: files of one are read by those that divide alike. Offloading changes
 # nothing in them.
@@ -106,8 +107,10 @@ def latest(state: str, say: Callable[[str], None] = lambda text: None) -> dict |
 
 
 def _all_damaged(folder: str, damaged: list[str]) -> OmniLoomError:
-    return OmniLoomError(f"{folder}: no checkpoint is intact ({'; '.join(damaged)}); put the files back from a copy, "
-                         "or start this stage from its first step with --force")
+    return OmniLoomError(
+        f"{folder}: no checkpoint is intact ({'; '.join(damaged)}); put the files back from a copy, "
+        "or start this stage from its first step with --force"
+    )
 
 
 def check(state: str, ranks: int, engines: dict[str, EngineConfig], stage: str) -> None:
@@ -130,13 +133,17 @@ def _check_fit(found: dict, ranks: int, engines: dict[str, EngineConfig], where:
     if found["ranks"] != ranks:
         raise InputError(
             f"{found['folder']}: written by {found['ranks']} workers, cannot go on with {ranks}; set workers.count to "
-            f"{found['ranks']} or start again with --force", field=f"{where}.workers.count")
+            f"{found['ranks']} or start again with --force",
+            field=f"{where}.workers.count",
+        )
     for name, config in engines.items():
         before, now = found.get("engines", {}).get(name, {}).get("zero_stage"), config.zero_stage
         if before is not None and _DIVIDED[before] != _DIVIDED[now]:
             raise InputError(
                 f"{found['folder']}: written under ZeRO stage {before}, cannot go on under {now}; set it back to "
-                "finish this training, or start again with --force", field=f"{where}.engine.zero_stage")
+                "finish this training, or start again with --force",
+                field=f"{where}.engine.zero_stage",
+            )
 
 
 def save(state: str, step: int, engines: dict[str, Engine], position: dict, keep: int) -> None:
@@ -151,11 +158,21 @@ def save(state: str, step: int, engines: dict[str, Engine], position: dict, keep
     for part in _gathered(_write(folder, engines, rank)):
         files |= part
     if rank == 0:
-        divided = {name: {"zero_stage": engine.config.zero_stage, "offload": engine.config.offload}
-                   for name, engine in engines.items()}
-        storage.write_json(folder + ".json", {
-            "step": step, "ranks": ranks, "engines": divided, "position": position, "id": uuid.uuid4().hex,
-            "files": dict(sorted(files.items()))})
+        divided = {
+            name: {"zero_stage": engine.config.zero_stage, "offload": engine.config.offload}
+            for name, engine in engines.items()
+        }
+        storage.write_json(
+            folder + ".json",
+            {
+                "step": step,
+                "ranks": ranks,
+                "engines": divided,
+                "position": position,
+                "id": uuid.uuid4().hex,
+                "files": dict(sorted(files.items())),
+            },
+        )
         for name in _manifests(parent)[keep:]:
             storage.remove(storage.join(parent, name))
             storage.remove(storage.join(parent, name.removesuffix(".json")))

@@ -1,4 +1,5 @@
 """Configs of training: optimizer and schedule, numerics, and where the workers run. Imports no torch."""
+
 from __future__ import annotations
 
 import math
@@ -56,5 +57,10 @@ class WorkersConfig(BaseModel):
     checkpoint_every: int = Field(500, ge=1, json_schema_extra=_PLACEMENT, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=_PLACEMENT)
     log_every: int = Field(20, ge=1, json_schema_extra=_PLACEMENT, description="steps between logged metrics")
-    peak_tflops: float | None = Field(None, gt=0, json_schema_extra=_PLACEMENT, description="what one worker's device "
-                                      "can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16")
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        json_schema_extra=_PLACEMENT,
+        description="what one worker's device "
+        "can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16",
+    )

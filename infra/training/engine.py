@@ -3,6 +3,7 @@
 Data flow of a step: `loss, logs = engine(...)`; `engine.backward(loss)`; `engine.step(step)`. Works on GPU (NCCL) and
 on CPU (gloo). The process group must exist (Ray Train or torchrun makes it).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 
 
 def import_deepspeed():
@@ -67,9 +68,18 @@ class Engine:
     `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
     """
 
-    def __init__(self, module: torch.nn.Module, optimizer: OptimizerConfig, config: EngineConfig, steps: int,
-                 micro_batch: int, accumulate: int = 1, lr_scale: Callable[[str], float] | None = None,
-                 part_of: Callable[[str], str] = lambda name: "all", compile_parts: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        optimizer: OptimizerConfig,
+        config: EngineConfig,
+        steps: int,
+        micro_batch: int,
+        accumulate: int = 1,
+        lr_scale: Callable[[str], float] | None = None,
+        part_of: Callable[[str], str] = lambda name: "all",
+        compile_parts: Callable[[], None] | None = None,
+    ):
         deepspeed = import_deepspeed()
         # ZeRO-3's hooks make any forward pass a collective, which rank 0 must not enter alone: it evaluates a copy.
         self._copy = copy.deepcopy(module) if config.zero_stage == 3 and _rank() == 0 else None
@@ -87,13 +97,21 @@ class Engine:
         if config.offload and config.zero_stage:
             zero["offload_optimizer"] = {"device": "cpu"}
         self.engine, *_ = deepspeed.initialize(
-            model=module, optimizer=adam, dist_init_required=False,
-            config={"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": accumulate,
-                    "zero_optimization": zero,
-                    # Without ZeRO, DeepSpeed clips but tells no norm: `step` does both then.
-                    "gradient_clipping": optimizer.grad_clip if config.zero_stage else 0.0,
-                    "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-                    "steps_per_print": 1 << 62, "wall_clock_breakdown": False})
+            model=module,
+            optimizer=adam,
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": micro_batch,
+                "gradient_accumulation_steps": accumulate,
+                "zero_optimization": zero,
+                # Without ZeRO, DeepSpeed clips but tells no norm: `step` does both then.
+                "gradient_clipping": optimizer.grad_clip if config.zero_stage else 0.0,
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 1 << 62,
+                "wall_clock_breakdown": False,
+            },
+        )
         if config.compile:  # ZeRO-3's hooks are DeepSpeed's to compile around
             (compile_parts if compile_parts and config.zero_stage < 3 else self.engine.compile)()
         self._ema = [self._local(p).clone() for p in trained] if config.ema_decay else None
@@ -219,8 +237,12 @@ class Engine:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Full weights (EMA where kept) and buffers on the CPU. Every rank must call it."""
         with self.averaged(), self.full_weights() as module:
-            return {name: value.detach().float().cpu().clone() if value.is_floating_point()
-                    else value.detach().cpu().clone() for name, value in module.state_dict().items()}
+            return {
+                name: value.detach().float().cpu().clone()
+                if value.is_floating_point()
+                else value.detach().cpu().clone()
+                for name, value in module.state_dict().items()
+            }
 
     def save(self, folder: str, tag: str) -> None:
         """Each rank's part of model, optimizer and EMA into the local `folder`/`tag`. Every rank must call it."""
@@ -262,8 +284,10 @@ def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[st
             parameter.requires_grad_(False)
     if not groups:
         raise ValueError("lr_scale: every parameter has 0, which leaves nothing to train")
-    return [{"params": groups[scale, matrix], "weight_decay": weight_decay if matrix else 0.0, "lr_scale": scale}
-            for scale, matrix in sorted(groups, key=lambda key: (key[0], not key[1]))]
+    return [
+        {"params": groups[scale, matrix], "weight_decay": weight_decay if matrix else 0.0, "lr_scale": scale}
+        for scale, matrix in sorted(groups, key=lambda key: (key[0], not key[1]))
+    ]
 
 
 def reduce_mean(values: dict[str, float]) -> dict[str, float]:

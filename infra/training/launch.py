@@ -4,6 +4,7 @@ The function gets one picklable argument, whose `progress` tells that workers st
 end, and finds a `torch.distributed` process group; what it makes it writes to storage. Ray Train places the workers and
 restarts the group after a failure; the function resumes by itself.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -13,8 +14,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from infra import storage
-from infra.training.config import WorkersConfig
+from omniloom.infra import storage
+from omniloom.infra.training.config import WorkersConfig
 
 
 def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
@@ -28,13 +29,18 @@ def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfi
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     TorchTrainer(
-        _enter, train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
-        scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpus > 0,
-                                     resources_per_worker=resources),
+        _enter,
+        train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+        ),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
-        run_config=RunConfig(name=name, storage_path=path,
-                             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-                             failure_config=FailureConfig(max_failures=workers.max_failures)),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
     ).fit()
 
 
@@ -73,8 +79,7 @@ def single_process():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port)}
+    settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
     dist.init_process_group("gloo", rank=0, world_size=1)

@@ -2,6 +2,7 @@
 
 A plain function for every rank; it knows nothing of Ray. What a step does is the caller's `train_step`.
 """
+
 from __future__ import annotations
 
 import math
@@ -12,10 +13,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from infra.lease import Holder
-from infra.training import checkpoint
-from infra.training.config import WorkersConfig
-from infra.training.engine import Engine, reduce_mean
+from omniloom.infra.lease import Holder
+from omniloom.infra.training import checkpoint
+from omniloom.infra.training.config import WorkersConfig
+from omniloom.infra.training.engine import Engine, reduce_mean
 
 
 class TrainingDiverged(RuntimeError):
@@ -58,8 +59,13 @@ class Loop:
         if self._keeps(done):
             if holder:
                 holder.require()
-            checkpoint.save(self.state, done, self.engines, {**self.position(), "units": units, "last": last},
-                            self.workers.keep_checkpoints)
+            checkpoint.save(
+                self.state,
+                done,
+                self.engines,
+                {**self.position(), "units": units, "last": last},
+                self.workers.keep_checkpoints,
+            )
 
     def run(self, start: int = 0, units: float = 0.0, last: dict[str, float] | None = None) -> dict[str, Any]:
         """Run steps `start`..`steps`; gives the seconds, the units of all ranks and the last logged metrics. `units`

@@ -1,4 +1,5 @@
 """What devices can compute at most, for the share of it that training uses."""
+
 from __future__ import annotations
 
 import torch
@@ -6,8 +7,14 @@ import torch
 # Dense bf16 products in TFLOP/s, from NVIDIA's data sheets of each (without sparsity). The first name that the
 # device's begins with counts: an H100 PCIe is slower than the SXM module that `NVIDIA H100` stands for.
 _BF16_TFLOPS = {
-    "NVIDIA H100 PCIe": 756.0, "NVIDIA H100 NVL": 835.0, "NVIDIA H100": 989.0, "NVIDIA H200 NVL": 835.0,
-    "NVIDIA H200": 989.0, "NVIDIA A100": 312.0, "NVIDIA A30": 165.0, "NVIDIA L40S": 362.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H100 NVL": 835.0,
+    "NVIDIA H100": 989.0,
+    "NVIDIA H200 NVL": 835.0,
+    "NVIDIA H200": 989.0,
+    "NVIDIA A100": 312.0,
+    "NVIDIA A30": 165.0,
+    "NVIDIA L40S": 362.0,
 }
 
 

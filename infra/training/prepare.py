@@ -1,13 +1,14 @@
 """Compile at set-up what DeepSpeed would compile at the first training step (about half a minute, once a machine).
 
-`python -m infra.training.prepare`. On CPUs that is the shared-memory collective; without g++ training runs on gloo
-alone.
+`python -m omniloom.infra.training.prepare`. On CPUs that is the shared-memory collective; without g++ training runs on
+gloo alone.
 """
+
 from __future__ import annotations
 
 import torch
 
-from infra.training.engine import has_compiler, import_deepspeed
+from omniloom.infra.training.engine import has_compiler, import_deepspeed
 
 
 def prepare() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.tokenizer.checkpoint import export_official, load_official
+    from omniloom.models.tokenizer.checkpoint import export_official, load_official
 
 __all__ = ["export_official", "load_official"]
 
@@ -17,6 +17,6 @@ __all__ = ["export_official", "load_official"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from models.tokenizer import checkpoint
+    from omniloom.models.tokenizer import checkpoint
 
     return getattr(checkpoint, name)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.tokenizer.discriminator import Discriminator
-from models.tokenizer.losses_config import DiscriminatorConfig
-from models.tokenizer.precision import KeepsFloat32
-from models.tokenizer.quantizers.base import ranks
+from omniloom.models.tokenizer.discriminator import Discriminator
+from omniloom.models.tokenizer.losses_config import DiscriminatorConfig
+from omniloom.models.tokenizer.precision import KeepsFloat32
+from omniloom.models.tokenizer.quantizers.base import ranks
 
 
 def hinge_generator_loss(fake_logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from models.tokenizer.quantizers.base import Quantizer
+from omniloom.models.tokenizer.quantizers.base import Quantizer
 
 RGB = 3
 BOTTLENECK = ("codebook.", "pre_vq.", "post_vq.")  # what another quantizer needs anew

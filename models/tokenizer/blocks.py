@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.norms import LayerNorm
-from models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
-from models.tokenizer.streaming import BlockMemory, remember
+from omniloom.models.norms import LayerNorm
+from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.streaming import BlockMemory, remember
 
 ROPE_THETA = 10000.0
 QK_NORM_SCALE = 8.0  # softmax scale of cosine attention, as published

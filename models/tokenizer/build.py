@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.vit_config import ViTConfig
+from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.vit_config import ViTConfig
 
 if TYPE_CHECKING:
-    from models.tokenizer.base import VisualTokenizer
+    from omniloom.models.tokenizer.base import VisualTokenizer
 
 AnyTokenizerConfig = TokenizerConfig | TiTokConfig | RAEConfig
 CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig, "rae": RAEConfig}
@@ -54,15 +54,15 @@ def _fill(cls: type, values: Any, where: str) -> Any:
 def build_tokenizer(config: AnyTokenizerConfig) -> VisualTokenizer:
     """The tokenizer of `config` with fresh weights."""
     if isinstance(config, TiTokConfig):
-        from models.tokenizer.titok import TiTok
+        from omniloom.models.tokenizer.titok import TiTok
 
         return TiTok(config)
     if isinstance(config, TokenizerConfig):
-        from models.tokenizer.omni import OmniTokenizer
+        from omniloom.models.tokenizer.omni import OmniTokenizer
 
         return OmniTokenizer(config)
     if isinstance(config, RAEConfig):
-        from models.tokenizer.rae import RAE
+        from omniloom.models.tokenizer.rae import RAE
 
         return RAE(config)
     raise ValueError(f"config: expected a TokenizerConfig, a TiTokConfig or a RAEConfig, got {type(config).__name__}")

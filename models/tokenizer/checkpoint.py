@@ -23,11 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.official import OfficialCodebook
-from models.tokenizer.official_blocks import FeedForward
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.official.blocks import FeedForward
+from omniloom.models.tokenizer.official.model import OfficialCodebook
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 RENAMED = (  # ours -> published, by regular expression, in this order
     (r"^(encoder\.to_patch_emb(?:_first_frame)?)\.norm_in\.", r"\1.1."),
@@ -142,9 +142,7 @@ def _is_tensor_archive(path: Path) -> bool:
     return "data.pkl" in names and "constants.pkl" not in names  # the latter marks a compiled program
 
 
-def config_from_arguments(
-    args: argparse.Namespace, rel_bias: Literal["sdpa", "einsum"], where: str
-) -> TokenizerConfig:
+def config_from_arguments(args: argparse.Namespace, rel_bias: Literal["sdpa", "einsum"], where: str) -> TokenizerConfig:
     """The config that released arguments stand for; `where` opens the errors."""
 
     def get(name: str, *default: Any) -> Any:

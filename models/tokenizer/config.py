@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.tokenizer.checks import require
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.vit_config import ViTConfig
+from omniloom.models.tokenizer.checks import require
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.vit_config import ViTConfig
 
 SPATIAL_KINDS = {"t": "plain", "w": "window"}
 IMAGES_ALONE = {"titok": "a TiTok", "rae": "an RAE"}  # architectures that encode no videos, and what one is called
@@ -190,8 +190,12 @@ class RAEConfig:
     def __post_init__(self) -> None:
         require(self.architecture == "rae", self, "architecture", "rae")
         known = isinstance(self.encoder, ViTConfig)
-        require(known or (isinstance(self.encoder, str) and bool(self.encoder)), self, "encoder",
-                "the URI of a vision encoder's folder")
+        require(
+            known or (isinstance(self.encoder, str) and bool(self.encoder)),
+            self,
+            "encoder",
+            "the URI of a vision encoder's folder",
+        )
         if known and self.patch_size is None:
             object.__setattr__(self, "patch_size", self.encoder.patch_size)
         require(self.patch_size is None or self.patch_size >= 1, self, "patch_size", "null or at least 1")

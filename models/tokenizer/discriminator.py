@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.norms import GroupNorm
-from models.tokenizer.losses_config import DiscriminatorConfig
+from omniloom.models.norms import GroupNorm
+from omniloom.models.tokenizer.losses_config import DiscriminatorConfig
 
 
 class Judgement(NamedTuple):

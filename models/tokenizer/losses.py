@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tokenizer.adversarial import DiscriminatorObjective, feature_matching_loss, hinge_generator_loss
-from models.tokenizer.build import AnyTokenizerConfig, build_tokenizer
-from models.tokenizer.discriminator import Judgement, frozen_judgement
-from models.tokenizer.losses_config import TokenizerLossConfig
-from models.tokenizer.perceptual import PerceptualNetwork, random_frames, style_distance
+from omniloom.models.tokenizer.adversarial import DiscriminatorObjective, feature_matching_loss, hinge_generator_loss
+from omniloom.models.tokenizer.build import AnyTokenizerConfig, build_tokenizer
+from omniloom.models.tokenizer.discriminator import Judgement, frozen_judgement
+from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
+from omniloom.models.tokenizer.perceptual import PerceptualNetwork, random_frames, style_distance
 
 ADAPTIVE_MAX = 1e4
 
@@ -78,8 +78,10 @@ class TokenizerObjective(nn.Module):
             if getattr(loss, name) > 0.0 and perceptual is None:
                 raise ValueError(f"TokenizerLossConfig.{name}: {getattr(loss, name)} needs VGG-16 weights: none given")
         if loss.perceptual_weight > 0.0 and not perceptual.has_heads:
-            raise ValueError(f"TokenizerLossConfig.perceptual_weight: {loss.perceptual_weight} needs LPIPS heads, "
-                             "and the network has none")
+            raise ValueError(
+                f"TokenizerLossConfig.perceptual_weight: {loss.perceptual_weight} needs LPIPS heads, "
+                "and the network has none"
+            )
         self.tokenizer = build_tokenizer(config)
         self.perceptual = perceptual if loss.needs_perceptual else None
 

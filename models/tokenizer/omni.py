@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from models.norms import LayerNorm
-from models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
-from models.tokenizer.blocks import Stack
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.quantizers.build import build_quantizer
-from models.tokenizer.streaming import BlockMemory, TemporalState
+from omniloom.models.norms import LayerNorm
+from omniloom.models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
+from omniloom.models.tokenizer.blocks import Stack
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.quantizers.build import build_quantizer
+from omniloom.models.tokenizer.streaming import BlockMemory, TemporalState
 
 
 def patchify(x: Tensor, patch: int, temporal: int) -> Tensor:
@@ -122,7 +122,7 @@ class OmniTokenizer(VisualTokenizer):
     @staticmethod
     def _build(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
         if config.compat == "official":
-            from models.tokenizer import official  # it imports this module
+            from omniloom.models.tokenizer.official import model as official  # it imports this module
 
             bottleneck = official.build_bottleneck(config.quantizer)
             return official.OfficialEncoder(config), official.OfficialDecoder(config), bottleneck

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.tokenizer.precision import KeepsFloat32
+from omniloom.models.tokenizer.precision import KeepsFloat32
 
 # Places of the convolutions in torchvision's `features`, up to relu1_2, 2_2, 3_3, 4_3, 5_3; a pooling in between.
 BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))

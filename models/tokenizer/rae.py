@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.norms import LayerNorm
-from models.tokenizer.base import RGB, Encoded, VisualTokenizer, as_clip
-from models.tokenizer.blocks import TokenBlock, spatial_table
-from models.tokenizer.config import RAEConfig
-from models.tokenizer.quantizers.base import Quantized, Quantizer
-from models.tokenizer.vit import ViT
+from omniloom.models.norms import LayerNorm
+from omniloom.models.tokenizer.base import RGB, Encoded, VisualTokenizer, as_clip
+from omniloom.models.tokenizer.blocks import TokenBlock, spatial_table
+from omniloom.models.tokenizer.config import RAEConfig
+from omniloom.models.tokenizer.quantizers.base import Quantized, Quantizer
+from omniloom.models.tokenizer.vit import ViT
 
 
 class NoisyLatents(Quantizer):

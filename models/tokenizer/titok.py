@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.norms import LayerNorm
-from models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
-from models.tokenizer.blocks import TokenBlock, spatial_table
-from models.tokenizer.config import TiTokConfig
-from models.tokenizer.quantizers.build import build_quantizer
+from omniloom.models.norms import LayerNorm
+from omniloom.models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
+from omniloom.models.tokenizer.blocks import TokenBlock, spatial_table
+from omniloom.models.tokenizer.config import TiTokConfig
+from omniloom.models.tokenizer.quantizers.build import build_quantizer
 
 ENCODER_SIDE = ("encoder", "pre_vq", "codebook")
 HEADS = ("decoder.to_pixels_first_frame.", "decoder.to_proxy_codes.")
@@ -212,8 +212,10 @@ class ProxyObjective(nn.Module):
         self.tokenizer = TiTok(config)
         patches, grid = self.tokenizer.decoder.transformer.grid, proxy.grid(1, *config.size)
         if grid != (1, *patches):
-            raise ValueError(f"TiTokConfig.patch_size: gives {patches[0]}x{patches[1]} patches, the proxy's grid is "
-                             f"{grid[1]}x{grid[2]}")
+            raise ValueError(
+                f"TiTokConfig.patch_size: gives {patches[0]}x{patches[1]} patches, the proxy's grid is "
+                f"{grid[1]}x{grid[2]}"
+            )
         self._proxy = (copy.deepcopy(proxy).eval().requires_grad_(False),)  # in a tuple, nn.Module does not own it
 
     def forward(self, pixels: Tensor, update_codebook: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
@@ -225,6 +227,11 @@ class ProxyObjective(nn.Module):
         logits = self.tokenizer.proxy_logits(encoded.z_q)
         entropy = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten())
         loss = entropy + encoded.loss
-        logs = {"proxy_cross_entropy": entropy, "bottleneck_loss": encoded.loss, "loss": loss, **encoded.stats,
-                "proxy_accuracy": (logits.argmax(-1) == targets).float().mean()}
+        logs = {
+            "proxy_cross_entropy": entropy,
+            "bottleneck_loss": encoded.loss,
+            "loss": loss,
+            **encoded.stats,
+            "proxy_accuracy": (logits.argmax(-1) == targets).float().mean(),
+        }
         return loss, {name: value.detach().float() for name, value in logs.items()}

@@ -17,16 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpoints import Checkpoint, open_checkpoint
-from models.documents import read_json
-from models.norms import LayerNorm
-from models.tokenizer.base import RGB
-from models.tokenizer.vit_config import ViTConfig, vit_config
+from omniloom.models.hf.config_json import read_json
+from omniloom.models.hf.weights import Checkpoint, open_checkpoint
+from omniloom.models.norms import LayerNorm
+from omniloom.models.tokenizer.base import RGB
+from omniloom.models.tokenizer.vit_config import ViTConfig, vit_config
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # Parts of a checkpoint that no patch's feature depends on.
-_SIGLIP_UNUSED = ("text_model.", "logit_scale", "logit_bias", "head.", "vision_model.head.",
-                  "vision_model.embeddings.position_ids")
+_SIGLIP_UNUSED = (
+    "text_model.",
+    "logit_scale",
+    "logit_bias",
+    "head.",
+    "vision_model.head.",
+    "vision_model.embeddings.position_ids",
+)
 _DINOV2_UNUSED = ("embeddings.mask_token",)
 
 
@@ -171,5 +177,6 @@ def _read_dinov2(model: ViT, reader: _Reader) -> None:
         reader.fill(block.out, f"{layer}.attention.output.dense", scale=f"{layer}.layer_scale1.lambda1")
         reader.fill(block.norm2, f"{layer}.norm2")
         reader.fill(block.up, f"{layer}.mlp.{'weights_in' if gated else 'fc1'}")
-        reader.fill(block.down, f"{layer}.mlp.{'weights_out' if gated else 'fc2'}",
-                    scale=f"{layer}.layer_scale2.lambda1")
+        reader.fill(
+            block.down, f"{layer}.mlp.{'weights_out' if gated else 'fc2'}", scale=f"{layer}.layer_scale2.lambda1"
+        )

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from models.documents import Document
-from models.tokenizer.checks import require
+from omniloom.models.hf.config_json import Document
+from omniloom.models.tokenizer.checks import require
 
 ARCHITECTURES = ("SiglipVisionModel", "SiglipModel", "Dinov2Model", "Dinov2WithRegistersModel")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -82,8 +82,11 @@ def vit_config(values: Any, where: str, preprocessor: Any = None, preprocessor_w
 def _siglip(document: Document, name: str) -> dict[str, Any]:
     if name == "SiglipModel":
         document = Document(document.values.get("vision_config"), f"{document.where}: vision_config")
-    return {**_common(document, patch_size=16), "mlp_width": document.integer("intermediate_size", 3072),
-            "activation": _activation(document, "gelu_pytorch_tanh")}
+    return {
+        **_common(document, patch_size=16),
+        "mlp_width": document.integer("intermediate_size", 3072),
+        "activation": _activation(document, "gelu_pytorch_tanh"),
+    }
 
 
 def _dinov2(document: Document, name: str) -> dict[str, Any]:
@@ -94,8 +97,15 @@ def _dinov2(document: Document, name: str) -> dict[str, Any]:
         # Two thirds, rounded up to a multiple of 8: the gate is a third matrix.
         inner, activation = -(-int(inner * 2 / 3) // 8) * 8, "swiglu"
     prefix = 1 + (document.integer("num_register_tokens", 4) if registers else 0)
-    return {**common, "mlp_width": inner, "activation": activation, "prefix": prefix, "antialias": registers,
-            "mean": _IMAGENET_MEAN, "std": _IMAGENET_STD}
+    return {
+        **common,
+        "mlp_width": inner,
+        "activation": activation,
+        "prefix": prefix,
+        "antialias": registers,
+        "mean": _IMAGENET_MEAN,
+        "std": _IMAGENET_STD,
+    }
 
 
 def _common(document: Document, patch_size: int) -> dict[str, Any]:
@@ -103,9 +113,14 @@ def _common(document: Document, patch_size: int) -> dict[str, Any]:
     size, patch = _side(document, "image_size", 224), _side(document, "patch_size", patch_size)
     if size < patch:
         raise document.wrong("image_size", f"at least patch_size {patch}")
-    return {"width": document.integer("hidden_size", 768), "layers": document.integer("num_hidden_layers", 12),
-            "heads": document.integer("num_attention_heads", 12), "patch_size": patch, "grid": size // patch,
-            "norm_eps": document.number("layer_norm_eps", 1e-6)}
+    return {
+        "width": document.integer("hidden_size", 768),
+        "layers": document.integer("num_hidden_layers", 12),
+        "heads": document.integer("num_attention_heads", 12),
+        "patch_size": patch,
+        "grid": size // patch,
+        "norm_eps": document.number("layer_norm_eps", 1e-6),
+    }
 
 
 def _side(document: Document, key: str, default: int) -> int:
@@ -135,8 +150,11 @@ def _normalisation(document: Document) -> dict[str, Colour]:
     for key in ("image_mean", "image_std"):
         if (value := document.values.get(key)) is None:
             continue
-        numbers = isinstance(value, list) and len(value) == 3 and all(
-            isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        numbers = (
+            isinstance(value, list)
+            and len(value) == 3
+            and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        )
         if not numbers or (key == "image_std" and min(value) <= 0):
             raise document.wrong(key, "three numbers" + (" above 0" if key == "image_std" else ""))
         found[key.removeprefix("image_")] = tuple(float(v) for v in value)

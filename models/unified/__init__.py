@@ -1,9 +1,10 @@
 """The unified transformer: text by next token and pictures by any of four objectives, in one packed sequence.
 
 Read in this order: `representations` (what pictures are made of and what is trained on them), `config`, `positions`,
-`mask`, `batch` (what a row is made of), `attention`, `blocks`, `patchify`, `flow_head`, `model`, `formulations`,
-`diffusion`, `corruption`, `objective` (what a training step computes), `generate`, `draw`, `llama` (how to start from a
-language model). Names are loaded on first use, so that importing the configs does not import torch.
+`mask`, `batch` (what a row is made of), `attention`, `blocks`, `patchify`, `flow_head`, `model`; then the folders:
+`diffusion` (formulations and samplers), `objectives` (what a training step computes), `generation` (`generate`,
+`draw`), `llama` (how to start from a language model). Names are loaded on first use, so that importing the configs does
+not import torch.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from typing import Any
 
 _HOME = {
     "UnifiedConfig": "config",
-    "DiffusionConfig": "diffusion_config",
+    "DiffusionConfig": "diffusion.config",
     "SpecialIds": "config",
     "num_parameters": "config",
     "Segment": "batch",
     "Batch": "batch",
     "collate": "batch",
     "UnifiedModel": "model",
-    "load_llama": "llama",
-    "UnifiedObjective": "objective",
-    "VisualSampling": "draw",
-    "generate_text": "generate",
-    "generate_visual": "generate",
-    "generate_interleaved": "generate",
+    "load_llama": "llama.load",
+    "UnifiedObjective": "objectives.objective",
+    "VisualSampling": "generation.draw",
+    "generate_text": "generation.generate",
+    "generate_visual": "generation.generate",
+    "generate_interleaved": "generation.generate",
 }
 __all__ = list(_HOME)
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.unified.mask import BLOCK, BlockTables, QueryBlocks, dense_mask
+from omniloom.models.unified.mask import BLOCK, BlockTables, QueryBlocks, dense_mask
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -77,8 +77,15 @@ class FlexAttend:
         def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return (j >= start[b, i]) & (j < end[b, i])
 
-        return BlockMask((start.shape[1],) * 2, *tables.some, *tables.all, *tables.some_by_keys, *tables.all_by_keys,
-                         (BLOCK, BLOCK), sees)
+        return BlockMask(
+            (start.shape[1],) * 2,
+            *tables.some,
+            *tables.all,
+            *tables.some_by_keys,
+            *tables.all_by_keys,
+            (BLOCK, BLOCK),
+            sees,
+        )
 
 
 @cache
@@ -114,7 +121,8 @@ def _block_attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, bias: Tenso
     out, kept = torch.zeros_like(q), q.new_empty((heads, len(bias)))
     for row, i, j, mask, at in _runs(spans, bias):
         scores = torch.baddbmm(
-            mask.to(q.dtype).expand(heads, -1, -1), q[row, :, i], k[row, :, j].transpose(1, 2), alpha=scale)
+            mask.to(q.dtype).expand(heads, -1, -1), q[row, :, i], k[row, :, j].transpose(1, 2), alpha=scale
+        )
         weights = scores.softmax(dim=-1)
         out[row, :, i] = weights @ v[row, :, j]
         kept[:, at : at + mask.numel()] = weights.flatten(1)

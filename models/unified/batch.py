@@ -10,7 +10,7 @@ Which position is asked for which token:
 - <boi> or <bov> of a visual segment with `loss` is asked of the text before it, where that has `loss` as well;
 - the first text token after a segment is asked of its <eoi>;
 - nothing is asked of <boi> and of visual positions in text: the segment's length is the sampler's business.
-What the visual positions themselves are asked for is their objective's (`models.unified.objective`).
+What the visual positions themselves are asked for is their objective's (`models.unified.objectives.objective`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.unified.config import UnifiedConfig
-from models.unified.mask import BlockTables, QueryBlocks, block_tables, intervals, query_blocks
-from models.unified.patchify import GridTables, grid_tables
-from models.unified.positions import Grid, place
-from models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.mask import BlockTables, QueryBlocks, block_tables, intervals, query_blocks
+from omniloom.models.unified.patchify import GridTables, grid_tables
+from omniloom.models.unified.positions import Grid, place
+from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
 
 IGNORE = -100
 
@@ -49,7 +49,7 @@ class Segment:
                in full, lie between. Of codes under masked_code it caps the share that is masked; next_code has no time
     weight     of its targets in the loss, not below 0
     features   visual: of a frozen encoder, floats (t*h*w, F) in the order of the values, which the hidden states of a
-               target of a diffusion are aligned with (`models.unified.alignment`); None where there are none
+               target of a diffusion are aligned with (`models.unified.objectives.alignment`); None where there are none
     """
 
     kind: str
@@ -137,8 +137,12 @@ def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     if isinstance(value, dict):
         return {name: _moved(part, device, non_blocking) for name, part in value.items()}
     if isinstance(value, BlockTables):
-        return BlockTables(**{f.name: tuple(_moved(part, device, non_blocking) for part in getattr(value, f.name))
-                              for f in fields(value)})
+        return BlockTables(
+            **{
+                f.name: tuple(_moved(part, device, non_blocking) for part in getattr(value, f.name))
+                for f in fields(value)
+            }
+        )
     if isinstance(value, VisualPart | VisualTask):
         return type(value)(**{f.name: _moved(getattr(value, f.name), device, non_blocking) for f in fields(value)})
     return value
@@ -246,7 +250,10 @@ class _Placed:
 
 
 def collate(
-    rows: Sequence[Sequence[Document]], length: int, config: UnifiedConfig, device: str | None = "cpu",
+    rows: Sequence[Sequence[Document]],
+    length: int,
+    config: UnifiedConfig,
+    device: str | None = "cpu",
     feature_dim: int | None = None,
 ) -> Batch:
     """Lay out packed rows: rows[b] holds the documents of row b, in order, from position 0.
@@ -272,9 +279,7 @@ def collate(
         for d, document in enumerate(documents):
             begin, last, asked, where = at, -1, True, f"row {b}, document {d}"
             if begin + document_length(document) > L:
-                raise ValueError(
-                    f"{where}: needs {document_length(document)} places, {L - begin} of {L} are left"
-                )
+                raise ValueError(f"{where}: needs {document_length(document)} places, {L - begin} of {L} are left")
             for segment in document:
                 if segment.kind == "text":
                     n = len(segment.ids)
@@ -282,9 +287,7 @@ def collate(
                     if segment.loss and n:
                         span = slice(max(at - 1, begin), at + n - 1)
                         labels[b, span], weights[b, span] = segment.ids[1 if at == begin else 0 :], segment.weight
-                    coordinates[b, at : at + n], last = place(
-                        config.rope_scheme, ("text", n), last, config.axes
-                    )
+                    coordinates[b, at : at + n], last = place(config.rope_scheme, ("text", n), last, config.axes)
                     at, asked = at + n, segment.loss
                     continue
                 _check_values(segment, config, where)
@@ -329,7 +332,16 @@ def collate(
     arrays = (ids, labels, label_index, start, end, coordinates, document_index)
     ids, labels, label_index, start, end, coordinates, document_index = map(torch.from_numpy, arrays)
     return Batch(
-        ids, labels, label_index, parts, tasks, num_segments, start, end, coordinates, document_index,
+        ids,
+        labels,
+        label_index,
+        parts,
+        tasks,
+        num_segments,
+        start,
+        end,
+        coordinates,
+        document_index,
         tokens={"text": useful - num_visual, "visual": num_visual, "padding": B * L - useful},
         targets=targets,
         plan=plan,
@@ -402,8 +414,12 @@ def _lay_out(
             targets = [own[i].segment for i in chosen if own[i].segment.loss]
             features = _features(targets, feature_dim) if feature_dim and not discrete else ()
             tasks[objective] = VisualTask(
-                torch.from_numpy(rows), torch.from_numpy(np.flatnonzero(losses)), index[rows],
+                torch.from_numpy(rows),
+                torch.from_numpy(np.flatnonzero(losses)),
+                index[rows],
                 [(int(numbers[i]), own[i].segment.grid, own[i].segment.max_time, own[i].segment.loss) for i in chosen],
-                caps, _weights(weights), *features,
+                caps,
+                _weights(weights),
+                *features,
             )
     return parts, tasks

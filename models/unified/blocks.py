@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.norms import RMSNorm
-from models.unified.attention import Attend
-from models.unified.config import UnifiedConfig
-from models.unified.positions import rotate
+from omniloom.models.norms import RMSNorm
+from omniloom.models.unified.attention import Attend
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.positions import rotate
 
 
 class LayerCache(Protocol):
@@ -130,7 +130,12 @@ class Block(_MayMerge):
         return self.attention.out, self.mlp.down
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None = None,
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        cache: LayerCache | None = None,
         earlier: Tensor | None = None,
     ) -> Tensor:
         x = self.merge(x, earlier)
@@ -149,7 +154,12 @@ class GAUBlock(_MayMerge):
         return (self.unit.out,)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None = None,
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        cache: LayerCache | None = None,
         earlier: Tensor | None = None,
     ) -> Tensor:
         x = self.merge(x, earlier)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from models.unified.representations import REPRESENTATIONS
+from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 BLOCKS = ("llama", "gau")
@@ -68,7 +68,9 @@ class RopeScaling:
             good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
             _require(good, self, name, "a positive number")
         _require(
-            self.high_freq_factor > self.low_freq_factor, self, "high_freq_factor",
+            self.high_freq_factor > self.low_freq_factor,
+            self,
+            "high_freq_factor",
             f"a number above low_freq_factor={self.low_freq_factor}",
         )
         _positive_int(self, "original_length")
@@ -151,8 +153,9 @@ class UnifiedConfig:
     specials: SpecialIds = field(default_factory=SpecialIds)
 
     def __post_init__(self) -> None:
-        _positive_int(self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck",
-                      "unet_width")
+        _positive_int(
+            self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck", "unet_width"
+        )
         _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
@@ -196,8 +199,12 @@ class UnifiedConfig:
         if self.flow_head_width is None:
             object.__setattr__(self, "flow_head_width", self.width)
         _positive_int(self, "flow_head_width")
-        _require(-float("inf") < self.patch_mask_low <= self.patch_mask_high, self, "patch_mask_low",
-                 f"a number of at most patch_mask_high={self.patch_mask_high}")
+        _require(
+            -float("inf") < self.patch_mask_low <= self.patch_mask_high,
+            self,
+            "patch_mask_low",
+            f"a number of at most patch_mask_high={self.patch_mask_high}",
+        )
         _require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
 
     def patchifier(self, name: str) -> str:

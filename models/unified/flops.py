@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 
-from models.unified.batch import Batch
-from models.unified.config import UnifiedConfig
-from models.unified.representations import OBJECTIVES, REPRESENTATIONS
+from omniloom.models.unified.batch import Batch
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS
 
 _TRAINED, _FIRST = 6, 4  # a parameter of a layer, and of one whose input has no gradient
 _ATTENTION = 12
@@ -42,8 +42,11 @@ def step_flops(config: UnifiedConfig, batch: Batch) -> int:
     total += _TRAINED * c.vocab_size * c.width * batch.targets["text"]
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
-        asked = sum(batch.targets[o] * (2 / math.pi if o == "masked_code" else 1)
-                    for o, row in OBJECTIVES.items() if row.representation.name == name)
+        asked = sum(
+            batch.targets[o] * (2 / math.pi if o == "masked_code" else 1)
+            for o, row in OBJECTIVES.items()
+            if row.representation.name == name
+        )
         if REPRESENTATIONS[name].discrete:
             total += _TRAINED * c.codebook_size * c.width * round(asked)
         else:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.norms import rms_norm
-from models.unified.config import UnifiedConfig
+from omniloom.models.norms import rms_norm
+from omniloom.models.unified.config import UnifiedConfig
 
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:

@@ -17,9 +17,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from models.unified.batch import Document, Segment, visual_segment
-from models.unified.config import SpecialIds
-from models.unified.positions import Grid
+from omniloom.models.unified.batch import Document, Segment, visual_segment
+from omniloom.models.unified.config import SpecialIds
+from omniloom.models.unified.positions import Grid
 
 _SOURCE = {"text": "text", "visual": "image"}
 

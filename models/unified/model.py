@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.norms import RMSNorm
-from models.unified.attention import Attend, DenseAttend, attend_for
-from models.unified.batch import Batch, VisualPart
-from models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
-from models.unified.config import UnifiedConfig
-from models.unified.flow_head import FlowHead
-from models.unified.mask import dense_mask
-from models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
-from models.unified.positions import rotary
-from models.unified.representations import REPRESENTATIONS
+from omniloom.models.norms import RMSNorm
+from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
+from omniloom.models.unified.batch import Batch, VisualPart
+from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.flow_head import FlowHead
+from omniloom.models.unified.mask import dense_mask
+from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
+from omniloom.models.unified.positions import rotary
+from omniloom.models.unified.representations import REPRESENTATIONS
 
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
@@ -94,8 +94,11 @@ class UnifiedModel(nn.Module):
         residual = [linear for block in self.blocks for linear in block.residual_outputs]
         for linear in residual:
             linear.weight.div_(math.sqrt(len(residual)))
-        outputs = [getattr(self, f"{REPRESENTATIONS[name].prefix}_out") for name in self.config.representations
-                   if not REPRESENTATIONS[name].discrete]
+        outputs = [
+            getattr(self, f"{REPRESENTATIONS[name].prefix}_out")
+            for name in self.config.representations
+            if not REPRESENTATIONS[name].discrete
+        ]
         zero = [linear for linear in outputs if isinstance(linear, nn.Linear)]
         for module in self.modules():
             zero += getattr(module, "starts_at_zero", ())
@@ -103,8 +106,13 @@ class UnifiedModel(nn.Module):
             nn.init.zeros_(linear.weight)
 
     def embed_visual(
-        self, name: str, values: Tensor, time: Tensor | None = None, segment: Tensor | None = None,
-        tables: GridTables | None = None, masked: Tensor | None = None,
+        self,
+        name: str,
+        values: Tensor,
+        time: Tensor | None = None,
+        segment: Tensor | None = None,
+        tables: GridTables | None = None,
+        masked: Tensor | None = None,
     ) -> tuple[Tensor, VisualInput | None]:
         """Input of the first block for M positions of one representation, (M, width), and what `visual_head` may look
         back at.
@@ -133,7 +141,11 @@ class UnifiedModel(nn.Module):
         return x + time.index_select(0, segment), given
 
     def embed_inputs(
-        self, ids: Tensor, parts: Mapping[str, VisualPart], values: Mapping[str, Tensor], times: Mapping[str, Tensor],
+        self,
+        ids: Tensor,
+        parts: Mapping[str, VisualPart],
+        values: Mapping[str, Tensor],
+        times: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, VisualInput | None]]:
         """Input of the first block, (B, N, width), and by representation what its head may look back at.
@@ -150,12 +162,17 @@ class UnifiedModel(nn.Module):
         for name, part in parts.items():
             time = by_segment[name] if name in names else None
             embedded, given[name] = self.embed_visual(
-                name, values[name], time, part.segment, part.tables, (masked or {}).get(name))
+                name, values[name], time, part.segment, part.tables, (masked or {}).get(name)
+            )
             x = x.index_copy(0, part.index, embedded.to(x.dtype))
         return x.view_as(text), given
 
     def backbone(
-        self, x: Tensor, positions: Tensor, attend: Attend, caches: list[LayerCache] | None = None,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        caches: list[LayerCache] | None = None,
         kept: dict[int, Tensor | None] | None = None,
     ) -> Tensor:
         """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes); `attend` has the mask;
@@ -181,9 +198,7 @@ class UnifiedModel(nn.Module):
         """(..., width) -> vocabulary logits (..., V)."""
         return self.head(self.norm(hidden))
 
-    def visual_head(
-        self, name: str, hidden: Tensor, given: VisualInput | None, rows: Tensor | None = None
-    ) -> Tensor:
+    def visual_head(self, name: str, hidden: Tensor, given: VisualInput | None, rows: Tensor | None = None) -> Tensor:
         """(..., width) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says;
         of codes logits (..., codebook_size).
 
@@ -205,8 +220,13 @@ class UnifiedModel(nn.Module):
         return x.view(*lead, x.shape[-1])
 
     def forward(
-        self, batch: Batch, values: Mapping[str, Tensor], times: Mapping[str, Tensor], asked: Mapping[str, Tensor],
-        masked: Mapping[str, Tensor] | None = None, kept: dict[int, Tensor | None] | None = None,
+        self,
+        batch: Batch,
+        values: Mapping[str, Tensor],
+        times: Mapping[str, Tensor],
+        asked: Mapping[str, Tensor],
+        masked: Mapping[str, Tensor] | None = None,
+        kept: dict[int, Tensor | None] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.unified.representations import RGB
+from omniloom.models.unified.representations import RGB
 
 
 def pixels_to_patches(pixels: Tensor, patch: int) -> Tensor:

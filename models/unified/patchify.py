@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.norms import RMSNorm
-from models.unified.config import UnifiedConfig
-from models.unified.positions import Grid
+from omniloom.models.norms import RMSNorm
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.positions import Grid
 
 _SIDE, _HALVES = 3, 2
 _TAPS, _CHILDREN = _SIDE * _SIDE, _HALVES * _HALVES
@@ -88,8 +88,9 @@ def grid_tables(grids: Sequence[Grid]) -> GridTables:
     def joined(column: int, counts: list[int]) -> Tensor:
         """A column's tables in one; `counts` are those of what its numbers mean."""
         starts = np.cumsum([0, *counts])
-        parts = [np.where(own[column] < 0, starts[-1], own[column] + start).reshape(-1)
-                 for own, start in zip(tables, starts)]
+        parts = [
+            np.where(own[column] < 0, starts[-1], own[column] + start).reshape(-1) for own, start in zip(tables, starts)
+        ]
         return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]))
 
     return GridTables(joined(0, sizes), joined(1, cells), joined(2, sizes), joined(3, cells))

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.unified.config import ROPE_SCHEMES, RopeScaling
+from omniloom.models.unified.config import ROPE_SCHEMES, RopeScaling
 
 Grid = tuple[int, int, int]
 
@@ -101,9 +101,7 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
             checked.append((kind, tuple(int(n) for n in size)))
             moving |= size[0] > 1
         else:
-            raise ValueError(
-                f'segments[{index}]: expected ("text", n) or ("visual", (t, h, w)), got {(kind, size)!r}'
-            )
+            raise ValueError(f'segments[{index}]: expected ("text", n) or ("visual", (t, h, w)), got {(kind, size)!r}')
     if axes is None:
         axes = 1 if scheme == "rope_1d" else 3 if moving and scheme != "streaming" else 2
     if axes not in (1, 2, 3) or (axes == 1 and scheme != "rope_1d"):

@@ -9,7 +9,7 @@ Those are the defaults: latents and pixels may take unets and a flow head instea
 `pixel_patchifier`, `flow_head_layers`).
 
 objective          on        a segment sees itself   loss of a position
-latent_diffusion   latents   in full                 `models.unified.diffusion` (Transfusion, arXiv 2408.11039)
+latent_diffusion   latents   in full                 `unified.diffusion.diffusion` (Transfusion, arXiv 2408.11039)
 pixel_diffusion    pixels    in full                 the same, predicting x by default (JiT, arXiv 2511.13720)
 next_code          codes     causally                cross entropy of the code, asked of the position before it
 masked_code        codes     in full                 cross entropy of the code, where it is masked (MaskGIT,

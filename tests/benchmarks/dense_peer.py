@@ -26,8 +26,10 @@ class DenseLayer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         B, N, width = x.shape
         q, k, v = self.qkv(self.norms[0](x)).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = (torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(v.dtype)
-                for a, b in (t.chunk(2, -1) for t in (q, k)))
+        q, k = (
+            torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(v.dtype)
+            for a, b in (t.chunk(2, -1) for t in (q, k))
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).reshape(B, N, width))
         gate, up = self.gate_up(self.norms[1](x)).chunk(2, -1)
@@ -46,8 +48,16 @@ class DensePeer(nn.Module):
         self.layers = nn.ModuleList(DenseLayer(width, heads, hidden) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
 
-    def forward(self, ids: Tensor, latents: Tensor, patches: Tensor, times: Tensor, labels: Tensor, mask: Tensor,
-                positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        latents: Tensor,
+        patches: Tensor,
+        times: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
         """Loss. patches bool (B, N); mask bool (B, 1, N, N); positions float (B, N)."""
         noise = torch.randn_like(latents)
         t = times[..., None]

@@ -25,17 +25,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from infra.training.config import EngineConfig, OptimizerConfig  # noqa: E402
-from infra.training.engine import Engine  # noqa: E402
-from infra.training.launch import single_process  # noqa: E402
-from infra.training.peak import peak_tflops  # noqa: E402
-from models.unified.batch import collate  # noqa: E402
-from models.unified.config import UnifiedConfig, num_parameters  # noqa: E402
-from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
-from models.unified.flops import step_flops  # noqa: E402
-from models.unified.layouts import text_to_visual  # noqa: E402
-from models.unified.model import UnifiedModel  # noqa: E402
-from models.unified.objective import UnifiedObjective  # noqa: E402
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig  # noqa: E402
+from omniloom.infra.training.engine import Engine  # noqa: E402
+from omniloom.infra.training.launch import single_process  # noqa: E402
+from omniloom.infra.training.peak import peak_tflops  # noqa: E402
+from omniloom.models.unified.batch import collate  # noqa: E402
+from omniloom.models.unified.config import UnifiedConfig, num_parameters  # noqa: E402
+from omniloom.models.unified.diffusion.config import DiffusionConfig  # noqa: E402
+from omniloom.models.unified.flops import step_flops  # noqa: E402
+from omniloom.models.unified.layouts import text_to_visual  # noqa: E402
+from omniloom.models.unified.model import UnifiedModel  # noqa: E402
+from omniloom.models.unified.objectives.objective import UnifiedObjective  # noqa: E402
 
 CAPTION, SIDE, CHANNELS = 200, 16, 8
 
@@ -52,13 +52,19 @@ def measure(o: argparse.Namespace) -> dict:
     for part in objective.modules():
         if isinstance(part, torch.nn.Linear):
             part.register_forward_hook(note)
-    engine = Engine(objective, OptimizerConfig(), EngineConfig(precision=o.precision, zero_stage=o.zero_stage), o.steps,
-                    o.rows)
+    engine = Engine(
+        objective, OptimizerConfig(), EngineConfig(precision=o.precision, zero_stage=o.zero_stage), o.steps, o.rows
+    )
     rng, on_gpu = np.random.default_rng(0), engine.device.type == "cuda"
 
     def document() -> list:
-        return text_to_visual(rng.integers(6, 8192, CAPTION), rng.normal(size=(SIDE * SIDE, CHANNELS)).astype("f4"),
-                              (1, SIDE, SIDE), config.specials, objective="latent_diffusion")
+        return text_to_visual(
+            rng.integers(6, 8192, CAPTION),
+            rng.normal(size=(SIDE * SIDE, CHANNELS)).astype("f4"),
+            (1, SIDE, SIDE),
+            config.specials,
+            objective="latent_diffusion",
+        )
 
     rows = [[document() for _ in range(o.length // (CAPTION + SIDE * SIDE + 6))] for _ in range(o.rows)]
     batch = collate(rows, o.length, config, engine.device.type)
@@ -71,22 +77,33 @@ def measure(o: argparse.Namespace) -> dict:
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    peak = (torch.cuda.max_memory_allocated() if on_gpu else
-            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     took, most = statistics.median(seconds[2:]), peak_tflops(o.precision)
     useful = batch.tokens["text"] + batch.tokens["visual"]
-    return {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "precision": o.precision,
-            "zero_stage": o.zero_stage, "parameters": num_parameters(config), "products": dict(products),
-            "peak_gib": round(peak / 2 ** 30, 3), "tokens_per_second": round(useful / took),
-            "utilization": most and round(step_flops(config, batch) / took / most / 1e12, 3),
-            "loss": float(loss.detach())}
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "precision": o.precision,
+        "zero_stage": o.zero_stage,
+        "parameters": num_parameters(config),
+        "products": dict(products),
+        "peak_gib": round(peak / 2**30, 3),
+        "tokens_per_second": round(useful / took),
+        "utilization": most and round(step_flops(config, batch) / took / most / 1e12, 3),
+        "loss": float(loss.detach()),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     large = torch.cuda.is_available()
-    for name, value in (("zero-stage", 1), ("width", 1024 if large else 256), ("layers", 16 if large else 4),
-                        ("rows", 4), ("length", 4096 if large else 512), ("steps", 20 if large else 8)):
+    for name, value in (
+        ("zero-stage", 1),
+        ("width", 1024 if large else 256),
+        ("layers", 16 if large else 4),
+        ("rows", 4),
+        ("length", 4096 if large else 512),
+        ("steps", 20 if large else 8),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="measure this one alone, in this process")
     options = parser.parse_args()

@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from models.tokenizer import load_official  # noqa: E402
-from models.tokenizer.config import TokenizerConfig  # noqa: E402
-from models.tokenizer.omni import OmniTokenizer  # noqa: E402
+from omniloom.models.tokenizer import load_official  # noqa: E402
+from omniloom.models.tokenizer.config import TokenizerConfig  # noqa: E402
+from omniloom.models.tokenizer.omni import OmniTokenizer  # noqa: E402
 from tests.benchmarks.published import PublishedTokenizer, published_args  # noqa: E402
 
 BASELINE = "transcription fp32"
@@ -109,9 +109,7 @@ def peak(way: str, scheme: str, name: str, frames: int, options: argparse.Namesp
     """`peak_here` in a process of its own."""
     case = f"{way}|{scheme}|{name}|{frames}"
     command = [sys.executable, __file__, "--case", case, "--size", options.size, "--threads", options.threads]
-    done = subprocess.run(
-        [*map(str, command), "--device", options.device], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*map(str, command), "--device", options.device], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{case}: {done.stderr.strip().splitlines()[-1]}")
     return float(done.stdout)

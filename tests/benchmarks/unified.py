@@ -24,37 +24,70 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 from dense_peer import DensePeer  # noqa: E402
 
-from models.unified.batch import Batch, Segment, collate, document_length  # noqa: E402
-from models.unified.cache import GenerationState  # noqa: E402
-from models.unified.config import UnifiedConfig, num_parameters  # noqa: E402
-from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
-from models.unified.draw import VisualSampling, draw_visual  # noqa: E402
-from models.unified.generate import generate_text  # noqa: E402
-from models.unified.layouts import prefix_for_text  # noqa: E402
-from models.unified.model import UnifiedModel  # noqa: E402
-from models.unified.objective import UnifiedObjective  # noqa: E402
+from omniloom.models.unified.batch import Batch, Segment, collate, document_length  # noqa: E402
+from omniloom.models.unified.config import UnifiedConfig, num_parameters  # noqa: E402
+from omniloom.models.unified.diffusion.config import DiffusionConfig  # noqa: E402
+from omniloom.models.unified.generation.cache import GenerationState  # noqa: E402
+from omniloom.models.unified.generation.draw import VisualSampling, draw_visual  # noqa: E402
+from omniloom.models.unified.generation.generate import generate_text  # noqa: E402
+from omniloom.models.unified.layouts import prefix_for_text  # noqa: E402
+from omniloom.models.unified.model import UnifiedModel  # noqa: E402
+from omniloom.models.unified.objectives.objective import UnifiedObjective  # noqa: E402
 
 PRESETS = {
-    "peer": dict(width=384, layers=6, heads=6, kv_heads=6, hidden=1024, vocab=256, latent_dim=16, text=256, side=8,
-                 documents=4, length=0, rows=1),
-    "1b": dict(width=2048, layers=21, heads=16, kv_heads=4, hidden=5632, vocab=32000, latent_dim=16, text=1024, side=16,
-               documents=0, length=8192, rows=1),
+    "peer": dict(
+        width=384,
+        layers=6,
+        heads=6,
+        kv_heads=6,
+        hidden=1024,
+        vocab=256,
+        latent_dim=16,
+        text=256,
+        side=8,
+        documents=4,
+        length=0,
+        rows=1,
+    ),
+    "1b": dict(
+        width=2048,
+        layers=21,
+        heads=16,
+        kv_heads=4,
+        hidden=5632,
+        vocab=32000,
+        latent_dim=16,
+        text=1024,
+        side=16,
+        documents=0,
+        length=8192,
+        rows=1,
+    ),
 }
 PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100": 989e12}  # dense bf16 FLOP/s, NVIDIA's data sheets
 STEPS = 4  # different batches a repeat
 
 
 def config_of(o: argparse.Namespace) -> UnifiedConfig:
-    return UnifiedConfig(vocab_size=o.vocab, latent_dim=o.latent_dim, width=o.width, layers=o.layers, heads=o.heads,
-                         kv_heads=o.kv_heads, hidden=o.hidden, qk_norm=o.qk_norm)
+    return UnifiedConfig(
+        vocab_size=o.vocab,
+        latent_dim=o.latent_dim,
+        width=o.width,
+        layers=o.layers,
+        heads=o.heads,
+        kv_heads=o.kv_heads,
+        hidden=o.hidden,
+        qk_norm=o.qk_norm,
+    )
 
 
 def ragged(rng: np.random.Generator, o: argparse.Namespace) -> list[Segment]:
     """A caption of 25 to 100% of the full length, then a picture."""
     n, patches = int(rng.integers(o.text // 4, o.text + 1)), o.side * o.side
-    return [Segment("text", ids=rng.integers(6, o.vocab, n)),
-            Segment("visual", latents=rng.standard_normal((patches, o.latent_dim), np.float32),
-                    grid=(1, o.side, o.side))]
+    return [
+        Segment("text", ids=rng.integers(6, o.vocab, n)),
+        Segment("visual", latents=rng.standard_normal((patches, o.latent_dim), np.float32), grid=(1, o.side, o.side)),
+    ]
 
 
 def useful(documents: list[list[Segment]]) -> int:
@@ -161,8 +194,12 @@ def peer(o: argparse.Namespace, bf16: bool, compiled: bool) -> tuple[Callable, f
             labels[b, :n] = ids[b, 1 : n + 1]
         times = np.broadcast_to(rng.random((o.documents, 1), np.float32), is_patch.shape)
         place = np.broadcast_to(np.arange(N, dtype=np.float32), is_patch.shape)
-        batches.append([torch.from_numpy(np.ascontiguousarray(a)).to(o.device)
-                        for a in (ids, latents, is_patch, times, labels, mask, place)])
+        batches.append(
+            [
+                torch.from_numpy(np.ascontiguousarray(a)).to(o.device)
+                for a in (ids, latents, is_patch, times, labels, mask, place)
+            ]
+        )
 
     def run() -> None:
         for batch in batches:
@@ -190,24 +227,33 @@ def train(o: argparse.Namespace) -> None:
         return train_gpu(o, config, length)
     built = {"peer fp32": peer(o, False, False), "ours fp32": ours(o, length, o.rows, False, False)[:2]}
     if not o.no_compile:
-        built |= {"peer bf16 compiled": peer(o, True, True),
-                  "ours bf16": ours(o, length, o.rows, True, False)[:2],
-                  "ours bf16 compiled": ours(o, length, o.rows, True, True)[:2]}
+        built |= {
+            "peer bf16 compiled": peer(o, True, True),
+            "ours bf16": ours(o, length, o.rows, True, False)[:2],
+            "ours bf16 compiled": ours(o, length, o.rows, True, True)[:2],
+        }
     seconds = measure({name: run for name, (run, _) in built.items()}, o)
     rate = {name: built[name][1] / seconds[name] for name in built}
     for name in built:
-        print(f"{name:20} {1000 * seconds[name] / STEPS:7.0f} ms a step  {rate[name]:7.0f} useful tokens/s  "
-              f"{rate[name] / rate['peer fp32']:.2f} x")
-    many = {"1x": ours(o, length, o.rows, False, False), "4x, more rows": ours(o, length, 4 * o.rows, False, False),
-            "4x, one row": ours(o, 4 * length, o.rows, False, False)}
+        print(
+            f"{name:20} {1000 * seconds[name] / STEPS:7.0f} ms a step  {rate[name]:7.0f} useful tokens/s  "
+            f"{rate[name] / rate['peer fp32']:.2f} x"
+        )
+    many = {
+        "1x": ours(o, length, o.rows, False, False),
+        "4x, more rows": ours(o, length, 4 * o.rows, False, False),
+        "4x, one row": ours(o, 4 * length, o.rows, False, False),
+    }
     seconds = measure({name: run for name, (run, *_) in many.items()}, o)
     for name, value in seconds.items():
-        print(f"{name:20} {1000 * value / STEPS:7.0f} ms a step  {value / seconds['1x']:.2f} x the time for "
-              f"{many[name][1] / many['1x'][1]:.2f} x the tokens")
+        print(
+            f"{name:20} {1000 * value / STEPS:7.0f} ms a step  {value / seconds['1x']:.2f} x the time for "
+            f"{many[name][1] / many['1x'][1]:.2f} x the tokens"
+        )
 
 
 def train_gpu(o: argparse.Namespace, config: UnifiedConfig, length: int) -> None:
-    from models.unified.flops import step_flops
+    from omniloom.models.unified.flops import step_flops
 
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name()
@@ -216,10 +262,12 @@ def train_gpu(o: argparse.Namespace, config: UnifiedConfig, length: int) -> None
     seconds = measure({"ours": run}, o)["ours"]
     flops = sum(step_flops(config, batch) for batch in batches)
     padding = sum(batch.tokens["padding"] for batch in batches) / (STEPS * o.rows * length)
-    print(f"{name}: {1000 * seconds / STEPS:.1f} ms a step of {o.rows} x {length}, {tokens / seconds:.0f} useful "
-          f"tokens/s, padding {padding:.2%}, {flops / seconds / 1e12:.0f} TFLOP/s"
-          + (f", {flops / seconds / peak:.1%} of {peak / 1e12:.0f}" if peak else "")
-          + f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    print(
+        f"{name}: {1000 * seconds / STEPS:.1f} ms a step of {o.rows} x {length}, {tokens / seconds:.0f} useful "
+        f"tokens/s, padding {padding:.2%}, {flops / seconds / 1e12:.0f} TFLOP/s"
+        + (f", {flops / seconds / peak:.1%} of {peak / 1e12:.0f}" if peak else "")
+        + f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    )
 
 
 def generate(o: argparse.Namespace) -> None:
@@ -262,18 +310,24 @@ def generate(o: argparse.Namespace) -> None:
         def run() -> None:
             state, _ = kind.prefill(model, [long_prefix])
             made[name] = draw_visual(state, [(0, 0)], grid, how, go_on=False)[0]
+
         return run
 
-    ways = {"text with": text_with, "text without": text_without,
-            "picture with": picture(GenerationState, "picture with"),
-            "picture without": picture(Forgetful, "picture without")}
+    ways = {
+        "text with": text_with,
+        "text without": text_without,
+        "picture with": picture(GenerationState, "picture with"),
+        "picture without": picture(Forgetful, "picture without"),
+    }
     seconds = measure(ways, o)
     assert made["text with"] == made["text without"], "the cache changes the text"
     torch.testing.assert_close(made["picture with"], made["picture without"], atol=1e-3, rtol=1e-3)
     for kind, what in (("text", f"{o.tokens} tokens"), ("picture", f"{o.steps} steps after {len(prompt)} tokens")):
         a, b = seconds[f"{kind} with"], seconds[f"{kind} without"]
-        print(f"{kind:8} {what:28} with the cache {1000 * a:7.0f} ms, without {1000 * b:7.0f} ms: {b / a:.1f} x, "
-              "equal output")
+        print(
+            f"{kind:8} {what:28} with the cache {1000 * a:7.0f} ms, without {1000 * b:7.0f} ms: {b / a:.1f} x, "
+            "equal output"
+        )
 
 
 def main() -> None:

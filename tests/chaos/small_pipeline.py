@@ -2,6 +2,7 @@
 unified model. The stages' own bodies and the store's publication, placed without Ray, so that a test can stop them at
 any moment and see what is left. Every stage goes on from what lies in the storage, as the runner does it.
 """
+
 from __future__ import annotations
 
 import sys
@@ -11,28 +12,57 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
+import corpora
 
-from infra import storage  # noqa: E402
-from infra.artifacts import Artifact, ArtifactStore  # noqa: E402
-from stages import pretokenize, train_tokenizer, train_unified  # noqa: E402
-from stages.base import StageContext  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact, ArtifactStore
+from omniloom.stages.base import StageContext
+from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.train import stage as train_unified
 
 NAMES = ("ingest", "tokenizer_joint", "pretokenize", "train")
 FINGERPRINT = "5" * 64
-TOKENIZER = train_tokenizer.Config.model_validate({
-    "model": {"patch_size": 8, "temporal_patch": 4, "width": 16, "heads": 2, "head_dim": 8, "spatial_layers": "t",
-              "temporal_layers": 1, "decoder_spatial_layers": "t",
-              "quantizer": {"kind": "vq", "codebook_size": 32, "latent_dim": 4}},
-    "discriminator": None, "data": {"kinds": ["image"], "sizes": [24], "image_batch": 4}, "steps": 14, "seed": 2,
-    "optimizer": {"lr": 3e-3, "warmup_steps": 3}, "engine": {"zero_stage": 1, "ema_decay": 0.9}, "validate_every": 7,
-    "validation_examples": 4, "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2}})
+TOKENIZER = train_tokenizer.Config.model_validate(
+    {
+        "model": {
+            "patch_size": 8,
+            "temporal_patch": 4,
+            "width": 16,
+            "heads": 2,
+            "head_dim": 8,
+            "spatial_layers": "t",
+            "temporal_layers": 1,
+            "decoder_spatial_layers": "t",
+            "quantizer": {"kind": "vq", "codebook_size": 32, "latent_dim": 4},
+        },
+        "discriminator": None,
+        "data": {"kinds": ["image"], "sizes": [24], "image_batch": 4},
+        "steps": 14,
+        "seed": 2,
+        "optimizer": {"lr": 3e-3, "warmup_steps": 3},
+        "engine": {"zero_stage": 1, "ema_decay": 0.9},
+        "validate_every": 7,
+        "validation_examples": 4,
+        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2},
+    }
+)
 TOKENS = pretokenize.Config.model_validate({"image_size": 24, "video_size": 24, "frames": 5, "vocab_size": 300})
-TRAINING = train_unified.Config.model_validate({
-    "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16}, "packing": {"length": 64, "window_rows": 6},
-    "batch_rows": 4, "steps": 14, "seed": 3, "optimizer": {"lr": 5e-3, "warmup_steps": 3},
-    "engine": {"zero_stage": 2, "ema_decay": 0.9}, "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2},
-    "validate_every": 7, "validation_rows": 2, "samples": {"count": 2, "num_steps": 2}})
+TRAINING = train_unified.Config.model_validate(
+    {
+        "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
+        "packing": {"length": 64, "window_rows": 6},
+        "batch_rows": 4,
+        "steps": 14,
+        "seed": 3,
+        "optimizer": {"lr": 5e-3, "warmup_steps": 3},
+        "engine": {"zero_stage": 2, "ema_decay": 0.9},
+        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2},
+        "validate_every": 7,
+        "validation_rows": 2,
+        "samples": {"count": 2, "num_steps": 2},
+    }
+)
 
 
 def run(root: str, progress: Any = None) -> dict[str, str]:
@@ -43,12 +73,23 @@ def run(root: str, progress: Any = None) -> dict[str, str]:
         current = store.finish_publishing(name, FINGERPRINT, work, progress.note) or store.find(name, FINGERPRINT)
         if current is None or store.damage(current):
             metrics = BODIES[name](work, made, progress)
-            current = store.publish(name, FINGERPRINT, work, {
-                "stage": name, "config": {"data": {"kinds": ["image"]}}, "metrics": metrics,
-                "times": {"ended_unix": time.time(), "seconds": 1.0}})
+            current = store.publish(
+                name,
+                FINGERPRINT,
+                work,
+                {
+                    "stage": name,
+                    "config": {"data": {"kinds": ["image"]}},
+                    "metrics": metrics,
+                    "times": {"ended_unix": time.time(), "seconds": 1.0},
+                },
+            )
         made[name] = current
-    return {f"{name}/{entry['path']}": entry["sha256"] for name, artifact in made.items()
-            for entry in artifact.manifest["files"]}
+    return {
+        f"{name}/{entry['path']}": entry["sha256"]
+        for name, artifact in made.items()
+        for entry in artifact.manifest["files"]
+    }
 
 
 def _ingest(work: str, made: dict[str, Artifact], progress: Any) -> dict:
@@ -61,16 +102,20 @@ def _where(work: str, progress: Any) -> dict:
 
 
 def _tokenizer(work: str, made: dict[str, Artifact], progress: Any) -> dict:
-    train_tokenizer.train_worker(train_tokenizer.Job(
-        "tokenizer_joint", TOKENIZER, TOKENIZER.model, made["ingest"], None, **_where(work, progress)))
+    train_tokenizer.train_worker(
+        train_tokenizer.Job(
+            "tokenizer_joint", TOKENIZER, TOKENIZER.model, made["ingest"], None, **_where(work, progress)
+        )
+    )
     return storage.read_json(f"{work}/state/metrics.json")
 
 
 def _pretokenize(work: str, made: dict[str, Artifact], progress: Any) -> dict:
-    from stages import records
+    from omniloom.stages.data import records
 
-    context = StageContext("pretokenize", FINGERPRINT, TOKENS, {name: made[name] for name in NAMES[:2]}, work, progress,
-                           corpora.Silent())
+    context = StageContext(
+        "pretokenize", FINGERPRINT, TOKENS, {name: made[name] for name in NAMES[:2]}, work, progress, corpora.Silent()
+    )
     text = storage.join(context.state, "text.json")
     if not storage.exists(text):
         storage.write_bytes(text, pretokenize._text_tokenizer(TOKENS, made["ingest"]).encode())
@@ -83,10 +128,15 @@ def _pretokenize(work: str, made: dict[str, Artifact], progress: Any) -> dict:
 
 
 def _train(work: str, made: dict[str, Artifact], progress: Any) -> dict:
-    train_unified.train_worker(train_unified.Job(TRAINING, made["pretokenize"], made["tokenizer_joint"],
-                                                 **_where(work, progress)))
+    train_unified.train_worker(
+        train_unified.Job(TRAINING, made["pretokenize"], made["tokenizer_joint"], **_where(work, progress))
+    )
     return storage.read_json(f"{work}/state/metrics.json")
 
 
 BODIES: dict[str, Callable[[str, dict[str, Artifact], Any], dict]] = {
-    "ingest": _ingest, "tokenizer_joint": _tokenizer, "pretokenize": _pretokenize, "train": _train}
+    "ingest": _ingest,
+    "tokenizer_joint": _tokenizer,
+    "pretokenize": _pretokenize,
+    "train": _train,
+}

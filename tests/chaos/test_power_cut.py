@@ -1,22 +1,20 @@
 """Power cuts on a double of a disk: what is declared complete is there afterwards, whatever moment the power goes."""
+
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from volatile import LOSSES, Disk, PowerCut
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from volatile import LOSSES, Disk, PowerCut  # noqa: E402
-
-from infra import integrity, storage  # noqa: E402
-from infra.artifacts import MANIFEST, Artifact, ArtifactStore  # noqa: E402
-from infra.training import checkpoint  # noqa: E402
-from infra.training.config import EngineConfig, OptimizerConfig  # noqa: E402
-from infra.training.engine import Engine  # noqa: E402
+from omniloom.infra import integrity, storage
+from omniloom.infra.artifacts import MANIFEST, Artifact, ArtifactStore
+from omniloom.infra.training import checkpoint
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.engine import Engine
 
 FINGERPRINT = "f" * 64
 OLD, NEW = {"a/x.bin": b"old", "b.bin": b"older"}, {"a/x.bin": b"new", "c/d.bin": b"newer"}
@@ -28,8 +26,11 @@ def cache(tmp_path, monkeypatch):
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and not path.name.startswith(".tmp-")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".tmp-")
+    }
 
 
 OPERATIONS = {
@@ -41,8 +42,10 @@ OPERATIONS = {
     "copy_tree from elsewhere": lambda root: storage.copy_tree("memory://elsewhere", f"{root}/new"),
     "move_file": lambda root: storage.move_file(f"{root}/there/x", f"{root}/new/y"),
     "move_files": lambda root: storage.move_files(f"{root}/there", f"{root}/new", ["x", "sub/z"]),
-    "move what was not synced": lambda root: (Path(root, "there/x").write_bytes(b"by other means"),
-                                              storage.move_file(f"{root}/there/x", f"{root}/new/y")),
+    "move what was not synced": lambda root: (
+        Path(root, "there/x").write_bytes(b"by other means"),
+        storage.move_file(f"{root}/there/x", f"{root}/new/y"),
+    ),
     "sync": lambda root: (Path(root, "there/sub/n").write_bytes(b"by other means"), storage.sync(f"{root}/there")),
     "localize": lambda root: storage.localize("memory://elsewhere", "digest"),
 }
@@ -94,8 +97,10 @@ def publish(root: Path, files: dict[str, bytes], ended: float) -> Artifact:
 def with_a_checkpoint(root: Path) -> None:
     work = ArtifactStore(str(root)).work_uri("train", FINGERPRINT)
     storage.write_bytes(f"{work}/state/checkpoints/step-00000004/model/x.pt", b"weights")
-    storage.write_json(f"{work}/state/checkpoints/step-00000004.json", {
-        "step": 4, "id": "4", "files": {"model/x.pt": {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}})
+    storage.write_json(
+        f"{work}/state/checkpoints/step-00000004.json",
+        {"step": 4, "id": "4", "files": {"model/x.pt": {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}},
+    )
 
 
 def operations(tmp_path: Path) -> int:
@@ -137,8 +142,10 @@ def test_publication_survives_a_power_cut_at_any_moment(tmp_path):
                 made = publish(left, NEW, 2.0)
             else:
                 published += 1
-            assert store.examine(made) == [] and {
-                path: data for path, data in tree(Path(made.uri)).items() if path != MANIFEST} == NEW, where
+            assert (
+                store.examine(made) == []
+                and {path: data for path, data in tree(Path(made.uri)).items() if path != MANIFEST} == NEW
+            ), where
             aside = left / "replaced" / "train" / f"{FINGERPRINT}-1000"
             manifest = storage.read_json(str(aside / MANIFEST))
             assert manifest and integrity.wrong(str(aside), manifest["files"], remembered=False) == [], where

@@ -4,6 +4,7 @@ power goes; mounting the copy replays its journal, as the next boot does. Needs 
 `python tests/chaos/test_power_cut_ext4.py --cuts 20 --seed 0` prints each cut. The file system commits its journal of
 names every second and gets no help with renames (`noauto_da_alloc`), which loses more than the defaults.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -13,7 +14,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -21,11 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import small_pipeline
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-import small_pipeline  # noqa: E402
-
-from infra.artifacts import ArtifactStore  # noqa: E402
+from omniloom.infra.artifacts import ArtifactStore
 
 CUTS = 5  # of the test; the figure in the notes is of 20
 SIZE = 160 << 20
@@ -76,9 +74,9 @@ def _spawn(body: Callable[[], None]) -> int:
     try:
         import torch
 
-        from infra.training.config import EngineConfig, OptimizerConfig
-        from infra.training.engine import Engine
-        from infra.training.launch import single_process
+        from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+        from omniloom.infra.training.engine import Engine
+        from omniloom.infra.training.launch import single_process
 
         torch.set_num_threads(1)
         with single_process():
@@ -110,8 +108,11 @@ def _contents(storage: str) -> dict[str, str]:
         artifact = ArtifactStore(storage).find(name, small_pipeline.FINGERPRINT)
         assert artifact is not None, f"{name} was not published"
         assert ArtifactStore(storage).examine(artifact) == [], name
-        found |= {f"{name}/{entry['path']}": entry["sha256"] for entry in artifact.manifest["files"]
-                  if not entry["path"].endswith("history.jsonl")}
+        found |= {
+            f"{name}/{entry['path']}": entry["sha256"]
+            for entry in artifact.manifest["files"]
+            if not entry["path"].endswith("history.jsonl")
+        }
     return found
 
 
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     moments, equal = random.Random(options.seed), 0
-    from infra.training.engine import import_deepspeed
+    from omniloom.infra.training.engine import import_deepspeed
 
     import_deepspeed()
     with _machine() as machine:

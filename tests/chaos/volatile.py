@@ -11,6 +11,7 @@ one of two ways, both of which a file system may choose:
 With `cut` the power goes at that operation, counted from 1: both losses are written below `into`, and `PowerCut` is
 raised there, which only ends the process that the test stands for.
 """
+
 from __future__ import annotations
 
 import os
@@ -61,6 +62,7 @@ class Disk:
                 if name == "fsync":
                     self._keep(os.readlink(f"/proc/self/fd/{arguments[0]}"))
                 return result
+
         return operation
 
     def _keep(self, path: str) -> None:

@@ -2,6 +2,7 @@
 
 A small text pipeline on real Ray; its data stages are made once, and each test trains on a copy of the storage.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -19,32 +20,44 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from cluster_fixture import start_cluster
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cluster_fixture import start_cluster  # noqa: E402
-
-from pipelines.record import close_killed  # noqa: E402
-from pipelines.signals import LINE  # noqa: E402
+from omniloom.pipelines.record import close_killed
+from omniloom.pipelines.signals import LINE
 
 pytestmark = pytest.mark.slow
-OMNILOOM = [sys.executable, "-m", "pipelines.cli"]
+OMNILOOM = [sys.executable, "-m", "omniloom.pipelines.cli"]
 ROOT = Path(__file__).parents[2]
 TRACES = ("SIGTERM received", "PC: @", "state-dump", "Traceback")
 
 
 def settings(folder: Path) -> dict:
     return {
-        "name": "tiny", "storage": str(folder / "store"), "tracking": {"system_metrics": False},
+        "name": "tiny",
+        "storage": str(folder / "store"),
+        "tracking": {"system_metrics": False},
         "cluster": {"num_cpus": 3, "object_store_bytes": 200 << 20},
         "stages": {
-            "ingest": {"sources": [{"kind": "text", "uri": str(folder / "texts")}], "chunk_chars": 120,
-                       "splits": {"train": 0.6, "validation": 0.2, "test": 0.2}},
+            "ingest": {
+                "sources": [{"kind": "text", "uri": str(folder / "texts")}],
+                "chunk_chars": 120,
+                "splits": {"train": 0.6, "validation": 0.2, "test": 0.2},
+            },
             "pretokenize": {"vocab_size": 300, "workers": 1},
-            "train": {"objectives": {}, "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
-                      "packing": {"length": 96, "window_rows": 8, "mixture": {"text": 1}}, "batch_rows": 4,
-                      "steps": 100000, "engine": {"zero_stage": 1}, "validate_every": 100000, "validation_rows": 2,
-                      "workers": {"count": 1, "log_every": 10, "checkpoint_every": 10}},
-            "evaluate": {"texts": 4, "cpus": 1}}}
+            "train": {
+                "objectives": {},
+                "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
+                "packing": {"length": 96, "window_rows": 8, "mixture": {"text": 1}},
+                "batch_rows": 4,
+                "steps": 100000,
+                "engine": {"zero_stage": 1},
+                "validate_every": 100000,
+                "validation_rows": 2,
+                "workers": {"count": 1, "log_every": 10, "checkpoint_every": 10},
+            },
+            "evaluate": {"texts": 4, "cpus": 1},
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +66,16 @@ def prepared(tmp_path_factory) -> Path:
     (folder / "texts").mkdir()
     for n in range(40):
         (folder / "texts" / f"{n}.txt").write_text(
-            "\n\n".join(f"Chapter {i}. A square moves {n * i % 97} steps, number {n}." for i in range(6)))
+            "\n\n".join(f"Chapter {i}. A square moves {n * i % 97} steps, number {n}." for i in range(6))
+        )
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings(folder)))
-    done = subprocess.run([*OMNILOOM, "run", str(folder / "tiny.yaml"), "--until", "pretokenize"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*OMNILOOM, "run", str(folder / "tiny.yaml"), "--until", "pretokenize"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0 and "tiny: ran ingest, pretokenize" in done.stdout, done.stdout + done.stderr
     return folder
 
@@ -69,12 +88,18 @@ class Training:
         shutil.copytree(prepared / "store", self.store)
         self.arguments = [str(prepared / "tiny.yaml"), f"storage={self.store}", "--until", "train"]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen([*OMNILOOM, "run", *self.arguments], cwd=ROOT, stdout=log,
-                                            stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*OMNILOOM, "run", *self.arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def steps(self) -> list[int]:
-        return sorted(int(path.stem.rpartition("-")[2]) for path in
-                      self.store.glob("work/train/*/state/checkpoints/step-*.json"))
+        return sorted(
+            int(path.stem.rpartition("-")[2]) for path in self.store.glob("work/train/*/state/checkpoints/step-*.json")
+        )
 
     def until(self, ready: Callable[[], object], seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
@@ -169,9 +194,13 @@ def test_a_killed_body_goes_on_in_another_process(training):
     assert training.ended(130)[-1] == LINE
 
 
-@pytest.mark.parametrize("words, told", [
-    ("raylet/raylet", "error: stage train failed: the machine that it ran on is gone"),
-    ("gcs/gcs_server", "error: Ray's head (GCS) at 127.0.0.1:")])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("raylet/raylet", "error: stage train failed: the machine that it ran on is gone"),
+        ("gcs/gcs_server", "error: Ray's head (GCS) at 127.0.0.1:"),
+    ],
+)
 def test_a_killed_part_of_ray(training, words, told):
     training.kill(words)
     last = training.ended(1)[-1]
@@ -181,7 +210,7 @@ def test_a_killed_part_of_ray(training, words, told):
 
 def test_a_lost_lease_ends_the_stage(training):
     """As where this machine slept, and another took over: nothing more is written, and the other's lease stays."""
-    lease, = training.store.glob("leases/train/*.json")
+    (lease,) = training.store.glob("leases/train/*.json")
     content = {**json.loads(lease.read_text()), "owner": "other:1:2:boot:3:abc"}
     lease.write_text(json.dumps(content))
     assert training.ended(1)[-1].startswith("error: stage train failed: another run has taken over")
@@ -194,9 +223,16 @@ def test_stop_of_a_job(prepared, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(prepared / "store", store)
     with start_cluster(tmp_path / "logs", nodes=2, num_cpus=2) as cluster:
+
         def omniloom(*arguments: str) -> str:
-            done = subprocess.run([*OMNILOOM, *arguments, "--address", cluster.dashboard], cwd=ROOT, text=True,
-                                  env={**os.environ, **cluster.env}, capture_output=True, timeout=120)
+            done = subprocess.run(
+                [*OMNILOOM, *arguments, "--address", cluster.dashboard],
+                cwd=ROOT,
+                text=True,
+                env={**os.environ, **cluster.env},
+                capture_output=True,
+                timeout=120,
+            )
             assert done.returncode == 0, done.stdout + done.stderr
             assert not done.stderr.strip(), "Ray's own lines"
             return done.stdout
@@ -215,7 +251,7 @@ def test_stop_of_a_job(prepared, tmp_path):
         log = omniloom("logs", job)
     assert log.strip().splitlines()[-1] == LINE and not [trace for trace in TRACES if trace in log], log
     records = [json.loads(path.read_text()) for path in store.glob("runs/*.json")]
-    record, = [found for found in records if "train" in found["stages"]]
+    (record,) = [found for found in records if "train" in found["stages"]]
     assert record["status"] == "killed"
     with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as database:
         assert dict(database.execute("select name, status from runs order by start_time"))["train"] == "KILLED"

@@ -1,4 +1,5 @@
 """One small pipeline through all six stages on real Ray, DeepSpeed and MLflow: runs, reruns, storage, kill -9."""
+
 from __future__ import annotations
 
 import json
@@ -9,22 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import corpora
 import numpy as np
 import psutil
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import cluster, storage  # noqa: E402
-from pipelines.config import load  # noqa: E402
-from pipelines.display import Display  # noqa: E402
-from pipelines.graph import NAMES  # noqa: E402
-from pipelines.plan import Selection, make_plan  # noqa: E402
-from pipelines.runner import run  # noqa: E402
-from stages import history  # noqa: E402
-from stages.media import encode_mp4, encode_png  # noqa: E402
+from omniloom.infra import cluster, storage
+from omniloom.pipelines.config import load
+from omniloom.pipelines.display import Display
+from omniloom.pipelines.graph import NAMES
+from omniloom.pipelines.plan import Selection, make_plan
+from omniloom.pipelines.runner import run
+from omniloom.stages.data.media.decode import encode_mp4, encode_png
+from omniloom.stages.reporting import history
 
 pytestmark = pytest.mark.slow
 OMNILOOM = Path(sys.executable).with_name("omniloom")
@@ -32,6 +31,7 @@ OMNILOOM = Path(sys.executable).with_name("omniloom")
 
 def write_corpus(folder: Path) -> None:
     """60 pictures and 8 clips of coloured squares, 4 texts, a JSONL file and 2 illustrated documents."""
+
     def put(path: str, data: bytes) -> None:
         storage.write_bytes(str(folder / path), data)
 
@@ -43,47 +43,108 @@ def write_corpus(folder: Path) -> None:
         frames = [corpora.square(colour, ((number * 3) % 17, (2 * t + number) % 17)) for t in range(6)]
         put(f"videos/{colour}/{number}.mp4", encode_mp4(np.stack(frames), 8))
     for number in range(4):
-        put(f"texts/{number}.txt", "\n\n".join(
-            f"Chapter {n}. A {c} square moves {number} steps." for n, c in enumerate(corpora.COLOURS)).encode())
-    put("lines.jsonl", "".join(json.dumps({"text": f"line {n}: a square is no circle"}) + "\n"
-                               for n in range(12)).encode())
+        put(
+            f"texts/{number}.txt",
+            "\n\n".join(
+                f"Chapter {n}. A {c} square moves {number} steps." for n, c in enumerate(corpora.COLOURS)
+            ).encode(),
+        )
+    put(
+        "lines.jsonl",
+        "".join(json.dumps({"text": f"line {n}: a square is no circle"}) + "\n" for n in range(12)).encode(),
+    )
     for number in range(2):
         put(f"documents/{number}.md", f"# Squares {number}\n\nFirst:\n\n![one](one.png)\n\nAnd so on.\n".encode())
     put("documents/one.png", encode_png(corpora.square("red", (3, 3))))
 
 
 def settings(corpus: Path, store: str) -> dict:
-    tokenizer = {"loss": {"adversarial_start": 2}, "discriminator": {"channels": 4, "layers": 1}, "steps": 6,
-                 "optimizer": {"lr": 1e-3, "warmup_steps": 2}, "engine": {"zero_stage": 1, "ema_decay": 0.9},
-                 "workers": {"count": 1, "log_every": 2, "checkpoint_every": 3}, "validate_every": 3}
+    tokenizer = {
+        "loss": {"adversarial_start": 2},
+        "discriminator": {"channels": 4, "layers": 1},
+        "steps": 6,
+        "optimizer": {"lr": 1e-3, "warmup_steps": 2},
+        "engine": {"zero_stage": 1, "ema_decay": 0.9},
+        "workers": {"count": 1, "log_every": 2, "checkpoint_every": 3},
+        "validate_every": 3,
+    }
     sources = [
-        {"kind": "image_folder", "uri": f"{corpus}/images", "captions": {"from": "folder",
-                                                                         "template": "a {name} square"}},
-        {"kind": "video_folder", "uri": f"{corpus}/videos", "captions": {"from": "folder",
-                                                                         "template": "a {name} square"}},
+        {
+            "kind": "image_folder",
+            "uri": f"{corpus}/images",
+            "captions": {"from": "folder", "template": "a {name} square"},
+        },
+        {
+            "kind": "video_folder",
+            "uri": f"{corpus}/videos",
+            "captions": {"from": "folder", "template": "a {name} square"},
+        },
         {"kind": "text", "uri": f"{corpus}/texts"},
         {"kind": "jsonl", "uri": f"{corpus}/lines.jsonl", "text_field": "text"},
-        {"kind": "interleaved", "uri": f"{corpus}/documents"}]
+        {"kind": "interleaved", "uri": f"{corpus}/documents"},
+    ]
     return {
-        "name": "squares", "storage": store, "tracking": {"system_metrics": False}, "cluster": {"num_cpus": 4},
+        "name": "squares",
+        "storage": store,
+        "tracking": {"system_metrics": False},
+        "cluster": {"num_cpus": 4},
         "stages": {
-            "ingest": {"sources": sources, "splits": {"train": 0.6, "validation": 0.2, "test": 0.2},
-                       "shard_items": 40, "chunk_chars": 60},
-            "tokenizer_image": {**tokenizer, "model": {
-                "patch_size": 8, "temporal_patch": 4, "width": 32, "heads": 2, "head_dim": 16, "spatial_layers": "t",
-                "temporal_layers": 1, "decoder_spatial_layers": "t",
-                "quantizer": {"kind": "vq", "codebook_size": 64, "latent_dim": 4}},
-                "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8}},
-            "tokenizer_joint": {**tokenizer, "workers": {**tokenizer["workers"], "count": 2}, "data": {
-                "kinds": ["image", "video"], "sizes": [16, 24], "frames": 5, "image_batch": 8, "video_batch": 2}},
+            "ingest": {
+                "sources": sources,
+                "splits": {"train": 0.6, "validation": 0.2, "test": 0.2},
+                "shard_items": 40,
+                "chunk_chars": 60,
+            },
+            "tokenizer_image": {
+                **tokenizer,
+                "model": {
+                    "patch_size": 8,
+                    "temporal_patch": 4,
+                    "width": 32,
+                    "heads": 2,
+                    "head_dim": 16,
+                    "spatial_layers": "t",
+                    "temporal_layers": 1,
+                    "decoder_spatial_layers": "t",
+                    "quantizer": {"kind": "vq", "codebook_size": 64, "latent_dim": 4},
+                },
+                "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8},
+            },
+            "tokenizer_joint": {
+                **tokenizer,
+                "workers": {**tokenizer["workers"], "count": 2},
+                "data": {
+                    "kinds": ["image", "video"],
+                    "sizes": [16, 24],
+                    "frames": 5,
+                    "image_batch": 8,
+                    "video_batch": 2,
+                },
+            },
             "pretokenize": {"image_size": 24, "video_size": 24, "frames": 5, "vocab_size": 300, "workers": 2},
-            "train": {"model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
-                      "packing": {"length": 96, "window_rows": 8}, "batch_rows": 4, "steps": 10,
-                      "optimizer": {"lr": 2e-3, "warmup_steps": 2}, "engine": {"zero_stage": 2, "ema_decay": 0.9},
-                      "workers": {"count": 2, "log_every": 2, "checkpoint_every": 5}, "validate_every": 5,
-                      "validation_rows": 2, "samples": {"count": 2, "num_steps": 2}},
-            "evaluate": {"reconstructions": 8, "drawings": 8, "captions": 4, "texts": 4, "num_steps": 2,
-                         "class_examples": 2, "cpus": 1}}}
+            "train": {
+                "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
+                "packing": {"length": 96, "window_rows": 8},
+                "batch_rows": 4,
+                "steps": 10,
+                "optimizer": {"lr": 2e-3, "warmup_steps": 2},
+                "engine": {"zero_stage": 2, "ema_decay": 0.9},
+                "workers": {"count": 2, "log_every": 2, "checkpoint_every": 5},
+                "validate_every": 5,
+                "validation_rows": 2,
+                "samples": {"count": 2, "num_steps": 2},
+            },
+            "evaluate": {
+                "reconstructions": 8,
+                "drawings": 8,
+                "captions": 4,
+                "texts": 4,
+                "num_steps": 2,
+                "class_examples": 2,
+                "cpus": 1,
+            },
+        },
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,8 +198,14 @@ def test_every_stage_left_a_whole_artifact(config):
     assert (ingest["records"], ingest["rejects"]) == (ingest["items"] - ingest["duplicates"], 0)
     assert plan["pretokenize"].artifact.metrics["documents"] == ingest["records"]
     metrics = plan["evaluate"].artifact.metrics
-    for name in ("image_class_agreement", "caption_accuracy", "bits_per_byte", "recon_psnr_image", "recon_psnr_video",
-                 "codebook_usage"):
+    for name in (
+        "image_class_agreement",
+        "caption_accuracy",
+        "bits_per_byte",
+        "recon_psnr_image",
+        "recon_psnr_video",
+        "codebook_usage",
+    ):
         assert np.isfinite(metrics[name]), name
     assert b"<html" in storage.read_bytes(plan["evaluate"].artifact.file("report.html")).lower()
     rows = history.load(plan["train"].artifact.file("report", "history.jsonl"))
@@ -149,7 +216,7 @@ def test_every_stage_left_a_whole_artifact(config):
 def test_mlflow_knows_the_runs_and_the_model(config):
     import mlflow
 
-    from infra.tracking import resolve_tracking
+    from omniloom.infra.tracking import resolve_tracking
 
     loaded = load(str(config))
     client = mlflow.MlflowClient(resolve_tracking(loaded.tracking, loaded.storage).uri)
@@ -216,12 +283,20 @@ def test_it_runs_in_memory_and_on_s3(config, corpus, s3, tmp_path, monkeypatch):
 
 
 def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):
-    arguments = [str(config), "stages.train.steps=400", "stages.train.workers.checkpoint_every=20",
-                 "stages.train.validate_every=200"]
+    arguments = [
+        str(config),
+        "stages.train.steps=400",
+        "stages.train.workers.checkpoint_every=20",
+        "stages.train.validate_every=200",
+    ]
     fingerprint = make_plan(load(arguments[0], arguments[1:]))["train"].fingerprint
     saved = config.parent / "store" / "work" / "train" / fingerprint / "state" / "checkpoints"
-    process = subprocess.Popen([OMNILOOM, "run", *arguments, "--until", "train"], start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [OMNILOOM, "run", *arguments, "--until", "train"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 120
         while not list(saved.glob("step-*.json")):
@@ -238,8 +313,9 @@ def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):
     status = {stage["name"]: stage["status"] for stage in json.loads(shown.stdout)["stages"]}
     assert status == {**dict.fromkeys(NAMES, "cached"), "train": "resume", "evaluate": "run"}
     first = max(int(path.stem.removeprefix("step-")) for path in saved.glob("step-*.json"))
-    done = subprocess.run([OMNILOOM, "run", *arguments, "--until", "train"], capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(
+        [OMNILOOM, "run", *arguments, "--until", "train"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     artifact = make_plan(load(arguments[0], arguments[1:]))["train"].artifact
     rows = [row for row in history.load(artifact.file("report", "history.jsonl")) if "loss" in row]
@@ -283,10 +359,14 @@ def test_text_alone_needs_no_tokenizer_and_no_pictures(corpus, tmp_path):
     assert tokens["documents_left_out"] == ingest["records"] - ingest["records_text"] > 0
 
 
-@pytest.mark.parametrize("packing, expected", [
-    ({"caption_first": 0}, {"text_loss", "validation_text_loss"}),
-    ({"caption_first": 1, "caption_loss": False}, {"visual_loss", "validation_visual_loss"})],
-    ids=["image-to-text", "text-to-image"])
+@pytest.mark.parametrize(
+    "packing, expected",
+    [
+        ({"caption_first": 0}, {"text_loss", "validation_text_loss"}),
+        ({"caption_first": 1, "caption_loss": False}, {"visual_loss", "validation_visual_loss"}),
+    ],
+    ids=["image-to-text", "text-to-image"],
+)
 def test_pictures_are_only_described_or_only_drawn(config, packing, expected):
     override = f"stages.train.packing={json.dumps({'mixture': {'image': 1}, **packing})}"
     assert again(config, override) == {"train", "evaluate"}
@@ -300,10 +380,15 @@ def test_a_third_tokenizer_stage_and_a_study_of_quantizers(config):
     values = yaml.safe_load(config.read_text())["stages"]
     joint = {**values["tokenizer_joint"], "workers": {**values["tokenizer_joint"]["workers"], "count": 1}}
     training = {**joint, "model": values["tokenizer_image"]["model"]}
-    quantizers = {"vq": {"codebook_size": 32, "latent_dim": 4}, "fsq": {"kind": "fsq", "fsq_levels": [4, 4, 3]},
-                  "kl": {"kind": "kl", "latent_dim": 4}}
-    overrides = [f"stages.tokenizer_kl={json.dumps({**joint, 'quantizer': {'kind': 'kl', 'latent_dim': 6}})}",
-                 f"stages.quantizer_study={json.dumps({'training': training, 'quantizers': quantizers})}"]
+    quantizers = {
+        "vq": {"codebook_size": 32, "latent_dim": 4},
+        "fsq": {"kind": "fsq", "fsq_levels": [4, 4, 3]},
+        "kl": {"kind": "kl", "latent_dim": 4},
+    }
+    overrides = [
+        f"stages.tokenizer_kl={json.dumps({**joint, 'quantizer': {'kind': 'kl', 'latent_dim': 6}})}",
+        f"stages.quantizer_study={json.dumps({'training': training, 'quantizers': quantizers})}",
+    ]
     assert again(config, *overrides) == {"tokenizer_kl", "quantizer_study", "pretokenize", "train", "evaluate"}
     plan = make_plan(load(str(config), overrides))
     assert not plan.to_execute
@@ -323,14 +408,23 @@ def test_a_third_tokenizer_stage_and_a_study_of_quantizers(config):
 def test_a_study_of_objectives_keeps_what_a_killed_run_had_finished(config):
     values = yaml.safe_load(config.read_text())["stages"]
     training = {**values["train"], "steps": 6, "workers": {"count": 1, "log_every": 2}}
-    study = {"training": training, "objectives": {"masked": "masked_code", "pixels": "pixel_diffusion"},
-             "evaluation": {name: values["evaluate"][name] for name in ("drawings", "captions", "texts", "num_steps",
-                                                                        "class_examples", "cpus")}}
+    study = {
+        "training": training,
+        "objectives": {"masked": "masked_code", "pixels": "pixel_diffusion"},
+        "evaluation": {
+            name: values["evaluate"][name]
+            for name in ("drawings", "captions", "texts", "num_steps", "class_examples", "cpus")
+        },
+    }
     overrides = ["stages.pretokenize.pixel_patch=8", f"stages.objective_study={json.dumps(study)}"]
     fingerprint = make_plan(load(str(config), overrides))["objective_study"].fingerprint
     state = config.parent / "store" / "work" / "objective_study" / fingerprint / "state"
-    process = subprocess.Popen([OMNILOOM, "run", str(config), *overrides, "--until", "objective_study"],
-                               start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [OMNILOOM, "run", str(config), *overrides, "--until", "objective_study"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 300
         while not (state / "masked" / "measured.json").exists():

@@ -1,18 +1,19 @@
 """A tracking database that is made once: creating one takes MLflow seconds of migrations."""
+
 from __future__ import annotations
 
 import shutil
 
 import pytest
 
-from infra.tracking import TrackingConfig, resolve_tracking
+from omniloom.infra.tracking import TrackingConfig, resolve_tracking
 
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory):
     """An empty SQLite database with MLflow's tables."""
     settings = resolve_tracking(TrackingConfig(artifact_root="file:///nowhere"), str(tmp_path_factory.mktemp("empty")))
-    from infra.tracking.connection import open_client
+    from omniloom.infra.tracking.connection import open_client
 
     open_client(settings)
     return settings.database

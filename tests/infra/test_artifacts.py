@@ -1,4 +1,5 @@
 """Artifacts: published whole or not at all, whatever dies when; replaced ones are put aside; damage is seen."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,9 +8,9 @@ import time
 
 import pytest
 
-from infra import integrity, storage
-from infra.artifacts import MANIFEST, ArtifactStore, check_folder, files_digest, some
-from infra.errors import OmniLoomError
+from omniloom.infra import integrity, storage
+from omniloom.infra.artifacts import MANIFEST, ArtifactStore, check_folder, files_digest, some
+from omniloom.infra.errors import OmniLoomError
 
 FINGERPRINT = "f" * 64
 FILES = {"records/shard-0.bin": b"zero", "records/shard-1.bin": b"one", "report/history.jsonl": b"curve"}
@@ -48,7 +49,8 @@ def test_publish_and_find(root):
     assert contents(made.uri) == FILES
     assert made.manifest["files"] == [
         {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for path, content in FILES.items()]
+        for path, content in FILES.items()
+    ]
     assert made.metrics == {"records": 2}
     assert not store.has_work("ingest", FINGERPRINT)
     assert made.file("records", "shard-0.bin").endswith(f"/artifacts/ingest/{FINGERPRINT}/records/shard-0.bin")
@@ -58,8 +60,9 @@ def test_publish_and_find(root):
 
 def test_each_artifact_is_listed_once_whatever_lies_in_it_and_is_a_value(tmp_path):
     store = ArtifactStore(str(tmp_path))
-    made = publish(store, {**FILES, "a.json": b"{}", "tokens.json": b"{}", "deep/er/x.bin": b"1",
-                           "deep/manifest.json": b"{}"})
+    made = publish(
+        store, {**FILES, "a.json": b"{}", "tokens.json": b"{}", "deep/er/x.bin": b"1", "deep/manifest.json": b"{}"}
+    )
     storage.write_bytes(storage.join(store.artifact_uri("train", FINGERPRINT), "x.bin"), b"half")
     for stray in ("note.txt", "ingest/note.txt"):  # of a person
         storage.write_bytes(storage.join(store.root, "artifacts", stray), b"")
@@ -70,7 +73,12 @@ def test_each_artifact_is_listed_once_whatever_lies_in_it_and_is_a_value(tmp_pat
 
 def test_a_message_names_the_first_few():
     assert [some([str(n) for n in range(count)]) for count in (1, 2, 3, 4, 9)] == [
-        "0", "0, 1", "0, 1, 2", "0, 1, 2 and 1 more", "0, 1, 2 and 6 more"]
+        "0",
+        "0, 1",
+        "0, 1, 2",
+        "0, 1, 2 and 1 more",
+        "0, 1, 2 and 6 more",
+    ]
 
 
 def test_a_folder_is_checked_by_the_manifest_that_it_belongs_to(root):
@@ -176,6 +184,7 @@ def kill_at(monkeypatch, operation: int, after: bool) -> list[str]:
             if len(calls) == operation:
                 raise Killed
             return result
+
         return wrapped
 
     for name in OPERATIONS:
@@ -262,8 +271,12 @@ def test_a_damaged_publication_is_withdrawn_and_trainings_keep_their_checkpoints
     store = ArtifactStore(root)
     old = publish(store, FILES, ended=1.0)
     work = fill(store, OTHER_FILES)
-    kept = {"checkpoints/step-1.json": b"{}", "checkpoints/step-1/model/x.pt": b"weights", "history.jsonl": b"{}",
-            "study/checkpoints/step-1.json": b"{}"}
+    kept = {
+        "checkpoints/step-1.json": b"{}",
+        "checkpoints/step-1/model/x.pt": b"weights",
+        "history.jsonl": b"{}",
+        "study/checkpoints/step-1.json": b"{}",
+    }
     fill(store, {**kept, "shards/0.json": b"{}", "study/metrics.json": b"{}", "metrics.json": b"{}"}, "state")
     write_json, said = storage.write_json, []
 
@@ -281,7 +294,8 @@ def test_a_damaged_publication_is_withdrawn_and_trainings_keep_their_checkpoints
     assert store.finish_publishing("ingest", FINGERPRINT, work, said.append) is None
     assert "new.bin" in said[0] and damaged in said[0]
     assert contents(work) == {f"state/{name}": data for name, data in kept.items()} | (
-        {"replaces.json": storage.read_bytes(storage.join(work, "replaces.json"))} if moved else {})
+        {"replaces.json": storage.read_bytes(storage.join(work, "replaces.json"))} if moved else {}
+    )
     aside = storage.join(root, "replaced", "ingest", f"{FINGERPRINT}-1000")
     assert contents(aside if moved else old.uri) == FILES
     assert (store.find("ingest", FINGERPRINT) is None) == moved
@@ -293,8 +307,13 @@ def test_leftovers_of_killed_writes_go_when_they_are_old(tmp_path):
     store = ArtifactStore(str(tmp_path))
     made = publish(store, FILES)
     store.set_last_used("demo", made)
-    places = [tmp_path / "runs", tmp_path / "pipelines/demo", tmp_path / "leases/train", tmp_path,
-              tmp_path / "artifacts/ingest" / FINGERPRINT]
+    places = [
+        tmp_path / "runs",
+        tmp_path / "pipelines/demo",
+        tmp_path / "leases/train",
+        tmp_path,
+        tmp_path / "artifacts/ingest" / FINGERPRINT,
+    ]
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
         for name, age in ((".tmp-old", 90_000), (".tmp-new", 60)):

@@ -1,4 +1,5 @@
 """Connecting to Ray: a local one on the loopback interface alone, or exactly the address that is meant."""
+
 from __future__ import annotations
 
 import os
@@ -10,12 +11,12 @@ import time
 
 import pytest
 
-from infra.cluster import Cluster, Head, _own_signals, _short_messages, connect, expect_deaths, use_token
-from infra.errors import InputError, OmniLoomError
+from omniloom.infra.cluster import Cluster, Head, _own_signals, _short_messages, connect, expect_deaths, use_token
+from omniloom.infra.errors import InputError, OmniLoomError
 
 LOCAL = """
 import os, psutil
-from infra.cluster import ClusterConfig, connect, connect_to, shutdown
+from omniloom.infra.cluster import ClusterConfig, connect, connect_to, shutdown
 cluster = connect_to(ClusterConfig(num_cpus=1, env={"OMNILOOM_TEST": "seen"}, log_to_driver=False))
 assert (cluster.local, cluster.num_nodes, cluster.num_cpus) == (True, 1, 1), cluster
 import ray
@@ -128,6 +129,7 @@ def test_what_ray_reports_is_shown_by_its_first_sentence(monkeypatch, capsys):
             worker.print_to_stdstream({"lines": [dead], "pid": "raylet", "is_err": False}, ignore_prefix=False)
         worker.print_to_stdstream({"lines": ["of a worker"], "pid": 12, "is_err": False}, ignore_prefix=False)
         expect_deaths()
-        worker.print_to_stdstream({"lines": ["Another. And more."], "pid": "raylet", "is_err": False},
-                                  ignore_prefix=False)
+        worker.print_to_stdstream(
+            {"lines": ["Another. And more."], "pid": "raylet", "is_err": False}, ignore_prefix=False
+        )
     assert capsys.readouterr() == ("of a worker\n", "Ray: Raylet is terminated\n")

@@ -1,4 +1,5 @@
 """Leases: one owner at a time, among threads and processes; a dead owner's lease goes to exactly one waiter."""
+
 from __future__ import annotations
 
 import json
@@ -12,12 +13,12 @@ import time
 
 import pytest
 
-from infra import storage
-from infra.lease import Holder, Lease, LeaseLost, WaitEnded
+from omniloom.infra import storage
+from omniloom.infra.lease import Holder, Lease, LeaseLost, WaitEnded
 
 COUNT = """
 import sys, time
-from infra.lease import Lease
+from omniloom.infra.lease import Lease
 uri, log, number = sys.argv[1:]
 for _ in range(3):
     with Lease(uri, expiry=10, renewal=0.02):
@@ -28,7 +29,7 @@ for _ in range(3):
 """
 HOLD = """
 import sys, time
-from infra.lease import Lease
+from omniloom.infra.lease import Lease
 lost = lambda: print("lost", flush=True)
 with Lease(sys.argv[1], on_lost=lost, expiry=float(sys.argv[2]), renewal=0.1):
     print("held", flush=True)
@@ -36,7 +37,7 @@ with Lease(sys.argv[1], on_lost=lost, expiry=float(sys.argv[2]), renewal=0.1):
 """
 TAKE = """
 import sys, time
-from infra.lease import Lease
+from omniloom.infra.lease import Lease
 lease, end = Lease(sys.argv[1]), time.monotonic() + float(sys.argv[2])
 print("waits", flush=True)
 while time.monotonic() < end:
@@ -59,7 +60,7 @@ def leave(uri: str, owner: str, expiry: float = 60.0, **more) -> None:
 @pytest.fixture(scope="module")
 def ended() -> str:
     """The owner of a lease whose process of this machine has ended."""
-    code = "from infra.lease import Lease; print(Lease('x').owner)"
+    code = "from omniloom.infra.lease import Lease; print(Lease('x').owner)"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -282,8 +283,9 @@ def test_a_process_of_another_boot_or_namespace_is_not_judged_by_its_id(tmp_path
 
 
 def start(code: str, *arguments: str, before: list[str] | None = None) -> subprocess.Popen:
-    process = subprocess.Popen([*(before or []), sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE,
-                               text=True)
+    process = subprocess.Popen(
+        [*(before or []), sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() in ("held\n", "waits\n")
     return process
 
@@ -294,8 +296,10 @@ def end(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-@pytest.mark.skipif(not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"]).returncode != 0,
-                    reason="this machine makes no pid namespaces")
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"]).returncode != 0,
+    reason="this machine makes no pid namespaces",
+)
 @pytest.mark.parametrize("inside", ["owner", "waiter"])
 def test_a_living_owner_in_another_pid_namespace_keeps_its_lease(tmp_path, inside):
     """Two containers of one host name: `docker --network host`, `hostNetwork: true`."""

@@ -1,4 +1,5 @@
 """Names of processes: what each part is, and what can and cannot be known of a process by its name."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import owner
+from omniloom.infra import owner
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
@@ -57,8 +58,9 @@ def test_a_process_lives_until_it_ends_and_a_zombie_has_ended(tmp_path):
 
 
 @linux
-@pytest.mark.parametrize("change", [
-    {1: "0"}, {1: "-1"}, {1: "x"}, {2: ""}, {3: ""}, {4: ""}, {3: "another boot"}, {4: "1"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{1: "0"}, {1: "-1"}, {1: "x"}, {2: ""}, {3: ""}, {4: ""}, {3: "another boot"}, {4: "1"}], ids=str
+)
 def test_what_cannot_be_known(change):
     parts = owner.this_process().split(":")
     assert owner.lives(":".join(change.get(i, part) for i, part in enumerate(parts))) is None
@@ -89,6 +91,7 @@ def test_a_process_of_another_user_is_judged_by_its_start(monkeypatch):
 
 def test_without_proc_or_with_that_of_another_namespace_nobody_can_be_asked(monkeypatch):
     for answer in (OSError("no /proc"), "0", "~"):
+
         def readlink(path: str, answer=answer) -> str:
             if isinstance(answer, OSError):
                 raise answer
@@ -102,7 +105,11 @@ def test_without_proc_or_with_that_of_another_namespace_nobody_can_be_asked(monk
 
 @linux
 def test_names_differ_between_processes():
-    code = "from infra import owner; print(owner.this_process())"
-    names = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                            cwd=Path(__file__).parents[2]).stdout for _ in range(2)}
+    code = "from omniloom.infra import owner; print(owner.this_process())"
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        ).stdout
+        for _ in range(2)
+    }
     assert len(names) == 2 and owner.this_process() not in names

@@ -1,4 +1,5 @@
 """Storage: the same operations on a local disk, in memory and on a real S3 server."""
+
 from __future__ import annotations
 
 import os
@@ -7,9 +8,9 @@ import threading
 
 import pytest
 
-from infra import storage
-from infra.errors import InputError
-from infra.storage import join
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.infra.storage import join
 
 PATTERN_NAME = "a/x[1]*?.txt"  # must be taken as a name, not as a pattern
 

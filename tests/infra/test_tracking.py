@@ -1,4 +1,5 @@
 """Runs in a real MLflow: what is logged is there, whatever becomes of the store or of the process."""
+
 from __future__ import annotations
 
 import json
@@ -16,9 +17,9 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from infra.tracking import Tracker, TrackingConfig, close_stale, find_runs, replay, resolve_tracking
-from infra.tracking.journal import Journal
-from infra.tracking.runs import PARAM_CHARACTERS, RunHandle
+from omniloom.infra.tracking import Tracker, TrackingConfig, close_stale, find_runs, replay, resolve_tracking
+from omniloom.infra.tracking.journal import Journal
+from omniloom.infra.tracking.runs import PARAM_CHARACTERS, RunHandle
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,10 @@ def test_settings_by_storage(tmp_path, monkeypatch):
     assert remote.uri == f"sqlite:///{tmp_path}/runs/mlflow/mlflow.db"
     assert remote.spool == f"{tmp_path}/runs/mlflow/spool"
     relative = resolve_tracking(TrackingConfig(uri="sqlite:///here.db"), "memory://x")
-    assert (relative.uri, relative.artifact_root) == (f"sqlite:///{tmp_path}/here.db",
-                                                      f"file://{tmp_path}/mlflow-artifacts")
+    assert (relative.uri, relative.artifact_root) == (
+        f"sqlite:///{tmp_path}/here.db",
+        f"file://{tmp_path}/mlflow-artifacts",
+    )
     server = resolve_tracking(TrackingConfig(uri="http://host:5000"), str(tmp_path))
     assert (server.uri, server.artifact_root) == ("http://host:5000", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
@@ -69,8 +72,9 @@ def test_import_leaves_mlflow_out():
 
 
 def test_what_is_logged_is_there(settings, client):
-    parent = Tracker(settings).start_pipeline("demo", {"seed": 1, "stages": {"train": {"lr": 0.1, "sizes": [1, 2]}},
-                                                       "long": "x" * 10_000}, {"who": "test"})
+    parent = Tracker(settings).start_pipeline(
+        "demo", {"seed": 1, "stages": {"train": {"lr": 0.1, "sizes": [1, 2]}}, "long": "x" * 10_000}, {"who": "test"}
+    )
     run = parent.child("train", {"omniloom.fingerprint": "f" * 64}, {"lr": 0.1})
     run.log_metrics({"loss": np.float32(0.5), "bad key!": 2, "none": None}, step=3, tokens=4096)
     run.log_metrics({"nan": math.nan, "up": math.inf, "down": -math.inf}, step=4)
@@ -94,8 +98,9 @@ def test_what_is_logged_is_there(settings, client):
     assert child.data.metrics["tokens_seen"] == 4096
     for name in ("nan", "up", "down"):
         assert math.isnan(child.data.metrics[name]) and child.data.metrics[f"nonfinite/{name}"] == 1
-    inputs = {(i.dataset.name, i.dataset.digest, i.tags[0].value, i.dataset.source_type)
-              for i in child.inputs.dataset_inputs}
+    inputs = {
+        (i.dataset.name, i.dataset.digest, i.tags[0].value, i.dataset.source_type) for i in child.inputs.dataset_inputs
+    }
     assert inputs == {("ingest", "a" * 32, "input", "s3"), ("train", "d" * 32, "output", "local")}
     assert [f.path for f in client.list_artifacts(run.run_id(), "reports")] == ["reports/report.html"]
     images = [f.path for f in client.list_artifacts(run.run_id(), "images")]
@@ -141,8 +146,10 @@ def test_system_metrics(settings, client):
 
 def test_a_worker_logs_through_a_pickled_handle(settings, client):
     run = Tracker(settings).start_pipeline("workers", {})
-    code = ("import pickle, sys; run = pickle.loads(bytes.fromhex(sys.argv[1])); "
-            "run.log_metrics({'from_worker': 7.0}, step=1); assert run.close(), 'not delivered'")
+    code = (
+        "import pickle, sys; run = pickle.loads(bytes.fromhex(sys.argv[1])); "
+        "run.log_metrics({'from_worker': 7.0}, step=1); assert run.close(), 'not delivered'"
+    )
     subprocess.run([sys.executable, "-c", code, pickle.dumps(run).hex()], check=True, timeout=60)
     run.log_metrics({"from_driver": 1.0})
     assert run.finish()
@@ -151,9 +158,12 @@ def test_a_worker_logs_through_a_pickled_handle(settings, client):
 
 def test_a_killed_process_loses_nothing(settings, client):
     """Its journal is replayed, and its runs, parent and child, are closed as KILLED; a live one's are not."""
-    code = ("import os, pickle, sys; from infra.tracking import Tracker; s = pickle.loads(bytes.fromhex(sys.argv[1])); "
-            "p = Tracker(s).start_pipeline('victim', {}); c = p.child('train'); assert c.flush(60); "
-            "[c.log_metrics({'loss': i}, i) for i in range(50)]; os.kill(os.getpid(), 9)")
+    code = (
+        "import os, pickle, sys; from omniloom.infra.tracking import Tracker; "
+        "s = pickle.loads(bytes.fromhex(sys.argv[1])); "
+        "p = Tracker(s).start_pipeline('victim', {}); c = p.child('train'); assert c.flush(60); "
+        "[c.log_metrics({'loss': i}, i) for i in range(50)]; os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", code, pickle.dumps(settings).hex()], timeout=60)
     living = Tracker(settings).start_pipeline("victim", {})
     assert living.flush()
@@ -217,20 +227,39 @@ class Server:
     def start(self) -> None:
         import urllib.request
 
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-                   "--artifacts-destination", str(self.folder / "artifacts")]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env={
-                **os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )
         deadline = time.monotonic() + 60
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
                 return
             except OSError:
-                assert self.process.poll() is None and time.monotonic() < deadline, \
-                    (self.folder / "server.log").read_text()[-2000:]
+                assert self.process.poll() is None and time.monotonic() < deadline, (
+                    self.folder / "server.log"
+                ).read_text()[-2000:]
                 time.sleep(0.2)
 
     def stop(self) -> None:
@@ -253,8 +282,10 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     server = Server(tmp_path, port)
-    settings = resolve_tracking(TrackingConfig(uri=f"http://127.0.0.1:{port}", request_seconds=5, flush_seconds=20,
-                                               system_metrics=False), str(tmp_path / "st"))
+    settings = resolve_tracking(
+        TrackingConfig(uri=f"http://127.0.0.1:{port}", request_seconds=5, flush_seconds=20, system_metrics=False),
+        str(tmp_path / "st"),
+    )
     try:
         began = time.perf_counter()
         early = Tracker(settings).start_pipeline("early", {"seed": 1})  # nobody has ever listened there

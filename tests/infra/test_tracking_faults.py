@@ -1,4 +1,5 @@
 """Whatever a store answers and whatever the disk did to a journal: nothing raises, and what can be sent arrives."""
+
 from __future__ import annotations
 
 import json
@@ -22,8 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.tracking import Tracker, TrackingConfig, close_stale, replay, resolve_tracking
-from infra.tracking.journal import Journal
+from omniloom.infra.tracking import Tracker, TrackingConfig, close_stale, replay, resolve_tracking
+from omniloom.infra.tracking.journal import Journal
 
 
 def client_of(settings):
@@ -38,12 +39,13 @@ def points(settings, run_id: str, name: str) -> list[tuple[int, float]]:
 
 # --- journals that a disk or a crash damaged
 
+
 def left_behind(settings, damage: str) -> str:
     """A process that logs 60 points without sending one and is killed; then its files are damaged. Its run's key."""
     code = """
 import os, pickle, sys
-from infra.tracking import Tracker
-from infra.tracking.courier import Courier
+from omniloom.infra.tracking import Tracker
+from omniloom.infra.tracking.courier import Courier
 Courier._work = lambda self: None  # nothing is sent
 settings = pickle.loads(bytes.fromhex(sys.argv[1]))
 run = Tracker(settings).start_pipeline("victim", {"seed": 1})
@@ -65,8 +67,9 @@ os.kill(os.getpid(), 9)
         text = {"empty": "", "nonsense": "\0\0", "beyond": "99999999", "inside": "7"}[damage]
         journal.with_suffix(".sent").write_text(text)
     elif damage.startswith("run.json"):
-        (journal.parent / "run.json").write_text({"run.json empty": "", "run.json odd": '["x"]',
-                                                  "run.json cut": '{"run_id": "abc'}[damage])
+        (journal.parent / "run.json").write_text(
+            {"run.json empty": "", "run.json odd": '["x"]', "run.json cut": '{"run_id": "abc'}[damage]
+        )
     return key
 
 
@@ -82,14 +85,25 @@ def test_replaying_while_the_store_is_away_leaves_every_journal_for_the_next_tim
     assert replay(tracked, timeout=60) == 0 and not any(path.exists() for path in kept)
 
 
-@pytest.mark.parametrize("damage, lost", [("cut", {29, 30}), ("garbage", set()), ("empty", set()), ("nonsense", set()),
-                                          ("beyond", set()), ("inside", set()), ("run.json empty", set()),
-                                          ("run.json odd", set()), ("run.json cut", set())])
+@pytest.mark.parametrize(
+    "damage, lost",
+    [
+        ("cut", {29, 30}),
+        ("garbage", set()),
+        ("empty", set()),
+        ("nonsense", set()),
+        ("beyond", set()),
+        ("inside", set()),
+        ("run.json empty", set()),
+        ("run.json odd", set()),
+        ("run.json cut", set()),
+    ],
+)
 def test_a_damaged_journal_loses_no_whole_line_and_no_other_journal(tracked, damage, lost, caplog):
     key = left_behind(tracked, damage)
     other = left_behind(tracked, "none")
     assert replay(tracked) == 0
-    from infra.tracking import find_runs
+    from omniloom.infra.tracking import find_runs
 
     runs = {run["key"]: run["run_id"] for run in find_runs(tracked)}
     assert {step for step, _ in points(tracked, runs[other], "loss")} == set(range(60))
@@ -165,6 +179,7 @@ def test_positions_are_written_by_rename(tmp_path, monkeypatch):
 
 # --- what a caller gives
 
+
 class Odd:
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -176,9 +191,25 @@ def test_odd_values_never_raise_and_are_logged_as_what_can_be_stored(tracked, ca
     itself: list = []
     itself.append(itself)
     run = Tracker(tracked).start_pipeline("odd \ud800", {"x": {"odd": Odd(), 3: "three", "itself": itself}})
-    run.log_metrics({"huge": 10**400, "low": -10**400, "exact": Decimal("0.5"), "pair": np.zeros(2), "text": "x",
-                     "tensor": torch.ones(()), "tensors": torch.ones(2), "complex": 1j, "../up": 1, "a//b/./c": 2,
-                     "": 3, "lone \ud800": 4, "odd": Odd(), "true": True}, step=math.nan)
+    run.log_metrics(
+        {
+            "huge": 10**400,
+            "low": -(10**400),
+            "exact": Decimal("0.5"),
+            "pair": np.zeros(2),
+            "text": "x",
+            "tensor": torch.ones(()),
+            "tensors": torch.ones(2),
+            "complex": 1j,
+            "../up": 1,
+            "a//b/./c": 2,
+            "": 3,
+            "lone \ud800": 4,
+            "odd": Odd(),
+            "true": True,
+        },
+        step=math.nan,
+    )
     run.log_metrics({"late": 1.0}, step=10**30)
     run.log_metrics({"early": 1.0}, step="soon", tokens=math.inf)
     run.log_metrics(None)
@@ -191,10 +222,15 @@ def test_odd_values_never_raise_and_are_logged_as_what_can_be_stored(tracked, ca
     run.log_text("x", "../../escape.txt")
     run.log_file("/nowhere/at all")
     run.log_input("in", None, None)
-    for name, picture in {"unit": np.linspace(0, 1, 12, dtype=np.float32).reshape(2, 6),
-                          "bytes": np.full((2, 6), 200.0), "nan": np.full((2, 6), np.nan),
-                          "flags": np.ones((2, 6), bool), "one": np.full((2, 6, 1), 300, np.int64),
-                          "tensor": torch.full((2, 6, 3), 0.5), "pil": Image.new("RGB", (6, 2), "red")}.items():
+    for name, picture in {
+        "unit": np.linspace(0, 1, 12, dtype=np.float32).reshape(2, 6),
+        "bytes": np.full((2, 6), 200.0),
+        "nan": np.full((2, 6), np.nan),
+        "flags": np.ones((2, 6), bool),
+        "one": np.full((2, 6, 1), 300, np.int64),
+        "tensor": torch.full((2, 6, 3), 0.5),
+        "pil": Image.new("RGB", (6, 2), "red"),
+    }.items():
         run.log_image(picture, name)
     run.log_image(b"no picture", "junk")
     run.log_image(np.zeros((2, 2, 7, 9)), "many")
@@ -204,8 +240,17 @@ def test_odd_values_never_raise_and_are_logged_as_what_can_be_stored(tracked, ca
     found = client_of(tracked).get_run(run.run_id())
     metrics = found.data.metrics
     assert math.isnan(metrics["huge"]) and math.isnan(metrics["low"]) and metrics["nonfinite/huge"] == 1
-    assert {"exact": 0.5, "tensor": 1.0, "_/up": 1.0, "a/b/c": 2.0, "_": 3.0, "lone _": 4.0, "true": 1.0,
-            "late": 1.0, "early": 1.0}.items() <= metrics.items()
+    assert {
+        "exact": 0.5,
+        "tensor": 1.0,
+        "_/up": 1.0,
+        "a/b/c": 2.0,
+        "_": 3.0,
+        "lone _": 4.0,
+        "true": 1.0,
+        "late": 1.0,
+        "early": 1.0,
+    }.items() <= metrics.items()
     assert not {"pair", "text", "tensors", "complex", "odd"} & set(metrics)
     assert points(tracked, run.run_id(), "exact") == [(0, 0.5)]
     assert points(tracked, run.run_id(), "late") == [(2**63 - 1, 1.0)]
@@ -222,13 +267,21 @@ def test_odd_values_never_raise_and_are_logged_as_what_can_be_stored(tracked, ca
     assert set(stored) == {"unit", "bytes", "nan", "flags", "one", "tensor", "pil"}
     assert stored["unit"].ravel().tolist() == [round(255 * i / 11) for i in range(12)]
     assert [int(stored[name].flat[0]) for name in ("bytes", "nan", "flags", "one", "tensor", "pil")] == [
-        200, 0, 255, 255, 128, 255]
+        200,
+        0,
+        255,
+        255,
+        128,
+        255,
+    ]
 
 
 # --- what a store answers
 
+
 class Answers(BaseHTTPRequestHandler):
     """Every request is answered in the same wrong way."""
+
     status, body, kind = 400, b"", "application/json"
 
     def do_POST(self) -> None:
@@ -266,17 +319,32 @@ def error(code: str) -> bytes:
     return json.dumps({"error_code": code, "message": "no"}).encode()
 
 
-@pytest.mark.parametrize("status, body, kind", [
-    (400, error("INVALID_PARAMETER_VALUE"), "application/json"), (400, b"bad", "text/plain"),
-    (404, error("RESOURCE_DOES_NOT_EXIST"), "application/json"), (404, b"<html>", "text/html"),
-    (401, b"", "text/html"), (403, error("PERMISSION_DENIED"), "application/json"), (500, b"oops", "text/html"),
-    (500, error("INTERNAL_ERROR"), "application/json"), (501, b"", "text/html"), (200, b"<html>hi", "text/html"),
-    (200, b"{}", "application/json"), (200, b'{"experiment": 3, "run": []}', "application/json"),
-    (200, b"[1]", "application/json"), (204, b"", "text/html"), (302, b"", "text/html")])
+@pytest.mark.parametrize(
+    "status, body, kind",
+    [
+        (400, error("INVALID_PARAMETER_VALUE"), "application/json"),
+        (400, b"bad", "text/plain"),
+        (404, error("RESOURCE_DOES_NOT_EXIST"), "application/json"),
+        (404, b"<html>", "text/html"),
+        (401, b"", "text/html"),
+        (403, error("PERMISSION_DENIED"), "application/json"),
+        (500, b"oops", "text/html"),
+        (500, error("INTERNAL_ERROR"), "application/json"),
+        (501, b"", "text/html"),
+        (200, b"<html>hi", "text/html"),
+        (200, b"{}", "application/json"),
+        (200, b'{"experiment": 3, "run": []}', "application/json"),
+        (200, b"[1]", "application/json"),
+        (204, b"", "text/html"),
+        (302, b"", "text/html"),
+    ],
+)
 def test_nothing_raises_whatever_a_store_answers(tmp_path, answering, caplog, status, body, kind):
     caplog.set_level(logging.WARNING, "infra")
-    settings = resolve_tracking(TrackingConfig(uri=answering(status, body, kind), system_metrics=False,
-                                               request_seconds=2, flush_seconds=3), str(tmp_path))
+    settings = resolve_tracking(
+        TrackingConfig(uri=answering(status, body, kind), system_metrics=False, request_seconds=2, flush_seconds=3),
+        str(tmp_path),
+    )
     began = time.monotonic()
     run = Tracker(settings).start_pipeline("p", {"seed": 1})
     stage = run.child("train", {"a": "b"}, {"lr": 1})
@@ -298,8 +366,9 @@ def test_a_port_where_nobody_listens_and_one_where_nobody_answers(tmp_path):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         for uri in ("http://127.0.0.1:1", f"http://127.0.0.1:{silent.getsockname()[1]}"):
-            settings = resolve_tracking(TrackingConfig(uri=uri, system_metrics=False, request_seconds=1,
-                                                       flush_seconds=1), str(tmp_path))
+            settings = resolve_tracking(
+                TrackingConfig(uri=uri, system_metrics=False, request_seconds=1, flush_seconds=1), str(tmp_path)
+            )
             began = time.monotonic()
             run = Tracker(settings).start_pipeline("p", {})
             assert run.run_id(1.0) is None and not run.finish(timeout=1)

@@ -1,4 +1,5 @@
 """A bundle in the registry, loaded by `mlflow.pyfunc` in a process that knows only the store and the name."""
+
 from __future__ import annotations
 
 import io
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.tracking import RegisteredModel, Tracker, TrackingConfig, register_model, replay, resolve_tracking
+from omniloom.infra.tracking import RegisteredModel, Tracker, TrackingConfig, register_model, replay, resolve_tracking
 
-SERVING = Path(__file__).parents[2] / "stages/serving.py"
+SERVING = Path(__file__).parents[2] / "stages/inference/serving.py"
 
 LOADED = """
 import base64, io, json, sys
@@ -50,7 +51,7 @@ for params, word in (({"size": [16]}, "size"), ({"size": [17, 16]}, "16"), ({"sa
     assert word in refused(pandas.DataFrame([{"prompt": "x", "task": task}]), **params), (params, word)
 
 import os
-from pipelines.trained import find_model
+from omniloom.pipelines.trained import find_model
 os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
 for name in ("models:/digits@champion", "models:/digits/1"):
     assert sorted(os.listdir(find_model(name))) == sorted(os.listdir(sys.argv[2]))
@@ -82,24 +83,34 @@ def bundle(tmp_path_factory) -> Path:
     """A real model of the smallest size, untrained."""
     import torch
 
-    from models.bundle import BundleConfig, OmniLoom
-    from models.text import TextTokenizer
-    from models.tokenizer.config import TokenizerConfig
-    from models.tokenizer.omni import OmniTokenizer
-    from models.tokenizer.quantizers.config import QuantizerConfig
-    from models.unified.config import UnifiedConfig
-    from models.unified.diffusion_config import DiffusionConfig
-    from models.unified.model import UnifiedModel
+    from omniloom.models.model import BundleConfig, OmniLoom
+    from omniloom.models.text import TextTokenizer
+    from omniloom.models.tokenizer.config import TokenizerConfig
+    from omniloom.models.tokenizer.omni import OmniTokenizer
+    from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+    from omniloom.models.unified.config import UnifiedConfig
+    from omniloom.models.unified.diffusion.config import DiffusionConfig
+    from omniloom.models.unified.model import UnifiedModel
 
     torch.manual_seed(0)
     text = TextTokenizer.train(["a handwritten seven", "a handwritten two"] * 20, 280)
     config = BundleConfig(
         unified=UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=48, layers=1, heads=4),
         diffusion=DiffusionConfig(),
-        tokenizer=TokenizerConfig(width=32, heads=2, head_dim=16, spatial_layers="t", temporal_layers=1,
-                                  decoder_spatial_layers="t",
-                                  quantizer=QuantizerConfig(codebook_size=32, latent_dim=4)),
-        latent_mean=(0.0,) * 4, latent_std=(1.0,) * 4, image_size=(16, 16), num_frames=5)
+        tokenizer=TokenizerConfig(
+            width=32,
+            heads=2,
+            head_dim=16,
+            spatial_layers="t",
+            temporal_layers=1,
+            decoder_spatial_layers="t",
+            quantizer=QuantizerConfig(codebook_size=32, latent_dim=4),
+        ),
+        latent_mean=(0.0,) * 4,
+        latent_std=(1.0,) * 4,
+        image_size=(16, 16),
+        num_frames=5,
+    )
     tokenizer = OmniTokenizer(config.tokenizer)
     tokenizer.train().encode(torch.rand(16, 3, 16, 16) - 0.5, update_codebook=True)
     folder = tmp_path_factory.mktemp("model") / "bundle"
@@ -114,13 +125,19 @@ def bundle(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
-    from stages.media import probe_image, probe_video
+    from omniloom.stages.data.media.decode import probe_image, probe_video
 
     settings = resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60), str(tmp_path / "st"))
     run = Tracker(settings).start_pipeline("digits", {})
-    first, why = register_model(run, bundle, SERVING, "digits", "a" * 64,
-                                metrics={"recon_psnr_image": 24.5, "none": float("nan"), "null": None},
-                                example=[{"prompt": "a handwritten seven"}])
+    first, why = register_model(
+        run,
+        bundle,
+        SERVING,
+        "digits",
+        "a" * 64,
+        metrics={"recon_psnr_image": 24.5, "none": float("nan"), "null": None},
+        example=[{"prompt": "a handwritten seven"}],
+    )
     assert why is None and first.uri == "models:/digits/1"
     same = register_model(run, bundle, SERVING, "digits", "a" * 64, alias="champion")
     assert same == (first, None), "content that is there already is not copied again"
@@ -145,8 +162,14 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": "1"}]
 
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", LOADED, settings.uri, str(bundle)], cwd=tmp_path, env=env,
-                          capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, settings.uri, str(bundle)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stderr
     import base64
 
@@ -194,8 +217,10 @@ def test_a_version_that_is_refused_takes_its_copy_along(bundle, tracked):
     assert not [path for path in tracked.database.parent.glob("mlflow/artifacts/models/*") if any(path.rglob("*.*"))]
 
 
-@pytest.mark.parametrize("name", ["team/model", "cat:v1", "it's", 'so "so"', "a\\b", "", "  ", ".", "..x", "a@b", "50%",
-                                  "a#b", "why?", "line\nend"])
+@pytest.mark.parametrize(
+    "name",
+    ["team/model", "cat:v1", "it's", 'so "so"', "a\\b", "", "  ", ".", "..x", "a@b", "50%", "a#b", "why?", "line\nend"],
+)
 def test_names_that_the_registry_would_refuse_are_refused_when_the_config_is_read(name):
     with pytest.raises(ValueError, match="register_as"):
         TrackingConfig(register_as=name)

@@ -1,4 +1,5 @@
 """MLflow's pages: the view they open in, and what the server is refused for."""
+
 from __future__ import annotations
 
 import os
@@ -6,10 +7,10 @@ import socket
 
 import pytest
 
-from infra.errors import InputError
-from infra.tracking import Tracker, TrackingConfig, resolve_tracking
-from infra.tracking import pages as module
-from infra.tracking.pages import experiment_page, serve
+from omniloom.infra.errors import InputError
+from omniloom.infra.tracking import Tracker, TrackingConfig, resolve_tracking
+from omniloom.infra.tracking import pages as module
+from omniloom.infra.tracking.pages import experiment_page, serve
 
 
 @pytest.fixture
@@ -67,4 +68,6 @@ def test_a_new_experiment_is_of_training(settings):
 def test_a_store_that_is_away_still_has_a_page(tmp_path):
     away = resolve_tracking(TrackingConfig(uri="http://127.0.0.1:1", request_seconds=0.5), str(tmp_path))
     assert experiment_page(away, away.uri) == "http://127.0.0.1:1/#/experiments?workflowType=machine_learning"
-    assert module.page("http://host/", "3", "abc") == "http://host/#/experiments/3/runs/abc?workflowType=machine_learning"
+    assert (
+        module.page("http://host/", "3", "abc") == "http://host/#/experiments/3/runs/abc?workflowType=machine_learning"
+    )

@@ -1,4 +1,5 @@
 """Where runs are tracked: addresses as users write them, odd folders, a storage that was moved, processes at once."""
+
 from __future__ import annotations
 
 import os
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import InputError
-from infra.tracking import Tracker, TrackingConfig, probe, relocate, replay, resolve_tracking
-from infra.tracking.address import sqlite_path, sqlite_uri
-from infra.tracking.failures import Unreachable
+from omniloom.infra.errors import InputError
+from omniloom.infra.tracking import Tracker, TrackingConfig, probe, relocate, replay, resolve_tracking
+from omniloom.infra.tracking.address import sqlite_path, sqlite_uri
+from omniloom.infra.tracking.failures import Unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +29,25 @@ def client_of(settings):
     return MlflowClient(settings.uri)
 
 
-@pytest.mark.parametrize("uri, expected", [
-    ("file:///x", "sqlite:////PATH/mlflow.db"), ("./mlruns", "sqlite:////PATH/mlflow.db"), ("/abs", "expected one of"),
-    ("ftp://u:hunter2@h", "expected one of"), ("http://", "a server"), ("https://:5000", "a server"),
-    ("http://h:99999", "a server"), ("sqlite://", "a file"), ("sqlite:///:memory:", "a file"),
-    ("http", "expected one of"),
-    ("mysql+pymysql://u:hunter2@h/d", "pymysql"), ("mssql+pyodbc://u:hunter2@h/d", "pyodbc"),
-    ("mysql+unknown://u:hunter2@h/d", "mysql.unknown"), ("postgresql://u:hunter2@h:port/d", "'port'")])
+@pytest.mark.parametrize(
+    "uri, expected",
+    [
+        ("file:///x", "sqlite:////PATH/mlflow.db"),
+        ("./mlruns", "sqlite:////PATH/mlflow.db"),
+        ("/abs", "expected one of"),
+        ("ftp://u:hunter2@h", "expected one of"),
+        ("http://", "a server"),
+        ("https://:5000", "a server"),
+        ("http://h:99999", "a server"),
+        ("sqlite://", "a file"),
+        ("sqlite:///:memory:", "a file"),
+        ("http", "expected one of"),
+        ("mysql+pymysql://u:hunter2@h/d", "pymysql"),
+        ("mssql+pyodbc://u:hunter2@h/d", "pyodbc"),
+        ("mysql+unknown://u:hunter2@h/d", "mysql.unknown"),
+        ("postgresql://u:hunter2@h:port/d", "'port'"),
+    ],
+)
 def test_addresses_that_no_run_may_have(monkeypatch, tmp_path, uri, expected):
     """The same refusal from the variable and from the config, and it names which; no password in it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -134,10 +147,15 @@ def test_files_follow_a_storage(tracked, tmp_path, how):
 
 
 def test_what_waits_moves_along(tmp_path, migrated_database):
-    away = resolve_tracking(TrackingConfig(uri="http://127.0.0.1:1", system_metrics=False, request_seconds=1,
-                                           flush_seconds=1), str(tmp_path / "st"))
-    code = ("import pickle, sys; from infra.tracking import Tracker; s = pickle.loads(bytes.fromhex(sys.argv[1])); "
-            "r = Tracker(s).start_pipeline('p', {}); r.log_text('kept', 'note.txt'); r.finish(timeout=1)")
+    away = resolve_tracking(
+        TrackingConfig(uri="http://127.0.0.1:1", system_metrics=False, request_seconds=1, flush_seconds=1),
+        str(tmp_path / "st"),
+    )
+    code = (
+        "import pickle, sys; from omniloom.infra.tracking import Tracker; "
+        "s = pickle.loads(bytes.fromhex(sys.argv[1])); "
+        "r = Tracker(s).start_pipeline('p', {}); r.log_text('kept', 'note.txt'); r.finish(timeout=1)"
+    )
     subprocess.run([sys.executable, "-c", code, pickle.dumps(away).hex()], check=True)
     (tmp_path / "st").rename(tmp_path / "st2")
     shutil.copy(migrated_database, tmp_path / "st2/mlflow.db")
@@ -177,7 +195,7 @@ def test_relocating_what_is_no_database_does_nothing(tmp_path):
 
 
 def test_probe_looks_and_changes_nothing(tracked, tmp_path):
-    from infra.tracking.connection import open_client
+    from omniloom.infra.tracking.connection import open_client
 
     assert probe(tracked)[0] and "0 runs" in probe(tracked)[1]
     fresh = resolve_tracking(TrackingConfig(), str(tmp_path / "new" / "st"))
@@ -196,7 +214,7 @@ def test_probe_looks_and_changes_nothing(tracked, tmp_path):
 BOTH = """
 import logging, pickle, sys, time
 logging.basicConfig(level=logging.WARNING)
-from infra.tracking import Tracker
+from omniloom.infra.tracking import Tracker
 settings = pickle.loads(bytes.fromhex(sys.argv[1]))
 import mlflow  # the slow part before the start, so that both meet at the database
 while time.time() < float(sys.argv[2]):
@@ -216,16 +234,25 @@ def test_processes_that_start_at_once_on_a_new_storage(tmp_path):
         """Tables and indexes by name, with their columns; MLflow itself writes their parts in changing orders."""
         with sqlite3.connect(path) as connection:
             names = connection.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-            return {(kind, name): sorted(row[1] for row in connection.execute(f"PRAGMA table_info('{name}')"))
-                    for kind, name in names}
+            return {
+                (kind, name): sorted(row[1] for row in connection.execute(f"PRAGMA table_info('{name}')"))
+                for kind, name in names
+            }
 
     found = []
     for attempt, count in enumerate((1, 2, 2, 3)):
         settings = resolve_tracking(TrackingConfig(system_metrics=False), str(tmp_path / str(attempt) / "st"))
         start = time.time() + 15
-        runs = [subprocess.Popen([sys.executable, "-c", BOTH, pickle.dumps(settings).hex(), str(start)],
-                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                 env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(count)]
+        runs = [
+            subprocess.Popen(
+                [sys.executable, "-c", BOTH, pickle.dumps(settings).hex(), str(start)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for _ in range(count)
+        ]
         for run in runs:
             output = run.communicate(timeout=120)[0]
             assert run.returncode == 0 and "Traceback" not in output and "WARNING" not in output, output

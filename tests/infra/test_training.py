@@ -1,4 +1,5 @@
 """Training: the engine against plain torch, ZeRO stages and ranks against each other, checkpoints, the loop."""
+
 from __future__ import annotations
 
 import math
@@ -12,24 +13,33 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from infra.errors import InputError
-from infra.training import checkpoint
-from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
-from infra.training.engine import Engine, reduce_sum
-from infra.training.loop import Loop, TrainingDiverged
-from models.unified.alignment import FeatureAlignment
-from models.unified.batch import Segment, collate
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.layouts import plain_text, text_to_visual, visual_to_text
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective, part_of
-from models.unified.representations import OBJECTIVES
+from omniloom.infra.errors import InputError
+from omniloom.infra.training import checkpoint
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.infra.training.engine import Engine, reduce_sum
+from omniloom.infra.training.loop import Loop, TrainingDiverged
+from omniloom.models.unified.batch import Segment, collate
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.alignment import FeatureAlignment
+from omniloom.models.unified.objectives.objective import UnifiedObjective, part_of
+from omniloom.models.unified.representations import OBJECTIVES
 
 OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=3, weight_decay=0.1, grad_clip=0.5)
 # As large as to leave ZeRO-3 something to divide: what has under 100 000 numbers it keeps whole.
-UNIFIED = UnifiedConfig(vocab_size=7000, latent_dim=3, pixel_dim=12, pixel_bottleneck=8, codebook_size=16, width=16,
-                        layers=2, heads=2, time_dim=8)
+UNIFIED = UnifiedConfig(
+    vocab_size=7000,
+    latent_dim=3,
+    pixel_dim=12,
+    pixel_bottleneck=8,
+    codebook_size=16,
+    width=16,
+    layers=2,
+    heads=2,
+    time_dim=8,
+)
 LENGTH, UNIFIED_STEPS, FEATURES = 48, 20, 5
 STEPS = 10
 
@@ -79,8 +89,9 @@ def plain(count: int) -> tuple[nn.Module, list[dict], list[list[torch.Tensor]]]:
     module = Regression()
     weights = [p for p in module.parameters() if p.ndim >= 2]
     others = [p for p in module.parameters() if p.ndim < 2]
-    adam = torch.optim.AdamW([{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                             betas=(0.9, 0.95), eps=1e-8)
+    adam = torch.optim.AdamW(
+        [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+    )
     logs, kept = [], []
     for step in range(count):
         for entry in adam.param_groups:
@@ -157,9 +168,14 @@ def test_parts_have_learning_rates_of_their_own_and_can_be_frozen(group, tmp_pat
     layers = dict(module.net.named_children())
     layers["1"].requires_grad_(False)
     adam = torch.optim.AdamW(
-        [{"params": [getattr(layers[at], name)], "weight_decay": decay, "scale": scale}
-         for at, scale in (("0", 0.25), ("3", 1.0)) for name, decay in (("weight", 0.1), ("bias", 0.0))],
-        betas=(0.9, 0.95), eps=1e-8)
+        [
+            {"params": [getattr(layers[at], name)], "weight_decay": decay, "scale": scale}
+            for at, scale in (("0", 0.25), ("3", 1.0))
+            for name, decay in (("weight", 0.1), ("bias", 0.0))
+        ],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
     norms = []
     for step in range(STEPS):
         for entry in adam.param_groups:
@@ -171,8 +187,9 @@ def test_parts_have_learning_rates_of_their_own_and_can_be_frozen(group, tmp_pat
 
     def build() -> Engine:
         torch.manual_seed(0)
-        return Engine(Regression(), OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), STEPS, 8,
-                      lr_scale=scale_of)
+        return Engine(
+            Regression(), OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), STEPS, 8, lr_scale=scale_of
+        )
 
     engine = build()
     logs = steps(engine, 0, 5)
@@ -197,9 +214,19 @@ def layer(name: str) -> str:
     return {"0": "first", "1": "norm", "3": "last"}[name.split(".")[1]]
 
 
-@pytest.mark.parametrize("fields", [{"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3},
-                                    {"zero_stage": 1, "offload": True}, {"zero_stage": 2, "offload": True},
-                                    {"zero_stage": 3, "offload": True}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 1},
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"zero_stage": 1, "offload": True},
+        {"zero_stage": 2, "offload": True},
+        {"zero_stage": 3, "offload": True},
+    ],
+    ids=str,
+)
 def test_each_part_has_the_norm_of_its_own_gradient_before_clipping(group, fields):
     torch.manual_seed(0)
     module = Regression()
@@ -222,7 +249,8 @@ def test_each_part_has_the_norm_of_its_own_gradient_before_clipping(group, field
             wanted[layer(name)] = wanted.get(layer(name), 0.0) + float(p.grad.square().sum())
         found = {name: value for name, value in facts[1].items() if name not in ("lr", "grad_norm")}
         assert facts[0] == {} and found == pytest.approx(
-            {f"grad_norm_{name}": value ** 0.5 for name, value in wanted.items()}, rel=1e-4)
+            {f"grad_norm_{name}": value**0.5 for name, value in wanted.items()}, rel=1e-4
+        )
         assert facts[1]["grad_norm"] == pytest.approx(sum(wanted.values()) ** 0.5, rel=1e-4)
     assert not any(name.startswith("grad_norm_") for name in steps(regression(), 0, 1)[0])
 
@@ -231,8 +259,13 @@ def test_each_part_has_the_norm_of_its_own_gradient_before_clipping(group, field
 def test_the_gradient_norm_is_logged_with_and_without_clipping(group, clip):
     for zero_stage in (0, 1, 2):
         torch.manual_seed(0)
-        engine = Engine(Regression(), OPTIMIZER.model_copy(update={"grad_clip": clip}),
-                        EngineConfig(zero_stage=zero_stage), STEPS, 8)
+        engine = Engine(
+            Regression(),
+            OPTIMIZER.model_copy(update={"grad_clip": clip}),
+            EngineConfig(zero_stage=zero_stage),
+            STEPS,
+            8,
+        )
         torch.manual_seed(0)
         module = Regression()
         module(*example(0))[0].backward()
@@ -291,7 +324,11 @@ def test_only_complete_checkpoints_count_and_the_newest_are_kept(group, tmp_path
         checkpoint.save(state, step, {"model": engine}, {"step": step}, keep=2)
     folder = tmp_path / "state" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "step-00000006", "step-00000006.json", "step-00000008", "step-00000008.json"]
+        "step-00000006",
+        "step-00000006.json",
+        "step-00000008",
+        "step-00000008.json",
+    ]
     (folder / "step-00000010" / "model").mkdir(parents=True)  # a process was killed while it saved
     assert checkpoint.latest(state)["step"] == 8
     (folder / "step-00000008.json").unlink()
@@ -309,6 +346,7 @@ def test_a_checkpoint_counts_when_its_last_file_is_there_and_not_before(group, t
             seen.append(checkpoint.latest(state))
             save(*arguments, **named)
             seen.append(checkpoint.latest(state))
+
         return look
 
     for engine in engines.values():
@@ -361,9 +399,19 @@ class Recorder:
         return self.values(step), 10
 
     def loop(self, count: int) -> Loop:
-        return Loop(count, "images", self.workers, {}, self.train_step, lambda: {"at": self.trained[-1] + 1},
-                    lambda step: f"images {step}a, {step}b", self.state, self.log, lambda *a, **k: None,
-                    {"validate": (4, lambda step: self.calls.append(step))})
+        return Loop(
+            count,
+            "images",
+            self.workers,
+            {},
+            self.train_step,
+            lambda: {"at": self.trained[-1] + 1},
+            lambda step: f"images {step}a, {step}b",
+            self.state,
+            self.log,
+            lambda *a, **k: None,
+            {"validate": (4, lambda step: self.calls.append(step))},
+        )
 
     def log(self, metrics, step, units):
         assert metrics.pop("images_per_second") > 0
@@ -387,14 +435,16 @@ def test_a_value_that_only_some_steps_have_is_averaged_over_those(group, tmp_pat
 
 def test_amounts_are_added_up_and_logged_by_the_second_of_training(group, tmp_path, monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr("infra.training.loop.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("omniloom.infra.training.loop.time.perf_counter", lambda: float(next(clock)))
     rows = []
     loop = Recorder(tmp_path, log_every=3).loop(5)
     loop.amounts, loop.log = ("flops",), lambda metrics, step, units: rows.append((step, metrics))
     loop.train_step, loop.position = lambda step: ({"loss": 1.0, "flops": 10.0 + step}, 4), dict
     loop.run()  # every look at the clock is a second: a step takes one, what validates takes some as well
-    assert rows == [(3, {"loss": 1.0, "flops_per_second": 11.0, "images_per_second": 4.0}),
-                    (5, {"loss": 1.0, "flops_per_second": 13.5, "images_per_second": 4.0})]
+    assert rows == [
+        (3, {"loss": 1.0, "flops_per_second": 11.0, "images_per_second": 4.0}),
+        (5, {"loss": 1.0, "flops_per_second": 13.5, "images_per_second": 4.0}),
+    ]
     assert [done for done in range(1, 6) if loop.logs_after(done)] == [3, 5]
 
 
@@ -447,9 +497,12 @@ def unified_rows(step: int) -> list[list[list[Segment]]]:
         return visual_to_text(*picture(name, (1, 1, 3)), rng.integers(6, 40, 4), specials, name)
 
     texts = [plain_text(rng.integers(6, 40, 3 + 5 * row), specials) for row in range(4)]
-    return [[drawn("latent_diffusion", features=True), texts[0], drawn("pixel_diffusion")], [texts[3]],
-            [drawn("next_code"), described("latent_diffusion"), drawn("masked_code")],
-            [drawn("masked_code"), described("next_code"), texts[1], drawn("latent_diffusion")]]
+    return [
+        [drawn("latent_diffusion", features=True), texts[0], drawn("pixel_diffusion")],
+        [texts[3]],
+        [drawn("next_code"), described("latent_diffusion"), drawn("masked_code")],
+        [drawn("masked_code"), described("next_code"), texts[1], drawn("latent_diffusion")],
+    ]
 
 
 def train_unified(zero_stage: int, count: int, folder: str | None = None) -> dict:
@@ -459,23 +512,32 @@ def train_unified(zero_stage: int, count: int, folder: str | None = None) -> dic
 
     def build() -> Engine:
         torch.manual_seed(1)
-        objective = UnifiedObjective(UnifiedModel(UNIFIED), DiffusionConfig(), objectives=tuple(OBJECTIVES),
-                                     alignment=FeatureAlignment(UNIFIED.width, FEATURES, inner=16))
-        return Engine(objective, OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), count, 4 // ranks,
-                      part_of=part_of)
+        objective = UnifiedObjective(
+            UnifiedModel(UNIFIED),
+            DiffusionConfig(),
+            objectives=tuple(OBJECTIVES),
+            alignment=FeatureAlignment(UNIFIED.width, FEATURES, inner=16),
+        )
+        return Engine(
+            objective, OPTIMIZER, EngineConfig(zero_stage=zero_stage, ema_decay=0.9), count, 4 // ranks, part_of=part_of
+        )
 
     def run(engine: Engine, start: int, stop: int) -> list[dict[str, float]]:
         found = []
         for step in range(start, stop):
-            mine = list(range(4))[rank * 4 // ranks:(rank + 1) * 4 // ranks]
+            mine = list(range(4))[rank * 4 // ranks : (rank + 1) * 4 // ranks]
             batch = collate([unified_rows(step)[row] for row in mine], LENGTH, UNIFIED, feature_dim=FEATURES)
             totals = reduce_sum(*batch.targets.values())
             counts = dict(zip(batch.targets, (total / ranks for total in totals), strict=True))
             loss, logs = engine(batch, [100 * step + row for row in mine], counts=counts)
             engine.backward(loss)
             facts = engine.step(step, part_norms=True)
-            found.append({"loss": reduce_sum(float(logs["loss"]))[0] / ranks,
-                          **{name: facts[f"grad_norm_{name}"] for name in ("text", "visual", "backbone")}})
+            found.append(
+                {
+                    "loss": reduce_sum(float(logs["loss"]))[0] / ranks,
+                    **{name: facts[f"grad_norm_{name}"] for name in ("text", "visual", "backbone")},
+                }
+            )
         return found
 
     engine = build()
@@ -498,7 +560,7 @@ def train_unified(zero_stage: int, count: int, folder: str | None = None) -> dic
     if folder:
         resumed = build()
         checkpoint.load(checkpoint.latest(folder), {"model": resumed})
-        assert run(resumed, count // 2, count) == curve[count // 2:]
+        assert run(resumed, count // 2, count) == curve[count // 2 :]
         for (name, a), b in zip(state.items(), resumed.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
     return {"curve": curve, "state": state}
@@ -529,8 +591,13 @@ def test_zero_stages_and_ranks_give_the_same_losses_and_weights(group, two_ranks
     alone can use the whole model in between."""
     plain = train_unified(0, UNIFIED_STEPS)
     assert all(value > 0 for row in plain["curve"] for value in row.values())
-    runs = {f"ZeRO {stage}, {ranks} rank{'s' * (ranks > 1)}": two_ranks[stage] if ranks == 2
-            else train_unified(stage, UNIFIED_STEPS) for ranks in (1, 2) for stage in range(4)}
+    runs = {
+        f"ZeRO {stage}, {ranks} rank{'s' * (ranks > 1)}": two_ranks[stage]
+        if ranks == 2
+        else train_unified(stage, UNIFIED_STEPS)
+        for ranks in (1, 2)
+        for stage in range(4)
+    }
     apart = {}
     for name, run in runs.items():
         apart[name] = max(abs(a["loss"] - b["loss"]) for a, b in zip(run["curve"], plain["curve"], strict=True))
@@ -540,8 +607,10 @@ def test_zero_stages_and_ranks_give_the_same_losses_and_weights(group, two_ranks
         for weight, value in plain["state"].items():
             torch.testing.assert_close(run["state"][weight], value, rtol=1e-3, atol=2e-5)
     with capsys.disabled():
-        print(f"\nlargest difference of a loss in {UNIFIED_STEPS} steps:",
-              ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))
+        print(
+            f"\nlargest difference of a loss in {UNIFIED_STEPS} steps:",
+            ", ".join(f"{name} {value:.1e}" for name, value in apart.items()),
+        )
     assert max(apart.values()) < 1e-5
 
 
@@ -561,11 +630,9 @@ def test_the_objective_falls_on_a_fixed_batch(group):
         assert logs[-1][f"{name}_loss"] < 0.5 * logs[0][f"{name}_loss"]
 
 
-
-
 def test_a_worker_whose_run_is_gone_saves_no_further_checkpoint(group, tmp_path):
     """Another run has taken the work over while this one's workers, which their killed driver left behind, train."""
-    from infra.lease import Holder, Lease, LeaseLost
+    from omniloom.infra.lease import Holder, Lease, LeaseLost
 
     recorder = Recorder(tmp_path, log_every=10, checkpoint_every=2)
     Holder.write(recorder.state, Lease("x").owner)

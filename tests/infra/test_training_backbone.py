@@ -1,21 +1,19 @@
 """The backbone's options under ZeRO: two ranks that hold different kinds of segments run the same modules, and stage 3
 gives the losses of stage 0."""
+
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from backbone_cases import ALL, config_of, documents, drawing, objective_of
 
-from infra.training.config import EngineConfig, OptimizerConfig
-from infra.training.engine import Engine, reduce_sum
-from models.unified.batch import collate
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from backbone_cases import ALL, config_of, documents, drawing, objective_of  # noqa: E402
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.engine import Engine, reduce_sum
+from omniloom.models.unified.batch import collate
 
 STEPS = 3
 # Both kinds of blocks, with everything else.

@@ -1,4 +1,5 @@
 """Checkpoints: what a manifest names is what lies there; what is damaged is left for the one before it, in words."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from infra import storage
-from infra.errors import InputError, OmniLoomError
-from infra.training import checkpoint
-from infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
-from infra.training.engine import Engine
-from infra.training.loop import Loop
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.training import checkpoint
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.infra.training.engine import Engine
+from omniloom.infra.training.loop import Loop
 
 STEPS = 8
 
@@ -108,8 +109,10 @@ def test_without_an_intact_checkpoint_training_does_not_start_from_nothing(tmp_p
     assert checkpoint.latest(str(tmp_path / "other")) is None
     for step in (2, 4):
         DAMAGE["model cut"](tmp_path / "checkpoints" / f"step-0000000{step}")
-    for ask in (lambda: checkpoint.latest(str(tmp_path)),
-                lambda: checkpoint.check(str(tmp_path), 1, {"model": EngineConfig()}, "train")):
+    for ask in (
+        lambda: checkpoint.latest(str(tmp_path)),
+        lambda: checkpoint.check(str(tmp_path), 1, {"model": EngineConfig()}, "train"),
+    ):
         with pytest.raises(OmniLoomError, match="no checkpoint is intact.*step-0*4.*step-0*2.*--force") as told:
             ask()
         assert str(tmp_path / "checkpoints") in str(told.value)
@@ -125,7 +128,8 @@ def test_the_manifest_lists_every_file_and_comes_last(tmp_path, monkeypatch):
     files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
     assert len(files) >= 4 and manifest["files"] == {
         name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
-        for name, p in files.items()}
+        for name, p in files.items()
+    }
     assert manifest["engines"]["critic"] == {"zero_stage": 1, "offload": False}
     assert seen == [None, None]
     assert [p.name for p in folder.parent.iterdir() if p.name.startswith(".")] == []
@@ -152,11 +156,17 @@ def test_what_an_attempt_left_that_came_further_goes_when_the_next_is_saved(tmp_
     train(made, 2, 3)
     checkpoint.save(str(tmp_path), 3, {"model": made}, {}, keep=2)
     assert sorted(p.name for p in folder.iterdir()) == [
-        "step-00000002", "step-00000002.json", "step-00000003", "step-00000003.json"]
+        "step-00000002",
+        "step-00000002.json",
+        "step-00000003",
+        "step-00000003.json",
+    ]
 
 
-@pytest.mark.parametrize("before, now, fits", [
-    (0, 1, False), (1, 0, False), (1, 2, True), (2, 1, True), (2, 3, False), (3, 2, False), (0, 3, False)])
+@pytest.mark.parametrize(
+    "before, now, fits",
+    [(0, 1, False), (1, 0, False), (1, 2, True), (2, 1, True), (2, 3, False), (3, 2, False), (0, 3, False)],
+)
 def test_another_zero_stage_goes_on_where_files_are_alike_and_is_refused_elsewhere(tmp_path, before, now, fits):
     made = engine(zero_stage=before)
     train(made, 0, 2)
@@ -190,9 +200,19 @@ def test_the_last_step_is_kept_before_what_follows_it(tmp_path):
     calls, trained = [], []
 
     def loop(validate) -> Loop:
-        return Loop(5, "images", WorkersConfig(count=1, log_every=2, checkpoint_every=100), {},
-                    lambda step: (trained.append(step), ({"loss": float(step)}, 10.0))[1], lambda: {"at": 5}, str,
-                    str(tmp_path), lambda *row: None, lambda *a, **k: None, {"validate": (2, validate)})
+        return Loop(
+            5,
+            "images",
+            WorkersConfig(count=1, log_every=2, checkpoint_every=100),
+            {},
+            lambda step: (trained.append(step), ({"loss": float(step)}, 10.0))[1],
+            lambda: {"at": 5},
+            str,
+            str(tmp_path),
+            lambda *row: None,
+            lambda *a, **k: None,
+            {"validate": (2, validate)},
+        )
 
     def dies_at_the_end(step: int) -> None:
         calls.append(step)

@@ -4,6 +4,7 @@ DeepSpeed asks `torch.is_autocast_enabled()`, which means CUDA's, and switches a
 that is on: on CPUs the question is answered with no. The tests set CUDA's flag, which gives the answer of a GPU. What
 CUDA's autocast does to norms (float32 in and out) is done by `CudaNorms`.
 """
+
 from __future__ import annotations
 
 import copy
@@ -14,25 +15,35 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from infra.training.config import EngineConfig, OptimizerConfig
-from infra.training.engine import Engine
-from models.norms import GroupNorm, LayerNorm, RMSNorm, rms_norm
-from models.tokenizer.adversarial import DiscriminatorObjective
-from models.tokenizer.build import config_from_dict
-from models.tokenizer.losses import TokenizerObjective
-from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from models.unified.batch import collate
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.layouts import text_to_visual
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.engine import Engine
+from omniloom.models.norms import GroupNorm, LayerNorm, RMSNorm, rms_norm
+from omniloom.models.tokenizer.adversarial import DiscriminatorObjective
+from omniloom.models.tokenizer.build import config_from_dict
+from omniloom.models.tokenizer.losses import TokenizerObjective
+from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
+from omniloom.models.unified.batch import collate
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.layouts import text_to_visual
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.objective import UnifiedObjective
 
 BF16 = EngineConfig(precision="bf16", ema_decay=0.9)
-TOKENIZER = config_from_dict({
-    "patch_size": 8, "temporal_patch": 4, "width": 16, "heads": 2, "head_dim": 8, "spatial_layers": "tw",
-    "temporal_layers": 1, "decoder_spatial_layers": "t", "patch_norm": True,
-    "quantizer": {"codebook_size": 32, "latent_dim": 4}})
+TOKENIZER = config_from_dict(
+    {
+        "patch_size": 8,
+        "temporal_patch": 4,
+        "width": 16,
+        "heads": 2,
+        "head_dim": 8,
+        "spatial_layers": "tw",
+        "temporal_layers": 1,
+        "decoder_spatial_layers": "t",
+        "patch_norm": True,
+        "quantizer": {"codebook_size": 32, "latent_dim": 4},
+    }
+)
 PRODUCTS, NORMS = (nn.Linear, nn.Conv2d), (nn.LayerNorm, nn.GroupNorm, RMSNorm)
 
 
@@ -47,8 +58,14 @@ class CudaNorms(TorchFunctionMode):
     """Norms under autocast as CUDA's does them: every argument in float32, and so the result."""
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
-        if function in (F.layer_norm, F.group_norm, F.rms_norm, torch.rms_norm, torch.layer_norm, torch.group_norm
-                        ) and torch.is_autocast_enabled("cpu"):
+        if function in (
+            F.layer_norm,
+            F.group_norm,
+            F.rms_norm,
+            torch.rms_norm,
+            torch.layer_norm,
+            torch.group_norm,
+        ) and torch.is_autocast_enabled("cpu"):
             arguments = [a.float() if isinstance(a, torch.Tensor) else a for a in arguments]
             keywords = {k: a.float() if isinstance(a, torch.Tensor) else a for k, a in (keywords or {}).items()}
         return function(*arguments, **(keywords or {}))
@@ -67,8 +84,9 @@ def unified(zero_stage: int) -> tuple[Engine, tuple]:
     config = UnifiedConfig(vocab_size=7000, latent_dim=3, width=16, layers=2, heads=2, time_dim=8, qk_norm=True)
     torch.manual_seed(0)
     objective = UnifiedObjective(UnifiedModel(config), DiffusionConfig(), objectives=("latent_diffusion",))
-    document = text_to_visual(torch.arange(6, 12).numpy(), torch.randn(4, 3).numpy(), (1, 2, 2), config.specials,
-                              objective="latent_diffusion")
+    document = text_to_visual(
+        torch.arange(6, 12).numpy(), torch.randn(4, 3).numpy(), (1, 2, 2), config.specials, objective="latent_diffusion"
+    )
     arguments = (collate([[document]], 32, config), [1])
     return Engine(objective, OptimizerConfig(), BF16.model_copy(update={"zero_stage": zero_stage}), 10, 1), arguments
 
@@ -84,8 +102,9 @@ def discriminator(zero_stage: int) -> tuple[Engine, tuple]:
     torch.manual_seed(0)
     settings = BF16.model_copy(update={"zero_stage": min(1, zero_stage)})  # as stages.train_tokenizer makes it
     pixels = torch.rand(2, 2, 3, 16, 16) - 0.5
-    return Engine(DiscriminatorObjective(DiscriminatorConfig(channels=4, layers=2)), OptimizerConfig(), settings, 10,
-                  2), (pixels[0], pixels[1], 0)
+    return Engine(
+        DiscriminatorObjective(DiscriminatorConfig(channels=4, layers=2)), OptimizerConfig(), settings, 10, 2
+    ), (pixels[0], pixels[1], 0)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -152,13 +171,15 @@ def test_norms_are_those_of_float32_rounded_once():
     wide, layer, group, rms = x.float(), LayerNorm(32), GroupNorm(4, 32), RMSNorm(32, 1e-6)
     for norm in (layer, group, rms):
         nn.init.normal_(norm.weight)
-    expected = {layer: F.layer_norm(wide, (32,), layer.weight, layer.bias),
-                group: F.group_norm(wide, 4, group.weight, group.bias),
-                rms: wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * rms.weight}
+    expected = {
+        layer: F.layer_norm(wide, (32,), layer.weight, layer.bias),
+        group: F.group_norm(wide, 4, group.weight, group.bias),
+        rms: wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * rms.weight,
+    }
     for norm, value in expected.items():
         found = norm(x)
         assert found.dtype == torch.bfloat16
         # A last bit of bf16 is 2^-8: a half of it for the one rounding, and nearly nothing for float32's.
-        torch.testing.assert_close(found.float(), value, rtol=2 ** -8, atol=1e-3)
+        torch.testing.assert_close(found.float(), value, rtol=2**-8, atol=1e-3)
     assert rms_norm(x.double(), None, 1e-6).dtype == torch.float64
     torch.testing.assert_close(rms(wide), expected[rms], rtol=1e-6, atol=1e-6)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.formulations import formulation
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.diffusion.formulations import formulation
 
 MEAN = torch.tensor([1.5, -0.7, 0.2], dtype=torch.float64)
 ROOT = torch.tensor([[0.5, 0.0, 0.0], [0.3, 0.4, 0.0], [-0.2, 0.1, 0.6]], dtype=torch.float64)

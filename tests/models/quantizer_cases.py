@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from models.tokenizer.quantizers.build import build_quantizer
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.build import build_quantizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 CASES = {
     "vq": {"codebook_size": 32, "latent_dim": 4},
     "vq-gradient": {"codebook": "gradient", "codebook_size": 32, "latent_dim": 4},
     "fsq": {"kind": "fsq", "fsq_levels": (4, 3, 3)},
     "lfq": {"kind": "lfq", "codebook_size": 32},
-    "gumbel": {"kind": "gumbel", "codebook_size": 32, "latent_dim": 4, "gumbel_anneal_updates": 20,
-               "gumbel_kl_warmup": 10},
+    "gumbel": {
+        "kind": "gumbel",
+        "codebook_size": 32,
+        "latent_dim": 4,
+        "gumbel_anneal_updates": 20,
+        "gumbel_kl_warmup": 10,
+    },
     "gumbel-hard": {"kind": "gumbel", "codebook_size": 32, "latent_dim": 4, "gumbel_hard": True},
     "kl": {"kind": "kl", "latent_dim": 4},
 }

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.tokenizer.adversarial import (
+from omniloom.models.tokenizer.adversarial import (
     DiscriminatorObjective,
     LogitAverages,
     hinge_discriminator_loss,
     lecam_penalty,
     squared_gradient,
 )
-from models.tokenizer.discriminator import Discriminator, Judgement
-from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from models.tokenizer.precision import KeepsFloat32
+from omniloom.models.tokenizer.discriminator import Discriminator, Judgement
+from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
+from omniloom.models.tokenizer.precision import KeepsFloat32
 
 SMALL = {"channels": 4, "layers": 1}
 
@@ -99,7 +99,7 @@ def test_r1_weighs_the_same_at_any_size():
 def test_r1_is_taken_once_in_each_window(every, windows):
     config = DiscriminatorConfig(r1_gamma=1.0, r1_every=every)
     taken = [config.takes_r1(step) for step in range(every * windows)]
-    assert [sum(taken[i:i + every]) for i in range(0, len(taken), every)] == [1] * windows
+    assert [sum(taken[i : i + every]) for i in range(0, len(taken), every)] == [1] * windows
     assert not any(DiscriminatorConfig(r1_every=every).takes_r1(step) for step in range(every))
 
 
@@ -253,15 +253,23 @@ def test_the_discriminator_trains_before_the_generator_feels_it(start, warmup, r
     weights = [config.adversarial_schedule(step) for step in range(40)]
     trains = [config.trains_discriminator(step) for step in range(40)]
     assert trains == [step >= start for step in range(40)]
-    assert weights[:start + warmup] == [0.0] * (start + warmup) and weights[start + warmup] > 0
+    assert weights[: start + warmup] == [0.0] * (start + warmup) and weights[start + warmup] > 0
     assert weights == sorted(weights) and weights[start + warmup + ramp] == 1.0
 
 
-@pytest.mark.parametrize("cls,name,value", [
-    (DiscriminatorConfig, "r1_gamma", -1.0), (DiscriminatorConfig, "r1_every", 0),
-    (DiscriminatorConfig, "lecam_weight", -0.1), (DiscriminatorConfig, "lecam_decay", 1.0),
-    (TokenizerLossConfig, "perceptual_weight", -1.0), (TokenizerLossConfig, "style_weight", float("nan")),
-    (TokenizerLossConfig, "discriminator_warmup", -1), (TokenizerLossConfig, "reconstruction", "l3")])
+@pytest.mark.parametrize(
+    "cls,name,value",
+    [
+        (DiscriminatorConfig, "r1_gamma", -1.0),
+        (DiscriminatorConfig, "r1_every", 0),
+        (DiscriminatorConfig, "lecam_weight", -0.1),
+        (DiscriminatorConfig, "lecam_decay", 1.0),
+        (TokenizerLossConfig, "perceptual_weight", -1.0),
+        (TokenizerLossConfig, "style_weight", float("nan")),
+        (TokenizerLossConfig, "discriminator_warmup", -1),
+        (TokenizerLossConfig, "reconstruction", "l3"),
+    ],
+)
 def test_bad_values_are_named(cls, name, value):
     with pytest.raises(ValueError, match=f"{cls.__name__}.{name}: expected"):
         cls(**{name: value})
@@ -270,7 +278,7 @@ def test_bad_values_are_named(cls, name, value):
 def test_configs_import_without_torch():
     import subprocess
 
-    code = "import models.tokenizer.losses_config, sys; sys.exit('torch' in sys.modules)"
+    code = "import omniloom.models.tokenizer.losses_config, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -286,8 +294,8 @@ def batch(step: int, rank: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def engine(zero_stage: int, precision: str = "fp32"):
-    from infra.training.config import EngineConfig, OptimizerConfig
-    from infra.training.engine import Engine
+    from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+    from omniloom.infra.training.engine import Engine
 
     optimizer = OptimizerConfig(lr=2e-3, warmup_steps=0, schedule="constant", weight_decay=0.0, grad_clip=0.0)
     config = EngineConfig(zero_stage=zero_stage, ema_decay=0.0, precision=precision)

@@ -1,26 +1,22 @@
 """Alignment with frozen features: the loss by its definition, in a step of the whole model, features brought to a
 segment's grid."""
-from __future__ import annotations
 
-import sys
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_cases import ALL, build, config_of, drawing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.unified.alignment import FeatureAlignment, features_on_grid, on_frames
-from models.unified.batch import Batch, Segment, collate
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.layouts import plain_text
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective, part_of
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from backbone_cases import ALL, build, config_of, drawing  # noqa: E402
+from omniloom.models.unified.batch import Batch, Segment, collate
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.layouts import plain_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.alignment import FeatureAlignment, features_on_grid, on_frames
+from omniloom.models.unified.objectives.objective import UnifiedObjective, part_of
 
 DIM = 5
 
@@ -111,12 +107,16 @@ def test_frames_gather_behind_the_first(groups, size):
     assert all(torch.equal(many[1 + i], few[1 + i // size]) for i in range(groups * size))
 
 
-@pytest.mark.parametrize("features, feature_grid, grid, message", [
-    (torch.zeros(5, 3), (1, 2, 3), (1, 2, 3), "features: grid .1, 2, 3. does not fit .5, 3."),
-    (torch.zeros(6), (1, 2, 3), (1, 2, 3), "does not fit"),
-    (torch.zeros(4, 3), (4, 1, 1), (3, 1, 1), "4 frames do not"),
-    (torch.zeros(4, 3), (4, 1, 1), (1, 1, 1), "4 frames do not gather into 1"),
-    (torch.zeros(1, 3), (1, 1, 1), (2, 1, 1), "1 frames do not gather into 2")])
+@pytest.mark.parametrize(
+    "features, feature_grid, grid, message",
+    [
+        (torch.zeros(5, 3), (1, 2, 3), (1, 2, 3), "features: grid .1, 2, 3. does not fit .5, 3."),
+        (torch.zeros(6), (1, 2, 3), (1, 2, 3), "does not fit"),
+        (torch.zeros(4, 3), (4, 1, 1), (3, 1, 1), "4 frames do not"),
+        (torch.zeros(4, 3), (4, 1, 1), (1, 1, 1), "4 frames do not gather into 1"),
+        (torch.zeros(1, 3), (1, 1, 1), (2, 1, 1), "1 frames do not gather into 2"),
+    ],
+)
 def test_what_does_not_fit(features, feature_grid, grid, message):
     with pytest.raises(ValueError, match=message):
         features_on_grid(features, feature_grid, grid)
@@ -137,9 +137,14 @@ def featured(objective: str, grid: tuple[int, int, int], seed: int, weight: floa
 def rows() -> list[list[list[Segment]]]:
     """Features of latents and of pixels; a picture without; codes, which have none whatever is given; a text."""
     plain = drawing("latent_diffusion", (1, 2, 2), 7)
-    return [[featured("pixel_diffusion", (1, 3, 2), 1), plain, featured("latent_diffusion", (2, 1, 3), 2, 0.5)],
-            [featured("next_code", (1, 2, 2), 3), featured("latent_diffusion", (1, 1, 4), 4),
-             plain_text([11, 12], config_of("none").specials)]]
+    return [
+        [featured("pixel_diffusion", (1, 3, 2), 1), plain, featured("latent_diffusion", (2, 1, 3), 2, 0.5)],
+        [
+            featured("next_code", (1, 2, 2), 3),
+            featured("latent_diffusion", (1, 1, 4), 4),
+            plain_text([11, 12], config_of("none").specials),
+        ],
+    ]
 
 
 def laid_out(given: list | None = None, feature_dim: int | None = DIM) -> Batch:
@@ -149,8 +154,13 @@ def laid_out(given: list | None = None, feature_dim: int | None = DIM) -> Batch:
 def aligned(weight: float = 0.5, layer: int | None = None, option: str = "none", **fields) -> UnifiedObjective:
     config = config_of(option, **fields)
     return UnifiedObjective(
-        build(config), DiffusionConfig(), objectives=ALL, alignment=FeatureAlignment(config.width, DIM, inner=16),
-        alignment_weight=weight, alignment_layer=layer)
+        build(config),
+        DiffusionConfig(),
+        objectives=ALL,
+        alignment=FeatureAlignment(config.width, DIM, inner=16),
+        alignment_weight=weight,
+        alignment_layer=layer,
+    )
 
 
 def test_a_batch_holds_the_features_of_targets_of_diffusions():
@@ -159,8 +169,9 @@ def test_a_batch_holds_the_features_of_targets_of_diffusions():
     task = batch.tasks["latent_diffusion"]
     assert task.features.shape == (14, DIM) and task.features.dtype == torch.float32
     assert task.has_features.tolist() == [False] * 4 + [True] * 10 and not task.features[:4].any()
-    wanted = np.concatenate([featured("latent_diffusion", (2, 1, 3), 2)[1].features,
-                             featured("latent_diffusion", (1, 1, 4), 4)[1].features])
+    wanted = np.concatenate(
+        [featured("latent_diffusion", (2, 1, 3), 2)[1].features, featured("latent_diffusion", (1, 1, 4), 4)[1].features]
+    )
     np.testing.assert_array_equal(task.features[4:], wanted.astype(np.float32))
     assert batch.tasks["next_code"].features is None and batch.tasks["masked_code"].features is None
     moved = batch.to("cpu").tasks["pixel_diffusion"]
@@ -179,7 +190,8 @@ def naive(objective: UnifiedObjective, batch: Batch, seed: int) -> float:
     """The mean over positions that have features, from hidden states that a hook sees and a segment at a time."""
     seen = {}
     hook = objective.model.blocks[objective.alignment_layer - 1].register_forward_hook(
-        lambda module, inputs, output: seen.update(hidden=output))
+        lambda module, inputs, output: seen.update(hidden=output)
+    )
     objective(batch, seed)
     hook.remove()
     total, count = 0.0, 0
@@ -189,9 +201,10 @@ def naive(objective: UnifiedObjective, batch: Batch, seed: int) -> float:
             for segment in document:
                 if segment.kind == "visual" and segment.features is not None and segment.objective != "next_code":
                     first = at + 1
-                    hidden = seen["hidden"][b, first:first + len(segment.features)]
+                    hidden = seen["hidden"][b, first : first + len(segment.features)]
                     cosine = F.cosine_similarity(
-                        objective.alignment.mlp(hidden), torch.from_numpy(segment.features).float(), dim=-1)
+                        objective.alignment.mlp(hidden), torch.from_numpy(segment.features).float(), dim=-1
+                    )
                     total, count = total + segment.weight * (1 - cosine).sum(), count + len(segment.features)
                 at += segment.length
     return float(total.detach() / count)
@@ -271,8 +284,9 @@ def test_hidden_states_learn_the_features():
     for document in documents:
         document[1].features = document[1].latents @ turn
     config = config_of("none", pixel_dim=None, codebook_size=None)
-    objective = UnifiedObjective(UnifiedModel(config), DiffusionConfig(),
-                                 alignment=FeatureAlignment(config.width, DIM, inner=32))
+    objective = UnifiedObjective(
+        UnifiedModel(config), DiffusionConfig(), alignment=FeatureAlignment(config.width, DIM, inner=32)
+    )
     batch = collate([[document] for document in documents], 16, config, feature_dim=DIM)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=4e-3)
     losses = []

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.unified.amed_model import distances, train_predictor
-from models.unified.cache import GenerationState
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.draw import VisualSampling, open_diffusion
-from models.unified.generate import guided_prefixes
-from models.unified.layouts import prefix_for_text, prefix_for_visual
-from models.unified.model import UnifiedModel
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.amed_model import distances, train_predictor
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.draw import VisualSampling, open_diffusion
+from omniloom.models.unified.generation.generate import guided_prefixes
+from omniloom.models.unified.layouts import prefix_for_text, prefix_for_visual
+from omniloom.models.unified.model import UnifiedModel
 
 GRID = (1, 2, 2)
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=32, layers=2, heads=4, kv_heads=2, hidden=48)
@@ -78,8 +78,12 @@ def test_batches_go_through_the_prefixes_in_turn() -> None:
 
     found = losses(first, second, third)
     assert found == losses(first, second, third, first)
-    for others in (losses(first, first, third, first), losses(first, second, third, third), losses(
-            first, second, second, first), losses(first, second, third, first, seed=6)):
+    for others in (
+        losses(first, first, third, first),
+        losses(first, second, third, third),
+        losses(first, second, second, first),
+        losses(first, second, third, first, seed=6),
+    ):
         assert all(a != b for a, b in zip(found, others)) or found[1] != others[1]
 
 

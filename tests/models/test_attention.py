@@ -10,11 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from models.unified.attention import BlockAttend, DenseAttend, FlexAttend, attend_for
-from models.unified.batch import collate
-from models.unified.config import UnifiedConfig
-from models.unified.layouts import plain_text
-from models.unified.mask import BLOCK, BlockTables, QueryBlocks, block_tables, dense_mask, intervals, query_blocks
+from omniloom.models.unified.attention import BlockAttend, DenseAttend, FlexAttend, attend_for
+from omniloom.models.unified.batch import collate
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.layouts import plain_text
+from omniloom.models.unified.mask import (
+    BLOCK,
+    BlockTables,
+    QueryBlocks,
+    block_tables,
+    dense_mask,
+    intervals,
+    query_blocks,
+)
 
 # A row as documents of runs: (visual, positions); what is left of the row is padding.
 runs = st.lists(st.tuples(st.booleans(), st.integers(1, 90)), min_size=1, max_size=4)
@@ -66,8 +74,10 @@ def naive(q, k, v, seen):
 
 def inputs(B, N, heads=4, kv_heads=2, dim=16, dtype=torch.float64):
     generator = torch.Generator().manual_seed(N)
-    return [torch.randn(B, h, N, dim, generator=generator, dtype=dtype).requires_grad_()
-            for h in (heads, kv_heads, kv_heads)]
+    return [
+        torch.randn(B, h, N, dim, generator=generator, dtype=dtype).requires_grad_()
+        for h in (heads, kv_heads, kv_heads)
+    ]
 
 
 @settings(max_examples=25, deadline=None)
@@ -96,8 +106,14 @@ def test_all_backends_give_what_the_rule_says(rows, padding):
 
 
 @settings(max_examples=30, deadline=None)
-@given(rows=st.lists(st.lists(st.lists(st.tuples(st.booleans(), st.integers(1, 300)), min_size=1, max_size=4),
-                              max_size=4), min_size=1, max_size=2), padding=st.integers(0, 300))
+@given(
+    rows=st.lists(
+        st.lists(st.lists(st.tuples(st.booleans(), st.integers(1, 300)), min_size=1, max_size=4), max_size=4),
+        min_size=1,
+        max_size=2,
+    ),
+    padding=st.integers(0, 300),
+)
 def test_block_tables_are_what_tracing_the_mask_gives(rows, padding):
     """Against FlexAttention's own create_block_mask, which evaluates the rule at every pair."""
     if not any(rows) and not padding:
@@ -113,13 +129,18 @@ def test_block_tables_are_what_tracing_the_mask_gives(rows, padding):
     ours = FlexAttend(block_tables(start, end), starts, ends).block_mask()
 
     def blocks(counts, indices):
-        return {(b, i, int(j)) for b in range(B) for i in range(counts.shape[2])
-                for j in indices[b, 0, i, : int(counts[b, 0, i])]}
+        return {
+            (b, i, int(j))
+            for b in range(B)
+            for i in range(counts.shape[2])
+            for j in indices[b, 0, i, : int(counts[b, 0, i])]
+        }
 
-    some, full = (blocks(ours.kv_num_blocks, ours.kv_indices),
-                  blocks(ours.full_kv_num_blocks, ours.full_kv_indices))
-    traced_some, traced_full = (blocks(traced.kv_num_blocks, traced.kv_indices),
-                                blocks(traced.full_kv_num_blocks, traced.full_kv_indices))
+    some, full = (blocks(ours.kv_num_blocks, ours.kv_indices), blocks(ours.full_kv_num_blocks, ours.full_kv_indices))
+    traced_some, traced_full = (
+        blocks(traced.kv_num_blocks, traced.kv_indices),
+        blocks(traced.full_kv_num_blocks, traced.full_kv_indices),
+    )
     # In a block called full no query asks the mask: exactly those whose every pair is seen, of keys that there are.
     # Places behind the row's end ask for nothing.
     seen = torch.ones(B, N + -N % BLOCK, N + -N % BLOCK, dtype=torch.bool)
@@ -131,8 +152,10 @@ def test_block_tables_are_what_tracing_the_mask_gives(rows, padding):
     assert traced_some | traced_full <= some | full  # every pair that is seen is visited
     assert not some & full
     # By keys it is the same transposed.
-    for counts, indices, forward in ((ours.q_num_blocks, ours.q_indices, some),
-                                     (ours.full_q_num_blocks, ours.full_q_indices, full)):
+    for counts, indices, forward in (
+        (ours.q_num_blocks, ours.q_indices, some),
+        (ours.full_q_num_blocks, ours.full_q_indices, full),
+    ):
         assert {(b, j, i) for b, i, j in blocks(counts, indices)} == forward
 
 
@@ -144,7 +167,12 @@ def test_no_block_of_two_documents_is_called_full():
     tables = block_tables(*batch_of([[[(False, 300)], [(True, 300)]]], 0)[:2])
     counts, indices = tables.all
     assert [indices[0, 0, i, :count].tolist() for i, count in enumerate(counts[0, 0].tolist())] == [
-        [], [0], [], [3], [3]]
+        [],
+        [0],
+        [],
+        [3],
+        [3],
+    ]
 
 
 def test_few_blocks_are_visited_that_nobody_sees():
@@ -164,8 +192,10 @@ def test_few_blocks_are_visited_that_nobody_sees():
 def test_a_fully_padded_row_is_harmless():
     start, end, spans, _ = batch_of([[[(False, 30), (True, 20)]], []], 5)
     q, k, v = inputs(2, start.shape[1])
-    for attend in (BlockAttend(query_blocks(start, end, spans)),
-                   DenseAttend(dense_mask(torch.from_numpy(start), torch.from_numpy(end)))):
+    for attend in (
+        BlockAttend(query_blocks(start, end, spans)),
+        DenseAttend(dense_mask(torch.from_numpy(start), torch.from_numpy(end))),
+    ):
         out = attend(q, k, v)
         assert out.isfinite().all()
         # Neither what stands in it nor its gradient reaches the other row.
@@ -177,8 +207,10 @@ def test_a_fully_padded_row_is_harmless():
 def test_documents_never_see_each_other():
     start, end, spans, _ = batch_of([[[(False, 150)], [(True, 140)], [(False, 10), (True, 30), (False, 20)]]], 7)
     bounds = [(b, e) for _, b, e in spans]
-    for attend in (BlockAttend(query_blocks(start, end, spans)),
-                   DenseAttend(dense_mask(torch.from_numpy(start), torch.from_numpy(end)))):
+    for attend in (
+        BlockAttend(query_blocks(start, end, spans)),
+        DenseAttend(dense_mask(torch.from_numpy(start), torch.from_numpy(end))),
+    ):
         q, k, v = inputs(1, start.shape[1])
         out = attend(q, k, v)
         for begin, stop in bounds:

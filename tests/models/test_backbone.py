@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_cases import ALL, OPTIONS, build, config_of, documents, drawing, objective_of, values
 from torch._dynamo.testing import CompileCounterWithBackend
+from visual_batches import forward, target_times
 
-from models.unified.attention import DenseAttend
-from models.unified.batch import Batch, collate, document_length
-from models.unified.blocks import GatedAttentionUnit
-from models.unified.cache import GenerationState
-from models.unified.config import UnifiedConfig, num_parameters
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.generate import generate_visual
-from models.unified.layouts import plain_text, prefix_for_visual
-from models.unified.llama import is_text_parameter
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective
-from models.unified.positions import rotary, rotate
-from models.unified.representations import OBJECTIVES
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from backbone_cases import ALL, OPTIONS, build, config_of, documents, drawing, objective_of, values  # noqa: E402
-from visual_batches import forward, target_times  # noqa: E402
+from omniloom.models.unified.attention import DenseAttend
+from omniloom.models.unified.batch import Batch, collate, document_length
+from omniloom.models.unified.blocks import GatedAttentionUnit
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.generate import generate_visual
+from omniloom.models.unified.layouts import plain_text, prefix_for_visual
+from omniloom.models.unified.llama.load import is_text_parameter
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.positions import rotary, rotate
+from omniloom.models.unified.representations import OBJECTIVES
 
 every_option = pytest.mark.parametrize("option", OPTIONS)
 LENGTH = 112
@@ -70,8 +66,9 @@ def outputs(model: UnifiedModel, batch: Batch) -> dict[tuple, torch.Tensor]:
     """Logits and predictions by what they are of and flat place."""
     logits, predictions = forward(model, batch, target_times(batch, 0.6))
     found = {("text", int(i)): row for i, row in zip(batch.label_index, logits)}
-    return found | {(name, int(i)): row for name, rows in predictions.items()
-                    for i, row in zip(batch.parts[name].index, rows)}
+    return found | {
+        (name, int(i)): row for name, rows in predictions.items() for i, row in zip(batch.parts[name].index, rows)
+    }
 
 
 @every_option
@@ -112,13 +109,14 @@ def test_generation_with_the_cache_is_the_packed_forward_pass(option: str, objec
     with torch.no_grad():
         batch = collate([[doc] for doc in docs], 16, config)
         logits, predictions = forward(model, batch, time)
-        state, _ = GenerationState.prefill(
-            model, [prefix_for_visual([9, 8, 7], config.specials)] * 2)
+        state, _ = GenerationState.prefill(model, [prefix_for_visual([9, 8, 7], config.specials)] * 2)
         state.feed_text([config.specials.boi] * 2)
         given = torch.stack([torch.from_numpy(values(objective, grid, i)) for i in range(2)])
         if row.causal:
-            hidden = torch.cat([state.feed_visual(objective, given[:, i : i + 1], grid, keep=True, first=i)
-                                for i in range(count)], dim=1)
+            hidden = torch.cat(
+                [state.feed_visual(objective, given[:, i : i + 1], grid, keep=True, first=i) for i in range(count)],
+                dim=1,
+            )
         else:
             state.feed_visual(objective, given.flip(1), grid, 0.9, keep=False)
             hidden = state.feed_visual(objective, given, grid, time, keep=True)
@@ -178,9 +176,15 @@ def test_new_parameters_are_of_the_part_that_they_serve(option: str) -> None:
     named = dict(UnifiedModel(config_of(option)).named_parameters())
     text = {name for name in named if is_text_parameter(name)}
     assert {name.split(".")[0] for name in text} == {"embed", "blocks", "norm"}
-    assert {name.split("_")[0] for name in named.keys() - text} <= {"visual", "pixel", "code", "time.mlp.0.weight",
-                                                                    "time.mlp.0.bias", "time.mlp.2.weight",
-                                                                    "time.mlp.2.bias"}
+    assert {name.split("_")[0] for name in named.keys() - text} <= {
+        "visual",
+        "pixel",
+        "code",
+        "time.mlp.0.weight",
+        "time.mlp.0.bias",
+        "time.mlp.2.weight",
+        "time.mlp.2.bias",
+    }
 
 
 @pytest.mark.parametrize(
@@ -237,9 +241,15 @@ def test_a_gated_attention_unit_is_the_written_out_formula(option: str) -> None:
 
 
 def test_two_gated_attention_units_are_as_large_as_a_llama_block() -> None:
-    llama, gau = (sum(p.numel() for p in UnifiedModel(UnifiedConfig(
-        vocab_size=40, width=192, heads=4, layers=layers, block=block)).blocks.parameters())
-        for block, layers in (("llama", 1), ("gau", 2)))
+    llama, gau = (
+        sum(
+            p.numel()
+            for p in UnifiedModel(
+                UnifiedConfig(vocab_size=40, width=192, heads=4, layers=layers, block=block)
+            ).blocks.parameters()
+        )
+        for block, layers in (("llama", 1), ("gau", 2))
+    )
     assert gau == pytest.approx(llama, rel=0.06)
 
 
@@ -253,7 +263,8 @@ def test_long_skips_pair_mirror_images_and_start_as_nothing(layers: int) -> None
     model, plain = UnifiedModel(config), UnifiedModel(config_of("none", layers=layers))
     names = plain.state_dict().keys()
     assert {name.split(".")[1] for name in model.state_dict().keys() - names} == {
-        str(layers - 1 - i) for i in range(layers // 2)}
+        str(layers - 1 - i) for i in range(layers // 2)
+    }
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if name in names})
     ids = torch.tensor([[1, 7, 8, 9]])
     assert torch.equal(model.text_logits(ids), plain.text_logits(ids))
@@ -274,9 +285,16 @@ def test_long_skips_pair_mirror_images_and_start_as_nothing(layers: int) -> None
 # ---- compilation ----
 
 
-@pytest.mark.parametrize(("option", "dense"), [
-    ("gau", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ("none", True), ("none", False), ("gau", True), ("skips", True), ("skips", False)))])
+@pytest.mark.parametrize(
+    ("option", "dense"),
+    [
+        ("gau", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("none", True), ("none", False), ("gau", True), ("skips", True), ("skips", False))
+        ),
+    ],
+)
 def test_compiled_blocks_are_one_graph_and_compute_the_same(option: str, dense: bool) -> None:
     torch._dynamo.reset()
     config = config_of(option, layers=4, pixel_dim=None, codebook_size=None)

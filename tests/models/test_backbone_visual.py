@@ -3,27 +3,24 @@ patches, and checkpoints of language models to start from."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_cases import build, config_of, documents, objective_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from visual_batches import forward, picture, target_times
 
-from models.unified.batch import collate, visual_segment
-from models.unified.config import UnifiedConfig
-from models.unified.corruption import draw_patch_masks
-from models.unified.flow_head import FlowHead
-from models.unified.llama import load_llama
-from models.unified.model import UnifiedModel
-from models.unified.patchify import UNet, grid_tables
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from backbone_cases import build, config_of, documents, objective_of  # noqa: E402
-from visual_batches import forward, picture, target_times  # noqa: E402
+from omniloom.models.unified.batch import collate, visual_segment
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.flow_head import FlowHead
+from omniloom.models.unified.llama.load import load_llama
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.corruption import draw_patch_masks
+from omniloom.models.unified.patchify import UNet, grid_tables
 
 GRIDS = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5)), max_size=3)
 
@@ -47,7 +44,8 @@ def test_tables_name_the_neighbours(grids: list[tuple[int, int, int]]) -> None:
     assert tables.coarse.tolist() == [number(order, (s, k, i + a, j + b)) for s, k, i, j in order for a, b in near]
     assert tables.parent.tolist() == [order.index((s, k, i // 2, j // 2)) for s, k, i, j in places]
     assert tables.children.tolist() == [
-        number(places, (s, k, 2 * i + a, 2 * j + b)) for s, k, i, j in order for a in (0, 1) for b in (0, 1)]
+        number(places, (s, k, 2 * i + a, 2 * j + b)) for s, k, i, j in order for a in (0, 1) for b in (0, 1)
+    ]
 
 
 def convolved(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, side: int) -> torch.Tensor:
@@ -155,8 +153,12 @@ def test_some_places_are_asked_as_all_are(option: str) -> None:
     _, everywhere = forward(model, batch, times)
     values = {name: part.values for name, part in batch.parts.items()}
     chosen = {name: torch.tensor([7, 2, 8]) for name in values}
-    _, some = model(batch, values, dict.fromkeys(values, times),
-                    {name: part.index[chosen[name]] for name, part in batch.parts.items()})
+    _, some = model(
+        batch,
+        values,
+        dict.fromkeys(values, times),
+        {name: part.index[chosen[name]] for name, part in batch.parts.items()},
+    )
     for name in values:
         torch.testing.assert_close(some[name], everywhere[name][chosen[name]], atol=1e-5, rtol=1e-4)
 
@@ -178,7 +180,8 @@ def test_masks_have_the_stated_share_and_depend_on_the_row_alone() -> None:
     assert np.ptp(masked[:, ::2].mean((0, 1))) < 0.1  # every position is as likely
     alone = collate([[target, context, target]], 310, config)
     np.testing.assert_array_equal(
-        draw_patch_masks(-0.7, 0.3, alone, "latent_diffusion", [17], 4).reshape(3, 100), masked[17])
+        draw_patch_masks(-0.7, 0.3, alone, "latent_diffusion", [17], 4).reshape(3, 100), masked[17]
+    )
     assert not draw_patch_masks(-1, 0, batch, "latent_diffusion", 0, 4).any()
 
 
@@ -211,17 +214,33 @@ def llama_folder(path: Path) -> torch.nn.Module:
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=40, hidden_size=48, intermediate_size=64, num_hidden_layers=5, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64))
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=40,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
+    )
     model.save_pretrained(path)
     return model.eval()
 
 
 def test_a_checkpoint_starts_with_every_option_but_another_block(tmp_path: Path) -> None:
     theirs = llama_folder(tmp_path)
-    ours = load_llama(tmp_path, latent_dim=3, time_dim=32, long_skips=True, latent_patchifier="unet", unet_width=8,
-                      flow_head_layers=1, patch_mask_high=0.3)
+    ours = load_llama(
+        tmp_path,
+        latent_dim=3,
+        time_dim=32,
+        long_skips=True,
+        latent_patchifier="unet",
+        unet_width=8,
+        flow_head_layers=1,
+        patch_mask_high=0.3,
+    )
     ids = torch.tensor([[1, 7, 8, 9]])
     with torch.no_grad():
         torch.testing.assert_close(ours.text_logits(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
@@ -233,8 +252,16 @@ def test_a_checkpoint_starts_with_every_option_but_another_block(tmp_path: Path)
 
 
 def test_under_a_unet_neighbours_do_not_tell_what_a_masked_position_holds():
-    config = UnifiedConfig(vocab_size=32, latent_dim=3, width=16, layers=1, heads=2, latent_patchifier="unet",
-                           unet_width=8, patch_mask_high=0.5)
+    config = UnifiedConfig(
+        vocab_size=32,
+        latent_dim=3,
+        width=16,
+        layers=1,
+        heads=2,
+        latent_patchifier="unet",
+        unet_width=8,
+        patch_mask_high=0.5,
+    )
     torch.manual_seed(0)
     model = UnifiedModel(config)
     values, segment = torch.randn(16, 3), torch.zeros(16, dtype=torch.int64)

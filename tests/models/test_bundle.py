@@ -9,23 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import BundleConfig, OmniLoom, to_pixels, to_uint8
-from models.text import TextTokenizer
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.model import UnifiedModel
+from omniloom.models.model import BundleConfig, OmniLoom, to_pixels, to_uint8
+from omniloom.models.text import TextTokenizer
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.model import UnifiedModel
 
 
 def build(tied: bool = True) -> OmniLoom:
     torch.manual_seed(0)
     text = TextTokenizer.train(["a handwritten seven", "a handwritten two moving left"] * 20, 280)
     config = BundleConfig(
-        unified=UnifiedConfig(
-            vocab_size=text.vocab_size, latent_dim=4, width=48, layers=2, heads=4, tied=tied
-        ),
+        unified=UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=48, layers=2, heads=4, tied=tied),
         diffusion=DiffusionConfig(predict="x"),
         tokenizer=TokenizerConfig(
             width=32,
@@ -64,20 +62,23 @@ def test_save_and_load(tmp_path: Path, tied: bool) -> None:
     assert loaded.config == made.config
     for mine, theirs in ((made.model, loaded.model), (made.tokenizer, loaded.tokenizer)):
         assert mine.state_dict().keys() == theirs.state_dict().keys()
-        assert all(
-            torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values())
-        )
+        assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values()))
     prompts = ["a handwritten seven", ""]
-    assert np.array_equal(
-        made.text_to_image(prompts, num_steps=2), loaded.text_to_image(prompts, num_steps=2)
-    )
+    assert np.array_equal(made.text_to_image(prompts, num_steps=2), loaded.text_to_image(prompts, num_steps=2))
     assert made.text_to_text(prompts, 5) == loaded.text_to_text(prompts, 5)
 
 
 def test_a_language_model_has_no_visual_tokenizer_and_refuses_pictures(loom: OmniLoom, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = BundleConfig(UnifiedConfig(vocab_size=loom.text.vocab_size, width=32, layers=1, heads=2),
-                          DiffusionConfig(), None, (), (), None, objectives=())
+    config = BundleConfig(
+        UnifiedConfig(vocab_size=loom.text.vocab_size, width=32, layers=1, heads=2),
+        DiffusionConfig(),
+        None,
+        (),
+        (),
+        None,
+        objectives=(),
+    )
     made = OmniLoom(config, UnifiedModel(config.unified), None, loom.text)
     made.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "unified.safetensors", "text.json"}
@@ -85,9 +86,13 @@ def test_a_language_model_has_no_visual_tokenizer_and_refuses_pictures(loom: Omn
     assert loaded.config == config and loaded.tokenizer is None
     assert loaded.text_to_text(["a hand", ""], 5) == made.text_to_text(["a hand", ""], 5)
     picture = np.zeros((16, 16, 3), np.uint8)
-    for ask in (lambda: loaded.text_to_image(["a"]), lambda: loaded.image_to_text([picture]),
-                lambda: loaded.text_to_video(["a"], size=(16, 16)), lambda: loaded.encode(torch.zeros(1, 3, 16, 16)),
-                lambda: loaded.text_to_image(["a"], objective="latent_diffusion")):
+    for ask in (
+        lambda: loaded.text_to_image(["a"]),
+        lambda: loaded.image_to_text([picture]),
+        lambda: loaded.text_to_video(["a"], size=(16, 16)),
+        lambda: loaded.encode(torch.zeros(1, 3, 16, 16)),
+        lambda: loaded.text_to_image(["a"], objective="latent_diffusion"),
+    ):
         with pytest.raises(ValueError, match="trained on text alone and knows no pictures"):
             ask()
     with pytest.raises(ValueError, match="BundleConfig.tokenizer: is missing, and latent_diffusion needs it"):
@@ -154,9 +159,7 @@ def test_wrong_folders_are_named(loom: OmniLoom, tmp_path: Path) -> None:
 
     expect({**config, "version": 99}, "version: expected 1, got 99")
     expect({**config, "extra": 1}, r"config.json.extra: unknown field")
-    expect(
-        {**config, "unified": {**config["unified"], "wdith": 3}}, r"config.json.unified.wdith: unknown field"
-    )
+    expect({**config, "unified": {**config["unified"], "wdith": 3}}, r"config.json.unified.wdith: unknown field")
     expect({k: v for k, v in config.items() if k != "latent_std"}, r"config.json.latent_std: missing")
     expect({**config, "unified": {**config["unified"], "layers": 3}}, "unified.safetensors: does not fit")
     expect({**config, "text_digest": "0"}, "text.json: not the tokenizer")

@@ -14,7 +14,8 @@ from gaussians import Gaussian
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.unified.diffusion import (
+from omniloom.models.unified.diffusion.config import FORMULATIONS, PREDICTIONS, WEIGHTS, DiffusionConfig
+from omniloom.models.unified.diffusion.diffusion import (
     NetworkDenoiser,
     corrupt,
     denoised,
@@ -24,8 +25,7 @@ from models.unified.diffusion import (
     velocity,
     warn_wide_patches,
 )
-from models.unified.diffusion_config import FORMULATIONS, PREDICTIONS, WEIGHTS, DiffusionConfig
-from models.unified.formulations import edm_frame, formulation
+from omniloom.models.unified.diffusion.formulations import edm_frame, formulation
 
 # Path times inside both floors: sigma from 0.1 to 8.
 TIMES = {"flow": (0.1, 0.5, 0.88), "vp": (0.1, 0.5, 0.88), "ve": (0.1, 1.0, 8.0), "edm": (0.1, 1.0, 8.0)}

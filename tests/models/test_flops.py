@@ -10,16 +10,20 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.unified.batch import Batch, collate
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.flops import step_flops
-from models.unified.layouts import plain_text, text_to_visual, visual_to_text
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective
+from omniloom.models.unified.batch import Batch, collate
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.flops import step_flops
+from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.objective import UnifiedObjective
 
-SIZES = {"latent_diffusion": {"latent_dim": 3}, "pixel_diffusion": {"pixel_dim": 12, "pixel_bottleneck": 8},
-         "next_code": {"codebook_size": 64}, "masked_code": {"codebook_size": 64}}
+SIZES = {
+    "latent_diffusion": {"latent_dim": 3},
+    "pixel_diffusion": {"pixel_dim": 12, "pixel_bottleneck": 8},
+    "next_code": {"codebook_size": 64},
+    "masked_code": {"codebook_size": 64},
+}
 GRID = (1, 4, 6)
 
 
@@ -45,8 +49,17 @@ def counted(config: UnifiedConfig, batch: Batch, names: tuple[str, ...]) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("names", [(), ("latent_diffusion",), ("pixel_diffusion",), ("next_code",),
-                                   ("latent_diffusion", "pixel_diffusion", "next_code")], ids="+".join)
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("latent_diffusion",),
+        ("pixel_diffusion",),
+        ("next_code",),
+        ("latent_diffusion", "pixel_diffusion", "next_code"),
+    ],
+    ids="+".join,
+)
 @pytest.mark.parametrize("fields", [{}, {"kv_heads": 2, "head_dim": 20, "hidden": 100, "tied": False}], ids=["", "gqa"])
 def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[str, ...], fields: dict) -> None:
     sizes = {key: value for name in names for key, value in SIZES[name].items()}
@@ -60,17 +73,26 @@ def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[s
     assert step_flops(config, batch) + hidden == counted(config, batch, names)
 
 
-@pytest.mark.parametrize("fields", [
-    {"block": "gau"}, {"block": "gau", "hidden": 48, "long_skips": True}, {"long_skips": True, "layers": 4},
-    {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"}, {"patch_mask_high": 0.5},
-    {"latent_patchifier": "unet", "pixel_patchifier": "unet"}, {"flow_head_layers": 2, "flow_head_width": 20},
-    {"block": "gau", "long_skips": True, "latent_patchifier": "unet", "flow_head_layers": 1}],
-    ids=lambda fields: "+".join(fields))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block": "gau"},
+        {"block": "gau", "hidden": 48, "long_skips": True},
+        {"long_skips": True, "layers": 4},
+        {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},
+        {"patch_mask_high": 0.5},
+        {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
+        {"flow_head_layers": 2, "flow_head_width": 20},
+        {"block": "gau", "long_skips": True, "latent_patchifier": "unet", "flow_head_layers": 1},
+    ],
+    ids=lambda fields: "+".join(fields),
+)
 def test_operations_of_the_options_are_those_that_torch_counts(fields: dict) -> None:
     names = ("latent_diffusion", "pixel_diffusion", "next_code")
     sizes = {key: value for name in names for key, value in SIZES[name].items()}
-    config = UnifiedConfig(**{"vocab_size": 50, "width": 32, "layers": 3, "heads": 4, "time_dim": 16, "unet_width": 12,
-                              **sizes, **fields})
+    config = UnifiedConfig(
+        **{"vocab_size": 50, "width": 32, "layers": 3, "heads": 4, "time_dim": 16, "unet_width": 12, **sizes, **fields}
+    )
     documents = row(config, names)
     odd = text_to_visual([9], values("latent_diffusion")[:15], (1, 3, 5), config.specials)  # cells that are cut
     documents.append(odd)

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
+import backbone_cases
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from visual_batches import forward, target_times
 
-from models.unified.batch import Segment, collate, document_length, visual_segment
-from models.unified.cache import GenerationState
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion import NetworkDenoiser, sampling_times
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.draw import VisualSampling, draw_visual, open_diffusion, sample_tokens
-from models.unified.generate import generate_interleaved, generate_text, generate_visual, guided_prefixes
-from models.unified.layouts import (
-    prefix_for_text,
-    prefix_for_visual,
-    text_to_visual,
-    visual_to_text,
+from omniloom.models.unified.batch import Segment, collate, document_length, visual_segment
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
+from omniloom.models.unified.diffusion.samplers import sample
+from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.draw import VisualSampling, draw_visual, open_diffusion, sample_tokens
+from omniloom.models.unified.generation.generate import (
+    generate_interleaved,
+    generate_text,
+    generate_visual,
+    guided_prefixes,
 )
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective
-from models.unified.samplers import sample
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import backbone_cases  # noqa: E402
-from visual_batches import forward, target_times  # noqa: E402
+from omniloom.models.unified.layouts import prefix_for_text, prefix_for_visual, text_to_visual, visual_to_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.objective import UnifiedObjective
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
 S = CONFIG.specials
@@ -270,8 +266,9 @@ def test_two_pictures_of_an_answer_are_those_drawn_in_turn() -> None:
     """Each as the number that it has in its answer, and the second behind the first."""
     model, how = interleaving(build()), VisualSampling(DIFFUSION, num_steps=2)
     for seed in range(60):
-        made = generate_interleaved(model, [prefixes()[0]], max_new_tokens=12, visual=how, image_grid=GRID,
-                                    seeds=[seed], temperature=3.0)[0]
+        made = generate_interleaved(
+            model, [prefixes()[0]], max_new_tokens=12, visual=how, image_grid=GRID, seeds=[seed], temperature=3.0
+        )[0]
         if sum(part.kind == "visual" for part in made) > 1:
             break
     at = [i for i, part in enumerate(made) if part.kind == "visual"]
@@ -356,9 +353,7 @@ def test_four_memorised_pictures_come_back_by_caption_and_captions_by_picture(pr
     grid = (1, 2, 2)
     pictures = np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32)
     captions = [[10 + i, 15] for i in range(4)]
-    rows = [
-        [text_to_visual(c, p, grid, S), visual_to_text(p, grid, c, S)] for c, p in zip(captions, pictures)
-    ]
+    rows = [[text_to_visual(c, p, grid, S), visual_to_text(p, grid, c, S)] for c, p in zip(captions, pictures)]
     batch = collate(rows * 3, 20, config)
     steps = 300
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)

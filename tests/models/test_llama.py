@@ -14,18 +14,31 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.text import TextTokenizer
-from models.unified import load_llama
-from models.unified.config import RopeScaling, SpecialIds, UnifiedConfig, num_parameters
-from models.unified.llama import is_text_parameter
-from models.unified.llama_config import architecture, config_from_llama
-from models.unified.model import UnifiedModel
-from models.unified.positions import scale_frequencies
+from omniloom.models.text import TextTokenizer
+from omniloom.models.unified import load_llama
+from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig, num_parameters
+from omniloom.models.unified.llama.config import architecture, config_from_llama
+from omniloom.models.unified.llama.load import is_text_parameter
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.positions import scale_frequencies
 
-SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-          "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 CASES = {
     "llama": ("Llama", {}),
     "llama-1": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5}),
@@ -35,8 +48,10 @@ CASES = {
     "llama-narrow": ("Llama", {"head_dim": 4}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 20}),
     "qwen2": ("Qwen2", {}),
-    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default",
-                                                                           "rope_theta": 1e6}}),
+    "qwen2-tied": (
+        "Qwen2",
+        {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
     "qwen3": ("Qwen3", {"head_dim": 16, "num_key_value_heads": 1}),
     "qwen3-tied": ("Qwen3", {"head_dim": 24, "tie_word_embeddings": True, "attention_bias": True}),
 }
@@ -138,8 +153,10 @@ def test_visual_parts_are_those_of_a_fresh_model(tmp_path: Path) -> None:
         else:
             assert float(value.std()) == pytest.approx(float(wanted.std()), rel=0.1)
     torch.manual_seed(5)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load_llama(
-        tmp_path, latent_dim=64, time_dim=64, axes=2).parameters()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.parameters(), load_llama(tmp_path, latent_dim=64, time_dim=64, axes=2).parameters())
+    )
 
 
 def test_the_vocabulary_grows_only_on_request(tmp_path: Path) -> None:
@@ -175,14 +192,15 @@ def test_special_ids_come_from_the_file() -> None:
 
 
 def test_a_loaded_model_denoises_and_generates(tmp_path: Path) -> None:
-    from models.unified import DiffusionConfig, generate_text, generate_visual
-    from models.unified.layouts import prefix_for_text, prefix_for_visual
+    from omniloom.models.unified import DiffusionConfig, generate_text, generate_visual
+    from omniloom.models.unified.layouts import prefix_for_text, prefix_for_visual
 
     make(tmp_path, "Qwen3", **CASES["qwen3-tied"][1])
     specials = SpecialIds(pad=97, bos=1, eos=2, boi=98, bov=99, eoi=100)
     model = load_llama(tmp_path, latent_dim=3, specials=specials).eval()
-    latents = generate_visual(model, [prefix_for_visual([5, 6], specials)], (1, 2, 3), diffusion=DiffusionConfig(),
-                              num_steps=2)
+    latents = generate_visual(
+        model, [prefix_for_visual([5, 6], specials)], (1, 2, 3), diffusion=DiffusionConfig(), num_steps=2
+    )
     assert latents.shape == (1, 1, 2, 3, 3) and torch.isfinite(latents).all()
     made = generate_text(model, [prefix_for_text([5, 6], specials)], 8, stop_ids=[])[0]
     line = torch.tensor([[specials.bos, 5, 6, *made]])
@@ -199,25 +217,36 @@ def edit(folder: Path, **fields) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-@pytest.mark.parametrize(("fields", "key"), [
-    ({"architectures": ["GPT2LMHeadModel"]}, "architectures"), ({"architectures": None}, "architectures"),
-    ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_parameters.rope_type"),
-    ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type"),
-    ({"rope_parameters": {**LLAMA3, "factor": None}}, "rope_parameters: factor"),
-    ({"rope_parameters": {**LLAMA3, "high_freq_factor": 0.5}}, "rope_parameters: RopeScaling.high_freq_factor"),
-    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters"),
-    ({"rope_parameters": {"rope_theta": -1}}, "rope_theta"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ({"hidden_act": "gelu"}, "hidden_act"), ({"mlp_bias": True}, "mlp_bias"), ({"num_hidden_layers": 0}, "num_hidden"),
-    ({"hidden_size": "48"}, "hidden_size"), ({"hidden_size": None}, "hidden_size"), ({"vocab_size": 5}, "vocab_size"),
-    ({"hidden_size": 50, "head_dim": None}, "hidden_size: expected a multiple of num_attention_heads"),
-    ({"num_key_value_heads": 3}, "kv_heads"), ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
-    ({"rms_norm_eps": 0}, "rms_norm_eps"), ({"layer_types": ["sliding_attention"]}, "layer_types"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, "sliding_window"),
-    ({"architectures": ["MistralForCausalLM"]}, "sliding_window"),
-    ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, "use_sliding_window"),
-])
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "architectures"),
+        ({"architectures": None}, "architectures"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_parameters.rope_type"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type"),
+        ({"rope_parameters": {**LLAMA3, "factor": None}}, "rope_parameters: factor"),
+        ({"rope_parameters": {**LLAMA3, "high_freq_factor": 0.5}}, "rope_parameters: RopeScaling.high_freq_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_theta": -1}}, "rope_theta"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"num_hidden_layers": 0}, "num_hidden"),
+        ({"hidden_size": "48"}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"vocab_size": 5}, "vocab_size"),
+        ({"hidden_size": 50, "head_dim": None}, "hidden_size: expected a multiple of num_attention_heads"),
+        ({"num_key_value_heads": 3}, "kv_heads"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, "sliding_window"),
+        ({"architectures": ["MistralForCausalLM"]}, "sliding_window"),
+        ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, "use_sliding_window"),
+    ],
+)
 def test_a_config_that_is_not_read_is_refused(tmp_path: Path, fields: dict, key: str) -> None:
     make(tmp_path)
     edit(tmp_path, **fields)
@@ -232,8 +261,12 @@ def test_wrong_tensors_are_named(tmp_path: Path, shard: str, damage: str) -> Non
     key = "model.layers.1.self_attn.k_proj.bias"
     file = next(path for path in sorted(tmp_path.glob("*.safetensors")) if key in load_file(path))
     state = load_file(file)
-    state |= {"missing": {}, "shape": {key: state[key][:-1]}, "dtype": {key: state[key].to(torch.int32)},
-              "unknown": {key: state[key]}}[damage]
+    state |= {
+        "missing": {},
+        "shape": {key: state[key][:-1]},
+        "dtype": {key: state[key].to(torch.int32)},
+        "unknown": {key: state[key]},
+    }[damage]
     if damage == "missing":
         del state[key]
     save_file({name: value.contiguous() for name, value in state.items()}, file)
@@ -323,8 +356,15 @@ def test_what_the_checkpoint_decides_is_confirmed_or_refused(tmp_path: Path) -> 
 
 def test_a_missing_key_means_what_it_means_to_transformers() -> None:
     for family in ("Llama", "Mistral", "Qwen2", "Qwen3"):
-        values = {"architectures": [f"{family}ForCausalLM"], "vocab_size": 97, "hidden_size": 128,
-                  "num_hidden_layers": 1, "num_attention_heads": 32, "intermediate_size": 64, "sliding_window": None}
+        values = {
+            "architectures": [f"{family}ForCausalLM"],
+            "vocab_size": 97,
+            "hidden_size": 128,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 32,
+            "intermediate_size": 64,
+            "sliding_window": None,
+        }
         theirs = getattr(transformers, f"{family}Config")(**values)
         ours = architecture(values, "config.json")
         heads = theirs.num_attention_heads
@@ -341,11 +381,17 @@ def test_a_missing_key_means_what_it_means_to_transformers() -> None:
 def test_loading_holds_one_copy(tmp_path: Path) -> None:
     """Anonymous memory, which alone counts: pages of the mapped file can be dropped at any time."""
     make(tmp_path / "small")
-    make(tmp_path / "large", dtype=torch.bfloat16, hidden_size=512, intermediate_size=2048, num_hidden_layers=6,
-         vocab_size=4096)
+    make(
+        tmp_path / "large",
+        dtype=torch.bfloat16,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        vocab_size=4096,
+    )
     code = f"""
 import threading, torch
-from models.unified import load_llama
+from omniloom.models.unified import load_llama
 torch.set_num_threads(1)
 def anonymous():
     return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith('RssAnon'))
@@ -375,8 +421,9 @@ def test_importing_the_name_is_cheap() -> None:
 def test_a_bundles_config_comes_back_from_json() -> None:
     from dataclasses import asdict
 
-    config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, heads=4, qkv_bias=True,
-                           rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192))
+    config = UnifiedConfig(
+        vocab_size=40, latent_dim=3, width=48, heads=4, qkv_bias=True, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192)
+    )
     assert UnifiedConfig(**json.loads(json.dumps(asdict(config)))) == config
     with pytest.raises(ValueError, match="UnifiedConfig.rope_scaling.nope: unknown field"):
         UnifiedConfig(vocab_size=40, latent_dim=3, rope_scaling={"nope": 1})
@@ -393,20 +440,29 @@ def foreign(bos: str, eos: str, extra: tuple[str, ...] = ()):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(["a red square"] * 4, trainers.BpeTrainer(
-        vocab_size=300, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        ["a red square"] * 4,
+        trainers.BpeTrainer(vocab_size=300, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
     tokenizer.add_special_tokens([*extra, *dict.fromkeys((bos, eos))])
     return tokenizer
 
 
-@pytest.mark.parametrize(("bos", "eos"), [
-    ("<s>", "</s>"), ("<|begin_of_text|>", "<|end_of_text|>"), ("<|endoftext|>", "<|endoftext|>")])
+@pytest.mark.parametrize(
+    ("bos", "eos"), [("<s>", "</s>"), ("<|begin_of_text|>", "<|end_of_text|>"), ("<|endoftext|>", "<|endoftext|>")]
+)
 def test_a_language_models_tokenizer_keeps_its_own_ends(bos: str, eos: str) -> None:
     theirs = foreign(bos, eos, ("<|im_start|>",))
     size = theirs.get_vocab_size()
     loaded = TextTokenizer.load(theirs.to_str())
-    wanted = {"bos": theirs.token_to_id(bos), "eos": theirs.token_to_id(eos), "pad": size, "boi": size + 1,
-              "bov": size + 2, "eoi": size + 3}
+    wanted = {
+        "bos": theirs.token_to_id(bos),
+        "eos": theirs.token_to_id(eos),
+        "pad": size,
+        "boi": size + 1,
+        "bov": size + 2,
+        "eoi": size + 3,
+    }
     assert loaded.specials == wanted and loaded.vocab_size == size + 4
     assert SpecialIds(**loaded.specials).bos == theirs.token_to_id(bos)
     text = f"a red {bos} square{eos}<boi><|im_start|>"
@@ -432,4 +488,6 @@ def test_a_tokenizer_file_neither_cuts_nor_pads() -> None:
     loaded = TextTokenizer.load(theirs.to_str())
     assert loaded.encode("a red square " * 20) == whole
     assert [len(ids) for ids in loaded.encode_batch(["a", "a red square"])] == [
-        len(loaded.encode("a")), len(loaded.encode("a red square"))]
+        len(loaded.encode("a")),
+        len(loaded.encode("a red square")),
+    ]

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from visual_batches import forward, is_target
 
-from models.unified.batch import Segment, collate
-from models.unified.config import UnifiedConfig
-from models.unified.corruption import draw_noise
-from models.unified.diffusion import corrupt, residual
-from models.unified.diffusion_config import FORMULATIONS, DiffusionConfig
-from models.unified.formulations import formulation
-from models.unified.model import UnifiedModel
-from models.unified.multiscale import coarse_error, segment_coarse_error
-from models.unified.objective import UnifiedObjective
-from models.unified.patches import pixels_to_patches
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from visual_batches import forward, is_target  # noqa: E402
+from omniloom.models.unified.batch import Segment, collate
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import FORMULATIONS, DiffusionConfig
+from omniloom.models.unified.diffusion.diffusion import corrupt, residual
+from omniloom.models.unified.diffusion.formulations import formulation
+from omniloom.models.unified.diffusion.multiscale import coarse_error, segment_coarse_error
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.corruption import draw_noise
+from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.patches import pixels_to_patches
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,22 +11,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from visual_batches import forward
 
-from models.unified.batch import Segment, collate, visual_segment
-from models.unified.config import UnifiedConfig
-from models.unified.corruption import draw_masks, mask_ratio
-from models.unified.diffusion_config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
-from models.unified.draw import VisualSampling
-from models.unified.generate import generate_interleaved, generate_text, generate_visual
-from models.unified.layouts import prefix_for_text, prefix_for_visual, text_to_visual, visual_to_text
-from models.unified.mask import dense_mask
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective
-from models.unified.patches import patches_to_pixels, pixels_to_patches
-from models.unified.representations import OBJECTIVES
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from visual_batches import forward  # noqa: E402
+from omniloom.models.unified.batch import Segment, collate, visual_segment
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
+from omniloom.models.unified.generation.draw import VisualSampling
+from omniloom.models.unified.generation.generate import generate_interleaved, generate_text, generate_visual
+from omniloom.models.unified.layouts import prefix_for_text, prefix_for_visual, text_to_visual, visual_to_text
+from omniloom.models.unified.mask import dense_mask
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.corruption import draw_masks, mask_ratio
+from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.patches import patches_to_pixels, pixels_to_patches
+from omniloom.models.unified.representations import OBJECTIVES
 
 ALL = tuple(OBJECTIVES)
 CODES = 11
@@ -58,8 +54,11 @@ def build(config: UnifiedConfig = CONFIG, seed: int = 0) -> UnifiedModel:
 
 
 def config_for(objective: str, **fields: int) -> UnifiedConfig:
-    sizes = {"latents": {"latent_dim": 3}, "pixels": {"pixel_dim": 12, "pixel_bottleneck": 8},
-             "codes": {"codebook_size": CODES}}[OBJECTIVES[objective].representation.name]
+    sizes = {
+        "latents": {"latent_dim": 3},
+        "pixels": {"pixel_dim": 12, "pixel_bottleneck": 8},
+        "codes": {"codebook_size": CODES},
+    }[OBJECTIVES[objective].representation.name]
     return UnifiedConfig(**{"vocab_size": 40, "width": 48, "layers": 2, "heads": 4, **sizes, **fields})
 
 
@@ -133,19 +132,24 @@ def test_a_model_has_the_parts_that_its_config_names() -> None:
         UnifiedConfig(vocab_size=40, codebook_size=0)
     with pytest.raises(ValueError, match="the model has codes, the objectives are on latents"):
         UnifiedObjective(UnifiedModel(config_for("next_code")), DiffusionConfig())
-    for fields, named in (({"text_weight": -0.5}, "text_weight"), ({"z_loss": -1.0}, "z_loss"),
-                          ({"objective_weights": {"masked_code": -2.0}}, "masked_code")):
+    for fields, named in (
+        ({"text_weight": -0.5}, "text_weight"),
+        ({"z_loss": -1.0}, "z_loss"),
+        ({"objective_weights": {"masked_code": -2.0}}, "masked_code"),
+    ):
         with pytest.raises(ValueError, match=rf"UnifiedObjective.{named}: expected a number not below 0, got -"):
             trained(("masked_code",), build(config_for("masked_code")), **fields)
     with pytest.raises(ValueError, match="objective_weights: next_code is not trained"):
         trained(("latent_diffusion",), build(config_for("latent_diffusion")), objective_weights={"next_code": 1.0})
     with pytest.raises(ValueError, match="batch: holds targets of masked_code; trained are next_code"):
         trained(("next_code",), build(config_for("next_code")))(
-            collate([[drawing("masked_code")]], 16, config_for("next_code")), 0)
+            collate([[drawing("masked_code")]], 16, config_for("next_code")), 0
+        )
     for objective in ("latent_diffusion", "masked_code"):
         with pytest.raises(ValueError, match="seed: expected 2 integers, one a row, got 3"):
             trained((objective,), build(config_for(objective)))(
-                collate([[drawing(objective)]] * 2, 16, config_for(objective)), [1, 2, 3])
+                collate([[drawing(objective)]] * 2, 16, config_for(objective)), [1, 2, 3]
+            )
 
 
 # ---- losses ----
@@ -178,14 +182,20 @@ def weighted(document: list[Segment], weight: float) -> list[Segment]:
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.floats(0, 4), min_size=len(ALL) + 2, max_size=len(ALL) + 2))
 def test_a_weight_scales_the_loss_of_its_documents_targets_and_no_count(weights: list[float]) -> None:
-    documents = [*(drawing(name, i) for i, name in enumerate(ALL)), describing("masked_code", max_time=0.5),
-                 [Segment("text", ids=np.arange(6, 16))]]
+    documents = [
+        *(drawing(name, i) for i, name in enumerate(ALL)),
+        describing("masked_code", max_time=0.5),
+        [Segment("text", ids=np.arange(6, 16))],
+    ]
     objective = UnifiedObjective(
-        build(), DiffusionConfig(multiscale=2), objectives=ALL, z_loss=0.1, objective_weights={"masked_code": 0.7})
+        build(), DiffusionConfig(multiscale=2), objectives=ALL, z_loss=0.1, objective_weights={"masked_code": 0.7}
+    )
 
     def losses(weights: list[float]) -> tuple[float, dict[str, float]]:
-        rows = [[weighted(d, w) for d, w in zip(documents[:3], weights[:3])],
-                [weighted(d, w) for d, w in zip(documents[3:], weights[3:])]]
+        rows = [
+            [weighted(d, w) for d, w in zip(documents[:3], weights[:3])],
+            [weighted(d, w) for d, w in zip(documents[3:], weights[3:])],
+        ]
         batch = collate(rows, 48, CONFIG)
         assert batch.targets == collate([documents[:3], documents[3:]], 48, CONFIG).targets
         loss, logs = objective(batch, [3, 4])
@@ -195,7 +205,8 @@ def test_a_weight_scales_the_loss_of_its_documents_targets_and_no_count(weights:
     found, logs = losses(weights)
     assert found == pytest.approx(sum(w * part for w, part in zip(weights, alone)), rel=1e-4, abs=1e-5)
     assert logs["latent_diffusion_loss"] == pytest.approx(
-        weights[0] * losses([1.0] * len(documents))[1]["latent_diffusion_loss"], rel=1e-4, abs=1e-6)
+        weights[0] * losses([1.0] * len(documents))[1]["latent_diffusion_loss"], rel=1e-4, abs=1e-6
+    )
     plain, by_name = objective(collate([documents[:3], documents[3:]], 48, CONFIG), [3, 4])
     ones = losses([1.0] * len(documents))
     assert ones == (float(plain), {name: float(value) for name, value in by_name.items()})
@@ -251,10 +262,10 @@ def test_masks_by_a_plain_loop(seed: int, sides: list[tuple[int, int]]) -> None:
     for i, (h, w) in enumerate(sides):
         n = h * w
         count = max(1, math.ceil(n * math.cos(math.pi / 2 * float(progress[i]))))
-        own = [float(scores[place - length]) for place in task.places[at:at + n]]
+        own = [float(scores[place - length]) for place in task.places[at : at + n]]
         chosen = sorted(range(n), key=lambda p: own[p])[:count]
-        assert np.flatnonzero(masked[at:at + n]).tolist() == sorted(chosen)
-        assert weight[at:at + n] == pytest.approx(n / count)
+        assert np.flatnonzero(masked[at : at + n]).tolist() == sorted(chosen)
+        assert weight[at : at + n] == pytest.approx(n / count)
         at += n
 
 
@@ -276,7 +287,7 @@ def test_masked_code_is_each_segments_mean_over_what_is_masked() -> None:
         entropy = F.cross_entropy(logits[hidden], part.values[hidden])
         errors += [entropy.item()] * int(np.prod(grid))
     assert logs["visual_loss"].item() == pytest.approx(np.mean(errors), rel=1e-5)
-    context = (part.segment == 1)
+    context = part.segment == 1
     assert context.any() and torch.equal(seen[context], part.values[context])  # context is shown as it is
 
 
@@ -345,8 +356,9 @@ def test_context_with_noise_is_capped_and_is_no_target(name: str) -> None:
     noisy = collate([[describing(name, max_time=0.25)] * 8], 128, config)
     assert clean.targets == noisy.targets and noisy.targets[name] == 0
     assert len(objective.show(clean, [3])[name].values) == 0
-    shown, full = (objective.show(collate([[describing(name, max_time=cap)] * 8], 128, config), [3])[name]
-                   for cap in (0.25, 1.0))
+    shown, full = (
+        objective.show(collate([[describing(name, max_time=cap)] * 8], 128, config), [3])[name] for cap in (0.25, 1.0)
+    )
     assert len(shown.asked) == 0
     original = noisy.parts[OBJECTIVES[name].representation.name].values
     if name == "masked_code":
@@ -399,8 +411,9 @@ def test_masked_code_is_maskgit_by_a_plain_loop() -> None:
     config = config_for("masked_code")
     model, grid, rounds = build(config).eval(), (1, 3, 4), 5
     prefix = prefix_for_visual([9, 8, 7], S)
-    drawn = generate_visual(model, [prefix], grid, objective="masked_code", num_steps=rounds, guidance_scale=2.0,
-                            temperature=0.0, seeds=[4])[0].flatten()
+    drawn = generate_visual(
+        model, [prefix], grid, objective="masked_code", num_steps=rounds, guidance_scale=2.0, temperature=0.0, seeds=[4]
+    )[0].flatten()
     draws = torch.rand(rounds, 2, 12, generator=torch.Generator().manual_seed(4))
     codes = [CODES] * 12
     for step in range(rounds):
@@ -425,10 +438,17 @@ def test_masked_code_is_maskgit_by_a_plain_loop() -> None:
 @pytest.mark.parametrize("objective", ALL)
 def test_a_seed_gives_the_same_picture_whatever_the_batch(objective: str) -> None:
     model = build(config_for(objective)).eval()
-    requests = [prefix_for_text([7, 8, 9], S), prefix_for_text([], S, values(objective), GRID, objective=objective),
-                prefix_for_text(list(range(10, 25)), S)]
-    how = {"objective": objective, "num_steps": 4, "guidance_scale": 2.0,
-           "diffusion": None if "code" in objective else DiffusionConfig(predict="x")}
+    requests = [
+        prefix_for_text([7, 8, 9], S),
+        prefix_for_text([], S, values(objective), GRID, objective=objective),
+        prefix_for_text(list(range(10, 25)), S),
+    ]
+    how = {
+        "objective": objective,
+        "num_steps": 4,
+        "guidance_scale": 2.0,
+        "diffusion": None if "code" in objective else DiffusionConfig(predict="x"),
+    }
     together = generate_visual(model, requests, (1, 3, 3), seeds=[1, 2, 3], **how)
     for b in range(3):
         alone = generate_visual(model, [requests[b]], (1, 3, 3), seeds=[1 + b], **how)[0]
@@ -438,8 +458,9 @@ def test_a_seed_gives_the_same_picture_whatever_the_batch(objective: str) -> Non
     assert generate_visual(model, [], (1, 3, 3), **how).shape == (0, *together.shape[1:])
     if OBJECTIVES[objective].representation.discrete:
         assert together.dtype == torch.int64 and 0 <= together.min() and together.max() < CODES
-        greedy = [generate_visual(model, requests, (1, 3, 3), seeds=seed, temperature=1.0, top_k=1, **how)
-                  for seed in (0, 9)]
+        greedy = [
+            generate_visual(model, requests, (1, 3, 3), seeds=seed, temperature=1.0, top_k=1, **how) for seed in (0, 9)
+        ]
         assert torch.equal(*greedy) or objective == "masked_code"
 
 
@@ -451,24 +472,40 @@ def test_text_goes_on_behind_the_clean_picture(objective: str) -> None:
         model.norm.weight.mul_(0.6)  # flatter, so that a picture is opened soon
     how = VisualSampling(DiffusionConfig(predict="x"), num_steps=3, guidance_scale=1.5, objective=objective)
     for seed in range(40):
-        made = generate_interleaved(model, [prefix_for_text([7], S)], max_new_tokens=10, temperature=3.0, visual=how,
-                                    image_grid=GRID, max_visuals=1, seeds=[seed])[0]
+        made = generate_interleaved(
+            model,
+            [prefix_for_text([7], S)],
+            max_new_tokens=10,
+            temperature=3.0,
+            visual=how,
+            image_grid=GRID,
+            max_visuals=1,
+            seeds=[seed],
+        )[0]
         kinds = [s.kind for s in made]
         if "visual" in kinds[:-1]:
             break
     at = kinds.index("visual")
     assert made[at].objective == objective
     longer = [*prefix_for_text([7], S), *made[:at], visual_segment(objective, made[at].values, GRID, loss=False)]
-    asked = generate_visual(model, [longer[:-1]], GRID, diffusion=how.diffusion, num_steps=3, guidance_scale=1.5,
-                            objective=objective, seeds=[seed])
+    asked = generate_visual(
+        model,
+        [longer[:-1]],
+        GRID,
+        diffusion=how.diffusion,
+        num_steps=3,
+        guidance_scale=1.5,
+        objective=objective,
+        seeds=[seed],
+    )
     np.testing.assert_allclose(asked[0].flatten(0, 2), made[at].values, atol=1e-4)
     # The drawn document again as one packed row: the text behind the picture has the logits it was drawn from.
     logits = []
     for document in ([*longer, Segment("text", ids=made[at + 1].ids)],):
         batch = collate([[document]], sum(s.length for s in document), model.config)
         with torch.no_grad():
-            logits.append(forward(model, batch)[0][-len(made[at + 1].ids):])
-    from models.unified.cache import GenerationState
+            logits.append(forward(model, batch)[0][-len(made[at + 1].ids) :])
+    from omniloom.models.unified.generation.cache import GenerationState
 
     state, hidden = GenerationState.prefill(model, [longer])
     with torch.no_grad():
@@ -495,8 +532,10 @@ def test_memorised_pictures_come_back_by_caption_and_captions_by_picture(objecti
     trainer = trained((objective,), model, visual_weight=1.0)
     pictures = [values(objective, grid, 20 + i) for i in range(4)]
     captions = [[10 + i, 15] for i in range(4)]
-    rows = [[text_to_visual(c, p, grid, S, objective=objective), visual_to_text(p, grid, c, S, objective)]
-            for c, p in zip(captions, pictures)]
+    rows = [
+        [text_to_visual(c, p, grid, S, objective=objective), visual_to_text(p, grid, c, S, objective)]
+        for c, p in zip(captions, pictures)
+    ]
     batch, steps = collate(rows * 3, 20, config), 250
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -509,9 +548,15 @@ def test_memorised_pictures_come_back_by_caption_and_captions_by_picture(objecti
         schedule.step()
     last = trainer(batch, 0)[1]
     assert last["visual_loss"] < 0.5 * first["visual_loss"] and last["text_loss"] < 0.2 * first["text_loss"]
-    drawn = generate_visual(model.eval(), [prefix_for_visual(c, S) for c in captions], grid, objective=objective,
-                            diffusion=PIXEL_DIFFUSION if objective == "pixel_diffusion" else DiffusionConfig(),
-                            num_steps=20, temperature=0.5)
+    drawn = generate_visual(
+        model.eval(),
+        [prefix_for_visual(c, S) for c in captions],
+        grid,
+        objective=objective,
+        diffusion=PIXEL_DIFFUSION if objective == "pixel_diffusion" else DiffusionConfig(),
+        num_steps=20,
+        temperature=0.5,
+    )
     for found, picture in zip(drawn.flatten(1, 3).numpy(), pictures):
         if OBJECTIVES[objective].representation.discrete:
             assert found.tolist() == picture.tolist()

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.losses import TokenizerObjective
-from models.tokenizer.losses_config import TokenizerLossConfig
-from models.tokenizer.perceptual import (
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.losses import TokenizerObjective
+from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
+from omniloom.models.tokenizer.perceptual import (
     gram_matrix,
     load_perceptual,
     random_frames,
@@ -24,11 +24,18 @@ from models.tokenizer.perceptual import (
     style_distance,
     unit_channels,
 )
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-TINY = TokenizerConfig(width=16, heads=1, head_dim=16, spatial_layers="t", decoder_spatial_layers="t",
-                       temporal_layers=1, quantizer=QuantizerConfig(codebook_size=16, latent_dim=4))
+TINY = TokenizerConfig(
+    width=16,
+    heads=1,
+    head_dim=16,
+    spatial_layers="t",
+    decoder_spatial_layers="t",
+    temporal_layers=1,
+    quantizer=QuantizerConfig(codebook_size=16, latent_dim=4),
+)
 
 
 def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -284,13 +291,24 @@ def test_files_round_trip(vgg, bundled, network, tmp_path, suffix):
     assert not read_perceptual(paths[0]).has_heads
 
 
-@pytest.mark.parametrize("key,value,message", [
-    ("features.10.weight", None, r"vgg\.pth: features\.10\.weight is missing"),
-    ("features.28.bias", torch.zeros(511), r"vgg\.pth: features\.28\.bias: expected floats \(512,\), got .*\(511,\)"),
-    ("features.0.weight", torch.zeros(64, 3, 3, 3, dtype=torch.int64), "features.0.weight: expected floats .*int64"),
-    ("features.0.bias", "text", "features.0.bias: .*got str"),
-    ("features.5.bias", torch.full((128,), torch.nan), "features.5.bias: expected finite numbers"),
-])
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("features.10.weight", None, r"vgg\.pth: features\.10\.weight is missing"),
+        (
+            "features.28.bias",
+            torch.zeros(511),
+            r"vgg\.pth: features\.28\.bias: expected floats \(512,\), got .*\(511,\)",
+        ),
+        (
+            "features.0.weight",
+            torch.zeros(64, 3, 3, 3, dtype=torch.int64),
+            "features.0.weight: expected floats .*int64",
+        ),
+        ("features.0.bias", "text", "features.0.bias: .*got str"),
+        ("features.5.bias", torch.full((128,), torch.nan), "features.5.bias: expected finite numbers"),
+    ],
+)
 def test_a_wrong_vgg_is_named(vgg, tmp_path, key, value, message):
     state = {**vgg, key: value}
     if value is None:
@@ -340,8 +358,8 @@ def test_files_that_are_no_weights_are_named_and_nothing_in_them_runs(tmp_path):
 
 def test_the_engine_trains_without_a_trace_of_it(process_group, network, tmp_path):
     """Under the real engine: nothing in its weights, its average or its checkpoint; and a step changes the model."""
-    from infra.training.config import EngineConfig, OptimizerConfig
-    from infra.training.engine import Engine
+    from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+    from omniloom.infra.training.engine import Engine
 
     generator = objective(network, perceptual_weight=1.0, style_weight=0.1)
     optimizer, settings = OptimizerConfig(lr=1e-2, warmup_steps=0), EngineConfig(zero_stage=1, ema_decay=0.9)
@@ -368,8 +386,8 @@ def _zero_three(rank: int, store: str) -> None:
 
     import torch.distributed as dist
 
-    from infra.training.config import EngineConfig, OptimizerConfig
-    from infra.training.engine import Engine
+    from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+    from omniloom.infra.training.engine import Engine
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")

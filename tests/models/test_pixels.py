@@ -1,4 +1,5 @@
 """Pictures brought to a size: torch's own scaling of the whole is the reference, and strips cost no more."""
+
 from __future__ import annotations
 
 import time
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.pixels import to_pixels
+from omniloom.models.pixels import to_pixels
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (48, 48), (7, 90), (90, 7), (200, 30), (16, 24), (3, 3)])

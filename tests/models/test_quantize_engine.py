@@ -7,9 +7,9 @@ import torch
 from quantizer_cases import CASES, build
 from torch import nn
 
-from infra.training import checkpoint
-from infra.training.config import EngineConfig, OptimizerConfig
-from infra.training.engine import Engine
+from omniloom.infra.training import checkpoint
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.engine import Engine
 
 OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_steps=0, weight_decay=0.5, grad_clip=1.0, schedule="constant")
 STEPS = 12
@@ -75,8 +75,12 @@ def test_zero_stages_train_one_codebook(process_group):
     module = Autoencoder("vq-gradient").train()
     weights = [p for p in module.parameters() if p.ndim >= 2]
     others = [p for p in module.parameters() if p.ndim < 2]
-    adam = torch.optim.AdamW([{"params": weights, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}],
-                             lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
+    adam = torch.optim.AdamW(
+        [{"params": weights, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}],
+        lr=OPTIMIZER.lr,
+        betas=OPTIMIZER.betas,
+        eps=OPTIMIZER.eps,
+    )
     for step in range(STEPS):
         loss, _ = module(example(step))
         adam.zero_grad()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from quantizer_cases import batch, build
 
-from models.tokenizer.quantizers.gumbel import GUMBEL_GAIN
+from omniloom.models.tokenizer.quantizers.gumbel import GUMBEL_GAIN
 
 # ---- Gumbel-softmax ----
 

@@ -10,13 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantizer_cases import build
 
-from models.tokenizer.quantizers.build import build_quantizer
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.quantizers.fsq import FSQ_SPREAD
-from models.tokenizer.quantizers.joint import mean_joint
+from omniloom.models.tokenizer.quantizers.build import build_quantizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.fsq import FSQ_SPREAD
+from omniloom.models.tokenizer.quantizers.joint import mean_joint
 
-PUBLISHED_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5),
-                    64000: (8, 8, 8, 5, 5, 5)}
+PUBLISHED_LEVELS = {
+    240: (8, 6, 5),
+    1000: (8, 5, 5, 5),
+    4375: (7, 5, 5, 5, 5),
+    15360: (8, 8, 8, 6, 5),
+    64000: (8, 8, 8, 5, 5, 5),
+}
 
 
 # ---- FSQ ----
@@ -109,8 +114,14 @@ def entropies_by_enumeration(z: torch.Tensor, temperature: float) -> tuple[torch
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), bits=st.integers(2, 9), temperature=st.floats(0.3, 5.0))
 def test_lfq_entropies_against_enumeration(seed, bits, temperature):
-    config = QuantizerConfig(kind="lfq", codebook_size=2**bits, entropy_temperature=temperature,
-                             entropy_weight=0.7, entropy_gamma=1.5, commitment=0.0)
+    config = QuantizerConfig(
+        kind="lfq",
+        codebook_size=2**bits,
+        entropy_temperature=temperature,
+        entropy_weight=0.7,
+        entropy_gamma=1.5,
+        commitment=0.0,
+    )
     z = torch.randn(30, bits, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     quantizer = build_quantizer(config)
     out = quantizer(z)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantizer_cases import build, state_of
 
-from models.tokenizer.quantizers.base import rotate_to, straight_through
+from omniloom.models.tokenizer.quantizers.base import rotate_to, straight_through
 
 BOTH = pytest.mark.parametrize("name", ["vq", "vq-gradient"])
 

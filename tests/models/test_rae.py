@@ -1,4 +1,5 @@
 """The representation autoencoder: latents of a frozen encoder, a decoder that noise trains, its config."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -11,14 +12,14 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.tokenizer.base import VisualTokenizer
-from models.tokenizer.build import build_tokenizer, config_from_dict
-from models.tokenizer.config import RAEConfig
-from models.tokenizer.losses import TokenizerObjective
-from models.tokenizer.losses_config import TokenizerLossConfig
-from models.tokenizer.rae import RAE, NoisyLatents
-from models.tokenizer.vit import load_vit
-from models.tokenizer.vit_config import ViTConfig
+from omniloom.models.tokenizer.base import VisualTokenizer
+from omniloom.models.tokenizer.build import build_tokenizer, config_from_dict
+from omniloom.models.tokenizer.config import RAEConfig
+from omniloom.models.tokenizer.losses import TokenizerObjective
+from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
+from omniloom.models.tokenizer.rae import RAE, NoisyLatents
+from omniloom.models.tokenizer.vit import load_vit
+from omniloom.models.tokenizer.vit_config import ViTConfig
 
 VIT = ViTConfig(width=24, layers=2, heads=2, mlp_width=32, patch_size=8, grid=3, prefix=2, mean=(0.4, 0.5, 0.6))
 
@@ -45,8 +46,11 @@ def pixels(batch: int = 2, height: int = 24, width: int = 32) -> torch.Tensor:
 def test_latents_are_dinov2s_last_hidden_state_normalised_without_scale_and_shift(tmp_path):
     """As the paper has it: the checkpoint's model with a last norm of weight 1 and bias 0."""
     torch.manual_seed(0)
-    reference = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=24, patch_size=8)).eval()
+    reference = transformers.Dinov2WithRegistersModel(
+        transformers.Dinov2WithRegistersConfig(
+            hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=24, patch_size=8
+        )
+    ).eval()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.normal_(std=0.3)
@@ -148,19 +152,32 @@ def test_a_saved_config_comes_back():
         other.load_from({name: value for name, value in rae().state_dict().items() if name != "encoder.prefix"})
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"encoder": ""}, "RAEConfig.encoder: expected the URI"), ({"encoder": 3}, "RAEConfig.encoder: expected the URI"),
-    ({"patch_size": 0}, "RAEConfig.patch_size"), ({"head_dim": 6}, "RAEConfig.head_dim: expected a multiple of 4"),
-    ({"decoder_layers": 0}, "RAEConfig.decoder_layers"), ({"noise_tau": -1.0}, "RAEConfig.noise_tau"),
-    ({"architecture": "omni"}, "RAEConfig.architecture")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"encoder": ""}, "RAEConfig.encoder: expected the URI"),
+        ({"encoder": 3}, "RAEConfig.encoder: expected the URI"),
+        ({"patch_size": 0}, "RAEConfig.patch_size"),
+        ({"head_dim": 6}, "RAEConfig.head_dim: expected a multiple of 4"),
+        ({"decoder_layers": 0}, "RAEConfig.decoder_layers"),
+        ({"noise_tau": -1.0}, "RAEConfig.noise_tau"),
+        ({"architecture": "omni"}, "RAEConfig.architecture"),
+    ],
+)
 def test_configs_that_make_no_sense(fields, message):
     with pytest.raises(ValueError, match=message):
         config(**fields)
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"encoder": {"width": 8}}, "a.json.encoder: ViTConfig"), ({"encoder": {"depth": 8}}, "a.json.encoder.depth: unk"),
-    ({"encoder": "s3://x"}, "a.json.encoder: expected an object"), ({}, "a.json: RAEConfig")])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"encoder": {"width": 8}}, "a.json.encoder: ViTConfig"),
+        ({"encoder": {"depth": 8}}, "a.json.encoder.depth: unk"),
+        ({"encoder": "s3://x"}, "a.json.encoder: expected an object"),
+        ({}, "a.json: RAEConfig"),
+    ],
+)
 def test_saved_configs_that_make_no_sense(values, message):
     with pytest.raises(ValueError, match=message):
         config_from_dict({"architecture": "rae", **values}, "a.json")
@@ -171,8 +188,11 @@ def test_what_it_cannot_encode_or_decode():
     for shape, message in (((1, 3, 20, 24), "multiples of 8, got 20x24"), ((1, 3, 5, 24, 24), "single images, got 5")):
         with pytest.raises(ValueError, match=message):
             model.encode(torch.zeros(shape))
-    for given_, message in (({"codes": torch.zeros(1, 1, 3, 3, dtype=torch.int64)}, "an RAE has no codes"),
-                            ({}, "give its latents"), ({"latents": torch.zeros(1, 8, 1, 3, 3)}, "expected .B, 24, 1")):
+    for given_, message in (
+        ({"codes": torch.zeros(1, 1, 3, 3, dtype=torch.int64)}, "an RAE has no codes"),
+        ({}, "give its latents"),
+        ({"latents": torch.zeros(1, 8, 1, 3, 3)}, "expected .B, 24, 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.decode(**given_)
     with pytest.raises(ValueError, match="RAEConfig.encoder: expected the shape of the encoder, got the URI"):

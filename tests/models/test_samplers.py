@@ -10,10 +10,10 @@ import torch
 from gaussians import COVARIANCE, MEAN, Gaussian, Mixture
 from safetensors.torch import save_file
 
-from models.unified.amed import AmedPredictor, train_amed
-from models.unified.diffusion import NetworkDenoiser, sampling_times, velocity
-from models.unified.diffusion_config import FORMULATIONS, DiffusionConfig
-from models.unified.samplers import SAMPLERS, amed_step, sample
+from omniloom.models.unified.diffusion.amed import AmedPredictor, train_amed
+from omniloom.models.unified.diffusion.config import FORMULATIONS, DiffusionConfig
+from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times, velocity
+from omniloom.models.unified.diffusion.samplers import SAMPLERS, amed_step, sample
 
 PLAIN = [name for name in SAMPLERS if name != "amed"]
 ORDERS = {"euler": 1, "heun": 2, "ddim": 1, "dpmpp_2m": 2}
@@ -106,8 +106,12 @@ def test_dpmpp_2m_takes_a_line_at_the_middle_of_uneven_steps(name: str) -> None:
     drawn = SAMPLERS["dpmpp_2m"](denoiser, start, times)
     torch.testing.assert_close(drawn, denoiser.scales(times[-1])[0] * scaled, rtol=1e-9, atol=1e-9)
     # Into t = 0 a step is infinitely long: what is left is D where it starts.
-    torch.testing.assert_close(SAMPLERS["dpmpp_2m"](denoiser, start, [*times, 0.0]),
-                               denoiser.denoised(start, times[-1]).expand(2, 2), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        SAMPLERS["dpmpp_2m"](denoiser, start, [*times, 0.0]),
+        denoiser.denoised(start, times[-1]).expand(2, 2),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
@@ -218,8 +222,10 @@ def test_the_first_loss_of_amed_is_that_of_the_midpoint_method() -> None:
     errors, asked = [], []
     for now, after in zip(times[:-2], times[1:-1]):
         x = amed_step(plain, x, now, after, 0.5, 1.0, 1.0)
-        inside = [(now ** (1 / 7) + i / teacher_steps * (after ** (1 / 7) - now ** (1 / 7))) ** 7
-                  for i in range(teacher_steps + 1)]
+        inside = [
+            (now ** (1 / 7) + i / teacher_steps * (after ** (1 / 7) - now ** (1 / 7))) ** 7
+            for i in range(teacher_steps + 1)
+        ]
         for begin, end in zip(inside, inside[1:]):
             slope = plain.velocity(teacher, begin)
             ahead = plain.velocity(teacher + (end - begin) * slope, end)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from visual_batches import forward, picture
 
-from models.unified.batch import Segment, collate, document_length
-from models.unified.cache import GenerationState
-from models.unified.config import UnifiedConfig
-from models.unified.layouts import prefix_for_text
-from models.unified.model import UnifiedModel
-from models.unified.representations import OBJECTIVES
-from models.unified.score import log_likelihoods
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from visual_batches import forward, picture  # noqa: E402
+from omniloom.models.unified.batch import Segment, collate, document_length
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.score import log_likelihoods
+from omniloom.models.unified.layouts import prefix_for_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.representations import OBJECTIVES
 
 EOS = 2
 
 
 def build(**fields) -> UnifiedModel:
-    config = UnifiedConfig(vocab_size=40, latent_dim=3, pixel_dim=12, codebook_size=20, width=48, layers=2, heads=4,
-                           kv_heads=2, hidden=64, **fields)
+    config = UnifiedConfig(
+        vocab_size=40,
+        latent_dim=3,
+        pixel_dim=12,
+        codebook_size=20,
+        width=48,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        hidden=64,
+        **fields,
+    )
     torch.manual_seed(0)
     model = UnifiedModel(config).eval()
     with torch.no_grad():
@@ -52,8 +57,10 @@ def prefixes(model: UnifiedModel, objective: str) -> list[list[Segment]]:
 def texts(count: int, seed: int = 0) -> list[list[list[int]]]:
     """Lists of texts of unequal lengths, and of unequal numbers, one of them empty."""
     rng = np.random.default_rng(seed)
-    return [[[*rng.integers(6, 40, rng.integers(0, 9)).tolist(), EOS] for _ in range(number)]
-            for number in rng.permutation([0, 1, 4, 5, 9])[:count]]
+    return [
+        [[*rng.integers(6, 40, rng.integers(0, 9)).tolist(), EOS] for _ in range(number)]
+        for number in rng.permutation([0, 1, 4, 5, 9])[:count]
+    ]
 
 
 def naive(model: UnifiedModel, prefix: list[Segment], ids: list[int]) -> float:

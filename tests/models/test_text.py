@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.text import SPECIALS, TextTokenizer
+from omniloom.models.text import SPECIALS, TextTokenizer
 
 CORPUS = ["a handwritten seven", "a handwritten three moving left", "The <eos> of <boi> and <eos>.\n"] * 50
 
@@ -144,9 +144,12 @@ def test_the_checkpoints_config_names_the_beginning_and_the_end() -> None:
     document = word_level(names)
     by_name = TextTokenizer.load(document).specials
     assert by_name["bos"] == by_name["eos"] == 3
-    for checkpoint in ({"bos_token_id": 4, "eos_token_id": 5}, {"bos_token_id": 4, "eos_token_id": [5, 3]},
-                       {"bos_token": "<begin>", "eos_token": {"content": "<end>", "special": True}},
-                       {"bos_token": "<|endoftext|>", "bos_token_id": 4, "eos_token_id": 5}):
+    for checkpoint in (
+        {"bos_token_id": 4, "eos_token_id": 5},
+        {"bos_token_id": 4, "eos_token_id": [5, 3]},
+        {"bos_token": "<begin>", "eos_token": {"content": "<end>", "special": True}},
+        {"bos_token": "<|endoftext|>", "bos_token_id": 4, "eos_token_id": 5},
+    ):
         loaded = TextTokenizer.load(document, checkpoint)
         assert (loaded.specials["bos"], loaded.specials["eos"]) == (4, 5)
         assert loaded.added == {loaded.specials[name] for name in ("pad", "boi", "bov", "eoi")} == {6, 7, 8, 9}
@@ -159,9 +162,15 @@ def test_the_checkpoints_config_names_the_beginning_and_the_end() -> None:
     assert TextTokenizer.load(document, {"bos_token_id": True, "eos_token_id": 99}).specials == by_name
 
 
-@pytest.mark.parametrize("document", [word_level({"<bos>": False, "<eos>": False}),
-                                      word_level({}, words=("<bos>", "<eos>", "<pad>")),
-                                      word_level({"<s>": False, "</s>": False})], ids=["added", "words", "aliases"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        word_level({"<bos>": False, "<eos>": False}),
+        word_level({}, words=("<bos>", "<eos>", "<pad>")),
+        word_level({"<s>": False, "</s>": False}),
+    ],
+    ids=["added", "words", "aliases"],
+)
 def test_no_text_makes_a_special_token(document: str) -> None:
     for loaded in (made := TextTokenizer.load(document), TextTokenizer.load(made.to_json())):
         assert loaded.specials == made.specials and len(set(loaded.specials.values())) == len(SPECIALS)

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.adversarial import DiscriminatorObjective
-from models.tokenizer.build import build_tokenizer, config_from_dict
-from models.tokenizer.config import TiTokConfig, TokenizerConfig
-from models.tokenizer.losses import TokenizerObjective, psnr
-from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.titok import ProxyObjective, TiTok
+from omniloom.models.tokenizer.adversarial import DiscriminatorObjective
+from omniloom.models.tokenizer.build import build_tokenizer, config_from_dict
+from omniloom.models.tokenizer.config import TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.losses import TokenizerObjective, psnr
+from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.titok import ProxyObjective, TiTok
 
 QUANTIZERS = {
     "vq": QuantizerConfig(codebook_size=64, latent_dim=4),
@@ -109,10 +109,14 @@ def test_a_patch_of_the_output_is_that_place_of_the_picture():
 
 def test_what_does_not_fit_is_refused():
     model = build()
-    for pixels, message in ((image(2, 3, 3, 16, 24), "single images, got 3 frames"),
-                            (image(2, 3, 24, 16), "16x24, got 24x16"), (image(2, 3, 32, 48), "16x24, got 32x48"),
-                            (image(2, 1, 16, 24), r"float \(B, 3, H, W\)"), (image(3, 16, 24), r"float \(B, 3, H, W\)"),
-                            (image().mul(99).byte(), "uint8")):
+    for pixels, message in (
+        (image(2, 3, 3, 16, 24), "single images, got 3 frames"),
+        (image(2, 3, 24, 16), "16x24, got 24x16"),
+        (image(2, 3, 32, 48), "16x24, got 32x48"),
+        (image(2, 1, 16, 24), r"float \(B, 3, H, W\)"),
+        (image(3, 16, 24), r"float \(B, 3, H, W\)"),
+        (image().mul(99).byte(), "uint8"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.encode(pixels)
     with pytest.raises(ValueError, match="either codes or latents"):
@@ -125,12 +129,20 @@ def test_what_does_not_fit_is_refused():
         model.decode(latents=torch.zeros(2, 4, 1, 6))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"image_size": 20}, "image_size: expected a positive multiple of patch_size 8.*got 20"),
-    ({"image_size": (16, 20)}, "image_size"), ({"image_size": (16, 16, 16)}, "image_size"),
-    ({"image_size": 0}, "image_size"), ({"num_latents": 0}, "num_latents: expected an integer of at least 1, got 0"),
-    ({"head_dim": 6}, "head_dim: expected a multiple of 4"), ({"decoder_layers": 0}, "decoder_layers"),
-    ({"proxy_codes": 1}, "proxy_codes"), ({"architecture": "omni"}, "architecture: expected titok")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_size": 20}, "image_size: expected a positive multiple of patch_size 8.*got 20"),
+        ({"image_size": (16, 20)}, "image_size"),
+        ({"image_size": (16, 16, 16)}, "image_size"),
+        ({"image_size": 0}, "image_size"),
+        ({"num_latents": 0}, "num_latents: expected an integer of at least 1, got 0"),
+        ({"head_dim": 6}, "head_dim: expected a multiple of 4"),
+        ({"decoder_layers": 0}, "decoder_layers"),
+        ({"proxy_codes": 1}, "proxy_codes"),
+        ({"architecture": "omni"}, "architecture: expected titok"),
+    ],
+)
 def test_config_is_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         small(**changes)
@@ -293,8 +305,16 @@ def test_num_params_counts_by_hand(kind):
 @pytest.fixture(scope="module")
 def proxy() -> OmniTokenizer:
     torch.manual_seed(0)
-    config = TokenizerConfig(patch_size=8, width=32, heads=2, head_dim=16, temporal_layers=0, spatial_layers="t",
-                             decoder_spatial_layers="t", quantizer=QuantizerConfig(codebook_size=16, latent_dim=4))
+    config = TokenizerConfig(
+        patch_size=8,
+        width=32,
+        heads=2,
+        head_dim=16,
+        temporal_layers=0,
+        spatial_layers="t",
+        decoder_spatial_layers="t",
+        quantizer=QuantizerConfig(codebook_size=16, latent_dim=4),
+    )
     objective = TokenizerObjective(config)
     objective(patterns(16))  # codes from the data
     return objective.tokenizer
@@ -357,8 +377,11 @@ def test_logits_lie_where_the_proxys_codes_lie(proxy):
 
 
 def test_a_warm_up_is_checked(proxy):
-    for changes, message in (({"proxy_codes": None}, "codebook size 16, got None"), ({"proxy_codes": 8}, "16, got 8"),
-                             ({"proxy_codes": 16, "patch_size": 4}, "4x6 patches, the proxy's grid is 2x3")):
+    for changes, message in (
+        ({"proxy_codes": None}, "codebook size 16, got None"),
+        ({"proxy_codes": 8}, "16, got 8"),
+        ({"proxy_codes": 16, "patch_size": 4}, "4x6 patches, the proxy's grid is 2x3"),
+    ):
         with pytest.raises(ValueError, match=message):
             ProxyObjective(small(**changes), proxy)
     warm_up = build(proxy_codes=16)
@@ -382,9 +405,11 @@ def test_configs_from_plain_values():
         ({"architecture": "titok", "temporal_patch": 4}, "a.json.temporal_patch: unknown field of TiTokConfig"),
         ({"num_latents": 4}, "a.json.num_latents: unknown field of TokenizerConfig"),
         ({"quantizer": {"kinds": "vq"}}, "a.json.quantizer.kinds: unknown field"),
-        ({"quantizer": 3}, "a.json.quantizer: expected an object, got 3"), (3, "a.json: expected an object, got 3"),
+        ({"quantizer": 3}, "a.json.quantizer: expected an object, got 3"),
+        (3, "a.json: expected an object, got 3"),
         ({"architecture": "dalle"}, "a.json.architecture: expected one of omni, titok, rae, got 'dalle'"),
-        ({"architecture": ["omni"]}, "a.json.architecture"), ({"width": "wide"}, "a.json: TokenizerConfig"),
+        ({"architecture": ["omni"]}, "a.json.architecture"),
+        ({"width": "wide"}, "a.json: TokenizerConfig"),
         ({"architecture": "titok", "image_size": 20}, "image_size: expected a positive multiple"),
     ]
     for values, message in wrong:
@@ -395,7 +420,9 @@ def test_configs_from_plain_values():
 
 
 def test_a_config_is_read_without_torch():
-    code = ("import sys; from models.tokenizer.build import config_from_dict;"
-            "config_from_dict({'architecture': 'titok', 'image_size': [32, 32]}); print('torch' in sys.modules)")
+    code = (
+        "import sys; from omniloom.models.tokenizer.build import config_from_dict;"
+        "config_from_dict({'architecture': 'titok', 'image_size': [32, 32]}); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stdout + done.stderr

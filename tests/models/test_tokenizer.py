@@ -11,12 +11,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.blocks import Attention, CausalDepthwiseConv, WindowAttention, spatial_table, temporal_table
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.losses import TokenizerObjective
-from models.tokenizer.losses_config import TokenizerLossConfig
-from models.tokenizer.omni import OmniTokenizer, patchify, unpatchify
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.blocks import (
+    Attention,
+    CausalDepthwiseConv,
+    WindowAttention,
+    spatial_table,
+    temporal_table,
+)
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.losses import TokenizerObjective
+from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer, patchify, unpatchify
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 QUANTIZERS = {
     "vq": QuantizerConfig(codebook_size=64, latent_dim=4),
@@ -323,8 +329,10 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"codes: expected \(B, t, h, w\), got \(1, 2, 2\)"):
         model.decode(torch.zeros(1, 2, 2, dtype=torch.int64))
     official = OmniTokenizer(small(compat="official"))
-    for chunks in (lambda: official.encode_chunks([clip(1, 3, 5, 16, 16)]),
-                   lambda: official.decode_chunks([torch.zeros(1, 2, 2, 2, dtype=torch.int64)])):
+    for chunks in (
+        lambda: official.encode_chunks([clip(1, 3, 5, 16, 16)]),
+        lambda: official.decode_chunks([torch.zeros(1, 2, 2, 2, dtype=torch.int64)]),
+    ):
         with pytest.raises(ValueError, match="not causal and takes no chunks, got compat official"):
             list(chunks())
 
@@ -349,7 +357,7 @@ def test_bad_config_names_the_field(make, field):
 
 
 def test_config_needs_no_torch():
-    code = "import models.tokenizer.config, sys; sys.exit('torch' in sys.modules)"
+    code = "import omniloom.models.tokenizer.config, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.adversarial import (
+from omniloom.models.tokenizer.adversarial import (
     DiscriminatorObjective,
     feature_matching_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
 )
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.discriminator import Discriminator, frozen_judgement
-from models.tokenizer.losses import TokenizerObjective, adaptive_weight, psnr, reconstruction_loss
-from models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.discriminator import Discriminator, frozen_judgement
+from omniloom.models.tokenizer.losses import TokenizerObjective, adaptive_weight, psnr, reconstruction_loss
+from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 TINY = DiscriminatorConfig(channels=8, layers=2)
 CALMED = DiscriminatorConfig(channels=8, layers=2, r1_gamma=1.0, r1_every=1, lecam_weight=0.1)

@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.tokenizer import export_official, load_official
-from models.tokenizer.checkpoint import read_checkpoint
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.official import OfficialCodebook
-from models.tokenizer.official_blocks import FeedForward, PositionBias, alibi_slopes
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer import export_official, load_official
+from omniloom.models.tokenizer.checkpoint import read_checkpoint
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.official.blocks import FeedForward, PositionBias, alibi_slopes
+from omniloom.models.tokenizer.official.model import OfficialCodebook
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 from tests.benchmarks.published import PublishedTokenizer, alibi, published_args
 
 ORACLE = Path(__file__).resolve().parents[3] / "shared" / "oracle"

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quantizer_cases import CASES, WITH_CODES, batch, build, state_of
 
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.base import code_stats, nearest_code
-from models.tokenizer.quantizers.build import build_quantizer
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.base import code_stats, nearest_code
+from omniloom.models.tokenizer.quantizers.build import build_quantizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -148,7 +148,7 @@ def test_state_dict_resumes_bit_for_bit(name):
     second = build_quantizer(QuantizerConfig(**{**CASES[name], "restart_dead_after": 1})).train()
     second.load_state_dict(state_of(first))
     found = go_on(second, range(5, 12))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected[-len(found):], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[-len(found) :], strict=True))
     assert all(torch.equal(value, second.state_dict()[key]) for key, value in whole.state_dict().items())
 
 
@@ -184,8 +184,16 @@ def textures(count: int, side: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_the_loss_falls_on_a_fixed_batch(name):
     torch.manual_seed(0)
-    config = TokenizerConfig(patch_size=4, width=32, heads=2, head_dim=16, spatial_layers="t", temporal_layers=0,
-                             decoder_spatial_layers="t", quantizer=QuantizerConfig(**CASES[name]))
+    config = TokenizerConfig(
+        patch_size=4,
+        width=32,
+        heads=2,
+        head_dim=16,
+        spatial_layers="t",
+        temporal_layers=0,
+        decoder_spatial_layers="t",
+        quantizer=QuantizerConfig(**CASES[name]),
+    )
     model, pixels, losses = OmniTokenizer(config).train(), textures(8, 16), []
     adam = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(80):
@@ -249,22 +257,25 @@ def test_two_ranks_hold_one_state(tmp_path):
 # ---- config ----
 
 
-@pytest.mark.parametrize(("fields", "name"), [
-    ({"kind": "nope"}, "kind"),
-    ({"codebook": "sgd"}, "codebook"),
-    ({"codebook_size": 1}, "codebook_size"),
-    ({"kind": "lfq", "codebook_size": 100}, "codebook_size"),
-    ({"kind": "lfq", "codebook_size": 2**21}, "codebook_size"),
-    ({"fsq_balance": -0.1}, "fsq_balance"),
-    ({"entropy_temperature": 0.0}, "entropy_temperature"),
-    ({"entropy_gamma": -1.0}, "entropy_gamma"),
-    ({"gumbel_tau": 0.0}, "gumbel_tau"),
-    ({"gumbel_tau": 2.0}, "gumbel_tau"),
-    ({"gumbel_anneal_updates": 0}, "gumbel_anneal_updates"),
-    ({"gumbel_kl_warmup": -1}, "gumbel_kl_warmup"),
-    ({"gumbel_balance": -1.0}, "gumbel_balance"),
-    ({"restart_dead_after": -1.0}, "restart_dead_after"),
-])
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"kind": "nope"}, "kind"),
+        ({"codebook": "sgd"}, "codebook"),
+        ({"codebook_size": 1}, "codebook_size"),
+        ({"kind": "lfq", "codebook_size": 100}, "codebook_size"),
+        ({"kind": "lfq", "codebook_size": 2**21}, "codebook_size"),
+        ({"fsq_balance": -0.1}, "fsq_balance"),
+        ({"entropy_temperature": 0.0}, "entropy_temperature"),
+        ({"entropy_gamma": -1.0}, "entropy_gamma"),
+        ({"gumbel_tau": 0.0}, "gumbel_tau"),
+        ({"gumbel_tau": 2.0}, "gumbel_tau"),
+        ({"gumbel_anneal_updates": 0}, "gumbel_anneal_updates"),
+        ({"gumbel_kl_warmup": -1}, "gumbel_kl_warmup"),
+        ({"gumbel_balance": -1.0}, "gumbel_balance"),
+        ({"restart_dead_after": -1.0}, "restart_dead_after"),
+    ],
+)
 def test_bad_config_names_the_field(fields, name):
     with pytest.raises(ValueError, match=rf"QuantizerConfig\.{name}: expected"):
         QuantizerConfig(**fields)

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tokenizer.blocks import QK_NORM_SCALE, banded_attention
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.streaming import TemporalState, video_chunks
+from omniloom.models.tokenizer.blocks import QK_NORM_SCALE, banded_attention
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.streaming import TemporalState, video_chunks
 
 MARGIN = 1e-5  # codes whose two best scores are closer may differ by rounding
 
@@ -222,10 +222,10 @@ def test_compiled_code_agrees():
 PROBE = """
 import pathlib, sys
 import torch
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.streaming import video_chunks
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.streaming import video_chunks
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

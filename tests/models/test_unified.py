@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from visual_batches import forward, is_target, is_visual, target_times
 
-from models.unified.attention import DenseAttend
-from models.unified.batch import Batch, collate
-from models.unified.config import SpecialIds, UnifiedConfig, num_parameters
-from models.unified.corruption import draw_noise
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.layouts import plain_text, text_to_visual, visual_to_text
-from models.unified.model import UnifiedModel
-from models.unified.objective import UnifiedObjective
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from visual_batches import forward, is_target, is_visual, target_times  # noqa: E402
+from omniloom.models.unified.attention import DenseAttend
+from omniloom.models.unified.batch import Batch, collate
+from omniloom.models.unified.config import SpecialIds, UnifiedConfig, num_parameters
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.corruption import draw_noise
+from omniloom.models.unified.objectives.objective import UnifiedObjective
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
 S = CONFIG.specials
@@ -109,7 +106,7 @@ def test_special_ids_are_distinct() -> None:
 
 
 def test_configs_import_without_torch() -> None:
-    code = "import sys; from models.unified import UnifiedConfig, num_parameters; "
+    code = "import sys; from omniloom.models.unified import UnifiedConfig, num_parameters; "
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 

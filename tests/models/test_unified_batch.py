@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from visual_batches import is_target, is_visual, picture
 
-from models.unified.batch import IGNORE, Segment, collate, document_length
-from models.unified.config import UnifiedConfig
-from models.unified.layouts import plain_text, text_to_visual, visual_to_text
-from models.unified.mask import dense_mask
-from models.unified.positions import positions
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from visual_batches import is_target, is_visual, picture  # noqa: E402
+from omniloom.models.unified.batch import IGNORE, Segment, collate, document_length
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
+from omniloom.models.unified.mask import dense_mask
+from omniloom.models.unified.positions import positions
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=24, layers=2, heads=2)
 S = CONFIG.specials
@@ -26,9 +21,7 @@ S = CONFIG.specials
 
 segments = st.one_of(
     st.tuples(st.just("text"), st.integers(1, 6), st.booleans()),
-    st.tuples(
-        st.just("visual"), st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)), st.booleans()
-    ),
+    st.tuples(st.just("visual"), st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)), st.booleans()),
 )
 
 

@@ -1,4 +1,5 @@
 """The frozen vision encoder: the features of `transformers`' own models, at any size; what is refused."""
+
 from __future__ import annotations
 
 import json
@@ -10,12 +11,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.tokenizer.vit import ViT, load_vit
-from models.tokenizer.vit_config import ViTConfig, vit_config
+from omniloom.models.tokenizer.vit import ViT, load_vit
+from omniloom.models.tokenizer.vit_config import ViTConfig, vit_config
 
 SHAPE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
-TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40,
-        "bos_token_id": 1, "eos_token_id": 2}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 40,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 CASES = {
     "siglip": ("SiglipVision", {"intermediate_size": 80}),
     "siglip-gelu": ("SiglipVision", {"intermediate_size": 80, "hidden_act": "gelu", "layer_norm_eps": 1e-3}),
@@ -50,7 +58,7 @@ def expected(model, pixels: Tensor, mean, std) -> Tensor:
     with torch.no_grad():
         out = model(pixels, **interpolate).last_hidden_state
     h, w = (side // 8 for side in pixels.shape[2:])
-    return out[:, out.shape[1] - h * w:].unflatten(1, (h, w))
+    return out[:, out.shape[1] - h * w :].unflatten(1, (h, w))
 
 
 def pixels(height: int, width: int) -> Tensor:
@@ -90,8 +98,9 @@ def test_shards_and_half_precision(tmp_path, case):
 def test_pixels_are_normalised_as_the_preprocessor_says(tmp_path):
     reference = make(tmp_path, "siglip")
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(
-        {"do_normalize": True, "image_mean": mean, "image_std": std, "rescale_factor": 0.00392156862745098}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"do_normalize": True, "image_mean": mean, "image_std": std, "rescale_factor": 0.00392156862745098})
+    )
     model = load_vit(tmp_path)
     assert (model.config.mean, model.config.std) == (tuple(mean), tuple(std))
     assert (model(pixels(24, 24)) - expected(reference, pixels(24, 24), mean, std)).abs().max() < 1e-4
@@ -102,23 +111,41 @@ def test_published_configs_leave_out_what_is_default():
     config = vit_config({"architectures": ["SiglipModel"], "vision_config": {"model_type": "siglip_vision_model"}}, "f")
     own = transformers.SiglipVisionConfig()
     assert (config.width, config.layers, config.heads, config.mlp_width, config.patch_size, config.grid) == (
-        own.hidden_size, own.num_hidden_layers, own.num_attention_heads, own.intermediate_size, 16, 14)
-    for name, kind in (("Dinov2Model", transformers.Dinov2Config),
-                       ("Dinov2WithRegistersModel", transformers.Dinov2WithRegistersConfig)):
+        own.hidden_size,
+        own.num_hidden_layers,
+        own.num_attention_heads,
+        own.intermediate_size,
+        16,
+        14,
+    )
+    for name, kind in (
+        ("Dinov2Model", transformers.Dinov2Config),
+        ("Dinov2WithRegistersModel", transformers.Dinov2WithRegistersConfig),
+    ):
         config, own = vit_config({"architectures": [name]}, "f"), kind()
         assert (config.width, config.mlp_width, config.patch_size, config.grid) == (
-            own.hidden_size, own.hidden_size * own.mlp_ratio, own.patch_size, 224 // own.patch_size)
+            own.hidden_size,
+            own.hidden_size * own.mlp_ratio,
+            own.patch_size,
+            224 // own.patch_size,
+        )
         assert config.prefix == 1 + getattr(own, "num_register_tokens", 0)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"architectures": ["Siglip2VisionModel"]}, "architectures: expected one of SiglipVisionModel, .* got"),
-    ({"architectures": None}, "architectures: expected one of"),
-    ({"hidden_act": "quick_gelu"}, "hidden_act: expected gelu or gelu_pytorch_tanh, got 'quick_gelu'"),
-    ({"image_size": [32, 48]}, "image_size: expected a square"), ({"patch_size": 40}, "image_size: expected at least"),
-    ({"num_channels": 4}, "num_channels: expected 3"), ({"hidden_size": "48"}, "hidden_size: expected a positive int"),
-    ({"num_attention_heads": 5}, "ViTConfig.heads: expected a divisor of width 48, got 5"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config: expected None")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"architectures": ["Siglip2VisionModel"]}, "architectures: expected one of SiglipVisionModel, .* got"),
+        ({"architectures": None}, "architectures: expected one of"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act: expected gelu or gelu_pytorch_tanh, got 'quick_gelu'"),
+        ({"image_size": [32, 48]}, "image_size: expected a square"),
+        ({"patch_size": 40}, "image_size: expected at least"),
+        ({"num_channels": 4}, "num_channels: expected 3"),
+        ({"hidden_size": "48"}, "hidden_size: expected a positive int"),
+        ({"num_attention_heads": 5}, "ViTConfig.heads: expected a divisor of width 48, got 5"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: expected None"),
+    ],
+)
 def test_a_config_that_is_not_read_names_file_and_key(tmp_path, changes, message):
     make(tmp_path, "siglip")
     file = tmp_path / "config.json"
@@ -127,9 +154,15 @@ def test_a_config_that_is_not_read_names_file_and_key(tmp_path, changes, message
         load_vit(tmp_path)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"image_mean": [0.5]}, "image_mean: expected three numbers"), ({"image_std": [1, 1, 0]}, "image_std: .* above 0"),
-    ({"do_normalize": False}, "do_normalize: expected True"), ({"rescale_factor": 1}, "rescale_factor: expected 1/2")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_mean": [0.5]}, "image_mean: expected three numbers"),
+        ({"image_std": [1, 1, 0]}, "image_std: .* above 0"),
+        ({"do_normalize": False}, "do_normalize: expected True"),
+        ({"rescale_factor": 1}, "rescale_factor: expected 1/2"),
+    ],
+)
 def test_a_preprocessor_that_is_not_read_names_file_and_key(tmp_path, changes, message):
     make(tmp_path, "dinov2")
     file = tmp_path / "preprocessor_config.json"
@@ -138,15 +171,32 @@ def test_a_preprocessor_that_is_not_read_names_file_and_key(tmp_path, changes, m
         load_vit(tmp_path)
 
 
-@pytest.mark.parametrize("case, change, message", [
-    ("siglip", lambda t: t.pop("encoder.layers.1.mlp.fc2.bias"), "encoder.layers.1.mlp.fc2.bias: missing"),
-    ("dinov2", lambda t: t.update({"layernorm.weight": torch.ones(7)}), r"layernorm.weight: expected shape \(48,\)"),
-    ("dinov2", lambda t: t.update({"embeddings.cls_token": torch.ones(1, 1, 48, dtype=torch.int32)}),
-     "embeddings.cls_token: expected float32"),
-    ("siglip", lambda t: t.update({"encoder.layers.3.mlp.fc2.bias": torch.ones(48)}),
-     "encoder.layers.3.mlp.fc2.bias: config.json has no place"),
-    ("dinov2", lambda t: t.update({"embeddings.register_tokens": torch.ones(1, 4, 48)}),
-     "embeddings.register_tokens: config.json has no place")])
+@pytest.mark.parametrize(
+    "case, change, message",
+    [
+        ("siglip", lambda t: t.pop("encoder.layers.1.mlp.fc2.bias"), "encoder.layers.1.mlp.fc2.bias: missing"),
+        (
+            "dinov2",
+            lambda t: t.update({"layernorm.weight": torch.ones(7)}),
+            r"layernorm.weight: expected shape \(48,\)",
+        ),
+        (
+            "dinov2",
+            lambda t: t.update({"embeddings.cls_token": torch.ones(1, 1, 48, dtype=torch.int32)}),
+            "embeddings.cls_token: expected float32",
+        ),
+        (
+            "siglip",
+            lambda t: t.update({"encoder.layers.3.mlp.fc2.bias": torch.ones(48)}),
+            "encoder.layers.3.mlp.fc2.bias: config.json has no place",
+        ),
+        (
+            "dinov2",
+            lambda t: t.update({"embeddings.register_tokens": torch.ones(1, 4, 48)}),
+            "embeddings.register_tokens: config.json has no place",
+        ),
+    ],
+)
 def test_tensors_that_do_not_fit_name_file_and_key(tmp_path, case, change, message):
     make(tmp_path, case)
     file = tmp_path / "model.safetensors"

@@ -139,8 +139,11 @@ def _lines(tree: ast.AST, line: int) -> tuple[int, ...]:
     while nodes:
         node = nodes.pop()
         for child in ast.iter_child_nodes(node):
-            first = min([child.lineno, *(d.lineno for d in getattr(child, "decorator_list", []))]
-                        ) if hasattr(child, "lineno") else None
+            first = (
+                min([child.lineno, *(d.lineno for d in getattr(child, "decorator_list", []))])
+                if hasattr(child, "lineno")
+                else None
+            )
             if first is not None and not first <= line <= child.end_lineno:
                 continue
             if isinstance(child, ast.stmt):

@@ -74,8 +74,9 @@ class Results:
 
     def keep(self, only_noticed: bool) -> None:
         self.seen = {key: noticed for key, noticed in self.seen.items() if only_noticed and noticed}
-        self.path.write_text("".join(json.dumps({"key": key, "noticed": noticed}) + "\n"
-                                     for key, noticed in self.seen.items()))
+        self.path.write_text(
+            "".join(json.dumps({"key": key, "noticed": noticed}) + "\n" for key, noticed in self.seen.items())
+        )
 
 
 def _key(mutant: Mutant) -> tuple[str, str, str]:
@@ -84,8 +85,13 @@ def _key(mutant: Mutant) -> tuple[str, str, str]:
 
 def copied_tree() -> str:
     """The working tree's files in `TREE`, made anew, and their digest."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                            check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     digest = hashlib.sha256()
     shutil.rmtree(TREE, ignore_errors=True)
     for name in sorted(filter(None, listed.split("\0"))):
@@ -123,8 +129,11 @@ def tried(tree: Tree, module: Module, mutants: Sequence[Mutant], results: Result
         wall = _WALL_ALLOWED[0] + _WALL_ALLOWED[1] * max(seconds, default=0)
         noticed = tree.noticed(mutant.file, mutant.code, tests, cpu, wall) if tests else ""
         results.add(mutant, noticed)
-        print(f"{module.name} {n}/{len(waiting)} {mutant.file}:{mutant.lines[0] if mutant.lines else 'import'} "
-              f"{noticed or f'NOT NOTICED by {len(tests)} tests'} ({time.monotonic() - began:.0f} s)", flush=True)
+        print(
+            f"{module.name} {n}/{len(waiting)} {mutant.file}:{mutant.lines[0] if mutant.lines else 'import'} "
+            f"{noticed or f'NOT NOTICED by {len(tests)} tests'} ({time.monotonic() - began:.0f} s)",
+            flush=True,
+        )
 
 
 def report(found: dict[str, list[Mutant]], results: Results) -> None:
@@ -137,16 +146,20 @@ def report(found: dict[str, list[Mutant]], results: Results) -> None:
             count[kind] += 1
             count["time"] += noticed in ("time", "death")
             if kind == "survived":
-                survivors.append(f"## {name}: {mutant.operator}\nwas = {json.dumps(mutant.was)}\n"
-                                 f"now = {json.dumps(mutant.now)}\n{mutant.diff(TREE)}\n")
+                survivors.append(
+                    f"## {name}: {mutant.operator}\nwas = {json.dumps(mutant.was)}\n"
+                    f"now = {json.dumps(mutant.now)}\n{mutant.diff(TREE)}\n"
+                )
         rows.append((name, count))
     rows.append(("all", sum((count for _, count in rows), Counter())))
     print(f"\n{'module':12}{'made':>6}{'noticed':>9}{'(by time)':>11}{'equivalent':>12}{'survived':>10}{'score':>9}")
     for name, count in rows:
         decided = count["noticed"] + count["survived"]
         share = f"{count['noticed'] / decided:.1%}" if decided else "-"
-        print(f"{name:12}{decided + count['equivalent']:6}{count['noticed']:9}{count['time']:11}"
-              f"{count['equivalent']:12}{count['survived']:10}{share:>9}")
+        print(
+            f"{name:12}{decided + count['equivalent']:6}{count['noticed']:9}{count['time']:11}"
+            f"{count['equivalent']:12}{count['survived']:10}{share:>9}"
+        )
     (WORK / "survivors.txt").write_text("\n".join(survivors))
     print(f"survivors: {(WORK / 'survivors.txt').relative_to(ROOT)}")
 

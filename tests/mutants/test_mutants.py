@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import drawn
+from run import equivalents, modules
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from places import drawn  # noqa: E402
-from run import equivalents, modules  # noqa: E402
 
-PRODUCT = '''from __future__ import annotations
+PRODUCT = """from __future__ import annotations
 
 STEP = 2
 
@@ -36,8 +35,8 @@ def waited(left: int) -> int:
 
 def never(asked: int) -> int:
     return asked + 3
-'''
-TESTS = '''from product import climbed, waited
+"""
+TESTS = """from product import climbed, waited
 
 
 def test_height():
@@ -50,7 +49,7 @@ def test_twice():
 
 def test_waiting():
     assert waited(2) == 0
-'''
+"""
 
 
 @pytest.fixture
@@ -79,10 +78,14 @@ def test_a_seed_draws_the_same_mistakes_each_at_a_place_of_its_own(tree):
 def test_what_is_said_of_each_mistake(tree):
     """In a process of its own, as the tool forks and measures."""
     cases = {
-        "time": ("left > 0", "left > -1 or True"), "height": ("height += STEP", "height -= STEP"),
-        "import": ("STEP = 2", "STEP = 3"), "syntax": ("height = 0", "height = (0"),
+        "time": ("left > 0", "left > -1 or True"),
+        "height": ("height += STEP", "height -= STEP"),
+        "import": ("STEP = 2", "STEP = 3"),
+        "syntax": ("height = 0", "height = (0"),
         "death": ("count or 0", "__import__('os').abort()"),
-        "nothing": ("height > 90", "height > 91"), "untested": ("asked + 3", "asked - 3")}
+        "nothing": ("height > 90", "height > 91"),
+        "untested": ("asked + 3", "asked - 3"),
+    }
     code = f"""
 import json, sys
 from pathlib import Path
@@ -103,8 +106,14 @@ print(json.dumps([tests, said]))
     tests, said = json.loads(done.stdout)
     height, twice, waiting = (f"test_product.py::test_{name}" for name in ("height", "twice", "waiting"))
     assert {name: set(found) for name, found in tests.items()} == {
-        "time": {waiting}, "height": {height, twice}, "death": {height, twice}, "syntax": {height, twice},
-        "nothing": {height, twice}, "import": {height, twice, waiting}, "untested": set()}
+        "time": {waiting},
+        "height": {height, twice},
+        "death": {height, twice},
+        "syntax": {height, twice},
+        "nothing": {height, twice},
+        "import": {height, twice, waiting},
+        "untested": set(),
+    }
     assert said["height"] in (height, twice) and said["import"] in (height, twice)
     assert said["time"] == "time" and said["death"] == "death" and said["syntax"]
     assert said["nothing"] == said["untested"] == ""

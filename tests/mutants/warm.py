@@ -28,9 +28,30 @@ from typing import Any
 import pytest
 
 # Roots of packages that are safe to have been imported before a fork; those that start threads are left to the child.
-_IMPORTED_BEFORE = {"PIL", "_pytest", "av", "coverage", "fsspec", "hypothesis", "jinja2", "numpy", "omegaconf",
-                    "pandas", "pyarrow", "pydantic", "pytest", "safetensors", "scipy", "sklearn", "sympy", "tokenizers",
-                    "torch", "torchmetrics", "transformers", "yaml"}
+_IMPORTED_BEFORE = {
+    "PIL",
+    "_pytest",
+    "av",
+    "coverage",
+    "fsspec",
+    "hypothesis",
+    "jinja2",
+    "numpy",
+    "omegaconf",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "pytest",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "tokenizers",
+    "torch",
+    "torchmetrics",
+    "transformers",
+    "yaml",
+}
 _MEMORY = 12 << 30  # bytes of address space of a child: a mistake may ask for any number
 _WALL = 6  # wall-clock seconds a second of CPU that is allowed: the machine may be shared
 _QUIET = ("-x", "-q", "-p", "no:cacheprovider")
@@ -119,8 +140,11 @@ class Tree:
         if answer.get("code") != 0:
             what = answer.get("failed") or answer.get("ended")
             raise RuntimeError(f"the tests fail before anything is broken: {what}; see {self.log}")
-        return Baseline(answer["seconds"], {file: {int(n): tests for n, tests in lines.items()}
-                                            for file, lines in answer["lines"].items()}, answer["imported"])
+        return Baseline(
+            answer["seconds"],
+            {file: {int(n): tests for n, tests in lines.items()} for file, lines in answer["lines"].items()},
+            answer["imported"],
+        )
 
     def noticed(self, file: str, code: str, tests: Sequence[str], cpu: float, wall: float) -> str:
         """What notices that `file` holds `code`: a test's node id, "time" where it ran out, "death" where the process
@@ -160,8 +184,13 @@ class Tree:
             by_line = data.contexts_by_lineno(str(self.root / file))
             lines[file] = {n: _tests(contexts, watch.seconds) for n, contexts in by_line.items()}
         imported = [name for name in sys.modules if name.split(".")[0] in _IMPORTED_BEFORE]
-        return {"code": int(code), "failed": watch.failed, "seconds": watch.seconds, "lines": lines,
-                "imported": imported}
+        return {
+            "code": int(code),
+            "failed": watch.failed,
+            "seconds": watch.seconds,
+            "lines": lines,
+            "imported": imported,
+        }
 
     def _forked(self, work: Callable[[], dict[str, Any]], cpu: float) -> dict[str, Any]:
         """What `work` returns in a child; {"ended": "time" or "death"} where it did not come to that."""

@@ -1,4 +1,5 @@
 """The demo's stages over a small text corpus, with artifacts published by hand: what a run leaves, without Ray."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
-from infra.artifacts import Artifact
-from pipelines import graph
-from pipelines.config import PipelineConfig, load
-from pipelines.fingerprint import canonical
-from pipelines.plan import Plan, Selection, make_plan
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.pipelines import graph
+from omniloom.pipelines.config import PipelineConfig, load
+from omniloom.pipelines.fingerprint import canonical
+from omniloom.pipelines.plan import Plan, Selection, make_plan
 
 
 @dataclass
@@ -44,14 +45,27 @@ class Workspace:
                 storage.write_bytes(storage.join(work, "output", "report.html"), b"<html></html>")
             inputs = {given: plan[given].artifact for given in planned.stage.inputs}
             ended = 1000.0 + number + published * 10
-            planned.artifact = store.publish(name, planned.fingerprint, work, {
-                "stage": name, "version": planned.stage.module.VERSION, "fingerprint": planned.fingerprint,
-                "config": canonical(planned.config, name),
-                "inputs": {given: artifact.fingerprint for given, artifact in inputs.items()},
-                "input_digests": {given: artifact.digest for given, artifact in inputs.items()},
-                "sources": planned.sources, "metrics": {"records": 2}, "code": None, "packages": {},
-                "pipeline": plan.config.name, "run": "by-hand", "mlflow_run_id": None,
-                "times": {"started": "", "ended": "", "ended_unix": ended, "seconds": 7.0 + number}})
+            planned.artifact = store.publish(
+                name,
+                planned.fingerprint,
+                work,
+                {
+                    "stage": name,
+                    "version": planned.stage.module.VERSION,
+                    "fingerprint": planned.fingerprint,
+                    "config": canonical(planned.config, name),
+                    "inputs": {given: artifact.fingerprint for given, artifact in inputs.items()},
+                    "input_digests": {given: artifact.digest for given, artifact in inputs.items()},
+                    "sources": planned.sources,
+                    "metrics": {"records": 2},
+                    "code": None,
+                    "packages": {},
+                    "pipeline": plan.config.name,
+                    "run": "by-hand",
+                    "mlflow_run_id": None,
+                    "times": {"started": "", "ended": "", "ended_unix": ended, "seconds": 7.0 + number},
+                },
+            )
             store.set_last_used(plan.config.name, planned.artifact)
 
     def artifact(self, name: str, *overrides: str) -> Artifact:

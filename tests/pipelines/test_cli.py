@@ -1,4 +1,5 @@
 """The command: exit codes and messages in words, nothing written for a wrong request, answers within seconds."""
+
 from __future__ import annotations
 
 import json
@@ -10,8 +11,8 @@ from importlib.metadata import version
 
 import pytest
 
-from infra import storage
-from pipelines import cli, graph
+from omniloom.infra import storage
+from omniloom.pipelines import cli, graph
 
 PLAN_SECONDS, RUN_SECONDS = 3.0, 4.5  # of CPU, which a busy machine takes no more of; an idle one needs under half
 
@@ -35,6 +36,7 @@ def omniloom(workspace, tmp_path, monkeypatch, capsys):
 
 def timed(*command: str) -> tuple[subprocess.CompletedProcess, float]:
     """A Python process that ran to its end, and the CPU seconds that it took."""
+
     def spent() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
@@ -47,11 +49,15 @@ def timed(*command: str) -> tuple[subprocess.CompletedProcess, float]:
 WRONG = {
     "unknown key": (["stages.train.batch_row=3"], "demo.yaml: stages.train.batch_row: unknown key; did you mean"),
     "wrong type": (["stages.train.steps=many"], "demo.yaml: stages.train.steps: input should be a valid integer"),
-    "missing folder": (["stages.ingest.sources.0.uri=/no/such/folder"],
-                       "demo.yaml: stages.ingest.sources.0.uri: no such file or folder: /no/such/folder"),
+    "missing folder": (
+        ["stages.ingest.sources.0.uri=/no/such/folder"],
+        "demo.yaml: stages.ingest.sources.0.uri: no such file or folder: /no/such/folder",
+    ),
     "empty corpus": (["stages.ingest.sources.0.uri={empty}"], "demo.yaml: stages.ingest.sources.0.uri: "),
-    "no file of the kind": (["stages.ingest.sources=[{{kind: video_folder, uri: {corpus}}}]"],
-                            "demo.yaml: stages.ingest.sources.0.uri: "),
+    "no file of the kind": (
+        ["stages.ingest.sources=[{{kind: video_folder, uri: {corpus}}}]"],
+        "demo.yaml: stages.ingest.sources.0.uri: ",
+    ),
     "unknown filesystem": (["storage=nope://x"], "demo.yaml: storage: nope://x cannot be read: "),
     "bad override": (["seed"], "demo.yaml: seed: expected an override of the form key=value"),
     "interpolation": (["seed=${{nope}}"], "demo.yaml: seed: Interpolation key 'nope' not found"),
@@ -141,10 +147,10 @@ def test_an_interruption_and_an_unexpected_error(omniloom, workspace, monkeypatc
     def broken(*arguments):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("pipelines.plan.make_plan", interrupted)
+    monkeypatch.setattr("omniloom.pipelines.plan.make_plan", interrupted)
     code, _, err = omniloom("plan", "demo", *workspace.overrides())
     assert code == 130 and "interrupted; the next run goes on from here" in err
-    monkeypatch.setattr("pipelines.plan.make_plan", broken)
+    monkeypatch.setattr("omniloom.pipelines.plan.make_plan", broken)
     code, _, err = omniloom("plan", "demo", *workspace.overrides())
     assert (code, err) == (1, "error: ZeroDivisionError: by zero (--debug shows where)\n")
     monkeypatch.setattr(sys, "argv", ["omniloom", "plan", "demo", "--debug", *workspace.overrides()])
@@ -153,9 +159,11 @@ def test_an_interruption_and_an_unexpected_error(omniloom, workspace, monkeypatc
 
 
 def test_plan_answers_fast_and_imports_nothing_heavy(workspace):
-    code = ("import atexit, sys; from pipelines.cli import main;"
-            "atexit.register(lambda: print('loaded:', {'torch', 'ray', 'mlflow', 'deepspeed', 'pandas', 'sklearn'}"
-            " & set(sys.modules) or 'nothing', file=sys.stderr)); main()")
+    code = (
+        "import atexit, sys; from omniloom.pipelines.cli import main;"
+        "atexit.register(lambda: print('loaded:', {'torch', 'ray', 'mlflow', 'deepspeed', 'pandas', 'sklearn'}"
+        " & set(sys.modules) or 'nothing', file=sys.stderr)); main()"
+    )
     done, seconds = timed("-c", code, "plan", "demo", *workspace.overrides())
     print(f"plan answered in {seconds:.2f} s")
     assert done.returncode == 0 and "never ran" in done.stdout
@@ -166,7 +174,7 @@ def test_plan_answers_fast_and_imports_nothing_heavy(workspace):
 def test_a_run_with_nothing_to_do_ends_fast_without_ray(workspace):
     workspace.publish()
     before = workspace.files()
-    done, seconds = timed("-m", "pipelines.cli", "run", "demo", *workspace.overrides())
+    done, seconds = timed("-m", "omniloom.pipelines.cli", "run", "demo", *workspace.overrides())
     print(f"run with nothing to do ended in {seconds:.2f} s")
     assert done.returncode == 0, done.stderr
     assert "everything is up to date" in done.stdout and "report.html" in done.stdout
@@ -175,8 +183,14 @@ def test_a_run_with_nothing_to_do_ends_fast_without_ray(workspace):
 
 def test_a_wrong_run_shows_no_traceback(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-m", "pipelines.cli", "run", "demo", "stages.train.steps=many"],
-                          capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "omniloom.pipelines.cli", "run", "demo", "stages.train.steps=many"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "stages.train.steps" in done.stderr and "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())
@@ -184,6 +198,12 @@ def test_a_wrong_run_shows_no_traceback(tmp_path):
 
 def test_a_terminal_of_ascii_is_told_too(tmp_path):
     place = tmp_path / "é"
-    done = subprocess.run([sys.executable, "-m", "pipelines.cli", "plan", "demo", f"storage={place}"], cwd=tmp_path,
-                          env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "omniloom.pipelines.cli", "plan", "demo", f"storage={place}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and "demo in" in done.stdout and "\\xe9" in done.stdout, done.stderr

@@ -1,15 +1,22 @@
 """The lines that end a run, for pipelines of every shape: they must never be what fails."""
+
 from __future__ import annotations
 
 import shlex
 
 import pytest
 
-from infra import storage
-from pipelines.tables import closing_lines
+from omniloom.infra import storage
+from omniloom.pipelines.tables import closing_lines
 
-TEXT = ("stages.tokenizer_image=null", "stages.tokenizer_joint=null", "stages.train.objectives={}",
-        "stages.train.packing.mixture.image=0", "stages.train.packing.mixture.video=0", "stages.evaluate.gate={}")
+TEXT = (
+    "stages.tokenizer_image=null",
+    "stages.tokenizer_joint=null",
+    "stages.train.objectives={}",
+    "stages.train.packing.mixture.image=0",
+    "stages.train.packing.mixture.video=0",
+    "stages.evaluate.gate={}",
+)
 
 
 def write(artifact, path: str, value: dict) -> None:
@@ -39,14 +46,24 @@ def publish(workspace, *overrides: str) -> None:
     workspace.publish(*[planned.name for planned in workspace.plan(*overrides).stages], overrides=overrides)
 
 
-@pytest.mark.parametrize("prompts, expected", [
-    ({"captions": ['a "red" square', "b"]}, "a 'red' square"), ({"captions": ["two\nlines"]}, "two lines"),
-    ({"captions": []}, "a picture"), ({}, "a picture"), (None, "a picture")])
+@pytest.mark.parametrize(
+    "prompts, expected",
+    [
+        ({"captions": ['a "red" square', "b"]}, "a 'red' square"),
+        ({"captions": ["two\nlines"]}, "two lines"),
+        ({"captions": []}, "a picture"),
+        ({}, "a picture"),
+        (None, "a picture"),
+    ],
+)
 def test_pictures(workspace, prompts, expected):
     """With captions in the validation split, without any, and with `samples: {count: 0}`."""
     workspace.publish()
-    lines = closing(workspace, prompts=prompts, metrics={"evaluate": {
-        "image_class_agreement": 0.5, "recon_psnr_image": None, "note": "text"}})
+    lines = closing(
+        workspace,
+        prompts=prompts,
+        metrics={"evaluate": {"image_class_agreement": 0.5, "recon_psnr_image": None, "note": "text"}},
+    )
     assert sample_options(lines) == ["--prompt", expected]
     assert lines["metrics"] == "image_class_agreement 0.500" and lines["report"].endswith("report.html")
 
@@ -64,9 +81,14 @@ def test_descriptions_alone(workspace):
     assert sample_options(closing(workspace, *only, prompts={"captions": []})) == ["--image", "FILE"]
 
 
-@pytest.mark.parametrize("made, expected", [
-    (("ingest",), set()), (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"), set()),
-    (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train"), {"model", "sample"})])
+@pytest.mark.parametrize(
+    "made, expected",
+    [
+        (("ingest",), set()),
+        (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"), set()),
+        (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train"), {"model", "sample"}),
+    ],
+)
 def test_a_part_of_the_stages(workspace, made, expected):
     workspace.publish(*made)
     assert set(closing(workspace, until=made[-1])) == expected

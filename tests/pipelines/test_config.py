@@ -1,4 +1,5 @@
 """Configs: what is wrong is told with the file and the field, and with the line where the file has one."""
+
 from __future__ import annotations
 
 import os
@@ -11,12 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.errors import InputError
-from models.tokenizer.config import TiTokConfig
-from models.tokenizer.quantizers.config import QuantizerConfig
-from pipelines import yaml_dialect
-from pipelines.config import PRESETS, PipelineConfig, find, load
-from stages.train_tokenizer_config import NamedRAEConfig
+from omniloom.infra.errors import InputError
+from omniloom.models.tokenizer.config import TiTokConfig
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.pipelines import yaml_dialect
+from omniloom.pipelines.config import PRESETS, PipelineConfig, find, load
+from omniloom.stages.tokenizer.config import NamedRAEConfig
 
 PIPELINE = """\
 name: mine
@@ -89,10 +90,19 @@ def test_every_preset_is_valid(preset, tmp_path):
 
 
 def test_overrides(file):
-    config = load(str(file), ["seed=7", "stages.train.optimizer.lr=3e-4", "stages.ingest.sources.1.uri=/texts",
-                              "stages.evaluate.gate={bits_per_byte: {max: 2}}",
-                              "stages.tokenizer_image.data.sizes=[16, 32]", "cluster.env.A=b=c",
-                              "storage=s3://bucket/run/", "tracking.register_as="])
+    config = load(
+        str(file),
+        [
+            "seed=7",
+            "stages.train.optimizer.lr=3e-4",
+            "stages.ingest.sources.1.uri=/texts",
+            "stages.evaluate.gate={bits_per_byte: {max: 2}}",
+            "stages.tokenizer_image.data.sizes=[16, 32]",
+            "cluster.env.A=b=c",
+            "storage=s3://bucket/run/",
+            "tracking.register_as=",
+        ],
+    )
     assert config.seed == config.stages.train.seed == 7
     assert config.stages.train.optimizer.lr == 3e-4
     assert config.stages.ingest.sources[1].uri == "/texts"
@@ -103,15 +113,27 @@ def test_overrides(file):
     assert config.tracking.register_as is None
 
 
-@pytest.mark.parametrize("old, new, field, suggestion", [
-    ("batch_rows:", "batchrows:", "stages.train.batchrows", "did you mean 'batch_rows'?"),
-    ("shard_items:", "shard_item:", "stages.ingest.shard_item", "did you mean 'shard_items'?"),
-    ("codebook_size:", "codebooksize:", "stages.tokenizer_image.model.quantizer.codebooksize",
-     "did you mean 'codebook_size'?"),
-    ("captions: {manifest:", "captions: {manifesto:", "stages.ingest.sources.0.captions.manifesto",
-     "did you mean 'manifest'?"),
-    ("evaluate:", "evalute:", "stages.evalute", "did you mean 'evaluate'?"),
-    ("tracking:", "zzz:", "zzz", "known keys: name, storage, ")])
+@pytest.mark.parametrize(
+    "old, new, field, suggestion",
+    [
+        ("batch_rows:", "batchrows:", "stages.train.batchrows", "did you mean 'batch_rows'?"),
+        ("shard_items:", "shard_item:", "stages.ingest.shard_item", "did you mean 'shard_items'?"),
+        (
+            "codebook_size:",
+            "codebooksize:",
+            "stages.tokenizer_image.model.quantizer.codebooksize",
+            "did you mean 'codebook_size'?",
+        ),
+        (
+            "captions: {manifest:",
+            "captions: {manifesto:",
+            "stages.ingest.sources.0.captions.manifesto",
+            "did you mean 'manifest'?",
+        ),
+        ("evaluate:", "evalute:", "stages.evalute", "did you mean 'evaluate'?"),
+        ("tracking:", "zzz:", "zzz", "known keys: name, storage, "),
+    ],
+)
 def test_unknown_key(file, old, new, field, suggestion):
     change(file, old, new)
     error = failure(file)
@@ -120,19 +142,23 @@ def test_unknown_key(file, old, new, field, suggestion):
     assert f"(line {line_of(file, new)})" in error.message
 
 
-@pytest.mark.parametrize("old, new, field, expected", [
-    ("shard_items: 600", "shard_items: many", "stages.ingest.shard_items", "valid integer"),
-    ("shard_items: 600", "shard_items: 0", "stages.ingest.shard_items", "greater than or equal to 1"),
-    ("shard_items: 600", "shard_items: 1.5", "stages.ingest.shard_items", "valid integer"),
-    ("kind: text", "kind: texts", "stages.ingest.sources.1.kind", "'text'"),
-    ("name: mine", "name: [mine]", "name", "valid string"),
-    ("name: mine", "name: ../mine", "name", "pattern"),
-    ("batch_rows: ", "batch_rows: -", "stages.train.batch_rows", "greater than or equal to 1"),
-    ("image_ratio: ", "image_ratio: 9", "stages.tokenizer_joint.data.image_ratio", "less than or equal to 1"),
-    ("predict: v", "predict: w", "stages.train.diffusion", "predict"),
-    ("heads: 4\n", "heads: four\n", "stages.tokenizer_image.model.heads", "valid integer"),
-    ("splits: {train: 0.8", "splits: {train: 0.9", "stages.ingest.splits", "= 1, got 1.1"),
-    ("batch_rows: 16", "batch_rows: 15", "stages.train", "workers.count")])
+@pytest.mark.parametrize(
+    "old, new, field, expected",
+    [
+        ("shard_items: 600", "shard_items: many", "stages.ingest.shard_items", "valid integer"),
+        ("shard_items: 600", "shard_items: 0", "stages.ingest.shard_items", "greater than or equal to 1"),
+        ("shard_items: 600", "shard_items: 1.5", "stages.ingest.shard_items", "valid integer"),
+        ("kind: text", "kind: texts", "stages.ingest.sources.1.kind", "'text'"),
+        ("name: mine", "name: [mine]", "name", "valid string"),
+        ("name: mine", "name: ../mine", "name", "pattern"),
+        ("batch_rows: ", "batch_rows: -", "stages.train.batch_rows", "greater than or equal to 1"),
+        ("image_ratio: ", "image_ratio: 9", "stages.tokenizer_joint.data.image_ratio", "less than or equal to 1"),
+        ("predict: v", "predict: w", "stages.train.diffusion", "predict"),
+        ("heads: 4\n", "heads: four\n", "stages.tokenizer_image.model.heads", "valid integer"),
+        ("splits: {train: 0.8", "splits: {train: 0.9", "stages.ingest.splits", "= 1, got 1.1"),
+        ("batch_rows: 16", "batch_rows: 15", "stages.train", "workers.count"),
+    ],
+)
 def test_wrong_type_or_value(file, old, new, field, expected):
     change(file, old, new)
     error = failure(file)
@@ -144,21 +170,26 @@ def test_wrong_type_or_value(file, old, new, field, expected):
 TITOK = "width: 32\n      architecture: titok\n      image_size: 32\n"
 
 
-@pytest.mark.parametrize("old, new, field, expected", [
-    ("heads: 4\n", "temporal_layers: 4\n", "temporal_layers", "unknown key; did you mean 'encoder_layers'?"),
-    ("heads: 4\n", "num_latent: 4\n", "num_latent", "unknown key; did you mean 'num_latents'?"),
-    ("heads: 4\n", "heads: four\n", "heads", "valid integer"),
-    ("heads: 4\n", "num_latents: 4.5\n", "num_latents", "valid integer"),
-    ("codebook_size:", "codebooksize:", "quantizer.codebooksize", "unknown key; did you mean 'codebook_size'?"),
-    ("kind: vq", "kind: vqq", "quantizer.kind", "'vq'"),
-    ("image_size: 32", "image_size: large", "image_size", "valid integer"),
-    ("image_size: 32", "image_size: [32, 32, 3]", "image_size", "at most 2 items"),
-    ("titok", "tiktok", "architecture", "expected one of 'omni', 'titok', 'rae'"),
-    ("titok", "[titok]", "architecture", "expected one of 'omni', 'titok', 'rae'")])
+@pytest.mark.parametrize(
+    "old, new, field, expected",
+    [
+        ("heads: 4\n", "temporal_layers: 4\n", "temporal_layers", "unknown key; did you mean 'encoder_layers'?"),
+        ("heads: 4\n", "num_latent: 4\n", "num_latent", "unknown key; did you mean 'num_latents'?"),
+        ("heads: 4\n", "heads: four\n", "heads", "valid integer"),
+        ("heads: 4\n", "num_latents: 4.5\n", "num_latents", "valid integer"),
+        ("codebook_size:", "codebooksize:", "quantizer.codebooksize", "unknown key; did you mean 'codebook_size'?"),
+        ("kind: vq", "kind: vqq", "quantizer.kind", "'vq'"),
+        ("image_size: 32", "image_size: large", "image_size", "valid integer"),
+        ("image_size: 32", "image_size: [32, 32, 3]", "image_size", "at most 2 items"),
+        ("titok", "tiktok", "architecture", "expected one of 'omni', 'titok', 'rae'"),
+        ("titok", "[titok]", "architecture", "expected one of 'omni', 'titok', 'rae'"),
+    ],
+)
 def test_a_mistake_in_a_model_names_the_key_of_its_own_architecture(file, old, new, field, expected):
     change(file, "width: 32\n", TITOK)
     assert load(str(file)).stages.tokenizer_image.model == TiTokConfig(
-        width=32, heads=4, image_size=32, quantizer=QuantizerConfig(codebook_size=64))
+        width=32, heads=4, image_size=32, quantizer=QuantizerConfig(codebook_size=64)
+    )
     change(file, old, new)
     error = failure(file)
     assert (error.file, error.field) == (str(file), f"stages.tokenizer_image.model.{field}")
@@ -168,16 +199,20 @@ def test_a_mistake_in_a_model_names_the_key_of_its_own_architecture(file, old, n
 RAE = "width: 32\n      architecture: rae\n      encoder: s3://models/siglip\n"
 
 
-@pytest.mark.parametrize("old, new, field, expected", [
-    ("heads: 4\n", "decoder_layer: 4\n", "decoder_layer", "unknown key; did you mean 'decoder_layers'?"),
-    ("      encoder: s3://models/siglip\n", "", "encoder", "is missing"),
-    ("encoder: s3://models/siglip", "encoder: 3", "encoder", "valid string"),
-    ("heads: 4\n", "heads: four\n", "heads", "valid integer")])
+@pytest.mark.parametrize(
+    "old, new, field, expected",
+    [
+        ("heads: 4\n", "decoder_layer: 4\n", "decoder_layer", "unknown key; did you mean 'decoder_layers'?"),
+        ("      encoder: s3://models/siglip\n", "", "encoder", "is missing"),
+        ("encoder: s3://models/siglip", "encoder: 3", "encoder", "valid string"),
+        ("heads: 4\n", "heads: four\n", "heads", "valid integer"),
+    ],
+)
 def test_a_mistake_in_an_rae(file, old, new, field, expected):
     change(file, "width: 32\n", RAE)
     text = file.read_text()
     start = text.index("      quantizer:")
-    file.write_text(text[:start] + text[text.index("\n", start) + 1:])
+    file.write_text(text[:start] + text[text.index("\n", start) + 1 :])
     assert load(str(file)).stages.tokenizer_image.model == NamedRAEConfig("s3://models/siglip", width=32, heads=4)
     change(file, old, new)
     error = failure(file)
@@ -195,8 +230,10 @@ def test_keys_of_a_titok_are_unknown_to_the_default_model(file):
 def test_a_titok_and_its_data_must_fit(file):
     change(file, "width: 32\n", TITOK)
     assert load(str(file), ["stages.tokenizer_image.model.image_size=[32, 32]"])
-    for override, expected in (("stages.tokenizer_image.data.sizes=[48]", "makes pictures of 48x48"),
-                               ("stages.tokenizer_image.data.kinds=[image, video]", "for images alone")):
+    for override, expected in (
+        ("stages.tokenizer_image.data.sizes=[48]", "makes pictures of 48x48"),
+        ("stages.tokenizer_image.data.kinds=[image, video]", "for images alone"),
+    ):
         error = failure(file, override)
         assert error.field == "stages.tokenizer_image" and expected in error.message
 
@@ -211,7 +248,11 @@ def test_a_language_model_needs_no_visual_tokenizer(file):
     alone = ["stages.tokenizer_image=null", "stages.tokenizer_joint=null"]
     config = load(str(file), [*alone, "stages.train.objectives={}"])
     assert config.stages.train.trained == () and config.stages.configured() == [
-        "ingest", "pretokenize", "train", "evaluate"]
+        "ingest",
+        "pretokenize",
+        "train",
+        "evaluate",
+    ]
     error = failure(file, *alone)
     assert error.field == "stages" and "train.objectives: latent_diffusion needs a visual tokenizer" in error.message
     error = failure(file, "stages.tokenizer_image=null", "stages.train.objectives={}")
@@ -226,20 +267,35 @@ def test_several_mistakes_are_told_at_once(file):
 
 
 def test_a_wrong_override_is_not_blamed_on_a_line(file):
-    for override, field in (("stages.train.steps=abc", "stages.train.steps"), ("stages.train=3", "stages.train"),
-                            ("storage=", "storage"), ("stages.ingest.sources=[]", "stages.ingest.sources"),
-                            ("stages.train.stps=3", "stages.train.stps")):
+    for override, field in (
+        ("stages.train.steps=abc", "stages.train.steps"),
+        ("stages.train=3", "stages.train"),
+        ("storage=", "storage"),
+        ("stages.ingest.sources=[]", "stages.ingest.sources"),
+        ("stages.train.stps=3", "stages.train.stps"),
+    ):
         error = failure(file, override)
         assert (error.file, error.field) == (str(file), field)
         assert "(from an override)" in error.message and "(line" not in error.message
 
 
-@pytest.mark.parametrize("override, field", [
-    ("seed", "seed"), ("=3", "=3"), ("", None), ("seed=[", "seed"), ("seed={a: b: c}", "seed"),
-    ("stages.ingest.sources.9.uri=x", "stages.ingest.sources.9.uri"),
-    ("stages.ingest.sources.first.uri=x", "stages.ingest.sources.first.uri"), ("seed=${nope}", "seed"),
-    ("seed=${oc.env:OMNILOOM_NOT_SET}", "seed"), ("seed=${", "seed"), ("seed=!!python/object:os.system {}", "seed"),
-    ("seed=???", "seed")])
+@pytest.mark.parametrize(
+    "override, field",
+    [
+        ("seed", "seed"),
+        ("=3", "=3"),
+        ("", None),
+        ("seed=[", "seed"),
+        ("seed={a: b: c}", "seed"),
+        ("stages.ingest.sources.9.uri=x", "stages.ingest.sources.9.uri"),
+        ("stages.ingest.sources.first.uri=x", "stages.ingest.sources.first.uri"),
+        ("seed=${nope}", "seed"),
+        ("seed=${oc.env:OMNILOOM_NOT_SET}", "seed"),
+        ("seed=${", "seed"),
+        ("seed=!!python/object:os.system {}", "seed"),
+        ("seed=???", "seed"),
+    ],
+)
 def test_bad_override(file, override, field):
     error = failure(file, override)
     assert error.file == str(file) and (error.field or None) == field
@@ -260,11 +316,18 @@ def test_interpolation_that_does_not_resolve(file):
     assert (error.file, error.field) == (str(file), "stages.tokenizer_image.seed") and "'sed'" in error.message
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("- a\n- b\n", "expected a mapping"), ("just words", "expected a mapping"),
-    ("a: [1, 2", "is not readable YAML"), ("a: 1\na: 2\n", "is not readable YAML"),
-    ("a: !!python/object/apply:os.system [ls]", "is not readable YAML"),
-    ("\x00", "is not readable YAML"), ("", "is missing")])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("- a\n- b\n", "expected a mapping"),
+        ("just words", "expected a mapping"),
+        ("a: [1, 2", "is not readable YAML"),
+        ("a: 1\na: 2\n", "is not readable YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "is not readable YAML"),
+        ("\x00", "is not readable YAML"),
+        ("", "is missing"),
+    ],
+)
 def test_unreadable_files(tmp_path, text, expected):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
@@ -290,9 +353,11 @@ def test_the_schema_covers_the_file():
 
 
 def test_configs_import_without_what_only_stages_need():
-    code = ("import sys; import pipelines.config, pipelines.plan; pipelines.config.load('demo');"
-            "print(sorted({'torch', 'ray', 'mlflow', 'deepspeed', 'pandas', 'sklearn', 'av', 'PIL'}"
-            " & set(sys.modules)))")
+    code = (
+        "import sys; import omniloom.pipelines.config, omniloom.pipelines.plan; omniloom.pipelines.config.load('demo');"
+        "print(sorted({'torch', 'ray', 'mlflow', 'deepspeed', 'pandas', 'sklearn', 'av', 'PIL'}"
+        " & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -328,8 +393,28 @@ def with_source(file: Path) -> None:
     change(file, '{kind: text, uri: "${data}/text"}', "{kind: jsonl, uri: /x, text_field: t}")
 
 
-@pytest.mark.parametrize("text", ["/data/set #2", "2024", "no", "1.10", "2026-11-27", "&x", "a: b", "[x", "1e3",
-                                  "{", "*", "0x1F", "true", "C:\\new\\table", "%20", "!x", "a, b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/set #2",
+        "2024",
+        "no",
+        "1.10",
+        "2026-11-27",
+        "&x",
+        "a: b",
+        "[x",
+        "1e3",
+        "{",
+        "*",
+        "0x1F",
+        "true",
+        "C:\\new\\table",
+        "%20",
+        "!x",
+        "a, b",
+    ],
+)
 def test_an_override_of_a_text_is_taken_as_it_is_written(file, text):
     config = load(str(file), [f"data={text}", f"cluster.env.A={text}", f"stages.ingest.sources.0.name={text}"])
     assert config.data == config.cluster.env["A"] == config.stages.ingest.sources[0].name == text
@@ -372,8 +457,12 @@ def test_messages_use_the_words_of_yaml(file):
     assert "did you mean 'stages.train'?" in failure(file, "train.steps=3").message
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
 def test_what_is_dumped_for_a_job_is_read_back(values):
     assert yaml_dialect.load(yaml_dialect.dump(values)) == values
 
@@ -385,8 +474,10 @@ def test_a_stage_that_is_null_is_left_out_with_what_reads_it(file):
     whole = ["ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train", "evaluate"]
     assert stages() == whole
     assert stages("stages.evaluate=null") == whole[:5]
-    assert "train reads pretokenize, which the pipeline does not configure" in failure(
-        file, "stages.pretokenize=null").message  # the file has a train section
+    assert (
+        "train reads pretokenize, which the pipeline does not configure"
+        in failure(file, "stages.pretokenize=null").message
+    )  # the file has a train section
     nothing = ("stages.pretokenize=null", "stages.train=null", "stages.evaluate=null")
     assert stages(*nothing) == whole[:3]
     assert stages(*nothing, "stages.tokenizer_image=null", "stages.tokenizer_joint=null") == ["ingest"]
@@ -402,12 +493,17 @@ def test_a_cluster_needs_data():
         load("cluster")
 
 
-@pytest.mark.parametrize("gate, message", [
-    ("{image_class_agreemnt: {min: 0.9}}", "did you mean 'image_class_agreement'?"),
-    ("{bits_per_byte: 3.0}", "better when lower"),
-    ("{bits_per_byte: {most: 3.0}}", "unknown key; known keys: min, max"),
-    ("{caption_accuracy_next_code: {min: 0.9}}", "not measured by this pipeline; did you mean 'caption_accuracy'?"),
-    ("{caption_accuracy: {min: high}}", "valid number"), ("{better_than_champion: bits_per_bite}", "'bits_per_byte'")])
+@pytest.mark.parametrize(
+    "gate, message",
+    [
+        ("{image_class_agreemnt: {min: 0.9}}", "did you mean 'image_class_agreement'?"),
+        ("{bits_per_byte: 3.0}", "better when lower"),
+        ("{bits_per_byte: {most: 3.0}}", "unknown key; known keys: min, max"),
+        ("{caption_accuracy_next_code: {min: 0.9}}", "not measured by this pipeline; did you mean 'caption_accuracy'?"),
+        ("{caption_accuracy: {min: high}}", "valid number"),
+        ("{better_than_champion: bits_per_bite}", "'bits_per_byte'"),
+    ],
+)
 def test_a_gate_on_what_is_not_measured_is_refused(gate, message):
     with pytest.raises(InputError) as caught:
         load("demo", [f"stages.evaluate.gate={gate}"])
@@ -422,19 +518,34 @@ def test_a_champion_needs_a_registry():
 
 
 def test_a_language_model_has_no_gate_on_pictures():
-    text = ["stages.tokenizer_image=null", "stages.tokenizer_joint=null", "stages.train.objectives={}",
-            "stages.train.packing.mixture={}"]
+    text = [
+        "stages.tokenizer_image=null",
+        "stages.tokenizer_joint=null",
+        "stages.train.objectives={}",
+        "stages.train.packing.mixture={}",
+    ]
     assert load("demo", [*text, "stages.evaluate.gate={}"]).stages.evaluate.gate.bounds == {}
     with pytest.raises(InputError, match="image_class_agreement: is not measured by this pipeline"):
         load("demo", text)
 
 
-@pytest.mark.parametrize("given, name", [((), "tiny"), (("tracking.register_as=other",), "other"),
-                                         (("tracking.register_as=null",), None)])
+@pytest.mark.parametrize(
+    "given, name", [((), "tiny"), (("tracking.register_as=other",), "other"), (("tracking.register_as=null",), None)]
+)
 def test_a_model_is_registered_by_the_pipelines_name_unless_null_is_written_down(tmp_path, given, name):
     file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump({"name": "tiny", "storage": str(tmp_path / "st"), "stages": {
-        "ingest": {"sources": [{"kind": "text", "uri": str(tmp_path)}]}, "train": {"objectives": {}}}}))
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "tiny",
+                "storage": str(tmp_path / "st"),
+                "stages": {
+                    "ingest": {"sources": [{"kind": "text", "uri": str(tmp_path)}]},
+                    "train": {"objectives": {}},
+                },
+            }
+        )
+    )
     assert load(str(file), given).tracking.register_as == name
     for refused in ("team/model", "cat:v1", "it's"):
         with pytest.raises(InputError, match="tracking.register_as: expected a name without"):

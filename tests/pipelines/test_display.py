@@ -1,4 +1,5 @@
 """What a run shows: at 80 columns all that matters is whole; a log file has every line."""
+
 from __future__ import annotations
 
 import io
@@ -8,9 +9,9 @@ import time
 import pytest
 from rich.console import Console
 
-from infra import storage
-from pipelines.display import Display
-from pipelines.runlog import RunLog
+from omniloom.infra import storage
+from omniloom.pipelines.display import Display
+from omniloom.pipelines.runlog import RunLog
 
 STATE = {"done": 132, "total": 150, "unit": "steps", "facts": {"loss": 0.4321}}
 
@@ -24,7 +25,7 @@ def screen(width: int, stages: list[str], act) -> list[str]:
             display.start(stage, "never ran")
         act(display)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())  # moves of the cursor between the frames
-    return [line.rpartition("\r")[2] for line in text.rstrip("\n").split("\n")[-len(stages):]]
+    return [line.rpartition("\r")[2] for line in text.rstrip("\n").split("\n")[-len(stages) :]]
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
@@ -65,8 +66,15 @@ def test_the_log_has_what_was_shown_and_why_it_failed(tmp_path):
         display.fail("train")
         raise ValueError("no room") from OSError("disk full, token=abc s3://user:secret@host/x")
     lines = [line[20:] for line in (tmp_path / "runs/20260101-000000-abcdef.log").read_text().splitlines()]
-    assert lines == ["starting Ray", "train: starting (never ran)", "train: starting 2 workers", "train: saving",
-                     "train: failed", "ValueError: no room", "disk full, token=abc s3://***@host/x"]
+    assert lines == [
+        "starting Ray",
+        "train: starting (never ran)",
+        "train: starting 2 workers",
+        "train: saving",
+        "train: failed",
+        "ValueError: no room",
+        "disk full, token=abc s3://***@host/x",
+    ]
     assert [line.split(" ", 1)[1] for line in out.getvalue().splitlines()[1:]] == lines[1:5]
 
 

@@ -1,22 +1,27 @@
 """Sizing: the figures that `doctor` tells of a pipeline are those of the modules it would build."""
+
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import corpora
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
+from omniloom.models.tokenizer.build import build_tokenizer
+from omniloom.models.tokenizer.vit import load_vit
+from omniloom.pipelines.config import raw, validate
+from omniloom.pipelines.doctor import sizes
 
-from models.tokenizer.build import build_tokenizer  # noqa: E402
-from models.tokenizer.vit import load_vit  # noqa: E402
-from pipelines.config import raw, validate  # noqa: E402
-from pipelines.doctor import sizes  # noqa: E402
-
-TITOK = {"architecture": "titok", "image_size": 32, "patch_size": 8, "num_latents": 12, "width": 64, "heads": 2,
-         "head_dim": 32, "encoder_layers": 2, "decoder_layers": 3,
-         "quantizer": {"kind": "fsq", "fsq_levels": [8, 5, 5]}}
+TITOK = {
+    "architecture": "titok",
+    "image_size": 32,
+    "patch_size": 8,
+    "num_latents": 12,
+    "width": 64,
+    "heads": 2,
+    "head_dim": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "quantizer": {"kind": "fsq", "fsq_levels": [8, 5, 5]},
+}
 
 
 @pytest.mark.parametrize("model, tokens", [(None, 16), (TITOK, 16 + 12)], ids=["omni", "titok"])
@@ -35,15 +40,21 @@ def test_a_tokenizers_figures(model, tokens):
     assert ("video_tokens_per_step" in joint) == (model is None)
     trained = image["parameters"] + image["discriminator_parameters"]
     assert image["weights_bytes"] == image["gradients_bytes"] == 4 * trained
-    assert image["memory_per_worker_bytes"] == sum(v for k, v in image.items()
-                                                   if k.endswith("_bytes") and k != "memory_per_worker_bytes")
+    assert image["memory_per_worker_bytes"] == sum(
+        v for k, v in image.items() if k.endswith("_bytes") and k != "memory_per_worker_bytes"
+    )
 
 
 def test_a_frozen_encoder_has_weights_alone(tmp_path):
     values = raw("demo")
     values["stages"]["tokenizer_image"]["model"] = {
-        "architecture": "rae", "encoder": str(corpora.vision_encoder(tmp_path)), "width": 32, "heads": 2,
-        "head_dim": 16, "decoder_layers": 2}
+        "architecture": "rae",
+        "encoder": str(corpora.vision_encoder(tmp_path)),
+        "width": 32,
+        "heads": 2,
+        "head_dim": 16,
+        "decoder_layers": 2,
+    }
     values["stages"]["tokenizer_joint"]["data"] = values["stages"]["tokenizer_image"]["data"]
     found = sizes(validate(values, "demo"))
     image, encoder = found["tokenizer_image"], load_vit(tmp_path)

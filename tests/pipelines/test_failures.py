@@ -1,12 +1,13 @@
 """What a user is told of a stage that died: one line with the stage, the cause, and what to do."""
+
 from __future__ import annotations
 
 import pickle
 
 import pytest
 
-from infra.errors import InputError, OmniLoomError
-from pipelines.failures import StageFailed, carried, told
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.pipelines.failures import StageFailed, carried, told
 
 DATA_TEXT = """\x1b[36mray::Map(work)()\x1b[39m (pid=21447, ip=127.0.0.1)
   File "/tmp/exp1.py", line 17, in work
@@ -60,22 +61,32 @@ def body_died(error: Exception) -> OmniLoomError:
     return told("train", RayTaskError("run_stage", "Traceback ...", error, pid=1, ip="127.0.0.1"))
 
 
-@pytest.mark.parametrize("error, expected", [
-    (lambda: ValueError("the cause\nmore of it\nthe last line"), "ValueError: the cause"),
-    (lambda: Odd(1, second=2), "Odd: odd 1 2"),
-    (lambda: AssertionError(), "AssertionError"),
-    (lambda: OmniLoomError("in words"), "in words"),
-    (lambda: of_ray_data("OSError: [Errno 36] File name too long: 'a'"), "OSError: [Errno 36] File name too long: 'a'"),
-    (lambda: of_ray_data("my.module.Odd: odd 1 2"), "Odd: odd 1 2"),
-    (lambda: of_ray_data("my.module.<locals>.work.<locals>.Odd: odd 1 2"), "Odd: odd 1 2"),
-    (lambda: of_ray_data("KeyError"), "KeyError"),
-    (lambda: unserializable(), "Odd: odd 1 2"),
-    (lambda: of_ray_data("infra.errors.OmniLoomError: record 12: is cut"), "record 12: is cut"),
-    (lambda: of_ray_train(RuntimeError("[gloo/tcp/pair.cc:534] Connection closed by peer"), ValueError("rank one\n.")),
-     "ValueError: rank one"),
-    (lambda: of_ray_train(RuntimeError("Connection closed by peer")), "RuntimeError: Connection closed by peer"),
-    (lambda: ValueError("x" * 5000), "ValueError: " + "x" * 500 + " ..."),
-])
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (lambda: ValueError("the cause\nmore of it\nthe last line"), "ValueError: the cause"),
+        (lambda: Odd(1, second=2), "Odd: odd 1 2"),
+        (lambda: AssertionError(), "AssertionError"),
+        (lambda: OmniLoomError("in words"), "in words"),
+        (
+            lambda: of_ray_data("OSError: [Errno 36] File name too long: 'a'"),
+            "OSError: [Errno 36] File name too long: 'a'",
+        ),
+        (lambda: of_ray_data("my.module.Odd: odd 1 2"), "Odd: odd 1 2"),
+        (lambda: of_ray_data("my.module.<locals>.work.<locals>.Odd: odd 1 2"), "Odd: odd 1 2"),
+        (lambda: of_ray_data("KeyError"), "KeyError"),
+        (lambda: unserializable(), "Odd: odd 1 2"),
+        (lambda: of_ray_data("infra.errors.OmniLoomError: record 12: is cut"), "record 12: is cut"),
+        (
+            lambda: of_ray_train(
+                RuntimeError("[gloo/tcp/pair.cc:534] Connection closed by peer"), ValueError("rank one\n.")
+            ),
+            "ValueError: rank one",
+        ),
+        (lambda: of_ray_train(RuntimeError("Connection closed by peer")), "RuntimeError: Connection closed by peer"),
+        (lambda: ValueError("x" * 5000), "ValueError: " + "x" * 500 + " ..."),
+    ],
+)
 def test_what_a_body_raised_is_told_by_its_first_line(error, expected):
     found = body_died(error())
     assert type(found) is StageFailed and str(found) == f"stage train failed: {expected}" and found.exit_code == 1
@@ -86,9 +97,13 @@ def test_a_wrong_request_is_told_as_one_from_wherever_it_was_noticed():
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
     from ray.train.v2.api.exceptions import ControllerError
 
-    for error in (wrong, of_ray_train(RuntimeError("Connection closed by peer"), wrong), ControllerError(wrong),
-                  of_ray_train(UserExceptionWithTraceback(wrong, "Traceback ...")),
-                  of_ray_data("infra.errors.InputError: a.yaml: stages.train.x: is none")):
+    for error in (
+        wrong,
+        of_ray_train(RuntimeError("Connection closed by peer"), wrong),
+        ControllerError(wrong),
+        of_ray_train(UserExceptionWithTraceback(wrong, "Traceback ...")),
+        of_ray_data("infra.errors.InputError: a.yaml: stages.train.x: is none"),
+    ):
         found = body_died(error)
         assert isinstance(found, InputError) and found.exit_code == 2
         assert str(found) == "a.yaml: stages.train.x: is none"
@@ -99,13 +114,15 @@ def test_what_ray_itself_died_of():
     """A line of ours for each, the stage named; the next run goes on."""
     from ray import exceptions
 
-    words = {exceptions.WorkerCrashedError(): "a process of it was killed",
-             exceptions.OutOfMemoryError("pages of text"): "memory was nearly full",
-             exceptions.NodeDiedError("pages of text"): "the machine that it ran on is gone",
-             exceptions.LocalRayletDiedError(): "raylet",
-             exceptions.ActorDiedError(): "a worker process died",
-             exceptions.TaskCancelledError(): "it was cancelled",
-             exceptions.RaySystemError("something\nand pages of text"): "RaySystemError: System error: something"}
+    words = {
+        exceptions.WorkerCrashedError(): "a process of it was killed",
+        exceptions.OutOfMemoryError("pages of text"): "memory was nearly full",
+        exceptions.NodeDiedError("pages of text"): "the machine that it ran on is gone",
+        exceptions.LocalRayletDiedError(): "raylet",
+        exceptions.ActorDiedError(): "a worker process died",
+        exceptions.TaskCancelledError(): "it was cancelled",
+        exceptions.RaySystemError("something\nand pages of text"): "RaySystemError: System error: something",
+    }
     for error, expected in words.items():
         found = str(told("train", error))
         assert found.startswith("stage train failed: ") and found.endswith("; the next run goes on from here"), found
@@ -127,8 +144,8 @@ def test_what_real_workers_raise():
 
     import ray
 
-    from infra import cluster
-    from pipelines.bodies import run_stage
+    from omniloom.infra import cluster
+    from omniloom.pipelines.bodies import run_stage
 
     def data(work):
         from ray import data
@@ -140,12 +157,16 @@ def test_what_real_workers_raise():
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from infra.training.launch import _enter
+        from omniloom.infra.training.launch import _enter
 
         argument = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
-        TorchTrainer(_enter, train_loop_config={"function": work, "argument": argument, "threads": 1},
-                     scaling_config=ScalingConfig(num_workers=2), torch_config=TorchConfig(backend="gloo"),
-                     run_config=RunConfig(failure_config=FailureConfig(max_failures=0))).fit()
+        TorchTrainer(
+            _enter,
+            train_loop_config={"function": work, "argument": argument, "threads": 1},
+            scaling_config=ScalingConfig(num_workers=2),
+            torch_config=TorchConfig(backend="gloo"),
+            run_config=RunConfig(failure_config=FailureConfig(max_failures=0)),
+        ).fit()
 
     def wrong(row):
         raise InputError("is none", field="stages.train.x")
@@ -162,6 +183,7 @@ def test_what_real_workers_raise():
 
     connected = cluster.connect("local", num_cpus=3, object_store_bytes=200 << 20, log_to_driver=False)
     try:
+
         def told_of(way, work) -> OmniLoomError:
             stage = SimpleNamespace(module=SimpleNamespace(run=lambda context: way(work)))
             context = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
@@ -183,5 +205,3 @@ def test_what_real_workers_raise():
     finally:
         if connected.opened:
             cluster.shutdown()
-
-

@@ -1,4 +1,5 @@
 """Fingerprints: one canonical form, everything that decides the output in it and nothing else."""
+
 from __future__ import annotations
 
 import copy
@@ -13,15 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from pipelines import graph
-from pipelines.config import load
-from pipelines.fingerprint import ABSENT, canonical, differences, digest, fingerprint
-from stages.base import PLACEMENT
+from omniloom.pipelines import graph
+from omniloom.pipelines.config import load
+from omniloom.pipelines.fingerprint import ABSENT, canonical, differences, digest, fingerprint
+from omniloom.stages.base import PLACEMENT
 
-scalars = (st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-           | st.text(st.characters(exclude_categories=["Cs"])))
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(
-    st.characters(exclude_categories=["Cs"]), max_size=5), inner, max_size=4), max_leaves=12)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]))
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
 
 
 def shape(value: Any) -> Any:
@@ -55,9 +67,20 @@ def test_canonical_is_stable_and_tuples_are_lists(value):
     assert digest((value, value)) == digest([value, value])
 
 
-@pytest.mark.parametrize("value, error", [
-    (float("nan"), ValueError), (float("inf"), ValueError), (object(), TypeError), ({1, 2}, TypeError),
-    (b"bytes", TypeError), ({1: "a"}, TypeError), (int, TypeError), (lambda: 0, TypeError), (1j, TypeError)])
+@pytest.mark.parametrize(
+    "value, error",
+    [
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (object(), TypeError),
+        ({1, 2}, TypeError),
+        (b"bytes", TypeError),
+        ({1: "a"}, TypeError),
+        (int, TypeError),
+        (lambda: 0, TypeError),
+        (1j, TypeError),
+    ],
+)
 def test_what_has_no_canonical_form_is_an_error_that_names_its_place(value, error):
     with pytest.raises(error, match=r"config\.a\.0\.b"):
         canonical({"a": [{"b": value}]}, "config")
@@ -86,8 +109,14 @@ def test_models_dataclasses_and_enums():
 
 def test_every_part_of_a_fingerprint_counts():
     base = ("train", 1, {"lr": 0.1}, {"ingest": "a"}, None)
-    variants = [base, ("evaluate", *base[1:]), (base[0], 2, *base[2:]), (*base[:2], {"lr": 0.2}, *base[3:]),
-                (*base[:3], {"ingest": "b"}, None), (*base[:4], "listing")]
+    variants = [
+        base,
+        ("evaluate", *base[1:]),
+        (base[0], 2, *base[2:]),
+        (*base[:2], {"lr": 0.2}, *base[3:]),
+        (*base[:3], {"ingest": "b"}, None),
+        (*base[:4], "listing"),
+    ]
     assert len({fingerprint(*parts) for parts in variants}) == len(variants)
     assert re.fullmatch("[0-9a-f]{64}", fingerprint(*base))
 
@@ -96,13 +125,18 @@ def test_differences_name_their_paths():
     old = {"a": {"b": 1, "gone": 2}, "list": [1, {"x": 0.1}], "same": None}
     new = {"a": {"b": 1.0, "new": 3}, "list": [1, {"x": 0.2}], "same": None}
     assert differences(old, new) == [
-        ("a.b", 1, 1.0), ("a.gone", 2, ABSENT), ("a.new", ABSENT, 3), ("list.1.x", 0.1, 0.2)]
+        ("a.b", 1, 1.0),
+        ("a.gone", 2, ABSENT),
+        ("a.new", ABSENT, 3),
+        ("list.1.x", 0.1, 0.2),
+    ]
     assert differences({"list": [1]}, {"list": [1, 2]}) == [("list", [1], [1, 2])]
 
 
 # What says only how or where something runs, written down here a second time: a field that gets or loses its mark
 # by mistake is told by the walk below.
-NOT_IDENTITY = re.compile(r"""
+NOT_IDENTITY = re.compile(
+    r"""
     (name|storage|data|seed|tracking\..*|cluster\..*|pins)
   | stages\.ingest\.(sources\.\d+\.(uri|media_root)|num_workers)
   | stages\.(tokenizer_image|tokenizer_joint|train)\.(
@@ -110,7 +144,9 @@ NOT_IDENTITY = re.compile(r"""
       | engine\.(zero_stage|offload|activation_checkpointing|compile))
   | stages\.pretokenize\.(batch_size|workers|cpus|gpus)
   | stages\.evaluate\.(cpus|gpus)
-""", re.VERBOSE)
+""",
+    re.VERBOSE,
+)
 
 
 def children(value: Any) -> list[tuple[Any, Any]] | None:
@@ -119,8 +155,11 @@ def children(value: Any) -> list[tuple[Any, Any]] | None:
         return [(name, getattr(value, name)) for name in type(value).model_fields]
     if dataclasses.is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    return list(value.items() if isinstance(value, dict) else enumerate(value)) or None if isinstance(
-        value, dict | list | tuple) else None
+    return (
+        list(value.items() if isinstance(value, dict) else enumerate(value)) or None
+        if isinstance(value, dict | list | tuple)
+        else None
+    )
 
 
 def leaves(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -134,13 +173,20 @@ def leaves(value: Any, path: tuple = ()) -> Iterator[tuple]:
 def replaced(value: Any, path: tuple) -> Any:
     """A copy with another value at the leaf; past any validation, as only the fingerprint is looked at."""
     if not path:
-        return {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 1.5 + 0.25, str: lambda v: v + "x",
-                list: lambda v: ["x"], tuple: lambda v: ("x",), dict: lambda v: {"x": "x"},
-                type(None): lambda v: 1}[type(value)](value)
+        return {
+            bool: lambda v: not v,
+            int: lambda v: v + 1,
+            float: lambda v: v * 1.5 + 0.25,
+            str: lambda v: v + "x",
+            list: lambda v: ["x"],
+            tuple: lambda v: ("x",),
+            dict: lambda v: {"x": "x"},
+            type(None): lambda v: 1,
+        }[type(value)](value)
     result = copy.copy(value)
     child = replaced(dict(children(value))[path[0]], path[1:])
     if isinstance(value, tuple):
-        return (*value[:path[0]], child, *value[path[0] + 1:])
+        return (*value[: path[0]], child, *value[path[0] + 1 :])
     if isinstance(value, dict | list):
         result[path[0]] = child
     else:
@@ -152,9 +198,13 @@ def fingerprints(config) -> dict[str, str]:
     """Of every stage, by the chain that a plan follows, under one listing of sources."""
     found: dict[str, str] = {}
     for stage in graph.Graph().stages:
-        found[stage.name] = fingerprint(stage.name, stage.module.VERSION, getattr(config.stages, stage.name),
-                                        {name: found[name] for name in stage.inputs},
-                                        "listing" if stage.name == "ingest" else None)
+        found[stage.name] = fingerprint(
+            stage.name,
+            stage.module.VERSION,
+            getattr(config.stages, stage.name),
+            {name: found[name] for name in stage.inputs},
+            "listing" if stage.name == "ingest" else None,
+        )
     return found
 
 
@@ -182,12 +232,20 @@ def test_placement_changes_no_planned_fingerprint(workspace, tmp_path, s3):
     base = planned()
     stages = "stages.train.{0} stages.tokenizer_joint.{0}".format
     for overrides in (
-            [f"storage={tmp_path}/other"], [f"storage={s3}"], ["storage=memory://run"], ["name=other"],
-            ["tracking.uri=http://127.0.0.1:5000", "tracking.experiment=x", "tracking.sample_seconds=1"],
-            ["cluster.address=127.0.0.1:6379", "cluster.num_cpus=64", "cluster.env.NCCL_DEBUG=INFO"],
-            stages("workers.count=8").split(), stages("workers.gpus=1").split(), stages("workers.log_every=1").split(),
-            stages("workers.checkpoint_every=7").split(), stages("validate_every=3").split(),
-            stages("engine.zero_stage=3").split(), ["stages.pretokenize.workers=16", "stages.ingest.num_workers=3"]):
+        [f"storage={tmp_path}/other"],
+        [f"storage={s3}"],
+        ["storage=memory://run"],
+        ["name=other"],
+        ["tracking.uri=http://127.0.0.1:5000", "tracking.experiment=x", "tracking.sample_seconds=1"],
+        ["cluster.address=127.0.0.1:6379", "cluster.num_cpus=64", "cluster.env.NCCL_DEBUG=INFO"],
+        stages("workers.count=8").split(),
+        stages("workers.gpus=1").split(),
+        stages("workers.log_every=1").split(),
+        stages("workers.checkpoint_every=7").split(),
+        stages("validate_every=3").split(),
+        stages("engine.zero_stage=3").split(),
+        ["stages.pretokenize.workers=16", "stages.ingest.num_workers=3"],
+    ):
         assert planned(*overrides) == base, overrides
     assert planned("stages.train.workers.accumulate=2", "stages.train.workers.count=4") == base
     assert planned("seed=1") != base  # the demo hands its seed on to its stages

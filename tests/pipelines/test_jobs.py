@@ -1,4 +1,5 @@
 """Jobs on a real cluster of two nodes, and what is shipped to it."""
+
 from __future__ import annotations
 
 import socket
@@ -9,27 +10,39 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster_fixture import start_cluster
 
-from infra.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from cluster_fixture import start_cluster  # noqa: E402
+from omniloom.infra.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
 
 def config_file(folder: Path) -> Path:
     file = folder / "small.yaml"
-    file.write_text(yaml.safe_dump({
-        "name": "small", "storage": "runs/small", "data": "corpus", "tracking": {"uri": "sqlite:///runs/ml.db"},
-        "stages": {"ingest": {"sources": [{"kind": "image_folder", "uri": "${data}/images"},
-                                          {"kind": "text", "uri": "s3://bucket/text"}]}}}))
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "small",
+                "storage": "runs/small",
+                "data": "corpus",
+                "tracking": {"uri": "sqlite:///runs/ml.db"},
+                "stages": {
+                    "ingest": {
+                        "sources": [
+                            {"kind": "image_folder", "uri": "${data}/images"},
+                            {"kind": "text", "uri": "s3://bucket/text"},
+                        ]
+                    }
+                },
+            }
+        )
+    )
     return file
 
 
 def test_what_is_shipped(tmp_path, monkeypatch):
     """Our packages and the config with everything resolved: it means the same from another folder."""
-    from pipelines.jobs import PACKAGES, pack
+    from omniloom.pipelines.jobs import PACKAGES, pack
 
     monkeypatch.chdir(tmp_path)
     file = config_file(tmp_path)
@@ -39,20 +52,27 @@ def test_what_is_shipped(tmp_path, monkeypatch):
     assert config["storage"] == str(tmp_path / "runs/small")
     assert config["tracking"]["uri"] == f"sqlite:///{tmp_path}/runs/ml.db"
     assert [source["uri"] for source in config["stages"]["ingest"]["sources"]] == [
-        str(tmp_path / "elsewhere/images"), "s3://bucket/text"]
+        str(tmp_path / "elsewhere/images"),
+        "s3://bucket/text",
+    ]
     assert config["seed"] == 3
     assert {path.name for path in tree.iterdir()} == {*PACKAGES, "pyproject.toml", "config", "REVISION"}
-    assert (tree / "stages/report.html").exists() and (tree / "pipelines/cli.py").exists()
+    assert (tree / "stages/reporting/report.html").exists() and (tree / "pipelines/cli.py").exists()
     assert not list(tree.rglob("__pycache__"))
     assert sum(path.stat().st_size for path in tree.rglob("*")) < 5e6
-    help_text = subprocess.run([sys.executable, "-m", "pipelines.cli", "run", "--help"], cwd=tree, check=True,
-                               capture_output=True, text=True).stdout
+    help_text = subprocess.run(
+        [sys.executable, "-m", "omniloom.pipelines.cli", "run", "--help"],
+        cwd=tree,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert "CONFIG" in help_text
 
 
 @pytest.mark.parametrize("address", ["", "ftp://host", "http://host:port"])
 def test_an_address_that_is_none(address):
-    from pipelines.jobs import jobs
+    from omniloom.pipelines.jobs import jobs
 
     with pytest.raises(InputError, match="expected the address") as caught:
         jobs(address)
@@ -60,7 +80,7 @@ def test_an_address_that_is_none(address):
 
 
 def test_nothing_answers():
-    from pipelines.jobs import jobs
+    from omniloom.pipelines.jobs import jobs
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -72,7 +92,7 @@ def test_nothing_answers():
 
 
 def test_the_interpreter(monkeypatch):
-    from pipelines.jobs import _interpreter
+    from omniloom.pipelines.jobs import _interpreter
 
     monkeypatch.delenv("OMNILOOM_PYTHON", raising=False)
     assert _interpreter(None, "http://127.0.0.1:8265") == sys.executable
@@ -84,8 +104,9 @@ def test_the_interpreter(monkeypatch):
 
 def call(code: str, env: dict[str, str], *arguments: str) -> str:
     """Run client code in a process of its own: Ray reads its authentication settings once."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=env, cwd=ROOT, capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -93,8 +114,8 @@ def call(code: str, env: dict[str, str], *arguments: str) -> str:
 LIFE = """
 import sys, time
 from pathlib import Path
-from infra.errors import InputError
-from pipelines.jobs import _client, job, jobs, logs, start, stop, wait
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.jobs import _client, job, jobs, logs, start, stop, wait
 address, folder = sys.argv[1], Path(sys.argv[2])
 count = "import time\\nfor i in range(6): print('line', i); time.sleep(0.3)"
 first = start(_client(address), [sys.executable, "-c", count], folder, None, {"omniloom.config": "demo"})
@@ -132,7 +153,7 @@ for call in (lambda: job(address, "nonesuch"), lambda: list(logs(address, "nones
 
 ATTACH = """
 import sys
-from infra.cluster import connect, shutdown
+from omniloom.infra.cluster import connect, shutdown
 cluster = connect(sys.argv[1])
 assert (cluster.num_nodes, cluster.num_cpus, cluster.local) == (2, 2, False), cluster
 import ray
@@ -147,9 +168,9 @@ shutdown()
 
 REFUSED = """
 import sys
-from infra.cluster import connect
-from infra.errors import InputError
-from pipelines.jobs import jobs
+from omniloom.infra.cluster import connect
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.jobs import jobs
 for function, address in ((jobs, sys.argv[1]), (connect, sys.argv[2])):
     try:
         function(address)
@@ -178,5 +199,3 @@ def test_a_cluster_of_two_nodes(tmp_path):
         call(REFUSED, {**cluster.env, "RAY_AUTH_TOKEN": "0" * 64}, cluster.dashboard, cluster.gcs)
         pids = cluster.pids
     assert not any(psutil.pid_exists(pid) for pid in pids)
-
-

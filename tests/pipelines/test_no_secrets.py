@@ -1,4 +1,5 @@
 """Secrets in every field that may hold one: none comes out of any command, record, artifact or tracking store."""
+
 from __future__ import annotations
 
 import http.server
@@ -14,13 +15,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from infra import secrets
-from infra.errors import InputError
-from infra.tracking import Tracker, resolve_tracking
-from pipelines import doctor, jobs, tables
-from pipelines.config import load
-from pipelines.fingerprint import canonical, fingerprint
-from pipelines.plan import make_plan
+from omniloom.infra import secrets
+from omniloom.infra.errors import InputError
+from omniloom.infra.tracking import Tracker, resolve_tracking
+from omniloom.pipelines import doctor, jobs, tables
+from omniloom.pipelines.config import load
+from omniloom.pipelines.fingerprint import canonical, fingerprint
+from omniloom.pipelines.plan import make_plan
 
 USER, PASSWORD, SIGNATURE, VALUE = "planteduser", "plantedpassword", "plantedsignature", "plantedvalue"
 PLANTED = (USER, PASSWORD, SIGNATURE, VALUE)
@@ -43,18 +44,35 @@ def planted(folder: Path, **credentials: str) -> Path:
     at = partial(uri, **credentials)
     perceptual = {"vgg": at("https", "host/vgg.safetensors"), "heads": at("s3", "bucket/heads.pth")}
     file = folder / "planted.yaml"
-    file.write_text(yaml.safe_dump({
-        "name": "planted", "storage": str(folder / "st"), "data": at("s3", "bucket/data"),
-        "tracking": {"uri": at("http", "127.0.0.1:1"),
-                     "request_seconds": 1, "flush_seconds": 1, "system_metrics": False},
-        "cluster": {"num_cpus": 2, "env": {"AWS_SECRET_ACCESS_KEY": VALUE, "OTHER": f"prefix {VALUE}"}},
-        "stages": {
-            "ingest": {"sources": [{"kind": "text", "uri": str(folder / "texts")}]},
-            "tokenizer_image": {"model": {"architecture": "rae", "encoder": at("s3", "bucket/dinov2"),
-                                          "patch_size": 16}, "perceptual": perceptual,
-                                "data": {"kinds": ["image"], "sizes": [32]}},
-            "pretokenize": {"text_tokenizer": at("https", "host/tokenizer.json"), "features": at("s3", "bucket/feat")},
-            "train": {"init_from": at("s3", "bucket/llama"), "diffusion": {"predict": "x"}}}}))
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "planted",
+                "storage": str(folder / "st"),
+                "data": at("s3", "bucket/data"),
+                "tracking": {
+                    "uri": at("http", "127.0.0.1:1"),
+                    "request_seconds": 1,
+                    "flush_seconds": 1,
+                    "system_metrics": False,
+                },
+                "cluster": {"num_cpus": 2, "env": {"AWS_SECRET_ACCESS_KEY": VALUE, "OTHER": f"prefix {VALUE}"}},
+                "stages": {
+                    "ingest": {"sources": [{"kind": "text", "uri": str(folder / "texts")}]},
+                    "tokenizer_image": {
+                        "model": {"architecture": "rae", "encoder": at("s3", "bucket/dinov2"), "patch_size": 16},
+                        "perceptual": perceptual,
+                        "data": {"kinds": ["image"], "sizes": [32]},
+                    },
+                    "pretokenize": {
+                        "text_tokenizer": at("https", "host/tokenizer.json"),
+                        "features": at("s3", "bucket/feat"),
+                    },
+                    "train": {"init_from": at("s3", "bucket/llama"), "diffusion": {"predict": "x"}},
+                },
+            }
+        )
+    )
     return file
 
 
@@ -74,16 +92,24 @@ def test_what_commands_print(tmp_path):
     clean(json.dumps(doctor._tracking(config)))
 
 
-@pytest.mark.parametrize("override", [
-    f"cluster.env={{A: [{VALUE}", f"cluster={{env: {{A: [{VALUE}]}}}}",
-    f"cluster.env={{A: [plain, {VALUE}]}}", f"tracking.uri=nosql://{USER}:{PASSWORD}@host/db&token={SIGNATURE}]",
-    f"tracking.uri=ftp://{USER}:{PASSWORD}@host/x?sig={SIGNATURE}", f"tracking.register_as=http://{USER}:{PASSWORD}@h/x",
-    f"tracking.artifact_root=sftp://{USER}:{PASSWORD}@host/x",
-    f"stages.train.batch_rows=s3://{USER}:{PASSWORD}@bucket", f"storage=nosuch://{USER}:{PASSWORD}@host/x",
-    f"stages.ingest.sources=[{{kind: text, uri: 'http://{USER}:{PASSWORD}@127.0.0.1:1/x?sig={SIGNATURE}'}}]"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"cluster.env={{A: [{VALUE}",
+        f"cluster={{env: {{A: [{VALUE}]}}}}",
+        f"cluster.env={{A: [plain, {VALUE}]}}",
+        f"tracking.uri=nosql://{USER}:{PASSWORD}@host/db&token={SIGNATURE}]",
+        f"tracking.uri=ftp://{USER}:{PASSWORD}@host/x?sig={SIGNATURE}",
+        f"tracking.register_as=http://{USER}:{PASSWORD}@h/x",
+        f"tracking.artifact_root=sftp://{USER}:{PASSWORD}@host/x",
+        f"stages.train.batch_rows=s3://{USER}:{PASSWORD}@bucket",
+        f"storage=nosuch://{USER}:{PASSWORD}@host/x",
+        f"stages.ingest.sources=[{{kind: text, uri: 'http://{USER}:{PASSWORD}@127.0.0.1:1/x?sig={SIGNATURE}'}}]",
+    ],
+)
 @pytest.mark.parametrize("debug", [(), ("--debug",)])
 def test_what_refusals_say(tmp_path, monkeypatch, capsys, override, debug):
-    from pipelines import cli
+    from omniloom.pipelines import cli
 
     monkeypatch.setattr(sys, "argv", ["omniloom", "plan", str(planted(tmp_path)), override, *debug])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -181,11 +207,18 @@ def test_a_whole_run(tmp_path, store, locked):
         config["tracking"] = {"system_metrics": False}
     file.write_text(yaml.safe_dump(config))
     outcomes, everything = [], ""
-    for command in (("run", "--until", "ingest"), ("run", "--until", "ingest", f"cluster.env.MORE={VALUE}",
-                                                   "stages.ingest.limits.max_bytes=3"),
-                    ("plan",), ("plan", "--json"), ("status",), ("status", "--json"), ("doctor",)):
-        done = subprocess.run([omniloom, command[0], str(file), *command[1:]], capture_output=True, text=True,
-                              timeout=300)
+    for command in (
+        ("run", "--until", "ingest"),
+        ("run", "--until", "ingest", f"cluster.env.MORE={VALUE}", "stages.ingest.limits.max_bytes=3"),
+        ("plan",),
+        ("plan", "--json"),
+        ("status",),
+        ("status", "--json"),
+        ("doctor",),
+    ):
+        done = subprocess.run(
+            [omniloom, command[0], str(file), *command[1:]], capture_output=True, text=True, timeout=300
+        )
         outcomes.append(done.returncode)
         everything += done.stdout + done.stderr
     assert outcomes[0] == 0, everything

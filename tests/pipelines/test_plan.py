@@ -1,4 +1,5 @@
 """Plans: what runs and why, against artifacts that lie in storage. Nothing here starts Ray."""
+
 from __future__ import annotations
 
 import shutil
@@ -6,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
-from infra.artifacts import ArtifactStore
-from infra.errors import InputError
-from pipelines import graph
-from pipelines.config import load
-from pipelines.plan import Plan, Selection, make_plan
+from omniloom.infra import storage
+from omniloom.infra.artifacts import ArtifactStore
+from omniloom.infra.errors import InputError
+from omniloom.pipelines import graph
+from omniloom.pipelines.config import load
+from omniloom.pipelines.plan import Plan, Selection, make_plan
 
 NEW_LR = "stages.train.optimizer.lr=3e-4"
 
@@ -41,19 +42,32 @@ def test_optional_stages_take_their_place():
     inputs = {stage.name: stage.inputs for stage in every.stages}
     assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
     assert inputs["pretokenize"] == ("ingest", "tokenizer_kl") and inputs["train"] == ("pretokenize", "tokenizer_kl")
-    assert inputs["evaluate"] == ("ingest", "tokenizer_kl", "pretokenize", "train", "quantizer_study",
-                                  "objective_study")
+    assert inputs["evaluate"] == (
+        "ingest",
+        "tokenizer_kl",
+        "pretokenize",
+        "train",
+        "quantizer_study",
+        "objective_study",
+    )
     assert inputs["objective_study"] == ("ingest", "tokenizer_kl", "pretokenize")
     assert every.descendants("quantizer_study") == every.descendants("objective_study") == {"evaluate"}
     assert {stage.name: stage.inputs for stage in graph.Graph().stages}["evaluate"] == (
-        "ingest", "tokenizer_joint", "pretokenize", "train")
+        "ingest",
+        "tokenizer_joint",
+        "pretokenize",
+        "train",
+    )
 
 
 def test_a_pipeline_may_lack_the_visual_tokenizer_but_no_input_of_what_it_has():
     text = graph.Graph(["ingest", "pretokenize", "train", "evaluate"])
     assert {stage.name: stage.inputs for stage in text.stages} == {
-        "ingest": (), "pretokenize": ("ingest",), "train": ("pretokenize",),
-        "evaluate": ("ingest", "pretokenize", "train")}
+        "ingest": (),
+        "pretokenize": ("ingest",),
+        "train": ("pretokenize",),
+        "evaluate": ("ingest", "pretokenize", "train"),
+    }
     image = graph.Graph(["ingest", "tokenizer_image", "pretokenize", "train", "evaluate"])
     assert {stage.name: stage.inputs for stage in image.stages}["train"] == ("pretokenize", "tokenizer_image")
     for names in (["ingest", "tokenizer_joint"], ["tokenizer_image"], ["ingest", "pretokenize", "objective_study"]):
@@ -112,8 +126,10 @@ def test_many_changes_are_counted_and_long_values_cut(workspace):
     changes = [f"stages.evaluate.{name}=7" for name in ("drawings", "captions", "texts", "num_steps", "seed")]
     assert workspace.plan(*changes)["evaluate"].reason.endswith(" and 2 more")
     plan = workspace.plan("stages.ingest.sources.0.include=[" + ", ".join(f"'*{i}.txt'" for i in range(50)) + ", '*']")
-    assert plan["ingest"].reason.startswith("config: sources.0.include [] -> ['*0.txt'") and len(
-        plan["ingest"].reason) < 200
+    assert (
+        plan["ingest"].reason.startswith("config: sources.0.include [] -> ['*0.txt'")
+        and len(plan["ingest"].reason) < 200
+    )
     gate = workspace.plan("stages.evaluate.gate.bits_per_byte.max=2.0")["evaluate"].reason
     assert gate == "config: gate.bits_per_byte absent -> {'min': None, 'max': 2.0}"
 
@@ -149,8 +165,7 @@ def test_changed_sources(workspace):
     (workspace.corpus / "three.txt").unlink()
     assert executed(workspace.plan()) == []
     (workspace.corpus / "one.txt").write_text("a First text.\n")
-    assert workspace.plan()["ingest"].reason == (
-        f"sources changed: 2 files, {old} bytes -> as many, not the same")
+    assert workspace.plan()["ingest"].reason == (f"sources changed: 2 files, {old} bytes -> as many, not the same")
 
 
 def test_moved_sources_and_storage_change_nothing(workspace, tmp_path):
@@ -188,7 +203,7 @@ def test_an_input_made_again_with_other_content(workspace):
 
 def test_a_raised_version(workspace, monkeypatch):
     workspace.publish()
-    from stages import evaluate
+    from omniloom.stages.evaluate import stage as evaluate
 
     monkeypatch.setattr(evaluate, "VERSION", evaluate.VERSION + 1)
     plan = workspace.plan()
@@ -256,10 +271,18 @@ def test_completed_stages_unblock_those_after_them(workspace):
     assert plan["tokenizer_joint"].status == "blocked"
 
 
-@pytest.mark.parametrize("selection, field", [
-    ({"only": "trian"}, "--only"), ({"from_": "x"}, "--from"), ({"until": "x"}, "--until"),
-    ({"force": ("train", "x")}, "--force"), ({"only": "train", "until": "train"}, None),
-    ({"only": "train", "force": ("ingest",)}, "--force"), ({"until": "ingest", "force": ("train",)}, "--force")])
+@pytest.mark.parametrize(
+    "selection, field",
+    [
+        ({"only": "trian"}, "--only"),
+        ({"from_": "x"}, "--from"),
+        ({"until": "x"}, "--until"),
+        ({"force": ("train", "x")}, "--force"),
+        ({"only": "train", "until": "train"}, None),
+        ({"only": "train", "force": ("ingest",)}, "--force"),
+        ({"until": "ingest", "force": ("train",)}, "--force"),
+    ],
+)
 def test_wrong_selections(selection, field):
     with pytest.raises(InputError) as caught:
         Selection(**selection).stages(graph.Graph())
@@ -311,9 +334,11 @@ def test_wrong_pins(workspace):
     workspace.publish()
     fingerprint = workspace.artifact("train").fingerprint
     for pin, selection, message in [
-            ("pins.train=abc", {}, "no artifact 'abc' of train"), ("pins.trian=abc", {}, "no stage 'trian'"),
-            (f"pins.train={fingerprint}", {"only": "train"}, "train is pinned"),
-            (f"pins.train={fingerprint}", {"force": ("train",)}, "train is pinned")]:
+        ("pins.train=abc", {}, "no artifact 'abc' of train"),
+        ("pins.trian=abc", {}, "no stage 'trian'"),
+        (f"pins.train={fingerprint}", {"only": "train"}, "train is pinned"),
+        (f"pins.train={fingerprint}", {"force": ("train",)}, "train is pinned"),
+    ]:
         with pytest.raises(InputError, match=message) as caught:
             workspace.plan(pin, **selection)
         assert caught.value.field == pin.split("=")[0]

@@ -1,4 +1,5 @@
 """The record of a run: what it says at each end, and that the next run closes those of killed ones."""
+
 from __future__ import annotations
 
 import subprocess
@@ -7,13 +8,13 @@ import time
 
 import pytest
 
-from infra import owner, storage
-from infra.errors import InputError
-from pipelines.record import Record, close_killed
+from omniloom.infra import owner, storage
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.record import Record, close_killed
 
 KILLED = """
 import os, sys
-from pipelines.record import Record
+from omniloom.pipelines.record import Record
 with Record(sys.argv[1], "demo") as record:
     print(record.id, flush=True)
     sys.stdin.read() or os.kill(os.getpid(), 9)
@@ -40,8 +41,9 @@ def test_how_a_run_ended(root, ends, status):
 
 def test_the_next_run_closes_what_was_killed_and_nothing_that_lives(tmp_path):
     root = str(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", KILLED, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         name = process.stdout.readline().strip()
         with Record(root, "other"):
             assert read(root, name)["status"] == "running", "it lives"
@@ -56,8 +58,15 @@ def test_the_next_run_closes_what_was_killed_and_nothing_that_lives(tmp_path):
 @pytest.mark.parametrize("renewed, expected", [(-30, "running"), (-3600, "killed")])
 def test_a_run_of_another_machine_is_judged_by_its_renewals(tmp_path, renewed, expected):
     now = time.time()
-    content = {"id": "x", "pipeline": "demo", "status": "running", "started": "2020-01-01T00:00:00+00:00",
-               "owner": "elsewhere:1:2:boot:3", "renewed_unix": now + renewed, "stages": {}}
+    content = {
+        "id": "x",
+        "pipeline": "demo",
+        "status": "running",
+        "started": "2020-01-01T00:00:00+00:00",
+        "owner": "elsewhere:1:2:boot:3",
+        "renewed_unix": now + renewed,
+        "stages": {},
+    }
     storage.write_json(str(tmp_path / "runs/x.json"), content)
     close_killed(str(tmp_path))
     assert read(str(tmp_path), "x")["status"] == expected

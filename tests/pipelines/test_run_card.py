@@ -1,11 +1,12 @@
 """What MLflow shows of a run at a glance."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-from pipelines import run_card
-from pipelines.config import load
-from pipelines.plan import make_plan
+from omniloom.pipelines import run_card
+from omniloom.pipelines.config import load
+from omniloom.pipelines.plan import make_plan
 
 
 def plan(tmp_path, *reasons: tuple[str, str]):
@@ -18,8 +19,11 @@ def plan(tmp_path, *reasons: tuple[str, str]):
 
 
 def test_a_run_is_called_by_what_was_changed(tmp_path):
-    changed = plan(tmp_path, ("train", "config: optimizer.lr 0.002 -> 0.0003, steps 10 -> 20"),
-                   ("evaluate", "input changed: train"))
+    changed = plan(
+        tmp_path,
+        ("train", "config: optimizer.lr 0.002 -> 0.0003, steps 10 -> 20"),
+        ("evaluate", "input changed: train"),
+    )
     assert run_card.title(changed) == "demo: train.optimizer.lr 0.002 -> 0.0003; train.steps 10 -> 20"
     forced = plan(tmp_path, ("train", "forced"), ("evaluate", "input changed: train"))
     assert run_card.title(forced) == "demo: train forced"

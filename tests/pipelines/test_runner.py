@@ -1,4 +1,5 @@
 """What a run does with artifacts that others publish, under the lease; the stage's body is stood in for, so no Ray."""
+
 from __future__ import annotations
 
 import threading
@@ -6,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from infra import storage
-from infra.errors import InputError
-from pipelines.failures import StageFailed
-from pipelines.runner import _Run, run
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.failures import StageFailed
+from omniloom.pipelines.runner import _Run, run
 
 FORCE = {"force": ("train",)}
 
@@ -60,16 +61,19 @@ def test_the_artifact_that_the_plan_knew_is_made_again(workspace, selection):
     assert len(storage.list_files(str(workspace.storage / "replaced" / "train"))) == 6
 
 
-@pytest.mark.parametrize("selection, expected", [({}, (0, b"begun")), ({"only": "train"}, (0, b"begun")),
-                                                 (FORCE, (1, b"by this run"))])
+@pytest.mark.parametrize(
+    "selection, expected", [({}, (0, b"begun")), ({"only": "train"}, (0, b"begun")), (FORCE, (1, b"by this run"))]
+)
 def test_a_publication_that_was_interrupted(workspace, selection, expected):
     workspace.publish(*BEFORE)
     plan = workspace.plan()
     work = plan.store.work_uri("train", plan["train"].fingerprint)
     storage.write_bytes(storage.join(work, "output", "a.bin"), b"begun")
     entry = {"path": "a.bin", "bytes": 5, "sha256": storage.sha256(storage.join(work, "output", "a.bin"))}
-    storage.write_json(storage.join(work, "publish.json"), {
-        "files": [entry], "metrics": {}, "input_digests": {}, "times": {"ended_unix": 5.0, "seconds": 1.0}})
+    storage.write_json(
+        storage.join(work, "publish.json"),
+        {"files": [entry], "metrics": {}, "input_digests": {}, "times": {"ended_unix": 5.0, "seconds": 1.0}},
+    )
     assert make(workspace.plan(**selection)) == expected
 
 
@@ -100,10 +104,11 @@ def refuse_ray(*arguments, **fields):
 
 
 def test_storage_that_cannot_be_written_is_refused_before_ray(workspace, monkeypatch):
-    monkeypatch.setattr("infra.cluster.connect_to", refuse_ray)
+    monkeypatch.setattr("omniloom.infra.cluster.connect_to", refuse_ray)
     workspace.publish(*BEFORE)
-    monkeypatch.setattr("infra.disk.tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(
-        OSError(30, "Read-only file system")))
+    monkeypatch.setattr(
+        "omniloom.infra.disk.tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
     plan = workspace.plan()
     with pytest.raises(InputError, match="cannot be written.*Read-only") as caught:
         run(plan, Shown())
@@ -111,15 +116,16 @@ def test_storage_that_cannot_be_written_is_refused_before_ray(workspace, monkeyp
 
 
 def test_all_cached_on_a_storage_that_cannot_be_written_is_done(workspace, monkeypatch):
-    monkeypatch.setattr("infra.cluster.connect_to", refuse_ray)
+    monkeypatch.setattr("omniloom.infra.cluster.connect_to", refuse_ray)
     workspace.publish()
-    monkeypatch.setattr("infra.disk.tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(
-        OSError(30, "Read-only file system")))
+    monkeypatch.setattr(
+        "omniloom.infra.disk.tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
     run(workspace.plan(), Shown())
 
 
 def test_a_damaged_input_is_made_again_or_blocks_before_ray(workspace, monkeypatch):
-    monkeypatch.setattr("infra.cluster.connect_to", refuse_ray)
+    monkeypatch.setattr("omniloom.infra.cluster.connect_to", refuse_ray)
     workspace.publish(*BEFORE)
     with open(workspace.artifact("pretokenize").file("b.bin"), "r+b") as file:
         file.write(b"P")
@@ -142,8 +148,10 @@ def test_a_publication_whose_files_were_lost_is_made_again(workspace):
     storage.write_json(storage.join(work, "publish.json"), {"files": [entry], "times": {"ended_unix": 5.0}})
     made = RunWithoutBodies(workspace.plan())
     made.display, seen = Shown(), []
-    made._execute = lambda planned, work, lease: (seen.append(storage.list_files(work)),
-                                                  RunWithoutBodies._execute(made, planned, work, lease))[1]
+    made._execute = lambda planned, work, lease: (
+        seen.append(storage.list_files(work)),
+        RunWithoutBodies._execute(made, planned, work, lease),
+    )[1]
     artifact = made._make(made.plan["train"])
     assert storage.read_bytes(artifact.file("a.bin")) == b"by this run"
     assert seen == [{"state/checkpoints/step-5.json": 2}]

@@ -1,4 +1,5 @@
 """Ctrl-C, SIGTERM, SIGHUP: the first closes the run's records, the second ends at once; both say so."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,7 @@ import pytest
 
 RUN = """
 import signal, sys, time
-from pipelines import cli, signals
+from omniloom.pipelines import cli, signals
 def execute(made, display):
     try:
         print("runs", flush=True)
@@ -22,8 +23,8 @@ def execute(made, display):
         if "slow" in sys.argv: time.sleep(60)
         print("closed", flush=True)
         raise
-import pipelines.runner
-pipelines.runner.run = execute
+import omniloom.pipelines.runner
+omniloom.pipelines.runner.run = execute
 cli._plan = lambda *arguments: __import__("types").SimpleNamespace(to_execute=[])
 sys.argv[1:] = ["run", "demo"] + (["slow=1"] if "slow" in sys.argv else [])
 if "slow=1" in sys.argv: sys.argv.append("slow")

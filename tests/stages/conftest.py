@@ -1,4 +1,5 @@
 """What the stages' tests share."""
+
 from __future__ import annotations
 
 import pytest

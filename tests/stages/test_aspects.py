@@ -1,4 +1,5 @@
 """Aspect ratios: shapes of equal area on the patch's grid, the nearest bucket, and errors that name the field."""
+
 from __future__ import annotations
 
 import math
@@ -10,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.aspects import Aspects, check_names, ratio
-from stages.pretokenize import Config as PretokenizeConfig
-from stages.train_tokenizer_config import Config, DataConfig
+from omniloom.stages.data.aspects import Aspects, check_names, ratio
+from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
+from omniloom.stages.tokenizer.config import Config, DataConfig
 
 NAMES = ("1:1", "4:3", "3:4", "16:9", "9:16")
 
@@ -44,7 +45,8 @@ def test_the_nearest_bucket_by_logarithm(width, height, names):
     distance = [abs(math.log(width / height / ratio(name))) for name in names]
     assert distance[aspects.bucket(width, height)] == pytest.approx(min(distance), abs=1e-8)
     assert names[aspects.bucket(height, width)].split(":") == names[aspects.bucket(width, height)].split(":")[::-1] or (
-        sorted(distance)[1] == pytest.approx(min(distance), abs=1e-8))
+        sorted(distance)[1] == pytest.approx(min(distance), abs=1e-8)
+    )
 
 
 def test_of_two_ratios_as_near_the_first_is_taken():
@@ -69,17 +71,22 @@ def test_the_same_ratio_twice_is_refused():
         DataConfig(aspects=())
 
 
-@pytest.mark.parametrize("data, words", [
-    ({"sizes": [64, 60]}, "data.sizes: 60 is no multiple of patch_size 8"),
-    ({"sizes": [64, 32], "aspects": ["1:1", "20:1"]}, "data.aspects: '20:1' at size 32 has a side of 7.2 pixels"),
-    ({"sizes": [0]}, "sizes.0"),
-])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"sizes": [64, 60]}, "data.sizes: 60 is no multiple of patch_size 8"),
+        ({"sizes": [64, 32], "aspects": ["1:1", "20:1"]}, "data.aspects: '20:1' at size 32 has a side of 7.2 pixels"),
+        ({"sizes": [0]}, "sizes.0"),
+    ],
+)
 def test_sizes_and_ratios_that_the_patch_does_not_fit_are_found_with_the_config(data, words):
     with pytest.raises(ValidationError, match=words):
         Config(model={"patch_size": 8}, data=data)
 
 
 def test_configs_with_ratios_need_neither_torch_nor_numpy():
-    code = ("import sys, stages.pretokenize as p; p.Config(aspects=['4:3']); "
-            "assert not {'torch', 'numpy', 'ray'} & set(sys.modules)")
+    code = (
+        "import sys, stages.pretokenize as p; p.Config(aspects=['4:3']); "
+        "assert not {'torch', 'numpy', 'ray'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 
 What is expected is worked out here from what was put in, by rules that know nothing of the product's code.
 """
+
 from __future__ import annotations
 
 import io
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infra import storage
-from stages import ingest, records
+from omniloom.infra import storage
+from omniloom.stages.data import records
+from omniloom.stages.ingest import stage as ingest
 
 
 def png(number: int) -> bytes:
@@ -35,13 +37,25 @@ caption = st.one_of(words, wrong, st.lists(st.one_of(words, wrong), max_size=3))
 named_file = st.one_of(st.sampled_from([*NAMES, "gone.png", "../x.png", "x" * 300, ""]), wrong)
 line = st.fixed_dictionaries({"file": named_file, "caption": caption})
 LINES = st.lists(st.one_of(line.map(json.dumps), st.sampled_from(["", "  ", "{", "[1]", "7"])), max_size=12)
-texts = st.lists(st.one_of(words.map(lambda text: json.dumps({"text": text})),
-                           st.sampled_from(["{", "", '{"text": 3}', "[" * 2000, '{"text": "one"}'])), max_size=8)
-segments = st.lists(st.one_of(
-    words.map(lambda text: {"type": "text", "text": text}),
-    st.sampled_from([*NAMES, "gone.png"]).map(lambda name: {"type": "image", "file": name}), st.just(3)), max_size=3)
-documents = st.lists(st.fixed_dictionaries({"file": st.sampled_from(["a.md", "b.md"]),
-                                            "segments": st.one_of(segments, st.just(None))}), max_size=8)
+texts = st.lists(
+    st.one_of(
+        words.map(lambda text: json.dumps({"text": text})),
+        st.sampled_from(["{", "", '{"text": 3}', "[" * 2000, '{"text": "one"}']),
+    ),
+    max_size=8,
+)
+segments = st.lists(
+    st.one_of(
+        words.map(lambda text: {"type": "text", "text": text}),
+        st.sampled_from([*NAMES, "gone.png"]).map(lambda name: {"type": "image", "file": name}),
+        st.just(3),
+    ),
+    max_size=3,
+)
+documents = st.lists(
+    st.fixed_dictionaries({"file": st.sampled_from(["a.md", "b.md"]), "segments": st.one_of(segments, st.just(None))}),
+    max_size=8,
+)
 
 
 def usable(text: object) -> bool:
@@ -65,7 +79,7 @@ class Books:
     def folder(self, files: dict[str, bytes], rows: list[str]) -> None:
         captions: dict[str, list[str]] = {}
         for row in filter(str.strip, rows):
-            row = json.loads(row) if row.startswith("{\"") else None
+            row = json.loads(row) if row.startswith('{"') else None
             name = row and row["file"]
             if not isinstance(name, str) or name not in files:
                 self.rejects += 1
@@ -80,7 +94,7 @@ class Books:
         if not any(map(str.strip, rows)):
             self.rejects += 1
         for row in filter(str.strip, rows):
-            row = json.loads(row) if row.startswith("{\"") else None
+            row = json.loads(row) if row.startswith('{"') else None
             name = row and row["file"]
             if not isinstance(name, str) or files.get(name) not in PICTURES:
                 self.rejects += 1
@@ -93,7 +107,7 @@ class Books:
         if not any(map(str.strip, rows)):
             self.rejects += 1
         for row in filter(str.strip, rows):
-            text = json.loads(row).get("text") if row.startswith("{\"") else None
+            text = json.loads(row).get("text") if row.startswith('{"') else None
             if usable(text) and text.strip():
                 self.taken.append((text, []))
             else:
@@ -104,9 +118,17 @@ class Books:
             parts = row["segments"]
             good = parts is not None and all(
                 part != 3 and (usable(part["text"]) if part["type"] == "text" else files.get(part["file"]) in PICTURES)
-                for part in parts)
-            shown = [part["text"].strip("\n") if part["type"] == "text" else files[part["file"]] for part in parts
-                     if part["type"] == "image" or part["text"].strip()] if good else []
+                for part in parts
+            )
+            shown = (
+                [
+                    part["text"].strip("\n") if part["type"] == "text" else files[part["file"]]
+                    for part in parts
+                    if part["type"] == "image" or part["text"].strip()
+                ]
+                if good
+                else []
+            )
             if shown:
                 self.taken.append((tuple(shown), []))
             else:
@@ -137,18 +159,28 @@ def test_the_books_balance(files, rows, named, lines, pages, shard_items):
     for name, data in files.items():
         for place in ("one", "two", "three"):
             storage.write_bytes(f"{root}/{place}/{name}", data)
-    for path, written in {"one/m.jsonl": [*fitting, *rows], "two/rows.jsonl": named, "text/t.jsonl": lines,
-                          "three/d.jsonl": map(json.dumps, pages)}.items():
+    for path, written in {
+        "one/m.jsonl": [*fitting, *rows],
+        "two/rows.jsonl": named,
+        "text/t.jsonl": lines,
+        "three/d.jsonl": map(json.dumps, pages),
+    }.items():
         storage.write_bytes(f"{root}/{path}", "\n".join(written).encode())
     books.folder(files, [*fitting, *rows])
     books.jsonl(files, named)
     books.texts(lines)
     books.documents(files, pages)
-    config = ingest.Config.model_validate({"shard_items": shard_items, "sources": [
-        {"kind": "image_folder", "uri": f"{root}/one", "captions": {"manifest": "m.jsonl"}},
-        {"kind": "jsonl", "uri": f"{root}/two", "image_field": "file"},
-        {"kind": "jsonl", "uri": f"{root}/text", "text_field": "text"},
-        {"kind": "interleaved", "uri": f"{root}/three", "manifest": "d.jsonl"}]})
+    config = ingest.Config.model_validate(
+        {
+            "shard_items": shard_items,
+            "sources": [
+                {"kind": "image_folder", "uri": f"{root}/one", "captions": {"manifest": "m.jsonl"}},
+                {"kind": "jsonl", "uri": f"{root}/two", "image_field": "file"},
+                {"kind": "jsonl", "uri": f"{root}/text", "text_field": "text"},
+                {"kind": "interleaved", "uri": f"{root}/three", "manifest": "d.jsonl"},
+            ],
+        }
+    )
     context = SimpleNamespace(config=config, output=f"{root}/out", state=f"{root}/state", progress=lambda *a, **k: None)
     metrics = ingest.run(context)
 
@@ -157,10 +189,17 @@ def test_the_books_balance(files, rows, named, lines, pages, shard_items):
     assert [row["caption"] for row in found] == [(row["captions"] or [None])[0] for row in found]
     duplicates = len(books.taken) - len(books.captions())
     counts = {name: metrics[name] for name in ("items", "records", "rejects", "duplicates")}
-    assert counts == {"items": len(books.taken) + books.rejects, "records": len(books.captions()),
-                      "rejects": books.rejects, "duplicates": duplicates}
-    written = [json.loads(line) for line in storage.read_bytes(f"{context.output}/duplicates/duplicates.jsonl").split(
-        b"\n") if line]
+    assert counts == {
+        "items": len(books.taken) + books.rejects,
+        "records": len(books.captions()),
+        "rejects": books.rejects,
+        "duplicates": duplicates,
+    }
+    written = [
+        json.loads(line)
+        for line in storage.read_bytes(f"{context.output}/duplicates/duplicates.jsonl").split(b"\n")
+        if line
+    ]
     keys = [(row["source"], row["path"], row["part"]) for row in [*found, *written]]
     assert len(set(keys)) == len(keys) == len(books.taken)
     assert sum(count for name, count in metrics.items() if name.startswith("rejects_")) == books.rejects

@@ -1,4 +1,5 @@
 """Captions: every way that a corpus says what is on its pictures is read, and one that does not fit is told."""
+
 from __future__ import annotations
 
 import csv
@@ -13,10 +14,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from infra import storage
-from infra.errors import InputError
-from stages import ingest, records
-from stages.media import encode_mp4, encode_png
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.stages.data import records
+from omniloom.stages.data.media.decode import encode_mp4, encode_png
+from omniloom.stages.ingest import stage as ingest
 
 RNG = np.random.default_rng(9)
 FIELD = "stages.ingest.sources.0.captions"
@@ -46,8 +48,9 @@ def put(folder, files: dict[str, bytes | str]) -> str:
 def take(*given, **fields):
     config = ingest.Config.model_validate({"sources": list(given), **fields})
     root = f"memory://captions-{time.monotonic_ns()}"
-    context = SimpleNamespace(config=config, output=f"{root}/output", state=f"{root}/state",
-                              progress=lambda *a, **k: None)
+    context = SimpleNamespace(
+        config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None
+    )
     ingest.listing(config)
     metrics = ingest.run(context)
     written = storage.read_bytes(f"{context.output}/rejects/rejects.jsonl").split(b"\n")
@@ -64,7 +67,7 @@ def images(uri, captions=None, **fields) -> dict:
 
 
 THREE = {f"{i}.png": picture() for i in range(3)}
-EXPECTED = {f"{i}.png": [f"caption {i}, \"quoted\""] for i in range(3)}
+EXPECTED = {f"{i}.png": [f'caption {i}, "quoted"'] for i in range(3)}
 
 
 def written(file_key: str, caption_key: str, extra: str | None = None) -> list[dict]:
@@ -82,9 +85,18 @@ def test_the_fields_that_data_sets_have_are_known(tmp_path, file_key, caption_ke
     assert captions(images(tmp_path, {"manifest": "m.jsonl"})) == EXPECTED
 
 
-@pytest.mark.parametrize("name, dialect", [
-    ("m.csv", {}), ("m.tsv", {"delimiter": "\t"}), ("m.csv", {"delimiter": ";"}), ("m.csv", {"delimiter": "|"}),
-    ("m.csv", {"quoting": csv.QUOTE_ALL}), ("m.csv", {"lineterminator": "\n"}), ("M.CSV", {})])
+@pytest.mark.parametrize(
+    "name, dialect",
+    [
+        ("m.csv", {}),
+        ("m.tsv", {"delimiter": "\t"}),
+        ("m.csv", {"delimiter": ";"}),
+        ("m.csv", {"delimiter": "|"}),
+        ("m.csv", {"quoting": csv.QUOTE_ALL}),
+        ("m.csv", {"lineterminator": "\n"}),
+        ("M.CSV", {}),
+    ],
+)
 def test_tables(tmp_path, name, dialect):
     rows = [["id", "file_name", "text"], *([str(i), *pair.values()] for i, pair in enumerate(written("f", "c")))]
     put(tmp_path, {**THREE, name: "\ufeff" + table(*rows, **dialect)})
@@ -92,15 +104,27 @@ def test_tables(tmp_path, name, dialect):
 
 
 def test_what_is_wrong_in_a_table_costs_its_row(tmp_path):
-    rows = [["file", " caption", "label"], ["0.png", "two\nlines"], ["1.png", '["a", "b"]', "7"], ["2.png"],
-            ["2.png", "x", "y", "too many"], ["", "no file"], ["gone.png", "c"], [], ["2.png", "long " * 50_000]]
+    rows = [
+        ["file", " caption", "label"],
+        ["0.png", "two\nlines"],
+        ["1.png", '["a", "b"]', "7"],
+        ["2.png"],
+        ["2.png", "x", "y", "too many"],
+        ["", "no file"],
+        ["gone.png", "c"],
+        [],
+        ["2.png", "long " * 50_000],
+    ]
     put(tmp_path, {**THREE, "m.csv": table(*rows).encode() + b"0.png,caf\xe9\r\n"})
     metrics, found, rejects = take(images(tmp_path, {"manifest": "m.csv"}))
     assert [row["captions"] for row in found] == [["two\nlines"], ["a", "b"], [("long " * 50_000).strip()]]
     assert [row["label"] for row in found] == [None, "7", None]
     assert {(r["path"], r["code"]) for r in rejects} == {
-        ("m.csv:6", "bad_manifest_row"), ("m.csv:7", "bad_manifest_row"), ("gone.png", "missing_file"),
-        ("m.csv:11", "invalid_utf8")}
+        ("m.csv:6", "bad_manifest_row"),
+        ("m.csv:7", "bad_manifest_row"),
+        ("gone.png", "missing_file"),
+        ("m.csv:11", "invalid_utf8"),
+    }
     assert metrics["uncaptioned"] == 0
 
 
@@ -108,8 +132,9 @@ def test_what_is_wrong_in_a_table_costs_its_row(tmp_path):
 @pytest.mark.parametrize("name", ["m.jsonl", "m.csv"])
 def test_encodings(tmp_path, encoding, name):
     word = {"latin-1": "café", "gb18030": "你好", "shift_jis": "日本"}.get(encoding, "日本 café")
-    content = (lines({"file": "0.png", "caption": word}) if name == "m.jsonl" else
-               table(["file", "caption"], ["0.png", word]))
+    content = (
+        lines({"file": "0.png", "caption": word}) if name == "m.jsonl" else table(["file", "caption"], ["0.png", word])
+    )
     put(tmp_path, {"0.png": picture(), name: content.encode(encoding)})
     assert captions(images(tmp_path, {"manifest": name}, encoding=encoding)) == {"0.png": [word]}
     if encoding in ("utf-16", "utf-32"):  # the byte order mark tells
@@ -117,8 +142,12 @@ def test_encodings(tmp_path, encoding, name):
     text = {"kind": "text", "uri": put(tmp_path / "text", {"a.txt": word.encode(encoding)}), "encoding": encoding}
     assert take(text)[1][0]["text"] == word
     said = "".join(json.dumps({"text": f"{word} {i}"}, ensure_ascii=False) + "\r\n" for i in range(3))
-    rows = {"kind": "jsonl", "uri": put(tmp_path / "rows", {"a.jsonl": said.encode(encoding)}), "encoding": encoding,
-            "text_field": "text"}
+    rows = {
+        "kind": "jsonl",
+        "uri": put(tmp_path / "rows", {"a.jsonl": said.encode(encoding)}),
+        "encoding": encoding,
+        "text_field": "text",
+    }
     assert [row["text"] for row in take(rows)[1]] == [f"{word} {i}" for i in range(3)]
 
 
@@ -145,8 +174,11 @@ def test_metadata_in_the_folder_is_read_by_itself(tmp_path, kind, name):
 
     def content(said):
         media = "a.mp4" if kind == "video_folder" else "a.png"
-        return (table(["file_name", "text"], [media, said]) if name.endswith("csv") else
-                lines({"file_name": media, "text": said}))
+        return (
+            table(["file_name", "text"], [media, said])
+            if name.endswith("csv")
+            else lines({"file_name": media, "text": said})
+        )
 
     put(tmp_path, {**files, **{f"{path.split('/')[0]}/{name}": content(path.split("/")[0]) for path in files}})
     source = {"kind": kind, "uri": str(tmp_path)}
@@ -174,9 +206,16 @@ def test_manifests_beside_the_folder_and_by_absolute_paths(tmp_path):
     put(tmp_path, {"set/captions.jsonl": rows, "set/images/sub/m.jsonl": rows, "set/images/.hidden/m.jsonl": rows})
     absolute = [{**row, "file": f"{root}/{row['file']}"} for row in written("file", "caption")]
     put(tmp_path, {"set/absolute.jsonl": lines(*absolute)})
-    for manifest in ("../captions.jsonl", f"{tmp_path}/set/captions.jsonl", "sub/m.jsonl", "./sub/../sub/m.jsonl",
-                     f"{root}/sub/m.jsonl", f"file://{tmp_path}/set/captions.jsonl", ".hidden/m.jsonl",
-                     "../absolute.jsonl"):
+    for manifest in (
+        "../captions.jsonl",
+        f"{tmp_path}/set/captions.jsonl",
+        "sub/m.jsonl",
+        "./sub/../sub/m.jsonl",
+        f"{root}/sub/m.jsonl",
+        f"file://{tmp_path}/set/captions.jsonl",
+        ".hidden/m.jsonl",
+        "../absolute.jsonl",
+    ):
         assert captions(images(root, {"manifest": manifest})) == EXPECTED, manifest
     one = f"{root}/1.png"
     assert captions(images(one, {"manifest": "../captions.jsonl"})) == {"1.png": EXPECTED["1.png"]}
@@ -202,20 +241,37 @@ def test_roots_on_other_filesystems():
 # ---- manifests that do not fit ----
 
 
-@pytest.mark.parametrize("rows, given, said", [
-    ([{"name": "0.png", "caption": "c"}], {}, "no row names a file; the keys are name, caption; set captions.file_"),
-    ([{"file": "x0.png", "caption": "c"}], {}, "'x0.png'.*'0.png', '1.png', '2.png'"),
-    ([{"file": f"{i}.jpg", "caption": "c"} for i in range(9)], {}, "0 of 9 rows.*'0.jpg', '1.jpg', '2.jpg', ..."),
-    ([{"file": "0.png", "caption": "c"}, *({"file": f"x{i}", "caption": "c"} for i in range(4))], {}, "1 of 5 rows"),
-    ([{"file": "0.png", "title": "c"}], {}, "no row has a caption; its keys are file, title"),
-    ([{"file": "0.png", "caption": "c"}], {"caption_field": "text"}, "no row has 'text'; its keys are file, caption"),
-    ([{"file": "0.png", "caption": "c"}], {"file_field": "image"}, "no row has 'image'"),
-    ([{"file": "0.png", "caption": "c"}], {"label_field": "class"}, "no row has 'class'"),
-    ([{"file": "0.png", "caption": "c"}], {"meta_fields": ["date"]}, "no row has 'date'"),
-    ([{"file": "0.png", "caption": "a", "text": "b"}], {}, "'caption' and 'text'.*set captions.caption_field"),
-    ([{"file": "0.png", "image": "1.png", "caption": "b"}], {}, "'file' and 'image'.*set captions.file_field"),
-    (["{broken", [1]], {}, "no row names a file"), ([], {}, "holds no row"),
-    ([{"images": [], "annotations": []}], {}, "the keys are images, annotations")])
+@pytest.mark.parametrize(
+    "rows, given, said",
+    [
+        (
+            [{"name": "0.png", "caption": "c"}],
+            {},
+            "no row names a file; the keys are name, caption; set captions.file_",
+        ),
+        ([{"file": "x0.png", "caption": "c"}], {}, "'x0.png'.*'0.png', '1.png', '2.png'"),
+        ([{"file": f"{i}.jpg", "caption": "c"} for i in range(9)], {}, "0 of 9 rows.*'0.jpg', '1.jpg', '2.jpg', ..."),
+        (
+            [{"file": "0.png", "caption": "c"}, *({"file": f"x{i}", "caption": "c"} for i in range(4))],
+            {},
+            "1 of 5 rows",
+        ),
+        ([{"file": "0.png", "title": "c"}], {}, "no row has a caption; its keys are file, title"),
+        (
+            [{"file": "0.png", "caption": "c"}],
+            {"caption_field": "text"},
+            "no row has 'text'; its keys are file, caption",
+        ),
+        ([{"file": "0.png", "caption": "c"}], {"file_field": "image"}, "no row has 'image'"),
+        ([{"file": "0.png", "caption": "c"}], {"label_field": "class"}, "no row has 'class'"),
+        ([{"file": "0.png", "caption": "c"}], {"meta_fields": ["date"]}, "no row has 'date'"),
+        ([{"file": "0.png", "caption": "a", "text": "b"}], {}, "'caption' and 'text'.*set captions.caption_field"),
+        ([{"file": "0.png", "image": "1.png", "caption": "b"}], {}, "'file' and 'image'.*set captions.file_field"),
+        (["{broken", [1]], {}, "no row names a file"),
+        ([], {}, "holds no row"),
+        ([{"images": [], "annotations": []}], {}, "the keys are images, annotations"),
+    ],
+)
 def test_a_manifest_that_does_not_fit_is_an_error_that_shows_both_sides(tmp_path, rows, given, said):
     content = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     put(tmp_path, {**THREE, "m.jsonl": content})
@@ -228,8 +284,14 @@ def test_a_manifest_that_does_not_fit_is_an_error_that_shows_both_sides(tmp_path
 
 def test_fields_that_are_named_win_and_equal_ones_are_no_choice(tmp_path):
     rows = [{"file": "1.png", "image": "0.png", "caption": "a", "text": "b"}]
-    put(tmp_path, {**THREE, "m.jsonl": lines(*rows), "n.jsonl": lines(
-        {"file_name": "2.png", "path": "/somewhere/else.png", "caption": "c", "text": "c"})})
+    put(
+        tmp_path,
+        {
+            **THREE,
+            "m.jsonl": lines(*rows),
+            "n.jsonl": lines({"file_name": "2.png", "path": "/somewhere/else.png", "caption": "c", "text": "c"}),
+        },
+    )
     given = {"manifest": "m.jsonl", "file_field": "image", "caption_field": "text"}
     assert captions(images(tmp_path, given))["0.png"] == ["b"]
     assert captions(images(tmp_path, {"manifest": "n.jsonl"}))["2.png"] == ["c"]
@@ -237,8 +299,14 @@ def test_fields_that_are_named_win_and_equal_ones_are_no_choice(tmp_path):
 
 def test_a_manifest_of_more_or_of_fewer_files_than_the_folder_has_fits(tmp_path):
     more = [{"file": f"gone{i}.png", "caption": "c"} for i in range(20)]
-    put(tmp_path, {**THREE, "more.jsonl": lines(*written("file", "caption"), *more),
-                   "fewer.jsonl": lines(*written("file", "caption")[:1])})
+    put(
+        tmp_path,
+        {
+            **THREE,
+            "more.jsonl": lines(*written("file", "caption"), *more),
+            "fewer.jsonl": lines(*written("file", "caption")[:1]),
+        },
+    )
     metrics, found, rejects = take(images(tmp_path, {"manifest": "more.jsonl"}))
     assert metrics["uncaptioned"] == 0 and metrics["rejects_missing_file"] == 20
     metrics, _, _ = take(images(tmp_path, {"manifest": "fewer.jsonl"}))
@@ -257,54 +325,105 @@ def test_rows_of_files_that_are_left_out_say_nothing_about_the_fit(tmp_path):
 
 
 def test_the_summary_names_the_reasons_and_the_uncaptioned(tmp_path):
-    put(tmp_path, {**THREE, "a.png": b"", "b.png": b"junk", "c.png": b"", "m.jsonl": lines(
-        *written("file", "caption")[:2], {"file": "2.png", "caption": 3})})
+    put(
+        tmp_path,
+        {
+            **THREE,
+            "a.png": b"",
+            "b.png": b"junk",
+            "c.png": b"",
+            "m.jsonl": lines(*written("file", "caption")[:2], {"file": "2.png", "caption": 3}),
+        },
+    )
     metrics, _, _ = take(images(tmp_path, {"manifest": "m.jsonl"}))
     assert ingest.summary(metrics) == (
         "files 7, items 7, records 3, rejects 4 (empty 2, bad_caption 1, not_an_image 1), duplicates 0, "
-        "uncaptioned 1 of 3")
+        "uncaptioned 1 of 3"
+    )
 
 
 # ---- several captions ----
 
 
 def test_rows_and_lists_add_up_and_what_is_wrong_costs_itself_alone(tmp_path):
-    rows = [{"file": "0.png", "caption": "a", "label": "x"}, {"file": "0.png", "caption": [" b ", "", 7, "a", None]},
-            {"file": "0.png", "caption": {"raw": "c"}, "label": "y"}, {"file": "1.png", "caption": "  "},
-            {"file": "1.png", "caption": "nul\0", "license": {"name": "cc"}}, {"file": "2.png", "label": True}]
+    rows = [
+        {"file": "0.png", "caption": "a", "label": "x"},
+        {"file": "0.png", "caption": [" b ", "", 7, "a", None]},
+        {"file": "0.png", "caption": {"raw": "c"}, "label": "y"},
+        {"file": "1.png", "caption": "  "},
+        {"file": "1.png", "caption": "nul\0", "license": {"name": "cc"}},
+        {"file": "2.png", "label": True},
+    ]
     put(tmp_path, {**THREE, "m.jsonl": lines(*rows)})
     metrics, found, rejects = take(images(tmp_path, {"manifest": "m.jsonl"}, license="CC0"))
     assert [(row["captions"], row["caption"], row["label"], row["license"]) for row in found] == [
-        (["a", "b"], "a", "x", "CC0"), ([], None, None, "CC0"), ([], None, None, "CC0")]
+        (["a", "b"], "a", "x", "CC0"),
+        ([], None, None, "CC0"),
+        ([], None, None, "CC0"),
+    ]
     assert [(reject["path"], reject["code"]) for reject in rejects] == [
-        ("m.jsonl:2", "bad_caption"), ("m.jsonl:3", "bad_caption"), ("m.jsonl:3", "bad_manifest_row"),
-        ("m.jsonl:5", "bad_caption"), ("m.jsonl:5", "bad_manifest_row"), ("m.jsonl:6", "bad_manifest_row")]
+        ("m.jsonl:2", "bad_caption"),
+        ("m.jsonl:3", "bad_caption"),
+        ("m.jsonl:3", "bad_manifest_row"),
+        ("m.jsonl:5", "bad_caption"),
+        ("m.jsonl:5", "bad_manifest_row"),
+        ("m.jsonl:6", "bad_manifest_row"),
+    ]
     assert metrics["captions"] == 2 and metrics["uncaptioned"] == 2
 
 
 def test_captions_of_one_picture_in_several_rows_files_shards_and_sources_are_merged(tmp_path):
     same = THREE["0.png"]
-    put(tmp_path, {"one/a.png": same, "one/b.png": THREE["1.png"], "one/m.jsonl": lines(
-        {"file": "a.png", "caption": "first"}, {"file": "b.png", "caption": "b"})})
-    put(tmp_path, {"two/c.png": same, "two/c.txt": "second", "three/x/copy.png": same, "three/x/img.png": same,
-                   "three/rows.jsonl": lines({"image": "x/copy.png", "text": ["third", "first"]},
-                                             {"image": "x/img.png", "text": "fourth"},
-                                             {"image": "x/img.png", "text": 7})})
-    given = [images(tmp_path / "one", {"manifest": "m.jsonl"}),
-             images(tmp_path / "two", {"from": "sidecar"}, name="two"),
-             {"kind": "jsonl", "uri": str(tmp_path / "three"), "image_field": "image"}]
+    put(
+        tmp_path,
+        {
+            "one/a.png": same,
+            "one/b.png": THREE["1.png"],
+            "one/m.jsonl": lines({"file": "a.png", "caption": "first"}, {"file": "b.png", "caption": "b"}),
+        },
+    )
+    put(
+        tmp_path,
+        {
+            "two/c.png": same,
+            "two/c.txt": "second",
+            "three/x/copy.png": same,
+            "three/x/img.png": same,
+            "three/rows.jsonl": lines(
+                {"image": "x/copy.png", "text": ["third", "first"]},
+                {"image": "x/img.png", "text": "fourth"},
+                {"image": "x/img.png", "text": 7},
+            ),
+        },
+    )
+    given = [
+        images(tmp_path / "one", {"manifest": "m.jsonl"}),
+        images(tmp_path / "two", {"from": "sidecar"}, name="two"),
+        {"kind": "jsonl", "uri": str(tmp_path / "three"), "image_field": "image"},
+    ]
     for shard_items in (1, 100):
         metrics, found, rejects = take(*given, shard_items=shard_items)
         assert {row["path"]: row["captions"] for row in found} == {
-            "a.png": ["first", "second", "third", "fourth"], "b.png": ["b"]}
+            "a.png": ["first", "second", "third", "fourth"],
+            "b.png": ["b"],
+        }
         assert metrics["duplicates"] == 4 and [r["code"] for r in rejects] == ["bad_caption"]
     metrics, found, _ = take(images(tmp_path / "three", include="*.png"), given[1])
     assert [row["captions"] for row in found] == [["second"]] and found[0]["caption"] == "second"
 
 
 def test_a_killed_pass_over_duplicates_gives_the_same_captions(tmp_path, monkeypatch):
-    put(tmp_path, {"a.png": THREE["0.png"], "b.png": THREE["0.png"], "c.png": THREE["1.png"], "m.jsonl": lines(
-        {"file": "a.png", "caption": "A"}, {"file": "b.png", "caption": "B"}, {"file": "c.png", "caption": "C"})})
+    put(
+        tmp_path,
+        {
+            "a.png": THREE["0.png"],
+            "b.png": THREE["0.png"],
+            "c.png": THREE["1.png"],
+            "m.jsonl": lines(
+                {"file": "a.png", "caption": "A"}, {"file": "b.png", "caption": "B"}, {"file": "c.png", "caption": "C"}
+            ),
+        },
+    )
     config = ingest.Config.model_validate({"sources": [images(tmp_path, {"manifest": "m.jsonl"})], "shard_items": 1})
     root, real, calls = f"memory://killed-{time.monotonic_ns()}", records.drop_rows, []
     context = SimpleNamespace(config=config, output=f"{root}/o", state=f"{root}/s", progress=lambda *a, **k: None)
@@ -325,14 +444,20 @@ def test_a_killed_pass_over_duplicates_gives_the_same_captions(tmp_path, monkeyp
 
 
 def test_rows_of_a_jsonl_with_media_keep_their_picture(tmp_path):
-    rows = [{"image": "0.png", "caption": 7}, {"image": "1.png", "caption": "a", "text": "b"},
-            {"image": "2.png", "text": ["x", "y"], "label": {"a": 1}}]
+    rows = [
+        {"image": "0.png", "caption": 7},
+        {"image": "1.png", "caption": "a", "text": "b"},
+        {"image": "2.png", "text": ["x", "y"], "label": {"a": 1}},
+    ]
     put(tmp_path, {**THREE, "rows.jsonl": lines(*rows)})
     source = {"kind": "jsonl", "uri": str(tmp_path), "image_field": "image"}
     _, found, rejects = take(source)
     assert [row["captions"] for row in found] == [[], [], ["x", "y"]]
     assert [(reject["part"], reject["code"]) for reject in rejects] == [
-        (1, "bad_caption"), (2, "bad_caption"), (3, "bad_manifest_row")]
+        (1, "bad_caption"),
+        (2, "bad_caption"),
+        (3, "bad_manifest_row"),
+    ]
     _, found, _ = take({**source, "caption_field": "text"})
     assert [row["captions"] for row in found] == [[], ["b"], ["x", "y"]]
 
@@ -341,15 +466,33 @@ def test_rows_of_a_jsonl_with_media_keep_their_picture(tmp_path):
 
 
 def test_sidecars(tmp_path):
-    put(tmp_path, {"a.png": picture(), "a.txt": "one picture,\r\nof two lines\n", "sub/b.jpg.png": picture(),
-                   "sub/b.jpg.caption": "\ufeffanother", "c.png": picture(), "c.png.txt": "third", "d.png": picture(),
-                   "e.png": picture(), "e.txt": "  \n", "f.png": picture(), "f.txt": b"\xff\xfe\xfa",
-                   "README.txt": "x"})
+    put(
+        tmp_path,
+        {
+            "a.png": picture(),
+            "a.txt": "one picture,\r\nof two lines\n",
+            "sub/b.jpg.png": picture(),
+            "sub/b.jpg.caption": "\ufeffanother",
+            "c.png": picture(),
+            "c.png.txt": "third",
+            "d.png": picture(),
+            "e.png": picture(),
+            "e.txt": "  \n",
+            "f.png": picture(),
+            "f.txt": b"\xff\xfe\xfa",
+            "README.txt": "x",
+        },
+    )
     source = images(tmp_path, {"from": "sidecar"})
     metrics, found, rejects = take(source)
     assert {row["path"]: row["captions"] for row in found} == {
-        "a.png": ["one picture,\nof two lines"], "sub/b.jpg.png": ["another"], "c.png": ["third"], "d.png": [],
-        "e.png": [], "f.png": []}
+        "a.png": ["one picture,\nof two lines"],
+        "sub/b.jpg.png": ["another"],
+        "c.png": ["third"],
+        "d.png": [],
+        "e.png": [],
+        "f.png": [],
+    }
     assert [(reject["path"], reject["code"]) for reject in rejects] == [("f.txt", "bad_caption")]
     assert metrics["uncaptioned"] == 3 and metrics["files"] == 6 and metrics["files_rejected"] == 0
     config = ingest.Config.model_validate({"sources": [source]})
@@ -395,11 +538,22 @@ def test_captions_of_a_folder_stay_when_the_folder_is_moved(tmp_path):
 
 def test_captions_on_an_object_store(s3):
     """A store that lists everything at once, without folders, over HTTP."""
-    put(s3, {"in/a.png": THREE["0.png"], "in/sub/b.png": THREE["1.png"], "in/sub/b.txt": "B",
-             "in/.hid/c.png": picture(), "in/rows/r.jsonl": lines(
-                 {"image": "../sub/b.png", "caption": "row"}, {"image": "none.png", "caption": "x"},
-                 {"image": f"{s3}/in/a.png", "caption": "whole"}, {"image": "s3://other/a.png"}),
-             "m.csv": table(["file", "caption"], ["a.png", "A"], [f"{s3}/in/sub/b.png", "by URI"], ["../m.csv", "no"])})
+    put(
+        s3,
+        {
+            "in/a.png": THREE["0.png"],
+            "in/sub/b.png": THREE["1.png"],
+            "in/sub/b.txt": "B",
+            "in/.hid/c.png": picture(),
+            "in/rows/r.jsonl": lines(
+                {"image": "../sub/b.png", "caption": "row"},
+                {"image": "none.png", "caption": "x"},
+                {"image": f"{s3}/in/a.png", "caption": "whole"},
+                {"image": "s3://other/a.png"},
+            ),
+            "m.csv": table(["file", "caption"], ["a.png", "A"], [f"{s3}/in/sub/b.png", "by URI"], ["../m.csv", "no"]),
+        },
+    )
     metrics, found, rejects = take(images(f"{s3}/in", {"manifest": "../m.csv"}))
     assert {row["path"]: row["captions"] for row in found} == {"a.png": ["A"], "sub/b.png": ["by URI"]}
     assert [reject["code"] for reject in rejects] == ["outside_root"]

@@ -1,26 +1,25 @@
 """Clips: the pixels of a step depend on the seed and the step alone, and every rank gets its slice of them."""
+
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import corpora
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra.errors import InputError  # noqa: E402
-from stages import clips, media, records, videos  # noqa: E402
-from stages.aspects import Aspects  # noqa: E402
-from stages.clips import ClipBatches, ClipStore  # noqa: E402
-from stages.readers import media_row  # noqa: E402
-from stages.train_tokenizer_config import DataConfig  # noqa: E402
+from omniloom.infra.errors import InputError
+from omniloom.stages.data import clips, records
+from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.data.clips import ClipBatches, ClipStore
+from omniloom.stages.data.media import decode as media
+from omniloom.stages.data.media import videos
+from omniloom.stages.ingest.readers import media_row
+from omniloom.stages.tokenizer.config import DataConfig
 
 SQUARES = Aspects()
 NAMES = ("1:1", "3:2", "2:3")
 SHAPES = {24: [(24, 24), (16, 32), (32, 16)], 48: [(48, 48), (40, 56), (56, 40)]}  # (height, width) for a patch of 8
+
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
@@ -33,8 +32,9 @@ def shapes(tmp_path_factory):
 
 
 def data(**fields) -> DataConfig:
-    return DataConfig(**{"kinds": ["image", "video"], "sizes": [24], "frames": 5, "image_batch": 6, "video_batch": 4,
-                         **fields})
+    return DataConfig(
+        **{"kinds": ["image", "video"], "sizes": [24], "frames": 5, "image_batch": 6, "video_batch": 4, **fields}
+    )
 
 
 def test_a_store_holds_the_decoded_records_of_one_kind_and_split(artifact):
@@ -99,8 +99,10 @@ def test_ranks_share_a_step_and_any_step_can_be_the_first(artifact, flip):
     late = ClipBatches(artifact, "train", settings, 8, 7, 0, 1)
     assert torch.equal(late.at(6), straight[6]) and torch.equal(late.at(7), straight[7])
     other = ClipBatches(artifact, "train", settings, 8, 8, 0, 1)
-    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in
-               zip(straight, (other.at(step) for step in range(8)), strict=True))
+    assert any(
+        a.shape != b.shape or not torch.equal(a, b)
+        for a, b in zip(straight, (other.at(step) for step in range(8)), strict=True)
+    )
     for batches in (whole, *halves, late, other):
         batches.close()
 
@@ -201,7 +203,7 @@ def test_held_out_clips_are_drawn_evenly_over_labels_by_the_seed(tmp_path):
     artifact, seen = corpora.seal(tmp_path / "sorted", "ingest"), set()
     labels = {tuple(media.decode_image(row["media"]).ravel()): row["label"] for row in rows}
     for seed in (0, 0, 1, 2):
-        (kind, pixels), = ClipBatches(artifact, "validation", data(kinds=["image"]), 8, seed, 0, 1).batches(8)
+        ((kind, pixels),) = ClipBatches(artifact, "validation", data(kinds=["image"]), 8, seed, 0, 1).batches(8)
         assert kind == "image" and pixels.shape == (8, 3, 24, 24)
         whole = ((pixels + 0.5) * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
         assert sorted(labels[tuple(picture.ravel())] for picture in whole) == sorted([*corpora.COLOURS] * 2)
@@ -223,7 +225,9 @@ def test_a_kind_that_is_missing_is_named_and_a_held_out_split_may_lack_it(artifa
     assert list(ClipBatches(only_images, "validation", data(), 8, 0, 0, 1).batches(3)) == []
     held_out = ClipBatches(artifact, "validation", data(), 8, 0, 0, 1)
     assert [(kind, pixels.shape) for kind, pixels in held_out.batches(3)] == [
-        ("image", (3, 3, 24, 24)), ("video", (1, 3, 5, 24, 24))]
+        ("image", (3, 3, 24, 24)),
+        ("video", (1, 3, 5, 24, 24)),
+    ]
 
 
 def test_a_batch_is_described_by_its_ids(artifact):
@@ -237,8 +241,10 @@ def test_a_batch_is_described_by_its_ids(artifact):
 def test_later_stages_decode_what_ingest_took_under_other_limits(tmp_path):
     """A clip of 660 seconds and a strip of 4x200 pixels are over the default limits."""
     rows = []
-    for kind, data in (("video", media.encode_mp4(np.zeros((660, 16, 16, 3), np.uint8), 1)),
-                       ("image", media.encode_png(np.full((4, 200, 3), 90, np.uint8)))):
+    for kind, data in (
+        ("video", media.encode_mp4(np.zeros((660, 16, 16, 3), np.uint8), 1)),
+        ("image", media.encode_png(np.full((4, 200, 3), 90, np.uint8))),
+    ):
         with pytest.raises(media.MediaError, match="too_"):
             media_row(kind, data, media.DEFAULT_LIMITS)
         row = media_row(kind, data, media.Limits(max_duration=700, min_side=1, max_aspect=100))
@@ -252,8 +258,20 @@ def test_later_stages_decode_what_ingest_took_under_other_limits(tmp_path):
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_a_record_that_cannot_be_decoded_is_named(tmp_path, kind):
-    row = {"id": "ab" * 32, "kind": kind, "split": "train", "media": b"junk", "width": 8, "height": 8, "frames": 1,
-           "source": "pets", "path": "cats/tom.x", "part": 0, "synthetic": False, "meta": "{}"}
+    row = {
+        "id": "ab" * 32,
+        "kind": kind,
+        "split": "train",
+        "media": b"junk",
+        "width": 8,
+        "height": 8,
+        "frames": 1,
+        "source": "pets",
+        "path": "cats/tom.x",
+        "part": 0,
+        "synthetic": False,
+        "meta": "{}",
+    }
     records.write_shard(str(tmp_path / records.shard_name(0)), [row])
     with pytest.raises(InputError, match=r"record abababababab \(cats/tom.x of source pets\).*not_a"):
         ClipStore(corpora.seal(tmp_path, "ingest"), kind, "train", SQUARES, 16, 5, 0)[0]

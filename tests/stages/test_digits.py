@@ -14,8 +14,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from stages import digits, ingest, records, sources  # noqa: F401 (sources registers the protocol)
-from stages.media import decode_image, decode_video
+from omniloom.stages.data import records  # noqa: F401 (sources registers the protocol)
+from omniloom.stages.data.media.decode import decode_image, decode_video
+from omniloom.stages.ingest import digits, sources  # noqa: F401 (sources registers the protocol)
+from omniloom.stages.ingest import stage as ingest
 
 MANIFEST = {"manifest": "manifest.jsonl", "group_field": "group"}
 CONFIG = ingest.Config.model_validate(
@@ -133,12 +135,10 @@ def test_a_listing_tells_content_and_no_time(corpus, tmp_path, monkeypatch):
 def test_fresh_processes_make_equal_videos():
     """Within one process x264's defaults mostly repeat themselves; between processes they did not."""
     code = (
-        "import hashlib; from stages import digits; "
+        "import hashlib; from omniloom.stages.ingest import digits; "
         "print(hashlib.sha256(b''.join(data for _, data in digits._videos())).hexdigest())"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout for _ in range(2)
-    ]
+    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout for _ in range(2)]
     assert runs[0] == runs[1]
 
 

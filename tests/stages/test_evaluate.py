@@ -1,37 +1,36 @@
 """Evaluate as a stage, on small language models: the verdict, and the alias in a real registry on SQLite."""
+
 from __future__ import annotations
 
 import hashlib
 import socket
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.tracking import Tracker, TrackingConfig, champion, register_model, resolve_tracking  # noqa: E402
-from models.bundle import BundleConfig, OmniLoom  # noqa: E402
-from models.unified.config import UnifiedConfig  # noqa: E402
-from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
-from models.unified.model import UnifiedModel  # noqa: E402
-from stages import evaluate  # noqa: E402
-from stages.base import Needs, StageContext  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.tracking import Tracker, TrackingConfig, champion, register_model, resolve_tracking
+from omniloom.models.model import BundleConfig, OmniLoom
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.stages.base import Needs, StageContext
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate import stage as evaluate
 
 TEXT = corpora.text_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    return resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60),
-                            str(tmp_path_factory.mktemp("store")))
+    return resolve_tracking(
+        TrackingConfig(system_metrics=False, flush_seconds=60), str(tmp_path_factory.mktemp("store"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +42,12 @@ def tokens(tmp_path_factory):
 def trained(folder: Path, seed: int = 0, scale: float = 1.0):
     """A language model's artifact; `scale` multiplies its logits, which makes it surer and, untrained, worse."""
     torch.manual_seed(seed)
-    model = UnifiedModel(UnifiedConfig(vocab_size=TEXT.vocab_size, width=32, layers=1, heads=2,
-                                       specials=TEXT.specials))
+    model = UnifiedModel(UnifiedConfig(vocab_size=TEXT.vocab_size, width=32, layers=1, heads=2, specials=TEXT.specials))
     with torch.no_grad():
         model.head.weight.mul_(scale)
-    OmniLoom(BundleConfig(model.config, DiffusionConfig(), None, (), (), None, objectives=()), model, None,
-             TEXT).save(folder / "model")
+    OmniLoom(BundleConfig(model.config, DiffusionConfig(), None, (), (), None, objectives=()), model, None, TEXT).save(
+        folder / "model"
+    )
     storage.write_bytes(str(folder / "report" / "history.jsonl"), b"")
     artifact = corpora.seal(folder, "train")
     artifact.manifest.update(pipeline="texts", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
@@ -59,8 +58,10 @@ def trained(folder: Path, seed: int = 0, scale: float = 1.0):
 def models(tmp_path_factory):
     """By how sure they are: the worse the surer."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: trained(folder / name, scale=scale) for name, scale in
-            {"good": 0.0, "worse": 30.0, "broken": float("nan")}.items()}
+    return {
+        name: trained(folder / name, scale=scale)
+        for name, scale in {"good": 0.0, "worse": 30.0, "broken": float("nan")}.items()
+    }
 
 
 @pytest.fixture
@@ -71,9 +72,15 @@ def measure(settings, tokens, models, tmp_path):
     def run(model: str, name: str, tokens=tokens, **fields):
         work = tmp_path / str(next(number))
         tracker = Tracker(replace(settings, register_as=name)).start_pipeline(name, {})
-        context = StageContext("evaluate", hashlib.sha256(str(work).encode()).hexdigest(),
-                               evaluate.Config.model_validate({"cpus": 1, **fields}),
-                               {"pretokenize": tokens, "train": models[model]}, str(work), corpora.Silent(), tracker)
+        context = StageContext(
+            "evaluate",
+            hashlib.sha256(str(work).encode()).hexdigest(),
+            evaluate.Config.model_validate({"cpus": 1, **fields}),
+            {"pretokenize": tokens, "train": models[model]},
+            str(work),
+            corpora.Silent(),
+            tracker,
+        )
         metrics = evaluate.run(context)
         assert tracker.finish()
         written = storage.read_json(str(work / "output" / "metrics.json"))
@@ -102,20 +109,24 @@ def holder(settings, models, name: str) -> str | None:
 BITS = float(np.log2(TEXT.vocab_size))  # a token, of a model that knows nothing
 
 
-@pytest.mark.parametrize("model, gate, passed, said", [
-    ("good", {}, None, "No gate given: the model is registered without the alias."),
-    ("good", {"bits_per_byte": {"max": 1000}}, 1, "Gate passed."),
-    ("good", {"bits_per_byte": {"max": 0.001}}, 0, "is above max 0.001"),
-    ("good", {"bits_per_byte": {"min": 1000}}, 0, "is below min 1000"),
-    ("broken", {"bits_per_byte": {"max": 1000}}, 0, "bits_per_byte is nan"),
-    ("broken", {}, None, "Not a number: bits_per_byte."),
-    ("good", {"caption_accuracy": {"min": 0.0}}, 0, "caption_accuracy was not measured")])
+@pytest.mark.parametrize(
+    "model, gate, passed, said",
+    [
+        ("good", {}, None, "No gate given: the model is registered without the alias."),
+        ("good", {"bits_per_byte": {"max": 1000}}, 1, "Gate passed."),
+        ("good", {"bits_per_byte": {"max": 0.001}}, 0, "is above max 0.001"),
+        ("good", {"bits_per_byte": {"min": 1000}}, 0, "is below min 1000"),
+        ("broken", {"bits_per_byte": {"max": 1000}}, 0, "bits_per_byte is nan"),
+        ("broken", {}, None, "Not a number: bits_per_byte."),
+        ("good", {"caption_accuracy": {"min": 0.0}}, 0, "caption_accuracy was not measured"),
+    ],
+)
 def test_the_alias_is_of_what_passed_a_gate(measure, settings, models, client, model, gate, passed, said, request):
     name = f"texts-{request.node.callspec.indices['model']}-{abs(hash(str(gate))) % 10**6}-{model}"
     metrics, html = measure(model, name, gate=gate)
     assert metrics["gate_passed"] == passed and said in html
     assert (metrics["bits_per_byte"] is None) == (model == "broken")
-    version, = client.search_model_versions(f"name = '{name}'")
+    (version,) = client.search_model_versions(f"name = '{name}'")
     assert version.tags["omniloom.fingerprint"] == models[model].fingerprint, "it is registered all the same"
     assert client.get_registered_model(name).aliases == ({"champion": 1} if passed else {})
     assert holder(settings, models, name) == (model if passed else None)
@@ -142,9 +153,16 @@ def test_the_alias_never_moves_to_a_worse_model(measure, settings, models, tmp_p
     assert f"bits_per_byte {worse['bits_per_byte']:.4g} is worse than the champion" in html
     # What was judged while the alias was free, and is delivered only now.
     late = Tracker(settings).start_pipeline("rivals", {})
-    register_model(late, models["worse"].local() / "model", Path(evaluate.__file__).with_name("serving.py"), "rivals",
-                   models["worse"].fingerprint, "champion", {"bits_per_byte": worse["bits_per_byte"]},
-                   no_worse={"bits_per_byte": "lower"})
+    register_model(
+        late,
+        models["worse"].local() / "model",
+        evaluate.SERVING,
+        "rivals",
+        models["worse"].fingerprint,
+        "champion",
+        {"bits_per_byte": worse["bits_per_byte"]},
+        no_worse={"bits_per_byte": "lower"},
+    )
     assert late.finish() and holder(settings, models, "rivals") == "good"
     broken, _ = measure("broken", "rivals", **gate)
     assert broken["gate_passed"] == 0 and holder(settings, models, "rivals") == "good"
@@ -166,37 +184,71 @@ def test_with_nothing_measured_a_gate_fails_with_its_reason(measure, settings, m
 
 
 def test_without_an_answer_of_the_registry_the_gate_fails_in_one_line_and_the_report_is_written(
-        settings, tokens, models, tmp_path):
+    settings, tokens, models, tmp_path
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        away = replace(settings, uri=f"http://127.0.0.1:{free.getsockname()[1]}", spool=str(tmp_path / "spool"),
-                       flush_seconds=0.1)
+        away = replace(
+            settings, uri=f"http://127.0.0.1:{free.getsockname()[1]}", spool=str(tmp_path / "spool"), flush_seconds=0.1
+        )
     for name, why in (("rivals", "the registry does not answer: Unreachable: "), (None, "register_as names no model")):
         work = tmp_path / str(name)
         tracker = Tracker(replace(away, register_as=name)).start_pipeline("away", {})
         asked = evaluate.Config.model_validate({"cpus": 1, "gate": {"better_than_champion": "bits_per_byte"}})
-        metrics = evaluate.run(StageContext("evaluate", "0" * 64, asked, {
-            "pretokenize": tokens, "train": models["good"]}, str(work), corpora.Silent(), tracker))
+        metrics = evaluate.run(
+            StageContext(
+                "evaluate",
+                "0" * 64,
+                asked,
+                {"pretokenize": tokens, "train": models["good"]},
+                str(work),
+                corpora.Silent(),
+                tracker,
+            )
+        )
         tracker.finish()
         assert metrics["gate_passed"] == 0 and metrics["bits_per_byte"] > 0
         html = (work / "output" / "report.html").read_text()
-        line, = (line for line in html.splitlines() if "Gate not passed" in line)
+        (line,) = (line for line in html.splitlines() if "Gate not passed" in line)
         assert "could not be held against the champion" in line and why in line
 
 
 def test_what_nothing_is_said_of_and_the_limits_of_the_fields():
     usual = evaluate.Config()
     assert usual.model_dump(exclude={"gate"}) == {
-        "split": "test", "drawings": 256, "captions": 256, "retrieval_captions": 100, "texts": 200, "num_steps": 20,
-        "guidance_scale": 2.0, "class_examples": 20, "class_pixels": 8, "seed": 0, "cpus": 2, "gpus": 0,
-        "reconstructions": 256, "alias": "champion"}
+        "split": "test",
+        "drawings": 256,
+        "captions": 256,
+        "retrieval_captions": 100,
+        "texts": 200,
+        "num_steps": 20,
+        "guidance_scale": 2.0,
+        "class_examples": 20,
+        "class_pixels": 8,
+        "seed": 0,
+        "cpus": 2,
+        "gpus": 0,
+        "reconstructions": 256,
+        "alias": "champion",
+    }
     assert not usual.gate.given and evaluate.needs(usual) == Needs(cpus=2, gpus=0)
     assert evaluate.needs(evaluate.Config(cpus=3, gpus=0.5)) == Needs(cpus=3, gpus=0.5)
     for name, taken, refused in (
-            ("split", "validation", "train"), ("drawings", 0, -1), ("captions", 0, -1), ("retrieval_captions", 0, -1),
-            ("texts", 0, -1), ("num_steps", 1, 0), ("guidance_scale", 0, -0.1), ("class_examples", 2, 1),
-            ("class_pixels", 2, 1), ("seed", 0, -1), ("cpus", 0.1, 0), ("gpus", 0, -0.1), ("reconstructions", 1, 0),
-            ("drawings", 1, "many")):
+        ("split", "validation", "train"),
+        ("drawings", 0, -1),
+        ("captions", 0, -1),
+        ("retrieval_captions", 0, -1),
+        ("texts", 0, -1),
+        ("num_steps", 1, 0),
+        ("guidance_scale", 0, -0.1),
+        ("class_examples", 2, 1),
+        ("class_pixels", 2, 1),
+        ("seed", 0, -1),
+        ("cpus", 0.1, 0),
+        ("gpus", 0, -0.1),
+        ("reconstructions", 1, 0),
+        ("drawings", 1, "many"),
+    ):
         assert getattr(evaluate.Config(**{name: taken}), name) == taken
         with pytest.raises(ValidationError, match=name):
             evaluate.Config(**{name: refused})

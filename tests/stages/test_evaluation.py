@@ -1,37 +1,39 @@
 """The measurements of a model: distances and ranks against plain second implementations, grids by source."""
+
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import corpora
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
+from visual_batches import forward
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-from visual_batches import forward  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.figures import finite  # noqa: E402
-from models.bundle import BundleConfig, OmniLoom, to_pixels  # noqa: E402
-from models.unified.batch import Segment, collate, document_length  # noqa: E402
-from models.unified.config import UnifiedConfig  # noqa: E402
-from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
-from models.unified.layouts import prefix_for_text  # noqa: E402
-from models.unified.model import UnifiedModel  # noqa: E402
-from stages import evaluation_report, measure_drawing, media, metrics, records, report  # noqa: E402
-from stages.evaluate import Config  # noqa: E402
-from stages.evaluation import Evaluation  # noqa: E402
-from stages.gate import Verdict  # noqa: E402
-from stages.measure_drawing import draw, show_videos  # noqa: E402
-from stages.measure_tokenizer import codebook, reconstruct  # noqa: E402
-from stages.measure_writing import _asked, describe, read_text, retrieve  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
-from stages.train_tokenizer import load_tokenizer  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.figures import finite
+from omniloom.models.model import BundleConfig, OmniLoom, to_pixels
+from omniloom.models.unified.batch import Segment, collate, document_length
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.layouts import prefix_for_text
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.stages.data import records
+from omniloom.stages.data.media import decode as media
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate import drawing as measure_drawing
+from omniloom.stages.evaluate import metrics
+from omniloom.stages.evaluate import report as evaluation_report
+from omniloom.stages.evaluate.drawing import draw, show_videos
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.gate import Verdict
+from omniloom.stages.evaluate.stage import Config
+from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
+from omniloom.stages.evaluate.writing import _asked, describe, read_text, retrieve
+from omniloom.stages.reporting import report
+from omniloom.stages.tokenizer.stage import load_tokenizer
 
 OBJECTIVES = ("latent_diffusion", "masked_code")
 
@@ -53,27 +55,64 @@ def inputs(tmp_path_factory) -> dict:
             row |= {"source": "numbered squares", "caption": f"{row['caption']} {number}"}
     records.write_shard(str(folder / "ingest" / records.shard_name(0)), rows)
     tokens = corpora.pretokenize(
-        folder / "tokens", {"validation": [corpora.token_rows(text, rng, images=2, videos=1, texts=2, documents=0)]},
-        text, visual_digest=visual.digest)
+        folder / "tokens",
+        {"validation": [corpora.token_rows(text, rng, images=2, videos=1, texts=2, documents=0)]},
+        text,
+        visual_digest=visual.digest,
+    )
     torch.manual_seed(0)
-    model = UnifiedModel(UnifiedConfig(vocab_size=text.vocab_size, width=32, layers=1, heads=2, time_dim=16,
-                                       latent_dim=4, codebook_size=64, specials=text.specials))
+    model = UnifiedModel(
+        UnifiedConfig(
+            vocab_size=text.vocab_size,
+            width=32,
+            layers=1,
+            heads=2,
+            time_dim=16,
+            latent_dim=4,
+            codebook_size=64,
+            specials=text.specials,
+        )
+    )
     tokenizer = load_tokenizer(visual)
-    bundle = BundleConfig(unified=model.config, diffusion=DiffusionConfig(), tokenizer=tokenizer.config,
-                          latent_mean=(0.1,) * 4, latent_std=(0.5,) * 4, image_size=(24, 24), num_frames=5,
-                          objectives=OBJECTIVES)
+    bundle = BundleConfig(
+        unified=model.config,
+        diffusion=DiffusionConfig(),
+        tokenizer=tokenizer.config,
+        latent_mean=(0.1,) * 4,
+        latent_std=(0.5,) * 4,
+        image_size=(24, 24),
+        num_frames=5,
+        objectives=OBJECTIVES,
+    )
     OmniLoom(bundle, model, tokenizer, text).save(folder / "train" / "model")
     storage.write_bytes(str(folder / "train" / "report" / "history.jsonl"), b"")
     trained = corpora.seal(folder / "train", "train")
     trained.manifest.update(pipeline="squares", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
-    return {"ingest": corpora.seal(folder / "ingest", "ingest"), "tokenizer_joint": visual, "pretokenize": tokens,
-            "train": trained}
+    return {
+        "ingest": corpora.seal(folder / "ingest", "ingest"),
+        "tokenizer_joint": visual,
+        "pretokenize": tokens,
+        "train": trained,
+    }
 
 
 def evaluation(inputs: dict, training: dict | None = None, **fields) -> Evaluation:
-    return Evaluation(Config(**{"split": "validation", "drawings": 8, "captions": 8, "num_steps": 1,
-                                "class_examples": 2, "retrieval_captions": 4, **fields}), inputs, "cpu",
-                      training=training)
+    return Evaluation(
+        Config(
+            **{
+                "split": "validation",
+                "drawings": 8,
+                "captions": 8,
+                "num_steps": 1,
+                "class_examples": 2,
+                "retrieval_captions": 4,
+                **fields,
+            }
+        ),
+        inputs,
+        "cpu",
+        training=training,
+    )
 
 
 def test_distances_are_of_as_many_drawn_and_train_pictures(inputs, monkeypatch):
@@ -84,8 +123,9 @@ def test_distances_are_of_as_many_drawn_and_train_pictures(inputs, monkeypatch):
     real = metrics.shrink([found.images[i][0] for i in range(8)], 8)
     for objective in OBJECTIVES:
         # Those whose captions are drawn for the classes are the same eight, so they are not drawn anew.
-        drawn = found.loom.text_to_image([found.captions[i] for i in found.labelled], num_steps=1, seeds=0,
-                                         guidance_scale=2.0, objective=objective)
+        drawn = found.loom.text_to_image(
+            [found.captions[i] for i in found.labelled], num_steps=1, seeds=0, guidance_scale=2.0, objective=objective
+        )
         expected = metrics.frechet(real, metrics.shrink(list(drawn), 8))
         assert found.metrics[f"frechet_pixels8_{objective}"] == pytest.approx(expected, rel=1e-6)
     assert 0 < found.metrics["frechet_pixels8_train"] < found.metrics["frechet_pixels8_latent_diffusion"]
@@ -102,9 +142,15 @@ def plain_score(loom: OmniLoom, prefix: list, ids: list[int]) -> float:
     return -float(torch.nn.functional.cross_entropy(forward(loom.model, batch)[0], labels, reduction="sum"))
 
 
-@pytest.mark.parametrize("trained, prior", [
-    ({}, True), ({"packing": {"caption_first": 0.0}}, False), ({"packing": {"caption_loss": False}}, False),
-    ({"loss": {"task_weights": {"draw": 0.0}}}, False)])
+@pytest.mark.parametrize(
+    "trained, prior",
+    [
+        ({}, True),
+        ({"packing": {"caption_first": 0.0}}, False),
+        ({"packing": {"caption_loss": False}}, False),
+        ({"loss": {"task_weights": {"draw": 0.0}}}, False),
+    ],
+)
 def test_ranks_are_those_of_plain_likelihoods_with_a_prior_where_it_was_trained(inputs, trained, prior):
     """All captions of the split are held against each picture, so that none is left to chance."""
     found = evaluation(inputs, trained, retrieval_captions=100)
@@ -118,9 +164,11 @@ def test_ranks_are_those_of_plain_likelihoods_with_a_prior_where_it_was_trained(
         for i, caption in enumerate(found.captions):
             shown = loom.encode(to_pixels([found.images[i][0]], (24, 24)), objective)
             prefix = prefix_for_text([], special, shown.reshape(9, *shown.shape[4:]), (1, 3, 3), objective)
-            scores = {other: plain_score(loom, prefix, [*loom.text.encode(other), special.eos])
-                      - prior * plain_score(loom, prefix_for_text([], special), [*loom.text.encode(other), special.boi])
-                      for other in captions}
+            scores = {
+                other: plain_score(loom, prefix, [*loom.text.encode(other), special.eos])
+                - prior * plain_score(loom, prefix_for_text([], special), [*loom.text.encode(other), special.boi])
+                for other in captions
+            }
             ranks.append(sorted(captions, key=lambda c: -scores[c]).index(caption) + 1)
         assert found.metrics[f"retrieval_mean_rank_{objective}"] == pytest.approx(np.mean(ranks))
         assert found.metrics[f"retrieval_recall_at_1_{objective}"] == np.mean(np.array(ranks) == 1)
@@ -144,12 +192,24 @@ def test_every_source_has_its_grids(inputs, monkeypatch):
         part(found)
     sources = ("squares", "numbered_squares")
     assert set(found.pictures) == {
-        "reconstructed_videos", *(f"reconstructed_images_{source}" for source in sources),
-        *(f"{kind}_images_{source}_{objective}" for kind in ("drawn", "described") for source in sources
-          for objective in OBJECTIVES)}
+        "reconstructed_videos",
+        *(f"reconstructed_images_{source}" for source in sources),
+        *(
+            f"{kind}_images_{source}_{objective}"
+            for kind in ("drawn", "described")
+            for source in sources
+            for objective in OBJECTIVES
+        ),
+    }
     html = report.render(evaluation_report.content(found, Verdict(False, ("caption_exact 0 is below min 1",))))
-    for text in ("Gate not passed: caption_exact 0 is below min 1.", "pointwise mutual information",
-                 "pixels of pictures shrunken to 8x8", "train pictures", "a random order", "numbered squares"):
+    for text in (
+        "Gate not passed: caption_exact 0 is below min 1.",
+        "pointwise mutual information",
+        "pixels of pictures shrunken to 8x8",
+        "train pictures",
+        "a random order",
+        "numbered squares",
+    ):
         assert text in html
 
 
@@ -166,7 +226,7 @@ def test_bits_per_byte_is_the_plain_likelihood_in_windows_of_the_trained_length(
     for text in texts:
         ids = [special.bos, *text, special.eos]
         for start in range(0, len(ids) - 1, length):
-            window = torch.tensor([ids[start:start + length + 1]])
+            window = torch.tensor([ids[start : start + length + 1]])
             with torch.no_grad():
                 likely = loom.model.text_logits(window[:, :-1]).double().log_softmax(-1)[0]
             nats -= sum(float(likely[at, token]) for at, token in enumerate(window[0, 1:].tolist()))
@@ -177,18 +237,29 @@ def test_texts_are_shown_as_they_were_begun_and_gone_on_with_without_blank_lines
     found = evaluation(inputs)
     read_text(found)
     assert [sample["task"] for sample in found.samples] == ["text_to_text"] * 2
-    assert found.text_samples == [{name: "\n".join(filter(None, map(str.strip, sample[name].split("\n"))))
-                                   for name in ("prompt", "output")} for sample in found.samples]
+    assert found.text_samples == [
+        {name: "\n".join(filter(None, map(str.strip, sample[name].split("\n")))) for name in ("prompt", "output")}
+        for sample in found.samples
+    ]
     assert all(sample["prompt"] != sample["output"] for sample in found.text_samples)
 
 
 def test_texts_are_drawn_over_sources_and_files(inputs, tmp_path, monkeypatch):
     """One long book fills the first shard; others are read all the same."""
     text = corpora.text_tokenizer()
-    rows = [{"id": f"{number:03}", "kind": "text", "source": source, "path": path, "bytes": 10,
-             "segments": [{"kind": "text", "loss": True, "ids": text.encode("a red square")}]}
-            for number, (source, path) in enumerate(
-                [("books", "alice")] * 40 + [("books", "emma")] * 3 + [("web", "page")] * 2)]
+    rows = [
+        {
+            "id": f"{number:03}",
+            "kind": "text",
+            "source": source,
+            "path": path,
+            "bytes": 10,
+            "segments": [{"kind": "text", "loss": True, "ids": text.encode("a red square")}],
+        }
+        for number, (source, path) in enumerate(
+            [("books", "alice")] * 40 + [("books", "emma")] * 3 + [("web", "page")] * 2
+        )
+    ]
     tokens = corpora.pretokenize(tmp_path, {"validation": [rows[:20], rows[20:]]}, text)
     document = TokenSet.document
     for seed in range(3):
@@ -210,10 +281,11 @@ def test_the_classifier_learns_from_train_pictures_alone(inputs, monkeypatch):
     monkeypatch.setattr(metrics, "PixelClassifier", Spy)
     found = evaluation(inputs)
     draw(found)
-    held_out, train = (list(records.iterate(inputs["ingest"].uri, kinds=["image"], split=split))
-                       for split in ("validation", "train"))
+    held_out, train = (
+        list(records.iterate(inputs["ingest"].uri, kinds=["image"], split=split)) for split in ("validation", "train")
+    )
     rows = [row for row in train if row["label"] in {other["label"] for other in held_out}]
-    (features, labels), = seen
+    ((features, labels),) = seen
     expected = metrics.shrink([media.decode_image(row["media"]) for row in rows], 8)
     np.testing.assert_array_equal(features, expected)
     assert labels == [row["label"] for row in rows] and len(rows) == 16 < len(train)
@@ -223,8 +295,9 @@ def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs
     """Pictures of many shapes, tokens of two ratios without a square."""
     ingest = corpora.ingest_shapes(tmp_path / "shapes")
     tokens = corpora.pretokenize(tmp_path / "tokens", {"validation": [[]]}, corpora.text_tokenizer())
-    storage.write_json(tokens.file("tokens.json"),
-                       {**storage.read_json(tokens.file("tokens.json")), "aspects": ["3:2", "2:3"]})
+    storage.write_json(
+        tokens.file("tokens.json"), {**storage.read_json(tokens.file("tokens.json")), "aspects": ["3:2", "2:3"]}
+    )
     found = evaluation({**inputs, "ingest": ingest, "pretokenize": tokens}, captions=4, drawings=4)
     shapes = {"drawn": [], "filmed": [], "described": []}
     loom = found.loom
@@ -234,6 +307,7 @@ def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs
             size = rest[1] if rest else fields["size"]  # text_to_image passes it on in its place
             shapes[name].append((size, [np.shape(x) for x in given]))
             return function(given, *rest, **fields)
+
         return call
 
     for name, method in (("drawn", "text_to_image"), ("filmed", "text_to_video"), ("described", "image_to_text")):
@@ -259,8 +333,14 @@ def test_figures_that_are_no_numbers_are_null_and_no_miss(inputs):
     for part in (read_text, draw, describe, retrieve, show_videos):
         part(found)
     broken = {name for name, value in finite(found.metrics).items() if value is None}
-    assert broken == {"bits_per_byte", *(f"retrieval_{name}_{objective}" for objective in OBJECTIVES
-                                         for name in ("recall_at_1", "recall_at_10", "mean_rank"))}
+    assert broken == {
+        "bits_per_byte",
+        *(
+            f"retrieval_{name}_{objective}"
+            for objective in OBJECTIVES
+            for name in ("recall_at_1", "recall_at_10", "mean_rank")
+        ),
+    }
     assert not found.text_samples
     found.metrics = finite(found.metrics)
     assert "Not a number: retrieval" in report.render(evaluation_report.content(found, Verdict(None)))
@@ -271,8 +351,9 @@ def test_a_pictures_own_captions_are_never_held_against_it():
     first = [said[0] for said in captions]
     images = SimpleNamespace(table={"captions": pa.chunked_array([captions])})
     for seed in range(20):
-        evaluation = SimpleNamespace(images=images, captions=first,
-                                     config=SimpleNamespace(retrieval_captions=100, seed=seed))
+        evaluation = SimpleNamespace(
+            images=images, captions=first, config=SimpleNamespace(retrieval_captions=100, seed=seed)
+        )
         asked = _asked(evaluation, first, [0, 1, 2, 3, 4])
         assert asked.shape == (5, 3)  # the fourth has two captions of others against it
         for own, row in zip(captions, asked, strict=True):
@@ -303,8 +384,10 @@ def test_reconstruction_is_the_mean_over_pictures_and_over_frames(inputs, recons
             shown = ((recon.clamp(-0.5, 0.5) + 0.5) * 255).round()
             errors = (shown.double() - clip.double()).square().mean(dim=(0, 2, 3))
             values += (10 * torch.log10(255**2 / errors)).tolist()
-            likeness += [float(structural_similarity_index_measure(a[None], b[None], data_range=255.0))
-                         for a, b in zip(shown.double().unbind(1), clip.double().unbind(1))]
+            likeness += [
+                float(structural_similarity_index_measure(a[None], b[None], data_range=255.0))
+                for a, b in zip(shown.double().unbind(1), clip.double().unbind(1))
+            ]
         assert len(chosen) == min(reconstructions, len(clips)) > 0
         assert found.metrics[f"recon_psnr_{kind}"] == pytest.approx(np.mean(values), abs=0.02)
         assert found.metrics[f"recon_ssim_{kind}"] == pytest.approx(np.mean(likeness), abs=1e-3)
@@ -316,7 +399,8 @@ def test_clips_are_measured_where_no_picture_is_held_out(inputs, tmp_path):
     found = evaluation(inputs | {"ingest": corpora.seal(tmp_path, "ingest")})
     reconstruct(found)
     assert set(found.metrics) == {"recon_psnr_video", "recon_ssim_video"} and set(found.pictures) == {
-        "reconstructed_videos"}
+        "reconstructed_videos"
+    }
 
 
 def test_the_codebooks_use_is_counted_over_all_splits(inputs, tmp_path):
@@ -331,11 +415,15 @@ def test_the_codebooks_use_is_counted_over_all_splits(inputs, tmp_path):
     found = evaluation(inputs | {"pretokenize": tokens})
     codebook(found)
     shares = [6 / 27, 11 / 27, 1 / 27, 9 / 27]
-    assert found.metrics == {"codebook_usage": 4 / 64, "codebook_perplexity": pytest.approx(
-        np.prod([share**-share for share in shares]))}
+    assert found.metrics == {
+        "codebook_usage": 4 / 64,
+        "codebook_perplexity": pytest.approx(np.prod([share**-share for share in shares])),
+    }
     without = corpora.token_rows(text, np.random.default_rng(0), images=0, videos=0, texts=2, documents=0)
-    bare = evaluation(inputs | {"pretokenize": corpora.pretokenize(
-        tmp_path / "bare", {"train": [without], "validation": [without]}, text)})
+    bare = evaluation(
+        inputs
+        | {"pretokenize": corpora.pretokenize(tmp_path / "bare", {"train": [without], "validation": [without]}, text)}
+    )
     codebook(bare)
     assert bare.metrics == {}
 
@@ -346,8 +434,12 @@ def many(inputs, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("many")
     rows = list(records.iterate(corpora.ingest(folder / "squares", images=60, videos=0).uri))
     for number, row in enumerate(rows):
-        row |= {"split": "train" if number < 12 else "validation", "caption": f"{row['caption']} {number}",
-                "captions": [f"{row['caption']} {number}"], "label": None if number % 3 == 2 else row["label"]}
+        row |= {
+            "split": "train" if number < 12 else "validation",
+            "caption": f"{row['caption']} {number}",
+            "captions": [f"{row['caption']} {number}"],
+            "label": None if number % 3 == 2 else row["label"],
+        }
     records.write_shard(str(folder / "ingest" / records.shard_name(0)), rows)
     return inputs | {"ingest": corpora.seal(folder / "ingest", "ingest")}
 
@@ -364,8 +456,11 @@ def test_what_is_drawn_of_pictures_of_which_some_have_no_label(many, monkeypatch
     draw(wide)
 
     def drawn(captions: list[str], objective: str) -> list[np.ndarray]:
-        return list(found.loom.text_to_image(captions, num_steps=1, guidance_scale=2.0, objective=objective,
-                                             seeds=list(range(len(captions)))))
+        return list(
+            found.loom.text_to_image(
+                captions, num_steps=1, guidance_scale=2.0, objective=objective, seeds=list(range(len(captions)))
+            )
+        )
 
     first = [found.captions[i] for i in found.captioned[:32]]
     for objective in OBJECTIVES:
@@ -389,7 +484,10 @@ def test_a_guess_among_twenty_captions(many):
     retrieve(found)
     assert found.metrics["retrieval_captions"] == 20
     assert {name: value for name, value in found.metrics.items() if name.endswith("chance")} == {
-        "retrieval_recall_at_1_chance": 0.05, "retrieval_recall_at_10_chance": 0.5, "retrieval_mean_rank_chance": 10.5}
+        "retrieval_recall_at_1_chance": 0.05,
+        "retrieval_recall_at_10_chance": 0.5,
+        "retrieval_mean_rank_chance": 10.5,
+    }
     # Which captions stand against a picture is a matter of the seed alone, so that figures of two models compare.
     captions, chosen = list(dict.fromkeys(found.captions)), [0, 1]
     rng = np.random.default_rng((0, 8))

@@ -1,26 +1,24 @@
 """What is left out of training is told or refused: by the config, by ingest's counts, by the tokens."""
+
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
+import corpora
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra.errors import InputError  # noqa: E402
-from models.tokenizer.config import TokenizerConfig  # noqa: E402
-from pipelines.config import load  # noqa: E402
-from pipelines.doctor import examine  # noqa: E402
-from pipelines.plan import make_plan  # noqa: E402
-from stages import fits, train_unified  # noqa: E402
-from stages.packing import PackingConfig, Planner  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
+from omniloom.infra.errors import InputError
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.pipelines.config import load
+from omniloom.pipelines.doctor import examine
+from omniloom.pipelines.plan import make_plan
+from omniloom.stages.data.packing import PackingConfig, Planner
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.train import fits
+from omniloom.stages.train import stage as train_unified
 
 
 class Lengths:
@@ -43,9 +41,17 @@ def picture(n: int, *captions: int, kind: str = "image"):
     return kind, [*(("text", caption) for caption in captions), ("visual", n)]
 
 
-CORPUS = Lengths(picture(16, 4), picture(16), picture(40, 8), picture(16, 4, 60, 70), picture(60, 5, kind="video"),
-                 ("text", [("text", 200)]), ("document", [("text", 20), ("visual", 16), ("text", 30), ("visual", 16)]),
-                 ("document", [("visual", 61), ("text", 3)]), ("document", [("text", 5), ("visual", 16)]))
+CORPUS = Lengths(
+    picture(16, 4),
+    picture(16),
+    picture(40, 8),
+    picture(16, 4, 60, 70),
+    picture(60, 5, kind="video"),
+    ("text", [("text", 200)]),
+    ("document", [("text", 20), ("visual", 16), ("text", 30), ("visual", 16)]),
+    ("document", [("visual", 61), ("text", 3)]),
+    ("document", [("text", 5), ("visual", 16)]),
+)
 
 
 def left_out(corpus=CORPUS, objectives=None, **packing) -> dict[str, int]:
@@ -55,14 +61,23 @@ def left_out(corpus=CORPUS, objectives=None, **packing) -> dict[str, int]:
 
 def test_what_is_left_out_is_counted_by_kind_and_reason():
     assert left_out(mixture={"video": 0}) == {
-        "left_out_image_captions_too_long": 2, "left_out_document_cut": 1, "left_out_document_pictures_cut": 1,
-        "left_out_document_too_long": 1, "left_out_video_too_long": 1}
+        "left_out_image_captions_too_long": 2,
+        "left_out_document_cut": 1,
+        "left_out_document_pictures_cut": 1,
+        "left_out_document_too_long": 1,
+        "left_out_video_too_long": 1,
+    }
     assert left_out(length=256) == {}
     assert left_out(length=256, caption_first=0) == {"left_out_image_no_caption": 1}
     assert left_out(length=256, mixture={"image": 0.5, "text": 0.5}) == {
-        "left_out_video_no_share": 1, "left_out_document_no_share": 3}
+        "left_out_video_no_share": 1,
+        "left_out_document_no_share": 3,
+    }
     assert left_out(objectives={}) == {
-        "left_out_image_no_objective": 4, "left_out_video_no_objective": 1, "left_out_document_no_objective": 3}
+        "left_out_image_no_objective": 4,
+        "left_out_video_no_objective": 1,
+        "left_out_document_no_objective": 3,
+    }
 
 
 @pytest.mark.parametrize("length", [40, 64, 100])
@@ -71,26 +86,49 @@ def test_what_is_counted_and_what_comes_into_rows_is_the_corpus(length):
     made = Planner(CORPUS, PackingConfig(length=length, window_rows=8), 0)
     seen = {placed.index for number in range(40) for row in made.window(number) for placed in row}
     missing = Counter(CORPUS.documents[i][0] for i in range(len(CORPUS)) if i not in seen)
-    assert missing == Counter({kind: count for name, count in made.left_out.items()
-                               if (kind := name.removesuffix("_too_long")) in ("image", "video", "document")})
-    reached = {(placed.index, number) for window in range(200) for row in made.window(window) for placed in row
-               if placed.view == "document" for number in range(max(placed.stop, placed.target + 1))
-               if CORPUS.documents[placed.index][1][number][0] == "visual"}
+    assert missing == Counter(
+        {
+            kind: count
+            for name, count in made.left_out.items()
+            if (kind := name.removesuffix("_too_long")) in ("image", "video", "document")
+        }
+    )
+    reached = {
+        (placed.index, number)
+        for window in range(200)
+        for row in made.window(window)
+        for placed in row
+        if placed.view == "document"
+        for number in range(max(placed.stop, placed.target + 1))
+        if CORPUS.documents[placed.index][1][number][0] == "visual"
+    }
     whole = sum(kind == "visual" for index in (6, 8) for kind, _ in CORPUS.documents[index][1])
     assert whole - sum(index in (6, 8) for index, _ in reached) == made.left_out["document_pictures_cut"]
 
 
-@pytest.mark.parametrize("packing, field, message", [
-    ({}, "packing.length", r"of 1 videos none fits into 64 tokens; 69 takes the shortest, 69 all"),
-    ({"length": 22, "mixture": {"video": 0, "document": 0}}, "packing.length",
-     r"of 4 images none fits into 22 tokens"),
-    ({"length": 256, "mixture": {"document": 0.5}, "corpus": Lengths(picture(16, 4))}, "packing.mixture.document",
-     r"document has a share of 0.5, and the train split holds none"),
-    ({"caption_first": 0, "corpus": Lengths(picture(16), ("text", [("text", 9)]))}, "packing.caption_first",
-     r"none of the 1 images has a caption"),
-    ({"corpus": Lengths()}, "stages.ingest.splits", "holds no documents"),
-    ({"objectives": {}, "corpus": Lengths(picture(9, 4))}, "packing.mixture", "nothing to train on.*images 1, v"),
-])
+@pytest.mark.parametrize(
+    "packing, field, message",
+    [
+        ({}, "packing.length", r"of 1 videos none fits into 64 tokens; 69 takes the shortest, 69 all"),
+        (
+            {"length": 22, "mixture": {"video": 0, "document": 0}},
+            "packing.length",
+            r"of 4 images none fits into 22 tokens",
+        ),
+        (
+            {"length": 256, "mixture": {"document": 0.5}, "corpus": Lengths(picture(16, 4))},
+            "packing.mixture.document",
+            r"document has a share of 0.5, and the train split holds none",
+        ),
+        (
+            {"caption_first": 0, "corpus": Lengths(picture(16), ("text", [("text", 9)]))},
+            "packing.caption_first",
+            r"none of the 1 images has a caption",
+        ),
+        ({"corpus": Lengths()}, "stages.ingest.splits", "holds no documents"),
+        ({"objectives": {}, "corpus": Lengths(picture(9, 4))}, "packing.mixture", "nothing to train on.*images 1, v"),
+    ],
+)
 def test_a_kind_of_which_nothing_fits_is_refused_and_told_what_would_do(packing, field, message):
     if packing.get("length") == 22:
         packing = {**packing, "corpus": Lengths(*(picture(16, 4) for _ in range(4)))}
@@ -109,11 +147,19 @@ def test_a_kind_of_which_nothing_fits_is_refused_and_told_what_would_do(packing,
 
 def test_a_validation_split_of_which_nothing_fits_is_counted_and_gives_no_batches(tmp_path):
     assert fits.check_held_out(Lengths(picture(100, 4)), PackingConfig(length=64), {"latent_diffusion": 1.0}, 0) == {
-        "validation_left_out_image_too_long": 1}
+        "validation_left_out_image_too_long": 1
+    }
     assert fits.check_held_out(Lengths(), PackingConfig(), {"latent_diffusion": 1.0}, 0) == {}
     text = corpora.text_tokenizer()
-    row = {"id": "a", "kind": "image", "label": None, "source": "s", "path": "a", "bytes": 0, "segments": [
-        {"kind": "visual", "loss": True, "grid": [1, 8, 8], "latents": [0.0] * 256, "codes": [1] * 64}]}
+    row = {
+        "id": "a",
+        "kind": "image",
+        "label": None,
+        "source": "s",
+        "path": "a",
+        "bytes": 0,
+        "segments": [{"kind": "visual", "loss": True, "grid": [1, 8, 8], "latents": [0.0] * 256, "codes": [1] * 64}],
+    }
     small = {**row, "segments": [{**row["segments"][0], "grid": [1, 1, 1], "latents": [0.0] * 4, "codes": [1]}]}
     tokens = corpora.pretokenize(tmp_path, {"train": [[small, row]], "validation": [[row]]}, text)
     config, notes = train_unified.Config.model_validate({"packing": {"length": 32}}), []
@@ -126,11 +172,14 @@ def test_a_validation_split_of_which_nothing_fits_is_counted_and_gives_no_batche
 DEMO = ("storage=/nowhere/at/all",)
 
 
-@pytest.mark.parametrize("override, least", [
-    ("stages.train.packing.length=51", 52),  # 9 frames of 32x32 by patches of 8, 4 frames: 3 x 4 x 4
-    ("stages.pretokenize.image_size=128", 256 + 4),
-    ("stages.pretokenize.aspects=[\"1:1\",\"2:1\"]", None),
-])
+@pytest.mark.parametrize(
+    "override, least",
+    [
+        ("stages.train.packing.length=51", 52),  # 9 frames of 32x32 by patches of 8, 4 frames: 3 x 4 x 4
+        ("stages.pretokenize.image_size=128", 256 + 4),
+        ('stages.pretokenize.aspects=["1:1","2:1"]', None),
+    ],
+)
 def test_the_config_alone_tells_that_pictures_do_not_fit(tmp_path, override, least):
     overrides = [f"storage={tmp_path}", override]
     if least is None:
@@ -150,14 +199,25 @@ def test_the_sizes_that_the_config_tells_are_those_of_the_tokenizer(size, frames
     """Against the grids that a tokenizer makes of such clips."""
     import torch
 
-    from models.tokenizer.build import build_tokenizer
-    from stages.aspects import Aspects
+    from omniloom.models.tokenizer.build import build_tokenizer
+    from omniloom.stages.data.aspects import Aspects
 
-    shape = TokenizerConfig(patch_size=8, temporal_patch=4, width=32, heads=2, head_dim=16, spatial_layers="t",
-                            temporal_layers=1, decoder_spatial_layers="t")
-    stages = SimpleNamespace(tokenizer_image=SimpleNamespace(model=shape), tokenizer_joint=None, tokenizer_kl=None,
-                             pretokenize=SimpleNamespace(image_size=size, video_size=size, aspects=aspects,
-                                                         frames=frames, pixel_patch=None))
+    shape = TokenizerConfig(
+        patch_size=8,
+        temporal_patch=4,
+        width=32,
+        heads=2,
+        head_dim=16,
+        spatial_layers="t",
+        temporal_layers=1,
+        decoder_spatial_layers="t",
+    )
+    stages = SimpleNamespace(
+        tokenizer_image=SimpleNamespace(model=shape),
+        tokenizer_joint=None,
+        tokenizer_kl=None,
+        pretokenize=SimpleNamespace(image_size=size, video_size=size, aspects=aspects, frames=frames, pixel_patch=None),
+    )
     model, grids = build_tokenizer(shape).eval(), {}
     for kind, t in (("image", 1), ("video", frames)):
         for bucket in range(len(aspects)):
@@ -167,7 +227,8 @@ def test_the_sizes_that_the_config_tells_are_those_of_the_tokenizer(size, frames
                 codes = model.encode(clip[:, :, 0] if t == 1 else clip).codes
             grids.setdefault(kind, []).append(codes[0].numel())
     assert {kind: fits.picture_tokens(stages, kind, ("latent_diffusion",)) for kind in grids} == {
-        kind: min(found) for kind, found in grids.items()}
+        kind: min(found) for kind, found in grids.items()
+    }
 
 
 def test_ingests_counts_tell_that_a_kind_is_missing_before_a_tokenizer_is_trained(tmp_path):

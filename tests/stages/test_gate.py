@@ -1,4 +1,5 @@
 """The gate: what a config may ask, and what passes it."""
+
 from __future__ import annotations
 
 import math
@@ -8,34 +9,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from models.unified.representations import OBJECTIVES
-from stages import measures
-from stages.evaluate import Config
-from stages.gate import Gate, judge
-from stages.measures import all_names, balanced, measured, named
+from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.stages.evaluate import measures
+from omniloom.stages.evaluate.gate import Gate, judge
+from omniloom.stages.evaluate.measures import all_names, balanced, measured, named
+from omniloom.stages.evaluate.stage import Config
 
 
 def gate(**bounds) -> Gate:
     return Gate.model_validate(bounds)
 
 
-@pytest.mark.parametrize("bounds, metrics, passed", [
-    ({"caption_accuracy": {"min": 0.5}}, {"caption_accuracy": 0.5}, True),
-    ({"caption_accuracy": {"min": 0.5}}, {"caption_accuracy": 0.49}, False),
-    ({"caption_accuracy": 0.5}, {"caption_accuracy": 0.6}, True),
-    ({"caption_accuracy": 1}, {"caption_accuracy": 0.6}, False),
-    ({"bits_per_byte": {"max": 3.0}, "frechet_pixels8": {"max": 2.0}},
-     {"bits_per_byte": 1.1, "frechet_pixels8": 0.6}, True),
-    ({"bits_per_byte": {"max": 3.0}, "frechet_pixels8": {"max": 2.0}},
-     {"bits_per_byte": 7.9, "frechet_pixels8": 55.0}, False),
-    ({"bits_per_byte": {"min": 1.0, "max": 3.0}}, {"bits_per_byte": 0.2}, False),
-    ({"bits_per_byte": {"min": 1.0, "max": 3.0}}, {"bits_per_byte": 2.0}, True),
-    ({"bits_per_byte": {"max": 3.0}}, {}, False),
-    ({"bits_per_byte": {"max": 3.0}}, {"bits_per_byte": None}, False),
-    *(({"bits_per_byte": bound}, {"bits_per_byte": bad}, False)
-      for bound in ({"max": 3.0}, {"min": 3.0}) for bad in (math.nan, math.inf, -math.inf)),
-    ({"classes": {"min": 10}}, {"classes": 10}, True),
-])
+@pytest.mark.parametrize(
+    "bounds, metrics, passed",
+    [
+        ({"caption_accuracy": {"min": 0.5}}, {"caption_accuracy": 0.5}, True),
+        ({"caption_accuracy": {"min": 0.5}}, {"caption_accuracy": 0.49}, False),
+        ({"caption_accuracy": 0.5}, {"caption_accuracy": 0.6}, True),
+        ({"caption_accuracy": 1}, {"caption_accuracy": 0.6}, False),
+        (
+            {"bits_per_byte": {"max": 3.0}, "frechet_pixels8": {"max": 2.0}},
+            {"bits_per_byte": 1.1, "frechet_pixels8": 0.6},
+            True,
+        ),
+        (
+            {"bits_per_byte": {"max": 3.0}, "frechet_pixels8": {"max": 2.0}},
+            {"bits_per_byte": 7.9, "frechet_pixels8": 55.0},
+            False,
+        ),
+        ({"bits_per_byte": {"min": 1.0, "max": 3.0}}, {"bits_per_byte": 0.2}, False),
+        ({"bits_per_byte": {"min": 1.0, "max": 3.0}}, {"bits_per_byte": 2.0}, True),
+        ({"bits_per_byte": {"max": 3.0}}, {}, False),
+        ({"bits_per_byte": {"max": 3.0}}, {"bits_per_byte": None}, False),
+        *(
+            ({"bits_per_byte": bound}, {"bits_per_byte": bad}, False)
+            for bound in ({"max": 3.0}, {"min": 3.0})
+            for bad in (math.nan, math.inf, -math.inf)
+        ),
+        ({"classes": {"min": 10}}, {"classes": 10}, True),
+    ],
+)
 def test_bounds(bounds, metrics, passed):
     verdict = judge(gate(**bounds), metrics, None)
     assert verdict.passed is passed and bool(verdict.failures) is not passed
@@ -57,33 +70,48 @@ def test_never_worse_than_the_champion_and_as_good_is_enough(name, better, own, 
     assert verdict.passed is (better(own, theirs) == own)
 
 
-@pytest.mark.parametrize("metrics, champion, passed, reason", [
-    ({"bits_per_byte": 2.0}, None, True, ""),  # the first one
-    ({}, None, False, "was not measured"), ({"bits_per_byte": math.nan}, None, False, "is nan"),
-    ({"bits_per_byte": 2.0}, {}, False, "champion's, which was not measured"),
-    ({"bits_per_byte": 2.0}, {"bits_per_byte": math.nan}, False, "champion's, which is nan"),
-    ({"bits_per_byte": 2.0}, "the registry does not answer", False, "the registry does not answer"),
-    ({"bits_per_byte": 2.0}, {"bits_per_byte": 1.5}, False, "2 is worse than the champion's 1.5")])
+@pytest.mark.parametrize(
+    "metrics, champion, passed, reason",
+    [
+        ({"bits_per_byte": 2.0}, None, True, ""),  # the first one
+        ({}, None, False, "was not measured"),
+        ({"bits_per_byte": math.nan}, None, False, "is nan"),
+        ({"bits_per_byte": 2.0}, {}, False, "champion's, which was not measured"),
+        ({"bits_per_byte": 2.0}, {"bits_per_byte": math.nan}, False, "champion's, which is nan"),
+        ({"bits_per_byte": 2.0}, "the registry does not answer", False, "the registry does not answer"),
+        ({"bits_per_byte": 2.0}, {"bits_per_byte": 1.5}, False, "2 is worse than the champion's 1.5"),
+    ],
+)
 def test_what_cannot_be_held_against_the_champion_fails(metrics, champion, passed, reason):
     verdict = judge(gate(better_than_champion=["bits_per_byte"]), metrics, champion)
     assert verdict.passed is passed and reason in str(verdict)
 
 
-@pytest.mark.parametrize("asked, message", [
-    ({"image_class_agreemnt": {"min": 0.9}}, "image_class_agreemnt: unknown metric; did you mean 'image_class_agreem"),
-    ({"image_class_agreemnt": 0.9}, "unknown metric; did you mean 'image_class_agreement'"),
-    ({"xyz": {"min": 1}}, "xyz: unknown metric; expected one of "),
-    ({"bits_per_byte": 3.0}, "bits_per_byte is better when lower.*{max: ...}"),
-    ({"frechet_pixels16": 3.0}, "better when lower"), ({"retrieval_mean_rank_next_code": 3}, "better when lower"),
-    ({"classes": 3}, "classes is better neither way"),
-    ({"caption_accuracy": {}}, "expected {min: ...}, {max: ...} or both"),
-    ({"caption_accuracy": {"min": 0.9, "max": 0.5}}, "min 0.9 is above max 0.5"),
-    ({"caption_accuracy": {"min": math.nan}}, "finite"), ({"caption_accuracy": {"least": 1}}, "Extra inputs"),
-    ({"caption_accuracy": True}, "expected a number"), ({"caption_accuracy": "0.9"}, "expected a number"),
-    ({"caption_accuracy": math.inf}, "finite"),
-    ({"better_than_champion": "caption_acuracy"}, "did you mean 'caption_accuracy'"),
-    ({"better_than_champion": ["classes"]}, "classes is no measure"),
-    ({"recon_psnr_image_next_code": {"min": 20}}, "unknown metric; did you mean 'recon_psnr_image'")])
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (
+            {"image_class_agreemnt": {"min": 0.9}},
+            "image_class_agreemnt: unknown metric; did you mean 'image_class_agreem",
+        ),
+        ({"image_class_agreemnt": 0.9}, "unknown metric; did you mean 'image_class_agreement'"),
+        ({"xyz": {"min": 1}}, "xyz: unknown metric; expected one of "),
+        ({"bits_per_byte": 3.0}, "bits_per_byte is better when lower.*{max: ...}"),
+        ({"frechet_pixels16": 3.0}, "better when lower"),
+        ({"retrieval_mean_rank_next_code": 3}, "better when lower"),
+        ({"classes": 3}, "classes is better neither way"),
+        ({"caption_accuracy": {}}, "expected {min: ...}, {max: ...} or both"),
+        ({"caption_accuracy": {"min": 0.9, "max": 0.5}}, "min 0.9 is above max 0.5"),
+        ({"caption_accuracy": {"min": math.nan}}, "finite"),
+        ({"caption_accuracy": {"least": 1}}, "Extra inputs"),
+        ({"caption_accuracy": True}, "expected a number"),
+        ({"caption_accuracy": "0.9"}, "expected a number"),
+        ({"caption_accuracy": math.inf}, "finite"),
+        ({"better_than_champion": "caption_acuracy"}, "did you mean 'caption_accuracy'"),
+        ({"better_than_champion": ["classes"]}, "classes is no measure"),
+        ({"recon_psnr_image_next_code": {"min": 20}}, "unknown metric; did you mean 'recon_psnr_image'"),
+    ],
+)
 def test_what_is_no_gate(asked, message):
     with pytest.raises(ValidationError, match=message):
         Config.model_validate({"gate": asked})
@@ -127,8 +155,15 @@ def test_which_figures_are_of_each_objective():
     """What is drawn, described and retrieved; splits, tokenizers and real pictures know no objective."""
     plain = [name for name in all_names() if not any(name.endswith(f"_{objective}") for objective in OBJECTIVES)]
     assert {name for name in plain if named(f"{name}_masked_code")} == {
-        "image_class_agreement", "image_coverage", "frechet_pixels8", "caption_accuracy", "caption_exact",
-        "retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean_rank"}
+        "image_class_agreement",
+        "image_coverage",
+        "frechet_pixels8",
+        "caption_accuracy",
+        "caption_exact",
+        "retrieval_recall_at_1",
+        "retrieval_recall_at_10",
+        "retrieval_mean_rank",
+    }
     assert {name for name in plain if named(name).of_text} == {"bits_per_byte"}
 
 

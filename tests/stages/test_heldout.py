@@ -1,4 +1,5 @@
 """Held out means unseen: copies of one picture, clip or text, and all of one group, lie in one split."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from infra import storage
-from stages import ingest, records, splits, twins
-from stages.identity import SKETCH, picture_look, text_sketch
-from stages.media import encode_mp4, probe_image, probe_video
+from omniloom.infra import storage
+from omniloom.stages.data import records
+from omniloom.stages.data.media.decode import encode_mp4, probe_image, probe_video
+from omniloom.stages.data.media.identity import SKETCH, picture_look, text_sketch
+from omniloom.stages.ingest import splits, twins
+from omniloom.stages.ingest import stage as ingest
 
 EVEN = {"train": 0.4, "validation": 0.3, "test": 0.3}
 RNG = np.random.default_rng(5)
@@ -54,8 +57,9 @@ def lines(rows) -> str:
 
 def ingested(root: str, *sources: dict, **fields) -> SimpleNamespace:
     config = ingest.Config.model_validate({"sources": sources, "splits": EVEN, **fields})
-    context = SimpleNamespace(config=config, output=f"{root}/output", state=f"{root}/state",
-                              progress=lambda *a, **k: None)
+    context = SimpleNamespace(
+        config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None
+    )
     metrics = ingest.run(context)
     return SimpleNamespace(metrics=metrics, rows=list(records.iterate(context.output)), context=context)
 
@@ -77,15 +81,24 @@ def test_a_picture_is_its_pixels_in_whichever_lossless_file(memory):
     noted = PngImagePlugin.PngInfo()
     noted.add_text("Author", "somebody")
     grey = np.repeat(pixels[..., :1], 3, -1)
-    copies = {"a.png": saved(pixels, compress_level=0), "b.png": saved(pixels, compress_level=9, pnginfo=noted),
-              "c.bmp": saved(pixels, "BMP"), "d.webp": saved(pixels, "WEBP", lossless=True),
-              "e.tif": saved(pixels, "TIFF", compression="tiff_lzw")}
+    copies = {
+        "a.png": saved(pixels, compress_level=0),
+        "b.png": saved(pixels, compress_level=9, pnginfo=noted),
+        "c.bmp": saved(pixels, "BMP"),
+        "d.webp": saved(pixels, "WEBP", lossless=True),
+        "e.tif": saved(pixels, "TIFF", compression="tiff_lzw"),
+    }
     jpeg = saved(pixels, "JPEG")
-    others = {"f.jpg": jpeg, "g.jpg": jpeg[:2] + b"\xff\xfe\x00\x06note" + jpeg[2:],  # a comment
-              "h.png": saved(grey), "i.png": Image.fromarray(grey[..., 0]) and _grey(grey[..., 0]),
-              "j.png": saved(pixels.reshape(pixels.shape[1], pixels.shape[0], 3))}
+    others = {
+        "f.jpg": jpeg,
+        "g.jpg": jpeg[:2] + b"\xff\xfe\x00\x06note" + jpeg[2:],  # a comment
+        "h.png": saved(grey),
+        "i.png": Image.fromarray(grey[..., 0]) and _grey(grey[..., 0]),
+        "j.png": saved(pixels.reshape(pixels.shape[1], pixels.shape[0], 3)),
+    }
     assert {probe_image(data).identity for data in copies.values()} == {
-        hashlib.sha256(b"picture 96x128 " + pixels.tobytes()).hexdigest()}
+        hashlib.sha256(b"picture 96x128 " + pixels.tobytes()).hexdigest()
+    }
     found = ingested(memory, {"kind": "image_folder", "uri": put(f"{memory}/in", {**copies, **others})})
     assert [row["path"] for row in found.rows] == ["a.png", "f.jpg", "h.png", "j.png"]
     assert (found.metrics["records"], found.metrics["duplicates"]) == (4, 6)
@@ -125,8 +138,15 @@ def test_a_clip_is_its_frames_in_whichever_container_and_codec():
     frames = np.stack([photo(50, 68) for _ in range(6)])  # rows that decoders pad
     data = encode_mp4(frames, 8)
     known = probe_video(data).identity
-    assert {probe_video(copy).identity for copy in (
-        encode_mp4(frames, 8, {"note": 1}), remuxed(data, "matroska"), remuxed(data, "mov"), lossless(data))} == {known}
+    assert {
+        probe_video(copy).identity
+        for copy in (
+            encode_mp4(frames, 8, {"note": 1}),
+            remuxed(data, "matroska"),
+            remuxed(data, "mov"),
+            lossless(data),
+        )
+    } == {known}
     touched = frames.copy()
     touched[3, 20:30, 20:30] ^= 255
     assert known != probe_video(encode_mp4(touched, 8)).identity != probe_video(encode_mp4(frames[:5], 8)).identity
@@ -135,9 +155,13 @@ def test_a_clip_is_its_frames_in_whichever_container_and_codec():
 def test_a_picture_of_a_document_is_the_same_content_as_in_a_folder(memory):
     pictures = [photo(40, 40) for _ in range(30)]
     folder = put(f"{memory}/in", {f"{i:02d}.bmp": saved(p, "BMP") for i, p in enumerate(pictures)})
-    docs = put(f"{memory}/docs", {
-        **{f"{i:02d}.md": f"number {i} ![]({i}.png)" for i in range(30)},
-        **{f"{i}.png": saved(p) for i, p in enumerate(pictures)}})
+    docs = put(
+        f"{memory}/docs",
+        {
+            **{f"{i:02d}.md": f"number {i} ![]({i}.png)" for i in range(30)},
+            **{f"{i}.png": saved(p) for i, p in enumerate(pictures)},
+        },
+    )
     found = ingested(memory, {"kind": "image_folder", "uri": folder}, {"kind": "interleaved", "uri": docs})
     by_picture = split_of(found.rows, lambda row: row["path"][:2])
     assert set(by_picture.values()) == set(records.SPLITS)
@@ -156,16 +180,24 @@ def test_a_decoration_binds_no_documents(memory):
 def copies(pixels: np.ndarray) -> dict[str, bytes]:
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
-    return {"jpg": saved(pixels, "JPEG", quality=60), "webp": saved(pixels, "WEBP", quality=50),
-            "gif": saved(pixels, "GIF"), "png": saved(np.asarray(image.resize((width // 2, height // 2)))),
-            "bmp": saved(np.asarray(image.resize((2 * width, 2 * height))), "BMP"),
-            "jp2": saved(pixels[2:-1, 1:-3], "JPEG2000")}
+    return {
+        "jpg": saved(pixels, "JPEG", quality=60),
+        "webp": saved(pixels, "WEBP", quality=50),
+        "gif": saved(pixels, "GIF"),
+        "png": saved(np.asarray(image.resize((width // 2, height // 2)))),
+        "bmp": saved(np.asarray(image.resize((2 * width, 2 * height))), "BMP"),
+        "jp2": saved(pixels[2:-1, 1:-3], "JPEG2000"),
+    }
 
 
 def test_copies_of_a_picture_lie_in_one_split_and_others_where_they_belong(memory):
     files = {f"{i:02d}.{suffix}": data for i in range(40) for suffix, data in copies(photo()).items()}
-    found = ingested(memory, {"kind": "image_folder", "uri": put(f"{memory}/in", files)}, shard_items=50,
-                     splits={"train": 0.9, "validation": 0.05, "test": 0.05})
+    found = ingested(
+        memory,
+        {"kind": "image_folder", "uri": put(f"{memory}/in", files)},
+        shard_items=50,
+        splits={"train": 0.9, "validation": 0.05, "test": 0.05},
+    )
     assert set(split_of(found.rows, lambda row: row["path"][:2]).values()) == set(records.SPLITS)
     assert (found.metrics["split_clusters"], found.metrics["largest_cluster"]) == (40, 6)
     assert found.metrics["near_twins"] == found.metrics["records"] == 240
@@ -177,8 +209,15 @@ def test_copies_of_a_picture_lie_in_one_split_and_others_where_they_belong(memor
 def test_twins_are_found_among_many():
     """Two hundred pairs among 3,000 pictures, against every pair compared."""
     pictures = [photo(32, 32) for _ in range(2800)]
-    looks = np.stack([np.frombuffer(picture_look(p), np.uint8) for p in [
-        *pictures, *(np.asarray(Image.open(io.BytesIO(saved(p, "JPEG", quality=70)))) for p in pictures[:200])]])
+    looks = np.stack(
+        [
+            np.frombuffer(picture_look(p), np.uint8)
+            for p in [
+                *pictures,
+                *(np.asarray(Image.open(io.BytesIO(saved(p, "JPEG", quality=70)))) for p in pictures[:200]),
+            ]
+        ]
+    )
     found = set(map(tuple, twins.near_pictures(looks).tolist()))
     assert {(i, 2800 + i) for i in range(200)} <= found and len(found) < 220
 
@@ -224,7 +263,7 @@ def test_the_sketch_estimates_what_two_texts_share():
     for kept in (0.95, 0.8, 0.5, 0.2):
         a = words(2000).split()
         b = [word if RNG.random() < kept else RNG.choice(WORDS) for word in a]
-        runs = [{"".join(x)[i:i + 9] for i in range(len("".join(x)) - 8)} for x in (a, b)]
+        runs = [{"".join(x)[i : i + 9] for i in range(len("".join(x)) - 8)} for x in (a, b)]
         exact = len(runs[0] & runs[1]) / len(runs[0] | runs[1])
         one, two = (np.frombuffer(text_sketch(" ".join(x)), np.uint32) for x in (a, b))
         assert (one == two).mean() == pytest.approx(exact, abs=0.2)  # three deviations of 64 values
@@ -264,8 +303,12 @@ def test_four_books_give_something_to_every_split(memory):
     sizes = {"shakespeare.txt": 110, "dictionary.txt": 40, "alice.txt": 17, "nous.txt": 15}
     for attempt in range(6):  # other names, other keys
         files = {f"{attempt}-{name}": "\n\n".join(words(60) for _ in range(n)) for name, n in sizes.items()}
-        found = ingested(f"{memory}/{attempt}", {"kind": "text", "uri": put(f"{memory}/in{attempt}", files)},
-                         chunk_chars=300, splits={"train": 0.88, "validation": 0.04, "test": 0.08})
+        found = ingested(
+            f"{memory}/{attempt}",
+            {"kind": "text", "uri": put(f"{memory}/in{attempt}", files)},
+            chunk_chars=300,
+            splits={"train": 0.88, "validation": 0.04, "test": 0.08},
+        )
         by_file = split_of(found.rows, lambda row: row["path"])
         assert sorted(by_file.values()) == ["test", "train", "train", "validation"]
         assert by_file[f"{attempt}-shakespeare.txt"] == "train"
@@ -275,10 +318,23 @@ def test_four_books_give_something_to_every_split(memory):
 
 def keys_of(rows: list[tuple[str, str | None, str]], uri: str) -> None:
     """(content, group, kind) of each record."""
-    splits.write_keys(uri, [{
-        "id": hashlib.sha256(content.encode()).hexdigest(), "kind": kind, "source": "s", "path": content, "part": 0,
-        "group": group and splits.group_key("named", group), "pictures": [], "looks": [], "sketch": None}
-        for content, group, kind in rows])
+    splits.write_keys(
+        uri,
+        [
+            {
+                "id": hashlib.sha256(content.encode()).hexdigest(),
+                "kind": kind,
+                "source": "s",
+                "path": content,
+                "part": 0,
+                "group": group and splits.group_key("named", group),
+                "pictures": [],
+                "looks": [],
+                "sketch": None,
+            }
+            for content, group, kind in rows
+        ],
+    )
 
 
 def assigned(rows, root: str) -> dict[str, str]:
@@ -286,9 +342,13 @@ def assigned(rows, root: str) -> dict[str, str]:
     rows = list(dict.fromkeys(rows))
     keys_of(rows, f"{root}/keys")
     changed, _ = splits.assign({"a": f"{root}/keys"}, {}, EVEN)
-    own = {content: splits.own_split({"id": hashlib.sha256(content.encode()).hexdigest(),
-                                      "group": group and splits.group_key("named", group)}, EVEN)
-           for content, group, kind in rows}
+    own = {
+        content: splits.own_split(
+            {"id": hashlib.sha256(content.encode()).hexdigest(), "group": group and splits.group_key("named", group)},
+            EVEN,
+        )
+        for content, group, kind in rows
+    }
     return own | {path: split for (_, path, _), split in changed.get("a", {}).items()}
 
 
@@ -296,6 +356,7 @@ def assigned(rows, root: str) -> dict[str, str]:
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 1000))
 def test_growing_the_corpus_takes_nothing_out_of_test(before, after, seed):
     """Of records on their own and groups of two; no source is too poor for its splits."""
+
     def record(n: int) -> tuple[str, str | None, str]:
         return f"{seed}-{n}", f"g{n // 2}" if n % 4 < 2 else None, "image"
 

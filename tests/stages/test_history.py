@@ -1,14 +1,11 @@
 """The curves of a training stage: one row a logged step, however often the stage was interrupted."""
+
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import corpora
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from stages import history  # noqa: E402
-from stages.history import History  # noqa: E402
+from omniloom.stages.reporting import history
+from omniloom.stages.reporting.history import History
 
 
 def test_a_resumed_curve_has_no_doubled_step(tmp_path):
@@ -24,8 +21,12 @@ def test_a_resumed_curve_has_no_doubled_step(tmp_path):
     assert tracker.metrics == [(6, {"loss": 0.2})]
     second.save(str(tmp_path / "report" / "history.jsonl"))
     rows = history.load(str(tmp_path / "report" / "history.jsonl"))
-    assert rows == [{"step": 2, "units": 20.0, "loss": 0.5}, {"step": 4, "units": 40.0, "loss": 0.25},
-                    {"step": 4, "validation_loss": 0.5}, {"step": 6, "units": 60.0, "loss": 0.2}]
+    assert rows == [
+        {"step": 2, "units": 20.0, "loss": 0.5},
+        {"step": 4, "units": 40.0, "loss": 0.25},
+        {"step": 4, "validation_loss": 0.5},
+        {"step": 6, "units": 60.0, "loss": 0.2},
+    ]
     assert history.series(rows) == {"loss": [(2, 0.5), (4, 0.25), (6, 0.2)], "validation_loss": [(4, 0.5)]}
 
 

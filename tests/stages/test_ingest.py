@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from infra import storage
-from infra.errors import InputError
-from stages import ingest, records
-from stages.media import encode_mp4, encode_png
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.stages.data import records
+from omniloom.stages.data.media.decode import encode_mp4, encode_png
+from omniloom.stages.ingest import stage as ingest
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 RNG = np.random.default_rng(1)
@@ -35,9 +36,7 @@ def clip(mark=None) -> bytes:
 
 def put(folder, files: dict[str, bytes | str]) -> str:
     for path, content in files.items():
-        storage.write_bytes(
-            storage.join(str(folder), path), content.encode() if isinstance(content, str) else content
-        )
+        storage.write_bytes(storage.join(str(folder), path), content.encode() if isinstance(content, str) else content)
     return str(folder)
 
 
@@ -133,9 +132,19 @@ def test_images_with_a_manifest(memory):
 def test_a_manifest_is_read_by_names_and_not_by_its_order(memory):
     """Rows in an order of their own, and a file in the middle that has none."""
     names = ["b.png", "a.png", "e.png", "c.png", "d.png"]
-    uri = put(f"{memory}/in", {name: picture() for name in names} | {
-        "m.jsonl": lines(*({"file": name, "caption": f"of {name}", "label": name[0]}
-                           for name in reversed(names) if name != "c.png"))})
+    uri = put(
+        f"{memory}/in",
+        {name: picture() for name in names}
+        | {
+            "m.jsonl": lines(
+                *(
+                    {"file": name, "caption": f"of {name}", "label": name[0]}
+                    for name in reversed(names)
+                    if name != "c.png"
+                )
+            )
+        },
+    )
     out = Result(config({"kind": "image_folder", "uri": uri, "captions": {"manifest": "m.jsonl"}}), memory)
     told = {row["path"]: (row["caption"], row["label"]) for row in out.rows}
     assert told == {name: (f"of {name}", name[0]) if name != "c.png" else (None, None) for name in names}
@@ -184,9 +193,7 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_and_stops_nothing(memory)
 
 
 def test_videos(memory):
-    uri = put(
-        f"{memory}/in", {"a.mp4": clip(), "b.gif": clip(), "pic.mp4": picture(), "cut.mp4": clip()[:-200]}
-    )
+    uri = put(f"{memory}/in", {"a.mp4": clip(), "b.gif": clip(), "pic.mp4": picture(), "cut.mp4": clip()[:-200]})
     out = Result(config({"kind": "video_folder", "uri": uri, "captions": {"from": "file"}}), memory)
     row = out.by_path("a.mp4")
     assert (row["kind"], row["frames"], row["fps"], row["format"], row["caption"]) == (
@@ -215,8 +222,12 @@ def test_links_out_of_the_root_are_refused_and_links_within_are_read(tmp_path):
     context = f"memory://links-{time.monotonic_ns()}"
     out = Result(cfg, context)
     assert [row["path"] for row in out.rows] == ["a.png", "sub/b.png"]
-    assert out.codes == {"out.png": "outside_root", "folder": "outside_root", "beside.png": "outside_root",
-                         "dead.png": "missing_file"}
+    assert out.codes == {
+        "out.png": "outside_root",
+        "folder": "outside_root",
+        "beside.png": "outside_root",
+        "dead.png": "missing_file",
+    }
     assert [row["path"] for row in out.duplicates] == ["within.png"]
     facts = {fact["path"]: fact for fact in ingest.listing(cfg)}
     assert facts["out.png"]["size"] == 0 and facts["out.png"]["identity"] == "link"
@@ -405,9 +416,7 @@ def test_documents_from_a_manifest(memory):
             ),
         },
     )
-    out = Result(
-        config({"kind": "interleaved", "uri": uri, "manifest": "m.jsonl"}, max_synthetic_fraction=1), memory
-    )
+    out = Result(config({"kind": "interleaved", "uri": uri, "manifest": "m.jsonl"}, max_synthetic_fraction=1), memory)
     (row,) = out.rows
     assert [s["text"] for s in row["segments"]] == ["hi", "A"] and row["synthetic"]
     assert out.codes == {"y.md": "bad_segments", "m.jsonl:3": "bad_manifest_row", "w.md": "outside_root"}
@@ -471,9 +480,7 @@ def test_a_killed_run_goes_on_after_its_last_shard_and_gives_the_same_bytes(memo
     monkeypatch.setattr(records, "drop_rows", real_drop)
     resumed = Result(cfg, f"{memory}/cut")
     assert done == [0, 1, 2, 3, 4] and resumed.metrics == whole.metrics
-    for a, b in zip(
-        records.shards(whole.context.output), records.shards(resumed.context.output), strict=True
-    ):
+    for a, b in zip(records.shards(whole.context.output), records.shards(resumed.context.output), strict=True):
         assert storage.read_bytes(a) == storage.read_bytes(b)
 
 

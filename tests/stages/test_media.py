@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.media import (
+from omniloom.stages.data.media.decode import (
     Limits,
     MediaError,
     decode_image,
@@ -196,13 +196,8 @@ def test_reason_codes_of_what_is_no_image():
     assert code_of(lambda: decode_image(b"")) == "empty"
     assert code_of(lambda: decode_image(b"this is no image\n" * 20)) == "not_an_image"
     assert code_of(lambda: decode_image(encode_mp4(grey_levels(2), 8))) == "not_an_image"
-    assert (
-        code_of(lambda: decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")) == "not_an_image"
-    )
-    assert (
-        code_of(lambda: decode_image(saved(Image.fromarray(PICTURE), "PNG"), Limits(max_bytes=10)))
-        == "too_large"
-    )
+    assert code_of(lambda: decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")) == "not_an_image"
+    assert code_of(lambda: decode_image(saved(Image.fromarray(PICTURE), "PNG"), Limits(max_bytes=10))) == "too_large"
 
 
 def png_of(width: int, height: int, row_bytes: bytes) -> bytes:

@@ -1,4 +1,5 @@
 """Evaluation's measures against closed forms and plain second implementations."""
+
 from __future__ import annotations
 
 import math
@@ -9,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from stages.metrics import PixelClassifier, coverage, frechet, named_labels, rank, reconstruction, shrink
+from omniloom.stages.evaluate.metrics import (
+    PixelClassifier,
+    coverage,
+    frechet,
+    named_labels,
+    rank,
+    reconstruction,
+    shrink,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -84,15 +93,18 @@ def test_the_classifier_names_real_digits():
     assert np.mean([a == labels[i] for a, i in zip(classifier(features[test]), test, strict=True)]) > 0.95
 
 
-@pytest.mark.parametrize("text, labels, expected", [
-    ("a handwritten seven", ["six", "seven"], {"seven"}),
-    ("a handwritten sevenfold", ["six", "seven"], set()),
-    ("A red FIRE TRUCK.", ["truck", "fire_truck"], {"fire_truck"}),
-    ("a truck behind a fire truck", ["truck", "fire_truck"], {"truck", "fire_truck"}),
-    ("one or two", ["one", "two", "three"], {"one", "two"}),
-    ("c++ (old)", ["c", "d"], {"c"}),
-    ("anything", [], set()),
-])
+@pytest.mark.parametrize(
+    "text, labels, expected",
+    [
+        ("a handwritten seven", ["six", "seven"], {"seven"}),
+        ("a handwritten sevenfold", ["six", "seven"], set()),
+        ("A red FIRE TRUCK.", ["truck", "fire_truck"], {"fire_truck"}),
+        ("a truck behind a fire truck", ["truck", "fire_truck"], {"truck", "fire_truck"}),
+        ("one or two", ["one", "two", "three"], {"one", "two"}),
+        ("c++ (old)", ["c", "d"], {"c"}),
+        ("anything", [], set()),
+    ],
+)
 def test_labels_that_a_text_names(text, labels, expected):
     assert named_labels(text, labels) == expected
 
@@ -102,8 +114,9 @@ def features(count: int, size: int, seed: int, rank: int | None = None) -> np.nd
     return rng.normal(size=(count, rank or size)) @ rng.normal(size=(rank or size, size)) + rng.normal(size=size)
 
 
-@pytest.mark.parametrize("counts, size, rank", [
-    ((300, 200), 12, None), ((40, 60), 48, None), ((30, 30), 48, 5), ((2, 3), 4, None)])
+@pytest.mark.parametrize(
+    "counts, size, rank", [((300, 200), 12, None), ((40, 60), 48, None), ((30, 30), 48, 5), ((2, 3), 4, None)]
+)
 def test_frechet_is_torchmetrics_and_the_root_of_the_product(counts, size, rank):
     """Full and deficient covariances, more rows than features and fewer."""
     import torch
@@ -134,9 +147,9 @@ def test_frechet_is_torchmetrics_and_the_root_of_the_product(counts, size, rank)
 def test_frechet_of_a_moved_and_of_a_scaled_copy(count, size, seed):
     rows = features(count, size, seed)
     shift = np.random.default_rng(seed).normal(size=size)
-    scale = (rows ** 2).sum()
+    scale = (rows**2).sum()
     assert frechet(rows, rows) == pytest.approx(0, abs=1e-9 * scale)
-    assert frechet(rows, rows + shift) == pytest.approx((shift ** 2).sum(), abs=1e-9 * scale)
+    assert frechet(rows, rows + shift) == pytest.approx((shift**2).sum(), abs=1e-9 * scale)
     # About its own mean: S_b = 9 S_a, so tr(S_a) + 9 tr(S_a) - 6 tr(S_a).
     wide = 3 * (rows - rows.mean(0)) + rows.mean(0)
     assert frechet(rows, wide) == pytest.approx(4 * rows.var(0, ddof=1).sum(), abs=1e-9 * scale)

@@ -1,34 +1,41 @@
 """The study of objectives: one budget for all, `train`'s own worker, `evaluate`'s own figures."""
+
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from models.bundle import OmniLoom  # noqa: E402
-from models.unified.representations import OBJECTIVES  # noqa: E402
-from stages import history, objective_study, report, train_unified  # noqa: E402
-from stages.objective_study import Config, Measurement, budget, measure_worker, table  # noqa: E402
-from stages.packing import Planner  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
+from omniloom.infra import storage
+from omniloom.models.model import OmniLoom
+from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.stages.data.packing import Planner
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.reporting import history, report
+from omniloom.stages.studies import objectives as objective_study
+from omniloom.stages.studies.objectives import Config, Measurement, budget, measure_worker, table
+from omniloom.stages.train import stage as train_unified
 
 PATCH = 8
 
 TRAINING = {
     "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16, "pixel_bottleneck": 8},
-    "objectives": dict.fromkeys(OBJECTIVES, 1.0), "loss": {"objective_weights": {"next_code": 2.0}},
-    "packing": {"length": 96, "window_rows": 8, "mixture": {"video": 0.0}}, "batch_rows": 2, "steps": 4,
-    "optimizer": {"warmup_steps": 2}, "engine": {"ema_decay": 0.9},
-    "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2}, "validate_every": 4, "validation_rows": 2,
-    "samples": {"count": 2, "num_steps": 1}}
+    "objectives": dict.fromkeys(OBJECTIVES, 1.0),
+    "loss": {"objective_weights": {"next_code": 2.0}},
+    "packing": {"length": 96, "window_rows": 8, "mixture": {"video": 0.0}},
+    "batch_rows": 2,
+    "steps": 4,
+    "optimizer": {"warmup_steps": 2},
+    "engine": {"ema_decay": 0.9},
+    "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2},
+    "validate_every": 4,
+    "validation_rows": 2,
+    "samples": {"count": 2, "num_steps": 1},
+}
 EVALUATION = {"split": "validation", "drawings": 4, "captions": 4, "texts": 2, "num_steps": 1, "class_examples": 2}
 
 
@@ -41,11 +48,17 @@ def group(process_group):
 def inputs(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("study")
     visual, text, rng = corpora.tokenizer(folder / "joint"), corpora.text_tokenizer(), np.random.default_rng(0)
-    rows = {split: [corpora.token_rows(text, rng, images, 2, 6, 0, pixel_patch=PATCH)]
-            for split, images in (("train", 24), ("validation", 8))}
-    return {"ingest": corpora.ingest(folder / "ingest"), "tokenizer_joint": visual,
-            "pretokenize": corpora.pretokenize(folder / "tokens", rows, text, visual_digest=visual.digest,
-                                               pixel_patch=PATCH)}
+    rows = {
+        split: [corpora.token_rows(text, rng, images, 2, 6, 0, pixel_patch=PATCH)]
+        for split, images in (("train", 24), ("validation", 8))
+    }
+    return {
+        "ingest": corpora.ingest(folder / "ingest"),
+        "tokenizer_joint": visual,
+        "pretokenize": corpora.pretokenize(
+            folder / "tokens", rows, text, visual_digest=visual.digest, pixel_patch=PATCH
+        ),
+    }
 
 
 def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs):
@@ -62,28 +75,41 @@ def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs)
         # It stands the checks of a config that was written so.
         train_unified.Config.model_validate(training.model_dump(mode="json"))
         train_unified.check(training, inputs["pretokenize"], inputs["tokenizer_joint"])
-        plans[name] = [(p.index, p.view, p.start, p.stop, p.dropped)
-                       for row in Planner(tokens, training.packing, training.seed, training.objectives).window(0)
-                       for p in row]
+        plans[name] = [
+            (p.index, p.view, p.start, p.stop, p.dropped)
+            for row in Planner(tokens, training.packing, training.seed, training.objectives).window(0)
+            for p in row
+        ]
     assert plans["pixel_diffusion"] == plans["next_code"] == plans["masked_code"] == plans["latent_diffusion"]
 
 
 def test_a_weight_by_objective_needs_no_shares_beside_it():
-    config = Config.model_validate({"training": {"loss": {"objective_weights": {"next_code": 2.0}}},
-                                    "objectives": {"codes": "next_code"}})
+    config = Config.model_validate(
+        {"training": {"loss": {"objective_weights": {"next_code": 2.0}}}, "objectives": {"codes": "next_code"}}
+    )
     assert budget(config.training, "next_code").loss.objective_weights == {"next_code": 2.0}
     with pytest.raises(ValidationError, match="masked_code has no share"):
-        Config.model_validate({"training": {"loss": {"objective_weights": {"masked_code": 2.0}}},
-                               "objectives": {"codes": "next_code"}})
+        Config.model_validate(
+            {"training": {"loss": {"objective_weights": {"masked_code": 2.0}}}, "objectives": {"codes": "next_code"}}
+        )
 
 
 def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):
-    config = Config.model_validate({"training": TRAINING, "evaluation": EVALUATION,
-                                    "objectives": {"codes": "masked_code"}})
+    config = Config.model_validate(
+        {"training": TRAINING, "evaluation": EVALUATION, "objectives": {"codes": "masked_code"}}
+    )
     output, state = str(tmp_path / "codes"), str(tmp_path / "state")
-    train_unified.train_worker(train_unified.Job(
-        budget(config.training, "masked_code"), inputs["pretokenize"], inputs["tokenizer_joint"], output, state,
-        corpora.Silent(), corpora.Silent()))
+    train_unified.train_worker(
+        train_unified.Job(
+            budget(config.training, "masked_code"),
+            inputs["pretokenize"],
+            inputs["tokenizer_joint"],
+            output,
+            state,
+            corpora.Silent(),
+            corpora.Silent(),
+        )
+    )
     training = budget(config.training, "masked_code")
     measure_worker(Measurement(config.evaluation, training, inputs, output, state, corpora.Silent(), corpora.Silent()))
     found = storage.read_json(f"{state}/measured.json")
@@ -95,7 +121,8 @@ def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):
     assert len(rows) == 3 and min(rates) <= cost["tokens_per_second"] <= max(rates)
     assert rows[-1]["units"] / max(rates) <= cost["training_seconds"] <= rows[-1]["units"] / min(rates)
     assert {"drawn_images.png", "described_images.png", "samples.png", "samples.jsonl", "history.jsonl"} <= {
-        path.name for path in Path(output, "report").iterdir()}
+        path.name for path in Path(output, "report").iterdir()
+    }
     samples = [json.loads(line) for line in Path(output, "report", "samples.jsonl").read_text().splitlines()]
     assert {sample["objective"] for sample in samples if "objective" in sample} == {"masked_code"}
     row = {"name": "codes", "objective": "masked_code", **found, **cost}
@@ -105,22 +132,55 @@ def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):
 
 
 def test_the_table_has_what_was_measured():
-    study = {"steps": 7, "split": "test", "rows": [
-        {"name": "a", "objective": "next_code", "caption_accuracy": 0.5, "frechet_pixels8": 2.0,
-         "frechet_pixels8_train": 1.0, "parameters": 10, "tokens_per_second": 3.0, "training_seconds": 9.0},
-        {"name": "masked_code", "objective": "masked_code", "caption_exact": 0.25,
-         "parameters": 11, "tokens_per_second": 4.0, "training_seconds": 8.0}]}
+    study = {
+        "steps": 7,
+        "split": "test",
+        "rows": [
+            {
+                "name": "a",
+                "objective": "next_code",
+                "caption_accuracy": 0.5,
+                "frechet_pixels8": 2.0,
+                "frechet_pixels8_train": 1.0,
+                "parameters": 10,
+                "tokens_per_second": 3.0,
+                "training_seconds": 9.0,
+            },
+            {
+                "name": "masked_code",
+                "objective": "masked_code",
+                "caption_exact": 0.25,
+                "parameters": 11,
+                "tokens_per_second": 4.0,
+                "training_seconds": 8.0,
+            },
+        ],
+    }
     assert table(study) == {
         "caption": "Models after 7 steps each, on the test split",
-        "columns": ["objective", "caption accuracy", "exact captions", "frechet pixels8", "parameters",
-                    "tokens per second", "training seconds"],
-        "rows": [["a (next_code)", 0.5, None, 2.0, 10, 3.0, 9.0], ["masked_code", None, 0.25, None, 11, 4.0, 8.0]]}
+        "columns": [
+            "objective",
+            "caption accuracy",
+            "exact captions",
+            "frechet pixels8",
+            "parameters",
+            "tokens per second",
+            "training seconds",
+        ],
+        "rows": [["a (next_code)", 0.5, None, 2.0, 10, 3.0, 9.0], ["masked_code", None, 0.25, None, 11, 4.0, 8.0]],
+    }
     assert "frechet pixels8" in report.render({"title": "", "sections": [{"title": "", "tables": [table(study)]}]})
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"objectives": {}}, "at least 1 item"), ({"objectives": {"a b": "next_code"}}, "letters, digits and _, got 'a b'"),
-    ({"objectives": {"a": "nope"}}, "latent_diffusion"), ({"evaluation": {"gate": {}}}, "gate")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"objectives": {}}, "at least 1 item"),
+        ({"objectives": {"a b": "next_code"}}, "letters, digits and _, got 'a b'"),
+        ({"objectives": {"a": "nope"}}, "latent_diffusion"),
+        ({"evaluation": {"gate": {}}}, "gate"),
+    ],
+)
 def test_what_is_no_study(fields, message):
     with pytest.raises(ValidationError, match=message):
         Config.model_validate({"training": TRAINING, **fields})

@@ -2,26 +2,25 @@
 
 Class folders are the commonest layout of labelled pictures: in the records all of one class come before the next.
 """
+
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
+import corpora
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.artifacts import Artifact  # noqa: E402
-from stages import ingest, media, records  # noqa: E402
-from stages.evaluate import MeasureConfig  # noqa: E402
-from stages.evaluation import Evaluation  # noqa: E402
-from stages.measure_drawing import draw  # noqa: E402
-from stages.measure_writing import describe  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.stages.data import records
+from omniloom.stages.data.media import decode as media
+from omniloom.stages.evaluate.drawing import draw
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.stage import MeasureConfig
+from omniloom.stages.evaluate.writing import describe
+from omniloom.stages.ingest import stage as ingest
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
 HUES = np.random.default_rng(3).uniform(0.15, 1, (10, 3))
@@ -58,12 +57,17 @@ def ingested(tmp_path_factory) -> Artifact:
     for label in CLASSES:
         for number in range(56):
             storage.write_bytes(f"{root}/pictures/{label}/{number:02}.png", media.encode_png(picture(label, rng)))
-    source = {"kind": "image_folder", "uri": f"{root}/pictures",
-              "captions": {"from": "folder", "template": "a photo of a {name}"}}
-    config = ingest.Config.model_validate({"sources": [source], "splits": {"train": 0.5, "validation": 0.0,
-                                                                           "test": 0.5}})
-    ingest.run(SimpleNamespace(config=config, output=f"{root}/output", state=f"{root}/state",
-                               progress=lambda *a, **k: None))
+    source = {
+        "kind": "image_folder",
+        "uri": f"{root}/pictures",
+        "captions": {"from": "folder", "template": "a photo of a {name}"},
+    }
+    config = ingest.Config.model_validate(
+        {"sources": [source], "splits": {"train": 0.5, "validation": 0.0, "test": 0.5}}
+    )
+    ingest.run(
+        SimpleNamespace(config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None)
+    )
     storage.copy_tree(f"{root}/output", str(folder))
     storage.remove(root)
     return corpora.seal(folder, "ingest")
@@ -71,9 +75,11 @@ def ingested(tmp_path_factory) -> Artifact:
 
 def evaluation(artifact: Artifact, monkeypatch, **fields) -> Evaluation:
     """Of the double, which needs no folder; all else is as it is of a model."""
-    monkeypatch.setattr("stages.evaluation.OmniLoom.load", lambda *a: OneClass())
-    monkeypatch.setattr("stages.evaluation.TokenSet", lambda *a: SimpleNamespace(
-        facts={"image_size": SIDE, "video_size": SIDE, "frames": 1}))
+    monkeypatch.setattr("omniloom.stages.evaluate.evaluation.OmniLoom.load", lambda *a: OneClass())
+    monkeypatch.setattr(
+        "omniloom.stages.evaluate.evaluation.TokenSet",
+        lambda *a: SimpleNamespace(facts={"image_size": SIDE, "video_size": SIDE, "frames": 1}),
+    )
     return Evaluation(MeasureConfig(**fields), {"ingest": artifact, "pretokenize": None}, "cpu", "anywhere", {})
 
 
@@ -101,8 +107,18 @@ def test_a_second_source_of_ants_alone_flatters_nothing(ingested, monkeypatch, t
     rows = list(records.iterate(ingested.uri))
     for number in range(60):
         data = media.encode_png(picture("ant", np.random.default_rng((7, number))))
-        rows.append({**rows[0], "id": f"{number:064x}", "media": data, "source": "ants", "path": str(number),
-                     "label": "ant", "caption": "a photo of a ant", "split": "test"})
+        rows.append(
+            {
+                **rows[0],
+                "id": f"{number:064x}",
+                "media": data,
+                "source": "ants",
+                "path": str(number),
+                "label": "ant",
+                "caption": "a photo of a ant",
+                "split": "test",
+            }
+        )
     records.write_shard(str(tmp_path / records.shard_name(0)), rows)
     found = evaluation(corpora.seal(tmp_path, "ingest"), monkeypatch, drawings=40, captions=40)
     draw(found)

@@ -1,4 +1,5 @@
 """The order of examples: permuted epochs, a function of the seed and the position alone."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.order import BucketOrder, Stream, draw, hash_seed
+from omniloom.stages.data.order import BucketOrder, Stream, draw, hash_seed
 
 
 @settings(max_examples=100, deadline=None)
@@ -138,5 +139,12 @@ def test_a_run_goes_on_in_the_order_that_an_older_version_began():
     assert (hash_seed(3, 1, 4), hash_seed(0)) == (1798932345466327501, 7896617691693857887)
     order = BucketOrder([np.arange(5), np.arange(5, 12)], 3, 9)
     found = [(bucket, indices.tolist()) for bucket, indices in map(order.at, (0, 1, 2, 3, 4, 5, 9))]
-    assert found == [(0, [4, 3, 0]), (1, [9, 11, 8]), (0, [2, 1, 2]), (1, [7, 6, 10]), (1, [5, 5, 10]), (0, [1, 4, 0]),
-                     (1, [8, 10, 5])]
+    assert found == [
+        (0, [4, 3, 0]),
+        (1, [9, 11, 8]),
+        (0, [2, 1, 2]),
+        (1, [7, 6, 10]),
+        (1, [5, 5, 10]),
+        (0, [1, 4, 0]),
+        (1, [8, 10, 5]),
+    ]

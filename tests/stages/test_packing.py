@@ -1,28 +1,25 @@
 """Packing: rows hold what was planned, in an order that only the seed decides, and the cursor loses nothing."""
+
 from __future__ import annotations
 
 import itertools
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
+import corpora
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from models.unified.batch import collate, document_length  # noqa: E402
-from models.unified.config import UnifiedConfig  # noqa: E402
-from models.unified.layouts import without  # noqa: E402
-from stages.documents import Documents  # noqa: E402
-from stages.packing import PackingConfig, Placed, Planner, RowStream, pack  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
+from omniloom.models.unified.batch import collate, document_length
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.layouts import without
+from omniloom.stages.data.documents import Documents
+from omniloom.stages.data.packing import PackingConfig, Placed, Planner, RowStream, pack
+from omniloom.stages.data.tokens import TokenSet
 
 
 class Lengths:
@@ -39,13 +36,21 @@ class Lengths:
 
 
 sizes = st.integers(0, 40)
-pictures = st.tuples(st.sampled_from(["image", "video"]), st.tuples(
-    st.lists(st.integers(1, 40), max_size=3), st.integers(1, 30)).map(
-        lambda pair: [*(("text", n) for n in pair[0]), ("visual", pair[1])]))
+pictures = st.tuples(
+    st.sampled_from(["image", "video"]),
+    st.tuples(st.lists(st.integers(1, 40), max_size=3), st.integers(1, 30)).map(
+        lambda pair: [*(("text", n) for n in pair[0]), ("visual", pair[1])]
+    ),
+)
 texts = st.tuples(st.just("text"), st.integers(0, 200).map(lambda n: [("text", n)]))
-interleaved = st.tuples(st.just("document"), st.lists(
-    st.one_of(st.tuples(st.just("text"), sizes), st.tuples(st.just("visual"), st.integers(1, 30))), min_size=1,
-    max_size=6))
+interleaved = st.tuples(
+    st.just("document"),
+    st.lists(
+        st.one_of(st.tuples(st.just("text"), sizes), st.tuples(st.just("visual"), st.integers(1, 30))),
+        min_size=1,
+        max_size=6,
+    ),
+)
 corpus = st.lists(st.one_of(pictures, texts, interleaved), min_size=1, max_size=25)
 
 
@@ -54,8 +59,10 @@ def planner(documents, seed=0, **fields) -> Planner:
 
 
 def can_train(documents) -> bool:
-    return any(kind in ("text", "document") or lengths[-1][1] + min([n for _, n in lengths[:-1]], default=0) + 4 <= 64
-               for kind, lengths in documents)
+    return any(
+        kind in ("text", "document") or lengths[-1][1] + min([n for _, n in lengths[:-1]], default=0) + 4 <= 64
+        for kind, lengths in documents
+    )
 
 
 def pieces(rows) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -96,16 +103,25 @@ def test_units_and_quotas_are_those_counted_by_hand():
     window of four rows takes 256 tokens of units of their mean size."""
     picture, both = [("visual", 9)], [("text", 5), ("visual", 9)]
     for kind, documents, units, quota in (
-            ("text", [[("text", 20)], [("text", 126)]], [(0, 22), (0, 64), (64, 128)], 5),
-            ("image", [both, picture], [(0, 18), (0, 13)], 17),
-            ("image", [[("text", 5), ("text", 7), ("text", 60), *picture]], [(0, 19)], 13),  # the third does not fit
-            ("image", [[("text", 51), *picture], [("text", 52), *picture], [("visual", 60)], [("visual", 61)]],
-             [(0, 64), (0, 64)], 4),
-            ("video", [both], [(0, 18)], 14),
-            ("document", [[*both, *both, ("text", 3)], [*both, *both, *both, *both]], [(0, 37), (0, 64)], 5),
-            ("document", [[("visual", 60), ("text", 9)], [("visual", 61), ("text", 9)], [("visual", 58)]],
-             [(0, 64), (0, 62)], 4),
-            ("document", [[("text", 100), *picture]], [(0, 64)], 4)):  # its beginning
+        ("text", [[("text", 20)], [("text", 126)]], [(0, 22), (0, 64), (64, 128)], 5),
+        ("image", [both, picture], [(0, 18), (0, 13)], 17),
+        ("image", [[("text", 5), ("text", 7), ("text", 60), *picture]], [(0, 19)], 13),  # the third does not fit
+        (
+            "image",
+            [[("text", 51), *picture], [("text", 52), *picture], [("visual", 60)], [("visual", 61)]],
+            [(0, 64), (0, 64)],
+            4,
+        ),
+        ("video", [both], [(0, 18)], 14),
+        ("document", [[*both, *both, ("text", 3)], [*both, *both, *both, *both]], [(0, 37), (0, 64)], 5),
+        (
+            "document",
+            [[("visual", 60), ("text", 9)], [("visual", 61), ("text", 9)], [("visual", 58)]],
+            [(0, 64), (0, 62)],
+            4,
+        ),
+        ("document", [[("text", 100), *picture]], [(0, 64)], 4),
+    ):  # its beginning
         made = planner([(kind, document) for document in documents])
         assert [(start, stop) for _, start, stop in made.units[kind]] == units
         assert made.quota == {kind: quota}, units
@@ -114,22 +130,35 @@ def test_units_and_quotas_are_those_counted_by_hand():
         (placed, *_), *_ = planner([("document", [("text", first), ("text", 5)])]).window(0)
         assert (placed.start, placed.stop, placed.length, placed.target) == (0, stop, length, -1)
     # What has no share of its own keeps its part of the rest: 88 and 26 tokens of 114, of 0.5.
-    mixed = planner([("text", [("text", 20)])] * 4 + [("video", picture)] * 2 + [("image", both)],
-                    mixture={"image": 0.5}, window_rows=40)
-    assert mixed.quota == {"image": round(1280 / 18), "text": round(1280 * 88 / 114 / 22),
-                           "video": round(1280 * 26 / 114 / 13)}
+    mixed = planner(
+        [("text", [("text", 20)])] * 4 + [("video", picture)] * 2 + [("image", both)],
+        mixture={"image": 0.5},
+        window_rows=40,
+    )
+    assert mixed.quota == {
+        "image": round(1280 / 18),
+        "text": round(1280 * 88 / 114 / 22),
+        "video": round(1280 * 26 / 114 / 13),
+    }
     # Shares that add up to more leave nothing to the others, and are as they compare.
-    crowded = planner([("text", [("text", 20)]), ("video", picture), ("image", both)],
-                      mixture={"image": 3.0, "video": 1.0}, window_rows=40)
+    crowded = planner(
+        [("text", [("text", 20)]), ("video", picture), ("image", both)],
+        mixture={"image": 3.0, "video": 1.0},
+        window_rows=40,
+    )
     assert crowded.quota == {"image": round(1920 / 18), "video": round(640 / 13)}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_caption_of_a_picture_has_its_turn_before_any_comes_again(seed):
     # The third caption of the first picture is too long for a row; texts are there to shift windows against epochs.
-    documents = [("image", [("text", 3), ("text", 5), ("text", 60), ("text", 7), ("visual", 9)]),
-                 ("image", [("text", 4), ("text", 6), ("visual", 9)]), ("image", [("visual", 9)]),
-                 ("video", [("text", 11), ("text", 2), ("visual", 18)]), ("text", [("text", 100)])]
+    documents = [
+        ("image", [("text", 3), ("text", 5), ("text", 60), ("text", 7), ("visual", 9)]),
+        ("image", [("text", 4), ("text", 6), ("visual", 9)]),
+        ("image", [("visual", 9)]),
+        ("video", [("text", 11), ("text", 2), ("visual", 18)]),
+        ("text", [("text", 100)]),
+    ]
     made, taken = planner(documents, seed, condition_dropout=0.0), {}
     for window in range(40):
         for kind in ("image", "video"):
@@ -156,8 +185,9 @@ def test_a_picture_stands_with_the_caption_that_was_planned(tmp_path):
     (row,) = corpora.token_rows(text, np.random.default_rng(0), images=1, videos=0, texts=0, documents=0)
     row["segments"] = [*({"kind": "text", "loss": True, "ids": text.encode(c)} for c in captions), row["segments"][-1]]
     artifact = corpora.pretokenize(tmp_path / "tokens", {"train": [[row]]}, text)
-    config = UnifiedConfig(vocab_size=text.vocab_size, width=8, layers=1, heads=1, kv_heads=1, latent_dim=4,
-                           specials=text.specials)
+    config = UnifiedConfig(
+        vocab_size=text.vocab_size, width=8, layers=1, heads=1, kv_heads=1, latent_dim=4, specials=text.specials
+    )
     made = TokenSet(artifact, "train")
     documents, said = Documents(made, config), set()
     for window in range(8):
@@ -215,10 +245,12 @@ def test_texts_are_cut_to_save_rows_and_stay_whole(described):
     rows = pack(documents, 64)
     assert all(sum(p.length for p in row) <= 64 for row in rows)
     assert sorted(p.index for row in rows for p in row if p.view == "draw") == [
-        p.index for p in documents if p.view == "draw"]
+        p.index for p in documents if p.view == "draw"
+    ]
     found = pieces(rows)
     assert {index: max(stop for _, stop in cuts) for (index, _), cuts in found.items()} == {
-        p.index: p.length for p in documents if p.view == "text"}
+        p.index: p.length for p in documents if p.view == "text"
+    }
     assert all(whole(cuts) for cuts in found.values())
     unlike = [Placed(p.index, "draw", p.length) for p in documents]  # what is never cut
     assert len(rows) <= len(pack(unlike, 64))
@@ -237,7 +269,8 @@ def test_padding_of_pictures_and_texts_stays_under_two_percent(length, grid):
     used = sum(placed.length for row in rows for placed in row)
     assert 1 - used / (len(rows) * made.config.length) < 0.02
     assert sum(placed.length for row in rows for placed in row if placed.view == "text") / used == pytest.approx(
-        0.5, abs=0.03)
+        0.5, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("length", [256, 4096])
@@ -286,8 +319,12 @@ def test_sources_of_a_condition_are_dropped_apart_and_one_share_is_of_captions()
     second = [p for p in both if p.target == 3]
     assert {p.length for p in second} == {1 + 6 + 6 + 3 + 11, 1 + 6 + 11, 1 + 6 + 3 + 11, 1 + 11}
     shares = Counter(p.dropped for p in second)
-    for dropped, share in ((frozenset(), 0.42), (frozenset({"text"}), 0.18), (frozenset({"image"}), 0.28),
-                           (frozenset({"text", "image"}), 0.12)):
+    for dropped, share in (
+        (frozenset(), 0.42),
+        (frozenset({"text"}), 0.18),
+        (frozenset({"image"}), 0.28),
+        (frozenset({"text", "image"}), 0.12),
+    ):
         assert shares[dropped] / len(second) == pytest.approx(share, abs=0.05)
     assert not any(p.dropped for p in both if p.view == "document" and p.target < 0)
     captioned = [p for p in both if p.view == "draw"]
@@ -301,8 +338,12 @@ def test_wrong_shares_of_dropped_conditions_are_told(dropout):
 
 
 def test_without_objectives_texts_alone_are_planned_and_without_drawing_captioned_pictures():
-    documents = [("text", [("text", 20)]), ("image", [("text", 5), ("visual", 9)]), ("image", [("visual", 9)]),
-                 ("document", [("text", 5), ("visual", 9)])]
+    documents = [
+        ("text", [("text", 20)]),
+        ("image", [("text", 5), ("visual", 9)]),
+        ("image", [("visual", 9)]),
+        ("document", [("text", 5), ("visual", 9)]),
+    ]
     made = Planner(Lengths(documents), PackingConfig(length=64, window_rows=4), 0, {})
     assert {placed.index for row in made.window(0) for placed in row} == {0}
     described = planner(documents, mixture={"image": 1}, caption_first=0)
@@ -362,8 +403,11 @@ def test_a_cut_text_is_whole_again_when_its_pieces_are_joined(tmp_path):
     documents = Documents(tokens, SimpleNamespace(specials=specials))
     made = Planner(tokens, PackingConfig(length=16), 0)
     for index in range(5):
-        pieces = [documents.segments(Placed(i, "text", stop - start, start=start, stop=stop))[0].ids
-                  for i, start, stop in made.units["text"] if i == index]
+        pieces = [
+            documents.segments(Placed(i, "text", stop - start, start=start, stop=stop))[0].ids
+            for i, start, stop in made.units["text"]
+            if i == index
+        ]
         assert all(len(piece) == 16 for piece in pieces[:-1])
         assert np.concatenate(pieces).tolist() == [specials.bos, *rows[index]["segments"][0]["ids"], specials.eos]
 
@@ -388,28 +432,72 @@ def test_one_picture_of_a_document_is_the_target_and_the_earlier_ones_are_contex
 
 def test_a_run_goes_on_with_the_plan_that_an_older_version_began():
     """Written down: streams that were drawn otherwise would repeat and leave out documents after an update."""
-    documents = [("text", [("text", 70)]), ("image", [("text", 5), ("text", 3), ("visual", 9)]),
-                 ("image", [("visual", 9)]), ("document", [("text", 6), ("visual", 4), ("text", 3), ("visual", 9)]),
-                 ("video", [("text", 4), ("visual", 12)])]
-    made = Planner(Lengths(documents), PackingConfig(length=64, window_rows=3, noisy_context=0.3, condition_dropout={
-        "text": 0.2, "image": 0.5}), 11, {"latent_diffusion": 1, "masked_code": 1})
-    assert [[(p.index, p.view, p.length, "".join(sorted(p.dropped)), p.target, p.objective[:6], p.context_time,
-              p.caption) for p in row] for window in (0, 5) for row in made.window(window)] == [
-        [(2, "draw", 13, "text", -1, "latent", 0.0, 0), (1, "draw", 13, "text", -1, "masked", 0.0, 1),
-         (0, "text", 8, "", -1, "masked", 0.3, 0), (0, "text", 8, "", -1, "masked", 0.3, 0)],
-        [(3, "document", 28, "", -1, "latent", 0.0, 0), (4, "draw", 16, "text", -1, "masked", 0.3, 0),
-         (2, "draw", 13, "text", -1, "latent", 0.3, 0)],
+    documents = [
+        ("text", [("text", 70)]),
+        ("image", [("text", 5), ("text", 3), ("visual", 9)]),
+        ("image", [("visual", 9)]),
+        ("document", [("text", 6), ("visual", 4), ("text", 3), ("visual", 9)]),
+        ("video", [("text", 4), ("visual", 12)]),
+    ]
+    made = Planner(
+        Lengths(documents),
+        PackingConfig(length=64, window_rows=3, noisy_context=0.3, condition_dropout={"text": 0.2, "image": 0.5}),
+        11,
+        {"latent_diffusion": 1, "masked_code": 1},
+    )
+    assert [
+        [
+            (
+                p.index,
+                p.view,
+                p.length,
+                "".join(sorted(p.dropped)),
+                p.target,
+                p.objective[:6],
+                p.context_time,
+                p.caption,
+            )
+            for p in row
+        ]
+        for window in (0, 5)
+        for row in made.window(window)
+    ] == [
+        [
+            (2, "draw", 13, "text", -1, "latent", 0.0, 0),
+            (1, "draw", 13, "text", -1, "masked", 0.0, 1),
+            (0, "text", 8, "", -1, "masked", 0.3, 0),
+            (0, "text", 8, "", -1, "masked", 0.3, 0),
+        ],
+        [
+            (3, "document", 28, "", -1, "latent", 0.0, 0),
+            (4, "draw", 16, "text", -1, "masked", 0.3, 0),
+            (2, "draw", 13, "text", -1, "latent", 0.3, 0),
+        ],
         [(0, "text", 64, "", -1, "latent", 0.0, 0)],
         [(2, "draw", 13, "text", -1, "masked", 0.3, 0), (3, "document", 12, "imagetext", 3, "latent", 0.0, 0)],
-        [(4, "draw", 20, "", -1, "latent", 0.0, 0), (1, "describe", 18, "", -1, "masked", 0.3, 0),
-         (1, "draw", 16, "", -1, "latent", 0.3, 1), (0, "text", 8, "", -1, "masked", 0.0, 0)],
-        [(0, "text", 64, "", -1, "latent", 0.0, 0)], [(0, "text", 64, "", -1, "masked", 0.0, 0)]]
+        [
+            (4, "draw", 20, "", -1, "latent", 0.0, 0),
+            (1, "describe", 18, "", -1, "masked", 0.3, 0),
+            (1, "draw", 16, "", -1, "latent", 0.3, 1),
+            (0, "text", 8, "", -1, "masked", 0.0, 0),
+        ],
+        [(0, "text", 64, "", -1, "latent", 0.0, 0)],
+        [(0, "text", 64, "", -1, "masked", 0.0, 0)],
+    ]
 
 
-@pytest.mark.parametrize(("field", "taken", "refused"), [
-    ("length", (16,), (15, 0)), ("caption_first", (0, 1), (-0.01, 1.01)), ("noisy_context", (0, 1), (-0.01, 1.01)),
-    ("context_max_time", (0.01, 0.99), (0, 1)), ("window_rows", (1,), (0,)),
-    ("condition_dropout", (0, 1), (-0.01, 1.01)), ("mixture", ({"text": 0}, {"text": 7}), ({"text": -0.1},))])
+@pytest.mark.parametrize(
+    ("field", "taken", "refused"),
+    [
+        ("length", (16,), (15, 0)),
+        ("caption_first", (0, 1), (-0.01, 1.01)),
+        ("noisy_context", (0, 1), (-0.01, 1.01)),
+        ("context_max_time", (0.01, 0.99), (0, 1)),
+        ("window_rows", (1,), (0,)),
+        ("condition_dropout", (0, 1), (-0.01, 1.01)),
+        ("mixture", ({"text": 0}, {"text": 7}), ({"text": -0.1},)),
+    ],
+)
 def test_limits_of_the_fields(field, taken, refused):
     for value in taken:
         assert getattr(PackingConfig(**{field: value}), field) == value
@@ -430,15 +518,29 @@ def test_a_stream_is_the_windows_one_after_the_other():
 def test_what_is_left_out_is_counted_by_kind_and_reason():
     """Rows of 64; a picture of n positions takes n + 4 with nothing, and its caption's tokens more."""
     picture = ("visual", 50)
-    documents = [("image", [("text", 10), ("text", 11), ("text", 30), picture]), ("image", [("text", 12), picture]),
-                 ("image", [("visual", 61)]), ("video", [("text", 9), ("visual", 60)]), ("video", [picture]),
-                 ("document", [("text", 20), ("visual", 20), ("text", 9), picture, ("text", 3), picture]),
-                 ("document", [("visual", 61), ("text", 3)]), ("document", [("text", 5)]), ("text", [("text", 300)])]
+    documents = [
+        ("image", [("text", 10), ("text", 11), ("text", 30), picture]),
+        ("image", [("text", 12), picture]),
+        ("image", [("visual", 61)]),
+        ("video", [("text", 9), ("visual", 60)]),
+        ("video", [picture]),
+        ("document", [("text", 20), ("visual", 20), ("text", 9), picture, ("text", 3), picture]),
+        ("document", [("visual", 61), ("text", 3)]),
+        ("document", [("text", 5)]),
+        ("text", [("text", 300)]),
+    ]
     made = planner(documents)
-    assert made.left_out == {"image_captions_too_long": 2, "image_too_long": 2, "video_too_long": 1, "document_cut": 1,
-                             "document_pictures_cut": 2, "document_too_long": 1}
-    assert planner(documents, caption_first=0).left_out == made.left_out - Counter({"image_too_long": 1}) + Counter({
-        "image_no_caption": 1, "video_no_caption": 1})
+    assert made.left_out == {
+        "image_captions_too_long": 2,
+        "image_too_long": 2,
+        "video_too_long": 1,
+        "document_cut": 1,
+        "document_pictures_cut": 2,
+        "document_too_long": 1,
+    }
+    assert planner(documents, caption_first=0).left_out == made.left_out - Counter({"image_too_long": 1}) + Counter(
+        {"image_no_caption": 1, "video_no_caption": 1}
+    )
     assert planner(documents, mixture={"text": 0}).left_out == made.left_out + Counter({"text_no_share": 1})
     none = Planner(Lengths(documents), PackingConfig(length=64), 0, {})
     assert none.left_out == {"image_no_objective": 3, "video_no_objective": 2, "document_no_objective": 3}
@@ -461,6 +563,13 @@ def test_a_planned_document_is_a_value():
 def test_what_nothing_is_said_of():
     """Half of the captioned pictures are drawn, a tenth of those without their caption, and no context has noise."""
     usual = PackingConfig()
-    assert usual.model_dump() == {"length": 4096, "mixture": {}, "caption_first": 0.5, "caption_loss": True,
-                                  "condition_dropout": 0.1, "noisy_context": 0.0, "context_max_time": 0.3,
-                                  "window_rows": 256}
+    assert usual.model_dump() == {
+        "length": 4096,
+        "mixture": {},
+        "caption_first": 0.5,
+        "caption_loss": True,
+        "condition_dropout": 0.1,
+        "noisy_context": 0.0,
+        "context_max_time": 0.3,
+        "window_rows": 256,
+    }

@@ -1,4 +1,5 @@
 """Pictures: what is damaged, still, thin, deep or turned, against closed forms, Pillow and ImageMagick."""
+
 from __future__ import annotations
 
 import io
@@ -16,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages import containers
-from stages.media import (
+from omniloom.stages.data.media import containers
+from omniloom.stages.data.media.decode import (
     NO_LIMITS,
     Limits,
     MediaError,
@@ -53,8 +54,13 @@ def png16(samples: np.ndarray, colour: int, clear: tuple[int, ...]) -> bytes:
     """A PNG of 16-bit samples (H, W, channels) whose colour `clear` is transparent."""
     header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
-            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 # ---- damage ----
@@ -63,7 +69,7 @@ def png16(samples: np.ndarray, colour: int, clear: tuple[int, ...]) -> bytes:
 def coded_data(data: bytes) -> int:
     """Where the coded data of a JPEG's first scan begin (T.81, B.2.3)."""
     at = data.index(b"\xff\xda")
-    return at + 2 + int.from_bytes(data[at + 2:at + 4])
+    return at + 2 + int.from_bytes(data[at + 2 : at + 4])
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}, {"subsampling": 0}])
@@ -73,7 +79,7 @@ def test_a_jpeg_that_ends_early_behind_an_end_marker_is_refused(options, mode):
     assert probe_image(data).format == "jpeg"
     start = coded_data(data)
     for share in (0.1, 0.33, 0.9):
-        cut = data[:start + int((len(data) - start) * share)] + b"\xff\xd9"
+        cut = data[: start + int((len(data) - start) * share)] + b"\xff\xd9"
         assert refusal(lambda: probe_image(cut)).code in ("corrupt", "truncated")  # noqa: B023
     assert decode_image(cut).shape == RAMP.shape, "what can be shown is shown where it is asked for"
 
@@ -110,7 +116,7 @@ def test_what_stands_behind_or_pads_a_sound_jpeg_harms_nothing():
     version = bytearray(data)
     version[data.index(b"JFIF\0") + 5] = 0  # "unknown JFIF revision 0.01", which says nothing of the picture
     assert probe_image(bytes(version)).width == 128
-    cut = bytes(version[:(coded_data(data) + len(data)) // 2]) + b"\xff\xd9"
+    cut = bytes(version[: (coded_data(data) + len(data)) // 2]) + b"\xff\xd9"
     assert refusal(lambda: probe_image(cut)).code == "corrupt", "nor does it hide what comes after it"
 
 
@@ -118,7 +124,7 @@ def test_a_png_whose_checksum_does_not_hold_is_refused():
     stored = saved(RAMP, "PNG", compress_level=0)  # nothing but the checksum tells of a flipped pixel
     assert probe_image(stored).width == 128
     at = stored.index(b"IDAT") + 2000
-    assert refusal(lambda: probe_image(stored[:at] + bytes([stored[at] ^ 1]) + stored[at + 1:])).code == "corrupt"
+    assert refusal(lambda: probe_image(stored[:at] + bytes([stored[at] ^ 1]) + stored[at + 1 :])).code == "corrupt"
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"the found inputs are not at {CASES}")
@@ -141,9 +147,20 @@ def test_a_jpeg_costs_its_pixels_times_its_scans():
     assert refusal(lambda: probe_image(data, Limits(max_scan_pixels=cost - 1))).code == "too_costly"
 
 
-@pytest.mark.parametrize("width, height, code", [
-    (8, 8, None), (4, 80, None), (80, 4, None), (81, 4, "too_thin"), (4, 81, "too_thin"), (3, 32, "too_small"),
-    (1, 1, "too_small"), (4000, 1, "too_small"), (32, 32, None)])
+@pytest.mark.parametrize(
+    "width, height, code",
+    [
+        (8, 8, None),
+        (4, 80, None),
+        (80, 4, None),
+        (81, 4, "too_thin"),
+        (4, 81, "too_thin"),
+        (3, 32, "too_small"),
+        (1, 1, "too_small"),
+        (4000, 1, "too_small"),
+        (32, 32, None),
+    ],
+)
 def test_shapes_that_are_no_pictures_are_refused_by_ingest_alone(width, height, code):
     data = saved(np.zeros((height, width, 3), np.uint8), "PNG")
     assert decode_image(data).shape == (height, width, 3)
@@ -154,8 +171,14 @@ def test_shapes_that_are_no_pictures_are_refused_by_ingest_alone(width, height, 
         assert probe_image(data, NO_LIMITS).height == height
 
 
-@pytest.mark.parametrize("fields, name", [({"max_corrupt_fraction": 1.5}, "max_corrupt_fraction"),
-                                          ({"max_aspect": 0.5}, "max_aspect"), ({"min_side": 0}, "min_side")])
+@pytest.mark.parametrize(
+    "fields, name",
+    [
+        ({"max_corrupt_fraction": 1.5}, "max_corrupt_fraction"),
+        ({"max_aspect": 0.5}, "max_aspect"),
+        ({"min_side": 0}, "min_side"),
+    ],
+)
 def test_limits_that_make_no_sense_are_named(fields, name):
     with pytest.raises(ValueError, match=name):
         Limits(**fields)
@@ -172,7 +195,7 @@ def test_cutting_before_scaling_equals_scaling_the_whole_and_cutting(height, wid
     whole_h, whole_w = max(target_h, round(height * scale)), max(target_w, round(width * scale))
     whole = np.asarray(Image.fromarray(image).resize((whole_w, whole_h), Image.Resampling.BICUBIC)).astype(int)
     top, left = (whole_h - target_h) // 2, (whole_w - target_w) // 2
-    expected = whole[top:top + target_h, left:left + target_w]
+    expected = whole[top : top + target_h, left : left + target_w]
     # Pillow takes the axes in the order that costs less and rounds in between.
     assert np.abs(resize_center_crop(image, (target_h, target_w)) - expected).max() <= 2
 
@@ -205,10 +228,19 @@ def test_sixteen_bit_colour_is_clear_where_all_its_bits_are_the_clear_colours():
 
 
 @pytest.mark.parametrize("format_", ["HEIF", "AVIF"])
-@pytest.mark.parametrize("orientation, expected", [
-    (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]), (4, lambda a: a[::-1]),
-    (5, lambda a: a.transpose(1, 0, 2)), (6, lambda a: np.rot90(a, -1)),
-    (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)), (8, lambda a: np.rot90(a, 1))])
+@pytest.mark.parametrize(
+    "orientation, expected",
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)),
+        (8, lambda a: np.rot90(a, 1)),
+    ],
+)
 def test_turns_and_mirrors_of_heic_and_avif_are_applied_once(format_, orientation, expected):
     """The encoders write `irot` and `imir` and leave the EXIF tag in: by the standard it does not count."""
     picture = np.zeros((48, 80, 3), np.uint8)
@@ -240,7 +272,7 @@ def test_a_cut_heic_or_avif_is_truncated_and_its_alpha_lies_on_white(format_):
     data = saved(RAMP, format_)
     assert np.abs(decode_image(data) - RAMP.astype(int)).mean() < 4
     for share in (0.2, 0.6, 0.95):
-        assert refusal(lambda: probe_image(data[:int(len(data) * share)])).code == "truncated"  # noqa: B023
+        assert refusal(lambda: probe_image(data[: int(len(data) * share)])).code == "truncated"  # noqa: B023
     clear = np.zeros((16, 32, 4), np.uint8)
     clear[:, 16:, 3] = 255
     decoded = decode_image(saved(clear, format_, quality=100))
@@ -271,12 +303,18 @@ def test_an_avif_sequence_is_a_video_of_all_its_pictures_not_of_its_cover():
 def test_imagemagick_sees_the_same_pixels(tmp_path):
     rgb = np.full((8, 10, 3), 0x40FF)
     rgb[:4] = (0x40FF, 0x40FF, 0x40FE)
-    cases = {"trns16.png": png16(rgb, 2, (0x40FF, 0x40FF, 0x40FF)),
-             "grey16.png": png16(np.arange(80).reshape(8, 10, 1) * 800, 0, (800,)),
-             "two.tif": saved(RAMP, "TIFF"), "p.jpg": saved(RAMP, "JPEG", quality=95, progressive=True)}
+    cases = {
+        "trns16.png": png16(rgb, 2, (0x40FF, 0x40FF, 0x40FF)),
+        "grey16.png": png16(np.arange(80).reshape(8, 10, 1) * 800, 0, (800,)),
+        "two.tif": saved(RAMP, "TIFF"),
+        "p.jpg": saved(RAMP, "JPEG", quality=95, progressive=True),
+    }
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
-        out = subprocess.run(["convert", f"{tmp_path / name}[0]", "-background", "white", "-alpha", "remove", "-depth",
-                              "8", "rgb:-"], capture_output=True, check=True).stdout
+        out = subprocess.run(
+            ["convert", f"{tmp_path / name}[0]", "-background", "white", "-alpha", "remove", "-depth", "8", "rgb:-"],
+            capture_output=True,
+            check=True,
+        ).stdout
         decoded = decode_image(data)
         assert np.abs(np.frombuffer(out, np.uint8).reshape(decoded.shape) - decoded.astype(int)).max() <= 2, name

@@ -1,39 +1,39 @@
 """Pretokenize and what reads its tokens, on pictures of many shapes: each keeps its own grid all the way."""
+
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 import transformers
+from visual_batches import forward
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-from visual_batches import forward  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.errors import InputError, OmniLoomError  # noqa: E402
-from models.bundle import BundleConfig, OmniLoom  # noqa: E402
-from models.tokenizer.config import TiTokConfig, TokenizerConfig  # noqa: E402
-from models.unified.alignment import features_on_grid  # noqa: E402
-from models.unified.batch import collate  # noqa: E402
-from models.unified.config import UnifiedConfig  # noqa: E402
-from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
-from models.unified.model import UnifiedModel  # noqa: E402
-from models.unified.objective import UnifiedObjective  # noqa: E402
-from stages import metrics, pretokenize, records  # noqa: E402
-from stages.aspects import Aspects  # noqa: E402
-from stages.clips import decode  # noqa: E402
-from stages.evaluate import Config as EvaluateConfig  # noqa: E402
-from stages.evaluation import Evaluation  # noqa: E402
-from stages.measure_tokenizer import reconstruct  # noqa: E402
-from stages.media import encode_png  # noqa: E402
-from stages.packing import PackingConfig, Planner, RowStream  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
-from stages.train_tokenizer import load_tokenizer  # noqa: E402
-from stages.train_unified import Documents  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.models.model import BundleConfig, OmniLoom
+from omniloom.models.tokenizer.config import TiTokConfig, TokenizerConfig
+from omniloom.models.unified.batch import collate
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.alignment import features_on_grid
+from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.stages.data import records
+from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.data.clips import decode
+from omniloom.stages.data.media.decode import encode_png
+from omniloom.stages.data.packing import PackingConfig, Planner, RowStream
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate import metrics
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.stage import Config as EvaluateConfig
+from omniloom.stages.evaluate.tokenizer import reconstruct
+from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.tokenizer.stage import load_tokenizer
+from omniloom.stages.train.stage import Documents
 
 ASPECTS = Aspects(("1:1", "3:2", "2:3"), 8)
 GRIDS = {(3, 3), (2, 4), (4, 2)}  # (h, w) of 24x24, 16x32 and 32x16 pixels
@@ -50,8 +50,9 @@ def visual(tmp_path_factory):
 
 
 def config(**fields) -> pretokenize.Config:
-    return pretokenize.Config(**{"image_size": 24, "video_size": 24, "frames": 5, "aspects": ASPECTS.names,
-                                 "batch_size": 3, **fields})
+    return pretokenize.Config(
+        **{"image_size": 24, "video_size": 24, "frames": 5, "aspects": ASPECTS.names, "batch_size": 3, **fields}
+    )
 
 
 def tokenize(folder: Path, corpus, visual, settings: pretokenize.Config):
@@ -59,8 +60,9 @@ def tokenize(folder: Path, corpus, visual, settings: pretokenize.Config):
     text = corpora.text_tokenizer()
     (folder / "output").mkdir(parents=True)
     (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
-    actor = pretokenize.ShardTokenizer(settings, visual, str(folder / "text.json"), str(folder / "output"),
-                                       str(folder / "state"))
+    actor = pretokenize.ShardTokenizer(
+        settings, visual, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
+    )
     stats = []
     for index, uri in enumerate(records.shards(corpus.uri)):
         actor({"index": index, "uri": uri})
@@ -68,8 +70,11 @@ def tokenize(folder: Path, corpus, visual, settings: pretokenize.Config):
     facts = pretokenize._combine(stats)
     artifact = corpora.pretokenize(folder / "output", {}, text)
     known = storage.read_json(artifact.file("tokens.json"))
-    storage.write_json(artifact.file("tokens.json"), known | {
-        "aspects": list(settings.aspects), "latent_mean": facts["latent_mean"], "latent_std": facts["latent_std"]})
+    storage.write_json(
+        artifact.file("tokens.json"),
+        known
+        | {"aspects": list(settings.aspects), "latent_mean": facts["latent_mean"], "latent_std": facts["latent_std"]},
+    )
     return corpora.seal(folder / "output", "pretokenize")
 
 
@@ -95,8 +100,9 @@ def test_every_picture_has_the_grid_of_its_shape_and_the_codes_of_its_own_encodi
                 pixels = torch.from_numpy(decode(kind, item["media"], (height, width), 5)).permute(3, 0, 1, 2)
                 with torch.no_grad():
                     alone = model.encode(pixels[None].float() / 255 - 0.5)
-                np.testing.assert_allclose(token.latents, alone.latents[0].permute(1, 2, 3, 0).reshape(-1, 4),
-                                           atol=5e-5)  # sums over a batch in another order
+                np.testing.assert_allclose(
+                    token.latents, alone.latents[0].permute(1, 2, 3, 0).reshape(-1, 4), atol=5e-5
+                )  # sums over a batch in another order
                 assert (token.codes == alone.codes.flatten().numpy()).mean() > 0.9  # equal but for near ties
                 grids.add(token.grid)
     assert {(h, w) for _, h, w in grids} == GRIDS and {t for t, _, _ in grids} == {1, 2}
@@ -120,10 +126,12 @@ def test_what_is_held_out_teaches_neither_the_text_tokenizer_nor_the_scale_of_la
     for name in ("latent_mean", "latent_std"):
         assert facts[0][name] == facts[1][name] and len(facts[0][name]) == 4
     assert TokenSet(tokens, "validation").document(0)[-1].latents.tolist() != (
-        TokenSet(again, "validation").document(0)[-1].latents.tolist())
+        TokenSet(again, "validation").document(0)[-1].latents.tolist()
+    )
     # Against the train split's latents, written out.
-    latents = np.concatenate([token.latents for document in TokenSet(tokens, "train") for token in document
-                              if token.kind == "visual"]).astype(np.float64)
+    latents = np.concatenate(
+        [token.latents for document in TokenSet(tokens, "train") for token in document if token.kind == "visual"]
+    ).astype(np.float64)
     np.testing.assert_allclose(facts[0]["latent_mean"], latents.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(facts[0]["latent_std"], latents.std(0), rtol=1e-4)
 
@@ -131,14 +139,19 @@ def test_what_is_held_out_teaches_neither_the_text_tokenizer_nor_the_scale_of_la
 def test_without_ratios_every_picture_is_a_square(tmp_path, corpus, visual):
     squares = tokenize(tmp_path, corpus, visual, config(aspects=("1:1",)))
     assert {token.grid for document in TokenSet(squares, "train") for token in document if token.grid} == {
-        (1, 3, 3), (2, 3, 3)}
+        (1, 3, 3),
+        (2, 3, 3),
+    }
 
 
 def unified() -> UnifiedModel:
     torch.manual_seed(0)
     text = corpora.text_tokenizer()
-    return UnifiedModel(UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=32, layers=1, heads=2,
-                                      time_dim=16, specials=text.specials))
+    return UnifiedModel(
+        UnifiedConfig(
+            vocab_size=text.vocab_size, latent_dim=4, width=32, layers=1, heads=2, time_dim=16, specials=text.specials
+        )
+    )
 
 
 def test_documents_of_several_grids_in_one_row_are_predicted_as_alone(tokens):
@@ -158,8 +171,11 @@ def test_documents_of_several_grids_in_one_row_are_predicted_as_alone(tokens):
     def predict(batch):
         with torch.no_grad():
             out = forward(model, batch)[1]["latents"]
-            return out.new_zeros(batch.ids.numel(), 4).index_copy(0, batch.parts["latents"].index, out).view(
-                *batch.ids.shape, 4)
+            return (
+                out.new_zeros(batch.ids.numel(), 4)
+                .index_copy(0, batch.parts["latents"].index, out)
+                .view(*batch.ids.shape, 4)
+            )
 
     together = predict(packed)
     for b, row in enumerate(segments):
@@ -167,7 +183,7 @@ def test_documents_of_several_grids_in_one_row_are_predicted_as_alone(tokens):
         for document in row:
             length = sum(segment.length for segment in document)
             alone = predict(collate([[document]], length, model.config))[0]
-            torch.testing.assert_close(together[b, at:at + length], alone, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together[b, at : at + length], alone, atol=1e-4, rtol=1e-4)
             at += length
 
 
@@ -215,8 +231,10 @@ def test_features_are_those_of_the_encoder_on_the_latents_frames(tmp_path, corpu
 
 def test_an_encoder_of_another_patch_sees_the_nearest_size(tmp_path, corpus, visual):
     torch.manual_seed(0)
-    transformers.Dinov2Model(transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14)
+    transformers.Dinov2Model(
+        transformers.Dinov2Config(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
+        )
     ).save_pretrained(tmp_path / "dinov2")
     kept = TokenSet(tokenize(tmp_path / "kept", corpus, visual, config(features=str(tmp_path / "dinov2"))), "train")
     nearest = {(3, 3): (2, 2), (2, 4): (1, 2), (4, 2): (2, 1)}  # 24x24, 16x32 and 32x16 pixels in patches of 14
@@ -236,12 +254,22 @@ def test_no_encoder_at_the_uri_of_features(tmp_path, corpus, visual):
 def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visual, tokens):
     model = load_tokenizer(visual)
     facts = storage.read_json(tokens.file("tokens.json"))
-    bundle = BundleConfig(unified=unified().config, diffusion=DiffusionConfig(), tokenizer=model.config,
-                          latent_mean=tuple(facts["latent_mean"]), latent_std=tuple(facts["latent_std"]),
-                          image_size=(24, 24), num_frames=5)
+    bundle = BundleConfig(
+        unified=unified().config,
+        diffusion=DiffusionConfig(),
+        tokenizer=model.config,
+        latent_mean=tuple(facts["latent_mean"]),
+        latent_std=tuple(facts["latent_std"]),
+        image_size=(24, 24),
+        num_frames=5,
+    )
     OmniLoom(bundle, unified(), model, corpora.text_tokenizer()).save(tmp_path / "train" / "model")
-    inputs = {"ingest": corpus, "tokenizer_joint": visual, "pretokenize": tokens,
-              "train": corpora.seal(tmp_path / "train", "train")}
+    inputs = {
+        "ingest": corpus,
+        "tokenizer_joint": visual,
+        "pretokenize": tokens,
+        "train": corpora.seal(tmp_path / "train", "train"),
+    }
     evaluation = Evaluation(EvaluateConfig(split="validation"), inputs, "cpu")
     reconstruct(evaluation)
     rows = list(records.iterate(corpus.uri, kinds=["image"], split="validation"))
@@ -260,20 +288,30 @@ def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visu
     assert evaluation.images[0].shape == (1, 24, 24, 3)  # drawing and description stay at the square
 
 
-IMAGES, BOTH = {"records_image": 3, "records_video": 0, "records_document": 0}, {
-    "records_image": 3, "records_video": 3, "records_document": 0}
+IMAGES, BOTH = (
+    {"records_image": 3, "records_video": 0, "records_document": 0},
+    {"records_image": 3, "records_video": 3, "records_document": 0},
+)
 
 
-@pytest.mark.parametrize("fields, model, counts, words", [
-    ({"image_size": 20}, TokenizerConfig(), IMAGES, "image_size: 20 is no multiple of patch_size 8"),
-    ({"video_size": 20}, TokenizerConfig(), BOTH, "video_size: 20 is no multiple"),
-    ({"aspects": ("1:12",)}, TokenizerConfig(), IMAGES, "aspects: '1:12' at size 24 has a side of 6.9 pixels"),
-    ({"pixel_patch": 5}, TokenizerConfig(), IMAGES, "pixel_patch: 5 does not divide the 24x24 pixels of image_size 24"),
-    ({"frames": 6}, TokenizerConfig(), BOTH, "frames: expected 1 . a multiple of temporal_patch 4, got 6"),
-    ({}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "image_size: 24 at aspect 3:2 makes pictures of 16x32"),
-    ({"aspects": ("1:1",)}, TiTokConfig(image_size=24, patch_size=8), BOTH, "TiTok, which is for images alone"),
-    ({"aspects": ("1:1",), "features": "vit"}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "features: the"),
-])
+@pytest.mark.parametrize(
+    "fields, model, counts, words",
+    [
+        ({"image_size": 20}, TokenizerConfig(), IMAGES, "image_size: 20 is no multiple of patch_size 8"),
+        ({"video_size": 20}, TokenizerConfig(), BOTH, "video_size: 20 is no multiple"),
+        ({"aspects": ("1:12",)}, TokenizerConfig(), IMAGES, "aspects: '1:12' at size 24 has a side of 6.9 pixels"),
+        (
+            {"pixel_patch": 5},
+            TokenizerConfig(),
+            IMAGES,
+            "pixel_patch: 5 does not divide the 24x24 pixels of image_size 24",
+        ),
+        ({"frames": 6}, TokenizerConfig(), BOTH, "frames: expected 1 . a multiple of temporal_patch 4, got 6"),
+        ({}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "image_size: 24 at aspect 3:2 makes pictures of 16x32"),
+        ({"aspects": ("1:1",)}, TiTokConfig(image_size=24, patch_size=8), BOTH, "TiTok, which is for images alone"),
+        ({"aspects": ("1:1",), "features": "vit"}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "features: the"),
+    ],
+)
 def test_what_the_tokenizer_cannot_encode_is_refused_before_anything_runs(fields, model, counts, words):
     with pytest.raises(InputError, match=words) as caught:
         pretokenize._check_fit(config(**fields), model, counts)
@@ -289,8 +327,10 @@ def test_only_the_kinds_that_the_corpus_holds_must_fit():
 def test_every_caption_is_tokenized_and_teaches_the_text_tokenizer(tmp_path, visual, corpus):
     said = [["a red square", "rot und eckig"], [], ["one alone"]]
     pictures = [row for row in records.iterate(corpus.uri, kinds=["image"], split="train")][:3]
-    rows = [{**row, "caption": (captions or [None])[0], "captions": captions}
-            for row, captions in zip(pictures, said, strict=True)]
+    rows = [
+        {**row, "caption": (captions or [None])[0], "captions": captions}
+        for row, captions in zip(pictures, said, strict=True)
+    ]
     records.write_shard(str(tmp_path / "ingest" / records.shard_name(0)), rows)
     artifact = corpora.seal(tmp_path / "ingest", "ingest")
     assert list(pretokenize._texts(artifact)) == [caption for captions in said for caption in captions]
@@ -302,10 +342,11 @@ def test_every_caption_is_tokenized_and_teaches_the_text_tokenizer(tmp_path, vis
 
 def test_an_error_about_a_record_names_it(tmp_path, corpus, visual, monkeypatch):
     """What ingest took can still fail here: a file that only this stage opens in full, memory that is too small."""
+
     def broken(kind, media, *rest):
         raise ValueError("cut off after 12 bytes\nand a page of the decoder's words")
 
-    monkeypatch.setattr("stages.clips.decode", broken)
+    monkeypatch.setattr("omniloom.stages.data.clips.decode", broken)
     first = next(iter(records.iterate(corpus.uri)))
     with pytest.raises(OmniLoomError) as caught:
         tokenize(tmp_path, corpus, visual, config())

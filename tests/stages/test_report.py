@@ -1,4 +1,5 @@
 """The report: complete, self-contained, and safe with whatever text a model writes."""
+
 from __future__ import annotations
 
 import base64
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.report import _ticks, chart, filmstrip, format_number, grid, pairs, render
+from omniloom.stages.reporting.report import _ticks, chart, filmstrip, format_number, grid, pairs, render
 
 
 class Page(HTMLParser):
@@ -52,29 +53,73 @@ def report(**section) -> dict:
 
 
 def test_all_that_is_given_is_shown():
-    html = render({
-        "title": "demo of digits", "facts": {"seed": 7, "time": "4 min"}, "headline": {"caption_accuracy": 0.97},
-        "sections": [
-            {"title": "training", "text": "how it went", "curves": [
-                {"title": "loss", "series": {"text": [(0, 3.0), (10, 1.0)], "image": [(0, 2.0), (10, 0.5)]}}]},
-            {"title": "figures", "metrics": {"recon_psnr_image": 24.3123}, "tables": [
-                {"caption": "by kind", "columns": ["kind", "records"], "rows": [["image", 1797], ["video", 400]]}]},
-            {"title": "samples", "images": [{"png": grid([picture()]), "caption": "drawn"}], "samples": [
-                {"prompt": "once", "output": "upon a time"},
-                {"prompt": "what", "output": "a seven", "expected": "a one", "png": grid([picture()])}]}]})
+    html = render(
+        {
+            "title": "demo of digits",
+            "facts": {"seed": 7, "time": "4 min"},
+            "headline": {"caption_accuracy": 0.97},
+            "sections": [
+                {
+                    "title": "training",
+                    "text": "how it went",
+                    "curves": [
+                        {"title": "loss", "series": {"text": [(0, 3.0), (10, 1.0)], "image": [(0, 2.0), (10, 0.5)]}}
+                    ],
+                },
+                {
+                    "title": "figures",
+                    "metrics": {"recon_psnr_image": 24.3123},
+                    "tables": [
+                        {
+                            "caption": "by kind",
+                            "columns": ["kind", "records"],
+                            "rows": [["image", 1797], ["video", 400]],
+                        }
+                    ],
+                },
+                {
+                    "title": "samples",
+                    "images": [{"png": grid([picture()]), "caption": "drawn"}],
+                    "samples": [
+                        {"prompt": "once", "output": "upon a time"},
+                        {"prompt": "what", "output": "a seven", "expected": "a one", "png": grid([picture()])},
+                    ],
+                },
+            ],
+        }
+    )
     page = Page(html)
     text = " ".join(" ".join(page.text).split())
-    for expected in ("demo of digits", "seed 7", "4 min", "0.97", "caption_accuracy", "how it went", "loss", "text 1",
-                     "image 0.5", "recon_psnr_image 24.31", "by kind", "1,797", "drawn", "upon a time", "a one"):
+    for expected in (
+        "demo of digits",
+        "seed 7",
+        "4 min",
+        "0.97",
+        "caption_accuracy",
+        "how it went",
+        "loss",
+        "text 1",
+        "image 0.5",
+        "recon_psnr_image 24.31",
+        "by kind",
+        "1,797",
+        "drawn",
+        "upon a time",
+        "a one",
+    ):
         assert expected in text, (expected, text)
     assert html.count("<polyline") == 2 and len(page.images) == 2
-    assert all(Image.open(io.BytesIO(base64.b64decode(src.partition("base64,")[2]))).format == "PNG"
-               for src in page.images)
+    assert all(
+        Image.open(io.BytesIO(base64.b64decode(src.partition("base64,")[2]))).format == "PNG" for src in page.images
+    )
 
 
 def test_nothing_is_fetched():
-    html = render(report(images=[{"png": grid([picture()]), "caption": "x"}],
-                         curves=[{"title": "loss", "series": {"a": [(0, 1)]}}]))
+    html = render(
+        report(
+            images=[{"png": grid([picture()]), "caption": "x"}], curves=[{"title": "loss", "series": {"a": [(0, 1)]}}]
+        )
+    )
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in Page(html).links)
     assert not re.search(r"https?://|@import|url\(|<script|<link", html)
     assert "prefers-color-scheme: dark" in html
@@ -83,25 +128,38 @@ def test_nothing_is_fetched():
 @given(st.text(max_size=60))
 @settings(max_examples=40, deadline=None)
 def test_text_of_any_kind_stays_text(text):
-    html = render({"title": text, "facts": {text: text}, "sections": [{
-        "title": text, "text": text, "samples": [{"prompt": text, "output": "<script>alert(1)</script>" + text}],
-        "curves": [{"title": text, "series": {text: [(0, 1), (1, 2)]}, "x": text, "y": text}]}]})
+    html = render(
+        {
+            "title": text,
+            "facts": {text: text},
+            "sections": [
+                {
+                    "title": text,
+                    "text": text,
+                    "samples": [{"prompt": text, "output": "<script>alert(1)</script>" + text}],
+                    "curves": [{"title": text, "series": {text: [(0, 1), (1, 2)]}, "x": text, "y": text}],
+                }
+            ],
+        }
+    )
     page = Page(html)
     assert "script" not in page.open and "<script" not in html
     assert "<script>alert(1)</script>" in "".join(page.text)
 
 
-@pytest.mark.parametrize("wrong", [{"title": "x", "section": []}, {"sections": []}, report(image=[]),
-                                   {"title": "x", "sections": [{}]}])
+@pytest.mark.parametrize(
+    "wrong", [{"title": "x", "section": []}, {"sections": []}, report(image=[]), {"title": "x", "sections": [{}]}]
+)
 def test_an_unknown_or_missing_key_is_refused(wrong):
     with pytest.raises(ValueError, match="unknown|missing"):
         render(wrong)
 
 
 def polylines(svg: str) -> list[list[tuple[float, float]]]:
-    root = ElementTree.fromstring(svg[:svg.index("</svg>") + 6])
-    return [[tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
-            for line in root.iter("polyline")]
+    root = ElementTree.fromstring(svg[: svg.index("</svg>") + 6])
+    return [
+        [tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in root.iter("polyline")
+    ]
 
 
 def test_a_line_goes_where_the_values_are():
@@ -112,7 +170,7 @@ def test_a_line_goes_where_the_values_are():
 
 
 def test_a_logarithmic_axis_makes_a_power_law_straight():
-    (line,) = polylines(chart({"lr": [(step, 10.0 ** -step) for step in range(4)]}, log=True))
+    (line,) = polylines(chart({"lr": [(step, 10.0**-step) for step in range(4)]}, log=True))
     falls = [b[1] - a[1] for a, b in zip(line, line[1:], strict=False)]
     assert falls == pytest.approx([falls[0]] * 3, abs=0.2)
 
@@ -135,9 +193,21 @@ def test_ticks_cover_the_range_with_few_round_numbers(low, span):
         assert ticks[0] <= low + 1e-6 * span and ticks[-1] >= low + span - 1e-6 * span
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (3, "3"), (1234567, "1,234,567"), (0.93211, "0.9321"), (1.2e-7, "1.200e-07"), (24310.4, "24,310"), (0.0, "0"),
-    (True, "yes"), (None, "–"), (math.nan, "nan"), ("x", "x")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "3"),
+        (1234567, "1,234,567"),
+        (0.93211, "0.9321"),
+        (1.2e-7, "1.200e-07"),
+        (24310.4, "24,310"),
+        (0.0, "0"),
+        (True, "yes"),
+        (None, "–"),
+        (math.nan, "nan"),
+        ("x", "x"),
+    ],
+)
 def test_numbers(value, text):
     assert format_number(value) == text
 
@@ -158,7 +228,7 @@ def test_a_grid_holds_every_picture_unsmoothed():
 
 def test_pairs_and_filmstrips():
     sheet = np.asarray(Image.open(io.BytesIO(pairs([picture(10, 64)], [picture(200, 64)]))))[:, :, 0]
-    assert (np.argwhere(sheet == 10).max(0)[0] < np.argwhere(sheet == 200).min(0)[0])
+    assert np.argwhere(sheet == 10).max(0)[0] < np.argwhere(sheet == 200).min(0)[0]
     with pytest.raises(ValueError, match="2 for 1"):
         pairs([picture()], [picture()] * 2)
     video = np.stack([picture(value, 8) for value in range(9)])

@@ -1,4 +1,5 @@
 """Roots: nothing that a file system holds or answers stops an ingest, hangs it, or leaves it without a word."""
+
 from __future__ import annotations
 
 import errno
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from infra import storage
-from infra.errors import InputError
-from stages import ingest, readers, records, roots, sources
-from stages.media import encode_png
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.stages.data import records
+from omniloom.stages.data.media.decode import encode_png
+from omniloom.stages.ingest import readers, roots, sources
+from omniloom.stages.ingest import stage as ingest
 
 RNG = np.random.default_rng(5)
 
@@ -43,8 +46,9 @@ def take(*given, **fields):
     """Metrics, records by path and rejects as (path, code) -> message of an ingest; the listing is made before it."""
     config = ingest.Config.model_validate({"sources": list(given), **fields})
     root = f"memory://roots-{time.monotonic_ns()}"
-    context = SimpleNamespace(config=config, output=f"{root}/output", state=f"{root}/state",
-                              progress=lambda *a, **k: None)
+    context = SimpleNamespace(
+        config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None
+    )
     ingest.listing(config)
     metrics = ingest.run(context)
     rows = {(row["path"], row["part"]): row for row in records.iterate(context.output)}
@@ -107,8 +111,19 @@ def test_what_is_no_regular_file_is_never_opened(odd_files, follow):
 
 @pytest.mark.timeout(60)
 def test_rows_and_manifests_that_name_no_regular_file_are_rejects(odd_files):
-    names = [*ODD, "x" * 300 + ".png", "y/" * 3000 + "z.png", "長" * 120 + ".png", "\ud800.png", "a\0b.png", "ok.png/x",
-             "iVBOR" * 2000, ".", "in", ""]
+    names = [
+        *ODD,
+        "x" * 300 + ".png",
+        "y/" * 3000 + "z.png",
+        "長" * 120 + ".png",
+        "\ud800.png",
+        "a\0b.png",
+        "ok.png/x",
+        "iVBOR" * 2000,
+        ".",
+        "in",
+        "",
+    ]
     put(odd_files, {"a.jsonl": lines(*({"image": name, "caption": "c"} for name in [*names, "ok.png"]))})
     metrics, rows, rejects = take(rows_of(odd_files, follow_links=True))
     assert set(rows) == {("a.jsonl", len(names) + 1)} and metrics["rejects"] == len(names)
@@ -119,8 +134,15 @@ def test_rows_and_manifests_that_name_no_regular_file_are_rejects(odd_files):
     assert rows["ok.png", 0]["captions"] == ["c"]
 
     segments = [{"type": "text", "text": "t"}]
-    put(odd_files, {"d.jsonl": lines({"file": "good.md", "segments": segments}, *(
-        {"file": "p.md", "segments": [*segments, {"type": "image", "file": name}]} for name in names))})
+    put(
+        odd_files,
+        {
+            "d.jsonl": lines(
+                {"file": "good.md", "segments": segments},
+                *({"file": "p.md", "segments": [*segments, {"type": "image", "file": name}]} for name in names),
+            )
+        },
+    )
     metrics, rows, _ = take({"kind": "interleaved", "uri": str(odd_files), "manifest": "d.jsonl"})
     assert metrics["records"] == 1 and metrics["rejects"] == len(names)
 
@@ -151,11 +173,13 @@ def test_deep_folders_are_read_and_paths_beyond_the_systems_limit_are_rejects(tm
                 file.write(picture())
     os.close(here)
     put(tmp_path, {"a.txt": "text"})
-    for source, found in ((images(tmp_path), {"top.png", "1199.png"}),
-                          ({"kind": "text", "uri": str(tmp_path)}, {"a.txt"})):
+    for source, found in (
+        (images(tmp_path), {"top.png", "1199.png"}),
+        ({"kind": "text", "uri": str(tmp_path)}, {"a.txt"}),
+    ):
         config = ingest.Config.model_validate({"sources": [source]})
         items = {item["path"].rsplit("/", 1)[-1]: item for item in sources.items(config)}
-        (code, message), = (item["reject"] for item in items.values() if "reject" in item)
+        ((code, message),) = (item["reject"] for item in items.values() if "reject" in item)
         assert {name for name, item in items.items() if "reject" not in item} == found
         assert code == "bad_name" and "File name too long" in message
         if "1199.png" in items:
@@ -282,9 +306,17 @@ def flaky(monkeypatch):
     return "flaky://in"
 
 
-PASSING = [OSError(errno.EIO, "Input/output error"), ConnectionResetError("reset"), TimeoutError("timed out"),
-           ClientError(), ClientError(429, "TooManyRequests"), ClientError(200, "Throttling"), HttpError(503),
-           OSError(errno.ESTALE, "Stale file handle"), type("ServerDisconnectedError", (Exception,), {})("gone")]
+PASSING = [
+    OSError(errno.EIO, "Input/output error"),
+    ConnectionResetError("reset"),
+    TimeoutError("timed out"),
+    ClientError(),
+    ClientError(429, "TooManyRequests"),
+    ClientError(200, "Throttling"),
+    HttpError(503),
+    OSError(errno.ESTALE, "Stale file handle"),
+    type("ServerDisconnectedError", (Exception,), {})("gone"),
+]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
@@ -295,18 +327,34 @@ def test_an_error_that_passes_is_tried_again(flaky, error):
     assert {path for path, _ in rows} == {"sub/a.png", "b.png"} and rejects == {}
 
 
-@pytest.mark.parametrize("error, code, said", [
-    (OSError(errno.EIO, "Input/output error"), "unreadable", "tried 4 times"),
-    (ClientError(), "unreadable", "ClientError"), (HttpError(404), "unreadable", "HttpError"),
-    (PermissionError("denied"), "unreadable", "denied"), (FileNotFoundError("x"), "missing_file", "not there"),
-    (OSError(errno.ENXIO, "No such device"), "unreadable", "No such device"),
-    (MemoryError(), "unreadable", "MemoryError"), (ValueError("what?"), "unreadable", "what?"),
-    (RecursionError("too deep"), "unreadable", "RecursionError: too deep"),
-    (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), "bad_name", "x.png"), (KeyError("k"), "unreadable", "KeyError")])
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (OSError(errno.EIO, "Input/output error"), "unreadable", "tried 4 times"),
+        (ClientError(), "unreadable", "ClientError"),
+        (HttpError(404), "unreadable", "HttpError"),
+        (PermissionError("denied"), "unreadable", "denied"),
+        (FileNotFoundError("x"), "missing_file", "not there"),
+        (OSError(errno.ENXIO, "No such device"), "unreadable", "No such device"),
+        (MemoryError(), "unreadable", "MemoryError"),
+        (ValueError("what?"), "unreadable", "what?"),
+        (RecursionError("too deep"), "unreadable", "RecursionError: too deep"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), "bad_name", "x.png"),
+        (KeyError("k"), "unreadable", "KeyError"),
+    ],
+)
 def test_an_error_that_stays_costs_its_item_alone(flaky, error, code, said):
     rows = [{"image": name, "caption": name} for name in ("a.png", "x.png", "b.png")]
-    put(flaky, {"x.png": picture(), "a.png": picture(), "b.png": picture(), "sub/c.png": picture(),
-                "rows.jsonl": lines(*rows)})
+    put(
+        flaky,
+        {
+            "x.png": picture(),
+            "a.png": picture(),
+            "b.png": picture(),
+            "sub/c.png": picture(),
+            "rows.jsonl": lines(*rows),
+        },
+    )
     Flaky.plan |= {("read", "x.png"): [error, ...], ("list", "/sub"): [error, ...]}
     for source, path in ((images(flaky), "x.png"), (rows_of(flaky), "rows.jsonl")):
         metrics, found, rejects = take(source)
@@ -323,9 +371,11 @@ def test_a_jsonl_file_that_fails_is_a_reject_and_what_was_read_of_it_stays(flaky
     monkeypatch.setattr(roots, "_BLOCK", 64)
     many = lines(*({"text": f"text number {i}"} for i in range(40)))
     put(flaky, {"torn.jsonl": many, "ok.jsonl": lines({"text": "fine"}), "shut.jsonl": many, "gone.jsonl": many})
-    Flaky.plan |= {("open", "shut.jsonl"): [PermissionError("no"), ...],
-                   ("open", "gone.jsonl"): [FileNotFoundError("no"), ...],
-                   ("block", "torn.jsonl"): [OSError(errno.EIO, "EIO")] * 2}
+    Flaky.plan |= {
+        ("open", "shut.jsonl"): [PermissionError("no"), ...],
+        ("open", "gone.jsonl"): [FileNotFoundError("no"), ...],
+        ("block", "torn.jsonl"): [OSError(errno.EIO, "EIO")] * 2,
+    }
     source = {"kind": "jsonl", "uri": flaky, "text_field": "text"}
     metrics, rows, rejects = take(source)
     assert metrics["records"] == 41 and len([1 for path, _ in rows if path == "torn.jsonl"]) == 40
@@ -354,8 +404,16 @@ def test_whatever_a_decoder_raises_costs_its_item_alone(tmp_path, monkeypatch, e
         return real(data, limits)
 
     monkeypatch.setattr(readers.media, "probe_image", probe)
-    put(tmp_path, {"a.png": picture(), "x.png": bad, "rows.jsonl": lines({"image": "x.png"}, {"image": "a.png"}),
-                   "x.md": "![](x.png)", "y.md": "![](a.png)"})
+    put(
+        tmp_path,
+        {
+            "a.png": picture(),
+            "x.png": bad,
+            "rows.jsonl": lines({"image": "x.png"}, {"image": "a.png"}),
+            "x.md": "![](x.png)",
+            "y.md": "![](a.png)",
+        },
+    )
     for source in (images(tmp_path), rows_of(tmp_path), {"kind": "interleaved", "uri": str(tmp_path)}):
         metrics, _, rejects = take(source)
         ((key, message),) = rejects.items()
@@ -368,8 +426,14 @@ def test_whatever_a_decoder_raises_costs_its_item_alone(tmp_path, monkeypatch, e
 @pytest.fixture
 def snapshot(tmp_path):
     """A folder as the hub's client leaves it: files that are links to blobs elsewhere."""
-    put(tmp_path, {"blobs/1": picture(), "blobs/2": picture(), "blobs/m": lines(
-        {"file_name": "a.png", "text": "A"}, {"file_name": "sub/b.png", "text": "B"})})
+    put(
+        tmp_path,
+        {
+            "blobs/1": picture(),
+            "blobs/2": picture(),
+            "blobs/m": lines({"file_name": "a.png", "text": "A"}, {"file_name": "sub/b.png", "text": "B"}),
+        },
+    )
     revision = tmp_path / "snapshots" / "rev"
     (revision / "sub").mkdir(parents=True)
     (revision / "a.png").symlink_to("../../blobs/1")
@@ -387,10 +451,25 @@ def test_a_snapshot_of_links_is_read_where_that_is_asked_for(snapshot):
 
 
 def test_followed_folders_are_met_once_and_make_no_circle(tmp_path):
-    put(tmp_path, {"root/own.png": picture(), "root/.hidden/h.png": picture(), "out/x.png": picture(),
-                   "out/deep/y.png": picture(), "out/.secret/s.png": picture()})
-    for link, target in {"root/linked": "../out", "root/once_more": "../out/deep", "root/up": "..", "root/self": ".",
-                         "root/hid": ".hidden", "out/back": "../root", "out/round": "."}.items():
+    put(
+        tmp_path,
+        {
+            "root/own.png": picture(),
+            "root/.hidden/h.png": picture(),
+            "out/x.png": picture(),
+            "out/deep/y.png": picture(),
+            "out/.secret/s.png": picture(),
+        },
+    )
+    for link, target in {
+        "root/linked": "../out",
+        "root/once_more": "../out/deep",
+        "root/up": "..",
+        "root/self": ".",
+        "root/hid": ".hidden",
+        "out/back": "../root",
+        "out/round": ".",
+    }.items():
         (tmp_path / link).symlink_to(target)
     _, rows, rejects = take(images(tmp_path / "root"))
     assert {path for path, _ in rows} == {"own.png"}
@@ -411,10 +490,21 @@ def test_rows_of_a_jsonl_follow_links_only_where_that_is_asked_for(snapshot):
 
 
 def test_rows_reach_what_media_root_holds_and_nothing_else(tmp_path):
-    put(tmp_path, {"set/images/a.png": picture(), "set/images/b.png": picture(), "secret.png": picture(),
-                   "set/annotations/sub/rows.jsonl": lines(
-                       {"image": "../../images/a.png"}, {"image": "images/b.png"}, {"image": "../../../secret.png"},
-                       {"image": str(tmp_path / "secret.png")}, {"image": "/images/none.png"})})
+    put(
+        tmp_path,
+        {
+            "set/images/a.png": picture(),
+            "set/images/b.png": picture(),
+            "secret.png": picture(),
+            "set/annotations/sub/rows.jsonl": lines(
+                {"image": "../../images/a.png"},
+                {"image": "images/b.png"},
+                {"image": "../../../secret.png"},
+                {"image": str(tmp_path / "secret.png")},
+                {"image": "/images/none.png"},
+            ),
+        },
+    )
     source = rows_of(tmp_path / "set" / "annotations")
     with pytest.raises(InputError, match="media_root"):
         take(source)
@@ -430,8 +520,16 @@ def test_rows_reach_what_media_root_holds_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_one_file_names_what_lies_beside_it(tmp_path, where):
     root = str(tmp_path) if where == "local" else f"memory://one-{time.monotonic_ns()}"
-    put(root, {"set/a.png": picture(), "set/sub/b.png": picture(), "c.png": picture(), "set/d.md": "x ![](sub/b.png)",
-               "set/rows.jsonl": lines({"image": "a.png"}, {"image": "sub/b.png"}, {"image": "../c.png"})})
+    put(
+        root,
+        {
+            "set/a.png": picture(),
+            "set/sub/b.png": picture(),
+            "c.png": picture(),
+            "set/d.md": "x ![](sub/b.png)",
+            "set/rows.jsonl": lines({"image": "a.png"}, {"image": "sub/b.png"}, {"image": "../c.png"}),
+        },
+    )
     source = rows_of(f"{root}/set/rows.jsonl")
     _, rows, rejects = take(source)
     assert {part for _, part in rows} == {1, 2} and set(rejects) == {("rows.jsonl", "outside_root")}
@@ -446,9 +544,16 @@ def test_accents_are_the_same_however_they_are_composed(tmp_path, form, other):
     name = "vidéos d'été/プールで café.png"
     there, said = (unicodedata.normalize(f, name) for f in (form, other))
     half = unicodedata.normalize(form, name.split("/")[0]) + "/" + unicodedata.normalize(other, name.split("/")[1])
-    put(tmp_path, {there: picture(), "rows.jsonl": lines({"image": said, "caption": "x"}),
-                   "half.jsonl": lines({"image": half, "caption": "y"}),
-                   "m.jsonl": lines({"file": half, "caption": "m"}), "a.md": f"![x](<{said}>)"})
+    put(
+        tmp_path,
+        {
+            there: picture(),
+            "rows.jsonl": lines({"image": said, "caption": "x"}),
+            "half.jsonl": lines({"image": half, "caption": "y"}),
+            "m.jsonl": lines({"file": half, "caption": "m"}),
+            "a.md": f"![x](<{said}>)",
+        },
+    )
     _, rows, _ = take(rows_of(tmp_path, include=["rows.jsonl", "half.jsonl"]))
     (row,) = rows.values()
     assert row["captions"] == ["y", "x"]
@@ -461,12 +566,25 @@ def test_accents_are_the_same_however_they_are_composed(tmp_path, form, other):
 def test_a_name_is_taken_as_it_is_written_before_it_is_read_as_a_url(tmp_path):
     names = ["50%20off.png", "a b.png", "plus+.png", "back\\slash.png", "sub/c.png"]
     put(tmp_path, {name: picture() for name in names})
-    said = ["50%20off.png", "a%20b.png", "plus+.png", "back\\slash.png", "sub\\c.png", "/sub/c.png",
-            str(tmp_path / "sub" / "c.png"), f"file://{tmp_path}/sub/c.png"]
+    said = [
+        "50%20off.png",
+        "a%20b.png",
+        "plus+.png",
+        "back\\slash.png",
+        "sub\\c.png",
+        "/sub/c.png",
+        str(tmp_path / "sub" / "c.png"),
+        f"file://{tmp_path}/sub/c.png",
+    ]
     put(tmp_path, {"rows.jsonl": lines(*({"image": name, "caption": str(i)} for i, name in enumerate(said)))})
     _, rows, rejects = take(rows_of(tmp_path))
     assert rejects == {} and [row["captions"] for row in rows.values()] == [
-        ["0"], ["1"], ["2"], ["3"], ["4", "5", "6", "7"]]
+        ["0"],
+        ["1"],
+        ["2"],
+        ["3"],
+        ["4", "5", "6", "7"],
+    ]
 
 
 def test_home_is_expanded_and_a_missing_root_is_told_in_full(tmp_path, monkeypatch):
@@ -479,11 +597,16 @@ def test_home_is_expanded_and_a_missing_root_is_told_in_full(tmp_path, monkeypat
         take(images("nowhere"))
 
 
-@pytest.mark.parametrize("files, kind, said", [
-    ({"a.png": b"x", "b.jpg": b"x"}, "text", "2 look like image_folder, which `{kind: image_folder, uri: "),
-    ({"a.mp4": b"x"}, "image_folder", "1 look like video_folder, which `{kind: video_folder, uri: "),
-    ({"a.jsonl": b"x"}, "text", "text_field: text}` reads"), ({"a.tar": b"x"}, "image_folder", "1 .tar, which no kind"),
-    ({}, "text", "an empty folder, no file of kind text")])
+@pytest.mark.parametrize(
+    "files, kind, said",
+    [
+        ({"a.png": b"x", "b.jpg": b"x"}, "text", "2 look like image_folder, which `{kind: image_folder, uri: "),
+        ({"a.mp4": b"x"}, "image_folder", "1 look like video_folder, which `{kind: video_folder, uri: "),
+        ({"a.jsonl": b"x"}, "text", "text_field: text}` reads"),
+        ({"a.tar": b"x"}, "image_folder", "1 .tar, which no kind"),
+        ({}, "text", "an empty folder, no file of kind text"),
+    ],
+)
 def test_an_empty_source_says_what_its_files_look_like(tmp_path, files, kind, said):
     put(tmp_path, files)
     with pytest.raises(InputError) as caught:

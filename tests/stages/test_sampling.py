@@ -1,4 +1,5 @@
 """`omniloom sample` on a small untrained model: what each request makes, where it is written down, what is refused."""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from infra.artifacts import ArtifactStore
-from models.bundle import BundleConfig, OmniLoom
-from models.text import TextTokenizer
-from models.tokenizer.config import TokenizerConfig
-from models.tokenizer.omni import OmniTokenizer
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.unified.amed import AmedPredictor
-from models.unified.config import UnifiedConfig
-from models.unified.diffusion import sampling_times
-from models.unified.diffusion_config import DiffusionConfig
-from models.unified.model import UnifiedModel
-from pipelines import cli
-from stages.loops import without_loop
-from stages.media import decode_image, decode_video, encode_png, probe_image, probe_video
-from stages.requests import read_requests
+from omniloom.infra.artifacts import ArtifactStore
+from omniloom.models.model import BundleConfig, OmniLoom
+from omniloom.models.text import TextTokenizer
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.amed import AmedPredictor
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.diffusion.diffusion import sampling_times
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.pipelines import cli
+from omniloom.stages.data.media.decode import decode_image, decode_video, encode_png, probe_image, probe_video
+from omniloom.stages.inference.loops import without_loop
+from omniloom.stages.inference.requests import read_requests
 
 BOTH = ("latent_diffusion", "next_code")
 
@@ -37,10 +38,21 @@ def build(objectives: tuple[str, ...] = BOTH) -> OmniLoom:
     config = BundleConfig(
         unified=UnifiedConfig(vocab_size=text.vocab_size, **sizes, width=48, layers=2, heads=4),
         diffusion=DiffusionConfig(),
-        tokenizer=TokenizerConfig(width=32, heads=2, head_dim=16, spatial_layers="tw", temporal_layers=1,
-                                  decoder_spatial_layers="tw",
-                                  quantizer=QuantizerConfig(codebook_size=32, latent_dim=4)),
-        latent_mean=(0.0,) * 4, latent_std=(1.0,) * 4, image_size=(16, 16), num_frames=5, objectives=objectives)
+        tokenizer=TokenizerConfig(
+            width=32,
+            heads=2,
+            head_dim=16,
+            spatial_layers="tw",
+            temporal_layers=1,
+            decoder_spatial_layers="tw",
+            quantizer=QuantizerConfig(codebook_size=32, latent_dim=4),
+        ),
+        latent_mean=(0.0,) * 4,
+        latent_std=(1.0,) * 4,
+        image_size=(16, 16),
+        num_frames=5,
+        objectives=objectives,
+    )
     tokenizer = OmniTokenizer(config.tokenizer)
     tokenizer.train().encode(torch.rand(16, 3, 16, 16) - 0.5, update_codebook=True)
     model = UnifiedModel(config.unified)
@@ -100,26 +112,46 @@ def near(one: np.ndarray, two: np.ndarray) -> bool:
 
 
 def test_images_of_any_size_are_drawn_as_the_model_draws_them(omniloom, model, loom):
-    code, lines, err = omniloom("sample", model, "--prompt", "a handwritten two", "--count", 3, "--seed", 5,
-                                "--steps", 2, "--size", "24x40", "--sampler", "heun", "--guidance", 3)
+    code, lines, err = omniloom(
+        "sample",
+        model,
+        "--prompt",
+        "a handwritten two",
+        "--count",
+        3,
+        "--seed",
+        5,
+        "--steps",
+        2,
+        "--size",
+        "24x40",
+        "--sampler",
+        "heun",
+        "--guidance",
+        3,
+    )
     assert (code, err) == (0, "")
     assert lines == [f"samples/a-handwritten-two-{seed}.png" for seed in (5, 6, 7)]
-    expected = loom.text_to_image(["a handwritten two"] * 3, (24, 40), seeds=5, num_steps=2, sampler="heun",
-                                  guidance_scale=3.0)
+    expected = loom.text_to_image(
+        ["a handwritten two"] * 3, (24, 40), seeds=5, num_steps=2, sampler="heun", guidance_scale=3.0
+    )
     for line, image in zip(lines, expected, strict=True):
         data = Path(line).read_bytes()
         assert near(decode_image(data), image) and probe_image(data).mark
     assert not Path("samples/samples.jsonl").exists()
     codes = omniloom("sample", model, "--prompt", "two", "--objective", "next_code", "--temperature", 0, "--jsonl", "m")
     assert codes == (0, ["samples/two-0.png"], "")
-    assert near(decode_image(Path("samples/two-0.png").read_bytes()),
-                loom.text_to_image(["two"], objective="next_code", temperature=0.0)[0])
+    assert near(
+        decode_image(Path("samples/two-0.png").read_bytes()),
+        loom.text_to_image(["two"], objective="next_code", temperature=0.0)[0],
+    )
     assert records(Path("m")) == [{"prompt": "two", "seed": 0, "segments": [{"image": "samples/two-0.png"}]}]
 
 
 def test_videos(omniloom, model, loom):
-    code, lines, _ = omniloom("sample", model, "--prompt", "two", "--video", "--frames", 9, "--size", "16x24",
-                              "--steps", 1, "--out", "made")
+    code, lines, _ = omniloom(
+        "sample", model, "--prompt", "two", "--video", "--frames", 9, "--size", "16x24", "--steps", 1, "--out", "made"
+    )
     assert code == 0 and lines == ["made/two-0.mp4"]
     data = Path(lines[0]).read_bytes()
     assert decode_video(data).shape == (9, 16, 24, 3) and probe_video(data).mark
@@ -132,8 +164,16 @@ def test_text_from_text_and_from_pictures(omniloom, model, loom, tmp_path):
     assert code == 0 and lines == printed("a hand" + loom.text_to_text(["a hand"], **written)[0])
     files = [picture(tmp_path / f"{seed}.png", seed) for seed in (1, 2)]
     shown = [decode_image(file.read_bytes()) for file in files]
-    code, lines, _ = omniloom("sample", model, *(a for file in files for a in ("--image", file)), "--prompt", "what?",
-                              "--objective", "next_code", *how)
+    code, lines, _ = omniloom(
+        "sample",
+        model,
+        *(a for file in files for a in ("--image", file)),
+        "--prompt",
+        "what?",
+        "--objective",
+        "next_code",
+        *how,
+    )
     text = loom.text_to_text(["what?"], images=[shown], objective="next_code", **written)[0]
     assert code == 0 and lines == printed(text)
     assert text != loom.text_to_text(["what?"], images=[shown[:1]], objective="next_code", **written)[0]
@@ -141,8 +181,9 @@ def test_text_from_text_and_from_pictures(omniloom, model, loom, tmp_path):
 
 def test_an_image_is_drawn_after_pictures_and_words(omniloom, model, loom, tmp_path):
     file = picture(tmp_path / "a.png")
-    code, lines, _ = omniloom("sample", model, "--image", file, "--prompt", "darker", "--draw", "--steps", 2,
-                              "--image-guidance", 1.5)
+    code, lines, _ = omniloom(
+        "sample", model, "--image", file, "--prompt", "darker", "--draw", "--steps", 2, "--image-guidance", 1.5
+    )
     assert code == 0 and lines == ["samples/darker-0.png"]
     shown = [[decode_image(file.read_bytes())]]
     drawn = decode_image(Path(lines[0]).read_bytes())
@@ -153,18 +194,33 @@ def test_an_image_is_drawn_after_pictures_and_words(omniloom, model, loom, tmp_p
 
 
 def test_text_and_pictures_in_turn(omniloom, model, loom):
-    arguments = ("--interleave", "--prompt", "a hand", "--temperature", 3, "--max-new-tokens", 30, "--steps", 1,
-                 "--frames", 5, "--count", 2)
+    arguments = (
+        "--interleave",
+        "--prompt",
+        "a hand",
+        "--temperature",
+        3,
+        "--max-new-tokens",
+        30,
+        "--steps",
+        1,
+        "--frames",
+        5,
+        "--count",
+        2,
+    )
     code, lines, _ = omniloom("sample", model, *arguments)
     assert code == 0
-    expected = loom.interleaved(["a hand"] * 2, 30, 3.0, seeds=0, num_frames=5,
-                                sampling={"num_steps": 1, "temperature": 3.0})
+    expected = loom.interleaved(
+        ["a hand"] * 2, 30, 3.0, seeds=0, num_frames=5, sampling={"num_steps": 1, "temperature": 3.0}
+    )
     made = records(Path("samples/samples.jsonl"))
     assert [record["seed"] for record in made] == [0, 1]
     kinds = set()
     for record, segments in zip(made, expected, strict=True):
-        for (kind, value), segment in zip((pair for s in record["segments"] for pair in s.items()), segments,
-                                          strict=True):
+        for (kind, value), segment in zip(
+            (pair for s in record["segments"] for pair in s.items()), segments, strict=True
+        ):
             kinds.add(kind)
             if kind == "text":
                 assert value == segment
@@ -179,8 +235,13 @@ def test_a_file_of_requests_gives_what_each_gives_alone(omniloom, model, tmp_pat
     folder = tmp_path / "asked"
     folder.mkdir()
     picture(folder / "a.png")
-    lines = [{"prompt": "a handwritten two"}, {"prompt": "two"}, {"image": "a.png", "prompt": "what?"},
-             {"prompt": "a handwritten seven moving", "seed": 70}, {"image": ["a.png", "a.png"]}]
+    lines = [
+        {"prompt": "a handwritten two"},
+        {"prompt": "two"},
+        {"image": "a.png", "prompt": "what?"},
+        {"prompt": "a handwritten seven moving", "seed": 70},
+        {"image": ["a.png", "a.png"]},
+    ]
     (folder / "all.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
     how = ("--count", 2, "--steps", 2, "--max-new-tokens", 5, "--temperature", 1)
     code, out, err = omniloom("sample", model, "--prompts", folder / "all.jsonl", "--seed", 4, *how)
@@ -194,7 +255,7 @@ def test_a_file_of_requests_gives_what_each_gives_alone(omniloom, model, tmp_pat
         alone = ["--prompt", line["prompt"], "--seed", made[number]["seed"], *how[2:], "--out", "alone"]
         alone += ["--image", folder / line["image"]] if "image" in line else []
         code, one, _ = omniloom("sample", model, *alone)
-        (kind, value), = made[number]["segments"][0].items()
+        ((kind, value),) = made[number]["segments"][0].items()
         assert code == 0
         if kind == "text":
             assert one == printed(value)
@@ -202,12 +263,20 @@ def test_a_file_of_requests_gives_what_each_gives_alone(omniloom, model, tmp_pat
             assert near(*(decode_image(Path(path).read_bytes()) for path in (one[0], value)))
 
 
-@pytest.mark.parametrize(("line", "expected"), [
-    ("{", "line 2: is no JSON"), ("[1]", "line 2: expected an object"), ("{}", "line 2: is missing"),
-    ('{"promt": "x"}', "line 2: promt: unknown field"), ('{"prompt": 3}', "line 2: prompt: expected text"),
-    ('{"prompt": "x", "seed": "1"}', "line 2: seed: expected an integer"),
-    ('{"prompt": "x", "image": [3]}', "line 2: image: expected a file"),
-    ('{"prompt": "x", "image": "no.png"}', "line 2: "), ('{"image": "all.jsonl"}', "line 2: ")])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{", "line 2: is no JSON"),
+        ("[1]", "line 2: expected an object"),
+        ("{}", "line 2: is missing"),
+        ('{"promt": "x"}', "line 2: promt: unknown field"),
+        ('{"prompt": 3}', "line 2: prompt: expected text"),
+        ('{"prompt": "x", "seed": "1"}', "line 2: seed: expected an integer"),
+        ('{"prompt": "x", "image": [3]}', "line 2: image: expected a file"),
+        ('{"prompt": "x", "image": "no.png"}', "line 2: "),
+        ('{"image": "all.jsonl"}', "line 2: "),
+    ],
+)
 def test_bad_requests_are_named_by_file_and_line(omniloom, model, tmp_path, line, expected):
     path = tmp_path / "all.jsonl"
     path.write_text('{"prompt": "two"}\n' + line)
@@ -262,7 +331,8 @@ def test_a_predictor_serves_the_steps_and_the_diffusion_that_it_was_made_for(omn
     for arguments, message in (
         ((tmp_path / "right", "--steps", 4), "--predictor: made for 3 steps"),
         ((tmp_path / "other", "--steps", 3), "--predictor: made for diffusion.predict x, the model has v"),
-        ((tmp_path / "right", "--steps", 3, "--objective", "next_code"), "--sampler: next_code is no diffusion")):
+        ((tmp_path / "right", "--steps", 3, "--objective", "next_code"), "--sampler: next_code is no diffusion"),
+    ):
         code, _, err = omniloom(*asked, *arguments)
         assert code == 2 and message in err
 
@@ -274,8 +344,9 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
 
 def test_a_sampler_is_trained_for_a_model_and_draws(omniloom, model, tmp_path):
     path = tmp_path / "fast" / "amed.safetensors"
-    code, lines, err = omniloom("sampler", model / "model", "--steps", 3, "--iterations", 4, "--batch", 2, "--out",
-                                path)
+    code, lines, err = omniloom(
+        "sampler", model / "model", "--steps", 3, "--iterations", 4, "--batch", 2, "--out", path
+    )
     assert (code, err) == (0, "") and lines[-1] == str(path)
     assert "4 iterations on 2 prompts" in lines[0] and "of 5 network evaluations" in lines[1]
     assert [line.split("  ")[1].strip() for line in lines[2:-1]] == ["euler", "dpmpp_2m", "amed untrained", "amed"]
@@ -285,23 +356,46 @@ def test_a_sampler_is_trained_for_a_model_and_draws(omniloom, model, tmp_path):
     for arguments, message in (
         (("--steps", 3, "--objective", "next_code"), "--objective: next_code is no diffusion"),
         (("--steps", 3, "--size", "20x20"), "--size: does not fit the model"),
-        (("--steps", 1), "--steps"), (("--steps", 3, "--prompts", "none"), "none: --prompts: cannot be read")):
+        (("--steps", 1), "--steps"),
+        (("--steps", 3, "--prompts", "none"), "none: --prompts: cannot be read"),
+    ):
         code, _, err = omniloom("sampler", model, "--out", path, *arguments)
         assert code == 2 and message in err
     (tmp_path / "bare").symlink_to(model / "model")
     code, _, err = omniloom("sampler", tmp_path / "bare", "--steps", 3, "--out", path)
     assert code == 2 and "--prompts: is missing" in err
-    code, lines, _ = omniloom("sampler", tmp_path / "bare", "--steps", 2, "--iterations", 1, "--batch", 1,
-                              "--out", path, "--prompts", tmp_path / "asked.jsonl")
+    code, lines, _ = omniloom(
+        "sampler",
+        tmp_path / "bare",
+        "--steps",
+        2,
+        "--iterations",
+        1,
+        "--batch",
+        1,
+        "--out",
+        path,
+        "--prompts",
+        tmp_path / "asked.jsonl",
+    )
     assert code == 0 and "1 prompts" in lines[0]
 
 
 # ---- defaults, names and wrong requests ----
 
 
-@pytest.mark.parametrize("text, cut", [
-    ("The license" + "\n" * 58, "The license …"), ("go " + "down" * 20, "go down …"), ("a b c. " * 9, "a b c. …"),
-    ("wait...", "wait..."), ("=" * 20, "=" * 20), ("the cat sat on the mat", "the cat sat on the mat"), ("", "")])
+@pytest.mark.parametrize(
+    "text, cut",
+    [
+        ("The license" + "\n" * 58, "The license …"),
+        ("go " + "down" * 20, "go down …"),
+        ("a b c. " * 9, "a b c. …"),
+        ("wait...", "wait..."),
+        ("=" * 20, "=" * 20),
+        ("the cat sat on the mat", "the cat sat on the mat"),
+        ("", ""),
+    ],
+)
 def test_text_that_goes_round_in_circles_is_cut(text, cut):
     assert without_loop(text) == cut
 
@@ -320,8 +414,10 @@ def test_text_is_not_repeated_by_default(omniloom, model, loom, tmp_path):
 
 def test_nothing_that_was_made_is_written_over(omniloom, model):
     arguments = ("sample", model, "--steps", 1, "--prompt")
-    names = [omniloom(*arguments, prompt, *more)[1][0] for prompt, more in
-             (("a seven", ()), ("a seven!", ("--guidance", 9)), ("a seven", ()))]
+    names = [
+        omniloom(*arguments, prompt, *more)[1][0]
+        for prompt, more in (("a seven", ()), ("a seven!", ("--guidance", 9)), ("a seven", ()))
+    ]
     assert names == [f"samples/a-seven-0{end}.png" for end in ("", "_2", "_3")]
     first, other, again = (Path(name).read_bytes() for name in names)
     assert first == again != other
@@ -335,11 +431,17 @@ def test_a_prompt_of_long_characters_is_a_file(omniloom, model):
     assert code == 0 and Path(lines[0]).exists() and Path(lines[0]).name.startswith("𝔸" * 20)
 
 
-@pytest.mark.parametrize("arguments, field", [
-    (["--seed", 2**64], "--seed"), (["--seed", 2**53 - 1, "--count", 2], "--seed"),
-    (["--sampler", "best"], "--sampler"),
-    (["--objective", "noise"], "--objective"), (["--image-guidance", 2], "--image-guidance"),
-    (["--out", "file"], "--out")])
+@pytest.mark.parametrize(
+    "arguments, field",
+    [
+        (["--seed", 2**64], "--seed"),
+        (["--seed", 2**53 - 1, "--count", 2], "--seed"),
+        (["--sampler", "best"], "--sampler"),
+        (["--objective", "noise"], "--objective"),
+        (["--image-guidance", 2], "--image-guidance"),
+        (["--out", "file"], "--out"),
+    ],
+)
 def test_a_wrong_request_is_told_before_the_model_is_loaded(omniloom, arguments, field):
     Path("file").write_text("mine")
     code, _, err = omniloom("sample", "file", "--prompt", "a", *arguments)
@@ -369,8 +471,15 @@ def test_a_damaged_model_is_not_sampled(omniloom, model, tmp_path, named):
     """Where the artifact's manifest is there; a folder without one is taken as it is."""
     folder = shutil.copytree(model, tmp_path / "artifact")
     weights = folder / "model" / "unified.safetensors"
-    files = [{"path": str(file.relative_to(folder)), "bytes": file.stat().st_size,
-              "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in folder.rglob("*") if file.is_file()]
+    files = [
+        {
+            "path": str(file.relative_to(folder)),
+            "bytes": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        for file in folder.rglob("*")
+        if file.is_file()
+    ]
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
     ask = ("sample", folder / named, "--prompt", "a handwritten seven", "--text", "--max-new-tokens", 1)
     assert omniloom(*ask)[0] == 0

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import storage
-from stages import ingest, manifests, records
-from stages.readers import chunk_text, decode_text
+from omniloom.infra import storage
+from omniloom.stages.data import records
+from omniloom.stages.ingest import manifests
+from omniloom.stages.ingest import stage as ingest
+from omniloom.stages.ingest.readers import chunk_text, decode_text
 
 IDS = st.binary(max_size=8).map(lambda content: hashlib.sha256(content).hexdigest())
 SHARES = (
@@ -41,9 +43,7 @@ def test_a_listing_depends_on_content_and_not_on_the_place(tmp_path):
     assert first == second and [fact["path"] for fact in first] == ["sub/y.txt", "x.txt"]
     os.utime(tmp_path / "b" / "x.txt", (2e9, 2e9))
     assert ingest.listing(text_config(str(tmp_path / "b"))) != first
-    by_content = [
-        ingest.listing(text_config(str(tmp_path / folder), hash="content")) for folder in ("a", "b")
-    ]
+    by_content = [ingest.listing(text_config(str(tmp_path / folder), hash="content")) for folder in ("a", "b")]
     assert by_content[0] == by_content[1]
     assert by_content[0][1]["identity"] == f"sha256:{hashlib.sha256(b'one').hexdigest()}"
     storage.write_bytes(str(tmp_path / "b" / "x.txt"), b"neo")
@@ -57,11 +57,7 @@ def test_the_manifest_is_part_of_the_listing(tmp_path):
     storage.write_bytes(str(tmp_path / "m.jsonl"), row)
     for manifest in ("m.jsonl", str(tmp_path / "m.jsonl")):
         cfg = ingest.Config.model_validate(
-            {
-                "sources": [
-                    {"kind": "image_folder", "uri": str(tmp_path / "in"), "captions": {"manifest": manifest}}
-                ]
-            }
+            {"sources": [{"kind": "image_folder", "uri": str(tmp_path / "in"), "captions": {"manifest": manifest}}]}
         )
         before = ingest.listing(cfg)
         assert sorted(fact["path"] for fact in before) == ["m.jsonl", "x.png"]
@@ -173,9 +169,7 @@ def test_shards_can_be_read_in_parts(tmp_path):
     assert pq.ParquetFile(shard).num_row_groups > 1
     for _ in range(2):  # repeating it changes nothing
         records.drop_rows(shard, {("s", "2", 0), ("s", "11", 0)})
-        assert [row["path"] for row in records.iterate(str(tmp_path))] == [
-            str(i) for i in range(11) if i != 2
-        ]
+        assert [row["path"] for row in records.iterate(str(tmp_path))] == [str(i) for i in range(11) if i != 2]
 
 
 def test_records_of_another_version_are_refused(tmp_path):
@@ -220,11 +214,26 @@ def test_text_survives_its_encoding(text):
 
 
 def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay():
-    rows = [{"id": f"{i:064x}", "kind": "image", "split": "train", "media": b"x", "caption": caption, "width": width,
-             "source": "s", "path": f"{i}.png", "part": 0, "synthetic": False, "meta": "{}"}
-            for i, (caption, width) in enumerate([("fine", 1), ("\ud800", 1), ("wide", 2**40), ("well", 1)])]
+    rows = [
+        {
+            "id": f"{i:064x}",
+            "kind": "image",
+            "split": "train",
+            "media": b"x",
+            "caption": caption,
+            "width": width,
+            "source": "s",
+            "path": f"{i}.png",
+            "part": 0,
+            "synthetic": False,
+            "meta": "{}",
+        }
+        for i, (caption, width) in enumerate([("fine", 1), ("\ud800", 1), ("wide", 2**40), ("well", 1)])
+    ]
     good, bad = records.writable(rows)
     assert [row["path"] for row in good] == ["0.png", "3.png"]
     assert [(row["source"], row["path"], row["code"]) for row in bad] == [
-        ("s", "1.png", "failed"), ("s", "2.png", "failed")]
+        ("s", "1.png", "failed"),
+        ("s", "2.png", "failed"),
+    ]
     assert all(row["message"].encode() for row in bad) and records.encode_shard(good)

@@ -1,4 +1,5 @@
 """Draws of held-out items: even over sources and labels whatever comes first in the files, and the seed's alone."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -9,15 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.spread import spread
+from omniloom.stages.data.spread import spread
 
 ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["x", "y", "z", None])), min_size=1, max_size=40)
 
 
 def table(rows, ids=None) -> pa.Table:
-    return pa.table({"id": pa.array(ids or [f"id{number}" for number in range(len(rows))]),
-                     "source": pa.array([source for source, _ in rows]),
-                     "label": pa.array([label for _, label in rows], pa.string())})
+    return pa.table(
+        {
+            "id": pa.array(ids or [f"id{number}" for number in range(len(rows))]),
+            "source": pa.array([source for source, _ in rows]),
+            "label": pa.array([label for _, label in rows], pa.string()),
+        }
+    )
 
 
 def assert_even(drawn: Counter, there: Counter) -> None:
@@ -34,11 +39,12 @@ def test_every_prefix_is_even_over_sources_and_within_each_over_labels(rows, see
     order = spread(table(rows), ("source", "label"), seed)
     rows = [(source, label if shared[label] > 1 else None) for source, label in rows]  # of one row alone: no class
     assert sorted(order.tolist()) == list(range(len(rows)))
-    drawn = [rows[i] for i in order[:data.draw(st.integers(0, len(rows)))]]
+    drawn = [rows[i] for i in order[: data.draw(st.integers(0, len(rows)))]]
     assert_even(Counter(source for source, _ in drawn), Counter(source for source, _ in rows))
     for source in "ab":
-        assert_even(Counter(label for s, label in drawn if s == source),
-                    Counter(label for s, label in rows if s == source))
+        assert_even(
+            Counter(label for s, label in drawn if s == source), Counter(label for s, label in rows if s == source)
+        )
 
 
 @settings(max_examples=30, deadline=None)

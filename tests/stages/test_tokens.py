@@ -1,20 +1,17 @@
 """Tokens: what pretokenize wrote comes back unchanged, from any shard and batch, without copying the corpus."""
+
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
+import corpora
 import numpy as np
 import pyarrow as pa
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.errors import InputError  # noqa: E402
-from stages.tokens import TokenSet, write_shard  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.stages.data.tokens import TokenSet, write_shard
 
 TEXT = corpora.text_tokenizer()
 
@@ -55,8 +52,9 @@ def check(tokens: TokenSet, written: list[dict]) -> None:
 def test_round_trip_over_several_shards(tmp_path, codes):
     written = rows(codes)
     written[4]["segments"][0]["loss"] = False
-    artifact = corpora.pretokenize(tmp_path / "tokens", {"train": [written[:5], written[5:6], written[6:]],
-                                                         "test": [written[:2]]}, TEXT)
+    artifact = corpora.pretokenize(
+        tmp_path / "tokens", {"train": [written[:5], written[5:6], written[6:]], "test": [written[:2]]}, TEXT
+    )
     check(TokenSet(artifact, "train"), written)
     check(TokenSet(artifact, "test"), written[:2])
     assert [len(d) for d in TokenSet(artifact, "train")] == [len(row["segments"]) for row in written]
@@ -80,7 +78,8 @@ def test_many_record_batches(tmp_path):
     for index in (0, 1023, 1024, len(written) - 1):
         assert tokens.row(index)["id"] == written[index]["id"]
         assert [t.length for t in tokens.document(index) if t.kind == "text"] == [
-            len(s["ids"]) for s in written[index]["segments"] if s["kind"] == "text"]
+            len(s["ids"]) for s in written[index]["segments"] if s["kind"] == "text"
+        ]
     with pytest.raises(IndexError):
         tokens.document(len(written))
 

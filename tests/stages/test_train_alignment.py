@@ -1,29 +1,31 @@
 """Alignment through the stages: features that pretokenize keeps, documents that carry them, a training that lowers the
 distance, is resumed bit for bit and leaves nothing of it in the model."""
+
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.errors import InputError  # noqa: E402
-from models.bundle import OmniLoom  # noqa: E402
-from models.unified.alignment import features_on_grid  # noqa: E402
-from models.unified.batch import collate  # noqa: E402
-from stages import history, objective_study, pretokenize, records, train_unified  # noqa: E402
-from stages.documents import Documents  # noqa: E402
-from stages.packing import Planner, RowStream  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
-from stages.train_unified import unified_config, visual_sizes  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.models.model import OmniLoom
+from omniloom.models.unified.batch import collate
+from omniloom.models.unified.objectives.alignment import features_on_grid
+from omniloom.stages.data import records
+from omniloom.stages.data.documents import Documents
+from omniloom.stages.data.packing import Planner, RowStream
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.reporting import history
+from omniloom.stages.studies import objectives as objective_study
+from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train.stage import unified_config, visual_sizes
 
 BOTH = {"latent_diffusion": 1.0, "pixel_diffusion": 1.0}
 
@@ -50,8 +52,9 @@ def tokens(tmp_path_factory, visual):
     folder, text = tmp_path_factory.mktemp("tokens"), corpora.text_tokenizer()
     storage.write_bytes(str(folder / "text.json"), text.to_json().encode())
     settings = pretokenize.Config(image_size=24, video_size=24, frames=5, pixel_patch=4, features=str(encoder))
-    actor = pretokenize.ShardTokenizer(settings, visual, str(folder / "text.json"), str(folder / "output"),
-                                       str(folder / "state"))
+    actor = pretokenize.ShardTokenizer(
+        settings, visual, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
+    )
     for index, uri in enumerate(records.shards(corpus.uri)):
         actor({"index": index, "uri": uri})
     artifact = corpora.pretokenize(folder / "output", {}, text, visual_digest=visual.digest, pixel_patch=4)
@@ -61,21 +64,43 @@ def tokens(tmp_path_factory, visual):
 
 
 def config(**fields) -> train_unified.Config:
-    return train_unified.Config.model_validate({
-        "model": {"width": 32, "layers": 3, "heads": 2, "time_dim": 16, "pixel_bottleneck": 8}, "objectives": BOTH,
-        "alignment": {}, "packing": {"length": 256, "window_rows": 8}, "batch_rows": 2, "steps": 6, "seed": 3,
-        "optimizer": {"lr": 5e-3, "warmup_steps": 3}, "engine": {"zero_stage": 1, "ema_decay": 0.9},
-        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 1}, "validate_every": 3, "validation_rows": 2,
-        "samples": {"count": 1, "num_steps": 2}, **fields})
+    return train_unified.Config.model_validate(
+        {
+            "model": {"width": 32, "layers": 3, "heads": 2, "time_dim": 16, "pixel_bottleneck": 8},
+            "objectives": BOTH,
+            "alignment": {},
+            "packing": {"length": 256, "window_rows": 8},
+            "batch_rows": 2,
+            "steps": 6,
+            "seed": 3,
+            "optimizer": {"lr": 5e-3, "warmup_steps": 3},
+            "engine": {"zero_stage": 1, "ema_decay": 0.9},
+            "workers": {"count": 1, "checkpoint_every": 3, "log_every": 1},
+            "validate_every": 3,
+            "validation_rows": 2,
+            "samples": {"count": 1, "num_steps": 2},
+            **fields,
+        }
+    )
 
 
 def train(folder: Path, tokens, visual, progress=None, **fields) -> tuple[dict, list[dict]]:
-    train_unified.train_worker(train_unified.Job(
-        config(**fields), tokens, visual, output=str(folder / "output"), state=str(folder / "state"),
-        tracker=corpora.Silent(), progress=progress or corpora.Silent()))
+    train_unified.train_worker(
+        train_unified.Job(
+            config(**fields),
+            tokens,
+            visual,
+            output=str(folder / "output"),
+            state=str(folder / "state"),
+            tracker=corpora.Silent(),
+            progress=progress or corpora.Silent(),
+        )
+    )
     rows = history.load(str(folder / "output" / "report" / "history.jsonl"))
-    return (load_file(folder / "output" / "model" / "unified.safetensors"),
-            [{name: value for name, value in row.items() if not name.endswith("per_second")} for row in rows])
+    return (
+        load_file(folder / "output" / "model" / "unified.safetensors"),
+        [{name: value for name, value in row.items() if not name.endswith("per_second")} for row in rows],
+    )
 
 
 def test_targets_of_diffusions_carry_the_features_of_their_picture(tokens):
@@ -97,8 +122,12 @@ def test_targets_of_diffusions_carry_the_features_of_their_picture(tokens):
                     np.testing.assert_array_equal(segment.features, wanted)
         batch = collate([built], 256, model, feature_dim=24)
         assert batch.targets["alignment"] == batch.targets["latent_diffusion"] + batch.targets["pixel_diffusion"]
-    assert seen == {("latent_diffusion", (1, 3, 3)), ("latent_diffusion", (2, 3, 3)),
-                    ("pixel_diffusion", (1, 6, 6)), ("pixel_diffusion", (5, 6, 6))}
+    assert seen == {
+        ("latent_diffusion", (1, 3, 3)),
+        ("latent_diffusion", (2, 3, 3)),
+        ("pixel_diffusion", (1, 6, 6)),
+        ("pixel_diffusion", (5, 6, 6)),
+    }
 
 
 def test_training_lowers_the_distance_and_ends_with_the_same_weights_when_killed(tmp_path, tokens, visual):
@@ -134,9 +163,14 @@ def test_of_weight_0_and_without_it_training_is_the_same(tmp_path, tokens, visua
     assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in plain if "loss" in row]
 
 
-@pytest.mark.parametrize("fields", [{"engine": {"zero_stage": 3, "precision": "bf16", "ema_decay": 0.9}},
-                                    {"lr_scale": {"visual": 0.0}, "alignment": {"layer": 3, "weight": 2.0}},
-                                    {"workers": {"count": 1, "accumulate": 2, "log_every": 1}}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"engine": {"zero_stage": 3, "precision": "bf16", "ema_decay": 0.9}},
+        {"lr_scale": {"visual": 0.0}, "alignment": {"layer": 3, "weight": 2.0}},
+        {"workers": {"count": 1, "accumulate": 2, "log_every": 1}},
+    ],
+)
 def test_it_trains_sharded_frozen_and_accumulated(tmp_path, tokens, visual, fields):
     """With pictures' own parts frozen the projection learns, which it must for hidden states to be told anything."""
     _, rows = train(tmp_path, tokens, visual, steps=12, samples={"count": 0}, **fields)

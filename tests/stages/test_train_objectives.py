@@ -1,37 +1,37 @@
 """Training pictures by several objectives in one run: what is planned, packed, trained, resumed and drawn."""
+
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.errors import InputError  # noqa: E402
-from models.bundle import BundleConfig, OmniLoom, to_pixels  # noqa: E402
-from models.unified.batch import collate, document_length  # noqa: E402
-from models.unified.config import UnifiedConfig  # noqa: E402
-from models.unified.diffusion_config import DiffusionConfig  # noqa: E402
-from models.unified.model import UnifiedModel  # noqa: E402
-from models.unified.representations import OBJECTIVES  # noqa: E402
-from stages import evaluation_report, history, report, train_unified  # noqa: E402
-from stages.evaluate import Config as EvaluateConfig  # noqa: E402
-from stages.evaluation import Evaluation  # noqa: E402
-from stages.gate import Verdict  # noqa: E402
-from stages.measure_drawing import draw, show_videos  # noqa: E402
-from stages.measure_writing import describe, retrieve  # noqa: E402
-from stages.packing import PackingConfig, Planner, RowStream  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
-from stages.train_tokenizer import load_tokenizer  # noqa: E402
-from stages.train_unified import Documents, unified_config, visual_sizes  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.models.model import BundleConfig, OmniLoom, to_pixels
+from omniloom.models.unified.batch import collate, document_length
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.stages.data.packing import PackingConfig, Planner, RowStream
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate import report as evaluation_report
+from omniloom.stages.evaluate.drawing import draw, show_videos
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.gate import Verdict
+from omniloom.stages.evaluate.stage import Config as EvaluateConfig
+from omniloom.stages.evaluate.writing import describe, retrieve
+from omniloom.stages.reporting import history, report
+from omniloom.stages.tokenizer.stage import load_tokenizer
+from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train.stage import Documents, unified_config, visual_sizes
 
 ALL = dict.fromkeys(OBJECTIVES, 1.0)
 PATCH = 4
@@ -66,24 +66,47 @@ def tokens(tmp_path_factory, visual):
     text, rng = corpora.text_tokenizer(), np.random.default_rng(0)
     train = corpora.token_rows(text, rng, images=40, videos=4, texts=8, documents=12, pixel_patch=PATCH)
     held_out = corpora.token_rows(text, rng, images=12, videos=1, texts=2, documents=0, pixel_patch=PATCH)
-    return corpora.pretokenize(tmp_path_factory.mktemp("tokens") / "tokens",
-                               {"train": [train[:20], train[20:]], "validation": [held_out]}, text,
-                               visual_digest=visual.digest, pixel_patch=PATCH)
+    return corpora.pretokenize(
+        tmp_path_factory.mktemp("tokens") / "tokens",
+        {"train": [train[:20], train[20:]], "validation": [held_out]},
+        text,
+        visual_digest=visual.digest,
+        pixel_patch=PATCH,
+    )
 
 
 def config(**fields) -> train_unified.Config:
-    return train_unified.Config.model_validate({
-        "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16, "pixel_bottleneck": 8}, "objectives": ALL,
-        "packing": {"length": 256, "window_rows": 8, "noisy_context": 0.5}, "batch_rows": 4, "steps": 8, "seed": 3,
-        "optimizer": {"lr": 5e-3, "warmup_steps": 3}, "engine": {"zero_stage": 1, "ema_decay": 0.9},
-        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2}, "validate_every": 4, "validation_rows": 2,
-        "samples": {"count": 2, "num_steps": 2}, **fields})
+    return train_unified.Config.model_validate(
+        {
+            "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16, "pixel_bottleneck": 8},
+            "objectives": ALL,
+            "packing": {"length": 256, "window_rows": 8, "noisy_context": 0.5},
+            "batch_rows": 4,
+            "steps": 8,
+            "seed": 3,
+            "optimizer": {"lr": 5e-3, "warmup_steps": 3},
+            "engine": {"zero_stage": 1, "ema_decay": 0.9},
+            "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2},
+            "validate_every": 4,
+            "validation_rows": 2,
+            "samples": {"count": 2, "num_steps": 2},
+            **fields,
+        }
+    )
 
 
 def train(folder: Path, tokens, visual, progress=None, **fields) -> None:
-    train_unified.train_worker(train_unified.Job(
-        config(**fields), tokens, visual, output=str(folder / "output"), state=str(folder / "state"),
-        tracker=corpora.Silent(), progress=progress or corpora.Silent()))
+    train_unified.train_worker(
+        train_unified.Job(
+            config(**fields),
+            tokens,
+            visual,
+            output=str(folder / "output"),
+            state=str(folder / "state"),
+            tracker=corpora.Silent(),
+            progress=progress or corpora.Silent(),
+        )
+    )
 
 
 def curve(folder: Path) -> list[dict]:
@@ -105,7 +128,8 @@ def test_shares_are_kept_and_the_arrangement_does_not_depend_on_them(tokens):
     assert not any(p.context_time for p in mixed if p.objective == "next_code")
     one = [p for row in Planner(found, packing, 5, {"masked_code": 1}).window(0) for p in row]
     assert [(p.index, p.view, p.length, p.dropped) for p in one] == [
-        (p.index, p.view, p.length, p.dropped) for p in mixed]
+        (p.index, p.view, p.length, p.dropped) for p in mixed
+    ]
 
 
 def test_planned_lengths_are_those_of_each_representation(tokens):
@@ -162,8 +186,15 @@ def test_a_mix_of_all_four_trains_draws_and_ends_with_the_same_weights_when_kill
 
 @pytest.mark.parametrize("name", list(ALL))
 def test_one_objective_alone_has_its_parts_alone_and_learns(tmp_path, tokens, visual, name):
-    train(tmp_path, tokens, visual, objectives={name: 1.0}, steps=24, workers={"count": 1, "log_every": 4},
-          packing={"length": 256, "window_rows": 8, "mixture": {"image": 1.0}})
+    train(
+        tmp_path,
+        tokens,
+        visual,
+        objectives={name: 1.0},
+        steps=24,
+        workers={"count": 1, "log_every": 4},
+        packing={"length": 256, "window_rows": 8, "mixture": {"image": 1.0}},
+    )
     rows = [row for row in curve(tmp_path) if "loss" in row]
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["visual_loss"] > 0
     state = load_file(tmp_path / "output" / "model" / "unified.safetensors")
@@ -182,8 +213,15 @@ def test_context_is_shown_in_training_as_in_sampling(tmp_path, tokens, visual):
         encoded = model.tokenizer.encode(pixels)
     patches = picture.reshape(6, PATCH, 6, PATCH, 3).swapaxes(1, 2).reshape(36, -1)
     token = found.document(0)[0].__class__(
-        "visual", None, encoded.codes.flatten().numpy(), encoded.latents.permute(0, 2, 3, 4, 1).reshape(9, 4).numpy(),
-        (1, 3, 3), True, patches, (1, 6, 6))
+        "visual",
+        None,
+        encoded.codes.flatten().numpy(),
+        encoded.latents.permute(0, 2, 3, 4, 1).reshape(9, 4).numpy(),
+        (1, 3, 3),
+        True,
+        patches,
+        (1, 6, 6),
+    )
     for name in ALL:
         values, grid = documents.picture(token, name)
         shown = model.encode(pixels, name)
@@ -223,19 +261,35 @@ def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes
     text, tokenizer = corpora.text_tokenizer(), load_tokenizer(visual)
     facts = TokenSet(tokens, "train").facts
     torch.manual_seed(0)
-    model = UnifiedModel(UnifiedConfig(vocab_size=text.vocab_size, width=32, layers=1, heads=2, time_dim=16,
-                                       specials=text.specials, **sizes))
-    bundle = BundleConfig(unified=model.config, diffusion=DiffusionConfig(), tokenizer=tokenizer.config,
-                          latent_mean=facts["latent_mean"], latent_std=facts["latent_std"], image_size=(24, 24),
-                          num_frames=5, objectives=objectives, pixel_patch=PATCH)
+    model = UnifiedModel(
+        UnifiedConfig(
+            vocab_size=text.vocab_size, width=32, layers=1, heads=2, time_dim=16, specials=text.specials, **sizes
+        )
+    )
+    bundle = BundleConfig(
+        unified=model.config,
+        diffusion=DiffusionConfig(),
+        tokenizer=tokenizer.config,
+        latent_mean=facts["latent_mean"],
+        latent_std=facts["latent_std"],
+        image_size=(24, 24),
+        num_frames=5,
+        objectives=objectives,
+        pixel_patch=PATCH,
+    )
     OmniLoom(bundle, model, tokenizer, text).save(folder / "train" / "model")
-    storage.write_bytes(str(folder / "train" / "report" / "history.jsonl"),
-                        b'{"step": 1, "text_loss": 2.0, "masked_code_loss": 3.0}\n')
+    storage.write_bytes(
+        str(folder / "train" / "report" / "history.jsonl"), b'{"step": 1, "text_loss": 2.0, "masked_code_loss": 3.0}\n'
+    )
     trained = corpora.seal(folder / "train", "train")
     trained.manifest.update(pipeline="squares", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
     storage.write_bytes(str(folder / "joint" / "report" / "history.jsonl"), b"")
-    inputs = {"ingest": corpora.ingest(folder / "ingest"), "tokenizer_joint": corpora.seal(folder / "joint", "joint"),
-              "pretokenize": tokens, "train": trained}
+    inputs = {
+        "ingest": corpora.ingest(folder / "ingest"),
+        "tokenizer_joint": corpora.seal(folder / "joint", "joint"),
+        "pretokenize": tokens,
+        "train": trained,
+    }
     settings = EvaluateConfig(split="validation", drawings=4, captions=4, num_steps=1, class_examples=2)
     evaluation = Evaluation(settings, inputs, "cpu")
     for part in (draw, describe, retrieve, show_videos):
@@ -248,7 +302,8 @@ def test_figures_are_by_objective_and_stand_in_one_table(tmp_path, visual, token
     for name in ("image_class_agreement", "caption_accuracy", "caption_exact"):
         assert name not in every.metrics and all(0 <= every.metrics[f"{name}_{o}"] <= 1 for o in ALL)
     assert {f"{kind}_{o}" for o in ALL for kind in ("drawn_images", "described_images", "drawn_videos")} == set(
-        every.pictures)
+        every.pictures
+    )
     assert {sample["objective"] for sample in every.samples} == set(ALL)
     content = evaluation_report.content(every, Verdict(None))
     table = next(section for section in content["sections"] if section["title"] == "Objectives")["tables"][0]

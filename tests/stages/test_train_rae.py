@@ -1,34 +1,36 @@
 """RAE through the stages: a decoder trained on a frozen encoder's features, carried on, packed, drawn, described."""
+
 from __future__ import annotations
 
 import shutil
-import sys
 import uuid
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.errors import InputError  # noqa: E402
-from models.bundle import OmniLoom, to_pixels  # noqa: E402
-from models.tokenizer.config import RAEConfig, TokenizerConfig  # noqa: E402
-from models.tokenizer.vit import load_vit  # noqa: E402
-from stages import history, pretokenize, records, train_tokenizer, train_unified  # noqa: E402
-from stages.encoders import encoder_config, load_encoder  # noqa: E402
-from stages.evaluate import Config as EvaluateConfig  # noqa: E402
-from stages.evaluation import Evaluation  # noqa: E402
-from stages.measure_drawing import show_videos  # noqa: E402
-from stages.measure_tokenizer import codebook, reconstruct  # noqa: E402
-from stages.measure_writing import describe  # noqa: E402
-from stages.quantizer_study import Config as StudyConfig  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.models.model import OmniLoom, to_pixels
+from omniloom.models.tokenizer.config import RAEConfig, TokenizerConfig
+from omniloom.models.tokenizer.vit import load_vit
+from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
+from omniloom.stages.data import records
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate.drawing import show_videos
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.stage import Config as EvaluateConfig
+from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
+from omniloom.stages.evaluate.writing import describe
+from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.reporting import history
+from omniloom.stages.studies.quantizers import Config as StudyConfig
+from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.train import stage as train_unified
 
 
 class Killed(BaseException):
@@ -52,23 +54,49 @@ def encoder(tmp_path_factory):
 
 
 def config(**fields) -> train_tokenizer.Config:
-    return train_tokenizer.Config.model_validate({
-        "loss": {"adversarial_start": 80, "adversarial_ramp": 10}, "discriminator": {"channels": 4, "layers": 1},
-        "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8}, "steps": 120, "seed": 2,
-        "optimizer": {"lr": 5e-3, "warmup_steps": 5, "weight_decay": 0.0},
-        "engine": {"zero_stage": 1, "ema_decay": 0.9}, "validate_every": 60, "validation_examples": 4,
-        "workers": {"count": 1, "checkpoint_every": 200, "log_every": 20}, **fields})
+    return train_tokenizer.Config.model_validate(
+        {
+            "loss": {"adversarial_start": 80, "adversarial_ramp": 10},
+            "discriminator": {"channels": 4, "layers": 1},
+            "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8},
+            "steps": 120,
+            "seed": 2,
+            "optimizer": {"lr": 5e-3, "warmup_steps": 5, "weight_decay": 0.0},
+            "engine": {"zero_stage": 1, "ema_decay": 0.9},
+            "validate_every": 60,
+            "validation_examples": 4,
+            "workers": {"count": 1, "checkpoint_every": 200, "log_every": 20},
+            **fields,
+        }
+    )
 
 
 def model(encoder, **fields) -> dict:
-    return {"architecture": "rae", "encoder": str(encoder), "width": 32, "heads": 2, "head_dim": 16,
-            "decoder_layers": 2, **fields}
+    return {
+        "architecture": "rae",
+        "encoder": str(encoder),
+        "width": 32,
+        "heads": 2,
+        "head_dim": 16,
+        "decoder_layers": 2,
+        **fields,
+    }
 
 
 def train(folder: Path, stage: str, pictures, settings, known=None, start_from=None, progress=None):
-    train_tokenizer.train_worker(train_tokenizer.Job(
-        stage, settings, train_tokenizer.architecture(settings, known), pictures, start_from, str(folder / "output"),
-        str(folder / "state"), progress or corpora.Silent(), corpora.Silent()))
+    train_tokenizer.train_worker(
+        train_tokenizer.Job(
+            stage,
+            settings,
+            train_tokenizer.architecture(settings, known),
+            pictures,
+            start_from,
+            str(folder / "output"),
+            str(folder / "state"),
+            progress or corpora.Silent(),
+            corpora.Silent(),
+        )
+    )
     return corpora.seal(folder / "output", stage, settings)
 
 
@@ -81,8 +109,12 @@ def image_stage(tmp_path_factory, pictures, encoder):
 def joint_stage(tmp_path_factory, pictures, image_stage):
     """A second stage on images in two shapes, its architecture known from the first."""
     known = train_tokenizer.load_tokenizer(image_stage).config
-    settings = config(steps=2, optimizer={"lr": 1e-9, "warmup_steps": 0}, engine={"zero_stage": 3, "ema_decay": 0.0},
-                      data={"sizes": [16, 24], "aspects": ["1:1", "3:2"], "image_batch": 8})
+    settings = config(
+        steps=2,
+        optimizer={"lr": 1e-9, "warmup_steps": 0},
+        engine={"zero_stage": 3, "ema_decay": 0.0},
+        data={"sizes": [16, 24], "aspects": ["1:1", "3:2"], "image_batch": 8},
+    )
     return train(tmp_path_factory.mktemp("joint"), "tokenizer_joint", pictures, settings, known, image_stage)
 
 
@@ -91,16 +123,19 @@ def tokens(tmp_path_factory, pictures, joint_stage):
     folder, text = tmp_path_factory.mktemp("tokens"), corpora.text_tokenizer()
     (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
     settings = pretokenize.Config(image_size=24, batch_size=5)
-    actor = pretokenize.ShardTokenizer(settings, joint_stage, str(folder / "text.json"), str(folder / "output"),
-                                       str(folder / "state"))
+    actor = pretokenize.ShardTokenizer(
+        settings, joint_stage, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
+    )
     stats = []
     for index, uri in enumerate(records.shards(pictures.uri)):
         actor({"index": index, "uri": uri})
         stats.append(storage.read_json(str(folder / "state" / "shards" / f"{index:05d}.json")))
     artifact = corpora.pretokenize(folder / "output", {}, text, visual_digest=joint_stage.digest)
     facts, found = pretokenize._combine(stats), storage.read_json(artifact.file("tokens.json"))
-    storage.write_json(artifact.file("tokens.json"), found | {
-        "codebook_size": None, "latent_mean": facts["latent_mean"], "latent_std": facts["latent_std"]})
+    storage.write_json(
+        artifact.file("tokens.json"),
+        found | {"codebook_size": None, "latent_mean": facts["latent_mean"], "latent_std": facts["latent_std"]},
+    )
     return corpora.seal(folder / "output", "pretokenize")
 
 
@@ -135,14 +170,30 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     segment = next(s for s in documents.document(0) if s.kind == "visual")
     assert segment.grid == (1, 3, 3) and segment.codes is None and segment.latents.shape == (9, 24)
     assert train_unified.visual_sizes(documents.facts)["latent_dim"] == visual.config.width == 24
-    settings = train_unified.Config.model_validate({
-        "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16}, "packing": {"length": 64, "window_rows": 6},
-        "batch_rows": 2, "steps": 3, "optimizer": {"lr": 1e-3, "warmup_steps": 0},
-        "workers": {"count": 1, "checkpoint_every": 10, "log_every": 1}, "validate_every": 10, "validation_rows": 2,
-        "samples": {"count": 2, "num_steps": 2}})
-    train_unified.train_worker(train_unified.Job(
-        settings, tokens, joint_stage, str(tmp_path / "output"), str(tmp_path / "state"), corpora.Silent(),
-        corpora.Silent()))
+    settings = train_unified.Config.model_validate(
+        {
+            "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16},
+            "packing": {"length": 64, "window_rows": 6},
+            "batch_rows": 2,
+            "steps": 3,
+            "optimizer": {"lr": 1e-3, "warmup_steps": 0},
+            "workers": {"count": 1, "checkpoint_every": 10, "log_every": 1},
+            "validate_every": 10,
+            "validation_rows": 2,
+            "samples": {"count": 2, "num_steps": 2},
+        }
+    )
+    train_unified.train_worker(
+        train_unified.Job(
+            settings,
+            tokens,
+            joint_stage,
+            str(tmp_path / "output"),
+            str(tmp_path / "state"),
+            corpora.Silent(),
+            corpora.Silent(),
+        )
+    )
     shutil.copytree(tmp_path / "output" / "model", tmp_path / "elsewhere")
     loom = OmniLoom.load(tmp_path / "elsewhere")
     trained = train_tokenizer.load_tokenizer(joint_stage)
@@ -163,8 +214,12 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     decoded = loom.decode(torch.from_numpy(latents))[:, 0].astype(float)
     assert np.abs(decoded - ((recon.permute(0, 2, 3, 1).numpy() + 0.5) * 255).clip(0, 255)).max() <= 0.51
     # And judged on the held-out split.
-    inputs = {"ingest": pictures, "tokenizer_joint": joint_stage, "pretokenize": tokens,
-              "train": corpora.seal(tmp_path / "output", "train")}
+    inputs = {
+        "ingest": pictures,
+        "tokenizer_joint": joint_stage,
+        "pretokenize": tokens,
+        "train": corpora.seal(tmp_path / "output", "train"),
+    }
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
     for measure in (reconstruct, codebook, describe, show_videos):
         measure(evaluation)
@@ -172,8 +227,13 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, pictures, encoder):
-    settings = config(model=model(encoder), steps=6, discriminator=None, validate_every=10,
-                      workers={"count": 1, "checkpoint_every": 3, "log_every": 1})
+    settings = config(
+        model=model(encoder),
+        steps=6,
+        discriminator=None,
+        validate_every=10,
+        workers={"count": 1, "checkpoint_every": 3, "log_every": 1},
+    )
     whole = train(tmp_path / "whole", "tokenizer_image", pictures, settings)
 
     class Kill(corpora.Silent):
@@ -188,12 +248,23 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, pictures, encod
     assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"data": {"kinds": ["image", "video"], "sizes": [24]}}, "data.kinds: an RAE is for images alone"),
-    ({"model": {"architecture": "rae", "width": 32}}, "encoder"),
-    ({"model": {"architecture": "rae", "encoder": {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8,
-                                                  "patch_size": 8, "grid": 2}}}, "valid string"),
-    ({"model": {"architecture": "rae", "encoder": "x", "patch_size": 7}}, "24 is no multiple of patch_size 7")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": {"kinds": ["image", "video"], "sizes": [24]}}, "data.kinds: an RAE is for images alone"),
+        ({"model": {"architecture": "rae", "width": 32}}, "encoder"),
+        (
+            {
+                "model": {
+                    "architecture": "rae",
+                    "encoder": {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "patch_size": 8, "grid": 2},
+                }
+            },
+            "valid string",
+        ),
+        ({"model": {"architecture": "rae", "encoder": "x", "patch_size": 7}}, "24 is no multiple of patch_size 7"),
+    ],
+)
 def test_what_an_rae_cannot_train_on(changes, message):
     with pytest.raises(ValidationError, match=message):
         config(**{"model": model("x"), **changes})

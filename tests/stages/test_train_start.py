@@ -1,12 +1,13 @@
 """`train` with `init_from`: a tiny Llama that transformers saved, trained on in the worker; frozen parts; what is
 refused, and at which field."""
+
 from __future__ import annotations
 
 import json
-import sys
 import uuid
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
@@ -14,18 +15,15 @@ import transformers
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from infra.errors import InputError  # noqa: E402
-from models.bundle import OmniLoom  # noqa: E402
-from models.text import TextTokenizer  # noqa: E402
-from models.unified import SpecialIds, UnifiedConfig, load_llama  # noqa: E402
-from models.unified.llama import is_text_parameter  # noqa: E402
-from stages import train_unified  # noqa: E402
-from stages.base import StageContext  # noqa: E402
-from stages.starting import local_folder  # noqa: E402
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.models.model import OmniLoom
+from omniloom.models.text import TextTokenizer
+from omniloom.models.unified import SpecialIds, UnifiedConfig, load_llama
+from omniloom.models.unified.llama.load import is_text_parameter
+from omniloom.stages.base import StageContext
+from omniloom.stages.checkpoints.language_model import local_folder
+from omniloom.stages.train import stage as train_unified
 
 
 class Killed(BaseException):
@@ -51,15 +49,26 @@ def llama(tmp_path_factory) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(["a red square moves", "the green square"] * 3, trainers.BpeTrainer(
-        vocab_size=290, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        ["a red square moves", "the green square"] * 3,
+        trainers.BpeTrainer(vocab_size=290, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
     tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=12, rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.token_to_id("<|begin_of_text|>"), eos_token_id=tokenizer.token_to_id("<|end_of_text|>"),
-    )).save_pretrained(folder, max_shard_size="20KB")
+    transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=12,
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.token_to_id("<|begin_of_text|>"),
+            eos_token_id=tokenizer.token_to_id("<|end_of_text|>"),
+        )
+    ).save_pretrained(folder, max_shard_size="20KB")
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -83,17 +92,37 @@ def tokens(tmp_path_factory, llama, visual):
 
 
 def config(llama, **fields) -> train_unified.Config:
-    return train_unified.Config.model_validate({
-        "init_from": str(llama), "model": {"time_dim": 16}, "packing": {"length": 64, "window_rows": 6},
-        "batch_rows": 4, "steps": 4, "seed": 3, "optimizer": {"lr": 5e-3, "warmup_steps": 2},
-        "engine": {"zero_stage": 1, "ema_decay": 0.9}, "workers": {"count": 1, "checkpoint_every": 2, "log_every": 2},
-        "validate_every": 4, "validation_rows": 2, "samples": {"count": 1, "num_steps": 2}, **fields})
+    return train_unified.Config.model_validate(
+        {
+            "init_from": str(llama),
+            "model": {"time_dim": 16},
+            "packing": {"length": 64, "window_rows": 6},
+            "batch_rows": 4,
+            "steps": 4,
+            "seed": 3,
+            "optimizer": {"lr": 5e-3, "warmup_steps": 2},
+            "engine": {"zero_stage": 1, "ema_decay": 0.9},
+            "workers": {"count": 1, "checkpoint_every": 2, "log_every": 2},
+            "validate_every": 4,
+            "validation_rows": 2,
+            "samples": {"count": 1, "num_steps": 2},
+            **fields,
+        }
+    )
 
 
 def train(folder: Path, llama, tokens, visual, progress=None, **fields) -> dict[str, torch.Tensor]:
-    train_unified.train_worker(train_unified.Job(
-        config(llama, **fields), tokens, visual, output=str(folder / "output"), state=str(folder / "state"),
-        tracker=corpora.Silent(), progress=progress or corpora.Silent()))
+    train_unified.train_worker(
+        train_unified.Job(
+            config(llama, **fields),
+            tokens,
+            visual,
+            output=str(folder / "output"),
+            state=str(folder / "state"),
+            tracker=corpora.Silent(),
+            progress=progress or corpora.Silent(),
+        )
+    )
     return load_file(folder / "output" / "model" / "unified.safetensors")
 
 
@@ -122,8 +151,9 @@ def test_training_goes_on_from_the_checkpoint(tmp_path, llama, tokens, visual):
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("frozen", ["text", "visual"])
 def test_a_frozen_part_stays_as_it_was_to_the_last_bit(tmp_path, llama, tokens, visual, zero_stage, frozen):
-    model = train(tmp_path, llama, tokens, visual, lr_scale={frozen: 0.0},
-                  engine={"zero_stage": zero_stage, "ema_decay": 0.9})
+    model = train(
+        tmp_path, llama, tokens, visual, lr_scale={frozen: 0.0}, engine={"zero_stage": zero_stage, "ema_decay": 0.9}
+    )
     torch.manual_seed(3)  # the config's
     text = TextTokenizer.load(llama / "tokenizer.json")
     start = load_llama(llama, latent_dim=4, specials=SpecialIds(**text.specials), time_dim=16).state_dict()
@@ -164,10 +194,18 @@ def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
         train_unified.unified_config(config(uri), 0, {"latent_dim": 4}, None)
 
 
-@pytest.mark.parametrize(("model", "field"), [
-    ({"width": 64}, "width"), ({"layers": 2, "heads": 8}, "heads"), ({"tied": True}, "tied"),
-    ({"rope_scaling": {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_length": 64}},
-     "rope_scaling")])
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ({"width": 64}, "width"),
+        ({"layers": 2, "heads": 8}, "heads"),
+        ({"tied": True}, "tied"),
+        (
+            {"rope_scaling": {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_length": 64}},
+            "rope_scaling",
+        ),
+    ],
+)
 def test_a_field_that_contradicts_the_checkpoint_is_named(llama, model, field):
     with pytest.raises(InputError, match="leave it out") as caught:
         train_unified.unified_config(config(llama, model=model), 0, {"latent_dim": 4}, None)
@@ -178,8 +216,15 @@ def test_a_field_that_contradicts_the_checkpoint_is_named(llama, model, field):
 
 
 def context(settings, tokens, visual, tmp_path) -> StageContext:
-    return StageContext("train", "0" * 64, settings, {"pretokenize": tokens, "tokenizer_joint": visual},
-                        str(tmp_path / "work"), corpora.Silent(), corpora.Silent())
+    return StageContext(
+        "train",
+        "0" * 64,
+        settings,
+        {"pretokenize": tokens, "tokenizer_joint": visual},
+        str(tmp_path / "work"),
+        corpora.Silent(),
+        corpora.Silent(),
+    )
 
 
 def test_tokens_of_another_text_tokenizer_are_refused_before_workers_start(tmp_path, llama, visual):
@@ -204,8 +249,10 @@ def test_tokens_of_another_visual_tokenizer_are_refused_before_workers_start(tmp
     other.manifest["files"][0]["sha256"] = "0" * 64
     assert other.digest != visual.digest
     train_unified.check(config(llama), tokens, visual)
-    for refused in (lambda: train_unified.check(config(llama), tokens, other),
-                    lambda: train_unified.run(context(config(llama), tokens, other, tmp_path))):
+    for refused in (
+        lambda: train_unified.check(config(llama), tokens, other),
+        lambda: train_unified.run(context(config(llama), tokens, other, tmp_path)),
+    ):
         with pytest.raises(InputError, match="made by another tokenizer.*run pretokenize again") as caught:
             refused()
         assert caught.value.file == tokens.uri

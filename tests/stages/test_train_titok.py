@@ -1,27 +1,29 @@
 """TiTok through the stages: trained on images, carried on, its rows of codes packed, drawn and described."""
+
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from models.bundle import OmniLoom, to_pixels  # noqa: E402
-from models.tokenizer.config import TiTokConfig  # noqa: E402
-from stages import history, pretokenize, records, train_tokenizer, train_unified  # noqa: E402
-from stages.evaluate import Config as EvaluateConfig  # noqa: E402
-from stages.evaluation import Evaluation  # noqa: E402
-from stages.measure_drawing import show_videos  # noqa: E402
-from stages.measure_tokenizer import codebook, reconstruct  # noqa: E402
-from stages.measure_writing import describe  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
+from omniloom.models.model import OmniLoom, to_pixels
+from omniloom.models.tokenizer.config import TiTokConfig
+from omniloom.stages.data import records
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate.drawing import show_videos
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.stage import Config as EvaluateConfig
+from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
+from omniloom.stages.evaluate.writing import describe
+from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.reporting import history
+from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.train import stage as train_unified
 
 LATENTS = 6
 
@@ -37,23 +39,51 @@ def pictures(tmp_path_factory):
 
 
 def config(**fields) -> train_tokenizer.Config:
-    return train_tokenizer.Config.model_validate({
-        "loss": {"adversarial_start": 40, "adversarial_ramp": 10}, "discriminator": {"channels": 4, "layers": 1},
-        "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8}, "steps": 80, "seed": 2,
-        "optimizer": {"lr": 5e-3, "warmup_steps": 5, "weight_decay": 0.0},
-        "engine": {"zero_stage": 1, "ema_decay": 0.9}, "validate_every": 40, "validation_examples": 4,
-        "workers": {"count": 1, "checkpoint_every": 100, "log_every": 20}, **fields})
+    return train_tokenizer.Config.model_validate(
+        {
+            "loss": {"adversarial_start": 40, "adversarial_ramp": 10},
+            "discriminator": {"channels": 4, "layers": 1},
+            "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8},
+            "steps": 80,
+            "seed": 2,
+            "optimizer": {"lr": 5e-3, "warmup_steps": 5, "weight_decay": 0.0},
+            "engine": {"zero_stage": 1, "ema_decay": 0.9},
+            "validate_every": 40,
+            "validation_examples": 4,
+            "workers": {"count": 1, "checkpoint_every": 100, "log_every": 20},
+            **fields,
+        }
+    )
 
 
-MODEL = {"architecture": "titok", "image_size": 24, "patch_size": 8, "num_latents": LATENTS, "width": 32, "heads": 2,
-         "head_dim": 16, "encoder_layers": 1, "decoder_layers": 2,
-         "quantizer": {"kind": "vq", "codebook_size": 32, "latent_dim": 4}}
+MODEL = {
+    "architecture": "titok",
+    "image_size": 24,
+    "patch_size": 8,
+    "num_latents": LATENTS,
+    "width": 32,
+    "heads": 2,
+    "head_dim": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "quantizer": {"kind": "vq", "codebook_size": 32, "latent_dim": 4},
+}
 
 
 def train(folder: Path, stage: str, pictures, settings, model, start_from=None):
-    train_tokenizer.train_worker(train_tokenizer.Job(
-        stage, settings, model, pictures, start_from, str(folder / "output"), str(folder / "state"), corpora.Silent(),
-        corpora.Silent()))
+    train_tokenizer.train_worker(
+        train_tokenizer.Job(
+            stage,
+            settings,
+            model,
+            pictures,
+            start_from,
+            str(folder / "output"),
+            str(folder / "state"),
+            corpora.Silent(),
+            corpora.Silent(),
+        )
+    )
     return corpora.seal(folder / "output", stage, settings)
 
 
@@ -76,8 +106,9 @@ def tokens(tmp_path_factory, pictures, joint_stage):
     folder, text = tmp_path_factory.mktemp("tokens"), corpora.text_tokenizer()
     (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
     settings = pretokenize.Config(image_size=24, batch_size=5)
-    actor = pretokenize.ShardTokenizer(settings, joint_stage, str(folder / "text.json"), str(folder / "output"),
-                                       str(folder / "state"))
+    actor = pretokenize.ShardTokenizer(
+        settings, joint_stage, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
+    )
     for index, uri in enumerate(records.shards(pictures.uri)):
         actor({"index": index, "uri": uri})
     return corpora.pretokenize(folder / "output", {}, text, visual_digest=joint_stage.digest)
@@ -118,14 +149,30 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
         assert segment.grid == (1, 1, LATENTS) and segment.codes.shape == (LATENTS,)
         snapped = visual.codebook.decode_codes(torch.from_numpy(segment.codes.astype(np.int64)))
         assert torch.equal(snapped, visual.codebook.snap(torch.from_numpy(segment.latents.copy())))
-    settings = train_unified.Config.model_validate({
-        "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16}, "packing": {"length": 64, "window_rows": 6},
-        "batch_rows": 2, "steps": 3, "optimizer": {"lr": 1e-3, "warmup_steps": 0},
-        "workers": {"count": 1, "checkpoint_every": 10, "log_every": 1}, "validate_every": 10, "validation_rows": 2,
-        "samples": {"count": 2, "num_steps": 2}})
-    train_unified.train_worker(train_unified.Job(
-        settings, tokens, joint_stage, str(tmp_path / "output"), str(tmp_path / "state"), corpora.Silent(),
-        corpora.Silent()))
+    settings = train_unified.Config.model_validate(
+        {
+            "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16},
+            "packing": {"length": 64, "window_rows": 6},
+            "batch_rows": 2,
+            "steps": 3,
+            "optimizer": {"lr": 1e-3, "warmup_steps": 0},
+            "workers": {"count": 1, "checkpoint_every": 10, "log_every": 1},
+            "validate_every": 10,
+            "validation_rows": 2,
+            "samples": {"count": 2, "num_steps": 2},
+        }
+    )
+    train_unified.train_worker(
+        train_unified.Job(
+            settings,
+            tokens,
+            joint_stage,
+            str(tmp_path / "output"),
+            str(tmp_path / "state"),
+            corpora.Silent(),
+            corpora.Silent(),
+        )
+    )
     loom = OmniLoom.load(tmp_path / "output" / "model")
     assert loom.config.tokenizer == visual.config and loom.config.image_size == (24, 24)
     drawn = loom.text_to_image(["a red square"], num_steps=2)
@@ -152,12 +199,19 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
     assert evaluation.metrics["recon_psnr_image"] > 10 and 0 < evaluation.metrics["codebook_usage"] <= 1
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"data": {"kinds": ["image", "video"], "sizes": [24]}}, "data.kinds: a TiTok is for images alone"),
-    ({"data": {"sizes": [24, 32]}}, "data.sizes: 32 at aspect 1:1 makes pictures of 32x32, model.image_size is 24x24"),
-    ({"data": {"sizes": [24], "aspects": ["1:1", "3:2"]}}, "data.sizes: 24 at aspect 3:2 makes pictures of 16x32"),
-    ({"data": {"sizes": [20]}}, "20 is no multiple of patch_size 8"),
-    ({"model": MODEL | {"proxy_codes": 64}}, "model.proxy_codes: this stage trains on pixels")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": {"kinds": ["image", "video"], "sizes": [24]}}, "data.kinds: a TiTok is for images alone"),
+        (
+            {"data": {"sizes": [24, 32]}},
+            "data.sizes: 32 at aspect 1:1 makes pictures of 32x32, model.image_size is 24x24",
+        ),
+        ({"data": {"sizes": [24], "aspects": ["1:1", "3:2"]}}, "data.sizes: 24 at aspect 3:2 makes pictures of 16x32"),
+        ({"data": {"sizes": [20]}}, "20 is no multiple of patch_size 8"),
+        ({"model": MODEL | {"proxy_codes": 64}}, "model.proxy_codes: this stage trains on pixels"),
+    ],
+)
 def test_what_a_titok_cannot_train_on(changes, message):
     with pytest.raises(ValidationError, match=message):
         config(**{"model": MODEL, **changes})

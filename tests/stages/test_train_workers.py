@@ -1,28 +1,28 @@
 """The training stages' workers on one rank: losses fall, and a run that was killed ends with the same weights."""
+
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import corpora  # noqa: E402
-
-from infra import storage  # noqa: E402
-from models.bundle import OmniLoom  # noqa: E402
-from models.unified.batch import collate  # noqa: E402
-from models.unified.model import UnifiedModel  # noqa: E402
-from models.unified.objective import UnifiedObjective  # noqa: E402
-from stages import history, train_tokenizer, train_unified  # noqa: E402
-from stages.documents import Documents  # noqa: E402
-from stages.order import hash_seed  # noqa: E402
-from stages.packing import Planner  # noqa: E402
-from stages.tokens import TokenSet  # noqa: E402
+from omniloom.infra import storage
+from omniloom.models.model import OmniLoom
+from omniloom.models.unified.batch import collate
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.stages.data.documents import Documents
+from omniloom.stages.data.order import hash_seed
+from omniloom.stages.data.packing import Planner
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.reporting import history
+from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.train import stage as train_unified
 
 
 class Killed(BaseException):
@@ -61,9 +61,12 @@ def tokens(tmp_path_factory, visual):
     text, rng = corpora.text_tokenizer(), np.random.default_rng(0)
     train = corpora.token_rows(text, rng, images=30, videos=6, texts=8, documents=6)
     held_out = corpora.token_rows(text, rng, images=6, videos=1, texts=2, documents=0)
-    return corpora.pretokenize(tmp_path_factory.mktemp("tokens") / "tokens",
-                               {"train": [train[:20], train[20:]], "validation": [held_out]}, text,
-                               visual_digest=visual.digest)
+    return corpora.pretokenize(
+        tmp_path_factory.mktemp("tokens") / "tokens",
+        {"train": [train[:20], train[20:]], "validation": [held_out]},
+        text,
+        visual_digest=visual.digest,
+    )
 
 
 def work(folder: Path) -> dict:
@@ -80,17 +83,30 @@ def curve(folder: Path) -> list[dict]:
 
 
 def unified_config(**fields) -> train_unified.Config:
-    return train_unified.Config.model_validate({
-        "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
-        "packing": {"length": 64, "window_rows": 6}, "batch_rows": 4, "steps": 12, "seed": 3,
-        "optimizer": {"lr": 5e-3, "warmup_steps": 3}, "engine": {"zero_stage": 1, "ema_decay": 0.9},
-        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2}, "validate_every": 6, "validation_rows": 2,
-        "samples": {"count": 2, "num_steps": 2}, **fields})
+    return train_unified.Config.model_validate(
+        {
+            "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
+            "packing": {"length": 64, "window_rows": 6},
+            "batch_rows": 4,
+            "steps": 12,
+            "seed": 3,
+            "optimizer": {"lr": 5e-3, "warmup_steps": 3},
+            "engine": {"zero_stage": 1, "ema_decay": 0.9},
+            "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2},
+            "validate_every": 6,
+            "validation_rows": 2,
+            "samples": {"count": 2, "num_steps": 2},
+            **fields,
+        }
+    )
 
 
 def train_the_model(folder, tokens, visual, progress=None, **fields) -> None:
-    train_unified.train_worker(train_unified.Job(unified_config(**fields), tokens, visual,
-                                                 progress=progress or corpora.Silent(), **work(folder)))
+    train_unified.train_worker(
+        train_unified.Job(
+            unified_config(**fields), tokens, visual, progress=progress or corpora.Silent(), **work(folder)
+        )
+    )
 
 
 def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -102,17 +118,22 @@ def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, tor
         rows += planner.window(window)
         if len(rows) >= config.batch_rows * config.steps:
             break
-    shape = train_unified.unified_config(config, held.facts["vocab_size"], train_unified.visual_sizes(held.facts),
-                                         held.facts["specials"])
+    shape = train_unified.unified_config(
+        config, held.facts["vocab_size"], train_unified.visual_sizes(held.facts), held.facts["specials"]
+    )
     torch.manual_seed(config.seed)
     objective, documents = UnifiedObjective(UnifiedModel(shape), config.diffusion), Documents(held, shape)
     parameters = list(objective.parameters())
-    adam = torch.optim.AdamW([{"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
-                              {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}],
-                             betas=(0.9, 0.95))
+    adam = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+    )
     average, losses = [p.detach().clone() for p in parameters], []
     for step in range(config.steps):
-        taken = rows[step * config.batch_rows:(step + 1) * config.batch_rows]
+        taken = rows[step * config.batch_rows : (step + 1) * config.batch_rows]
         batch = collate([[documents.segments(placed) for placed in row] for row in taken], config.packing.length, shape)
         loss, _ = objective(batch, [hash_seed(config.seed, step, number) for number in range(len(taken))])
         for group in adam.param_groups:
@@ -128,9 +149,18 @@ def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, tor
     return dict(zip(names, average, strict=True)), losses
 
 
-@pytest.mark.parametrize("fields", [{}, {"engine": {"zero_stage": 2, "ema_decay": 0.0}, "packing": {
-    "length": 48, "window_rows": 5, "mixture": {"image": 0.6, "text": 0.0}},
-    "workers": {"count": 1, "checkpoint_every": 3, "log_every": 5, "accumulate": 2}}], ids=["ema", "accumulated"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {
+            "engine": {"zero_stage": 2, "ema_decay": 0.0},
+            "packing": {"length": 48, "window_rows": 5, "mixture": {"image": 0.6, "text": 0.0}},
+            "workers": {"count": 1, "checkpoint_every": 3, "log_every": 5, "accumulate": 2},
+        },
+    ],
+    ids=["ema", "accumulated"],
+)
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, tokens, visual, fields):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train_the_model(straight, tokens, visual, **fields)
@@ -159,8 +189,9 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, tokens, visual, 
 def test_compiled_training_is_the_same_training(tmp_path, tokens, visual):
     """Validation and drawing, whose shapes differ, run eagerly in between."""
     for compiled in (False, True):
-        train_the_model(tmp_path / str(compiled), tokens, visual,
-                        engine={"zero_stage": 1, "ema_decay": 0.9, "compile": compiled})
+        train_the_model(
+            tmp_path / str(compiled), tokens, visual, engine={"zero_stage": 1, "ema_decay": 0.9, "compile": compiled}
+        )
     eager, compiled = (curve(tmp_path / str(c)) for c in (False, True))
     assert [row["step"] for row in eager] == [row["step"] for row in compiled]
     for a, b in zip(eager, compiled):
@@ -170,8 +201,14 @@ def test_compiled_training_is_the_same_training(tmp_path, tokens, visual):
 
 
 def test_the_model_learns_and_its_output_is_complete(tmp_path, tokens, visual):
-    train_the_model(tmp_path, tokens, visual, steps=60, validate_every=30,
-                    workers={"count": 1, "log_every": 10, "checkpoint_every": 1000})
+    train_the_model(
+        tmp_path,
+        tokens,
+        visual,
+        steps=60,
+        validate_every=30,
+        workers={"count": 1, "log_every": 10, "checkpoint_every": 1000},
+    )
     rows = [row for row in curve(tmp_path) if "loss" in row]
     # The latents are noise, of which only the scale can be learnt: v = e - x of variance 1 + 4 falls towards it.
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and rows[-1]["text_loss"] < 0.6 * rows[0]["text_loss"]
@@ -190,15 +227,28 @@ def test_the_model_learns_and_its_output_is_complete(tmp_path, tokens, visual):
 PICTURES = {"length": 64, "window_rows": 6, "mixture": {"image": 1}}
 
 
-@pytest.mark.parametrize("fields, losses", [
-    ({"objectives": {}}, {"text_loss"}),
-    ({"packing": {**PICTURES, "caption_first": 0}}, {"text_loss"}),
-    ({"packing": {**PICTURES, "caption_first": 1, "caption_loss": False}}, {"visual_loss"}),
-    ({"packing": {**PICTURES, "caption_first": 1}, "loss": {"task_weights": {"draw": 2.0}}},
-     {"text_loss", "visual_loss"})], ids=["text", "describe", "draw", "weighted"])
+@pytest.mark.parametrize(
+    "fields, losses",
+    [
+        ({"objectives": {}}, {"text_loss"}),
+        ({"packing": {**PICTURES, "caption_first": 0}}, {"text_loss"}),
+        ({"packing": {**PICTURES, "caption_first": 1, "caption_loss": False}}, {"visual_loss"}),
+        (
+            {"packing": {**PICTURES, "caption_first": 1}, "loss": {"task_weights": {"draw": 2.0}}},
+            {"text_loss", "visual_loss"},
+        ),
+    ],
+    ids=["text", "describe", "draw", "weighted"],
+)
 def test_only_what_is_asked_for_has_a_loss(tmp_path, tokens, visual, fields, losses):
-    train_the_model(tmp_path, tokens, visual if fields.get("objectives") != {} else None, steps=4, validate_every=4,
-                    **{"workers": {"count": 1, "log_every": 1, "peak_tflops": 1.0}, **fields})
+    train_the_model(
+        tmp_path,
+        tokens,
+        visual if fields.get("objectives") != {} else None,
+        steps=4,
+        validate_every=4,
+        **{"workers": {"count": 1, "log_every": 1, "peak_tflops": 1.0}, **fields},
+    )
     rows = [row for row in curve(tmp_path) if "loss" in row]
     assert {name for row in rows for name in row if name.endswith("_loss") and name[:2] != "va"} == losses
     parts = {"text", "backbone"} | ({"visual"} if fields.get("objectives") != {} else set())
@@ -229,35 +279,70 @@ def test_a_corpus_without_a_validation_split_trains(tmp_path, visual):
     tokens = corpora.pretokenize(tmp_path / "tokens", {"train": [rows]}, text, visual_digest=visual.digest)
     train_the_model(tmp_path / "none", tokens, visual, steps=2)
     assert "validation_text_loss" not in storage.read_json(str(tmp_path / "none" / "state" / "metrics.json"))
-    only_text = corpora.pretokenize(tmp_path / "text", {"train": [rows], "validation": [rows[-1:]]}, text,
-                                    visual_digest=visual.digest)
-    train_the_model(tmp_path / "other", only_text, visual, steps=2,
-                    packing={"length": 64, "mixture": {"text": 0.0}})
+    only_text = corpora.pretokenize(
+        tmp_path / "text", {"train": [rows], "validation": [rows[-1:]]}, text, visual_digest=visual.digest
+    )
+    train_the_model(tmp_path / "other", only_text, visual, steps=2, packing={"length": 64, "mixture": {"text": 0.0}})
 
 
 # ---- the tokenizer ----
 
 
 def tokenizer_config(quantizer: dict, **fields) -> train_tokenizer.Config:
-    return train_tokenizer.Config.model_validate({
-        "model": {"patch_size": 8, "temporal_patch": 4, "width": 16, "heads": 2, "head_dim": 8, "spatial_layers": "t",
-                  "temporal_layers": 1, "decoder_spatial_layers": "t", "quantizer": quantizer},
-        "loss": {"adversarial_start": 4, "adversarial_ramp": 2}, "discriminator": {"channels": 4, "layers": 1},
-        "data": {"kinds": ["image", "video"], "sizes": [16, 24], "frames": 5, "image_batch": 4, "video_batch": 2,
-                 "flip": True},
-        "steps": 12, "seed": 2, "optimizer": {"lr": 3e-3, "warmup_steps": 3},
-        "engine": {"zero_stage": 1, "ema_decay": 0.9}, "validate_every": 6, "validation_examples": 4,
-        "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2}, **fields})
+    return train_tokenizer.Config.model_validate(
+        {
+            "model": {
+                "patch_size": 8,
+                "temporal_patch": 4,
+                "width": 16,
+                "heads": 2,
+                "head_dim": 8,
+                "spatial_layers": "t",
+                "temporal_layers": 1,
+                "decoder_spatial_layers": "t",
+                "quantizer": quantizer,
+            },
+            "loss": {"adversarial_start": 4, "adversarial_ramp": 2},
+            "discriminator": {"channels": 4, "layers": 1},
+            "data": {
+                "kinds": ["image", "video"],
+                "sizes": [16, 24],
+                "frames": 5,
+                "image_batch": 4,
+                "video_batch": 2,
+                "flip": True,
+            },
+            "steps": 12,
+            "seed": 2,
+            "optimizer": {"lr": 3e-3, "warmup_steps": 3},
+            "engine": {"zero_stage": 1, "ema_decay": 0.9},
+            "validate_every": 6,
+            "validation_examples": 4,
+            "workers": {"count": 1, "checkpoint_every": 3, "log_every": 2},
+            **fields,
+        }
+    )
 
 
 def train_a_tokenizer(folder, squares, config, progress=None, start_from=None) -> None:
-    train_tokenizer.train_worker(train_tokenizer.Job(
-        "tokenizer_joint", config, config.model, squares, start_from, progress=progress or corpora.Silent(),
-        **work(folder)))
+    train_tokenizer.train_worker(
+        train_tokenizer.Job(
+            "tokenizer_joint",
+            config,
+            config.model,
+            squares,
+            start_from,
+            progress=progress or corpora.Silent(),
+            **work(folder),
+        )
+    )
 
 
-@pytest.mark.parametrize("quantizer", [{"kind": "vq", "codebook_size": 32, "latent_dim": 4, "restart_dead_after": 1},
-                                       {"kind": "kl", "latent_dim": 4}], ids=["vq", "kl"])
+@pytest.mark.parametrize(
+    "quantizer",
+    [{"kind": "vq", "codebook_size": 32, "latent_dim": 4, "restart_dead_after": 1}, {"kind": "kl", "latent_dim": 4}],
+    ids=["vq", "kl"],
+)
 def test_a_killed_tokenizer_ends_with_the_same_weights(tmp_path, squares, quantizer):
     """Codebook, averages and what the discriminator did to the decoder included."""
     config, straight, broken = tokenizer_config(quantizer), tmp_path / "straight", tmp_path / "broken"
@@ -265,8 +350,9 @@ def test_a_killed_tokenizer_ends_with_the_same_weights(tmp_path, squares, quanti
     with pytest.raises(Killed):
         train_a_tokenizer(broken, squares, config, KilledAt(8))
     train_a_tokenizer(broken, squares, config)
-    wanted, found = (load_file(folder / "output" / "tokenizer" / "tokenizer.safetensors")
-                     for folder in (straight, broken))
+    wanted, found = (
+        load_file(folder / "output" / "tokenizer" / "tokenizer.safetensors") for folder in (straight, broken)
+    )
     assert set(wanted) == set(found)
     for name, value in wanted.items():
         assert torch.equal(value, found[name]), name
@@ -286,8 +372,11 @@ def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """What a training checkpoint holds: weights, buffers, both optimizers, EMA."""
     files = sorted(p for p in (folder / "state" / "checkpoints" / f"step-{step:08d}").rglob("*.pt"))
     assert files
-    return {name: value for file in files
-            for name, value in tensors(torch.load(file, weights_only=False), f"{file.parent.name}/{file.name}").items()}
+    return {
+        name: value
+        for file in files
+        for name, value in tensors(torch.load(file, weights_only=False), f"{file.parent.name}/{file.name}").items()
+    }
 
 
 def test_a_killed_joint_stage_has_codebook_ema_and_discriminators_bit_for_bit(tmp_path, squares):
@@ -303,26 +392,41 @@ def test_a_killed_joint_stage_has_codebook_ema_and_discriminators_bit_for_bit(tm
     train_a_tokenizer(broken, squares, config, start_from=start)
     wanted, found = checkpoint(straight, 9), checkpoint(broken, 9)
     assert set(wanted) == set(found)
-    for part in ("codebook.embeddings", "codebook.ema_sum", "discriminator.image", "discriminator.video", "ema",
-                 "exp_avg"):
+    for part in (
+        "codebook.embeddings",
+        "codebook.ema_sum",
+        "discriminator.image",
+        "discriminator.video",
+        "ema",
+        "exp_avg",
+    ):
         assert any(part in name for name in wanted), part
     for name, value in wanted.items():
         assert torch.equal(value, found[name]), name
 
 
 def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
-    config = tokenizer_config({"kind": "vq", "codebook_size": 64, "latent_dim": 4}, discriminator=None, steps=150,
-                              data={"kinds": ["image"], "sizes": [24], "image_batch": 8}, validate_every=75,
-                              optimizer={"lr": 1e-2, "warmup_steps": 10, "weight_decay": 0.0},
-                              workers={"count": 1, "log_every": 30, "checkpoint_every": 1000})
+    config = tokenizer_config(
+        {"kind": "vq", "codebook_size": 64, "latent_dim": 4},
+        discriminator=None,
+        steps=150,
+        data={"kinds": ["image"], "sizes": [24], "image_batch": 8},
+        validate_every=75,
+        optimizer={"lr": 1e-2, "warmup_steps": 10, "weight_decay": 0.0},
+        workers={"count": 1, "log_every": 30, "checkpoint_every": 1000},
+    )
     train_a_tokenizer(tmp_path / "image", squares, config)
     rows = [row for row in curve(tmp_path / "image") if "loss" in row]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"] and rows[-1]["image_psnr"] > rows[0]["image_psnr"] + 2
     image = corpora.seal(tmp_path / "image" / "output", "tokenizer_image", config)
     first = train_tokenizer.load_tokenizer(image)
-    joint_config = tokenizer_config({"kind": "vq", "codebook_size": 64, "latent_dim": 4}, discriminator=None, steps=1,
-                                    optimizer={"lr": 1e-9, "warmup_steps": 0},
-                                    engine={"zero_stage": 0, "ema_decay": 0.0})
+    joint_config = tokenizer_config(
+        {"kind": "vq", "codebook_size": 64, "latent_dim": 4},
+        discriminator=None,
+        steps=1,
+        optimizer={"lr": 1e-9, "warmup_steps": 0},
+        engine={"zero_stage": 0, "ema_decay": 0.0},
+    )
     train_a_tokenizer(tmp_path / "joint", squares, joint_config, start_from=image)
     joint = train_tokenizer.load_tokenizer(corpora.seal(tmp_path / "joint" / "output", "tokenizer_joint"))
     pictures = torch.from_numpy(np.stack([corpora.square(c, (4, 4)) for c in corpora.COLOURS])).permute(0, 3, 1, 2)
@@ -340,8 +444,9 @@ def test_a_third_stage_takes_everything_but_the_bottleneck(tmp_path, squares):
     joint = corpora.seal(tmp_path / "joint" / "output", "tokenizer_joint", vq)
     kl = tokenizer_config({"kind": "kl", "latent_dim": 6}, steps=0)
     train_a_tokenizer(tmp_path / "kl", squares, kl, start_from=joint)
-    before, after = (load_file(tmp_path / name / "output" / "tokenizer" / "tokenizer.safetensors")
-                     for name in ("joint", "kl"))
+    before, after = (
+        load_file(tmp_path / name / "output" / "tokenizer" / "tokenizer.safetensors") for name in ("joint", "kl")
+    )
     kept = {name for name in after if name.startswith(("encoder.", "decoder."))}
     assert len(kept) > 20 and all(torch.equal(before[name], after[name]) for name in kept)
     assert after["post_vq.weight"].shape == (16, 6) and "codebook.embeddings" not in after
@@ -351,22 +456,43 @@ def test_a_third_stage_takes_everything_but_the_bottleneck(tmp_path, squares):
 
 def test_a_released_checkpoint_enters_the_pipeline(tmp_path, squares):
     """`official` with no steps takes it as it is; with steps, training goes on from it."""
-    from models.tokenizer import export_official, load_official
-    from models.tokenizer.build import build_tokenizer, config_from_dict
+    from omniloom.models.tokenizer import export_official, load_official
+    from omniloom.models.tokenizer.build import build_tokenizer, config_from_dict
 
     torch.manual_seed(0)
-    published = build_tokenizer(config_from_dict({
-        "compat": "official", "width": 32, "heads": 2, "head_dim": 16, "spatial_layers": "t", "temporal_layers": 1,
-        "decoder_spatial_layers": "t", "patch_norm": True, "mlp_width": int(32 * 8 / 3),
-        "quantizer": {"codebook_size": 32, "latent_dim": 4}}))
+    published = build_tokenizer(
+        config_from_dict(
+            {
+                "compat": "official",
+                "width": 32,
+                "heads": 2,
+                "head_dim": 16,
+                "spatial_layers": "t",
+                "temporal_layers": 1,
+                "decoder_spatial_layers": "t",
+                "patch_norm": True,
+                "mlp_width": int(32 * 8 / 3),
+                "quantizer": {"codebook_size": 32, "latent_dim": 4},
+            }
+        )
+    )
     export_official(published, tmp_path / "released.ckpt")
     fields = {"model": None, "official": str(tmp_path / "released.ckpt")}
     config = tokenizer_config({}, steps=0, **fields)
     model = load_official(tmp_path / "released.ckpt")
 
     def train(name, config):
-        train_tokenizer.train_worker(train_tokenizer.Job(
-            "tokenizer_image", config, model.config, squares, None, progress=corpora.Silent(), **work(tmp_path / name)))
+        train_tokenizer.train_worker(
+            train_tokenizer.Job(
+                "tokenizer_image",
+                config,
+                model.config,
+                squares,
+                None,
+                progress=corpora.Silent(),
+                **work(tmp_path / name),
+            )
+        )
         return train_tokenizer.load_tokenizer(corpora.seal(tmp_path / name / "output", "tokenizer_image", config))
 
     taken = train("taken", config)
@@ -381,12 +507,15 @@ def test_a_released_checkpoint_enters_the_pipeline(tmp_path, squares):
 
 
 def test_files_that_a_stage_reads_are_named_where_they_are_wrong(tmp_path, squares):
-    from infra.errors import InputError
+    from omniloom.infra.errors import InputError
 
     (tmp_path / "vgg.pth").write_bytes(b"no weights")
     vq = {"kind": "vq", "codebook_size": 32, "latent_dim": 4}
-    config = tokenizer_config(vq, loss={"perceptual_weight": 1.0}, perceptual={
-        "vgg": str(tmp_path / "vgg.pth"), "heads": str(tmp_path / "vgg.pth")})
+    config = tokenizer_config(
+        vq,
+        loss={"perceptual_weight": 1.0},
+        perceptual={"vgg": str(tmp_path / "vgg.pth"), "heads": str(tmp_path / "vgg.pth")},
+    )
     with pytest.raises(InputError, match="vgg.pth.*perceptual.heads") as caught:
         train_a_tokenizer(tmp_path / "run", squares, config)
     assert caught.value.file == str(tmp_path / "vgg.pth")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from models.tokenizer.quantizers.base import Quantizer
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.quantizers.fsq import FiniteScalarQuantizer
-from models.tokenizer.quantizers.gumbel import GumbelQuantizer
-from models.tokenizer.quantizers.kl import GaussianBottleneck
-from models.tokenizer.quantizers.lfq import LookupFreeQuantizer
-from models.tokenizer.quantizers.vq import VectorQuantizer
-from models.tokenizer.quantizers.vq_gradient import GradientVectorQuantizer
+from omniloom.models.tokenizer.quantizers.base import Quantizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.fsq import FiniteScalarQuantizer
+from omniloom.models.tokenizer.quantizers.gumbel import GumbelQuantizer
+from omniloom.models.tokenizer.quantizers.kl import GaussianBottleneck
+from omniloom.models.tokenizer.quantizers.lfq import LookupFreeQuantizer
+from omniloom.models.tokenizer.quantizers.vq import VectorQuantizer
+from omniloom.models.tokenizer.quantizers.vq_gradient import GradientVectorQuantizer
 
 BUILDERS = {
     "vq": lambda config: {"ema": VectorQuantizer, "gradient": GradientVectorQuantizer}[config.codebook](config),

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from models.tokenizer.checks import require
+from omniloom.models.tokenizer.checks import require
 
 KINDS = ("vq", "fsq", "lfq", "gumbel", "kl")
 MAX_LFQ_SIZE = 2**20
@@ -95,8 +95,16 @@ class QuantizerConfig:
         require(0.0 < self.gumbel_tau <= 1.0, self, "gumbel_tau", "a number in (0, 1]")
         require(self.gumbel_anneal_updates >= 1, self, "gumbel_anneal_updates", "an integer of at least 1")
         require(self.gumbel_kl_warmup >= 0, self, "gumbel_kl_warmup", "an integer of at least 0")
-        for name in ("commitment", "restart_dead_after", "fsq_balance", "entropy_weight", "entropy_gamma",
-                     "gumbel_kl_weight", "gumbel_balance", "kl_weight"):
+        for name in (
+            "commitment",
+            "restart_dead_after",
+            "fsq_balance",
+            "entropy_weight",
+            "entropy_gamma",
+            "gumbel_kl_weight",
+            "gumbel_balance",
+            "kl_weight",
+        ):
             require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
 
     @property

@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tokenizer.quantizers.base import DiscreteQuantizer, Quantized, entropy, mean_over_ranks, nearest_code
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.base import (
+    DiscreteQuantizer,
+    Quantized,
+    entropy,
+    mean_over_ranks,
+    nearest_code,
+)
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 GUMBEL_GAIN = 3.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.tokenizer.quantizers.base import Quantized, Quantizer
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.base import Quantized, Quantizer
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # as published
 

@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.tokenizer.quantizers.base import (
+from omniloom.models.tokenizer.quantizers.base import (
     DiscreteQuantizer,
     Quantized,
     entropy,
     mean_over_ranks,
     straight_through,
 )
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.quantizers.joint import mean_joint
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.joint import mean_joint
 
 
 class LookupFreeQuantizer(DiscreteQuantizer):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.tokenizer.quantizers.base import (
+from omniloom.models.tokenizer.quantizers.base import (
     DiscreteQuantizer,
     Quantized,
     from_rank_zero,
@@ -19,7 +19,7 @@ from models.tokenizer.quantizers.base import (
     straight_through,
     sum_over_ranks,
 )
-from models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 KMEANS_TOKENS_PER_CODE = 16
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tokenizer.quantizers.config import QuantizerConfig
-from models.tokenizer.quantizers.vq import SphericalCodebook
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.vq import SphericalCodebook
 
 
 class GradientVectorQuantizer(SphericalCodebook):

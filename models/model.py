@@ -1,0 +1,278 @@
+"""A trained model and what it does. In: a folder (`models.folder`), or the parts that training made; prompts and
+uint8 pictures. Out: pictures, videos, text, or all of them in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omniloom.models.folder import BundleConfig, Parts, read_folder, write_folder
+from omniloom.models.pixels import to_pixels, to_uint8
+from omniloom.models.text import TextTokenizer
+from omniloom.models.unified.batch import Document, Segment, visual_segment
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.draw import VisualSampling
+from omniloom.models.unified.generation.generate import (
+    Seeds,
+    generate_interleaved,
+    generate_text,
+    generate_visual,
+    seed_list,
+)
+from omniloom.models.unified.layouts import prefix
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.patches import patches_to_pixels, pixels_to_patches
+from omniloom.models.unified.positions import Grid
+from omniloom.models.unified.representations import objective_row
+
+if TYPE_CHECKING:
+    from omniloom.models.tokenizer.base import VisualTokenizer
+
+__all__ = ["BundleConfig", "OmniLoom", "to_pixels", "to_uint8"]
+
+Pictures = Sequence[Sequence[np.ndarray]]  # for each request those that stand before its prompt, uint8 (H, W, 3)
+Size = tuple[int, int]  # (height, width) in pixels
+GUIDANCE_SCALE = 2.0
+
+
+class OmniLoom:
+    """A model and its tokenizers, of pictures None where it knows text alone, ready to sample. `batch_size` bounds the
+    requests computed at once; it does not change what a seed gives.
+
+    What its tasks share:
+        images      for each prompt the pictures that are shown before it, each scaled to cover `size` and cut at the
+                    centre
+        size        (height, width) in pixels of what is shown and drawn, any that the patch divides; training's by
+                    default. num_frames: of videos
+        seeds       one a request, or an int that counts up
+        objective   of pictures, shown and drawn: one that was trained, the first by default
+        sampling    the fields of `VisualSampling`; guidance_scale is 2 by default
+        temperature, top_k, top_p   of text, as in `models.unified.generation.draw.sample_tokens`
+    """
+
+    def __init__(
+        self,
+        config: BundleConfig,
+        model: UnifiedModel,
+        tokenizer: VisualTokenizer | None,
+        text: TextTokenizer,
+        batch_size: int = 64,
+    ):
+        if text.vocab_size > config.unified.vocab_size:
+            raise ValueError(f"text.json: {text.vocab_size} tokens, unified.vocab_size is {config.unified.vocab_size}")
+        if text.specials != dataclasses.asdict(config.unified.specials):
+            raise ValueError(f"text.json: special tokens {text.specials} are not those of unified.specials")
+        self.config, self.model, self.text = config, model.eval(), text
+        self.tokenizer = tokenizer and tokenizer.eval()
+        self.batch_size = batch_size
+        self._mean = torch.tensor(config.latent_mean).view(-1, 1, 1, 1)
+        self._std = torch.tensor(config.latent_std).view(-1, 1, 1, 1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder; it is made if need be."""
+        write_folder(Parts(self.config, self.model, self.tokenizer, self.text), folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> OmniLoom:
+        """Read a folder that `save` wrote. ValueError naming the file and field that is wrong."""
+        parts = read_folder(folder, device)
+        return cls(parts.config, parts.model, parts.tokenizer, parts.text)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    def _objective(self, objective: str | None) -> str:
+        if not self.config.objectives:
+            raise ValueError("objective: the model was trained on text alone and knows no pictures")
+        if objective is not None and objective not in self.config.objectives:
+            raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
+        return objective or self.config.objectives[0]
+
+    def diffusion(self, objective: str | None = None) -> DiffusionConfig | None:
+        """How the objective was trained; of one on codes None."""
+        row = objective_row(self._objective(objective)).representation
+        return None if row.discrete else self.config.pixel_diffusion if row.name == "pixels" else self.config.diffusion
+
+    def sampling(self, objective: str | None = None, **fields: Any) -> VisualSampling:
+        objective = self._objective(objective)
+        fields = {"guidance_scale": GUIDANCE_SCALE, **fields}
+        return VisualSampling(diffusion=self.diffusion(objective), objective=objective, **fields)
+
+    def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
+        """(t, h, w) of a clip as the objective sees it; ValueError where the clip does not fit it."""
+        if objective_row(self._objective(objective)).representation.name != "pixels":
+            return self.tokenizer.grid(num_frames, height, width)
+        patch = self.config.pixel_patch
+        if height % patch or width % patch:
+            raise ValueError(f"pixels: height and width must be multiples of {patch}, got {height}x{width}")
+        return num_frames, height // patch, width // patch
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, objective: str | None = None) -> np.ndarray:
+        """Pixels (B, 3, H, W) or (B, 3, T, H, W) in [-0.5, 0.5] -> what the objective shows as context: normalised
+        latents or patches of pixels, float32 (B, t, h, w, C), or codes, int64 (B, t, h, w)."""
+        kind = objective_row(self._objective(objective)).representation.name
+        if kind == "pixels":
+            clips = pixels if pixels.ndim == 5 else pixels[:, :, None]
+            return pixels_to_patches(clips, self.config.pixel_patch).numpy()
+        encoded = self.tokenizer.encode(pixels.to(self.device))
+        if kind == "codes":
+            return encoded.codes.cpu().numpy()
+        return ((encoded.latents.float().cpu() - self._mean) / self._std).movedim(1, -1).contiguous().numpy()
+
+    @torch.no_grad()
+    def decode(self, values: Tensor, objective: str | None = None) -> np.ndarray:
+        """What `encode` gives, as a tensor -> uint8 (B, T, H, W, 3)."""
+        kind = objective_row(self._objective(objective)).representation.name
+        if kind == "pixels":
+            return to_uint8(patches_to_pixels(values.float().cpu(), self.config.pixel_patch))
+        if kind == "codes":
+            return to_uint8(self.tokenizer.decode(values.to(self.device)))
+        raw = values.float().cpu().movedim(-1, 1) * self._std + self._mean
+        return to_uint8(self.tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
+
+    def prefixes(
+        self,
+        prompts: Sequence[str],
+        images: Pictures | None = None,
+        size: Size | None = None,
+        objective: str | None = None,
+    ) -> list[Document]:
+        """What the model goes on from."""
+        images = [()] * len(prompts) if images is None else images
+        if len(images) != len(prompts):
+            raise ValueError(f"images: expected {len(prompts)} lists of pictures, one a prompt, got {len(images)}")
+        shown = iter(self._shown([picture for pictures in images for picture in pictures], size, objective))
+        special = self.config.unified.specials
+        return [
+            prefix(self.text.encode(prompt), special, [next(shown) for _ in pictures])
+            for prompt, pictures in zip(prompts, images)
+        ]
+
+    def _shown(self, images: Sequence[np.ndarray], size: Size | None, objective: str | None) -> list[Segment]:
+        if not images:
+            return []
+        objective = self._objective(objective)
+        values = self.encode(to_pixels(images, size or self.config.image_size), objective)
+        grid = values.shape[1:4]
+        return [visual_segment(objective, x.reshape(-1, *x.shape[3:]), grid, loss=False) for x in values]
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        for at in range(0, count, self.batch_size):
+            yield slice(at, at + self.batch_size)
+
+    def text_to_video(
+        self,
+        prompts: Sequence[str],
+        num_frames: int | None = None,
+        size: Size | None = None,
+        *,
+        images: Pictures | None = None,
+        seeds: Seeds = 0,
+        objective: str | None = None,
+        **sampling: Any,
+    ) -> np.ndarray:
+        """Videos uint8 (B, T, H, W, 3). An empty prompt without images draws without a condition."""
+        how = self.sampling(objective, **sampling)
+        height, width = size or self.config.image_size
+        grid = self.grid(num_frames or self.config.num_frames, height, width, how.objective)
+        fields = {f.name: getattr(how, f.name) for f in dataclasses.fields(how)}
+        seeds = seed_list(seeds, len(prompts))
+        made = []
+        for part in self._parts(len(prompts)):
+            prefixes = self.prefixes(prompts[part], images and images[part], size, how.objective)
+            values = generate_visual(self.model, prefixes, grid, seeds=seeds[part], **fields)
+            made.append(self.decode(values, how.objective))
+        return np.concatenate(made) if made else np.zeros((0, 1, height, width, 3), np.uint8)
+
+    def text_to_image(self, prompts: Sequence[str], size: Size | None = None, **drawing: Any) -> np.ndarray:
+        """Images uint8 (B, H, W, 3); `text_to_video` of one frame, with its other arguments."""
+        return self.text_to_video(prompts, 1, size, **drawing)[:, 0]
+
+    def image_to_text(
+        self, images: Sequence[np.ndarray], prompt: str = "", max_new_tokens: int = 32, **writing: Any
+    ) -> list[str]:
+        """Captions, one an image; `prompt` stands between the picture and its caption. `text_to_text` with one
+        image each, with its other arguments."""
+        prompts = [prompt] * len(images)
+        return self.text_to_text(prompts, max_new_tokens, images=[[image] for image in images], **writing)
+
+    def text_to_text(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        *,
+        images: Pictures | None = None,
+        seeds: Seeds = 0,
+        size: Size | None = None,
+        objective: str | None = None,
+    ) -> list[str]:
+        """Continuations of the prompts, the prompts left out."""
+        seeds, texts = seed_list(seeds, len(prompts)), []
+        for part in self._parts(len(prompts)):
+            prefixes = self.prefixes(prompts[part], images and images[part], size, objective)
+            how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seeds": seeds[part]}
+            written = generate_text(self.model, prefixes, max_new_tokens, **how)
+            texts += [
+                self.text.continuation(self.text.encode(prompt), ids) for prompt, ids in zip(prompts[part], written)
+            ]
+        return texts
+
+    def interleaved(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        *,
+        images: Pictures | None = None,
+        seeds: Seeds = 0,
+        size: Size | None = None,
+        num_frames: int | None = None,
+        max_visuals: int = 4,
+        objective: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> list[list[str | np.ndarray]]:
+        """Text and pictures in turn, as the model opens them, behind each prompt: text, images uint8 (H, W, 3) and
+        videos (T, H, W, 3), at most `max_visuals` a request."""
+        how, (height, width) = self.sampling(objective, **(sampling or {})), size or self.config.image_size
+        frames = num_frames or self.config.num_frames
+        seeds, made = seed_list(seeds, len(prompts)), []
+        for part in self._parts(len(prompts)):
+            made += generate_interleaved(
+                self.model,
+                self.prefixes(prompts[part], images and images[part], size, how.objective),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seeds=seeds[part],
+                visual=how,
+                image_grid=self.grid(1, height, width, how.objective),
+                video_grid=self.grid(frames, height, width, how.objective) if frames > 1 else None,
+                max_visuals=max_visuals,
+            )
+        # Text behind the prompt goes on from it; text behind a picture was encoded by itself.
+        return [
+            [self._told(segment, () if number else self.text.encode(prompt)) for number, segment in enumerate(segments)]
+            for prompt, segments in zip(prompts, made)
+        ]
+
+    def _told(self, segment: Segment, before: Sequence[int]) -> str | np.ndarray:
+        if segment.kind == "text":
+            return self.text.continuation(before, segment.ids.tolist())
+        values = segment.values.reshape(1, *segment.grid, *segment.values.shape[1:])
+        clip = self.decode(torch.from_numpy(values), segment.objective)[0]
+        return clip if len(clip) > 1 else clip[0]

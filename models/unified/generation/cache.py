@@ -1,0 +1,220 @@
+"""What generation remembers: keys and values of a batch of ragged requests. In: prefixes, then tokens and
+pictures as they are made. Out: hidden states of what was fed.
+
+Row b owns the first `lengths[b]` places of its cache. A feed writes behind them; what is not kept (`advance`
+0, or a shorter row's padding) is overwritten by the next feed, and no mask ever reaches it. Gradients flow through
+feeds that are not kept, back to what was fed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omniloom.models.unified.attention import DenseAttend
+from omniloom.models.unified.batch import Document, collate, document_length
+from omniloom.models.unified.diffusion.samplers import Time
+from omniloom.models.unified.mask import dense_mask
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.patchify import VisualInput, grid_tables
+from omniloom.models.unified.positions import Grid, place
+from omniloom.models.unified.representations import OBJECTIVES
+
+_GROWTH = 64
+
+
+def _attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Without a mask. The query heads that share keys become queries of one head, so that no keys are copied."""
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
+
+
+class _Layer:
+    """One layer's keys and values, (B, kv_heads, capacity, head_dim) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.places: slice | Tensor = slice(0, 0)  # of what is fed; the same ones in every row, or (B, N)
+        self.reach = 0
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is None:
+            shape = (*keys.shape[:2], 0, keys.shape[3])
+            self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
+        self._grow(self.reach)
+        return self._written(self.keys, keys), self._written(self.values, values)
+
+    def _written(self, held: Tensor, new: Tensor) -> Tensor:
+        held = held[:, :, : self.reach]
+        if torch.is_grad_enabled():
+            held = held.clone()
+        if isinstance(self.places, slice):
+            held[:, :, self.places] = new
+            return held
+        return held.scatter_(2, self.places[:, None, :, None].expand_as(new), new)
+
+    def _grow(self, capacity: int) -> None:
+        missing = capacity - self.keys.shape[2]
+        if missing > 0:
+            # Half as much again, so that one token at a time does not copy the cache every time.
+            missing = max(missing, _GROWTH, self.keys.shape[2] // 2)
+            self.keys, self.values = (F.pad(a, (0, 0, 0, missing)) for a in (self.keys, self.values))
+
+    def select(self, rows: Tensor) -> _Layer:
+        chosen = _Layer()
+        chosen.keys, chosen.values = self.keys[rows], self.values[rows]
+        return chosen
+
+    def put(self, rows: Tensor, other: _Layer, used: int) -> None:
+        self._grow(used)
+        self.keys[rows, :, :used], self.values[rows, :, :used] = (
+            other.keys[:, :, :used],
+            other.values[:, :, :used],
+        )
+
+
+class GenerationState:
+    """Caches of B requests. Make it with `prefill`."""
+
+    def __init__(self, model: UnifiedModel, layers: list[_Layer], lengths: list[int], last: list[int]):
+        self.model, self.layers, self.lengths, self.last = model, layers, lengths, last
+        self.given: VisualInput | None = None  # of the last `feed_visual`, for the head
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    @classmethod
+    def prefill(cls, model: UnifiedModel, prefixes: Sequence[Document]) -> tuple[GenerationState, Tensor]:
+        """Read the prefixes, pictures in them as clean context. Returns the state and the hidden state
+        (B, width) at the end of each. ValueError for an empty prefix, which predicts nothing."""
+        lengths = [document_length(prefix) for prefix in prefixes]
+        for index, length in enumerate(lengths):
+            if not length:
+                raise ValueError(f"prefixes[{index}]: expected at least one token, <bos> for example")
+        batch = collate([[prefix] for prefix in prefixes], max(lengths), model.config, device=None)
+        last = [_end(prefix, model.config.rope_scheme, model.config.axes) for prefix in prefixes]
+        state = cls(model, [_Layer() for _ in model.blocks], [0] * len(lengths), [-1] * len(lengths))
+        batch = batch.to(state.device)
+        clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
+        values = {name: part.values for name, part in batch.parts.items()}
+        x, _ = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
+        hidden = state._run(x, batch.positions, lengths, batch.end)
+        state.last = last
+        ends = torch.tensor(lengths, device=state.device) - 1
+        return state, hidden[torch.arange(len(lengths), device=state.device), ends]
+
+    def _run(self, x: Tensor, positions: Tensor, advance: list[int], sees: Tensor | None = None) -> Tensor:
+        """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
+        fed, as many as `sees` (B, N) says, or all."""
+        B, N, _ = x.shape
+        begin, reach = min(self.lengths), max(self.lengths) + N
+        begins = torch.tensor(self.lengths, device=self.device)[:, None]
+        even = begin + N == reach
+        places = slice(begin, reach) if even else begins + torch.arange(N, device=self.device)
+        for layer in self.layers:
+            layer.places, layer.reach = places, reach
+        if even and sees is None:
+            attend = _attend_to_all
+        else:
+            end = (begins + (N if sees is None else sees)).expand(B, N)
+            attend = DenseAttend(dense_mask(torch.zeros_like(end), end, reach))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
+            hidden = self.model.backbone(x, positions, attend, self.layers)
+        self.lengths = [length + step for length, step in zip(self.lengths, advance)]
+        return hidden
+
+    def _places(self, grid: Grid, keep: bool) -> Tensor:
+        config = self.model.config
+        placed = [place(config.rope_scheme, ("visual", grid), last, config.axes) for last in self.last]
+        if keep:
+            self.last = [last for _, last in placed]
+        return torch.stack([torch.from_numpy(piece) for piece, _ in placed]).to(self.device)
+
+    def feed_text(self, ids: Sequence[int], keep: list[bool] | None = None) -> Tensor:
+        """One token a row; rows with keep False are as if nothing had been fed. Returns hidden (B, width)."""
+        counts = [1] * len(ids) if keep is None else [int(kept) for kept in keep]
+        return self.feed_tokens(torch.tensor(ids)[:, None], counts)[:, 0]
+
+    def feed_tokens(self, ids: Tensor, counts: Sequence[int]) -> Tensor:
+        """A run of text in every row, ids int64 (B, N), of which the first counts[b] are kept: what follows them is
+        as if it had not been fed. Returns hidden (B, N, width)."""
+        (B, N), ids = ids.shape, ids.to(self.device)
+        steps = torch.arange(1, N + 1, device=self.device)
+        line = (torch.tensor(self.last, device=self.device)[:, None] + steps).float()
+        self.last = [last + count for last, count in zip(self.last, counts)]
+        positions = line[..., None].expand(B, N, self.model.config.axes)
+        return self._run(self.model.embed(ids), positions, list(counts), steps.expand(B, N) if N > 1 else None)
+
+    def feed_visual(
+        self, objective: str, values: Tensor, grid: Grid, time: Time = 0.0, *, keep: bool, first: int = 0
+    ) -> Tensor:
+        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N).
+        keep: False while they are being drawn, True for the clean result; where only the first ones are kept, the
+        next feed goes on with the segment. Returns hidden (B, N, width)."""
+        row, config = OBJECTIVES[objective], self.model.config
+        (B, N), count = values.shape[:2], math.prod(grid)
+        embedded = segment = tables = None
+        if not row.representation.discrete:
+            times = torch.as_tensor(time, dtype=torch.float32, device=self.device)
+            embedded = self.model.time(times.expand(B))
+            segment = torch.arange(B, device=self.device).repeat_interleave(N)
+        if config.patchifier(row.representation.name) == "unet":
+            tables = grid_tables([grid] * B).to(self.device)
+        x, self.given = self.model.embed_visual(
+            row.representation.name, values.flatten(0, 1), embedded, segment, tables
+        )
+        whole = keep and first + N == count
+        places = self._places(grid, whole)[:, first : first + N]
+        sees = torch.arange(1, N + 1, device=self.device).expand(B, N) if row.causal and N > 1 else None
+        return self._run(x.view(B, N, -1), places, [N if keep else 0] * B, sees)
+
+    def select(self, rows: Sequence[int]) -> GenerationState:
+        """A copy of some rows."""
+        index = torch.tensor(rows, device=self.device)
+        return GenerationState(
+            self.model,
+            [layer.select(index) for layer in self.layers],
+            [self.lengths[b] for b in rows],
+            [self.last[b] for b in rows],
+        )
+
+    def put(self, rows: Sequence[int], other: GenerationState) -> None:
+        """Write the rows of `other` back in the places `rows`."""
+        index = torch.tensor(rows, device=self.device)
+        for layer, theirs in zip(self.layers, other.layers):
+            layer.put(index, theirs, max(other.lengths))
+        for b, length, last in zip(rows, other.lengths, other.last):
+            self.lengths[b], self.last[b] = length, last
+
+    def stack(self, other: GenerationState) -> GenerationState:
+        """The rows of both, this state's first."""
+        layers = []
+        for mine, theirs in zip(self.layers, other.layers):
+            size = max(max(self.lengths), max(other.lengths))
+            both = _Layer()
+            for layer in (mine, theirs):
+                layer._grow(size)
+            both.keys = torch.cat((mine.keys[:, :, :size], theirs.keys[:, :, :size]))
+            both.values = torch.cat((mine.values[:, :, :size], theirs.values[:, :, :size]))
+            layers.append(both)
+        return GenerationState(self.model, layers, self.lengths + other.lengths, self.last + other.last)
+
+
+def _end(document: Document, scheme: str, axes: int) -> int:
+    """Where the last token of a document sits."""
+    last = -1
+    for segment in document:
+        pieces = (
+            [("text", len(segment.ids))]
+            if segment.kind == "text"
+            else [("text", 1), ("visual", segment.grid), ("text", 1)]
+        )
+        for piece in pieces:
+            _, last = place(scheme, piece, last, axes)
+    return last

@@ -1,0 +1,256 @@
+"""How one picture is drawn by each objective. In: a state of requests that are about to open a picture, a seed and a
+number of the picture in its request each. Out: its values, and where the state goes on behind it.
+
+Under guidance the state holds the requests once for each variant of their prefixes (`VisualSampling.variants`), and all
+variants are shown what is drawn. Every request draws from a generator of its own on the CPU, so that a seed gives the
+same picture whatever it is batched with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
+from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, check_sampler, sample
+from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.objectives.corruption import mask_ratio
+from omniloom.models.unified.positions import Grid
+from omniloom.models.unified.representations import OBJECTIVES, objective_row
+
+_PICTURE_SEED_STEP = 1_000_003
+_TINY = 1e-20
+
+Draw = tuple[int, int]  # seed of the request, number of the picture in it
+
+
+@dataclass(frozen=True)
+class VisualSampling:
+    """How a picture is drawn. Guidance is of the network's outputs F (v, x or logits), with s = guidance_scale:
+
+        F(0) + s (F(I, T) - F(0))                                    without a condition for 0 (arXiv 2207.12598)
+        F(0) + s_I (F(I, 0) - F(0)) + s (F(I, T) - F(I, 0))          with image_guidance_scale s_I: text and earlier
+                                                                     pictures apart (arXiv 2211.09800, eq. 3)
+    where a scale leaves no weight to a pass, there is none.
+
+    objective    name in `models.unified.representations.OBJECTIVES`
+    diffusion    of latents or of pixels, as it was trained; codes need none
+    num_steps    of a diffusion, and rounds of masked_code; next_code takes one step a position
+    sampler      a name of `unified.diffusion.samplers.SAMPLERS`; predictor: of "amed" (`unified.diffusion.amed`)
+    temperature, top_k, top_p   of codes, as in `sample_tokens`
+    confidence_noise  weight of the Gumbel noise on the confidence that decides which codes masked_code keeps, falling
+                 linearly to 0 over the rounds (MaskGIT's code: 4.5)
+    """
+
+    diffusion: DiffusionConfig | None = None
+    num_steps: int = 20
+    guidance_scale: float = 1.0
+    image_guidance_scale: float | None = None
+    sampler: str = "euler"
+    predictor: MidpointPredictor | None = None
+    objective: str = "latent_diffusion"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    confidence_noise: float = 4.5
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler, self.predictor)
+        check_choice(self.temperature, self.top_k, self.top_p)
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps: expected at least 1, got {self.num_steps}")
+        if not objective_row(self.objective).representation.discrete:
+            if self.diffusion is None:
+                raise ValueError(f"diffusion: {self.objective} needs the config that it was trained with")
+            times = sampling_times(self.diffusion, self.num_steps)
+            if self.predictor is not None:
+                self.predictor.steps(times)
+
+    @property
+    def variants(self) -> tuple[tuple[float, frozenset[str]], ...]:
+        """(scale, sources that are dropped) of the prefixes that are computed, the whole condition first: the output
+        is the last one's, and up the list scale times what each adds to the one behind it."""
+        chain = [(self.guidance_scale, frozenset()), (1.0, frozenset({"text", "image"}))]
+        if self.image_guidance_scale is not None:
+            chain.insert(1, (self.image_guidance_scale, frozenset({"text"})))
+        # What is added and taken away by the same scale cancels.
+        return tuple(chain[:1] + [step for before, step in zip(chain, chain[1:]) if step[0] != before[0]])
+
+    def nothing(self, config: UnifiedConfig, grid: Grid) -> Tensor:
+        """What no request at all gives."""
+        kind = OBJECTIVES[self.objective].representation
+        if kind.discrete:
+            return torch.zeros((0, *grid), dtype=torch.int64)
+        return torch.zeros((0, *grid, getattr(config, kind.size)))
+
+
+def check_choice(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """ValueError naming what `sample_tokens` cannot do."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected a probability above 0, got {top_p}")
+
+
+def sample_tokens(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """One token a row by inverting the distribution function at `uniforms` (B,) in [0, 1).
+
+    logits (B, V); -inf forbids. temperature 0 takes the likeliest. top_k keeps the k likeliest; top_p the
+    smallest set of likeliest tokens that holds at least that probability. Returns int64 (B,).
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits, order = (logits.double() / temperature).sort(dim=-1, descending=True, stable=True)
+    probabilities = logits.softmax(dim=-1)
+    if top_k is not None:
+        probabilities[:, top_k:] = 0
+    if top_p is not None:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p * probabilities.sum(-1, keepdim=True), 0)
+    total = probabilities.cumsum(dim=-1)
+    drawn = torch.searchsorted(total, uniforms.double()[:, None] * total[:, -1:], right=True)
+    allowed = (probabilities > 0).sum(dim=-1, keepdim=True)
+    # Of logits that are no numbers nothing is allowed; any token is as good then, as at temperature 0.
+    return order.gather(1, torch.minimum(drawn, allowed - 1).clamp(min=0))[:, 0]
+
+
+def draw_visual(
+    state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling, go_on: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Draw a segment for each of R requests, in a state of V R rows for V variants: all requests' first, and so on.
+
+    Returns latents or pixels (R, N, C), or codes int64 (R, N), and if go_on, hidden (rows, width) at <eoi>; the state
+    then holds the clean segment."""
+    canvas = _open(state, draws, grid, how)
+    values = _DRAW[how.objective](canvas)
+    if not go_on:
+        return values, None
+    if not OBJECTIVES[how.objective].causal:  # a causal segment was kept as it was drawn
+        canvas.feed(values, keep=True)
+    return values, state.feed_text([state.model.config.specials.eoi] * len(state.lengths))
+
+
+def open_diffusion(
+    state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling
+) -> tuple[NetworkDenoiser, Tensor]:
+    """What a sampler needs to draw as `draw_visual` does: the guided denoiser behind each request's prefix, and the
+    noise (R, N, C). Gradients flow through it to x and to the times."""
+    canvas = _open(state, draws, grid, how)
+    return canvas.denoiser(), canvas.noise()
+
+
+def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> _Canvas:
+    model, kind = state.model, OBJECTIVES[how.objective].representation
+    if getattr(model.config, kind.size) is None:
+        raise ValueError(f"objective: {how.objective} needs a model with {kind.size}")
+    special, rows = model.config.specials, len(state.lengths)
+    hidden = state.feed_text([special.bov if grid[0] > 1 else special.boi] * rows)
+    generators = [torch.Generator().manual_seed(seed + number * _PICTURE_SEED_STEP) for seed, number in draws]
+    return _Canvas(state, hidden, generators, grid, how)
+
+
+@dataclass
+class _Canvas:
+    """What the drawing functions share; `opening` is the hidden state (rows, width) at <boi>."""
+
+    state: GenerationState
+    opening: Tensor
+    generators: list[torch.Generator]
+    grid: Grid
+    how: VisualSampling
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.grid)
+
+    def drawn(self, function: Callable, *shape: int) -> Tensor:
+        """(R, *shape), each request's from its generator."""
+        return torch.stack([function(*shape, generator=g) for g in self.generators]).to(self.state.device)
+
+    def feed(self, values: Tensor, time: Time = 0.0, *, keep: bool, first: int = 0) -> Tensor:
+        """`GenerationState.feed_visual` in all rows."""
+        values = values.repeat(len(self.state.lengths) // len(values), *[1] * (values.ndim - 1))
+        return self.state.feed_visual(self.how.objective, values, self.grid, time, keep=keep, first=first)
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """The guided output of the head for the requests, float32."""
+        kind, state = OBJECTIVES[self.how.objective].representation, self.state
+        out = state.model.visual_head(kind.name, hidden, state.given).float()
+        variants = self.how.variants
+        *more, guided = outputs = out.chunk(len(variants))
+        for (scale, _), full, less in reversed(list(zip(variants, more, outputs[1:]))):
+            guided = guided + scale * (full - less)
+        return guided
+
+    def noise(self) -> Tensor:
+        kind = OBJECTIVES[self.how.objective].representation
+        return self.drawn(torch.randn, self.count, getattr(self.state.model.config, kind.size))
+
+    def denoiser(self) -> NetworkDenoiser:
+        def network(x: Tensor, time: Time) -> Tensor:
+            return self.predict(self.feed(x, time, keep=False))
+
+        return NetworkDenoiser(self.how.diffusion, network)
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Codes of logits (..., K) by uniforms (...)."""
+        how = self.how
+        chosen = sample_tokens(logits.flatten(0, -2), uniforms.flatten(), how.temperature, how.top_k, how.top_p)
+        return chosen.view(uniforms.shape)
+
+
+def _diffuse(canvas: _Canvas) -> Tensor:
+    times = sampling_times(canvas.how.diffusion, canvas.how.num_steps)
+    return sample(canvas.how.sampler, canvas.denoiser(), canvas.noise(), times, canvas.how.predictor)
+
+
+def _write_codes(canvas: _Canvas) -> Tensor:
+    """One code after the other."""
+    uniforms, hidden = canvas.drawn(torch.rand, canvas.count), canvas.opening
+    codes: list[Tensor] = []
+    for place in range(canvas.count):
+        codes.append(canvas.choose(canvas.predict(hidden), uniforms[:, place]))
+        hidden = canvas.feed(codes[-1][:, None], keep=True, first=place)[:, 0]
+    return torch.stack(codes, dim=1)
+
+
+def _unmask(canvas: _Canvas) -> Tensor:
+    """MaskGIT's iterative decoding (arXiv 2202.04200, section 3.2): all masked codes are drawn at once, and those of
+    least confidence are masked again, fewer each round."""
+    how, count = canvas.how, canvas.count
+    rounds, mask = min(how.num_steps, count), canvas.state.model.config.codebook_size
+    draws = canvas.drawn(torch.rand, rounds, 2, count)
+    codes = torch.full((len(canvas.generators), count), mask, device=draws.device)
+    for step in range(rounds):
+        logits = canvas.predict(canvas.feed(codes, keep=False))
+        unknown = codes == mask
+        chosen = canvas.choose(logits, draws[:, step, 0])
+        codes = torch.where(unknown, chosen, codes)
+        progress = (step + 1) / rounds
+        # At least one becomes known a round; the schedule leaves none masked after the last.
+        masked = min(math.floor(count * mask_ratio(progress)), int(unknown[0].sum()) - 1) if step + 1 < rounds else 0
+        gumbel = -(-draws[:, step, 1].clamp(_TINY, 1 - 2**-24).log()).log()
+        confidence = logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
+        confidence = confidence + how.confidence_noise * (1 - progress) * gumbel
+        confidence = confidence.masked_fill(~unknown, torch.inf)
+        again = confidence.argsort(dim=-1, stable=True)[:, :masked]
+        codes = codes.scatter(1, again, mask)
+    return codes
+
+
+_DRAW = {
+    "latent_diffusion": _diffuse,
+    "pixel_diffusion": _diffuse,
+    "next_code": _write_codes,
+    "masked_code": _unmask,
+}

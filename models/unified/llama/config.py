@@ -1,0 +1,165 @@
+"""What a Llama-shaped checkpoint's `config.json` says, in our terms. In: the parsed JSON, as `transformers`
+writes it. Out: a `UnifiedConfig`, its visual part from the caller. Standard library only.
+
+Read: LlamaForCausalLM (1, 2, 3.x), MistralForCausalLM and Qwen2ForCausalLM without a sliding window,
+Qwen3ForCausalLM. Rotary frequencies: plain ones or Llama 3.1's ("llama3"). Anything that would change what the
+model computes and is not read here is a ValueError that names the file and the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omniloom.models.hf.config_json import Document
+from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How an architecture differs from Llama, and what its `config.json` means where it is silent. A family with
+    `bias_key` has biases on query, key, value and output where that key is true."""
+
+    kv_heads: int | None = None  # None: as many as heads
+    head_dim: int | None = None  # None: width / heads
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    bias_key: bool = False
+    window: bool = False  # has a sliding window unless `sliding_window` is null
+
+
+FAMILIES = {
+    "LlamaForCausalLM": _Family(bias_key=True),
+    "MistralForCausalLM": _Family(kv_heads=8, window=True),
+    "Qwen2ForCausalLM": _Family(kv_heads=32, qkv_bias=True),
+    "Qwen3ForCausalLM": _Family(kv_heads=32, head_dim=128, qk_norm=True, bias_key=True),
+}
+
+
+def architecture(values: Any, where: str) -> dict[str, Any]:
+    """The fields of `UnifiedConfig` that the checkpoint decides. `where` names the file in errors."""
+    document = Document(values, where)
+    names = document.values.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
+        raise document.wrong("architectures", f"one of {', '.join(FAMILIES)}")
+    family = FAMILIES[names[0]]
+    _refuse_variants(document, family)
+    heads, width = document.integer("num_attention_heads"), document.integer("hidden_size")
+    kv_heads = document.integer("num_key_value_heads", _silent(document, "num_key_value_heads", family.kv_heads, heads))
+    head_dim = _silent(document, "head_dim", family.head_dim, width // heads)
+    if document.values.get("head_dim") is None and not family.head_dim and width % heads:
+        raise document.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
+    biased = family.bias_key and document.flag("attention_bias")
+    base, scaling = _rope(document)
+    return {
+        "vocab_size": document.integer("vocab_size"),
+        "width": width,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "layers": document.integer("num_hidden_layers"),
+        "head_dim": document.integer("head_dim", head_dim),
+        "hidden": document.integer("intermediate_size"),
+        "norm_eps": document.number("rms_norm_eps", 1e-6),
+        "rope_base": base,
+        "rope_scaling": scaling,
+        "qk_norm": family.qk_norm,
+        "out_bias": biased,
+        "qkv_bias": family.qkv_bias or biased,
+        "tied": document.flag("tie_word_embeddings"),
+        "block": "llama",
+    }
+
+
+def _silent(document: Document, key: str, family: int | None, otherwise: int) -> int:
+    """What a missing key means to the family; null always means `otherwise`."""
+    return family if family is not None and key not in document.values else otherwise
+
+
+def _refuse_variants(document: Document, family: _Family) -> None:
+    document.only("hidden_act", "silu")
+    document.only("mlp_bias", False, None)
+    document.only("partial_rotary_factor", 1.0, None)
+    document.only("quantization_config", None)
+    document.only("use_sliding_window", False, None)
+    layer_types = document.values.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise document.wrong("layer_types", '"full_attention" in every layer')
+    if family.window and document.values.get("sliding_window", 0) is not None:
+        raise document.wrong("sliding_window", "null, as nothing here attends in a window (absent means 4096)")
+
+
+def _rope(document: Document) -> tuple[float, RopeScaling | None]:
+    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
+    key = "rope_parameters" if document.values.get("rope_parameters") is not None else "rope_scaling"
+    rope = document.values.get(key)
+    if rope is None:
+        rope = {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise document.wrong(key, "one object of rotary parameters, or null")
+    inner = Document(rope, f"{document.where}: {key}")
+    inner.only("partial_rotary_factor", 1.0, None)
+    base = inner.number("rope_theta") if "rope_theta" in rope else document.number("rope_theta", 10000.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", None):
+        return base, None
+    if kind != "llama3":
+        raise ValueError(f"{inner.where}.rope_type: expected 'default' or 'llama3', got {kind!r}")
+    length = inner.integer("original_max_position_embeddings", document.values.get("max_position_embeddings"))
+    numbers = [inner.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")]
+    try:
+        return base, RopeScaling(*numbers, original_length=length)
+    except ValueError as error:
+        raise ValueError(f"{inner.where}: {error}") from None
+
+
+def config_from_llama(
+    values: Any,
+    where: str,
+    *,
+    latent_dim: int = 1,
+    specials: SpecialIds | None = None,
+    vocab_size: int | None = None,
+    **overrides: Any,
+) -> UnifiedConfig:
+    """The model that a checkpoint's `config.json` becomes.
+
+    values      the parsed JSON; `where` names its file in errors
+    specials    ids of our special tokens. The vocabulary grows where one lies behind it. Without them it stays
+                as it is: <bos>, <eos> and <pad> are the file's where it names them, and the others stand on its
+                last ids, which text goes on using: give `specials` to train with pictures
+    vocab_size  rows of the vocabulary at least
+    overrides   other fields of `UnifiedConfig`; those that `architecture` gives may only be confirmed
+    ValueError naming the file and the key, or the field of `UnifiedConfig`.
+    """
+    decided = architecture(values, where)
+    for name, value in overrides.items():
+        if name in decided and value != decided[name]:
+            raise ValueError(f"{name}: {where} says {decided[name]!r}, got {value!r}; leave it out")
+    own = decided["vocab_size"]
+    if vocab_size is not None and vocab_size < own:
+        raise ValueError(f"vocab_size: {where} has {own} tokens, got {vocab_size}")
+    if specials is None:
+        specials = _file_specials(values, own, where)
+    top = max(getattr(specials, f.name) for f in fields(specials))
+    rows = max(own, vocab_size or 0, top + 1)
+    # Heads too narrow for three axes are toys', but they load.
+    overrides.setdefault("axes", max(2, min(3, decided["head_dim"] // 2)))
+    try:
+        return UnifiedConfig(**{**overrides, **decided, "vocab_size": rows}, latent_dim=latent_dim, specials=specials)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _file_specials(values: dict, vocab_size: int, where: str) -> SpecialIds:
+    if vocab_size < len(fields(SpecialIds)):
+        raise ValueError(f"{where}: vocab_size: expected at least {len(fields(SpecialIds))}, got {vocab_size}")
+    known: dict[str, int] = {}
+    for name in ("bos", "eos", "pad"):
+        value = values.get(f"{name}_token_id")
+        # A chat model has several ends, of which the first is the text's.
+        value = value[0] if isinstance(value, list) and value else value
+        good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
+        if good and not (name == "pad" and value in known.values()):
+            known[name] = value
+    free = (i for i in reversed(range(vocab_size)) if i not in known.values())
+    return SpecialIds(**{f.name: known[f.name] if f.name in known else next(free) for f in fields(SpecialIds)})

@@ -1,0 +1,28 @@
+"""OmniLoom: raw folders of images, videos and text to a trained, evaluated model that reads and writes both.
+
+The public Python API, loaded on first use:
+
+    OmniLoom        a trained model: `OmniLoom.load(folder)` draws, describes and writes
+    load_official   an OmniTokenizer from a checkpoint of the published code
+    run             a pipeline from its config, as `omniloom run` does it
+
+The folders `pipelines/`, `stages/`, `models/` and `infra/` of the tree are `omniloom.pipelines` and so on.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "OmniLoom": "omniloom.models.model",
+    "load_official": "omniloom.models.tokenizer",
+    "run": "omniloom.pipelines.api",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,85 @@
+"""The checkpoint of a language model that `train` starts from. In: the URI of a folder as `transformers` saves one.
+Out: the architecture that it has, whether the tokens are made by its tokenizer, and a local folder to load it from.
+
+Errors: InputError naming the folder and the field of the pipeline's config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.models.unified.config import SpecialIds, UnifiedConfig
+from omniloom.models.unified.llama.config import architecture, config_from_llama
+from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+
+FIELD = "stages.train.init_from"
+
+
+def start_config(
+    uri: str, chosen: dict[str, Any], vocab_size: int, sizes: dict[str, int | None], specials: dict[str, int] | None
+) -> UnifiedConfig:
+    """The model that the checkpoint becomes with a vocabulary of `vocab_size` tokens at least and the `sizes` of its
+    representations of pictures, fields of `UnifiedConfig`. `chosen` holds the fields of `stages.train.model` that the
+    user has set."""
+    where = storage.join(uri, "config.json")
+    try:
+        values = json.loads(storage.read_bytes(where))
+        decided = architecture(values, where)
+        for name, value in chosen.items():
+            if name in decided and value != decided[name]:
+                raise InputError(
+                    f"the checkpoint has {decided[name]!r}, got {value!r}; leave it out",
+                    field=f"stages.train.model.{name}",
+                    file=where,
+                )
+        return config_from_llama(
+            values,
+            where,
+            vocab_size=max(vocab_size, decided["vocab_size"]),
+            specials=SpecialIds(**specials) if specials else None,
+            **sizes,
+            **chosen,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
+
+
+def check_text_tokenizer(uri: str, digest: str) -> None:
+    """That the tokens, sealed with `digest`, are made by the checkpoint's tokenizer: others' ids mean other words."""
+    file = storage.join(uri, "tokenizer.json")
+    try:
+        own = read_text_tokenizer(file).digest
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer to know the checkpoint's tokens by: {error}", field=FIELD, file=file) from None
+    if own != digest:
+        raise InputError(
+            "the tokens are made by another text tokenizer than the checkpoint's; set "
+            f"stages.pretokenize.text_tokenizer to {file} and run again",
+            field=FIELD,
+            file=uri,
+        )
+
+
+def local_folder(uri: str) -> Path:
+    """The folder itself where it is local, else a copy of its configs and weights, made once per machine."""
+    if (path := storage.local_path(uri)) is not None:
+        return path
+    fs, root = storage.filesystem(uri)
+    # Beside them a folder may hold the same weights in other formats.
+    names = [name for name in storage.list_files(uri) if "/" not in name and name.endswith((".json", ".safetensors"))]
+    versions = [(name, str(fs.checksum(f"{root.rstrip('/')}/{name}"))) for name in names]
+    digest = hashlib.sha256(json.dumps([uri, versions]).encode()).hexdigest()
+    target = storage.cache_folder() / f"start-{digest[:32]}"
+    for name in names:
+        if not (target / name).exists():
+            partial = target / f".tmp-{uuid.uuid4().hex}"
+            storage.copy_file(storage.join(uri, name), str(partial))
+            os.replace(partial, target / name)
+    return target

@@ -1,0 +1,107 @@
+"""What an item is, whatever file it came in: the same for every lossless copy, and nearly the same for a near one.
+
+In: what is decoded. Out: an identity, a look and a sketch.
+
+    identity   64 hex digits, sha256: of a picture's pixels and size, of a clip's frames, of a text
+    look       a picture in LOOK_SIDE x LOOK_SIDE pixels, RGB bytes; of a clip four frames of it in the quarters
+    sketch     MinHash of a text's runs of characters: the share of equal values is the share of runs that two texts
+               have in common (Broder, "On the resemblance and containment of documents", 1997)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LOOK_SIDE = 16
+LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3
+SKETCH = 64  # values of a sketch
+_RUN = 9  # characters of a run: letters and digits, so that neither case, spaces nor punctuation count
+_LEAST_RUNS = 48  # of a text that has a sketch: of short ones too much is alike by chance
+_KEPT_FRAMES = 16
+_NO_LETTER = re.compile(r"[\W_]+")
+
+
+def picture_identity(pixels: np.ndarray) -> str:
+    """Of uint8 (H, W, 3)."""
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(f"picture {height}x{width} ".encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
+
+
+def picture_look(pixels: np.ndarray) -> bytes:
+    image = Image.fromarray(pixels)
+    return image.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR, reducing_gap=4.0).tobytes()
+
+
+class ClipIdentity:
+    """Of the frames of a clip, `add`ed in order as PyAV gives them: their planes as decoded, which cost no conversion.
+    The look is made of at most 32 frames, thinned out on the way."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256(b"clip ")
+        self._kept: list[np.ndarray] = []
+        self._count, self._every = 0, 1
+
+    def add(self, frame: Any) -> None:
+        shape = f"{frame.width}x{frame.height} {frame.rotation} {frame.format.name} "
+        facts = hashlib.sha1(shape.encode(), usedforsecurity=False)
+        for number, plane in enumerate(frame.planes):
+            rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height].reshape(plane.height, -1)
+            facts.update(np.ascontiguousarray(rows[:, : _row_bytes(frame, number)]))
+        self._digest.update(facts.digest())
+        if self._count % self._every == 0:
+            self._kept.append(_small(frame))
+            if len(self._kept) == 2 * _KEPT_FRAMES:
+                self._kept, self._every = self._kept[::2], self._every * 2
+        self._count += 1
+
+    def identity(self) -> str:
+        return self._digest.hexdigest()
+
+    def look(self) -> bytes:
+        """The first frame, those after one and two thirds, and the last, in the quarters of a picture."""
+        chosen = [self._kept[round(i * (len(self._kept) - 1) / 3)] for i in range(4)]
+        return np.block([[[chosen[0]], [chosen[1]]], [[chosen[2]], [chosen[3]]]]).tobytes()
+
+
+def _row_bytes(frame: Any, number: int) -> int:
+    """Bytes of a row of plane `number` that hold pixels: what follows them is left over from other frames."""
+    plane, components = frame.planes[number], [c for c in frame.format.components if c.plane == number]
+    if frame.format.has_palette:
+        return plane.width if number == 0 else plane.line_size
+    if len(frame.planes) == 1:
+        return (plane.width * frame.format.padded_bits_per_pixel + 7) // 8
+    return plane.width * sum((component.bits + 7) // 8 for component in components)
+
+
+def _small(frame: Any) -> np.ndarray:
+    half = LOOK_SIDE // 2
+    small = frame.reformat(LOOK_SIDE, LOOK_SIDE, format="rgb24", interpolation="AREA").to_ndarray()
+    return small.reshape(half, 2, half, 2, 3).mean((1, 3)).round().astype(np.uint8)
+
+
+def text_identity(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def text_sketch(text: str) -> bytes | None:
+    """uint32 (SKETCH,) as bytes; None of a text that is too short. The least values of several sketches, place by
+    place, are the sketch of their texts together."""
+    letters = np.frombuffer(_NO_LETTER.sub("", text.lower()).encode("utf-32-le"), np.uint32).astype(np.uint64)
+    if len(letters) < _RUN + _LEAST_RUNS:
+        return None
+    runs = np.zeros(len(letters) - _RUN + 1, np.uint64)
+    for place in range(_RUN):
+        runs = (runs ^ letters[place : place + len(runs)]) * np.uint64(0x100000001B3)
+    runs ^= runs >> np.uint64(29)
+    values = (runs[:, None] * _FACTORS + _SUMMANDS) >> np.uint64(32)
+    return values.min(axis=0).astype(np.uint32).tobytes()
+
+
+_FACTORS, _SUMMANDS = np.random.default_rng(9).integers(1, 1 << 63, (2, SKETCH), dtype=np.uint64) | np.uint64(1)

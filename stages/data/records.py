@@ -1,0 +1,241 @@
+"""Records: the schema of what ingest writes and every later stage reads.
+
+In: rows as dictionaries. Out: Parquet shards `records/shard-00000.parquet`, one row per item, in the order of
+the sources. A row holds the media as the bytes that the source had (never re-encoded) with the facts found by
+decoding.
+
+| kind     | media        | text    | segments | caption, captions, label |
+| image    | image bytes  | null    | null     | may be null or empty     |
+| video    | video bytes  | null    | null     | may be null or empty     |
+| text     | null         | text    | null     | null                     |
+| document | null         | null    | in order | null                     |
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from omniloom.infra import storage
+
+SCHEMA_VERSION = 2
+KINDS = ("image", "video", "text", "document")
+SPLITS = ("train", "validation", "test")
+
+SEGMENT = pa.struct(
+    [
+        pa.field("type", pa.string(), nullable=False),  # "text" or "image"
+        pa.field("text", pa.string()),  # the text, or the image's alt text
+        pa.field("media", pa.binary()),  # the image's encoded bytes
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+)
+
+SCHEMA = pa.schema(
+    [
+        pa.field(
+            "id", pa.string(), nullable=False
+        ),  # 64 hex digits: what it holds, decoded: `stages.data.media.identity`
+        pa.field("kind", pa.string(), nullable=False),  # one of KINDS
+        pa.field("split", pa.string(), nullable=False),  # one of SPLITS, as `stages.ingest.splits` has it
+        pa.field("media", pa.binary()),  # encoded bytes as in the source
+        pa.field("format", pa.string()),  # what the bytes are: png, jpeg, mp4, ... not the file's suffix
+        pa.field("caption", pa.string()),  # the first of `captions`
+        pa.field("captions", pa.list_(pa.string())),  # all that the sources say, each once; empty or null without one
+        pa.field("label", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("segments", pa.list_(SEGMENT)),
+        pa.field("width", pa.int32()),  # pixels as displayed: EXIF and display rotation applied
+        pa.field("height", pa.int32()),
+        pa.field("frames", pa.int32()),  # 1 for an image; decoded frames of a video
+        pa.field("fps", pa.float64()),  # mean frames per second
+        pa.field("duration", pa.float64()),  # seconds
+        pa.field("source", pa.string(), nullable=False),  # the source's name
+        pa.field("path", pa.string(), nullable=False),  # relative to the source's root
+        pa.field("part", pa.int32(), nullable=False),  # which item of that file: text chunk, JSONL line; else 0
+        pa.field("license", pa.string()),
+        pa.field("synthetic", pa.bool_(), nullable=False),  # made by a model of this project
+        pa.field("meta", pa.string(), nullable=False),  # a JSON object
+    ],
+    metadata={"omniloom.records": str(SCHEMA_VERSION)},
+)
+
+_DICTIONARY = ["kind", "split", "format", "label", "source", "license"]
+_ROW_GROUP_BYTES = 16 << 20
+
+
+def split_of(record_id: str, fractions: Mapping[str, float]) -> str:
+    """The split that an id or a group's key falls in: its first 64 bits as a number in [0, 1) cut by `fractions`.
+
+    `fractions` maps each of SPLITS to a share; they sum to 1. What a record's split is, `stages.ingest.splits` says.
+    The held-out splits lie at the low end: growing the test share never moves a record from test elsewhere.
+    """
+    total = sum(fractions.get(split, 0.0) for split in SPLITS)
+    if abs(total - 1.0) > 1e-6:
+        raise ValueError(f"splits: the fractions sum to {total:g}, expected 1")
+    position = int(record_id[:16], 16) / 2**64
+    if position < fractions.get("test", 0.0):
+        return "test"
+    if position < fractions.get("test", 0.0) + fractions.get("validation", 0.0):
+        return "validation"
+    # A train share of zero must hold in spite of rounding in the sum.
+    return "train" if fractions.get("train", 0.0) > 0 else "validation" if fractions.get("validation") else "test"
+
+
+def shard_name(index: int) -> str:
+    return f"records/shard-{index:05d}.parquet"
+
+
+def shards(artifact_uri: str) -> list[str]:
+    """URIs of the record shards below an ingest artifact, in the order of the sources."""
+    names = sorted(storage.list_files(storage.join(artifact_uri, "records")))
+    return [storage.join(artifact_uri, "records", name) for name in names if name.endswith(".parquet")]
+
+
+def encode_shard(rows: list[dict]) -> bytes:
+    """Rows (missing keys are null) as one Parquet file; row groups of about 16 MiB so that readers can
+    stream.
+    """
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer:
+        for group in _row_groups(rows):
+            writer.write_table(pa.Table.from_pylist([_with_captions(row) for row in group], schema=SCHEMA))
+    return sink.getvalue()
+
+
+def _with_captions(row: dict) -> dict:
+    """A row that names its one caption has it among its captions."""
+    return row if row.get("captions") or not row.get("caption") else {**row, "captions": [row["caption"]]}
+
+
+def writable(rows: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Rows that fit the schema, and for each other the reject {source, path, part, code, message} that says why."""
+    try:
+        pa.Table.from_pylist([{**row, "media": None} for row in rows], schema=SCHEMA)
+        return rows, []
+    except Exception:  # one of them: which, and why
+        good, bad = [], []
+        for row in rows:
+            try:
+                pa.Table.from_pylist([row], schema=SCHEMA)
+                good.append(row)
+            except Exception as error:
+                message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                bad.append(
+                    {
+                        "source": row["source"],
+                        "path": row["path"],
+                        "part": row["part"],
+                        "code": "failed",
+                        "message": message.encode("utf-8", "backslashreplace").decode(),
+                    }
+                )
+        return good, bad
+
+
+def write_shard(uri: str, rows: list[dict]) -> None:
+    storage.write_bytes(uri, encode_shard(rows))
+
+
+Key = tuple[str, str, int]  # (source, path, part), which no two records of an artifact share
+
+
+def key_of(row: Mapping) -> Key:
+    return row["source"], row["path"], row["part"]
+
+
+def drop_rows(
+    uri: str,
+    keys: set[Key],
+    captions: Mapping[Key, list[str]] = MappingProxyType({}),
+    splits: Mapping[Key, str] = MappingProxyType({}),
+) -> None:
+    """Rewrite a shard without the rows of `keys`, and with the `captions` and `splits` of others; repeating it changes
+    nothing."""
+    fs, path = storage.filesystem(uri)
+    sink = io.BytesIO()
+    with (
+        fs.open(path, "rb") as file,
+        pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer,
+    ):
+        reader = pq.ParquetFile(file)
+        for group in range(reader.num_row_groups):
+            table = reader.read_row_group(group)
+            columns = [table.column(name).to_pylist() for name in ("source", "path", "part")]
+            found = list(zip(*columns, strict=True))
+            if captions:
+                new = [captions.get(key) for key in found]
+                table = _with(_with(table, "captions", new), "caption", [c and c[0] for c in new])
+            if splits:
+                table = _with(table, "split", [splits.get(key) for key in found])
+            writer.write_table(table.filter(pa.array([key not in keys for key in found], pa.bool_())))
+    storage.write_bytes(uri, sink.getvalue())
+
+
+def _with(table: pa.Table, name: str, new: list) -> pa.Table:
+    """The table with values of one column replaced where `new` has one."""
+    values = [b if b else a for a, b in zip(table.column(name).to_pylist(), new, strict=True)]
+    return table.set_column(
+        table.schema.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type)
+    )
+
+
+def iterate(
+    artifact_uri: str,
+    *,
+    kinds: Iterable[str] | None = None,
+    split: str | None = None,
+    columns: Iterable[str] | None = None,
+    batch_size: int = 64,
+) -> Iterator[dict]:
+    """Every record below an ingest artifact as a dictionary, in order; at most `batch_size` rows in memory
+    at once.
+    """
+    for shard in shards(artifact_uri):
+        yield from iterate_shard(shard, kinds=kinds, split=split, columns=columns, batch_size=batch_size)
+
+
+def iterate_shard(
+    uri: str,
+    *,
+    kinds: Iterable[str] | None = None,
+    split: str | None = None,
+    columns: Iterable[str] | None = None,
+    batch_size: int = 64,
+) -> Iterator[dict]:
+    """The records of one shard. Raises ValueError for a file of another schema version."""
+    wanted = list(columns) if columns is not None else list(SCHEMA.names)
+    kinds = list(kinds) if kinds is not None else None
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:
+        reader = pq.ParquetFile(file)
+        version = (reader.schema_arrow.metadata or {}).get(b"omniloom.records", b"none").decode()
+        if version != str(SCHEMA_VERSION):
+            raise ValueError(f"{uri}: records of schema version {version}, expected {SCHEMA_VERSION}")
+        read = list(dict.fromkeys([*wanted, "kind", "split"]))
+        for batch in reader.iter_batches(batch_size=batch_size, columns=read):
+            if kinds is not None:
+                batch = batch.filter(pc.is_in(batch.column("kind"), pa.array(kinds, pa.string())))
+            if split is not None:
+                batch = batch.filter(pc.equal(batch.column("split"), split))
+            yield from batch.select(wanted).to_pylist()
+
+
+def _row_groups(rows: list[dict]) -> Iterator[list[dict]]:
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += len(row.get("media") or b"") + len(row.get("text") or "")
+        size += sum(len(s.get("media") or b"") for s in row.get("segments") or ())
+        if size >= _ROW_GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group or not rows:
+        yield group

@@ -1,0 +1,153 @@
+"""What the measurements of a trained model share: the model, the held-out clips, and where figures are put down.
+
+In: records, tokens and a model's folder. `stages.evaluate.tokenizer`, `.measure_drawing` and `.measure_writing`
+measure; each of their functions adds to `metrics`, `pictures` (PNG by name), `samples` and `text_samples`. What is
+measured is drawn by the seed, evenly over sources and labels (`stages.data.spread`), and shown in the shape that it was
+trained in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omniloom.infra.artifacts import Artifact
+from omniloom.models.model import OmniLoom
+from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.data.clips import ClipStore
+from omniloom.stages.data.packing import PackingConfig
+from omniloom.stages.data.tokens import TokenSet
+
+if TYPE_CHECKING:
+    from omniloom.stages.evaluate.stage import MeasureConfig
+
+
+class Evaluation:
+    """`inputs` holds `ingest` and `pretokenize`; the model is in `folder` and was trained by the config `training`, by
+    default those of the input `train`."""
+
+    def __init__(
+        self,
+        config: MeasureConfig,
+        inputs: dict[str, Artifact],
+        device: str,
+        folder: Path | None = None,
+        training: Mapping[str, Any] | None = None,
+    ):
+        self.config, self.inputs = config, inputs
+        self.training = inputs["train"].manifest["config"] if training is None else training
+        self.loom = OmniLoom.load(folder or inputs["train"].local() / "model", device)
+        self.tokens = TokenSet(inputs["pretokenize"], config.split)
+        self.facts = self.tokens.facts
+        self.metrics: dict[str, Any] = {}
+        self.pictures: dict[str, bytes] = {}
+        self.samples: list[dict] = []
+        self.text_samples: list[dict] = []
+
+    @cached_property
+    def packing(self) -> PackingConfig:
+        """How the model was trained; a field that its training did not have yet has its default."""
+        known = self.training.get("packing", {})
+        return PackingConfig(**{name: known[name] for name in PackingConfig.model_fields if name in known})
+
+    @property
+    def knows_captions(self) -> bool:
+        """Whether captions before pictures were trained: how likely they are by themselves is known of no other
+        model."""
+        weight = self.training.get("loss", {}).get("task_weights", {}).get("draw", 1.0)
+        return bool(self.packing.caption_first and self.packing.caption_loss and weight)
+
+    @cached_property
+    def aspects(self) -> Aspects:
+        """Of the clips' shapes in training; tokens from before there were ratios are of squares."""
+        tokenizer = self.loom.tokenizer
+        return Aspects(tuple(self.facts.get("aspects", Aspects.names)), tokenizer.config.patch_size if tokenizer else 1)
+
+    def clips(self, kind: str, split: str) -> ClipStore:
+        size = self.facts["image_size"] if kind == "image" else self.facts["video_size"]
+        return ClipStore(self.inputs["ingest"], kind, split, self.aspects, size, self.facts["frames"], 1 << 28)
+
+    @cached_property
+    def images(self) -> ClipStore:
+        return self.clips("image", self.config.split)
+
+    @cached_property
+    def videos(self) -> ClipStore:
+        return self.clips("video", self.config.split)
+
+    @cached_property
+    def train_images(self) -> ClipStore:
+        return self.clips("image", "train")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return self.loom.config.objectives
+
+    def suffix(self, objective: str) -> str:
+        """What the names of an objective's figures and pictures end in: nothing where it is the only one."""
+        return f"_{objective}" if len(self.objectives) > 1 else ""
+
+    @cached_property
+    def captions(self) -> list[str | None]:
+        """Of the held-out pictures, by index."""
+        return self.images.table["caption"].to_pylist()
+
+    @cached_property
+    def labels(self) -> list[str | None]:
+        return self.images.table["label"].to_pylist()
+
+    @cached_property
+    def captioned(self) -> list[int]:
+        """Indices of the held-out pictures that have a caption, in the order of a draw that is even over sources and
+        within each over labels."""
+        return self._drawn(self._with_caption, ("source", "label"))
+
+    @cached_property
+    def labelled(self) -> list[int]:
+        """Indices of those whose label is one of `classes`, in the order of a draw that is even over labels and
+        within each over sources."""
+        classes = set(self.classes)
+        return self._drawn([i for i in self._with_caption if self.labels[i] in classes], ("label", "source"))
+
+    @cached_property
+    def plain(self) -> list[int]:
+        """Indices of those with a caption, drawn as they are frequent."""
+        return self._drawn(self._with_caption, ())
+
+    @cached_property
+    def _with_caption(self) -> list[int]:
+        return [i for i, caption in enumerate(self.captions) if caption]
+
+    def _drawn(self, among: list[int], by: tuple[str, ...]) -> list[int]:
+        return self.images.spread(self.config.seed, by, np.array(among, np.int64)).tolist()
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Labels that both splits have, with enough train pictures to learn them from; none where there is but one,
+        which says nothing."""
+        train = Counter(label for label in self.train_images.table["label"].to_pylist() if label)
+        held_out = set(self.labels)
+        found = sorted(label for label, n in train.items() if n >= self.config.class_examples and label in held_out)
+        return found if len(found) > 1 else []
+
+    def by_source(self, indices: Sequence[int]) -> dict[str, list[int]]:
+        """The indices by the source of their pictures, as what names of grids end in; "" where they have but one."""
+        parts: dict[str, list[int]] = {}
+        for i in indices:
+            source = self.images.table["source"][i].as_py()
+            parts.setdefault("_" + re.sub(r"\W", "_", source), []).append(i)
+        return parts if len(parts) > 1 else {"": list(indices)}
+
+    @staticmethod
+    def by_shape(clips: ClipStore, indices: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+        """Places in `indices` by the (height, width) of their clips."""
+        parts: dict[tuple[int, int], list[int]] = {}
+        for place, i in enumerate(indices):
+            parts.setdefault(clips.shape(i), []).append(place)
+        return parts

@@ -1,0 +1,187 @@
+"""The figures of `evaluate`: what each means, which way is better, and what a guess or real pictures would get.
+
+One table: the gate is checked against it when the config is read, and the report prints it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omniloom.models.unified.representations import OBJECTIVES
+
+LEAST_PICTURES = 100  # for a Fréchet distance: of fewer, the means and covariances say little
+
+Chance = Callable[[Mapping[str, Any]], Any]  # from all figures: a number, or None where it is not known
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
+    guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
+    config that have to be at least so large for the figure to be measured; `by_objective` figures are of each objective
+    that was trained on pictures, and have its name behind theirs where there are several."""
+
+    meaning: str
+    better: Literal["higher", "lower"] | None = None
+    chance: Chance = lambda metrics: None
+    mark: str = "chance"
+    asks: Mapping[str, int] = field(default_factory=dict)
+    by_objective: bool = False
+    of_text: bool = False
+
+
+def _given(name: str) -> Chance:
+    return lambda metrics: metrics.get(name)
+
+
+def _one_class(metrics: Mapping[str, Any]) -> float | None:
+    return 1 / metrics["classes"] if metrics.get("classes") else None
+
+
+_DRAWN, _DESCRIBED = {"drawings": 1}, {"captions": 1}
+_RANKED = {"captions": 1, "retrieval_captions": 2}
+
+
+def _table(pixels: int) -> dict[str, Figure]:
+    frechet = f"frechet_pixels{pixels}"
+    distances = {"drawings": LEAST_PICTURES}
+    return {
+        "image_class_agreement": Figure(
+            "share of the drawn pictures that a classifier of real ones calls what was asked for; each label weighs as "
+            "much",
+            "higher",
+            _one_class,
+            asks=_DRAWN,
+            by_objective=True,
+        ),
+        "image_coverage": Figure(
+            "share of the real pictures that have a drawn one nearer than their fifth real neighbour",
+            "higher",
+            asks=_DRAWN,
+            by_objective=True,
+        ),
+        frechet: Figure(
+            f"Fréchet distance between drawn and held-out pictures, as pixels of {pixels}x{pixels}",
+            "lower",
+            _given(f"{frechet}_train"),
+            "of train pictures",
+            distances,
+            True,
+        ),
+        f"{frechet}_train": Figure("the same distance of as many train pictures: the floor", asks=distances),
+        "frechet_pictures": Figure("pictures on either side of the Fréchet distance", asks=distances),
+        "classes": Figure("labels that the classifier tells apart", asks=_DRAWN),
+        "classifier_accuracy": Figure(
+            "share of the real held-out pictures that the classifier names rightly; each label weighs as much",
+            "higher",
+            _one_class,
+            asks=_DRAWN,
+        ),
+        "caption_accuracy": Figure(
+            "share of the captions that name the picture's label and no other; each label weighs as much",
+            "higher",
+            _one_class,
+            asks=_DESCRIBED,
+            by_objective=True,
+        ),
+        "caption_exact": Figure(
+            "share of the captions that are one of the picture's own, letter by letter",
+            "higher",
+            asks=_DESCRIBED,
+            by_objective=True,
+        ),
+        "retrieval_captions": Figure("captions that each picture is held against", asks=_RANKED),
+        **{
+            f"retrieval_recall_at_{k}": Figure(
+                "share of the pictures whose own caption comes first"
+                if k == 1
+                else f"share of the pictures whose own caption is among the first {k}",
+                "higher",
+                _given(f"retrieval_recall_at_{k}_chance"),
+                asks=_RANKED,
+                by_objective=True,
+            )
+            for k in (1, 10)
+        },
+        "retrieval_mean_rank": Figure(
+            "mean place of a picture's own caption, from 1",
+            "lower",
+            _given("retrieval_mean_rank_chance"),
+            asks=_RANKED,
+            by_objective=True,
+        ),
+        **{
+            f"retrieval_{name}_chance": Figure("of a random order", asks=_RANKED)
+            for name in ("recall_at_1", "recall_at_10", "mean_rank")
+        },
+        "bits_per_byte": Figure(
+            "the model's code length of held-out texts over their UTF-8 bytes, read in windows as long as in training",
+            "lower",
+            lambda metrics: 8.0,
+            "uncompressed",
+            {"texts": 1},
+            of_text=True,
+        ),
+        **{
+            f"recon_{name}_{kind}": Figure(
+                f"{name.upper()} of reconstructed {kind}s{' in dB' if name == 'psnr' else ''}",
+                "higher",
+                asks={"reconstructions": 1},
+            )
+            for kind in ("image", "video")
+            for name in ("psnr", "ssim")
+        },
+        "codebook_usage": Figure("share of the codes that the corpus uses", "higher"),
+        "codebook_perplexity": Figure("perplexity of the codes, as a count of equally likely ones", "higher"),
+    }
+
+
+def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
+    """The figures by name that a `stages.evaluate.MeasureConfig` asks for, of a model that was trained on pictures by
+    these objectives. Some need what only the data tell: labels, captions, videos, enough pictures."""
+    found = {}
+    for name, figure in _table(config.class_pixels).items():
+        if not (objectives or figure.of_text):
+            continue
+        # What is asked for is not always a field of the config that measures: a study reconstructs nothing.
+        if any(getattr(config, asked, 0) < least for asked, least in figure.asks.items()):
+            continue
+        several = figure.by_objective and len(objectives) > 1
+        found |= {f"{name}_{objective}" if several else name: figure for objective in (objectives if several else [""])}
+    return found
+
+
+def named(name: str) -> Figure | None:
+    """The figure of that name in any config; None where there is no such figure."""
+    base = next((name.removesuffix(f"_{part}") for part in OBJECTIVES if name.endswith(f"_{part}")), name)
+    pixels = re.match(r"frechet_pixels(\d+)", base)
+    figure = _table(int(pixels[1]) if pixels else 8).get(base)
+    return figure if figure and (base == name or figure.by_objective) else None
+
+
+def all_names() -> list[str]:
+    """The names of all figures, of a model of one objective and of several."""
+    return [
+        name
+        for base, figure in _table(8).items()
+        for name in (base, *(f"{base}_{objective}" for objective in OBJECTIVES if figure.by_objective))
+    ]
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is none of the `known` ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
+
+
+def balanced(values: Sequence[bool], labels: Sequence[str]) -> float:
+    """The mean over labels of the mean of their values, so that a common label counts no more than a rare one."""
+    of: dict[str, list[bool]] = {}
+    for value, label in zip(values, labels, strict=True):
+        of.setdefault(label, []).append(value)
+    return sum(sum(part) / len(part) for part in of.values()) / len(of)

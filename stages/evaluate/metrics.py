@@ -1,0 +1,100 @@
+"""What evaluate measures: reconstruction, coverage, Fréchet distance, a classifier of real pictures, captions that name
+a label, ranks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def reconstruction(originals: np.ndarray, recons: np.ndarray) -> dict[str, float]:
+    """Mean PSNR in dB and SSIM over pictures or frames; uint8 (N, H, W, 3) both. By torchmetrics, range 255.
+
+    PSNR is taken per picture and then averaged, so that a few bad pictures do not hide behind the mean error.
+    """
+    import torch
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (originals, recons))
+    # Equal pictures have no error; 100 dB stands for it, a tenth of a grey level would give 68.
+    psnr = peak_signal_noise_ratio(b, a, data_range=255.0, reduction="none", dim=(1, 2, 3)).clamp(max=100.0)
+    return {"psnr": float(psnr.mean()), "ssim": float(structural_similarity_index_measure(b, a, data_range=255.0))}
+
+
+def shrink(images: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """uint8 (H, W, 3) pictures -> float64 (N, size*size*3) in [0, 1], averaged over boxes."""
+    from PIL import Image
+
+    small = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX)) for image in images]
+    return np.stack(small).reshape(len(small), -1) / 255.0
+
+
+def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> float:
+    """Share of real points with a drawn one nearer than their k-th real neighbour; (N, D) and (M, D).
+
+    Naeem et al., arXiv 2002.09797, equation 4. It falls where the drawn ones crowd on a few modes. A neighbour is
+    another point than its own: a picture that occurs k times more would have a radius of 0, within which not even the
+    same picture lies, so each is a neighbour once. Every occurrence counts in the share.
+    """
+    points, counts = np.unique(real, axis=0, return_counts=True)
+    if len(points) <= neighbours:
+        raise ValueError(f"coverage needs more than {neighbours} real examples that differ, got {len(points)}")
+    radius = np.sort(_distances(points, points), axis=1)[:, neighbours]  # column 0 is the point itself
+    return float(np.average(_distances(points, drawn).min(axis=1) < radius, weights=counts))
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Fréchet distance of the normal laws fitted to rows of features, (N, D) and (M, D), in float64:
+    |mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)) (Heusel et al., arXiv 1706.08500, equation 6).
+
+    With A and B the centred rows over sqrt(N - 1) and sqrt(M - 1), S_a = A^T A and S_b = B^T B, and the trace of the
+    root is the sum of the singular values of A B^T. That is exact for covariances of any rank: nothing is added to
+    their diagonals.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 rows on both sides, got {len(a)} and {len(b)}")
+    means = [x.mean(axis=0, dtype=np.float64) for x in (a, b)]
+    # R of A = QR has A's singular values against anything, in D rows where there are more.
+    roots = [np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r") for x, mean in zip((a, b), means, strict=True)]
+    shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + sum((root**2).sum() for root in roots) - 2 * shared)
+
+
+def rank(scores: np.ndarray) -> float:
+    """The place of the first of the scores among all, 1 for the highest; a tie with another counts half. NaN where one
+    is not finite: compared with anything it would look like the best."""
+    if not np.isfinite(scores).all():
+        return math.nan
+    return 1 + float((scores[1:] > scores[0]).sum() + 0.5 * (scores[1:] == scores[0]).sum())
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.sqrt(np.maximum(squares, 0))
+
+
+class PixelClassifier:
+    """A support vector machine on shrunken pixels, trained on real pictures alone."""
+
+    def __init__(self, features: np.ndarray, labels: Sequence[str]):
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVC
+
+        # Pixels that never change carry nothing and are centred away; C and gamma as scikit-learn's digits example.
+        self._model = make_pipeline(StandardScaler(with_std=False), SVC(C=10.0, gamma="scale"))
+        self._model.fit(features, list(labels))
+
+    def __call__(self, features: np.ndarray) -> list[str]:
+        return [str(label) for label in self._model.predict(features)]
+
+
+def named_labels(text: str, labels: Sequence[str]) -> set[str]:
+    """The labels that a text names as whole words; of overlapping ones the longest ("fire truck", not "truck")."""
+    words = {label: re.escape(label.replace("_", " ").lower()) for label in labels}
+    pattern = "|".join(f"(?:{words[label]})" for label in sorted(words, key=lambda label: -len(words[label])))
+    by_word = {label.replace("_", " ").lower(): label for label in labels}
+    return {by_word[found] for found in re.findall(rf"\b(?:{pattern})\b", text.lower())} if labels else set()

@@ -1,0 +1,206 @@
+"""The report of `evaluate`. In: an `Evaluation` that has been measured. Out: what `stages.reporting.report.render`
+takes."""
+
+from __future__ import annotations
+
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.stages.base import last_tokenizer
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.gate import Verdict
+from omniloom.stages.evaluate.measures import Figure, measured
+from omniloom.stages.reporting import history
+from omniloom.stages.studies import objectives as objective_study
+from omniloom.stages.studies import quantizers as quantizer_study
+
+_BY_OBJECTIVE = ("image_class_agreement", "caption_accuracy", "image_coverage", "caption_exact")
+_RETRIEVAL = ("retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean_rank")
+_LEFT_OUT = (
+    "Documents that the corpus holds and that no packed row has: they are longer than packing.length, have no "
+    "caption where caption_first is 0, or are of a kind without a share."
+)
+
+
+def content(evaluation: Evaluation, verdict: Verdict) -> dict:
+    train, metrics = evaluation.inputs["train"].manifest, evaluation.metrics
+    headline = (
+        *(
+            f"{name}{evaluation.suffix(first)}"
+            for first in evaluation.objectives[:1]
+            for name in ("image_class_agreement", "caption_accuracy", "image_coverage")
+        ),
+        "bits_per_byte",
+        "recon_psnr_image",
+        "recon_psnr_video",
+        "codebook_usage",
+    )
+    return {
+        "title": f"OmniLoom: {train['pipeline']}",
+        "facts": {
+            **{name: artifact.fingerprint[:12] for name, artifact in evaluation.inputs.items()},
+            "parameters": train["metrics"]["parameters"],
+            "trained for": f"{train['times']['seconds']:.0f} s",
+            "code": train["code"] or "unknown",
+        },
+        "verdict": {"text": f"{verdict}.", "passed": verdict.passed},
+        "headline": {name: metrics[name] for name in headline if name in metrics},
+        "sections": [
+            *_figures(evaluation),
+            *_tables(evaluation),
+            *_pictures(evaluation),
+            *_studies(evaluation.inputs),
+            *_training(evaluation.inputs),
+        ],
+    }
+
+
+def _figures(evaluation: Evaluation) -> list[dict]:
+    """What was measured, with what each figure means, and apart from it the counts."""
+    known = {
+        name: figure
+        for name, figure in measured(evaluation.config, evaluation.objectives).items()
+        if name in evaluation.metrics
+    }
+    split = evaluation.config.split
+    text = f"Measured on items of the {split} split, drawn by the seed, evenly over sources and labels."
+    if not known:
+        text = f"Nothing was measured: the {split} split holds none of what the model was trained on."
+    if missing := [name for name in known if evaluation.metrics[name] is None]:
+        text += f" Not a number: {', '.join(missing)}."
+    rows = [
+        [
+            name,
+            evaluation.metrics[name],
+            f"{figure.better} is better",
+            *_held_against(figure, evaluation.metrics),
+            figure.meaning,
+        ]
+        for name, figure in known.items()
+        if figure.better
+    ]
+    tables = [{"columns": ["figure", "value", "", "held against", "", "meaning"], "rows": rows}] if rows else []
+    counts = [[name, evaluation.metrics[name], figure.meaning] for name, figure in known.items() if not figure.better]
+    tables += [{"columns": ["mark or count", "value", "meaning"], "rows": counts}] if counts else []
+    return [{"title": "Metrics", "text": text, "tables": tables}]
+
+
+def _held_against(figure: Figure, metrics: dict) -> tuple:
+    value = figure.chance(metrics)
+    return (None, "") if value is None else (value, figure.mark)
+
+
+def _tables(evaluation: Evaluation) -> list[dict]:
+    metrics, side = evaluation.metrics, evaluation.config.class_pixels
+    sections = []
+    if len(evaluation.objectives) > 1:
+        sections.append({"title": "Objectives", "tables": [_by_objective(evaluation, _BY_OBJECTIVE)]})
+    distance = f"frechet_pixels{side}"
+    if f"{distance}_train" in metrics:
+        sections.append(
+            {
+                "title": "Fréchet distance",
+                "text": f"Between {metrics['frechet_pictures']} held-out pictures and as many others, in a space of "
+                f"its own: the pixels of pictures shrunken to {side}x{side}. Lower is nearer. The train pictures are "
+                "the floor: real ones that the model was not asked for.",
+                "tables": [_by_objective(evaluation, (distance,), {"train pictures": [metrics[f"{distance}_train"]]})],
+            }
+        )
+    if "retrieval_captions" in metrics:
+        chance = [metrics[f"{name}_chance"] for name in _RETRIEVAL]
+        order = (
+            "pointwise mutual information with the picture under the model"
+            if evaluation.knows_captions
+            else "likelihood behind the picture (captions before pictures were not trained, so that how common a "
+            "caption is cannot be taken off)"
+        )
+        sections.append(
+            {
+                "title": "Captions retrieved",
+                "text": f"Where a held-out picture's own caption comes among {metrics['retrieval_captions']} distinct "
+                f"ones, in the order of their {order}. Other captions may be right too, and count as wrong.",
+                "tables": [_by_objective(evaluation, _RETRIEVAL, {"a random order": chance})],
+            }
+        )
+    return sections
+
+
+def _by_objective(evaluation: Evaluation, names: tuple[str, ...], more: dict[str, list] | None = None) -> dict:
+    """Figures of what was trained on pictures, one objective a row, and other rows below them."""
+    names = tuple(
+        name
+        for name in names
+        if any(f"{name}{evaluation.suffix(o)}" in evaluation.metrics for o in evaluation.objectives)
+    )
+    rows = [
+        [objective, *(evaluation.metrics.get(f"{name}{evaluation.suffix(objective)}") for name in names)]
+        for objective in evaluation.objectives
+    ]
+    return {"columns": ["objective", *names], "rows": rows + [[name, *row] for name, row in (more or {}).items()]}
+
+
+def _pictures(evaluation: Evaluation) -> list[dict]:
+    sections = []
+    for title, prefixes in (
+        ("Drawn from captions", ("drawn_images", "drawn_videos")),
+        ("Described", ("described_images",)),
+        ("Reconstructed: original above, reconstruction below", ("reconstructed_images", "reconstructed_videos")),
+    ):
+        found = [
+            {"png": png, "caption": name.replace("_", " ")}
+            for prefix in prefixes
+            for name, png in evaluation.pictures.items()
+            if name.startswith(prefix)
+        ]
+        if found:
+            sections.append({"title": title, "images": found})
+    if evaluation.text_samples:
+        sections.append({"title": "Text", "samples": evaluation.text_samples})
+    return sections
+
+
+def _studies(inputs: dict[str, Artifact]) -> list[dict]:
+    return [
+        {"title": title, "tables": [module.table(storage.read_json(inputs[name].file("study.json")))]}
+        for title, name, module in (
+            ("Quantizers", "quantizer_study", quantizer_study),
+            ("Objectives at equal budget", "objective_study", objective_study),
+        )
+        if name in inputs
+    ]
+
+
+def _training(inputs: dict[str, Artifact]) -> list[dict]:
+    curves = [
+        {"title": f"Curves of {artifact.stage}", "curves": _curves(artifact)}
+        for artifact in filter(None, (last_tokenizer(inputs), inputs["train"]))
+    ]
+    left_out = [[name, count] for name, count in inputs["train"].metrics.items() if "left_out_" in name]
+    return curves + (
+        [
+            {
+                "title": "Left out of training",
+                "text": _LEFT_OUT,
+                "tables": [{"columns": ["kind and reason", "documents"], "rows": left_out}],
+            }
+        ]
+        if left_out
+        else []
+    )
+
+
+def _curves(artifact: Artifact) -> list[dict]:
+    found = history.series(history.load(artifact.file("report", "history.jsonl")))
+    losses = ("text_loss", "visual_loss", *(f"{name}_loss" for name in OBJECTIVES))
+    groups = {
+        "loss": ("loss", *losses, *(f"validation_{name}" for name in losses), "image_loss", "video_loss"),
+        "psnr": ("image_psnr", "video_psnr", "validation_psnr_image", "validation_psnr_video"),
+        "gradient norm": ("grad_norm",),
+        "learning rate": ("lr",),
+    }
+    curves = []
+    for title, names in groups.items():
+        chosen = {name: found[name] for name in names if name in found}
+        if chosen:
+            curves.append({"title": title, "series": chosen, "log": title == "loss"})
+    return curves

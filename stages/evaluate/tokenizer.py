@@ -1,0 +1,79 @@
+"""What `evaluate` measures of the visual tokenizer. In: an `Evaluation`, which gets the figures and pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from omniloom.models.model import to_uint8
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate import metrics
+from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.reporting import report
+
+_BATCH = 32  # clips at once
+
+
+def reconstruct(evaluation: Evaluation) -> None:
+    """PSNR and SSIM of the tokenizer on held-out images and videos, each in the shape that it is tokenized in."""
+    for kind, clips, num_shown in (("image", evaluation.images, 16), ("video", evaluation.videos, 3)):
+        measured = clips.spread(evaluation.config.seed)[: evaluation.config.reconstructions]
+        grids = {
+            source: part[:num_shown]
+            for source, part in (
+                evaluation.by_source(measured.tolist()) if kind == "image" else {"": measured.tolist()}
+            ).items()
+        }
+        wanted = {i for part in grids.values() for i in part}
+        parts: list[tuple[int, dict[str, float]]] = []
+        shown: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for members in clips.buckets(measured):
+            for chosen in np.split(members, range(_BATCH, len(members), _BATCH)):
+                if not len(chosen):
+                    continue
+                batch = np.stack([clips[int(i)] for i in chosen])
+                recons = _reconstructed(evaluation, batch)
+                frames = [x.reshape(-1, *x.shape[2:]) for x in (batch, recons)]
+                parts.append((len(frames[0]), metrics.reconstruction(*frames)))
+                shown |= {
+                    int(i): pair for i, pair in zip(chosen, zip(batch, recons, strict=True), strict=True) if i in wanted
+                }
+        if not parts:
+            continue
+        total = sum(count for count, _ in parts)
+        evaluation.metrics |= {
+            f"recon_{name}_{kind}": sum(count * figures[name] for count, figures in parts) / total
+            for name in parts[0][1]
+        }
+        for source, part in grids.items():
+            a, b = zip(*(shown[i] for i in part), strict=True)
+            if kind == "image":
+                grid = report.pairs([x[0] for x in a], [x[0] for x in b], 8)
+            else:
+                grid = report.pairs([report.filmstrip(clip) for clip in a], [report.filmstrip(clip) for clip in b], 1)
+            evaluation.pictures[f"reconstructed_{kind}s{source}"] = grid
+
+
+@torch.no_grad()
+def _reconstructed(evaluation: Evaluation, batch: np.ndarray) -> np.ndarray:
+    """Clips, uint8 (B, T, H, W, 3), as they come back."""
+    pixels = torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+    return to_uint8(evaluation.loom.tokenizer(pixels.to(evaluation.loom.device))[0])
+
+
+def codebook(evaluation: Evaluation) -> None:
+    """Share of the codebook that the corpus uses, and the perplexity of its codes, over all splits."""
+    size = evaluation.loom.tokenizer.codebook_size
+    if size is None:
+        return
+    counts = np.zeros(size, dtype=np.int64)
+    for split in ("train", "validation", "test"):
+        for document in TokenSet(evaluation.inputs["pretokenize"], split):
+            for token in document:
+                if token.codes is not None:
+                    counts += np.bincount(token.codes, minlength=size)
+    if not counts.any():
+        return
+    shares = counts[counts > 0] / counts.sum()
+    evaluation.metrics["codebook_usage"] = float((counts > 0).mean())
+    evaluation.metrics["codebook_perplexity"] = float(np.exp(-(shares * np.log(shares)).sum()))

@@ -1,0 +1,89 @@
+"""Encodings of text: bytes of a file into text or lines. A byte order mark says more than the config.
+
+Errors: `MediaError` `invalid_utf8` or `invalid_encoding` that names the place and the option; `not_text` for NUL.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from itertools import chain
+
+from omniloom.stages.data.media.limits import MediaError
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def by_mark(head: bytes, encoding: str) -> tuple[str, int]:
+    """The encoding that the first bytes tell, else `encoding`; and how many bytes the mark takes."""
+    return next(((name, len(mark)) for mark, name in _MARKS if head.startswith(mark)), (encoding, 0))
+
+
+def decode(data: bytes, encoding: str = "utf-8") -> str:
+    encoding, skip = by_mark(data, encoding)
+    try:
+        return data[skip:].decode(encoding)
+    except UnicodeError as error:
+        raise undecodable(error, encoding, skip, len(data)) from None
+
+
+def undecodable(error: UnicodeError, encoding: str, skip: int = 0, size: int | None = None) -> MediaError:
+    at = "" if (start := getattr(error, "start", None)) is None else f" at byte {start + skip}"
+    code = "invalid_utf8" if codecs.lookup(encoding).name == "utf-8" else "invalid_encoding"
+    return MediaError(
+        code,
+        f"not {encoding}{at}{'' if size is None else f' of {size}'}; a source's option `encoding` "
+        "names another encoding, such as latin-1, gb18030 or utf-16",
+    )
+
+
+def no_nul(text: str) -> str:
+    """The text; MediaError where it has a NUL, which no text of a person has."""
+    if (at := text.find("\0")) >= 0:
+        raise MediaError("not_text", f"a NUL character at {at}; is it UTF-16? A source's option `encoding` says so")
+    return text
+
+
+def lines(blocks: Iterator[bytes], limit: int, encoding: str = "utf-8") -> Iterator[tuple[bytes | None, str]]:
+    """(line without its end, its encoding), read as a stream; None for a line of more than `limit` bytes.
+
+    A line is decoded by who reads it, so that one that cannot be is one reject.
+    """
+    first = next(blocks, b"")
+    encoding, skip = by_mark(first, encoding)
+    blocks = chain([first[skip:]], blocks)
+    if "\n".encode(encoding) != b"\n":
+        blocks, encoding = _recoded(blocks, encoding), "utf-8"
+    for line in _split(blocks, limit):
+        yield line, encoding
+
+
+def _recoded(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """UTF-8 of an encoding whose lines cannot be found in its bytes."""
+    decoder, at = codecs.getincrementaldecoder(encoding)(), 0
+    for block, last in chain(((block, False) for block in blocks), [(b"", True)]):
+        try:
+            yield decoder.decode(block, last).encode("utf-8")
+        except UnicodeError as error:
+            raise undecodable(error, encoding, at) from None
+        at += len(block)
+
+
+def _split(blocks: Iterator[bytes], limit: int) -> Iterator[bytes | None]:
+    line, over = bytearray(), False
+    for block in blocks:
+        for number, part in enumerate(block.split(b"\n")):
+            if number:
+                yield None if over else bytes(line)
+                line, over = bytearray(), False
+            if not over:
+                line += part
+                over = len(line) > limit
+    if line:
+        yield None if over else bytes(line)

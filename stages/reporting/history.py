@@ -1,0 +1,49 @@
+"""The curves of a training stage: one JSON object per logged step, also sent to the stage's MLflow run.
+
+Kept in the work folder while the stage runs, so that a resumed run has one curve without a doubled step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from omniloom.infra import storage
+from omniloom.infra.figures import finite
+
+
+class History:
+    def __init__(self, state: str, tracker: Any):
+        self._uri, self._tracker = storage.join(state, "history.jsonl"), tracker
+        self.rows: list[dict] = []
+
+    def rewind(self, step: int) -> None:
+        """Go on after `step`: what an earlier attempt logged beyond its last checkpoint is dropped."""
+        if storage.exists(self._uri):
+            rows = [json.loads(line) for line in storage.read_bytes(self._uri).decode().splitlines()]
+            self.rows = [row for row in rows if row["step"] <= step]
+
+    def add(self, metrics: dict[str, float], step: int, units: float | None = None) -> None:
+        """Log a row; one of the same step and figures, as a validation that is repeated after a resume, replaces it."""
+        self.rows = [r for r in self.rows if r["step"] != step or r.keys() - {"step", "units"} != metrics.keys()]
+        self.rows.append(finite({"step": step, **({"units": units} if units is not None else {}), **metrics}))
+        self._tracker.log_metrics(metrics, step=step, tokens=int(units) if units is not None else None)
+        self.save(self._uri)
+
+    def save(self, uri: str) -> None:
+        storage.write_bytes(uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+
+def series(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """{name: [(step, value)]} of history rows; NaN where a figure was none."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "units"):
+                found.setdefault(name, []).append((row["step"], math.nan if value is None else value))
+    return found
+
+
+def load(uri: str) -> list[dict]:
+    return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]

@@ -1,0 +1,249 @@
+"""Optional stage `objective_study`: the same unified model under the same budget by one visual objective after another.
+
+In: records, tokens, the visual tokenizer. Out: `study.json`, one row an objective with its held-out figures, which
+`report.html` and the report of `evaluate` show as a table; each model with its curves and sample grids in a folder of
+its name. The models are trained by `train`'s worker and measured by what `evaluate` measures with. What a killed run
+had finished is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.figures import finite
+from omniloom.infra.training.config import WorkersConfig
+from omniloom.models.unified.representations import OBJECTIVES, Objective
+from omniloom.stages.base import Needs, StageContext
+from omniloom.stages.evaluate.stage import MeasureConfig
+from omniloom.stages.studies.base import Named, Share, curves
+from omniloom.stages.train import stage as train_unified
+
+VERSION = 2
+
+_COLUMNS = {
+    "image_class_agreement": "class agreement",
+    "caption_accuracy": "caption accuracy",
+    "image_coverage": "coverage",
+    "caption_exact": "exact captions",
+}
+
+
+class StudyMeasureConfig(MeasureConfig):
+    """As `evaluate` measures. The split is another than its default: what is chosen by one split is judged on
+    another."""
+
+    split: str = Field("validation", pattern="^(validation|test)$", description="what the models are compared on")
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    training: train_unified.Config = Field(
+        description="the budget that all share; its objectives are set in turn, and "
+        "of loss.objective_weights each has its own; alignment is "
+        "of diffusions alone"
+    )
+    objectives: dict[str, Objective] = Field(
+        default_factory=lambda: {name: name for name in OBJECTIVES},
+        min_length=1,
+        description="a name for the table: an objective",
+    )
+    evaluation: StudyMeasureConfig = Field(default_factory=StudyMeasureConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shares(cls, values: Any) -> Any:
+        """The training that all share has what is asked of any of them, such as a weight by objective."""
+        if isinstance(values, dict) and isinstance(training := values.get("training"), dict):
+            studied = values.get("objectives") or {name: name for name in OBJECTIVES}
+            if "objectives" not in training and isinstance(studied, dict):
+                shares = {name: 1.0 for name in OBJECTIVES if name in studied.values()}
+                values = {**values, "training": {**training, "objectives": shares or {next(iter(OBJECTIVES)): 1.0}}}
+        return values
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        for name in self.objectives:
+            if not name.isidentifier():
+                raise ValueError(f"objectives: expected names of letters, digits and _, got {name!r}")
+        return self
+
+
+def needs(config: Config) -> Needs:
+    """Trainings and measurements take turns."""
+    training = train_unified.needs(config.training)
+    return Needs(
+        worker_cpus=max(training.worker_cpus, config.evaluation.cpus),
+        worker_gpus=max(training.worker_gpus, config.evaluation.gpus),
+    )
+
+
+def budget(config: train_unified.Config, objective: str) -> train_unified.Config:
+    """The training with one objective alone."""
+    weights = {name: weight for name, weight in config.loss.objective_weights.items() if name == objective}
+    loss = config.loss.model_copy(update={"objective_weights": weights})
+    alignment = None if OBJECTIVES[objective].representation.discrete else config.alignment
+    return config.model_copy(update={"objectives": {objective: 1.0}, "loss": loss, "alignment": alignment})
+
+
+@dataclass
+class Measurement:
+    """What the measuring worker gets; picklable. `output` is the folder that `training` filled."""
+
+    config: MeasureConfig
+    training: train_unified.Config
+    inputs: dict[str, Artifact]
+    output: str
+    state: str
+    progress: Any
+    tracker: Any
+
+
+def run(context: StageContext) -> dict:
+    config: Config = context.config
+    trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
+    for training in trainings.values():
+        train_unified.check(training, context.inputs["pretokenize"], context.tokenizer)
+        train_unified.check_fits(
+            training, context.inputs["pretokenize"], context.progress, "stages.objective_study.training"
+        )
+    rows = []
+    for number, (name, training) in enumerate(trainings.items()):
+        found = _make(context, name, training, Share(context.progress, number, len(trainings)))
+        rows.append({"name": name, "objective": config.objectives[name], **found})
+    study = {"steps": config.training.steps, "split": config.evaluation.split, "rows": rows}
+    storage.write_json(storage.join(context.output, "study.json"), finite(study))
+    html = _report(study, context.output)
+    storage.write_bytes(storage.join(context.output, "report.html"), html.encode())
+    context.tracker.log_text(html, "report.html")
+    return {
+        f"{row['name']}_{key}": value for row in rows for key, value in row.items() if key not in ("name", "objective")
+    }
+
+
+def _make(context: StageContext, name: str, training: train_unified.Config, progress: Share) -> dict:
+    """Train and measure one model, as far as it is not done; its figures."""
+    from omniloom.infra.training.launch import launch
+
+    config: Config = context.config
+    state, output = storage.join(context.state, name), storage.join(context.output, name)
+    tracker, run_name = Named(context.tracker, name), f"{context.stage}-{context.fingerprint[:12]}-{name}"
+    if not storage.exists(storage.join(state, "metrics.json")):
+        job = train_unified.Job(
+            training, context.inputs["pretokenize"], context.tokenizer, output, state, progress, tracker
+        )
+        launch(train_unified.train_worker, job, training.workers, run_name, state)
+    measured = storage.join(state, "measured.json")
+    if not storage.exists(measured):
+        where = WorkersConfig(count=1, cpus=config.evaluation.cpus, gpus=config.evaluation.gpus)
+        measurement = Measurement(config.evaluation, training, context.inputs, output, state, progress, tracker)
+        launch(measure_worker, measurement, where, f"{run_name}-measured", state)
+    return {**storage.read_json(measured), **_cost(storage.read_json(storage.join(state, "metrics.json")), output)}
+
+
+def _cost(trained: dict, output: str) -> dict:
+    """Size and speed from the curves, which a resumed training goes on with."""
+    from omniloom.stages.reporting import history
+
+    rows = [row for row in history.load(storage.join(output, "report", "history.jsonl")) if "tokens_per_second" in row]
+    before = [0, *(row["units"] for row in rows)]
+    return {
+        "parameters": trained["parameters"],
+        "tokens_per_second": median(row["tokens_per_second"] for row in rows),
+        "training_seconds": sum(
+            (row["units"] - start) / row["tokens_per_second"] for start, row in zip(before, rows, strict=False)
+        ),
+    }
+
+
+def measure_worker(job: Measurement) -> None:
+    """The held-out figures of one model, its pictures beside its curves, and its samples."""
+    import json
+
+    import torch
+
+    from omniloom.stages.checkpoints.language_model import local_folder
+    from omniloom.stages.evaluate.drawing import draw
+    from omniloom.stages.evaluate.evaluation import Evaluation
+    from omniloom.stages.evaluate.writing import describe, read_text, retrieve
+
+    device = "cuda" if job.config.gpus and torch.cuda.is_available() else "cpu"
+    evaluation = Evaluation(
+        job.config,
+        job.inputs,
+        device,
+        local_folder(storage.join(job.output, "model")),
+        job.training.model_dump(mode="json"),
+    )
+    for part in (read_text, draw, describe, retrieve):
+        part(evaluation)
+    for name, picture in evaluation.pictures.items():
+        storage.write_bytes(storage.join(job.output, "report", f"{name}.png"), picture)
+        job.tracker.log_image(picture, name, 0)
+    storage.write_bytes(
+        storage.join(job.output, "report", "samples.jsonl"),
+        "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in evaluation.samples).encode(),
+    )
+    storage.write_json(storage.join(job.state, "measured.json"), finite(evaluation.metrics))
+
+
+def _report(study: dict, output: str) -> str:
+    """The table, the curves of all in one chart each, and what the models draw and describe."""
+    from omniloom.stages.reporting import report
+
+    found = curves(
+        study, output, ("visual_loss", "text_loss", "validation_visual_loss", "validation_text_loss", "grad_norm")
+    )
+    pictures = []
+    for row in study["rows"]:
+        folder = storage.join(output, row["name"], "report")
+        pictures += [
+            {"png": storage.read_bytes(storage.join(folder, file)), "caption": f"{row['name']}: {what}"}
+            for file in storage.list_files(folder)
+            for prefix, what in (("drawn_images", "drawn"), ("described_images", "described"))
+            if file.startswith(prefix)
+        ]
+    shown = [
+        {"title": title.replace("_", " "), "series": series, "log": "loss" in title}
+        for title, series in found.items()
+        if series
+    ]
+    return report.render(
+        {
+            "title": "Objectives under the same budget",
+            "sections": [
+                {"title": "Figures", "tables": [table(study)]},
+                {
+                    "title": "Curves",
+                    "text": "Losses of pictures are of different things: each has its own scale.",
+                    "curves": shown,
+                },
+                {"title": "Drawn from held-out captions, and described", "images": pictures},
+            ],
+        }
+    )
+
+
+def table(study: dict) -> dict:
+    """The study as a table for `stages.reporting.report.render`; a figure that was not measured is left out."""
+    rows = study["rows"]
+    distances = sorted(
+        {name for row in rows for name in row if name.startswith("frechet_pixels") and not name.endswith("_train")}
+    )
+    names = [
+        name
+        for name in (*_COLUMNS, *distances, "bits_per_byte", "parameters", "tokens_per_second", "training_seconds")
+        if any(name in row for row in rows)
+    ]
+    titles = [_COLUMNS.get(name, name.replace("_", " ")) for name in names]
+    called = [row["name"] + (f" ({row['objective']})" if row["name"] != row["objective"] else "") for row in rows]
+    return {
+        "caption": f"Models after {study['steps']} steps each, on the {study['split']} split",
+        "columns": ["objective", *titles],
+        "rows": [[title, *(row.get(name) for name in names)] for title, row in zip(called, rows, strict=True)],
+    }

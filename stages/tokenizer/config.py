@@ -1,0 +1,162 @@
+"""Configuration of the tokenizer's training stages.
+
+Errors: pydantic's, and `ValueError` naming the field, where values do not fit each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
+from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
+from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.stages.base import PLACEMENT
+from omniloom.stages.data.aspects import Aspects, check_names
+
+
+class DataConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    kinds: tuple[Literal["image", "video"], ...] = Field(("image",), min_length=1)
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (256,), min_length=1, description="pixels a side of a square; a step draws one of them"
+    )
+    aspects: tuple[str, ...] = Field(
+        ("1:1",),
+        min_length=1,
+        description="ratios, width:height; a clip is cut to the "
+        "nearest, of as many pixels as the square, and a step has clips of one",
+    )
+    frames: int = Field(17, ge=1, description="frames of a video clip; 1 modulo the temporal patch")
+    image_batch: int = Field(64, ge=1, description="images a step, over all workers")
+    video_batch: int = Field(16, ge=1, description="video clips a step, over all workers")
+    image_ratio: float = Field(0.5, ge=0, le=1, description="share of steps on images where both kinds are trained")
+    flip: bool = Field(False, description="mirror half of the examples; not for letters and digits")
+    cache_bytes: int = Field(
+        1 << 30, ge=0, json_schema_extra=PLACEMENT, description="decoded clips a worker keeps in memory"
+    )
+
+    @field_validator("aspects")
+    @classmethod
+    def _ratios(cls, aspects: tuple[str, ...]) -> tuple[str, ...]:
+        return check_names(aspects)
+
+
+class PerceptualConfig(BaseModel):
+    """Where the frozen networks of the perceptual losses lie; none comes with the package."""
+
+    model_config = ConfigDict(extra="forbid")
+    vgg: str = Field(description="URI of VGG-16's weights under torchvision's names, .safetensors or .pth")
+    heads: str | None = Field(None, description="URI of the LPIPS heads; the Gram loss needs none")
+
+
+def _architecture(value: Any) -> str:
+    """Which config class `value` is meant for, or of."""
+    if isinstance(value, dict):
+        return str(value.get("architecture", DEFAULT_ARCHITECTURE))
+    return getattr(value, "architecture", DEFAULT_ARCHITECTURE)
+
+
+def _either(schema: dict) -> None:
+    """What leaves `architecture` out fits both in JSON Schema's terms, which `oneOf` forbids."""
+    schema["anyOf"] = schema.pop("oneOf")
+
+
+@dataclass(frozen=True)
+class NamedRAEConfig(RAEConfig):
+    """An RAE whose encoder is the URI of a folder, the shape of which is read when the stage runs."""
+
+    encoder: str
+
+
+ModelConfig = Annotated[
+    Annotated[TokenizerConfig, Tag("omni")]
+    | Annotated[TiTokConfig, Tag("titok")]
+    | Annotated[NamedRAEConfig, Tag("rae")],
+    Discriminator(_architecture),
+    Field(json_schema_extra=_either),
+]
+
+
+class Config(BaseModel):
+    """`model` None takes the architecture of the tokenizer that training starts from."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: ModelConfig | None = None
+    official: str | None = Field(
+        None, description="URI of a released OmniTokenizer checkpoint to start from, in place of `model`"
+    )
+    quantizer: QuantizerConfig | None = Field(
+        None, description="another bottleneck than that of the tokenizer that training starts from"
+    )
+    loss: TokenizerLossConfig = Field(default_factory=TokenizerLossConfig)
+    perceptual: PerceptualConfig | None = None
+    discriminator: DiscriminatorConfig | None = None
+    data: DataConfig = Field(default_factory=DataConfig)
+    steps: int = Field(500_000, ge=0, description="0 takes the tokenizer that training starts from as it is")
+    seed: int = Field(0, ge=0)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    discriminator_optimizer: OptimizerConfig | None = Field(None, description="like `optimizer` where not given")
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
+    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between validations")
+    validation_examples: int = Field(
+        64,
+        ge=1,
+        json_schema_extra=PLACEMENT,
+        description="clips of each kind that are validated on, drawn by the seed, evenly over sources and labels",
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        if self.model:
+            check_fit(self.model, self.data)
+        for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
+            if kind in self.data.kinds and batch % self.workers.count:
+                raise ValueError(f"data.{kind}_batch {batch} does not divide by workers.count {self.workers.count}")
+        if self.official and self.model:
+            raise ValueError("official: the checkpoint has its architecture with it, expected no `model`")
+        if self.loss.needs_perceptual and not self.perceptual:
+            raise ValueError("perceptual is missing: the loss gives a weight to it")
+        if self.workers.accumulate != 1:
+            raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
+        return self
+
+
+class KLConfig(Config):
+    """Stage 3: what the joint stage has learned, with a continuous bottleneck in place of its codes."""
+
+    quantizer: QuantizerConfig = Field(default_factory=lambda: QuantizerConfig(kind="kl"))
+
+
+def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
+    """ValueError where a size or a number of frames does not fit the model, as far as its patch is known."""
+    if "video" in data.kinds and (name := IMAGES_ALONE.get(model.architecture)):
+        raise ValueError(f"data.kinds: {name} is for images alone, expected [image]")
+    if model.patch_size is None:  # an RAE's is that of its encoder, whose folder is read when the stage runs
+        return
+    aspects = Aspects(data.aspects, model.patch_size)
+    aspects.check(data.sizes, "data.sizes", "data.aspects")
+    if isinstance(model, RAEConfig):
+        return
+    if isinstance(model, TiTokConfig):
+        for size in data.sizes:
+            for bucket, name in enumerate(aspects.names):
+                if (shape := aspects.shape(bucket, size)) != model.size:
+                    raise ValueError(
+                        f"data.sizes: {size} at aspect {name} makes pictures of {shape[0]}x{shape[1]}, "
+                        f"model.image_size is {model.size[0]}x{model.size[1]}"
+                    )
+        if model.proxy_codes is not None:
+            raise ValueError("model.proxy_codes: this stage trains on pixels, expected null")
+        return
+    if model.compat == "official" and set(data.aspects) != {"1:1"}:
+        raise ValueError("data.aspects: the published computation takes squares alone, expected [1:1]")
+    if "video" in data.kinds and (data.frames - 1) % model.temporal_patch:
+        raise ValueError(
+            f"data.frames: expected 1 + a multiple of temporal_patch {model.temporal_patch}, got {data.frames}"
+        )

@@ -1,0 +1,203 @@
+"""The config of stage `train`: what is trained, by which objectives, on which rows; and the model that it asks for.
+
+In: the pipeline's YAML. Out: `Config`, and `UnifiedConfig` where the facts of the tokens are known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
+from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
+from omniloom.stages.base import PLACEMENT
+from omniloom.stages.checkpoints.language_model import start_config
+from omniloom.stages.data.packing import PackingConfig, Task
+
+# The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
+_FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
+_HINTS = get_type_hints(UnifiedConfig)
+ArchitectureConfig = create_model(
+    "ArchitectureConfig",
+    __config__=ConfigDict(extra="forbid"),
+    **{f.name: (_HINTS[f.name], f.default) for f in fields(UnifiedConfig) if f.name not in _FROM_INPUTS},
+)
+
+
+class LossConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    text_weight: float = Field(1.0, ge=0)
+    visual_weight: float = Field(5.0, ge=0)
+    z_loss: float = Field(0.0, ge=0)
+    task_weights: dict[Task, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="by what a document is arranged as (text, draw, describe, document): factor "
+        "of the losses of its targets, 1 where it is not named; means go over all targets as without it",
+    )
+    objective_weights: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="by objective; what is not named has visual_weight where it is a diffusion, "
+        "text_weight where it is on codes",
+    )
+
+
+def _pixel_diffusion(value: Any) -> Any:
+    """What is left out of a mapping is the default of pixels, not of latents."""
+    return pixel_fields(value) if isinstance(value, dict) else value
+
+
+class LearningRateConfig(BaseModel):
+    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part. `text` is what a language
+    model consists of: vocabulary, blocks and head; `visual` is what takes pictures in and gives them out."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: float = Field(1.0, ge=0)
+    visual: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> LearningRateConfig:
+        if not self.text and not self.visual:
+            raise ValueError("text and visual are both 0, which leaves nothing to train")
+        return self
+
+
+class AlignmentConfig(BaseModel):
+    """Hidden states of diffusions' targets are drawn towards the features that pretokenize.features keeps (REPA)."""
+
+    model_config = ConfigDict(extra="forbid")
+    weight: float = Field(0.5, ge=0)
+    layer: int | None = Field(
+        None, ge=1, description="blocks behind which the states are taken; null takes a third of them"
+    )
+
+    def check(self, layers: int) -> None:
+        """ValueError where a model of that many layers has no such block."""
+        if self.layer and self.layer > layers:
+            raise ValueError(f"alignment.layer: expected at most the model's {layers}, got {self.layer}")
+
+
+class SampleConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    count: int = Field(16, ge=0, description="validation captions that are drawn")
+    num_steps: int = Field(20, ge=1)
+    guidance_scale: float = Field(2.0, ge=0)
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
+    init_from: str | None = Field(
+        None,
+        description="URI of a Llama, Mistral or Qwen folder to start from: config.json,"
+        " safetensors, tokenizer.json; of `model`, only what it lacks is read",
+    )
+    lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
+    objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"latent_diffusion": 1.0},
+        description="what is trained on pictures, by shares of the "
+        "documents: latent_diffusion, pixel_diffusion, next_code, masked_code; without any it is a language model, "
+        "trained on texts alone",
+    )
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="of latents")
+    pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = Field(
+        PIXEL_DIFFUSION, description="of raw pixels, which pretokenize.pixel_patch keeps"
+    )
+    alignment: AlignmentConfig | None = None
+    loss: LossConfig = Field(default_factory=LossConfig)
+    packing: PackingConfig = Field(default_factory=PackingConfig)
+    batch_rows: int = Field(32, ge=1, description="packed rows an optimizer step, over all workers")
+    steps: int = Field(100_000, ge=1)
+    seed: int = Field(0, ge=0)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
+    workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
+    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between validations")
+    validation_rows: int = Field(16, ge=1, json_schema_extra=PLACEMENT)
+    samples: SampleConfig = Field(default_factory=SampleConfig, json_schema_extra=PLACEMENT)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if not self.trained and (
+            shares := [kind for kind, share in self.packing.mixture.items() if share and kind != "text"]
+        ):
+            raise ValueError(
+                f"packing.mixture: {', '.join(shares)} holds pictures, and objectives names none to train on them"
+            )
+        if unknown := set(self.loss.objective_weights) - set(self.trained):
+            raise ValueError(f"loss.objective_weights: {', '.join(sorted(unknown))} has no share in objectives")
+        if self.alignment and all(OBJECTIVES[name].representation.discrete for name in self.trained):
+            raise ValueError(
+                "alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
+                "pictures it is of"
+            )
+        if not self.init_from:
+            model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
+            if self.alignment:
+                self.alignment.check(model.layers)
+        parts = self.workers.count * self.workers.accumulate
+        if self.batch_rows % parts:
+            raise ValueError(f"batch_rows {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
+        return self
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The objectives that have a share, in the order of their table."""
+        return tuple(name for name in OBJECTIVES if self.objectives.get(name))
+
+
+_SIZES = tuple(row.size for row in REPRESENTATIONS.values())
+
+
+def visual_sizes(facts: dict) -> dict[str, int | None]:
+    """The sizes of each representation of pictures in the tokens that `facts` (tokens.json) are about."""
+    patch = facts.get("pixel_patch")
+    return {
+        "latent_dim": len(facts["latent_mean"]) or None,
+        "pixel_dim": patch and patch_numbers(patch),
+        "codebook_size": facts.get("codebook_size"),
+    }
+
+
+def feature_dim(config: Config, facts: dict) -> int | None:
+    """Channels of the features in the tokens that `facts` are about; None where they are not trained on."""
+    if not config.alignment:
+        return None
+    if not facts.get("feature_dim"):
+        raise InputError("the tokens hold no features; set stages.pretokenize.features", field="stages.train.alignment")
+    return facts["feature_dim"]
+
+
+def unified_config(
+    config: Config, vocab_size: int, sizes: dict[str, int | None], specials: dict | None
+) -> UnifiedConfig:
+    """The model's config; of the `sizes` of pictures' representations it has those that the objectives need. Where
+    training starts from a checkpoint, its config.json is read."""
+    sizes = {
+        name: value
+        for name, value in sizes.items()
+        if any(OBJECTIVES[objective].representation.size == name for objective in config.trained)
+    }
+    for objective in config.trained:
+        if sizes[OBJECTIVES[objective].representation.size] is None:
+            missing = {
+                "latent_dim": "the tokens are of texts alone, made without a visual tokenizer",
+                "pixel_dim": "the tokens hold no raw pixels; set stages.pretokenize.pixel_patch",
+                "codebook_size": "the visual tokenizer is continuous and has no codes",
+            }[OBJECTIVES[objective].representation.size]
+            raise InputError(f"{objective} cannot be trained: {missing}", field="stages.train.objectives")
+    if config.init_from:
+        # A default is no wish: only what is written in the config can contradict the checkpoint.
+        chosen = {
+            name: value for name in config.model.model_fields_set if (value := getattr(config.model, name)) is not None
+        }
+        return start_config(
+            storage.absolute(config.init_from), chosen, vocab_size, {"latent_dim": None, **sizes}, specials
+        )
+    given = {"specials": specials} if specials else {}
+    return UnifiedConfig(vocab_size=vocab_size, **sizes, **given, **config.model.model_dump())
