@@ -414,7 +414,7 @@ assert peak - before < 1.2 * size, (peak - before) / size
 
 
 def test_importing_the_name_is_cheap() -> None:
-    code = "import sys, models.unified, models.unified.llama_config; assert 'torch' not in sys.modules"
+    code = "import sys, omniloom.models.unified.llama.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -46,7 +46,7 @@ def test_all_others_are_frozen_and_can_be_keys():
         value
         for module in pkgutil.walk_packages(models.__path__, "omniloom.models.")
         for value in vars(importlib.import_module(module.name)).values()
-        if dataclasses.is_dataclass(value) and value.__module__.startswith("models.")
+        if dataclasses.is_dataclass(value) and value.__module__.startswith("omniloom.models.")
     }
     frozen = {value for value in found if value.__dataclass_params__.frozen}
     assert {value.__qualname__ for value in found - frozen} == FILLED

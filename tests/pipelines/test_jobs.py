@@ -56,8 +56,9 @@ def test_what_is_shipped(tmp_path, monkeypatch):
         "s3://bucket/text",
     ]
     assert config["seed"] == 3
-    assert {path.name for path in tree.iterdir()} == {*PACKAGES, "pyproject.toml", "config", "REVISION"}
-    assert (tree / "stages/reporting/report.html").exists() and (tree / "pipelines/cli.py").exists()
+    assert {path.name for path in tree.iterdir()} == {"omniloom", "config"}
+    assert {path.name for path in (tree / "omniloom").iterdir()} == {*PACKAGES, "__init__.py", "REVISION"}
+    assert (tree / "omniloom/stages/reporting/report.html").exists() and (tree / "omniloom/pipelines/cli.py").exists()
     assert not list(tree.rglob("__pycache__"))
     assert sum(path.stat().st_size for path in tree.rglob("*")) < 5e6
     help_text = subprocess.run(

@@ -448,5 +448,5 @@ _CLIPS = [encode_mp4(grey_levels(4), 8), video(grey_levels(4), "libvpx-vp9", "we
 
 
 def test_the_limits_are_known_without_a_decoder():
-    code = "import sys, stages.ingest_config as c; assert not {'av', 'PIL', 'numpy', 'ray'} & set(sys.modules)"
+    code = "import sys, omniloom.stages.ingest.config as c; assert not {'av', 'PIL', 'numpy', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
