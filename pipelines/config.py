@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError
+from omniloom.infra.fields import PATH, PLACEMENT, map_texts, marked_paths
 from omniloom.infra.tracking import TrackingConfig
+from omniloom.infra.tracking.address import absolute_store
 from omniloom.pipelines import schema, yaml_dialect
 from omniloom.pipelines.graph import KNOWN_NAMES, Graph
-from omniloom.stages.base import PLACEMENT
 from omniloom.stages.evaluate.measures import measured
 from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.ingest.stage import Config as IngestConfig
@@ -122,7 +123,7 @@ class PipelineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str = Field(min_length=1, json_schema_extra=PLACEMENT)
+    storage: str = Field(min_length=1, json_schema_extra=PATH | PLACEMENT)
     data: str | None = None
     seed: int = 0
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -233,17 +234,29 @@ def find(path: str) -> Path:
 
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
-    """The checked config. `file` and the `overridden` keys are what errors point to."""
+    """The checked config, its paths absolute. `file` and the `overridden` keys are what errors point to."""
     for path in schema.booleans_for_numbers(PipelineConfig, values):
         raise InputError("expected a number, got true or false", field=path, file=file)
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, file, overridden) from None
-    config.storage = storage.absolute(config.storage)
+    for path in marked_paths(config):
+        path.replace(map_texts(absolute_store if path.mark["kind"] == "store" else storage.absolute, path.value))
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
+
+
+def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:
+    """The literals `values` with those paths that the `config` made of them has made absolute."""
+    for path in marked_paths(config):
+        inside, *keys = [values, *path.keys]
+        for key in keys[:-1]:
+            inside = inside[int(key)] if isinstance(inside, list) else inside.get(key) or {}
+        if keys[-1] in inside:
+            inside[keys[-1]] = path.value
+    return values
 
 
 def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[str, ...]) -> InputError:

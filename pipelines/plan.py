@@ -16,8 +16,9 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
 from omniloom.pipelines import graph
 from omniloom.pipelines.config import PipelineConfig
-from omniloom.pipelines.fingerprint import canonical, differences, digest, fingerprint
+from omniloom.pipelines.fingerprint import BY_CONTENT, canonical, differences, digest, fingerprint
 from omniloom.pipelines.graph import Graph
+from omniloom.pipelines.outside import changed_files, digests, outside_contents
 from omniloom.stages.base import Stage
 from omniloom.stages.train import fits
 
@@ -77,6 +78,7 @@ class PlannedStage:
     uri: str
     artifact: Artifact | None  # the published one, if it can be used
     sources: dict | None  # {"digest", "files", "bytes"} of the listing, for a stage that reads outside sources
+    outside: dict[str, dict]  # field of a path in the config -> {"uri", "digest", "files", "bytes"} of what is there
     status: str = "run"
     reason: str = ""
     last_seconds: float | None = None
@@ -110,6 +112,7 @@ class Plan:
     graph: Graph
     selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
+    contents: dict[str, dict] = field(default_factory=dict)  # of outside paths, each read once
 
     def completed(self, name: str, artifact: Artifact) -> None:
         """Note what a stage of this run has made, and judge again the stages that read it.
@@ -195,12 +198,15 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
 
 def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
     stage_config = getattr(config.stages, stage.name)
+    outside = outside_contents(stage_config, stage.name, plan.contents, missing_ok=stage.name in config.pins)
     sources = None
     if listing := getattr(stage.module, "listing", None):
         files = listing(stage_config)
         sources = {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
     inputs = {name: plan[name].fingerprint for name in stage.inputs}
-    made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"])
+    made_by = fingerprint(
+        stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"], digests(outside)
+    )
     identity = config.pins.get(stage.name, made_by)
     return PlannedStage(
         stage,
@@ -209,6 +215,7 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
         store.artifact_uri(stage.name, identity),
         store.find(stage.name, identity),
         sources,
+        outside,
         drift=identity != made_by,
     )
 
@@ -275,9 +282,11 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
     if previous is None:
         return "never ran"
     old = previous.manifest
+    now = canonical(planned.config, planned.name)
     changes = [
-        f"{path} {_show(a)} -> {_show(b)}"
-        for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
+        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
+        for path, a, b in differences(old["config"], now)
+        if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
     ]
     reasons = (
         ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")]
@@ -293,6 +302,7 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
             for facts in (old.get("sources") or {"files": 0, "bytes": 0}, planned.sources)
         )
         reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
+    reasons += changed_files(old, planned.outside, planned.name)
     if old["version"] != planned.stage.module.VERSION:
         reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
     return "; ".join(reasons) or "its artifact is gone"
@@ -303,6 +313,8 @@ def _drift_note(planned: PlannedStage, plan: Plan) -> str:
     return f"; drift through pinned {', '.join(drifting)}" if drifting else ""
 
 
-def _show(value: Any) -> str:
+def _show(field: str, value: Any, outside: dict[str, dict] | None) -> str:
+    if value == BY_CONTENT and field in (outside or {}):
+        return outside[field]["uri"]
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -228,7 +228,7 @@ class _Run:
         tracker = self.parent.child(
             planned.name,
             {"omniloom.fingerprint": planned.fingerprint, "omniloom.reason": planned.reason},
-            canonical(planned.config, planned.name),
+            canonical(planned.config, planned.name, paths=True),
         )
         for name, artifact in inputs.items():
             tracker.log_input(name, artifact.uri, artifact.fingerprint)
@@ -295,6 +295,7 @@ class _Run:
             "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
             "input_digests": {name: artifact.digest for name, artifact in inputs.items()},
             "sources": planned.sources,
+            "outside": planned.outside,
             "metrics": metrics,
             "code": code_revision(),
             "packages": package_versions(),

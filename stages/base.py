@@ -1,7 +1,8 @@
 """What a stage is: a name, a module, its inputs; and the context that its `run` gets.
 
 A stage's module has
-    Config      a pydantic model, `extra="forbid"`; a field marked `PLACEMENT` says only how or where the stage runs
+    Config      a pydantic model, `extra="forbid"`; its fields carry the marks of `infra.fields`: `PLACEMENT` where one
+                says only how or where the stage runs, `PATH` or `path_to(...)` where it names an outside file or folder
     VERSION     an int, raised when the stage's output changes meaning
     run(context) -> dict of metrics; writes the artifact's files under `context.output`
     needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
@@ -19,9 +20,11 @@ from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
+from omniloom.infra.fields import PATH, PLACEMENT, path_to
 from omniloom.infra.progress import Progress
 
-PLACEMENT = {"placement": True}
+__all__ = ["PATH", "PLACEMENT", "RETRIES", "Needs", "Stage", "StageContext", "last_tokenizer", "path_to"]
+
 # How often Ray Data may do a shard again whose worker was killed. By default it tries for ever, and a shard that does
 # not fit into memory would never let the stage end.
 RETRIES = 3

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from omniloom.stages.base import PLACEMENT
+from omniloom.stages.base import PATH, PLACEMENT
 from omniloom.stages.data.media.limits import Limits
 
 Kind = Literal["image_folder", "video_folder", "text", "jsonl", "interleaved"]
@@ -58,7 +58,7 @@ class Source(_Strict):
     """One folder (or one file) of raw input on any fsspec URI; moving it does not change what it is."""
 
     kind: Kind
-    uri: str = Field(min_length=1, json_schema_extra=PLACEMENT)
+    uri: str = Field(min_length=1, json_schema_extra=PATH | PLACEMENT)
     name: str | None = None  # as records tell it; by default the kind and the source's number
     # Globs over paths below uri (`*` crosses folders); an empty include takes every file of the kind.
     include: list[str] = Field(default_factory=list)
@@ -83,7 +83,7 @@ class Source(_Strict):
     manifest: str | None = None  # interleaved: JSONL of {file, segments} in place of parsing Markdown
     # jsonl with media, interleaved: a folder beside or above uri that rows may name files in, relative to the JSONL
     # file or to this folder; by default nothing outside uri is read.
-    media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PLACEMENT)
+    media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PATH | PLACEMENT)
     # interleaved: prefix of a link -> prefix of a path below uri
     links: dict[str, str] = Field(default_factory=dict)
 

@@ -57,6 +57,7 @@ class Workspace:
                     "inputs": {given: artifact.fingerprint for given, artifact in inputs.items()},
                     "input_digests": {given: artifact.digest for given, artifact in inputs.items()},
                     "sources": planned.sources,
+                    "outside": planned.outside,
                     "metrics": {"records": 2},
                     "code": None,
                     "packages": {},
