@@ -186,11 +186,11 @@ def test_what_cannot_be_aligned_is_named(tokens, visual):
         config(alignment={"layer": 4})
     with pytest.raises(ValidationError, match="nope"):
         config(alignment={"nope": 4})
-    train_unified.check(config(), tokens, visual)
+    train_unified.check_tokens(config(), tokens, visual)
     facts = TokenSet(tokens, "train").facts
     with pytest.raises(InputError, match="hold no features; set stages.pretokenize.features") as caught:
         train_unified.feature_dim(config(), facts | {"feature_dim": None})
-    assert caught.value.field == "stages.train.alignment"
+    assert caught.value.field == "alignment"
     assert train_unified.feature_dim(config(alignment=None), facts) is None
     assert objective_study.budget(config(), "pixel_diffusion").alignment is not None
     assert objective_study.budget(config(), "next_code").alignment is None

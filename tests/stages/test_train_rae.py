@@ -297,7 +297,6 @@ def test_what_only_the_encoders_folder_tells(tmp_path, encoder):
         train_tokenizer.check_fit(found, config(data={"sizes": [20]}).data)
     with pytest.raises(ValidationError, match="an RAE has no quantizer to study"):
         StudyConfig(training=config(model=model(encoder)), quantizers={"kl": {"kind": "kl"}})
-    counts = {"records_image": 3, "records_video": 3, "records_document": 0}
     with pytest.raises(InputError, match="an RAE, which is for images alone"):
-        pretokenize._check_fit(pretokenize.Config(image_size=24, video_size=24), found, counts)
-    pretokenize._check_fit(pretokenize.Config(image_size=24), found, {**counts, "records_video": 0})
+        pretokenize.check_fit(pretokenize.Config(image_size=24, video_size=24), found, {"image", "video"})
+    pretokenize.check_fit(pretokenize.Config(image_size=24), found, {"image"})
