@@ -17,26 +17,29 @@ from omniloom.infra.secrets import redact_uris
 from omniloom.pipelines.fingerprint import digest
 
 
-def outside_contents(config: Any, stage: str, known: dict[str, dict], missing_ok: bool = False) -> dict[str, dict]:
-    """What lies at the outside paths in a stage's config, by field. `known` remembers what was read.
-
-    InputError naming the field where nothing can be read, unless that is `missing_ok`: then the digest is empty.
-    """
+def outside_contents(config: Any, known: dict[str, dict]) -> dict[str, dict]:
+    """What lies at the outside paths in a stage's config, by field. `known` remembers what was read. Where nothing can
+    be read the digest is empty and an "error" says why."""
     found = {}
     for path in marked_paths(config):
         for field, uri in () if path.placement else path.places():
             key = json.dumps([uri, path.mark], sort_keys=True)
-            try:
-                found[field] = known.get(key) or known.setdefault(key, _facts(uri, path.mark))
-            except InputError as error:
-                if not missing_ok:
-                    raise InputError(error.message, field=f"stages.{stage}.{field}") from None
-                found[field] = {"uri": redact_uris(uri), "digest": "", "files": 0, "bytes": 0}
+            if key not in known:
+                known[key] = _facts(uri, path.mark)
+            found[field] = known[key]
     return found
 
 
+def unreadable(outside: dict[str, dict]) -> list[InputError]:
+    """One error for each of the outside paths at which nothing can be read."""
+    return [InputError(facts["error"], field=field) for field, facts in outside.items() if "error" in facts]
+
+
 def _facts(uri: str, mark: Mapping[str, Any]) -> dict:
-    files = read_contents(uri, **mark)
+    try:
+        files = read_contents(uri, **mark)
+    except InputError as error:
+        return {"uri": redact_uris(uri), "digest": "", "files": 0, "bytes": 0, "error": error.message}
     return {
         "uri": redact_uris(uri),
         "digest": digest([[file.path, file.identity] for file in files]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from omniloom.infra.errors import InputError
 from omniloom.models.text import TextTokenizer
 from omniloom.pipelines.config import PipelineConfig, load, raw, validate, with_absolute_paths
 from omniloom.pipelines.fingerprint import canonical, fingerprint
-from omniloom.pipelines.outside import digests, outside_contents
+from omniloom.pipelines.outside import digests, outside_contents, unreadable
 from omniloom.pipelines.plan import make_plan
 
 PATHS = {
@@ -53,7 +54,7 @@ def files(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "here"
     for name in ("weights/config.json", "weights/model.safetensors", "vision/config.json", "vision/model.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"what {name} holds")
+        (folder / name).write_text(json.dumps({"of": name}))
     for name in ("vgg.pth", "heads.pth", "official.ckpt"):
         (folder / name).write_bytes(b"weights of " + name.encode())
     (tmp_path / "mine.yaml").write_text(PIPELINE)
@@ -77,7 +78,7 @@ def identities(files, tmp_path):
 def _identities(stages) -> dict[str, str]:
     known = {}
     return {
-        name: fingerprint(name, 1, config, {}, None, digests(outside_contents(config, name, known)))
+        name: fingerprint(name, 1, config, {}, None, digests(outside_contents(config, known)))
         for name in stages.configured()
         if (config := getattr(stages, name))
     }
@@ -144,19 +145,27 @@ def test_what_is_read_beside_a_file_counts(files, identities):
 def test_a_path_that_is_not_there_is_refused(files, tmp_path, field):
     stage, name = field.split(".")[1], field.split(".", 2)[2]
     config = getattr(load(str(tmp_path / "mine.yaml"), [*overrides(), f"{field}=none"]).stages, stage)
-    with pytest.raises(InputError, match=r"no such file or folder: .*/here/none") as caught:
-        outside_contents(config, stage, {})
-    assert caught.value.field == f"stages.{stage}.{name}" and caught.value.exit_code == 2
+    (error,) = unreadable(outside_contents(config, {}))
+    assert error.message == f"no such file or folder: {files}/none" and error.field == name and error.exit_code == 2
 
 
 def test_a_folder_is_no_file(workspace, files):
-    with pytest.raises(InputError, match="is a folder, expected a file"):
-        workspace.plan("stages.pretokenize.text_tokenizer=weights")
-    with pytest.raises(InputError, match="is a file, expected a folder"):
-        workspace.plan("stages.pretokenize.features=vgg.pth")
     (files / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no file named \*.json or \*.safetensors"):
-        workspace.plan("stages.pretokenize.features=empty")
+    for override, message in (
+        ("text_tokenizer=weights", f"is a folder, expected a file: {files}/weights"),
+        ("features=vgg.pth", f"is a file, expected a folder: {files}/vgg.pth"),
+        ("features=empty", f"the folder holds no file named *.json or *.safetensors: {files}/empty"),
+    ):
+        config = workspace.config(f"stages.pretokenize.{override}").stages.pretokenize
+        assert [error.message for error in unreadable(outside_contents(config, {}))] == [message]
+
+
+def test_plan_refuses_what_is_not_there(workspace, files):
+    for override in ("pretokenize.text_tokenizer=none.json", "tokenizer_joint.official=none.ckpt"):
+        with pytest.raises(InputError, match="(?i)no such file") as caught:
+            workspace.plan(f"stages.{override}")
+        assert caught.value.field == f"stages.{override.partition('=')[0]}"
+        assert caught.value.file.endswith("demo.yaml") and "(from an override)" in caught.value.message
 
 
 def test_plan_names_the_file_that_changed(workspace, files):
@@ -326,7 +335,7 @@ def test_spelling_is_never_identity(files, detours, absolute, scheme, slash):
     found = config(path)
     assert found.init_from == str(files / "weights")
     assert canonical(found) == canonical(config("weights")) and str(files) not in str(canonical(found))
-    assert outside_contents(found, "train", {}) == outside_contents(config("weights"), "train", {})
+    assert outside_contents(found, {}) == outside_contents(config("weights"), {})
 
 
 BASE = raw("demo", ["stages.pretokenize.text_tokenizer=/any.json"])
