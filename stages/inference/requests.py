@@ -41,9 +41,11 @@ class Request:
 
     def error(self, error: ValueError) -> InputError:
         """A "name: message" about a choice of sampling, with the line or the option that made it."""
+        return self.own_error(error) if str(error).partition(": ")[0] in self.sampling else option_error(error)
+
+    def own_error(self, error: ValueError) -> InputError:
+        """A "name: message" about the choices in `sampling`."""
         name, _, message = str(error).partition(": ")
-        if name not in self.sampling:
-            return option_error(error)
         return InputError(message, field=f"{self.where[0]}: {name}", file=self.where[1])
 
     def pictures(self) -> list[np.ndarray]:
@@ -87,8 +89,8 @@ class Options:
         chosen = {**self.sampling, **request.sampling}
         try:
             self._check(chosen)
-        except ValueError as error:
-            raise request.error(error) from None
+        except ValueError as error:  # without the request's there is none
+            raise request.own_error(error) from None
         return chosen
 
     def _check(self, chosen: Mapping[str, Any]) -> None:

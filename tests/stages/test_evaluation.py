@@ -307,8 +307,8 @@ def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs
 
     def noted(name, function):
         def call(given, *rest, **fields):
-            size = rest[1] if rest else fields["size"]  # text_to_image passes it on in its place
-            shapes[name].append((size, [np.shape(x) for x in given]))
+            visual = rest[0] if rest else fields["visual"]
+            shapes[name].append((visual.size, [np.shape(x) for x in given]))
             return function(given, *rest, **fields)
 
         return call
