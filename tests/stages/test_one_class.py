@@ -42,7 +42,7 @@ class OneClass:
     def __init__(self):
         self.rng, self.asked = np.random.default_rng(9), Counter()
 
-    def text_to_image(self, prompts, **fields):
+    def text_to_image(self, prompts, visual, **fields):
         self.asked.update(prompts)
         return np.stack([picture("ant", self.rng) for _ in prompts])
 
