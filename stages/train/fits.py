@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from omniloom.infra.errors import InputError
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.packing import Kind, PackingConfig, Planner
+from omniloom.stages.ingest.kinds.table import KINDS
 
 if TYPE_CHECKING:
     from omniloom.stages.data.tokens import TokenSet
@@ -138,11 +139,7 @@ def _trainings(stages: Any) -> list[tuple[str, Any, tuple[str, ...]]]:
 
 def _kinds_of(ingest: Any) -> set[str]:
     """The kinds that sources of the config give, whatever they hold."""
-    kinds = {"image_folder": "image", "video_folder": "video", "text": "text", "interleaved": "document"}
-    return {
-        kinds.get(source.kind) or ("image" if source.image_field else "video" if source.video_field else "text")
-        for source in ingest.sources
-    }
+    return {KINDS[source.kind].makes(source) for source in ingest.sources}
 
 
 def _share(packing: PackingConfig, kind: str) -> float | None:
