@@ -18,7 +18,7 @@ def _usable(source: Any) -> Any:
     """The source as it is; ValueError where its kind is offered by an installed distribution and cannot be used."""
     kind = source.get("kind") if isinstance(source, dict) else None
     if isinstance(kind, str) and kind in UNUSABLE:
-        raise ValueError(f"the kind {kind!r} cannot be used: it is {UNUSABLE[kind]}")
+        raise ValueError(f"kind: {kind} cannot be used; it is {UNUSABLE[kind]}")
     return source
 
 
@@ -77,3 +77,8 @@ class Config(Strict):
 
     def source_name(self, index: int) -> str:
         return self.sources[index].name or f"{self.sources[index].kind}_{index}"
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of records (image, video, text, document) that the sources give, whatever they hold."""
+        return {KINDS[source.kind].makes(source) for source in self.sources}

@@ -115,7 +115,7 @@ class Captions(Strict):
         if (self.manifest is None) == (self.from_ is None):
             raise ValueError("expected either manifest or from")
         if self.from_ not in ("file", "folder") and self.template != "{name}":
-            raise ValueError("template goes with from: file or from: folder")
+            raise ValueError("template: goes with from: file or from: folder")
         if self.manifest is None:
             refuse(self, _OF_MANIFESTS, "manifest")
         return self
@@ -129,4 +129,4 @@ def refuse(config: BaseModel, names: tuple[str, ...], goes_with: str) -> None:
     for name in names:
         field = type(config).model_fields[name]
         if getattr(config, name) != field.get_default(call_default_factory=True):
-            raise ValueError(f"{name} goes with {goes_with}")
+            raise ValueError(f"{name}: goes with {goes_with}")
