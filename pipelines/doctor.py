@@ -12,10 +12,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from omniloom.infra import storage
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
 from omniloom.infra.training.config import EngineConfig
-from omniloom.pipelines.config import PipelineConfig, load
+from omniloom.pipelines.checks import check_stages
+from omniloom.pipelines.config import PipelineConfig, load, naming
 from omniloom.stages.tokenizer.stage import architecture
 
 _NEEDED = (
@@ -42,9 +43,9 @@ def examine(config: str | None, overrides: list[str]) -> dict:
     loaded = load(config, overrides) if config else None
     checks = [_python(), *(_package(name) for name in _NEEDED), _compiler(), _memory(), _accelerators()]
     if loaded:
+        check_stages(loaded)
         checks.append(_storage(loaded.storage))
         checks.append(_tracking(loaded))
-        checks.append(_packing(loaded))
     return redact({"checks": checks, "sizes": sizes(loaded) if loaded else None})
 
 
@@ -120,24 +121,14 @@ def _tracking(config: PipelineConfig) -> dict:
     return _check("tracking", usable and not lost, says, needed=False)
 
 
-def _packing(config: PipelineConfig) -> dict:
-    from omniloom.stages.train import fits
-
-    try:
-        fits.check_config(config.stages)
-    except InputError as error:
-        return _check("packing", False, str(error))
-    return _check("packing", True, "the images and videos of the config fit into a row")
-
-
 def sizes(config: PipelineConfig) -> dict[str, dict]:
     """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it."""
     stages = config.stages
     model, found = None, {}
     for name in ("tokenizer_image", "tokenizer_joint", "tokenizer_kl"):
         if stage := getattr(stages, name):
-            if (model := architecture(stage, model)) is None:
-                raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{name}.model")
+            with naming(config), within(f"stages.{name}"):
+                model = architecture(stage, model)
             found[name] = _tokenizer(stage, model)
     if stages.train:
         found["train"] = _unified(config, model)

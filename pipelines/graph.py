@@ -32,6 +32,7 @@ KNOWN = (
         ("ingest", _TOKENIZER, "pretokenize", "train", "quantizer_study?", "objective_study?"),
     ),
 )
+_ROLES = {"ingest": "records", "pretokenize": "tokens", "train": "model"}
 KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
 NAMES = tuple(stage.name for stage in KNOWN if not stage.optional)
 
@@ -55,6 +56,16 @@ class Graph:
     def ancestors(self, name: str) -> set[str]:
         """The stages that `name` needs, directly or through others."""
         return {stage.name for stage in self.stages if name in self.descendants(stage.name)}
+
+    def upstream(self, name: str) -> dict[str, str]:
+        """By role, the stage that makes what `name` reads or what that was made from: the nearest where several do."""
+        before = self.ancestors(name)
+        return {role(stage.name): stage.name for stage in self.stages if stage.name in before}
+
+
+def role(name: str) -> str:
+    """What other stages call the output of this one."""
+    return "tokenizer" if name.startswith("tokenizer_") else _ROLES.get(name, name)
 
 
 def _resolved(stage: Stage, chosen: set[str]) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def run(context: StageContext) -> dict:
     notes: Counter = Counter()
     groups = group_items(sources.items(config, notes), config)
     if not groups:
-        raise InputError("empty corpus: the sources' manifests name no item", field="stages.ingest.sources")
+        raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     output, state = context.output, context.state
     done = {}
     for index, report in _reports(groups, config, output, state):
@@ -72,13 +72,13 @@ def run(context: StageContext) -> dict:
         first = f"; the first: {rejects[0]['path']}: {rejects[0]['message']}" if rejects else ""
         raise InputError(
             f"no record came out of {metrics['files']} files; rejects: {reasons}{first}",
-            field="stages.ingest.sources",
+            field="sources",
         )
     if metrics["synthetic_fraction"] > config.max_synthetic_fraction:
         raise InputError(
             f"{metrics['synthetic']} of {metrics['records']} records were made by a model of this project "
             f"({metrics['synthetic_fraction']:.1%}, allowed {config.max_synthetic_fraction:.1%})",
-            field="stages.ingest.max_synthetic_fraction",
+            field="max_synthetic_fraction",
         )
     return metrics
 
@@ -280,7 +280,7 @@ def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: 
 
     counts: Counter = Counter()
     for kind in records.KINDS:
-        counts[f"records_{kind}"] = 0
+        counts[f"records_{kind}"] = counts[f"records_train_{kind}"] = 0
     for split in records.SPLITS:
         counts[f"records_{split}"] = 0
     files = sum(report["files"] for report in reports)
@@ -289,6 +289,8 @@ def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: 
         counts["records"] += 1
         counts[f"records_{row['kind']}"] += 1
         counts[f"records_{row['split']}"] += 1
+        if row["split"] == "train":
+            counts[f"records_train_{row['kind']}"] += 1
         counts["synthetic"] += row["synthetic"]
         if row["kind"] in ("image", "video"):
             counts["captions"] += len(row["captions"] or ())
