@@ -188,12 +188,10 @@ def submit(
     """Run the pipeline as a job on a Ray cluster; waits and shows its log unless --no-wait."""
     from omniloom.pipelines import jobs as cluster_jobs
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.graph import Graph
     from omniloom.pipelines.plan import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
-    pipeline = Graph(load(config, overrides or []).stages.configured())
-    Selection(only, from_, until, tuple(force or ())).stages(pipeline)
+    Selection(only, from_, until, tuple(force or ())).stages(load(config, overrides or []).graph)
     options = [
         part
         for option, value in (("--only", only), ("--from", from_), ("--until", until))

@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.pipelines import schema, yaml_dialect
-from omniloom.pipelines.graph import KNOWN_NAMES, Graph
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.stages.base import PLACEMENT
 from omniloom.stages.evaluate.measures import measured
-from omniloom.stages.evaluate.stage import Config as EvaluateConfig
-from omniloom.stages.ingest.stage import Config as IngestConfig
-from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
-from omniloom.stages.studies.objectives import Config as ObjectiveStudyConfig
-from omniloom.stages.studies.quantizers import Config as StudyConfig
-from omniloom.stages.tokenizer.stage import Config as TokenizerStageConfig
-from omniloom.stages.tokenizer.stage import KLConfig as KLStageConfig
-from omniloom.stages.train.stage import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 # What Python has many names for is a list or a mapping in YAML.
@@ -41,44 +34,19 @@ _EXPECTED = {
 }
 
 
-class StagesConfig(BaseModel):
-    """A stage that is null is left out, and with it what reads it, unless that is written down too."""
+class _Stages(BaseModel):
+    """A field for every stage that there is; the pipeline has those that are written down and not null."""
 
     model_config = ConfigDict(extra="forbid")
-    ingest: IngestConfig
-    tokenizer_image: TokenizerStageConfig | None = None
-    tokenizer_joint: TokenizerStageConfig | None = None
-    tokenizer_kl: KLStageConfig | None = None
-    quantizer_study: StudyConfig | None = None
-    pretokenize: PretokenizeConfig | None = Field(default_factory=PretokenizeConfig)
-    objective_study: ObjectiveStudyConfig | None = None
-    train: TrainConfig | None = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig | None = Field(default_factory=EvaluateConfig)
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @model_validator(mode="after")
-    def _readers_go_with_what_they_read(self) -> StagesConfig:
-        written = set(self.model_fields_set)
-        for stage, read in (("train", "pretokenize"), ("evaluate", "train")):
-            if getattr(self, read) is None and stage not in written:
-                setattr(self, stage, None)
-        return self
-
-    @model_validator(mode="after")
-    def _inputs_are_configured(self) -> StagesConfig:
-        names = Graph(self.configured()).names
-        if self.train and self.train.trained and not any(name.startswith("tokenizer_") for name in names):
-            raise ValueError(
-                f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
-                "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
-                "alone"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pixels_and_features_are_kept(self) -> StagesConfig:
+    def _pixels_and_features_are_kept(self) -> _Stages:
         studied = self.objective_study.objectives.values() if self.objective_study else ()
         for stage, trained in (("train", self.train.trained if self.train else ()), ("objective_study", studied)):
-            if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
+            if "pixel_diffusion" in trained and self.pretokenize and not self.pretokenize.pixel_patch:
                 raise ValueError(
                     f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
                     "to the side of their patches"
@@ -87,15 +55,15 @@ class StagesConfig(BaseModel):
             ("train", self.train),
             ("objective_study.training", self.objective_study and self.objective_study.training),
         ):
-            if training and training.alignment and not self.pretokenize.features:
+            if training and training.alignment and self.pretokenize and not self.pretokenize.features:
                 raise ValueError(
                     f"{stage}.alignment: needs a frozen encoder's features; set pretokenize.features to its folder"
                 )
         return self
 
     @model_validator(mode="after")
-    def _gate_is_of_what_is_measured(self) -> StagesConfig:
-        if self.evaluate is None:
+    def _gate_is_of_what_is_measured(self) -> _Stages:
+        if self.evaluate is None or self.train is None:
             return self
         try:
             self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
@@ -104,8 +72,8 @@ class StagesConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _one_vocabulary(self) -> StagesConfig:
-        if self.train and self.train.init_from and not self.pretokenize.text_tokenizer:
+    def _one_vocabulary(self) -> _Stages:
+        if self.train and self.train.init_from and self.pretokenize and not self.pretokenize.text_tokenizer:
             raise ValueError(
                 "train.init_from: the corpus must be in the ids of that folder; set "
                 "pretokenize.text_tokenizer to its tokenizer.json"
@@ -115,6 +83,17 @@ class StagesConfig(BaseModel):
     def configured(self) -> list[str]:
         """The stages that this pipeline has."""
         return [name for name in KNOWN_NAMES if getattr(self, name) is not None]
+
+
+if TYPE_CHECKING:
+    StagesConfig = _Stages
+else:
+    StagesConfig = create_model(
+        "StagesConfig",
+        __base__=_Stages,
+        __doc__=_Stages.__doc__,
+        **{stage.name: (stage.config_type | None, None) for stage in KNOWN},
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -129,6 +108,11 @@ class PipelineConfig(BaseModel):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     pins: dict[str, str] = Field(default_factory=dict)
     stages: StagesConfig
+
+    @property
+    def graph(self) -> Graph:
+        """The stages of this pipeline. InputError where one of them reads what no stage makes."""
+        return Graph(self.stages.configured(), self.pins)
 
     @model_validator(mode="after")
     def _registered_by_its_own_name(self) -> PipelineConfig:
@@ -186,14 +170,16 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         raise InputError(message, field=field, file=str(file)) from None
 
 
-def identity(path: str) -> tuple[str, str]:
-    """The name and the storage of the config at `path`, which may lack all else that a run needs."""
+def identity(path: str) -> tuple[str, str, set[str]]:
+    """The name, the storage and the names of the stages of the config at `path`, which may lack all else that a run
+    needs."""
     from omegaconf.errors import OmegaConfBaseException
 
     config = _read(find(path))
     try:
-        return str(config["name"]), storage.absolute(str(config["storage"]))
-    except (OmegaConfBaseException, KeyError) as error:
+        stages = {str(name) for name, own in (config.get("stages") or {}).items() if own is not None}
+        return str(config["name"]), storage.absolute(str(config["storage"])), stages
+    except (OmegaConfBaseException, KeyError, AttributeError) as error:
         raise InputError(f"tells no name and storage: {_one_line(error)}", file=str(find(path))) from None
 
 
@@ -240,10 +226,24 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, file, overridden) from None
+    try:
+        _check_graph(config)
+    except InputError as error:
+        raise InputError(error.message, field=error.field, file=file) from None
     config.storage = storage.absolute(config.storage)
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
+
+
+def _check_graph(config: PipelineConfig) -> None:
+    graph, train = config.graph, config.stages.train
+    if train and train.trained and "tokenizer" not in graph.inputs["train"]:
+        raise InputError(
+            f"{', '.join(train.trained)} needs a visual tokenizer; configure tokenizer_image and tokenizer_joint, or "
+            "set train.objectives to {} for a language model alone",
+            field="stages.train.objectives",
+        )
 
 
 def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[str, ...]) -> InputError:

@@ -10,13 +10,16 @@ import os
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
 from omniloom.infra.training.config import EngineConfig
 from omniloom.pipelines.config import PipelineConfig, load
+from omniloom.stages.tokenizer.stage import Config as TokenizerConfig
 from omniloom.stages.tokenizer.stage import architecture
+from omniloom.stages.train.config import Config as TrainConfig
 
 _NEEDED = (
     "torch",
@@ -131,16 +134,20 @@ def _packing(config: PipelineConfig) -> dict:
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:
-    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it."""
-    stages = config.stages
-    model, found = None, {}
-    for name in ("tokenizer_image", "tokenizer_joint", "tokenizer_kl"):
-        if stage := getattr(stages, name):
-            if (model := architecture(stage, model)) is None:
-                raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{name}.model")
-            found[name] = _tokenizer(stage, model)
-    if stages.train:
-        found["train"] = _unified(config, model)
+    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
+    that starts from what is pinned has sizes that the config does not tell, and is left out."""
+    models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
+    found = {}
+    for stage in config.graph.stages:
+        own = getattr(config.stages, stage.name)
+        before = config.graph.inputs[stage.name].get("tokenizer")
+        if isinstance(own, TokenizerConfig):
+            models[stage.name] = model = architecture(own, models.get(before))
+            if model is None and before is None:
+                raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{stage.name}.model")
+            found |= {stage.name: _tokenizer(own, model)} if model else {}
+        elif isinstance(own, TrainConfig) and config.stages.pretokenize and (before is None or models.get(before)):
+            found[stage.name] = _unified(config, models.get(before))
     return found
 
 

@@ -108,10 +108,8 @@ def run(context: StageContext) -> dict:
     config: Config = context.config
     trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
     for training in trainings.values():
-        train_unified.check(training, context.inputs["pretokenize"], context.tokenizer)
-        train_unified.check_fits(
-            training, context.inputs["pretokenize"], context.progress, "stages.objective_study.training"
-        )
+        train_unified.check(training, context.tokens, context.tokenizer)
+        train_unified.check_fits(training, context.tokens, context.progress, "stages.objective_study.training")
     rows = []
     for number, (name, training) in enumerate(trainings.items()):
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
@@ -134,9 +132,7 @@ def _make(context: StageContext, name: str, training: train_unified.Config, prog
     state, output = storage.join(context.state, name), storage.join(context.output, name)
     tracker, run_name = Named(context.tracker, name), f"{context.stage}-{context.fingerprint[:12]}-{name}"
     if not storage.exists(storage.join(state, "metrics.json")):
-        job = train_unified.Job(
-            training, context.inputs["pretokenize"], context.tokenizer, output, state, progress, tracker
-        )
+        job = train_unified.Job(training, context.tokens, context.tokenizer, output, state, progress, tracker)
         launch(train_unified.train_worker, job, training.workers, run_name, state)
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):

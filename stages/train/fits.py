@@ -112,7 +112,7 @@ def picture_tokens(stages: Any, kind: str, trained: tuple[str, ...]) -> int | No
         if (stage := getattr(stages, name, None))
     ]
     model = next((stage.model for stage in reversed(tokenizers) if stage.model), None)
-    if model is None:
+    if model is None or stages.pretokenize is None:
         return None
     config, size = stages.pretokenize, getattr(stages.pretokenize, f"{kind}_size")
     aspects, frames = Aspects(config.aspects, model.patch_size), config.frames if kind == "video" else 1
@@ -141,7 +141,7 @@ def _kinds_of(ingest: Any) -> set[str]:
     kinds = {"image_folder": "image", "video_folder": "video", "text": "text", "interleaved": "document"}
     return {
         kinds.get(source.kind) or ("image" if source.image_field else "video" if source.video_field else "text")
-        for source in ingest.sources
+        for source in (ingest.sources if ingest else ())
     }
 
 
