@@ -71,6 +71,11 @@ class Graph:
         """The stages that `name` needs, directly or through others."""
         return {stage.name for stage in self.stages if name in self.descendants(stage.name)}
 
+    def upstream(self, name: str) -> dict[str, str]:
+        """By role, the stage that makes what `name` reads or what that was made from: the nearest where several do."""
+        before = self.ancestors(name)
+        return {stage.makes: stage.name for stage in self.stages if stage.name in before}
+
     def missing(self, stage: Stage) -> list[str]:
         """The roles that a stage must read and that no stage before it makes; only a pinned one may lack any."""
         return [role for role in stage.reads if not role.endswith("?") and role not in self.inputs[stage.name]]

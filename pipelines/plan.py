@@ -12,14 +12,14 @@ from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore, some
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
 from omniloom.pipelines import graph
-from omniloom.pipelines.config import PipelineConfig
+from omniloom.pipelines.checks import check_counts, check_stages
+from omniloom.pipelines.config import PipelineConfig, naming
 from omniloom.pipelines.fingerprint import canonical, differences, digest, fingerprint
 from omniloom.pipelines.graph import Graph
 from omniloom.stages.base import Stage
-from omniloom.stages.train import fits
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class Plan:
     graph: Graph
     selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
+    warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little
 
     def completed(self, name: str, artifact: Artifact) -> None:
         """Note what a stage of this run has made, and judge again the stages that read it.
@@ -120,22 +121,26 @@ class Plan:
         self.done.add(name)
         self[name].artifact = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
-        self.check_fits()
+        if self[name].stage.makes == "records":
+            self.check_counts()
         for planned in self.stages:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
                 _judge(planned, self)
 
-    def check_fits(self) -> None:
-        """InputError where a kind that training asks for cannot be in it, as far as the config and ingest tell."""
-        if any(
-            planned.name in ("train", "objective_study")
-            for planned in self.stages
-            if planned.name not in self.done and planned.name not in self.config.pins and planned.status != "cached"
-        ):
-            fits.check_config(self.config.stages)
-            records = self.graph.nearest("records", before="train") if self.config.stages.train else None
-            if records and self[records].artifact:
-                fits.check_corpus(self.config.stages, self[records].artifact.metrics)
+    def check(self) -> None:
+        """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
+        check_stages(self.config, self._settled())
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """InputError where what is known of the corpus tells so; what it only warns of goes into `warnings`."""
+        counts = {
+            p.name: p.artifact.metrics for p in self.stages if p.stage.makes == "records" and p.status == "cached"
+        }
+        self.warnings = check_counts(self.config, counts, self._settled())
+
+    def _settled(self) -> set[str]:
+        return {planned.name for planned in self.stages if planned.status == "cached"}
 
     def examine_inputs(self) -> list[str]:
         """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
@@ -172,13 +177,20 @@ class Plan:
             {
                 "pipeline": self.config.name,
                 "storage": self.config.storage,
+                "warnings": self.warnings,
                 "stages": [planned.to_dict() for planned in self.stages],
             }
         )
 
 
 def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Plan:
-    """The plan for a config and a selection. Raises InputError where sources, storage or pins cannot be used."""
+    """The plan for a config and a selection. Raises InputError where sources, storage or pins cannot be used, and where
+    stages do not fit each other, their outside files or the corpus."""
+    with naming(config):
+        return _make_plan(config, selection)
+
+
+def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
     store = ArtifactStore(config.storage)
     try:
         storage.exists(config.storage)
@@ -195,7 +207,7 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
         planned = _identify(stage, config, store, plan)
         (_judge_pinned if planned.name in config.pins else _judge)(planned, plan)
         plan.stages.append(planned)
-    plan.check_fits()
+    plan.check()
     return plan
 
 
@@ -203,9 +215,7 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
     stage_config, inputs = getattr(config.stages, stage.name), plan.graph.inputs[stage.name]
     sources, made_by = None, None
     if stage_config is not None and not plan.graph.missing(stage):
-        if listing := getattr(stage.module, "listing", None):
-            files = listing(stage_config)
-            sources = {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
+        sources = _sources(stage, stage_config)
         made_from = {name: plan[name].fingerprint for name in inputs.values()}
         made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"])
     identity = config.pins.get(stage.name) or made_by
@@ -219,6 +229,15 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
         sources,
         drift=made_by not in (None, identity),
     )
+
+
+def _sources(stage: Stage, config: Any) -> dict | None:
+    listing = getattr(stage.module, "listing", None)
+    if listing is None:
+        return None
+    with within(f"stages.{stage.name}"):
+        files = listing(config)
+    return {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:

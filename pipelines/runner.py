@@ -28,6 +28,7 @@ from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.pipelines import run_card
 from omniloom.pipelines.bodies import Bodies
+from omniloom.pipelines.config import placed
 from omniloom.pipelines.display import Display
 from omniloom.pipelines.failures import told
 from omniloom.pipelines.fingerprint import canonical
@@ -55,6 +56,8 @@ def run(plan: Plan, display: Display) -> None:
         for damage in plan.examine_inputs():
             display.note(damage)
         _check_blocked(plan)
+        for text in plan.warnings:
+            display.note(text)
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:
@@ -156,7 +159,11 @@ class _Run:
             self.record.stage(planned.name, status="failed", error=str(error))
             self.display.fail(planned.name)
             return error
+        known = self.plan.warnings
         self.plan.completed(planned.name, artifact)
+        for text in self.plan.warnings:
+            if text not in known:
+                self.display.note(text)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
         self.display.finish(
             planned.name,
@@ -213,7 +220,8 @@ class _Run:
                     storage.remove(work)
                 return self._adopt(planned, self._execute(planned, work, lease))
         except Exception as error:
-            raise told(planned.name, error) from error
+            failure = told(planned.name, error)
+            raise (placed(self.plan.config, failure) if isinstance(failure, InputError) else failure) from error
 
     def _note_waiting(self, planned: PlannedStage, held: dict | None) -> None:
         by = shown(held["owner"]) if held else "unknown"

@@ -11,13 +11,25 @@ A stage's module has
                 returns `stages.data.records.counts` of them among its metrics, which later stages read
     needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
     listing(config) -> list of facts about outside sources that stand in for inputs (optional)
+    check(config, upstream, files) raises InputError for what cannot fit, as far as configs tell; with `files`, for
+        outside files that are not there too (optional)
+    check_counts(config, upstream, counts) -> warnings; raises InputError for what cannot fit the corpus that the
+        counts, the metrics of the records that the stage reads, are of (optional)
+    resolved(config, upstream) -> the config with what it takes from upstream in it, as later stages' checks see it
+        (optional; without it they see nothing of a stage that another distribution adds)
     summary(metrics) -> the line that says what the stage did (optional; by default its first metrics)
+`upstream` maps a role (records, tokenizer, tokens, model; of a study its stage's name) to the config of the stage that
+makes it: None where that is not known, as of a pinned artifact or an added stage, and no key where no stage makes it.
+Checks run before anything starts: they read configs and look at files, and import nothing heavy. An InputError of a
+stage names a field from the root of its own config; the pipeline adds the stage, the file and the line.
+
 Its top level imports nothing heavy: planning imports every stage's module.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -83,14 +95,25 @@ class Stage:
         if self.makes == "records" and "records_train" not in metrics:
             raise InputError(
                 f"{self.module_name}.run makes records and returns no counts of them, which later stages read; return "
-                "stages.data.records.counts(context.output) among its metrics",
-                field=f"stages.{self.name}",
+                "stages.data.records.counts(context.output) among its metrics"
             )
         return metrics
 
     def restarts(self, config: Any) -> int:
         """How often the body may be started again after its process was killed: as often as its ranks."""
         return getattr(getattr(config, "workers", None), "max_failures", 1)
+
+    def check(self, config: Any, upstream: Mapping[str, Any], files: bool = True) -> None:
+        if function := getattr(self.module, "check", None):
+            function(config, upstream, files)
+
+    def check_counts(self, config: Any, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
+        function = getattr(self.module, "check_counts", None)
+        return list(function(config, upstream, counts) or ()) if function else []
+
+    def resolved(self, config: Any, upstream: Mapping[str, Any]) -> Any:
+        function = getattr(self.module, "resolved", None)
+        return function(config, upstream) if function else config
 
     def summary(self, metrics: dict) -> str | None:
         function = getattr(self.module, "summary", None)

@@ -231,13 +231,15 @@ def iterate_shard(
 
 def counts(artifact_uri: str) -> dict[str, int | float]:
     """What every stage that makes records has among its metrics, and what later stages read there: how many there are,
-    of each kind and in each split, how many were made by a model of this project, and captions of images and videos.
-    """
+    of each kind (in all, and to train on) and in each split, how many a model of this project made, and the captions of
+    images and videos."""
     numbers = dict.fromkeys(("records", "synthetic", "synthetic_fraction", "uncaptioned", "captions", "multipage"), 0)
-    numbers |= dict.fromkeys((f"records_{name}" for name in (*KINDS, *SPLITS)), 0)
+    names = (*(name for kind in KINDS for name in (kind, f"train_{kind}")), *SPLITS)
+    numbers |= dict.fromkeys((f"records_{name}" for name in names), 0)
     for row in iterate(artifact_uri, columns=("kind", "split", "synthetic", "captions", "meta"), batch_size=4096):
         for name in ("records", f"records_{row['kind']}", f"records_{row['split']}"):
             numbers[name] += 1
+        numbers[f"records_train_{row['kind']}"] += row["split"] == "train"
         numbers["synthetic"] += row["synthetic"]
         if row["kind"] in ("image", "video"):
             numbers["captions"] += len(row["captions"] or ())

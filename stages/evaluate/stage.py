@@ -8,16 +8,18 @@ of a language model only what it reads and writes is measured. Out: `report.html
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from omniloom.infra import storage
+from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
 from omniloom.stages.base import PLACEMENT, Needs, StageContext
 from omniloom.stages.evaluate.gate import Gate, judge
-from omniloom.stages.evaluate.measures import named
+from omniloom.stages.evaluate.measures import measured, named
 
 VERSION = 3
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
@@ -65,6 +67,13 @@ class Config(MeasureConfig):
 
 def needs(config: Config) -> Needs:
     return Needs(cpus=config.cpus, gpus=config.gpus)
+
+
+def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    """That the gate is of figures that are measured of the model that is trained."""
+    if model := upstream.get("model"):
+        with within("gate"):
+            config.gate.check(measured(config, model.trained))
 
 
 def run(context: StageContext) -> dict:

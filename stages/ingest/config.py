@@ -161,3 +161,12 @@ class Config(_Strict):
 
     def source_name(self, index: int) -> str:
         return self.sources[index].name or f"{self.sources[index].kind}_{index}"
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of records (image, video, text, document) that the sources give, whatever they hold."""
+        kinds = {"image_folder": "image", "video_folder": "video", "text": "text", "interleaved": "document"}
+        return {
+            kinds.get(source.kind) or ("image" if source.image_field else "video" if source.video_field else "text")
+            for source in self.sources
+        }

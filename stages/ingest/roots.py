@@ -152,7 +152,7 @@ class Root:
 
     def __init__(self, source: Source, index: int, uri: str | None = None, name: str = "uri"):
         self.source, self.index = source, index
-        self.field = f"stages.ingest.sources.{index}"
+        self.field = f"sources.{index}"
         self.uri_field = f"{self.field}.{name}"
         self.place = storage.absolute(uri or source.uri)
         try:

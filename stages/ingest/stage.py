@@ -56,7 +56,7 @@ def run(context: StageContext) -> dict:
     notes: Counter = Counter()
     groups = group_items(sources.items(config, notes), config)
     if not groups:
-        raise InputError("empty corpus: the sources' manifests name no item", field="stages.ingest.sources")
+        raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     output, state = context.output, context.state
     done = {}
     for index, report in _reports(groups, config, output, state):
@@ -72,13 +72,13 @@ def run(context: StageContext) -> dict:
         first = f"; the first: {rejects[0]['path']}: {rejects[0]['message']}" if rejects else ""
         raise InputError(
             f"no record came out of {metrics['files']} files; rejects: {reasons}{first}",
-            field="stages.ingest.sources",
+            field="sources",
         )
     if metrics["synthetic_fraction"] > config.max_synthetic_fraction:
         raise InputError(
             f"{metrics['synthetic']} of {metrics['records']} records were made by a model of this project "
             f"({metrics['synthetic_fraction']:.1%}, allowed {config.max_synthetic_fraction:.1%})",
-            field="stages.ingest.max_synthetic_fraction",
+            field="max_synthetic_fraction",
         )
     return metrics
 

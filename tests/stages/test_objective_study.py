@@ -72,7 +72,7 @@ def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs)
         assert training.model_dump(exclude=same) == config.training.model_dump(exclude=same)
         # It stands the checks of a config that was written so.
         train_unified.Config.model_validate(training.model_dump(mode="json"))
-        train_unified.check(training, inputs["tokens"], inputs["tokenizer"])
+        train_unified.check_tokens(training, inputs["tokens"], inputs["tokenizer"])
         plans[name] = [
             (p.index, p.view, p.start, p.stop, p.dropped)
             for row in Planner(tokens, training.packing, training.seed, training.objectives).window(0)

@@ -154,7 +154,7 @@ def test_a_root_or_a_manifest_that_is_a_fifo_is_an_error(odd_files):
     for manifest in ("pipe.png", str(odd_files / "pipe.png")):
         with pytest.raises(InputError) as caught:
             take(images(odd_files, captions={"manifest": manifest}))
-        assert caught.value.field == "stages.ingest.sources.0.captions.manifest"
+        assert caught.value.field == "sources.0.captions.manifest"
 
 
 # ---- folders ----
@@ -391,7 +391,7 @@ def test_a_root_that_cannot_be_listed_is_an_error_that_says_why(flaky):
     Flaky.plan[("list", "/in")] = [ClientError(), ...]
     with pytest.raises(InputError, match="ClientError") as caught:
         take(images(flaky))
-    assert caught.value.field == "stages.ingest.sources.0.uri"
+    assert caught.value.field == "sources.0.uri"
 
 
 @pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), KeyError("x"), ZeroDivisionError("0")])
