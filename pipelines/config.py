@@ -236,7 +236,7 @@ def _explain(error: ValidationError, origin: Origin) -> InputError:
             known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
             message = "unknown key" + _suggestion(loc[-1], known)
         elif item["type"] == "union_tag_invalid":
-            loc.append("architecture")
+            loc.append(item["ctx"]["discriminator"].strip("'_()"))
             message = f"expected one of {item['ctx']['expected_tags']}"
         elif item["type"] == "missing":
             message = "is missing"

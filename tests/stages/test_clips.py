@@ -13,7 +13,7 @@ from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import ClipBatches, ClipStore
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.media import videos
-from omniloom.stages.ingest.readers import media_row
+from omniloom.stages.ingest.rows import media_row
 from omniloom.stages.tokenizer.config import DataConfig
 
 SQUARES = Aspects()
