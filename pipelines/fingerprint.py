@@ -2,6 +2,10 @@
 
 Identity and placement are apart: config fields marked with `infra.fields.PLACEMENT` never enter. What has no
 canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
+
+A config's class may have constants that enter beside its fields, `CANONICAL = {"name": value}`: the fields, at
+their defaults, of a former class that was split into several, so that what was made with it stays valid; the version of
+a part that another distribution brings. A field of the same name takes precedence.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ def canonical(value: Any, where: str = "value", paths: bool = False) -> Any:
             for name, mark in marks(value).items()
             if not mark.get("placement")
         }
-        return fields | canonical(getattr(value, "model_extra", None) or {}, where, paths)
+        extra = getattr(value, "model_extra", None) or {}
+        return canonical(getattr(value, "CANONICAL", {}), where) | fields | canonical(extra, where)
     if isinstance(value, Enum):
         return canonical(value.value, where, paths)
     if isinstance(value, float):
