@@ -32,8 +32,7 @@ def config_file(folder: Path) -> Path:
                             {"kind": "image_folder", "uri": "${data}/images"},
                             {"kind": "text", "uri": "s3://bucket/text"},
                         ]
-                    },
-                    "train": {"objectives": {}},
+                    }
                 },
             }
         )

@@ -227,7 +227,7 @@ def test_paths_are_absolute_once_the_config_is_read(files, tmp_path, monkeypatch
             "tracking.uri=sqlite:///ml.db",
             "tracking.artifact_root=files",
             "cluster.temp_dir=t",
-            "stages.ingest.sources=[{kind: text, uri: a/}, {kind: jsonl, text_field: t, uri: s3://b/c, media_root: m}]",
+            "stages.ingest.sources=[{kind: text, uri: a/}, {kind: interleaved, uri: s3://b/c, media_root: m}]",
         ],
     )
     assert config.storage == f"{tmp_path}/runs" and config.tracking.uri == f"sqlite:///{tmp_path}/ml.db"
@@ -274,7 +274,7 @@ def test_what_submit_ships_has_the_fingerprints_of_run(workspace, files, monkeyp
 
 # Text fields whose name or description sounds like a path and that are none: names, relations within a source.
 NO_PATHS = re.compile(
-    r"(captions\.|sources\.)?(manifest|file_field|image_field|video_field|include|exclude|from|template|links)$"
+    r"(captions\.|sources\.)?(manifest|file_field|image_field|video_field|include|exclude|from|template|links|encoding)$"
 )
 SOUNDS_LIKE_A_PATH = re.compile(
     r"\b(ur[il]s?|paths?|folders?|files?|root|dir|checkpoint|weights|safetensors|\.json|\.pth)\b|_(dir|root|path|uri|file)$"
