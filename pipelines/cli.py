@@ -5,13 +5,11 @@ Exit codes: 0 done, 1 a stage failed, 2 the request is wrong.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -86,21 +84,7 @@ def _plan(
     from omniloom.pipelines.config import load
     from omniloom.pipelines.plan import Selection, make_plan
 
-    with _naming(config):
-        return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
-
-
-@contextlib.contextmanager
-def _naming(config: str) -> Iterator[None]:
-    """Errors about a field of the config name its file too."""
-    from omniloom.pipelines.config import PipelineConfig, find
-
-    try:
-        yield
-    except InputError as error:
-        if error.file is None and (error.field or "").split(".")[0] in PipelineConfig.model_fields:
-            error.file = str(find(config))
-        raise
+    return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
 
 
 @app.command()
@@ -121,6 +105,8 @@ def plan(
     from omniloom.pipelines.tables import plan_table, show
 
     show(plan_table(made))
+    for text in made.warnings:
+        print(f"note: {text}")
 
 
 @app.command()
@@ -136,6 +122,7 @@ def run(
     with signals.interruptible():
         made = _plan(config, overrides, only, from_, until, force)
         from omniloom.infra.cluster import settle
+        from omniloom.pipelines.config import naming
         from omniloom.pipelines.display import Display
         from omniloom.pipelines.runner import run as execute
         from omniloom.pipelines.tables import closing_lines
@@ -144,7 +131,7 @@ def run(
             settle()
         executed, display = [planned.name for planned in made.to_execute], Display()
         try:
-            with _naming(config):
+            with naming(made.config):
                 execute(made, display)
         finally:
             if display.log:
@@ -187,13 +174,15 @@ def submit(
 ) -> None:
     """Run the pipeline as a job on a Ray cluster; waits and shows its log unless --no-wait."""
     from omniloom.pipelines import jobs as cluster_jobs
+    from omniloom.pipelines.checks import check_stages
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.graph import Graph
     from omniloom.pipelines.plan import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
-    pipeline = Graph(load(config, overrides or []).stages.configured())
-    Selection(only, from_, until, tuple(force or ())).stages(pipeline)
+    loaded = load(config, overrides or [])
+    Selection(only, from_, until, tuple(force or ())).stages(loaded.graph)
+    # Files of another machine are for the job to look at, before it starts anything.
+    check_stages(loaded, files=cluster_jobs.on_this_machine(address))
     options = [
         part
         for option, value in (("--only", only), ("--from", from_), ("--until", until))
@@ -410,12 +399,12 @@ def ui(
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
     from omniloom.infra.tracking import relocate, resolve_tracking
     from omniloom.infra.tracking.pages import serve
-    from omniloom.pipelines.config import load
+    from omniloom.pipelines.config import load, naming
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
     relocate(settings)  # of a storage that was moved the UI finds the files too
-    with _naming(config):
+    with naming(loaded):
         serve(settings, port)
 
 

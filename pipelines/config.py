@@ -7,28 +7,24 @@ field that holds text and nothing else it is the text as it is written, in quote
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, split_field
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.pipelines import schema, yaml_dialect
-from omniloom.pipelines.graph import KNOWN_NAMES, Graph
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
+from omniloom.pipelines.origin import Origin, together
 from omniloom.stages.base import PLACEMENT
-from omniloom.stages.evaluate.measures import measured
-from omniloom.stages.evaluate.stage import Config as EvaluateConfig
-from omniloom.stages.ingest.stage import Config as IngestConfig
-from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
-from omniloom.stages.studies.objectives import Config as ObjectiveStudyConfig
-from omniloom.stages.studies.quantizers import Config as StudyConfig
-from omniloom.stages.tokenizer.stage import Config as TokenizerStageConfig
-from omniloom.stages.tokenizer.stage import KLConfig as KLStageConfig
-from omniloom.stages.train.stage import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 # What Python has many names for is a list or a mapping in YAML.
@@ -41,80 +37,28 @@ _EXPECTED = {
 }
 
 
-class StagesConfig(BaseModel):
-    """A stage that is null is left out, and with it what reads it, unless that is written down too."""
+class _Stages(BaseModel):
+    """A field for every stage that there is; the pipeline has those that are written down and not null."""
 
     model_config = ConfigDict(extra="forbid")
-    ingest: IngestConfig
-    tokenizer_image: TokenizerStageConfig | None = None
-    tokenizer_joint: TokenizerStageConfig | None = None
-    tokenizer_kl: KLStageConfig | None = None
-    quantizer_study: StudyConfig | None = None
-    pretokenize: PretokenizeConfig | None = Field(default_factory=PretokenizeConfig)
-    objective_study: ObjectiveStudyConfig | None = None
-    train: TrainConfig | None = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig | None = Field(default_factory=EvaluateConfig)
+    if TYPE_CHECKING:
 
-    @model_validator(mode="after")
-    def _readers_go_with_what_they_read(self) -> StagesConfig:
-        written = set(self.model_fields_set)
-        for stage, read in (("train", "pretokenize"), ("evaluate", "train")):
-            if getattr(self, read) is None and stage not in written:
-                setattr(self, stage, None)
-        return self
-
-    @model_validator(mode="after")
-    def _inputs_are_configured(self) -> StagesConfig:
-        names = Graph(self.configured()).names
-        if self.train and self.train.trained and not any(name.startswith("tokenizer_") for name in names):
-            raise ValueError(
-                f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
-                "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
-                "alone"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pixels_and_features_are_kept(self) -> StagesConfig:
-        studied = self.objective_study.objectives.values() if self.objective_study else ()
-        for stage, trained in (("train", self.train.trained if self.train else ()), ("objective_study", studied)):
-            if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
-                raise ValueError(
-                    f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
-                    "to the side of their patches"
-                )
-        for stage, training in (
-            ("train", self.train),
-            ("objective_study.training", self.objective_study and self.objective_study.training),
-        ):
-            if training and training.alignment and not self.pretokenize.features:
-                raise ValueError(
-                    f"{stage}.alignment: needs a frozen encoder's features; set pretokenize.features to its folder"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _gate_is_of_what_is_measured(self) -> StagesConfig:
-        if self.evaluate is None:
-            return self
-        try:
-            self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
-        except ValueError as error:
-            raise ValueError(f"evaluate.gate.{error}") from None
-        return self
-
-    @model_validator(mode="after")
-    def _one_vocabulary(self) -> StagesConfig:
-        if self.train and self.train.init_from and not self.pretokenize.text_tokenizer:
-            raise ValueError(
-                "train.init_from: the corpus must be in the ids of that folder; set "
-                "pretokenize.text_tokenizer to its tokenizer.json"
-            )
-        return self
+        def __getattr__(self, name: str) -> Any: ...
 
     def configured(self) -> list[str]:
         """The stages that this pipeline has."""
         return [name for name in KNOWN_NAMES if getattr(self, name) is not None]
+
+
+if TYPE_CHECKING:
+    StagesConfig = _Stages
+else:
+    StagesConfig = create_model(
+        "StagesConfig",
+        __base__=_Stages,
+        __doc__=_Stages.__doc__,
+        **{stage.name: (stage.config_type | None, None) for stage in KNOWN},
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -129,6 +73,12 @@ class PipelineConfig(BaseModel):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     pins: dict[str, str] = Field(default_factory=dict)
     stages: StagesConfig
+    _origin: Origin | None = PrivateAttr(None)
+
+    @property
+    def graph(self) -> Graph:
+        """The stages of this pipeline. InputError where one of them reads what no stage makes."""
+        return Graph(self.stages.configured(), self.pins)
 
     @model_validator(mode="after")
     def _registered_by_its_own_name(self) -> PipelineConfig:
@@ -145,6 +95,22 @@ class PipelineConfig(BaseModel):
                 "tracking.register_as to the name of the model there"
             )
         return self
+
+
+def placed(config: PipelineConfig, error: InputError) -> InputError:
+    """An error about a field of the config with the file and the line that it was read from; any other as it is."""
+    if config._origin is None or (error.field or "").split(".")[0] not in PipelineConfig.model_fields:
+        return error
+    return config._origin.placed(error)
+
+
+@contextlib.contextmanager
+def naming(config: PipelineConfig) -> Iterator[None]:
+    """Errors that are raised inside about fields of the config name its file and the line too."""
+    try:
+        yield
+    except InputError as error:
+        raise placed(config, error) from error.__cause__
 
 
 def load(path: str, overrides: tuple[str, ...] | list[str] = ()) -> PipelineConfig:
@@ -186,14 +152,16 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         raise InputError(message, field=field, file=str(file)) from None
 
 
-def identity(path: str) -> tuple[str, str]:
-    """The name and the storage of the config at `path`, which may lack all else that a run needs."""
+def identity(path: str) -> tuple[str, str, set[str]]:
+    """The name, the storage and the names of the stages of the config at `path`, which may lack all else that a run
+    needs."""
     from omegaconf.errors import OmegaConfBaseException
 
     config = _read(find(path))
     try:
-        return str(config["name"]), storage.absolute(str(config["storage"]))
-    except (OmegaConfBaseException, KeyError) as error:
+        stages = {str(name) for name, own in (config.get("stages") or {}).items() if own is not None}
+        return str(config["name"]), storage.absolute(str(config["storage"])), stages
+    except (OmegaConfBaseException, KeyError, AttributeError) as error:
         raise InputError(f"tells no name and storage: {_one_line(error)}", file=str(find(path))) from None
 
 
@@ -234,75 +202,62 @@ def find(path: str) -> Path:
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
     """The checked config. `file` and the `overridden` keys are what errors point to."""
+    origin = Origin.of(file, overridden)
     for path in schema.booleans_for_numbers(PipelineConfig, values):
-        raise InputError("expected a number, got true or false", field=path, file=file)
+        raise origin.placed(InputError("expected a number, got true or false", field=path))
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, file, overridden) from None
+        raise _explain(error, origin) from None
+    for path, value in schema.non_finite(config):
+        raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
+    config._origin = origin
+    with naming(config):
+        _ = config.graph
     config.storage = storage.absolute(config.storage)
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
 
 
-def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[str, ...]) -> InputError:
-    lines = _line_numbers(file)
+def _explain(error: ValidationError, origin: Origin) -> InputError:
     document = PipelineConfig.model_json_schema()
     problems = []
     for item in error.errors():
         loc, known = schema.place(document, [str(part) for part in item["loc"]])
-        field = ".".join(loc)
         message = _EXPECTED.get(item["type"], item["msg"]).removeprefix("Value error, ")
-        if item["type"] not in ("value_error", "assertion_error"):
+        if item["type"] in ("value_error", "assertion_error"):
+            loc, message = _narrowed(document, loc, message)
+        else:
             message = message[0].lower() + message[1:]
-            if not isinstance(item["input"], dict | list) and not secrets.names_secret(field):
+            if not isinstance(item["input"], dict | list) and not secrets.names_secret(".".join(loc)):
                 message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
             message = "unknown key" + _suggestion(loc[-1], known)
         elif item["type"] == "union_tag_invalid":
-            loc.append("architecture")
-            field, message = ".".join(loc), f"expected one of {item['ctx']['expected_tags']}"
+            loc.append(item["ctx"]["discriminator"].strip("'_()"))
+            message = f"expected one of {item['ctx']['expected_tags']}"
         elif item["type"] == "missing":
             message = "is missing"
-        if any(field == key or field.startswith(f"{key}.") for key in overridden):
-            message += " (from an override)"
-        elif line := lines.get(tuple(loc)):
-            message += f" (line {line})"
-        problems.append((field, message))
-    field, message = problems[0]
-    rest = "".join(f"\n  {other}: {text}" for other, text in problems[1:])
-    return InputError(message + rest, field=field, file=file)
+        problems.append(InputError(message + origin.place(loc), field=".".join(loc), file=origin.file))
+    return together(problems)
+
+
+def _narrowed(document: dict, loc: list[str], message: str) -> tuple[list[str], str]:
+    """The place and the message of a check of several fields, whose message begins with the one that is wrong: the
+    field itself, or that of a dataclass with the class's name before it."""
+    field, rest = split_field(re.sub(r"^[A-Z]\w*\.(?=\w)", "", message))
+    own = field.split(".") if field else []
+    if not own or own[0] not in schema.place(document, [*loc, own[0]])[1]:
+        return loc, message
+    return [*loc, *own], rest
 
 
 def _suggestion(name: str, known: list[str]) -> str:
     """`; did you mean X?` where one of the `known` keys is near to `name`."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}" if known else ""
-
-
-def _line_numbers(file: str) -> dict[tuple[str, ...], int]:
-    """Path of keys -> line in the YAML file; empty where it cannot be composed."""
-    lines: dict[tuple[str, ...], int] = {}
-
-    def walk(node, path):
-        lines[path] = node.start_mark.line + 1
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                walk(value, (*path, key.value))
-                lines[(*path, key.value)] = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                walk(value, (*path, str(i)))
-
-    try:
-        root = yaml.compose(find(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, InputError, OSError):
-        return {}
-    if root is not None:
-        walk(root, ())
-    return lines
 
 
 def _one_line(error: Exception) -> str:

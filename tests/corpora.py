@@ -19,7 +19,7 @@ from omniloom.models.text import TextTokenizer
 from omniloom.stages.data import records, tokens
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
-from omniloom.stages.ingest.readers import media_row
+from omniloom.stages.ingest.rows import media_row
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
 
@@ -45,6 +45,22 @@ class Silent:
 
     def __call__(self, *arguments, **facts):
         pass
+
+
+class Killed(BaseException):
+    """Ends a process as a kill does: nothing in the product catches it."""
+
+
+class KilledAt(Silent):
+    """A progress display in whose hands the process dies after a step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def __call__(self, done, total, unit, **facts):
+        if done == self.step:
+            raise Killed
 
 
 def seal(folder: Path, stage: str, config=None) -> Artifact:

@@ -8,16 +8,18 @@ of a language model only what it reads and writes is measured. Out: `report.html
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from omniloom.infra import storage
+from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
 from omniloom.stages.base import PLACEMENT, Needs, StageContext
 from omniloom.stages.evaluate.gate import Gate, judge
-from omniloom.stages.evaluate.measures import named
+from omniloom.stages.evaluate.measures import measured, named
 
 VERSION = 3
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
@@ -65,6 +67,13 @@ class Config(MeasureConfig):
 
 def needs(config: Config) -> Needs:
     return Needs(cpus=config.cpus, gpus=config.gpus)
+
+
+def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    """That the gate is of figures that are measured of the model that is trained."""
+    if model := upstream.get("model"):
+        with within("gate"):
+            config.gate.check(measured(config, model.trained))
 
 
 def run(context: StageContext) -> dict:
@@ -127,7 +136,7 @@ def _champion(context: StageContext, name: str | None) -> dict | None | str:
         held = champion(context.tracker, name, context.config.alias)
     except Exception as error:  # whatever the store answers, the report is written and the alias stays where it is
         return f"the registry does not answer: {type(error).__name__}: {error}".splitlines()[0]
-    return None if held is None or held.fingerprint == context.inputs["train"].fingerprint else dict(held.metrics)
+    return None if held is None or held.fingerprint == context.model.fingerprint else dict(held.metrics)
 
 
 def _register(context: StageContext, name: str | None, passed: bool, metrics: dict) -> None:
@@ -135,7 +144,7 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
 
     from omniloom.infra.tracking import register_model
 
-    train = context.inputs["train"]
+    train = context.model
     if name is None:
         return
     _, why_not = register_model(
@@ -154,5 +163,5 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
 
 
 def _example(context: StageContext) -> str:
-    prompts = storage.read_json(context.inputs["train"].file("report", "prompts.json"))
+    prompts = storage.read_json(context.model.file("report", "prompts.json"))
     return ((prompts or {}).get("captions") or ["a picture"])[0]

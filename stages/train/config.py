@@ -169,7 +169,7 @@ def feature_dim(config: Config, facts: dict) -> int | None:
     if not config.alignment:
         return None
     if not facts.get("feature_dim"):
-        raise InputError("the tokens hold no features; set stages.pretokenize.features", field="stages.train.alignment")
+        raise InputError("the tokens hold no features; set stages.pretokenize.features", field="alignment")
     return facts["feature_dim"]
 
 
@@ -190,7 +190,7 @@ def unified_config(
                 "pixel_dim": "the tokens hold no raw pixels; set stages.pretokenize.pixel_patch",
                 "codebook_size": "the visual tokenizer is continuous and has no codes",
             }[OBJECTIVES[objective].representation.size]
-            raise InputError(f"{objective} cannot be trained: {missing}", field="stages.train.objectives")
+            raise InputError(f"{objective} cannot be trained: {missing}", field="objectives")
     if config.init_from:
         # A default is no wish: only what is written in the config can contradict the checkpoint.
         chosen = {

@@ -26,10 +26,6 @@ from omniloom.stages.checkpoints.language_model import local_folder
 from omniloom.stages.train import stage as train_unified
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group(process_group):
     yield
@@ -71,11 +67,6 @@ def llama(tmp_path_factory) -> Path:
     ).save_pretrained(folder, max_shard_size="20KB")
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def visual(tmp_path_factory):
-    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
 
 
 def pretokenize(folder: Path, text: TextTokenizer, visual):
@@ -163,15 +154,10 @@ def test_a_frozen_part_stays_as_it_was_to_the_last_bit(tmp_path, llama, tokens, 
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path, llama, tokens, visual):
-    class KilledAt3(corpora.Silent):
-        def __call__(self, done, total, unit, **facts):
-            if done == 3:
-                raise Killed
-
     fields = {"lr_scale": {"text": 0.1, "visual": 1.0}}
     straight = train(tmp_path / "straight", llama, tokens, visual, **fields)
-    with pytest.raises(Killed):
-        train(tmp_path / "broken", llama, tokens, visual, KilledAt3(), **fields)
+    with pytest.raises(corpora.Killed):
+        train(tmp_path / "broken", llama, tokens, visual, corpora.KilledAt(3), **fields)
     broken = train(tmp_path / "broken", llama, tokens, visual, **fields)
     assert all(torch.equal(broken[name], value) for name, value in straight.items())
 
@@ -209,7 +195,7 @@ def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
 def test_a_field_that_contradicts_the_checkpoint_is_named(llama, model, field):
     with pytest.raises(InputError, match="leave it out") as caught:
         train_unified.unified_config(config(llama, model=model), 0, {"latent_dim": 4}, None)
-    assert caught.value.field == f"stages.train.model.{field}" and caught.value.file == str(llama / "config.json")
+    assert caught.value.field == f"model.{field}" and caught.value.file == str(llama / "config.json")
     agreeing = config(llama, model={"width": 32, "kv_heads": None, "axes": 2, "rope_scheme": "axial"})
     found = train_unified.unified_config(agreeing, 0, {"latent_dim": 4}, None)
     assert (found.kv_heads, found.axes, found.rope_scheme) == (2, 2, "axial")
@@ -220,7 +206,7 @@ def context(settings, tokens, visual, tmp_path) -> StageContext:
         "train",
         "0" * 64,
         settings,
-        {"pretokenize": tokens, "tokenizer_joint": visual},
+        {"tokens": tokens, "tokenizer": visual},
         str(tmp_path / "work"),
         corpora.Silent(),
         corpora.Silent(),
@@ -231,7 +217,7 @@ def test_tokens_of_another_text_tokenizer_are_refused_before_workers_start(tmp_p
     tokens = pretokenize(tmp_path / "tokens", corpora.text_tokenizer(), visual)
     with pytest.raises(InputError, match="set stages.pretokenize.text_tokenizer to .*tokenizer.json") as caught:
         train_unified.run(context(config(llama), tokens, visual, tmp_path))
-    assert caught.value.field == "stages.train.init_from" and str(llama) in str(caught.value)
+    assert caught.value.field == "init_from" and str(llama) in str(caught.value)
     bare = tmp_path / "bare"
     bare.mkdir()
     with pytest.raises(InputError, match="tokenizer.json.*no tokenizer"):
@@ -248,9 +234,9 @@ def test_tokens_of_another_visual_tokenizer_are_refused_before_workers_start(tmp
     other = corpora.tokenizer(tmp_path / "other")
     other.manifest["files"][0]["sha256"] = "0" * 64
     assert other.digest != visual.digest
-    train_unified.check(config(llama), tokens, visual)
+    train_unified.check_tokens(config(llama), tokens, visual)
     for refused in (
-        lambda: train_unified.check(config(llama), tokens, other),
+        lambda: train_unified.check_tokens(config(llama), tokens, other),
         lambda: train_unified.run(context(config(llama), tokens, other, tmp_path)),
     ):
         with pytest.raises(InputError, match="made by another tokenizer.*run pretokenize again") as caught:
@@ -265,10 +251,10 @@ def test_a_config_that_trains_nothing_is_refused(llama):
 
 def test_a_layer_to_align_that_the_checkpoint_lacks_is_refused_before_workers_start(tmp_path, llama, visual):
     tokens = pretokenize(tmp_path / "tokens", TextTokenizer.load(llama / "tokenizer.json"), visual)
-    with pytest.raises(InputError, match="stages.train.alignment: the tokens hold no features"):
-        train_unified.check(config(llama, alignment={}), tokens, visual)
+    with pytest.raises(InputError, match="alignment: the tokens hold no features"):
+        train_unified.check_tokens(config(llama, alignment={}), tokens, visual)
     facts = storage.read_json(tokens.file("tokens.json"))
     storage.write_json(tokens.file("tokens.json"), facts | {"feature_dim": 24})
-    train_unified.check(config(llama, alignment={"layer": 2}), tokens, visual)
-    with pytest.raises(InputError, match="stages.train: alignment.layer: expected at most the model's 2, got 3"):
-        train_unified.check(config(llama, alignment={"layer": 3}), tokens, visual)
+    train_unified.check_tokens(config(llama, alignment={"layer": 2}), tokens, visual)
+    with pytest.raises(InputError, match="alignment.layer: expected at most the model's 2, got 3"):
+        train_unified.check_tokens(config(llama, alignment={"layer": 3}), tokens, visual)
