@@ -24,7 +24,7 @@ from omniloom.infra.fields import PATH, PLACEMENT, map_texts, marked_paths
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.infra.tracking.address import absolute_store
 from omniloom.pipelines import schema, yaml_dialect
-from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, UNUSABLE, Graph
 from omniloom.pipelines.origin import Origin, together
 
 PRESETS = Path(__file__).parent / "presets"
@@ -248,7 +248,8 @@ def _explain(error: ValidationError, origin: Origin) -> InputError:
                 message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
-            message = "unknown key" + _suggestion(loc[-1], known)
+            unusable = UNUSABLE.get(loc[-1]) if loc[:-1] == ["stages"] else None
+            message = f"cannot be used: {unusable}" if unusable else "unknown key" + _suggestion(loc[-1], known)
         elif item["type"] == "union_tag_invalid":
             loc.append(item["ctx"]["discriminator"].strip("'_()"))
             message = f"expected one of {item['ctx']['expected_tags']}"

@@ -37,7 +37,7 @@ class Selection:
             raise InputError(f"{' and '.join(given)} exclude each other")
         for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
             if stage and stage not in graph.KNOWN_NAMES:
-                raise InputError(f"no stage {stage!r}; the stages are {', '.join(graph.KNOWN_NAMES)}", field=option)
+                raise InputError(graph.no_stage(stage), field=option)
 
     def stages(self, pipeline: Graph) -> set[str]:
         """The names that the selection takes in; InputError where it names a stage that the pipeline has not."""
