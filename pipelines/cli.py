@@ -20,7 +20,6 @@ from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
