@@ -175,12 +175,11 @@ def submit(
     from omniloom.pipelines import jobs as cluster_jobs
     from omniloom.pipelines.checks import check_stages
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.graph import Graph
     from omniloom.pipelines.plan import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
     loaded = load(config, overrides or [])
-    Selection(only, from_, until, tuple(force or ())).stages(Graph(loaded.stages.configured()))
+    Selection(only, from_, until, tuple(force or ())).stages(loaded.graph)
     # Files of another machine are for the job to look at, before it starts anything.
     check_stages(loaded, files=cluster_jobs.on_this_machine(address))
     options = [

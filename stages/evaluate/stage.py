@@ -136,7 +136,7 @@ def _champion(context: StageContext, name: str | None) -> dict | None | str:
         held = champion(context.tracker, name, context.config.alias)
     except Exception as error:  # whatever the store answers, the report is written and the alias stays where it is
         return f"the registry does not answer: {type(error).__name__}: {error}".splitlines()[0]
-    return None if held is None or held.fingerprint == context.inputs["train"].fingerprint else dict(held.metrics)
+    return None if held is None or held.fingerprint == context.model.fingerprint else dict(held.metrics)
 
 
 def _register(context: StageContext, name: str | None, passed: bool, metrics: dict) -> None:
@@ -144,7 +144,7 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
 
     from omniloom.infra.tracking import register_model
 
-    train = context.inputs["train"]
+    train = context.model
     if name is None:
         return
     _, why_not = register_model(
@@ -163,5 +163,5 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
 
 
 def _example(context: StageContext) -> str:
-    prompts = storage.read_json(context.inputs["train"].file("report", "prompts.json"))
+    prompts = storage.read_json(context.model.file("report", "prompts.json"))
     return ((prompts or {}).get("captions") or ["a picture"])[0]

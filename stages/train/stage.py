@@ -127,7 +127,7 @@ def run(context: StageContext) -> dict:
     from omniloom.infra.training import checkpoint
     from omniloom.infra.training.launch import launch
 
-    tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
+    tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
     checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine})

@@ -266,10 +266,10 @@ def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes
     trained.manifest.update(pipeline="squares", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
     storage.write_bytes(str(folder / "joint" / "report" / "history.jsonl"), b"")
     inputs = {
-        "ingest": corpora.ingest(folder / "ingest"),
-        "tokenizer_joint": corpora.seal(folder / "joint", "joint"),
-        "pretokenize": tokens,
-        "train": trained,
+        "records": corpora.ingest(folder / "ingest"),
+        "tokenizer": corpora.seal(folder / "joint", "joint"),
+        "tokens": tokens,
+        "model": trained,
     }
     settings = EvaluateConfig(split="validation", drawings=4, captions=4, num_steps=1, class_examples=2)
     evaluation = Evaluation(settings, inputs, "cpu")

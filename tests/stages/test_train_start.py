@@ -206,7 +206,7 @@ def context(settings, tokens, visual, tmp_path) -> StageContext:
         "train",
         "0" * 64,
         settings,
-        {"pretokenize": tokens, "tokenizer_joint": visual},
+        {"tokens": tokens, "tokenizer": visual},
         str(tmp_path / "work"),
         corpora.Silent(),
         corpora.Silent(),

@@ -192,7 +192,7 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
     assert np.abs(decoded - ((recon.permute(0, 2, 3, 1).numpy() + 0.5) * 255).clip(0, 255)).max() <= 0.51
     # And judged on the held-out split.
     model = corpora.seal(tmp_path / "output", "train")
-    inputs = {"ingest": pictures, "tokenizer_joint": joint_stage, "pretokenize": tokens, "train": model}
+    inputs = {"records": pictures, "tokenizer": joint_stage, "tokens": tokens, "model": model}
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
     for part in (reconstruct, codebook, describe, show_videos):
         part(evaluation)
