@@ -45,6 +45,9 @@ types: setup
 		for folder in pipelines stages models infra; do ln -sfn ../../../$$folder $$folder; done
 	$(BIN)/python -m mypy
 
+docs: setup
+	$(BIN)/python docs/make_api.py
+
 mutants: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
