@@ -25,7 +25,7 @@ from omniloom.stages.data.packing import PackingConfig
 from omniloom.stages.data.tokens import TokenSet
 
 if TYPE_CHECKING:
-    from omniloom.stages.evaluate.stage import MeasureConfig
+    from omniloom.stages.evaluate.config import MeasureConfig
 
 
 class Evaluation:

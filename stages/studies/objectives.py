@@ -23,7 +23,7 @@ from omniloom.infra.figures import finite
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.base import Needs, StageContext
-from omniloom.stages.evaluate.stage import MeasureConfig
+from omniloom.stages.evaluate.config import MeasureConfig
 from omniloom.stages.studies.base import Named, Share, curves
 from omniloom.stages.train import stage as train_unified
 

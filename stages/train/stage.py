@@ -441,9 +441,7 @@ def _captions(held_out, text, config: Config) -> list[str]:
 def _draw(model, captions: list[str], samples: SampleConfig, objective: str) -> bytes:
     from omniloom.stages.reporting.report import grid
 
-    images = model.text_to_image(
-        captions, num_steps=samples.num_steps, guidance_scale=samples.guidance_scale, seeds=0, objective=objective
-    )
+    images = model.text_to_image(captions, samples.visual(objective=objective))
     return grid(list(images), 8, captions)
 
 

@@ -18,6 +18,7 @@ from omniloom.models.model import BundleConfig, OmniLoom, to_pixels
 from omniloom.models.unified.batch import Segment, collate, document_length
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.stages.data import records
@@ -124,7 +125,9 @@ def test_distances_are_of_as_many_drawn_and_train_pictures(inputs, monkeypatch):
     for objective in OBJECTIVES:
         # Those whose captions are drawn for the classes are the same eight, so they are not drawn anew.
         drawn = found.loom.text_to_image(
-            [found.captions[i] for i in found.labelled], num_steps=1, seeds=0, guidance_scale=2.0, objective=objective
+            [found.captions[i] for i in found.labelled],
+            VisualSampling(num_steps=1, guidance_scale=2.0, objective=objective),
+            seeds=0,
         )
         expected = metrics.frechet(real, metrics.shrink(list(drawn), 8))
         assert found.metrics[f"frechet_pixels8_{objective}"] == pytest.approx(expected, rel=1e-6)
@@ -304,8 +307,8 @@ def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs
 
     def noted(name, function):
         def call(given, *rest, **fields):
-            size = rest[1] if rest else fields["size"]  # text_to_image passes it on in its place
-            shapes[name].append((size, [np.shape(x) for x in given]))
+            visual = rest[0] if rest else fields["visual"]
+            shapes[name].append((visual.size, [np.shape(x) for x in given]))
             return function(given, *rest, **fields)
 
         return call
@@ -457,7 +460,9 @@ def test_what_is_drawn_of_pictures_of_which_some_have_no_label(many, monkeypatch
     def drawn(captions: list[str], objective: str) -> list[np.ndarray]:
         return list(
             found.loom.text_to_image(
-                captions, num_steps=1, guidance_scale=2.0, objective=objective, seeds=list(range(len(captions)))
+                captions,
+                VisualSampling(num_steps=1, guidance_scale=2.0, objective=objective),
+                seeds=list(range(len(captions))),
             )
         )
 
