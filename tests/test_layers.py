@@ -153,7 +153,7 @@ def distributions(requirements: list[str]) -> set[str]:
 def outside(files: list[Path]) -> Iterator[tuple[str, str]]:
     """(distribution, module) of every package that is neither Python's nor ours nor a helper of the tests."""
     packages, ours = packages_distributions(), {"omniloom", "models", "infra", "stages", "pipelines"}
-    beside = {"tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    beside = {"tests", *(path.stem for room in ("tests", "examples") for path in (ROOT / room).rglob("*"))}
     for name in {name for file in files for name, _ in imports(ast.parse(file.read_text()))} - ours - beside:
         if name not in sys.stdlib_module_names and name not in OPTIONAL:
             assert name in packages, f"{name} is not installed"
