@@ -12,26 +12,20 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError, split_field
+from omniloom.infra.fields import PATH, PLACEMENT, map_texts, marked_paths
 from omniloom.infra.tracking import TrackingConfig
+from omniloom.infra.tracking.address import absolute_store
 from omniloom.pipelines import schema, yaml_dialect
-from omniloom.pipelines.graph import KNOWN_NAMES, Graph
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, UNUSABLE, Graph
 from omniloom.pipelines.origin import Origin, together
-from omniloom.stages.base import PLACEMENT
-from omniloom.stages.evaluate.stage import Config as EvaluateConfig
-from omniloom.stages.ingest.stage import Config as IngestConfig
-from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
-from omniloom.stages.studies.objectives import Config as ObjectiveStudyConfig
-from omniloom.stages.studies.quantizers import Config as StudyConfig
-from omniloom.stages.tokenizer.stage import Config as TokenizerStageConfig
-from omniloom.stages.tokenizer.stage import KLConfig as KLStageConfig
-from omniloom.stages.train.stage import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 # What Python has many names for is a list or a mapping in YAML.
@@ -44,36 +38,28 @@ _EXPECTED = {
 }
 
 
-class StagesConfig(BaseModel):
-    """A stage that is null is left out, and with it what reads it, unless that is written down too."""
+class _Stages(BaseModel):
+    """A field for every stage that there is; the pipeline has those that are written down and not null."""
 
     model_config = ConfigDict(extra="forbid")
-    ingest: IngestConfig
-    tokenizer_image: TokenizerStageConfig | None = None
-    tokenizer_joint: TokenizerStageConfig | None = None
-    tokenizer_kl: KLStageConfig | None = None
-    quantizer_study: StudyConfig | None = None
-    pretokenize: PretokenizeConfig | None = Field(default_factory=PretokenizeConfig)
-    objective_study: ObjectiveStudyConfig | None = None
-    train: TrainConfig | None = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig | None = Field(default_factory=EvaluateConfig)
+    if TYPE_CHECKING:
 
-    @model_validator(mode="after")
-    def _readers_go_with_what_they_read(self) -> StagesConfig:
-        written = set(self.model_fields_set)
-        for stage, read in (("train", "pretokenize"), ("evaluate", "train")):
-            if getattr(self, read) is None and stage not in written:
-                setattr(self, stage, None)
-        return self
-
-    @model_validator(mode="after")
-    def _inputs_are_configured(self) -> StagesConfig:
-        Graph(self.configured())
-        return self
+        def __getattr__(self, name: str) -> Any: ...
 
     def configured(self) -> list[str]:
         """The stages that this pipeline has."""
         return [name for name in KNOWN_NAMES if getattr(self, name) is not None]
+
+
+if TYPE_CHECKING:
+    StagesConfig = _Stages
+else:
+    StagesConfig = create_model(
+        "StagesConfig",
+        __base__=_Stages,
+        __doc__=_Stages.__doc__,
+        **{stage.name: (stage.config_type | None, None) for stage in KNOWN},
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -81,7 +67,7 @@ class PipelineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str = Field(min_length=1, json_schema_extra=PLACEMENT)
+    storage: str = Field(min_length=1, json_schema_extra=PATH | PLACEMENT)
     data: str | None = None
     seed: int = 0
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -89,6 +75,11 @@ class PipelineConfig(BaseModel):
     pins: dict[str, str] = Field(default_factory=dict)
     stages: StagesConfig
     _origin: Origin | None = PrivateAttr(None)
+
+    @property
+    def graph(self) -> Graph:
+        """The stages of this pipeline. InputError where one of them reads what no stage makes."""
+        return Graph(self.stages.configured(), self.pins)
 
     @model_validator(mode="after")
     def _registered_by_its_own_name(self) -> PipelineConfig:
@@ -162,14 +153,16 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         raise InputError(message, field=field, file=str(file)) from None
 
 
-def identity(path: str) -> tuple[str, str]:
-    """The name and the storage of the config at `path`, which may lack all else that a run needs."""
+def identity(path: str) -> tuple[str, str, set[str]]:
+    """The name, the storage and the names of the stages of the config at `path`, which may lack all else that a run
+    needs."""
     from omegaconf.errors import OmegaConfBaseException
 
     config = _read(find(path))
     try:
-        return str(config["name"]), storage.absolute(str(config["storage"]))
-    except (OmegaConfBaseException, KeyError) as error:
+        stages = {str(name) for name, own in (config.get("stages") or {}).items() if own is not None}
+        return str(config["name"]), storage.absolute(str(config["storage"])), stages
+    except (OmegaConfBaseException, KeyError, AttributeError) as error:
         raise InputError(f"tells no name and storage: {_one_line(error)}", file=str(find(path))) from None
 
 
@@ -209,7 +202,7 @@ def find(path: str) -> Path:
 
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
-    """The checked config. `file` and the `overridden` keys are what errors point to."""
+    """The checked config, its paths absolute. `file` and the `overridden` keys are what errors point to."""
     origin = Origin.of(file, overridden)
     for path in schema.booleans_for_numbers(PipelineConfig, values):
         raise origin.placed(InputError("expected a number, got true or false", field=path))
@@ -220,10 +213,25 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
     for path, value in schema.non_finite(config):
         raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
     config._origin = origin
-    config.storage = storage.absolute(config.storage)
+    for marked in marked_paths(config):
+        absolute = absolute_store if marked.mark["kind"] == "store" else storage.absolute
+        marked.replace(map_texts(absolute, marked.value))
+    with naming(config):
+        _ = config.graph
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
+
+
+def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:
+    """The literals `values` with those paths that the `config` made of them has made absolute."""
+    for path in marked_paths(config):
+        inside, *keys = [values, *path.keys]
+        for key in keys[:-1]:
+            inside = inside[int(key)] if isinstance(inside, list) else inside.get(key) or {}
+        if keys[-1] in inside:
+            inside[keys[-1]] = path.value
+    return values
 
 
 def _explain(error: ValidationError, origin: Origin) -> InputError:
@@ -240,7 +248,8 @@ def _explain(error: ValidationError, origin: Origin) -> InputError:
                 message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
-            message = "unknown key" + _suggestion(loc[-1], known)
+            unusable = UNUSABLE.get(loc[-1]) if loc[:-1] == ["stages"] else None
+            message = f"cannot be used: {unusable}" if unusable else "unknown key" + _suggestion(loc[-1], known)
         elif item["type"] == "union_tag_invalid":
             loc.append(item["ctx"]["discriminator"].strip("'_()"))
             message = f"expected one of {item['ctx']['expected_tags']}"

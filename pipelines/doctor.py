@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError, within
@@ -17,7 +18,9 @@ from omniloom.infra.secrets import redact
 from omniloom.infra.training.config import EngineConfig
 from omniloom.pipelines.checks import check_stages
 from omniloom.pipelines.config import PipelineConfig, load, naming
+from omniloom.stages.tokenizer.stage import Config as TokenizerConfig
 from omniloom.stages.tokenizer.stage import architecture
+from omniloom.stages.train.config import Config as TrainConfig
 
 _NEEDED = (
     "torch",
@@ -122,16 +125,19 @@ def _tracking(config: PipelineConfig) -> dict:
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:
-    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it."""
-    stages = config.stages
-    model, found = None, {}
-    for name in ("tokenizer_image", "tokenizer_joint", "tokenizer_kl"):
-        if stage := getattr(stages, name):
-            with naming(config), within(f"stages.{name}"):
-                model = architecture(stage, model)
-            found[name] = _tokenizer(stage, model)
-    if stages.train:
-        found["train"] = _unified(config, model)
+    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
+    that starts from what is pinned has sizes that the config does not tell, and is left out."""
+    models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
+    found = {}
+    for stage in config.graph.stages:
+        own = getattr(config.stages, stage.name)
+        before = config.graph.inputs[stage.name].get("tokenizer")
+        if isinstance(own, TokenizerConfig) and (before is None or models.get(before)):
+            with naming(config), within(f"stages.{stage.name}"):
+                models[stage.name] = architecture(own, models.get(before))
+            found[stage.name] = _tokenizer(own, models[stage.name])
+        elif isinstance(own, TrainConfig) and config.stages.pretokenize and (before is None or models.get(before)):
+            found[stage.name] = _unified(config, models.get(before))
     return found
 
 

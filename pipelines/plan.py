@@ -17,8 +17,9 @@ from omniloom.infra.secrets import redact
 from omniloom.pipelines import graph
 from omniloom.pipelines.checks import check_counts, check_stages
 from omniloom.pipelines.config import PipelineConfig, naming
-from omniloom.pipelines.fingerprint import canonical, differences, digest, fingerprint
+from omniloom.pipelines.fingerprint import BY_CONTENT, canonical, differences, digest, fingerprint
 from omniloom.pipelines.graph import Graph
+from omniloom.pipelines.outside import changed_files, digests, outside_contents, unreadable
 from omniloom.stages.base import Stage
 
 
@@ -36,7 +37,7 @@ class Selection:
             raise InputError(f"{' and '.join(given)} exclude each other")
         for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
             if stage and stage not in graph.KNOWN_NAMES:
-                raise InputError(f"no stage {stage!r}; the stages are {', '.join(graph.KNOWN_NAMES)}", field=option)
+                raise InputError(graph.no_stage(stage), field=option)
 
     def stages(self, pipeline: Graph) -> set[str]:
         """The names that the selection takes in; InputError where it names a stage that the pipeline has not."""
@@ -72,11 +73,13 @@ class Selection:
 @dataclass
 class PlannedStage:
     stage: Stage
-    config: Any
+    config: Any  # None for one that is pinned and not configured
+    inputs: dict[str, str]  # {role: the name of the stage that it is read from}
     fingerprint: str
     uri: str
     artifact: Artifact | None  # the published one, if it can be used
     sources: dict | None  # {"digest", "files", "bytes"} of the listing, for a stage that reads outside sources
+    outside: dict[str, dict]  # field of a path in the config -> {"uri", "digest", "files", "bytes"} of what is there
     status: str = "run"
     reason: str = ""
     last_seconds: float | None = None
@@ -110,6 +113,7 @@ class Plan:
     graph: Graph
     selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
+    contents: dict[str, dict] = field(default_factory=dict)  # of outside paths, each read once
     warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little
 
     def completed(self, name: str, artifact: Artifact) -> None:
@@ -120,7 +124,7 @@ class Plan:
         self.done.add(name)
         self[name].artifact = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
-        if graph.role(name) == "records":
+        if self[name].stage.makes == "records":
             self.check_counts()
         for planned in self.stages:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
@@ -129,13 +133,18 @@ class Plan:
     def check(self) -> None:
         """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
         check_stages(self.config, self._settled())
+        for planned in self.stages:
+            for error in unreadable(planned.outside) if planned.name not in self.config.pins else ():
+                with within(f"stages.{planned.name}"):
+                    raise error
         self.check_counts()
 
     def check_counts(self) -> None:
         """InputError where what is known of the corpus tells so; what it only warns of goes into `warnings`."""
-        makers = [planned for planned in self.stages if graph.role(planned.name) == "records"]
-        if makers and makers[-1].status == "cached":
-            self.warnings = check_counts(self.config, makers[-1].artifact.metrics, self._settled())
+        counts = {
+            p.name: p.artifact.metrics for p in self.stages if p.stage.makes == "records" and p.status == "cached"
+        }
+        self.warnings = check_counts(self.config, counts, self._settled())
 
     def _settled(self) -> set[str]:
         return {planned.name for planned in self.stages if planned.status == "cached"}
@@ -143,7 +152,8 @@ class Plan:
     def examine_inputs(self) -> list[str]:
         """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
         was written; where something is damaged the plan is made again. Gives in words what is."""
-        used = {name for planned in self.to_execute for name in planned.stage.inputs if self[name].status == "cached"}
+        read = {name for planned in self.to_execute for name in planned.inputs.values()}
+        used = {name for name in read if self[name].status == "cached"}
         found = []
         for name in self.graph.names:
             if name in used and (bad := self.store.examine(self[name].artifact, remembered=True)):
@@ -152,6 +162,11 @@ class Plan:
             for planned in self.stages:
                 (_judge_pinned if planned.name in self.config.pins else _judge)(planned, self)
         return found
+
+    def last(self, role: str) -> PlannedStage | None:
+        """The last stage that makes the role."""
+        name = self.graph.nearest(role)
+        return self[name] if name else None
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
@@ -189,11 +204,9 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
     except Exception as error:  # each filesystem has its own for unknown, unreachable, unauthorised
         message = f"{config.storage} cannot be read: {type(error).__name__}: {error}"
         raise InputError(message, field="storage") from error
-    pipeline = Graph(config.stages.configured())
+    pipeline = config.graph
     selected = selection.stages(pipeline)
     for name in config.pins:
-        if name not in pipeline.names:
-            raise InputError(f"no stage {name!r}; the stages are {', '.join(pipeline.names)}", field=f"pins.{name}")
         if name == selection.only or name in selection.force:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection, pipeline, selected)
@@ -206,24 +219,35 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
 
 
 def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
-    stage_config = getattr(config.stages, stage.name)
-    sources = None
-    if listing := getattr(stage.module, "listing", None):
-        with within(f"stages.{stage.name}"):
-            files = listing(stage_config)
-        sources = {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
-    inputs = {name: plan[name].fingerprint for name in stage.inputs}
-    made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"])
-    identity = config.pins.get(stage.name, made_by)
+    stage_config, inputs = getattr(config.stages, stage.name), plan.graph.inputs[stage.name]
+    sources, outside, made_by = None, {}, None
+    if stage_config is not None and not plan.graph.missing(stage):
+        sources, outside = _sources(stage, stage_config), outside_contents(stage_config, plan.contents)
+        made_from = {name: plan[name].fingerprint for name in inputs.values()}
+        made_by = fingerprint(
+            stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"], digests(outside)
+        )
+    identity = config.pins.get(stage.name) or made_by
     return PlannedStage(
         stage,
         stage_config,
+        inputs,
         identity,
         store.artifact_uri(stage.name, identity),
         store.find(stage.name, identity),
         sources,
-        drift=identity != made_by,
+        outside,
+        drift=made_by not in (None, identity),
     )
+
+
+def _sources(stage: Stage, config: Any) -> dict | None:
+    listing = getattr(stage.module, "listing", None)
+    if listing is None:
+        return None
+    with within(f"stages.{stage.name}"):
+        files = listing(config)
+    return {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:
@@ -239,7 +263,7 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     if planned.name not in plan.selected:
         planned.status, planned.reason = "blocked", f"not selected; {reason}"
         return
-    missing = [name for name in planned.stage.inputs if plan[name].status == "blocked"]
+    missing = [name for name in planned.inputs.values() if plan[name].status == "blocked"]
     if missing:
         planned.status = "blocked"
         # Bringing the last of them up to date brings the others along.
@@ -288,16 +312,18 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
     if previous is None:
         return "never ran"
     old = previous.manifest
+    now = canonical(planned.config, planned.name)
     changes = [
-        f"{path} {_show(a)} -> {_show(b)}"
-        for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
+        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
+        for path, a, b in differences(old["config"], now)
+        if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
     ]
     reasons = (
         ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")]
         if changes
         else []
     )
-    changed = [name for name in planned.stage.inputs if old["inputs"].get(name) != plan[name].fingerprint]
+    changed = [name for name in planned.inputs.values() if old["inputs"].get(name) != plan[name].fingerprint]
     if changed:
         reasons.append("input changed: " + ", ".join(changed))
     if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
@@ -306,6 +332,7 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
             for facts in (old.get("sources") or {"files": 0, "bytes": 0}, planned.sources)
         )
         reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
+    reasons += changed_files(old, planned.outside, planned.name)
     if old["version"] != planned.stage.module.VERSION:
         reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
     return "; ".join(reasons) or "its artifact is gone"
@@ -316,6 +343,8 @@ def _drift_note(planned: PlannedStage, plan: Plan) -> str:
     return f"; drift through pinned {', '.join(drifting)}" if drifting else ""
 
 
-def _show(value: Any) -> str:
+def _show(field: str, value: Any, outside: dict[str, dict] | None) -> str:
+    if value == BY_CONTENT and field in (outside or {}):
+        return outside[field]["uri"]
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

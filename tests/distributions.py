@@ -1,4 +1,4 @@
-"""Installs a project of modules as pip would, without a build tool or a network: its modules and its .dist-info."""
+"""Distributions put on the path as pip would put them: modules, and metadata with real entry points."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import shutil
 import tomllib
 from pathlib import Path
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
-def install(project: Path, site: Path) -> Path:
-    """The `project` (a folder with a pyproject.toml that lists py-modules) installed in the folder `site`, which is to
-    be on the path of who uses it."""
-    config = tomllib.loads((project / "pyproject.toml").read_text())
-    named, version = config["project"]["name"], config["project"]["version"]
-    info = site / f"{named.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {named}\nVersion: {version}\n")
-    with open(info / "entry_points.txt", "w") as file:
-        for group, points in config["project"]["entry-points"].items():
-            file.writelines([f"[{group}]\n", *(f"{name} = {value}\n" for name, value in points.items())])
-    for module in config["tool"]["setuptools"]["py-modules"]:
-        shutil.copy(project / f"{module}.py", site)
-    return site
+
+def install(folder: Path, target: Path) -> Path:
+    """Install the distribution in `folder`, a pyproject.toml and its modules, into `target`, which it gives back."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    name, version = project["project"]["name"], project["project"]["version"]
+    metadata = target / f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    groups = project["project"].get("entry-points", {})
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    for module in project["tool"]["setuptools"]["py-modules"]:
+        shutil.copy2(folder / f"{module}.py", target)
+    return target

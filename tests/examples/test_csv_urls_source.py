@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributions import install
+from distributions import EXAMPLES, install
 
 from omniloom.stages.data.media.decode import encode_png
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "csv_urls_source"
+EXAMPLE = EXAMPLES / "csv_urls_source"
 RNG = np.random.default_rng(3)
 PICTURES = {name: encode_png(RNG.integers(0, 256, (8, 10, 3), np.uint8)) for name in ("a", "b", "c", "busy", "s")}
 INGEST = """
