@@ -7,7 +7,7 @@ field that holds text and nothing else it is the text as it is written, in quote
 
 from __future__ import annotations
 
-import difflib
+import re
 from pathlib import Path
 
 import yaml
@@ -18,6 +18,7 @@ from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.pipelines import schema, yaml_dialect
+from omniloom.pipelines.explain import explain
 from omniloom.pipelines.graph import KNOWN_NAMES, Graph
 from omniloom.stages.base import PLACEMENT
 from omniloom.stages.evaluate.measures import measured
@@ -31,14 +32,6 @@ from omniloom.stages.tokenizer.stage import KLConfig as KLStageConfig
 from omniloom.stages.train.stage import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
-# What Python has many names for is a list or a mapping in YAML.
-_EXPECTED = {
-    **dict.fromkeys(("tuple_type", "list_type", "set_type"), "expected a list, such as [32]"),
-    **dict.fromkeys(
-        ("dict_type", "model_type", "model_attributes_type", "dataclass_type"),
-        "expected a mapping, such as {key: value}",
-    ),
-}
 
 
 class StagesConfig(BaseModel):
@@ -168,8 +161,10 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             )
         try:
             given = _override_value(key, value)
-            # A mapping goes into the one that is there, but an empty one empties it.
-            OmegaConf.update(config, key, given, merge=given != {}, force_add=True)
+            # A mapping goes into the one that is there, but an empty one empties it, and one of another kind, which
+            # has other keys, replaces it.
+            merge = given != {} and not _of_another_kind(OmegaConf.select(config, key), given, key)
+            OmegaConf.update(config, key, given, merge=merge, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             shown = secrets.redact_override(override)
             why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
@@ -203,6 +198,15 @@ def _override_value(key: str, value: str):
     if kinds - {"null"} != {"string"} or value[0] in "'\"":
         return yaml_dialect.load(value)
     return None if "null" in kinds and value in ("null", "~") else value
+
+
+def _of_another_kind(old, new, key: str) -> bool:
+    """Whether two mappings at `key` differ in what says their kind, such as `architecture`."""
+    if not isinstance(new, dict) or not hasattr(old, "get"):
+        return False
+    place = schema.place(PipelineConfig.model_json_schema(), re.findall(r"[^.\[\]]+", key))
+    selector = place.own.selector
+    return selector in new and new[selector] != old.get(selector, place.own.default)
 
 
 def _read(file: Path):
@@ -239,70 +243,11 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, file, overridden) from None
+        raise explain(error, PipelineConfig, find(file), overridden) from None
     config.storage = storage.absolute(config.storage)
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
-
-
-def _explain(error: ValidationError, file: str, overridden: list[str] | tuple[str, ...]) -> InputError:
-    lines = _line_numbers(file)
-    document = PipelineConfig.model_json_schema()
-    problems = []
-    for item in error.errors():
-        loc, known = schema.place(document, [str(part) for part in item["loc"]])
-        field = ".".join(loc)
-        message = _EXPECTED.get(item["type"], item["msg"]).removeprefix("Value error, ")
-        if item["type"] not in ("value_error", "assertion_error"):
-            message = message[0].lower() + message[1:]
-            if not isinstance(item["input"], dict | list) and not secrets.names_secret(field):
-                message += f" (got {item['input']!r})"
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
-            message = "unknown key" + _suggestion(loc[-1], known)
-        elif item["type"] == "union_tag_invalid":
-            loc.append("architecture")
-            field, message = ".".join(loc), f"expected one of {item['ctx']['expected_tags']}"
-        elif item["type"] == "missing":
-            message = "is missing"
-        if any(field == key or field.startswith(f"{key}.") for key in overridden):
-            message += " (from an override)"
-        elif line := lines.get(tuple(loc)):
-            message += f" (line {line})"
-        problems.append((field, message))
-    field, message = problems[0]
-    rest = "".join(f"\n  {other}: {text}" for other, text in problems[1:])
-    return InputError(message + rest, field=field, file=file)
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    """`; did you mean X?` where one of the `known` keys is near to `name`."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}" if known else ""
-
-
-def _line_numbers(file: str) -> dict[tuple[str, ...], int]:
-    """Path of keys -> line in the YAML file; empty where it cannot be composed."""
-    lines: dict[tuple[str, ...], int] = {}
-
-    def walk(node, path):
-        lines[path] = node.start_mark.line + 1
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                walk(value, (*path, key.value))
-                lines[(*path, key.value)] = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                walk(value, (*path, str(i)))
-
-    try:
-        root = yaml.compose(find(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, InputError, OSError):
-        return {}
-    if root is not None:
-        walk(root, ())
-    return lines
 
 
 def _one_line(error: Exception) -> str:

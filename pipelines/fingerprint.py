@@ -1,7 +1,9 @@
 """Fingerprints: sha256 over what determines a stage's output, in a canonical form.
 
-Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
-canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
+Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no canonical
+form (a NaN, an arbitrary object) is an error, never a guess. A dataclass whose fields changed while its meaning stayed
+gives its `canonical_form()` itself, so that what was made before stays valid. Passwords and signatures in URIs never
+enter.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ def canonical(value: Any, where: str = "value") -> Any:
             if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))
         }
         return fields | canonical(value.model_extra or {}, where)
+    if not isinstance(value, type) and hasattr(value, "canonical_form"):
+        return canonical(value.canonical_form(), where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, Enum):

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from omniloom.models.tokenizer.checks import require
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.checks import require
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.models.tokenizer.vit_config import ViTConfig
 
 SPATIAL_KINDS = {"t": "plain", "w": "window"}
@@ -78,7 +79,7 @@ class TokenizerConfig(_Quantized):
     rel_bias: Literal["sdpa", "einsum"] = "sdpa"
     causal_attention: bool = True
     causal_peg: bool = True
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
 
     def __post_init__(self) -> None:
         require(self.architecture == "omni", self, "architecture", "omni")
@@ -98,7 +99,8 @@ class TokenizerConfig(_Quantized):
         require(self.positions in ("rope", "rel"), self, "positions", "one of rope, rel")
         require(self.rel_bias in ("sdpa", "einsum"), self, "rel_bias", "one of sdpa, einsum")
         if self.compat == "official":
-            require(self.quantizer.kind in ("vq", "kl"), self, "quantizer", "kind vq or kl with compat official")
+            published = isinstance(self.quantizer, VQConfig | GaussianConfig)
+            require(published, self, "quantizer", "kind vq or kl with compat official")
             require(self.width % self.heads == 0, self, "heads", "a divisor of width with compat official")
             return
         defaults = {"positions": "rope", "rel_bias": "sdpa", "causal_attention": True, "causal_peg": True}
@@ -137,7 +139,7 @@ class TiTokConfig(_Quantized):
     encoder_layers: int = 8
     decoder_layers: int = 8
     proxy_codes: int | None = None
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, list):  # JSON and YAML have no tuples

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from omniloom.models.tokenizer.checks import require
+from omniloom.models.checks import require
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 

@@ -14,7 +14,8 @@ from omniloom.infra.training.config import EngineConfig, OptimizerConfig, Worker
 from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
 from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.stages.base import PLACEMENT
 from omniloom.stages.data.aspects import Aspects, check_names
 
@@ -130,7 +131,7 @@ class Config(BaseModel):
 class KLConfig(Config):
     """Stage 3: what the joint stage has learned, with a continuous bottleneck in place of its codes."""
 
-    quantizer: QuantizerConfig = Field(default_factory=lambda: QuantizerConfig(kind="kl"))
+    quantizer: QuantizerConfig = Field(default_factory=GaussianConfig)
 
 
 def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:

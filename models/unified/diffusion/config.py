@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omniloom.models.tokenizer.checks import require
+from omniloom.models.checks import require
 
 PREDICTIONS = ("x", "noise", "v")
 WEIGHTS = ("v", "x", "noise", "min_snr", "edm")
