@@ -39,9 +39,14 @@ class TestCluster:
 
 @contextmanager
 def start_cluster(
-    log_folder: Path, nodes: int = 2, num_cpus: int = 1, timeout: float = 90.0, env: dict[str, str] | None = None
+    log_folder: Path,
+    nodes: int = 2,
+    num_cpus: int = 1,
+    timeout: float = 90.0,
+    env: dict[str, str] | None = None,
+    python: Path = Path(sys.executable),
 ) -> Iterator[TestCluster]:
-    """Start `nodes` Ray nodes with `num_cpus` each; Ray's output goes to `log_folder/node-N.log`."""
+    """Start `nodes` Ray nodes with `num_cpus` each, run by `python`; their output goes to `log_folder/node-N.log`."""
     gcs, dashboard = free_port(), free_port()
     token = secrets.token_hex(32)
     environment = {
@@ -54,7 +59,6 @@ def start_cluster(
     }
     for name in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         environment.pop(name, None)
-    ray = Path(sys.executable).parent / "ray"
     shared = [
         "--block",
         "--disable-usage-stats",
@@ -76,7 +80,7 @@ def start_cluster(
             log = stack.enter_context(open(log_folder / f"node-{len(processes)}.log", "wb"))
             processes.append(
                 subprocess.Popen(
-                    [str(ray), "start", *arguments, *shared],
+                    [str(python), "-m", "ray.scripts.scripts", "start", *arguments, *shared],
                     env=environment,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -47,6 +47,22 @@ class Silent:
         pass
 
 
+class Killed(BaseException):
+    """Ends a process as a kill does: nothing in the product catches it."""
+
+
+class KilledAt(Silent):
+    """A progress display in whose hands the process dies after a step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def __call__(self, done, total, unit, **facts):
+        if done == self.step:
+            raise Killed
+
+
 def seal(folder: Path, stage: str, config=None) -> Artifact:
     """The folder as a published artifact, made by this stage config."""
     files = [

@@ -11,3 +11,11 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMNILOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def visual(tmp_path_factory):
+    """A small visual tokenizer's artifact."""
+    import corpora
+
+    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")

@@ -44,11 +44,6 @@ def corpus(tmp_path_factory):
     return corpora.ingest_shapes(tmp_path_factory.mktemp("corpus") / "ingest")
 
 
-@pytest.fixture(scope="module")
-def visual(tmp_path_factory):
-    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
-
-
 def config(**fields) -> pretokenize.Config:
     return pretokenize.Config(
         **{"image_size": 24, "video_size": 24, "frames": 5, "aspects": ASPECTS.names, "batch_size": 3, **fields}

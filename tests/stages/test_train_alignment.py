@@ -30,18 +30,9 @@ from omniloom.stages.train.stage import unified_config, visual_sizes
 BOTH = {"latent_diffusion": 1.0, "pixel_diffusion": 1.0}
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group(process_group):
     yield
-
-
-@pytest.fixture(scope="module")
-def visual(tmp_path_factory):
-    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +125,10 @@ def test_training_lowers_the_distance_and_ends_with_the_same_weights_when_killed
     class Kill(corpora.Silent):
         def __call__(self, done, *arguments, **facts):
             if done == 5:
-                raise Killed
+                raise corpora.Killed
 
     state, rows = train(tmp_path / "straight", tokens, visual)
-    with pytest.raises(Killed):
+    with pytest.raises(corpora.Killed):
         train(tmp_path / "broken", tokens, visual, Kill())
     again, curve = train(tmp_path / "broken", tokens, visual)
     assert all(torch.equal(again[name], value) for name, value in state.items()) and curve == rows

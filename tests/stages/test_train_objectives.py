@@ -37,28 +37,9 @@ ALL = dict.fromkeys(OBJECTIVES, 1.0)
 PATCH = 4
 
 
-class Killed(BaseException):
-    pass
-
-
-class KilledAt(corpora.Silent):
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def __call__(self, done, total, unit, **facts):
-        if done == self.step:
-            raise Killed
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group(process_group):
     yield
-
-
-@pytest.fixture(scope="module")
-def visual(tmp_path_factory):
-    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +140,8 @@ def test_planned_lengths_are_those_of_each_representation(tokens):
 def test_a_mix_of_all_four_trains_draws_and_ends_with_the_same_weights_when_killed(tmp_path, tokens, visual):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(straight, tokens, visual)
-    with pytest.raises(Killed):  # after the checkpoint at 3
-        train(broken, tokens, visual, KilledAt(5))
+    with pytest.raises(corpora.Killed):  # after the checkpoint at 3
+        train(broken, tokens, visual, corpora.KilledAt(5))
     train(broken, tokens, visual)
     wanted, found = (load_file(folder / "output" / "model" / "unified.safetensors") for folder in (straight, broken))
     assert set(wanted) == set(found) and {"code_in.weight", "pixel_in.0.weight", "visual_in.weight"} <= set(wanted)

@@ -33,10 +33,6 @@ from omniloom.stages.tokenizer import stage as train_tokenizer
 from omniloom.stages.train import stage as train_unified
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group(process_group):
     yield
@@ -239,9 +235,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, pictures, encod
     class Kill(corpora.Silent):
         def __call__(self, done, *arguments, **facts):
             if done >= 5:
-                raise Killed
+                raise corpora.Killed
 
-    with pytest.raises(Killed):
+    with pytest.raises(corpora.Killed):
         train(tmp_path / "killed", "tokenizer_image", pictures, settings, progress=Kill())
     again = train(tmp_path / "killed", "tokenizer_image", pictures, settings)
     wanted, found = (load_file(a.file("tokenizer", "tokenizer.safetensors")) for a in (whole, again))

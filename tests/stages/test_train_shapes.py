@@ -13,16 +13,6 @@ from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer import stage as train_tokenizer
 
 
-class Killed(BaseException):
-    pass
-
-
-class KilledAt(corpora.Silent):
-    def __call__(self, done, total, unit, **facts):
-        if done == 8:
-            raise Killed
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group(process_group):
     yield
@@ -79,8 +69,8 @@ def train(folder: Path, corpus, progress=None) -> None:
 def test_training_on_several_shapes_learns_and_resumes_bit_for_bit(tmp_path):
     corpus = corpora.ingest_shapes(tmp_path / "ingest")
     train(tmp_path / "straight", corpus)
-    with pytest.raises(Killed):
-        train(tmp_path / "broken", corpus, KilledAt())
+    with pytest.raises(corpora.Killed):
+        train(tmp_path / "broken", corpus, corpora.KilledAt(8))
     train(tmp_path / "broken", corpus)
     wanted, found = (
         load_file(tmp_path / name / "output" / "tokenizer" / "tokenizer.safetensors") for name in ("straight", "broken")

@@ -26,10 +26,6 @@ from omniloom.stages.checkpoints.language_model import local_folder
 from omniloom.stages.train import stage as train_unified
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group(process_group):
     yield
@@ -71,11 +67,6 @@ def llama(tmp_path_factory) -> Path:
     ).save_pretrained(folder, max_shard_size="20KB")
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def visual(tmp_path_factory):
-    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
 
 
 def pretokenize(folder: Path, text: TextTokenizer, visual):
@@ -163,15 +154,10 @@ def test_a_frozen_part_stays_as_it_was_to_the_last_bit(tmp_path, llama, tokens, 
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path, llama, tokens, visual):
-    class KilledAt3(corpora.Silent):
-        def __call__(self, done, total, unit, **facts):
-            if done == 3:
-                raise Killed
-
     fields = {"lr_scale": {"text": 0.1, "visual": 1.0}}
     straight = train(tmp_path / "straight", llama, tokens, visual, **fields)
-    with pytest.raises(Killed):
-        train(tmp_path / "broken", llama, tokens, visual, KilledAt3(), **fields)
+    with pytest.raises(corpora.Killed):
+        train(tmp_path / "broken", llama, tokens, visual, corpora.KilledAt(3), **fields)
     broken = train(tmp_path / "broken", llama, tokens, visual, **fields)
     assert all(torch.equal(broken[name], value) for name, value in straight.items())
 

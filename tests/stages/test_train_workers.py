@@ -25,22 +25,6 @@ from omniloom.stages.tokenizer import stage as train_tokenizer
 from omniloom.stages.train import stage as train_unified
 
 
-class Killed(BaseException):
-    pass
-
-
-class KilledAt(corpora.Silent):
-    """A progress display in whose hands the process dies after a step."""
-
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def __call__(self, done, total, unit, **facts):
-        if done == self.step:
-            raise Killed
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group(process_group):
     yield
@@ -49,11 +33,6 @@ def group(process_group):
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
     return corpora.ingest(tmp_path_factory.mktemp("corpus") / "ingest")
-
-
-@pytest.fixture(scope="module")
-def visual(tmp_path_factory):
-    return corpora.tokenizer(tmp_path_factory.mktemp("visual") / "joint")
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +143,10 @@ def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, tor
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, tokens, visual, fields):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train_the_model(straight, tokens, visual, **fields)
-    with pytest.raises(Killed):  # after the checkpoint at 6
-        train_the_model(broken, tokens, visual, KilledAt(8), **fields)
+    with pytest.raises(corpora.Killed):  # after the checkpoint at 6
+        train_the_model(broken, tokens, visual, corpora.KilledAt(8), **fields)
     assert not (broken / "state" / "metrics.json").exists()
-    resumed = KilledAt(99)
+    resumed = corpora.KilledAt(99)
     train_the_model(broken, tokens, visual, resumed, **fields)
     wanted, found = (load_file(folder / "output" / "model" / "unified.safetensors") for folder in (straight, broken))
     plain, losses = trained_plainly(tokens, unified_config(**fields))
@@ -347,8 +326,8 @@ def test_a_killed_tokenizer_ends_with_the_same_weights(tmp_path, squares, quanti
     """Codebook, averages and what the discriminator did to the decoder included."""
     config, straight, broken = tokenizer_config(quantizer), tmp_path / "straight", tmp_path / "broken"
     train_a_tokenizer(straight, squares, config)
-    with pytest.raises(Killed):
-        train_a_tokenizer(broken, squares, config, KilledAt(8))
+    with pytest.raises(corpora.Killed):
+        train_a_tokenizer(broken, squares, config, corpora.KilledAt(8))
     train_a_tokenizer(broken, squares, config)
     wanted, found = (
         load_file(folder / "output" / "tokenizer" / "tokenizer.safetensors") for folder in (straight, broken)
@@ -387,8 +366,8 @@ def test_a_killed_joint_stage_has_codebook_ema_and_discriminators_bit_for_bit(tm
     start = corpora.seal(tmp_path / "image" / "output", "tokenizer_image", image)
     config, straight, broken = tokenizer_config(quantizer), tmp_path / "straight", tmp_path / "broken"
     train_a_tokenizer(straight, squares, config, start_from=start)
-    with pytest.raises(Killed):
-        train_a_tokenizer(broken, squares, config, KilledAt(8), start_from=start)
+    with pytest.raises(corpora.Killed):
+        train_a_tokenizer(broken, squares, config, corpora.KilledAt(8), start_from=start)
     train_a_tokenizer(broken, squares, config, start_from=start)
     wanted, found = checkpoint(straight, 9), checkpoint(broken, 9)
     assert set(wanted) == set(found)
