@@ -19,7 +19,11 @@ class FieldError(ValueError):
 
     def __init__(self, owner: type, field: str, reason: str) -> None:
         super().__init__(f"{owner.__name__}.{field}: {reason}")
-        self.field, self.reason = field, reason
+        self.owner, self.field, self.reason = owner, field, reason
+
+    def below(self, field: str) -> FieldError:
+        """The error as it is of a config that holds this one in `field`."""
+        return FieldError(self.owner, f"{field}.{self.field}", self.reason)
 
 
 def require(condition: bool, owner: object, name: str, expected: str) -> None:
@@ -32,9 +36,8 @@ def as_written(value: Any) -> str:
     """A value as YAML has it: lists in brackets, and no None, True or False."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(as_written(item) for item in value)}]"
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    )
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
 
 
 class Use(NamedTuple):
@@ -47,8 +50,8 @@ class Use(NamedTuple):
 class Conditional:
     """A config (a dataclass) some options of which have an effect only beside a certain value of another option.
 
-    `USES` names those options. In YAML one that has no effect is refused when it is written down; in Python when it is
-    not at its default, so that what `dataclasses.asdict` gives can be read again.
+    `USES` names those options. One that is written in YAML where it has no effect is refused, but not in a dump of a
+    config, which has them all, and not in Python, where a dump is read.
     """
 
     USES: ClassVar[Mapping[str, Use]] = {}
@@ -60,25 +63,17 @@ class Conditional:
             if name in self.USES and not self.USES[name].applies(self):
                 raise FieldError(type(self), name, f"has no effect here; it is an option of {self.USES[name].where}")
 
-    def check_changed(self) -> None:
-        """`check_uses` of the options that are not at their default."""
-        self.check_uses(f.name for f in fields(self) if getattr(self, f.name) != f.default)
-
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
         """The dataclass as pydantic reads it, and then the check of what was written."""
 
         def read(values: Any, inner: Callable[[Any], Any]) -> Any:
             config = inner(values)
-            if isinstance(values, Mapping):
+            if isinstance(values, Mapping) and not values.keys() >= {f.name for f in fields(cls)}:
                 config.check_uses(values)
             return config
 
-        return {"type": "function-wrap", "function": {"type": "no-info", "function": read}, "schema": handler(source)}
-
-
-def without_unused(cls: type[Conditional], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a saved config of `cls`, less those that have no effect: before such were refused, a saved config
-    could hold any value of them."""
-    rest = cls(**{name: value for name, value in values.items() if name not in cls.USES})
-    return {name: value for name, value in values.items() if name not in cls.USES or cls.USES[name].applies(rest)}
+        schema = handler(source)
+        # Whatever refers to the class means the check as well.
+        named = {"ref": schema.pop("ref")} if "ref" in schema else {}
+        return {"type": "function-wrap", "function": {"type": "no-info", "function": read}, "schema": schema, **named}

@@ -123,6 +123,11 @@ class Config(BaseModel):
             raise ValueError("official: the checkpoint has its architecture with it, expected no `model`")
         if self.loss.needs_perceptual and not self.perceptual:
             raise ValueError("perceptual is missing: the loss gives a weight to it")
+        if self.perceptual and not self.loss.needs_perceptual:
+            raise ValueError("perceptual: has no effect: loss.perceptual_weight and loss.style_weight are 0")
+        for name in ("adversarial_start", "discriminator_warmup", "adversarial_ramp", "adaptive_weight"):
+            if getattr(self.loss, name) and not self.discriminator:
+                raise ValueError(f"loss.{name}: has no effect: there is no discriminator")
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self

@@ -153,7 +153,7 @@ def test_unknown_key(file, old, new, field, suggestion):
         ("name: mine", "name: ../mine", "name", "pattern"),
         ("batch_rows: ", "batch_rows: -", "stages.train.batch_rows", "greater than or equal to 1"),
         ("image_ratio: ", "image_ratio: 9", "stages.tokenizer_joint.data.image_ratio", "less than or equal to 1"),
-        ("predict: v", "predict: w", "stages.train.diffusion.predict", "one of x, noise, v"),
+        ("predict: v", "predict: w", "stages.train.diffusion.predict", "'x', 'noise' or 'v'"),
         ("heads: 4\n", "heads: four\n", "stages.tokenizer_image.model.heads", "valid integer"),
         ("splits: {train: 0.8", "splits: {train: 0.9", "stages.ingest.splits", "= 1, got 1.1"),
         ("batch_rows: 16", "batch_rows: 15", "stages.train", "workers.count"),
