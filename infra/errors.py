@@ -5,6 +5,13 @@ Exit codes: 1 a stage failed, 2 the request is wrong (config, source, command li
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+
+# How a ValueError of a check begins that knows which field it is about: `data.sizes: expected ...`.
+_FIELD = re.compile(r"([a-z_]\w*(?:\.\w+)*): (?=\S)")
+
 
 class OmniLoomError(Exception):
     """A failure that is told in words, without a traceback."""
@@ -15,9 +22,9 @@ class OmniLoomError(Exception):
 class InputError(OmniLoomError):
     """The request is wrong: a field of the config, a source, an argument.
 
-    `field` is a path from the config's root (`stages.ingest.sources.0.uri`) or an option's name; `file` is
-    the config file or the data file that holds the mistake. Both may be None; `str()` gives `file: field:
-    message`.
+    `field` is a path from the config's root (`stages.ingest.sources.0.uri`), in a stage one from the root of its own
+    config (`sources.0.uri`), or an option's name; `file` is the config file or the data file that holds the mistake.
+    Both may be None; `str()` gives `file: field: message`.
     """
 
     exit_code = 2
@@ -36,3 +43,27 @@ class InputError(OmniLoomError):
 
 def _rebuild(kind: type[InputError], message: str, field: str | None, file: str | None) -> InputError:
     return kind(message, field=field, file=file)
+
+
+@contextlib.contextmanager
+def within(field: str = "") -> Iterator[None]:
+    """What is raised inside is about the part of a config below `field`: an InputError gets it before its own field; a
+    ValueError becomes an InputError, about the field that its text begins with if it does (`data.sizes: ...`)."""
+    try:
+        yield
+    except InputError as error:
+        error.field = join_fields(field, error.field)
+        raise
+    except ValueError as error:
+        own, message = split_field(str(error))
+        raise InputError(message, field=join_fields(field, own)) from None
+
+
+def split_field(text: str) -> tuple[str | None, str]:
+    """The field that a message begins with, or None, and the rest of the message."""
+    match = _FIELD.match(text)
+    return (match[1], text[match.end() :]) if match else (None, text)
+
+
+def join_fields(*parts: str | None) -> str | None:
+    return ".".join(part for part in parts if part) or None

@@ -5,13 +5,11 @@ Exit codes: 0 done, 1 a stage failed, 2 the request is wrong.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +18,7 @@ import typer
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
+from omniloom.pipelines.options import sampling_options
 
 app = typer.Typer(
     add_completion=False,
@@ -31,6 +30,10 @@ app = typer.Typer(
 )
 
 UI_PORT = 5000
+_TEMPERATURE = (
+    "of text 0 where one description is asked for, else 0.8 with --top-p 0.95, and what then goes round in circles is "
+    "cut; of codes 1"
+)
 ConfigPath = Annotated[
     str,
     typer.Argument(
@@ -86,21 +89,7 @@ def _plan(
     from omniloom.pipelines.config import load
     from omniloom.pipelines.plan import Selection, make_plan
 
-    with _naming(config):
-        return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
-
-
-@contextlib.contextmanager
-def _naming(config: str) -> Iterator[None]:
-    """Errors about a field of the config name its file too."""
-    from omniloom.pipelines.config import PipelineConfig, find
-
-    try:
-        yield
-    except InputError as error:
-        if error.file is None and (error.field or "").split(".")[0] in PipelineConfig.model_fields:
-            error.file = str(find(config))
-        raise
+    return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
 
 
 @app.command()
@@ -121,6 +110,8 @@ def plan(
     from omniloom.pipelines.tables import plan_table, show
 
     show(plan_table(made))
+    for text in made.warnings:
+        print(f"note: {text}")
 
 
 @app.command()
@@ -136,6 +127,7 @@ def run(
     with signals.interruptible():
         made = _plan(config, overrides, only, from_, until, force)
         from omniloom.infra.cluster import settle
+        from omniloom.pipelines.config import naming
         from omniloom.pipelines.display import Display
         from omniloom.pipelines.runner import run as execute
         from omniloom.pipelines.tables import closing_lines
@@ -144,7 +136,7 @@ def run(
             settle()
         executed, display = [planned.name for planned in made.to_execute], Display()
         try:
-            with _naming(config):
+            with naming(made.config):
                 execute(made, display)
         finally:
             if display.log:
@@ -187,13 +179,15 @@ def submit(
 ) -> None:
     """Run the pipeline as a job on a Ray cluster; waits and shows its log unless --no-wait."""
     from omniloom.pipelines import jobs as cluster_jobs
+    from omniloom.pipelines.checks import check_stages
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.graph import Graph
     from omniloom.pipelines.plan import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
-    pipeline = Graph(load(config, overrides or []).stages.configured())
-    Selection(only, from_, until, tuple(force or ())).stages(pipeline)
+    loaded = load(config, overrides or [])
+    Selection(only, from_, until, tuple(force or ())).stages(loaded.graph)
+    # Files of another machine are for the job to look at, before it starts anything.
+    check_stages(loaded, files=cluster_jobs.on_this_machine(address))
     options = [
         part
         for option, value in (("--only", only), ("--from", from_), ("--until", until))
@@ -265,25 +259,17 @@ Model = Annotated[
         "MLFLOW_TRACKING_URI names.",
     ),
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")]
-Guidance = Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HxW",
-        help="Height and width in pixels of what is drawn and shown, "
-        "any that the patch divides; training's by default.",
-    ),
-]
-ObjectiveName = Annotated[
-    str | None, typer.Option(help="Which of those that the model was trained with; the first by default.")
-]
 Prompts = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Requests as JSON lines: prompt, image (a file or several), seed.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Requests as JSON lines: prompt, image (a file or several), seed, and choices such as num_steps.",
+    ),
 ]
 
 
 @app.command()
+@sampling_options(usual={"temperature": _TEMPERATURE})
 def sample(
     model: Model,
     prompt: Annotated[str, typer.Option(help="A caption to draw, or a text to go on from.")] = "",
@@ -302,36 +288,6 @@ def sample(
     prompts: Prompts = None,
     count: Annotated[int, typer.Option(min=1, help="How many samples of each request.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Samples count up from it.")] = 0,
-    objective: ObjectiveName = None,
-    steps: Steps = 20,
-    guidance: Guidance = 2.0,
-    image_guidance: Annotated[
-        float | None,
-        typer.Option(min=0, help="Scale of guidance by the pictures before the prompt, apart from the text's."),
-    ] = None,
-    sampler: Annotated[str, typer.Option(help="Of a diffusion: euler, heun, ddim, dpmpp_2m, amed.")] = "euler",
-    predictor: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `omniloom sampler` wrote, for amed.")
-    ] = None,
-    size: Size = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Of a video; training's by default.")] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Of text: 0 (the likeliest tokens) where one "
-            "description is asked for, else 0.8 with --top-p 0.95, "
-            "and what then goes round in circles is cut. Of drawn "
-            "codes: 1.",
-        ),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose among the likeliest that hold this probability.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "--max-tokens", min=1, help="Longest text, in tokens.")
-    ] = 64,
     out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples"),
     jsonl: Annotated[
         Path | None,
@@ -340,10 +296,12 @@ def sample(
             help="List what was made as JSON lines; OUT/samples.jsonl for several requests and with --interleave.",
         ),
     ] = None,
+    *,
+    sampling: dict,
 ) -> None:
     """Sample from a trained model: from text and pictures text, images, videos, or text and pictures in turn."""
     from omniloom.pipelines.trained import find_model
-    from omniloom.stages.inference.requests import Options, Request, chosen_task, parse_size, read_requests
+    from omniloom.stages.inference.requests import Options, Request, chosen_task, read_requests
     from omniloom.stages.inference.sampling import sample as make
 
     if prompts and (prompt or image):
@@ -352,18 +310,7 @@ def sample(
         task=chosen_task(draw=draw, video=video, text=text, interleave=interleave),
         count=count,
         seed=seed,
-        objective=objective,
-        num_steps=steps,
-        guidance_scale=guidance,
-        image_guidance_scale=image_guidance,
-        sampler=sampler,
-        predictor=predictor,
-        size=parse_size(size),
-        num_frames=frames,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
+        sampling=sampling,
     )
     requests = read_requests(prompts) if prompts else [Request(prompt, tuple(image or ()))]
     for line in make(find_model(model), requests, options, out, jsonl):
@@ -371,32 +318,24 @@ def sample(
 
 
 @app.command()
+@sampling_options(("num_steps", "guidance_scale", "objective", "size"), required=("num_steps",))
 def sampler(
     model: Model,
-    steps: Annotated[int, typer.Option(min=2, help="Steps that it will be used with; it serves no others.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the predictor is written.")],
     prompts: Prompts = None,
     iterations: Annotated[int, typer.Option(min=1)] = 150,
     batch: Annotated[int, typer.Option(min=1, help="Pictures an iteration.")] = 8,
-    guidance: Guidance = 2.0,
-    objective: ObjectiveName = None,
-    size: Size = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    *,
+    sampling: dict,
 ) -> None:
-    """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`."""
+    """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`. It serves
+    the --steps and the --guidance that it is trained with."""
     from omniloom.pipelines.trained import find_model
     from omniloom.stages.inference.amed import Training, train
-    from omniloom.stages.inference.requests import parse_size
+    from omniloom.stages.inference.options import visual_sampling
 
-    training = Training(
-        num_steps=steps,
-        iterations=iterations,
-        batch_size=batch,
-        guidance_scale=guidance,
-        objective=objective,
-        size=parse_size(size),
-        seed=seed,
-    )
+    training = Training(visual_sampling(sampling), iterations=iterations, batch_size=batch, seed=seed)
     for line in train(find_model(model), training, out, prompts):
         print(line, flush=True)
 
@@ -410,12 +349,12 @@ def ui(
     """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
     from omniloom.infra.tracking import relocate, resolve_tracking
     from omniloom.infra.tracking.pages import serve
-    from omniloom.pipelines.config import load
+    from omniloom.pipelines.config import load, naming
 
     loaded = load(config, overrides or [])
     settings = resolve_tracking(loaded.tracking, loaded.storage)
     relocate(settings)  # of a storage that was moved the UI finds the files too
-    with _naming(config):
+    with naming(loaded):
         serve(settings, port)
 
 

@@ -7,11 +7,14 @@ field that holds text and nothing else it is the text as it is written, in quote
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
@@ -19,95 +22,35 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.pipelines import schema, yaml_dialect
 from omniloom.pipelines.explain import explain
-from omniloom.pipelines.graph import KNOWN_NAMES, Graph
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
+from omniloom.pipelines.origin import Origin
 from omniloom.stages.base import PLACEMENT
-from omniloom.stages.evaluate.measures import measured
-from omniloom.stages.evaluate.stage import Config as EvaluateConfig
-from omniloom.stages.ingest.stage import Config as IngestConfig
-from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
-from omniloom.stages.studies.objectives import Config as ObjectiveStudyConfig
-from omniloom.stages.studies.quantizers import Config as StudyConfig
-from omniloom.stages.tokenizer.stage import Config as TokenizerStageConfig
-from omniloom.stages.tokenizer.stage import KLConfig as KLStageConfig
-from omniloom.stages.train.stage import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-class StagesConfig(BaseModel):
-    """A stage that is null is left out, and with it what reads it, unless that is written down too."""
+class _Stages(BaseModel):
+    """A field for every stage that there is; the pipeline has those that are written down and not null."""
 
     model_config = ConfigDict(extra="forbid")
-    ingest: IngestConfig
-    tokenizer_image: TokenizerStageConfig | None = None
-    tokenizer_joint: TokenizerStageConfig | None = None
-    tokenizer_kl: KLStageConfig | None = None
-    quantizer_study: StudyConfig | None = None
-    pretokenize: PretokenizeConfig | None = Field(default_factory=PretokenizeConfig)
-    objective_study: ObjectiveStudyConfig | None = None
-    train: TrainConfig | None = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig | None = Field(default_factory=EvaluateConfig)
+    if TYPE_CHECKING:
 
-    @model_validator(mode="after")
-    def _readers_go_with_what_they_read(self) -> StagesConfig:
-        written = set(self.model_fields_set)
-        for stage, read in (("train", "pretokenize"), ("evaluate", "train")):
-            if getattr(self, read) is None and stage not in written:
-                setattr(self, stage, None)
-        return self
-
-    @model_validator(mode="after")
-    def _inputs_are_configured(self) -> StagesConfig:
-        names = Graph(self.configured()).names
-        if self.train and self.train.trained and not any(name.startswith("tokenizer_") for name in names):
-            raise ValueError(
-                f"train.objectives: {', '.join(self.train.trained)} needs a visual tokenizer; configure "
-                "tokenizer_image and tokenizer_joint, or set train.objectives to {} for a language model "
-                "alone"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pixels_and_features_are_kept(self) -> StagesConfig:
-        studied = self.objective_study.objectives.values() if self.objective_study else ()
-        for stage, trained in (("train", self.train.trained if self.train else ()), ("objective_study", studied)):
-            if "pixel_diffusion" in trained and not self.pretokenize.pixel_patch:
-                raise ValueError(
-                    f"{stage}.objectives: pixel_diffusion needs raw pixels; set pretokenize.pixel_patch "
-                    "to the side of their patches"
-                )
-        for stage, training in (
-            ("train", self.train),
-            ("objective_study.training", self.objective_study and self.objective_study.training),
-        ):
-            if training and training.alignment and not self.pretokenize.features:
-                raise ValueError(
-                    f"{stage}.alignment: needs a frozen encoder's features; set pretokenize.features to its folder"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _gate_is_of_what_is_measured(self) -> StagesConfig:
-        if self.evaluate is None:
-            return self
-        try:
-            self.evaluate.gate.check(measured(self.evaluate, self.train.trained))
-        except ValueError as error:
-            raise ValueError(f"evaluate.gate.{error}") from None
-        return self
-
-    @model_validator(mode="after")
-    def _one_vocabulary(self) -> StagesConfig:
-        if self.train and self.train.init_from and not self.pretokenize.text_tokenizer:
-            raise ValueError(
-                "train.init_from: the corpus must be in the ids of that folder; set "
-                "pretokenize.text_tokenizer to its tokenizer.json"
-            )
-        return self
+        def __getattr__(self, name: str) -> Any: ...
 
     def configured(self) -> list[str]:
         """The stages that this pipeline has."""
         return [name for name in KNOWN_NAMES if getattr(self, name) is not None]
+
+
+if TYPE_CHECKING:
+    StagesConfig = _Stages
+else:
+    StagesConfig = create_model(
+        "StagesConfig",
+        __base__=_Stages,
+        __doc__=_Stages.__doc__,
+        **{stage.name: (stage.config_type | None, None) for stage in KNOWN},
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -122,6 +65,12 @@ class PipelineConfig(BaseModel):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     pins: dict[str, str] = Field(default_factory=dict)
     stages: StagesConfig
+    _origin: Origin | None = PrivateAttr(None)
+
+    @property
+    def graph(self) -> Graph:
+        """The stages of this pipeline. InputError where one of them reads what no stage makes."""
+        return Graph(self.stages.configured(), self.pins)
 
     @model_validator(mode="after")
     def _registered_by_its_own_name(self) -> PipelineConfig:
@@ -138,6 +87,22 @@ class PipelineConfig(BaseModel):
                 "tracking.register_as to the name of the model there"
             )
         return self
+
+
+def placed(config: PipelineConfig, error: InputError) -> InputError:
+    """An error about a field of the config with the file and the line that it was read from; any other as it is."""
+    if config._origin is None or (error.field or "").split(".")[0] not in PipelineConfig.model_fields:
+        return error
+    return config._origin.placed(error)
+
+
+@contextlib.contextmanager
+def naming(config: PipelineConfig) -> Iterator[None]:
+    """Errors that are raised inside about fields of the config name its file and the line too."""
+    try:
+        yield
+    except InputError as error:
+        raise placed(config, error) from error.__cause__
 
 
 def load(path: str, overrides: tuple[str, ...] | list[str] = ()) -> PipelineConfig:
@@ -181,14 +146,16 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         raise InputError(message, field=field, file=str(file)) from None
 
 
-def identity(path: str) -> tuple[str, str]:
-    """The name and the storage of the config at `path`, which may lack all else that a run needs."""
+def identity(path: str) -> tuple[str, str, set[str]]:
+    """The name, the storage and the names of the stages of the config at `path`, which may lack all else that a run
+    needs."""
     from omegaconf.errors import OmegaConfBaseException
 
     config = _read(find(path))
     try:
-        return str(config["name"]), storage.absolute(str(config["storage"]))
-    except (OmegaConfBaseException, KeyError) as error:
+        stages = {str(name) for name, own in (config.get("stages") or {}).items() if own is not None}
+        return str(config["name"]), storage.absolute(str(config["storage"])), stages
+    except (OmegaConfBaseException, KeyError, AttributeError) as error:
         raise InputError(f"tells no name and storage: {_one_line(error)}", file=str(find(path))) from None
 
 
@@ -238,12 +205,18 @@ def find(path: str) -> Path:
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
     """The checked config. `file` and the `overridden` keys are what errors point to."""
+    origin = Origin.of(file, overridden)
     for path in schema.booleans_for_numbers(PipelineConfig, values):
-        raise InputError("expected a number, got true or false", field=path, file=file)
+        raise origin.placed(InputError("expected a number, got true or false", field=path))
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise explain(error, PipelineConfig, find(file), overridden) from None
+        raise explain(error, PipelineConfig, origin) from None
+    for path, value in schema.non_finite(config):
+        raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
+    config._origin = origin
+    with naming(config):
+        _ = config.graph
     config.storage = storage.absolute(config.storage)
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)

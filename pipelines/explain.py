@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from omniloom.infra import secrets
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, split_field
 from omniloom.pipelines import schema
+from omniloom.pipelines.origin import Origin, together
 
 _LISTS = ("tuple_type", "list_type", "set_type")
 _MAPPINGS = (
@@ -30,31 +29,20 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NEAR, _ELSEWHERE, _FAR = 0.8, 0.85, 0.5
 
 
-def explain(
-    error: ValidationError, model: type[BaseModel], file: Path, overridden: list[str] | tuple[str, ...]
-) -> InputError:
-    """The errors of a config of `model` that stands in `file`; `overridden` are the keys that overrides have set."""
-    document, lines = model.model_json_schema(), _line_numbers(file)
-    problems: dict[str, list[str]] = {}
-    places: dict[str, tuple[str, ...]] = {}
+def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> InputError:
+    """The errors of a config of `model` that comes from `origin`."""
+    document = model.model_json_schema()
+    problems: dict[tuple[str, ...], list[str]] = {}
     for item in error.errors():
-        loc, message = _problem(document, item)
-        field = ".".join(loc)
-        places[field] = tuple(loc)
-        if message not in problems.setdefault(field, []):
-            problems[field].append(message)
-    told = []
-    for field, messages in problems.items():
-        # A field of several types has one problem a type.
-        message = ", or ".join(messages)
-        if any(field == key or field.startswith(f"{key}.") or key.startswith(f"{field}.") for key in overridden):
-            message += " (from an override)"
-        elif line := lines.get(places[field]):
-            message += f" (line {line})"
-        told.append((field, message))
-    field, message = told[0]
-    return InputError(
-        message + "".join(f"\n  {other}: {text}" for other, text in told[1:]), field=field, file=str(file)
+        path, message = _problem(document, item)
+        if message not in problems.setdefault(tuple(path), []):
+            problems[tuple(path)].append(message)
+    # A field of several types has one problem a type.
+    return together(
+        [
+            InputError(", or ".join(messages) + origin.place(path), field=".".join(path), file=origin.file)
+            for path, messages in problems.items()
+        ]
     )
 
 
@@ -75,7 +63,7 @@ def _problem(document: dict, item: dict[str, Any]) -> tuple[list[str], str]:
         cause = item.get("ctx", {}).get("error")
         if field := getattr(cause, "field", None):  # a `models.checks.FieldError`: of a field below this one
             return [*place.path, *field.split(".")], cause.reason
-        return place.path, item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        return _narrowed(document, place.path, item["msg"].removeprefix("Value error, "))
     message = item["msg"][0].lower() + item["msg"][1:]
     if kind in _LISTS:
         message = f"expected a list, such as [{_example(schema.kinds(document, '.'.join([*place.path, '0'])), value)}]"
@@ -86,6 +74,15 @@ def _problem(document: dict, item: dict[str, Any]) -> tuple[list[str], str]:
     if not isinstance(value, dict | list) and not secrets.names_secret(".".join(place.path)):
         message += f" (got {json.dumps(value) if value is None or isinstance(value, bool) else repr(value)})"
     return place.path, message
+
+
+def _narrowed(document: dict, path: list[str], message: str) -> tuple[list[str], str]:
+    """The place and the message of a check of several fields, whose message begins with the one that is wrong."""
+    field, rest = split_field(message)
+    own = field.split(".") if field else []
+    if not own or own[0] not in schema.place(document, [*path, own[0]]).known:
+        return path, message
+    return [*path, *own], rest
 
 
 def _example(kinds: set[str], value: Any) -> str:
@@ -147,26 +144,3 @@ def _chain(value: Any) -> list[str]:
         key, value = next(iter(value.items()))
         keys.append(str(key))
     return keys
-
-
-def _line_numbers(file: Path) -> dict[tuple[str, ...], int]:
-    """Path of keys -> line in the YAML file; empty where it cannot be composed."""
-    lines: dict[tuple[str, ...], int] = {}
-
-    def walk(node, path):
-        lines[path] = node.start_mark.line + 1
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                walk(value, (*path, key.value))
-                lines[(*path, key.value)] = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                walk(value, (*path, str(i)))
-
-    try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, OSError):
-        return {}
-    if root is not None:
-        walk(root, ())
-    return lines

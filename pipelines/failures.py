@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.errors import InputError, OmniLoomError, join_fields, split_field
 
 _GOES_ON = "the next run goes on from here"
 _LONGEST = 500
@@ -56,10 +56,11 @@ def carried(error: Exception) -> Exception:
 
 
 def told(stage: str, error: Exception) -> OmniLoomError:
-    """What the user is told of a stage that died of `error`, raised in the driver."""
+    """What the user is told of a stage that died of `error`, raised in the driver. A field that a stage names is one of
+    its own config; what is told names it from the root of the pipeline's."""
     root = root_cause(error)
     if isinstance(root, InputError):
-        return root
+        return InputError(root.message, field=join_fields("stages", stage, root.field), file=root.file)
     text = str(root) if isinstance(root, OmniLoomError | BodyFailed) else line(root)
     hint = f"; {_GOES_ON}" if is_system_failure(error) else ""
     return StageFailed(f"stage {stage} failed: {text}{hint}")
@@ -112,7 +113,8 @@ def _from_text(text: str) -> Exception | None:
         if kind in _LOSSY:
             continue
         if kind == "InputError":
-            return InputError(message)
+            field, message = split_field(message)
+            return InputError(message, field=field)
         own = kind in ("BodyFailed", "OmniLoomError")
         return BodyFailed(message if own else f"{kind}: {message}" if message else kind)
     return None

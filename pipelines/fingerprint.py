@@ -1,9 +1,12 @@
 """Fingerprints: sha256 over what determines a stage's output, in a canonical form.
 
-Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no canonical
-form (a NaN, an arbitrary object) is an error, never a guess. A dataclass whose fields changed while its meaning stayed
-gives its `canonical_form()` itself, so that what was made before stays valid. Passwords and signatures in URIs never
-enter.
+Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
+canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
+
+A config's class may have constants that enter beside its fields, `CANONICAL = {"name": value}`: the fields, at
+their defaults, of a former class that was split into several, so that what was made with it stays valid; the version of
+a part that another distribution brings. A field of the same name takes precedence. One whose fields have other names
+than in that class gives its `canonical_form()` itself.
 """
 
 from __future__ import annotations
@@ -28,11 +31,12 @@ def canonical(value: Any, where: str = "value") -> Any:
             for name, info in type(value).model_fields.items()
             if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))
         }
-        return fields | canonical(value.model_extra or {}, where)
+        return canonical(getattr(value, "CANONICAL", {}), where) | fields | canonical(value.model_extra or {}, where)
     if not isinstance(value, type) and hasattr(value, "canonical_form"):
         return canonical(value.canonical_form(), where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        fields = {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        return canonical(getattr(value, "CANONICAL", {}), where) | fields
     if isinstance(value, Enum):
         return canonical(value.value, where)
     if isinstance(value, float):

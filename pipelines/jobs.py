@@ -275,8 +275,13 @@ def _probe(url: str) -> None:
 def _interpreter(python: str | None, address: str) -> str:
     if chosen := python or os.environ.get("OMNILOOM_PYTHON"):
         return chosen
+    return sys.executable if on_this_machine(address) else "python"
+
+
+def on_this_machine(address: str) -> bool:
+    """Whether the cluster's dashboard has an address of this machine."""
     host = urlsplit(_dashboard_url(address)).hostname
-    return sys.executable if host in ("127.0.0.1", "localhost", "::1", socket.gethostname()) else "python"
+    return host in ("127.0.0.1", "localhost", "::1", socket.gethostname())
 
 
 def _details(client: JobSubmissionClient, job_id: str):

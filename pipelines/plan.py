@@ -12,14 +12,14 @@ from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore, some
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
 from omniloom.pipelines import graph
-from omniloom.pipelines.config import PipelineConfig
+from omniloom.pipelines.checks import check_counts, check_stages
+from omniloom.pipelines.config import PipelineConfig, naming
 from omniloom.pipelines.fingerprint import canonical, differences, digest, fingerprint
 from omniloom.pipelines.graph import Graph
 from omniloom.stages.base import Stage
-from omniloom.stages.train import fits
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Selection:
 @dataclass
 class PlannedStage:
     stage: Stage
-    config: Any
+    config: Any  # None for one that is pinned and not configured
+    inputs: dict[str, str]  # {role: the name of the stage that it is read from}
     fingerprint: str
     uri: str
     artifact: Artifact | None  # the published one, if it can be used
@@ -110,6 +111,7 @@ class Plan:
     graph: Graph
     selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
+    warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little
 
     def completed(self, name: str, artifact: Artifact) -> None:
         """Note what a stage of this run has made, and judge again the stages that read it.
@@ -119,26 +121,32 @@ class Plan:
         self.done.add(name)
         self[name].artifact = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
-        self.check_fits()
+        if self[name].stage.makes == "records":
+            self.check_counts()
         for planned in self.stages:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
                 _judge(planned, self)
 
-    def check_fits(self) -> None:
-        """InputError where a kind that training asks for cannot be in it, as far as the config and ingest tell."""
-        if any(
-            planned.name in ("train", "objective_study")
-            for planned in self.stages
-            if planned.name not in self.done and planned.name not in self.config.pins and planned.status != "cached"
-        ):
-            fits.check_config(self.config.stages)
-            if self["ingest"].artifact:
-                fits.check_corpus(self.config.stages, self["ingest"].artifact.metrics)
+    def check(self) -> None:
+        """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
+        check_stages(self.config, self._settled())
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        """InputError where what is known of the corpus tells so; what it only warns of goes into `warnings`."""
+        counts = {
+            p.name: p.artifact.metrics for p in self.stages if p.stage.makes == "records" and p.status == "cached"
+        }
+        self.warnings = check_counts(self.config, counts, self._settled())
+
+    def _settled(self) -> set[str]:
+        return {planned.name for planned in self.stages if planned.status == "cached"}
 
     def examine_inputs(self) -> list[str]:
         """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
         was written; where something is damaged the plan is made again. Gives in words what is."""
-        used = {name for planned in self.to_execute for name in planned.stage.inputs if self[name].status == "cached"}
+        read = {name for planned in self.to_execute for name in planned.inputs.values()}
+        used = {name for name in read if self[name].status == "cached"}
         found = []
         for name in self.graph.names:
             if name in used and (bad := self.store.examine(self[name].artifact, remembered=True)):
@@ -147,6 +155,11 @@ class Plan:
             for planned in self.stages:
                 (_judge_pinned if planned.name in self.config.pins else _judge)(planned, self)
         return found
+
+    def last(self, role: str) -> PlannedStage | None:
+        """The last stage that makes the role."""
+        name = self.graph.nearest(role)
+        return self[name] if name else None
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
@@ -164,24 +177,29 @@ class Plan:
             {
                 "pipeline": self.config.name,
                 "storage": self.config.storage,
+                "warnings": self.warnings,
                 "stages": [planned.to_dict() for planned in self.stages],
             }
         )
 
 
 def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Plan:
-    """The plan for a config and a selection. Raises InputError where sources, storage or pins cannot be used."""
+    """The plan for a config and a selection. Raises InputError where sources, storage or pins cannot be used, and where
+    stages do not fit each other, their outside files or the corpus."""
+    with naming(config):
+        return _make_plan(config, selection)
+
+
+def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
     store = ArtifactStore(config.storage)
     try:
         storage.exists(config.storage)
     except Exception as error:  # each filesystem has its own for unknown, unreachable, unauthorised
         message = f"{config.storage} cannot be read: {type(error).__name__}: {error}"
         raise InputError(message, field="storage") from error
-    pipeline = Graph(config.stages.configured())
+    pipeline = config.graph
     selected = selection.stages(pipeline)
     for name in config.pins:
-        if name not in pipeline.names:
-            raise InputError(f"no stage {name!r}; the stages are {', '.join(pipeline.names)}", field=f"pins.{name}")
         if name == selection.only or name in selection.force:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection, pipeline, selected)
@@ -189,28 +207,37 @@ def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Pla
         planned = _identify(stage, config, store, plan)
         (_judge_pinned if planned.name in config.pins else _judge)(planned, plan)
         plan.stages.append(planned)
-    plan.check_fits()
+    plan.check()
     return plan
 
 
 def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
-    stage_config = getattr(config.stages, stage.name)
-    sources = None
-    if listing := getattr(stage.module, "listing", None):
-        files = listing(stage_config)
-        sources = {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
-    inputs = {name: plan[name].fingerprint for name in stage.inputs}
-    made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"])
-    identity = config.pins.get(stage.name, made_by)
+    stage_config, inputs = getattr(config.stages, stage.name), plan.graph.inputs[stage.name]
+    sources, made_by = None, None
+    if stage_config is not None and not plan.graph.missing(stage):
+        sources = _sources(stage, stage_config)
+        made_from = {name: plan[name].fingerprint for name in inputs.values()}
+        made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"])
+    identity = config.pins.get(stage.name) or made_by
     return PlannedStage(
         stage,
         stage_config,
+        inputs,
         identity,
         store.artifact_uri(stage.name, identity),
         store.find(stage.name, identity),
         sources,
-        drift=identity != made_by,
+        drift=made_by not in (None, identity),
     )
+
+
+def _sources(stage: Stage, config: Any) -> dict | None:
+    listing = getattr(stage.module, "listing", None)
+    if listing is None:
+        return None
+    with within(f"stages.{stage.name}"):
+        files = listing(config)
+    return {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:
@@ -226,7 +253,7 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     if planned.name not in plan.selected:
         planned.status, planned.reason = "blocked", f"not selected; {reason}"
         return
-    missing = [name for name in planned.stage.inputs if plan[name].status == "blocked"]
+    missing = [name for name in planned.inputs.values() if plan[name].status == "blocked"]
     if missing:
         planned.status = "blocked"
         # Bringing the last of them up to date brings the others along.
@@ -284,7 +311,7 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
         if changes
         else []
     )
-    changed = [name for name in planned.stage.inputs if old["inputs"].get(name) != plan[name].fingerprint]
+    changed = [name for name in planned.inputs.values() if old["inputs"].get(name) != plan[name].fingerprint]
     if changed:
         reasons.append("input changed: " + ", ".join(changed))
     if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:

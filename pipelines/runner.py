@@ -28,6 +28,7 @@ from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.pipelines import run_card
 from omniloom.pipelines.bodies import Bodies
+from omniloom.pipelines.config import placed
 from omniloom.pipelines.display import Display
 from omniloom.pipelines.failures import told
 from omniloom.pipelines.fingerprint import canonical
@@ -55,6 +56,8 @@ def run(plan: Plan, display: Display) -> None:
         for damage in plan.examine_inputs():
             display.note(damage)
         _check_blocked(plan)
+        for text in plan.warnings:
+            display.note(text)
         display.note("starting Ray")
         connected = cluster.connect_to(plan.config.cluster)
         try:
@@ -156,7 +159,11 @@ class _Run:
             self.record.stage(planned.name, status="failed", error=str(error))
             self.display.fail(planned.name)
             return error
+        known = self.plan.warnings
         self.plan.completed(planned.name, artifact)
+        for text in self.plan.warnings:
+            if text not in known:
+                self.display.note(text)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
         self.display.finish(
             planned.name,
@@ -213,7 +220,8 @@ class _Run:
                     storage.remove(work)
                 return self._adopt(planned, self._execute(planned, work, lease))
         except Exception as error:
-            raise told(planned.name, error) from error
+            failure = told(planned.name, error)
+            raise (placed(self.plan.config, failure) if isinstance(failure, InputError) else failure) from error
 
     def _note_waiting(self, planned: PlannedStage, held: dict | None) -> None:
         by = shown(held["owner"]) if held else "unknown"
@@ -224,17 +232,17 @@ class _Run:
         return artifact
 
     def _execute(self, planned: PlannedStage, work: str, lease: Lease) -> Artifact:
-        inputs = {name: self.plan[name].artifact for name in planned.stage.inputs}
+        inputs = {role: self.plan[name].artifact for role, name in planned.inputs.items()}
         tracker = self.parent.child(
             planned.name,
             {"omniloom.fingerprint": planned.fingerprint, "omniloom.reason": planned.reason},
             canonical(planned.config, planned.name),
         )
-        for name, artifact in inputs.items():
-            tracker.log_input(name, artifact.uri, artifact.fingerprint)
+        for artifact in inputs.values():
+            tracker.log_input(artifact.stage, artifact.uri, artifact.fingerprint)
             upstream = artifact.manifest.get("mlflow_run_id")
             if upstream:
-                tracker.set_tags({f"omniloom.upstream.{name}": upstream})
+                tracker.set_tags({f"omniloom.upstream.{artifact.stage}": upstream})
         place, reachable_inputs = work, inputs
         if storage.is_process_local(work):
             # Workers are other processes: they get a folder of this machine, and the driver carries the files.
@@ -242,7 +250,7 @@ class _Run:
             place = str(scratch / "work")
             storage.copy_tree(work, place)
             reachable_inputs = {
-                name: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for name, a in inputs.items()
+                role: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for role, a in inputs.items()
             }
         context = StageContext(
             planned.name,
@@ -268,7 +276,9 @@ class _Run:
             numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
             # A training stage's figures belong to its last step, where its curves end.
             tracker.log_metrics(numbers, step=metrics.get("steps", 0))
-            if planned.name == "evaluate":  # the run as a whole is judged by them: its row in the UI shows them
+            if (
+                planned.stage.makes == "evaluation"
+            ):  # the run as a whole is judged by them: its row in the UI shows them
                 self.parent.log_metrics(numbers)
             status = "FINISHED"
             return artifact
@@ -292,8 +302,8 @@ class _Run:
             "version": planned.stage.module.VERSION,
             "fingerprint": planned.fingerprint,
             "config": canonical(planned.config, planned.name),
-            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
-            "input_digests": {name: artifact.digest for name, artifact in inputs.items()},
+            "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
+            "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
             "sources": planned.sources,
             "metrics": metrics,
             "code": code_revision(),

@@ -4,6 +4,8 @@ and the keys that lead to a place. Out: the keys that are known there, the kinds
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,6 +119,22 @@ def _booleans(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield path
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from _booleans(inner, (*path, str(key)))
+
+
+def non_finite(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
+    """(path, value) of what is infinite or no number in a config's models, dataclasses, lists and mappings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield ".".join(path), value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from non_finite(getattr(value, name), (*path, name))
+        yield from non_finite(value.model_extra or {}, path)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from non_finite(getattr(value, field.name), (*path, field.name))
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from non_finite(inner, (*path, str(key)))
 
 
 def _below(choices: list[dict], part: str) -> list[dict]:

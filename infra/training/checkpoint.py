@@ -113,28 +113,28 @@ def _all_damaged(folder: str, damaged: list[str]) -> OmniLoomError:
     )
 
 
-def check(state: str, ranks: int, engines: dict[str, EngineConfig], stage: str) -> None:
+def check(state: str, ranks: int, engines: dict[str, EngineConfig]) -> None:
     """That a training with so many ranks and these engines can go on from what is in `state`: InputError naming the
-    setting of `stage`, OmniLoomError where every checkpoint is damaged. Reads no content, so that it is asked before
+    setting, OmniLoomError where every checkpoint is damaged. Reads no content, so that it is asked before
     workers start; hashes are compared when they load."""
     folder, damaged = storage.join(state, "checkpoints"), []
     for name in _manifests(folder):
         found, wrong = _read(storage.join(folder, name))
         if found:
-            _check_fit(found, ranks, engines, f"stages.{stage}")
+            _check_fit(found, ranks, engines)
             return
         damaged.append(wrong)
     if damaged:
         raise _all_damaged(folder, damaged)
 
 
-def _check_fit(found: dict, ranks: int, engines: dict[str, EngineConfig], where: str) -> None:
+def _check_fit(found: dict, ranks: int, engines: dict[str, EngineConfig]) -> None:
     """InputError where the checkpoint was written by a training that was divided otherwise."""
     if found["ranks"] != ranks:
         raise InputError(
             f"{found['folder']}: written by {found['ranks']} workers, cannot go on with {ranks}; set workers.count to "
             f"{found['ranks']} or start again with --force",
-            field=f"{where}.workers.count",
+            field="workers.count",
         )
     for name, config in engines.items():
         before, now = found.get("engines", {}).get(name, {}).get("zero_stage"), config.zero_stage
@@ -142,7 +142,7 @@ def _check_fit(found: dict, ranks: int, engines: dict[str, EngineConfig], where:
             raise InputError(
                 f"{found['folder']}: written under ZeRO stage {before}, cannot go on under {now}; set it back to "
                 "finish this training, or start again with --force",
-                field=f"{where}.engine.zero_stage",
+                field="engine.zero_stage",
             )
 
 
@@ -212,7 +212,7 @@ def _write(folder: str, engines: dict[str, Engine], rank: int) -> dict[str, dict
 
 def load(found: dict, engines: dict[str, Engine]) -> None:
     """Restore every engine from the checkpoint that `latest` gave. Every rank must call it."""
-    _check_fit(found, _ranks()[1], {name: engine.config for name, engine in engines.items()}, "the training")
+    _check_fit(found, _ranks()[1], {name: engine.config for name, engine in engines.items()})
     local = _local(found)
     for name, engine in engines.items():
         engine.load(str(local), tag=name)

@@ -1,7 +1,7 @@
 """The checkpoint of a language model that `train` starts from. In: the URI of a folder as `transformers` saves one.
 Out: the architecture that it has, whether the tokens are made by its tokenizer, and a local folder to load it from.
 
-Errors: InputError naming the folder and the field of the pipeline's config.
+Errors: InputError naming the folder and the field of the stage's config.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import architecture, config_from_llama
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 
-FIELD = "stages.train.init_from"
+FIELD = "init_from"
 
 
 def start_config(
     uri: str, chosen: dict[str, Any], vocab_size: int, sizes: dict[str, int | None], specials: dict[str, int] | None
 ) -> UnifiedConfig:
     """The model that the checkpoint becomes with a vocabulary of `vocab_size` tokens at least and the `sizes` of its
-    representations of pictures, fields of `UnifiedConfig`. `chosen` holds the fields of `stages.train.model` that the
+    representations of pictures, fields of `UnifiedConfig`. `chosen` holds the fields of train's `model` that the
     user has set."""
     where = storage.join(uri, "config.json")
     try:
@@ -36,7 +36,7 @@ def start_config(
             if name in decided and value != decided[name]:
                 raise InputError(
                     f"the checkpoint has {decided[name]!r}, got {value!r}; leave it out",
-                    field=f"stages.train.model.{name}",
+                    field=f"model.{name}",
                     file=where,
                 )
         return config_from_llama(
@@ -61,7 +61,7 @@ def check_text_tokenizer(uri: str, digest: str) -> None:
     if own != digest:
         raise InputError(
             "the tokens are made by another text tokenizer than the checkpoint's; set "
-            f"stages.pretokenize.text_tokenizer to {file} and run again",
+            f"stages.pretokenize.text_tokenizer to {file}",
             field=FIELD,
             file=uri,
         )

@@ -1,6 +1,6 @@
 """A frozen vision encoder that a config names: the URI of a folder as `transformers` saves one.
 
-In: the URI, and the field of the pipeline's config that holds it. Out: the encoder's shape, or the encoder itself.
+In: the URI, and the field of the stage's config that holds it. Out: the encoder's shape, or the encoder itself.
 Errors: InputError naming the folder and the field.
 """
 

@@ -56,7 +56,7 @@ def run(context: StageContext) -> dict:
     notes: Counter = Counter()
     groups = group_items(sources.items(config, notes), config)
     if not groups:
-        raise InputError("empty corpus: the sources' manifests name no item", field="stages.ingest.sources")
+        raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     output, state = context.output, context.state
     done = {}
     for index, report in _reports(groups, config, output, state):
@@ -72,13 +72,13 @@ def run(context: StageContext) -> dict:
         first = f"; the first: {rejects[0]['path']}: {rejects[0]['message']}" if rejects else ""
         raise InputError(
             f"no record came out of {metrics['files']} files; rejects: {reasons}{first}",
-            field="stages.ingest.sources",
+            field="sources",
         )
     if metrics["synthetic_fraction"] > config.max_synthetic_fraction:
         raise InputError(
             f"{metrics['synthetic']} of {metrics['records']} records were made by a model of this project "
             f"({metrics['synthetic_fraction']:.1%}, allowed {config.max_synthetic_fraction:.1%})",
-            field="stages.ingest.max_synthetic_fraction",
+            field="max_synthetic_fraction",
         )
     return metrics
 
@@ -278,36 +278,15 @@ def _marker(state: str, group: dict) -> str:
 def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: list[dict]) -> dict:
     from omniloom.stages.data import records
 
-    counts: Counter = Counter()
-    for kind in records.KINDS:
-        counts[f"records_{kind}"] = 0
-    for split in records.SPLITS:
-        counts[f"records_{split}"] = 0
-    files = sum(report["files"] for report in reports)
-    columns = ("kind", "split", "synthetic", "captions", "meta")
-    for row in records.iterate(output, columns=columns, batch_size=4096):
-        counts["records"] += 1
-        counts[f"records_{row['kind']}"] += 1
-        counts[f"records_{row['split']}"] += 1
-        counts["synthetic"] += row["synthetic"]
-        if row["kind"] in ("image", "video"):
-            counts["captions"] += len(row["captions"] or ())
-            counts["uncaptioned"] += not row["captions"]
-            counts["multipage"] += "pages" in json.loads(row["meta"])
-    total = counts["records"]
+    counts = records.counts(output)
     return {
-        "files": files,
-        "items": total + len(rejects) + len(duplicates),
-        "records": total,
+        "files": sum(report["files"] for report in reports),
+        "items": counts["records"] + len(rejects) + len(duplicates),
+        "records": counts["records"],
         "rejects": len(rejects),
         "duplicates": len(duplicates),
         "files_rejected": sum(report["files_rejected"] for report in reports),
-        "synthetic": counts["synthetic"],
-        "synthetic_fraction": counts["synthetic"] / total if total else 0.0,
-        "uncaptioned": counts["uncaptioned"],
-        "captions": counts["captions"],
-        "multipage": counts["multipage"],
-        **{key: counts[key] for key in counts if key.startswith("records_")},
+        **counts,
         **{f"rejects_{code}": count for code, count in sorted(Counter(r["code"] for r in rejects).items())},
     }
 

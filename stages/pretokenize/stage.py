@@ -1,7 +1,7 @@
 """Stage `pretokenize`: the corpus into text ids, visual codes and latents, and raw pixels and a frozen encoder's
 features where they are asked for, once, for every later epoch.
 
-In: ingest's records and the last visual tokenizer; without one, texts alone are taken, and what holds pictures is
+In: records and the last visual tokenizer; without one, texts alone are taken, and what holds pictures is
 counted as `documents_left_out`. Out: see `stages.data.tokens`. A pool of Ray Data actors holds the visual tokenizer;
 each takes one shard of records at a time and writes its token shards, so that a killed run goes on with the shards that
 are missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that is nearest to
@@ -13,21 +13,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from omniloom.infra import storage
-from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.errors import InputError, OmniLoomError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict
 from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig
 from omniloom.stages.base import PLACEMENT, RETRIES, Needs, StageContext
+from omniloom.stages.checkpoints.outside import require_folder_of_weights
 from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
 from omniloom.stages.data.aspects import Aspects, check_names
 
+if TYPE_CHECKING:
+    from omniloom.models.text import TextTokenizer
+
 VERSION = 5
-FEATURES = "stages.pretokenize.features"
+FEATURES = "features"
 
 Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, Any]]]  # (kind, shape): (segment to fill, pixels)
 
@@ -68,6 +73,25 @@ def needs(config: Config) -> Needs:
     return Needs(worker_cpus=config.cpus, worker_gpus=config.gpus)  # one actor at least
 
 
+def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    """That the tokenizer can encode what the kinds of the sources are brought to, and that what is named is there."""
+    tokenizer = upstream.get("tokenizer")
+    kinds = {"image" if kind == "document" else kind for kind in getattr(upstream.get("records"), "kinds", ())}
+    if tokenizer and tokenizer.model:
+        check_fit(config, tokenizer.model, kinds)
+    if files and config.text_tokenizer:
+        _named_text_tokenizer(config.text_tokenizer)
+    if files and config.features and "tokenizer" in upstream:
+        encoder_config(config.features, FEATURES)
+        require_folder_of_weights(storage.absolute(config.features), FEATURES)
+
+
+def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+    tokenizer = upstream.get("tokenizer")
+    if tokenizer and tokenizer.model:
+        check_fit(config, tokenizer.model, pictures_in(counts))
+
+
 def run(context: StageContext) -> dict:
     import ray
 
@@ -75,15 +99,15 @@ def run(context: StageContext) -> dict:
     from omniloom.stages.data import records, tokens
 
     config: Config = context.config
-    ingest, visual = context.inputs["ingest"], context.tokenizer
+    corpus, visual = context.records, context.tokenizer
     model = visual and config_from_dict(storage.read_json(visual.file("tokenizer", "config.json")))
     if model:
-        _check_fit(config, model, ingest.metrics)
+        check_fit(config, model, pictures_in(corpus.metrics))
     feature_dim = encoder_config(config.features, FEATURES).width if model and config.features else None
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
-        storage.write_bytes(text_uri, _text_tokenizer(config, ingest).encode())
-    shards = records.shards(ingest.uri)
+        storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
+    shards = records.shards(corpus.uri)
     done = storage.list_files(storage.join(context.state, "shards"))
     todo = [{"index": i, "uri": uri} for i, uri in enumerate(shards) if f"{i:05d}.json" not in done]
     context.progress(len(shards) - len(todo), len(shards), "shards")
@@ -134,15 +158,17 @@ def run(context: StageContext) -> dict:
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
 
 
-def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
-    """InputError where the tokenizer cannot encode what the corpus (ingest's counts by kind) is brought to."""
+def pictures_in(counts: Mapping[str, Any]) -> set[str]:
+    """Which of image and video the records that these counts are of hold; documents hold images."""
+    held = {kind for kind in ("image", "video", "document") if counts.get(f"records_{kind}")}
+    return {"image" if kind == "document" else kind for kind in held}
+
+
+def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str]) -> None:
+    """InputError where the tokenizer cannot encode what pictures of these kinds, image and video, are brought to."""
     aspects = Aspects(config.aspects, model.patch_size)
-    sizes = {}
-    if counts["records_image"] or counts["records_document"]:
-        sizes["image_size"] = config.image_size
-    if counts["records_video"]:
-        sizes["video_size"] = config.video_size
-    try:
+    sizes = {f"{kind}_size": getattr(config, f"{kind}_size") for kind in ("image", "video") if kind in kinds}
+    with within():
         for field, size in sizes.items():
             aspects.check([size], field, "aspects")
             for bucket, name in enumerate(config.aspects):
@@ -152,7 +178,7 @@ def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
                         f"pixel_patch: {config.pixel_patch} does not divide the {shape[0]}x{shape[1]} "
                         f"pixels of {field} {size} at aspect {name}"
                     )
-        if counts["records_video"] and (name := IMAGES_ALONE.get(model.architecture)):
+        if "video" in kinds and (name := IMAGES_ALONE.get(model.architecture)):
             raise ValueError(f"the corpus holds videos, and the tokenizer is {name}, which is for images alone")
         if config.features and isinstance(model, TiTokConfig):
             raise ValueError("features: the latents of a TiTok stand for no place in the picture, expected null")
@@ -163,33 +189,34 @@ def _check_fit(config: Config, model: AnyTokenizerConfig, counts: dict) -> None:
                         f"image_size: {config.image_size} at aspect {name} makes pictures of "
                         f"{shape[0]}x{shape[1]}, the tokenizer's are {model.size[0]}x{model.size[1]}"
                     )
-        elif counts["records_video"] and (config.frames - 1) % model.temporal_patch:
+        elif "video" in kinds and (config.frames - 1) % model.temporal_patch:
             raise ValueError(
                 f"frames: expected 1 + a multiple of temporal_patch {model.temporal_patch}, got {config.frames}"
             )
-    except ValueError as error:
-        raise InputError(str(error), field="stages.pretokenize") from None
 
 
-def _text_tokenizer(config: Config, ingest) -> str:
+def _text_tokenizer(config: Config, corpus: Artifact) -> str:
     from omniloom.models.text import TextTokenizer
-    from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 
     if config.text_tokenizer:
-        try:
-            return read_text_tokenizer(storage.absolute(config.text_tokenizer)).to_json()
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"is no tokenizer.json: {error}", field="stages.pretokenize.text_tokenizer", file=config.text_tokenizer
-            ) from None
-    return TextTokenizer.train(_texts(ingest), config.vocab_size).to_json()
+        return _named_text_tokenizer(config.text_tokenizer).to_json()
+    return TextTokenizer.train(_texts(corpus), config.vocab_size).to_json()
 
 
-def _texts(ingest):
+def _named_text_tokenizer(uri: str) -> TextTokenizer:
+    from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+
+    try:
+        return read_text_tokenizer(storage.absolute(uri))
+    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
+        raise InputError(f"is no tokenizer.json: {error}", field="text_tokenizer", file=uri) from None
+
+
+def _texts(corpus: Artifact):
     """Captions and texts of the train split, in order: held-out text teaches the tokenizer nothing."""
     from omniloom.stages.data import records
 
-    for row in records.iterate(ingest.uri, split="train", columns=["captions", "text", "segments"]):
+    for row in records.iterate(corpus.uri, split="train", columns=["captions", "text", "segments"]):
         yield from row["captions"] or ()
         if row["text"]:
             yield row["text"]

@@ -8,6 +8,8 @@ had finished is kept.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,11 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
+from omniloom.infra.errors import InputError, join_fields
 from omniloom.infra.figures import finite
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.base import Needs, StageContext
-from omniloom.stages.evaluate.stage import MeasureConfig
+from omniloom.stages.evaluate.config import MeasureConfig
 from omniloom.stages.studies.base import Named, Share, curves
 from omniloom.stages.train import stage as train_unified
 
@@ -91,6 +94,29 @@ def budget(config: train_unified.Config, objective: str) -> train_unified.Config
     return config.model_copy(update={"objectives": {objective: 1.0}, "loss": loss, "alignment": alignment})
 
 
+def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    for name, objective in config.objectives.items():
+        with _of_training(name):
+            train_unified.check(budget(config.training, objective), upstream, files)
+
+
+def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+    for name, objective in config.objectives.items():
+        with _of_training(name):
+            train_unified.check_counts(budget(config.training, objective), upstream, counts)
+
+
+@contextlib.contextmanager
+def _of_training(name: str) -> Iterator[None]:
+    """InputErrors of one training are about `training`, or about its objective in `objectives`."""
+    try:
+        yield
+    except InputError as error:
+        objective = error.field == "objectives"
+        error.field = f"objectives.{name}" if objective else join_fields("training", error.field)
+        raise
+
+
 @dataclass
 class Measurement:
     """What the measuring worker gets; picklable. `output` is the folder that `training` filled."""
@@ -107,11 +133,10 @@ class Measurement:
 def run(context: StageContext) -> dict:
     config: Config = context.config
     trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
-    for training in trainings.values():
-        train_unified.check(training, context.inputs["pretokenize"], context.tokenizer)
-        train_unified.check_fits(
-            training, context.inputs["pretokenize"], context.progress, "stages.objective_study.training"
-        )
+    for name, training in trainings.items():
+        with _of_training(name):
+            train_unified.check_tokens(training, context.tokens, context.tokenizer)
+            train_unified.left_out_of(training, context.tokens, context.progress)
     rows = []
     for number, (name, training) in enumerate(trainings.items()):
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
@@ -134,9 +159,7 @@ def _make(context: StageContext, name: str, training: train_unified.Config, prog
     state, output = storage.join(context.state, name), storage.join(context.output, name)
     tracker, run_name = Named(context.tracker, name), f"{context.stage}-{context.fingerprint[:12]}-{name}"
     if not storage.exists(storage.join(state, "metrics.json")):
-        job = train_unified.Job(
-            training, context.inputs["pretokenize"], context.tokenizer, output, state, progress, tracker
-        )
+        job = train_unified.Job(training, context.tokens, context.tokenizer, output, state, progress, tracker)
         launch(train_unified.train_worker, job, training.workers, run_name, state)
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):

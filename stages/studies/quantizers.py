@@ -1,18 +1,20 @@
 """Optional stage `quantizer_study`: the same tokenizer under the same budget with one bottleneck after another.
 
-In: ingest's records. Out: `study.json`, one row a quantizer with its held-out figures, which `report.html` and the
+In: records. Out: `study.json`, one row a quantizer with its held-out figures, which `report.html` and the
 report of `evaluate` show as a table; each tokenizer with its curves and reconstructions in a folder of its name.
 What a killed run had finished is kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omniloom.infra import storage
+from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
 from omniloom.models.tokenizer.config import RAEConfig
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
@@ -44,6 +46,19 @@ def needs(config: Config) -> Needs:
     return train_tokenizer.needs(config.training)
 
 
+def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    for name, quantizer in config.quantizers.items():
+        with within(f"quantizers.{name}"):
+            replace(config.training.model, quantizer=quantizer)
+    with within("training"):
+        train_tokenizer.check(config.training, {}, files)
+
+
+def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[str]:
+    with within("training"):
+        yield from train_tokenizer.check_counts(config.training, upstream, counts)
+
+
 def run(context: StageContext) -> dict:
     from omniloom.infra.training.launch import launch
 
@@ -57,7 +72,7 @@ def run(context: StageContext) -> dict:
                 context.stage,
                 config.training,
                 replace(config.training.model, quantizer=quantizer),
-                context.inputs["ingest"],
+                context.records,
                 None,
                 storage.join(context.output, name),
                 state,

@@ -1,6 +1,6 @@
 """Stages `tokenizer_image`, `tokenizer_joint`, `tokenizer_kl`: adversarial training of the tokenizer, step by step.
 
-In: ingest's records, and for a later stage the tokenizer of the one before, whose weights it starts from.
+In: records, and where a stage before it makes one a tokenizer, whose weights it starts from.
 Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), and
 `report/reconstruction.png`.
 The stages differ by config alone: which kinds they see, at which sizes, from which weights, with which bottleneck.
@@ -9,21 +9,33 @@ Source: OmniTokenizer, arXiv 2406.09399, section 3.3 (progressive training).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, within
 from omniloom.infra.figures import finite
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
 from omniloom.models.tokenizer.config import RAEConfig
 from omniloom.stages.base import Needs, StageContext
+from omniloom.stages.checkpoints.outside import require_folder_of_weights, require_weights
 from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
 from omniloom.stages.tokenizer.config import Config, KLConfig, NamedRAEConfig, PerceptualConfig, check_fit
 
-__all__ = ["Config", "KLConfig", "VERSION", "load_tokenizer", "needs", "run", "train_worker"]
+__all__ = [
+    "Config",
+    "KLConfig",
+    "VERSION",
+    "check",
+    "check_counts",
+    "load_tokenizer",
+    "needs",
+    "resolved",
+    "run",
+    "train_worker",
+]
 
 VERSION = 4
 
@@ -35,7 +47,7 @@ class Job:
     stage: str
     config: Config
     model: AnyTokenizerConfig
-    ingest: Artifact
+    records: Artifact
     start_from: Artifact | None
     output: str
     state: str
@@ -51,19 +63,85 @@ def needs(config: Config) -> Needs:
 
 def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig | None:
     """What a stage trains, where the stage before made `known`; None where nothing says."""
-    model = _official(config.official).config if config.official else config.model or known
+    if config.official:
+        config = config.model_copy(update={"model": _official(config.official).config})
+        known = None
+    return _architecture(config, known, files=True)
+
+
+def _architecture(config: Config, known: AnyTokenizerConfig | None, files: bool) -> AnyTokenizerConfig | None:
+    """`architecture` of a stage that starts from no released checkpoint; without `files` None for an RAE, whose encoder
+    is one."""
+    model = config.model or known
     if config.model and known and model.architecture != known.architecture:
         raise InputError(
             f"training starts from a tokenizer of the architecture {known.architecture!r}, got {model.architecture!r}",
             field="model.architecture",
         )
     if not isinstance(model, RAEConfig):
-        return replace(model, quantizer=config.quantizer) if model and config.quantizer else model
+        with within("quantizer"):
+            return replace(model, quantizer=config.quantizer) if model and config.quantizer else model
     if config.quantizer:
         raise InputError("expected none: the latents of an RAE are its encoder's features", field="quantizer")
     if isinstance(model, NamedRAEConfig):
-        model = RAEConfig(**vars(model) | {"encoder": encoder_config(model.encoder, "model.encoder")})
+        if not files:
+            return None
+        with within("model"):
+            model = RAEConfig(**vars(model) | {"encoder": encoder_config(model.encoder, "encoder")})
     return model
+
+
+def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    """That there is an architecture to train, and that it fits the data; of a released checkpoint's that is known when
+    the stage runs."""
+    known = upstream.get("tokenizer")
+    starts = bool(config.official) or "tokenizer" in upstream
+    if not (starts or config.model):
+        raise InputError("is missing: the architecture of the tokenizer", field="model")
+    if not (starts or config.steps):
+        raise InputError("expected at least 1: there is no tokenizer to take as it is", field="steps")
+    if files:
+        _check_files(config)
+    if not config.official:
+        model = _architecture(config, known and known.model, files)
+        if model:
+            with within():
+                check_fit(model, config.data)
+
+
+def _check_files(config: Config) -> None:
+    for field, uri in (
+        ("official", config.official),
+        ("perceptual.vgg", config.perceptual and config.perceptual.vgg),
+        ("perceptual.heads", config.perceptual and config.perceptual.heads),
+    ):
+        if uri:
+            require_weights(storage.absolute(uri), field)
+    if isinstance(config.model, NamedRAEConfig):
+        require_folder_of_weights(storage.absolute(config.model.encoder), "model.encoder")
+
+
+def resolved(config: Config, upstream: Mapping[str, Any]) -> Config:
+    """With the architecture that is trained as `model`; None where only a file tells that."""
+    known = upstream.get("tokenizer")
+    model = None if config.official else _architecture(config, known and known.model, files=True)
+    return config.model_copy(update={"model": model, "quantizer": None, "official": None})
+
+
+def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[str]:
+    """That the corpus holds the kinds that are trained; a warning where there are fewer clips than a step takes."""
+    for kind in config.data.kinds if config.steps else ():
+        number = counts.get(f"records_train_{kind}", counts.get(f"records_{kind}"))
+        batch = config.data.image_batch if kind == "image" else config.data.video_batch
+        if number == 0:
+            held = ", ".join(f"{k}s {counts.get(f'records_{k}', 0):,}" for k in ("image", "video", "text", "document"))
+            raise InputError(
+                f"the corpus holds no {kind} in its train split ({held}); leave {kind} out, or configure no tokenizer "
+                "and stages.train.objectives {} for texts alone",
+                field="data.kinds",
+            )
+        if number is not None and number < batch:
+            yield f"{number:,} {kind}s in the train split, fewer than the {batch} of one step: each comes in every step"
 
 
 def run(context: StageContext) -> dict:
@@ -71,25 +149,17 @@ def run(context: StageContext) -> dict:
     from omniloom.infra.training.launch import launch
 
     config: Config = context.config
-    start_from = context.tokenizer if len(context.inputs) > 1 and not config.official else None
+    start_from = None if config.official else context.tokenizer
     known = start_from and storage.read_json(start_from.file("tokenizer", "config.json"))
     model = architecture(config, known and config_from_dict(known, start_from.file("tokenizer", "config.json")))
-    if model is None:
-        raise InputError("is missing: the architecture of the tokenizer", field=f"stages.{context.stage}.model")
-    if not config.steps and not (config.official or start_from):
-        raise InputError(
-            "expected at least 1: there is no tokenizer to take as it is", field=f"stages.{context.stage}.steps"
-        )
-    try:
+    with within():
         check_fit(model, config.data)
-    except ValueError as error:
-        raise InputError(str(error), field=f"stages.{context.stage}") from None
-    checkpoint.check(context.state, config.workers.count, {"generator": config.engine}, context.stage)
+    checkpoint.check(context.state, config.workers.count, {"generator": config.engine})
     job = Job(
         context.stage,
         config,
         model,
-        context.inputs["ingest"],
+        context.records,
         start_from,
         context.output,
         context.state,
@@ -144,8 +214,8 @@ def train_worker(job: Job) -> None:
             micro,
         )
     generator, critic = engines["generator"], engines.get("discriminator")
-    batches = ClipBatches(job.ingest, "train", config.data, job.model.patch_size, config.seed, rank, ranks)
-    held_out = ClipBatches(job.ingest, "validation", config.data, job.model.patch_size, config.seed, 0, 1)
+    batches = ClipBatches(job.records, "train", config.data, job.model.patch_size, config.seed, rank, ranks)
+    held_out = ClipBatches(job.records, "validation", config.data, job.model.patch_size, config.seed, 0, 1)
     history = History(job.state, job.tracker) if rank == 0 else None
 
     def train_step(step: int) -> tuple[dict[str, float], float]:
@@ -217,15 +287,9 @@ def _perceptual(config: PerceptualConfig | None):
     if config is None:
         return None
     heads = config.heads and _read(config.heads, read_weights, "perceptual.heads")
-    try:
-        return load_perceptual(
-            _read(config.vgg, read_weights, "perceptual.vgg"),
-            heads or None,
-            vgg_source=config.vgg,
-            heads_source=str(config.heads),
-        )
-    except ValueError as error:
-        raise InputError(str(error), field="perceptual") from None
+    vgg = _read(config.vgg, read_weights, "perceptual.vgg")
+    with within("perceptual"):
+        return load_perceptual(vgg, heads or None, vgg_source=config.vgg, heads_source=str(config.heads))
 
 
 def _official(uri: str):

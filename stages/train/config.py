@@ -20,6 +20,7 @@ from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS,
 from omniloom.stages.base import PLACEMENT
 from omniloom.stages.checkpoints.language_model import start_config
 from omniloom.stages.data.packing import PackingConfig, Task
+from omniloom.stages.inference.config import DrawingConfig
 
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
@@ -89,11 +90,8 @@ class AlignmentConfig(BaseModel):
             raise ValueError(f"alignment.layer: expected at most the model's {layers}, got {self.layer}")
 
 
-class SampleConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class SampleConfig(DrawingConfig):
     count: int = Field(16, ge=0, description="validation captions that are drawn")
-    num_steps: int = Field(20, ge=1)
-    guidance_scale: float = Field(2.0, ge=0)
 
 
 class Config(BaseModel):
@@ -181,7 +179,7 @@ def feature_dim(config: Config, facts: dict) -> int | None:
     if not config.alignment:
         return None
     if not facts.get("feature_dim"):
-        raise InputError("the tokens hold no features; set stages.pretokenize.features", field="stages.train.alignment")
+        raise InputError("the tokens hold no features; set stages.pretokenize.features", field="alignment")
     return facts["feature_dim"]
 
 
@@ -202,7 +200,7 @@ def unified_config(
                 "pixel_dim": "the tokens hold no raw pixels; set stages.pretokenize.pixel_patch",
                 "codebook_size": "the visual tokenizer is continuous and has no codes",
             }[OBJECTIVES[objective].representation.size]
-            raise InputError(f"{objective} cannot be trained: {missing}", field="stages.train.objectives")
+            raise InputError(f"{objective} cannot be trained: {missing}", field="objectives")
     if config.init_from:
         # A default is no wish: only what is written in the config can contradict the checkpoint.
         chosen = {

@@ -1,6 +1,6 @@
 """What of a corpus fits into packed rows: nothing that a config asks for is left out of training in silence.
 
-In: a pipeline's config; the counts of ingest; a token set. Out: InputError naming the field and what would do, where a
+In: the stages' configs; the counts of ingest; a token set. Out: InputError naming the field and what would do, where a
 kind that has a share of training has nothing to give; else counts of what is left out, by kind and reason. Asked at the
 earliest moment that each can answer: before anything runs, once ingest is done, and before the first step of training.
 """
@@ -8,6 +8,7 @@ earliest moment that each can answer: before anything runs, once ingest is done,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from omniloom.infra.errors import InputError
@@ -21,70 +22,68 @@ _FRAME = 4  # tokens around a picture in a row: the two that frame it, <bos> and
 _PLURAL = {"image": "images", "video": "videos", "text": "texts", "document": "documents"}
 
 
-def check_config(stages: Any) -> None:
-    """From `pipelines.config.StagesConfig` alone: that an image and a video, whose sizes it sets, fit into a row."""
-    for field, training, trained in _trainings(stages):
-        for kind in sorted(_kinds_of(stages.ingest) & {"image", "video"}) if trained else ():
-            tokens = picture_tokens(stages, kind, trained)
-            if tokens and _share(training.packing, kind) != 0 and tokens + _FRAME > training.packing.length:
-                least = tokens + _FRAME
-                raise InputError(
-                    f"{training.packing.length} tokens hold no {kind}: one is {tokens} tokens and {_FRAME} around "
-                    f"them; {least} takes those without a caption, {_rounded(least)} most with one "
-                    f"(packing.mixture: {{{kind}: 0}} leaves them out)",
-                    field=f"{field}.packing.length",
-                )
-
-
-def check_corpus(stages: Any, counts: dict) -> None:
-    """From ingest's metrics: that it holds the kinds that have a share, and captions where pictures are only
-    described."""
-    for field, training, trained in _trainings(stages):
-        packing = training.packing
-        for kind, share in packing.mixture.items():
-            if share and counts.get(f"records_{kind}") == 0:
-                found = ", ".join(f"{_PLURAL[k]} {counts.get(f'records_{k}', 0):,}" for k in get_args(Kind))
-                raise InputError(
-                    f"{kind} has a share of {share:g}, and the corpus holds none ({found})",
-                    field=f"{field}.packing.mixture.{kind}",
-                )
-        pictures = counts.get("records_image", 0) + counts.get("records_video", 0)
-        if (
-            trained
-            and not packing.caption_first
-            and pictures
-            and counts.get("uncaptioned") == pictures
-            and any(counts.get(f"records_{kind}") and _share(packing, kind) != 0 for kind in ("image", "video"))
-        ):
+def check_pictures(packing: PackingConfig, trained: Sequence[str], upstream: Mapping[str, Any]) -> None:
+    """From the configs alone: that an image and a video, whose sizes they set, fit into a row."""
+    tokenizer, tokens = upstream.get("tokenizer"), upstream.get("tokens")
+    if not (trained and tokenizer and tokenizer.model and tokens):
+        return
+    for kind in sorted(getattr(upstream.get("records"), "kinds", set()) & {"image", "video"}):
+        count = picture_tokens(tokenizer.model, tokens, kind, trained)
+        if count and _share(packing, kind) != 0 and count + _FRAME > packing.length:
+            least = count + _FRAME
             raise InputError(
-                f"is 0, so that pictures are only described, and none of the {pictures:,} has a caption",
-                field=f"{field}.packing.caption_first",
+                f"{packing.length} tokens hold no {kind}: one is {count} tokens and {_FRAME} around "
+                f"them; {least} takes those without a caption, {_rounded(least)} most with one "
+                f"(packing.mixture: {{{kind}: 0}} leaves them out)",
+                field="packing.length",
             )
 
 
-def check_tokens(
-    tokens: TokenSet, packing: PackingConfig, objectives: dict[str, float], seed: int, field: str = "stages.train"
-) -> dict[str, int]:
+def check_corpus(packing: PackingConfig, trained: Sequence[str], counts: Mapping[str, Any]) -> None:
+    """From ingest's metrics: that it holds the kinds that have a share, and captions where pictures are only
+    described."""
+    for kind, share in packing.mixture.items():
+        if share and counts.get(f"records_{kind}") == 0:
+            found = ", ".join(f"{_PLURAL[k]} {counts.get(f'records_{k}', 0):,}" for k in get_args(Kind))
+            raise InputError(
+                f"{kind} has a share of {share:g}, and the corpus holds none ({found})",
+                field=f"packing.mixture.{kind}",
+            )
+    pictures = counts.get("records_image", 0) + counts.get("records_video", 0)
+    if (
+        trained
+        and not packing.caption_first
+        and pictures
+        and counts.get("uncaptioned") == pictures
+        and any(counts.get(f"records_{kind}") and _share(packing, kind) != 0 for kind in ("image", "video"))
+    ):
+        raise InputError(
+            f"is 0, so that pictures are only described, and none of the {pictures:,} has a caption",
+            field="packing.caption_first",
+        )
+
+
+def check_tokens(tokens: TokenSet, packing: PackingConfig, objectives: dict[str, float], seed: int) -> dict[str, int]:
     """{"left_out_KIND_REASON": documents} of the train split; InputError where a kind that has a share has nothing that
     fits. Reasons are those of `stages.data.packing.Planner.left_out`."""
     if not len(tokens):
-        raise InputError("the train split holds no documents", field="stages.ingest.splits")
+        raise InputError("the train split of the tokens holds no documents")
     for kind in get_args(Kind) if any(objectives.values()) else ("text",):
         share, found = _share(packing, kind), tokens.indices(kind)
         if share and not len(found):
             raise InputError(
                 f"{kind} has a share of {share:g}, and the train split holds none",
-                field=f"{field}.packing.mixture.{kind}",
+                field=f"packing.mixture.{kind}",
             )
     planner = Planner(tokens, packing, seed, objectives, empty=True)
     for kind in planner.kinds:
         if _share(packing, kind) != 0 and len(tokens.indices(kind)) and kind not in planner.units:
-            raise _nothing_fits(planner, kind, field)
+            raise _nothing_fits(planner, kind)
     if not planner.quota:
         found = ", ".join(f"{_PLURAL[kind]} {len(tokens.indices(kind)):,}" for kind in get_args(Kind))
         raise InputError(
             f"leaves nothing to train on: what has a share is not in the train split ({found})",
-            field=f"{field}.packing.mixture",
+            field="packing.mixture",
         )
     return {f"left_out_{name}": count for name, count in sorted(planner.left_out.items())}
 
@@ -101,48 +100,23 @@ def told(left_out: dict[str, int]) -> str:
     return f"left out of training: {', '.join(words)}" if words else ""
 
 
-def picture_tokens(stages: Any, kind: str, trained: tuple[str, ...]) -> int | None:
-    """Tokens of the least image or video that the config makes, in the representation that it is longest in; None where
-    the tokenizer's shape stands in a file."""
+def picture_tokens(model: Any, tokens: Any, kind: str, trained: Sequence[str]) -> int | None:
+    """Tokens of the least image or video that a tokenizer of the shape `model` and the config of the `tokens` make, in
+    the representation that it is longest in; None where the two do not fit each other."""
     from omniloom.stages.data.aspects import Aspects
 
-    tokenizers = [
-        stage
-        for name in ("tokenizer_image", "tokenizer_joint", "tokenizer_kl")
-        if (stage := getattr(stages, name, None))
-    ]
-    model = next((stage.model for stage in reversed(tokenizers) if stage.model), None)
-    if model is None:
-        return None
-    config, size = stages.pretokenize, getattr(stages.pretokenize, f"{kind}_size")
-    aspects, frames = Aspects(config.aspects, model.patch_size), config.frames if kind == "video" else 1
+    size = tokens.image_size if kind == "image" else tokens.video_size
+    aspects, frames = Aspects(tokens.aspects, model.patch_size), tokens.frames if kind == "video" else 1
     try:
-        area = min(math.prod(aspects.shape(bucket, size)) for bucket in range(len(config.aspects)))
+        area = min(math.prod(aspects.shape(bucket, size)) for bucket in range(len(tokens.aspects)))
     except ValueError:  # pretokenize says so
         return None
     latent_frames = 1 + (frames - 1) // getattr(model, "temporal_patch", 1)
     found = {"latents": getattr(model, "num_latents", None) or latent_frames * area // model.patch_size**2}
     found["codes"] = found["latents"]
-    if config.pixel_patch:
-        found["pixels"] = frames * area // config.pixel_patch**2
+    if tokens.pixel_patch:
+        found["pixels"] = frames * area // tokens.pixel_patch**2
     return max(found.get(OBJECTIVES[name].representation.name, 0) for name in trained)
-
-
-def _trainings(stages: Any) -> list[tuple[str, Any, tuple[str, ...]]]:
-    """(field, config, objectives) of the stages that train on packed rows; a study by each objective in turn."""
-    found = [("stages.train", stages.train, stages.train.trained)] if stages.train else []
-    if study := stages.objective_study:
-        found += [("stages.objective_study.training", study.training, (name,)) for name in study.objectives.values()]
-    return found
-
-
-def _kinds_of(ingest: Any) -> set[str]:
-    """The kinds that sources of the config give, whatever they hold."""
-    kinds = {"image_folder": "image", "video_folder": "video", "text": "text", "interleaved": "document"}
-    return {
-        kinds.get(source.kind) or ("image" if source.image_field else "video" if source.video_field else "text")
-        for source in ingest.sources
-    }
 
 
 def _share(packing: PackingConfig, kind: str) -> float | None:
@@ -157,16 +131,16 @@ def _rounded(tokens: int) -> int:
     return -(-(tokens + 32) // 64) * 64
 
 
-def _nothing_fits(planner: Planner, kind: str, field: str) -> InputError:
+def _nothing_fits(planner: Planner, kind: str) -> InputError:
     total = len(planner.tokens.indices(kind))
     if planner.left_out.get(f"{kind}_no_caption") == total:
         return InputError(
             f"is 0, so that pictures are only described, and none of the {total:,} {_PLURAL[kind]} has a caption",
-            field=f"{field}.packing.caption_first",
+            field="packing.caption_first",
         )
     needed = [planner.needed(int(index)) for index in planner.tokens.indices(kind)]
     return InputError(
         f"of {total:,} {_PLURAL[kind]} none fits into {planner.config.length} tokens; {min(needed)} takes the "
         f"shortest, {max(needed)} all of them (packing.mixture: {{{kind}: 0}} leaves them out)",
-        field=f"{field}.packing.length",
+        field="packing.length",
     )

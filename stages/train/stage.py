@@ -8,17 +8,21 @@ Out: `model/` (all that sampling needs, `models.model`), `report/history.jsonl` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, within
 from omniloom.infra.figures import finite
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.representations import patch_numbers
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints.language_model import check_text_tokenizer, local_folder
+from omniloom.stages.checkpoints.outside import require_folder_of_weights
+from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.train.config import Config, SampleConfig, feature_dim, unified_config, visual_sizes
 
@@ -26,6 +30,8 @@ __all__ = [
     "Config",
     "VERSION",
     "check",
+    "check_counts",
+    "check_tokens",
     "feature_dim",
     "needs",
     "run",
@@ -56,33 +62,94 @@ class Job:
     tracker: Any
 
 
+def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    """That the tokens hold what is trained on, as far as the configs of pretokenize and the tokenizer tell."""
+    from omniloom.stages.train import fits
+
+    if config.trained and "tokenizer" not in upstream:
+        raise InputError(
+            f"{', '.join(config.trained)} needs a visual tokenizer; configure tokenizer_image and tokenizer_joint, or "
+            "set objectives to {} for a language model alone",
+            field="objectives",
+        )
+    tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
+    if tokens is None:
+        return
+    if config.alignment and not tokens.features:
+        raise InputError(
+            "needs a frozen encoder's features; set stages.pretokenize.features to its folder", field="alignment"
+        )
+    if config.init_from and not tokens.text_tokenizer:
+        raise InputError(
+            "the corpus must be in the ids of that folder; set stages.pretokenize.text_tokenizer to its tokenizer.json",
+            field="init_from",
+        )
+    if config.init_from and not files:
+        return
+    if config.init_from:
+        check_start(config, tokens.text_tokenizer)
+    model = tokenizer and tokenizer.model
+    # What is not known is taken to be there.
+    sizes = {
+        "latent_dim": model.latent_dim if model else 1,
+        "codebook_size": model.codebook_size if model else 1,
+        "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
+    }
+    check_alignment(config, unified_config(config, tokens.vocab_size, sizes, None))
+    fits.check_pictures(config.packing, config.trained, upstream)
+
+
+def check_start(config: Config, text_tokenizer: str) -> None:
+    """That the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
+    uri = storage.absolute(config.init_from)
+    require_folder_of_weights(uri, "init_from")
+    try:
+        digest = read_text_tokenizer(storage.absolute(text_tokenizer)).digest
+    except Exception:  # pretokenize says so
+        return
+    check_text_tokenizer(uri, digest)
+
+
+def check_alignment(config: Config, model: UnifiedConfig) -> None:
+    with within():
+        if config.alignment:
+            config.alignment.check(model.layers)
+
+
+def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+    """That the corpus holds what has a share of training."""
+    from omniloom.stages.train import fits
+
+    fits.check_corpus(config.packing, config.trained, counts)
+
+
 def run(context: StageContext) -> dict:
     from omniloom.infra.training import checkpoint
     from omniloom.infra.training.launch import launch
 
-    tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
-    check(context.config, tokens, tokenizer)
-    left_out = check_fits(context.config, tokens, context.progress)
-    checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine}, context.stage)
+    tokens, tokenizer = context.tokens, context.tokenizer
+    check_tokens(context.config, tokens, tokenizer)
+    left_out = left_out_of(context.config, tokens, context.progress)
+    checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine})
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.read_json(storage.join(context.state, "metrics.json")) | left_out
 
 
-def check_fits(config: Config, tokens: Artifact, progress: Any, field: str = "stages.train") -> dict[str, int]:
+def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, int]:
     """Counts of the documents that are left out of training and of its validation, which are told; InputError where a
     kind that has a share has none that fits."""
     from omniloom.stages.data.tokens import TokenSet
     from omniloom.stages.train import fits
 
     arguments = config.packing, config.objectives, config.seed
-    left_out = fits.check_tokens(TokenSet(tokens, "train"), *arguments, field)
+    left_out = fits.check_tokens(TokenSet(tokens, "train"), *arguments)
     if told := fits.told(left_out):
         progress.note(told)
     return left_out | fits.check_held_out(TokenSet(tokens, "validation"), *arguments)
 
 
-def check(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
+def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
     """That the tokens can be trained on, and are the tokenizer's; InputError where not."""
     facts = storage.read_json(tokens.file("tokens.json"))
     if tokenizer and facts["visual_digest"] != tokenizer.digest:
@@ -95,11 +162,7 @@ def check(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
         check_text_tokenizer(storage.absolute(config.init_from), facts["text_digest"])
     model = unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
     feature_dim(config, facts)
-    try:
-        if config.alignment:
-            config.alignment.check(model.layers)
-    except ValueError as error:
-        raise InputError(str(error), field="stages.train") from None
+    check_alignment(config, model)
 
 
 class RowLoader:
@@ -180,7 +243,6 @@ def train_worker(job: Job) -> None:
     from omniloom.models.unified.model import UnifiedModel
     from omniloom.models.unified.objectives.alignment import FeatureAlignment
     from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name, part_of
-    from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
     from omniloom.stages.data.packing import Planner
     from omniloom.stages.data.tokens import TokenSet
     from omniloom.stages.reporting.history import History
@@ -379,9 +441,7 @@ def _captions(held_out, text, config: Config) -> list[str]:
 def _draw(model, captions: list[str], samples: SampleConfig, objective: str) -> bytes:
     from omniloom.stages.reporting.report import grid
 
-    images = model.text_to_image(
-        captions, num_steps=samples.num_steps, guidance_scale=samples.guidance_scale, seeds=0, objective=objective
-    )
+    images = model.text_to_image(captions, samples.visual(objective=objective))
     return grid(list(images), 8, captions)
 
 

@@ -111,7 +111,7 @@ def test_without_an_intact_checkpoint_training_does_not_start_from_nothing(tmp_p
         DAMAGE["model cut"](tmp_path / "checkpoints" / f"step-0000000{step}")
     for ask in (
         lambda: checkpoint.latest(str(tmp_path)),
-        lambda: checkpoint.check(str(tmp_path), 1, {"model": EngineConfig()}, "train"),
+        lambda: checkpoint.check(str(tmp_path), 1, {"model": EngineConfig()}),
     ):
         with pytest.raises(OmniLoomError, match="no checkpoint is intact.*step-0*4.*step-0*2.*--force") as told:
             ask()
@@ -173,26 +173,26 @@ def test_another_zero_stage_goes_on_where_files_are_alike_and_is_refused_elsewhe
     checkpoint.save(str(tmp_path), 2, {"model": made}, {}, keep=1)
     asked = EngineConfig(zero_stage=now, ema_decay=0.9, offload=True)
     if fits:
-        checkpoint.check(str(tmp_path), 1, {"model": asked}, "train")
+        checkpoint.check(str(tmp_path), 1, {"model": asked})
         other = engine(zero_stage=now, offload=True)
         checkpoint.load(checkpoint.latest(str(tmp_path)), {"model": other})
         expected = train(made, 2, STEPS)
         assert all(torch.equal(value, expected[name]) for name, value in train(other, 2, STEPS).items())
         return
     with pytest.raises(InputError, match=f"under ZeRO stage {before}, cannot go on under {now}.*--force") as caught:
-        checkpoint.check(str(tmp_path), 1, {"model": asked}, "train")
-    assert caught.value.field == "stages.train.engine.zero_stage"
+        checkpoint.check(str(tmp_path), 1, {"model": asked})
+    assert caught.value.field == "engine.zero_stage"
     with pytest.raises(InputError, match="ZeRO stage"):
         checkpoint.load(checkpoint.latest(str(tmp_path)), {"model": engine(zero_stage=now)})
 
 
 def test_another_number_of_workers_is_refused_before_any_starts(tmp_path):
     two_checkpoints(str(tmp_path))
-    checkpoint.check(str(tmp_path), 1, {"model": EngineConfig()}, "train")
-    checkpoint.check(str(tmp_path / "nothing"), 5, {"model": EngineConfig()}, "train")
+    checkpoint.check(str(tmp_path), 1, {"model": EngineConfig()})
+    checkpoint.check(str(tmp_path / "nothing"), 5, {"model": EngineConfig()})
     with pytest.raises(InputError, match="written by 1 workers, cannot go on with 2") as caught:
-        checkpoint.check(str(tmp_path), 2, {"model": EngineConfig()}, "train")
-    assert caught.value.field == "stages.train.workers.count"
+        checkpoint.check(str(tmp_path), 2, {"model": EngineConfig()})
+    assert caught.value.field == "workers.count"
 
 
 def test_the_last_step_is_kept_before_what_follows_it(tmp_path):

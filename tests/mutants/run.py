@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "mutants"
 TREE = WORK / "tree"
+FOLDERS = ("pipelines", "stages", "models", "infra")
 _TESTS_SECONDS = 60.0  # of tests a mistake gets, by the baseline's times, the quickest first
 _CPU_ALLOWED = (10.0, 3.0)  # seconds, and times what its tests take unbroken
 _WALL_ALLOWED = (40.0, 10.0)  # the same for each test
@@ -83,8 +84,11 @@ def _key(mutant: Mutant) -> tuple[str, str, str]:
     return mutant.file, mutant.operator, hashlib.sha256(mutant.code.encode()).hexdigest()
 
 
-def copied_tree() -> str:
-    """The working tree's files in `TREE`, made anew, and their digest."""
+def copied_tree(copy: Path) -> str:
+    """The working tree's files in the folder `copy`, made anew, and their digest.
+
+    The package `omniloom` of the copy has its four folders as links: an editable install would give the checkout's.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -93,14 +97,16 @@ def copied_tree() -> str:
         text=True,
     ).stdout
     digest = hashlib.sha256()
-    shutil.rmtree(TREE, ignore_errors=True)
+    shutil.rmtree(copy, ignore_errors=True)
     for name in sorted(filter(None, listed.split("\0"))):
-        source, copy = ROOT / name, TREE / name
+        source = ROOT / name
         if source.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, copy)
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy / name)
             digest.update(f"{name}\0{hashlib.sha256(source.read_bytes()).hexdigest()}\n".encode())
-    beside = WORK / "shared"  # reference vectors and the sample corpus, which tests look for beside the tree
+    for folder in FOLDERS:
+        (copy / "omniloom" / folder).symlink_to(copy / folder)
+    beside = copy.parent / "shared"  # reference vectors and the sample corpus, which tests look for beside the tree
     if not beside.exists() and (ROOT.parent / "shared").exists():
         beside.symlink_to(ROOT.parent / "shared")
     return digest.hexdigest()
@@ -176,7 +182,7 @@ def main() -> None:
         parser.error(f"--only: no module is called {', '.join(sorted(unknown))}")
     chosen = [module for module in known if not args.only or module.name in args.only]
     WORK.mkdir(parents=True, exist_ok=True)
-    digest, results = copied_tree(), Results(WORK / "results.jsonl")
+    digest, results = copied_tree(TREE), Results(WORK / "results.jsonl")
     last = WORK / "digest"
     if args.survivors or not last.exists() or last.read_text() != digest:
         results.keep(only_noticed=args.survivors)

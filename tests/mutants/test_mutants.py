@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from places import drawn
-from run import equivalents, modules
+from run import copied_tree, equivalents, modules
 
 HERE = Path(__file__).resolve().parent
 
@@ -119,6 +119,39 @@ print(json.dumps([tests, said]))
     assert said["nothing"] == said["untested"] == ""
 
 
+def test_a_mistake_in_the_copy_is_what_its_tests_import(tmp_path):
+    """The checkout is installed, and would otherwise be found first: by the tests, and by what they start."""
+    copy = tmp_path / "tree"
+    copied_tree(copy)
+    (copy / "tests/test_it.py").write_text("""
+import subprocess, sys
+import omniloom.infra.lease
+
+def test_here():
+    assert not hasattr(omniloom.infra.lease, "MISTAKE")
+
+def test_elsewhere():
+    code = "import omniloom.infra.lease as it; assert not hasattr(it, 'MISTAKE')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+""")
+    code = f"""
+import json, sys
+from pathlib import Path
+sys.path[:0] = ["", {str(HERE)!r}]
+from warm import Tree
+root, file = Path({str(copy)!r}), "infra/lease.py"
+tree, source = Tree(root, root.parent / "log"), (root / file).read_text()
+baseline = tree.baseline(["tests/test_it.py"], [file])
+print(json.dumps([baseline.of(file, [], 60.0),
+                  [tree.noticed(file, source + "MISTAKE = 1\\n", [test], 30, 60) for test in baseline.seconds]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    tests = ["tests/test_it.py::test_here", "tests/test_it.py::test_elsewhere"]
+    chosen, noticed = json.loads(done.stdout)
+    assert sorted(chosen) == sorted(tests) and noticed == tests
+
+
 def test_modules_and_equivalents_name_files_that_there_are():
     root, known = HERE.parents[1], modules()
     for module in known:
@@ -126,3 +159,5 @@ def test_modules_and_equivalents_name_files_that_there_are():
     files = {file for module in known for file in module.files}
     for (file, was, now), why in equivalents().items():
         assert file in files and was != now and len(why) > 10
+        lines = [" ".join(line.split()) for line in (root / file).read_text().splitlines()]
+        assert was in lines, f"equivalent.toml: the line is gone from {file}, and the entry with it: {was}"

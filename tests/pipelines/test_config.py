@@ -16,6 +16,7 @@ from omniloom.infra.errors import InputError
 from omniloom.models.tokenizer.config import TiTokConfig
 from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.pipelines import yaml_dialect
+from omniloom.pipelines.checks import check_stages
 from omniloom.pipelines.config import PRESETS, PipelineConfig, find, load
 from omniloom.stages.tokenizer.config import NamedRAEConfig
 
@@ -43,6 +44,7 @@ stages:
     seed: ${seed}
   tokenizer_joint:
     data: {image_ratio: 0.5}
+  pretokenize: {}
   train:
     diffusion: {predict: v}
     batch_rows: 16
@@ -68,6 +70,12 @@ def change(file: Path, old: str, new: str) -> None:
 
 def line_of(file: Path, text: str) -> int:
     return next(number for number, line in enumerate(file.read_text().splitlines(), 1) if text in line)
+
+
+def checked(file: Path | str, *overrides: str, files: bool = True) -> PipelineConfig:
+    config = load(str(file), overrides)
+    check_stages(config, files=files)
+    return config
 
 
 def failure(file, *overrides: str) -> InputError:
@@ -230,12 +238,12 @@ def test_keys_of_a_titok_are_unknown_to_the_default_model(file):
 def test_a_titok_and_its_data_must_fit(file):
     change(file, "width: 32\n", TITOK)
     assert load(str(file), ["stages.tokenizer_image.model.image_size=[32, 32]"])
-    for override, expected in (
-        ("stages.tokenizer_image.data.sizes=[48]", "makes pictures of 48x48"),
-        ("stages.tokenizer_image.data.kinds=[image, video]", "for images alone"),
+    for field, value, expected in (
+        ("data.sizes", "[48]", "makes pictures of 48x48"),
+        ("data.kinds", "[image, video]", "for images alone"),
     ):
-        error = failure(file, override)
-        assert error.field == "stages.tokenizer_image" and expected in error.message
+        error = failure(file, f"stages.tokenizer_image.{field}={value}")
+        assert error.field == f"stages.tokenizer_image.{field}" and expected in error.message
 
 
 def test_missing_field(file):
@@ -253,10 +261,9 @@ def test_a_language_model_needs_no_visual_tokenizer(file):
         "train",
         "evaluate",
     ]
-    error = failure(file, *alone)
-    assert error.field == "stages" and "train.objectives: latent_diffusion needs a visual tokenizer" in error.message
-    error = failure(file, "stages.tokenizer_image=null", "stages.train.objectives={}")
-    assert "tokenizer_joint reads tokenizer_image, which the pipeline does not configure" in error.message
+    with pytest.raises(InputError, match="latent_diffusion needs a visual tokenizer") as caught:
+        checked(file, *alone)
+    assert caught.value.field == "stages.train.objectives"
 
 
 def test_several_mistakes_are_told_at_once(file):
@@ -370,22 +377,23 @@ def test_an_override_with_an_empty_mapping_empties(file: Path) -> None:
 
 
 def test_raw_pixels_are_asked_for_where_they_are_trained_on(file: Path) -> None:
-    with pytest.raises(InputError, match="pixel_diffusion needs raw pixels; set pretokenize.pixel_patch"):
-        load(str(file), ["stages.train.objectives={pixel_diffusion: 1}"])
+    raw_pixels = "pixel_diffusion cannot be trained: .* no raw pixels; set stages.pretokenize.pixel_patch"
+    with pytest.raises(InputError, match=f"stages.train.objectives: {raw_pixels}"):
+        checked(file, "stages.train.objectives={pixel_diffusion: 1}")
     config = load(str(file), ["stages.train.objectives={pixel_diffusion: 1}", "stages.pretokenize.pixel_patch=8"])
     assert config.stages.train.trained == ("pixel_diffusion",)
-    with pytest.raises(InputError, match="objective_study.objectives: pixel_diffusion needs raw pixels"):
-        load(str(file), ["stages.objective_study.training.steps=5"])
-    study = load(str(file), ["stages.objective_study={training: {}, objectives: {codes: next_code}}"])
+    with pytest.raises(InputError, match=f"stages.objective_study.objectives.pixel_diffusion: {raw_pixels}"):
+        checked(file, "stages.objective_study.training.steps=5")
+    study = checked(file, "stages.objective_study={training: {}, objectives: {codes: next_code}}")
     assert "objective_study" in study.stages.configured()
 
 
 def test_features_are_asked_for_where_hidden_states_are_aligned(file: Path) -> None:
-    with pytest.raises(InputError, match="train.alignment: needs .* features; set pretokenize.features to its"):
-        load(str(file), ["stages.train.alignment={}"])
+    with pytest.raises(InputError, match="stages.train.alignment: needs .* set stages.pretokenize.features to its"):
+        checked(file, "stages.train.alignment={}")
     with pytest.raises(InputError, match="objective_study.training.alignment: needs a frozen encoder's features"):
-        load(str(file), ["stages.objective_study={training: {alignment: {}}, objectives: {latents: latent_diffusion}}"])
-    config = load(str(file), ["stages.train.alignment={layer: 1}", "stages.pretokenize.features=/encoder"])
+        checked(file, "stages.objective_study={training: {alignment: {}}, objectives: {latents: latent_diffusion}}")
+    config = checked(file, "stages.train.alignment={layer: 1}", "stages.pretokenize.features=/encoder", files=False)
     assert (config.stages.train.alignment.layer, config.stages.train.alignment.weight) == (1, 0.5)
 
 
@@ -467,20 +475,25 @@ def test_what_is_dumped_for_a_job_is_read_back(values):
     assert yaml_dialect.load(yaml_dialect.dump(values)) == values
 
 
-def test_a_stage_that_is_null_is_left_out_with_what_reads_it(file):
+def test_a_stage_that_is_null_is_left_out_and_so_is_one_that_is_not_written_down(file):
     def stages(*overrides: str) -> list[str]:
         return load(str(file), overrides).stages.configured()
 
     whole = ["ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train", "evaluate"]
     assert stages() == whole
     assert stages("stages.evaluate=null") == whole[:5]
-    assert (
-        "train reads pretokenize, which the pipeline does not configure"
-        in failure(file, "stages.pretokenize=null").message
-    )  # the file has a train section
-    nothing = ("stages.pretokenize=null", "stages.train=null", "stages.evaluate=null")
-    assert stages(*nothing) == whole[:3]
-    assert stages(*nothing, "stages.tokenizer_image=null", "stages.tokenizer_joint=null") == ["ingest"]
+    assert stages("stages.tokenizer_joint=null") == ["ingest", "tokenizer_image", *whole[3:]]
+    error = failure(file, "stages.pretokenize=null")
+    assert (error.file, error.field) == (str(file), "stages.train")
+    assert "reads tokens, which no configured stage before it makes; configure stages.pretokenize" in error.message
+    assert stages("stages.pretokenize=null", "stages.train=null", "stages.evaluate=null") == whole[:3]
+    file.write_text(PIPELINE[: PIPELINE.index("  tokenizer_image:")])
+    assert stages() == ["ingest"]
+    assert stages("stages.pretokenize={}") == ["ingest", "pretokenize"]
+    assert failure(file, "stages.ingest=null").field == "stages"
+    message = failure(file, "stages.evaluate={}").message
+    assert message.startswith("reads tokens and model, ")
+    assert "configure stages.pretokenize and stages.train, pin an artifact, or leave evaluate out" in message
 
 
 @pytest.mark.parametrize("preset, last", [("tokenizer", "tokenizer_joint"), ("quantizers", "quantizer_study")])
@@ -506,7 +519,7 @@ def test_a_cluster_needs_data():
 )
 def test_a_gate_on_what_is_not_measured_is_refused(gate, message):
     with pytest.raises(InputError) as caught:
-        load("demo", [f"stages.evaluate.gate={gate}"])
+        checked("demo", f"stages.evaluate.gate={gate}")
     assert message in str(caught.value) and "evaluate.gate" in str(caught.value)
 
 
@@ -525,8 +538,8 @@ def test_a_language_model_has_no_gate_on_pictures():
         "stages.train.packing.mixture={}",
     ]
     assert load("demo", [*text, "stages.evaluate.gate={}"]).stages.evaluate.gate.bounds == {}
-    with pytest.raises(InputError, match="image_class_agreement: is not measured by this pipeline"):
-        load("demo", text)
+    with pytest.raises(InputError, match="gate.image_class_agreement: is not measured by this pipeline"):
+        checked("demo", *text)
 
 
 @pytest.mark.parametrize(
@@ -541,6 +554,7 @@ def test_a_model_is_registered_by_the_pipelines_name_unless_null_is_written_down
                 "storage": str(tmp_path / "st"),
                 "stages": {
                     "ingest": {"sources": [{"kind": "text", "uri": str(tmp_path)}]},
+                    "pretokenize": {},
                     "train": {"objectives": {}},
                 },
             }

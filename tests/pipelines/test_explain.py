@@ -57,9 +57,9 @@ def refused(*overrides: str) -> InputError:
         ),
         ("stages.tokenizer_image.model.rel_bias=sdpa", "stages.tokenizer_image.model.rel_bias", "compat: official"),
         (
-            "stages.tokenizer_image.discriminator=null",
-            "stages.tokenizer_image",
-            "loss.adversarial_start: has no effect",
+            "stages.tokenizer_kl={loss: {adversarial_ramp: 3}}",
+            "stages.tokenizer_kl.loss.adversarial_ramp",
+            "has no effect",
         ),
         # The words of YAML
         ("stages.tokenizer_image.data.sizes=32", "stages.tokenizer_image.data.sizes", "a list, such as [32] (got 32)"),

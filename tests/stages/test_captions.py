@@ -21,7 +21,7 @@ from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.ingest import stage as ingest
 
 RNG = np.random.default_rng(9)
-FIELD = "stages.ingest.sources.0.captions"
+FIELD = "sources.0.captions"
 
 
 def picture() -> bytes:

@@ -12,6 +12,7 @@ import pytest
 
 from omniloom.infra.errors import InputError
 from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.pipelines.checks import check_counts
 from omniloom.pipelines.config import load
 from omniloom.pipelines.doctor import examine
 from omniloom.pipelines.plan import make_plan
@@ -125,7 +126,7 @@ def test_what_is_counted_and_what_comes_into_rows_is_the_corpus(length):
             "packing.caption_first",
             r"none of the 1 images has a caption",
         ),
-        ({"corpus": Lengths()}, "stages.ingest.splits", "holds no documents"),
+        ({"corpus": Lengths()}, None, "holds no documents"),
         ({"objectives": {}, "corpus": Lengths(picture(9, 4))}, "packing.mixture", "nothing to train on.*images 1, v"),
     ],
 )
@@ -134,7 +135,7 @@ def test_a_kind_of_which_nothing_fits_is_refused_and_told_what_would_do(packing,
         packing = {**packing, "corpus": Lengths(*(picture(16, 4) for _ in range(4)))}
     with pytest.raises(InputError, match=message) as caught:
         left_out(**packing)
-    assert caught.value.field == (field if field.startswith("stages") else f"stages.train.{field}")
+    assert caught.value.field == field
     if told := re.search(r"(\d+) takes the shortest, (\d+) all", str(caught.value)):
         corpus, packing = packing.get("corpus", CORPUS), {k: v for k, v in packing.items() if k != "corpus"}
         for least, kind in ((int(told[1]), "video" if corpus is CORPUS else "image"),):
@@ -164,7 +165,7 @@ def test_a_validation_split_of_which_nothing_fits_is_counted_and_gives_no_batche
     tokens = corpora.pretokenize(tmp_path, {"train": [[small, row]], "validation": [[row]]}, text)
     config, notes = train_unified.Config.model_validate({"packing": {"length": 32}}), []
     assert train_unified._validation_batches(TokenSet(tokens, "validation"), config, None, "cpu") == []
-    found = train_unified.check_fits(config, tokens, SimpleNamespace(note=notes.append))
+    found = train_unified.left_out_of(config, tokens, SimpleNamespace(note=notes.append))
     assert found == {"left_out_image_too_long": 1, "validation_left_out_image_too_long": 1}
     assert notes == ["left out of training: 1 image too long"]
 
@@ -188,7 +189,8 @@ def test_the_config_alone_tells_that_pictures_do_not_fit(tmp_path, override, lea
     with pytest.raises(InputError, match=rf"; {least} takes those without a caption") as caught:
         make_plan(load("demo", overrides))
     assert caught.value.field == "stages.train.packing.length"
-    assert [c["ok"] for c in examine("demo", overrides)["checks"] if c["name"] == "packing"] == [False]
+    with pytest.raises(InputError, match=rf"; {least} takes those without a caption"):
+        examine("demo", overrides)
     make_plan(load("demo", [*overrides, f"stages.train.packing.length={least}"]))
     left = "{video: 0}" if "length" in override else "{image: 0, text: 1}"
     make_plan(load("demo", [*overrides, f"stages.train.packing.mixture={left}"]))
@@ -212,12 +214,7 @@ def test_the_sizes_that_the_config_tells_are_those_of_the_tokenizer(size, frames
         temporal_layers=1,
         decoder_spatial_layers="t",
     )
-    stages = SimpleNamespace(
-        tokenizer_image=SimpleNamespace(model=shape),
-        tokenizer_joint=None,
-        tokenizer_kl=None,
-        pretokenize=SimpleNamespace(image_size=size, video_size=size, aspects=aspects, frames=frames, pixel_patch=None),
-    )
+    tokens = SimpleNamespace(image_size=size, video_size=size, aspects=aspects, frames=frames, pixel_patch=None)
     model, grids = build_tokenizer(shape).eval(), {}
     for kind, t in (("image", 1), ("video", frames)):
         for bucket in range(len(aspects)):
@@ -226,7 +223,7 @@ def test_the_sizes_that_the_config_tells_are_those_of_the_tokenizer(size, frames
             with torch.no_grad():
                 codes = model.encode(clip[:, :, 0] if t == 1 else clip).codes
             grids.setdefault(kind, []).append(codes[0].numel())
-    assert {kind: fits.picture_tokens(stages, kind, ("latent_diffusion",)) for kind in grids} == {
+    assert {kind: fits.picture_tokens(shape, tokens, kind, ("latent_diffusion",)) for kind in grids} == {
         kind: min(found) for kind, found in grids.items()
     }
 
@@ -234,15 +231,19 @@ def test_the_sizes_that_the_config_tells_are_those_of_the_tokenizer(size, frames
 def test_ingests_counts_tell_that_a_kind_is_missing_before_a_tokenizer_is_trained(tmp_path):
     config = load("demo", [f"storage={tmp_path}"])
     counts = {"records_image": 10, "records_video": 0, "records_text": 3, "records_document": 0, "uncaptioned": 0}
-    with pytest.raises(InputError, match="video has a share of 0.1, and the corpus holds none .images 10") as caught:
-        fits.check_corpus(config.stages, counts)
-    assert caught.value.field == "stages.train.packing.mixture.video"
-    fits.check_corpus(config.stages, {**counts, "records_video": 1})
+    with pytest.raises(InputError, match="holds no video in its train split .images 10") as caught:
+        check_counts(config, {"ingest": counts})
+    assert caught.value.field == "stages.tokenizer_joint.data.kinds"
+    share = "stages.train.packing.mixture.video: video has a share of 0.1, and the corpus holds none (images 10"
+    assert f"\n  {share}" in str(caught.value)
+    warning = "tokenizer_joint: 1 videos in the train split, fewer than the 16 of one step"
+    assert any(text.startswith(warning) for text in check_counts(config, {"ingest": {**counts, "records_video": 1}}))
+    check_counts(config, {"ingest": {**counts, "records_video": 1}})
     silent = load("demo", [f"storage={tmp_path}", "stages.train.packing.caption_first=0"])
     with pytest.raises(InputError, match="none of the 12 has a caption") as caught:
-        fits.check_corpus(silent.stages, {**counts, "records_video": 2, "uncaptioned": 12})
+        check_counts(silent, {"ingest": {**counts, "records_video": 2, "uncaptioned": 12}})
     assert caught.value.field == "stages.train.packing.caption_first"
-    fits.check_corpus(silent.stages, {**counts, "records_video": 2, "uncaptioned": 11})
+    check_counts(silent, {"ingest": {**counts, "records_video": 2, "uncaptioned": 11}})
     # A run asks as soon as ingest is done.
     plan = make_plan(config)
     made = SimpleNamespace(metrics=counts, manifest={"metrics": counts}, digest="d", uri="u", fingerprint="f")

@@ -492,7 +492,7 @@ def test_samples_of_our_own_models_are_told_and_stop_a_run_unless_allowed(memory
     source = {"kind": "image_folder", "uri": uri}
     with pytest.raises(InputError, match="1 of 4 .*25.0%") as caught:
         Result(config(source), f"{memory}/1")
-    assert caught.value.field == "stages.ingest.max_synthetic_fraction" and caught.value.exit_code == 2
+    assert caught.value.field == "max_synthetic_fraction" and caught.value.exit_code == 2
     out = Result(config(source, max_synthetic_fraction=0.25), f"{memory}/2")
     assert out.metrics["synthetic_fraction"] == 0.25 and out.by_path("a.png")["synthetic"]
     videos = put(f"{memory}/v", {"a.mp4": clip({"m": 1}), "b.mp4": clip()})
@@ -508,21 +508,21 @@ def test_progress_counts_every_file(memory):
 
 def test_missing_and_empty_sources_are_input_errors_that_name_the_field(tmp_path):
     for source, field in [
-        ({"kind": "image_folder", "uri": str(tmp_path / "nowhere")}, "stages.ingest.sources.0.uri"),
-        ({"kind": "text", "uri": put(tmp_path / "a", {"x.png": picture()})}, "stages.ingest.sources.0.uri"),
-        ({"kind": "image_folder", "uri": put(tmp_path / "b", {"x.txt": "t"})}, "stages.ingest.sources.0.uri"),
+        ({"kind": "image_folder", "uri": str(tmp_path / "nowhere")}, "sources.0.uri"),
+        ({"kind": "text", "uri": put(tmp_path / "a", {"x.png": picture()})}, "sources.0.uri"),
+        ({"kind": "image_folder", "uri": put(tmp_path / "b", {"x.txt": "t"})}, "sources.0.uri"),
         (
             {"kind": "image_folder", "uri": put(tmp_path / "c", {"x.png": picture()}), "include": "*.jpg"},
-            "stages.ingest.sources.0.uri",
+            "sources.0.uri",
         ),
-        ({"kind": "text", "uri": "nosuch://x"}, "stages.ingest.sources.0.uri"),
+        ({"kind": "text", "uri": "nosuch://x"}, "sources.0.uri"),
         (
             {"kind": "image_folder", "uri": str(tmp_path / "c"), "captions": {"manifest": "gone.jsonl"}},
-            "stages.ingest.sources.0.captions.manifest",
+            "sources.0.captions.manifest",
         ),
         (
             {"kind": "interleaved", "uri": str(tmp_path / "c"), "manifest": "gone.jsonl"},
-            "stages.ingest.sources.0.manifest",
+            "sources.0.manifest",
         ),
     ]:
         with pytest.raises(InputError) as caught:

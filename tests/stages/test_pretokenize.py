@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import corpora
@@ -243,7 +244,7 @@ def test_an_encoder_of_another_patch_sees_the_nearest_size(tmp_path, corpus, vis
 def test_no_encoder_at_the_uri_of_features(tmp_path, corpus, visual):
     with pytest.raises(InputError, match="no vision encoder: .*config.json: cannot be read") as caught:
         tokenize(tmp_path, corpus, visual, config(features=str(tmp_path / "nowhere")))
-    assert (caught.value.field, caught.value.file) == ("stages.pretokenize.features", str(tmp_path / "nowhere"))
+    assert (caught.value.field, caught.value.file) == ("features", str(tmp_path / "nowhere"))
 
 
 def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visual, tokens):
@@ -260,10 +261,10 @@ def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visu
     )
     OmniLoom(bundle, unified(), model, corpora.text_tokenizer()).save(tmp_path / "train" / "model")
     inputs = {
-        "ingest": corpus,
-        "tokenizer_joint": visual,
-        "pretokenize": tokens,
-        "train": corpora.seal(tmp_path / "train", "train"),
+        "records": corpus,
+        "tokenizer": visual,
+        "tokens": tokens,
+        "model": corpora.seal(tmp_path / "train", "train"),
     }
     evaluation = Evaluation(EvaluateConfig(split="validation"), inputs, "cpu")
     reconstruct(evaluation)
@@ -301,22 +302,27 @@ IMAGES, BOTH = (
             IMAGES,
             "pixel_patch: 5 does not divide the 24x24 pixels of image_size 24",
         ),
-        ({"frames": 6}, TokenizerConfig(), BOTH, "frames: expected 1 . a multiple of temporal_patch 4, got 6"),
+        ({"frames": 6}, TokenizerConfig(), BOTH, "frames: expected 1 + a multiple of temporal_patch 4, got 6"),
         ({}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "image_size: 24 at aspect 3:2 makes pictures of 16x32"),
         ({"aspects": ("1:1",)}, TiTokConfig(image_size=24, patch_size=8), BOTH, "TiTok, which is for images alone"),
-        ({"aspects": ("1:1",), "features": "vit"}, TiTokConfig(image_size=24, patch_size=8), IMAGES, "features: the"),
+        (
+            {"aspects": ("1:1",), "features": "vit"},
+            TiTokConfig(image_size=24, patch_size=8),
+            IMAGES,
+            "features: the latents",
+        ),
     ],
 )
 def test_what_the_tokenizer_cannot_encode_is_refused_before_anything_runs(fields, model, counts, words):
-    with pytest.raises(InputError, match=words) as caught:
-        pretokenize._check_fit(config(**fields), model, counts)
-    assert caught.value.field == "stages.pretokenize"
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        pretokenize.check_fit(config(**fields), model, pretokenize.pictures_in(counts))
+    assert f"{caught.value.field}: " in words or "TiTok, which" in words and caught.value.field is None
 
 
 def test_only_the_kinds_that_the_corpus_holds_must_fit():
-    pretokenize._check_fit(config(video_size=20, frames=6), TokenizerConfig(), IMAGES)
-    pretokenize._check_fit(config(image_size=20), TokenizerConfig(), {**BOTH, "records_image": 0})
-    pretokenize._check_fit(config(aspects=("1:1",)), TiTokConfig(image_size=24, patch_size=8), IMAGES)
+    pretokenize.check_fit(config(video_size=20, frames=6), TokenizerConfig(), {"image"})
+    pretokenize.check_fit(config(image_size=20), TokenizerConfig(), {"video"})
+    pretokenize.check_fit(config(aspects=("1:1",)), TiTokConfig(image_size=24, patch_size=8), {"image"})
 
 
 def test_every_caption_is_tokenized_and_teaches_the_text_tokenizer(tmp_path, visual, corpus):

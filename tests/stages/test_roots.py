@@ -21,7 +21,7 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.ingest import readers, roots, sources
+from omniloom.stages.ingest import readers, roots, rows, sources
 from omniloom.stages.ingest import stage as ingest
 
 RNG = np.random.default_rng(5)
@@ -154,7 +154,7 @@ def test_a_root_or_a_manifest_that_is_a_fifo_is_an_error(odd_files):
     for manifest in ("pipe.png", str(odd_files / "pipe.png")):
         with pytest.raises(InputError) as caught:
             take(images(odd_files, captions={"manifest": manifest}))
-        assert caught.value.field == "stages.ingest.sources.0.captions.manifest"
+        assert caught.value.field == "sources.0.captions.manifest"
 
 
 # ---- folders ----
@@ -391,19 +391,19 @@ def test_a_root_that_cannot_be_listed_is_an_error_that_says_why(flaky):
     Flaky.plan[("list", "/in")] = [ClientError(), ...]
     with pytest.raises(InputError, match="ClientError") as caught:
         take(images(flaky))
-    assert caught.value.field == "stages.ingest.sources.0.uri"
+    assert caught.value.field == "sources.0.uri"
 
 
 @pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), KeyError("x"), ZeroDivisionError("0")])
 def test_whatever_a_decoder_raises_costs_its_item_alone(tmp_path, monkeypatch, error):
-    bad, real = picture(), readers.media.probe_image
+    bad, real = picture(), rows.media.probe_image
 
     def probe(data, limits):
         if data == bad:
             raise error
         return real(data, limits)
 
-    monkeypatch.setattr(readers.media, "probe_image", probe)
+    monkeypatch.setattr(rows.media, "probe_image", probe)
     put(
         tmp_path,
         {

@@ -20,6 +20,7 @@ from omniloom.infra.errors import InputError
 from omniloom.models.model import OmniLoom
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified import SpecialIds, UnifiedConfig, load_llama
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.stages.base import StageContext
 from omniloom.stages.checkpoints.language_model import local_folder
@@ -135,8 +136,8 @@ def test_training_goes_on_from_the_checkpoint(tmp_path, llama, tokens, visual):
     losses = [row["text_loss"] for row in map(json.loads, curve) if "text_loss" in row]
     assert losses[-1] < 0.8 * losses[0]
     trained = OmniLoom.load(tmp_path / "on" / "output" / "model")
-    assert isinstance(trained.text_to_text(["a red"], max_new_tokens=4)[0], str)
-    assert trained.text_to_image(["a red square"], num_steps=2).shape == (1, 24, 24, 3)
+    assert isinstance(trained.text_to_text(["a red"], TextSampling(max_new_tokens=4))[0], str)
+    assert trained.text_to_image(["a red square"], VisualSampling(num_steps=2)).shape == (1, 24, 24, 3)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -195,7 +196,7 @@ def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
 def test_a_field_that_contradicts_the_checkpoint_is_named(llama, model, field):
     with pytest.raises(InputError, match="leave it out") as caught:
         train_unified.unified_config(config(llama, model=model), 0, {"latent_dim": 4}, None)
-    assert caught.value.field == f"stages.train.model.{field}" and caught.value.file == str(llama / "config.json")
+    assert caught.value.field == f"model.{field}" and caught.value.file == str(llama / "config.json")
     agreeing = config(llama, model={"width": 32, "kv_heads": None, "axes": 2, "rope_scheme": "axial"})
     found = train_unified.unified_config(agreeing, 0, {"latent_dim": 4}, None)
     assert (found.kv_heads, found.axes, found.rope_scheme) == (2, 2, "axial")
@@ -206,7 +207,7 @@ def context(settings, tokens, visual, tmp_path) -> StageContext:
         "train",
         "0" * 64,
         settings,
-        {"pretokenize": tokens, "tokenizer_joint": visual},
+        {"tokens": tokens, "tokenizer": visual},
         str(tmp_path / "work"),
         corpora.Silent(),
         corpora.Silent(),
@@ -217,7 +218,7 @@ def test_tokens_of_another_text_tokenizer_are_refused_before_workers_start(tmp_p
     tokens = pretokenize(tmp_path / "tokens", corpora.text_tokenizer(), visual)
     with pytest.raises(InputError, match="set stages.pretokenize.text_tokenizer to .*tokenizer.json") as caught:
         train_unified.run(context(config(llama), tokens, visual, tmp_path))
-    assert caught.value.field == "stages.train.init_from" and str(llama) in str(caught.value)
+    assert caught.value.field == "init_from" and str(llama) in str(caught.value)
     bare = tmp_path / "bare"
     bare.mkdir()
     with pytest.raises(InputError, match="tokenizer.json.*no tokenizer"):
@@ -234,9 +235,9 @@ def test_tokens_of_another_visual_tokenizer_are_refused_before_workers_start(tmp
     other = corpora.tokenizer(tmp_path / "other")
     other.manifest["files"][0]["sha256"] = "0" * 64
     assert other.digest != visual.digest
-    train_unified.check(config(llama), tokens, visual)
+    train_unified.check_tokens(config(llama), tokens, visual)
     for refused in (
-        lambda: train_unified.check(config(llama), tokens, other),
+        lambda: train_unified.check_tokens(config(llama), tokens, other),
         lambda: train_unified.run(context(config(llama), tokens, other, tmp_path)),
     ):
         with pytest.raises(InputError, match="made by another tokenizer.*run pretokenize again") as caught:
@@ -251,10 +252,10 @@ def test_a_config_that_trains_nothing_is_refused(llama):
 
 def test_a_layer_to_align_that_the_checkpoint_lacks_is_refused_before_workers_start(tmp_path, llama, visual):
     tokens = pretokenize(tmp_path / "tokens", TextTokenizer.load(llama / "tokenizer.json"), visual)
-    with pytest.raises(InputError, match="stages.train.alignment: the tokens hold no features"):
-        train_unified.check(config(llama, alignment={}), tokens, visual)
+    with pytest.raises(InputError, match="alignment: the tokens hold no features"):
+        train_unified.check_tokens(config(llama, alignment={}), tokens, visual)
     facts = storage.read_json(tokens.file("tokens.json"))
     storage.write_json(tokens.file("tokens.json"), facts | {"feature_dim": 24})
-    train_unified.check(config(llama, alignment={"layer": 2}), tokens, visual)
-    with pytest.raises(InputError, match="stages.train: alignment.layer: expected at most the model's 2, got 3"):
-        train_unified.check(config(llama, alignment={"layer": 3}), tokens, visual)
+    train_unified.check_tokens(config(llama, alignment={"layer": 2}), tokens, visual)
+    with pytest.raises(InputError, match="alignment.layer: expected at most the model's 2, got 3"):
+        train_unified.check_tokens(config(llama, alignment={"layer": 3}), tokens, visual)

@@ -1,0 +1,64 @@
+"""Files and folders outside the pipeline that a config names, looked at before anything starts. In: the URI and the
+config's field that holds it. Out: nothing; InputError naming both where there is none, it cannot be read, or what lies
+there is plainly something else. Contents are read by whoever uses them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from omniloom.infra import storage
+from omniloom.infra.errors import InputError
+
+_SAFETENSORS = ".safetensors"
+_OF_TORCH = (b"PK\x03\x04", b"\x80")  # how a file of torch.save begins: a zip archive, before 1.6 a pickle
+_LONGEST_HEADER = 100_000_000  # bytes; what the format allows
+
+
+def require_weights(uri: str, field: str) -> None:
+    """A file of torch.save, or of safetensors by its suffix."""
+    head = _head(uri, field, 9)
+    if uri.endswith(_SAFETENSORS):
+        if not (int.from_bytes(head[:8], "little") <= _LONGEST_HEADER and head[8:] == b"{"):
+            raise InputError("is no safetensors file", field=field, file=uri)
+    elif not head.startswith(_OF_TORCH):
+        raise InputError("expected weights of torch.save or safetensors", field=field, file=uri)
+
+
+def require_folder_of_weights(uri: str, field: str) -> None:
+    """A folder as `transformers` saves one: its safetensors, whole or by their index. Its config.json is for others to
+    read."""
+    names = ("model.safetensors", "model.safetensors.index.json")
+    try:
+        held = next((name for name in names if storage.exists(storage.join(uri, name))), None)
+        if held is None:
+            raise InputError(f"holds neither {' nor '.join(names)}; other formats are not read", field=field, file=uri)
+        files = {held} if held == names[0] else set(_weight_map(storage.join(uri, held)).values())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", field=field, file=uri) from None
+    for name in sorted(files):
+        require_weights(storage.join(uri, name), field)
+
+
+def _weight_map(uri: str) -> dict[str, str]:
+    document: Any = json.loads(storage.read_bytes(uri))
+    found = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{uri}: weight_map: expected an object of tensors' names and files")
+    return found
+
+
+def _head(uri: str, field: str, size: int) -> bytes:
+    try:
+        fs, path = storage.filesystem(uri)
+        if fs.isdir(path):
+            raise InputError("is a folder, expected a file", field=field, file=uri)
+        with fs.open(path, "rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        raise InputError("no such file", field=field, file=uri) from None
+    except InputError:
+        raise
+    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
+        raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
