@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from omniloom.infra import secrets
 from omniloom.infra.errors import InputError, split_field
 from omniloom.pipelines import schema
+from omniloom.pipelines.graph import UNUSABLE
 from omniloom.pipelines.origin import Origin, together
 
 _LISTS = ("tuple_type", "list_type", "set_type")
@@ -50,6 +51,8 @@ def _problem(document: dict, item: dict[str, Any]) -> tuple[list[str], str]:
     """The path of keys and the message of one of pydantic's errors."""
     place = schema.place(document, [str(part) for part in item["loc"]])
     kind, value = item["type"], item["input"]
+    if kind in _UNKNOWN and place.path[:-1] == ["stages"] and place.path[-1] in UNUSABLE:
+        return place.path, f"cannot be used: {UNUSABLE[place.path[-1]]}"
     if kind in _UNKNOWN:
         return place.path, "unknown key" + _instead(document, place, value)
     if kind == "union_tag_invalid":
