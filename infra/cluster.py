@@ -272,7 +272,7 @@ def use_token(create: bool) -> bool:
         return False
     os.environ["RAY_AUTH_MODE"] = "token"
     if "ray" in sys.modules:  # it has read its settings from the environment already
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]  # of a compiled module
 
         Config.initialize("")
     return True

@@ -25,12 +25,12 @@ _NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP)  # of file systems that sync a folde
 
 def sync(paths: Iterable[str | Path]) -> None:
     """The content of these files, and the names in these folders, are on the disk when this returns."""
-    paths = [str(path) for path in paths]
-    if len(paths) == 1:
-        _sync(paths[0])
-    elif paths:
-        with ThreadPoolExecutor(min(_TOGETHER, len(paths))) as pool:
-            list(pool.map(_sync, paths))
+    names = [str(path) for path in paths]
+    if len(names) == 1:
+        _sync(names[0])
+    elif names:
+        with ThreadPoolExecutor(min(_TOGETHER, len(names))) as pool:
+            list(pool.map(_sync, names))
 
 
 def sync_tree(folder: str | Path) -> None:

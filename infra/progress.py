@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class ProgressBoard:
@@ -38,7 +39,7 @@ class Progress:
     """Call it as `progress(done, total, "images", loss=0.1)`; calls closer than `interval` seconds are dropped."""
 
     stage: str
-    board: object | None = None  # a ProgressBoard, a handle to one in another process, or None for silence
+    board: Any = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
     _last: float = field(default=0.0, repr=False)
     _notes: list[str] = field(default_factory=list, repr=False)

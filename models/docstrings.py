@@ -15,7 +15,8 @@ def field_docstrings(cls: type) -> dict[str, str]:
     """By field, its own and its bases', each on one line; a field without one is left out."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
         for field, below in zip(body, body[1:]):
             documented = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             if documented and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,7 +26,7 @@ class Display:
         self.log: RunLog | None = None
         self.page: str | None = None
         self._bars: Progress | None = None
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, Any] = {}  # rich's TaskID
         self._started: dict[str, float] = {}
         self._first: dict[str, dict] = {}
         self._said: dict[str, str] = {}
@@ -101,7 +102,7 @@ class Display:
     def fail(self, stage: str) -> None:
         self._end(stage, "[red]failed", "failed")
 
-    def _end(self, stage: str, detail: str, line: str, **bar: float) -> None:
+    def _end(self, stage: str, detail: str, line: str, **bar: Any) -> None:
         if self._bars:
             self._bars.update(self._tasks[stage], detail=detail, **bar)
             self._bars.stop_task(self._tasks[stage])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -47,7 +48,7 @@ def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> I
     )
 
 
-def _problem(document: dict, item: dict[str, Any]) -> tuple[list[str], str]:
+def _problem(document: dict, item: Mapping[str, Any]) -> tuple[list[str], str]:
     """The path of keys and the message of one of pydantic's errors."""
     place = schema.place(document, [str(part) for part in item["loc"]])
     kind, value = item["type"], item["input"]

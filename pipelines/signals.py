@@ -16,7 +16,7 @@ def interruptible() -> Iterator[None]:
     """In the block the first of these signals raises KeyboardInterrupt in the main thread, by which a run closes its
     records; the second ends the process at once, after `LINE`. One that is ignored (nohup) stays so."""
     terminals = [number for number in (1, 2) if os.isatty(number)]
-    seen = []
+    seen: list[int] = []
 
     def interrupt(number, frame) -> None:
         _leave_closed(terminals)

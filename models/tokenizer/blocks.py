@@ -192,7 +192,9 @@ class TemporalAttention(Attention):
         super().__init__(config)
         self.window = config.temporal_window
 
-    def forward(self, x: Tensor, table: Tensor, memory: BlockMemory | None = None) -> tuple[Tensor, BlockMemory | None]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, table: Tensor, memory: BlockMemory | None = None
+    ) -> tuple[Tensor, BlockMemory | None]:
         x = self.norm(x)
         if memory is None and len(x) == 1:
             return self.to_out(self.to_qkv(x, values_only=True)), None

@@ -18,7 +18,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -201,7 +201,7 @@ def _published_names(model: OmniTokenizer) -> Iterator[tuple[str, str, FeedForwa
         for pattern, replacement in RENAMED:
             published = re.sub(pattern, replacement, published)
         padded = re.match(r"(.*\.feedforward)\.(up|down)\.weight$", name)
-        yield name, published, model.get_submodule(padded[1]) if padded else None
+        yield name, published, cast(FeedForward, model.get_submodule(padded[1])) if padded else None
 
 
 def _cut(tensor: Tensor, layer: FeedForward | None) -> Tensor:

@@ -14,6 +14,8 @@ Weights: OmniTokenizer, arXiv 2406.09399; adaptive weight: arXiv 2012.09841.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,7 +126,8 @@ class TokenizerObjective(nn.Module):
         with torch.no_grad():
             real = self.perceptual.features(frames)
         fake = self.perceptual.features(recon_frames)
-        terms, weighted = {}, 0.0
+        terms: dict[str, Tensor] = {}
+        weighted: Any = 0.0
         if self.loss.perceptual_weight > 0.0:
             terms["lpips"] = self.perceptual.lpips(fake, real).mean()
             weighted = weighted + self.loss.perceptual_weight * terms["lpips"]

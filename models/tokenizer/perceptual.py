@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ class PerceptualNetwork(KeepsFloat32):
         """LPIPS of two lists from `features` -> (B,); ValueError where the network has no heads."""
         if not self.has_heads:
             raise ValueError("LPIPS needs its heads: load_perceptual(vgg, heads)")
-        total = 0.0
+        total: Any = 0.0
         for i, (f, r) in enumerate(zip(fake, real, strict=True)):
             squared = (unit_channels(f) - unit_channels(r)).square()
             total = total + (squared * getattr(self, f"head_{i}")).sum(1).mean((1, 2))
@@ -97,7 +98,7 @@ def gram_matrix(features: Tensor) -> Tensor:
 def style_distance(fake: list[Tensor], real: list[Tensor]) -> Tensor:
     """Squared Frobenius distance of Gram matrices, summed over the layers of `features` -> (B,)."""
     pairs = zip(fake, real, strict=True)
-    return sum((gram_matrix(f) - gram_matrix(r)).square().sum((1, 2)) for f, r in pairs)
+    return cast(Tensor, sum((gram_matrix(f) - gram_matrix(r)).square().sum((1, 2)) for f, r in pairs))
 
 
 def random_frames(*clips: Tensor) -> list[Tensor]:

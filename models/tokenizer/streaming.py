@@ -83,7 +83,7 @@ def video_chunks(video: Tensor | Iterable[Tensor], temporal_patch: int, latent_f
         if video.ndim != 5:
             raise ValueError(f"video: expected (B, 3, T, H, W), got {tuple(video.shape)}")
         _check_frames(video.shape[2], temporal_patch)
-        frames = video.unbind(2)
+        frames: Iterable[Tensor] = video.unbind(2)
     else:
         frames = (frame if frame.ndim == 4 else frame.unsqueeze(0) for frame in video)
     return _stack_frames(frames, temporal_patch, latent_frames * temporal_patch)

@@ -128,7 +128,8 @@ class _Reader:
     """Fills parameters from a checkpoint; `seen` are the keys that it has read."""
 
     def __init__(self, checkpoint: Checkpoint):
-        self.checkpoint, self.seen = checkpoint, set()
+        self.checkpoint = checkpoint
+        self.seen: set[str] = set()
 
     def tensor(self, key: str, shape: tuple[int, ...]) -> Tensor:
         self.seen.add(key)

@@ -157,5 +157,6 @@ def _normalisation(document: Document) -> dict[str, Colour]:
         )
         if not numbers or (key == "image_std" and min(value) <= 0):
             raise document.wrong(key, "three numbers" + (" above 0" if key == "image_std" else ""))
-        found[key.removeprefix("image_")] = tuple(float(v) for v in value)
+        red, green, blue = map(float, value)
+        found[key.removeprefix("image_")] = (red, green, blue)
     return found

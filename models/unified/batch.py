@@ -79,7 +79,8 @@ class Segment:
     def _check_visual(self) -> None:
         if self.grid is None or len(self.grid) != 3 or min(self.grid) < 1:
             raise ValueError(f"Segment.grid: a visual segment needs (t, h, w), got {self.grid!r}")
-        self.grid = tuple(int(n) for n in self.grid)
+        frames, rows, columns = self.grid
+        self.grid = int(frames), int(rows), int(columns)
         given = [name for name in REPRESENTATIONS if getattr(self, name) is not None]
         if len(given) != 1:
             names, found = ", ".join(REPRESENTATIONS), ", ".join(given) or "none"
@@ -120,7 +121,8 @@ def visual_segment(
 ) -> Segment:
     """A visual segment whose values are what the objective is about."""
     name = objective_row(objective).representation.name
-    return Segment("visual", grid=grid, loss=loss, objective=objective, max_time=max_time, **{name: values})
+    own: dict[str, Any] = {name: values}
+    return Segment("visual", grid=grid, loss=loss, objective=objective, max_time=max_time, **own)
 
 
 def document_length(document: Document) -> int:
@@ -329,19 +331,17 @@ def collate(
     plan = None
     if device is not None:
         plan = query_blocks(start, end, spans) if torch.device(device).type == "cpu" else block_tables(start, end)
-    arrays = (ids, labels, label_index, start, end, coordinates, document_index)
-    ids, labels, label_index, start, end, coordinates, document_index = map(torch.from_numpy, arrays)
     return Batch(
-        ids,
-        labels,
-        label_index,
+        torch.from_numpy(ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(label_index),
         parts,
         tasks,
         num_segments,
-        start,
-        end,
-        coordinates,
-        document_index,
+        torch.from_numpy(start),
+        torch.from_numpy(end),
+        torch.from_numpy(coordinates),
+        torch.from_numpy(document_index),
         tokens={"text": useful - num_visual, "visual": num_visual, "padding": B * L - useful},
         targets=targets,
         plan=plan,
@@ -400,7 +400,7 @@ def _lay_out(
         numbers = np.array([p.row * num_segments + p.number for p in own], np.int64)
         segment = np.repeat(numbers, np.diff(bounds))
         tables = grid_tables([p.segment.grid for p in own]) if config.patchifier(name) == "unet" else None
-        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)), tables)
+        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)), tables=tables)
         for objective, row in OBJECTIVES.items():
             if row.representation.name != name:
                 continue

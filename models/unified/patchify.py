@@ -115,7 +115,7 @@ class _Gathered(nn.Linear):
     def __init__(self, dim: int, out: int, taps: int):
         super().__init__(taps * dim, out)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(F.pad(x, (0, 0, 0, 1)).index_select(0, table).view(-1, self.in_features))
 
 

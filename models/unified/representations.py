@@ -51,7 +51,7 @@ REPRESENTATIONS = {
         Representation("codes", "codebook_size", "code", discrete=True),
     )
 }
-OBJECTIVES = {
+OBJECTIVES: dict[str, VisualObjective] = {
     row.name: row
     for row in (
         VisualObjective("latent_diffusion", REPRESENTATIONS["latents"]),

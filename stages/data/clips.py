@@ -227,7 +227,7 @@ def _scaled(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
 
     if tuple(pixels.shape[-2:]) == shape:
         return pixels
-    height, width = cover(*pixels.shape[-2:], *shape)
+    height, width = cover(pixels.shape[-2], pixels.shape[-1], *shape)
     planes = F.interpolate(pixels.flatten(1, -3), size=(height, width), mode="bilinear", antialias=True)
     top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
     planes = planes[..., top : top + shape[0], left : left + shape[1]].contiguous()

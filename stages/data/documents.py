@@ -97,14 +97,9 @@ class Documents:
             loss = number == placed.target
             if loss:
                 segments = without(segments, placed.dropped, self.specials)
-            segments.append(
-                visual_segment(
-                    placed.objective,
-                    *self.picture(token, placed.objective),
-                    loss,
-                    None if loss else placed.context_time,
-                )
-            )
+            values, grid = self.picture(token, placed.objective)
+            time = None if loss else placed.context_time
+            segments.append(visual_segment(placed.objective, values, grid, loss, time))
         if placed.target >= 0:
             return segments
         room = placed.length - document_length(segments)

@@ -288,7 +288,7 @@ class Planner:
         total = sum(n for k, n in lengths if k == "visual") + caption + 4
         if caption and by_order >= self.config.caption_first:
             return Placed(index, "describe", total, caption=number)
-        dropped: frozenset[Source] = frozenset()
+        dropped = frozenset[Source]()
         if not caption or by_text < self._dropout.get("text", 0.0):
             total, dropped = total - caption, frozenset({"text"})
         return Placed(index, "draw", total, dropped, caption_loss=self.config.caption_loss, caption=number)
@@ -403,7 +403,8 @@ class RowStream:
 
     def __init__(self, planner: Planner, position: dict | None = None):
         self.planner = planner
-        self.window, self.row = (position["window"], position["row"]) if position else (0, 0)
+        self.window: int = position["window"] if position else 0
+        self.row: int = position["row"] if position else 0
 
     @property
     def position(self) -> dict:

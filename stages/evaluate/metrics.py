@@ -58,7 +58,8 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
         raise ValueError(f"a Fréchet distance needs at least 2 rows on both sides, got {len(a)} and {len(b)}")
     means = [x.mean(axis=0, dtype=np.float64) for x in (a, b)]
     # R of A = QR has A's singular values against anything, in D rows where there are more.
-    roots = [np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r") for x, mean in zip((a, b), means, strict=True)]
+    scaled = [(x - mean) / np.sqrt(len(x) - 1) for x, mean in zip((a, b), means, strict=True)]
+    roots: list[np.ndarray] = [np.linalg.qr(x, mode="r") for x in scaled]
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return float(((means[0] - means[1]) ** 2).sum() + sum((root**2).sum() for root in roots) - 2 * shared)
 

@@ -142,7 +142,7 @@ class Sampler:
 
     def _make(self, samples: Sequence[Sample]) -> list[list[str | np.ndarray]]:
         loom, prompts = self.loom, [made.request.prompt for made in samples]
-        shared = {
+        shared: dict[str, Any] = {
             "images": [made.request.pictures() for made in samples],
             "seeds": [made.seed for made in samples],
         }

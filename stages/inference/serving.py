@@ -61,12 +61,13 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
         from omniloom.stages.data.media.decode import encode_mp4, encode_png
 
         prompts, (text, visual) = [row["prompt"] for row in rows], sampling
-        shared = {"images": [[row["image"]] if row["image"] is not None else [] for row in rows], "seeds": seeds}
+        images = [[row["image"]] if row["image"] is not None else [] for row in rows]
+        shared: dict[str, Any] = {"images": images, "seeds": seeds}
         if task in ("image_to_text", "text_to_text"):
             return [{"text": text} for text in self.model.text_to_text(prompts, text, visual, **shared)]
         if task == "text_to_image":
-            images = self.model.text_to_image(prompts, visual, **shared)
-            return [{"image": encode_png(image, _MARK)} for image in images]
+            drawn = self.model.text_to_image(prompts, visual, **shared)
+            return [{"image": encode_png(image, _MARK)} for image in drawn]
         videos = self.model.text_to_video(prompts, visual, **shared)
         return [{"image": encode_mp4(video, self.model.config.fps, _MARK)} for video in videos]
 

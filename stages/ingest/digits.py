@@ -288,8 +288,8 @@ def _text() -> Iterator[tuple[str, bytes]]:
     library_license = Path(os.__file__).parent / "LICENSE.txt"
     if library_license.is_file():
         yield "text/python-license.txt", library_license.read_bytes()
-    for file in sorted((_package("sklearn") / "datasets" / "descr").glob("*.rst")):
-        yield f"text/dataset-{file.stem}.txt", file.read_bytes()
+    for page in sorted((_package("sklearn") / "datasets" / "descr").glob("*.rst")):
+        yield f"text/dataset-{page.stem}.txt", page.read_bytes()
     for package in LICENSES:
         for file in _license_files(package):
             yield f"text/license-{package}-{posixpath.basename(file)}.txt", _read(package, file)
@@ -311,7 +311,7 @@ def _license_files(package: str) -> list[str]:
 
 
 def _read(package: str, file: str) -> bytes:
-    return Path(importlib.metadata.distribution(package).locate_file(file)).read_bytes()
+    return Path(str(importlib.metadata.distribution(package).locate_file(file))).read_bytes()
 
 
 def _jsonl(rows: list[dict]) -> bytes:

@@ -150,7 +150,7 @@ def _inline(children: list[Token], place) -> tuple[list[_Cut], set[str]]:
         elif token.type == "image" and "span" in token.meta:
             start, end = token.meta["span"]
             marks = _emphasis(children, number)
-            picture = Picture(_plain(token), token.attrs["src"], token.meta.get("embedded", False))
+            picture = Picture(_plain(token), str(token.attrs["src"]), token.meta.get("embedded", False))
             cuts.append(_Cut(place(start) - marks, place(end - 1) + 1 + marks, picture))
         elif token.type == "html_inline" and "span" in token.meta and (picture := _img(token.content)):
             start, end = token.meta["span"]
@@ -210,7 +210,7 @@ def _img(tag: str) -> Picture | None:
     """The picture of one HTML tag; None where it is no `<img>` or has no source."""
     if not _TAG.fullmatch(tag):
         return None
-    values = {}
+    values: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE.findall(tag):
         values.setdefault(name.lower(), html.unescape(double or single or bare).strip())
     return Picture(values.get("alt", ""), values["src"]) if values.get("src") else None
@@ -248,8 +248,8 @@ def _with_wrappers(text: str, cuts: list[_Cut]) -> list[_Cut]:
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"store_labels": True, "inline_definitions": True})
     # As written: what may be read is decided by whoever opens it, and percent signs are resolved there.
-    parser.normalizeLink = lambda url: url
-    parser.validateLink = lambda url: True
+    parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
+    parser.validateLink = lambda url: True  # type: ignore[method-assign]
     rules = parser.inline.ruler
     html_inline = next(rule.fn for rule in rules.__rules__ if rule.name == "html_inline")
     rules.at("image", _image)

@@ -33,7 +33,8 @@ class Reader:
         """
         path, part = item["path"], item.get("part", 0)
         if "reject" in item:
-            yield Reject(*item["reject"], 0).row(path, part)
+            code, message = item["reject"]
+            yield Reject(code, message, 0).row(path, part)
             return
         try:
             for row in self.kind.read(item):

@@ -78,6 +78,6 @@ class References:
         if root is self.root:
             return [posixpath.join(folder, link)]
         # The document's own folder as seen from the media root, then the media root.
-        own = posixpath.dirname(self.root.path) if self.root.is_file else self.root.path
-        own = [posixpath.relpath(own, root.path)] if type(root.fs) is type(self.root.fs) else []
+        near = posixpath.dirname(self.root.path) if self.root.is_file else self.root.path
+        own = [posixpath.relpath(near, root.path)] if type(root.fs) is type(self.root.fs) else []
         return [*(posixpath.join(base, folder, link) for base in own), link]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from typing import Any
 
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.media.identity import text_identity, text_sketch
@@ -16,7 +17,8 @@ from omniloom.stages.data.media.limits import Limits, MediaError
 
 def media_row(kind: str, data: bytes, limits: Limits) -> dict:
     """The row of an image's or a video's bytes, once they have been decoded whole. Raises MediaError."""
-    row = {"kind": kind, "media": data}
+    row: dict[str, Any] = {"kind": kind, "media": data}
+    info: Any
     if kind == "image":
         info = media.probe_image(data, limits)
         row["frames"] = 1

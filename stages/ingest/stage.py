@@ -109,7 +109,9 @@ def summary(metrics: dict) -> str:
 
 def group_items(items: list[dict], config: Config) -> list[dict]:
     """[{"index", "items"}]: items in order, cut where a group reaches `shard_items` or `shard_bytes`."""
-    groups, current, size = [], [], 0
+    groups: list[dict] = []
+    current: list[dict] = []
+    size = 0
     for item in items:
         if current and (len(current) >= config.shard_items or size + item["size"] > config.shard_bytes):
             groups.append(current)
@@ -185,11 +187,11 @@ def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[d
     for row in captions:
         captioned.setdefault(row["shard"], {})[records.key_of(row)] = row["captions"]
     splits_plan = storage.join(state, "splits.json")
-    if (plan := splits.read_plan(splits_plan)) is None:
+    if (assigned := splits.read_plan(splits_plan)) is None:
         names = [uri.rsplit("/", 1)[-1] for uri in records.shards(output)]
-        plan = splits.assign({name: _keys(state, number) for number, name in enumerate(names)}, dropped, fractions)
-        splits.write_plan(splits_plan, *plan)
-    moved, counts = plan
+        assigned = splits.assign({name: _keys(state, number) for number, name in enumerate(names)}, dropped, fractions)
+        splits.write_plan(splits_plan, *assigned)
+    moved, counts = assigned
     for name in sorted({*dropped, *captioned, *moved}):
         records.drop_rows(
             storage.join(output, "records", name),

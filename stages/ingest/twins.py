@@ -101,7 +101,8 @@ def _coarse(looks: np.ndarray) -> np.ndarray:
     """float32 (n, 16): 4 x 4 means of the luminance, centred, of length 1, so that neither brightness nor contrast
     counts; flat pictures are 0."""
     side = LOOK_SIDE // 4
-    grey = looks.reshape(-1, 4, side, 4, side, 3).astype(np.float32).mean((2, 4)) @ np.float32([0.299, 0.587, 0.114])
+    means = looks.reshape(-1, 4, side, 4, side, 3).astype(np.float32).mean((2, 4))
+    grey = means @ np.array([0.299, 0.587, 0.114], np.float32)
     grey = grey.reshape(-1, 16)
     grey -= grey.mean(1, keepdims=True)
     return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-3)

@@ -38,10 +38,10 @@ class AmedPredictor(nn.Module):
     def __init__(self, times: Sequence[float], width: int = 32, diffusion: DiffusionConfig | None = None):
         super().__init__()
         self.diffusion = diffusion
-        times = torch.tensor([float(t) for t in times], dtype=torch.float64)
-        if len(times) < 2 or times[-1] != 0 or not (times[1:] < times[:-1]).all():
-            raise ValueError(f"times: expected at least two that fall to 0, got {times.tolist()}")
-        self.register_buffer("times", times)
+        grid = torch.tensor([float(t) for t in times], dtype=torch.float64)
+        if len(grid) < 2 or grid[-1] != 0 or not (grid[1:] < grid[:-1]).all():
+            raise ValueError(f"times: expected at least two that fall to 0, got {grid.tolist()}")
+        self.register_buffer("times", grid)
         self.net = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, 3))
         nn.init.zeros_(self.net[2].weight)
         nn.init.zeros_(self.net[2].bias)

@@ -119,7 +119,7 @@ class VariancePreserving(Flow):
         if self.config.shift == 1:
             return t
         a, b = self.scales(t)
-        return torch.atan2(self.config.shift * b, a) / self.rate
+        return torch.atan2(torch.as_tensor(self.config.shift * b), torch.as_tensor(a)) / self.rate
 
     def v(self, x: Tensor, e: Tensor, t: Time) -> Tensor:
         a, b = self.scales(t)

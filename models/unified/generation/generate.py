@@ -105,7 +105,7 @@ def generate_interleaved(
     """
     special = model.config.specials
     grids = {special.boi: drawing.image_grid, special.bov: drawing.video_grid} if drawing else {}
-    grids = {token: tuple(grid) for token, grid in grids.items() if grid is not None}
+    grids = {token: (grid[0], grid[1], grid[2]) for token, grid in grids.items() if grid is not None}
     stops = set([special.eos] if stop_ids is None else stop_ids)
     forbidden = [
         i

@@ -105,9 +105,9 @@ def _rope(document: Document) -> tuple[float, RopeScaling | None]:
     if kind != "llama3":
         raise ValueError(f"{inner.where}.rope_type: expected 'default' or 'llama3', got {kind!r}")
     length = inner.integer("original_max_position_embeddings", document.values.get("max_position_embeddings"))
-    numbers = [inner.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor")]
+    factor, low, high = (inner.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     try:
-        return base, RopeScaling(*numbers, original_length=length)
+        return base, RopeScaling(factor, low, high, original_length=length)
     except ValueError as error:
         raise ValueError(f"{inner.where}: {error}") from None
 

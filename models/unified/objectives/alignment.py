@@ -30,7 +30,9 @@ class FeatureAlignment(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU(), nn.Linear(inner, dim)
         )
-        for layer in self.mlp[::2]:
+        for layer in self.mlp:
+            if not isinstance(layer, nn.Linear):
+                continue
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 

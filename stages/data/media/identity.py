@@ -30,7 +30,7 @@ def picture_identity(pixels: np.ndarray) -> str:
     """Of uint8 (H, W, 3)."""
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"picture {height}x{width} ".encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
@@ -53,7 +53,7 @@ class ClipIdentity:
         facts = hashlib.sha1(shape.encode(), usedforsecurity=False)
         for number, plane in enumerate(frame.planes):
             rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height].reshape(plane.height, -1)
-            facts.update(np.ascontiguousarray(rows[:, : _row_bytes(frame, number)]))
+            facts.update(np.ascontiguousarray(rows[:, : _row_bytes(frame, number)]).data)
         self._digest.update(facts.digest())
         if self._count % self._every == 0:
             self._kept.append(_small(frame))
