@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from omniloom.stages.data.aspects import Aspects, check_names, ratio
-from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
+from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
 from omniloom.stages.tokenizer.config import Config, DataConfig
 
 NAMES = ("1:1", "4:3", "3:4", "16:9", "9:16")
