@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from omniloom.stages.base import PLACEMENT
+from omniloom.stages.base import PLACEMENT, path_to
+from omniloom.stages.checkpoints.language_model import FILES
+from omniloom.stages.checkpoints.text_tokenizer import CONFIGS
 from omniloom.stages.data.aspects import check_names
 
 FEATURES = "features"  # the field that names the frozen encoder
@@ -19,7 +21,11 @@ class Config(BaseModel):
     )
     frames: int = Field(17, ge=1, description="frames of a video, evenly spaced; 1 modulo the temporal patch")
     vocab_size: int = Field(32_000, ge=262, description="size of the byte-level BPE that is trained on the corpus")
-    text_tokenizer: str | None = Field(None, description="URI of a tokenizer.json to use in place of training one")
+    text_tokenizer: str | None = Field(
+        None,
+        json_schema_extra=path_to("file", beside=CONFIGS),
+        description="URI of a tokenizer.json to use in place of training one",
+    )
     pixel_patch: int | None = Field(
         None,
         ge=1,
@@ -27,6 +33,7 @@ class Config(BaseModel):
     )
     features: str | None = Field(
         None,
+        json_schema_extra=path_to("folder", reads=FILES),
         description="URI of a folder of SigLIP or DINOv2 as transformers saves one: "
         "its patch features are kept as well, to align hidden states with; null keeps none",
     )
