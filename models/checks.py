@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 # For pydantic, which a pipeline's YAML is read by: unknown keys are refused, and the docstring under a field is its
 # description in the schema.
@@ -69,7 +69,7 @@ class Conditional:
 
         def read(values: Any, inner: Callable[[Any], Any]) -> Any:
             config = inner(values)
-            if isinstance(values, Mapping) and not values.keys() >= {f.name for f in fields(cls)}:
+            if isinstance(values, Mapping) and not values.keys() >= {f.name for f in fields(cast(Any, cls))}:
                 config.check_uses(values)
             return config
 

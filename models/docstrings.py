@@ -18,7 +18,8 @@ def field_docstrings(cls: type) -> dict[str, str]:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         body = definition.body if isinstance(definition, ast.ClassDef) else []
         for field, below in zip(body, body[1:]):
-            documented = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            if documented and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 docs[field.target.id] = " ".join(str(below.value.value).split())
     return docs

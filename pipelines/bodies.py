@@ -38,7 +38,7 @@ class Bodies:
         task = ray.remote(run_stage).options(
             num_cpus=min(needs.cpus, self.cluster.node_cpus), num_gpus=needs.gpus, max_retries=0, name=planned.name
         )
-        again = [ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError]
+        again: list[Any] = [ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError]
         if not self.cluster.local:  # else the only node is the dead one
             again.append(ray.exceptions.NodeDiedError)
         restarts = planned.stage.restarts(planned.config)

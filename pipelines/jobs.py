@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import omniloom
@@ -188,7 +188,7 @@ def _lines(client: JobSubmissionClient, job_id: str, follow: bool) -> Iterator[s
         return
     rest = ""
     with asyncio.Runner() as runner:
-        chunks = client.tail_job_logs(job_id)
+        chunks: Any = client.tail_job_logs(job_id)
         try:
             while (chunk := runner.run(anext(chunks, None))) is not None:
                 *lines, rest = (rest + chunk).split("\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -31,7 +31,7 @@ def sampling_options(
 
         call.__name__, call.__doc__, call.__module__ = command.__name__, command.__doc__, command.__module__
         order = sorted(parameters, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-        call.__signature__ = signature.replace(parameters=order)
+        setattr(call, "__signature__", signature.replace(parameters=order))  # noqa: B010
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in order}
         return call
 
@@ -40,11 +40,11 @@ def sampling_options(
 
 def _parameter(option: Option, required: bool, usual: str | None) -> inspect.Parameter:
     knob = option.knob
-    kind = {tuple: str}.get(knob.kind, knob.kind)
+    kind: Any = str if knob.kind is tuple else knob.kind
     words = option.description + (f" One of {', '.join(knob.names)}." if knob.names else "")
     default = usual or option.usual or ("" if option.default is None else str(option.default))
     words += f" Default: {default}." if default and not required else ""
-    settings = typer.Option(*option.flags, metavar=_METAVAR.get(knob.kind), help=words)
+    settings = typer.Option(*option.flags, metavar=_METAVAR.get(cast(Any, knob.kind)), help=words)
     return inspect.Parameter(
         option.name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,

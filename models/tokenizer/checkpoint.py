@@ -238,7 +238,7 @@ def load_official(path: str | os.PathLike[str], rel_bias: Literal["sdpa", "einsu
                 target.copy_(given)
             else:
                 _put(own[name], given, layer)
-    model.published_args = args
+    model.published_args = args  # type: ignore[assignment]  # no part of the module
     return model
 
 
@@ -288,7 +288,7 @@ def _window_index(window: int) -> Tensor:
 
 
 def _arguments(config: TokenizerConfig) -> dict[str, Any]:
-    quantizer = config.quantizer
+    quantizer: Any = config.quantizer
     vae = isinstance(quantizer, GaussianConfig)
     own = {"kl_weight": quantizer.kl_weight} if vae else {"n_codes": quantizer.codebook_size}
     published = int(4.0 * (2 / 3) * config.width) == config.inner_width

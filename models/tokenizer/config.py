@@ -10,7 +10,7 @@ Of every config: `patch_size`, and what its bottleneck gives: `latent_dim` chann
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED, Conditional, Use, require
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
@@ -219,7 +219,7 @@ class RAEConfig:
             "the URI of a vision encoder's folder",
         )
         if known and self.patch_size is None:
-            object.__setattr__(self, "patch_size", self.encoder.patch_size)
+            object.__setattr__(self, "patch_size", cast(ViTConfig, self.encoder).patch_size)
         require(self.patch_size is None or self.patch_size >= 1, self, "patch_size", "null or at least 1")
         for name in ("width", "heads", "head_dim", "decoder_layers"):
             require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
@@ -235,7 +235,7 @@ class RAEConfig:
     @property
     def latent_dim(self) -> int:
         """Channels of the encoder's features; its shape must be known."""
-        return self.encoder.width
+        return cast(ViTConfig, self.encoder).width
 
     @property
     def codebook_size(self) -> None:

@@ -11,6 +11,7 @@ Errors: `ValueError` naming the sizes given and what would fit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from omniloom.models.tokenizer.blocks import Stack
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.official.model import OfficialDecoder, OfficialEncoder, build_bottleneck
 from omniloom.models.tokenizer.patch_embed import PatchEmbed
+from omniloom.models.tokenizer.quantizers.base import Quantizer
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
 from omniloom.models.tokenizer.streaming import BlockMemory, TemporalState
 
@@ -95,9 +97,9 @@ class OmniTokenizer(VisualTokenizer):
         self.init_video_from_image_()
 
     @staticmethod
-    def _build(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+    def _build(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, Quantizer]:
         if config.compat == "official":
-            bottleneck = build_bottleneck(config.quantizer)
+            bottleneck = build_bottleneck(cast(Any, config.quantizer))  # the config has checked its kind
             return OfficialEncoder(config), OfficialDecoder(config), bottleneck
         return Encoder(config), Decoder(config), build_quantizer(config.quantizer)
 

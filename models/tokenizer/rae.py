@@ -81,7 +81,7 @@ class RAE(VisualTokenizer):
             raise ValueError(f"RAEConfig.encoder: expected the shape of the encoder, got the URI {config.encoder!r}")
         latents = NoisyLatents(config.latent_dim, config.noise_tau)
         super().__init__(config, ViT(config.encoder), RAEDecoder(config), latents)
-        self.pre_vq = nn.Identity()
+        self.pre_vq = nn.Identity()  # type: ignore[assignment]  # the features are the latents
 
     def take_encoder(self, encoder: ViT) -> None:
         """Copy the weights of a loaded encoder of the config's shape."""

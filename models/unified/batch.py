@@ -400,7 +400,7 @@ def _lay_out(
         numbers = np.array([p.row * num_segments + p.number for p in own], np.int64)
         segment = np.repeat(numbers, np.diff(bounds))
         tables = grid_tables([p.segment.grid for p in own]) if config.patchifier(name) == "unet" else None
-        parts[name] = VisualPart(*map(torch.from_numpy, (index, values, segment)), tables=tables)
+        parts[name] = VisualPart(torch.from_numpy(index), torch.from_numpy(values), torch.from_numpy(segment), tables)
         for objective, row in OBJECTIVES.items():
             if row.representation.name != name:
                 continue

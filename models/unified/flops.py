@@ -67,7 +67,7 @@ def _entry(c: UnifiedConfig, batch: Batch, name: str, segments: int) -> int:
     return enter * positions + _unet(c, batch, name, segments)
 
 
-def _output(c: UnifiedConfig, batch: Batch, name: str, segments: int, asked: int) -> int:
+def _output(c: UnifiedConfig, batch: Batch, name: str, segments: int, asked: float) -> int:
     """Hidden states to predictions of values that are not discrete."""
     size, total, features = getattr(c, REPRESENTATIONS[name].size), 0, c.width
     if c.patchifier(name) == "unet":

@@ -59,4 +59,5 @@ class FlowHead(nn.Module):
         x = self.values(values)
         for layer in self.layers:
             x = layer(x, condition)
-        return self.out(_modulated(x, *self.modulation(condition).chunk(2, dim=-1), eps=self.eps))
+        scale, shift = self.modulation(condition).chunk(2, dim=-1)
+        return self.out(_modulated(x, scale, shift, self.eps))

@@ -33,7 +33,7 @@ def plain_text(ids: Sequence[int], specials: SpecialIds) -> list[Segment]:
 
 
 def text_to_visual(
-    caption: Sequence[int],
+    caption: Sequence[int] | np.ndarray,
     values: np.ndarray,
     grid: Grid,
     specials: SpecialIds,
@@ -49,7 +49,7 @@ def text_to_visual(
 def visual_to_text(
     values: np.ndarray,
     grid: Grid,
-    caption: Sequence[int],
+    caption: Sequence[int] | np.ndarray,
     specials: SpecialIds,
     objective: str = "latent_diffusion",
     max_time: float = 0.0,

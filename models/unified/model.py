@@ -10,7 +10,7 @@ time 0. Visual output: RMSNorm and a Linear, or as the config asks, a unet and a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -172,7 +172,7 @@ class UnifiedModel(nn.Module):
         x: Tensor,
         positions: Tensor,
         attend: Attend,
-        caches: list[LayerCache] | None = None,
+        caches: Sequence[LayerCache] | None = None,
         kept: dict[int, Tensor | None] | None = None,
     ) -> Tensor:
         """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes); `attend` has the mask;

@@ -15,7 +15,7 @@ import numpy as np
 
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.representations import OBJECTIVES
-from omniloom.stages.data.packing import Placed
+from omniloom.stages.data.packing import Placed, Task
 
 
 class Documents:
@@ -26,7 +26,7 @@ class Documents:
         self,
         tokens,
         model_config: UnifiedConfig,
-        task_weights: Mapping[str, float] = MappingProxyType({}),
+        task_weights: Mapping[Task, float] = MappingProxyType({}),
         features: bool = False,
     ):
         self.tokens, self.specials, self.task_weights = tokens, model_config.specials, task_weights
@@ -82,7 +82,7 @@ class Documents:
         values, grid = self.picture(_first_picture(document), objective)
         if placed.view == "describe":
             return visual_to_text(values, grid, caption, special, objective, placed.context_time)
-        condition = [] if "text" in placed.dropped else caption
+        condition = caption[:0] if "text" in placed.dropped else caption
         return text_to_visual(condition, values, grid, special, placed.caption_loss, objective)
 
     def _interleaved(self, document: list, placed: Placed) -> list:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.data.order import draw
 
 Kind = Literal["image", "video", "text", "document"]
@@ -125,12 +125,12 @@ class Planner:
         tokens,
         config: PackingConfig,
         seed: int,
-        objectives: Mapping[str, float] | None = None,
+        objectives: Mapping[Objective, float] | None = None,
         empty: bool = False,
     ):
         self.tokens, self.config, self.seed = tokens, config, seed
         objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
-        self._names = [name for name in OBJECTIVES if objectives.get(name)]
+        self._names = [row.name for row in OBJECTIVES.values() if objectives.get(row.name)]
         self._shares = np.cumsum([objectives[name] for name in self._names])
         # One share is of captions alone.
         shares = config.condition_dropout

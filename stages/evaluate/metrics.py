@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,7 +22,10 @@ def reconstruction(originals: np.ndarray, recons: np.ndarray) -> dict[str, float
     a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (originals, recons))
     # Equal pictures have no error; 100 dB stands for it, a tenth of a grey level would give 68.
     psnr = peak_signal_noise_ratio(b, a, data_range=255.0, reduction="none", dim=(1, 2, 3)).clamp(max=100.0)
-    return {"psnr": float(psnr.mean()), "ssim": float(structural_similarity_index_measure(b, a, data_range=255.0))}
+    return {
+        "psnr": float(psnr.mean()),
+        "ssim": float(cast(torch.Tensor, structural_similarity_index_measure(b, a, data_range=255.0))),
+    }
 
 
 def shrink(images: Sequence[np.ndarray], size: int) -> np.ndarray:
@@ -59,7 +63,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     means = [x.mean(axis=0, dtype=np.float64) for x in (a, b)]
     # R of A = QR has A's singular values against anything, in D rows where there are more.
     scaled = [(x - mean) / np.sqrt(len(x) - 1) for x, mean in zip((a, b), means, strict=True)]
-    roots: list[np.ndarray] = [np.linalg.qr(x, mode="r") for x in scaled]
+    roots: list[Any] = [np.linalg.qr(x, mode="r") for x in scaled]
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return float(((means[0] - means[1]) ** 2).sum() + sum((root**2).sum() for root in roots) - 2 * shared)
 

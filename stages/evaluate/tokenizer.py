@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 
 from omniloom.models.pixels import half_range, to_uint8
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import metrics
+from omniloom.stages.evaluate.config import Config
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.reporting import report
 
@@ -17,7 +20,7 @@ _BATCH = 32  # clips at once
 def reconstruct(evaluation: Evaluation) -> None:
     """PSNR and SSIM of the tokenizer on held-out images and videos, each in the shape that it is tokenized in."""
     for kind, clips, num_shown in (("image", evaluation.images, 16), ("video", evaluation.videos, 3)):
-        measured = clips.spread(evaluation.config.seed)[: evaluation.config.reconstructions]
+        measured = clips.spread(evaluation.config.seed)[: cast(Config, evaluation.config).reconstructions]
         grids = {
             source: part[:num_shown]
             for source, part in (

@@ -14,17 +14,19 @@ def _field(name: str) -> tuple[Any, Any]:
     knob = knobs(VisualSampling)[name]
     described = field_docstrings(VisualSampling)[name].rstrip(".")
     limits = {"ge": knob.at_least, "gt": knob.above, "le": knob.at_most}
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
-    return knob.kind, Field(getattr(VisualSampling, name), description=described, **limits)
+    told: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
+    return knob.kind, Field(getattr(VisualSampling, name), description=described, **told)
 
 
 # Every one is part of the fingerprints of the stages that have it: one more makes finished stages run again.
 _CHOSEN = ("num_steps", "guidance_scale")
 
 
-class DrawingConfig(
-    create_model("DrawingFields", __config__=ConfigDict(extra="forbid"), **{name: _field(name) for name in _CHOSEN})
-):
+_FIELDS: dict[str, Any] = {name: _field(name) for name in _CHOSEN}
+_Fields: Any = create_model("DrawingFields", __config__=ConfigDict(extra="forbid"), **_FIELDS)
+
+
+class DrawingConfig(_Fields):
     """How the pictures are drawn that a stage shows or measures."""
 
     def visual(self, **more: Any) -> VisualSampling:

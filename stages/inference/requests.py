@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def chosen_task(**flags: bool) -> Task | None:
     chosen = [name for name, given in flags.items() if given]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(f'--{name}' for name in chosen)} exclude each other")
-    return chosen[0] if chosen else None
+    return cast(Task, chosen[0]) if chosen else None
 
 
 def read_requests(path: Path) -> list[Request]:

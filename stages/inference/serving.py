@@ -24,7 +24,7 @@ _SEED = "seed"
 _MARK = {"model": "omniloom"}  # says that a model made this picture: ingest reads it
 
 
-class OmniLoomModel(mlflow.pyfunc.PythonModel):
+class OmniLoomModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]  # loaded on first use
     """`predict` over rows with the columns `prompt`, `image` (an encoded picture: bytes, or base64) and `task`.
 
     `prompt` is there in every row, "" where a picture is described. `image` stands before the prompt. `task` defaults

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
+from typing import cast
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import fields, manifests
@@ -108,7 +109,7 @@ def _use_rows(
             rejected.append(_unmatched(kind, row, name, key, where))
         elif item := by_path.get(path):
             named[path] = where
-            said, bad = fields.facts(row, captions, caption)
+            said, bad = fields.facts(cast(dict, row), captions, caption)
             bad += _add(item, said)
             rejected += [kind.rejected(where, problem) for problem in bad]
     return used

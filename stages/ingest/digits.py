@@ -29,8 +29,10 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
+from email.message import Message
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 from fsspec import AbstractFileSystem
 
@@ -294,8 +296,8 @@ def _text() -> Iterator[tuple[str, bytes]]:
         for file in _license_files(package):
             yield f"text/license-{package}-{posixpath.basename(file)}.txt", _read(package, file)
     for package in READMES:
-        if _version(package) and (text := importlib.metadata.metadata(package).get_payload()):
-            yield f"text/readme-{package}.txt", text.encode()
+        if _version(package) and (readme := cast(Message, importlib.metadata.metadata(package)).get_payload()):
+            yield f"text/readme-{package}.txt", str(readme).encode()
 
 
 def _license_files(package: str) -> list[str]:

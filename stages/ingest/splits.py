@@ -23,6 +23,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -230,6 +231,8 @@ class _Shares:
         self.least: dict[int, str] = {}
         for position, cluster in zip(corpus.positions, clusters.tolist(), strict=True):
             self.least[cluster] = min(position, self.least.get(cluster, position))
+        found: np.ndarray
+        counts: Any
         found, counts = (
             np.unique(
                 np.stack([clusters[corpus.nodes], np.array(corpus.strata, np.int64)], axis=1),
@@ -298,8 +301,9 @@ class _Shares:
 
 def read_plan(uri: str) -> tuple[dict[str, dict[records.Key, str]], dict[str, int]] | None:
     """What `write_plan` has written; None where nothing is."""
-    plan = storage.read_json(uri)
-    return plan and (
+    if not (plan := storage.read_json(uri)):
+        return None
+    return (
         {name: {tuple(key): split for *key, split in rows} for name, rows in plan["changes"].items()},
         plan["counts"],
     )

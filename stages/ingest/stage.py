@@ -109,7 +109,7 @@ def summary(metrics: dict) -> str:
 
 def group_items(items: list[dict], config: Config) -> list[dict]:
     """[{"index", "items"}]: items in order, cut where a group reaches `shard_items` or `shard_bytes`."""
-    groups: list[dict] = []
+    groups: list[list[dict]] = []
     current: list[dict] = []
     size = 0
     for item in items:

@@ -12,13 +12,13 @@ multiples of the encoder's patch; of a video, the mean over the frames of a late
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict
-from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig
+from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig, TokenizerConfig
 from omniloom.stages.base import RETRIES, Needs, StageContext
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
@@ -110,7 +110,7 @@ def _tokenize(context: StageContext, shards: list[str], text_uri: str) -> None:
     if todo:
         actors = min(config.workers, len(todo))
         stream = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-            _Actor,
+            cast(Any, _Actor),
             fn_constructor_kwargs={
                 "config": config,
                 "visual": context.tokenizer,
@@ -171,7 +171,7 @@ def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str])
                         f"image_size: {config.image_size} at aspect {name} makes pictures of "
                         f"{shape[0]}x{shape[1]}, the tokenizer's are {model.size[0]}x{model.size[1]}"
                     )
-        elif "video" in kinds and (config.frames - 1) % model.temporal_patch:
+        elif isinstance(model, TokenizerConfig) and "video" in kinds and (config.frames - 1) % model.temporal_patch:
             raise ValueError(
                 f"frames: expected 1 + a multiple of temporal_patch {model.temporal_patch}, got {config.frames}"
             )

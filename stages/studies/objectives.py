@@ -55,7 +55,7 @@ class Config(BaseModel):
         "of diffusions alone"
     )
     objectives: dict[str, Objective] = Field(
-        default_factory=lambda: {name: name for name in OBJECTIVES},
+        default_factory=lambda: {name: name for name in OBJECTIVES},  # type: ignore[arg-type]  # names of the table
         min_length=1,
         description="a name for the table: an objective",
     )

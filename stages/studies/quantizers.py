@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,7 +52,7 @@ def needs(config: Config) -> Needs:
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
     for name, quantizer in config.quantizers.items():
         with within(f"quantizers.{name}"):
-            replace(config.training.model, quantizer=quantizer)
+            replace(cast(Any, config.training.model), quantizer=quantizer)
     with within("training"):
         tokenizer.check(config.training, {}, files)
 
@@ -73,7 +73,7 @@ def run(context: StageContext) -> dict:
         if not storage.exists(storage.join(state, "metrics.json")):
             job = Job(
                 config.training,
-                replace(config.training.model, quantizer=quantizer),
+                replace(cast(Any, config.training.model), quantizer=quantizer),
                 context.records,
                 None,
                 storage.join(context.output, name),

@@ -126,8 +126,11 @@ def run(context: StageContext) -> dict:
 
     config: Config = context.config
     start_from = None if config.official else context.tokenizer
-    known = start_from and storage.read_json(start_from.file("tokenizer", "config.json"))
-    model = architecture(config, known and config_from_dict(known, start_from.file("tokenizer", "config.json")))
+    known = None
+    if start_from:
+        file = start_from.file("tokenizer", "config.json")
+        known = config_from_dict(storage.read_json(file), file)
+    model = architecture(config, known)
     with within():
         check_fit(model, config.data)
     checkpoint.check(context.state, config.workers.count, {"generator": config.engine})

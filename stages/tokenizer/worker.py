@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from omniloom.stages.checkpoints.outside import read_copy
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer, read_official
 from omniloom.stages.checkpoints.vision_encoder import load_encoder
 from omniloom.stages.data.clips import ClipBatches
-from omniloom.stages.tokenizer.config import PerceptualConfig
+from omniloom.stages.tokenizer.config import NamedRAEConfig, PerceptualConfig
 from omniloom.stages.tokenizer.job import Job
 from omniloom.stages.tokenizer.trainer import TokenizerTrainer
 
@@ -95,7 +96,7 @@ def _start_from(tokenizer: VisualTokenizer, job: Job) -> None:
         inflate = {"inflate_video": True} if fresh else {}
     else:
         if isinstance(job.model, RAEConfig):
-            tokenizer.take_encoder(load_encoder(job.config.model.encoder, "model.encoder"))
+            tokenizer.take_encoder(load_encoder(cast(NamedRAEConfig, job.config.model).encoder, "model.encoder"))
         return
     old, new = known.config.quantizer, tokenizer.config.quantizer
     tokenizer.load_from(

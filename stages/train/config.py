@@ -26,7 +26,7 @@ from omniloom.stages.inference.config import DrawingConfig
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
 _HINTS = get_type_hints(UnifiedConfig)
 _TOLD = TypeAdapter(UnifiedConfig).json_schema()["properties"]
-ArchitectureConfig = create_model(
+ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as they come
     "ArchitectureConfig",
     __config__=ConfigDict(extra="forbid"),
     __doc__="Shape of the transformer, as far as it is a choice.",
@@ -105,7 +105,7 @@ class Config(BaseModel):
     )
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"latent_diffusion": 1.0},
+        default_factory=lambda: {"latent_diffusion": 1.0},  # type: ignore[arg-type]  # its key is one of them
         description="what is trained on pictures, by shares of the "
         "documents: latent_diffusion, pixel_diffusion, next_code, masked_code; without any it is a language model, "
         "trained on texts alone",
@@ -159,7 +159,7 @@ class Config(BaseModel):
     @property
     def trained(self) -> tuple[str, ...]:
         """The objectives that have a share, in the order of their table."""
-        return tuple(name for name in OBJECTIVES if self.objectives.get(name))
+        return tuple(row.name for row in OBJECTIVES.values() if self.objectives.get(row.name))
 
 
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
@@ -210,5 +210,5 @@ def unified_config(
         return start_config(
             storage.absolute(config.init_from), chosen, vocab_size, {"latent_dim": None, **sizes}, specials
         )
-    given = {"specials": specials} if specials else {}
-    return UnifiedConfig(vocab_size=vocab_size, **sizes, **given, **config.model.model_dump())
+    given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
+    return UnifiedConfig(vocab_size=vocab_size, **given, **config.model.model_dump())

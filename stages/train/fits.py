@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from omniloom.infra.errors import InputError
-from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.data.packing import Kind, PackingConfig, Planner
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def check_corpus(packing: PackingConfig, trained: Sequence[str], counts: Mapping
         )
 
 
-def check_tokens(tokens: TokenSet, packing: PackingConfig, objectives: dict[str, float], seed: int) -> dict[str, int]:
+def check_tokens(
+    tokens: TokenSet, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
+) -> dict[str, int]:
     """{"left_out_KIND_REASON": documents} of the train split; InputError where a kind that has a share has nothing that
     fits. Reasons are those of `stages.data.packing.Planner.left_out`."""
     if not len(tokens):
@@ -80,15 +82,17 @@ def check_tokens(tokens: TokenSet, packing: PackingConfig, objectives: dict[str,
         if _share(packing, kind) != 0 and len(tokens.indices(kind)) and kind not in planner.units:
             raise _nothing_fits(planner, kind)
     if not planner.quota:
-        found = ", ".join(f"{_PLURAL[kind]} {len(tokens.indices(kind)):,}" for kind in get_args(Kind))
+        present = ", ".join(f"{_PLURAL[kind]} {len(tokens.indices(kind)):,}" for kind in get_args(Kind))
         raise InputError(
-            f"leaves nothing to train on: what has a share is not in the train split ({found})",
+            f"leaves nothing to train on: what has a share is not in the train split ({present})",
             field="packing.mixture",
         )
     return {f"left_out_{name}": count for name, count in sorted(planner.left_out.items())}
 
 
-def check_held_out(tokens: TokenSet, packing: PackingConfig, objectives: dict[str, float], seed: int) -> dict[str, int]:
+def check_held_out(
+    tokens: TokenSet, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
+) -> dict[str, int]:
     """{"validation_left_out_KIND_REASON": documents} of a split that losses are measured on, which may hold nothing."""
     left_out = Planner(tokens, packing, seed, objectives, empty=True).left_out if len(tokens) else {}
     return {f"validation_left_out_{name}": count for name, count in sorted(left_out.items())}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -271,11 +272,12 @@ class Block(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "w":
-            self.attention = WindowAttention(replace(config, head_dim=config.width // config.heads))
-            self.attention.norm = GammaNorm(config.width)
+            attention: Any = WindowAttention(replace(config, head_dim=config.width // config.heads))
+            attention.norm = GammaNorm(config.width)
         else:
             self.peg = PositionConv(config.width, config.causal_peg)
-            self.attention = Attention(config, temporal=kind == "c")
+            attention = Attention(config, temporal=kind == "c")
+        self.attention = attention
         self.feedforward = FeedForward(config.width, config.inner_width)
 
     def forward(self, x: Tensor) -> Tensor:

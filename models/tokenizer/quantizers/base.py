@@ -12,7 +12,7 @@ Errors: `ValueError` for codes out of range, or asked of a quantizer that has no
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -90,7 +90,7 @@ class DiscreteQuantizer(Quantizer):
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.size = config.size
-        self._patience = (config.restart_dead_after or DEFAULT_PATIENCE) * self.size
+        self._patience = (cast(Any, config).restart_dead_after or DEFAULT_PATIENCE) * self.size
         self.register_buffer("idle_tokens", torch.zeros(self.size, dtype=torch.int64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from omniloom.models.checks import require
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig, QuantizerKind
@@ -46,7 +46,7 @@ class _Ours(QuantizerConfig):
     def canonical_form(self) -> dict[str, Any]:
         """What enters a stage's fingerprint: the form that all kinds shared, so that what was trained before each had
         its own stays cached."""
-        return _ONE_FORM | {self.FORMER.get(name, name): value for name, value in asdict(self).items()}
+        return _ONE_FORM | {self.FORMER.get(name, name): value for name, value in asdict(cast(Any, self)).items()}
 
     def _check(self) -> None:
         """The rules of fields that several kinds have."""

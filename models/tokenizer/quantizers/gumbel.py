@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class GumbelQuantizer(DiscreteQuantizer):
             tau = self.tau()
             z_q = latents
             if self.training:
-                z_q = F.gumbel_softmax(logits, tau, hard=self.config.hard) @ vectors
+                z_q = F.gumbel_softmax(logits, cast(float, tau), hard=self.config.hard) @ vectors
             stats = self._use(codes, logits.isfinite().all(-1), update)
             stats |= {"kl_to_uniform": kl.detach(), "imbalance": imbalance.detach(), "tau": tau}
             return Quantized(z_q, codes, latents.detach(), loss, stats)

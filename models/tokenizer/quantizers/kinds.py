@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED
 from omniloom.models.extensions import extended, load
@@ -94,7 +94,7 @@ def read_quantizer(values: Mapping[str, Any], where: str) -> QuantizerConfig:
     if name not in kinds():
         raise ValueError(f"{where}.kind: expected one of {', '.join(kinds())}, got {name!r}")
     config = kinds()[name].config
-    known = [field.name for field in fields(config)]
+    known = [field.name for field in fields(cast(Any, config))]
     for field in values:
         if field not in known:
             raise ValueError(f"{where}.{field}: unknown field; {name} takes {', '.join(known[1:])}")
@@ -116,7 +116,7 @@ def with_names_of_today(values: Any) -> Any:
         return values
     former = row.config.FORMER
     if _ONE_FORM <= values.keys():
-        names = {field.name: former.get(field.name, field.name) for field in fields(row.config)}
+        names = {field.name: former.get(field.name, field.name) for field in fields(cast(Any, row.config))}
         return {name: values[old] for name, old in names.items() if old in values}
     for name, old in former.items():
         if old in values and name not in values:

@@ -5,6 +5,7 @@ by exponential moving averages (arXiv 1711.00937, appendix A.1). `vq_gradient` h
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -161,13 +162,13 @@ class VectorQuantizer(SphericalCodebook):
 
     def _place(self, where: Tensor, codes: Tensor) -> None:
         # A light sum follows the first latents that a restarted code wins, instead of averaging them away.
-        weight = 1 - self.config.ema_decay if bool(self.initialised) else 1.0
+        weight = 1 - cast(VQConfig, self.config).ema_decay if bool(self.initialised) else 1.0
         self.embeddings[where] = codes
         self.ema_sum[where] = weight * codes
 
     def _learn(self, sums: Tensor, counts: Tensor) -> None:
         won = counts > 0
-        decay = self.config.ema_decay
+        decay = cast(VQConfig, self.config).ema_decay
         self.ema_sum[won] = decay * self.ema_sum[won] + (1 - decay) * sums[won]
         self.embeddings[won] = F.normalize(self.ema_sum[won], dim=-1)
 

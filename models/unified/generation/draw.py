@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
-from omniloom.models.unified.diffusion.samplers import Time, sample
+from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, sample
 from omniloom.models.unified.generation.cache import GenerationState
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.objectives.corruption import mask_ratio
@@ -155,7 +156,13 @@ class _Canvas:
 
 def _diffuse(canvas: _Canvas) -> Tensor:
     times = sampling_times(canvas.how.diffusion, canvas.how.num_steps)
-    return sample(canvas.how.sampler, canvas.denoiser(), canvas.noise(), times, canvas.how.predictor)
+    return sample(
+        canvas.how.sampler,
+        canvas.denoiser(),
+        canvas.noise(),
+        times,
+        cast(MidpointPredictor | None, canvas.how.predictor),
+    )
 
 
 def _write_codes(canvas: _Canvas) -> Tensor:

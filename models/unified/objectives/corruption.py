@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def draw_masks(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[n
     scores, progress = _scores(batch, objective, seed, stream)
     caps = np.array([cap for _, _, cap, _ in task.segments])
     sizes = _sizes(batch, objective)
-    counts = np.maximum(1, np.ceil(sizes * mask_ratio(progress).numpy() * caps)).astype(np.int64)
+    counts = np.maximum(1, np.ceil(sizes * cast(Tensor, mask_ratio(progress)).numpy() * caps)).astype(np.int64)
     return _first(scores, sizes, counts), np.repeat((sizes / counts).astype(np.float32), sizes)
 
 

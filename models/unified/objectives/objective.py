@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class DiffusionLoss:
             "noisy": noisy,
             "weights": _chosen(task.weights, task.targets),
         }
-        return Shown(noisy * row.input_scale(at), index[task.targets], row.c_noise(times), kept=kept)
+        return Shown(noisy * row.input_scale(at), index[task.targets], cast(Tensor, row.c_noise(times)), kept=kept)
 
     def error(self, prediction: Tensor, shown: Shown, batch: Batch) -> Tensor:
         rest = residual(self.config, prediction, shown.kept["clean"], shown.kept["noise"], shown.kept["at"])
@@ -121,7 +121,7 @@ class MaskedCodeLoss:
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part, device = batch.tasks[self.name], batch.parts["codes"], batch.ids.device
         masked, weight = (torch.from_numpy(a) for a in draw_masks(batch, self.name, seed, self.stream))
-        losses, sizes = ([own[i] for own in task.segments] for i in (3, 1))
+        losses, sizes = [loss for *_, loss in task.segments], [grid for _, grid, *_ in task.segments]
         is_target = torch.tensor(losses, dtype=torch.bool).repeat_interleave(
             torch.tensor([math.prod(grid) for grid in sizes], dtype=torch.int64)
         )

@@ -6,6 +6,8 @@ that the stream names, BT.601 where it names none, no tone mapping of HDR.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
@@ -48,7 +50,7 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """(axes exchanged, then mirrored across, then mirrored top to bottom): the display matrix (a b u, c d v, x y w)
     takes (x, y) to (ax + cy, bx + dy) (ISO/IEC 14496-12, 6.2.2). Turns that are no quarters go to the nearest."""
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    matrix = cast(Any, frame.side_data).get(Type.DISPLAYMATRIX)
     if matrix is None:
         return False, False, False
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()

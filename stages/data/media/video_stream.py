@@ -12,6 +12,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import av
 import av.logging
@@ -227,7 +228,7 @@ def _decoder(stream):
     context = stream.codec_context
     tags = {name.lower(): value for name, value in stream.metadata.items()}
     if context.name in _WITH_ALPHA and tags.get("alpha_mode") == "1":
-        with_alpha = CodecContext.create(_WITH_ALPHA[context.name], "r")
+        with_alpha: Any = CodecContext.create(_WITH_ALPHA[context.name], "r")
         with_alpha.extradata = context.extradata
         with_alpha.width, with_alpha.height = context.width, context.height
         return with_alpha
