@@ -23,8 +23,10 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, OmniLoomError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict
 from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig
-from omniloom.stages.base import PLACEMENT, RETRIES, Needs, StageContext
+from omniloom.stages.base import PLACEMENT, RETRIES, Needs, StageContext, path_to
+from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
+from omniloom.stages.checkpoints.text_tokenizer import CONFIGS
 from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
 from omniloom.stages.data.aspects import Aspects, check_names
 
@@ -46,7 +48,11 @@ class Config(BaseModel):
     )
     frames: int = Field(17, ge=1, description="frames of a video, evenly spaced; 1 modulo the temporal patch")
     vocab_size: int = Field(32_000, ge=262, description="size of the byte-level BPE that is trained on the corpus")
-    text_tokenizer: str | None = Field(None, description="URI of a tokenizer.json to use in place of training one")
+    text_tokenizer: str | None = Field(
+        None,
+        json_schema_extra=path_to("file", beside=CONFIGS),
+        description="URI of a tokenizer.json to use in place of training one",
+    )
     pixel_patch: int | None = Field(
         None,
         ge=1,
@@ -54,6 +60,7 @@ class Config(BaseModel):
     )
     features: str | None = Field(
         None,
+        json_schema_extra=path_to("folder", reads=FILES),
         description="URI of a folder of SigLIP or DINOv2 as transformers saves one: "
         "its patch features are kept as well, to align hidden states with; null keeps none",
     )
@@ -300,6 +307,9 @@ class ShardTokenizer:
         return {"index": item["index"]}
 
     def _segments(self, record: dict, pending: Pending) -> list[dict]:
+        import torch
+
+        from omniloom.models.patches import pixels_to_patches
         from omniloom.stages.data.clips import decode_record
 
         def text(value: str) -> dict:
@@ -312,8 +322,8 @@ class ShardTokenizer:
             segment = {"kind": "visual", "loss": True}
             pixels = decode_record(record, shape, self.config.frames, None if item is record else item)
             if self.config.pixel_patch:
-                patches = _patches(pixels, self.config.pixel_patch)
-                segment |= {"pixels": patches.ravel(), "pixel_grid": list(patches.shape[:3])}
+                patches = pixels_to_patches(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None], self.config.pixel_patch)
+                segment |= {"pixels": patches.numpy().ravel(), "pixel_grid": list(patches.shape[1:4])}
             pending.setdefault((kind, shape), []).append((segment, pixels))
             return segment
 
@@ -329,10 +339,12 @@ class ShardTokenizer:
         import numpy as np
         import torch
 
+        from omniloom.models.pixels import half_range
+
         for start in range(0, len(waiting), self.config.batch_size):
             part = waiting[start : start + self.config.batch_size]
             pixels = torch.from_numpy(np.stack([clip for _, clip in part])).to(self.device)
-            pixels = pixels.permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+            pixels = half_range(pixels.permute(0, 4, 1, 2, 3).float())
             with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 encoded = self.visual.encode(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
                 features = self._features(pixels, encoded.latents.shape[2]) if self.encoder else None
@@ -362,12 +374,6 @@ class ShardTokenizer:
         features = torch.cat([self.encoder(part).float() for part in frames.split(self.config.batch_size)])
         clips = features.unflatten(0, (len(pixels), -1))
         return torch.stack([on_frames(clip, t) for clip in clips]).half().cpu().numpy()
-
-
-def _patches(clip, patch: int):
-    """uint8 (T, H, W, 3) -> (T, H / p, W / p, p, p, 3)."""
-    frames, height, width, _ = clip.shape
-    return clip.reshape(frames, height // patch, patch, width // patch, patch, 3).swapaxes(2, 3)
 
 
 class _Stats:

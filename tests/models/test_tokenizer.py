@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniloom.models.patches import patchify, unpatchify
 from omniloom.models.tokenizer.blocks import (
     Attention,
     CausalDepthwiseConv,
@@ -21,7 +22,7 @@ from omniloom.models.tokenizer.blocks import (
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective
 from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
-from omniloom.models.tokenizer.omni import OmniTokenizer, patchify, unpatchify
+from omniloom.models.tokenizer.omni import OmniTokenizer
 from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 
 QUANTIZERS = {

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniloom.models.patches import patchify, unpatchify
 from omniloom.models.tokenizer.base import RGB
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.official.blocks import OfficialStack
-from omniloom.models.tokenizer.omni import PatchEmbed, patchify, unpatchify
+from omniloom.models.tokenizer.patch_embed import PatchEmbed
 from omniloom.models.tokenizer.quantizers.base import (
     Quantized,
     Quantizer,
