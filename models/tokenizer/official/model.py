@@ -27,7 +27,7 @@ from omniloom.models.tokenizer.quantizers.base import (
     straight_through,
     sum_over_ranks,
 )
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
 from omniloom.models.tokenizer.quantizers.kl import GaussianBottleneck
 
 COUNT_EPSILON = 1e-7
@@ -84,7 +84,7 @@ class OfficialCodebook(Quantizer):
     keeps its codebook. Dead codes are not restarted, as published.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.input_dim = self.dim = config.latent_dim
         self.size, self.mean_square = config.codebook_size, 1.0
@@ -149,6 +149,6 @@ class OfficialCodebook(Quantizer):
         return self.embeddings[nearest_code(latents.float(), self.embeddings)]
 
 
-def build_bottleneck(config: QuantizerConfig) -> Quantizer:
+def build_bottleneck(config: VQConfig | GaussianConfig) -> Quantizer:
     """The published codebook for `vq`, the Gaussian bottleneck for `kl`."""
-    return GaussianBottleneck(config) if config.kind == "kl" else OfficialCodebook(config)
+    return GaussianBottleneck(config) if isinstance(config, GaussianConfig) else OfficialCodebook(config)
