@@ -82,3 +82,12 @@ class WorkersConfig(BaseModel):
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
     """What one worker's device can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+
+    def keeps(self, done: int, steps: int) -> bool:
+        """Whether a checkpoint is written when `done` of `steps` steps are."""
+        return done % self.checkpoint_every == 0 or done == steps
+
+    def logs(self, done: int, steps: int) -> bool:
+        """Whether a row is logged then. A checkpoint closes the window, so that a resumed run logs the same rows and
+        counts every unit once."""
+        return done % self.log_every == 0 or self.keeps(done, steps)

@@ -58,7 +58,7 @@ def test_the_reference_of_a_small_schema():
         },
     }
     text = reference.markdown(schema)
-    assert "| `name` | text |  | A name. |" in text
+    assert "| `name` | text | required | A name. |" in text
     assert "| `inner` | [Inner](#inner) or null | `null` | In \\| it. |" in text
     assert "| `sizes` | list of whole number, at least 1 | `[4]` |  |" in text
     assert '| `kind` | `"a"`, `"b"` | `"a"` | Which. |' in text
