@@ -18,7 +18,7 @@ from omniloom.infra.secrets import redact
 from omniloom.infra.training.config import EngineConfig
 from omniloom.pipelines.checks import check_stages
 from omniloom.pipelines.config import PipelineConfig, load, naming
-from omniloom.stages.tokenizer.stage import Config as TokenizerConfig
+from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.tokenizer.stage import architecture
 from omniloom.stages.train.config import Config as TrainConfig
 
@@ -204,7 +204,7 @@ def _tokenizer(stage, model) -> dict:
 def _unified(config: PipelineConfig, tokenizer) -> dict:
     from omniloom.models.unified.config import num_parameters
     from omniloom.models.unified.representations import patch_numbers
-    from omniloom.stages.train.stage import unified_config
+    from omniloom.stages.train.config import unified_config
 
     stage = config.stages.train
     patch = config.stages.pretokenize.pixel_patch
