@@ -50,7 +50,7 @@ class Splits(Strict):
         return self
 
 
-class Config(Strict):
+class IngestConfig(Strict):
     """Which sources there are, what may be read of them, and how they are split."""
 
     sources: list[Source] = Field(min_length=1)
@@ -71,7 +71,7 @@ class Config(Strict):
     """How many shards are worked on at once; by default as many as there are CPUs."""
 
     @model_validator(mode="after")
-    def _names(self) -> Config:
+    def _names(self) -> IngestConfig:
         names = [self.source_name(i) for i in range(len(self.sources))]
         for i, name in enumerate(names):
             if name in names[:i]:
@@ -85,3 +85,6 @@ class Config(Strict):
     def kinds(self) -> set[str]:
         """The kinds of records (image, video, text, document) that the sources give, whatever they hold."""
         return {KINDS[source.kind].makes(source) for source in self.sources}
+
+
+Config = IngestConfig
