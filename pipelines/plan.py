@@ -1,8 +1,7 @@
 """Plan: for each stage whether it is `cached`, would `resume` or `run`, or is `blocked`, and why.
 
-Planning reads the sources' listing and manifests, starts nothing and writes nothing. What a selection means:
-`only S` runs S alone, again if it is cached; `from_ S` runs S and every stage after it again; `until S` brings S and
-what it needs up to date; `force` runs stages again from the beginning. Outside a selection nothing runs.
+Planning reads the sources' listing, what outside files hold, and artifacts' manifests; it starts nothing and writes
+nothing into the storage.
 """
 
 from __future__ import annotations
@@ -14,94 +13,15 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore, some
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
-from omniloom.pipelines import graph
 from omniloom.pipelines.checks import check_counts, check_stages
 from omniloom.pipelines.config import PipelineConfig, naming
-from omniloom.pipelines.fingerprint import BY_CONTENT, canonical, differences, digest, fingerprint
+from omniloom.pipelines.fingerprint import digest, fingerprint
 from omniloom.pipelines.graph import Graph
-from omniloom.pipelines.outside import changed_files, digests, outside_contents, unreadable
+from omniloom.pipelines.outside import digests, outside_contents, unreadable
+from omniloom.pipelines.planned import PlannedStage
+from omniloom.pipelines.reasons import change, config_changes
+from omniloom.pipelines.selection import Selection
 from omniloom.stages.base import Stage
-
-
-@dataclass(frozen=True)
-class Selection:
-    only: str | None = None
-    from_: str | None = None
-    until: str | None = None
-    force: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        named = {"--only": self.only, "--from": self.from_, "--until": self.until}
-        given = [option for option, stage in named.items() if stage]
-        if len(given) > 1:
-            raise InputError(f"{' and '.join(given)} exclude each other")
-        for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
-            if stage and stage not in graph.KNOWN_NAMES:
-                raise InputError(graph.no_stage(stage), field=option)
-
-    def stages(self, pipeline: Graph) -> set[str]:
-        """The names that the selection takes in; InputError where it names a stage that the pipeline has not."""
-        named = {"--only": self.only, "--from": self.from_, "--until": self.until}
-        for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
-            if stage and stage not in pipeline.names:
-                raise InputError(f"{stage} is not configured in this pipeline (stages.{stage})", field=option)
-        if self.only:
-            found = {self.only}
-        elif self.from_:
-            found = set(pipeline.names[pipeline.names.index(self.from_) :])
-        elif self.until:
-            found = {self.until} | pipeline.ancestors(self.until)
-        else:
-            found = set(pipeline.names)
-        for stage in self.force:
-            if stage not in found:
-                option = next(option for option, given in named.items() if given)
-                raise InputError(f"{stage} is outside the selection ({option})", field="--force")
-        return found
-
-    def again(self, stage: str, selected: set[str]) -> str | None:
-        """Why the stage runs even if it is cached."""
-        if stage in self.force:
-            return "forced"
-        if stage == self.only:
-            return "asked for: --only"
-        if self.from_ and stage in selected:
-            return f"asked for: --from {self.from_}"
-        return None
-
-
-@dataclass
-class PlannedStage:
-    stage: Stage
-    config: Any  # None for one that is pinned and not configured
-    inputs: dict[str, str]  # {role: the name of the stage that it is read from}
-    fingerprint: str
-    uri: str
-    artifact: Artifact | None  # the published one, if it can be used
-    sources: dict | None  # {"digest", "files", "bytes"} of the listing, for a stage that reads outside sources
-    outside: dict[str, dict]  # field of a path in the config -> {"uri", "digest", "files", "bytes"} of what is there
-    status: str = "run"
-    reason: str = ""
-    last_seconds: float | None = None
-    drift: bool = False  # pinned to an artifact that the config would not make
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
-
-    @property
-    def executes(self) -> bool:
-        return self.status in ("run", "resume")
-
-    def to_dict(self) -> dict:
-        return {
-            "name": self.name,
-            "status": self.status,
-            "reason": self.reason,
-            "fingerprint": self.fingerprint,
-            "artifact": self.uri,
-            "last_seconds": self.last_seconds,
-        }
 
 
 @dataclass
@@ -117,18 +37,30 @@ class Plan:
     warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little
 
     def completed(self, name: str, artifact: Artifact) -> None:
-        """Note what a stage of this run has made, and judge again the stages that read it.
+        """Note what a stage of this run has made, and judge again the stages that read it: where it came out as an
+        older artifact did, what was made from that one is up to date.
 
-        Fingerprints stay as planned: sources that change in mid-run belong to the next run.
+        Sources and outside files that change in mid-run belong to the next run.
         """
         self.done.add(name)
-        self[name].artifact = artifact
+        self[name].artifact = self[name].expected = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
         if self[name].stage.makes == "records":
             self.check_counts()
         for planned in self.stages:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
+                _address(planned, self)
                 _judge(planned, self)
+
+    def inputs(self, planned: PlannedStage) -> dict[str, PlannedStage]:
+        """The stages that a stage reads from, by their names."""
+        return {name: self[name] for name in planned.inputs.values()}
+
+    def made_from(self, planned: PlannedStage) -> dict[str, str] | None:
+        """The digests of a stage's inputs by the stages' names; None where one is not made yet."""
+        found = {name: self[name].artifact for name in planned.inputs.values()}
+        ready = all(self[name].status == "cached" and artifact for name, artifact in found.items())
+        return {name: artifact.digest for name, artifact in found.items()} if ready else None
 
     def check(self) -> None:
         """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
@@ -211,34 +143,37 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection, pipeline, selected)
     for stage in pipeline.stages:
-        planned = _identify(stage, config, store, plan)
+        planned = _look(stage, plan)
+        _address(planned, plan)
         (_judge_pinned if planned.name in config.pins else _judge)(planned, plan)
         plan.stages.append(planned)
     plan.check()
     return plan
 
 
-def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
-    stage_config, inputs = getattr(config.stages, stage.name), plan.graph.inputs[stage.name]
-    sources, outside, made_by = None, {}, None
-    if stage_config is not None and not plan.graph.missing(stage):
-        sources, outside = _sources(stage, stage_config), outside_contents(stage_config, plan.contents)
-        made_from = {name: plan[name].fingerprint for name in inputs.values()}
-        made_by = fingerprint(
-            stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"], digests(outside)
-        )
-    identity = config.pins.get(stage.name) or made_by
-    return PlannedStage(
-        stage,
-        stage_config,
-        inputs,
-        identity,
-        store.artifact_uri(stage.name, identity),
-        store.find(stage.name, identity),
-        sources,
-        outside,
-        drift=made_by not in (None, identity),
-    )
+def _look(stage: Stage, plan: Plan) -> PlannedStage:
+    """The stage with what lies outside: its sources, and the files that its config names."""
+    config, sources, outside = getattr(plan.config.stages, stage.name), None, {}
+    if config is not None and not plan.graph.missing(stage):
+        sources, outside = _sources(stage, config), outside_contents(config, plan.contents)
+    return PlannedStage(stage, config, plan.graph.inputs[stage.name], "", "", None, sources, outside)
+
+
+def _address(planned: PlannedStage, plan: Plan) -> None:
+    """Find the stage's artifact by its config, by what lies outside and by what is known of its inputs now."""
+    made_by = None
+    if planned.config is not None and not plan.graph.missing(planned.stage):
+        made_by = _fingerprint(planned, {name: plan[name].identity for name in planned.inputs.values()})
+    planned.fingerprint = plan.config.pins.get(planned.name) or made_by
+    planned.uri = plan.store.artifact_uri(planned.name, planned.fingerprint)
+    planned.artifact = plan.store.find(planned.name, planned.fingerprint)
+    planned.drift = made_by not in (None, planned.fingerprint)
+
+
+def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
+    sources = planned.sources and planned.sources["digest"]
+    version = planned.stage.module.VERSION
+    return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 
 
 def _sources(stage: Stage, config: Any) -> dict | None:
@@ -256,10 +191,18 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     known = planned.artifact or previous
     planned.last_seconds = known.manifest["times"]["seconds"] if known else None
     stale = _stale(planned, plan)
+    planned.expected = planned.artifact
     if planned.artifact and not stale and not again:
         planned.status, planned.reason = "cached", "up to date" + _drift_note(planned, plan)
         return
-    reason = (again or stale or _change(planned, previous, plan)) + _drift_note(planned, plan)
+    reason = again or stale or change(planned, previous, plan.inputs(planned))
+    if not again and not planned.artifact:
+        stays = _stays(planned, plan)
+        planned.expected = stays or (previous if previous and not config_changes(planned, previous) else None)
+        if stays:
+            unsure = [name for name in planned.inputs.values() if plan[name].status != "cached"]
+            reason += f"; stays if {' and '.join(unsure)} come{'s' * (len(unsure) == 1)} out the same"
+    reason += _drift_note(planned, plan)
     if planned.name not in plan.selected:
         planned.status, planned.reason = "blocked", f"not selected; {reason}"
         return
@@ -269,7 +212,7 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
         # Bringing the last of them up to date brings the others along.
         last = max(missing, key=plan.graph.names.index)
         planned.reason = f"nothing usable from {' and '.join(missing)}; first run --until {last}"
-    elif again != "forced" and plan.store.has_work(planned.name, planned.fingerprint):
+    elif again != "forced" and plan.store.has_work(planned.name, planned.fingerprint, plan.made_from(planned)):
         planned.status, planned.reason = "resume", f"was interrupted; {reason}"
     else:
         planned.status, planned.reason = "run", reason
@@ -283,7 +226,9 @@ def _judge_pinned(planned: PlannedStage, plan: Plan) -> None:
         )
     damaged = _damaged(planned, plan)
     planned.status, planned.last_seconds = "cached", planned.artifact.manifest["times"]["seconds"]
-    planned.reason = "pinned" + (f"; drift: {_change(planned, planned.artifact, plan)}" if planned.drift else "")
+    planned.reason = "pinned"
+    if planned.drift:
+        planned.reason += f"; drift: {change(planned, planned.artifact, plan.inputs(planned))}"
     planned.reason += _drift_note(planned, plan)
     if damaged:
         planned.status, planned.reason = "blocked", f"{planned.reason}; {damaged}"
@@ -302,49 +247,24 @@ def _stale(planned: PlannedStage, plan: Plan) -> str | None:
     return None
 
 
+def _stays(planned: PlannedStage, plan: Plan) -> Artifact | None:
+    """The artifact that is up to date if all that runs before it comes out as it did; None where there is none."""
+    expected = {name: plan[name].expected for name in planned.inputs.values()}
+    if planned.config is None or not all(expected.values()):
+        return None
+    made_by = _fingerprint(planned, {name: artifact.identity for name, artifact in expected.items()})
+    found = plan.store.find(planned.name, made_by)
+    made_from = {name: artifact.digest for name, artifact in expected.items()}
+    if found is None or found.manifest["input_digests"] != made_from or plan.store.damage(found):
+        return None
+    return found
+
+
 def _damaged(planned: PlannedStage, plan: Plan) -> str | None:
     paths = plan.store.damage(planned.artifact)
     return f"damaged: {some(paths)}" if paths else None
 
 
-def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str:
-    """What differs from the artifact that the pipeline used last."""
-    if previous is None:
-        return "never ran"
-    old = previous.manifest
-    now = canonical(planned.config, planned.name)
-    changes = [
-        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
-        for path, a, b in differences(old["config"], now)
-        if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
-    ]
-    reasons = (
-        ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")]
-        if changes
-        else []
-    )
-    changed = [name for name in planned.inputs.values() if old["inputs"].get(name) != plan[name].fingerprint]
-    if changed:
-        reasons.append("input changed: " + ", ".join(changed))
-    if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
-        before, now = (
-            f"{facts['files']} files, {facts['bytes']} bytes"
-            for facts in (old.get("sources") or {"files": 0, "bytes": 0}, planned.sources)
-        )
-        reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
-    reasons += changed_files(old, planned.outside, planned.name)
-    if old["version"] != planned.stage.module.VERSION:
-        reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
-    return "; ".join(reasons) or "its artifact is gone"
-
-
 def _drift_note(planned: PlannedStage, plan: Plan) -> str:
     drifting = [p.name for p in plan.stages if p.drift and p.name in plan.graph.ancestors(planned.name)]
     return f"; drift through pinned {', '.join(drifting)}" if drifting else ""
-
-
-def _show(field: str, value: Any, outside: dict[str, dict] | None) -> str:
-    if value == BY_CONTENT and field in (outside or {}):
-        return outside[field]["uri"]
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
