@@ -23,7 +23,8 @@ _CHOSEN = ("num_steps", "guidance_scale")
 
 
 _FIELDS: dict[str, Any] = {name: _field(name) for name in _CHOSEN}
-_Fields: Any = create_model("DrawingFields", __config__=ConfigDict(extra="forbid"), **_FIELDS)
+_SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_Fields: Any = create_model("DrawingFields", __config__=_SETTINGS, **_FIELDS)
 
 
 class DrawingConfig(_Fields):
