@@ -15,7 +15,8 @@ def cover(height: int, width: int, target_height: int, target_width: int) -> Siz
 def centre_box(stored: Size, size: Size, shown: Size | None = None) -> Box:
     """The part of a picture of `stored` pixels that becomes `size` once it is scaled to cover that and cut at the
     centre. `shown` is the (height, width) on display where the stored pixels are not square."""
-    scaled = cover(*(shown or stored), *size)
+    height, width = shown or stored
+    scaled = cover(height, width, *size)
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     down, across = stored[0] / scaled[0], stored[1] / scaled[1]  # stored pixels in a scaled one
     bottom, right = min((top + size[0]) * down, stored[0]), min((left + size[1]) * across, stored[1])

@@ -24,7 +24,7 @@ def to_pixels(images: Sequence[np.ndarray | Tensor], size: tuple[int, int]) -> T
         x = torch.as_tensor(np.array(image))
         if x.ndim != 3 or x.shape[2] != 3 or x.dtype != torch.uint8 or not x.numel():
             raise ValueError(f"images[{index}]: expected uint8 (H, W, 3), got {x.dtype} {tuple(x.shape)}")
-        rows.append(resample(x, size, centre_box(x.shape[:2], size)))
+        rows.append(resample(x, size, centre_box((x.shape[0], x.shape[1]), size)))
     return half_range(torch.stack(rows).permute(0, 3, 1, 2).float().contiguous())
 
 
