@@ -86,7 +86,8 @@ def _plan(
     force: list[str] | None,
 ):
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.plan import Selection, make_plan
+    from omniloom.pipelines.plan import make_plan
+    from omniloom.pipelines.selection import Selection
 
     return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
 
@@ -180,7 +181,7 @@ def submit(
     from omniloom.pipelines import jobs as cluster_jobs
     from omniloom.pipelines.checks import check_stages
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.plan import Selection
+    from omniloom.pipelines.selection import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
     loaded = load(config, overrides or [])
@@ -387,11 +388,15 @@ def presets() -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of the config."""
+def schema(
+    markdown: bool = typer.Option(False, "--markdown", help="As a page to read: docs/config.md."),
+) -> None:
+    """Print the JSON Schema of the config, with every key described."""
+    from omniloom.pipelines import reference
     from omniloom.pipelines.config import PipelineConfig
 
-    print(json.dumps(PipelineConfig.model_json_schema(), indent=2))
+    document = PipelineConfig.model_json_schema()
+    print(reference.markdown(document) if markdown else json.dumps(document, indent=2))
 
 
 @app.command()

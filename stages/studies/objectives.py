@@ -44,22 +44,19 @@ class StudyMeasureConfig(MeasureConfig):
     """As `evaluate` measures. The split is another than its default: what is chosen by one split is judged on
     another."""
 
-    split: str = Field("validation", pattern="^(validation|test)$", description="what the models are compared on")
+    split: str = Field("validation", pattern="^(validation|test)$")
+    """What the models are compared on."""
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    training: TrainingConfig = Field(
-        description="the budget that all share; its objectives are set in turn, and "
-        "of loss.objective_weights each has its own; alignment is "
-        "of diffusions alone"
-    )
-    objectives: dict[str, Objective] = Field(
-        default_factory=lambda: {name: name for name in OBJECTIVES},
-        min_length=1,
-        description="a name for the table: an objective",
-    )
+class ObjectiveStudyConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    training: TrainingConfig
+    """The budget that all share; its objectives are set in turn, and of loss.objective_weights each has its own;
+    alignment is of diffusions alone."""
+    objectives: dict[str, Objective] = Field(default_factory=lambda: {name: name for name in OBJECTIVES}, min_length=1)
+    """A name for the table: an objective."""
     evaluation: StudyMeasureConfig = Field(default_factory=StudyMeasureConfig)
+    """How the models are measured."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,11 +70,14 @@ class Config(BaseModel):
         return values
 
     @model_validator(mode="after")
-    def _names(self) -> Config:
+    def _names(self) -> ObjectiveStudyConfig:
         for name in self.objectives:
             if not name.isidentifier():
                 raise ValueError(f"objectives: expected names of letters, digits and _, got {name!r}")
         return self
+
+
+Config = ObjectiveStudyConfig
 
 
 def needs(config: Config) -> Needs:

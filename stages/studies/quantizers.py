@@ -28,13 +28,15 @@ from omniloom.stages.tokenizer.job import Job
 VERSION = 2
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    training: TrainingConfig = Field(description="the budget that all share; its quantizer is set in turn")
-    quantizers: dict[str, QuantizerConfig] = Field(min_length=1, description="a name for the table: a quantizer")
+class QuantizerStudyConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    training: TrainingConfig
+    """The budget that all share; its quantizer is set in turn."""
+    quantizers: dict[str, QuantizerConfig] = Field(min_length=1)
+    """A name for the table: a quantizer."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Config:
+    def _complete(self) -> QuantizerStudyConfig:
         if self.training.model is None:
             raise ValueError("training.model is missing: the architecture of the tokenizers")
         if isinstance(self.training.model, RAEConfig):
@@ -43,6 +45,9 @@ class Config(BaseModel):
             if not name.isidentifier():
                 raise ValueError(f"quantizers: expected names of letters, digits and _, got {name!r}")
         return self
+
+
+Config = QuantizerStudyConfig
 
 
 def needs(config: Config) -> Needs:
