@@ -18,6 +18,7 @@ from omniloom.infra.secrets import redact
 from omniloom.infra.training.config import EngineConfig
 from omniloom.pipelines.checks import check_stages
 from omniloom.pipelines.config import PipelineConfig, load, naming
+from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.tokenizer.stage import architecture
 from omniloom.stages.train.config import Config as TrainConfig
@@ -130,14 +131,18 @@ def sizes(config: PipelineConfig) -> dict[str, dict]:
     models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
     found = {}
     for stage in config.graph.stages:
-        own = getattr(config.stages, stage.name)
-        before = config.graph.inputs[stage.name].get("tokenizer")
+        own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
+        before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
         if isinstance(own, TokenizerConfig) and (before is None or models.get(before)):
             with naming(config), within(f"stages.{stage.name}"):
                 models[stage.name] = architecture(own, models.get(before))
             found[stage.name] = _tokenizer(own, models[stage.name])
-        elif isinstance(own, TrainConfig) and config.stages.pretokenize and (before is None or models.get(before)):
-            found[stage.name] = _unified(config, models.get(before))
+        elif (
+            isinstance(own, TrainConfig)
+            and isinstance(tokens, PretokenizeConfig)
+            and (not before or models.get(before))
+        ):
+            found[stage.name] = _unified(own, tokens, models.get(before))
     return found
 
 
@@ -201,22 +206,21 @@ def _tokenizer(stage, model) -> dict:
     )
 
 
-def _unified(config: PipelineConfig, tokenizer) -> dict:
+def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     from omniloom.models.unified.config import num_parameters
     from omniloom.models.unified.representations import patch_numbers
     from omniloom.stages.train.config import unified_config
 
-    stage = config.stages.train
-    patch = config.stages.pretokenize.pixel_patch
+    patch = tokens.pixel_patch
     sizes = {
         "latent_dim": tokenizer and tokenizer.latent_dim,
         "codebook_size": tokenizer and tokenizer.codebook_size,
         "pixel_dim": patch and patch_numbers(patch),
     }
-    model = unified_config(stage, config.stages.pretokenize.vocab_size, sizes, None)
+    model = unified_config(stage, tokens.vocab_size, sizes, None)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.count, stage.workers.accumulate
-    tokens = stage.batch_rows * stage.packing.length
+    step_tokens = stage.batch_rows * stage.packing.length
     rows = stage.batch_rows // workers // accumulate
     width = 2 if stage.engine.precision == "bf16" else 4
     per_layer = 2 * model.width + 2 * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden
@@ -227,7 +231,7 @@ def _unified(config: PipelineConfig, tokenizer) -> dict:
         {
             "parameters": parameters,
             "workers": workers,
-            "tokens_per_step": tokens,
+            "tokens_per_step": step_tokens,
             "tokens_per_worker_and_pass": pass_tokens,
             **_state(parameters, stage.engine, workers),
             "activations_bytes": activations,
