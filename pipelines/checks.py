@@ -36,7 +36,7 @@ def check_counts(config: PipelineConfig, counts: Mapping[str, Any], settled: Col
 
 def _ask_all(config: PipelineConfig, settled: Collection[str], ask: Callable[[Stage, Any, dict], None]) -> None:
     errors = []
-    for stage, own, upstream in _with_upstream(config):
+    for stage, own, upstream in with_upstream(config):
         if stage.name in settled or stage.name in config.pins:
             continue
         try:
@@ -48,7 +48,7 @@ def _ask_all(config: PipelineConfig, settled: Collection[str], ask: Callable[[St
         raise together(errors)
 
 
-def _with_upstream(config: PipelineConfig) -> Iterator[tuple[Stage, Any, dict[str, Any]]]:
+def with_upstream(config: PipelineConfig) -> Iterator[tuple[Stage, Any, dict[str, Any]]]:
     """Each stage in order with its config and, by role, the configs of the stages before it."""
     graph = Graph(config.stages.configured())
     known: dict[str, Any] = {}

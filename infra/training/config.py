@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _PLACEMENT = {"placement": True}
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(BaseModel):
     """AdamW with a linear warm-up and then a cosine (or constant) schedule."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     lr: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(50, ge=0)
@@ -36,7 +37,7 @@ class OptimizerConfig(BaseModel):
 class EngineConfig(BaseModel):
     """Numerics and ZeRO. The ZeRO stage moves memory and traffic, not results, so it is placement."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     zero_stage: Literal[0, 1, 2, 3] = Field(1, json_schema_extra=_PLACEMENT)
     offload: bool = Field(False, json_schema_extra=_PLACEMENT, description="optimizer states in host memory")
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -48,7 +49,7 @@ class EngineConfig(BaseModel):
 class WorkersConfig(BaseModel):
     """Where the training workers run. All of it is placement: results do not depend on it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     count: int = Field(2, ge=1, json_schema_extra=_PLACEMENT)
     cpus: float = Field(1, gt=0, json_schema_extra=_PLACEMENT, description="CPUs of one worker")
     gpus: float = Field(0, ge=0, json_schema_extra=_PLACEMENT, description="GPUs of one worker")

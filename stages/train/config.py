@@ -201,3 +201,14 @@ def unified_config(
         )
     given = {"specials": specials} if specials else {}
     return UnifiedConfig(vocab_size=vocab_size, **sizes, **given, **config.model.model_dump())
+
+
+def expected_config(config: Config, tokens: Any, tokenizer: Any) -> UnifiedConfig:
+    """The model's config as pretokenize's config (`tokens`) and the tokenizer's architecture tell before there are any;
+    what an unknown architecture, None, would make is taken to be there."""
+    sizes = {
+        "latent_dim": tokenizer.latent_dim if tokenizer else 1,
+        "codebook_size": tokenizer.codebook_size if tokenizer else 1,
+        "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
+    }
+    return unified_config(config, tokens.vocab_size, sizes, None)
