@@ -255,7 +255,7 @@ def _narrowed(document: dict, loc: list[str], message: str) -> tuple[list[str], 
     field itself, or that of a dataclass with the class's name before it."""
     field, rest = split_field(re.sub(r"^[A-Z]\w*\.(?=\w)", "", message))
     own = field.split(".") if field else []
-    if not own or own[0] not in schema.place(document, [*loc, own[0]])[1]:
+    if not own or not schema.kinds(document, ".".join([*loc, own[0]])):
         return loc, message
     return [*loc, *own], rest
 

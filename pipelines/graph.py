@@ -75,5 +75,5 @@ def _resolved(stage: Stage, chosen: set[str]) -> tuple[str, ...]:
         if name := next((name for name in names if name in chosen), None):
             found.append(name)
         elif not given.endswith("?"):
-            raise ValueError(f"{stage.name} reads {' or '.join(names)}, which the pipeline does not configure")
+            raise ValueError(f"{stage.name}: reads {' or '.join(names)}, which the pipeline does not configure")
     return tuple(found)

@@ -49,7 +49,7 @@ class MeasureConfig(BaseModel):
     class_pixels: int = Field(
         8, ge=2, description="side of the shrunken pictures for the classifier, coverage and the Fréchet distance"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
 

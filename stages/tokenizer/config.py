@@ -98,7 +98,7 @@ class Config(BaseModel):
     discriminator: DiscriminatorConfig | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     steps: int = Field(500_000, ge=0, description="0 takes the tokenizer that training starts from as it is")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig | None = Field(None, description="like `optimizer` where not given")
     engine: EngineConfig = Field(default_factory=EngineConfig)
@@ -117,11 +117,11 @@ class Config(BaseModel):
             check_fit(self.model, self.data)
         for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
             if kind in self.data.kinds and batch % self.workers.count:
-                raise ValueError(f"data.{kind}_batch {batch} does not divide by workers.count {self.workers.count}")
+                raise ValueError(f"data.{kind}_batch: {batch} does not divide by workers.count {self.workers.count}")
         if self.official and self.model:
             raise ValueError("official: the checkpoint has its architecture with it, expected no `model`")
         if self.loss.needs_perceptual and not self.perceptual:
-            raise ValueError("perceptual is missing: the loss gives a weight to it")
+            raise ValueError("perceptual: is missing, and the loss gives a weight to it")
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self

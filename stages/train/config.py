@@ -113,7 +113,7 @@ class Config(BaseModel):
     packing: PackingConfig = Field(default_factory=PackingConfig)
     batch_rows: int = Field(32, ge=1, description="packed rows an optimizer step, over all workers")
     steps: int = Field(100_000, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
@@ -142,7 +142,7 @@ class Config(BaseModel):
                 self.alignment.check(model.layers)
         parts = self.workers.count * self.workers.accumulate
         if self.batch_rows % parts:
-            raise ValueError(f"batch_rows {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
+            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self
 
     @property
