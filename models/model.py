@@ -5,9 +5,9 @@ uint8 pictures. Out: pictures, videos, text, or all of them in turn.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,15 +17,18 @@ from omniloom.models.folder import BundleConfig, Parts, read_folder, write_folde
 from omniloom.models.pixels import to_pixels, to_uint8
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.batch import Document, Segment, visual_segment
+from omniloom.models.unified.diffusion.amed import AmedPredictor
 from omniloom.models.unified.diffusion.config import DiffusionConfig
-from omniloom.models.unified.generation.draw import VisualSampling
+from omniloom.models.unified.diffusion.samplers import MidpointPredictor
 from omniloom.models.unified.generation.generate import (
+    Drawing,
     Seeds,
     generate_interleaved,
     generate_text,
     generate_visual,
     seed_list,
 )
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.layouts import prefix
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.patches import patches_to_pixels, pixels_to_patches
@@ -35,11 +38,9 @@ from omniloom.models.unified.representations import objective_row
 if TYPE_CHECKING:
     from omniloom.models.tokenizer.base import VisualTokenizer
 
-__all__ = ["BundleConfig", "OmniLoom", "to_pixels", "to_uint8"]
+__all__ = ["BundleConfig", "OmniLoom", "TextSampling", "VisualSampling", "to_pixels", "to_uint8"]
 
 Pictures = Sequence[Sequence[np.ndarray]]  # for each request those that stand before its prompt, uint8 (H, W, 3)
-Size = tuple[int, int]  # (height, width) in pixels
-GUIDANCE_SCALE = 2.0
 
 
 class OmniLoom:
@@ -47,14 +48,12 @@ class OmniLoom:
     requests computed at once; it does not change what a seed gives.
 
     What its tasks share:
-        images      for each prompt the pictures that are shown before it, each scaled to cover `size` and cut at the
-                    centre
-        size        (height, width) in pixels of what is shown and drawn, any that the patch divides; training's by
-                    default. num_frames: of videos
-        seeds       one a request, or an int that counts up
-        objective   of pictures, shown and drawn: one that was trained, the first by default
-        sampling    the fields of `VisualSampling`; guidance_scale is 2 by default
-        temperature, top_k, top_p   of text, as in `models.unified.generation.draw.sample_tokens`
+        text     how text is written
+        visual   how pictures are drawn, and in which size and by which objective those before a prompt are shown; what
+                 it leaves open is the model's own
+        images   for each prompt the pictures that are shown before it, each scaled to cover `visual.size` and cut at
+                 the centre
+        seeds    one a request, or an int that counts up
     """
 
     def __init__(
@@ -101,10 +100,25 @@ class OmniLoom:
         row = objective_row(self._objective(objective)).representation
         return None if row.discrete else self.config.pixel_diffusion if row.name == "pixels" else self.config.diffusion
 
-    def sampling(self, objective: str | None = None, **fields: Any) -> VisualSampling:
-        objective = self._objective(objective)
-        fields = {"guidance_scale": GUIDANCE_SCALE, **fields}
-        return VisualSampling(diffusion=self.diffusion(objective), objective=objective, **fields)
+    def resolve(self, visual: VisualSampling) -> VisualSampling:
+        """`visual` with what it leaves to the model filled in, and a predictor's file read. ValueError naming the field
+        that does not fit the model."""
+        objective = self._objective(visual.objective)
+        size = visual.size or self.config.image_size
+        for field, frames in (("size", 1), ("num_frames", visual.num_frames or 1)):
+            try:
+                self.grid(frames, *size, objective)
+            except ValueError as error:
+                raise ValueError(f"{field}: does not fit the model: {error}") from None
+        diffusion = self.diffusion(objective)
+        return dataclasses.replace(
+            visual,
+            objective=objective,
+            size=size,
+            num_frames=visual.num_frames or self.config.num_frames,
+            predictor=_predictor(visual, objective, diffusion),
+            diffusion=diffusion,
+        )
 
     def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
         """(t, h, w) of a clip as the objective sees it; ValueError where the clip does not fit it."""
@@ -140,28 +154,24 @@ class OmniLoom:
         return to_uint8(self.tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
 
     def prefixes(
-        self,
-        prompts: Sequence[str],
-        images: Pictures | None = None,
-        size: Size | None = None,
-        objective: str | None = None,
+        self, prompts: Sequence[str], images: Pictures | None = None, visual: VisualSampling = VisualSampling()
     ) -> list[Document]:
         """What the model goes on from."""
         images = [()] * len(prompts) if images is None else images
         if len(images) != len(prompts):
             raise ValueError(f"images: expected {len(prompts)} lists of pictures, one a prompt, got {len(images)}")
-        shown = iter(self._shown([picture for pictures in images for picture in pictures], size, objective))
+        shown = iter(self._shown([picture for pictures in images for picture in pictures], visual))
         special = self.config.unified.specials
         return [
             prefix(self.text.encode(prompt), special, [next(shown) for _ in pictures])
             for prompt, pictures in zip(prompts, images)
         ]
 
-    def _shown(self, images: Sequence[np.ndarray], size: Size | None, objective: str | None) -> list[Segment]:
-        if not images:
+    def _shown(self, images: Sequence[np.ndarray], visual: VisualSampling) -> list[Segment]:
+        if not images:  # of a model of text alone there are none, which knows neither objectives nor sizes
             return []
-        objective = self._objective(objective)
-        values = self.encode(to_pixels(images, size or self.config.image_size), objective)
+        objective = self._objective(visual.objective)
+        values = self.encode(to_pixels(images, visual.size or self.config.image_size), objective)
         grid = values.shape[1:4]
         return [visual_segment(objective, x.reshape(-1, *x.shape[3:]), grid, loss=False) for x in values]
 
@@ -172,58 +182,61 @@ class OmniLoom:
     def text_to_video(
         self,
         prompts: Sequence[str],
-        num_frames: int | None = None,
-        size: Size | None = None,
+        visual: VisualSampling = VisualSampling(),
         *,
         images: Pictures | None = None,
         seeds: Seeds = 0,
-        objective: str | None = None,
-        **sampling: Any,
     ) -> np.ndarray:
         """Videos uint8 (B, T, H, W, 3). An empty prompt without images draws without a condition."""
-        how = self.sampling(objective, **sampling)
-        height, width = size or self.config.image_size
-        grid = self.grid(num_frames or self.config.num_frames, height, width, how.objective)
-        fields = {f.name: getattr(how, f.name) for f in dataclasses.fields(how)}
+        visual = self.resolve(visual)
+        grid = self.grid(visual.num_frames, *visual.size, visual.objective)
         seeds = seed_list(seeds, len(prompts))
         made = []
         for part in self._parts(len(prompts)):
-            prefixes = self.prefixes(prompts[part], images and images[part], size, how.objective)
-            values = generate_visual(self.model, prefixes, grid, seeds=seeds[part], **fields)
-            made.append(self.decode(values, how.objective))
-        return np.concatenate(made) if made else np.zeros((0, 1, height, width, 3), np.uint8)
+            prefixes = self.prefixes(prompts[part], images and images[part], visual)
+            values = generate_visual(self.model, prefixes, grid, visual, seeds[part])
+            made.append(self.decode(values, visual.objective))
+        return np.concatenate(made) if made else np.zeros((0, 1, *visual.size, 3), np.uint8)
 
-    def text_to_image(self, prompts: Sequence[str], size: Size | None = None, **drawing: Any) -> np.ndarray:
-        """Images uint8 (B, H, W, 3); `text_to_video` of one frame, with its other arguments."""
-        return self.text_to_video(prompts, 1, size, **drawing)[:, 0]
+    def text_to_image(
+        self,
+        prompts: Sequence[str],
+        visual: VisualSampling = VisualSampling(),
+        *,
+        images: Pictures | None = None,
+        seeds: Seeds = 0,
+    ) -> np.ndarray:
+        """Images uint8 (B, H, W, 3); `text_to_video` of one frame."""
+        return self.text_to_video(prompts, dataclasses.replace(visual, num_frames=1), images=images, seeds=seeds)[:, 0]
 
     def image_to_text(
-        self, images: Sequence[np.ndarray], prompt: str = "", max_new_tokens: int = 32, **writing: Any
+        self,
+        images: Sequence[np.ndarray],
+        prompt: str = "",
+        text: TextSampling = TextSampling(),
+        visual: VisualSampling = VisualSampling(),
+        *,
+        seeds: Seeds = 0,
     ) -> list[str]:
         """Captions, one an image; `prompt` stands between the picture and its caption. `text_to_text` with one
-        image each, with its other arguments."""
+        image each."""
         prompts = [prompt] * len(images)
-        return self.text_to_text(prompts, max_new_tokens, images=[[image] for image in images], **writing)
+        return self.text_to_text(prompts, text, visual, images=[[image] for image in images], seeds=seeds)
 
     def text_to_text(
         self,
         prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        text: TextSampling = TextSampling(),
+        visual: VisualSampling = VisualSampling(),
         *,
         images: Pictures | None = None,
         seeds: Seeds = 0,
-        size: Size | None = None,
-        objective: str | None = None,
     ) -> list[str]:
-        """Continuations of the prompts, the prompts left out."""
+        """Continuations of the prompts, the prompts left out; `visual` says how the images are shown."""
         seeds, texts = seed_list(seeds, len(prompts)), []
         for part in self._parts(len(prompts)):
-            prefixes = self.prefixes(prompts[part], images and images[part], size, objective)
-            how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seeds": seeds[part]}
-            written = generate_text(self.model, prefixes, max_new_tokens, **how)
+            prefixes = self.prefixes(prompts[part], images and images[part], visual)
+            written = generate_text(self.model, prefixes, text, seeds=seeds[part])
             texts += [
                 self.text.continuation(self.text.encode(prompt), ids) for prompt, ids in zip(prompts[part], written)
             ]
@@ -232,38 +245,22 @@ class OmniLoom:
     def interleaved(
         self,
         prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        text: TextSampling = TextSampling(),
+        visual: VisualSampling = VisualSampling(),
         *,
         images: Pictures | None = None,
         seeds: Seeds = 0,
-        size: Size | None = None,
-        num_frames: int | None = None,
         max_visuals: int = 4,
-        objective: str | None = None,
-        sampling: Mapping[str, Any] | None = None,
     ) -> list[list[str | np.ndarray]]:
         """Text and pictures in turn, as the model opens them, behind each prompt: text, images uint8 (H, W, 3) and
         videos (T, H, W, 3), at most `max_visuals` a request."""
-        how, (height, width) = self.sampling(objective, **(sampling or {})), size or self.config.image_size
-        frames = num_frames or self.config.num_frames
+        visual = self.resolve(visual)
+        grids = [self.grid(frames, *visual.size, visual.objective) for frames in (1, visual.num_frames)]
+        drawing = Drawing(visual, grids[0], grids[1] if visual.num_frames > 1 else None, max_visuals)
         seeds, made = seed_list(seeds, len(prompts)), []
         for part in self._parts(len(prompts)):
-            made += generate_interleaved(
-                self.model,
-                self.prefixes(prompts[part], images and images[part], size, how.objective),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seeds=seeds[part],
-                visual=how,
-                image_grid=self.grid(1, height, width, how.objective),
-                video_grid=self.grid(frames, height, width, how.objective) if frames > 1 else None,
-                max_visuals=max_visuals,
-            )
+            prefixes = self.prefixes(prompts[part], images and images[part], visual)
+            made += generate_interleaved(self.model, prefixes, text, drawing, seeds=seeds[part])
         # Text behind the prompt goes on from it; text behind a picture was encoded by itself.
         return [
             [self._told(segment, () if number else self.text.encode(prompt)) for number, segment in enumerate(segments)]
@@ -276,3 +273,20 @@ class OmniLoom:
         values = segment.values.reshape(1, *segment.grid, *segment.values.shape[1:])
         clip = self.decode(torch.from_numpy(values), segment.objective)[0]
         return clip if len(clip) > 1 else clip[0]
+
+
+def _predictor(visual: VisualSampling, objective: str, diffusion: DiffusionConfig | None) -> MidpointPredictor | None:
+    """The predictor of the sampler amed, read where it is a file. ValueError where it is not for this diffusion."""
+    if visual.predictor is None:
+        return None
+    if diffusion is None:
+        raise ValueError(f"sampler: {objective} is no diffusion, which {visual.sampler} is for")
+    predictor = visual.predictor
+    if not isinstance(predictor, MidpointPredictor):
+        try:
+            predictor = AmedPredictor.load(predictor)
+        except ValueError as error:
+            raise ValueError(f"predictor: {error}") from None
+    if isinstance(predictor, AmedPredictor):
+        predictor.check(diffusion)
+    return predictor

@@ -3,6 +3,7 @@
 The public Python API, loaded on first use:
 
     OmniLoom        a trained model: `OmniLoom.load(folder)` draws, describes and writes
+    TextSampling    how it writes; VisualSampling: how it draws
     load_official   an OmniTokenizer from a checkpoint of the published code
     run             a pipeline from its config, as `omniloom run` does it
 
@@ -16,6 +17,8 @@ from typing import Any
 
 _HOME = {
     "OmniLoom": "omniloom.models.model",
+    "TextSampling": "omniloom.models.unified.generation.sampling",
+    "VisualSampling": "omniloom.models.unified.generation.sampling",
     "load_official": "omniloom.models.tokenizer",
     "run": "omniloom.pipelines.api",
 }

@@ -75,9 +75,9 @@ class Bodies:
 
 
 def run_stage(stage, context: StageContext) -> dict:
-    """The body of the Ray task: the stage's plain function, and the end of this process's tracking."""
+    """The body of the Ray task: the stage's own, and the end of this process's tracking."""
     try:
-        return stage.module.run(context)
+        return stage.run(context)
     except Exception as error:
         raise carried(error) from error
     finally:

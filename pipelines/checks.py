@@ -11,7 +11,7 @@ from typing import Any
 
 from omniloom.infra.errors import InputError, within
 from omniloom.pipelines.config import PipelineConfig, placed
-from omniloom.pipelines.graph import Graph
+from omniloom.pipelines.graph import BUILT_IN
 from omniloom.pipelines.origin import together
 from omniloom.stages.base import Stage
 
@@ -22,13 +22,14 @@ def check_stages(config: PipelineConfig, settled: Collection[str] = (), files: b
     _ask_all(config, settled, lambda stage, own, upstream: stage.check(own, upstream, files))
 
 
-def check_counts(config: PipelineConfig, counts: Mapping[str, Any], settled: Collection[str] = ()) -> list[str]:
-    """Warnings, each with its stage's name before it; InputError for what cannot fit the corpus that the counts are
-    of."""
+def check_counts(config: PipelineConfig, counts: Mapping[str, dict], settled: Collection[str] = ()) -> list[str]:
+    """Warnings, each with its stage's name before it; InputError for what cannot fit the corpus. `counts` are those of
+    records by the stage that made them, as far as they are known."""
     warnings: list[str] = []
 
     def ask(stage: Stage, own: Any, upstream: Mapping[str, Any]) -> None:
-        warnings.extend(f"{stage.name}: {text}" for text in stage.check_counts(own, upstream, counts))
+        if corpus := counts.get(config.graph.upstream(stage.name).get("records", "")):
+            warnings.extend(f"{stage.name}: {text}" for text in stage.check_counts(own, upstream, corpus))
 
     _ask_all(config, settled, ask)
     return warnings
@@ -50,7 +51,7 @@ def _ask_all(config: PipelineConfig, settled: Collection[str], ask: Callable[[St
 
 def with_upstream(config: PipelineConfig) -> Iterator[tuple[Stage, Any, dict[str, Any]]]:
     """Each stage in order with its config and, by role, the configs of the stages before it."""
-    graph = Graph(config.stages.configured())
+    graph = config.graph
     known: dict[str, Any] = {}
     for stage in graph.stages:
         own = getattr(config.stages, stage.name)
@@ -60,6 +61,8 @@ def with_upstream(config: PipelineConfig) -> Iterator[tuple[Stage, Any, dict[str
 
 
 def _resolved(stage: Stage, own: Any, upstream: dict[str, Any]) -> Any:
+    if stage not in BUILT_IN and not hasattr(stage.module, "resolved"):
+        return None  # a config of a type that the stages here do not know
     try:
         return stage.resolved(own, upstream)
     except (InputError, ValueError):  # its own check says so

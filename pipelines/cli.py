@@ -18,6 +18,7 @@ import typer
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
+from omniloom.pipelines.options import sampling_options
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +30,10 @@ app = typer.Typer(
 )
 
 UI_PORT = 5000
+_TEMPERATURE = (
+    "of text 0 where one description is asked for, else 0.8 with --top-p 0.95, and what then goes round in circles is "
+    "cut; of codes 1"
+)
 ConfigPath = Annotated[
     str,
     typer.Argument(
@@ -176,12 +181,11 @@ def submit(
     from omniloom.pipelines import jobs as cluster_jobs
     from omniloom.pipelines.checks import check_stages
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.graph import Graph
     from omniloom.pipelines.plan import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
     loaded = load(config, overrides or [])
-    Selection(only, from_, until, tuple(force or ())).stages(Graph(loaded.stages.configured()))
+    Selection(only, from_, until, tuple(force or ())).stages(loaded.graph)
     # Files of another machine are for the job to look at, before it starts anything.
     check_stages(loaded, files=cluster_jobs.on_this_machine(address))
     options = [
@@ -255,25 +259,17 @@ Model = Annotated[
         "MLFLOW_TRACKING_URI names.",
     ),
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of a diffusion, rounds of masked codes.")]
-Guidance = Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HxW",
-        help="Height and width in pixels of what is drawn and shown, "
-        "any that the patch divides; training's by default.",
-    ),
-]
-ObjectiveName = Annotated[
-    str | None, typer.Option(help="Which of those that the model was trained with; the first by default.")
-]
 Prompts = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Requests as JSON lines: prompt, image (a file or several), seed.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Requests as JSON lines: prompt, image (a file or several), seed, and choices such as num_steps.",
+    ),
 ]
 
 
 @app.command()
+@sampling_options(usual={"temperature": _TEMPERATURE})
 def sample(
     model: Model,
     prompt: Annotated[str, typer.Option(help="A caption to draw, or a text to go on from.")] = "",
@@ -292,36 +288,6 @@ def sample(
     prompts: Prompts = None,
     count: Annotated[int, typer.Option(min=1, help="How many samples of each request.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Samples count up from it.")] = 0,
-    objective: ObjectiveName = None,
-    steps: Steps = 20,
-    guidance: Guidance = 2.0,
-    image_guidance: Annotated[
-        float | None,
-        typer.Option(min=0, help="Scale of guidance by the pictures before the prompt, apart from the text's."),
-    ] = None,
-    sampler: Annotated[str, typer.Option(help="Of a diffusion: euler, heun, ddim, dpmpp_2m, amed.")] = "euler",
-    predictor: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `omniloom sampler` wrote, for amed.")
-    ] = None,
-    size: Size = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Of a video; training's by default.")] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Of text: 0 (the likeliest tokens) where one "
-            "description is asked for, else 0.8 with --top-p 0.95, "
-            "and what then goes round in circles is cut. Of drawn "
-            "codes: 1.",
-        ),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose among the likeliest that hold this probability.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "--max-tokens", min=1, help="Longest text, in tokens.")
-    ] = 64,
     out: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("samples"),
     jsonl: Annotated[
         Path | None,
@@ -330,10 +296,12 @@ def sample(
             help="List what was made as JSON lines; OUT/samples.jsonl for several requests and with --interleave.",
         ),
     ] = None,
+    *,
+    sampling: dict,
 ) -> None:
     """Sample from a trained model: from text and pictures text, images, videos, or text and pictures in turn."""
     from omniloom.pipelines.trained import find_model
-    from omniloom.stages.inference.requests import Options, Request, chosen_task, parse_size, read_requests
+    from omniloom.stages.inference.requests import Options, Request, chosen_task, read_requests
     from omniloom.stages.inference.sampling import sample as make
 
     if prompts and (prompt or image):
@@ -342,18 +310,7 @@ def sample(
         task=chosen_task(draw=draw, video=video, text=text, interleave=interleave),
         count=count,
         seed=seed,
-        objective=objective,
-        num_steps=steps,
-        guidance_scale=guidance,
-        image_guidance_scale=image_guidance,
-        sampler=sampler,
-        predictor=predictor,
-        size=parse_size(size),
-        num_frames=frames,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
+        sampling=sampling,
     )
     requests = read_requests(prompts) if prompts else [Request(prompt, tuple(image or ()))]
     for line in make(find_model(model), requests, options, out, jsonl):
@@ -361,32 +318,24 @@ def sample(
 
 
 @app.command()
+@sampling_options(("num_steps", "guidance_scale", "objective", "size"), required=("num_steps",))
 def sampler(
     model: Model,
-    steps: Annotated[int, typer.Option(min=2, help="Steps that it will be used with; it serves no others.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the predictor is written.")],
     prompts: Prompts = None,
     iterations: Annotated[int, typer.Option(min=1)] = 150,
     batch: Annotated[int, typer.Option(min=1, help="Pictures an iteration.")] = 8,
-    guidance: Guidance = 2.0,
-    objective: ObjectiveName = None,
-    size: Size = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    *,
+    sampling: dict,
 ) -> None:
-    """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`."""
+    """Train AMED's predictor for a model, which draws in few steps: `sample --sampler amed --predictor FILE`. It serves
+    the --steps and the --guidance that it is trained with."""
     from omniloom.pipelines.trained import find_model
     from omniloom.stages.inference.amed import Training, train
-    from omniloom.stages.inference.requests import parse_size
+    from omniloom.stages.inference.options import visual_sampling
 
-    training = Training(
-        num_steps=steps,
-        iterations=iterations,
-        batch_size=batch,
-        guidance_scale=guidance,
-        objective=objective,
-        size=parse_size(size),
-        seed=seed,
-    )
+    training = Training(visual_sampling(sampling), iterations=iterations, batch_size=batch, seed=seed)
     for line in train(find_model(model), training, out, prompts):
         print(line, flush=True)
 

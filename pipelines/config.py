@@ -12,26 +12,19 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError, split_field
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.pipelines import schema, yaml_dialect
-from omniloom.pipelines.graph import KNOWN_NAMES, Graph
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin, together
 from omniloom.stages.base import PLACEMENT
-from omniloom.stages.evaluate.stage import Config as EvaluateConfig
-from omniloom.stages.ingest.stage import Config as IngestConfig
-from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
-from omniloom.stages.studies.objectives import Config as ObjectiveStudyConfig
-from omniloom.stages.studies.quantizers import Config as StudyConfig
-from omniloom.stages.tokenizer.stage import Config as TokenizerStageConfig
-from omniloom.stages.tokenizer.stage import KLConfig as KLStageConfig
-from omniloom.stages.train.stage import Config as TrainConfig
 
 PRESETS = Path(__file__).parent / "presets"
 # What Python has many names for is a list or a mapping in YAML.
@@ -44,36 +37,28 @@ _EXPECTED = {
 }
 
 
-class StagesConfig(BaseModel):
-    """A stage that is null is left out, and with it what reads it, unless that is written down too."""
+class _Stages(BaseModel):
+    """A field for every stage that there is; the pipeline has those that are written down and not null."""
 
     model_config = ConfigDict(extra="forbid")
-    ingest: IngestConfig
-    tokenizer_image: TokenizerStageConfig | None = None
-    tokenizer_joint: TokenizerStageConfig | None = None
-    tokenizer_kl: KLStageConfig | None = None
-    quantizer_study: StudyConfig | None = None
-    pretokenize: PretokenizeConfig | None = Field(default_factory=PretokenizeConfig)
-    objective_study: ObjectiveStudyConfig | None = None
-    train: TrainConfig | None = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig | None = Field(default_factory=EvaluateConfig)
+    if TYPE_CHECKING:
 
-    @model_validator(mode="after")
-    def _readers_go_with_what_they_read(self) -> StagesConfig:
-        written = set(self.model_fields_set)
-        for stage, read in (("train", "pretokenize"), ("evaluate", "train")):
-            if getattr(self, read) is None and stage not in written:
-                setattr(self, stage, None)
-        return self
-
-    @model_validator(mode="after")
-    def _inputs_are_configured(self) -> StagesConfig:
-        Graph(self.configured())
-        return self
+        def __getattr__(self, name: str) -> Any: ...
 
     def configured(self) -> list[str]:
         """The stages that this pipeline has."""
         return [name for name in KNOWN_NAMES if getattr(self, name) is not None]
+
+
+if TYPE_CHECKING:
+    StagesConfig = _Stages
+else:
+    StagesConfig = create_model(
+        "StagesConfig",
+        __base__=_Stages,
+        __doc__=_Stages.__doc__,
+        **{stage.name: (stage.config_type | None, None) for stage in KNOWN},
+    )
 
 
 class PipelineConfig(BaseModel):
@@ -89,6 +74,11 @@ class PipelineConfig(BaseModel):
     pins: dict[str, str] = Field(default_factory=dict)
     stages: StagesConfig
     _origin: Origin | None = PrivateAttr(None)
+
+    @property
+    def graph(self) -> Graph:
+        """The stages of this pipeline. InputError where one of them reads what no stage makes."""
+        return Graph(self.stages.configured(), self.pins)
 
     @model_validator(mode="after")
     def _registered_by_its_own_name(self) -> PipelineConfig:
@@ -162,14 +152,16 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         raise InputError(message, field=field, file=str(file)) from None
 
 
-def identity(path: str) -> tuple[str, str]:
-    """The name and the storage of the config at `path`, which may lack all else that a run needs."""
+def identity(path: str) -> tuple[str, str, set[str]]:
+    """The name, the storage and the names of the stages of the config at `path`, which may lack all else that a run
+    needs."""
     from omegaconf.errors import OmegaConfBaseException
 
     config = _read(find(path))
     try:
-        return str(config["name"]), storage.absolute(str(config["storage"]))
-    except (OmegaConfBaseException, KeyError) as error:
+        stages = {str(name) for name, own in (config.get("stages") or {}).items() if own is not None}
+        return str(config["name"]), storage.absolute(str(config["storage"])), stages
+    except (OmegaConfBaseException, KeyError, AttributeError) as error:
         raise InputError(f"tells no name and storage: {_one_line(error)}", file=str(find(path))) from None
 
 
@@ -220,6 +212,8 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
     for path, value in schema.non_finite(config):
         raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
     config._origin = origin
+    with naming(config):
+        _ = config.graph
     config.storage = storage.absolute(config.storage)
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
@@ -242,7 +236,7 @@ def _explain(error: ValidationError, origin: Origin) -> InputError:
             known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
             message = "unknown key" + _suggestion(loc[-1], known)
         elif item["type"] == "union_tag_invalid":
-            loc.append("architecture")
+            loc.append(item["ctx"]["discriminator"].strip("'_()"))
             message = f"expected one of {item['ctx']['expected_tags']}"
         elif item["type"] == "missing":
             message = "is missing"

@@ -14,7 +14,6 @@ from omniloom.infra.secrets import redact
 from omniloom.pipelines import room
 from omniloom.pipelines.checks import check_stages
 from omniloom.pipelines.config import PipelineConfig, load, placed
-from omniloom.pipelines.graph import Graph
 from omniloom.pipelines.sizing import sizes
 
 _NEEDED = (
@@ -122,7 +121,7 @@ def _tracking(config: PipelineConfig) -> dict:
 
 def _room(config: PipelineConfig, sized: dict[str, dict]) -> list[dict]:
     """What the stages lack on this machine, or on the cluster that the config names, which is asked."""
-    names = Graph(config.stages.configured()).names
+    names = config.graph.names
     if cluster.starts_here(config.cluster):
         place = room.of_this_machine(config.cluster, room.wants_gpus(config, names))
     else:

@@ -2,6 +2,10 @@
 
 Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
 canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
+
+A config's class may have constants that enter beside its fields, `CANONICAL = {"name": value}`: the fields, at
+their defaults, of a former class that was split into several, so that what was made with it stays valid; the version of
+a part that another distribution brings. A field of the same name takes precedence.
 """
 
 from __future__ import annotations
@@ -26,9 +30,10 @@ def canonical(value: Any, where: str = "value") -> Any:
             for name, info in type(value).model_fields.items()
             if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))
         }
-        return fields | canonical(value.model_extra or {}, where)
+        return canonical(getattr(value, "CANONICAL", {}), where) | fields | canonical(value.model_extra or {}, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        fields = {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        return canonical(getattr(value, "CANONICAL", {}), where) | fields
     if isinstance(value, Enum):
         return canonical(value.value, where)
     if isinstance(value, float):

@@ -1,57 +1,71 @@
-"""The stages, in a topological order, and what each reads. A pipeline has those that its config names: by default
-six; of text alone the four that need no visual tokenizer; optional ones where they are asked for.
+"""The stages that there are, in a topological order, and which of them a pipeline has: those that its config names, and
+those that it pins.
 
-An input written `a|b` is the first of them that the pipeline configures; one that ends in `?` may be missing.
+An input is a role: a stage reads the artifact of the nearest stage before it that makes the role.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.plugins import with_plugins
 from omniloom.stages.base import Stage
 
-_TOKENIZER = "tokenizer_kl|tokenizer_joint|tokenizer_image?"
-KNOWN = (
-    Stage("ingest", "omniloom.stages.ingest.stage"),
-    Stage("tokenizer_image", "omniloom.stages.tokenizer.stage", ("ingest",)),
-    Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", ("ingest", "tokenizer_image")),
-    Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", ("ingest", "tokenizer_joint"), optional=True),
-    Stage("quantizer_study", "omniloom.stages.studies.quantizers", ("ingest",), optional=True),
-    Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("ingest", _TOKENIZER)),
-    Stage(
-        "objective_study",
-        "omniloom.stages.studies.objectives",
-        ("ingest", _TOKENIZER.removesuffix("?"), "pretokenize"),
-        optional=True,
-    ),
-    Stage("train", "omniloom.stages.train.stage", ("pretokenize", _TOKENIZER)),
+BUILT_IN = (
+    Stage("ingest", "omniloom.stages.ingest.stage", makes="records"),
+    Stage("tokenizer_image", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
+    Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
+    Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer", "KLConfig"),
+    Stage("quantizer_study", "omniloom.stages.studies.quantizers", ("records",)),
+    Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("records", "tokenizer?"), "tokens"),
+    Stage("objective_study", "omniloom.stages.studies.objectives", ("records", "tokenizer", "tokens")),
+    Stage("train", "omniloom.stages.train.stage", ("tokens", "tokenizer?"), "model"),
     Stage(
         "evaluate",
         "omniloom.stages.evaluate.stage",
-        ("ingest", _TOKENIZER, "pretokenize", "train", "quantizer_study?", "objective_study?"),
+        ("records", "tokenizer?", "tokens", "model", "quantizer_study?", "objective_study?"),
+        "evaluation",
     ),
 )
-_ROLES = {"ingest": "records", "pretokenize": "tokens", "train": "model"}
+KNOWN = with_plugins(BUILT_IN)
 KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
-NAMES = tuple(stage.name for stage in KNOWN if not stage.optional)
 
 
 class Graph:
-    """The stages of one pipeline, by their names. ValueError where one of them needs a stage that is not there."""
+    """The stages of one pipeline, by their names: those of its config, and the `pinned` ones, whose artifacts are there
+    and need nothing. `inputs` maps each stage's name to {role: the name of the stage that it is read from}.
 
-    def __init__(self, names: Iterable[str] = NAMES):
-        chosen = set(names)
-        self.stages = tuple(replace(stage, inputs=_resolved(stage, chosen)) for stage in KNOWN if stage.name in chosen)
+    InputError where a stage reads a role that no stage before it makes.
+    """
+
+    def __init__(self, names: Iterable[str], pinned: Iterable[str] = ()):
+        configured, pins = set(names), set(pinned)
+        for name in sorted(pins - set(KNOWN_NAMES)):
+            raise InputError(f"no stage {name!r}; the stages are {', '.join(KNOWN_NAMES)}", field=f"pins.{name}")
+        if not configured:
+            raise InputError(f"expected at least one stage; the stages are {', '.join(KNOWN_NAMES)}", field="stages")
+        self.stages = tuple(stage for stage in KNOWN if stage.name in configured | pins)
         self.names = tuple(stage.name for stage in self.stages)
+        self.inputs: dict[str, dict[str, str]] = {}
+        for stage in self.stages:
+            roles = [read.removesuffix("?") for read in stage.reads]
+            self.inputs[stage.name] = {r: maker for r in roles if (maker := self.nearest(r, before=stage.name))}
+            if (missing := self.missing(stage)) and stage.name not in pins:
+                raise _unmade(stage, missing)
+
+    def nearest(self, role: str, before: str | None = None) -> str | None:
+        """The last stage (before another one) that makes the role; None where there is none."""
+        names = self.names[: self.names.index(before)] if before else self.names
+        return next((s.name for s in reversed(self.stages) if s.makes == role and s.name in names), None)
 
     def descendants(self, name: str) -> set[str]:
         """The stages that need `name`, directly or through others."""
-        found: set[str] = set()
+        needing: set[str] = {name}
         for stage in self.stages:
-            if name in stage.inputs or found & set(stage.inputs):
-                found.add(stage.name)
-        return found
+            if needing & set(self.inputs[stage.name].values()):
+                needing.add(stage.name)
+        return needing - {name}
 
     def ancestors(self, name: str) -> set[str]:
         """The stages that `name` needs, directly or through others."""
@@ -60,20 +74,19 @@ class Graph:
     def upstream(self, name: str) -> dict[str, str]:
         """By role, the stage that makes what `name` reads or what that was made from: the nearest where several do."""
         before = self.ancestors(name)
-        return {role(stage.name): stage.name for stage in self.stages if stage.name in before}
+        return {stage.makes: stage.name for stage in self.stages if stage.name in before}
+
+    def missing(self, stage: Stage) -> list[str]:
+        """The roles that a stage must read and that no stage before it makes; only a pinned one may lack any."""
+        return [role for role in stage.reads if not role.endswith("?") and role not in self.inputs[stage.name]]
 
 
-def role(name: str) -> str:
-    """What other stages call the output of this one."""
-    return "tokenizer" if name.startswith("tokenizer_") else _ROLES.get(name, name)
-
-
-def _resolved(stage: Stage, chosen: set[str]) -> tuple[str, ...]:
-    found = []
-    for given in stage.inputs:
-        names = given.rstrip("?").split("|")
-        if name := next((name for name in names if name in chosen), None):
-            found.append(name)
-        elif not given.endswith("?"):
-            raise ValueError(f"{stage.name}: reads {' or '.join(names)}, which the pipeline does not configure")
-    return tuple(found)
+def _unmade(stage: Stage, roles: list[str]) -> InputError:
+    before = KNOWN[: KNOWN_NAMES.index(stage.name)]
+    makers = [[f"stages.{known.name}" for known in reversed(before) if known.makes == role] for role in roles]
+    return InputError(
+        f"reads {' and '.join(roles)}, which no configured stage before it makes; configure "
+        f"{' and '.join(' or '.join(names) for names in makers)}, pin an artifact, or leave {stage.name} out "
+        f"(stages.{stage.name}=null)",
+        field=f"stages.{stage.name}",
+    )

@@ -72,7 +72,8 @@ class Selection:
 @dataclass
 class PlannedStage:
     stage: Stage
-    config: Any
+    config: Any  # None for one that is pinned and not configured
+    inputs: dict[str, str]  # {role: the name of the stage that it is read from}
     fingerprint: str
     uri: str
     artifact: Artifact | None  # the published one, if it can be used
@@ -120,7 +121,7 @@ class Plan:
         self.done.add(name)
         self[name].artifact = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
-        if graph.role(name) == "records":
+        if self[name].stage.makes == "records":
             self.check_counts()
         for planned in self.stages:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
@@ -133,9 +134,10 @@ class Plan:
 
     def check_counts(self) -> None:
         """InputError where what is known of the corpus tells so; what it only warns of goes into `warnings`."""
-        makers = [planned for planned in self.stages if graph.role(planned.name) == "records"]
-        if makers and makers[-1].status == "cached":
-            self.warnings = check_counts(self.config, makers[-1].artifact.metrics, self._settled())
+        counts = {
+            p.name: p.artifact.metrics for p in self.stages if p.stage.makes == "records" and p.status == "cached"
+        }
+        self.warnings = check_counts(self.config, counts, self._settled())
 
     def _settled(self) -> set[str]:
         return {planned.name for planned in self.stages if planned.status == "cached"}
@@ -143,7 +145,8 @@ class Plan:
     def examine_inputs(self) -> list[str]:
         """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
         was written; where something is damaged the plan is made again. Gives in words what is."""
-        used = {name for planned in self.to_execute for name in planned.stage.inputs if self[name].status == "cached"}
+        read = {name for planned in self.to_execute for name in planned.inputs.values()}
+        used = {name for name in read if self[name].status == "cached"}
         found = []
         for name in self.graph.names:
             if name in used and (bad := self.store.examine(self[name].artifact, remembered=True)):
@@ -152,6 +155,11 @@ class Plan:
             for planned in self.stages:
                 (_judge_pinned if planned.name in self.config.pins else _judge)(planned, self)
         return found
+
+    def last(self, role: str) -> PlannedStage | None:
+        """The last stage that makes the role."""
+        name = self.graph.nearest(role)
+        return self[name] if name else None
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
@@ -189,11 +197,9 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
     except Exception as error:  # each filesystem has its own for unknown, unreachable, unauthorised
         message = f"{config.storage} cannot be read: {type(error).__name__}: {error}"
         raise InputError(message, field="storage") from error
-    pipeline = Graph(config.stages.configured())
+    pipeline = config.graph
     selected = selection.stages(pipeline)
     for name in config.pins:
-        if name not in pipeline.names:
-            raise InputError(f"no stage {name!r}; the stages are {', '.join(pipeline.names)}", field=f"pins.{name}")
         if name == selection.only or name in selection.force:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection, pipeline, selected)
@@ -206,24 +212,32 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
 
 
 def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
-    stage_config = getattr(config.stages, stage.name)
-    sources = None
-    if listing := getattr(stage.module, "listing", None):
-        with within(f"stages.{stage.name}"):
-            files = listing(stage_config)
-        sources = {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
-    inputs = {name: plan[name].fingerprint for name in stage.inputs}
-    made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, inputs, sources and sources["digest"])
-    identity = config.pins.get(stage.name, made_by)
+    stage_config, inputs = getattr(config.stages, stage.name), plan.graph.inputs[stage.name]
+    sources, made_by = None, None
+    if stage_config is not None and not plan.graph.missing(stage):
+        sources = _sources(stage, stage_config)
+        made_from = {name: plan[name].fingerprint for name in inputs.values()}
+        made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"])
+    identity = config.pins.get(stage.name) or made_by
     return PlannedStage(
         stage,
         stage_config,
+        inputs,
         identity,
         store.artifact_uri(stage.name, identity),
         store.find(stage.name, identity),
         sources,
-        drift=identity != made_by,
+        drift=made_by not in (None, identity),
     )
+
+
+def _sources(stage: Stage, config: Any) -> dict | None:
+    listing = getattr(stage.module, "listing", None)
+    if listing is None:
+        return None
+    with within(f"stages.{stage.name}"):
+        files = listing(config)
+    return {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:
@@ -239,7 +253,7 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     if planned.name not in plan.selected:
         planned.status, planned.reason = "blocked", f"not selected; {reason}"
         return
-    missing = [name for name in planned.stage.inputs if plan[name].status == "blocked"]
+    missing = [name for name in planned.inputs.values() if plan[name].status == "blocked"]
     if missing:
         planned.status = "blocked"
         # Bringing the last of them up to date brings the others along.
@@ -297,7 +311,7 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
         if changes
         else []
     )
-    changed = [name for name in planned.stage.inputs if old["inputs"].get(name) != plan[name].fingerprint]
+    changed = [name for name in planned.inputs.values() if old["inputs"].get(name) != plan[name].fingerprint]
     if changed:
         reasons.append("input changed: " + ", ".join(changed))
     if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:

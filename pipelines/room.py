@@ -16,7 +16,6 @@ from typing import Any
 from omniloom.infra.cluster import Cluster, ClusterConfig
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.config import PipelineConfig
-from omniloom.pipelines.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ def _missing_memory(field: str, on_gpus: bool, size: Mapping[str, int], room: Ro
 
 
 def _needs(config: PipelineConfig, names: Collection[str]) -> Iterator[tuple[str, Any, Any]]:
-    for stage in Graph(config.stages.configured()).stages:
-        if stage.name in names:
+    for stage in config.graph.stages:
+        if stage.name in names and stage.name not in config.pins:
             own = getattr(config.stages, stage.name)
             yield stage.name, own, stage.needs(own)
 

@@ -55,13 +55,13 @@ def tags(plan: Plan, revision: str | None) -> dict[str, str]:
 
 def description(plan: Plan, why: str) -> str:
     """Markdown: what ran, for the `reasons` that there were, and what came out of it."""
-    made = {planned.name: planned.artifact for planned in plan.stages if planned.artifact}
+    evaluation, model = plan.last("evaluation"), plan.last("model")
     lines = [why]
-    if "evaluate" in made:
-        lines.append(f"Report: `{made['evaluate'].file('report.html')}`")
-    if "train" in made:
-        lines.append(f"Model: `{made['train'].file('model')}`")
-        lines.append(f"Sample from it: `omniloom sample {made['train'].file('model')}`")
+    if evaluation and evaluation.artifact:
+        lines.append(f"Report: `{evaluation.artifact.file('report.html')}`")
+    if model and model.artifact:
+        lines.append(f"Model: `{model.artifact.file('model')}`")
+        lines.append(f"Sample from it: `omniloom sample {model.artifact.file('model')}`")
     return redact("\n\n".join(lines))
 
 

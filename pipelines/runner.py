@@ -234,17 +234,17 @@ class _Run:
         return artifact
 
     def _execute(self, planned: PlannedStage, work: str, lease: Lease) -> Artifact:
-        inputs = {name: self.plan[name].artifact for name in planned.stage.inputs}
+        inputs = {role: self.plan[name].artifact for role, name in planned.inputs.items()}
         tracker = self.parent.child(
             planned.name,
             {"omniloom.fingerprint": planned.fingerprint, "omniloom.reason": planned.reason},
             canonical(planned.config, planned.name),
         )
-        for name, artifact in inputs.items():
-            tracker.log_input(name, artifact.uri, artifact.fingerprint)
+        for artifact in inputs.values():
+            tracker.log_input(artifact.stage, artifact.uri, artifact.fingerprint)
             upstream = artifact.manifest.get("mlflow_run_id")
             if upstream:
-                tracker.set_tags({f"omniloom.upstream.{name}": upstream})
+                tracker.set_tags({f"omniloom.upstream.{artifact.stage}": upstream})
         place, reachable_inputs = work, inputs
         if storage.is_process_local(work):
             # Workers are other processes: they get a folder of this machine, and the driver carries the files.
@@ -252,7 +252,7 @@ class _Run:
             place = str(scratch / "work")
             storage.copy_tree(work, place)
             reachable_inputs = {
-                name: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for name, a in inputs.items()
+                role: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for role, a in inputs.items()
             }
         context = StageContext(
             planned.name,
@@ -278,7 +278,9 @@ class _Run:
             numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
             # A training stage's figures belong to its last step, where its curves end.
             tracker.log_metrics(numbers, step=metrics.get("steps", 0))
-            if planned.name == "evaluate":  # the run as a whole is judged by them: its row in the UI shows them
+            if (
+                planned.stage.makes == "evaluation"
+            ):  # the run as a whole is judged by them: its row in the UI shows them
                 self.parent.log_metrics(numbers)
             status = "FINISHED"
             return artifact
@@ -302,8 +304,8 @@ class _Run:
             "version": planned.stage.module.VERSION,
             "fingerprint": planned.fingerprint,
             "config": canonical(planned.config, planned.name),
-            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
-            "input_digests": {name: artifact.digest for name, artifact in inputs.items()},
+            "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
+            "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
             "sources": planned.sources,
             "metrics": metrics,
             "code": code_revision(),

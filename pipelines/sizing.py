@@ -6,12 +6,17 @@ follows from them. The estimate leaves out what the allocator wastes: plan for a
 
 from __future__ import annotations
 
+from typing import Any
+
 from omniloom.infra.errors import within
 from omniloom.infra.training.config import EngineConfig
 from omniloom.models.unified.config import num_parameters
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
+from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
+from omniloom.stages.tokenizer.stage import Config as TokenizerConfig
 from omniloom.stages.tokenizer.stage import architecture
+from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config
 
 # Bytes a trained parameter takes in fp32: itself, its gradient, Adam's two moments, its moving average.
@@ -19,29 +24,32 @@ _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:
-    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it."""
-    stages = config.stages
-    model, found = None, {}
-    for name in ("tokenizer_image", "tokenizer_joint", "tokenizer_kl"):
-        if stage := getattr(stages, name):
-            with naming(config), within(f"stages.{name}"):
-                model = architecture(stage, model)
-            found[name] = _tokenizer(stage, model)
-    if stages.train:
-        with naming(config), within("stages.train"):
-            found["train"] = _unified(config, model)
+    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
+    that starts from what is pinned has sizes that the config does not tell, and is left out."""
+    models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
+    found = {}
+    for stage in config.graph.stages:
+        own = getattr(config.stages, stage.name)
+        before = config.graph.inputs[stage.name].get("tokenizer")
+        with naming(config), within(f"stages.{stage.name}"):
+            if isinstance(own, TokenizerConfig) and (before is None or models.get(before)):
+                models[stage.name] = architecture(own, models.get(before))
+                found[stage.name] = _tokenizer(own, models[stage.name])
+            elif isinstance(own, TrainConfig) and config.stages.pretokenize and (before is None or models.get(before)):
+                found[stage.name] = _unified(own, config.stages.pretokenize, models.get(before))
     return found
 
 
 def least(config: PipelineConfig) -> dict[str, dict]:
     """As `sizes`, what is known without torch, and of it what is sure to be needed: weights, gradients and states."""
+    found = {}
     for stage, own, upstream in with_upstream(config):
-        tokens = upstream.get("tokens")
-        if stage.name == "train" and tokens:
-            model = expected_config(own, tokens, (tokenizer := upstream.get("tokenizer")) and tokenizer.model)
-            state = _state(num_parameters(model), own.engine, own.workers.count)
-            return {"train": _with_total({"workers": own.workers.count, **state})}
-    return {}
+        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
+        if isinstance(own, TrainConfig) and tokens and stage.name not in config.pins:
+            parameters = num_parameters(expected_config(own, tokens, tokenizer and tokenizer.model))
+            state = _state(parameters, own.engine, own.workers.count)
+            found[stage.name] = _with_total({"workers": own.workers.count, **state})
+    return found
 
 
 def _state(parameters: int, engine: EngineConfig, workers: int, frozen: int = 0) -> dict[str, int]:
@@ -104,12 +112,10 @@ def _tokenizer(stage, model) -> dict:
     )
 
 
-def _unified(config: PipelineConfig, tokenizer) -> dict:
-    stage = config.stages.train
-    model = expected_config(stage, config.stages.pretokenize, tokenizer)
+def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
+    model = expected_config(stage, tokens, tokenizer)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.count, stage.workers.accumulate
-    tokens = stage.batch_rows * stage.packing.length
     rows = stage.batch_rows // workers // accumulate
     width = 2 if stage.engine.precision == "bf16" else 4
     per_layer = 2 * model.width + 2 * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden
@@ -120,7 +126,7 @@ def _unified(config: PipelineConfig, tokenizer) -> dict:
         {
             "parameters": parameters,
             "workers": workers,
-            "tokens_per_step": tokens,
+            "tokens_per_step": stage.batch_rows * stage.packing.length,
             "tokens_per_worker_and_pass": pass_tokens,
             **_state(parameters, stage.engine, workers),
             "activations_bytes": activations,

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.secrets import redact
 from omniloom.infra.tracking import resolve_tracking
-from omniloom.pipelines.plan import Plan, PlannedStage
+from omniloom.pipelines.plan import Plan
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
 
@@ -127,25 +128,26 @@ def presets_table(folder: Path) -> Table:
 
 
 def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
-    """What a finished run says: what it did, and where the report and the model are; for a pipeline of any shape."""
+    """What a finished run says: what it did, and where the report, the model or what else came out last is; for a
+    pipeline of any shape."""
     lines = [f"{plan.config.name}: " + (f"ran {', '.join(executed)}" if executed else "everything is up to date")]
-    made = {p.name: p for p in plan.stages if p.status == "cached" and p.artifact}
-    if "ingest" in made:
-        metrics = made["ingest"].artifact.metrics
+    records, model, evaluation = (_made(plan, role) for role in ("records", "model", "evaluation"))
+    if records:
         lines += [
             f"note: the {split} split is empty: {left}; stages.ingest.splits or more data change that"
             for split, left in (
                 ("validation", "training has nothing to be validated on"),
                 ("test", "evaluate has nothing to measure"),
             )
-            if not metrics.get(f"records_{split}", 1)
+            if not records.metrics.get(f"records_{split}", 1)
         ]
-    if "evaluate" in made:
-        artifact = made["evaluate"].artifact
-        lines.append(f"report: {artifact.file('report.html')}")
+    if model and not plan.last("evaluation") and "evaluate" not in plan.config.stages.model_fields_set:
+        lines.append("note: nothing measures the model; stages.evaluate={} does, with its defaults")
+    lines += _results(plan)
+    if evaluation:
         shown = [
             f"{name} {value:.3f}"
-            for name, value in artifact.metrics.items()
+            for name, value in evaluation.metrics.items()
             if isinstance(value, int | float)
             and (
                 name.startswith(("image_class_agreement", "caption_accuracy", "image_coverage"))
@@ -153,22 +155,45 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
             )
         ]
         lines += ["metrics: " + ", ".join(shown)] if shown else []
-        if why := artifact.metrics.get("not_registered"):
+        if why := evaluation.metrics.get("not_registered"):
             lines.append(f"the model was not registered: {redact(why)}")
-    if "train" in made:
-        model = made["train"].artifact.file("model")
-        lines += [f"model:  {model}", f"sample: omniloom sample {model} {_example_request(made['train'])}"]
+    if model:
+        folder = model.file("model")
+        lines += [f"model:  {folder}", f"sample: omniloom sample {folder} {_example_request(model)}"]
     return lines
 
 
-def _example_request(train: PlannedStage) -> str:
+def _made(plan: Plan, role: str) -> Artifact | None:
+    """The artifact of the last stage that makes the role, if it is up to date."""
+    planned = plan.last(role)
+    return planned.artifact if planned and planned.status == "cached" else None
+
+
+def _results(plan: Plan) -> list[str]:
+    """Where to look: the reports or the folders of what no stage that is up to date reads, but for the model's."""
+    made = {p.name: p for p in plan.stages if p.status == "cached" and p.artifact}
+    read = {name for planned in made.values() for name in planned.inputs.values()}
+    lines = []
+    for planned in made.values():
+        files = {entry["path"] for entry in planned.artifact.manifest["files"]}
+        if planned.name in read or planned.stage.makes == "model":
+            continue
+        reported = "report.html" in files
+        lines.append(
+            f"report: {planned.artifact.file('report.html')}" if reported else f"{planned.name}: {planned.uri}"
+        )
+    return lines
+
+
+def _example_request(model: Artifact) -> str:
     """Options of `sample` that ask the model for what it was trained to do."""
-    if not train.config.trained:
+    trained = model.manifest["config"]
+    if not any(trained.get("objectives", {}).values()):
         return '--text --prompt "Once upon a time"'
-    if not train.config.packing.caption_first:  # it only describes
+    if not trained.get("packing", {}).get("caption_first", 1):  # it only describes
         return "--image FILE"
     # A caption that the model has seen drawn in its validation samples.
-    prompts = storage.read_json(train.artifact.file("report", "prompts.json")) or {}
+    prompts = storage.read_json(model.file("report", "prompts.json")) or {}
     caption = (prompts.get("captions") or ["a picture"])[0]
     return "--prompt " + json.dumps(" ".join(caption.split()).replace('"', "'"), ensure_ascii=False)
 

@@ -11,6 +11,7 @@ from omniloom.infra.artifacts import ArtifactStore
 from omniloom.infra.errors import InputError
 from omniloom.infra.tracking.config import VARIABLE
 from omniloom.pipelines.config import find, identity
+from omniloom.pipelines.graph import KNOWN
 
 REGISTRY = "models:/"
 
@@ -30,13 +31,16 @@ def find_model(model: str) -> str:
             field="MODEL",
             file=model,
         ) from None
-    name, root = identity(model)
-    artifact = ArtifactStore(root).last_used(name, "train")
-    if artifact is None or not storage.exists(artifact.file("manifest.json")):
-        raise InputError(
-            f"has no trained model in {root} yet; run it first: omniloom run {model}", field="MODEL", file=model
-        )
-    return artifact.uri
+    name, root, configured = identity(model)
+    store = ArtifactStore(root)
+    makers = [stage.name for stage in reversed(KNOWN) if stage.makes == "model"]
+    for maker in sorted(makers, key=lambda maker: maker not in configured):
+        artifact = store.last_used(name, maker)
+        if artifact and storage.exists(artifact.file("manifest.json")):
+            return artifact.uri
+    raise InputError(
+        f"has no trained model in {root} yet; run it first: omniloom run {model}", field="MODEL", file=model
+    )
 
 
 def _registered(model: str) -> str:

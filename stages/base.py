@@ -1,22 +1,27 @@
-"""What a stage is: a name, a module, its inputs; and the context that its `run` gets.
+"""What a stage is: a name, a module, the roles that it reads and makes; and the context that its `run` gets.
+
+A role is what an artifact is for: `records`, `tokenizer`, `tokens`, `model`, `evaluation`. A stage that makes none of
+them makes the role of its own name. For each role that it reads a stage gets the artifact of the nearest stage before
+it that makes that role, so that a stage which reads and makes `records` stands between two others.
 
 A stage's module has
     Config      a pydantic model, `extra="forbid"`; a field marked `PLACEMENT` says only how or where the stage runs
     VERSION     an int, raised when the stage's output changes meaning
-    run(context) -> dict of metrics; writes the artifact's files under `context.output`
+    run(context) -> dict of metrics; writes the artifact's files under `context.output`; a stage that makes `records`
+                returns `stages.data.records.counts` of them among its metrics, which later stages read
     needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
     listing(config) -> list of facts about outside sources that stand in for inputs (optional)
     check(config, upstream, files) raises InputError for what cannot fit, as far as configs tell; with `files`, for
         outside files that are not there too (optional)
     check_counts(config, upstream, counts) -> warnings; raises InputError for what cannot fit the corpus that the
-        counts, ingest's metrics, are of (optional)
+        counts, the metrics of the records that the stage reads, are of (optional)
     resolved(config, upstream) -> the config with what it takes from upstream in it, as later stages' checks see it
-        (optional)
+        (optional; without it they see nothing of a stage that another distribution adds)
     summary(metrics) -> the line that says what the stage did (optional; by default its first metrics)
 `upstream` maps a role (records, tokenizer, tokens, model; of a study its stage's name) to the config of the stage that
-makes it: None where that is not known, as of a pinned artifact, and no key where no stage makes it. Checks run before
-anything starts: they read configs and look at files, and import nothing heavy. An InputError of a stage names a field
-from the root of its own config; the pipeline adds the stage, the file and the line.
+makes it: None where that is not known, as of a pinned artifact or an added stage, and no key where no stage makes it.
+Checks run before anything starts: they read configs and look at files, and import nothing heavy. An InputError of a
+stage names a field from the root of its own config; the pipeline adds the stage, the file and the line.
 
 Its top level imports nothing heavy: planning imports every stage's module.
 """
@@ -27,11 +32,15 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
+from omniloom.infra.errors import InputError
 from omniloom.infra.progress import Progress
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 PLACEMENT = {"placement": True}
 # How often Ray Data may do a shard again whose worker was killed. By default it tries for ever, and a shard that does
@@ -51,18 +60,44 @@ class Needs:
 
 @dataclass(frozen=True)
 class Stage:
+    """A stage as the pipeline knows it. Another distribution adds one by an entry point of the group `omniloom.stages`.
+
+    `reads` are roles; one that ends in `?` may be missing. `makes` is a role, by default the stage's own name.
+    `config_name` is the class in the module. `after` names the stage that an added one stands behind; by default the
+    last that makes something it reads.
+    """
+
     name: str
     module_name: str
-    inputs: tuple[str, ...] = ()
-    optional: bool = False
+    reads: tuple[str, ...] = ()
+    makes: str = ""
+    config_name: str = "Config"
+    after: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "makes", self.makes or self.name)
 
     @property
     def module(self) -> ModuleType:
         return importlib.import_module(self.module_name)
 
+    @property
+    def config_type(self) -> type[BaseModel]:
+        return getattr(self.module, self.config_name)
+
     def needs(self, config: Any) -> Needs:
         function = getattr(self.module, "needs", None)
         return function(config) if function else Needs()
+
+    def run(self, context: StageContext) -> dict:
+        """The metrics of the stage's body. InputError where one that makes records does not count them."""
+        metrics = self.module.run(context)
+        if self.makes == "records" and "records_train" not in metrics:
+            raise InputError(
+                f"{self.module_name}.run makes records and returns no counts of them, which later stages read; return "
+                "stages.data.records.counts(context.output) among its metrics"
+            )
+        return metrics
 
     def restarts(self, config: Any) -> int:
         """How often the body may be started again after its process was killed: as often as its ranks."""
@@ -85,17 +120,13 @@ class Stage:
         return function(metrics) if function else None
 
 
-def last_tokenizer(inputs: dict[str, Artifact]) -> Artifact | None:
-    """The tokenizer among a stage's inputs, whichever stage it came from; None in a pipeline of text alone."""
-    return next((artifact for name, artifact in inputs.items() if name.startswith("tokenizer_")), None)
-
-
 @dataclass
 class StageContext:
     """All that a stage body may use. Picklable: the runner sends it to where the stage is placed.
 
-    `inputs` maps a stage's name to its artifact; `work` is the URI of this stage's work folder: `output` becomes the
-    artifact, `state` is kept for a resume and dropped after publication. `tracker` is the stage's MLflow run.
+    `inputs` maps each role that the stage reads to its artifact; an optional one may be missing. `work` is the URI of
+    this stage's work folder: `output` becomes the artifact, `state` is kept for a resume and dropped after publication.
+    `tracker` is the stage's MLflow run.
     """
 
     stage: str
@@ -107,9 +138,22 @@ class StageContext:
     tracker: Any
 
     @property
+    def records(self) -> Artifact:
+        """The corpus as the stages between ingest and this one left it."""
+        return self.inputs["records"]
+
+    @property
     def tokenizer(self) -> Artifact | None:
-        """The visual tokenizer that the corpus is encoded with: the last one that the pipeline trains, if any."""
-        return last_tokenizer(self.inputs)
+        """The visual tokenizer that the stages before this one trained last; None in a pipeline of text alone."""
+        return self.inputs.get("tokenizer")
+
+    @property
+    def tokens(self) -> Artifact:
+        return self.inputs["tokens"]
+
+    @property
+    def model(self) -> Artifact:
+        return self.inputs["model"]
 
     @property
     def output(self) -> str:

@@ -19,7 +19,7 @@ from omniloom.models.text import TextTokenizer
 from omniloom.stages.data import records, tokens
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
-from omniloom.stages.ingest.readers import media_row
+from omniloom.stages.ingest.rows import media_row
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
 

@@ -22,8 +22,6 @@ CIRCLES = {
     ("omniloom.models.tokenizer.official.model", "omniloom.models.tokenizer.omni"),
     ("omniloom.infra.tracking.sink", "omniloom.infra.tracking.registry"),
     ("omniloom.infra.tracking.sink", "omniloom.infra.tracking.pages"),
-    ("omniloom.stages.evaluate.evaluation", "omniloom.stages.evaluate.stage"),
-    ("omniloom.stages.evaluate.report", "omniloom.stages.studies.objectives"),
 }
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}

@@ -1,4 +1,4 @@
-"""Clips: random access to decoded images and videos of an ingest artifact, and batches of them for training.
+"""Clips: random access to decoded images and videos of an artifact of records, and batches of them for training.
 
 What a step trains on is a function of (seed, step) alone; a rank takes its slice of it. A step has clips of one kind,
 one bucket of aspect ratios and one size, so that nothing is padded (`stages.data.aspects`, `stages.data.order`).
@@ -33,15 +33,15 @@ _COLUMNS = ("id", "kind", "media", "frames", "caption", "label", "width", "heigh
 _VALIDATION_BATCH = 16  # clips at once
 
 
-def _local_table(ingest: Artifact, kind: str, split: str) -> pa.Table:
+def _local_table(corpus: Artifact, kind: str, split: str) -> pa.Table:
     """The encoded media of one kind and split, memory-mapped from this machine's cache."""
-    folder = storage.cache_folder() / f"clips-{ingest.digest[:32]}"
+    folder = storage.cache_folder() / f"clips-{corpus.digest[:32]}"
     file = folder / f"{kind}-{split}-named.arrow"
     if not file.exists():
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
         with disk.writing(str(file)) as sink, pa.ipc.new_file(sink, schema) as writer:
             rows: list[dict] = []
-            for row in records.iterate(ingest.uri, kinds=[kind], split=split, columns=_COLUMNS):
+            for row in records.iterate(corpus.uri, kinds=[kind], split=split, columns=_COLUMNS):
                 rows.append(row)
                 if len(rows) == 256:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -83,10 +83,10 @@ class ClipStore:
     """
 
     def __init__(
-        self, ingest: Artifact, kind: str, split: str, aspects: Aspects, size: int, frames: int, cache_bytes: int
+        self, corpus: Artifact, kind: str, split: str, aspects: Aspects, size: int, frames: int, cache_bytes: int
     ):
         self.kind, self.frames = kind, frames if kind == "video" else 1
-        self.table = _local_table(ingest, kind, split)
+        self.table = _local_table(corpus, kind, split)
         self.shapes = [aspects.shape(bucket, size) for bucket in range(len(aspects.names))]
         self.bucket_of = aspects.buckets(*(self.table[name].to_numpy() for name in ("width", "height")))
         self._kept: dict[int, np.ndarray] = {}
@@ -130,19 +130,19 @@ class ClipBatches:
     steps are batches of a `BucketOrder`. The next step's clips are decoded in the background.
     """
 
-    def __init__(self, ingest: Artifact, split: str, data, patch_size: int, seed: int, rank: int, ranks: int):
+    def __init__(self, corpus: Artifact, split: str, data, patch_size: int, seed: int, rank: int, ranks: int):
         self.data, self.seed, self.rank, self.ranks = data, seed, rank, ranks
         self.aspects = Aspects(data.aspects, patch_size)
         budget = data.cache_bytes // len(data.kinds)
         self.stores = {
-            kind: ClipStore(ingest, kind, split, self.aspects, max(data.sizes), data.frames, budget)
+            kind: ClipStore(corpus, kind, split, self.aspects, max(data.sizes), data.frames, budget)
             for kind in data.kinds
         }
         self._orders: dict[str, BucketOrder] = {}
         if split == "train":
             for kind, store in self.stores.items():
                 if not len(store):
-                    raise ValueError(f"data.kinds: ingest holds no {kind} in its train split")
+                    raise ValueError(f"data.kinds: the records hold no {kind} in their train split")
                 batch = data.image_batch if kind == "image" else data.video_batch
                 self._orders[kind] = BucketOrder(store.buckets(), batch, seed)
         self._ahead: tuple[int, Future] | None = None

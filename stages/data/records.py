@@ -1,4 +1,4 @@
-"""Records: the schema of what ingest writes and every later stage reads.
+"""Records: the schema of what ingest and other stages that make records write, and every later stage reads.
 
 In: rows as dictionaries. Out: Parquet shards `records/shard-00000.parquet`, one row per item, in the order of
 the sources. A row holds the media as the bytes that the source had (never re-encoded) with the facts found by
@@ -14,6 +14,7 @@ decoding.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
@@ -94,7 +95,7 @@ def shard_name(index: int) -> str:
 
 
 def shards(artifact_uri: str) -> list[str]:
-    """URIs of the record shards below an ingest artifact, in the order of the sources."""
+    """URIs of the record shards below an artifact of records, in the order of the sources."""
     names = sorted(storage.list_files(storage.join(artifact_uri, "records")))
     return [storage.join(artifact_uri, "records", name) for name in names if name.endswith(".parquet")]
 
@@ -195,7 +196,7 @@ def iterate(
     columns: Iterable[str] | None = None,
     batch_size: int = 64,
 ) -> Iterator[dict]:
-    """Every record below an ingest artifact as a dictionary, in order; at most `batch_size` rows in memory
+    """Every record below an artifact of records as a dictionary, in order; at most `batch_size` rows in memory
     at once.
     """
     for shard in shards(artifact_uri):
@@ -226,6 +227,25 @@ def iterate_shard(
             if split is not None:
                 batch = batch.filter(pc.equal(batch.column("split"), split))
             yield from batch.select(wanted).to_pylist()
+
+
+def counts(artifact_uri: str) -> dict[str, int | float]:
+    """What every stage that makes records has among its metrics, and what later stages read there: how many there are,
+    of each kind (in all, and to train on) and in each split, how many a model of this project made, and the captions of
+    images and videos."""
+    numbers = dict.fromkeys(("records", "synthetic", "synthetic_fraction", "uncaptioned", "captions", "multipage"), 0)
+    names = (*(name for kind in KINDS for name in (kind, f"train_{kind}")), *SPLITS)
+    numbers |= dict.fromkeys((f"records_{name}" for name in names), 0)
+    for row in iterate(artifact_uri, columns=("kind", "split", "synthetic", "captions", "meta"), batch_size=4096):
+        for name in ("records", f"records_{row['kind']}", f"records_{row['split']}"):
+            numbers[name] += 1
+        numbers[f"records_train_{row['kind']}"] += row["split"] == "train"
+        numbers["synthetic"] += row["synthetic"]
+        if row["kind"] in ("image", "video"):
+            numbers["captions"] += len(row["captions"] or ())
+            numbers["uncaptioned"] += not row["captions"]
+            numbers["multipage"] += "pages" in json.loads(row["meta"])
+    return numbers | {"synthetic_fraction": numbers["synthetic"] / max(1, numbers["records"])}
 
 
 def _row_groups(rows: list[dict]) -> Iterator[list[dict]]:

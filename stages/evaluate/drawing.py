@@ -60,10 +60,7 @@ def _drawn(evaluation: Evaluation, indices: Sequence[int], objective: str) -> li
     for shape, places in evaluation.by_shape(evaluation.images, indices).items():
         made = evaluation.loom.text_to_image(
             [evaluation.captions[indices[place]] for place in places],
-            size=shape,
-            num_steps=config.num_steps,
-            objective=objective,
-            guidance_scale=config.guidance_scale,
+            config.visual(objective=objective, size=shape),
             seeds=[config.seed + place for place in places],
         )
         drawn |= dict(zip(places, made, strict=True))
@@ -153,11 +150,8 @@ def show_videos(evaluation: Evaluation) -> None:
         for shape, places in evaluation.by_shape(clips, shown).items():
             videos = evaluation.loom.text_to_video(
                 [captions[shown[place]] for place in places],
-                size=shape,
-                num_steps=config.num_steps,
-                guidance_scale=config.guidance_scale,
+                config.visual(objective=objective, size=shape),
                 seeds=[config.seed + place for place in places],
-                objective=objective,
             )
             strips |= {place: report.filmstrip(video) for place, video in zip(places, videos, strict=True)}
         evaluation.pictures[f"drawn_videos{evaluation.suffix(objective)}"] = report.grid(

@@ -25,12 +25,12 @@ from omniloom.stages.data.packing import PackingConfig
 from omniloom.stages.data.tokens import TokenSet
 
 if TYPE_CHECKING:
-    from omniloom.stages.evaluate.stage import MeasureConfig
+    from omniloom.stages.evaluate.config import MeasureConfig
 
 
 class Evaluation:
-    """`inputs` holds `ingest` and `pretokenize`; the model is in `folder` and was trained by the config `training`, by
-    default those of the input `train`."""
+    """`inputs` holds artifacts by role: `records` and `tokens`; the model is in `folder` and was trained by the config
+    `training`, by default those of the input `model`."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Evaluation:
         training: Mapping[str, Any] | None = None,
     ):
         self.config, self.inputs = config, inputs
-        self.training = inputs["train"].manifest["config"] if training is None else training
-        self.loom = OmniLoom.load(folder or inputs["train"].local() / "model", device)
-        self.tokens = TokenSet(inputs["pretokenize"], config.split)
+        self.training = inputs["model"].manifest["config"] if training is None else training
+        self.loom = OmniLoom.load(folder or inputs["model"].local() / "model", device)
+        self.tokens = TokenSet(inputs["tokens"], config.split)
         self.facts = self.tokens.facts
         self.metrics: dict[str, Any] = {}
         self.pictures: dict[str, bytes] = {}
@@ -71,7 +71,7 @@ class Evaluation:
 
     def clips(self, kind: str, split: str) -> ClipStore:
         size = self.facts["image_size"] if kind == "image" else self.facts["video_size"]
-        return ClipStore(self.inputs["ingest"], kind, split, self.aspects, size, self.facts["frames"], 1 << 28)
+        return ClipStore(self.inputs["records"], kind, split, self.aspects, size, self.facts["frames"], 1 << 28)
 
     @cached_property
     def images(self) -> ClipStore:

@@ -141,7 +141,7 @@ def _table(pixels: int) -> dict[str, Figure]:
 
 
 def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
-    """The figures by name that a `stages.evaluate.MeasureConfig` asks for, of a model that was trained on pictures by
+    """The figures by name that a `MeasureConfig` asks for, of a model that was trained on pictures by
     these objectives. Some need what only the data tell: labels, captions, videos, enough pictures."""
     found = {}
     for name, figure in _table(config.class_pixels).items():

@@ -6,7 +6,6 @@ from __future__ import annotations
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.models.unified.representations import OBJECTIVES
-from omniloom.stages.base import last_tokenizer
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.gate import Verdict
 from omniloom.stages.evaluate.measures import Figure, measured
@@ -23,7 +22,7 @@ _LEFT_OUT = (
 
 
 def content(evaluation: Evaluation, verdict: Verdict) -> dict:
-    train, metrics = evaluation.inputs["train"].manifest, evaluation.metrics
+    train, metrics = evaluation.inputs["model"].manifest, evaluation.metrics
     headline = (
         *(
             f"{name}{evaluation.suffix(first)}"
@@ -38,7 +37,7 @@ def content(evaluation: Evaluation, verdict: Verdict) -> dict:
     return {
         "title": f"OmniLoom: {train['pipeline']}",
         "facts": {
-            **{name: artifact.fingerprint[:12] for name, artifact in evaluation.inputs.items()},
+            **{artifact.stage: artifact.fingerprint[:12] for artifact in evaluation.inputs.values()},
             "parameters": train["metrics"]["parameters"],
             "trained for": f"{train['times']['seconds']:.0f} s",
             "code": train["code"] or "unknown",
@@ -173,9 +172,9 @@ def _studies(inputs: dict[str, Artifact]) -> list[dict]:
 def _training(inputs: dict[str, Artifact]) -> list[dict]:
     curves = [
         {"title": f"Curves of {artifact.stage}", "curves": _curves(artifact)}
-        for artifact in filter(None, (last_tokenizer(inputs), inputs["train"]))
+        for artifact in filter(None, (inputs.get("tokenizer"), inputs["model"]))
     ]
-    left_out = [[name, count] for name, count in inputs["train"].metrics.items() if "left_out_" in name]
+    left_out = [[name, count] for name, count in inputs["model"].metrics.items() if "left_out_" in name]
     return curves + (
         [
             {

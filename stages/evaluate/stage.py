@@ -12,57 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from omniloom.infra import storage
 from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
-from omniloom.stages.base import PLACEMENT, Needs, StageContext
-from omniloom.stages.evaluate.gate import Gate, judge
+from omniloom.stages.base import Needs, StageContext
+from omniloom.stages.evaluate.config import Config
+from omniloom.stages.evaluate.gate import judge
 from omniloom.stages.evaluate.measures import measured, named
 
 VERSION = 3
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
-
-
-class MeasureConfig(BaseModel):
-    """How a unified model is measured; `stages.studies.objectives` measures its models in the same way."""
-
-    model_config = ConfigDict(extra="forbid")
-    split: str = Field(
-        "test",
-        pattern="^(validation|test)$",
-        description="what is measured on; items are drawn from it by the seed, evenly over sources and labels",
-    )
-    drawings: int = Field(256, ge=0, description="pictures drawn from held-out captions")
-    captions: int = Field(256, ge=0, description="held-out pictures that are described")
-    retrieval_captions: int = Field(
-        100,
-        ge=0,
-        description="distinct captions of the split, its own among them, that "
-        "each described picture is held against; below 2 nothing is ranked",
-    )
-    texts: int = Field(200, ge=0, description="held-out texts for bits per byte")
-    num_steps: int = Field(20, ge=1)
-    guidance_scale: float = Field(2.0, ge=0)
-    class_examples: int = Field(20, ge=2, description="train pictures a label needs to count as a class")
-    class_pixels: int = Field(
-        8, ge=2, description="side of the shrunken pictures for the classifier, coverage and the Fréchet distance"
-    )
-    seed: int = Field(0, ge=0, lt=1 << 63)
-    cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)
-    gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
-
-
-class Config(MeasureConfig):
-    reconstructions: int = Field(256, ge=1, description="pictures, and as many videos, that are reconstructed")
-    gate: Gate = Field(
-        default_factory=Gate,
-        description="bounds of figures, such as {caption_accuracy: {min: 0.9}, "
-        "bits_per_byte: {max: 2.5}, better_than_champion: caption_accuracy}; the model gets the alias "
-        "where all hold, and never without a gate",
-    )
-    alias: str = Field("champion", description="of the model in the registry that passed the gate last")
 
 
 def needs(config: Config) -> Needs:
@@ -136,7 +95,7 @@ def _champion(context: StageContext, name: str | None) -> dict | None | str:
         held = champion(context.tracker, name, context.config.alias)
     except Exception as error:  # whatever the store answers, the report is written and the alias stays where it is
         return f"the registry does not answer: {type(error).__name__}: {error}".splitlines()[0]
-    return None if held is None or held.fingerprint == context.inputs["train"].fingerprint else dict(held.metrics)
+    return None if held is None or held.fingerprint == context.model.fingerprint else dict(held.metrics)
 
 
 def _register(context: StageContext, name: str | None, passed: bool, metrics: dict) -> None:
@@ -144,7 +103,7 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
 
     from omniloom.infra.tracking import register_model
 
-    train = context.inputs["train"]
+    train = context.model
     if name is None:
         return
     _, why_not = register_model(
@@ -163,5 +122,5 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
 
 
 def _example(context: StageContext) -> str:
-    prompts = storage.read_json(context.inputs["train"].file("report", "prompts.json"))
+    prompts = storage.read_json(context.model.file("report", "prompts.json"))
     return ((prompts or {}).get("captions") or ["a picture"])[0]

@@ -68,7 +68,7 @@ def codebook(evaluation: Evaluation) -> None:
         return
     counts = np.zeros(size, dtype=np.int64)
     for split in ("train", "validation", "test"):
-        for document in TokenSet(evaluation.inputs["pretokenize"], split):
+        for document in TokenSet(evaluation.inputs["tokens"], split):
             for token in document:
                 if token.codes is not None:
                     counts += np.bincount(token.codes, minlength=size)

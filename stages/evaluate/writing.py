@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from omniloom.models.model import to_pixels
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.generation.score import log_likelihoods
 from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.stages.data.spread import spread
@@ -19,6 +20,8 @@ from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.measures import balanced
 from omniloom.stages.reporting import report
+
+_CAPTION_TOKENS = 32
 
 
 def read_text(evaluation: Evaluation) -> None:
@@ -52,7 +55,8 @@ def _go_on(evaluation: Evaluation, chosen: Sequence[int]) -> None:
     """Texts are begun, and what the model writes behind is shown."""
     loom = evaluation.loom
     prompts = [loom.text.decode(evaluation.tokens.document(index)[0].ids[:16]) for index in chosen]
-    texts = loom.text_to_text(prompts, max_new_tokens=48, temperature=0.8, top_p=0.95, seeds=evaluation.config.seed)
+    freely = TextSampling(max_new_tokens=48, temperature=0.8, top_p=0.95)
+    texts = loom.text_to_text(prompts, freely, seeds=evaluation.config.seed)
     for prompt, text in zip(prompts, texts, strict=True):
         # Blank lines would fill the page; samples.jsonl keeps them.
         shown = [re.sub(r"\s*\n\s*", "\n", value).strip() for value in (prompt, text)]
@@ -77,7 +81,9 @@ def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None
     written: dict[int, str] = {}
     for shape, places in evaluation.by_shape(clips, described).items():
         texts = evaluation.loom.image_to_text(
-            [clips[described[place]][0] for place in places], size=shape, objective=objective
+            [clips[described[place]][0] for place in places],
+            text=TextSampling(max_new_tokens=_CAPTION_TOKENS),
+            visual=VisualSampling(objective=objective, size=shape),
         )
         written |= {described[place]: text for place, text in zip(places, texts, strict=True)}
     for i in described:

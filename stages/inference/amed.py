@@ -12,28 +12,26 @@ from pathlib import Path
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
+from omniloom.models.unified.generation.sampling import VisualSampling
+from omniloom.stages.inference.options import option_error
 from omniloom.stages.inference.requests import Request, read_requests
-from omniloom.stages.inference.sampling import check_objective, check_size, load
+from omniloom.stages.inference.sampling import load, resolve
 
 _COMPARED = 8  # requests
 
 
 @dataclass(frozen=True)
 class Training:
-    """`guidance_scale` and `size` are what sampling will use; the times that a predictor serves are those of
-    `num_steps` steps."""
+    """`visual` is what sampling will use; the times that a predictor serves are those of its `num_steps`."""
 
-    num_steps: int
+    visual: VisualSampling
     iterations: int = 150
     batch_size: int = 8
-    guidance_scale: float = 2.0
-    objective: str | None = None
-    size: tuple[int, int] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 2:
-            raise InputError(f"expected at least 2, got {self.num_steps}", field="--steps")
+        if self.visual.num_steps < 2:
+            raise option_error(ValueError(f"num_steps: expected at least 2, got {self.visual.num_steps}"))
 
 
 def train(model: str, training: Training, out: Path, prompts: Path | None = None) -> Iterator[str]:
@@ -43,18 +41,16 @@ def train(model: str, training: Training, out: Path, prompts: Path | None = None
     requests = read_requests(prompts) if prompts else _trained_prompts(model)
     pictures = [request.pictures() for request in requests]
     loom = load(model)
-    objective = check_objective(loom, training.objective)
-    check_size(loom, objective, training.size, None)
-    if loom.diffusion(objective) is None:
-        raise InputError(f"{objective} is no diffusion, which this sampler is for", field="--objective")
-    how = loom.sampling(objective, num_steps=training.num_steps, guidance_scale=training.guidance_scale)
-    prefixes = loom.prefixes([request.prompt for request in requests], pictures, training.size, objective)
-    grid = loom.grid(1, *(training.size or loom.config.image_size), objective)
+    visual = resolve(loom, training.visual)
+    if visual.diffusion is None:
+        raise InputError(f"{visual.objective} is no diffusion, which this sampler is for", field="--objective")
+    prefixes = loom.prefixes([request.prompt for request in requests], pictures, visual)
+    grid = loom.grid(1, *visual.size, visual.objective)
     predictor, losses = train_predictor(
         loom.model,
         prefixes,
         grid,
-        how,
+        visual,
         iterations=training.iterations,
         batch_size=training.batch_size,
         seed=training.seed,
@@ -64,8 +60,8 @@ def train(model: str, training: Training, out: Path, prompts: Path | None = None
         f"{len(losses)} iterations on {len(requests)} prompts: distance to the teacher "
         f"{sum(losses[:tenth]) / tenth:.3g} at first, {sum(losses[-tenth:]) / tenth:.3g} at the end"
     )
-    yield f"distance to a fine solver, of {2 * training.num_steps - 1} network evaluations:"
-    for name, distance in distances(loom.model, prefixes[:_COMPARED], grid, how, predictor).items():
+    yield f"distance to a fine solver, of {2 * visual.num_steps - 1} network evaluations:"
+    for name, distance in distances(loom.model, prefixes[:_COMPARED], grid, visual, predictor).items():
         yield f"  {name:<15} {distance:.4f}"
     out.parent.mkdir(parents=True, exist_ok=True)
     predictor.save(out)

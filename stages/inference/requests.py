@@ -1,39 +1,52 @@
 """What is asked of a trained model. In: the command line's options, and a file of requests. Out: `Request`s and
 `Options`, checked as far as that needs no model; `InputError` names the option, or the file and line.
 
-A file of requests holds one JSON object a line: {"prompt": TEXT, "image": FILE or [FILE, ...], "seed": NUMBER}, each of
-them optional as on the command line; files are found from the folder that the file lies in.
+A file of requests holds one JSON object a line: {"prompt": TEXT, "image": FILE or [FILE, ...], "seed": NUMBER} and
+any of `stages.inference.options.OPTIONS` by its name ("num_steps": 8), each of them optional as on the command line,
+which holds for what a line does not say; files are found from the folder that the file lies in.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from omniloom.infra.errors import InputError
+from omniloom.stages.inference.options import OPTIONS, option_error, text_sampling, visual_sampling
 
 Task = Literal["draw", "video", "text", "interleave"]
-_FIELDS = ("prompt", "image", "seed")
+_FIELDS = ("prompt", "image", "seed", *OPTIONS)
 SEEDS = 2**53  # below it a seed is the same number in every file format
 
 
 @dataclass(frozen=True)
 class Request:
-    """`where` it stands, for errors: the field and the file of an `InputError`."""
+    """`sampling` are the choices that it makes itself, by option; `where` it stands, for errors: the field and the file
+    of an `InputError`."""
 
     prompt: str = ""
     images: tuple[Path, ...] = ()
     seed: int | None = None
     where: tuple[str, str | None] = ("--prompt", None)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.images and not self.prompt:
             raise InputError("is missing: what to draw or to go on from", field=self.where[0], file=self.where[1])
+
+    def error(self, error: ValueError) -> InputError:
+        """A "name: message" about a choice of sampling, with the line or the option that made it."""
+        return self.own_error(error) if str(error).partition(": ")[0] in self.sampling else option_error(error)
+
+    def own_error(self, error: ValueError) -> InputError:
+        """A "name: message" about the choices in `sampling`."""
+        name, _, message = str(error).partition(": ")
+        return InputError(message, field=f"{self.where[0]}: {name}", file=self.where[1])
 
     def pictures(self) -> list[np.ndarray]:
         """The images, decoded: uint8 (H, W, 3)."""
@@ -51,44 +64,40 @@ class Request:
 
 @dataclass(frozen=True)
 class Options:
-    """How it is done, as on the command line. task: None describes where there are images, and draws an image where
-    there are none; temperature: None takes the likeliest tokens where one description is asked for, 0.8 within 0.95 of
-    the probability for any other text, and draws codes at 1."""
+    """What all requests share, as on the command line.
+
+    task      None describes where there are images, and draws an image where there are none
+    sampling  choices by option, of which each request may make others. Without a temperature the likeliest tokens are
+              taken where one description is asked for, and 0.8 within 0.95 of the probability for any other text
+    """
 
     task: Task | None = None
     count: int = 1
     seed: int = 0
-    objective: str | None = None
-    num_steps: int = 20
-    guidance_scale: float = 2.0
-    image_guidance_scale: float | None = None
-    sampler: str = "euler"
-    predictor: Path | None = None
-    size: tuple[int, int] | None = None
-    num_frames: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    max_new_tokens: int = 64
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from omniloom.models.unified.diffusion.samplers import SAMPLERS
-        from omniloom.models.unified.representations import OBJECTIVES
-
-        # What is known without the model is told before it is loaded.
-        for field, value, known in (("--sampler", self.sampler, SAMPLERS), ("--objective", self.objective, OBJECTIVES)):
-            if value is not None and value not in known:
-                raise InputError(f"expected one of {', '.join(known)}, got {value!r}", field=field)
         if self.seed + self.count > SEEDS:
             raise InputError(f"expected a number below 2**53, less --count, got {self.seed}", field="--seed")
-        if (self.sampler == "amed") != (self.predictor is not None):
-            raise InputError(
-                "goes with --sampler amed, and amed with the file that `omniloom sampler` wrote", field="--predictor"
-            )
-        if self.num_frames is not None and self.task not in ("video", "interleave"):
-            raise InputError("goes with --video or --interleave", field="--frames")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"expected a probability above 0, got {self.top_p}", field="--top-p")
+        try:
+            self._check(self.sampling)
+        except ValueError as error:
+            raise option_error(error) from None
+
+    def chosen(self, request: Request) -> dict[str, Any]:
+        """The request's choices by option, over those that all share. What is wrong without a model is told here."""
+        chosen = {**self.sampling, **request.sampling}
+        try:
+            self._check(chosen)
+        except ValueError as error:  # without the request's there is none
+            raise request.own_error(error) from None
+        return chosen
+
+    def _check(self, chosen: Mapping[str, Any]) -> None:
+        text_sampling(chosen)
+        visual_sampling(chosen)
+        if "num_frames" in chosen and self.task not in ("video", "interleave"):
+            raise ValueError("num_frames: goes with --video or --interleave")
 
 
 def chosen_task(**flags: bool) -> Task | None:
@@ -97,16 +106,6 @@ def chosen_task(**flags: bool) -> Task | None:
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(f'--{name}' for name in chosen)} exclude each other")
     return chosen[0] if chosen else None
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """ "HxW" -> (height, width)."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found:
-        raise InputError(f"expected height x width in pixels, such as 256x384, got {text!r}", field="--size")
-    return int(found[1]), int(found[2])
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -133,7 +132,7 @@ def _request(line: str, where: str, path: Path) -> Request:
         raise wrong(f"expected an object with {', '.join(_FIELDS)}, got {values!r}")
     if unknown := set(values) - set(_FIELDS):
         raise wrong(f"unknown field; the fields are {', '.join(_FIELDS)}", min(unknown))
-    prompt, image, seed = (values.get(name) for name in _FIELDS)
+    prompt, image, seed = (values.pop(name, None) for name in ("prompt", "image", "seed"))
     if not isinstance(prompt, str | None):
         raise wrong(f"expected text, got {prompt!r}", "prompt")
     if not isinstance(seed, int | None) or isinstance(seed, bool):
@@ -143,4 +142,11 @@ def _request(line: str, where: str, path: Path) -> Request:
     images = [] if image is None else image if isinstance(image, list) else [image]
     if not all(isinstance(name, str) for name in images):
         raise wrong(f"expected a file or a list of files, got {image!r}", "image")
-    return Request(prompt or "", tuple(path.parent / name for name in images), seed, (where, str(path)))
+    try:
+        sampling = {
+            name: OPTIONS[name].parse(value, path.parent) for name, value in values.items() if value is not None
+        }
+    except ValueError as error:
+        name, _, message = str(error).partition(": ")
+        raise wrong(message, name) from None
+    return Request(prompt or "", tuple(path.parent / name for name in images), seed, (where, str(path)), sampling)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,10 +23,12 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import check_folder
 from omniloom.infra.errors import InputError
 from omniloom.stages.inference.loops import without_loop
+from omniloom.stages.inference.options import text_sampling, visual_sampling
 from omniloom.stages.inference.requests import Options, Request
 
 if TYPE_CHECKING:
     from omniloom.models.model import OmniLoom
+    from omniloom.models.unified.generation.sampling import VisualSampling
 
 RECORDS = "samples.jsonl"
 _STEM_BYTES = 120  # of a name, which may have 255 with its numbers and its ending
@@ -36,12 +38,18 @@ _FREELY = {"temperature": 0.8, "top_p": 0.95}
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to make; `name` is its files' without their endings."""
+    """One sample to make, by the choices in `sampling`; `name` is its files' without their endings."""
 
     request: Request
     task: str
     seed: int
     name: str
+    sampling: Mapping[str, Any]
+
+    @property
+    def together(self) -> tuple:
+        """What the samples share that are made in one batch."""
+        return self.task, bool(self.request.images), sorted(self.sampling.items())
 
 
 def load(model: str, device: str | None = None) -> OmniLoom:
@@ -70,27 +78,21 @@ def sample(
     file of JSON lines; by default `RECORDS` in `out` for several requests, and for text and pictures in turn."""
     for request in requests:
         request.pictures()  # a bad one is told before anything is made
-    with_images = any(request.images for request in requests)
-    if options.image_guidance_scale is not None and not with_images:
-        raise InputError(
-            "guides by the pictures before the prompt, of which there are none; goes with --image",
-            field="--image-guidance",
-        )
+    samples = _samples(requests, options)
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder, {out} is a file", field="--out")
-    samples = _samples(requests, options)
     loom = load(model)
-    how = Sampler(loom, options, {made.task for made in samples}, with_images)
+    groups = [list(group) for _, group in groupby(samples, lambda made: made.together)]
+    samplers = [Sampler(loom, group[0], options.count) for group in groups]
     if records is None and (len(requests) > 1 or options.task == "interleave"):
         records = unused(out / RECORDS)
     if records:
         records.parent.mkdir(parents=True, exist_ok=True)
     with records.open("w", encoding="utf-8") if records else nullcontext() as log:
-        for (task, described), group in groupby(samples, lambda made: (made.task, bool(made.request.images))):
-            group = list(group)
+        for group, sampler in zip(groups, samplers, strict=True):
             for at in range(0, len(group), loom.batch_size):
                 part = group[at : at + loom.batch_size]
-                for made, segments in zip(part, how.make(task, part, described), strict=True):
+                for made, segments in zip(part, sampler.make(part), strict=True):
                     written = [
                         _write(segment, made, number if len(segments) > 1 else None, out, loom.config.fps)
                         for number, segment in enumerate(segments)
@@ -101,103 +103,65 @@ def sample(
 
 
 def _samples(requests: Sequence[Request], options: Options) -> list[Sample]:
-    samples = []
+    samples, with_images = [], any(request.images for request in requests)
     for number, request in enumerate(requests):
         stem = re.sub(r"[^\w]+", "-", request.prompt.lower()).strip("-")[:60]
         stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore") or "sample"
         if len(requests) > 1:
             stem = f"{number:04d}-{stem}"
         first = options.seed + number * options.count if request.seed is None else request.seed
-        task = options.task or ("text" if request.images else "draw")
-        samples += [Sample(request, task, seed, f"{stem}-{seed}") for seed in range(first, first + options.count)]
+        task, chosen = options.task or ("text" if request.images else "draw"), options.chosen(request)
+        own = "image_guidance_scale" in request.sampling
+        if "image_guidance_scale" in chosen and not (request.images if own else with_images):
+            message = "guides by the pictures before the prompt, of which there are none; goes with --image"
+            raise request.error(ValueError(f"image_guidance_scale: {message}"))
+        seeds = range(first, first + options.count)
+        samples += [Sample(request, task, seed, f"{stem}-{seed}", chosen) for seed in seeds]
     return samples
 
 
 class Sampler:
-    """The options as the model takes them; `InputError` naming the option that does not fit it."""
+    """Makes samples like `like`, of `count` a request; `InputError` naming the choice that does not fit the model."""
 
-    def __init__(self, loom: OmniLoom, options: Options, tasks: set[str], with_images: bool):
-        self.loom = loom
-        how = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-        given = {name: value for name, value in how.items() if value is not None}
-        self.options, self.writing = options, {"max_new_tokens": options.max_new_tokens, **given}
-        self.pictures: dict[str, Any] = {}  # how they are shown and drawn; a model of text alone knows neither
-        if tasks == {"text"} and not with_images:
-            return
-        objective = check_objective(loom, options.objective)
-        check_size(loom, objective, options.size, options.num_frames)
-        self.pictures, self.frames = {"objective": objective, "size": options.size}, options.num_frames
-        self.drawing = {
-            "num_steps": options.num_steps,
-            "guidance_scale": options.guidance_scale,
-            "image_guidance_scale": options.image_guidance_scale,
-            "sampler": options.sampler,
-            "predictor": _predictor(loom, objective, options),
-            **given,
-        }
-        try:
-            loom.sampling(objective, **self.drawing)
-        except ValueError as error:
-            name, _, message = str(error).partition(": ")
-            raise InputError(message, field=f"--{name}") from None
+    def __init__(self, loom: OmniLoom, like: Sample, count: int):
+        self.loom, self.task, chosen = loom, like.task, like.sampling
+        described = like.task == "text" and bool(like.request.images)
+        # Text that is told no temperature is free to repeat itself, at 0 more so than at any other.
+        self.cut = "temperature" not in chosen
+        self.text = text_sampling({**_FREELY, **chosen} if self.cut and not (described and count == 1) else chosen)
+        self.visual = visual_sampling(chosen)
+        if like.task != "text" or like.request.images:  # a model of text alone knows no pictures
+            self.visual = resolve(loom, self.visual, like.request)
 
-    def make(self, task: str, samples: Sequence[Sample], with_images: bool) -> list[list[str | np.ndarray]]:
-        """What each sample consists of: texts, images (H, W, 3), videos (T, H, W, 3). `with_images`: whether the
-        requests have pictures, all of them or none."""
-        made = self._make(task, samples, with_images)
-        if self.options.temperature is not None:
-            return made
+    def make(self, samples: Sequence[Sample]) -> list[list[str | np.ndarray]]:
+        """What each sample consists of: texts, images (H, W, 3), videos (T, H, W, 3)."""
         return [
-            [without_loop(segment) if isinstance(segment, str) else segment for segment in segments]
-            for segments in made
+            [without_loop(part) if self.cut and isinstance(part, str) else part for part in parts]
+            for parts in self._make(samples)
         ]
 
-    def _make(self, task: str, samples: Sequence[Sample], with_images: bool) -> list[list[str | np.ndarray]]:
-        likeliest = task == "text" and with_images and self.options.count == 1
-        writing = self.writing if likeliest or self.options.temperature is not None else {**_FREELY, **self.writing}
-        prompts, seeds = [made.request.prompt for made in samples], [made.seed for made in samples]
-        shared = {"images": [made.request.pictures() for made in samples], "seeds": seeds, **self.pictures}
-        if task == "text":
-            return [[text] for text in self.loom.text_to_text(prompts, **writing, **shared)]
-        if task == "interleave":
-            return self.loom.interleaved(prompts, **writing, **shared, num_frames=self.frames, sampling=self.drawing)
-        if task == "video":
-            return [[video] for video in self.loom.text_to_video(prompts, self.frames, **shared, **self.drawing)]
-        return [[image] for image in self.loom.text_to_image(prompts, **shared, **self.drawing)]
+    def _make(self, samples: Sequence[Sample]) -> list[list[str | np.ndarray]]:
+        loom, prompts = self.loom, [made.request.prompt for made in samples]
+        shared = {
+            "images": [made.request.pictures() for made in samples],
+            "seeds": [made.seed for made in samples],
+        }
+        if self.task == "text":
+            return [[text] for text in loom.text_to_text(prompts, self.text, self.visual, **shared)]
+        if self.task == "interleave":
+            return loom.interleaved(prompts, self.text, self.visual, **shared)
+        draw = loom.text_to_video if self.task == "video" else loom.text_to_image
+        return [[picture] for picture in draw(prompts, self.visual, **shared)]
 
 
-def check_objective(loom: OmniLoom, objective: str | None) -> str:
+def resolve(loom: OmniLoom, visual: VisualSampling, request: Request = Request("-")) -> VisualSampling:
+    """As `OmniLoom.resolve`; `InputError` naming MODEL where it knows no pictures, or what made the choice."""
     if not loom.config.objectives:
         raise InputError("was trained on text alone and knows no pictures; ask it with --text", field="MODEL")
-    if objective not in (None, *loom.config.objectives):
-        raise InputError(
-            f"expected one of {', '.join(loom.config.objectives)}, which the model was trained with, got {objective!r}",
-            field="--objective",
-        )
-    return objective or loom.config.objectives[0]
-
-
-def check_size(loom: OmniLoom, objective: str, size: tuple[int, int] | None, num_frames: int | None) -> None:
-    for field, frames in (("--size", 1), ("--frames", num_frames or 1)):
-        try:
-            loom.grid(frames, *(size or loom.config.image_size), objective)
-        except ValueError as error:
-            raise InputError(f"does not fit the model: {error}", field=field) from None
-
-
-def _predictor(loom: OmniLoom, objective: str, options: Options):
-    if options.predictor is None:
-        return None
-    from omniloom.models.unified.diffusion.amed import AmedPredictor
-
-    if (diffusion := loom.diffusion(objective)) is None:
-        raise InputError(f"{objective} is no diffusion, which amed is for", field="--sampler")
     try:
-        predictor = AmedPredictor.load(options.predictor)
-        predictor.check(diffusion)
+        return loom.resolve(visual)
     except ValueError as error:
-        raise InputError(str(error).removeprefix("predictor: "), field="--predictor") from None
-    return predictor
+        raise request.error(error) from None
 
 
 def unused(path: Path) -> Path:

@@ -14,23 +14,13 @@ from typing import Any
 import mlflow
 import pandas
 
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
+from omniloom.stages.inference.options import OPTIONS, Option, text_sampling, visual_sampling
+
 TASKS = ("text_to_image", "text_to_video", "image_to_text", "text_to_text")
-# What `predict` takes as params: name, type, the value that stands for the model's own, that value's meaning (None: it
-# is one of the values). MLflow refuses a wrong type, and leaves out with a warning what is not listed here.
-_DRAWING = (
-    ("num_steps", "long", 20, None),
-    ("guidance_scale", "double", 2.0, None),
-    ("image_guidance_scale", "double", -1.0, "pictures are not guided by apart"),
-    ("sampler", "string", "euler", None),
-    ("num_frames", "long", 0, "training's"),
-)
-_WRITING = (
-    ("max_new_tokens", "long", 64, None),
-    ("temperature", "double", 0.0, None),
-    ("top_k", "long", 0, "all"),
-    ("top_p", "double", 1.0, "all"),
-)
-_SHARED = (("seed", "long", 0, None), ("size", "long", (), "training's"), ("objective", "string", "", "the first"))
+Sampling = tuple[TextSampling, VisualSampling]
+_KINDS = {int: "long", float: "double", str: "string", tuple: "long"}  # of MLflow's parameters, which have no None
+_SEED = "seed"
 _MARK = {"model": "omniloom"}  # says that a model made this picture: ingest reads it
 
 
@@ -51,54 +41,72 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> pandas.DataFrame:
-        """`model_input`: a DataFrame, or a list of dicts. `params`: those of `signature`, as `models.model.OmniLoom`
-        has them; `size` is [height, width], `seed` counts up by row."""
+        """`model_input`: a DataFrame, or a list of dicts. `params`: those of `signature`; `size` is [height, width],
+        `seed` counts up by row."""
         usual = "text_to_image" if self.model.config.objectives else "text_to_text"
         rows = [_row(number, values, usual) for number, values in enumerate(_rows(model_input))]
         given = dict(params or {})
-        known = {name for name, *_ in (*_SHARED, *_DRAWING, *_WRITING)}
-        if unknown := set(given) - known:
-            raise ValueError(f"params: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
-        seed = int(given.pop("seed", 0))
+        seed = int(given.pop(_SEED, 0))
+        sampling = _chosen(given)
         answers: list[dict[str, Any]] = [{"text": None, "image": None} for _ in rows]
         for task in TASKS:
             chosen = [number for number, row in enumerate(rows) if row["task"] == task]
             if chosen:
-                made = self._answer(task, [rows[number] for number in chosen], [seed + n for n in chosen], given)
+                made = self._answer(task, [rows[number] for number in chosen], [seed + n for n in chosen], sampling)
                 for number, answer in zip(chosen, made, strict=True):
                     answers[number].update(answer)
         return pandas.DataFrame(answers, columns=["text", "image"], dtype=object)
 
-    def _answer(self, task: str, rows: Sequence[dict], seeds: list[int], given: Mapping[str, Any]) -> list[dict]:
+    def _answer(self, task: str, rows: Sequence[dict], seeds: list[int], sampling: Sampling) -> list[dict]:
         from omniloom.stages.data.media.decode import encode_mp4, encode_png
 
-        prompts = [row["prompt"] for row in rows]
-        with_pictures = any(row["image"] is not None for row in rows)
+        prompts, (text, visual) = [row["prompt"] for row in rows], sampling
         shared = {"images": [[row["image"]] if row["image"] is not None else [] for row in rows], "seeds": seeds}
         if task in ("image_to_text", "text_to_text"):
-            # A model of text alone knows neither sizes nor objectives.
-            settings = _settings(given, *_WRITING, *(_SHARED[1:] if with_pictures else ()))
-            return [{"text": text} for text in self.model.text_to_text(prompts, **shared, **settings)]
-        settings = _settings(given, *_DRAWING, *_SHARED[1:])
-        size, frames = settings.pop("size", None), settings.pop("num_frames", None)
-        clips = self.model.text_to_video(prompts, 1 if task == "text_to_image" else frames, size, **shared, **settings)
+            return [{"text": text} for text in self.model.text_to_text(prompts, text, visual, **shared)]
         if task == "text_to_image":
-            return [{"image": encode_png(clip[0], _MARK)} for clip in clips]
-        return [{"image": encode_mp4(clip, self.model.config.fps, _MARK)} for clip in clips]
+            images = self.model.text_to_image(prompts, visual, **shared)
+            return [{"image": encode_png(image, _MARK)} for image in images]
+        videos = self.model.text_to_video(prompts, visual, **shared)
+        return [{"image": encode_mp4(video, self.model.config.fps, _MARK)} for video in videos]
 
 
-def _settings(given: Mapping[str, Any], *known: tuple) -> dict[str, Any]:
-    """Of the `given` params the `known` ones that ask for something else than the model's own."""
-    chosen = {}
-    for name, _, default, meaning in known:
-        value = given.get(name)
-        if name == "size" and value is not None and len(value):
-            if len(value) != 2:
-                raise ValueError(f"params: size: expected [height, width], got {list(value)}")
-            chosen[name] = (int(value[0]), int(value[1]))
-        elif name != "size" and value is not None and not (meaning and value == default):
-            chosen[name] = value
-    return chosen
+def _chosen(given: Mapping[str, Any]) -> Sampling:
+    """How `given` params ask for text and pictures; a value that stands for the model's own is no choice. ValueError
+    naming a param that is wrong."""
+    options = _options()
+    if unknown := set(given) - set(options):
+        known = ", ".join(sorted([_SEED, *options]))
+        raise ValueError(f"params: unknown {', '.join(sorted(unknown))}; known are {known}")
+    try:
+        chosen = {
+            name: options[name].parse(_plain(value))
+            for name, value in given.items()
+            if value is not None and not (options[name].default is None and _plain(value) == _unset(options[name]))
+        }
+        return text_sampling(chosen), visual_sampling(chosen)
+    except ValueError as error:
+        raise ValueError(f"params: {error}") from None
+
+
+def _options() -> dict[str, Option]:
+    """What a server takes from its clients."""
+    return {name: option for name, option in OPTIONS.items() if option.server_side}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists of numpy, which MLflow makes of a request's, as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, tuple) else value
+
+
+def _unset(option: Option) -> Any:
+    """What stands for no choice, as MLflow's parameters have no None: a value that the option does not take."""
+    knob = option.knob
+    if knob.kind is tuple:
+        return []
+    if knob.kind is str:
+        return ""
+    return knob.kind(knob.at_least - 1 if knob.above is None else knob.above)
 
 
 def signature() -> mlflow.models.ModelSignature:
@@ -109,10 +117,11 @@ def signature() -> mlflow.models.ModelSignature:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     text, data = DataType.string, DataType.binary
-    params = [
-        ParamSpec(name, DataType[kind], [] if name == "size" else default, (-1,) if name == "size" else None)
-        for name, kind, default, _ in (*_SHARED, *_DRAWING, *_WRITING)
-    ]
+    params = [ParamSpec(_SEED, DataType.long, 0)]
+    for name, option in _options().items():
+        default = _unset(option) if option.default is None else option.default
+        shape = (-1,) if option.knob.kind is tuple else None
+        params.append(ParamSpec(name, DataType[_KINDS[option.knob.kind]], default, shape))
     return mlflow.models.ModelSignature(
         # Were the prompt optional, MLflow would drop a misspelt column and the row would ask for nothing.
         Schema(

@@ -9,7 +9,6 @@ code, comments and escapes there are none. The work grows with the length alone.
 from __future__ import annotations
 
 import html
-import posixpath
 import re
 import tomllib
 from bisect import bisect_right
@@ -22,11 +21,11 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, image, link
 from markdown_it.token import Token
 
-from omniloom.stages.ingest.sources import SUFFIXES
+from omniloom.stages.ingest.suffixes import IMAGES, suffix
 
 _FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:(.*?)\n)?\1[ \t]*(?:\n|\Z)", re.DOTALL)
 _FRONT_MATTER_CHARS = 1 << 16  # nothing longer is looked at: YAML is slow to read
-_PICTURE_NAME = rf"(?:{'|'.join(re.escape(suffix) for suffix in SUFFIXES['image_folder'])})"
+_PICTURE_NAME = rf"(?:{'|'.join(re.escape(ending) for ending in IMAGES)})"
 # A name that CommonMark takes for none, up to the first bracket behind a picture's suffix; of 1,000 characters at most.
 _LOOSE_TARGET = re.compile(
     rf"\([ \t]*([^<>\n]{{1,1000}}?{_PICTURE_NAME}(?:[?#][^\s()]{{0,1000}})?)"
@@ -304,7 +303,7 @@ def _at(state: StateInline, position: int) -> StateInline:
 def _embed(state: StateInline, silent: bool) -> bool:
     """Obsidian's `![[name.png|words]]`; other embeds are notes, which stay text."""
     found = _EMBED.match(state.src, state.pos, state.posMax)
-    if not found or posixpath.splitext(found[1].strip())[1].lower() not in SUFFIXES["image_folder"]:
+    if not found or suffix(found[1].strip()) not in IMAGES:
         return False
     if not silent:
         words = (found[2] or "").strip()

@@ -30,7 +30,7 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.data.media.limits import MediaError, one_line
-from omniloom.stages.ingest.config import Source
+from omniloom.stages.ingest.options import SourceConfig
 
 # The demo's corpus; loaded at first use.
 fsspec.register_implementation("digits", "omniloom.stages.ingest.digits.DigitsFileSystem")
@@ -150,7 +150,7 @@ class SourceFile:
 class Root:
     """A root, a folder or one file, on any filesystem; `uri_field` is where the config names it."""
 
-    def __init__(self, source: Source, index: int, uri: str | None = None, name: str = "uri"):
+    def __init__(self, source: SourceConfig, index: int, uri: str | None = None, name: str = "uri"):
         self.source, self.index = source, index
         self.field = f"sources.{index}"
         self.uri_field = f"{self.field}.{name}"

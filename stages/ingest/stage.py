@@ -278,38 +278,15 @@ def _marker(state: str, group: dict) -> str:
 def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: list[dict]) -> dict:
     from omniloom.stages.data import records
 
-    counts: Counter = Counter()
-    for kind in records.KINDS:
-        counts[f"records_{kind}"] = counts[f"records_train_{kind}"] = 0
-    for split in records.SPLITS:
-        counts[f"records_{split}"] = 0
-    files = sum(report["files"] for report in reports)
-    columns = ("kind", "split", "synthetic", "captions", "meta")
-    for row in records.iterate(output, columns=columns, batch_size=4096):
-        counts["records"] += 1
-        counts[f"records_{row['kind']}"] += 1
-        counts[f"records_{row['split']}"] += 1
-        if row["split"] == "train":
-            counts[f"records_train_{row['kind']}"] += 1
-        counts["synthetic"] += row["synthetic"]
-        if row["kind"] in ("image", "video"):
-            counts["captions"] += len(row["captions"] or ())
-            counts["uncaptioned"] += not row["captions"]
-            counts["multipage"] += "pages" in json.loads(row["meta"])
-    total = counts["records"]
+    counts = records.counts(output)
     return {
-        "files": files,
-        "items": total + len(rejects) + len(duplicates),
-        "records": total,
+        "files": sum(report["files"] for report in reports),
+        "items": counts["records"] + len(rejects) + len(duplicates),
+        "records": counts["records"],
         "rejects": len(rejects),
         "duplicates": len(duplicates),
         "files_rejected": sum(report["files_rejected"] for report in reports),
-        "synthetic": counts["synthetic"],
-        "synthetic_fraction": counts["synthetic"] / total if total else 0.0,
-        "uncaptioned": counts["uncaptioned"],
-        "captions": counts["captions"],
-        "multipage": counts["multipage"],
-        **{key: counts[key] for key in counts if key.startswith("records_")},
+        **counts,
         **{f"rejects_{code}": count for code, count in sorted(Counter(r["code"] for r in rejects).items())},
     }
 

@@ -1,7 +1,7 @@
 """Stage `pretokenize`: the corpus into text ids, visual codes and latents, and raw pixels and a frozen encoder's
 features where they are asked for, once, for every later epoch.
 
-In: ingest's records and the last visual tokenizer; without one, texts alone are taken, and what holds pictures is
+In: records and the last visual tokenizer; without one, texts alone are taken, and what holds pictures is
 counted as `documents_left_out`. Out: see `stages.data.tokens`. A pool of Ray Data actors holds the visual tokenizer;
 each takes one shard of records at a time and writes its token shards, so that a killed run goes on with the shards that
 are missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that is nearest to
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, OmniLoomError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict
 from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig
@@ -98,15 +99,15 @@ def run(context: StageContext) -> dict:
     from omniloom.stages.data import records, tokens
 
     config: Config = context.config
-    ingest, visual = context.inputs["ingest"], context.tokenizer
+    corpus, visual = context.records, context.tokenizer
     model = visual and config_from_dict(storage.read_json(visual.file("tokenizer", "config.json")))
     if model:
-        check_fit(config, model, pictures_in(ingest.metrics))
+        check_fit(config, model, pictures_in(corpus.metrics))
     feature_dim = encoder_config(config.features, FEATURES).width if model and config.features else None
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
-        storage.write_bytes(text_uri, _text_tokenizer(config, ingest).encode())
-    shards = records.shards(ingest.uri)
+        storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
+    shards = records.shards(corpus.uri)
     done = storage.list_files(storage.join(context.state, "shards"))
     todo = [{"index": i, "uri": uri} for i, uri in enumerate(shards) if f"{i:05d}.json" not in done]
     context.progress(len(shards) - len(todo), len(shards), "shards")
@@ -158,7 +159,7 @@ def run(context: StageContext) -> dict:
 
 
 def pictures_in(counts: Mapping[str, Any]) -> set[str]:
-    """Which of image and video a corpus of which these are ingest's counts holds; documents hold images."""
+    """Which of image and video the records that these counts are of hold; documents hold images."""
     held = {kind for kind in ("image", "video", "document") if counts.get(f"records_{kind}")}
     return {"image" if kind == "document" else kind for kind in held}
 
@@ -194,12 +195,12 @@ def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str])
             )
 
 
-def _text_tokenizer(config: Config, ingest) -> str:
+def _text_tokenizer(config: Config, corpus: Artifact) -> str:
     from omniloom.models.text import TextTokenizer
 
     if config.text_tokenizer:
         return _named_text_tokenizer(config.text_tokenizer).to_json()
-    return TextTokenizer.train(_texts(ingest), config.vocab_size).to_json()
+    return TextTokenizer.train(_texts(corpus), config.vocab_size).to_json()
 
 
 def _named_text_tokenizer(uri: str) -> TextTokenizer:
@@ -211,11 +212,11 @@ def _named_text_tokenizer(uri: str) -> TextTokenizer:
         raise InputError(f"is no tokenizer.json: {error}", field="text_tokenizer", file=uri) from None
 
 
-def _texts(ingest):
+def _texts(corpus: Artifact):
     """Captions and texts of the train split, in order: held-out text teaches the tokenizer nothing."""
     from omniloom.stages.data import records
 
-    for row in records.iterate(ingest.uri, split="train", columns=["captions", "text", "segments"]):
+    for row in records.iterate(corpus.uri, split="train", columns=["captions", "text", "segments"]):
         yield from row["captions"] or ()
         if row["text"]:
             yield row["text"]

@@ -23,7 +23,7 @@ from omniloom.infra.figures import finite
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.base import Needs, StageContext
-from omniloom.stages.evaluate.stage import MeasureConfig
+from omniloom.stages.evaluate.config import MeasureConfig
 from omniloom.stages.studies.base import Named, Share, curves
 from omniloom.stages.train import stage as train_unified
 
@@ -133,11 +133,10 @@ class Measurement:
 def run(context: StageContext) -> dict:
     config: Config = context.config
     trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
-    tokens = context.inputs["pretokenize"]
     for name, training in trainings.items():
         with _of_training(name):
-            train_unified.check_tokens(training, tokens, context.tokenizer)
-            train_unified.left_out_of(training, tokens, context.progress)
+            train_unified.check_tokens(training, context.tokens, context.tokenizer)
+            train_unified.left_out_of(training, context.tokens, context.progress)
     rows = []
     for number, (name, training) in enumerate(trainings.items()):
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
@@ -160,9 +159,7 @@ def _make(context: StageContext, name: str, training: train_unified.Config, prog
     state, output = storage.join(context.state, name), storage.join(context.output, name)
     tracker, run_name = Named(context.tracker, name), f"{context.stage}-{context.fingerprint[:12]}-{name}"
     if not storage.exists(storage.join(state, "metrics.json")):
-        job = train_unified.Job(
-            training, context.inputs["pretokenize"], context.tokenizer, output, state, progress, tracker
-        )
+        job = train_unified.Job(training, context.tokens, context.tokenizer, output, state, progress, tracker)
         launch(train_unified.train_worker, job, training.workers, run_name, state)
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):

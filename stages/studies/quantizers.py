@@ -1,6 +1,6 @@
 """Optional stage `quantizer_study`: the same tokenizer under the same budget with one bottleneck after another.
 
-In: ingest's records. Out: `study.json`, one row a quantizer with its held-out figures, which `report.html` and the
+In: records. Out: `study.json`, one row a quantizer with its held-out figures, which `report.html` and the
 report of `evaluate` show as a table; each tokenizer with its curves and reconstructions in a folder of its name.
 What a killed run had finished is kept.
 """
@@ -72,7 +72,7 @@ def run(context: StageContext) -> dict:
                 context.stage,
                 config.training,
                 replace(config.training.model, quantizer=quantizer),
-                context.inputs["ingest"],
+                context.records,
                 None,
                 storage.join(context.output, name),
                 state,

@@ -1,6 +1,6 @@
 """Stages `tokenizer_image`, `tokenizer_joint`, `tokenizer_kl`: adversarial training of the tokenizer, step by step.
 
-In: ingest's records, and for a later stage the tokenizer of the one before, whose weights it starts from.
+In: records, and where a stage before it makes one a tokenizer, whose weights it starts from.
 Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), and
 `report/reconstruction.png`.
 The stages differ by config alone: which kinds they see, at which sizes, from which weights, with which bottleneck.
@@ -47,7 +47,7 @@ class Job:
     stage: str
     config: Config
     model: AnyTokenizerConfig
-    ingest: Artifact
+    records: Artifact
     start_from: Artifact | None
     output: str
     state: str
@@ -153,7 +153,7 @@ def run(context: StageContext) -> dict:
     from omniloom.infra.training.launch import launch
 
     config: Config = context.config
-    start_from = context.tokenizer if len(context.inputs) > 1 and not config.official else None
+    start_from = None if config.official else context.tokenizer
     known = start_from and storage.read_json(start_from.file("tokenizer", "config.json"))
     model = architecture(config, known and config_from_dict(known, start_from.file("tokenizer", "config.json")))
     with within():
@@ -163,7 +163,7 @@ def run(context: StageContext) -> dict:
         context.stage,
         config,
         model,
-        context.inputs["ingest"],
+        context.records,
         start_from,
         context.output,
         context.state,
@@ -218,8 +218,8 @@ def train_worker(job: Job) -> None:
             micro,
         )
     generator, critic = engines["generator"], engines.get("discriminator")
-    batches = ClipBatches(job.ingest, "train", config.data, job.model.patch_size, config.seed, rank, ranks)
-    held_out = ClipBatches(job.ingest, "validation", config.data, job.model.patch_size, config.seed, 0, 1)
+    batches = ClipBatches(job.records, "train", config.data, job.model.patch_size, config.seed, rank, ranks)
+    held_out = ClipBatches(job.records, "validation", config.data, job.model.patch_size, config.seed, 0, 1)
     history = History(job.state, job.tracker) if rank == 0 else None
 
     def train_step(step: int) -> tuple[dict[str, float], float]:

@@ -19,6 +19,7 @@ from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS,
 from omniloom.stages.base import PLACEMENT
 from omniloom.stages.checkpoints.language_model import start_config
 from omniloom.stages.data.packing import PackingConfig, Task
+from omniloom.stages.inference.config import DrawingConfig
 
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
@@ -82,11 +83,8 @@ class AlignmentConfig(BaseModel):
             raise ValueError(f"alignment.layer: expected at most the model's {layers}, got {self.layer}")
 
 
-class SampleConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class SampleConfig(DrawingConfig):
     count: int = Field(16, ge=0, description="validation captions that are drawn")
-    num_steps: int = Field(20, ge=1)
-    guidance_scale: float = Field(2.0, ge=0)
 
 
 class Config(BaseModel):

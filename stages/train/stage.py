@@ -127,7 +127,7 @@ def run(context: StageContext) -> dict:
     from omniloom.infra.training import checkpoint
     from omniloom.infra.training.launch import launch
 
-    tokens, tokenizer = context.inputs["pretokenize"], context.tokenizer
+    tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
     checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine})
@@ -441,9 +441,7 @@ def _captions(held_out, text, config: Config) -> list[str]:
 def _draw(model, captions: list[str], samples: SampleConfig, objective: str) -> bytes:
     from omniloom.stages.reporting.report import grid
 
-    images = model.text_to_image(
-        captions, num_steps=samples.num_steps, guidance_scale=samples.guidance_scale, seeds=0, objective=objective
-    )
+    images = model.text_to_image(captions, samples.visual(objective=objective))
     return grid(list(images), 8, captions)
 
 

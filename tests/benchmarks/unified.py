@@ -23,13 +23,15 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 from dense_peer import DensePeer  # noqa: E402
+from sampling_cases import visual  # noqa: E402
 
 from omniloom.models.unified.batch import Batch, Segment, collate, document_length  # noqa: E402
 from omniloom.models.unified.config import UnifiedConfig, num_parameters  # noqa: E402
 from omniloom.models.unified.diffusion.config import DiffusionConfig  # noqa: E402
 from omniloom.models.unified.generation.cache import GenerationState  # noqa: E402
-from omniloom.models.unified.generation.draw import VisualSampling, draw_visual  # noqa: E402
+from omniloom.models.unified.generation.draw import draw_visual  # noqa: E402
 from omniloom.models.unified.generation.generate import generate_text  # noqa: E402
+from omniloom.models.unified.generation.sampling import TextSampling  # noqa: E402
 from omniloom.models.unified.layouts import prefix_for_text  # noqa: E402
 from omniloom.models.unified.model import UnifiedModel  # noqa: E402
 from omniloom.models.unified.objectives.objective import UnifiedObjective  # noqa: E402
@@ -279,7 +281,7 @@ def generate(o: argparse.Namespace) -> None:
     prompt = np.random.default_rng(0).integers(6, o.vocab, 256)
     prefix, grid = prefix_for_text(prompt[:32], config.specials), (1, o.side, o.side)
     long_prefix = prefix_for_text(prompt, config.specials)
-    how = VisualSampling(DiffusionConfig(), o.steps)
+    how = visual(diffusion=DiffusionConfig(), num_steps=o.steps)
     made: dict[str, object] = {}
     forbidden = [0, 1, 3, 4, 5]
 
@@ -295,7 +297,7 @@ def generate(o: argparse.Namespace) -> None:
 
     @torch.no_grad()
     def text_with() -> None:
-        made["text with"] = generate_text(model, [prefix], o.tokens, stop_ids=[])[0]
+        made["text with"] = generate_text(model, [prefix], TextSampling(max_new_tokens=o.tokens), stop_ids=[])[0]
 
     class Forgetful(GenerationState):
         """Reads the prefix again before every step of a picture."""

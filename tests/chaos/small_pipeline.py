@@ -114,7 +114,13 @@ def _pretokenize(work: str, made: dict[str, Artifact], progress: Any) -> dict:
     from omniloom.stages.data import records
 
     context = StageContext(
-        "pretokenize", FINGERPRINT, TOKENS, {name: made[name] for name in NAMES[:2]}, work, progress, corpora.Silent()
+        "pretokenize",
+        FINGERPRINT,
+        TOKENS,
+        {"records": made["ingest"], "tokenizer": made["tokenizer_joint"]},
+        work,
+        progress,
+        corpora.Silent(),
     )
     text = storage.join(context.state, "text.json")
     if not storage.exists(text):

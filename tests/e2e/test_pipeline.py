@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from demo_stages import NAMES
 
 from omniloom.infra import cluster, storage
 from omniloom.pipelines.config import load
 from omniloom.pipelines.display import Display
-from omniloom.pipelines.graph import NAMES
 from omniloom.pipelines.plan import Selection, make_plan
 from omniloom.pipelines.runner import run
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
@@ -192,7 +192,7 @@ def test_every_stage_left_a_whole_artifact(config):
     for stage in plan.stages:
         manifest = stage.artifact.manifest
         assert (manifest["stage"], manifest["fingerprint"]) == (stage.name, stage.fingerprint)
-        assert set(manifest["inputs"]) == set(stage.stage.inputs) and manifest["mlflow_run_id"]
+        assert set(manifest["inputs"]) == set(stage.inputs.values()) and manifest["mlflow_run_id"]
         assert plan.store.examine(stage.artifact) == []
     ingest = plan["ingest"].artifact.metrics
     assert (ingest["records"], ingest["rejects"]) == (ingest["items"] - ingest["duplicates"], 0)

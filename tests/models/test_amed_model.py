@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sampling_cases import visual
 
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.amed_model import distances, train_predictor
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import VisualSampling, open_diffusion
+from omniloom.models.unified.generation.draw import open_diffusion
 from omniloom.models.unified.generation.generate import guided_prefixes
 from omniloom.models.unified.layouts import prefix_for_text, prefix_for_visual
 from omniloom.models.unified.model import UnifiedModel
@@ -39,7 +40,7 @@ def prefixes() -> list:
 @pytest.mark.parametrize("formulation", ["flow", "edm"])
 def test_gradients_through_the_cache_are_those_of_differences(requests: list, formulation: str) -> None:
     model, config = build().double().requires_grad_(False), DiffusionConfig(formulation)
-    how = VisualSampling(config, guidance_scale=2.0, image_guidance_scale=1.5)
+    how = visual(diffusion=config, guidance_scale=2.0, image_guidance_scale=1.5)
     with torch.no_grad():
         state, _ = GenerationState.prefill(model, guided_prefixes(requests, how, S))
         denoiser, noise = open_diffusion(state, [(i, 0) for i in range(len(requests))], GRID, how)
@@ -67,7 +68,7 @@ def test_gradients_through_the_cache_are_those_of_differences(requests: list, fo
 
 def test_batches_go_through_the_prefixes_in_turn() -> None:
     """Eight of them where nothing is said, each with the noise of its own number."""
-    model, how = build(), VisualSampling(DiffusionConfig(), num_steps=2, guidance_scale=2.0)
+    model, how = build(), visual(diffusion=DiffusionConfig(), num_steps=2, guidance_scale=2.0)
     _, usual = train_predictor(model, prefixes(), GRID, how, iterations=2)
     _, eight = train_predictor(model, prefixes(), GRID, how, iterations=2, batch_size=8)
     assert usual == eight
@@ -88,7 +89,7 @@ def test_batches_go_through_the_prefixes_in_turn() -> None:
 
 
 def test_a_trained_predictor_comes_nearer_to_the_fine_solver() -> None:
-    model, how = build(), VisualSampling(DiffusionConfig(), num_steps=3, guidance_scale=2.0)
+    model, how = build(), visual(diffusion=DiffusionConfig(), num_steps=3, guidance_scale=2.0)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     predictor, losses = train_predictor(model, prefixes(), GRID, how, iterations=25, batch_size=4)
     assert len(losses) == 25 and sum(losses[-5:]) < sum(losses[:5])

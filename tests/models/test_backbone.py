@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backbone_cases import ALL, OPTIONS, build, config_of, documents, drawing, objective_of, values
+from sampling_cases import visual
 from torch._dynamo.testing import CompileCounterWithBackend
 from visual_batches import forward, target_times
 
@@ -134,8 +135,8 @@ def test_pictures_are_drawn_under_guidance(option: str) -> None:
     prefixes = [prefix_for_visual(ids, config.specials) for ids in ([9], [8, 7])]
     for name in ALL:
         how = {"num_steps": 2, "guidance_scale": 2.0, "objective": name, "diffusion": DiffusionConfig()}
-        drawn = generate_visual(model, prefixes, (1, 3, 2), seeds=[4, 5], **how)
-        alone = generate_visual(model, prefixes[1:], (1, 3, 2), seeds=[5], **how)
+        drawn = generate_visual(model, prefixes, (1, 3, 2), visual(**how), seeds=[4, 5])
+        alone = generate_visual(model, prefixes[1:], (1, 3, 2), visual(**how), seeds=[5])
         torch.testing.assert_close(drawn[1:], alone, atol=1e-3, rtol=1e-3)
 
 

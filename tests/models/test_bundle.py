@@ -16,6 +16,7 @@ from omniloom.models.tokenizer.omni import OmniTokenizer
 from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 
 
@@ -64,8 +65,13 @@ def test_save_and_load(tmp_path: Path, tied: bool) -> None:
         assert mine.state_dict().keys() == theirs.state_dict().keys()
         assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values()))
     prompts = ["a handwritten seven", ""]
-    assert np.array_equal(made.text_to_image(prompts, num_steps=2), loaded.text_to_image(prompts, num_steps=2))
-    assert made.text_to_text(prompts, 5) == loaded.text_to_text(prompts, 5)
+    assert np.array_equal(
+        made.text_to_image(prompts, VisualSampling(num_steps=2)),
+        loaded.text_to_image(prompts, VisualSampling(num_steps=2)),
+    )
+    assert made.text_to_text(prompts, TextSampling(max_new_tokens=5)) == loaded.text_to_text(
+        prompts, TextSampling(max_new_tokens=5)
+    )
 
 
 def test_a_language_model_has_no_visual_tokenizer_and_refuses_pictures(loom: OmniLoom, tmp_path: Path) -> None:
@@ -84,14 +90,16 @@ def test_a_language_model_has_no_visual_tokenizer_and_refuses_pictures(loom: Omn
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "unified.safetensors", "text.json"}
     loaded = OmniLoom.load(tmp_path)
     assert loaded.config == config and loaded.tokenizer is None
-    assert loaded.text_to_text(["a hand", ""], 5) == made.text_to_text(["a hand", ""], 5)
+    assert loaded.text_to_text(["a hand", ""], TextSampling(max_new_tokens=5)) == made.text_to_text(
+        ["a hand", ""], TextSampling(max_new_tokens=5)
+    )
     picture = np.zeros((16, 16, 3), np.uint8)
     for ask in (
         lambda: loaded.text_to_image(["a"]),
         lambda: loaded.image_to_text([picture]),
-        lambda: loaded.text_to_video(["a"], size=(16, 16)),
+        lambda: loaded.text_to_video(["a"], VisualSampling(size=(16, 16))),
         lambda: loaded.encode(torch.zeros(1, 3, 16, 16)),
-        lambda: loaded.text_to_image(["a"], objective="latent_diffusion"),
+        lambda: loaded.text_to_image(["a"], VisualSampling(objective="latent_diffusion")),
     ):
         with pytest.raises(ValueError, match="trained on text alone and knows no pictures"):
             ask()
@@ -101,21 +109,21 @@ def test_a_language_model_has_no_visual_tokenizer_and_refuses_pictures(loom: Omn
 
 def test_tasks(loom: OmniLoom) -> None:
     prompts = ["a handwritten seven", "two", ""]
-    images = loom.text_to_image(prompts, num_steps=2, seeds=[1, 2, 3])
+    images = loom.text_to_image(prompts, VisualSampling(num_steps=2), seeds=[1, 2, 3])
     assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
-    again = loom.text_to_image(prompts[2:], num_steps=2, seeds=[3])
+    again = loom.text_to_image(prompts[2:], VisualSampling(num_steps=2), seeds=[3])
     assert np.abs(again[0].astype(int) - images[2].astype(int)).max() <= 1
-    assert loom.text_to_image(prompts[:1], size=(24, 40), num_steps=1).shape == (1, 24, 40, 3)
-    assert loom.text_to_video(prompts, num_steps=1).shape == (3, 5, 16, 16, 3)
-    captions = loom.image_to_text(list(images), max_new_tokens=4)
+    assert loom.text_to_image(prompts[:1], VisualSampling(size=(24, 40), num_steps=1)).shape == (1, 24, 40, 3)
+    assert loom.text_to_video(prompts, VisualSampling(num_steps=1)).shape == (3, 5, 16, 16, 3)
+    captions = loom.image_to_text(list(images), text=TextSampling(max_new_tokens=4))
     assert len(captions) == 3 and all(isinstance(caption, str) for caption in captions)
-    assert loom.image_to_text([images[1]], max_new_tokens=4) == captions[1:2]
+    assert loom.image_to_text([images[1]], text=TextSampling(max_new_tokens=4)) == captions[1:2]
     large = np.random.default_rng(0).integers(0, 256, (50, 31, 3), dtype=np.uint8)
-    assert len(loom.image_to_text([large], prompt="what is it?", max_new_tokens=3)) == 1
-    assert len(loom.text_to_text(prompts, 6, temperature=1.0, top_k=20, top_p=0.9)) == 3
+    assert len(loom.image_to_text([large], text=TextSampling(max_new_tokens=3), prompt="what is it?")) == 1
+    assert len(loom.text_to_text(prompts, TextSampling(max_new_tokens=6, temperature=1.0, top_k=20, top_p=0.9))) == 3
     assert loom.text_to_text([]) == [] and loom.text_to_image([]).shape == (0, 16, 16, 3)
     with pytest.raises(ValueError, match="multiples of 8"):
-        loom.text_to_image(prompts, size=(20, 20))
+        loom.text_to_image(prompts, VisualSampling(size=(20, 20)))
 
 
 def test_latents_are_normalised_and_come_back(loom: OmniLoom) -> None:

@@ -14,14 +14,13 @@ from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
 from omniloom.models.tokenizer.vit_config import ViTConfig
 from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
-from omniloom.models.unified.generation.draw import VisualSampling
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 
 # (taken, refused): a count, one that may be nothing, a number above 0, one that may be 0
 ONE, NOUGHT, ABOVE, WEIGHT = (1, 0), (0, -1), (1e-9, 0.0), (0.0, -1e-9)
 BASE = {
     RAEConfig: {"encoder": "folder"},
     UnifiedConfig: {"vocab_size": 40},
-    VisualSampling: {"diffusion": DiffusionConfig()},
 }
 LIMITS = {
     TokenizerConfig: {
@@ -151,8 +150,20 @@ LIMITS = {
         "sampling_grid": ("logsnr", "even"),
         "multiscale": ONE,
     },
+    TextSampling: {
+        "max_new_tokens": ONE,
+        "temperature": (0, -1e-9),
+        "top_k": ONE,
+        "top_p": (1, 1 + 1e-9),
+    },
     VisualSampling: {
+        "objective": ("masked_code", "latents"),
+        "size": ((1, 1), (1, 0)),
+        "num_frames": ONE,
         "num_steps": ONE,
+        "guidance_scale": WEIGHT,
+        "image_guidance_scale": WEIGHT,
+        "confidence_noise": WEIGHT,
         "temperature": (0, -1e-9),
         "top_k": ONE,
         "top_p": (1, 1 + 1e-9),
@@ -179,6 +190,10 @@ def test_limits_on_the_other_side():
         ("sigma_max", DiffusionConfig, (math.inf,)),
         ("top_p", VisualSampling, (0,)),
         ("temperature", VisualSampling, (math.inf, math.nan)),
+        ("num_steps", VisualSampling, (True, 2.0, "2", None)),
+        ("size", VisualSampling, (16, (16,), (16, 16.0), "16x16")),
+        ("sampler", VisualSampling, (None, 3)),
+        ("predictor", VisualSampling, ("file",)),
         ("axes", UnifiedConfig, (4,)),
         ("patch_mask_high", UnifiedConfig, (-0.1,)),
         ("patch_mask_low", UnifiedConfig, (-math.inf,)),
@@ -364,14 +379,17 @@ USUAL = {
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
     },
+    TextSampling: {"max_new_tokens": 64, "temperature": 0.0, "top_k": None, "top_p": None},
     VisualSampling: {
-        "diffusion": None,
+        "objective": None,
+        "size": None,
+        "num_frames": None,
         "num_steps": 20,
-        "guidance_scale": 1.0,
+        "guidance_scale": 2.0,
         "image_guidance_scale": None,
         "sampler": "euler",
         "predictor": None,
-        "objective": "latent_diffusion",
+        "diffusion": None,
         "temperature": 1.0,
         "top_k": None,
         "top_p": None,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling_cases import visual
 from visual_batches import forward, target_times
 
 from omniloom.models.unified.batch import Segment, collate, document_length, visual_segment
@@ -18,13 +19,15 @@ from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
 from omniloom.models.unified.diffusion.samplers import sample
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import VisualSampling, draw_visual, open_diffusion, sample_tokens
+from omniloom.models.unified.generation.draw import draw_visual, open_diffusion, sample_tokens
 from omniloom.models.unified.generation.generate import (
+    Drawing,
     generate_interleaved,
     generate_text,
     generate_visual,
     guided_prefixes,
 )
+from omniloom.models.unified.generation.sampling import TextSampling
 from omniloom.models.unified.layouts import prefix_for_text, prefix_for_visual, text_to_visual, visual_to_text
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
@@ -94,11 +97,7 @@ def test_pictures_with_the_cache_equal_recomputation(
         model,
         documents,
         grid,
-        diffusion=DIFFUSION,
-        num_steps=3,
-        guidance_scale=2.0,
-        image_guidance_scale=of_images,
-        sampler=sampler,
+        visual(diffusion=DIFFUSION, num_steps=3, guidance_scale=2.0, image_guidance_scale=of_images, sampler=sampler),
         seeds=[5, 6, 7, 8],
     )
     assert drawn.shape == (4, *grid, 3) and drawn.dtype == torch.float32
@@ -125,31 +124,39 @@ def test_pictures_with_the_cache_equal_recomputation(
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_text_does_not_depend_on_the_batch_nor_on_the_limit(temperature: float) -> None:
     model, requests = build(), prefixes()
-    together = generate_text(model, requests, 12, temperature=temperature, top_p=0.95, seeds=[3, 4, 5, 6])
+    together = generate_text(
+        model, requests, TextSampling(max_new_tokens=12, temperature=temperature, top_p=0.95), seeds=[3, 4, 5, 6]
+    )
     for b, request in enumerate(requests):
-        alone = generate_text(model, [request], 12, temperature=temperature, top_p=0.95, seeds=[3 + b])
+        alone = generate_text(
+            model, [request], TextSampling(max_new_tokens=12, temperature=temperature, top_p=0.95), seeds=[3 + b]
+        )
         assert alone[0] == together[b]
-    longer = generate_text(model, requests, 80, temperature=temperature, top_p=0.95, seeds=3)
+    longer = generate_text(
+        model, requests, TextSampling(max_new_tokens=80, temperature=temperature, top_p=0.95), seeds=3
+    )
     assert [ids[:12] for ids in longer] == together
     assert not set(sum(longer, [])) & {S.pad, S.bos, S.eos, S.boi, S.bov, S.eoi}
     if temperature:
-        assert together != generate_text(model, requests, 12, temperature=temperature, top_p=0.95, seeds=30)
+        assert together != generate_text(
+            model, requests, TextSampling(max_new_tokens=12, temperature=temperature, top_p=0.95), seeds=30
+        )
 
 
 def test_pictures_do_not_depend_on_the_batch() -> None:
     model, requests = build(), prefixes()
     arguments = {"diffusion": DIFFUSION, "num_steps": 4, "guidance_scale": 3.0}
-    together = generate_visual(model, requests, GRID, seeds=[1, 2, 3, 4], **arguments)
+    together = generate_visual(model, requests, GRID, visual(**arguments), seeds=[1, 2, 3, 4])
     for b in (0, 3):
-        alone = generate_visual(model, [requests[b]], GRID, seeds=[1 + b], **arguments)
+        alone = generate_visual(model, [requests[b]], GRID, visual(**arguments), seeds=[1 + b])
         torch.testing.assert_close(alone[0], together[b], atol=1e-5, rtol=1e-4)
-    other = generate_visual(model, requests, GRID, seeds=[1, 2, 3, 5], **arguments)
+    other = generate_visual(model, requests, GRID, visual(**arguments), seeds=[1, 2, 3, 5])
     assert torch.equal(other[:3], together[:3]) and not torch.allclose(other[3], together[3])
 
 
 def test_greedy_text_is_argmax_of_recomputation_and_stops() -> None:
     model, document = build(), prefixes()[0]
-    made = generate_text(model, [document], 10, stop_ids=[])[0]
+    made = generate_text(model, [document], TextSampling(max_new_tokens=10), stop_ids=[])[0]
     assert len(made) == 10
     forbidden = [S.pad, S.bos, S.eos, S.boi, S.bov, S.eoi]
     for token in made:
@@ -159,7 +166,10 @@ def test_greedy_text_is_argmax_of_recomputation_and_stops() -> None:
         assert int(logits.argmax()) == token
         document = [*document, Segment("text", ids=np.array([token]), loss=False)]
     stop = made[4]
-    assert generate_text(model, [prefixes()[0]], 10, stop_ids=[stop])[0] == made[: made.index(stop)]
+    assert (
+        generate_text(model, [prefixes()[0]], TextSampling(max_new_tokens=10), stop_ids=[stop])[0]
+        == made[: made.index(stop)]
+    )
 
 
 def interleaving(model: UnifiedModel) -> UnifiedModel:
@@ -172,22 +182,15 @@ def interleaving(model: UnifiedModel) -> UnifiedModel:
 @pytest.mark.parametrize("of_images", [None, 1.2])
 def test_interleaved_equals_its_parts_and_does_not_depend_on_the_batch(of_images: float | None) -> None:
     model, requests = interleaving(build()), prefixes()
-    how = VisualSampling(DIFFUSION, num_steps=3, guidance_scale=1.5, image_guidance_scale=of_images)
-    arguments = {
-        "max_new_tokens": 40,
-        "temperature": 3.0,
-        "visual": how,
-        "image_grid": GRID,
-        "video_grid": (2, 2, 2),
-        "max_visuals": 2,
-    }
-    together = generate_interleaved(model, requests, seeds=[3, 4, 5, 6], **arguments)
+    how = visual(diffusion=DIFFUSION, num_steps=3, guidance_scale=1.5, image_guidance_scale=of_images)
+    text, drawing = TextSampling(max_new_tokens=40, temperature=3.0), Drawing(how, GRID, (2, 2, 2), max_visuals=2)
+    together = generate_interleaved(model, requests, text, drawing, seeds=[3, 4, 5, 6])
     kinds = [[s.grid if s.kind == "visual" else "text" for s in made] for made in together]
     assert sum(kind == GRID for row in kinds for kind in row) > 0
     assert sum(kind == (2, 2, 2) for row in kinds for kind in row) > 0
     assert any("text" in row[row.index(GRID) :] for row in kinds if GRID in row)
     for b, request in enumerate(requests):
-        alone = generate_interleaved(model, [request], seeds=[3 + b], **arguments)[0]
+        alone = generate_interleaved(model, [request], text, drawing, seeds=[3 + b])[0]
         assert len(alone) == len(together[b])
         for one, two in zip(alone, together[b]):
             if one.kind == "text":
@@ -204,10 +207,7 @@ def test_interleaved_equals_its_parts_and_does_not_depend_on_the_batch(of_images
             model,
             [[*requests[b], *together[b][:at]]],
             kinds[b][at],
-            diffusion=DIFFUSION,
-            num_steps=3,
-            guidance_scale=1.5,
-            image_guidance_scale=of_images,
+            visual(diffusion=DIFFUSION, num_steps=3, guidance_scale=1.5, image_guidance_scale=of_images),
             seeds=[3 + b],
         )
         np.testing.assert_allclose(asked.reshape(-1, 3), together[b][at].latents, atol=1e-4)
@@ -215,7 +215,7 @@ def test_interleaved_equals_its_parts_and_does_not_depend_on_the_batch(of_images
 
 def test_passes_that_have_no_weight_are_not_computed() -> None:
     def dropped(text: float, image: float | None) -> list[set[str]]:
-        how = VisualSampling(DIFFUSION, guidance_scale=text, image_guidance_scale=image)
+        how = visual(diffusion=DIFFUSION, guidance_scale=text, image_guidance_scale=image)
         return [set(sources) for _, sources in how.variants]
 
     every = {"text", "image"}
@@ -233,7 +233,7 @@ def test_what_follows_a_drawn_picture_sees_the_clean_one(objective: str, grid: t
     model = backbone_cases.build(backbone_cases.config_of("none")).eval()
     earlier = backbone_cases.values("latent_diffusion", (1, 3, 2), 7)
     requests = [prefix_for_text([7, 8, 9], S), prefix_for_text([20], S, earlier, (1, 3, 2)), prefix_for_text([], S)]
-    how = VisualSampling(DIFFUSION, num_steps=2, guidance_scale=1.5, image_guidance_scale=1.2, objective=objective)
+    how = visual(diffusion=DIFFUSION, num_steps=2, guidance_scale=1.5, image_guidance_scale=1.2, objective=objective)
     rows = guided_prefixes(requests, how, S)
     assert len(rows) == 9
     state, _ = GenerationState.prefill(model, rows)
@@ -250,7 +250,7 @@ def test_what_follows_a_drawn_picture_sees_the_clean_one(objective: str, grid: t
 @torch.no_grad()
 def test_every_picture_of_an_answer_has_noise_of_its_own() -> None:
     """By the request's seed and the picture's number in it: the first from the seed alone."""
-    model, how = build(), VisualSampling(DIFFUSION, num_steps=2)
+    model, how = build(), visual(diffusion=DIFFUSION, num_steps=2)
     draws = [(5, 0), (5, 1), (5, 2), (6, 0), (6, 1)]
     state, _ = GenerationState.prefill(model, [prefixes()[0]] * len(draws))
     noise = open_diffusion(state, draws, GRID, how)[1]
@@ -264,11 +264,10 @@ def test_every_picture_of_an_answer_has_noise_of_its_own() -> None:
 @torch.no_grad()
 def test_two_pictures_of_an_answer_are_those_drawn_in_turn() -> None:
     """Each as the number that it has in its answer, and the second behind the first."""
-    model, how = interleaving(build()), VisualSampling(DIFFUSION, num_steps=2)
+    model, how = interleaving(build()), visual(diffusion=DIFFUSION, num_steps=2)
     for seed in range(60):
-        made = generate_interleaved(
-            model, [prefixes()[0]], max_new_tokens=12, visual=how, image_grid=GRID, seeds=[seed], temperature=3.0
-        )[0]
+        text = TextSampling(max_new_tokens=12, temperature=3.0)
+        made = generate_interleaved(model, [prefixes()[0]], text, Drawing(how, GRID), seeds=[seed])[0]
         if sum(part.kind == "visual" for part in made) > 1:
             break
     at = [i for i, part in enumerate(made) if part.kind == "visual"]
@@ -285,7 +284,7 @@ def test_sampling_follows_the_distribution() -> None:
     uniforms = torch.linspace(0, 1 - 1e-6, 20001)
 
     def shares(**how: float) -> list[float]:
-        drawn = sample_tokens(logits, uniforms, **how)
+        drawn = sample_tokens(logits, uniforms, TextSampling(**how))
         return [float((drawn == i).double().mean()) for i in range(4)]
 
     def close(*weights: float) -> object:
@@ -315,7 +314,9 @@ def test_choices_are_those_of_a_naive_reading(seed: int, temperature: float, k: 
         kept.append(i)
     bounds = np.cumsum([weights[i] for i in kept]) / sum(weights[i] for i in kept)
     uniforms = torch.rand(50, generator=generator)
-    drawn = sample_tokens(logits.expand(50, 12), uniforms, temperature, k, p).tolist()
+    drawn = sample_tokens(
+        logits.expand(50, 12), uniforms, TextSampling(temperature=temperature, top_k=k, top_p=p)
+    ).tolist()
     for u, token in zip(uniforms.tolist(), drawn):
         if np.abs(bounds - u).min() > 1e-6:  # else rounding decides
             assert token == kept[int(np.searchsorted(bounds, u, side="right"))]
@@ -328,19 +329,19 @@ def test_requests_that_cannot_be_met_are_named() -> None:
     with pytest.raises(ValueError, match="seeds: expected 1"):
         generate_text(model, prefixes()[:1], seeds=[1, 2])
     with pytest.raises(ValueError, match="seeds: expected 4, one a request, got 3"):
-        generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, seeds=[1, 2, 3])
+        generate_visual(model, prefixes(), GRID, visual(diffusion=DIFFUSION), seeds=[1, 2, 3])
     with pytest.raises(ValueError, match="sampler"):
-        generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, sampler="nope")
+        generate_visual(model, prefixes(), GRID, visual(diffusion=DIFFUSION, sampler="nope"))
     with pytest.raises(ValueError, match="num_steps"):
-        generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, num_steps=0)
+        generate_visual(model, prefixes(), GRID, visual(diffusion=DIFFUSION, num_steps=0))
     for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            generate_visual(model, prefixes(), GRID, diffusion=DIFFUSION, **wrong)
+            generate_visual(model, prefixes(), GRID, visual(diffusion=DIFFUSION, **wrong))
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            generate_text(model, prefixes(), **wrong)
+            generate_text(model, prefixes(), TextSampling(**wrong))
     with pytest.raises(ValueError, match="grid_thw"):
-        generate_visual(model, prefixes(), (2, 2), diffusion=DIFFUSION)
-    assert generate_text(model, []) == [] and len(generate_visual(model, [], GRID, diffusion=DIFFUSION)) == 0
+        generate_visual(model, prefixes(), (2, 2), visual(diffusion=DIFFUSION))
+    assert generate_text(model, []) == [] and len(generate_visual(model, [], GRID, visual(diffusion=DIFFUSION))) == 0
 
 
 @pytest.mark.parametrize("predict", ["v", "x"])
@@ -369,9 +370,7 @@ def test_four_memorised_pictures_come_back_by_caption_and_captions_by_picture(pr
             model.eval(),
             [prefix_for_visual(c, S) for c in captions],
             grid,
-            diffusion=diffusion,
-            num_steps=20,
-            guidance_scale=1.0,
+            visual(diffusion=diffusion, num_steps=20, guidance_scale=1.0),
         )
         .reshape(4, 16)
         .numpy()
@@ -379,5 +378,5 @@ def test_four_memorised_pictures_come_back_by_caption_and_captions_by_picture(pr
     distance = np.square(drawn[:, None] - pictures.reshape(1, 4, 16)).mean(-1)
     assert distance.argmin(1).tolist() == [0, 1, 2, 3]
     assert np.diag(distance).max() < 0.1
-    written = generate_text(model, [prefix_for_text([], S, p, grid) for p in pictures], 4)
+    written = generate_text(model, [prefix_for_text([], S, p, grid) for p in pictures], TextSampling(max_new_tokens=4))
     assert written == captions

@@ -12,11 +12,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from sampling_cases import visual
 from torch import Tensor
 
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified import load_llama
 from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig, num_parameters
+from omniloom.models.unified.generation.sampling import TextSampling
 from omniloom.models.unified.llama.config import architecture, config_from_llama
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
@@ -199,10 +201,10 @@ def test_a_loaded_model_denoises_and_generates(tmp_path: Path) -> None:
     specials = SpecialIds(pad=97, bos=1, eos=2, boi=98, bov=99, eoi=100)
     model = load_llama(tmp_path, latent_dim=3, specials=specials).eval()
     latents = generate_visual(
-        model, [prefix_for_visual([5, 6], specials)], (1, 2, 3), diffusion=DiffusionConfig(), num_steps=2
+        model, [prefix_for_visual([5, 6], specials)], (1, 2, 3), visual(diffusion=DiffusionConfig(), num_steps=2)
     )
     assert latents.shape == (1, 1, 2, 3, 3) and torch.isfinite(latents).all()
-    made = generate_text(model, [prefix_for_text([5, 6], specials)], 8, stop_ids=[])[0]
+    made = generate_text(model, [prefix_for_text([5, 6], specials)], TextSampling(max_new_tokens=8), stop_ids=[])[0]
     line = torch.tensor([[specials.bos, 5, 6, *made]])
     logits = model.text_logits(line)[0, 2:-1]
     logits[:, [97, 98, 99, 100, 1, 2]] = -torch.inf

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling_cases import visual
 from visual_batches import forward
 
 from omniloom.models.unified.batch import Segment, collate, visual_segment
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
-from omniloom.models.unified.generation.draw import VisualSampling
-from omniloom.models.unified.generation.generate import generate_interleaved, generate_text, generate_visual
+from omniloom.models.unified.generation.generate import Drawing, generate_interleaved, generate_text, generate_visual
+from omniloom.models.unified.generation.sampling import TextSampling
 from omniloom.models.unified.layouts import prefix_for_text, prefix_for_visual, text_to_visual, visual_to_text
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.model import UnifiedModel
@@ -391,7 +392,7 @@ def test_next_code_with_the_cache_equals_recomputation(scheme: str) -> None:
     config = config_for("next_code", rope_scheme=scheme)
     model, grid = build(config).eval(), (2, 2, 2)
     document = prefix_for_text([9, 8], S, values("next_code", GRID, 5), GRID, objective="next_code")
-    drawn = generate_visual(model, [document], grid, objective="next_code", guidance_scale=1.5, temperature=0.0)
+    drawn = generate_visual(model, [document], grid, visual(objective="next_code", guidance_scale=1.5, temperature=0.0))
     codes = drawn.flatten().tolist()
     for place in range(8):
         logits = []
@@ -412,7 +413,11 @@ def test_masked_code_is_maskgit_by_a_plain_loop() -> None:
     model, grid, rounds = build(config).eval(), (1, 3, 4), 5
     prefix = prefix_for_visual([9, 8, 7], S)
     drawn = generate_visual(
-        model, [prefix], grid, objective="masked_code", num_steps=rounds, guidance_scale=2.0, temperature=0.0, seeds=[4]
+        model,
+        [prefix],
+        grid,
+        visual(objective="masked_code", num_steps=rounds, guidance_scale=2.0, temperature=0.0),
+        seeds=[4],
     )[0].flatten()
     draws = torch.rand(rounds, 2, 12, generator=torch.Generator().manual_seed(4))
     codes = [CODES] * 12
@@ -449,17 +454,18 @@ def test_a_seed_gives_the_same_picture_whatever_the_batch(objective: str) -> Non
         "guidance_scale": 2.0,
         "diffusion": None if "code" in objective else DiffusionConfig(predict="x"),
     }
-    together = generate_visual(model, requests, (1, 3, 3), seeds=[1, 2, 3], **how)
+    together = generate_visual(model, requests, (1, 3, 3), visual(**how), seeds=[1, 2, 3])
     for b in range(3):
-        alone = generate_visual(model, [requests[b]], (1, 3, 3), seeds=[1 + b], **how)[0]
+        alone = generate_visual(model, [requests[b]], (1, 3, 3), visual(**how), seeds=[1 + b])[0]
         torch.testing.assert_close(alone, together[b], atol=1e-5, rtol=1e-4)
-    other = generate_visual(model, requests, (1, 3, 3), seeds=[1, 2, 4], **how)
+    other = generate_visual(model, requests, (1, 3, 3), visual(**how), seeds=[1, 2, 4])
     assert torch.equal(other[:2], together[:2]) and not torch.equal(other[2], together[2])
-    assert generate_visual(model, [], (1, 3, 3), **how).shape == (0, *together.shape[1:])
+    assert generate_visual(model, [], (1, 3, 3), visual(**how)).shape == (0, *together.shape[1:])
     if OBJECTIVES[objective].representation.discrete:
         assert together.dtype == torch.int64 and 0 <= together.min() and together.max() < CODES
         greedy = [
-            generate_visual(model, requests, (1, 3, 3), seeds=seed, temperature=1.0, top_k=1, **how) for seed in (0, 9)
+            generate_visual(model, requests, (1, 3, 3), visual(temperature=1.0, top_k=1, **how), seeds=seed)
+            for seed in (0, 9)
         ]
         assert torch.equal(*greedy) or objective == "masked_code"
 
@@ -470,16 +476,13 @@ def test_text_goes_on_behind_the_clean_picture(objective: str) -> None:
     model = build(config_for(objective)).eval()
     with torch.no_grad():
         model.norm.weight.mul_(0.6)  # flatter, so that a picture is opened soon
-    how = VisualSampling(DiffusionConfig(predict="x"), num_steps=3, guidance_scale=1.5, objective=objective)
+    how = visual(diffusion=DiffusionConfig(predict="x"), num_steps=3, guidance_scale=1.5, objective=objective)
     for seed in range(40):
         made = generate_interleaved(
             model,
             [prefix_for_text([7], S)],
-            max_new_tokens=10,
-            temperature=3.0,
-            visual=how,
-            image_grid=GRID,
-            max_visuals=1,
+            TextSampling(max_new_tokens=10, temperature=3.0),
+            Drawing(how, GRID, max_visuals=1),
             seeds=[seed],
         )[0]
         kinds = [s.kind for s in made]
@@ -492,10 +495,7 @@ def test_text_goes_on_behind_the_clean_picture(objective: str) -> None:
         model,
         [longer[:-1]],
         GRID,
-        diffusion=how.diffusion,
-        num_steps=3,
-        guidance_scale=1.5,
-        objective=objective,
+        visual(diffusion=how.diffusion, num_steps=3, guidance_scale=1.5, objective=objective),
         seeds=[seed],
     )
     np.testing.assert_allclose(asked[0].flatten(0, 2), made[at].values, atol=1e-4)
@@ -515,13 +515,13 @@ def test_text_goes_on_behind_the_clean_picture(objective: str) -> None:
 def test_what_cannot_be_drawn_is_named() -> None:
     model = build(config_for("next_code"))
     with pytest.raises(ValueError, match="objective: expected one of"):
-        generate_visual(model, [prefix_for_visual([], S)], GRID, objective="nope")
+        generate_visual(model, [prefix_for_visual([], S)], GRID, visual(objective="nope"))
     with pytest.raises(ValueError, match="diffusion: latent_diffusion needs the config"):
-        generate_visual(model, [prefix_for_visual([], S)], GRID)
+        generate_visual(model, [prefix_for_visual([], S)], GRID, visual())
     with pytest.raises(ValueError, match="latent_diffusion needs a model with latent_dim"):
-        generate_visual(model, [prefix_for_visual([], S)], GRID, diffusion=DiffusionConfig())
+        generate_visual(model, [prefix_for_visual([], S)], GRID, visual(diffusion=DiffusionConfig()))
     with pytest.raises(ValueError, match="num_steps"):
-        generate_visual(model, [prefix_for_visual([], S)], GRID, objective="masked_code", num_steps=0)
+        generate_visual(model, [prefix_for_visual([], S)], GRID, visual(objective="masked_code", num_steps=0))
 
 
 @pytest.mark.parametrize("objective", ALL)
@@ -552,10 +552,12 @@ def test_memorised_pictures_come_back_by_caption_and_captions_by_picture(objecti
         model.eval(),
         [prefix_for_visual(c, S) for c in captions],
         grid,
-        objective=objective,
-        diffusion=PIXEL_DIFFUSION if objective == "pixel_diffusion" else DiffusionConfig(),
-        num_steps=20,
-        temperature=0.5,
+        visual(
+            objective=objective,
+            diffusion=PIXEL_DIFFUSION if objective == "pixel_diffusion" else DiffusionConfig(),
+            num_steps=20,
+            temperature=0.5,
+        ),
     )
     for found, picture in zip(drawn.flatten(1, 3).numpy(), pictures):
         if OBJECTIVES[objective].representation.discrete:
@@ -564,7 +566,9 @@ def test_memorised_pictures_come_back_by_caption_and_captions_by_picture(objecti
             distance = [np.square(found - other).mean() for other in pictures]
             assert np.argmin(distance) == [np.array_equal(picture, p) for p in pictures].index(True)
             assert min(distance) < 0.15
-    written = generate_text(model, [prefix_for_text([], S, p, grid, objective=objective) for p in pictures], 4)
+    written = generate_text(
+        model, [prefix_for_text([], S, p, grid, objective=objective) for p in pictures], TextSampling(max_new_tokens=4)
+    )
     assert written == captions
 
 

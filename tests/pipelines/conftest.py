@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from demo_stages import NAMES
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
-from omniloom.pipelines import graph
 from omniloom.pipelines.config import PipelineConfig, load
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.plan import Plan, Selection, make_plan
@@ -35,7 +35,7 @@ class Workspace:
         """Publish these stages (by default all) as a run would; `content` and `report` make the files differ."""
         plan = self.plan(*overrides)
         store, published = plan.store, len(plan.store.all())
-        for number, name in enumerate(names or graph.NAMES):
+        for number, name in enumerate(names or NAMES):
             planned = plan[name]
             work = store.work_uri(name, planned.fingerprint)
             for path in ("a.bin", "b.bin", "c.bin", "d.bin"):
@@ -43,7 +43,7 @@ class Workspace:
             storage.write_bytes(storage.join(work, "output", "report", "curve.jsonl"), report.encode())
             if name == "evaluate":
                 storage.write_bytes(storage.join(work, "output", "report.html"), b"<html></html>")
-            inputs = {given: plan[given].artifact for given in planned.stage.inputs}
+            inputs = {read: plan[read].artifact for read in planned.inputs.values()}
             ended = 1000.0 + number + published * 10
             planned.artifact = store.publish(
                 name,
@@ -54,8 +54,8 @@ class Workspace:
                     "version": planned.stage.module.VERSION,
                     "fingerprint": planned.fingerprint,
                     "config": canonical(planned.config, name),
-                    "inputs": {given: artifact.fingerprint for given, artifact in inputs.items()},
-                    "input_digests": {given: artifact.digest for given, artifact in inputs.items()},
+                    "inputs": {read: artifact.fingerprint for read, artifact in inputs.items()},
+                    "input_digests": {read: artifact.digest for read, artifact in inputs.items()},
                     "sources": planned.sources,
                     "metrics": {"records": 2},
                     "code": None,

@@ -10,9 +10,10 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from demo_stages import NAMES
 
 from omniloom.infra import storage
-from omniloom.pipelines import cli, graph
+from omniloom.pipelines import cli
 
 PLAN_SECONDS, RUN_SECONDS = 3.0, 4.5  # of CPU, which a busy machine takes no more of; an idle one needs under half
 
@@ -100,7 +101,7 @@ def test_plan(omniloom, workspace):
     code, out, _ = omniloom("plan", "demo", *workspace.overrides(), "--json")
     assert code == 0
     stages = json.loads(out)["stages"]
-    assert [stage["name"] for stage in stages] == list(graph.NAMES)
+    assert [stage["name"] for stage in stages] == list(NAMES)
     assert {stage["status"] for stage in stages} == {"run"}
     workspace.publish()
     code, out, _ = omniloom("plan", "demo", *workspace.overrides("stages.train.optimizer.lr=3e-4"))

@@ -84,8 +84,8 @@ def test_descriptions_alone(workspace):
 @pytest.mark.parametrize(
     "made, expected",
     [
-        (("ingest",), set()),
-        (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"), set()),
+        (("ingest",), {"ingest"}),
+        (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"), {"pretokenize"}),
         (("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train"), {"model", "sample"}),
     ],
 )

@@ -44,6 +44,7 @@ stages:
     seed: ${seed}
   tokenizer_joint:
     data: {image_ratio: 0.5}
+  pretokenize: {}
   train:
     diffusion: {predict: v}
     batch_rows: 16
@@ -263,8 +264,6 @@ def test_a_language_model_needs_no_visual_tokenizer(file):
     with pytest.raises(InputError, match="latent_diffusion needs a visual tokenizer") as caught:
         checked(file, *alone)
     assert caught.value.field == "stages.train.objectives"
-    error = failure(file, "stages.tokenizer_image=null", "stages.train.objectives={}")
-    assert "tokenizer_joint reads tokenizer_image, which the pipeline does not configure" in error.message
 
 
 def test_several_mistakes_are_told_at_once(file):
@@ -476,20 +475,25 @@ def test_what_is_dumped_for_a_job_is_read_back(values):
     assert yaml_dialect.load(yaml_dialect.dump(values)) == values
 
 
-def test_a_stage_that_is_null_is_left_out_with_what_reads_it(file):
+def test_a_stage_that_is_null_is_left_out_and_so_is_one_that_is_not_written_down(file):
     def stages(*overrides: str) -> list[str]:
         return load(str(file), overrides).stages.configured()
 
     whole = ["ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train", "evaluate"]
     assert stages() == whole
     assert stages("stages.evaluate=null") == whole[:5]
-    assert (
-        "train reads pretokenize, which the pipeline does not configure"
-        in failure(file, "stages.pretokenize=null").message
-    )  # the file has a train section
-    nothing = ("stages.pretokenize=null", "stages.train=null", "stages.evaluate=null")
-    assert stages(*nothing) == whole[:3]
-    assert stages(*nothing, "stages.tokenizer_image=null", "stages.tokenizer_joint=null") == ["ingest"]
+    assert stages("stages.tokenizer_joint=null") == ["ingest", "tokenizer_image", *whole[3:]]
+    error = failure(file, "stages.pretokenize=null")
+    assert (error.file, error.field) == (str(file), "stages.train")
+    assert "reads tokens, which no configured stage before it makes; configure stages.pretokenize" in error.message
+    assert stages("stages.pretokenize=null", "stages.train=null", "stages.evaluate=null") == whole[:3]
+    file.write_text(PIPELINE[: PIPELINE.index("  tokenizer_image:")])
+    assert stages() == ["ingest"]
+    assert stages("stages.pretokenize={}") == ["ingest", "pretokenize"]
+    assert failure(file, "stages.ingest=null").field == "stages"
+    message = failure(file, "stages.evaluate={}").message
+    assert message.startswith("reads tokens and model, ")
+    assert "configure stages.pretokenize and stages.train, pin an artifact, or leave evaluate out" in message
 
 
 @pytest.mark.parametrize("preset, last", [("tokenizer", "tokenizer_joint"), ("quantizers", "quantizer_study")])
@@ -550,6 +554,7 @@ def test_a_model_is_registered_by_the_pipelines_name_unless_null_is_written_down
                 "storage": str(tmp_path / "st"),
                 "stages": {
                     "ingest": {"sources": [{"kind": "text", "uri": str(tmp_path)}]},
+                    "pretokenize": {},
                     "train": {"objectives": {}},
                 },
             }

@@ -186,7 +186,7 @@ def test_what_real_workers_raise():
     try:
 
         def told_of(way, work) -> OmniLoomError:
-            stage = SimpleNamespace(module=SimpleNamespace(run=lambda context: way(work)))
+            stage = SimpleNamespace(run=lambda context: way(work))
             context = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
             body = ray.remote(lambda: run_stage(stage, context))
             try:

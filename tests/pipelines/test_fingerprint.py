@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
+from demo_stages import NAMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
@@ -197,12 +198,13 @@ def replaced(value: Any, path: tuple) -> Any:
 def fingerprints(config) -> dict[str, str]:
     """Of every stage, by the chain that a plan follows, under one listing of sources."""
     found: dict[str, str] = {}
-    for stage in graph.Graph().stages:
+    pipeline = graph.Graph(config.stages.configured())
+    for stage in pipeline.stages:
         found[stage.name] = fingerprint(
             stage.name,
             stage.module.VERSION,
             getattr(config.stages, stage.name),
-            {name: found[name] for name in stage.inputs},
+            {name: found[name] for name in pipeline.inputs[stage.name].values()},
             "listing" if stage.name == "ingest" else None,
         )
     return found
@@ -211,13 +213,13 @@ def fingerprints(config) -> dict[str, str]:
 def test_every_leaf_of_the_demo_is_identity_or_placement():
     config = load("demo")
     before = fingerprints(config)
-    absent = {("stages", name) for name in graph.KNOWN_NAMES if name not in graph.NAMES}
+    absent = {("stages", name) for name in graph.KNOWN_NAMES if name not in NAMES}
     paths = [path for path in leaves(config) if path not in absent]
     wrong = []
     for path in paths:
         changed = {name for name, now in fingerprints(replaced(config, path)).items() if now != before[name]}
         name = ".".join(map(str, path))
-        expected = set() if NOT_IDENTITY.fullmatch(name) else {path[1]} | graph.Graph().descendants(path[1])
+        expected = set() if NOT_IDENTITY.fullmatch(name) else {path[1]} | config.graph.descendants(path[1])
         if changed != expected:
             wrong.append(f"{name}: changes {sorted(changed)}, expected {sorted(expected)}")
     assert not wrong, "\n".join(wrong)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from demo_stages import NAMES
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import ArtifactStore
@@ -26,53 +27,78 @@ def executed(plan: Plan) -> list[str]:
 
 
 def only(status: str, *names: str, others: str = "cached") -> dict[str, str]:
-    return {name: status if name in names else others for name in graph.NAMES}
+    return {name: status if name in names else others for name in NAMES}
 
 
 def test_graph_is_in_topological_order():
-    for number, stage in enumerate(graph.Graph().stages):
-        assert set(stage.inputs) <= set(graph.NAMES[:number])
-    assert graph.Graph().descendants("pretokenize") == {"train", "evaluate"}
-    assert graph.Graph().descendants("evaluate") == graph.Graph().ancestors("ingest") == set()
-    assert graph.Graph().ancestors("train") == {"ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"}
+    demo = graph.Graph(NAMES)
+    for number, name in enumerate(demo.names):
+        assert set(demo.inputs[name].values()) <= set(NAMES[:number])
+    assert demo.descendants("pretokenize") == {"train", "evaluate"}
+    assert demo.descendants("evaluate") == demo.ancestors("ingest") == set()
+    assert demo.ancestors("train") == {"ingest", "tokenizer_image", "tokenizer_joint", "pretokenize"}
 
 
-def test_optional_stages_take_their_place():
-    every = graph.Graph([*graph.NAMES, "tokenizer_kl", "quantizer_study", "objective_study"])
-    inputs = {stage.name: stage.inputs for stage in every.stages}
-    assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
-    assert inputs["pretokenize"] == ("ingest", "tokenizer_kl") and inputs["train"] == ("pretokenize", "tokenizer_kl")
-    assert inputs["evaluate"] == (
-        "ingest",
-        "tokenizer_kl",
-        "pretokenize",
-        "train",
-        "quantizer_study",
-        "objective_study",
-    )
-    assert inputs["objective_study"] == ("ingest", "tokenizer_kl", "pretokenize")
-    assert every.descendants("quantizer_study") == every.descendants("objective_study") == {"evaluate"}
-    assert {stage.name: stage.inputs for stage in graph.Graph().stages}["evaluate"] == (
-        "ingest",
-        "tokenizer_joint",
-        "pretokenize",
-        "train",
-    )
-
-
-def test_a_pipeline_may_lack_the_visual_tokenizer_but_no_input_of_what_it_has():
-    text = graph.Graph(["ingest", "pretokenize", "train", "evaluate"])
-    assert {stage.name: stage.inputs for stage in text.stages} == {
-        "ingest": (),
-        "pretokenize": ("ingest",),
-        "train": ("pretokenize",),
-        "evaluate": ("ingest", "pretokenize", "train"),
+def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
+    assert graph.Graph(NAMES).inputs == {
+        "ingest": {},
+        "tokenizer_image": {"records": "ingest"},
+        "tokenizer_joint": {"records": "ingest", "tokenizer": "tokenizer_image"},
+        "pretokenize": {"records": "ingest", "tokenizer": "tokenizer_joint"},
+        "train": {"tokens": "pretokenize", "tokenizer": "tokenizer_joint"},
+        "evaluate": {
+            "records": "ingest",
+            "tokenizer": "tokenizer_joint",
+            "tokens": "pretokenize",
+            "model": "train",
+        },
     }
-    image = graph.Graph(["ingest", "tokenizer_image", "pretokenize", "train", "evaluate"])
-    assert {stage.name: stage.inputs for stage in image.stages}["train"] == ("pretokenize", "tokenizer_image")
-    for names in (["ingest", "tokenizer_joint"], ["tokenizer_image"], ["ingest", "pretokenize", "objective_study"]):
-        with pytest.raises(ValueError, match=f"{names[-1]} reads .*, which the pipeline does not configure"):
-            graph.Graph(names)
+    every = graph.Graph(graph.KNOWN_NAMES)
+    assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
+    assert every.inputs["tokenizer_kl"] == {"records": "ingest", "tokenizer": "tokenizer_joint"}
+    assert every.inputs["train"] == {"tokens": "pretokenize", "tokenizer": "tokenizer_kl"}
+    assert every.inputs["objective_study"] == {
+        "records": "ingest",
+        "tokenizer": "tokenizer_kl",
+        "tokens": "pretokenize",
+    }
+    assert every.inputs["evaluate"] == {
+        "records": "ingest",
+        "tokenizer": "tokenizer_kl",
+        "tokens": "pretokenize",
+        "model": "train",
+        "quantizer_study": "quantizer_study",
+        "objective_study": "objective_study",
+    }
+    assert every.descendants("quantizer_study") == every.descendants("objective_study") == {"evaluate"}
+    text = graph.Graph(["ingest", "pretokenize", "train", "evaluate"])
+    assert text.inputs["pretokenize"] == {"records": "ingest"} and text.inputs["train"] == {"tokens": "pretokenize"}
+    image = graph.Graph(["ingest", "tokenizer_image", "pretokenize", "train"])
+    assert image.inputs["train"] == {"tokens": "pretokenize", "tokenizer": "tokenizer_image"}
+
+
+@pytest.mark.parametrize(
+    "names, field, message",
+    [
+        (["tokenizer_image"], "stages.tokenizer_image", r"reads records, .*; configure stages.ingest, "),
+        (
+            ["ingest", "train"],
+            "stages.train",
+            r"reads tokens, .*; configure stages.pretokenize, .*\(stages.train=",
+        ),
+        (["ingest", "pretokenize", "evaluate"], "stages.evaluate", "reads model, .*; configure stages.train, "),
+        (
+            ["ingest", "pretokenize", "objective_study"],
+            "stages.objective_study",
+            "reads tokenizer, .*; configure stages.tokenizer_kl or stages.tokenizer_joint or stages.tokenizer_image, ",
+        ),
+        ([], "stages", "expected at least one stage; the stages are ingest, "),
+    ],
+)
+def test_a_part_of_the_stages_that_is_not_connected_is_refused(names, field, message):
+    with pytest.raises(InputError, match=message) as caught:
+        graph.Graph(names)
+    assert caught.value.field == field
 
 
 def test_a_third_tokenizer_stage_enters_the_plan(workspace):
@@ -89,7 +115,7 @@ def test_a_third_tokenizer_stage_enters_the_plan(workspace):
 
 def test_never_ran(workspace):
     plan = workspace.plan()
-    assert statuses(plan) == only("run", *graph.NAMES)
+    assert statuses(plan) == only("run", *NAMES)
     assert {planned.reason for planned in plan.stages} == {"never ran"}
     assert {planned.last_seconds for planned in plan.stages} == {None}
     assert not workspace.storage.exists()  # planning writes nothing
@@ -103,7 +129,7 @@ def test_all_cached(workspace):
     workspace.publish()
     before = workspace.files()
     plan = workspace.plan()
-    assert statuses(plan) == only("cached", *graph.NAMES) and executed(plan) == []
+    assert statuses(plan) == only("cached", *NAMES) and executed(plan) == []
     assert {planned.reason for planned in plan.stages} == {"up to date"}
     assert [planned.last_seconds for planned in plan.stages] == [7, 8, 9, 10, 11, 12]
     assert workspace.files() == before
@@ -159,7 +185,7 @@ def test_changed_sources(workspace):
     old = sum(path.stat().st_size for path in workspace.corpus.iterdir())
     (workspace.corpus / "three.txt").write_text("12345")
     plan = workspace.plan()
-    assert statuses(plan) == only("run", *graph.NAMES)
+    assert statuses(plan) == only("run", *NAMES)
     assert plan["ingest"].reason == f"sources changed: 2 files, {old} bytes -> 3 files, {old + 5} bytes"
     assert plan["tokenizer_image"].reason == "input changed: ingest"
     (workspace.corpus / "three.txt").unlink()
@@ -224,7 +250,7 @@ def test_only_runs_the_stage_alone(workspace):
 
 def test_only_needs_its_inputs(workspace):
     plan = workspace.plan(only="train")
-    assert statuses(plan) == only("blocked", *graph.NAMES)
+    assert statuses(plan) == only("blocked", *NAMES)
     assert plan["ingest"].reason == "not selected; never ran"
     assert plan["train"].reason == "nothing usable from pretokenize and tokenizer_joint; first run --until pretokenize"
     assert [planned.name for planned in plan.blocked] == ["train"]
@@ -285,7 +311,7 @@ def test_completed_stages_unblock_those_after_them(workspace):
 )
 def test_wrong_selections(selection, field):
     with pytest.raises(InputError) as caught:
-        Selection(**selection).stages(graph.Graph())
+        Selection(**selection).stages(graph.Graph(NAMES))
     assert caught.value.field == field
     if field != "--force":
         assert "--only and --until" in str(caught.value) or "the stages are ingest, " in str(caught.value)
@@ -326,7 +352,7 @@ def test_drift_reaches_every_stage_behind_the_pin(workspace):
     plan = workspace.plan(pin)
     assert executed(plan) == []
     assert plan["ingest"].reason.startswith("pinned; drift: sources changed: 2 files")
-    for name in graph.NAMES[1:]:
+    for name in NAMES[1:]:
         assert plan[name].reason == "up to date; drift through pinned ingest"
 
 
@@ -355,7 +381,7 @@ def test_a_damaged_pin_is_blocked(workspace):
 
 def test_the_demo_itself_can_be_planned(tmp_path):
     plan = make_plan(load("demo", [f"storage={tmp_path}/nothing"]))
-    assert statuses(plan) == only("run", *graph.NAMES)
+    assert statuses(plan) == only("run", *NAMES)
     assert plan["ingest"].sources["files"] > 1797 and not (tmp_path / "nothing").exists()
 
 

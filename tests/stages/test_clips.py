@@ -13,7 +13,7 @@ from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import ClipBatches, ClipStore
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.media import videos
-from omniloom.stages.ingest.readers import media_row
+from omniloom.stages.ingest.rows import media_row
 from omniloom.stages.tokenizer.config import DataConfig
 
 SQUARES = Aspects()
@@ -220,7 +220,7 @@ def test_many_held_out_clips_come_a_few_at_a_time(artifact):
 
 def test_a_kind_that_is_missing_is_named_and_a_held_out_split_may_lack_it(artifact, tmp_path):
     only_images = corpora.ingest(tmp_path / "ingest", images=4, videos=0)
-    with pytest.raises(ValueError, match="data.kinds: ingest holds no video"):
+    with pytest.raises(ValueError, match="data.kinds: the records hold no video"):
         ClipBatches(only_images, "train", data(), 8, 0, 0, 1)
     assert list(ClipBatches(only_images, "validation", data(), 8, 0, 0, 1).batches(3)) == []
     held_out = ClipBatches(artifact, "validation", data(), 8, 0, 0, 1)

@@ -18,6 +18,7 @@ from omniloom.models.model import BundleConfig, OmniLoom, to_pixels
 from omniloom.models.unified.batch import Segment, collate, document_length
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.stages.data import records
@@ -89,10 +90,10 @@ def inputs(tmp_path_factory) -> dict:
     trained = corpora.seal(folder / "train", "train")
     trained.manifest.update(pipeline="squares", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
     return {
-        "ingest": corpora.seal(folder / "ingest", "ingest"),
-        "tokenizer_joint": visual,
-        "pretokenize": tokens,
-        "train": trained,
+        "records": corpora.seal(folder / "ingest", "ingest"),
+        "tokenizer": visual,
+        "tokens": tokens,
+        "model": trained,
     }
 
 
@@ -124,7 +125,9 @@ def test_distances_are_of_as_many_drawn_and_train_pictures(inputs, monkeypatch):
     for objective in OBJECTIVES:
         # Those whose captions are drawn for the classes are the same eight, so they are not drawn anew.
         drawn = found.loom.text_to_image(
-            [found.captions[i] for i in found.labelled], num_steps=1, seeds=0, guidance_scale=2.0, objective=objective
+            [found.captions[i] for i in found.labelled],
+            VisualSampling(num_steps=1, guidance_scale=2.0, objective=objective),
+            seeds=0,
         )
         expected = metrics.frechet(real, metrics.shrink(list(drawn), 8))
         assert found.metrics[f"frechet_pixels8_{objective}"] == pytest.approx(expected, rel=1e-6)
@@ -265,7 +268,7 @@ def test_texts_are_drawn_over_sources_and_files(inputs, tmp_path, monkeypatch):
     for seed in range(3):
         read: list[int] = []
         monkeypatch.setattr(TokenSet, "document", lambda own, i, read=read: read.append(i) or document(own, i))
-        read_text(evaluation({**inputs, "pretokenize": tokens}, texts=4, seed=seed))
+        read_text(evaluation({**inputs, "tokens": tokens}, texts=4, seed=seed))
         assert sorted(rows[i]["path"] for i in read[:4]) == ["alice", "emma", "page", "page"]
     assert TokenSet(tokens, "validation").table["source"].to_pylist()[-1] == "web"
 
@@ -282,7 +285,7 @@ def test_the_classifier_learns_from_train_pictures_alone(inputs, monkeypatch):
     found = evaluation(inputs)
     draw(found)
     held_out, train = (
-        list(records.iterate(inputs["ingest"].uri, kinds=["image"], split=split)) for split in ("validation", "train")
+        list(records.iterate(inputs["records"].uri, kinds=["image"], split=split)) for split in ("validation", "train")
     )
     rows = [row for row in train if row["label"] in {other["label"] for other in held_out}]
     ((features, labels),) = seen
@@ -298,14 +301,14 @@ def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs
     storage.write_json(
         tokens.file("tokens.json"), {**storage.read_json(tokens.file("tokens.json")), "aspects": ["3:2", "2:3"]}
     )
-    found = evaluation({**inputs, "ingest": ingest, "pretokenize": tokens}, captions=4, drawings=4)
+    found = evaluation({**inputs, "records": ingest, "tokens": tokens}, captions=4, drawings=4)
     shapes = {"drawn": [], "filmed": [], "described": []}
     loom = found.loom
 
     def noted(name, function):
         def call(given, *rest, **fields):
-            size = rest[1] if rest else fields["size"]  # text_to_image passes it on in its place
-            shapes[name].append((size, [np.shape(x) for x in given]))
+            visual = rest[0] if rest else fields["visual"]
+            shapes[name].append((visual.size, [np.shape(x) for x in given]))
             return function(given, *rest, **fields)
 
         return call
@@ -394,9 +397,9 @@ def test_reconstruction_is_the_mean_over_pictures_and_over_frames(inputs, recons
 
 
 def test_clips_are_measured_where_no_picture_is_held_out(inputs, tmp_path):
-    rows = [row for row in records.iterate(inputs["ingest"].uri) if row["kind"] == "video" or row["split"] == "train"]
+    rows = [row for row in records.iterate(inputs["records"].uri) if row["kind"] == "video" or row["split"] == "train"]
     records.write_shard(str(tmp_path / records.shard_name(0)), rows)
-    found = evaluation(inputs | {"ingest": corpora.seal(tmp_path, "ingest")})
+    found = evaluation(inputs | {"records": corpora.seal(tmp_path, "ingest")})
     reconstruct(found)
     assert set(found.metrics) == {"recon_psnr_video", "recon_ssim_video"} and set(found.pictures) == {
         "reconstructed_videos"
@@ -412,7 +415,7 @@ def test_the_codebooks_use_is_counted_over_all_splits(inputs, tmp_path):
         rows[0]["segments"][-1]["codes"] = np.array(values, np.int32)
         splits[split] = [rows]
     tokens = corpora.pretokenize(tmp_path / "tokens", splits, text)
-    found = evaluation(inputs | {"pretokenize": tokens})
+    found = evaluation(inputs | {"tokens": tokens})
     codebook(found)
     shares = [6 / 27, 11 / 27, 1 / 27, 9 / 27]
     assert found.metrics == {
@@ -421,8 +424,7 @@ def test_the_codebooks_use_is_counted_over_all_splits(inputs, tmp_path):
     }
     without = corpora.token_rows(text, np.random.default_rng(0), images=0, videos=0, texts=2, documents=0)
     bare = evaluation(
-        inputs
-        | {"pretokenize": corpora.pretokenize(tmp_path / "bare", {"train": [without], "validation": [without]}, text)}
+        inputs | {"tokens": corpora.pretokenize(tmp_path / "bare", {"train": [without], "validation": [without]}, text)}
     )
     codebook(bare)
     assert bare.metrics == {}
@@ -441,7 +443,7 @@ def many(inputs, tmp_path_factory) -> dict:
             "label": None if number % 3 == 2 else row["label"],
         }
     records.write_shard(str(folder / "ingest" / records.shard_name(0)), rows)
-    return inputs | {"ingest": corpora.seal(folder / "ingest", "ingest")}
+    return inputs | {"records": corpora.seal(folder / "ingest", "ingest")}
 
 
 def test_what_is_drawn_of_pictures_of_which_some_have_no_label(many, monkeypatch):
@@ -458,7 +460,9 @@ def test_what_is_drawn_of_pictures_of_which_some_have_no_label(many, monkeypatch
     def drawn(captions: list[str], objective: str) -> list[np.ndarray]:
         return list(
             found.loom.text_to_image(
-                captions, num_steps=1, guidance_scale=2.0, objective=objective, seeds=list(range(len(captions)))
+                captions,
+                VisualSampling(num_steps=1, guidance_scale=2.0, objective=objective),
+                seeds=list(range(len(captions))),
             )
         )
 

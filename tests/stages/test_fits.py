@@ -232,18 +232,18 @@ def test_ingests_counts_tell_that_a_kind_is_missing_before_a_tokenizer_is_traine
     config = load("demo", [f"storage={tmp_path}"])
     counts = {"records_image": 10, "records_video": 0, "records_text": 3, "records_document": 0, "uncaptioned": 0}
     with pytest.raises(InputError, match="holds no video in its train split .images 10") as caught:
-        check_counts(config, counts)
+        check_counts(config, {"ingest": counts})
     assert caught.value.field == "stages.tokenizer_joint.data.kinds"
     share = "stages.train.packing.mixture.video: video has a share of 0.1, and the corpus holds none (images 10"
     assert f"\n  {share}" in str(caught.value)
     warning = "tokenizer_joint: 1 videos in the train split, fewer than the 16 of one step"
-    assert any(text.startswith(warning) for text in check_counts(config, {**counts, "records_video": 1}))
-    check_counts(config, {**counts, "records_video": 1})
+    assert any(text.startswith(warning) for text in check_counts(config, {"ingest": {**counts, "records_video": 1}}))
+    check_counts(config, {"ingest": {**counts, "records_video": 1}})
     silent = load("demo", [f"storage={tmp_path}", "stages.train.packing.caption_first=0"])
     with pytest.raises(InputError, match="none of the 12 has a caption") as caught:
-        check_counts(silent, {**counts, "records_video": 2, "uncaptioned": 12})
+        check_counts(silent, {"ingest": {**counts, "records_video": 2, "uncaptioned": 12}})
     assert caught.value.field == "stages.train.packing.caption_first"
-    check_counts(silent, {**counts, "records_video": 2, "uncaptioned": 11})
+    check_counts(silent, {"ingest": {**counts, "records_video": 2, "uncaptioned": 11}})
     # A run asks as soon as ingest is done.
     plan = make_plan(config)
     made = SimpleNamespace(metrics=counts, manifest={"metrics": counts}, digest="d", uri="u", fingerprint="f")

@@ -53,11 +53,9 @@ def inputs(tmp_path_factory) -> dict:
         for split, images in (("train", 24), ("validation", 8))
     }
     return {
-        "ingest": corpora.ingest(folder / "ingest"),
-        "tokenizer_joint": visual,
-        "pretokenize": corpora.pretokenize(
-            folder / "tokens", rows, text, visual_digest=visual.digest, pixel_patch=PATCH
-        ),
+        "records": corpora.ingest(folder / "ingest"),
+        "tokenizer": visual,
+        "tokens": corpora.pretokenize(folder / "tokens", rows, text, visual_digest=visual.digest, pixel_patch=PATCH),
     }
 
 
@@ -65,7 +63,7 @@ def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs)
     config = Config.model_validate({"training": TRAINING})
     assert config.objectives == {name: name for name in OBJECTIVES}
     alone = {name: budget(config.training, name) for name in OBJECTIVES}
-    tokens = TokenSet(inputs["pretokenize"], "train")
+    tokens = TokenSet(inputs["tokens"], "train")
     plans = {}
     for name, training in alone.items():
         assert training.trained == (name,)
@@ -74,7 +72,7 @@ def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs)
         assert training.model_dump(exclude=same) == config.training.model_dump(exclude=same)
         # It stands the checks of a config that was written so.
         train_unified.Config.model_validate(training.model_dump(mode="json"))
-        train_unified.check_tokens(training, inputs["pretokenize"], inputs["tokenizer_joint"])
+        train_unified.check_tokens(training, inputs["tokens"], inputs["tokenizer"])
         plans[name] = [
             (p.index, p.view, p.start, p.stop, p.dropped)
             for row in Planner(tokens, training.packing, training.seed, training.objectives).window(0)
@@ -102,8 +100,8 @@ def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):
     train_unified.train_worker(
         train_unified.Job(
             budget(config.training, "masked_code"),
-            inputs["pretokenize"],
-            inputs["tokenizer_joint"],
+            inputs["tokens"],
+            inputs["tokenizer"],
             output,
             state,
             corpora.Silent(),

@@ -16,9 +16,9 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data import records
 from omniloom.stages.data.media import decode as media
+from omniloom.stages.evaluate.config import MeasureConfig
 from omniloom.stages.evaluate.drawing import draw
 from omniloom.stages.evaluate.evaluation import Evaluation
-from omniloom.stages.evaluate.stage import MeasureConfig
 from omniloom.stages.evaluate.writing import describe
 from omniloom.stages.ingest import stage as ingest
 
@@ -42,7 +42,7 @@ class OneClass:
     def __init__(self):
         self.rng, self.asked = np.random.default_rng(9), Counter()
 
-    def text_to_image(self, prompts, **fields):
+    def text_to_image(self, prompts, visual, **fields):
         self.asked.update(prompts)
         return np.stack([picture("ant", self.rng) for _ in prompts])
 

@@ -261,10 +261,10 @@ def test_reconstructions_are_measured_in_their_own_shapes(tmp_path, corpus, visu
     )
     OmniLoom(bundle, unified(), model, corpora.text_tokenizer()).save(tmp_path / "train" / "model")
     inputs = {
-        "ingest": corpus,
-        "tokenizer_joint": visual,
-        "pretokenize": tokens,
-        "train": corpora.seal(tmp_path / "train", "train"),
+        "records": corpus,
+        "tokenizer": visual,
+        "tokens": tokens,
+        "model": corpora.seal(tmp_path / "train", "train"),
     }
     evaluation = Evaluation(EvaluateConfig(split="validation"), inputs, "cpu")
     reconstruct(evaluation)

@@ -21,7 +21,7 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.ingest import readers, roots, sources
+from omniloom.stages.ingest import readers, roots, rows, sources
 from omniloom.stages.ingest import stage as ingest
 
 RNG = np.random.default_rng(5)
@@ -396,14 +396,14 @@ def test_a_root_that_cannot_be_listed_is_an_error_that_says_why(flaky):
 
 @pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), KeyError("x"), ZeroDivisionError("0")])
 def test_whatever_a_decoder_raises_costs_its_item_alone(tmp_path, monkeypatch, error):
-    bad, real = picture(), readers.media.probe_image
+    bad, real = picture(), rows.media.probe_image
 
     def probe(data, limits):
         if data == bad:
             raise error
         return real(data, limits)
 
-    monkeypatch.setattr(readers.media, "probe_image", probe)
+    monkeypatch.setattr(rows.media, "probe_image", probe)
     put(
         tmp_path,
         {

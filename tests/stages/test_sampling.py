@@ -22,6 +22,7 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.amed import AmedPredictor
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import sampling_times
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.pipelines import cli
 from omniloom.stages.data.media.decode import decode_image, decode_video, encode_png, probe_image, probe_video
@@ -133,7 +134,9 @@ def test_images_of_any_size_are_drawn_as_the_model_draws_them(omniloom, model, l
     assert (code, err) == (0, "")
     assert lines == [f"samples/a-handwritten-two-{seed}.png" for seed in (5, 6, 7)]
     expected = loom.text_to_image(
-        ["a handwritten two"] * 3, (24, 40), seeds=5, num_steps=2, sampler="heun", guidance_scale=3.0
+        ["a handwritten two"] * 3,
+        VisualSampling(size=(24, 40), num_steps=2, sampler="heun", guidance_scale=3.0),
+        seeds=5,
     )
     for line, image in zip(lines, expected, strict=True):
         data = Path(line).read_bytes()
@@ -143,7 +146,7 @@ def test_images_of_any_size_are_drawn_as_the_model_draws_them(omniloom, model, l
     assert codes == (0, ["samples/two-0.png"], "")
     assert near(
         decode_image(Path("samples/two-0.png").read_bytes()),
-        loom.text_to_image(["two"], objective="next_code", temperature=0.0)[0],
+        loom.text_to_image(["two"], VisualSampling(objective="next_code", temperature=0.0))[0],
     )
     assert records(Path("m")) == [{"prompt": "two", "seed": 0, "segments": [{"image": "samples/two-0.png"}]}]
 
@@ -159,9 +162,9 @@ def test_videos(omniloom, model, loom):
 
 def test_text_from_text_and_from_pictures(omniloom, model, loom, tmp_path):
     how = ("--max-new-tokens", 7, "--temperature", 1, "--top-k", 20, "--top-p", 0.9, "--seed", 3)
-    written = {"max_new_tokens": 7, "temperature": 1.0, "top_k": 20, "top_p": 0.9, "seeds": 3}
+    written = TextSampling(max_new_tokens=7, temperature=1.0, top_k=20, top_p=0.9)
     code, lines, _ = omniloom("sample", model, "--prompt", "a hand", "--text", *how)
-    assert code == 0 and lines == printed("a hand" + loom.text_to_text(["a hand"], **written)[0])
+    assert code == 0 and lines == printed("a hand" + loom.text_to_text(["a hand"], written, seeds=3)[0])
     files = [picture(tmp_path / f"{seed}.png", seed) for seed in (1, 2)]
     shown = [decode_image(file.read_bytes()) for file in files]
     code, lines, _ = omniloom(
@@ -174,9 +177,10 @@ def test_text_from_text_and_from_pictures(omniloom, model, loom, tmp_path):
         "next_code",
         *how,
     )
-    text = loom.text_to_text(["what?"], images=[shown], objective="next_code", **written)[0]
+    codes = VisualSampling(objective="next_code")
+    text = loom.text_to_text(["what?"], written, codes, images=[shown], seeds=3)[0]
     assert code == 0 and lines == printed(text)
-    assert text != loom.text_to_text(["what?"], images=[shown[:1]], objective="next_code", **written)[0]
+    assert text != loom.text_to_text(["what?"], written, codes, images=[shown[:1]], seeds=3)[0]
 
 
 def test_an_image_is_drawn_after_pictures_and_words(omniloom, model, loom, tmp_path):
@@ -188,9 +192,9 @@ def test_an_image_is_drawn_after_pictures_and_words(omniloom, model, loom, tmp_p
     shown = [[decode_image(file.read_bytes())]]
     drawn = decode_image(Path(lines[0]).read_bytes())
     how = {"num_steps": 2, "image_guidance_scale": 1.5}
-    assert near(drawn, loom.text_to_image(["darker"], images=shown, **how)[0])
-    assert not near(drawn, loom.text_to_image(["darker"], **how)[0])
-    assert not near(drawn, loom.text_to_image(["darker"], images=shown, num_steps=2)[0])
+    assert near(drawn, loom.text_to_image(["darker"], VisualSampling(**how), images=shown)[0])
+    assert not near(drawn, loom.text_to_image(["darker"], VisualSampling(**how))[0])
+    assert not near(drawn, loom.text_to_image(["darker"], VisualSampling(num_steps=2), images=shown)[0])
 
 
 def test_text_and_pictures_in_turn(omniloom, model, loom):
@@ -212,7 +216,9 @@ def test_text_and_pictures_in_turn(omniloom, model, loom):
     code, lines, _ = omniloom("sample", model, *arguments)
     assert code == 0
     expected = loom.interleaved(
-        ["a hand"] * 2, 30, 3.0, seeds=0, num_frames=5, sampling={"num_steps": 1, "temperature": 3.0}
+        ["a hand"] * 2,
+        TextSampling(max_new_tokens=30, temperature=3.0),
+        VisualSampling(num_frames=5, num_steps=1, temperature=3.0),
     )
     made = records(Path("samples/samples.jsonl"))
     assert [record["seed"] for record in made] == [0, 1]
@@ -296,9 +302,12 @@ WRONG = {
     "frames of an image": (["--prompt", "x", "--frames", "5"], "--frames: goes with --video or --interleave"),
     "an objective": (["--prompt", "x", "--objective", "masked_code"], "--objective: expected one of latent_diffusion"),
     "a sampler": (["--prompt", "x", "--sampler", "ddpm"], "--sampler: expected one of euler, heun"),
-    "no predictor": (["--prompt", "x", "--sampler", "amed"], "--predictor: goes with --sampler amed"),
+    "no predictor": (["--prompt", "x", "--sampler", "amed"], "--predictor: is missing, which the sampler amed needs"),
     "a predictor's file": (["--prompt", "x", "--sampler", "amed", "--predictor", "f"], "--predictor: f: cannot read"),
-    "a probability": (["--prompt", "x", "--text", "--top-p", "0"], "--top-p: expected a probability above 0"),
+    "a probability": (
+        ["--prompt", "x", "--text", "--top-p", "0"],
+        "--top-p: expected a number above 0 and at most 1",
+    ),
     "temperature": (["--prompt", "x", "--text", "--temperature", "-1"], "--temperature"),
 }
 
@@ -326,7 +335,8 @@ def test_a_predictor_serves_the_steps_and_the_diffusion_that_it_was_made_for(omn
     asked = ("sample", model, "--prompt", "two", "--sampler", "amed", "--predictor")
     code, lines, _ = omniloom(*asked, tmp_path / "right", "--steps", 3)
     assert code == 0
-    expected = loom.text_to_image(["two"], num_steps=3, sampler="amed", predictor=AmedPredictor(times))[0]
+    fast = VisualSampling(num_steps=3, sampler="amed", predictor=AmedPredictor(times))
+    expected = loom.text_to_image(["two"], fast)[0]
     assert near(decode_image(Path(lines[0]).read_bytes()), expected)
     for arguments, message in (
         ((tmp_path / "right", "--steps", 4), "--predictor: made for 3 steps"),
@@ -403,12 +413,12 @@ def test_text_that_goes_round_in_circles_is_cut(text, cut):
 def test_text_is_not_repeated_by_default(omniloom, model, loom, tmp_path):
     """Two texts of one prompt differ, and each is the model's own at the documented temperature."""
     code, _, _ = omniloom("sample", model, "--prompt", "a hand", "--text", "--count", 2, "--seed", 4, "--jsonl", "m")
-    free = loom.text_to_text(["a hand"] * 2, temperature=0.8, top_p=0.95, seeds=4)
+    free = loom.text_to_text(["a hand"] * 2, TextSampling(temperature=0.8, top_p=0.95), seeds=4)
     assert code == 0 and free[0] != free[1]
     assert [made["segments"] for made in records(Path("m"))] == [[{"text": without_loop(text)}] for text in free]
     file = picture(tmp_path / "a.png")
     code, lines, _ = omniloom("sample", model, "--image", file)
-    likeliest = loom.image_to_text([decode_image(file.read_bytes())], max_new_tokens=64)
+    likeliest = loom.image_to_text([decode_image(file.read_bytes())], text=TextSampling(max_new_tokens=64))
     assert code == 0 and lines == printed(without_loop(likeliest[0]))
 
 

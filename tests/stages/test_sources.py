@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from omniloom.infra import storage
 from omniloom.stages.data import records
-from omniloom.stages.ingest import manifests
+from omniloom.stages.ingest import fields, names
 from omniloom.stages.ingest import stage as ingest
-from omniloom.stages.ingest.readers import chunk_text, decode_text
+from omniloom.stages.ingest.texts import chunk_text, decode_text
 
 IDS = st.binary(max_size=8).map(lambda content: hashlib.sha256(content).hexdigest())
 SHARES = (
@@ -106,14 +106,14 @@ def test_thousands_of_files_are_listed_within_a_second(tmp_path):
     ],
 )
 def test_paths_stay_below_the_root(path, clean):
-    assert manifests.normal_path(path) == clean
+    assert names.normal_path(path) == clean
 
 
 def test_templates_fill_in_fields_and_never_look_into_them():
-    assert manifests.fill("{a}: {b} {{}}", {"a": "{b}", "b": 2}) == "{b}: 2 {{}}"
-    assert manifests.fill("{a.__class__} {a}", {"a": "x"}) == "{a.__class__} x"
+    assert fields.fill("{a}: {b} {{}}", {"a": "{b}", "b": 2}) == "{b}: 2 {{}}"
+    assert fields.fill("{a.__class__} {a}", {"a": "x"}) == "{a.__class__} x"
     with pytest.raises(ValueError, match="b: expected text"):
-        manifests.fill("{b}", {"a": 1})
+        fields.fill("{b}", {"a": 1})
 
 
 # ---- splits ----

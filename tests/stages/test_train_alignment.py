@@ -16,6 +16,7 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.models.model import OmniLoom
 from omniloom.models.unified.batch import collate
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.objectives.alignment import features_on_grid
 from omniloom.stages.data import records
 from omniloom.stages.data.documents import Documents
@@ -142,7 +143,7 @@ def test_training_lowers_the_distance_and_ends_with_the_same_weights_when_killed
     assert "validation_latent_diffusion_loss" in metrics and "validation_alignment_loss" not in metrics
     assert not any("mlp.4" in name or "alignment" in name for name in state)
     model = OmniLoom.load(tmp_path / "straight" / "output" / "model")
-    assert model.text_to_image(["a red square"], num_steps=1).shape == (1, 24, 24, 3)
+    assert model.text_to_image(["a red square"], VisualSampling(num_steps=1)).shape == (1, 24, 24, 3)
 
 
 def test_of_weight_0_and_without_it_training_is_the_same(tmp_path, tokens, visual):

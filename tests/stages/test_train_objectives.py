@@ -18,6 +18,7 @@ from omniloom.models.model import BundleConfig, OmniLoom, to_pixels
 from omniloom.models.unified.batch import collate, document_length
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.packing import PackingConfig, Planner, RowStream
@@ -157,12 +158,13 @@ def test_a_mix_of_all_four_trains_draws_and_ends_with_the_same_weights_when_kill
     model = OmniLoom.load(straight / "output" / "model")
     assert model.config.objectives == tuple(ALL) and model.config.pixel_diffusion.predict == "x"
     for name in ALL:
-        images = model.text_to_image(["a red square"], num_steps=2, objective=name)
+        images = model.text_to_image(["a red square"], VisualSampling(num_steps=2, objective=name))
         assert images.shape == (1, 24, 24, 3) and images.dtype == np.uint8
-        assert isinstance(model.image_to_text([images[0]], max_new_tokens=3, objective=name)[0], str)
-        assert model.text_to_video(["a red square"], num_steps=1, objective=name).shape == (1, 5, 24, 24, 3)
+        how = VisualSampling(num_steps=1, objective=name)
+        assert isinstance(model.image_to_text([images[0]], "", TextSampling(max_new_tokens=3), how)[0], str)
+        assert model.text_to_video(["a red square"], how).shape == (1, 5, 24, 24, 3)
     with pytest.raises(ValueError, match="objective: expected one of latent_diffusion"):
-        model.text_to_image(["a"], objective="nope")
+        model.text_to_image(["a"], VisualSampling(objective="nope"))
 
 
 @pytest.mark.parametrize("name", list(ALL))
@@ -266,10 +268,10 @@ def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes
     trained.manifest.update(pipeline="squares", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
     storage.write_bytes(str(folder / "joint" / "report" / "history.jsonl"), b"")
     inputs = {
-        "ingest": corpora.ingest(folder / "ingest"),
-        "tokenizer_joint": corpora.seal(folder / "joint", "joint"),
-        "pretokenize": tokens,
-        "train": trained,
+        "records": corpora.ingest(folder / "ingest"),
+        "tokenizer": corpora.seal(folder / "joint", "joint"),
+        "tokens": tokens,
+        "model": trained,
     }
     settings = EvaluateConfig(split="validation", drawings=4, captions=4, num_steps=1, class_examples=2)
     evaluation = Evaluation(settings, inputs, "cpu")

@@ -18,6 +18,7 @@ from omniloom.infra.errors import InputError
 from omniloom.models.model import OmniLoom, to_pixels
 from omniloom.models.tokenizer.config import RAEConfig, TokenizerConfig
 from omniloom.models.tokenizer.vit import load_vit
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
 from omniloom.stages.data import records
 from omniloom.stages.data.tokens import TokenSet
@@ -196,12 +197,12 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     assert loom.config.tokenizer == trained.config and not loom.config.snap_latents
     stored = load_file(tmp_path / "elsewhere" / "tokenizer.safetensors")
     assert torch.equal(stored["encoder.patch.weight"], visual.patch.weight)
-    drawn = loom.text_to_image(["a red square"], num_steps=2)
+    drawn = loom.text_to_image(["a red square"], VisualSampling(num_steps=2))
     assert drawn.shape == (1, 24, 24, 3) and drawn.dtype == np.uint8
-    assert loom.text_to_image(["a red square"], num_steps=2, size=(16, 32)).shape == (1, 16, 32, 3)
-    assert isinstance(loom.image_to_text([drawn[0]], max_new_tokens=3)[0], str)
+    assert loom.text_to_image(["a red square"], VisualSampling(num_steps=2, size=(16, 32))).shape == (1, 16, 32, 3)
+    assert isinstance(loom.image_to_text([drawn[0]], text=TextSampling(max_new_tokens=3))[0], str)
     with pytest.raises(ValueError, match="single images, got 5 frames"):
-        loom.text_to_video(["a red square"], num_frames=5)
+        loom.text_to_video(["a red square"], VisualSampling(num_frames=5))
     # Encoded and decoded by the bundle as by the tokenizer itself.
     latents = loom.encode(SQUARES)
     assert latents.shape == (4, 1, 3, 3, 24)
@@ -211,10 +212,10 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     assert np.abs(decoded - ((recon.permute(0, 2, 3, 1).numpy() + 0.5) * 255).clip(0, 255)).max() <= 0.51
     # And judged on the held-out split.
     inputs = {
-        "ingest": pictures,
-        "tokenizer_joint": joint_stage,
-        "pretokenize": tokens,
-        "train": corpora.seal(tmp_path / "output", "train"),
+        "records": pictures,
+        "tokenizer": joint_stage,
+        "tokens": tokens,
+        "model": corpora.seal(tmp_path / "output", "train"),
     }
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
     for measure in (reconstruct, codebook, describe, show_videos):

@@ -20,6 +20,7 @@ from omniloom.infra.errors import InputError
 from omniloom.models.model import OmniLoom
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified import SpecialIds, UnifiedConfig, load_llama
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.stages.base import StageContext
 from omniloom.stages.checkpoints.language_model import local_folder
@@ -135,8 +136,8 @@ def test_training_goes_on_from_the_checkpoint(tmp_path, llama, tokens, visual):
     losses = [row["text_loss"] for row in map(json.loads, curve) if "text_loss" in row]
     assert losses[-1] < 0.8 * losses[0]
     trained = OmniLoom.load(tmp_path / "on" / "output" / "model")
-    assert isinstance(trained.text_to_text(["a red"], max_new_tokens=4)[0], str)
-    assert trained.text_to_image(["a red square"], num_steps=2).shape == (1, 24, 24, 3)
+    assert isinstance(trained.text_to_text(["a red"], TextSampling(max_new_tokens=4))[0], str)
+    assert trained.text_to_image(["a red square"], VisualSampling(num_steps=2)).shape == (1, 24, 24, 3)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -206,7 +207,7 @@ def context(settings, tokens, visual, tmp_path) -> StageContext:
         "train",
         "0" * 64,
         settings,
-        {"pretokenize": tokens, "tokenizer_joint": visual},
+        {"tokens": tokens, "tokenizer": visual},
         str(tmp_path / "work"),
         corpora.Silent(),
         corpora.Silent(),

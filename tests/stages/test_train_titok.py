@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from omniloom.models.model import OmniLoom, to_pixels
 from omniloom.models.tokenizer.config import TiTokConfig
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.stages.data import records
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate.drawing import show_videos
@@ -175,13 +176,13 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
     )
     loom = OmniLoom.load(tmp_path / "output" / "model")
     assert loom.config.tokenizer == visual.config and loom.config.image_size == (24, 24)
-    drawn = loom.text_to_image(["a red square"], num_steps=2)
+    drawn = loom.text_to_image(["a red square"], VisualSampling(num_steps=2))
     assert drawn.shape == (1, 24, 24, 3) and drawn.dtype == np.uint8
-    assert isinstance(loom.image_to_text([drawn[0]], max_new_tokens=3)[0], str)
+    assert isinstance(loom.image_to_text([drawn[0]], text=TextSampling(max_new_tokens=3))[0], str)
     with pytest.raises(ValueError, match="this TiTok encodes 24x24, got 32x32"):
-        loom.text_to_image(["a red square"], size=(32, 32))
+        loom.text_to_image(["a red square"], VisualSampling(size=(32, 32)))
     with pytest.raises(ValueError, match="single images, got 5 frames"):
-        loom.text_to_video(["a red square"], num_frames=5)
+        loom.text_to_video(["a red square"], VisualSampling(num_frames=5))
     # Encoded and decoded by the bundle as by the tokenizer itself.
     pixels = as_pixels(SQUARES)
     latents = loom.encode(pixels)
@@ -192,7 +193,7 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
     assert np.abs(decoded - ((recon.permute(0, 2, 3, 1).numpy() + 0.5) * 255).clip(0, 255)).max() <= 0.51
     # And judged on the held-out split.
     model = corpora.seal(tmp_path / "output", "train")
-    inputs = {"ingest": pictures, "tokenizer_joint": joint_stage, "pretokenize": tokens, "train": model}
+    inputs = {"records": pictures, "tokenizer": joint_stage, "tokens": tokens, "model": model}
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
     for part in (reconstruct, codebook, describe, show_videos):
         part(evaluation)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from omniloom.infra import storage
 from omniloom.models.model import OmniLoom
 from omniloom.models.unified.batch import collate
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
 from omniloom.stages.data.documents import Documents
@@ -195,9 +196,9 @@ def test_the_model_learns_and_its_output_is_complete(tmp_path, tokens, visual):
     validation = [row["validation_text_loss"] for row in curve(tmp_path) if "validation_text_loss" in row]
     assert len(validation) == 2 and validation[1] < validation[0]
     model = OmniLoom.load(tmp_path / "output" / "model")
-    images = model.text_to_image(["a red square"], num_steps=2, seeds=0)
+    images = model.text_to_image(["a red square"], VisualSampling(num_steps=2), seeds=0)
     assert images.shape == (1, 24, 24, 3) and images.dtype == np.uint8
-    assert isinstance(model.image_to_text([images[0]], max_new_tokens=4)[0], str)
+    assert isinstance(model.image_to_text([images[0]], text=TextSampling(max_new_tokens=4))[0], str)
     assert (tmp_path / "output" / "report" / "samples.png").read_bytes().startswith(b"\x89PNG")
     captions = storage.read_json(str(tmp_path / "output" / "report" / "prompts.json"))["captions"]
     assert len(captions) == 2
@@ -238,7 +239,7 @@ def test_only_what_is_asked_for_has_a_loss(tmp_path, tokens, visual, fields, los
     assert {name.removeprefix("validation_") for name in validation if name.startswith("validation_")} == losses
     model = OmniLoom.load(tmp_path / "output" / "model")
     assert (model.tokenizer is None) == (model.config.unified.representations == ()) == ("visual" not in parts)
-    assert len(model.text_to_text(["a red"], max_new_tokens=3)) == 1
+    assert len(model.text_to_text(["a red"], TextSampling(max_new_tokens=3))) == 1
 
 
 def test_task_weights_of_one_change_nothing(tmp_path, tokens, visual):

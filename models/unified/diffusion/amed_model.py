@@ -17,8 +17,9 @@ from omniloom.models.unified.diffusion.amed import AmedPredictor, train_amed
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
 from omniloom.models.unified.diffusion.samplers import sample
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import VisualSampling, open_diffusion
+from omniloom.models.unified.generation.draw import open_diffusion
 from omniloom.models.unified.generation.generate import guided_prefixes
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.positions import Grid
 

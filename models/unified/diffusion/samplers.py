@@ -8,6 +8,8 @@ They know nothing of formulations, networks or guidance, only x_t = a(t) x + b(t
     dpmpp_2m   order 2, one a step: D extrapolated in ln(a / b)                  (arXiv 2211.01095, algorithm 2)
     amed       two a step, the last one Euler's: the mean direction of each step from one point inside it, which a
                trained predictor picks (arXiv 2312.00094; `models.unified.diffusion.amed`)
+
+Imports with the standard library alone: the names of the samplers are part of what a request may say.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Time = float | Tensor
+Time: TypeAlias = "float | Tensor"
 
 
 class Denoiser(Protocol):
@@ -38,6 +41,7 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class MidpointPredictor(Protocol):
     """Picks (r, c, a) of each of the len(times) - 2 steps before the last."""
 
@@ -96,7 +100,7 @@ def amed_step(denoiser: Denoiser, x: Tensor, now: float, after: float, r: Time, 
     middle = now * (after / now) ** r
     x_mid = x + (middle - now) * denoiser.velocity(x, now)
     told = a * middle
-    told = told.clamp(max=now) if isinstance(told, Tensor) else min(told, now)
+    told = min(told, now) if isinstance(told, float) else told.clamp(max=now)
     return x + c * (after - now) * denoiser.velocity(x_mid, told)
 
 
@@ -115,12 +119,14 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def check_sampler(sampler: str, predictor: MidpointPredictor | None) -> None:
-    """ValueError naming what is wrong with a request to sample."""
+def check_sampler(sampler: str, predictor: object | None) -> None:
+    """ValueError naming what is wrong with a request to sample; of the predictor only whether there is one counts."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    if (sampler == "amed") != (predictor is not None):
-        raise ValueError(f"predictor: sampler 'amed' and no other needs one, got {predictor!r} for {sampler!r}")
+    if sampler == "amed" and predictor is None:
+        raise ValueError("predictor: is missing, which the sampler amed needs: what `omniloom sampler` wrote")
+    if sampler != "amed" and predictor is not None:
+        raise ValueError(f"predictor: goes with the sampler amed, not with {sampler}")
 
 
 def sample(

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
-from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, check_sampler, sample
+from omniloom.models.unified.diffusion.samplers import Time, sample
 from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.objectives.corruption import mask_ratio
 from omniloom.models.unified.positions import Grid
-from omniloom.models.unified.representations import OBJECTIVES, objective_row
+from omniloom.models.unified.representations import OBJECTIVES
 
 _PICTURE_SEED_STEP = 1_000_003
 _TINY = 1e-20
@@ -30,93 +30,40 @@ _TINY = 1e-20
 Draw = tuple[int, int]  # seed of the request, number of the picture in it
 
 
-@dataclass(frozen=True)
-class VisualSampling:
-    """How a picture is drawn. Guidance is of the network's outputs F (v, x or logits), with s = guidance_scale:
-
-        F(0) + s (F(I, T) - F(0))                                    without a condition for 0 (arXiv 2207.12598)
-        F(0) + s_I (F(I, 0) - F(0)) + s (F(I, T) - F(I, 0))          with image_guidance_scale s_I: text and earlier
-                                                                     pictures apart (arXiv 2211.09800, eq. 3)
-    where a scale leaves no weight to a pass, there is none.
-
-    objective    name in `models.unified.representations.OBJECTIVES`
-    diffusion    of latents or of pixels, as it was trained; codes need none
-    num_steps    of a diffusion, and rounds of masked_code; next_code takes one step a position
-    sampler      a name of `unified.diffusion.samplers.SAMPLERS`; predictor: of "amed" (`unified.diffusion.amed`)
-    temperature, top_k, top_p   of codes, as in `sample_tokens`
-    confidence_noise  weight of the Gumbel noise on the confidence that decides which codes masked_code keeps, falling
-                 linearly to 0 over the rounds (MaskGIT's code: 4.5)
-    """
-
-    diffusion: DiffusionConfig | None = None
-    num_steps: int = 20
-    guidance_scale: float = 1.0
-    image_guidance_scale: float | None = None
-    sampler: str = "euler"
-    predictor: MidpointPredictor | None = None
-    objective: str = "latent_diffusion"
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    confidence_noise: float = 4.5
-
-    def __post_init__(self) -> None:
-        check_sampler(self.sampler, self.predictor)
-        check_choice(self.temperature, self.top_k, self.top_p)
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps: expected at least 1, got {self.num_steps}")
-        if not objective_row(self.objective).representation.discrete:
-            if self.diffusion is None:
-                raise ValueError(f"diffusion: {self.objective} needs the config that it was trained with")
-            times = sampling_times(self.diffusion, self.num_steps)
-            if self.predictor is not None:
-                self.predictor.steps(times)
-
-    @property
-    def variants(self) -> tuple[tuple[float, frozenset[str]], ...]:
-        """(scale, sources that are dropped) of the prefixes that are computed, the whole condition first: the output
-        is the last one's, and up the list scale times what each adds to the one behind it."""
-        chain = [(self.guidance_scale, frozenset()), (1.0, frozenset({"text", "image"}))]
-        if self.image_guidance_scale is not None:
-            chain.insert(1, (self.image_guidance_scale, frozenset({"text"})))
-        # What is added and taken away by the same scale cancels.
-        return tuple(chain[:1] + [step for before, step in zip(chain, chain[1:]) if step[0] != before[0]])
-
-    def nothing(self, config: UnifiedConfig, grid: Grid) -> Tensor:
-        """What no request at all gives."""
-        kind = OBJECTIVES[self.objective].representation
-        if kind.discrete:
-            return torch.zeros((0, *grid), dtype=torch.int64)
-        return torch.zeros((0, *grid, getattr(config, kind.size)))
+def check_drawing(config: UnifiedConfig, how: VisualSampling) -> None:
+    """ValueError naming what is missing of `how`, whose objective and diffusion a model fills in, or of the model."""
+    if how.objective is None:
+        raise ValueError("objective: is missing, and the model's config alone does not name its first")
+    kind = OBJECTIVES[how.objective].representation
+    if how.diffusion is None and not kind.discrete:
+        raise ValueError(f"diffusion: {how.objective} needs the config that it was trained with")
+    if getattr(config, kind.size) is None:
+        raise ValueError(f"objective: {how.objective} needs a model with {kind.size}")
 
 
-def check_choice(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """ValueError naming what `sample_tokens` cannot do."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: expected at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected a probability above 0, got {top_p}")
+def nothing(config: UnifiedConfig, grid: Grid, objective: str) -> Tensor:
+    """What no request at all gives."""
+    kind = OBJECTIVES[objective].representation
+    if kind.discrete:
+        return torch.zeros((0, *grid), dtype=torch.int64)
+    return torch.zeros((0, *grid, getattr(config, kind.size)))
 
 
-def sample_tokens(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
+def sample_tokens(logits: Tensor, uniforms: Tensor, how: TextSampling | VisualSampling) -> Tensor:
     """One token a row by inverting the distribution function at `uniforms` (B,) in [0, 1).
 
-    logits (B, V); -inf forbids. temperature 0 takes the likeliest. top_k keeps the k likeliest; top_p the
+    logits (B, V); -inf forbids. `how.temperature` 0 takes the likeliest. top_k keeps the k likeliest; top_p the
     smallest set of likeliest tokens that holds at least that probability. Returns int64 (B,).
     """
-    if temperature == 0:
+    if how.temperature == 0:
         return logits.argmax(dim=-1)
-    logits, order = (logits.double() / temperature).sort(dim=-1, descending=True, stable=True)
+    logits, order = (logits.double() / how.temperature).sort(dim=-1, descending=True, stable=True)
     probabilities = logits.softmax(dim=-1)
-    if top_k is not None:
-        probabilities[:, top_k:] = 0
-    if top_p is not None:
+    if how.top_k is not None:
+        probabilities[:, how.top_k :] = 0
+    if how.top_p is not None:
         before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p * probabilities.sum(-1, keepdim=True), 0)
+        probabilities = probabilities.masked_fill(before >= how.top_p * probabilities.sum(-1, keepdim=True), 0)
     total = probabilities.cumsum(dim=-1)
     drawn = torch.searchsorted(total, uniforms.double()[:, None] * total[:, -1:], right=True)
     allowed = (probabilities > 0).sum(dim=-1, keepdim=True)
@@ -150,9 +97,8 @@ def open_diffusion(
 
 
 def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> _Canvas:
-    model, kind = state.model, OBJECTIVES[how.objective].representation
-    if getattr(model.config, kind.size) is None:
-        raise ValueError(f"objective: {how.objective} needs a model with {kind.size}")
+    model = state.model
+    check_drawing(model.config, how)
     special, rows = model.config.specials, len(state.lengths)
     hidden = state.feed_text([special.bov if grid[0] > 1 else special.boi] * rows)
     generators = [torch.Generator().manual_seed(seed + number * _PICTURE_SEED_STEP) for seed, number in draws]
@@ -204,9 +150,7 @@ class _Canvas:
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Codes of logits (..., K) by uniforms (...)."""
-        how = self.how
-        chosen = sample_tokens(logits.flatten(0, -2), uniforms.flatten(), how.temperature, how.top_k, how.top_p)
-        return chosen.view(uniforms.shape)
+        return sample_tokens(logits.flatten(0, -2), uniforms.flatten(), self.how).view(uniforms.shape)
 
 
 def _diffuse(canvas: _Canvas) -> Tensor:

@@ -11,7 +11,7 @@ seed gives the same sample whatever it is batched with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from omniloom.models.unified.batch import Document, Segment, visual_segment
 from omniloom.models.unified.config import SpecialIds
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import VisualSampling, check_choice, draw_visual, sample_tokens
+from omniloom.models.unified.generation.draw import check_drawing, draw_visual, nothing, sample_tokens
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.layouts import without
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.positions import Grid
@@ -50,55 +51,60 @@ def guided_prefixes(
 
 @torch.no_grad()
 def generate_visual(
-    model: UnifiedModel, prefixes: Sequence[Document], grid_thw: Grid, *, seeds: Seeds = 0, **sampling: Any
+    model: UnifiedModel, prefixes: Sequence[Document], grid_thw: Grid, visual: VisualSampling, seeds: Seeds = 0
 ) -> Tensor:
     """Draw one segment behind each prefix (which does not hold the <boi> itself).
 
     grid_thw  (t, h, w) of the segment, any size
+    visual    with objective and diffusion; of its size and number of frames `grid_thw` says what counts
     seeds     one a request, or an int that counts up
-    sampling  the fields of `VisualSampling`
     Returns normalised latents or pixels, float32 (B, t, h, w, C), or codes, int64 (B, t, h, w).
     """
-    how = VisualSampling(**sampling)
+    check_drawing(model.config, visual)
     grid = tuple(int(n) for n in grid_thw)
     if len(grid) != 3 or min(grid) < 1:
         raise ValueError(f"grid_thw: expected (t, h, w), got {grid_thw!r}")
     seeds = seed_list(seeds, len(prefixes))
     if not prefixes:
-        return how.nothing(model.config, grid)
-    state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, how, model.config.specials))
-    values, _ = draw_visual(state, [(seed, 0) for seed in seeds], grid, how, go_on=False)
+        return nothing(model.config, grid, visual.objective)
+    state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, visual, model.config.specials))
+    values, _ = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual, go_on=False)
     return values.reshape(len(prefixes), *grid, *values.shape[2:])
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Pictures between texts."""
+
+    visual: VisualSampling
+    """How they are drawn, with objective and diffusion."""
+    image_grid: Grid | None = None
+    """(t, h, w) of an image; without it none is opened."""
+    video_grid: Grid | None = None
+    """(t, h, w) of a video; without it none is opened."""
+    max_visuals: int = 4
+    """Pictures a request; then opening one is forbidden."""
 
 
 @torch.no_grad()
 def generate_interleaved(
     model: UnifiedModel,
     prefixes: Sequence[Document],
+    text: TextSampling,
+    drawing: Drawing | None = None,
     *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     stop_ids: Sequence[int] | None = None,
     seeds: Seeds = 0,
-    visual: VisualSampling | None = None,
-    image_grid: Grid | None = None,
-    video_grid: Grid | None = None,
-    max_visuals: int = 4,
 ) -> list[list[Segment]]:
-    """Go on behind each prefix, text and pictures in turn: where the model writes <boi> or <bov> and the
-    matching grid is given, the picture is drawn and the text goes on behind it.
+    """Go on behind each prefix, text and pictures in turn: where the model writes <boi> or <bov> and `drawing` has
+    the matching grid, the picture is drawn and the text goes on behind it.
 
-    max_new_tokens  text tokens a request, pictures' frames apart
-    stop_ids        end a request and are left out of its result; <eos> by default
-    visual          how pictures are drawn, where any may be
-    max_visuals     pictures a request; then, and without a grid or `visual`, opening one is forbidden
+    text      its max_new_tokens are of a request, pictures' frames apart
+    stop_ids  end a request and are left out of its result; <eos> by default
     Returns, for each request, the segments that were made; they can stand in a later prefix.
     """
-    check_choice(temperature, top_k, top_p)
     special = model.config.specials
-    grids = {special.boi: image_grid, special.bov: video_grid} if visual is not None else {}
+    grids = {special.boi: drawing.image_grid, special.bov: drawing.video_grid} if drawing else {}
     grids = {token: tuple(grid) for token, grid in grids.items() if grid is not None}
     stops = set([special.eos] if stop_ids is None else stop_ids)
     forbidden = [
@@ -108,11 +114,11 @@ def generate_interleaved(
     ]
     seeds = seed_list(seeds, len(prefixes))
     made: list[list[Segment]] = [[] for _ in prefixes]
-    if not prefixes or max_new_tokens < 1:
+    if not prefixes:
         return made
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     uniforms = torch.empty(len(prefixes), 0)
-    budget = [max_new_tokens] * len(prefixes)
+    budget = [text.max_new_tokens] * len(prefixes)
     pictures = [0] * len(prefixes)
     tokens_of: list[list[int]] = [[] for _ in prefixes]
     state, hidden = GenerationState.prefill(model, prefixes)
@@ -132,45 +138,43 @@ def generate_interleaved(
         logits = model.text_head(hidden).float()
         logits[:, forbidden] = -torch.inf
         for b, request in enumerate(rows):
-            if pictures[request] >= max_visuals:
+            if drawing and pictures[request] >= drawing.max_visuals:
                 logits[b, list(grids)] = -torch.inf
-        chosen = sample_tokens(
-            logits, uniforms[rows, step % _UNIFORMS].to(logits.device), temperature, top_k, top_p
-        ).tolist()
+        chosen = sample_tokens(logits, uniforms[rows, step % _UNIFORMS].to(logits.device), text).tolist()
         step += 1
-        drawing: dict[int, list[int]] = {}
+        opened: dict[int, list[int]] = {}
         for b, (request, token) in enumerate(zip(rows, chosen)):
             if request not in alive:
                 continue
             if token in stops:
                 alive.discard(request)
             elif token in grids:
-                drawing.setdefault(token, []).append(b)
+                opened.setdefault(token, []).append(b)
             else:
                 tokens_of[request].append(token)
                 budget[request] -= 1
                 if not budget[request]:
                     alive.discard(request)
-        busy = {b for group in drawing.values() for b in group}
+        busy = {b for group in opened.values() for b in group}
         keep = [request in alive and b not in busy for b, request in enumerate(rows)]
         if any(keep):
             hidden = state.feed_text(chosen, keep)
-        for token, group in drawing.items():
+        for token, group in opened.items():
             part = state.select(group)
             for b in group:
                 close_text(rows[b])
             so_far = [[*prefixes[rows[b]], *made[rows[b]]] for b in group]
-            if others := guided_prefixes(so_far, visual, special, slice(1, None)):
+            if others := guided_prefixes(so_far, drawing.visual, special, slice(1, None)):
                 part = part.stack(GenerationState.prefill(model, others)[0])
             grid = grids[token]
             draws = [(seeds[rows[b]], pictures[rows[b]]) for b in group]
-            values, after = draw_visual(part, draws, grid, visual, go_on=True)
+            values, after = draw_visual(part, draws, grid, drawing.visual, go_on=True)
             state.put(group, part.select(range(len(group))))
             hidden = hidden.index_copy(
                 0, torch.tensor(group, device=hidden.device), after[: len(group)].to(hidden.dtype)
             )
             for b, drawn in zip(group, values.cpu().numpy()):
-                made[rows[b]].append(visual_segment(visual.objective, drawn, grid))
+                made[rows[b]].append(visual_segment(drawing.visual.objective, drawn, grid))
                 pictures[rows[b]] += 1
         staying = [b for b, request in enumerate(rows) if request in alive]
         if staying and len(staying) <= len(rows) // 2:
@@ -184,23 +188,11 @@ def generate_interleaved(
 def generate_text(
     model: UnifiedModel,
     prefixes: Sequence[Document],
-    max_new_tokens: int = 64,
+    text: TextSampling = TextSampling(),
     *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     stop_ids: Sequence[int] | None = None,
     seeds: Seeds = 0,
 ) -> list[list[int]]:
     """`generate_interleaved` with text alone: the ids each request gets, the one that ended it left out."""
-    made = generate_interleaved(
-        model,
-        prefixes,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop_ids=stop_ids,
-        seeds=seeds,
-    )
+    made = generate_interleaved(model, prefixes, text, stop_ids=stop_ids, seeds=seeds)
     return [segments[0].ids.tolist() if segments else [] for segments in made]

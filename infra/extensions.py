@@ -1,0 +1,42 @@
+"""Extensions: parts that other installed distributions offer by entry points.
+
+In: the name of a group, such as `omniloom.sources`, and the names that are taken. Out: the parts by name, and for each
+that cannot be used the reason, for whoever asks for it: a broken extension stops nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+
+def load(
+    group: str, taken: Collection[str], problem: Callable[[str, Any], str | None]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(name -> part, name -> why it cannot be used). `problem(name, part)` says what is wrong with a part, if anything
+    is; a name that is `taken` or that two distributions offer is of no use."""
+    offered: dict[str, list[EntryPoint]] = {}
+    for point in sorted(entry_points(group=group), key=_distribution):
+        offered.setdefault(point.name, []).append(point)
+    parts: dict[str, Any] = {}
+    unusable: dict[str, str] = {}
+    for name, points in offered.items():
+        origin = f"offered by {' and '.join(map(_distribution, points))}"
+        if len(points) > 1 or name in taken:
+            unusable[name] = f"{origin}{' and by omniloom itself' if name in taken else ''}; uninstall all but one"
+            continue
+        try:
+            part = points[0].load()
+        except Exception as error:  # whatever a module of somebody else's raises when it is imported
+            unusable[name] = f"{origin}, {points[0].value} cannot be loaded: {type(error).__name__}: {error}"
+            continue
+        if wrong := problem(name, part):
+            unusable[name] = f"{origin}, {points[0].value} {wrong}"
+        else:
+            parts[name] = part
+    return parts, unusable
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value

@@ -1,0 +1,32 @@
+"""How the stages draw: the fields of their configs that are choices of sampling, made from `VisualSampling`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field, create_model
+
+from omniloom.models.docstrings import field_docstrings
+from omniloom.models.unified.generation.sampling import VisualSampling, knobs
+
+
+def _field(name: str) -> tuple[Any, Any]:
+    knob = knobs(VisualSampling)[name]
+    described = field_docstrings(VisualSampling)[name].rstrip(".")
+    limits = {"ge": knob.at_least, "gt": knob.above, "le": knob.at_most}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    return knob.kind, Field(getattr(VisualSampling, name), description=described, **limits)
+
+
+# Every one is part of the fingerprints of the stages that have it: one more makes finished stages run again.
+_CHOSEN = ("num_steps", "guidance_scale")
+
+
+class DrawingConfig(
+    create_model("DrawingFields", __config__=ConfigDict(extra="forbid"), **{name: _field(name) for name in _CHOSEN})
+):
+    """How the pictures are drawn that a stage shows or measures."""
+
+    def visual(self, **more: Any) -> VisualSampling:
+        """With `more` of its fields."""
+        return VisualSampling(**{name: getattr(self, name) for name in _CHOSEN}, **more)

@@ -1,0 +1,205 @@
+"""Captions of media files: from a manifest's rows, from texts beside the files, or from names.
+
+In: items of a folder, one per media file. Out: the same with "captions", "label", "license", "group", "meta",
+"synthetic" or "sidecar" as far as they are known, and an item for each thing that a manifest says and that cannot be
+used. A manifest that does not fit the folder is an `InputError`.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+
+from omniloom.infra.errors import InputError
+from omniloom.stages.ingest import fields, manifests
+from omniloom.stages.ingest.kinds.base import SourceKind
+from omniloom.stages.ingest.manifests import Manifest
+from omniloom.stages.ingest.names import Names, normal_path
+from omniloom.stages.ingest.options import Captions
+from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.roots import SourceFile
+from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
+
+
+def with_captions(kind: SourceKind, items: list[dict], files: list[SourceFile], notes: Counter) -> list[dict]:
+    """The items of the source `kind` with what `config.captions` says of them. `files` is all that the folder holds;
+    `notes` counts metadata_captions, metadata_unread and sidecars_unread."""
+    captions: Captions | None = kind.config.captions
+    if kind.manifest:
+        manifest = kind.manifest.read(("", posixpath.dirname(kind.manifest.below or "")))
+        if not manifest.rows:
+            raise InputError(f"{manifest.name}: holds no row", field=manifest.field)
+        return _with_rows(kind, items, [manifest], _names(kind, files))
+    if captions and captions.from_ == "sidecar":
+        return _with_sidecars(kind, items, files)
+    notes["sidecars_unread"] += len(_sidecars(kind, items, files))
+    if captions:
+        return [{**item, **_named(captions, item["path"])} for item in items]
+    found = [
+        manifests.read_manifest(
+            kind.root, kind.root.uri(path), path, f"{kind.field}.captions", (posixpath.dirname(path), "")
+        )
+        for path in metadata(kind, files)
+    ]
+    named = [manifest for manifest in found if fields.names_files(manifest)]
+    notes["metadata_unread"] += len(found) - len(named)
+    items = _with_rows(kind, items, named, _names(kind, files)) if named else items
+    notes["metadata_captions"] += sum("captions" in item for item in items)
+    return items
+
+
+def metadata(kind: SourceKind, files: list[SourceFile]) -> list[str]:
+    """Paths of the manifests that the datasets library would take: at the top or in any folder."""
+    if kind.config.captions:
+        return []
+    return [
+        file.path
+        for file in files
+        if posixpath.basename(file.path) in manifests.METADATA and not file.reject and not kind.excluded(file.path)
+    ]
+
+
+def _names(kind: SourceKind, files: list[SourceFile]) -> Names:
+    return Names(kind.root, (file.path for file in files))
+
+
+# ---- rows of manifests ----
+
+
+def _with_rows(kind: SourceKind, items: list[dict], found: list[Manifest], names: Names) -> list[dict]:
+    """Items with what the rows say of them; several rows of a file add up their captions.
+
+    InputError where few rows name a file and few files are named: then it is not that a row is wrong.
+    """
+    by_path = {item["path"]: item for item in items}
+    rejected: list[dict] = []
+    for manifest in found:
+        named: dict[str, str] = {}
+        used = _use_rows(kind, manifest, names, by_path, rejected, named)
+        rows, matched = len(used), sum(used)
+        files = sum("reject" not in item for item in items)
+        if 2 * matched < rows and 2 * len(named) < files:
+            raise InputError(_mismatch(kind, manifest, names, matched, rows), field=manifest.field)
+    return items + rejected
+
+
+def _use_rows(
+    kind: SourceKind,
+    manifest: Manifest,
+    names: Names,
+    by_path: dict[str, dict],
+    rejected: list[dict],
+    named: dict[str, str],
+) -> list[bool]:
+    """Put the rows' facts into the items and what is wrong into `rejected`; whether each row named a file that is."""
+    captions = kind.config.captions or fields.DEFAULTS
+    key = fields.file_field(manifest, captions.file_field, names)
+    caption = fields.caption_field(manifest, captions) if key else None
+    fields.check_fields(manifest, captions)
+    used: list[bool] = []
+    for line, row in manifest.rows:
+        where = manifest.where(line)
+        name = row.get(key) if isinstance(row, dict) and key else None
+        path = names.find(name, manifest.starts)
+        if path is None and isinstance(name, str) and not _wanted(kind, name):
+            continue
+        used.append(path is not None)
+        if path is None:
+            rejected.append(_unmatched(kind, row, name, key, where))
+        elif item := by_path.get(path):
+            named[path] = where
+            said, bad = fields.facts(row, captions, caption)
+            bad += _add(item, said)
+            rejected += [kind.rejected(where, problem) for problem in bad]
+    return used
+
+
+def _wanted(kind: SourceKind, name: str) -> bool:
+    """Whether a file of this name would be read if it were there."""
+    path = normal_path(name)
+    return path is None or kind.selected(path)
+
+
+def _unmatched(kind: SourceKind, row: dict | Reject, name: object, key: str | None, where: str) -> dict:
+    if isinstance(row, Reject):
+        return kind.rejected(where, row)
+    if not isinstance(name, str) or not name:
+        return kind.rejected(where, Reject("bad_manifest_row", f"no {key or 'file'!r} in it"))
+    if normal_path(name) is None:
+        return kind.rejected(where, Reject("outside_root", f"{name[:200]!a} lies outside the source's root"))
+    return kind.rejected(name, Reject("missing_file", f"named in {where}"))
+
+
+def _add(item: dict, said: dict) -> list[Reject]:
+    """Add what one more row says of an item; what contradicts a row above is told."""
+    bad = [
+        Reject("bad_manifest_row", f"{key}: {said[key]!a:.80}, a row above says {item[key]!a:.80}")
+        for key in ("label", "license", "group")
+        if item.get(key) not in (None, said.get(key)) and key in said
+    ]
+    captions = [*item.get("captions", ()), *said.pop("captions", ())]
+    item |= {key: value for key, value in said.items() if key not in item}
+    if captions:
+        item["captions"] = list(dict.fromkeys(captions))
+    return bad
+
+
+def _mismatch(kind: SourceKind, manifest: Manifest, names: Names, matched: int, rows: int) -> str:
+    captions = kind.config.captions or fields.DEFAULTS
+    key = fields.file_field(manifest, captions.file_field, names)
+    if key is None:
+        known = ", ".join(manifest.keys) or "none, for no line of it is a row"
+        bad = Counter(row.message for _, row in manifest.rows if isinstance(row, Reject)).most_common(1)
+        return (
+            f"{manifest.name}: no row names a file; the keys are {known}; set captions.file_field to the one that "
+            f"does{f' (most lines: {bad[0][0]})' if bad else ''}"
+        )
+    said = [row[key] for _, row in manifest.rows if isinstance(row, dict) and key in row]
+    unknown = [name for name in said if names.find(name, manifest.starts) is None]
+    there = sorted(path for path in names.paths if suffix(path) not in COMPANIONS)
+    return (
+        f"{manifest.name}: {matched} of {rows} rows name a file of {kind.root.place}. The rows say, as {key!r}: "
+        f"{_some(unknown)}; the folder holds: {_some(there)}. Names are relative to the source's uri: set uri, "
+        f"or captions.file_field to another of the keys {', '.join(manifest.keys)}"
+        + ("" if kind.config.captions else "; nobody named this manifest: exclude it if it is about other files")
+    )
+
+
+def _some(values: list) -> str:
+    shown = ", ".join(f"{value!a:.100}" for value in values[:3])
+    return (f"{shown}, ... ({len(values)})" if len(values) > 3 else shown) or "nothing"
+
+
+# ---- texts beside the files, and names ----
+
+
+def _with_sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> list[dict]:
+    found = _sidecars(kind, items, files)
+    if not found:
+        raise InputError(
+            f"no picture of {kind.root.place} has a text of its name beside it (a.png and a.txt or a.caption); "
+            f"the folder holds: {_some(sorted(file.path for file in files))}",
+            field=f"{kind.field}.captions.from",
+        )
+    return [{**item, "sidecar": found[item["path"]]} if item["path"] in found else item for item in items]
+
+
+def _sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> dict[str, str]:
+    """Path of a media file -> that of the text beside it: of its name with another suffix, or with one more."""
+    names = Names(kind.root, (file.path for file in files if suffix(file.path) in SIDECARS))
+    found: dict[str, str] = {}
+    for item in items if names.paths else ():
+        stems = dict.fromkeys((posixpath.splitext(item["path"])[0], item["path"]))
+        text = next((text for stem in stems for ending in SIDECARS if (text := names.find(stem + ending))), None)
+        if text and text != item["path"]:
+            found[item["path"]] = text
+    return found
+
+
+def _named(captions: Captions, path: str) -> dict:
+    if captions.from_ == "file":
+        name = posixpath.splitext(posixpath.basename(path))[0]
+    else:
+        name = posixpath.basename(posixpath.dirname(path))
+    words = " ".join(name.replace("_", " ").replace("-", " ").split())
+    return {"captions": [captions.template.replace("{name}", words)], "label": name} if words else {}

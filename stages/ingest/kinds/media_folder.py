@@ -1,0 +1,94 @@
+"""Folders of media files, each a record, with captions from a manifest, from texts beside them or from their names."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+
+from omniloom.stages.ingest import captions as captioning
+from omniloom.stages.ingest import encoding, manifests
+from omniloom.stages.ingest.kinds.base import Contents, SourceKind
+from omniloom.stages.ingest.manifests import ManifestFile
+from omniloom.stages.ingest.options import FORMER_FIELDS, Captions, SourceConfig
+from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.roots import SourceFile
+from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
+
+_CHECKED_BYTES = 4 << 20  # of a manifest that is checked when the sources are listed; a larger one when they are read
+
+
+class MediaFolderConfig(SourceConfig):
+    CANONICAL = FORMER_FIELDS
+
+    captions: Captions | None = None
+    """Where captions and labels come from. By default metadata.jsonl or metadata.csv where one lies in the folder, else
+    there are none."""
+
+
+class MediaFolder(SourceKind):
+    config: MediaFolderConfig
+    medium: str  # image or video
+
+    @classmethod
+    def makes(cls, config: MediaFolderConfig) -> str:
+        return cls.medium
+
+    # ---- planning ----
+
+    @cached_property
+    def manifest(self) -> ManifestFile | None:
+        if self.config.captions is None or self.config.captions.manifest is None:
+            return None
+        return ManifestFile(self.root, self.config.captions.manifest, f"{self.field}.captions.manifest")
+
+    def is_item(self, path: str) -> bool:
+        if not self.selected(path) or (self.manifest and path == self.manifest.below):
+            return False
+        return bool(self.config.include) or suffix(path) not in COMPANIONS
+
+    def matters(self, path: str) -> bool:
+        if super().matters(path):
+            return True
+        if self.config.captions:
+            return self.config.captions.from_ == "sidecar" and suffix(path) in SIDECARS
+        return posixpath.basename(path) in manifests.METADATA
+
+    def holds_some(self, contents: Contents) -> bool:
+        return super().holds_some(contents) or bool(self.manifest and contents.of_kind)
+
+    def check(self, contents: Contents) -> None:
+        if self._quick_to_read(contents.files):
+            self.items(contents, Counter())  # raises where the captions do not fit
+
+    def _quick_to_read(self, files: list[SourceFile]) -> bool:
+        """Whether there are captions that can be looked at on every plan: what they take to read is small."""
+        if self.manifest:
+            return self.manifest.size(files) <= _CHECKED_BYTES
+        if self.config.captions:
+            return self.config.captions.from_ == "sidecar"
+        sizes = {file.path: file.size for file in files}
+        metadata = captioning.metadata(self, files)
+        return bool(metadata) and sum(sizes[path] for path in metadata) <= _CHECKED_BYTES
+
+    def items(self, contents: Contents, notes: Counter) -> list[dict]:
+        """One per file, with "captions", "label", "license", "group", "meta", "synthetic" and "sidecar" as far as they
+        are known; then what manifests say that cannot be used."""
+        return captioning.with_captions(self, super().items(contents, notes), contents.files, notes)
+
+    # ---- reading ----
+
+    def read(self, item: dict) -> Iterator[dict | Reject]:
+        from omniloom.stages.ingest import rows
+
+        row = rows.media_row(self.medium, self.content(item["path"], item["size"]), self.limits)
+        captions = item.get("captions", [])
+        if sidecar := item.get("sidecar"):
+            try:
+                text = encoding.no_nul(encoding.decode(self.content(sidecar), self.config.encoding))
+                captions = [text.replace("\r\n", "\n").strip()]
+            except Exception as error:
+                reason = Reject.of(error, sidecar)
+                yield Reject("bad_caption", f"{reason.code}: {reason.message}", path=sidecar)
+        yield {**row, **rows.captioned(captions), "label": item.get("label")}

@@ -1,0 +1,51 @@
+"""The table of kinds: ours, and those of entry points of the group `omniloom.sources`.
+
+An entry point's name is the kind's name, its value a `SourceKind`:
+
+    [project.entry-points."omniloom.sources"]
+    csv_urls = "csv_urls_source:CsvUrls"
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+from omniloom.infra import extensions
+from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
+from omniloom.stages.ingest.kinds.base import SourceKind
+from omniloom.stages.ingest.kinds.image_folder import ImageFolder
+from omniloom.stages.ingest.kinds.interleaved import Interleaved
+from omniloom.stages.ingest.kinds.jsonl import Jsonl
+from omniloom.stages.ingest.kinds.text import Text
+from omniloom.stages.ingest.kinds.video_folder import VideoFolder
+from omniloom.stages.ingest.options import SourceConfig
+
+GROUP = "omniloom.sources"
+
+
+def _problem(name: str, part: Any) -> str | None:
+    """What keeps an entry point from being a kind of source."""
+    if not (isinstance(part, type) and issubclass(part, SourceKind)):
+        return "is no subclass of omniloom.stages.ingest.kinds.SourceKind"
+    if part.__abstractmethods__:
+        return f"lacks {', '.join(sorted(part.__abstractmethods__))}"
+    if not (isinstance(getattr(part, "Config", None), type) and issubclass(part.Config, SourceConfig)):
+        return "lacks Config, a subclass of omniloom.stages.ingest.kinds.SourceConfig"
+    if not getattr(part, "suffixes", ()):
+        return "lacks suffixes, those of the files that it reads"
+    if typing.get_args(part.Config.model_fields["kind"].annotation) != (name,):
+        return f'has a Config without the line `kind: Literal["{name}"]`, the name of its entry point'
+    return None
+
+
+_OURS: tuple[type[SourceKind], ...] = (ImageFolder, VideoFolder, Text, Jsonl, Interleaved)
+_OTHERS, UNUSABLE = extensions.load(GROUP, [kind.name() for kind in _OURS], _problem)
+KINDS: dict[str, type[SourceKind]] = {**{kind.name(): kind for kind in _OURS}, **_OTHERS}
+
+
+def open_source(
+    config: SourceConfig, index: int, limits: Limits = DEFAULT_LIMITS, chunk_chars: int = 2000
+) -> SourceKind:
+    """The source with these options, which is the number `index` of its config."""
+    return KINDS[config.kind](config, index, limits, chunk_chars)

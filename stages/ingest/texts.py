@@ -1,0 +1,61 @@
+"""Texts of files: decoded, and cut into pieces."""
+
+from __future__ import annotations
+
+import re
+
+from omniloom.stages.data.media.limits import MediaError
+from omniloom.stages.ingest import encoding
+
+_PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
+
+
+def decode_text(data: bytes, name: str = "utf-8") -> str:
+    """Text of the encoding `name`, without its byte order mark, line ends as one line feed. Raises MediaError."""
+    if not data:
+        raise MediaError("empty", "the file has no bytes")
+    text = encoding.no_nul(encoding.decode(data, name))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise MediaError("empty", "nothing but white space")
+    return text
+
+
+def chunk_text(text: str, chunk_chars: int) -> list[str]:
+    """Cut at the ends of paragraphs into pieces of about `chunk_chars`; joined they are `text` again.
+
+    A piece ends with the paragraph that brings it to `chunk_chars`. A paragraph that would bring it to twice
+    that is cut itself: after a line, else after a space, else anywhere. No piece is blank unless the whole
+    text is.
+    """
+    chunks, start, at = [], 0, 0
+    ends = [match.end() for match in _PARAGRAPH_END.finditer(text)]
+    if not ends or ends[-1] != len(text):
+        ends.append(len(text))
+    for end in ends:
+        while end - start >= 2 * chunk_chars:
+            if at - start >= chunk_chars // 2 and at > start:
+                cut = at
+            else:
+                window = text[start : start + chunk_chars]
+                cut = start + (window.rfind("\n") + 1 or window.rfind(" ") + 1 or chunk_chars)
+            chunks.append(text[start:cut])
+            start = at = cut
+        at = end
+        if end - start >= chunk_chars:
+            chunks.append(text[start:end])
+            start = end
+    if start < len(text):
+        chunks.append(text[start:])
+    return _without_blank(chunks)
+
+
+def _without_blank(chunks: list[str]) -> list[str]:
+    """Blank pieces joined to the one before, or after where there is none before."""
+    out: list[str] = []
+    for chunk in chunks:
+        if out and (not chunk.strip() or not out[-1].strip()):
+            out[-1] += chunk
+        else:
+            out.append(chunk)
+    return out

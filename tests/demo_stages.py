@@ -1,0 +1,3 @@
+"""The stages of the demo, in order."""
+
+NAMES = ("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train", "evaluate")
