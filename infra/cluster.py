@@ -23,6 +23,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.fields import PATH, PLACEMENT
 from omniloom.infra.secrets import redact
 
 _CONNECT_SECONDS = 5.0
@@ -48,7 +49,11 @@ class ClusterConfig(BaseModel):
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; by default all")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; by default all")
     object_store_bytes: int | None = Field(None, ge=80 * 2**20, description="object store of a local Ray")
-    temp_dir: str | None = Field(None, description="temporary folder of a local Ray, at most 40 characters long")
+    temp_dir: str | None = Field(
+        None,
+        json_schema_extra=PATH | PLACEMENT,
+        description="temporary folder of a local Ray, at most 40 characters long",
+    )
     env: dict[str, str] = Field(default_factory=dict, description="environment variables for every worker")
     log_to_driver: bool = Field(False, description="show what workers print")
 

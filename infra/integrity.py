@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,22 +57,32 @@ def remember(folder: str, files: list[dict]) -> None:
     _remember(folder, _facts(folder, files))
 
 
+def hashes(folder: str, paths: list[str], versions: dict[str, list]) -> dict[str, str]:
+    """sha256 by path. What was read on this machine and not written since is not read again: a local file is known by
+    its size, inode and times, a remote one by what `versions` says of it (a list of literals), if anything."""
+    states = {**_states(folder, paths), **versions}  # before the content is read
+    known = _recall(folder)
+    unread = [path for path in paths if path not in states or known.get(path, [None])[1:] != states[path]]
+    read = dict(zip(unread, _hashes(folder, unread), strict=True))
+    # A file that was written within the clock's grain could be written again without another time.
+    settled = {path for path in read if path in states and (path in versions or time.time_ns() - states[path][3] > 2e9)}
+    if settled:
+        _remember(folder, known | {path: [read[path], *states[path]] for path in settled})
+    return {path: read.get(path) or known[path][0] for path in paths}
+
+
 def _facts(folder: str, files: list[dict]) -> dict[str, list]:
     """By path the wanted sha256 and what any write to the local file changes; empty where the folder is not local."""
+    states = _states(folder, [entry["path"] for entry in files])
+    return {entry["path"]: [entry["sha256"], *states[entry["path"]]] for entry in files if entry["path"] in states}
+
+
+def _states(folder: str, paths: list[str]) -> dict[str, list]:
+    """By path what any write to the local file changes; empty where the folder is not local."""
     if (root := storage.local_path(folder)) is None:
         return {}
-    found = {}
-    for entry in files:
-        state = os.stat(root / entry["path"])
-        found[entry["path"]] = [
-            entry["sha256"],
-            state.st_size,
-            state.st_dev,
-            state.st_ino,
-            state.st_mtime_ns,
-            state.st_ctime_ns,
-        ]
-    return found
+    found = {path: os.stat(root / path) for path in paths}
+    return {path: [s.st_size, s.st_dev, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for path, s in found.items()}
 
 
 def _remember(folder: str, facts: dict[str, list]) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import threading
@@ -31,6 +32,8 @@ from omniloom.infra.errors import InputError
 # Listings must be true at once for every reader: a lease or a manifest that another process wrote a second ago
 # must be seen, so remote filesystems run without their listings cache.
 _UNCACHED = {"s3": {"use_listings_cache": False}, "s3a": {"use_listings_cache": False}}
+# `dbfs:/x`, and `digits:/`, which another part of a path follows.
+_ONE_SLASH = re.compile(r"(?!file:|local:)[A-Za-z][A-Za-z0-9+.-]+:/")
 _MEMORY = threading.Lock()  # `memory://` looks before it creates, which its threads must do one at a time
 
 
@@ -51,10 +54,10 @@ def is_process_local(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """Local paths made absolute (`~` expanded, `file://` dropped); any other URI as it is, less a trailing slash."""
-    if is_local(uri):
+    if is_local(uri) and not _ONE_SLASH.match(uri):
         path = split_protocol(uri)[1]
         return os.path.abspath(os.path.expanduser(path))
-    return uri.rstrip("/") if not uri.endswith("://") else uri
+    return uri if uri.endswith(("://", ":/")) else uri.rstrip("/")
 
 
 def join(uri: str, *parts: str) -> str:

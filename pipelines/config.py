@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError, split_field
+from omniloom.infra.fields import PATH, PLACEMENT, map_texts, marked_paths
 from omniloom.infra.tracking import TrackingConfig
+from omniloom.infra.tracking.address import absolute_store
 from omniloom.pipelines import schema, yaml_dialect
-from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, UNUSABLE, Graph
 from omniloom.pipelines.origin import Origin, together
-from omniloom.stages.base import PLACEMENT
 
 PRESETS = Path(__file__).parent / "presets"
 # What Python has many names for is a list or a mapping in YAML.
@@ -66,7 +67,7 @@ class PipelineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str = Field(min_length=1, json_schema_extra=PLACEMENT)
+    storage: str = Field(min_length=1, json_schema_extra=PATH | PLACEMENT)
     data: str | None = None
     seed: int = 0
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -201,7 +202,7 @@ def find(path: str) -> Path:
 
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
-    """The checked config. `file` and the `overridden` keys are what errors point to."""
+    """The checked config, its paths absolute. `file` and the `overridden` keys are what errors point to."""
     origin = Origin.of(file, overridden)
     for path in schema.booleans_for_numbers(PipelineConfig, values):
         raise origin.placed(InputError("expected a number, got true or false", field=path))
@@ -212,12 +213,25 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
     for path, value in schema.non_finite(config):
         raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
     config._origin = origin
+    for marked in marked_paths(config):
+        absolute = absolute_store if marked.mark["kind"] == "store" else storage.absolute
+        marked.replace(map_texts(absolute, marked.value))
     with naming(config):
         _ = config.graph
-    config.storage = storage.absolute(config.storage)
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
+
+
+def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:
+    """The literals `values` with those paths that the `config` made of them has made absolute."""
+    for path in marked_paths(config):
+        inside, *keys = [values, *path.keys]
+        for key in keys[:-1]:
+            inside = inside[int(key)] if isinstance(inside, list) else inside.get(key) or {}
+        if keys[-1] in inside:
+            inside[keys[-1]] = path.value
+    return values
 
 
 def _explain(error: ValidationError, origin: Origin) -> InputError:
@@ -234,7 +248,8 @@ def _explain(error: ValidationError, origin: Origin) -> InputError:
                 message += f" (got {item['input']!r})"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
-            message = "unknown key" + _suggestion(loc[-1], known)
+            unusable = UNUSABLE.get(loc[-1]) if loc[:-1] == ["stages"] else None
+            message = f"cannot be used: {unusable}" if unusable else "unknown key" + _suggestion(loc[-1], known)
         elif item["type"] == "union_tag_invalid":
             loc.append(item["ctx"]["discriminator"].strip("'_()"))
             message = f"expected one of {item['ctx']['expected_tags']}"

@@ -1,6 +1,6 @@
 """Fingerprints: sha256 over what determines a stage's output, in a canonical form.
 
-Identity and placement are apart: config fields marked with `stages.base.PLACEMENT` never enter. What has no
+Identity and placement are apart: config fields marked with `infra.fields.PLACEMENT` never enter. What has no
 canonical form (a NaN, an arbitrary object) is an error, never a guess. Passwords and signatures in URIs never enter.
 
 A config's class may have constants that enter beside its fields, `CANONICAL = {"name": value}`: the fields, at
@@ -19,23 +19,29 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from omniloom.infra.fields import marks
 from omniloom.infra.secrets import redact_uris
 
+BY_CONTENT = "(by content)"  # in place of an outside path
 
-def canonical(value: Any, where: str = "value") -> Any:
-    """`value` as JSON-able literals; raises TypeError or ValueError that name the place for anything else."""
-    if isinstance(value, BaseModel):
+
+def canonical(value: Any, where: str = "value", paths: bool = False) -> Any:
+    """`value` as JSON-able literals; raises TypeError or ValueError that name the place for anything else.
+
+    Outside paths are left out, `BY_CONTENT` in their place, unless `paths` are asked for.
+    """
+    if isinstance(value, BaseModel) or dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            name: canonical(getattr(value, name), f"{where}.{name}")
-            for name, info in type(value).model_fields.items()
-            if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("placement"))
+            name: BY_CONTENT
+            if "path" in mark and getattr(value, name) not in (None, "") and not paths
+            else canonical(getattr(value, name), f"{where}.{name}", paths)
+            for name, mark in marks(value).items()
+            if not mark.get("placement")
         }
-        return canonical(getattr(value, "CANONICAL", {}), where) | fields | canonical(value.model_extra or {}, where)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
-        return canonical(getattr(value, "CANONICAL", {}), where) | fields
+        extra = getattr(value, "model_extra", None) or {}
+        return canonical(getattr(value, "CANONICAL", {}), where) | fields | canonical(extra, where)
     if isinstance(value, Enum):
-        return canonical(value.value, where)
+        return canonical(value.value, where, paths)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where}: {value} has no canonical form")
@@ -45,12 +51,12 @@ def canonical(value: Any, where: str = "value") -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, list | tuple):
-        return [canonical(item, f"{where}.{i}") for i, item in enumerate(value)]
+        return [canonical(item, f"{where}.{i}", paths) for i, item in enumerate(value)]
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"{where}: key {key!r} is not a string")
-        return {key: canonical(value[key], f"{where}.{key}") for key in sorted(value)}
+        return {key: canonical(value[key], f"{where}.{key}", paths) for key in sorted(value)}
     raise TypeError(f"{where}: {type(value).__name__} has no canonical form")
 
 
@@ -60,11 +66,24 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def fingerprint(stage: str, version: int, config: Any, inputs: dict[str, str], sources: str | None = None) -> str:
-    """The fingerprint of a stage's output; `sources` is the digest of a listing of outside sources."""
-    return digest(
-        {"stage": stage, "version": version, "config": canonical(config, stage), "inputs": inputs, "sources": sources}
-    )
+def fingerprint(
+    stage: str,
+    version: int,
+    config: Any,
+    inputs: dict[str, str],
+    sources: str | None = None,
+    outside: dict[str, str] | None = None,
+) -> str:
+    """The fingerprint of a stage's output. `sources` is the digest of a listing of outside sources; `outside` has by
+    field the digests of what the outside paths in the config hold."""
+    parts = {
+        "stage": stage,
+        "version": version,
+        "config": canonical(config, stage),
+        "inputs": inputs,
+        "sources": sources,
+    }
+    return digest(parts | ({"outside": outside} if outside else {}))
 
 
 class _Absent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from omniloom.infra.errors import InputError
-from omniloom.pipelines.plugins import with_plugins
+from omniloom.pipelines.extensions import with_extensions
 from omniloom.stages.base import Stage
 
 BUILT_IN = (
@@ -28,7 +28,7 @@ BUILT_IN = (
         "evaluation",
     ),
 )
-KNOWN = with_plugins(BUILT_IN)
+KNOWN, UNUSABLE = with_extensions(BUILT_IN)
 KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
 
 
@@ -42,7 +42,7 @@ class Graph:
     def __init__(self, names: Iterable[str], pinned: Iterable[str] = ()):
         configured, pins = set(names), set(pinned)
         for name in sorted(pins - set(KNOWN_NAMES)):
-            raise InputError(f"no stage {name!r}; the stages are {', '.join(KNOWN_NAMES)}", field=f"pins.{name}")
+            raise InputError(no_stage(name), field=f"pins.{name}")
         if not configured:
             raise InputError(f"expected at least one stage; the stages are {', '.join(KNOWN_NAMES)}", field="stages")
         self.stages = tuple(stage for stage in KNOWN if stage.name in configured | pins)
@@ -79,6 +79,12 @@ class Graph:
     def missing(self, stage: Stage) -> list[str]:
         """The roles that a stage must read and that no stage before it makes; only a pinned one may lack any."""
         return [role for role in stage.reads if not role.endswith("?") and role not in self.inputs[stage.name]]
+
+
+def no_stage(name: str) -> str:
+    """What is wrong with a name that no stage has."""
+    why = UNUSABLE.get(name)
+    return f"cannot be used: {why}" if why else f"no stage {name!r}; the stages are {', '.join(KNOWN_NAMES)}"
 
 
 def _unmade(stage: Stage, roles: list[str]) -> InputError:

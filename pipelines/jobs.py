@@ -23,16 +23,15 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import omniloom
-from omniloom.infra import storage
 from omniloom.infra.cluster import use_token
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, redact_override
 from omniloom.pipelines import yaml_dialect
-from omniloom.pipelines.config import find, load, raw
+from omniloom.pipelines.config import find, load, raw, validate, with_absolute_paths
 from omniloom.pipelines.runner import code_revision
 
 if TYPE_CHECKING:
@@ -41,20 +40,6 @@ if TYPE_CHECKING:
 PACKAGES = ("pipelines", "stages", "models", "infra")
 _ADDRESS = "address"
 _JOB = "job id"
-_PATH_KEYS = (
-    "storage",
-    "data",
-    "uri",
-    "artifact_root",
-    "init_from",
-    "encoder",
-    "features",
-    "text_tokenizer",
-    "official",
-    "vgg",
-    "heads",
-    "media_root",
-)
 _REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _CLOSING_SECONDS = 25  # from `stop` until Ray kills the job: a run takes some to close its records; Ray's default is 3
@@ -152,7 +137,9 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
     (shipped / "REVISION").write_text(code_revision() or "")
     target = folder / "config" / find(config).name
     target.parent.mkdir()
-    target.write_text(yaml_dialect.dump(_absolute_paths(raw(config, list(overrides)))), encoding="utf-8")
+    values = raw(config, list(overrides))
+    shipped_values = with_absolute_paths(values, validate(values, str(find(config))))
+    target.write_text(yaml_dialect.dump(shipped_values), encoding="utf-8")
     return target.relative_to(folder).as_posix()
 
 
@@ -305,16 +292,3 @@ def _job(details) -> Job:
         end=details.end_time / 1000 if details.end_time else None,
         message=details.message or "",
     )
-
-
-def _absolute_paths(value: Any, key: str = "") -> Any:
-    """The config's literals with relative local paths made absolute, by the names that hold paths."""
-    if isinstance(value, dict):
-        return {name: _absolute_paths(item, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_absolute_paths(item, key) for item in value]
-    if key not in _PATH_KEYS or not isinstance(value, str) or not value:
-        return value
-    if value.startswith("sqlite:///"):
-        return "sqlite:///" + storage.absolute(value.removeprefix("sqlite:///"))
-    return storage.absolute(value)

@@ -17,8 +17,9 @@ from omniloom.infra.secrets import redact
 from omniloom.pipelines import graph
 from omniloom.pipelines.checks import check_counts, check_stages
 from omniloom.pipelines.config import PipelineConfig, naming
-from omniloom.pipelines.fingerprint import canonical, differences, digest, fingerprint
+from omniloom.pipelines.fingerprint import BY_CONTENT, canonical, differences, digest, fingerprint
 from omniloom.pipelines.graph import Graph
+from omniloom.pipelines.outside import changed_files, digests, outside_contents, unreadable
 from omniloom.stages.base import Stage
 
 
@@ -36,7 +37,7 @@ class Selection:
             raise InputError(f"{' and '.join(given)} exclude each other")
         for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
             if stage and stage not in graph.KNOWN_NAMES:
-                raise InputError(f"no stage {stage!r}; the stages are {', '.join(graph.KNOWN_NAMES)}", field=option)
+                raise InputError(graph.no_stage(stage), field=option)
 
     def stages(self, pipeline: Graph) -> set[str]:
         """The names that the selection takes in; InputError where it names a stage that the pipeline has not."""
@@ -78,6 +79,7 @@ class PlannedStage:
     uri: str
     artifact: Artifact | None  # the published one, if it can be used
     sources: dict | None  # {"digest", "files", "bytes"} of the listing, for a stage that reads outside sources
+    outside: dict[str, dict]  # field of a path in the config -> {"uri", "digest", "files", "bytes"} of what is there
     status: str = "run"
     reason: str = ""
     last_seconds: float | None = None
@@ -111,6 +113,7 @@ class Plan:
     graph: Graph
     selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
+    contents: dict[str, dict] = field(default_factory=dict)  # of outside paths, each read once
     warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little
 
     def completed(self, name: str, artifact: Artifact) -> None:
@@ -130,6 +133,10 @@ class Plan:
     def check(self) -> None:
         """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
         check_stages(self.config, self._settled())
+        for planned in self.stages:
+            for error in unreadable(planned.outside) if planned.name not in self.config.pins else ():
+                with within(f"stages.{planned.name}"):
+                    raise error
         self.check_counts()
 
     def check_counts(self) -> None:
@@ -213,11 +220,13 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
 
 def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
     stage_config, inputs = getattr(config.stages, stage.name), plan.graph.inputs[stage.name]
-    sources, made_by = None, None
+    sources, outside, made_by = None, {}, None
     if stage_config is not None and not plan.graph.missing(stage):
-        sources = _sources(stage, stage_config)
+        sources, outside = _sources(stage, stage_config), outside_contents(stage_config, plan.contents)
         made_from = {name: plan[name].fingerprint for name in inputs.values()}
-        made_by = fingerprint(stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"])
+        made_by = fingerprint(
+            stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"], digests(outside)
+        )
     identity = config.pins.get(stage.name) or made_by
     return PlannedStage(
         stage,
@@ -227,6 +236,7 @@ def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: 
         store.artifact_uri(stage.name, identity),
         store.find(stage.name, identity),
         sources,
+        outside,
         drift=made_by not in (None, identity),
     )
 
@@ -302,9 +312,11 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
     if previous is None:
         return "never ran"
     old = previous.manifest
+    now = canonical(planned.config, planned.name)
     changes = [
-        f"{path} {_show(a)} -> {_show(b)}"
-        for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
+        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
+        for path, a, b in differences(old["config"], now)
+        if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
     ]
     reasons = (
         ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")]
@@ -320,6 +332,7 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
             for facts in (old.get("sources") or {"files": 0, "bytes": 0}, planned.sources)
         )
         reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
+    reasons += changed_files(old, planned.outside, planned.name)
     if old["version"] != planned.stage.module.VERSION:
         reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
     return "; ".join(reasons) or "its artifact is gone"
@@ -330,6 +343,8 @@ def _drift_note(planned: PlannedStage, plan: Plan) -> str:
     return f"; drift through pinned {', '.join(drifting)}" if drifting else ""
 
 
-def _show(value: Any) -> str:
+def _show(field: str, value: Any, outside: dict[str, dict] | None) -> str:
+    if value == BY_CONTENT and field in (outside or {}):
+        return outside[field]["uri"]
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

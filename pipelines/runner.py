@@ -238,7 +238,7 @@ class _Run:
         tracker = self.parent.child(
             planned.name,
             {"omniloom.fingerprint": planned.fingerprint, "omniloom.reason": planned.reason},
-            canonical(planned.config, planned.name),
+            canonical(planned.config, planned.name, paths=True),
         )
         for artifact in inputs.values():
             tracker.log_input(artifact.stage, artifact.uri, artifact.fingerprint)
@@ -307,6 +307,7 @@ class _Run:
             "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
             "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
             "sources": planned.sources,
+            "outside": planned.outside,
             "metrics": metrics,
             "code": code_revision(),
             "packages": package_versions(),

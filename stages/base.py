@@ -5,7 +5,8 @@ them makes the role of its own name. For each role that it reads a stage gets th
 it that makes that role, so that a stage which reads and makes `records` stands between two others.
 
 A stage's module has
-    Config      a pydantic model, `extra="forbid"`; a field marked `PLACEMENT` says only how or where the stage runs
+    Config      a pydantic model, `extra="forbid"`; its fields carry the marks of `infra.fields`: `PLACEMENT` where one
+                says only how or where the stage runs, `PATH` or `path_to(...)` where it names an outside file or folder
     VERSION     an int, raised when the stage's output changes meaning
     run(context) -> dict of metrics; writes the artifact's files under `context.output`; a stage that makes `records`
                 returns `stages.data.records.counts` of them among its metrics, which later stages read
@@ -37,12 +38,14 @@ from typing import TYPE_CHECKING, Any
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
+from omniloom.infra.fields import PATH, PLACEMENT, path_to
 from omniloom.infra.progress import Progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-PLACEMENT = {"placement": True}
+__all__ = ["PATH", "PLACEMENT", "RETRIES", "Needs", "Stage", "StageContext", "path_to"]
+
 # How often Ray Data may do a shard again whose worker was killed. By default it tries for ever, and a shard that does
 # not fit into memory would never let the stage end.
 RETRIES = 3

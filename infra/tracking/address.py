@@ -80,4 +80,10 @@ def sqlite_path(uri: str) -> Path | None:
         from sqlalchemy.engine import make_url
 
         name = make_url(uri).database
-    return Path(name).absolute()
+    return Path(name).expanduser().absolute()
+
+
+def absolute_store(uri: str) -> str:
+    """A store's address that means the same from any folder: the file of a SQLite URI made absolute."""
+    path = sqlite_path(uri)
+    return sqlite_uri(path, "".join(uri.partition("?")[1:])) if path else uri

@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.fields import PATH, PLACEMENT, path_to
 from omniloom.infra.secrets import hide_credentials, redact
-from omniloom.infra.tracking.address import check_driver, check_uri, sqlite_path, sqlite_uri
+from omniloom.infra.tracking.address import absolute_store, check_driver, check_uri, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 # What MLflow refuses in a name (`/`, `:`, `.` alone), what its searches cannot quote, and what `models:/NAME@alias`
@@ -29,12 +30,14 @@ class TrackingConfig(BaseModel):
 
     uri: str | None = Field(
         None,
+        json_schema_extra=path_to("store") | PLACEMENT,
         description="MLflow server or database, such as http://host:5000. Without it: "
         "$MLFLOW_TRACKING_URI, else SQLite beside the artifacts",
     )
     experiment: str = Field("omniloom", min_length=1, description="MLflow experiment")
     artifact_root: str | None = Field(
         None,
+        json_schema_extra=PATH | PLACEMENT,
         description="where a new experiment keeps files; by default beside a "
         "SQLite database, or wherever the server keeps them",
     )
@@ -119,8 +122,8 @@ def resolve_tracking(config: TrackingConfig, storage: str) -> TrackingSettings:
     database = (beside / "mlflow.db" if beside else home / "mlflow.db").absolute()
     uri = _chosen(config) or sqlite_uri(database)
     artifact_root = config.artifact_root
+    uri = absolute_store(uri)
     if path := sqlite_path(uri):
-        uri = sqlite_uri(path, "".join(uri.partition("?")[1:]))
         artifact_root = (
             artifact_root or (home / "artifacts" if path == database else path.parent / "mlflow-artifacts").as_uri()
         )

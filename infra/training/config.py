@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_PLACEMENT = {"placement": True}
+from omniloom.infra.fields import PLACEMENT
+
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -38,30 +39,30 @@ class EngineConfig(BaseModel):
     """Numerics and ZeRO. The ZeRO stage moves memory and traffic, not results, so it is placement."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, json_schema_extra=_PLACEMENT)
-    offload: bool = Field(False, json_schema_extra=_PLACEMENT, description="optimizer states in host memory")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, json_schema_extra=PLACEMENT)
+    offload: bool = Field(False, json_schema_extra=PLACEMENT, description="optimizer states in host memory")
     precision: Literal["fp32", "bf16"] = "fp32"
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0 keeps none")
-    activation_checkpointing: bool = Field(False, json_schema_extra=_PLACEMENT)
-    compile: bool = Field(False, json_schema_extra=_PLACEMENT)
+    activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
+    compile: bool = Field(False, json_schema_extra=PLACEMENT)
 
 
 class WorkersConfig(BaseModel):
     """Where the training workers run. All of it is placement: results do not depend on it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    count: int = Field(2, ge=1, json_schema_extra=_PLACEMENT)
-    cpus: float = Field(1, gt=0, json_schema_extra=_PLACEMENT, description="CPUs of one worker")
-    gpus: float = Field(0, ge=0, json_schema_extra=_PLACEMENT, description="GPUs of one worker")
-    max_failures: int = Field(1, ge=0, json_schema_extra=_PLACEMENT, description="restarts from the last checkpoint")
-    accumulate: int = Field(1, ge=1, json_schema_extra=_PLACEMENT, description="forward passes per optimizer step")
-    checkpoint_every: int = Field(500, ge=1, json_schema_extra=_PLACEMENT, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=_PLACEMENT)
-    log_every: int = Field(20, ge=1, json_schema_extra=_PLACEMENT, description="steps between logged metrics")
+    count: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
+    cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT, description="CPUs of one worker")
+    gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT, description="GPUs of one worker")
+    max_failures: int = Field(1, ge=0, json_schema_extra=PLACEMENT, description="restarts from the last checkpoint")
+    accumulate: int = Field(1, ge=1, json_schema_extra=PLACEMENT, description="forward passes per optimizer step")
+    checkpoint_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
+    log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT, description="steps between logged metrics")
     peak_tflops: float | None = Field(
         None,
         gt=0,
-        json_schema_extra=_PLACEMENT,
+        json_schema_extra=PLACEMENT,
         description="what one worker's device "
         "can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16",
     )

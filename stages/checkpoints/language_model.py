@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import uuid
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from omniloom.models.unified.llama.config import architecture, config_from_llama
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 
 FIELD = "init_from"
+# Beside them a folder may hold the same weights in other formats.
+FILES = ("*.json", "*.safetensors")
 
 
 def start_config(
@@ -72,8 +75,7 @@ def local_folder(uri: str) -> Path:
     if (path := storage.local_path(uri)) is not None:
         return path
     fs, root = storage.filesystem(uri)
-    # Beside them a folder may hold the same weights in other formats.
-    names = [name for name in storage.list_files(uri) if "/" not in name and name.endswith((".json", ".safetensors"))]
+    names = [name for name in storage.list_files(uri) if "/" not in name and any(fnmatchcase(name, g) for g in FILES)]
     versions = [(name, str(fs.checksum(f"{root.rstrip('/')}/{name}"))) for name in names]
     digest = hashlib.sha256(json.dumps([uri, versions]).encode()).hexdigest()
     target = storage.cache_folder() / f"start-{digest[:32]}"

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from omniloom.models.text import TextTokenizer
 
 # What the model was trained with goes before what the tokenizer's class was told.
-_CONFIGS = ("tokenizer_config.json", "config.json")
+CONFIGS = ("tokenizer_config.json", "config.json")
 
 
 def read_text_tokenizer(uri: str) -> TextTokenizer:
     from omniloom.models.text import TextTokenizer
 
     checkpoint: dict[str, Any] = {}
-    for name in _CONFIGS:
+    for name in CONFIGS:
         file = storage.join(posixpath.dirname(uri), name)
         if not storage.exists(file):
             continue

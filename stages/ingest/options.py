@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from omniloom.stages.base import PLACEMENT
+from omniloom.stages.base import PATH, PLACEMENT
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -32,7 +32,7 @@ class SourceConfig(Strict):
 
     kind: str
     """How the source is read, one of the kinds that `omniloom schema` lists."""
-    uri: str = Field(min_length=1, json_schema_extra=PLACEMENT)
+    uri: str = Field(min_length=1, json_schema_extra=PATH | PLACEMENT)
     """The folder, or the one file, on any filesystem that fsspec reaches; `~` is expanded, and a relative path starts
     at the folder in which the command runs."""
     name: str | None = None

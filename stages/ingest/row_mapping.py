@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from omniloom.stages.base import PLACEMENT
+from omniloom.stages.base import PATH, PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding, fields
 from omniloom.stages.ingest.kinds.base import SourceKind
@@ -40,7 +40,7 @@ class RowsConfig(SourceConfig):
     group_field: str | None = None
     """The field that names a group (a person, a recording, a patient). Records with the same value, in whichever
     source, lie in one split."""
-    media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PLACEMENT)
+    media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PATH | PLACEMENT)
     """A folder beside or above `uri` in which rows may name images and videos, relative to the file that holds the row
     or to this folder. By default nothing outside `uri` is read."""
 

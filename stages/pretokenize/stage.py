@@ -23,8 +23,10 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, OmniLoomError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict
 from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig
-from omniloom.stages.base import PLACEMENT, RETRIES, Needs, StageContext
+from omniloom.stages.base import PLACEMENT, RETRIES, Needs, StageContext, path_to
+from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
+from omniloom.stages.checkpoints.text_tokenizer import CONFIGS
 from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
 from omniloom.stages.data.aspects import Aspects, check_names
 
@@ -46,7 +48,11 @@ class Config(BaseModel):
     )
     frames: int = Field(17, ge=1, description="frames of a video, evenly spaced; 1 modulo the temporal patch")
     vocab_size: int = Field(32_000, ge=262, description="size of the byte-level BPE that is trained on the corpus")
-    text_tokenizer: str | None = Field(None, description="URI of a tokenizer.json to use in place of training one")
+    text_tokenizer: str | None = Field(
+        None,
+        json_schema_extra=path_to("file", beside=CONFIGS),
+        description="URI of a tokenizer.json to use in place of training one",
+    )
     pixel_patch: int | None = Field(
         None,
         ge=1,
@@ -54,6 +60,7 @@ class Config(BaseModel):
     )
     features: str | None = Field(
         None,
+        json_schema_extra=path_to("folder", reads=FILES),
         description="URI of a folder of SigLIP or DINOv2 as transformers saves one: "
         "its patch features are kept as well, to align hidden states with; null keeps none",
     )

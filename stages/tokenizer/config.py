@@ -5,7 +5,7 @@ Errors: pydantic's, and `ValueError` naming the field, where values do not fit e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -15,7 +15,8 @@ from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerCo
 from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
-from omniloom.stages.base import PLACEMENT
+from omniloom.stages.base import PLACEMENT, path_to
+from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.data.aspects import Aspects, check_names
 
 
@@ -50,8 +51,13 @@ class PerceptualConfig(BaseModel):
     """Where the frozen networks of the perceptual losses lie; none comes with the package."""
 
     model_config = ConfigDict(extra="forbid")
-    vgg: str = Field(description="URI of VGG-16's weights under torchvision's names, .safetensors or .pth")
-    heads: str | None = Field(None, description="URI of the LPIPS heads; the Gram loss needs none")
+    vgg: str = Field(
+        json_schema_extra=path_to("file"),
+        description="URI of VGG-16's weights under torchvision's names, .safetensors or .pth",
+    )
+    heads: str | None = Field(
+        None, json_schema_extra=path_to("file"), description="URI of the LPIPS heads; the Gram loss needs none"
+    )
 
 
 def _architecture(value: Any) -> str:
@@ -70,7 +76,7 @@ def _either(schema: dict) -> None:
 class NamedRAEConfig(RAEConfig):
     """An RAE whose encoder is the URI of a folder, the shape of which is read when the stage runs."""
 
-    encoder: str
+    encoder: str = field(metadata=path_to("folder", reads=FILES))
 
 
 ModelConfig = Annotated[
@@ -88,7 +94,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: ModelConfig | None = None
     official: str | None = Field(
-        None, description="URI of a released OmniTokenizer checkpoint to start from, in place of `model`"
+        None,
+        json_schema_extra=path_to("file"),
+        description="URI of a released OmniTokenizer checkpoint to start from, in place of `model`",
     )
     quantizer: QuantizerConfig | None = Field(
         None, description="another bottleneck than that of the tokenizer that training starts from"

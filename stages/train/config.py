@@ -16,8 +16,8 @@ from omniloom.infra.training.config import EngineConfig, OptimizerConfig, Worker
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
-from omniloom.stages.base import PLACEMENT
-from omniloom.stages.checkpoints.language_model import start_config
+from omniloom.stages.base import PLACEMENT, path_to
+from omniloom.stages.checkpoints.language_model import FILES, start_config
 from omniloom.stages.data.packing import PackingConfig, Task
 from omniloom.stages.inference.config import DrawingConfig
 
@@ -92,6 +92,7 @@ class Config(BaseModel):
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     init_from: str | None = Field(
         None,
+        json_schema_extra=path_to("folder", reads=FILES),
         description="URI of a Llama, Mistral or Qwen folder to start from: config.json,"
         " safetensors, tokenizer.json; of `model`, only what it lacks is read",
     )

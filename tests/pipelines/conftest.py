@@ -57,6 +57,7 @@ class Workspace:
                     "inputs": {read: artifact.fingerprint for read, artifact in inputs.items()},
                     "input_digests": {read: artifact.digest for read, artifact in inputs.items()},
                     "sources": planned.sources,
+                    "outside": planned.outside,
                     "metrics": {"records": 2},
                     "code": None,
                     "packages": {},

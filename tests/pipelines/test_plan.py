@@ -356,6 +356,25 @@ def test_drift_reaches_every_stage_behind_the_pin(workspace):
         assert plan[name].reason == "up to date; drift through pinned ingest"
 
 
+def test_pins_stand_in_for_stages_that_are_not_configured(workspace):
+    workspace.publish()
+    before = workspace.plan()
+    absent = ("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize")
+    none = [f"stages.{name}=null" for name in absent]
+    pins = [f"pins.{name}={before[name].fingerprint}" for name in ("ingest", "tokenizer_joint", "pretokenize")]
+    plan = workspace.plan(*none, *pins)
+    assert statuses(plan) == dict.fromkeys(("ingest", "tokenizer_joint", "pretokenize", "train", "evaluate"), "cached")
+    assert [planned.reason for planned in plan.stages] == ["pinned"] * 3 + ["up to date"] * 2
+    assert {p.name: p.fingerprint for p in plan.stages} == {p.name: before[p.name].fingerprint for p in plan.stages}
+    assert executed(workspace.plan(*none, *pins, NEW_LR)) == ["train", "evaluate"]
+    assert executed(workspace.plan(*none, *pins[1:], "stages.evaluate=null", NEW_LR)) == ["train"]
+    with pytest.raises(InputError, match="evaluate: reads records, which no configured stage before it makes"):
+        workspace.plan(*none, *pins[1:])
+    # A stage that is configured and pinned needs nothing either: its artifact is there.
+    plan = workspace.plan("stages.ingest=null", "stages.evaluate=null", *none[1:3], *pins[1:])
+    assert statuses(plan) == dict.fromkeys(("tokenizer_joint", "pretokenize", "train"), "cached")
+
+
 def test_wrong_pins(workspace):
     workspace.publish()
     fingerprint = workspace.artifact("train").fingerprint

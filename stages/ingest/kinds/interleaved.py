@@ -11,7 +11,7 @@ from urllib.parse import urldefrag
 from pydantic import Field, model_validator
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.base import PLACEMENT
+from omniloom.stages.base import PATH, PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding, fields, texts
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
@@ -40,7 +40,7 @@ class InterleavedConfig(SourceConfig):
     in one split."""
     links: dict[str, str] = Field(default_factory=dict)
     """Beginnings of links and the beginnings of paths below `uri` that they stand for, such as {/assets/: img/}."""
-    media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PLACEMENT)
+    media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PATH | PLACEMENT)
     """A folder beside or above `uri` in which documents may name images, relative to the document or to this folder. By
     default nothing outside `uri` is read."""
 
