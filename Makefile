@@ -1,13 +1,15 @@
 # make setup     .venv with the omniloom command; TORCH_FLAGS='--index-url URL' takes torch from another index
 # make demo      the demo pipeline, end to end, in runs/demo
-# make test      the fast tests; test-slow: those that start Ray, servers or train; bench: figures, no tests
-# make check     style and layers
+# make test      the fast tests; test-slow: those that start Ray, servers or train; test-pipeline: of these the one
+#                whole pipeline on Ray that a change has to pass
+# make check     style, types, layers; types: mypy alone
+# make docs      the pages of docs/ that are made from the code
 # make mutants   mistakes made in the product on purpose: do the tests notice? (docs/testing.md)
 PYTHON ?= python3.11
 BIN := .venv/bin
 OMP ?= 1
 
-.PHONY: setup demo test test-slow bench check mutants clean bench-tokenizer
+.PHONY: setup demo test test-slow test-pipeline check types docs mutants clean bench-tokenizer
 
 setup: .venv/.ready
 
@@ -27,8 +29,24 @@ test: setup
 test-slow: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python -m pytest -q -m slow
 
-check: setup
+test-pipeline: setup
+	OMP_NUM_THREADS=$(OMP) $(BIN)/python -m pytest -q -m slow tests/e2e/test_pipeline.py \
+		-k 'whole_artifact or mlflow_knows or second_run'
+
+check: setup types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+# mypy finds packages by folders: these links are what setup.py maps.
+types: setup
+	mkdir -p build/types/omniloom
+	cd build/types/omniloom && ln -sfn ../../../omniloom/* . && \
+		for folder in pipelines stages models infra; do ln -sfn ../../../$$folder $$folder; done
+	$(BIN)/python -m mypy
+
+docs: setup
+	$(BIN)/python docs/make_api.py
 
 mutants: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/mutants/run.py $(MUTANTS)

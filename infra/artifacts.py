@@ -2,7 +2,8 @@
 
     STORAGE/artifacts/STAGE/FINGERPRINT/   manifest.json and the files it names; published, read-only
     STORAGE/work/STAGE/FINGERPRINT/        output/ (becomes the artifact) and state/: checkpoints/ and history.jsonl,
-                                           which trainings go on from; all else says what of the output is done
+                                           which trainings go on from; all else says what of the output is done;
+                                           inputs.json, the digests of what it is made from
     STORAGE/replaced/STAGE/...             what a forced run put aside
     STORAGE/damaged/STAGE/FINGERPRINT.json which files were found damaged, until the artifact is made again
     STORAGE/pipelines/NAME/STAGE.json      which artifact the pipeline used last
@@ -10,10 +11,15 @@
 `manifest.json` is written last: no manifest, no artifact. Publishing can be interrupted anywhere, by a power cut too,
 and is finished by the next run, because the complete manifest is first written down in the work folder. Whoever
 finishes what another process began looks at the files first: only what they are can be declared.
+
+An artifact that comes out as an older one of its stage did, file by file, says so in its manifest (`same_as`, the
+older one's fingerprint): what is made from it has the fingerprints that it would have with the older one, so that what
+is there already is up to date.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -21,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omniloom.infra import integrity, storage
-from omniloom.infra.errors import OmniLoomError
+from omniloom.infra.errors import InputError, OmniLoomError
 
 MANIFEST = "manifest.json"
 
@@ -47,6 +53,11 @@ class Artifact:
                 f"{self.uri}: the copy on this machine, {folder}, is damaged and was removed ({some(bad)}); run again"
             )
         return folder
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint that stands for what the artifact holds in the fingerprints of what is made from it."""
+        return self.manifest.get("same_as") or self.fingerprint
 
     @property
     def metrics(self) -> dict:
@@ -123,8 +134,15 @@ class ArtifactStore:
                 found.append(self.find(parts[0], parts[1]))
         return [artifact for artifact in found if artifact]
 
-    def has_work(self, stage: str, fingerprint: str) -> bool:
-        return bool(storage.list_files(self.work_uri(stage, fingerprint)))
+    def has_work(self, stage: str, fingerprint: str, made_from: dict[str, str] | None = None) -> bool:
+        """Whether something was begun that can go on, from inputs with these digests where they are known."""
+        work = self.work_uri(stage, fingerprint)
+        begun_from = storage.read_json(storage.join(work, "inputs.json")) if made_from else None
+        return bool(storage.list_files(work)) and begun_from in (None, made_from)
+
+    def begin_work(self, stage: str, fingerprint: str, made_from: dict[str, str]) -> None:
+        """Note down the digests of the inputs that the work is from: it does not go on from others."""
+        storage.write_json(storage.join(self.work_uri(stage, fingerprint), "inputs.json"), made_from)
 
     def damage(self, artifact: Artifact) -> list[str]:
         """Paths that are missing, of another size, or that `examine` has found damaged. Reads no content."""
@@ -161,8 +179,27 @@ class ArtifactStore:
         output = storage.join(work, "output")
         storage.sync(output)
         manifest = {**facts, "files": integrity.describe(output)}
+        if same := self._equal(Artifact(stage, fingerprint, output, manifest)):
+            manifest["same_as"] = same
         storage.write_json(storage.join(work, "publish.json"), manifest)
         return self._place(stage, fingerprint, work, manifest)
+
+    def _equal(self, made: Artifact) -> str | None:
+        """What stands for an older artifact of the stage that holds the same: the one that the pipeline used last,
+        else the newest. None where there is none, or where that is the artifact itself."""
+        last = self.last_used(made.manifest.get("pipeline", ""), made.stage)
+        older = [last] if last and last.digest == made.digest else self._equals(made)
+        return older[0].identity if older and older[0].identity != made.fingerprint else None
+
+    def _equals(self, made: Artifact) -> list[Artifact]:
+        """The published artifacts of the stage that hold the same, the newest first."""
+        found = []
+        for name in storage.list_files(storage.join(self.root, "artifacts", made.stage)):
+            fingerprint, _, file = name.partition("/")
+            with contextlib.suppress(InputError):  # another one's manifest is damaged
+                if file == MANIFEST and (known := self.find(made.stage, fingerprint)) and known.digest == made.digest:
+                    found.append(known)
+        return sorted(found, key=lambda artifact: artifact.manifest["times"]["ended_unix"], reverse=True)
 
     def finish_publishing(
         self, stage: str, fingerprint: str, work: str, say: Callable[[str], None] = lambda text: None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from omniloom.models.folder import BundleConfig, Parts, read_folder, write_folder
-from omniloom.models.pixels import to_pixels, to_uint8
+from omniloom.models.patches import patches_to_pixels, pixels_to_patches
+from omniloom.models.pixels import full_to_half, half_to_full, to_pixels, to_uint8
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.batch import Document, Segment, visual_segment
 from omniloom.models.unified.diffusion.amed import AmedPredictor
@@ -31,7 +32,6 @@ from omniloom.models.unified.generation.generate import (
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.layouts import prefix
 from omniloom.models.unified.model import UnifiedModel
-from omniloom.models.unified.patches import patches_to_pixels, pixels_to_patches
 from omniloom.models.unified.positions import Grid
 from omniloom.models.unified.representations import objective_row
 
@@ -136,7 +136,7 @@ class OmniLoom:
         kind = objective_row(self._objective(objective)).representation.name
         if kind == "pixels":
             clips = pixels if pixels.ndim == 5 else pixels[:, :, None]
-            return pixels_to_patches(clips, self.config.pixel_patch).numpy()
+            return pixels_to_patches(half_to_full(clips.float()), self.config.pixel_patch).numpy()
         encoded = self.tokenizer.encode(pixels.to(self.device))
         if kind == "codes":
             return encoded.codes.cpu().numpy()
@@ -147,7 +147,7 @@ class OmniLoom:
         """What `encode` gives, as a tensor -> uint8 (B, T, H, W, 3)."""
         kind = objective_row(self._objective(objective)).representation.name
         if kind == "pixels":
-            return to_uint8(patches_to_pixels(values.float().cpu(), self.config.pixel_patch))
+            return to_uint8(full_to_half(patches_to_pixels(values.float().cpu(), self.config.pixel_patch)))
         if kind == "codes":
             return to_uint8(self.tokenizer.decode(values.to(self.device)))
         raw = values.float().cpu().movedim(-1, 1) * self._std + self._mean

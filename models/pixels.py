@@ -1,8 +1,12 @@
-"""uint8 pictures and the pixels that networks see. In: one. Out: the other."""
+"""uint8 pictures and the pixels that networks see. In: one. Out: the other.
+
+Visual tokenizers see the half range, [-0.5, 0.5]; pixel_diffusion sees the full range, [-1, 1].
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ def to_pixels(images: Sequence[np.ndarray | Tensor], size: tuple[int, int]) -> T
         if x.ndim != 3 or x.shape[2] != 3 or x.dtype != torch.uint8:
             raise ValueError(f"images[{index}]: expected uint8 (H, W, 3), got {x.dtype} {tuple(x.shape)}")
         rows.append(_covering(x.permute(2, 0, 1).float(), size))
-    return torch.stack(rows) / 255 - 0.5
+    return half_range(torch.stack(rows))
 
 
 def _covering(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -48,6 +52,28 @@ def _bilinear(length: int, scaled: int, count: int) -> tuple[Tensor, int]:
     distance = torch.arange(begin, end, dtype=torch.float64) + 0.5 - centres[:, None]
     weights = (1 - distance.abs() / reach).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True)).float(), begin
+
+
+def half_range(levels: Any) -> Any:
+    """Levels 0 to 255, floats of numpy or torch, into [-0.5, 0.5], in place: a batch of clips is large."""
+    levels /= 255
+    levels -= 0.5
+    return levels
+
+
+def full_range(levels: Any) -> Any:
+    """Levels 0 to 255, floats of numpy or torch, into [-1, 1], in place."""
+    levels /= 127.5
+    levels -= 1
+    return levels
+
+
+def half_to_full(pixels: Tensor) -> Tensor:
+    return 2 * pixels
+
+
+def full_to_half(pixels: Tensor) -> Tensor:
+    return pixels / 2
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

@@ -21,7 +21,6 @@ from omniloom.pipelines import signals
 from omniloom.pipelines.options import sampling_options
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -8,7 +8,6 @@ field that holds text and nothing else it is the text as it is written, in quote
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,23 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
-from omniloom.infra.errors import InputError, split_field
+from omniloom.infra.errors import InputError
 from omniloom.infra.fields import PATH, PLACEMENT, map_texts, marked_paths
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.infra.tracking.address import absolute_store
 from omniloom.pipelines import schema, yaml_dialect
-from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, UNUSABLE, Graph
-from omniloom.pipelines.origin import Origin, together
+from omniloom.pipelines.explain import explain
+from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
+from omniloom.pipelines.origin import Origin
 
 PRESETS = Path(__file__).parent / "presets"
-# What Python has many names for is a list or a mapping in YAML.
-_EXPECTED = {
-    **dict.fromkeys(("tuple_type", "list_type", "set_type"), "expected a list, such as [32]"),
-    **dict.fromkeys(
-        ("dict_type", "model_type", "model_attributes_type", "dataclass_type"),
-        "expected a mapping, such as {key: value}",
-    ),
-}
 
 
 class _Stages(BaseModel):
@@ -135,8 +127,10 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             )
         try:
             given = _override_value(key, value)
-            # A mapping goes into the one that is there, but an empty one empties it.
-            OmegaConf.update(config, key, given, merge=given != {}, force_add=True)
+            # A mapping goes into the one that is there, but an empty one empties it, and one of another kind, which
+            # has other keys, replaces it.
+            merge = given != {} and not _of_another_kind(OmegaConf.select(config, key), given, key)
+            OmegaConf.update(config, key, given, merge=merge, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             shown = secrets.redact_override(override)
             why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
@@ -174,6 +168,15 @@ def _override_value(key: str, value: str):
     return None if "null" in kinds and value in ("null", "~") else value
 
 
+def _of_another_kind(old, new, key: str) -> bool:
+    """Whether two mappings at `key` differ in what says their kind, such as `architecture`."""
+    if not isinstance(new, dict) or not hasattr(old, "get"):
+        return False
+    place = schema.place(PipelineConfig.model_json_schema(), re.findall(r"[^.\[\]]+", key))
+    selector = place.own.selector
+    return selector in new and new[selector] != old.get(selector, place.own.default)
+
+
 def _read(file: Path):
     """The file as OmegaConf has it, its interpolations open."""
     from omegaconf import OmegaConf
@@ -209,7 +212,7 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, origin) from None
+        raise explain(error, PipelineConfig, origin) from None
     for path, value in schema.non_finite(config):
         raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
     config._origin = origin
@@ -232,47 +235,6 @@ def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:
         if keys[-1] in inside:
             inside[keys[-1]] = path.value
     return values
-
-
-def _explain(error: ValidationError, origin: Origin) -> InputError:
-    document = PipelineConfig.model_json_schema()
-    problems = []
-    for item in error.errors():
-        loc, known = schema.place(document, [str(part) for part in item["loc"]])
-        message = _EXPECTED.get(item["type"], item["msg"]).removeprefix("Value error, ")
-        if item["type"] in ("value_error", "assertion_error"):
-            loc, message = _narrowed(document, loc, message)
-        else:
-            message = message[0].lower() + message[1:]
-            if not isinstance(item["input"], dict | list) and not secrets.names_secret(".".join(loc)):
-                message += f" (got {item['input']!r})"
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = [f"stages.{loc[-1]}"] if loc[:-1] == [] and loc[-1] in KNOWN_NAMES else known
-            unusable = UNUSABLE.get(loc[-1]) if loc[:-1] == ["stages"] else None
-            message = f"cannot be used: {unusable}" if unusable else "unknown key" + _suggestion(loc[-1], known)
-        elif item["type"] == "union_tag_invalid":
-            loc.append(item["ctx"]["discriminator"].strip("'_()"))
-            message = f"expected one of {item['ctx']['expected_tags']}"
-        elif item["type"] == "missing":
-            message = "is missing"
-        problems.append(InputError(message + origin.place(loc), field=".".join(loc), file=origin.file))
-    return together(problems)
-
-
-def _narrowed(document: dict, loc: list[str], message: str) -> tuple[list[str], str]:
-    """The place and the message of a check of several fields, whose message begins with the one that is wrong: the
-    field itself, or that of a dataclass with the class's name before it."""
-    field, rest = split_field(re.sub(r"^[A-Z]\w*\.(?=\w)", "", message))
-    own = field.split(".") if field else []
-    if not own or not schema.kinds(document, ".".join([*loc, own[0]])):
-        return loc, message
-    return [*loc, *own], rest
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    """`; did you mean X?` where one of the `known` keys is near to `name`."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}" if known else ""
 
 
 def _one_line(error: Exception) -> str:

@@ -5,7 +5,8 @@ canonical form (a NaN, an arbitrary object) is an error, never a guess. Password
 
 A config's class may have constants that enter beside its fields, `CANONICAL = {"name": value}`: the fields, at
 their defaults, of a former class that was split into several, so that what was made with it stays valid; the version of
-a part that another distribution brings. A field of the same name takes precedence.
+a part that another distribution brings. A field of the same name takes precedence. One whose fields have other names
+than in that class gives its `canonical_form()` itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def canonical(value: Any, where: str = "value", paths: bool = False) -> Any:
 
     Outside paths are left out, `BY_CONTENT` in their place, unless `paths` are asked for.
     """
+    if hasattr(value, "canonical_form") and not isinstance(value, type):
+        return canonical(value.canonical_form(), where, paths)
     if isinstance(value, BaseModel) or dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             name: BY_CONTENT

@@ -29,7 +29,7 @@ class Origin:
     def place(self, path: Sequence[str]) -> str:
         """` (line N)` of the key, or of the nearest one around it; ` (from an override)`; empty where nothing says."""
         field = ".".join(path)
-        if any(field == key or field.startswith(f"{key}.") for key in self.overridden):
+        if any(f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in self.overridden):
             return " (from an override)"
         for length in range(len(path), 0, -1):
             if line := self.lines.get(tuple(path[:length])):

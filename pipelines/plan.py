@@ -83,11 +83,17 @@ class PlannedStage:
     status: str = "run"
     reason: str = ""
     last_seconds: float | None = None
+    expected: Artifact | None = None  # what it comes out as, as far as nothing says that it will be another
     drift: bool = False  # pinned to an artifact that the config would not make
 
     @property
     def name(self) -> str:
         return self.stage.name
+
+    @property
+    def identity(self) -> str:
+        """What stands for the stage's output in the fingerprints of what is made from it."""
+        return self.artifact.identity if self.artifact else self.fingerprint
 
     @property
     def executes(self) -> bool:
@@ -117,18 +123,26 @@ class Plan:
     warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little
 
     def completed(self, name: str, artifact: Artifact) -> None:
-        """Note what a stage of this run has made, and judge again the stages that read it.
+        """Note what a stage of this run has made, and judge again the stages that read it: where it came out as an
+        older artifact did, what was made from that one is up to date.
 
-        Fingerprints stay as planned: sources that change in mid-run belong to the next run.
+        Sources and outside files that change in mid-run belong to the next run.
         """
         self.done.add(name)
-        self[name].artifact = artifact
+        self[name].artifact = self[name].expected = artifact
         self[name].status, self[name].reason = "cached", "made by this run"
         if self[name].stage.makes == "records":
             self.check_counts()
         for planned in self.stages:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
+                _address(planned, self)
                 _judge(planned, self)
+
+    def made_from(self, planned: PlannedStage) -> dict[str, str] | None:
+        """The digests of a stage's inputs by the stages' names; None where one is not made yet."""
+        found = {name: self[name].artifact for name in planned.inputs.values()}
+        ready = all(self[name].status == "cached" and artifact for name, artifact in found.items())
+        return {name: artifact.digest for name, artifact in found.items()} if ready else None
 
     def check(self) -> None:
         """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
@@ -211,34 +225,37 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection, pipeline, selected)
     for stage in pipeline.stages:
-        planned = _identify(stage, config, store, plan)
+        planned = _look(stage, plan)
+        _address(planned, plan)
         (_judge_pinned if planned.name in config.pins else _judge)(planned, plan)
         plan.stages.append(planned)
     plan.check()
     return plan
 
 
-def _identify(stage: Stage, config: PipelineConfig, store: ArtifactStore, plan: Plan) -> PlannedStage:
-    stage_config, inputs = getattr(config.stages, stage.name), plan.graph.inputs[stage.name]
-    sources, outside, made_by = None, {}, None
-    if stage_config is not None and not plan.graph.missing(stage):
-        sources, outside = _sources(stage, stage_config), outside_contents(stage_config, plan.contents)
-        made_from = {name: plan[name].fingerprint for name in inputs.values()}
-        made_by = fingerprint(
-            stage.name, stage.module.VERSION, stage_config, made_from, sources and sources["digest"], digests(outside)
-        )
-    identity = config.pins.get(stage.name) or made_by
-    return PlannedStage(
-        stage,
-        stage_config,
-        inputs,
-        identity,
-        store.artifact_uri(stage.name, identity),
-        store.find(stage.name, identity),
-        sources,
-        outside,
-        drift=made_by not in (None, identity),
-    )
+def _look(stage: Stage, plan: Plan) -> PlannedStage:
+    """The stage with what lies outside: its sources, and the files that its config names."""
+    config, sources, outside = getattr(plan.config.stages, stage.name), None, {}
+    if config is not None and not plan.graph.missing(stage):
+        sources, outside = _sources(stage, config), outside_contents(config, plan.contents)
+    return PlannedStage(stage, config, plan.graph.inputs[stage.name], "", "", None, sources, outside)
+
+
+def _address(planned: PlannedStage, plan: Plan) -> None:
+    """Find the stage's artifact by its config, by what lies outside and by what is known of its inputs now."""
+    made_by = None
+    if planned.config is not None and not plan.graph.missing(planned.stage):
+        made_by = _fingerprint(planned, {name: plan[name].identity for name in planned.inputs.values()})
+    planned.fingerprint = plan.config.pins.get(planned.name) or made_by
+    planned.uri = plan.store.artifact_uri(planned.name, planned.fingerprint)
+    planned.artifact = plan.store.find(planned.name, planned.fingerprint)
+    planned.drift = made_by not in (None, planned.fingerprint)
+
+
+def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
+    sources = planned.sources and planned.sources["digest"]
+    version = planned.stage.module.VERSION
+    return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 
 
 def _sources(stage: Stage, config: Any) -> dict | None:
@@ -256,10 +273,18 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     known = planned.artifact or previous
     planned.last_seconds = known.manifest["times"]["seconds"] if known else None
     stale = _stale(planned, plan)
+    planned.expected = planned.artifact
     if planned.artifact and not stale and not again:
         planned.status, planned.reason = "cached", "up to date" + _drift_note(planned, plan)
         return
-    reason = (again or stale or _change(planned, previous, plan)) + _drift_note(planned, plan)
+    reason = again or stale or _change(planned, previous, plan)
+    if not again and not planned.artifact:
+        stays = _stays(planned, plan)
+        planned.expected = stays or (previous if previous and not _config_changes(planned, previous) else None)
+        if stays:
+            unsure = [name for name in planned.inputs.values() if plan[name].status != "cached"]
+            reason += f"; stays if {' and '.join(unsure)} come{'s' * (len(unsure) == 1)} out the same"
+    reason += _drift_note(planned, plan)
     if planned.name not in plan.selected:
         planned.status, planned.reason = "blocked", f"not selected; {reason}"
         return
@@ -269,7 +294,7 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
         # Bringing the last of them up to date brings the others along.
         last = max(missing, key=plan.graph.names.index)
         planned.reason = f"nothing usable from {' and '.join(missing)}; first run --until {last}"
-    elif again != "forced" and plan.store.has_work(planned.name, planned.fingerprint):
+    elif again != "forced" and plan.store.has_work(planned.name, planned.fingerprint, plan.made_from(planned)):
         planned.status, planned.reason = "resume", f"was interrupted; {reason}"
     else:
         planned.status, planned.reason = "run", reason
@@ -302,6 +327,19 @@ def _stale(planned: PlannedStage, plan: Plan) -> str | None:
     return None
 
 
+def _stays(planned: PlannedStage, plan: Plan) -> Artifact | None:
+    """The artifact that is up to date if all that runs before it comes out as it did; None where there is none."""
+    expected = {name: plan[name].expected for name in planned.inputs.values()}
+    if planned.config is None or not all(expected.values()):
+        return None
+    made_by = _fingerprint(planned, {name: artifact.identity for name, artifact in expected.items()})
+    found = plan.store.find(planned.name, made_by)
+    made_from = {name: artifact.digest for name, artifact in expected.items()}
+    if found is None or found.manifest["input_digests"] != made_from or plan.store.damage(found):
+        return None
+    return found
+
+
 def _damaged(planned: PlannedStage, plan: Plan) -> str | None:
     paths = plan.store.damage(planned.artifact)
     return f"damaged: {some(paths)}" if paths else None
@@ -312,19 +350,20 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
     if previous is None:
         return "never ran"
     old = previous.manifest
-    now = canonical(planned.config, planned.name)
-    changes = [
-        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
-        for path, a, b in differences(old["config"], now)
-        if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
+    reasons = []
+    if changes := _config_changes(planned, previous):
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        reasons.append("config: " + ", ".join(changes[:3]) + more)
+    others = [
+        name
+        for name in planned.inputs.values()
+        if old["inputs"].get(name) not in (plan[name].fingerprint, plan[name].identity)
     ]
-    reasons = (
-        ["config: " + ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")]
-        if changes
-        else []
-    )
-    changed = [name for name in planned.inputs.values() if old["inputs"].get(name) != plan[name].fingerprint]
-    if changed:
+    if changed := [
+        name
+        for name in others
+        if not plan[name].artifact or plan[name].artifact.digest != old["input_digests"].get(name)
+    ]:
         reasons.append("input changed: " + ", ".join(changed))
     if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
         before, now = (
@@ -335,7 +374,19 @@ def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str
     reasons += changed_files(old, planned.outside, planned.name)
     if old["version"] != planned.stage.module.VERSION:
         reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
+    if not reasons and others:  # they hold the same, which nobody noted down
+        reasons.append("input changed: " + ", ".join(others))
     return "; ".join(reasons) or "its artifact is gone"
+
+
+def _config_changes(planned: PlannedStage, previous: Artifact) -> list[str]:
+    """In words, the fields that the previous artifact's config had otherwise."""
+    old = previous.manifest
+    return [
+        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
+        for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
+        if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
+    ]
 
 
 def _drift_note(planned: PlannedStage, plan: Plan) -> str:

@@ -161,8 +161,10 @@ class _Run:
             self.record.stage(planned.name, status="failed", error=str(error))
             self.display.fail(planned.name)
             return error
-        known = self.plan.warnings
+        known, waiting = self.plan.warnings, [other.name for other in self.plan.to_execute if other != planned]
         self.plan.completed(planned.name, artifact)
+        if stay := [name for name in waiting if self.plan[name].status == "cached"]:
+            self.display.note(f"{planned.name} came out as before; up to date: {', '.join(stay)}")
         for text in self.plan.warnings:
             if text not in known:
                 self.display.note(text)
@@ -217,7 +219,8 @@ class _Run:
                 seen = planned.artifact and planned.artifact.manifest
                 if current and current.manifest != seen and planned.name not in self.plan.selection.force:
                     return self._adopt(planned, current)
-                if planned.status == "run":
+                made_from = self.plan.made_from(planned)
+                if planned.status == "run" or not self.store.has_work(planned.name, planned.fingerprint, made_from):
                     lease.require()
                     storage.remove(work)
                 return self._adopt(planned, self._execute(planned, work, lease))
@@ -266,6 +269,7 @@ class _Run:
         began = time.time()
         status = "FAILED"
         try:
+            self.store.begin_work(planned.name, planned.fingerprint, self.plan.made_from(planned) or {})
             Holder.write(context.state, lease.owner)
             metrics = finite(self.bodies.run(planned, context))
             if place != work:

@@ -8,35 +8,92 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 
-def place(schema: dict, loc: list[str]) -> tuple[list[str], list[str]]:
-    """The path in the file that pydantic's `loc` stands for, and the keys that its last part's mapping may have.
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds that a mapping may be of. `selector` is the key that says which, such as `architecture`; `schemas` are
+    theirs by what it says; None and empty where the mapping is of one kind."""
+
+    selector: str | None
+    schemas: dict[str, dict]
+
+    @property
+    def default(self) -> str | None:
+        """The kind of a mapping that does not say which: the first."""
+        return next(iter(self.schemas), None)
+
+    @classmethod
+    def of(cls, choices: list[dict]) -> Kinds:
+        for selector in sorted({key for choice in choices for key in choice.get("properties", {})}):
+            said = {choice.get("properties", {}).get(selector, {}).get("const"): choice for choice in choices}
+            said.pop(None, None)
+            if len(said) > 1:
+                return cls(selector, said)
+        return cls(None, {})
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a config.
+
+    path: the keys of the file that lead there.
+    known: the keys that the mapping around it may have; where that is one of several `around`, those of `kind`.
+    own: the kinds of what stands at the place itself.
+    """
+
+    path: list[str]
+    known: list[str]
+    around: Kinds
+    kind: str | None
+    own: Kinds
+
+    def others_with(self, key: str) -> list[str]:
+        """The other kinds of the mapping around that may have the key."""
+        schemas = self.around.schemas.items()
+        return [name for name, other in schemas if name != self.kind and key in other["properties"]]
+
+
+def place(schema: dict, loc: list[str]) -> Place:
+    """The place in the file that pydantic's `loc` stands for.
 
     Between the keys of the file, pydantic names the choice that it took where a field has several types.
     """
-    path: list[str] = []
-    choices, known = _choices(schema, schema), []
+    choices = _choices(schema, schema)
+    here = Place([], [], Kinds(None, {}), None, Kinds.of(choices))
+    kind = None
     for part in loc:
         keys = {name: node for choice in choices for name, node in choice.get("properties", {}).items()}
-        chosen = [
-            choice
-            for choice in choices
-            if any(node.get("const") == part for node in choice.get("properties", {}).values())
-        ]
-        if part not in keys and chosen:
-            choices = chosen
+        if kind is None and part in here.own.schemas and part not in keys:
+            kind, choices = part, [here.own.schemas[part]]
             continue
         inside = _below(choices, part)
-        if part not in keys and not inside and not keys and path:
+        if part not in keys and not inside and not keys and here.path:
             continue
-        path.append(part)
-        known = list(keys)
         choices = [found for node in ([keys[part]] if part in keys else inside) for found in _choices(schema, node)]
-    return path, known
+        here, kind = Place([*here.path, part], list(keys), here.own, kind, Kinds.of(choices)), None
+    return here
+
+
+def paths(schema: dict) -> list[list[str]]:
+    """The paths of all keys that a config may have; an item of a list is 0."""
+    found: list[list[str]] = []
+
+    def walk(node: dict, path: list[str]) -> None:
+        for choice in _choices(schema, node):
+            for name, inner in choice.get("properties", {}).items():
+                if [*path, name] not in found:
+                    found.append([*path, name])
+                walk(inner, [*path, name])
+            if isinstance(choice.get("items"), dict):
+                walk(choice["items"], [*path, "0"])
+
+    walk(schema, [])
+    return found
 
 
 def kinds(schema: dict, key: str) -> set[str]:

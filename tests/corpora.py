@@ -278,7 +278,7 @@ def tokenizer(folder: Path, channels: int = 4) -> Artifact:
 
     from omniloom.models.tokenizer.config import TokenizerConfig
     from omniloom.models.tokenizer.omni import OmniTokenizer
-    from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+    from omniloom.models.tokenizer.quantizers.config import VQConfig
 
     torch.manual_seed(0)
     config = TokenizerConfig(
@@ -290,7 +290,7 @@ def tokenizer(folder: Path, channels: int = 4) -> Artifact:
         spatial_layers="t",
         temporal_layers=1,
         decoder_spatial_layers="t",
-        quantizer=QuantizerConfig(codebook_size=64, latent_dim=channels),
+        quantizer=VQConfig(codebook_size=64, latent_dim=channels),
     )
     (folder / "tokenizer").mkdir(parents=True)
     save_file(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -17,12 +21,7 @@ FORBIDDEN = {
     "infra": {"models", "stages", "pipelines"},
     "stages": {"pipelines"},
 }
-# Imports that close a circle, until they are gone. Nothing is added here.
-CIRCLES = {
-    ("omniloom.models.tokenizer.official.model", "omniloom.models.tokenizer.omni"),
-    ("omniloom.infra.tracking.sink", "omniloom.infra.tracking.registry"),
-    ("omniloom.infra.tracking.sink", "omniloom.infra.tracking.pages"),
-}
+OPTIONAL = {"pynvml"}  # asked for where a machine has NVIDIA GPUs
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}
 # What the plan reads must not load what only a running stage needs.
@@ -108,12 +107,10 @@ def graph() -> dict[str, set[str]]:
 
 def test_no_module_imports_itself_by_way_of_others(graph):
     """Imports inside functions count: they hide a circle from the interpreter, not from the reader."""
-    open_graph = {name: {other for other in others if (name, other) not in CIRCLES} for name, others in graph.items()}
     try:
-        TopologicalSorter(open_graph).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
-    assert not [edge for edge in CIRCLES if edge[1] not in graph.get(edge[0], ())], "an import that is gone"
 
 
 def test_what_stages_share_imports_no_stage(graph):
@@ -139,6 +136,32 @@ def test_layers(room):
         if package in FORBIDDEN[room]
     ]
     assert not broken
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=]", requirement)[0].lower() for requirement in requirements}
+
+
+def outside(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """(distribution, module) of every package that is neither Python's nor ours nor a helper of the tests."""
+    packages, ours = packages_distributions(), {"omniloom", "models", "infra", "stages", "pipelines"}
+    beside = {"tests", *(path.stem for room in ("tests", "examples") for path in (ROOT / room).rglob("*"))}
+    for name in {name for file in files for name, _ in imports(ast.parse(file.read_text()))} - ours - beside:
+        if name not in sys.stdlib_module_names and name not in OPTIONAL:
+            assert name in packages, f"{name} is not installed"
+            yield min(packages[name]).lower().replace("_", "-"), name
+
+
+def test_what_is_imported_is_declared():
+    """A package that another one brings along today is not there tomorrow; one that nobody imports is not asked for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = distributions(project["dependencies"])
+    product = {name for name, _ in outside(list(modules().values()))}
+    assert product <= declared, f"not declared: {product - declared}"
+    assert declared - product == {"ninja", "matplotlib"}, "pyproject.toml says what for"
+    extras = distributions([one for extra in project["optional-dependencies"].values() for one in extra])
+    tests = {name for name, _ in outside(sorted((ROOT / "tests").rglob("*.py")))}
+    assert tests <= declared | extras, f"not declared: {tests - declared - extras}"
 
 
 def test_a_broken_installation_fails_and_skips_nothing():

@@ -11,7 +11,8 @@ Importing this package does not import mlflow.
 from omniloom.infra.tracking.config import TrackingConfig, TrackingSettings, resolve_tracking
 from omniloom.infra.tracking.courier import replay
 from omniloom.infra.tracking.probe import probe
-from omniloom.infra.tracking.registry import Champion, RegisteredModel, champion, register_model
+from omniloom.infra.tracking.registration import Champion, RegisteredModel
+from omniloom.infra.tracking.registry import champion, register_model
 from omniloom.infra.tracking.relocation import relocate
 from omniloom.infra.tracking.runs import RunHandle, Tracker, close_stale, find_runs
 

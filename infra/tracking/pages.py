@@ -15,7 +15,6 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import without_user_info
 from omniloom.infra.tracking.config import TrackingSettings
 
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _VIEW = "workflowType=machine_learning"
 _HOST = "127.0.0.1"
 

@@ -2,7 +2,7 @@
 
 Event kinds (all times in ms since the epoch): `create` {name, experiment, parent, tags, time}, `metrics` {values:
 [[key, value or null for NaN, step, time]]}, `params` {values}, `tags` {values}, `image` {path, key, step, time},
-`file` {path, folder}, `dataset` {name, uri, digest, context}, `model` (see `registry`), `finish` {status, time}.
+`file` {path, folder}, `dataset` {name, uri, digest, context}, `model` (see `registration`), `finish` {status, time}.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from omniloom.infra.tracking.failures import (
 )
 from omniloom.infra.tracking.journal import SUFFIX, replace_text
 from omniloom.infra.tracking.leftovers import leave_out
-from omniloom.infra.tracking.pages import EXPERIMENT_TAGS
+from omniloom.infra.tracking.registration import send_model
 
 log = logger(__name__)
 
 KEY_TAG = "omniloom.run_key"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # of training, not of language models' traces
 BATCH = 1000  # MLflow's limit of metrics in a request
 _PARAM_BATCH = 100  # MLflow's limit of params, and of tags, in a request
 _ATTEMPTS = 3  # at an event that a store which answers does not take
@@ -263,8 +264,6 @@ class Sink:
             case "dataset":
                 self._send_dataset(run_id, event)
             case "model":
-                from omniloom.infra.tracking.registry import send_model
-
                 send_model(self, run_id, found[1], event)
             case "finish":
                 self.client.set_terminated(run_id, event["status"], event["time"])

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig, read_quantizer
 from omniloom.models.tokenizer.vit_config import ViTConfig
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 AnyTokenizerConfig = TokenizerConfig | TiTokConfig | RAEConfig
 CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig, "rae": RAEConfig}
-NESTED = {"quantizer": QuantizerConfig, "encoder": ViTConfig}
 DEFAULT_ARCHITECTURE = "omni"
 
 
@@ -32,9 +31,10 @@ def config_from_dict(values: Mapping[str, Any], where: str = "tokenizer") -> Any
     if not isinstance(architecture, str) or architecture not in CONFIGS:
         raise ValueError(f"{where}.architecture: expected one of {', '.join(CONFIGS)}, got {architecture!r}")
     values = dict(values)
-    for name, cls in NESTED.items():
-        if name in values and not isinstance(values[name], cls):
-            values[name] = _fill(cls, values[name], f"{where}.{name}")
+    if "quantizer" in values and not isinstance(values["quantizer"], QuantizerConfig):
+        values["quantizer"] = read_quantizer(values["quantizer"], f"{where}.quantizer")
+    if "encoder" in values and not isinstance(values["encoder"], ViTConfig):
+        values["encoder"] = _fill(ViTConfig, values["encoder"], f"{where}.encoder")
     return _fill(CONFIGS[architecture], values, where)
 
 

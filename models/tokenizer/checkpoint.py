@@ -16,7 +16,7 @@ import re
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.official.blocks import FeedForward
 from omniloom.models.tokenizer.official.model import OfficialCodebook
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
 
 RENAMED = (  # ours -> published, by regular expression, in this order
     (r"^(encoder\.to_patch_emb(?:_first_frame)?)\.norm_in\.", r"\1.1."),
@@ -47,6 +47,8 @@ RENAMED = (  # ours -> published, by regular expression, in this order
 SPELLINGS = {name: name.replace("causal", "casual") for name in ("causal_in_temporal_transformer", "causal_in_peg")}
 ONLY = {"patch_embed": "linear", "image_channels": 3, "defer_temporal_pool": False, "defer_spatial_pool": False,
         "gen_upscale": None, "use_external_codebook": False}  # fmt: skip
+
+_UNSAID = {"n_codes": 8192, "kl_weight": 1e-6}  # what a tokenizer of the other bottleneck does not say
 
 
 class Placeholder:
@@ -178,18 +180,18 @@ def config_from_arguments(args: argparse.Namespace, rel_bias: Literal["sdpa", "e
             rel_bias=rel_bias,
             causal_attention=bool(get("causal_in_temporal_transformer", False)),
             causal_peg=bool(get("causal_in_peg", False)),
-            quantizer=QuantizerConfig(
-                kind="kl" if use_vae else "vq",
-                codebook_size=int(get("n_codes")),
-                latent_dim=int(get("codebook_dim")),
-                rotation_trick=False,
-                restart_dead_after=0.0,
-                kl_weight=float(get("kl_weight", 1e-6)),
-            ),
+            quantizer=_quantizer(get),
         )
     except (TypeError, ValueError) as error:
         message = str(error)
         raise ValueError(message if message.startswith(where) else f"{where}: args: {message}") from error
+
+
+def _quantizer(get: Callable[..., Any]) -> VQConfig | GaussianConfig:
+    latent_dim, codes = int(get("codebook_dim")), int(get("n_codes"))
+    if get("use_vae", False):
+        return GaussianConfig(latent_dim=latent_dim, kl_weight=float(get("kl_weight", _UNSAID["kl_weight"])))
+    return VQConfig(codebook_size=codes, latent_dim=latent_dim, rotation_trick=False, restart_dead_after=0.0)
 
 
 def _published_names(model: OmniTokenizer) -> Iterator[tuple[str, str, FeedForward | None]]:
@@ -264,11 +266,10 @@ def export_official(model: OmniTokenizer, path: str | os.PathLike[str]) -> None:
         state[published] = tensor.float() if tensor.is_floating_point() else tensor
         if published.endswith(".relative_position_bias_table"):
             state[published.replace("bias_table", "index")] = _window_index(config.window)
-    quantizer = config.quantizer
+    args = argparse.Namespace(**_UNSAID | vars(getattr(model, "published_args", argparse.Namespace())))
     if not isinstance(model.codebook, OfficialCodebook):  # the published KL model carries an unused codebook
-        unused = OfficialCodebook(quantizer).state_dict()
+        unused = OfficialCodebook(VQConfig(codebook_size=args.n_codes, latent_dim=config.latent_dim)).state_dict()
         state.update({f"codebook.{name}": torch.zeros_like(tensor) for name, tensor in unused.items()})
-    args = argparse.Namespace(**vars(getattr(model, "published_args", argparse.Namespace())))
     for name, value in _arguments(config).items():
         setattr(args, name, value)
     for name, spelling in SPELLINGS.items():
@@ -288,6 +289,8 @@ def _window_index(window: int) -> Tensor:
 
 def _arguments(config: TokenizerConfig) -> dict[str, Any]:
     quantizer = config.quantizer
+    vae = isinstance(quantizer, GaussianConfig)
+    own = {"kl_weight": quantizer.kl_weight} if vae else {"n_codes": quantizer.codebook_size}
     published = int(4.0 * (2 / 3) * config.width) == config.inner_width
     mult = 4.0 if published else 1.5 * (config.inner_width + 0.5) / config.width
     return {
@@ -295,7 +298,6 @@ def _arguments(config: TokenizerConfig) -> dict[str, Any]:
         "patch_size": config.patch_size, "temporal_patch_size": config.temporal_patch,
         "enc_block": config.spatial_layers, "dec_block": config.decoder_spatial_layers,
         "spatial_depth": len(config.spatial_layers), "temporal_depth": config.temporal_layers,
-        "twod_window_size": config.window, "spatial_pos": config.positions, "n_codes": quantizer.codebook_size,
-        "codebook_dim": quantizer.latent_dim, "l2_code": True, "use_vae": quantizer.kind == "kl",
-        "kl_weight": quantizer.kl_weight,
+        "twod_window_size": config.window, "spatial_pos": config.positions,
+        "codebook_dim": quantizer.latent_dim, "l2_code": True, "use_vae": vae, **own,
     }  # fmt: skip

@@ -10,10 +10,11 @@ Of every config: `patch_size`, and what its bottleneck gives: `latent_dim` chann
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from omniloom.models.tokenizer.checks import require
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.checks import STRICT_AND_DESCRIBED, Conditional, Use, require
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.models.tokenizer.vit_config import ViTConfig
 
 SPATIAL_KINDS = {"t": "plain", "w": "window"}
@@ -34,51 +35,61 @@ class _Quantized:
         return self.quantizer.size
 
 
+def _official(config: TokenizerConfig) -> bool:
+    return config.compat == "official"
+
+
 @dataclass(frozen=True)
-class TokenizerConfig(_Quantized):
-    """OmniTokenizer's shape.
+class TokenizerConfig(_Quantized, Conditional):
+    """OmniTokenizer's shape."""
 
-    architecture: tells this class from `TiTokConfig` where a config is plain values.
-    patch_size, temporal_patch: pixels a side, and frames, of one token after the first frame.
-    width, heads, head_dim: of every attention block (heads * head_dim may differ from width).
-    mlp_width: inner width of the GEGLU feed-forward; 0 takes 8/3 of the width, rounded up to a multiple of 32,
-        at which matrix products are fast.
-    spatial_layers, decoder_spatial_layers: one letter a block, `t` plain attention, `w` window attention.
-    temporal_layers: causal blocks over time, as many in the encoder as in the decoder.
-    window: tokens a side of an attention window.
-    temporal_window: latent frames that attention over time sees, its own included; 0: all earlier ones, whose
-        keys a video in chunks then keeps, so that its memory grows with its length.
-    patch_norm: LayerNorm on the pixels of each patch, as published. It takes a patch's brightness and
-        contrast away before the first weight sees them, so it is off by default.
-    compat: `corrected`, or `official` for the published computation with its faults, for released weights. That
-        one has its patch norms always, a mlp_width of int(8/3 * width), and a vq or kl quantizer.
-
-    Of `official` alone:
-    positions: in the plain spatial blocks, `rope` or `rel` (a continuous position bias).
-    rel_bias: the published attention path: `sdpa` drops the bias of `rel`, `einsum` adds it, and ALiBi in causal
-        temporal blocks, whatever the positions.
-    causal_attention, causal_peg: whether temporal attention, and every convolution, sees earlier frames alone.
-    """
+    USES: ClassVar = {
+        name: Use(_official, "compat: official") for name in ("positions", "rel_bias", "causal_attention", "causal_peg")
+    }
 
     architecture: Literal["omni"] = "omni"
+    """Which tokenizer this is: an OmniTokenizer."""
     patch_size: int = 8
+    """Pixels a side of one token."""
     temporal_patch: int = 4
+    """Frames of one token, after the first frame."""
     width: int = 512
+    """Channels of the hidden states."""
     heads: int = 8
+    """Attention heads of every block."""
     head_dim: int = 64
+    """Channels of a head; heads * head_dim may differ from width."""
     mlp_width: int = 0
+    """Inner width of the GEGLU feed-forward; 0 takes 8/3 of the width, rounded up to a multiple of 32, at which matrix
+    products are fast."""
     spatial_layers: str = "ttww"
+    """The encoder's blocks over space, one letter a block: t plain attention, w window attention."""
     temporal_layers: int = 4
+    """Causal blocks over time, as many in the encoder as in the decoder."""
     decoder_spatial_layers: str = "tttt"
+    """The decoder's blocks over space, as in `spatial_layers`."""
     window: int = 8
+    """Tokens a side of an attention window."""
     temporal_window: int = 8
+    """Latent frames that attention over time sees, its own included; 0: all earlier ones, whose keys a video in chunks
+    then keeps, so that its memory grows with its length."""
     patch_norm: bool = False
+    """LayerNorm on the pixels of each patch, as published. It takes a patch's brightness and contrast away before the
+    first weight sees them, so it is off by default."""
     compat: Literal["corrected", "official"] = "corrected"
+    """corrected, or official for the published computation with its faults, for released weights. That one has its
+    patch norms always, a mlp_width of int(8/3 * width), and a vq or kl quantizer."""
     positions: Literal["rope", "rel"] = "rope"
+    """In the plain spatial blocks of compat: official, rope or rel (a continuous position bias)."""
     rel_bias: Literal["sdpa", "einsum"] = "sdpa"
+    """The published attention path of compat: official: sdpa drops the bias of rel, einsum adds it, and ALiBi in causal
+    temporal blocks, whatever the positions."""
     causal_attention: bool = True
+    """Whether temporal attention of compat: official sees earlier frames alone."""
     causal_peg: bool = True
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    """Whether every convolution of compat: official sees earlier frames alone."""
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
+    """The bottleneck between encoder and decoder, by `kind`; vq where it does not say."""
 
     def __post_init__(self) -> None:
         require(self.architecture == "omni", self, "architecture", "omni")
@@ -98,12 +109,12 @@ class TokenizerConfig(_Quantized):
         require(self.positions in ("rope", "rel"), self, "positions", "one of rope, rel")
         require(self.rel_bias in ("sdpa", "einsum"), self, "rel_bias", "one of sdpa, einsum")
         if self.compat == "official":
-            require(self.quantizer.kind in ("vq", "kl"), self, "quantizer", "kind vq or kl with compat official")
+            published = isinstance(self.quantizer, VQConfig | GaussianConfig)
+            require(published, self, "quantizer", "kind vq or kl with compat official")
             require(self.width % self.heads == 0, self, "heads", "a divisor of width with compat official")
-            return
-        defaults = {"positions": "rope", "rel_bias": "sdpa", "causal_attention": True, "causal_peg": True}
-        for name, value in defaults.items():
-            require(getattr(self, name) == value, self, name, f"{value} unless compat is official")
+        self.check_uses(
+            name for name in self.USES if getattr(self, name) != type(self).__dataclass_fields__[name].default
+        )
 
     @property
     def inner_width(self) -> int:
@@ -115,29 +126,35 @@ class TokenizerConfig(_Quantized):
 
 @dataclass(frozen=True)
 class TiTokConfig(_Quantized):
-    """TiTok's shape (arXiv 2406.07550): images of one size as a row of `num_latents` tokens.
+    """TiTok's shape (arXiv 2406.07550): images of one size as a row of `num_latents` tokens."""
 
-    image_size: pixels a side of a square image, or (height, width); multiples of patch_size.
-    patch_size: pixels a side of the patches that the encoder reads and the decoder predicts.
-    num_latents: tokens an image; the paper's sizes have 32, 64 and 128 for 256x256 pixels.
-    width, heads, head_dim, mlp_width: as in `TokenizerConfig`, the same in encoder and decoder.
-    encoder_layers, decoder_layers: blocks of full attention over patches and latents.
-    proxy_codes: size of the codebook of a trained 2-D tokenizer whose codes the decoder predicts in place of
-        pixels, the paper's warm-up (`titok.ProxyObjective`); None predicts pixels.
-    """
+    __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
 
     architecture: Literal["titok"] = "titok"
+    """Which tokenizer this is: a TiTok."""
     image_size: int | tuple[int, int] = 256
+    """Pixels a side of a square image, or [height, width]; multiples of patch_size."""
     patch_size: int = 16
+    """Pixels a side of the patches that the encoder reads and the decoder predicts."""
     num_latents: int = 128
+    """Tokens an image; the paper's sizes have 32, 64 and 128 for 256x256 pixels."""
     width: int = 512
+    """Channels of the hidden states, of encoder and decoder."""
     heads: int = 8
+    """Attention heads of every block."""
     head_dim: int = 64
+    """Channels of a head; heads * head_dim may differ from width."""
     mlp_width: int = 0
+    """Inner width of the feed-forward; 0 takes 8/3 of the width, rounded up to a multiple of 32."""
     encoder_layers: int = 8
+    """The encoder's blocks of full attention over patches and latents."""
     decoder_layers: int = 8
+    """The decoder's blocks of full attention over patches and latents."""
     proxy_codes: int | None = None
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    """Size of the codebook of a trained 2-D tokenizer whose codes the decoder predicts in place of pixels, the paper's
+    warm-up (`titok.ProxyObjective`); null predicts pixels."""
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
+    """The bottleneck between encoder and decoder, by `kind`; vq where it does not say."""
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, list):  # JSON and YAML have no tuples
@@ -167,25 +184,30 @@ class TiTokConfig(_Quantized):
 @dataclass(frozen=True)
 class RAEConfig:
     """A representation autoencoder (arXiv 2510.11690): a frozen vision encoder's features as the latents of images, and
-    a trained decoder, a vision transformer. Defaults: the paper's largest decoder.
+    a trained decoder, a vision transformer. Defaults: the paper's largest decoder."""
 
-    encoder: the encoder's shape; before it is known, the URI of its folder as `transformers` saves one.
-    patch_size: pixels a side that a latent stands for and the decoder predicts; None: the encoder's patch. Where they
-        differ, the encoder sees the picture scaled (the paper: DINOv2, of patch 14, sees 224 of 256 pixels with 16).
-    width, heads, head_dim, mlp_width: of the decoder, as in `TokenizerConfig`; decoder_layers: its blocks.
-    noise_tau: in training the decoder reads latents with noise of the deviation |N(0, noise_tau^2)|, one an image,
-        so that it forgives what a diffusion draws.
-    """
+    __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
 
     encoder: str | ViTConfig
+    """The encoder's shape; before it is known, the URI of its folder as `transformers` saves one."""
     architecture: Literal["rae"] = "rae"
+    """Which tokenizer this is: a representation autoencoder."""
     patch_size: int | None = None
+    """Pixels a side that a latent stands for and the decoder predicts; null: the encoder's patch. Where they differ,
+    the encoder sees the picture scaled (the paper: DINOv2, of patch 14, sees 224 of 256 pixels with 16)."""
     width: int = 1152
+    """Channels of the decoder's hidden states."""
     heads: int = 16
+    """Attention heads of the decoder's blocks."""
     head_dim: int = 72
+    """Channels of a head; heads * head_dim may differ from width."""
     mlp_width: int = 0
+    """Inner width of the decoder's feed-forward; 0 takes 8/3 of the width, rounded up to a multiple of 32."""
     decoder_layers: int = 28
+    """The decoder's blocks."""
     noise_tau: float = 0.8
+    """In training the decoder reads latents with noise of the deviation |N(0, noise_tau^2)|, one an image, so that it
+    forgives what a diffusion draws."""
 
     def __post_init__(self) -> None:
         require(self.architecture == "rae", self, "architecture", "rae")

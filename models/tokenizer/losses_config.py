@@ -9,32 +9,36 @@ Errors: `ValueError` naming the field, what was given and what was expected.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from omniloom.models.tokenizer.checks import require
+from omniloom.models.checks import Conditional, Use, require
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
-    """PatchGAN for images and for videos, and what keeps it from winning too early (both off by default).
+class DiscriminatorConfig(Conditional):
+    """PatchGAN for images and for videos, and what keeps it from winning too early (both off by default)."""
 
-    channels, layers: `channels` in the first layer, doubled per layer up to 8 times.
-    r1_gamma: weight of R1 (arXiv 1801.04406, eq. 9): gamma / 2 times the squared gradient of the logit of a
-        real patch by the pixels. It differentiates twice, in float32: not under ZeRO-3.
-    r1_every: take R1 in one of so many steps, times that number (lazy regularisation, arXiv 1912.04958).
-    lecam_weight: weight of LeCam (arXiv 2104.03310, R_LC in section 3): it pulls the logits of each side towards
-        the other side's moving average.
-    lecam_decay: of those averages.
-    """
+    USES: ClassVar = {
+        "r1_every": Use(lambda c: c.r1_gamma > 0, "r1_gamma above 0"),
+        "lecam_decay": Use(lambda c: c.lecam_weight > 0, "lecam_weight above 0"),
+    }
 
     channels: int = 64
+    """Channels of the first layer, doubled per layer up to 8 times; a multiple of 4."""
     layers: int = 3
+    """Layers."""
     r1_gamma: float = 0.0
+    """Weight of R1 (arXiv 1801.04406, eq. 9): gamma / 2 times the squared gradient of the logit of a real patch by the
+    pixels. It differentiates twice, in float32: not under ZeRO-3."""
     r1_every: int = 16
+    """R1 is taken in one of so many steps, times that number (lazy regularisation, arXiv 1912.04958)."""
     lecam_weight: float = 0.0
+    """Weight of LeCam (arXiv 2104.03310, R_LC in section 3): it pulls the logits of each side towards the other side's
+    moving average."""
     lecam_decay: float = 0.99
+    """Decay of those averages, in [0, 1)."""
 
     def __post_init__(self) -> None:
         require(self.channels >= 4 and self.channels % 4 == 0, self, "channels", "a positive multiple of 4")
@@ -54,36 +58,39 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
-class TokenizerLossConfig:
-    """Weights of the generator's loss.
+class TokenizerLossConfig(Conditional):
+    """Weights of the generator's loss."""
 
-    reconstruction: `l1`, `l2` or `huber` (with `huber_delta`, in pixel units of a range of 1).
-    perceptual_weight: of LPIPS (arXiv 1801.03924) with a VGG-16 and the heads trained for it. Published: 4. A
-        weight above 0 needs a network (`models.tokenizer.perceptual`).
-    style_weight: of the distance of Gram matrices (arXiv 1603.08155, eq. 4) of that VGG-16; needs no heads.
-    image_adversarial, video_adversarial: weight of the hinge generator term for 4-D and for 5-D batches.
-    feature_matching: weight of the L1 distance between discriminator features of input and reconstruction, a
-        mean over layers. Published: 4. At 4 from the first step it drowns the pixels' L1 (digits at 32x32,
-        400 steps: 21.4 dB against 28.6 at 0.25).
-    adversarial_start: optimizer steps before the discriminator begins to train.
-    discriminator_warmup: optimizer steps over which it then trains alone, before the generator feels it.
-    adversarial_ramp: optimizer steps over which the adversarial terms then grow linearly to their weights.
-    adaptive_weight: scale the hinge term by VQGAN's gradient ratio (arXiv 2012.09841, eq. 7). It reads the
-        last layer's gradient, which ZeRO-3 does not hold in full: use ZeRO 0 to 2 with it.
-    """
+    USES: ClassVar = {"huber_delta": Use(lambda c: c.reconstruction == "huber", "reconstruction: huber")}
 
     reconstruction: Literal["l1", "l2", "huber"] = "l1"
+    """Distance of input and reconstruction."""
     reconstruction_weight: float = 4.0
+    """Its weight."""
     huber_delta: float = 0.1
+    """Where huber goes from squares to lengths, in pixel units of a range of 1."""
     perceptual_weight: float = 0.0
+    """Weight of LPIPS (arXiv 1801.03924) with a VGG-16 and the heads trained for it, which `perceptual` of the stage
+    names. Published: 4."""
     style_weight: float = 0.0
+    """Weight of the distance of Gram matrices (arXiv 1603.08155, eq. 4) of that VGG-16; needs no heads."""
     image_adversarial: float = 0.01
+    """Weight of the hinge generator term for images."""
     video_adversarial: float = 0.01
+    """Weight of the hinge generator term for videos."""
     feature_matching: float = 0.25
+    """Weight of the L1 distance between discriminator features of input and reconstruction, a mean over layers.
+    Published: 4. At 4 from the first step it drowns the pixels' L1 (digits at 32x32, 400 steps: 21.4 dB against 28.6 at
+    0.25)."""
     adversarial_start: int = 0
+    """Optimizer steps before the discriminator begins to train."""
     discriminator_warmup: int = 0
+    """Optimizer steps over which it then trains alone, before the generator feels it."""
     adversarial_ramp: int = 0
+    """Optimizer steps over which the adversarial terms then grow linearly to their weights."""
     adaptive_weight: bool = False
+    """Scale the hinge term by VQGAN's gradient ratio (arXiv 2012.09841, eq. 7). It reads the last layer's gradient,
+    which ZeRO-3 does not hold in full: use ZeRO 0 to 2 with it."""
 
     def __post_init__(self) -> None:
         kinds = ("l1", "l2", "huber")

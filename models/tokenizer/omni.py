@@ -15,39 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from omniloom.models.norms import LayerNorm
+from omniloom.models.patches import patchify, unpatchify
 from omniloom.models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
 from omniloom.models.tokenizer.blocks import Stack
 from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.official.model import OfficialDecoder, OfficialEncoder, build_bottleneck
+from omniloom.models.tokenizer.patch_embed import PatchEmbed
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
 from omniloom.models.tokenizer.streaming import BlockMemory, TemporalState
-
-
-def patchify(x: Tensor, patch: int, temporal: int) -> Tensor:
-    """(B, C, k * temporal, H, W) -> (B, k, h, w, C * temporal * patch * patch), in that channel order."""
-    b, c, frames, height, width = x.shape
-    x = x.reshape(b, c, frames // temporal, temporal, height // patch, patch, width // patch, patch)
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-
-
-def unpatchify(x: Tensor, patch: int, temporal: int) -> Tensor:
-    """The inverse of `patchify`."""
-    b, t, h, w, _ = x.shape
-    x = x.reshape(b, t, h, w, RGB, temporal, patch, patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return x.reshape(b, RGB, t * temporal, h * patch, w * patch)
-
-
-class PatchEmbed(nn.Module):
-    """Patches (..., patch_dim) -> tokens (..., width)."""
-
-    def __init__(self, patch_dim: int, width: int, norm: bool) -> None:
-        super().__init__()
-        self.norm_in = LayerNorm(patch_dim) if norm else nn.Identity()
-        self.proj = nn.Linear(patch_dim, width)
-        self.norm_out = LayerNorm(width) if norm else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm_out(self.proj(self.norm_in(x)))
 
 
 def run_stack(stack: Stack, tokens: Tensor, state: TemporalState | None, name: str) -> Tensor:
@@ -122,10 +97,8 @@ class OmniTokenizer(VisualTokenizer):
     @staticmethod
     def _build(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
         if config.compat == "official":
-            from omniloom.models.tokenizer.official import model as official  # it imports this module
-
-            bottleneck = official.build_bottleneck(config.quantizer)
-            return official.OfficialEncoder(config), official.OfficialDecoder(config), bottleneck
+            bottleneck = build_bottleneck(config.quantizer)
+            return OfficialEncoder(config), OfficialDecoder(config), bottleneck
         return Encoder(config), Decoder(config), build_quantizer(config.quantizer)
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omniloom.models.checks import require
 from omniloom.models.hf.config_json import Document
-from omniloom.models.tokenizer.checks import require
 
 ARCHITECTURES = ("SiglipVisionModel", "SiglipModel", "Dinov2Model", "Dinov2WithRegistersModel")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}

@@ -7,8 +7,11 @@ A wrong value raises ValueError naming the class and the field.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal
 
+from omniloom.models.checks import STRICT_AND_DESCRIBED, Conditional, Use, require
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
@@ -16,17 +19,11 @@ BLOCKS = ("llama", "gau")
 PATCHIFIERS = ("linear", "bottleneck", "unet")
 
 
-def _require(condition: bool, where: object, name: str, expected: str) -> None:
-    if not condition:
-        value = getattr(where, name)
-        raise ValueError(f"{type(where).__name__}.{name}: expected {expected}, got {value!r}")
-
-
 def _positive_int(where: object, *names: str) -> None:
     for name in names:
         value = getattr(where, name)
         good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        _require(good, where, name, "a positive integer")
+        require(good, where, name, "a positive integer")
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,9 @@ class SpecialIds:
         values = [getattr(self, f.name) for f in fields(self)]
         for f in fields(self):
             value = getattr(self, f.name)
-            _require(isinstance(value, int) and value >= 0, self, f.name, "a non-negative integer")
+            require(isinstance(value, int) and value >= 0, self, f.name, "a non-negative integer")
             own = 2 if f.name in ("bos", "eos") and self.bos == self.eos else 1
-            _require(values.count(value) == own, self, f.name, "an id that no other special token has")
+            require(values.count(value) == own, self, f.name, "an id that no other special token has")
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,23 @@ class RopeScaling:
     `low_freq_factor` times is divided by `factor`, and between them the two are mixed linearly in the turns.
     `models.unified.positions.rotary` applies it."""
 
+    __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
+
     factor: float
+    """What the low frequencies are divided by."""
     low_freq_factor: float
+    """Turns within the original length below which a frequency counts as low."""
     high_freq_factor: float
+    """Turns within the original length above which a frequency stays."""
     original_length: int
+    """Positions that the model was trained with before the change."""
 
     def __post_init__(self) -> None:
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             value = getattr(self, name)
             good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-            _require(good, self, name, "a positive number")
-        _require(
+            require(good, self, name, "a positive number")
+        require(
             self.high_freq_factor > self.low_freq_factor,
             self,
             "high_freq_factor",
@@ -90,67 +93,95 @@ def _nested(where: object, name: str, cls: type) -> None:
             raise ValueError(f"{type(where).__name__}.{name}: {error}") from None
 
 
-@dataclass(frozen=True)
-class UnifiedConfig:
-    """Shape of the transformer. Left at None, `kv_heads` becomes `heads`, `head_dim` width / heads,
-    `flow_head_width` the width, and `hidden` (the inner width of a SwiGLU or of a GAU) 8/3 of the width, rounded up to
-    a multiple of 32, or of GAUs twice the width.
+def _enters_by(patchifier: str) -> Callable[[UnifiedConfig], bool]:
+    """Whether a representation that the config has enters by `patchifier`."""
+    return lambda config: patchifier in map(config.patchifier, config.representations)
 
-    vocab_size    text vocabulary, special tokens included
-    latent_dim    channels of a position of latents; codebook_size: number of codes; pixel_dim: numbers of a patch of
-                  raw pixels. The model takes in and gives out those representations of pictures that have a size
-                  here (`models.unified.representations`); without any it is a language model
-    latent_patchifier, pixel_patchifier  how values become the blocks' input: "linear"; "bottleneck", two Linear with
-                  `pixel_bottleneck` numbers between them (JiT, arXiv 2511.13720, section 4.3); "unet", which has a
-                  part behind the blocks too and `unet_width` channels (`models.unified.patchify`)
-    block         "llama" or "gau", two of which stand for one; a GAU has hidden / head_dim heads
-    long_skips    the input of each block of the first half is merged into its mirror image's (U-ViT, arXiv 2209.12152,
-                  which takes the output)
-    flow_head_layers, flow_head_width  modulated layers that predict a diffusion from the last hidden state, the noisy
-                  values and the time (`models.unified.flow_head`); 0 layers: a Linear on the hidden state
-    patch_mask_low, patch_mask_high  of each target of a diffusion a share drawn evenly between the two, none where it
-                  is below 0, enters training as a learned token (Tuna-2, arXiv 2604.24763: -0.7 and 0.3)
-    rope_scheme   see `models.unified.positions`
-    axes          position axes that share the rotary frequencies: 3 (row, column, time) serves images and
-                  videos; 2 gives still images more frequencies; text is RoPE-1D under each of them
-    qk_norm       RMSNorm on each head's queries and keys
-    qkv_bias      biases of the query, key and value projections; out_bias: of attention's output
-    rope_scaling  change of the rotary frequencies, of every axis, or None
-    tied          the vocabulary head shares the embedding's weight
-    time_dim      width of the sinusoidal embedding of the diffusion time
+
+@dataclass(frozen=True)
+class UnifiedConfig(Conditional):
+    """Shape of the transformer. Left at None, `kv_heads` becomes `heads`, `head_dim` width / heads, `flow_head_width`
+    the width, and `hidden` 8/3 of the width, rounded up to a multiple of 32, or of GAUs twice the width.
+
+    The model takes in and gives out those representations of pictures that have a size here
+    (`models.unified.representations`); without any it is a language model. Of one that has not, its options have no
+    effect: a config that a study trains with one objective after another may have those of all.
     """
 
+    USES: ClassVar = {
+        "pixel_bottleneck": Use(_enters_by("bottleneck"), "a patchifier: bottleneck of what is trained on"),
+        "unet_width": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
+        "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
+    }
+
     vocab_size: int
+    """Text vocabulary, special tokens included."""
     latent_dim: int | None = None
+    """Channels of a position of latents; null: none."""
     width: int = 512
+    """Channels of the hidden states."""
     layers: int = 8
+    """Blocks."""
     heads: int = 8
+    """Attention heads of a block."""
     kv_heads: int | None = None
+    """Heads of keys and values, a divisor of `heads`; null: as many."""
     head_dim: int | None = None
+    """Channels of a head; null: width / heads."""
     hidden: int | None = None
+    """Inner width of a block's SwiGLU, or of a GAU; null: 8/3 of the width, rounded up to a multiple of 32, or of GAUs
+    twice the width."""
     rope_base: float = 10000.0
+    """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
-    rope_scheme: str = "tie_v2"
+    """Change of the rotary frequencies, of every axis, or null."""
+    rope_scheme: Literal["rope_1d", "axial", "tie_v1", "tie_v2", "streaming"] = "tie_v2"
+    """How the positions of text, rows, columns and frames turn queries and keys (`models.unified.positions`)."""
     axes: int = 3
+    """Position axes that share the rotary frequencies: 3 (row, column, time) serves images and videos; 2 gives still
+    images more frequencies; text is RoPE-1D under each of them."""
     qk_norm: bool = True
+    """RMSNorm on each head's queries and keys."""
     qkv_bias: bool = False
+    """Biases of the query, key and value projections."""
     out_bias: bool = False
+    """Bias of attention's output."""
     tied: bool = True
+    """The vocabulary head shares the embedding's weight."""
     norm_eps: float = 1e-6
+    """What the norms add to the mean square."""
     time_dim: int = 256
+    """Width of the sinusoidal embedding of the diffusion time."""
     pixel_dim: int | None = None
+    """Numbers of a patch of raw pixels; null: none."""
     pixel_bottleneck: int = 128
+    """Numbers between the two Linear of the patchifier bottleneck."""
     codebook_size: int | None = None
-    latent_patchifier: str = "linear"
-    pixel_patchifier: str = "bottleneck"
+    """How many codes a picture is made of; null: none."""
+    latent_patchifier: Literal["linear", "bottleneck", "unet"] = "linear"
+    """How latents become the blocks' input: linear; bottleneck, two Linear with `pixel_bottleneck` numbers between them
+    (JiT, arXiv 2511.13720, section 4.3); unet, which has a part behind the blocks too and `unet_width` channels."""
+    pixel_patchifier: Literal["linear", "bottleneck", "unet"] = "bottleneck"
+    """How patches of raw pixels become the blocks' input, as in `latent_patchifier`."""
     unet_width: int = 128
-    block: str = "llama"
+    """Channels of the patchifier unet."""
+    block: Literal["llama", "gau"] = "llama"
+    """llama, or gau, two of which stand for one; a GAU has hidden / head_dim heads."""
     long_skips: bool = False
+    """The input of each block of the first half is merged into its mirror image's (U-ViT, arXiv 2209.12152, which takes
+    the output)."""
     flow_head_layers: int = 0
+    """Modulated layers that predict a diffusion from the last hidden state, the noisy values and the time
+    (`models.unified.flow_head`); 0: a Linear on the hidden state."""
     flow_head_width: int | None = None
+    """Width of those layers; null: the width."""
     patch_mask_low: float = 0.0
+    """Of each target of a diffusion a share drawn evenly between this and `patch_mask_high`, none where it is below 0,
+    enters training as a learned token (Tuna-2, arXiv 2604.24763: -0.7 and 0.3)."""
     patch_mask_high: float = 0.0
+    """The largest share of a target that enters as a learned token, from 0 to 1; 0: none does."""
     specials: SpecialIds = field(default_factory=SpecialIds)
+    """Vocabulary ids of the tokens that frame text and pictures."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -160,52 +191,52 @@ class UnifiedConfig:
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_dim is None:
-            _require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
+            require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
             object.__setattr__(self, "head_dim", self.width // self.heads)
-        _require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
+        require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
         if self.hidden is None:
             hidden = 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32
             object.__setattr__(self, "hidden", hidden)
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
-        _require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
+        require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
         if self.block == "gau":
-            _require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
-            _require(self.hidden % self.head_dim == 0, self, "hidden", f"a multiple of head_dim={self.head_dim}")
+            require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
+            require(self.hidden % self.head_dim == 0, self, "hidden", f"a multiple of head_dim={self.head_dim}")
         self._check_visual()
-        _require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
-        _require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
-        _require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
-        _require(self.axes in (1, 2, 3), self, "axes", "1, 2 or 3")
-        _require(
+        require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
+        require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
+        require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
+        require(self.axes in (1, 2, 3), self, "axes", "1, 2 or 3")
+        require(
             self.axes > 1 or self.rope_scheme == "rope_1d",
             self,
             "axes",
             f"2 or 3 for rope_scheme={self.rope_scheme!r}",
         )
-        _require(self.head_dim // 2 >= self.axes, self, "head_dim", f"at least {2 * self.axes}, two an axis")
-        _require(self.rope_base > 1, self, "rope_base", "a number above 1")
-        _require(self.norm_eps > 0, self, "norm_eps", "a positive number")
+        require(self.head_dim // 2 >= self.axes, self, "head_dim", f"at least {2 * self.axes}, two an axis")
+        require(self.rope_base > 1, self, "rope_base", "a number above 1")
+        require(self.norm_eps > 0, self, "norm_eps", "a positive number")
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
-        _require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
+        require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
 
     def _check_visual(self) -> None:
         for name in ("latent_patchifier", "pixel_patchifier"):
-            _require(getattr(self, name) in PATCHIFIERS, self, name, f"one of {', '.join(PATCHIFIERS)}")
+            require(getattr(self, name) in PATCHIFIERS, self, name, f"one of {', '.join(PATCHIFIERS)}")
         layers = self.flow_head_layers
         good = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
-        _require(good, self, "flow_head_layers", "an integer not below 0")
+        require(good, self, "flow_head_layers", "an integer not below 0")
         if self.flow_head_width is None:
             object.__setattr__(self, "flow_head_width", self.width)
         _positive_int(self, "flow_head_width")
-        _require(
+        require(
             -float("inf") < self.patch_mask_low <= self.patch_mask_high,
             self,
             "patch_mask_low",
             f"a number of at most patch_mask_high={self.patch_mask_high}",
         )
-        _require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
+        require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
 
     def patchifier(self, name: str) -> str:
         """Of the representation `name`; codes have an embedding instead."""

@@ -213,8 +213,10 @@ def _pixels(kind: str, clips: np.ndarray) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float32 in [-0.5, 0.5], (B,3,H,W) of images, (B,3,T,H,W) of videos."""
     import torch
 
+    from omniloom.models.pixels import half_range
+
     channels_first = torch.from_numpy(clips).permute(0, 4, 1, 2, 3)
-    pixels = torch.empty(channels_first.shape).copy_(channels_first).div_(255).sub_(0.5)
+    pixels = half_range(torch.empty(channels_first.shape).copy_(channels_first))
     return pixels[:, :, 0] if kind == "image" else pixels
 
 

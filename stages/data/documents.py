@@ -41,7 +41,9 @@ class Documents:
             return (token.latents - self.mean) / self.std, token.grid
         if kind == "codes":
             return token.codes, token.grid
-        return token.pixels.astype("float32") / 127.5 - 1, token.pixel_grid
+        from omniloom.models.pixels import full_range
+
+        return full_range(token.pixels.astype("float32")), token.pixel_grid
 
     def segments(self, placed: Placed) -> list:
         found = self._arranged(placed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from omniloom.models.model import to_uint8
+from omniloom.models.pixels import half_range, to_uint8
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation
@@ -57,7 +57,7 @@ def reconstruct(evaluation: Evaluation) -> None:
 @torch.no_grad()
 def _reconstructed(evaluation: Evaluation, batch: np.ndarray) -> np.ndarray:
     """Clips, uint8 (B, T, H, W, 3), as they come back."""
-    pixels = torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+    pixels = half_range(torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float())
     return to_uint8(evaluation.loom.tokenizer(pixels.to(evaluation.loom.device))[0])
 
 

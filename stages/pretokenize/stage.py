@@ -307,6 +307,9 @@ class ShardTokenizer:
         return {"index": item["index"]}
 
     def _segments(self, record: dict, pending: Pending) -> list[dict]:
+        import torch
+
+        from omniloom.models.patches import pixels_to_patches
         from omniloom.stages.data.clips import decode_record
 
         def text(value: str) -> dict:
@@ -319,8 +322,8 @@ class ShardTokenizer:
             segment = {"kind": "visual", "loss": True}
             pixels = decode_record(record, shape, self.config.frames, None if item is record else item)
             if self.config.pixel_patch:
-                patches = _patches(pixels, self.config.pixel_patch)
-                segment |= {"pixels": patches.ravel(), "pixel_grid": list(patches.shape[:3])}
+                patches = pixels_to_patches(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None], self.config.pixel_patch)
+                segment |= {"pixels": patches.numpy().ravel(), "pixel_grid": list(patches.shape[1:4])}
             pending.setdefault((kind, shape), []).append((segment, pixels))
             return segment
 
@@ -336,10 +339,12 @@ class ShardTokenizer:
         import numpy as np
         import torch
 
+        from omniloom.models.pixels import half_range
+
         for start in range(0, len(waiting), self.config.batch_size):
             part = waiting[start : start + self.config.batch_size]
             pixels = torch.from_numpy(np.stack([clip for _, clip in part])).to(self.device)
-            pixels = pixels.permute(0, 4, 1, 2, 3).float() / 255 - 0.5
+            pixels = half_range(pixels.permute(0, 4, 1, 2, 3).float())
             with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 encoded = self.visual.encode(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
                 features = self._features(pixels, encoded.latents.shape[2]) if self.encoder else None
@@ -369,12 +374,6 @@ class ShardTokenizer:
         features = torch.cat([self.encoder(part).float() for part in frames.split(self.config.batch_size)])
         clips = features.unflatten(0, (len(pixels), -1))
         return torch.stack([on_frames(clip, t) for clip in clips]).half().cpu().numpy()
-
-
-def _patches(clip, patch: int):
-    """uint8 (T, H, W, 3) -> (T, H / p, W / p, p, p, 3)."""
-    frames, height, width, _ = clip.shape
-    return clip.reshape(frames, height // patch, patch, width // patch, patch, 3).swapaxes(2, 3)
 
 
 class _Stats:

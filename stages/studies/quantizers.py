@@ -17,7 +17,7 @@ from omniloom.infra import storage
 from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
 from omniloom.models.tokenizer.config import RAEConfig
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.studies.base import Named, Share, curves
 from omniloom.stages.tokenizer import stage as train_tokenizer

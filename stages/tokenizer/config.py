@@ -14,7 +14,8 @@ from omniloom.infra.training.config import EngineConfig, OptimizerConfig, Worker
 from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
 from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.stages.base import PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.data.aspects import Aspects, check_names
@@ -130,6 +131,11 @@ class Config(BaseModel):
             raise ValueError("official: the checkpoint has its architecture with it, expected no `model`")
         if self.loss.needs_perceptual and not self.perceptual:
             raise ValueError("perceptual: is missing, and the loss gives a weight to it")
+        if self.perceptual and not self.loss.needs_perceptual:
+            raise ValueError("perceptual: has no effect: loss.perceptual_weight and loss.style_weight are 0")
+        for name in ("adversarial_start", "discriminator_warmup", "adversarial_ramp", "adaptive_weight"):
+            if getattr(self.loss, name) and not self.discriminator:
+                raise ValueError(f"loss.{name}: has no effect: there is no discriminator")
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self
@@ -138,7 +144,7 @@ class Config(BaseModel):
 class KLConfig(Config):
     """Stage 3: what the joint stage has learned, with a continuous bottleneck in place of its codes."""
 
-    quantizer: QuantizerConfig = Field(default_factory=lambda: QuantizerConfig(kind="kl"))
+    quantizer: QuantizerConfig = Field(default_factory=GaussianConfig)
 
 
 def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:

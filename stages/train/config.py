@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model, model_validator
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.models.checks import FieldError
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
@@ -24,10 +25,16 @@ from omniloom.stages.inference.config import DrawingConfig
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
 _HINTS = get_type_hints(UnifiedConfig)
+_TOLD = TypeAdapter(UnifiedConfig).json_schema()["properties"]
 ArchitectureConfig = create_model(
     "ArchitectureConfig",
     __config__=ConfigDict(extra="forbid"),
-    **{f.name: (_HINTS[f.name], f.default) for f in fields(UnifiedConfig) if f.name not in _FROM_INPUTS},
+    __doc__="Shape of the transformer, as far as it is a choice.",
+    **{
+        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name]["description"]))
+        for f in fields(UnifiedConfig)
+        if f.name not in _FROM_INPUTS
+    },
 )
 
 
@@ -136,7 +143,12 @@ class Config(BaseModel):
                 "pictures it is of"
             )
         if not self.init_from:
-            model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
+            try:
+                model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
+                written = self.model.model_fields_set
+                model.check_uses(written if written < type(self.model).model_fields.keys() else ())  # a dump has all
+            except FieldError as error:
+                raise error.below("model") from None
             if self.alignment:
                 self.alignment.check(model.layers)
         parts = self.workers.count * self.workers.accumulate

@@ -382,7 +382,7 @@ def test_a_third_tokenizer_stage_and_a_study_of_quantizers(config):
     training = {**joint, "model": values["tokenizer_image"]["model"]}
     quantizers = {
         "vq": {"codebook_size": 32, "latent_dim": 4},
-        "fsq": {"kind": "fsq", "fsq_levels": [4, 4, 3]},
+        "fsq": {"kind": "fsq", "levels": [4, 4, 3]},
         "kl": {"kind": "kl", "latent_dim": 4},
     }
     overrides = [

@@ -87,7 +87,7 @@ def bundle(tmp_path_factory) -> Path:
     from omniloom.models.text import TextTokenizer
     from omniloom.models.tokenizer.config import TokenizerConfig
     from omniloom.models.tokenizer.omni import OmniTokenizer
-    from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+    from omniloom.models.tokenizer.quantizers.config import VQConfig
     from omniloom.models.unified.config import UnifiedConfig
     from omniloom.models.unified.diffusion.config import DiffusionConfig
     from omniloom.models.unified.model import UnifiedModel
@@ -104,7 +104,7 @@ def bundle(tmp_path_factory) -> Path:
             spatial_layers="t",
             temporal_layers=1,
             decoder_spatial_layers="t",
-            quantizer=QuantizerConfig(codebook_size=32, latent_dim=4),
+            quantizer=VQConfig(codebook_size=32, latent_dim=4),
         ),
         latent_mean=(0.0,) * 4,
         latent_std=(1.0,) * 4,

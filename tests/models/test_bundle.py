@@ -13,7 +13,7 @@ from omniloom.models.model import BundleConfig, OmniLoom, to_pixels, to_uint8
 from omniloom.models.text import TextTokenizer
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
@@ -33,7 +33,7 @@ def build(tied: bool = True) -> OmniLoom:
             spatial_layers="t",
             temporal_layers=1,
             decoder_spatial_layers="t",
-            quantizer=QuantizerConfig(codebook_size=32, latent_dim=4),
+            quantizer=VQConfig(codebook_size=32, latent_dim=4),
         ),
         latent_mean=(0.1, -0.2, 0.3, 0.0),
         latent_std=(0.5, 1.0, 2.0, 0.25),

@@ -10,7 +10,14 @@ import pytest
 
 from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import (
+    FSQConfig,
+    GaussianConfig,
+    GumbelConfig,
+    LFQConfig,
+    VQConfig,
+    VQGradientConfig,
+)
 from omniloom.models.tokenizer.vit_config import ViTConfig
 from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
@@ -87,27 +94,51 @@ LIMITS = {
         "discriminator_warmup": NOUGHT,
         "adversarial_ramp": NOUGHT,
     },
-    QuantizerConfig: {
-        "kind": ("kl", "nope"),
+    VQConfig: {
+        "kind": ("vq", "fsq"),
         "codebook_size": (2, 1),
         "latent_dim": (2, 1),
-        "fsq_levels": ((3,), (3, 2)),
         "commitment": WEIGHT,
         "restart_dead_after": WEIGHT,
-        "codebook": ("gradient", "sgd"),
         "ema_decay": (0.0, 1.0),
         "kmeans_iterations": NOUGHT,
-        "fsq_balance": WEIGHT,
+    },
+    VQGradientConfig: {
+        "kind": ("vq_gradient", "vq"),
+        "codebook_size": (2, 1),
+        "latent_dim": (2, 1),
+        "commitment": WEIGHT,
+        "restart_dead_after": WEIGHT,
+        "kmeans_iterations": NOUGHT,
+    },
+    FSQConfig: {
+        "kind": ("fsq", "vq"),
+        "levels": ((3,), (3, 2)),
+        "commitment": WEIGHT,
+        "restart_dead_after": WEIGHT,
+        "balance": WEIGHT,
+    },
+    LFQConfig: {
+        "kind": ("lfq", "vq"),
+        "codebook_size": (4, 3),
+        "commitment": WEIGHT,
+        "restart_dead_after": WEIGHT,
         "entropy_weight": WEIGHT,
         "entropy_gamma": WEIGHT,
         "entropy_temperature": ABOVE,
-        "gumbel_tau": (1.0, 1.0 + 1e-9),
-        "gumbel_anneal_updates": ONE,
-        "gumbel_kl_weight": WEIGHT,
-        "gumbel_kl_warmup": NOUGHT,
-        "gumbel_balance": WEIGHT,
-        "kl_weight": WEIGHT,
     },
+    GumbelConfig: {
+        "kind": ("gumbel", "vq"),
+        "codebook_size": (2, 1),
+        "latent_dim": (2, 1),
+        "restart_dead_after": WEIGHT,
+        "tau": (1.0, 1.0 + 1e-9),
+        "anneal_updates": ONE,
+        "kl_weight": WEIGHT,
+        "kl_warmup": NOUGHT,
+        "balance": WEIGHT,
+    },
+    GaussianConfig: {"kind": ("kl", "vq"), "latent_dim": (2, 1), "kl_weight": WEIGHT},
     UnifiedConfig: {
         "vocab_size": (6, 5),
         "latent_dim": ONE,
@@ -184,8 +215,8 @@ def test_limits_on_the_other_side():
     for name, cls, refused in (
         ("min_time", DiffusionConfig, (0, 1)),
         ("lecam_decay", DiscriminatorConfig, (-0.1,)),
-        ("ema_decay", QuantizerConfig, (-0.1,)),
-        ("gumbel_tau", QuantizerConfig, (0.0,)),
+        ("ema_decay", VQConfig, (-0.1,)),
+        ("tau", GumbelConfig, (0.0,)),
         ("shift", DiffusionConfig, (math.inf,)),
         ("sigma_max", DiffusionConfig, (math.inf,)),
         ("top_p", VisualSampling, (0,)),
@@ -202,18 +233,18 @@ def test_limits_on_the_other_side():
         for value in refused:
             with pytest.raises(ValueError, match="patch_mask_low" if name == "patch_mask_high" else name):
                 cls(**BASE.get(cls, {}) | {name: value})
-    assert QuantizerConfig(kind="lfq", codebook_size=4).dim == 2
-    assert QuantizerConfig(kind="lfq", codebook_size=2**20).dim == 20
+    assert LFQConfig(codebook_size=4).dim == 2
+    assert LFQConfig(codebook_size=2**20).dim == 20
     for size in (2, 3, 6, 2**20 + 1, 2**21):
         with pytest.raises(ValueError, match="codebook_size: expected for lfq, a power of two from 4 to 1048576"):
-            QuantizerConfig(kind="lfq", codebook_size=size)
+            LFQConfig(codebook_size=size)
     for sides in ((16, 32), [16, 32]):
         assert TiTokConfig(image_size=sides).size == (16, 32)
     for sides in ((16,), (16, 32, 48), (16, 24), (0, 16), 24):
         with pytest.raises(ValueError, match="image_size: expected a positive multiple of patch_size 16"):
             TiTokConfig(image_size=sides)
     with pytest.raises(ValueError, match="quantizer: expected kind vq or kl with compat official"):
-        TokenizerConfig(compat="official", quantizer=QuantizerConfig(kind="fsq"))
+        TokenizerConfig(compat="official", quantizer=FSQConfig())
     with pytest.raises(ValueError, match="heads: expected a divisor of width"):
         TokenizerConfig(compat="official", width=36)
     assert UnifiedConfig(vocab_size=40, head_dim=2, axes=1, rope_scheme="rope_1d").axes == 1
@@ -348,29 +379,54 @@ USUAL = {
         "adversarial_ramp": 0,
         "adaptive_weight": False,
     },
-    QuantizerConfig: {
+    VQConfig: {
         "kind": "vq",
         "codebook_size": 8192,
         "latent_dim": 8,
-        "fsq_levels": (8, 5, 5, 5),
         "commitment": 0.25,
         "restart_dead_after": 16.0,
-        "codebook": "ema",
         "ema_decay": 0.99,
         "rotation_trick": True,
         "kmeans_iterations": 10,
-        "fsq_balance": 0.2,
+    },
+    VQGradientConfig: {
+        "kind": "vq_gradient",
+        "codebook_size": 8192,
+        "latent_dim": 8,
+        "commitment": 0.25,
+        "restart_dead_after": 16.0,
+        "rotation_trick": True,
+        "kmeans_iterations": 10,
+    },
+    FSQConfig: {
+        "kind": "fsq",
+        "levels": (8, 5, 5, 5),
+        "commitment": 0.25,
+        "restart_dead_after": 16.0,
+        "balance": 0.2,
+    },
+    LFQConfig: {
+        "kind": "lfq",
+        "codebook_size": 8192,
+        "commitment": 0.25,
+        "restart_dead_after": 16.0,
         "entropy_weight": 0.1,
         "entropy_gamma": 1.0,
         "entropy_temperature": 1.0,
-        "gumbel_tau": 0.0625,
-        "gumbel_anneal_updates": 5000,
-        "gumbel_hard": False,
-        "gumbel_kl_weight": 0.0005,
-        "gumbel_kl_warmup": 1000,
-        "gumbel_balance": 0.25,
-        "kl_weight": 1e-06,
     },
+    GumbelConfig: {
+        "kind": "gumbel",
+        "codebook_size": 8192,
+        "latent_dim": 8,
+        "restart_dead_after": 16.0,
+        "tau": 0.0625,
+        "anneal_updates": 5000,
+        "hard": False,
+        "kl_weight": 0.0005,
+        "kl_warmup": 1000,
+        "balance": 0.25,
+    },
+    GaussianConfig: {"kind": "kl", "latent_dim": 8, "kl_weight": 1e-06},
     ViTConfig: {
         "prefix": 0,
         "activation": "gelu",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from visual_batches import forward, is_target
 
+from omniloom.models.patches import pixels_to_patches
 from omniloom.models.unified.batch import Segment, collate
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import FORMULATIONS, DiffusionConfig
@@ -16,7 +17,6 @@ from omniloom.models.unified.diffusion.multiscale import coarse_error, segment_c
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.corruption import draw_noise
 from omniloom.models.unified.objectives.objective import UnifiedObjective
-from omniloom.models.unified.patches import pixels_to_patches
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4)
 
@@ -56,7 +56,7 @@ def test_composition_counts_more_than_detail() -> None:
 
 def test_patches_of_pixels_are_pooled_over_the_frame() -> None:
     frames = torch.randn(2, 1, 3, 6, 9, generator=torch.Generator().manual_seed(0))  # two of one frame, 6x9, p = 3
-    patches = pixels_to_patches(frames.transpose(1, 2) / 2, 3)
+    patches = pixels_to_patches(frames.transpose(1, 2), 3)
     grids = [(1, 2, 3), (1, 2, 3)]
     expected = 6 * segment_coarse_error(frames.movedim(2, -1), 3).sum()
     torch.testing.assert_close(coarse_error(patches.flatten(0, 3), grids, 3, patch=3), expected)

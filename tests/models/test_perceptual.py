@@ -24,7 +24,7 @@ from omniloom.models.tokenizer.perceptual import (
     style_distance,
     unit_channels,
 )
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 TINY = TokenizerConfig(
@@ -34,7 +34,7 @@ TINY = TokenizerConfig(
     spatial_layers="t",
     decoder_spatial_layers="t",
     temporal_layers=1,
-    quantizer=QuantizerConfig(codebook_size=16, latent_dim=4),
+    quantizer=VQConfig(codebook_size=16, latent_dim=4),
 )
 
 

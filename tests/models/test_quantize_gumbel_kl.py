@@ -24,18 +24,18 @@ def test_tau_and_the_weight_of_the_divergence_follow_their_schedules():
         assert float(quantizer.kl_weight()) == pytest.approx(5e-4 * min(1.0, step / 10), rel=1e-5)
         quantizer(z)  # without an update time stands still
         quantizer(z, update=True)
-    assert float(build("gumbel", gumbel_kl_warmup=0).kl_weight()) == pytest.approx(5e-4)
+    assert float(build("gumbel", kl_warmup=0).kl_weight()) == pytest.approx(5e-4)
 
 
 def test_divergences_from_uniform():
     """Of each token's distribution, and of their mean."""
-    quantizer = build("gumbel", gumbel_kl_warmup=0, gumbel_kl_weight=1.0, gumbel_balance=0.0).eval()
+    quantizer = build("gumbel", kl_warmup=0, kl_weight=1.0, balance=0.0).eval()
     z = batch(quantizer, 2, 3, 5)
     p = torch.distributions.Categorical(logits=GUMBEL_GAIN * z)
     uniform = torch.distributions.Categorical(logits=torch.zeros(32))
     torch.testing.assert_close(quantizer(z).loss, torch.distributions.kl_divergence(p, uniform).mean())
     assert float(quantizer(torch.full((4, 32), 3.0)).loss) == pytest.approx(0.0, abs=1e-5)
-    quantizer = build("gumbel", gumbel_kl_weight=0.0, gumbel_balance=1.0).eval()
+    quantizer = build("gumbel", kl_weight=0.0, balance=1.0).eval()
     mean = torch.distributions.Categorical(probs=p.probs.mean((0, 1)))
     torch.testing.assert_close(quantizer(z).loss, torch.distributions.kl_divergence(mean, uniform))
     assert float(quantizer(100 * torch.eye(32)).loss) == pytest.approx(0.0, abs=1e-5)  # each its own code
@@ -53,7 +53,7 @@ def test_eval_takes_the_largest_logit():
 @pytest.mark.parametrize("hard", [False, True])
 def test_training_samples_are_those_of_gumbel_softmax(hard):
     """Mean and covariance of z_q over many draws against torch.nn.functional.gumbel_softmax with its own draws."""
-    quantizer = build("gumbel", codebook_size=6, latent_dim=3, gumbel_hard=hard).train()
+    quantizer = build("gumbel", codebook_size=6, latent_dim=3, hard=hard).train()
     quantizer.updates.fill_(10)
     logits, tau, draws = torch.randn(6), float(quantizer.tau()), 40_000
     assert 0.4 < tau < 0.7

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quantizer_cases import build
 
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import FSQConfig, LFQConfig
 from omniloom.models.tokenizer.quantizers.fsq import FSQ_SPREAD
 from omniloom.models.tokenizer.quantizers.joint import mean_joint
 
@@ -29,7 +29,7 @@ PUBLISHED_LEVELS = {
 
 @pytest.mark.parametrize(("size", "levels"), PUBLISHED_LEVELS.items())
 def test_fsq_codes_are_a_bijection(size, levels):
-    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=levels))
+    quantizer = build_quantizer(FSQConfig(levels=levels))
     assert quantizer.size == size and quantizer.dim == len(levels)
     codes = torch.arange(size)
     vectors = quantizer.decode_codes(codes)
@@ -45,7 +45,7 @@ def test_fsq_codes_are_a_bijection(size, levels):
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 50))
 def test_fsq_codes_latents_and_vectors_agree(seed, scale):
-    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=(8, 5, 4, 3)))
+    quantizer = build_quantizer(FSQConfig(levels=(8, 5, 4, 3)))
     z = scale * torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
     out = quantizer(z)
     assert int(out.codes.min()) >= 0 and int(out.codes.max()) < quantizer.size
@@ -61,7 +61,7 @@ def test_fsq_codes_latents_and_vectors_agree(seed, scale):
 
 
 def test_fsq_leaves_saturation():
-    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=(8, 8), fsq_balance=0.0))
+    quantizer = build_quantizer(FSQConfig(levels=(8, 8), balance=0.0))
     z = torch.full((4, 2), 100.0, requires_grad=True)
     quantizer(z).loss.backward()
     assert (z.grad > 0).all()
@@ -70,7 +70,7 @@ def test_fsq_leaves_saturation():
 
 @pytest.mark.parametrize("levels", [(8, 5, 4, 3), (7, 5), (9,)])
 def test_fsq_imbalance_against_enumeration(levels):
-    quantizer = build_quantizer(QuantizerConfig(kind="fsq", fsq_levels=levels, commitment=0.0, fsq_balance=0.7))
+    quantizer = build_quantizer(FSQConfig(levels=levels, commitment=0.0, balance=0.7))
     codes = quantizer.decode_codes(torch.arange(quantizer.size)).double()
     assert quantizer.mean_square == pytest.approx(float(codes.square().sum(-1).mean()), rel=1e-6)
     half = torch.tensor([level // 2 for level in levels])
@@ -90,7 +90,7 @@ def test_fsq_imbalance_against_enumeration(levels):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), bits=st.integers(2, 20))
 def test_lfq_index_against_a_loop(seed, bits):
-    quantizer = build_quantizer(QuantizerConfig(kind="lfq", codebook_size=2**bits, entropy_weight=0.0))
+    quantizer = build_quantizer(LFQConfig(codebook_size=2**bits, entropy_weight=0.0))
     z = torch.randn(5, bits, generator=torch.Generator().manual_seed(seed))
     out = quantizer(z)
     for row, code, q in zip(z, out.codes.tolist(), out.z_q, strict=True):
@@ -114,8 +114,7 @@ def entropies_by_enumeration(z: torch.Tensor, temperature: float) -> tuple[torch
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), bits=st.integers(2, 9), temperature=st.floats(0.3, 5.0))
 def test_lfq_entropies_against_enumeration(seed, bits, temperature):
-    config = QuantizerConfig(
-        kind="lfq",
+    config = LFQConfig(
         codebook_size=2**bits,
         entropy_temperature=temperature,
         entropy_weight=0.7,
@@ -148,7 +147,7 @@ def test_mean_joint_is_in_the_order_of_the_codes(sizes):
 
 def test_lfq_holds_a_quarter_of_a_million_codes():
     """Sure tokens: no entropy each, and that of their histogram together, at 2^18 codes."""
-    quantizer = build_quantizer(QuantizerConfig(kind="lfq", codebook_size=2**18)).train()
+    quantizer = build_quantizer(LFQConfig(codebook_size=2**18)).train()
     codes = torch.randint(2**18, (2000,), generator=torch.Generator().manual_seed(0))
     z = (30.0 * quantizer.decode_codes(torch.cat((codes, codes[:500])))).requires_grad_()
     out = quantizer(z, update=True)

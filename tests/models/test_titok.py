@@ -19,18 +19,25 @@ from omniloom.models.tokenizer.config import TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective, psnr
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import (
+    FSQConfig,
+    GaussianConfig,
+    GumbelConfig,
+    LFQConfig,
+    VQConfig,
+    VQGradientConfig,
+)
 from omniloom.models.tokenizer.titok import ProxyObjective, TiTok
 
 QUANTIZERS = {
-    "vq": QuantizerConfig(codebook_size=64, latent_dim=4),
-    "fsq": QuantizerConfig(kind="fsq", fsq_levels=(8, 5, 5)),
-    "kl": QuantizerConfig(kind="kl", latent_dim=4),
+    "vq": VQConfig(codebook_size=64, latent_dim=4),
+    "fsq": FSQConfig(levels=(8, 5, 5)),
+    "kl": GaussianConfig(latent_dim=4),
 }
 EVERY = QUANTIZERS | {
-    "vq-gradient": QuantizerConfig(codebook="gradient", codebook_size=64, latent_dim=4),
-    "lfq": QuantizerConfig(kind="lfq", codebook_size=64),
-    "gumbel": QuantizerConfig(kind="gumbel", codebook_size=64, latent_dim=4),
+    "vq-gradient": VQGradientConfig(codebook_size=64, latent_dim=4),
+    "lfq": LFQConfig(codebook_size=64),
+    "gumbel": GumbelConfig(codebook_size=64, latent_dim=4),
 }
 LATENTS = 6
 
@@ -313,7 +320,7 @@ def proxy() -> OmniTokenizer:
         temporal_layers=0,
         spatial_layers="t",
         decoder_spatial_layers="t",
-        quantizer=QuantizerConfig(codebook_size=16, latent_dim=4),
+        quantizer=VQConfig(codebook_size=16, latent_dim=4),
     )
     objective = TokenizerObjective(config)
     objective(patterns(16))  # codes from the data
@@ -415,8 +422,8 @@ def test_configs_from_plain_values():
     for values, message in wrong:
         with pytest.raises(ValueError, match=message):
             config_from_dict(values, "a.json")
-    with pytest.raises(ValueError, match="got QuantizerConfig"):
-        build_tokenizer(QuantizerConfig())
+    with pytest.raises(ValueError, match="got VQConfig"):
+        build_tokenizer(VQConfig())
 
 
 def test_a_config_is_read_without_torch():

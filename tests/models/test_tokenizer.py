@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniloom.models.patches import patchify, unpatchify
 from omniloom.models.tokenizer.blocks import (
     Attention,
     CausalDepthwiseConv,
@@ -21,13 +22,13 @@ from omniloom.models.tokenizer.blocks import (
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective
 from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
-from omniloom.models.tokenizer.omni import OmniTokenizer, patchify, unpatchify
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.omni import OmniTokenizer
+from omniloom.models.tokenizer.quantizers.config import FSQConfig, GaussianConfig, VQConfig
 
 QUANTIZERS = {
-    "vq": QuantizerConfig(codebook_size=64, latent_dim=4),
-    "fsq": QuantizerConfig(kind="fsq", fsq_levels=(8, 5, 5)),
-    "kl": QuantizerConfig(kind="kl", latent_dim=4),
+    "vq": VQConfig(codebook_size=64, latent_dim=4),
+    "fsq": FSQConfig(levels=(8, 5, 5)),
+    "kl": GaussianConfig(latent_dim=4),
 }
 
 
@@ -142,7 +143,7 @@ def test_inflated_model_treats_a_still_video_like_its_image(norm):
 
 def test_load_from_names_what_does_not_fit_and_then_loads_nothing():
     state = build().state_dict()
-    wider = QuantizerConfig(codebook_size=64, latent_dim=5)
+    wider = VQConfig(codebook_size=64, latent_dim=5)
     model = OmniTokenizer(small(quantizer=wider))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match="of another shape: codebook.ema_sum, codebook.emb"):
@@ -343,10 +344,10 @@ def test_bad_input_is_named():
         (lambda: TokenizerConfig(spatial_layers="tx"), "spatial_layers"),
         (lambda: TokenizerConfig(head_dim=6), "head_dim"),
         (lambda: TokenizerConfig(temporal_window=-1), "temporal_window"),
-        (lambda: QuantizerConfig(kind="nope"), "kind"),
-        (lambda: QuantizerConfig(fsq_levels=()), "fsq_levels"),
-        (lambda: QuantizerConfig(fsq_levels=(8, 2)), "fsq_levels"),
-        (lambda: QuantizerConfig(ema_decay=1.0), "ema_decay"),
+        (lambda: VQConfig(kind="nope"), "kind"),
+        (lambda: FSQConfig(levels=()), "levels"),
+        (lambda: FSQConfig(levels=(8, 2)), "levels"),
+        (lambda: VQConfig(ema_decay=1.0), "ema_decay"),
         (lambda: TokenizerLossConfig(reconstruction="l3"), "reconstruction"),
         (lambda: TokenizerLossConfig(adversarial_start=-1), "adversarial_start"),
     ],

@@ -18,7 +18,7 @@ from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.discriminator import Discriminator, frozen_judgement
 from omniloom.models.tokenizer.losses import TokenizerObjective, adaptive_weight, psnr, reconstruction_loss
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig
 
 TINY = DiscriminatorConfig(channels=8, layers=2)
 CALMED = DiscriminatorConfig(channels=8, layers=2, r1_gamma=1.0, r1_every=1, lecam_weight=0.1)
@@ -29,7 +29,7 @@ CONFIG = TokenizerConfig(
     spatial_layers="t",
     decoder_spatial_layers="t",
     temporal_layers=1,
-    quantizer=QuantizerConfig(codebook_size=32, latent_dim=4),
+    quantizer=VQConfig(codebook_size=32, latent_dim=4),
 )
 
 

@@ -19,7 +19,7 @@ from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.official.blocks import FeedForward, PositionBias, alibi_slopes
 from omniloom.models.tokenizer.official.model import OfficialCodebook
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import FSQConfig, VQConfig
 from tests.benchmarks.published import PublishedTokenizer, alibi, published_args
 
 ORACLE = Path(__file__).resolve().parents[3] / "shared" / "oracle"
@@ -230,7 +230,7 @@ def test_export_of_a_model_made_here(tmp_path):
 
 
 def tiny_config(**changes) -> TokenizerConfig:
-    quantizer = QuantizerConfig(codebook_size=64, latent_dim=4)
+    quantizer = VQConfig(codebook_size=64, latent_dim=4)
     shape = {"patch_size": 4, "width": 32, "heads": 4, "head_dim": 8, "temporal_layers": 1, "window": 2}
     return TokenizerConfig(**{"compat": "official", **shape, "quantizer": quantizer, **changes})
 
@@ -369,7 +369,7 @@ def test_config_of_a_corrected_model_has_no_published_switches():
         with pytest.raises(ValueError, match=name):
             TokenizerConfig(**{name: value})
     with pytest.raises(ValueError, match="quantizer"):
-        TokenizerConfig(compat="official", quantizer=QuantizerConfig(kind="fsq"))
+        TokenizerConfig(compat="official", quantizer=FSQConfig())
 
 
 def test_the_package_imports_without_torch():
@@ -392,7 +392,7 @@ def test_position_bias_costs_no_memory(tmp_path):
 def test_the_first_codes_are_latents_of_the_first_batch():
     """As many as there are codes, drawn without repetition; of fewer, copies that a little noise tells apart."""
     many = torch.nn.functional.normalize(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
-    codebook = OfficialCodebook(QuantizerConfig(codebook_size=16, latent_dim=4))
+    codebook = OfficialCodebook(VQConfig(codebook_size=16, latent_dim=4))
     codebook._start(torch.cat((many, torch.full((1, 4), torch.nan))))
     nearest = (codebook.embeddings[:, None] - many).norm(dim=-1).min(1)
     assert nearest.values.max() == 0 and len(set(nearest.indices.tolist())) == 16
@@ -400,13 +400,13 @@ def test_the_first_codes_are_latents_of_the_first_batch():
     kept = codebook.embeddings.clone()
     codebook._start(many.flip(0))  # begun already
     assert torch.equal(codebook.embeddings, kept)
-    few = OfficialCodebook(QuantizerConfig(codebook_size=16, latent_dim=4))
+    few = OfficialCodebook(VQConfig(codebook_size=16, latent_dim=4))
     few._start(many[:3])
     nearest = (few.embeddings[:, None] - many[:3]).norm(dim=-1).min(1)
     assert 0 < nearest.values.min() and nearest.values.max() < 0.03
     counts = torch.bincount(nearest.indices, minlength=3)
     assert counts.sum() == 16 and counts.min() >= 4 and counts.max() <= 6
-    none = OfficialCodebook(QuantizerConfig(codebook_size=16, latent_dim=4))
+    none = OfficialCodebook(VQConfig(codebook_size=16, latent_dim=4))
     before = none.embeddings.clone()
     none._start(torch.full((5, 4), torch.nan))
     assert torch.equal(none.embeddings, before) and not none.N.any()

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from quantizer_cases import CASES, WITH_CODES, batch, build, state_of
+from quantizer_cases import config as case
 
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
 from omniloom.models.tokenizer.quantizers.base import code_stats, nearest_code
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import FSQConfig, GaussianConfig, GumbelConfig, LFQConfig, VQConfig
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -27,7 +28,7 @@ def test_shapes_dtypes_and_gradients(name, dtype):
     z = batch(quantizer, 1, 2, 3, 5).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         out = quantizer(z, update=True)
-    config = QuantizerConfig(**CASES[name])
+    config = CASES[name]
     assert (quantizer.dim, quantizer.size) == (config.dim, config.size)
     assert out.z_q.shape == out.latents.shape == (2, 3, 5, config.dim)
     assert {v.dtype for v in (out.z_q, out.latents, out.loss, *out.stats.values())} == {torch.float32}
@@ -145,7 +146,7 @@ def test_state_dict_resumes_bit_for_bit(name):
     first = build(name, restart_dead_after=1).train()
     go_on(first, range(5))
     torch.manual_seed(99)  # another global RNG in the resumed process
-    second = build_quantizer(QuantizerConfig(**{**CASES[name], "restart_dead_after": 1})).train()
+    second = build_quantizer(case(name, restart_dead_after=1)).train()
     second.load_state_dict(state_of(first))
     found = go_on(second, range(5, 12))
     assert all(torch.equal(a, b) for a, b in zip(found, expected[-len(found) :], strict=True))
@@ -192,7 +193,7 @@ def test_the_loss_falls_on_a_fixed_batch(name):
         spatial_layers="t",
         temporal_layers=0,
         decoder_spatial_layers="t",
-        quantizer=QuantizerConfig(**CASES[name]),
+        quantizer=CASES[name],
     )
     model, pixels, losses = OmniTokenizer(config).train(), textures(8, 16), []
     adam = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -258,31 +259,30 @@ def test_two_ranks_hold_one_state(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "name"),
+    ("config", "fields", "name"),
     [
-        ({"kind": "nope"}, "kind"),
-        ({"codebook": "sgd"}, "codebook"),
-        ({"codebook_size": 1}, "codebook_size"),
-        ({"kind": "lfq", "codebook_size": 100}, "codebook_size"),
-        ({"kind": "lfq", "codebook_size": 2**21}, "codebook_size"),
-        ({"fsq_balance": -0.1}, "fsq_balance"),
-        ({"entropy_temperature": 0.0}, "entropy_temperature"),
-        ({"entropy_gamma": -1.0}, "entropy_gamma"),
-        ({"gumbel_tau": 0.0}, "gumbel_tau"),
-        ({"gumbel_tau": 2.0}, "gumbel_tau"),
-        ({"gumbel_anneal_updates": 0}, "gumbel_anneal_updates"),
-        ({"gumbel_kl_warmup": -1}, "gumbel_kl_warmup"),
-        ({"gumbel_balance": -1.0}, "gumbel_balance"),
-        ({"restart_dead_after": -1.0}, "restart_dead_after"),
+        (VQConfig, {"kind": "fsq"}, "kind"),
+        (VQConfig, {"codebook_size": 1}, "codebook_size"),
+        (VQConfig, {"restart_dead_after": -1.0}, "restart_dead_after"),
+        (LFQConfig, {"codebook_size": 100}, "codebook_size"),
+        (LFQConfig, {"codebook_size": 2**21}, "codebook_size"),
+        (LFQConfig, {"entropy_temperature": 0.0}, "entropy_temperature"),
+        (LFQConfig, {"entropy_gamma": -1.0}, "entropy_gamma"),
+        (FSQConfig, {"balance": -0.1}, "balance"),
+        (GumbelConfig, {"tau": 0.0}, "tau"),
+        (GumbelConfig, {"tau": 2.0}, "tau"),
+        (GumbelConfig, {"anneal_updates": 0}, "anneal_updates"),
+        (GumbelConfig, {"kl_warmup": -1}, "kl_warmup"),
+        (GumbelConfig, {"balance": -1.0}, "balance"),
     ],
 )
-def test_bad_config_names_the_field(fields, name):
-    with pytest.raises(ValueError, match=rf"QuantizerConfig\.{name}: expected"):
-        QuantizerConfig(**fields)
+def test_bad_config_names_the_field(config, fields, name):
+    with pytest.raises(ValueError, match=rf"{config.__name__}\.{name}: expected"):
+        config(**fields)
 
 
 def test_sizes_of_each_kind():
-    assert QuantizerConfig(kind="lfq", codebook_size=2**18).dim == 18
-    assert QuantizerConfig(codebook_size=100).size == 100
-    assert QuantizerConfig(kind="gumbel", codebook_size=100, latent_dim=6).dim == 6
-    assert QuantizerConfig(kind="fsq").size == 1000 and QuantizerConfig(kind="kl").size is None
+    assert LFQConfig(codebook_size=2**18).dim == 18
+    assert VQConfig(codebook_size=100).size == 100
+    assert GumbelConfig(codebook_size=100, latent_dim=6).dim == 6
+    assert FSQConfig().size == 1000 and GaussianConfig().size is None

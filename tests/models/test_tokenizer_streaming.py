@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omniloom.models.tokenizer.blocks import QK_NORM_SCALE, banded_attention
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
 from omniloom.models.tokenizer.streaming import TemporalState, video_chunks
 
 MARGIN = 1e-5  # codes whose two best scores are closer may differ by rounding
@@ -24,7 +24,7 @@ def build(window: int = 3, kind: str = "vq", **changes) -> OmniTokenizer:
     torch.manual_seed(0)
     shape = {"width": 32, "heads": 2, "head_dim": 16, "temporal_layers": 2, "window": 2, "temporal_patch": 2}
     layers = {"spatial_layers": "tw", "decoder_spatial_layers": "wt", "temporal_window": window}
-    quantizer = QuantizerConfig(kind=kind, codebook_size=64, latent_dim=4)
+    quantizer = GaussianConfig(latent_dim=4) if kind == "kl" else VQConfig(codebook_size=64, latent_dim=4)
     model = OmniTokenizer(TokenizerConfig(**{**shape, **layers, "quantizer": quantizer, **changes}))
     with torch.no_grad():  # leave the special state of a fresh model: every weight takes part
         for parameter in model.parameters():
@@ -224,14 +224,14 @@ import pathlib, sys
 import torch
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
 from omniloom.models.tokenizer.streaming import video_chunks
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 total, whole = int(sys.argv[1]), int(sys.argv[2])
 model = OmniTokenizer(TokenizerConfig(width=32, heads=2, head_dim=16, temporal_layers=2, window=2, spatial_layers="tw",
-                                      decoder_spatial_layers="wt", quantizer=QuantizerConfig(codebook_size=64)))
+                                      decoder_spatial_layers="wt", quantizer=VQConfig(codebook_size=64)))
 with torch.no_grad():
     for parameter in model.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))

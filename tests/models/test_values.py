@@ -14,7 +14,7 @@ import pytest
 from omniloom import models
 from omniloom.models.tokenizer.config import TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.models.tokenizer.titok import TiTok
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.model import UnifiedModel
@@ -69,7 +69,7 @@ def test_importing_a_package_imports_no_torch():
 def test_what_a_model_does_only_when_asked_is_off():
     """Nothing is computed twice where nobody asks for it."""
     small = {"width": 16, "heads": 1, "head_dim": 16}
-    vq = QuantizerConfig(codebook_size=8, latent_dim=2)
+    vq = VQConfig(codebook_size=8, latent_dim=2)
     made = (
         OmniTokenizer(TokenizerConfig(**small, spatial_layers="t", decoder_spatial_layers="t", quantizer=vq)),
         TiTok(TiTokConfig(**small, image_size=32, encoder_layers=1, decoder_layers=1, quantizer=vq)),

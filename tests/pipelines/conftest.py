@@ -1,4 +1,4 @@
-"""The demo's stages over a small corpus, texts above all, with artifacts published by hand: what a run leaves, without Ray."""
+"""The demo's stages over a small corpus, with artifacts published by hand: what a run leaves, without Ray."""
 
 from __future__ import annotations
 

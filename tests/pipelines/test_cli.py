@@ -208,3 +208,14 @@ def test_a_terminal_of_ascii_is_told_too(tmp_path):
         timeout=60,
     )
     assert done.returncode == 0 and "demo in" in done.stdout and "\\xe9" in done.stdout, done.stderr
+
+
+def test_the_shell_completes_commands(omniloom, monkeypatch):
+    code, script, _ = omniloom("--show-completion", "bash")
+    assert code == 0 and "complete -o default -F _omniloom_completion omniloom" in script
+    # What the script asks for at the second word.
+    monkeypatch.setenv("_OMNILOOM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "omniloom s")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    code, words, _ = omniloom()
+    assert code == 0 and set(words.split()) == {"status", "submit", "stop", "sample", "sampler", "schema"}

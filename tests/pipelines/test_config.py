@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from omniloom.infra.errors import InputError
 from omniloom.models.tokenizer.config import TiTokConfig
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.pipelines import yaml_dialect
 from omniloom.pipelines.checks import check_stages
 from omniloom.pipelines.config import PRESETS, PipelineConfig, find, load
@@ -161,7 +161,7 @@ def test_unknown_key(file, old, new, field, suggestion):
         ("name: mine", "name: ../mine", "name", "pattern"),
         ("batch_rows: ", "batch_rows: -", "stages.train.batch_rows", "greater than or equal to 1"),
         ("image_ratio: ", "image_ratio: 9", "stages.tokenizer_joint.data.image_ratio", "less than or equal to 1"),
-        ("predict: v", "predict: w", "stages.train.diffusion.predict", "expected one of x, noise, v, got 'w'"),
+        ("predict: v", "predict: w", "stages.train.diffusion.predict", "'x', 'noise' or 'v'"),
         ("heads: 4\n", "heads: four\n", "stages.tokenizer_image.model.heads", "valid integer"),
         ("splits: {train: 0.8", "splits: {train: 0.9", "stages.ingest.splits", "= 1, got 1.1"),
         ("batch_rows: 16", "batch_rows: 15", "stages.train.batch_rows", "workers.count"),
@@ -196,7 +196,7 @@ TITOK = "width: 32\n      architecture: titok\n      image_size: 32\n"
 def test_a_mistake_in_a_model_names_the_key_of_its_own_architecture(file, old, new, field, expected):
     change(file, "width: 32\n", TITOK)
     assert load(str(file)).stages.tokenizer_image.model == TiTokConfig(
-        width=32, heads=4, image_size=32, quantizer=QuantizerConfig(codebook_size=64)
+        width=32, heads=4, image_size=32, quantizer=VQConfig(codebook_size=64)
     )
     change(file, old, new)
     error = failure(file)
@@ -462,7 +462,7 @@ def test_keys_are_text_and_stand_once(file):
 def test_messages_use_the_words_of_yaml(file):
     assert "a list, such as [32]" in failure(file, "stages.tokenizer_image.data.sizes=32").message
     assert "expected a mapping" in failure(file, "stages.ingest.splits=0.8").message
-    assert "did you mean 'stages.train'?" in failure(file, "train.steps=3").message
+    assert "did you mean 'stages.train.steps'?" in failure(file, "train.steps=3").message
 
 
 @given(

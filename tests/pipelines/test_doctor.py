@@ -20,7 +20,7 @@ TITOK = {
     "head_dim": 32,
     "encoder_layers": 2,
     "decoder_layers": 3,
-    "quantizer": {"kind": "fsq", "fsq_levels": [8, 5, 5]},
+    "quantizer": {"kind": "fsq", "levels": [8, 5, 5]},
 }
 
 

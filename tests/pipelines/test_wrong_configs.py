@@ -323,7 +323,8 @@ WRONG = {
             (
                 "VGG of a study",
                 "stages.quantizer_study",
-                "{training: {model: {patch_size: 8}, data: {sizes: [32]}, perceptual: {vgg: {folder}/vgg.pth}}, "
+                "{training: {model: {patch_size: 8}, data: {sizes: [32]}, loss: {style_weight: 1}, "
+                "perceptual: {vgg: {folder}/vgg.pth}}, "
                 "quantizers: {a: {kind: kl}}}",
                 "{folder}/vgg.pth: no such file",
                 (),
@@ -334,7 +335,7 @@ WRONG = {
                 "stages.tokenizer_image.perceptual",
                 "{vgg: {folder}/torch.pth, heads: {folder}/lpips.pth}",
                 "{folder}/lpips.pth: no such file",
-                (),
+                ("stages.tokenizer_image.loss={perceptual_weight: 1}",),
                 "stages.tokenizer_image.perceptual.heads",
             ),
             (
@@ -375,12 +376,14 @@ WRONG = {
         "stages.tokenizer_image.perceptual",
         "{vgg: {folder}/data/text/a.txt}",
         "expected weights of torch.save or safetensors",
+        "stages.tokenizer_image.loss={perceptual_weight: 1}",
         at="stages.tokenizer_image.perceptual.vgg",
     ),
     "a folder in the place of VGG": sets(
         "stages.tokenizer_image.perceptual",
         "{vgg: {folder}/data}",
         "is a folder, expected a file",
+        "stages.tokenizer_image.loss={perceptual_weight: 1}",
         at="stages.tokenizer_image.perceptual.vgg",
     ),
     "a text in the place of a released checkpoint": sets(
@@ -432,8 +435,57 @@ WRONG = {
     "shares that do not sum": line(
         "splits: {train: 0.8,", "splits: {train: 0.9,", "stages.ingest.splits", "train + validation + test = 1, got 1.1"
     ),
+    # Options that have no effect on what is chosen.
+    "a codebook of an FSQ": sets(
+        "stages.tokenizer_joint.quantizer",
+        "{kind: fsq, codebook_size: 8192}",
+        "codebook_size",
+        at="stages.tokenizer_joint.quantizer.codebook_size",
+    ),
+    "a codebook's size as its codebook": sets(
+        "stages.tokenizer_joint.quantizer",
+        "{kind: vq, codebook: 512}",
+        "codebook_size",
+        at="stages.tokenizer_joint.quantizer.codebook",
+    ),
+    **{
+        f"{option} of an FSQ": sets(
+            "stages.tokenizer_joint.quantizer",
+            f"{{kind: fsq, {option}: 1.0}}",
+            "unknown key",
+            at=f"stages.tokenizer_joint.quantizer.{option}",
+        )
+        for option in ("gumbel_tau", "kl_weight")
+    },
+    "a kind of quantizer that there is not": sets(
+        "stages.tokenizer_joint.quantizer",
+        "{kind: vqq}",
+        "did you mean 'vq'?",
+        at="stages.tokenizer_joint.quantizer.kind",
+    ),
+    **{
+        f"{option} of a flow": sets(
+            "stages.train.diffusion", f"{{{option}: {value}}}", "", at=f"stages.train.diffusion.{option}"
+        )
+        for option, value in (("data_std", 2.0), ("sigma_max", 10.0), ("sigma_min", 0.1), ("snr_gamma", 3.0))
+    },
+    **{
+        f"{option} without its use": sets(
+            "stages.train.model", f"{{{option}: {value}}}", "", at=f"stages.train.model.{option}"
+        )
+        for option, value in (("unet_width", 64), ("pixel_bottleneck", 16), ("flow_head_width", 64))
+    },
+    "networks of a loss without a weight": sets(
+        "stages.tokenizer_image.perceptual", "{vgg: {folder}/torch.pth}", "has no effect"
+    ),
+    "a loss without its networks": sets(
+        "stages.tokenizer_image.loss",
+        "{perceptual_weight: 1}",
+        "is missing, and the loss gives a weight to it",
+        at="stages.tokenizer_image.perceptual",
+    ),
     # Keys that are not there.
-    "a key of a stage at the root": sets("train.steps", "3", "did you mean 'stages.train'?", at="train"),
+    "a key of a stage at the root": sets("train.steps", "3", "did you mean 'stages.train.steps'?", at="train"),
     "a typing mistake": sets("stages.train.stepz", "3", "unknown key; did you mean 'steps'?"),
     "a plus before the key": sets("+seed", "1", "unknown key; did you mean 'seed'?"),
     "no name": line("name: right\n", "", "name", "is missing"),

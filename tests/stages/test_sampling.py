@@ -17,7 +17,7 @@ from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.text import TextTokenizer
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.amed import AmedPredictor
 from omniloom.models.unified.diffusion.config import DiffusionConfig
@@ -46,7 +46,7 @@ def build(objectives: tuple[str, ...] = BOTH) -> OmniLoom:
             spatial_layers="tw",
             temporal_layers=1,
             decoder_spatial_layers="tw",
-            quantizer=QuantizerConfig(codebook_size=32, latent_dim=4),
+            quantizer=VQConfig(codebook_size=32, latent_dim=4),
         ),
         latent_mean=(0.0,) * 4,
         latent_std=(1.0,) * 4,

@@ -227,6 +227,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, pictures, encod
     settings = config(
         model=model(encoder),
         steps=6,
+        loss={},
         discriminator=None,
         validate_every=10,
         workers={"count": 1, "checkpoint_every": 3, "log_every": 1},

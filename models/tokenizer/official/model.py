@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniloom.models.patches import patchify, unpatchify
 from omniloom.models.tokenizer.base import RGB
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.official.blocks import OfficialStack
-from omniloom.models.tokenizer.omni import PatchEmbed, patchify, unpatchify
+from omniloom.models.tokenizer.patch_embed import PatchEmbed
 from omniloom.models.tokenizer.quantizers.base import (
     Quantized,
     Quantizer,
@@ -26,7 +27,7 @@ from omniloom.models.tokenizer.quantizers.base import (
     straight_through,
     sum_over_ranks,
 )
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
 from omniloom.models.tokenizer.quantizers.kl import GaussianBottleneck
 
 COUNT_EPSILON = 1e-7
@@ -83,7 +84,7 @@ class OfficialCodebook(Quantizer):
     keeps its codebook. Dead codes are not restarted, as published.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.input_dim = self.dim = config.latent_dim
         self.size, self.mean_square = config.codebook_size, 1.0
@@ -148,6 +149,6 @@ class OfficialCodebook(Quantizer):
         return self.embeddings[nearest_code(latents.float(), self.embeddings)]
 
 
-def build_bottleneck(config: QuantizerConfig) -> Quantizer:
+def build_bottleneck(config: VQConfig | GaussianConfig) -> Quantizer:
     """The published codebook for `vq`, the Gaussian bottleneck for `kl`."""
-    return GaussianBottleneck(config) if config.kind == "kl" else OfficialCodebook(config)
+    return GaussianBottleneck(config) if isinstance(config, GaussianConfig) else OfficialCodebook(config)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.models.tokenizer.precision import KeepsFloat32
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 
 # Entries of the token-by-code table held in memory while searching: on a CPU what its caches hold (2^23 takes twice
 # the time), on a GPU few launches.

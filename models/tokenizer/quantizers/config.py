@@ -1,122 +1,268 @@
-"""Configuration of the bottleneck: a frozen dataclass, standard library only.
+"""Configs of the bottleneck between encoder and decoder: one frozen dataclass a kind, standard library only.
 
-Errors: `ValueError` naming the field, what was given and what was expected.
+In: plain values. Out: checked values that the quantizers are built from; `KINDS`, our rows of the table of quantizers.
+Errors: `ValueError` naming the field, its value and what was expected.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
-from omniloom.models.tokenizer.checks import require
+from omniloom.models.checks import require
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig, QuantizerKind
 
-KINDS = ("vq", "fsq", "lfq", "gumbel", "kl")
 MAX_LFQ_SIZE = 2**20
+# The fields that all kinds shared before each had its own, at the values that they had where a kind did not read them.
+_ONE_FORM = {
+    "kind": "vq",
+    "codebook_size": 8192,
+    "latent_dim": 8,
+    "fsq_levels": (8, 5, 5, 5),
+    "commitment": 0.25,
+    "restart_dead_after": 16.0,
+    "codebook": "ema",
+    "ema_decay": 0.99,
+    "rotation_trick": True,
+    "kmeans_iterations": 10,
+    "fsq_balance": 0.2,
+    "entropy_weight": 0.1,
+    "entropy_gamma": 1.0,
+    "entropy_temperature": 1.0,
+    "gumbel_tau": 1 / 16,
+    "gumbel_anneal_updates": 5000,
+    "gumbel_hard": False,
+    "gumbel_kl_weight": 5e-4,
+    "gumbel_kl_warmup": 1000,
+    "gumbel_balance": 0.25,
+    "kl_weight": 1e-6,
+}
 
 
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """The bottleneck between encoder and decoder.
+class _Ours(QuantizerConfig):
+    """What our kinds share."""
 
-    kind: `vq` (codebook on the unit sphere), `fsq` (finite scalar quantisation, arXiv 2309.15505), `lfq`
-        (lookup-free, one bit a channel, arXiv 2310.05737), `gumbel` (Gumbel-softmax over a codebook, the
-        dVAE's, arXiv 2102.12092) or `kl` (a Gaussian posterior, continuous latents only).
-    codebook_size: of `vq`, `gumbel` and `lfq`, there a power of two; `fsq` takes it from `fsq_levels`.
-    latent_dim: of `vq`, `gumbel` and `kl`; `fsq` has a channel a level, `lfq` a channel a bit.
-    commitment: weight of the pull of the latents towards their code; of `fsq`, of the pull out of saturation.
-    restart_dead_after: a code counts as dead that went unused while the average code was used this many
-        times (mean uses, so that the batch size does not matter; 0: 16). `vq` moves dead codes onto latents
-        of the current batch, but for 0; with the other kinds they are only logged.
+    def canonical_form(self) -> dict[str, Any]:
+        """What enters a stage's fingerprint: the form that all kinds shared, so that what was trained before each had
+        its own stays cached."""
+        return _ONE_FORM | {self.FORMER.get(name, name): value for name, value in asdict(self).items()}
 
-    Of `vq`:
-    codebook: learned as moving averages of the latents (`ema`, with `ema_decay`), or by `gradient` descent on
-        the codebook loss (arXiv 1711.00937, eq. 3).
-    rotation_trick: gradients pass the code by a rotation and rescaling (arXiv 2410.06424), not straight
-        through.
-    kmeans_iterations: rounds of Lloyd's algorithm on the first batch; 0 takes vectors of that batch as codes.
+    def _check(self) -> None:
+        """The rules of fields that several kinds have."""
+        require(self.kind == type(self).kind, self, "kind", type(self).kind)
+        for name in ("commitment", "restart_dead_after", "balance", "kl_weight"):
+            if hasattr(self, name):
+                require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
+        for name in ("codebook_size", "latent_dim"):
+            if hasattr(self, name):
+                require(getattr(self, name) >= 2, self, name, "at least 2")
 
-    Of `fsq`:
-    fsq_balance: weight of the divergence of the tokens' mean distribution over codes from equal use, in nats.
 
-    Of `lfq`:
-    entropy_weight: of the mean entropy of a token's code less `entropy_gamma` times the entropy of the mean,
-        in nats.
-    entropy_temperature: of the distances from which a token's distribution over codes is made.
+class _Codebook(_Ours):
+    """A kind whose codes are vectors: `codebook_size` of them, of `latent_dim` channels."""
 
-    Of `gumbel`:
-    gumbel_tau, gumbel_anneal_updates: the temperature at the end, and the updates over which it falls there
-        from 1. Published: 1/16 over 150,000.
-    gumbel_hard: the decoder reads one code a token in training too, and gradients those of the soft sample.
-    gumbel_kl_weight, gumbel_kl_warmup: weight of the divergence from uniform use, a mean over tokens in nats,
-        and the updates over which it grows to that from 0.
-    gumbel_balance: weight of the divergence of the mean over tokens from uniform use, in nats.
-
-    Of `kl`:
-    kl_weight: of the divergence summed over an example's latents and averaged over examples.
-    """
-
-    kind: Literal["vq", "fsq", "lfq", "gumbel", "kl"] = "vq"
-    codebook_size: int = 8192
-    latent_dim: int = 8
-    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
-    commitment: float = 0.25
-    restart_dead_after: float = 16.0
-    codebook: Literal["ema", "gradient"] = "ema"
-    ema_decay: float = 0.99
-    rotation_trick: bool = True
-    kmeans_iterations: int = 10
-    fsq_balance: float = 0.2
-    entropy_weight: float = 0.1
-    entropy_gamma: float = 1.0
-    entropy_temperature: float = 1.0
-    gumbel_tau: float = 1 / 16
-    gumbel_anneal_updates: int = 5000
-    gumbel_hard: bool = False
-    gumbel_kl_weight: float = 5e-4
-    gumbel_kl_warmup: int = 1000
-    gumbel_balance: float = 0.25
-    kl_weight: float = 1e-6
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))  # YAML gives a list
-        require(self.kind in KINDS, self, "kind", f"one of {', '.join(KINDS)}")
-        require(self.codebook_size >= 2, self, "codebook_size", "at least 2")
-        if self.kind == "lfq":
-            bits_ok = self.codebook_size & (self.codebook_size - 1) == 0 and 4 <= self.codebook_size <= MAX_LFQ_SIZE
-            require(bits_ok, self, "codebook_size", f"for lfq, a power of two from 4 to {MAX_LFQ_SIZE}")
-        require(self.latent_dim >= 2, self, "latent_dim", "at least 2")
-        levels_ok = len(self.fsq_levels) >= 1 and all(level >= 3 for level in self.fsq_levels)
-        require(levels_ok, self, "fsq_levels", "one or more integers of at least 3")
-        require(self.codebook in ("ema", "gradient"), self, "codebook", "one of ema, gradient")
-        require(0.0 <= self.ema_decay < 1.0, self, "ema_decay", "a number in [0, 1)")
-        require(self.kmeans_iterations >= 0, self, "kmeans_iterations", "an integer of at least 0")
-        require(self.entropy_temperature > 0.0, self, "entropy_temperature", "a number above 0")
-        require(0.0 < self.gumbel_tau <= 1.0, self, "gumbel_tau", "a number in (0, 1]")
-        require(self.gumbel_anneal_updates >= 1, self, "gumbel_anneal_updates", "an integer of at least 1")
-        require(self.gumbel_kl_warmup >= 0, self, "gumbel_kl_warmup", "an integer of at least 0")
-        for name in (
-            "commitment",
-            "restart_dead_after",
-            "fsq_balance",
-            "entropy_weight",
-            "entropy_gamma",
-            "gumbel_kl_weight",
-            "gumbel_balance",
-            "kl_weight",
-        ):
-            require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
+    codebook_size: int
+    latent_dim: int
 
     @property
     def dim(self) -> int:
-        """Channels of the latents that this quantizer hands to the decoder."""
-        if self.kind == "lfq":
-            return self.codebook_size.bit_length() - 1
-        return len(self.fsq_levels) if self.kind == "fsq" else self.latent_dim
+        return self.latent_dim
 
     @property
-    def size(self) -> int | None:
-        """How many codes there are; None where the latents are continuous."""
-        if self.kind == "kl":
-            return None
-        return math.prod(self.fsq_levels) if self.kind == "fsq" else self.codebook_size
+    def size(self) -> int:
+        return self.codebook_size
+
+
+@dataclass(frozen=True)
+class VQConfig(_Codebook):
+    """A codebook on the unit sphere, learned as moving averages of the latents (arXiv 1711.00937, appendix A.1)."""
+
+    kind: Literal["vq"] = "vq"
+    """The kind of quantizer."""
+    codebook_size: int = 8192
+    """How many codes there are."""
+    latent_dim: int = 8
+    """Channels of a code."""
+    commitment: float = 0.25
+    """Weight of the pull of the latents towards their code."""
+    restart_dead_after: float = 16.0
+    """A code counts as dead that went unused while the average code was used this many times; dead codes move onto
+    latents of the current batch. 0: they stay where they are."""
+    ema_decay: float = 0.99
+    """Decay of the moving averages, in [0, 1)."""
+    rotation_trick: bool = True
+    """Gradients pass the code by a rotation and rescaling (arXiv 2410.06424), not straight through."""
+    kmeans_iterations: int = 10
+    """Rounds of Lloyd's algorithm on the first batch; 0 takes vectors of that batch as codes."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        require(0.0 <= self.ema_decay < 1.0, self, "ema_decay", "a number in [0, 1)")
+        require(self.kmeans_iterations >= 0, self, "kmeans_iterations", "an integer of at least 0")
+
+
+@dataclass(frozen=True)
+class VQGradientConfig(_Codebook):
+    """A codebook on the unit sphere, learned by gradient descent on the codebook loss (arXiv 1711.00937, eq. 3)."""
+
+    kind: Literal["vq_gradient"] = "vq_gradient"
+    """The kind of quantizer."""
+    codebook_size: int = 8192
+    """How many codes there are."""
+    latent_dim: int = 8
+    """Channels of a code."""
+    commitment: float = 0.25
+    """Weight of the pull of the latents towards their code."""
+    restart_dead_after: float = 16.0
+    """A code counts as dead that went unused while the average code was used this many times; dead codes move onto
+    latents of the current batch. 0: they stay where they are."""
+    rotation_trick: bool = True
+    """Gradients pass the code by a rotation and rescaling (arXiv 2410.06424), not straight through."""
+    kmeans_iterations: int = 10
+    """Rounds of Lloyd's algorithm on the first batch; 0 takes vectors of that batch as codes."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        require(self.kmeans_iterations >= 0, self, "kmeans_iterations", "an integer of at least 0")
+
+    def canonical_form(self) -> dict[str, Any]:
+        return super().canonical_form() | {"kind": "vq", "codebook": "gradient"}
+
+
+@dataclass(frozen=True)
+class FSQConfig(_Ours):
+    """Finite scalar quantisation (arXiv 2309.15505): each channel is rounded to one of a few levels."""
+
+    FORMER: ClassVar = {"levels": "fsq_levels", "balance": "fsq_balance"}
+
+    kind: Literal["fsq"] = "fsq"
+    """The kind of quantizer."""
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    """Levels of each channel, at least 3; there are as many codes as their product."""
+    commitment: float = 0.25
+    """Weight of the pull of the latents out of saturation."""
+    restart_dead_after: float = 16.0
+    """A code counts as dead that went unused while the average code was used this many times (0: 16); for the log."""
+    balance: float = 0.2
+    """Weight of the divergence of the tokens' mean distribution over codes from equal use, in nats."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))  # YAML and JSON have lists
+        self._check()
+        levels_ok = len(self.levels) >= 1 and all(level >= 3 for level in self.levels)
+        require(levels_ok, self, "levels", "one or more integers of at least 3")
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.levels)
+
+
+@dataclass(frozen=True)
+class LFQConfig(_Ours):
+    """Lookup-free quantisation (arXiv 2310.05737): one bit a channel, no codebook."""
+
+    kind: Literal["lfq"] = "lfq"
+    """The kind of quantizer."""
+    codebook_size: int = 8192
+    """How many codes there are, a power of two; there is a channel a bit."""
+    commitment: float = 0.25
+    """Weight of the pull of the latents towards their code."""
+    restart_dead_after: float = 16.0
+    """A code counts as dead that went unused while the average code was used this many times (0: 16); for the log."""
+    entropy_weight: float = 0.1
+    """Weight of the mean entropy of a token's code less `entropy_gamma` times the entropy of the mean, in nats."""
+    entropy_gamma: float = 1.0
+    """Weight of the entropy of the tokens' mean distribution within that term."""
+    entropy_temperature: float = 1.0
+    """Temperature of the squared distances from which a token's distribution over codes is made."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        bits_ok = self.codebook_size & (self.codebook_size - 1) == 0 and 4 <= self.codebook_size <= MAX_LFQ_SIZE
+        require(bits_ok, self, "codebook_size", f"for lfq, a power of two from 4 to {MAX_LFQ_SIZE}")
+        for name in ("entropy_weight", "entropy_gamma"):
+            require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
+        require(self.entropy_temperature > 0.0, self, "entropy_temperature", "a number above 0")
+
+    @property
+    def dim(self) -> int:
+        return self.codebook_size.bit_length() - 1
+
+    @property
+    def size(self) -> int:
+        return self.codebook_size
+
+
+@dataclass(frozen=True)
+class GumbelConfig(_Codebook):
+    """Gumbel-softmax over a codebook, as in the discrete VAE (arXiv 2102.12092)."""
+
+    FORMER: ClassVar = {
+        name: f"gumbel_{name}" for name in ("tau", "anneal_updates", "hard", "kl_weight", "kl_warmup", "balance")
+    }
+
+    kind: Literal["gumbel"] = "gumbel"
+    """The kind of quantizer."""
+    codebook_size: int = 8192
+    """How many codes there are."""
+    latent_dim: int = 8
+    """Channels of a code."""
+    restart_dead_after: float = 16.0
+    """A code counts as dead that went unused while the average code was used this many times (0: 16); for the log."""
+    tau: float = 1 / 16
+    """The temperature at the end, in (0, 1]; it starts at 1. Published: 1/16."""
+    anneal_updates: int = 5000
+    """Updates over which the temperature falls. Published: 150,000."""
+    hard: bool = False
+    """The decoder reads one code a token in training too, and gradients are those of the soft sample."""
+    kl_weight: float = 5e-4
+    """Weight of the divergence of a token's distribution from uniform use, a mean over tokens in nats."""
+    kl_warmup: int = 1000
+    """Updates over which that weight grows from 0."""
+    balance: float = 0.25
+    """Weight of the divergence of the tokens' mean distribution from uniform use, in nats."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        require(0.0 < self.tau <= 1.0, self, "tau", "a number in (0, 1]")
+        require(self.anneal_updates >= 1, self, "anneal_updates", "an integer of at least 1")
+        require(self.kl_warmup >= 0, self, "kl_warmup", "an integer of at least 0")
+
+
+@dataclass(frozen=True)
+class GaussianConfig(_Ours):
+    """A Gaussian posterior under a KL penalty (arXiv 1312.6114): continuous latents, no codes."""
+
+    kind: Literal["kl"] = "kl"
+    """The kind of quantizer."""
+    latent_dim: int = 8
+    """Channels of the latents."""
+    kl_weight: float = 1e-6
+    """Weight of the divergence, summed over an example's latents and averaged over examples."""
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def dim(self) -> int:
+        return self.latent_dim
+
+    @property
+    def size(self) -> None:
+        return None
+
+
+_HERE = "omniloom.models.tokenizer.quantizers"
+KINDS = (
+    QuantizerKind("vq", VQConfig, f"{_HERE}.vq:VectorQuantizer"),
+    QuantizerKind("vq_gradient", VQGradientConfig, f"{_HERE}.vq_gradient:GradientVectorQuantizer"),
+    QuantizerKind("fsq", FSQConfig, f"{_HERE}.fsq:FiniteScalarQuantizer"),
+    QuantizerKind("lfq", LFQConfig, f"{_HERE}.lfq:LookupFreeQuantizer"),
+    QuantizerKind("gumbel", GumbelConfig, f"{_HERE}.gumbel:GumbelQuantizer"),
+    QuantizerKind("kl", GaussianConfig, f"{_HERE}.kl:GaussianBottleneck"),
+)

@@ -15,7 +15,7 @@ from omniloom.models.tokenizer.quantizers.base import (
     mean_over_ranks,
     straight_through,
 )
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import FSQConfig
 from omniloom.models.tokenizer.quantizers.joint import mean_joint
 
 FSQ_SOFT_LIMIT = 1.5
@@ -28,18 +28,18 @@ class FiniteScalarQuantizer(DiscreteQuantizer):
     Latents lie in about [-1, 1] a channel; code index = sum of digits, the first channel's digit counting
     ones. The paper has no loss of its own; two guards here keep the codes in use from the first hundred steps
     on. `commitment` weighs the mean square of what lies beyond FSQ_SOFT_LIMIT, where the tanh has no gradient
-    left. `fsq_balance` weighs KL(E[p] || uniform) over tokens, in nats, where p of a token is the distribution
+    left. `balance` weighs KL(E[p] || uniform) over tokens, in nats, where p of a token is the distribution
     over codes that is proportional to exp(-|b - code|^2 / FSQ_SPREAD), b the bounded value in steps
     (coloured digits at 32x32, 1000 codes, 240 steps: 98% of the codes and 25.0 dB; without, 51% and 25.8 dB).
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: FSQConfig) -> None:
         super().__init__(config)
-        self.input_dim = self.dim = len(config.fsq_levels)
-        self.commitment, self.balance = config.commitment, config.fsq_balance
-        self.counts = config.fsq_levels
+        self.input_dim = self.dim = len(config.levels)
+        self.commitment, self.balance = config.commitment, config.balance
+        self.counts = config.levels
         self.mean_square = sum(sum((d / (n // 2) - 1.0) ** 2 for d in range(n)) / n for n in self.counts)
-        levels = torch.tensor(config.fsq_levels, dtype=torch.float32)
+        levels = torch.tensor(config.levels, dtype=torch.float32)
         steps = torch.cat((torch.ones(1), levels[:-1].cumprod(0)))
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("steps", steps.long(), persistent=False)

@@ -15,7 +15,7 @@ from omniloom.models.tokenizer.quantizers.base import (
     mean_over_ranks,
     nearest_code,
 )
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GumbelConfig
 
 GUMBEL_GAIN = 3.0
 
@@ -24,10 +24,10 @@ class GumbelQuantizer(DiscreteQuantizer):
     """The encoder gives a logit a code; in training the decoder reads a relaxed sample's mean of the codes.
 
     y = softmax((logits + g) / tau) with Gumbel noise g (arXiv 1611.01144, eq. 2), z_q = y @ vectors; where
-    `gumbel_hard`, forward takes y's largest entry alone. tau falls from 1 to `gumbel_tau` along half a cosine
-    over `gumbel_anneal_updates` updates. Updates are counted in a buffer.
-    loss = kl_weight * E[KL(p || uniform)] + gumbel_balance * KL(E[p] || uniform), p = softmax(logits), over
-    tokens, in nats; kl_weight grows linearly over `gumbel_kl_warmup` updates.
+    `hard`, forward takes y's largest entry alone. tau falls from 1 to `tau` along half a cosine
+    over `anneal_updates` updates. Updates are counted in a buffer.
+    loss = kl_weight * E[KL(p || uniform)] + balance * KL(E[p] || uniform), p = softmax(logits), over
+    tokens, in nats; kl_weight grows linearly over `kl_warmup` updates.
 
     Against the paper, two things bring the codes into use within hundreds of updates (coloured digits at 32x32,
     512 codes: 94% of them and 22.4 dB after 240 updates; without, 6% and 22.2 dB after 400): the second term,
@@ -39,7 +39,7 @@ class GumbelQuantizer(DiscreteQuantizer):
     the expected ones, whose nearest code need not be the chosen.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: GumbelConfig) -> None:
         super().__init__(config)
         self.config = config
         self.input_dim, self.dim = config.codebook_size, config.latent_dim
@@ -56,27 +56,27 @@ class GumbelQuantizer(DiscreteQuantizer):
             if update and self.training:
                 mean = mean_over_ranks(mean)
             imbalance = math.log(self.size) - entropy(mean)
-            loss = self.kl_weight() * kl + self.config.gumbel_balance * imbalance
+            loss = self.kl_weight() * kl + self.config.balance * imbalance
             codes = logits.argmax(-1)
             latents = vectors[codes]
             tau = self.tau()
             z_q = latents
             if self.training:
-                z_q = F.gumbel_softmax(logits, tau, hard=self.config.gumbel_hard) @ vectors
+                z_q = F.gumbel_softmax(logits, tau, hard=self.config.hard) @ vectors
             stats = self._use(codes, logits.isfinite().all(-1), update)
             stats |= {"kl_to_uniform": kl.detach(), "imbalance": imbalance.detach(), "tau": tau}
             return Quantized(z_q, codes, latents.detach(), loss, stats)
 
     def tau(self) -> Tensor:
-        """The temperature now: () float32 in [gumbel_tau, 1]."""
-        done = (self.updates.float() / self.config.gumbel_anneal_updates).clamp(max=1.0)
-        end = self.config.gumbel_tau
+        """The temperature now: () float32 in [tau, 1]."""
+        done = (self.updates.float() / self.config.anneal_updates).clamp(max=1.0)
+        end = self.config.tau
         return end + (1.0 - end) * 0.5 * (1.0 + torch.cos(math.pi * done))
 
     def kl_weight(self) -> Tensor:
-        """The weight of the divergence now: () float32 in [0, gumbel_kl_weight]."""
-        done = (self.updates.float() / max(1, self.config.gumbel_kl_warmup)).clamp(max=1.0)
-        return self.config.gumbel_kl_weight * (done if self.config.gumbel_kl_warmup else torch.ones_like(done))
+        """The weight of the divergence now: () float32 in [0, kl_weight]."""
+        done = (self.updates.float() / max(1, self.config.kl_warmup)).clamp(max=1.0)
+        return self.config.kl_weight * (done if self.config.kl_warmup else torch.ones_like(done))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         self._check_codes(codes)

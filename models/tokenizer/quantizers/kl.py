@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from omniloom.models.tokenizer.quantizers.base import Quantized, Quantizer
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # as published
 
@@ -17,7 +17,7 @@ class GaussianBottleneck(Quantizer):
     z holds the means and then the log-variances; the divergence is summed over an example's latents.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: GaussianConfig) -> None:
         super().__init__()
         self.dim = config.latent_dim
         self.input_dim = 2 * config.latent_dim

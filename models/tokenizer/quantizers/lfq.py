@@ -13,7 +13,7 @@ from omniloom.models.tokenizer.quantizers.base import (
     mean_over_ranks,
     straight_through,
 )
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import LFQConfig
 from omniloom.models.tokenizer.quantizers.joint import mean_joint
 
 
@@ -29,7 +29,7 @@ class LookupFreeQuantizer(DiscreteQuantizer):
     is the sum of theirs, and `mean_joint` gives E[p] (2^18 codes take 1024 numbers a token).
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: LFQConfig) -> None:
         super().__init__(config)
         self.config = config
         self.input_dim = self.dim = config.dim

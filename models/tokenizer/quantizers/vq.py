@@ -19,7 +19,7 @@ from omniloom.models.tokenizer.quantizers.base import (
     straight_through,
     sum_over_ranks,
 )
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig, VQGradientConfig
 
 KMEANS_TOKENS_PER_CODE = 16
 
@@ -33,7 +33,7 @@ class SphericalCodebook(DiscreteQuantizer):
     `_place`) and learned (`_learn`, `_codebook_loss`).
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: VQConfig | VQGradientConfig) -> None:
         super().__init__(config)
         self.config = config
         self.input_dim = self.dim = config.latent_dim
@@ -151,7 +151,7 @@ class VectorQuantizer(SphericalCodebook):
     """A code is the direction of the exponential moving sum of the latents it won; a code that won none in a
     batch keeps its sum, so pauses do not wash it out. Nothing here is learned by gradients."""
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
         self.register_buffer("embeddings", F.normalize(torch.randn(self.size, self.dim), dim=-1))
         self.register_buffer("ema_sum", self.embeddings.clone())

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniloom.models.tokenizer.quantizers.config import QuantizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQGradientConfig
 from omniloom.models.tokenizer.quantizers.vq import SphericalCodebook
 
 
@@ -20,7 +20,7 @@ class GradientVectorQuantizer(SphericalCodebook):
     by: it would pull every code back to where it started.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: VQGradientConfig) -> None:
         super().__init__(config)
         self.offsets = nn.Parameter(torch.zeros(self.size * self.dim))
         self.register_buffer("anchors", F.normalize(torch.randn(self.size, self.dim), dim=-1))

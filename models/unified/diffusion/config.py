@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from omniloom.models.tokenizer.checks import require
+from omniloom.models.checks import Conditional, Use, require
 
 PREDICTIONS = ("x", "noise", "v")
 WEIGHTS = ("v", "x", "noise", "min_snr", "edm")
@@ -25,50 +25,71 @@ _USUAL = {
     "edm": ("lognormal", -1.2, 1.2, "edm"),  # arXiv 2206.00364, table 1, for data of deviation 0.5
 }
 FORMULATIONS = tuple(_USUAL)
+_SIGMA_RANGE = "formulation: ve and edm, and of sampling_grid: edm and logsnr"
+
+
+def _has_sigma_range(config: DiffusionConfig) -> bool:
+    return config.formulation in ("ve", "edm") or config.sampling_grid in ("edm", "logsnr")
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(Conditional):
     """A path x_t = a(t) x + b(t) e with noise level sigma = b / a, and what is trained on it. Noise grows with t.
 
-    formulation      "flow"  a = 1 - t, b = t
-                     "vp"    a = cos(pi t / 2), b = sin(pi t / 2): the cosine schedule, unshifted
-                     "ve"    a = 1, b = t: t is sigma, and the network sees x_t as it is
-                     "edm"   the path of "ve"; the network sees x_t / sqrt(sigma^2 + data_std^2)
-    predict          what the network gives: "x", "noise", or the formulation's own "v": e - x (flow),
-                     a e - b x (vp), e (ve: the same network as "noise"), EDM's preconditioned output (edm)
-    weight           w of the loss w |D - x|^2: "v", "x" or "noise" make it the plain squared error of that
-                     quantity; "min_snr" is min(SNR, snr_gamma) (arXiv 2303.09556), "edm" is
-                     (sigma^2 + data_std^2) / (sigma data_std)^2
-    time             law of the training times: "uniform" or "logit_normal" in t, where t of "ve" and "edm" runs
-                     from sigma_min to sigma_max by the logarithm; "lognormal" in sigma
-    time_mean, time_std   of the normal under "logit_normal", and of ln sigma under "lognormal"
-    shift            k: every training and sampling time moves to k times its sigma, SNR / k^2; above 1 is towards
-                     noise, as larger grids need
-    sampling_grid    "time": even in t; "edm": even in sigma^(1/7); "logsnr": even in ln sigma; the last two go
-                     from sigma_max to sigma_min and then to 0
-    min_time         floor of b where predict="x" divides by it, and of a where predict="noise" does
-    data_std         deviation of one channel of the data, for "edm"; latents and pixels arrive normalised
-    multiscale       scales of the loss: 1 is the loss alone, each further one halves the grid (arXiv 2301.11093)
+    formulation   a             b             the network sees
+    flow          1 - t         t             x_t
+    vp            cos(pi t / 2) sin(pi t / 2) x_t: the cosine schedule, unshifted
+    ve            1             t             x_t; t is sigma
+    edm           1             t             x_t / sqrt(sigma^2 + data_std^2)
 
-    Where time, time_mean, time_std or sampling_grid is None, it becomes the formulation's usual one; "edm"'s
-    ln sigma ~ N(-1.2, 1.2^2) is its authors' for data_std 0.5 and moves with ln data_std.
+    Which of the other options have an effect depends on the formulation, on the weight, on the grid and on the law of
+    the times alike, so that there is one class for all: `USES` says where each is read, and elsewhere it is refused.
     """
 
-    formulation: str = "flow"
-    predict: str = "v"
-    time: str | None = None
+    USES: ClassVar = {
+        "time_mean": Use(lambda c: c.time != "uniform", "time: logit_normal and lognormal"),
+        "time_std": Use(lambda c: c.time != "uniform", "time: logit_normal and lognormal"),
+        "min_time": Use(lambda c: c.predict != "v", "predict: x and noise"),
+        "snr_gamma": Use(lambda c: c.weight == "min_snr", "weight: min_snr"),
+        "data_std": Use(lambda c: "edm" in (c.formulation, c.weight), "formulation: edm and of weight: edm"),
+        "sigma_min": Use(_has_sigma_range, _SIGMA_RANGE),
+        "sigma_max": Use(_has_sigma_range, _SIGMA_RANGE),
+    }
+
+    formulation: Literal["flow", "vp", "ve", "edm"] = "flow"
+    """The path from data to noise."""
+    predict: Literal["x", "noise", "v"] = "v"
+    """What the network gives: the data, the noise, or the formulation's own v: e - x (flow), a e - b x (vp), e (ve: the
+    same network as noise), EDM's preconditioned output (edm)."""
+    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    """Law of the training times: uniform or logit_normal in t, where t of ve and edm runs from sigma_min to sigma_max
+    by the logarithm; lognormal in sigma. null: the formulation's usual one."""
     time_mean: float | None = None
+    """Mean of the normal: of logit t under logit_normal, of ln sigma under lognormal. null: the formulation's usual
+    one; that of edm, -1.2, is its authors' for data_std 0.5 and moves with ln data_std."""
     time_std: float | None = None
+    """Deviation of that normal. null: the formulation's usual one."""
     shift: float = 1.0
+    """k: every training and sampling time moves to k times its sigma, SNR / k^2; above 1 is towards noise, as larger
+    grids need."""
     min_time: float = 0.05
-    weight: str = "v"
+    """Floor of b where x is predicted and the loss divides by it, and of a where the noise is."""
+    weight: Literal["v", "x", "noise", "min_snr", "edm"] = "v"
+    """w of the loss w |D - x|^2: v, x and noise make it the plain squared error of that quantity; min_snr is
+    min(SNR, snr_gamma) (arXiv 2303.09556), edm is (sigma^2 + data_std^2) / (sigma data_std)^2."""
     snr_gamma: float = 5.0
+    """Largest weight of weight: min_snr."""
     data_std: float = 1.0
+    """Deviation of one channel of the data, for edm; latents and pixels arrive normalised."""
     sigma_min: float = 0.002
+    """The least noise level of ve, edm and the grids edm and logsnr."""
     sigma_max: float = 80.0
-    sampling_grid: str | None = None
+    """The largest noise level of ve, edm and the grids edm and logsnr."""
+    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
+    sigma_max to sigma_min and then to 0. null: the formulation's usual one."""
     multiscale: int = 1
+    """Scales of the loss: 1 is the loss alone, each further one halves the grid (arXiv 2301.11093)."""
 
     def __post_init__(self) -> None:
         def one_of(name: str, names: tuple[str, ...]) -> None:

@@ -39,17 +39,26 @@ class Limits:
     30 are within `max_video_pixels`.
     """
 
-    max_bytes: int = 256 << 20  # of a file as stored; of a JSONL file: of a line
-    max_pixels: int = 64_000_000  # width x height of an image or a video frame
-    min_side: int = 4  # pixels of the shorter side; spacers and tracking pixels have one to three
-    max_aspect: float = 20.0  # longer side over shorter side; rules and banners have more
-    max_scan_pixels: int = 640_000_000  # width x height x scans of a JPEG; a progressive one has about ten scans
-    max_frames: int = 36_000  # of a video
-    max_duration: float = 600.0  # seconds of a video
-    max_video_pixels: int = 40_000_000_000  # width x height x frames of a video, hidden lead-in frames too
-    max_corrupt_fraction: float = 0.01  # of a video's frames, damaged or drawn from damaged ones
+    max_bytes: int = 256 << 20
+    """Bytes of a file as stored; of a file of JSON lines, bytes of a line."""
+    max_pixels: int = 64_000_000
+    """Width x height of an image or of a video's frame."""
+    min_side: int = 4
+    """Pixels of the shorter side at least; spacers and tracking pixels have one to three."""
+    max_aspect: float = 20.0
+    """The longer side over the shorter one; rules and banners have more."""
+    max_scan_pixels: int = 640_000_000
+    """Width x height x scans of a JPEG; a progressive one has about ten scans."""
+    max_frames: int = 36_000
+    """Frames of a video."""
+    max_duration: float = 600.0
+    """Seconds of a video."""
+    max_video_pixels: int = 40_000_000_000
+    """Width x height x frames of a video, frames before its edit list's start included."""
+    max_corrupt_fraction: float = 0.01
+    """The share of a video's frames that may be damaged or depend on damaged ones."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self):
         for field in fields(self):

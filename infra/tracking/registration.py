@@ -1,0 +1,282 @@
+"""Delivery of a model to the registry. In: a `model` event and the store. Out: a logged model and a version of it, with
+its alias; what a registration that fails has stored is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from omniloom.infra.secrets import logger
+from omniloom.infra.tracking.config import VARIABLE, TrackingSettings
+from omniloom.infra.tracking.failures import Refused, Unreachable, short
+
+log = logger(__name__)
+
+FINGERPRINT_TAG = "omniloom.fingerprint"
+_MODEL_NAME = "model"
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry; `uri` is what `mlflow.pyfunc.load_model` takes."""
+
+    name: str
+    version: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that holds an alias, the fingerprint of its model, and the figures it was registered with last."""
+
+    version: str
+    fingerprint: str | None
+    metrics: Mapping[str, float]
+
+
+class Store(Protocol):
+    """What a delivery needs of a connection to a tracking store (`sink.Sink`)."""
+
+    settings: TrackingSettings
+    registered: dict[tuple[str, str], object]
+    """(model name, fingerprint) -> `RegisteredModel`"""
+    not_registered: dict[tuple[str, str], str]
+    """(model name, fingerprint) -> why"""
+
+    @property
+    def client(self) -> Any: ...
+
+    def call(self, function: str, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def send_model(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
+    """Deliver a `model` event: log, register, alias. A version or a logged model with the same fingerprint is used
+    again; what a registration that fails has stored is removed."""
+    with _process_wide(store.settings.uri):
+        _send(store, run_id, experiment_id, event)
+
+
+@contextlib.contextmanager
+def _process_wide(uri: str) -> Iterator[None]:
+    """MLflow resolves `models:/` sources by the process's own setting, which it also writes to the environment: both
+    are put back."""
+    import mlflow
+
+    known = os.environ.get(VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if known is not None:
+            os.environ[VARIABLE] = known
+
+
+def _send(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
+    name, fingerprint = event["name"], event["fingerprint"]
+    version = _find_version(store, name, fingerprint)
+    if version is not None:
+        if model_id := _logged_model(store.call("get_model_version", name, version)):
+            _log_metrics(store, run_id, model_id, event["metrics"])
+    else:
+        if not _exists(store, name):  # a name that is refused is refused before anything is stored
+            store.call("create_registered_model", name)
+        model_id = _find_logged(store, experiment_id, fingerprint) or _log(store, run_id, experiment_id, event)
+        try:
+            version = store.call(
+                "create_model_version",
+                name,
+                f"models:/{model_id}",
+                run_id,
+                {FINGERPRINT_TAG: fingerprint},
+                model_id=model_id,
+            ).version
+        except Unreachable:
+            raise
+        except Exception as error:  # MLflow has tried several times by itself
+            _discard(store, model_id)
+            raise Refused(short(error)) from error
+    if model_id:
+        # As MLflow's own `register_model` does: else the UI says of the logged model that it is not registered.
+        versions = json.dumps([{"name": name, "version": str(version)}])
+        with contextlib.suppress(Refused):
+            store.call("set_logged_model_tags", model_id, {"mlflow.modelVersions": versions})
+    if event["alias"] and not _held_by_better(store, event):
+        store.call("set_registered_model_alias", name, event["alias"], version)
+    store.not_registered.pop((name, fingerprint), None)
+    store.registered[name, fingerprint] = RegisteredModel(name, str(version))
+
+
+def _exists(store: Store, name: str) -> bool:
+    try:
+        store.call("get_registered_model", name)
+    except Refused:
+        return False
+    return True
+
+
+def _find_version(store: Store, name: str, fingerprint: str) -> str | None:
+    if not _exists(store, name):
+        return None
+    token = None
+    while True:
+        page = store.call("search_model_versions", f"name = {_quoted(name)}", page_token=token)
+        for found in page:
+            if found.tags.get(FINGERPRINT_TAG) == fingerprint:
+                return found.version
+        if not (token := page.token):
+            return None
+
+
+def _quoted(text: str) -> str:
+    """Text as MLflow's filters take it: they know two kinds of quotes and no escape."""
+    if "'" in text and '"' in text:
+        raise Refused(f"{text} holds both kinds of quotes, which MLflow cannot search for")
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def _find_logged(store: Store, experiment_id: str, fingerprint: str) -> str | None:
+    """A logged model of this content that is complete and was left by a registration that was interrupted."""
+    found = store.call(
+        "search_logged_models", [experiment_id], filter_string=f"tags.`{FINGERPRINT_TAG}` = {_quoted(fingerprint)}"
+    )
+    return next(
+        (model.model_id for model in found if str(getattr(model.status, "value", model.status)) == "READY"), None
+    )
+
+
+def _log(store: Store, run_id: str, experiment_id: str, event: dict) -> str:
+    """Make the model's folder and store it; returns the logged model's id."""
+    with tempfile.TemporaryDirectory(prefix="omniloom-model-") as folder:
+        target = Path(folder) / _MODEL_NAME
+        try:
+            _save(target, run_id, event)
+        except Exception as error:  # the bundle's fault or its code's, whatever class MLflow gives it
+            raise Refused(f"{event['bundle']} could not be made a model: {short(error)}") from error
+        return _upload(store, target, run_id, experiment_id, event)
+
+
+def _save(target: Path, run_id: str, event: dict) -> None:
+    """Write the model in MLflow's layout to the local folder `target`."""
+    import pandas
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    pyfunc.save_model(
+        str(target),
+        python_model=event["code"],
+        artifacts={"bundle": event["bundle"]},
+        pip_requirements=_requirements(),
+        mlflow_model=Model(run_id=run_id),
+        signature=runpy.run_path(event["code"])["signature"](),
+        input_example=pandas.DataFrame(event["example"]) if event["example"] else None,
+    )
+
+
+def _upload(store: Store, target: Path, run_id: str, experiment_id: str, event: dict) -> str:
+    """Store the folder as a logged model of the run, with its metrics; returns the model's id."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model
+
+    logged = store.call(
+        "create_logged_model",
+        experiment_id,
+        name=_MODEL_NAME,
+        source_run_id=run_id,
+        tags={FINGERPRINT_TAG: event["fingerprint"]},
+        model_type="omniloom",
+    )
+    try:
+        saved = Model.load(str(target))
+        saved.model_id = logged.model_id
+        saved.save(str(target / "MLmodel"))
+        store.client.log_model_artifacts(logged.model_id, str(target))
+        store.call("finalize_logged_model", logged.model_id, LoggedModelStatus.READY)
+    except Exception:
+        _discard(store, logged.model_id)
+        raise
+    store.call("log_outputs", run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    _log_metrics(store, run_id, logged.model_id, event["metrics"])
+    return logged.model_id
+
+
+def _log_metrics(store: Store, run_id: str, model_id: str, metrics: Mapping[str, float | None]) -> None:
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    if figures := {key: value for key, value in metrics.items() if value is not None}:
+        now = get_current_time_millis()
+        store.call(
+            "log_batch",
+            run_id,
+            [Metric(key, value, now, 0, model_id=model_id) for key, value in figures.items()],
+            synchronous=True,
+        )
+
+
+def _logged_model(version) -> str | None:
+    """The id of the logged model that a version is of; some stores keep it in the version's source alone."""
+    source = version.source or ""
+    return version.model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
+
+
+def held_by_alias(store: Store, name: str, alias: str) -> Champion | None:
+    if not _exists(store, name):
+        return None
+    if (number := store.call("get_registered_model", name).aliases.get(alias)) is None:
+        return None
+    version = store.call("get_model_version", name, number)
+    model_id = _logged_model(version)
+    logged = store.call("get_logged_model", model_id).metrics if model_id else ()
+    # A model that was measured again has figures of each time; the last ones are meant.
+    metrics = {metric.key: metric.value for metric in sorted(logged or (), key=lambda metric: metric.timestamp)}
+    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics)
+
+
+def _held_by_better(store: Store, event: dict) -> bool:
+    """Whether the alias is held by another model that is better by one of the event's `no_worse`, or is not known to be
+    no better."""
+    wanted = event.get("no_worse") or {}
+    held = held_by_alias(store, event["name"], event["alias"]) if wanted else None
+    if held is None or held.fingerprint == event["fingerprint"]:
+        return False
+    own, theirs = event["metrics"], held.metrics
+    return not all(
+        key in theirs
+        and own.get(key) is not None
+        and (own[key] >= theirs[key] if better == "higher" else own[key] <= theirs[key])
+        for key, better in wanted.items()
+    )
+
+
+def _discard(store: Store, model_id: str) -> None:
+    """Take a logged model and its files away again; what the store does not let go is told of."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        location = store.call("get_logged_model", model_id).artifact_location
+        get_artifact_repository(location, tracking_uri=store.settings.uri).delete_artifacts()
+    except Exception as error:
+        log.warning("tracking: files of the model %s, which was not registered, stay: %s", model_id, short(error))
+    try:
+        store.call("delete_logged_model", model_id)
+    except Exception as error:
+        log.warning("tracking: the model %s, which was not registered, stays logged: %s", model_id, short(error))
+
+
+def _requirements() -> list[str]:
+    """The distribution that the model's code imports, at this version: nothing is guessed by loading the model."""
+    from importlib.metadata import version
+
+    return [f"omniloom=={version('omniloom')}", f"mlflow=={version('mlflow')}"]

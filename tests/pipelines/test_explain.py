@@ -1,0 +1,128 @@
+"""What a user reads where the YAML is wrong: the field and the words of YAML, what a kind takes, and what a key may
+have been meant for, wherever in the config it stands."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.config import load
+
+QUANTIZER = "stages.tokenizer_image.model.quantizer"
+DIFFUSION = "stages.train.diffusion"
+
+
+def refused(*overrides: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load("demo", overrides)
+    assert not re.search(r"\btuple|dictionary|\bConfig\b|instance of|None|True", caught.value.message)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "override, field, message",
+    [
+        # An option of another kind
+        (f"{QUANTIZER}={{kind: fsq, codebook_size: 8192}}", f"{QUANTIZER}.codebook_size", "kind fsq takes levels, "),
+        (
+            f"{QUANTIZER}={{kind: kl, levels: [8, 5]}}",
+            f"{QUANTIZER}.levels",
+            "takes latent_dim, kl_weight (levels is of",
+        ),
+        (f"{QUANTIZER}.tau=0.5", f"{QUANTIZER}.tau", "(tau is of kind gumbel)"),
+        (
+            "stages.tokenizer_image.model.num_latents=8",
+            "stages.tokenizer_image.model.num_latents",
+            "architecture titok",
+        ),
+        # An option without an effect
+        (f"{DIFFUSION}.snr_gamma=5", f"{DIFFUSION}.snr_gamma", "no effect here; it is an option of weight: min_snr"),
+        (f"{DIFFUSION}={{formulation: vp, data_std: 0.5}}", f"{DIFFUSION}.data_std", "formulation: edm"),
+        (f"{DIFFUSION}.sigma_max=80", f"{DIFFUSION}.sigma_max", "formulation: ve and edm"),
+        (f"{DIFFUSION}={{time: uniform, time_mean: 0}}", f"{DIFFUSION}.time_mean", "logit_normal and lognormal"),
+        (
+            "stages.train.pixel_diffusion={predict: v, min_time: 0.1}",
+            "stages.train.pixel_diffusion.min_time",
+            "predict: x",
+        ),
+        ("stages.train.model.unet_width=64", "stages.train.model.unet_width", "patchifier: unet"),
+        ("stages.train.model.pixel_bottleneck=128", "stages.train.model.pixel_bottleneck", "patchifier: bottleneck"),
+        ("stages.train.model.flow_head_width=64", "stages.train.model.flow_head_width", "flow_head_layers above 0"),
+        (
+            "stages.tokenizer_image.loss.huber_delta=0.1",
+            "stages.tokenizer_image.loss.huber_delta",
+            "reconstruction: huber",
+        ),
+        ("stages.tokenizer_image.model.rel_bias=sdpa", "stages.tokenizer_image.model.rel_bias", "compat: official"),
+        (
+            "stages.tokenizer_kl={loss: {adversarial_ramp: 3}}",
+            "stages.tokenizer_kl.loss.adversarial_ramp",
+            "has no effect",
+        ),
+        # The words of YAML
+        ("stages.tokenizer_image.data.sizes=32", "stages.tokenizer_image.data.sizes", "a list, such as [32] (got 32)"),
+        ("stages.tokenizer_image.data.kinds=image", "stages.tokenizer_image.data.kinds", "a list, such as [image]"),
+        ("stages.ingest.sources=x", "stages.ingest.sources", "a list, such as [{key: value}]"),
+        (f"{QUANTIZER}=fsq", QUANTIZER, "a mapping, such as {key: value}"),
+        ("stages.train=3", "stages.train", "a mapping, such as {key: value}"),
+        (f"{QUANTIZER}={{kind: fsq, levels: []}}", f"{QUANTIZER}.levels", "integers of at least 3, got []"),
+        ("stages.train.optimizer.lr=null", "stages.train.optimizer.lr", "(got null)"),
+        (
+            "stages.tokenizer_image.model={architecture: titok, image_size: large}",
+            "stages.tokenizer_image.model.image_size",
+            "valid integer, unable to parse string as an integer (got 'large'), or expected a list, such as [32]",
+        ),
+        # What was meant
+        ("train.steps=3", "train", "did you mean 'stages.train.steps'?"),
+        ("optimizer.lr=3", "optimizer", "'stages.train.optimizer.lr'"),
+        (
+            "stages.train.warmup_steps=3",
+            "stages.train.warmup_steps",
+            "did you mean 'stages.train.optimizer.warmup_steps'?",
+        ),
+        ("stages.train.stepz=3", "stages.train.stepz", "did you mean 'steps'?"),
+        (f"{QUANTIZER}={{kind: vq, codebook: 512}}", f"{QUANTIZER}.codebook", "did you mean 'codebook_size'?"),
+        (f"{QUANTIZER}={{kind: vqq}}", f"{QUANTIZER}.kind", "'gumbel', 'kl' (got 'vqq'); did you mean 'vq'?"),
+    ],
+)
+def test_a_mistake_is_told_in_the_words_of_who_made_it(override, field, message):
+    error = refused(override)
+    assert error.field == field
+    assert message in error.message.partition("\n")[0]
+    assert "(from an override)" in error.message
+
+
+def test_a_mapping_of_another_kind_replaces_the_one_that_is_there():
+    config = load("demo", [f"{QUANTIZER}={{kind: fsq}}"])
+    assert config.stages.tokenizer_image.model.quantizer.levels == (8, 5, 5, 5)
+    config = load("demo", [f"{QUANTIZER}={{latent_dim: 4}}"])  # of the same kind: goes into it
+    assert (config.stages.tokenizer_image.model.quantizer.dim, config.stages.tokenizer_image.model.quantizer.size) == (
+        4,
+        512,
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{DIFFUSION}={{weight: min_snr, snr_gamma: 3}}",
+        f"{DIFFUSION}={{formulation: edm, data_std: 0.5, sigma_max: 40}}",
+        f"{DIFFUSION}={{sampling_grid: logsnr, sigma_min: 0.01}}",
+        f"{DIFFUSION}={{predict: x, min_time: 0.1}}",
+        "stages.train.pixel_diffusion={min_time: 0.1}",
+        "stages.train.model={flow_head_layers: 2, flow_head_width: 64, latent_patchifier: unet, unet_width: 32}",
+        "stages.tokenizer_image.loss={reconstruction: huber, huber_delta: 0.2}",
+        "stages.tokenizer_image.discriminator={r1_gamma: 1, r1_every: 4}",
+    ],
+)
+def test_an_option_that_has_an_effect_is_taken(override):
+    load("demo", [override])
+
+
+def test_a_dump_which_has_all_options_is_read_again():
+    config = load("demo")
+    for name in ("train", "tokenizer_image"):
+        stage = getattr(config.stages, name)
+        assert type(stage).model_validate(stage.model_dump(mode="json")) == stage
