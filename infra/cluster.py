@@ -39,23 +39,23 @@ _ending = threading.Event()
 class ClusterConfig(BaseModel):
     """The `cluster` section of a pipeline's config: where stages run. None of it changes what they compute."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    address: str | None = Field(
-        None,
-        description="HOST:PORT of a Ray cluster's GCS, or `local`. Without it: the "
-        "cluster that the run is a job of, else a local Ray",
-    )
-    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; by default all")
-    num_gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; by default all")
-    object_store_bytes: int | None = Field(None, ge=80 * 2**20, description="object store of a local Ray")
-    temp_dir: str | None = Field(
-        None,
-        json_schema_extra=PATH | PLACEMENT,
-        description="temporary folder of a local Ray, at most 40 characters long",
-    )
-    env: dict[str, str] = Field(default_factory=dict, description="environment variables for every worker")
-    log_to_driver: bool = Field(False, description="show what workers print")
+    address: str | None = None
+    """HOST:PORT of a Ray cluster's GCS, or `local`. Without it: the cluster that the run is a job of, else a local
+    Ray."""
+    num_cpus: int | None = Field(None, ge=1)
+    """CPUs of a local Ray; by default all."""
+    num_gpus: int | None = Field(None, ge=0)
+    """GPUs of a local Ray; by default all."""
+    object_store_bytes: int | None = Field(None, ge=80 * 2**20)
+    """Object store of a local Ray."""
+    temp_dir: str | None = Field(None, json_schema_extra=PATH | PLACEMENT)
+    """Temporary folder of a local Ray, at most 40 characters long."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables for every worker."""
+    log_to_driver: bool = False
+    """Show what workers print."""
 
 
 @dataclass(frozen=True)

@@ -387,11 +387,15 @@ def presets() -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of the config."""
+def schema(
+    markdown: bool = typer.Option(False, "--markdown", help="As a page to read: docs/config.md."),
+) -> None:
+    """Print the JSON Schema of the config, with every key described."""
+    from omniloom.pipelines import reference
     from omniloom.pipelines.config import PipelineConfig
 
-    print(json.dumps(PipelineConfig.model_json_schema(), indent=2))
+    document = PipelineConfig.model_json_schema()
+    print(reference.markdown(document) if markdown else json.dumps(document, indent=2))
 
 
 @app.command()

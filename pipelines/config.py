@@ -26,6 +26,7 @@ from omniloom.pipelines import schema, yaml_dialect
 from omniloom.pipelines.explain import explain
 from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin
+from omniloom.stages.base import Stage
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -33,7 +34,7 @@ PRESETS = Path(__file__).parent / "presets"
 class _Stages(BaseModel):
     """A field for every stage that there is; the pipeline has those that are written down and not null."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
@@ -43,6 +44,11 @@ class _Stages(BaseModel):
         return [name for name in KNOWN_NAMES if getattr(self, name) is not None]
 
 
+def _purpose(stage: Stage) -> str:
+    """What a stage is for: the first paragraph of its module."""
+    return " ".join((stage.module.__doc__ or stage.name).split("\n\n")[0].split())
+
+
 if TYPE_CHECKING:
     StagesConfig = _Stages
 else:
@@ -50,22 +56,30 @@ else:
         "StagesConfig",
         __base__=_Stages,
         __doc__=_Stages.__doc__,
-        **{stage.name: (stage.config_type | None, None) for stage in KNOWN},
+        **{stage.name: (stage.config_type | None, Field(None, description=_purpose(stage))) for stage in KNOWN},
     )
 
 
 class PipelineConfig(BaseModel):
     """The root. `data` and `seed` have no use of their own: presets refer to them as `${data}` and `${seed}`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The pipeline's name: letters, digits, `.`, `_` and `-`."""
     storage: str = Field(min_length=1, json_schema_extra=PATH | PLACEMENT)
+    """Folder or URI below which everything that runs make is kept."""
     data: str | None = None
+    """Has no use of its own: presets refer to it as `${data}`."""
     seed: int = 0
+    """Has no use of its own: presets refer to it as `${seed}`."""
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    """How runs are logged to MLflow."""
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    """The Ray cluster that runs."""
     pins: dict[str, str] = Field(default_factory=dict)
+    """Stage -> URI of a finished artifact that stands in for what the stage would make."""
     stages: StagesConfig
+    """The stages of the pipeline."""
     _origin: Origin | None = PrivateAttr(None)
 
     @property

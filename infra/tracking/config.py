@@ -26,33 +26,26 @@ class TrackingConfig(BaseModel):
     Nothing here changes what a stage computes, so none of it enters a fingerprint.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    uri: str | None = Field(
-        None,
-        json_schema_extra=path_to("store") | PLACEMENT,
-        description="MLflow server or database, such as http://host:5000. Without it: "
-        "$MLFLOW_TRACKING_URI, else SQLite beside the artifacts",
-    )
-    experiment: str = Field("omniloom", min_length=1, description="MLflow experiment")
-    artifact_root: str | None = Field(
-        None,
-        json_schema_extra=PATH | PLACEMENT,
-        description="where a new experiment keeps files; by default beside a "
-        "SQLite database, or wherever the server keeps them",
-    )
-    register_as: str | None = Field(
-        None,
-        description="name in the model registry, the pipeline's where nothing is "
-        "given; null: no model is registered. None of / : ' \" @ ? # % "
-        "and no backslash",
-    )
-    system_metrics: bool = Field(True, description="sample CPU, memory, disk, network and GPUs during a stage")
-    sample_seconds: float = Field(5.0, gt=0, description="seconds between samples of the system metrics")
-    request_seconds: float = Field(10.0, gt=0, description="patience with one request to the tracking server")
-    flush_seconds: float = Field(
-        20.0, gt=0, description="patience at the end of a run; what is not sent by then waits on disk for the next run"
-    )
+    uri: str | None = Field(None, json_schema_extra=path_to("store") | PLACEMENT)
+    """MLflow server or database, such as http://host:5000. Without it: $MLFLOW_TRACKING_URI, else SQLite beside the
+    artifacts."""
+    experiment: str = Field("omniloom", min_length=1)
+    """MLflow experiment."""
+    artifact_root: str | None = Field(None, json_schema_extra=PATH | PLACEMENT)
+    """Where a new experiment keeps files; by default beside a SQLite database, or wherever the server keeps them."""
+    register_as: str | None = None
+    """Name in the model registry, the pipeline's where nothing is given; null: no model is registered. None of / : ' "
+    @ ? # % and no backslash."""
+    system_metrics: bool = True
+    """Sample CPU, memory, disk, network and GPUs during a stage."""
+    sample_seconds: float = Field(5.0, gt=0)
+    """Seconds between samples of the system metrics."""
+    request_seconds: float = Field(10.0, gt=0)
+    """Patience with one request to the tracking server."""
+    flush_seconds: float = Field(20.0, gt=0)
+    """Patience at the end of a run; what is not sent by then waits on disk for the next run."""
 
     @field_validator("uri")
     @classmethod

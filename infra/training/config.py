@@ -15,15 +15,23 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(BaseModel):
     """AdamW with a linear warm-up and then a cosine (or constant) schedule."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     lr: float = Field(1e-3, gt=0)
+    """Learning rate after the warm-up."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """Decays of the averages of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
+    """What is added to the root of the second average."""
     weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay, of matrices alone."""
     warmup_steps: int = Field(50, ge=0)
+    """Steps over which the learning rate grows linearly from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on: along half a cosine, or constant."""
     final_lr_ratio: float = Field(0.05, ge=0, le=1)
-    grad_clip: float = Field(1.0, ge=0, description="maximum norm of the gradient; 0 switches clipping off")
+    """What the cosine ends at, as a share of `lr`."""
+    grad_clip: float = Field(1.0, ge=0)
+    """Maximum norm of the gradient; 0 switches clipping off."""
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of 0-based `step` of `steps`."""
@@ -38,31 +46,50 @@ class OptimizerConfig(BaseModel):
 class EngineConfig(BaseModel):
     """Numerics and ZeRO. The ZeRO stage moves memory and traffic, not results, so it is placement."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     zero_stage: Literal[0, 1, 2, 3] = Field(1, json_schema_extra=PLACEMENT)
-    offload: bool = Field(False, json_schema_extra=PLACEMENT, description="optimizer states in host memory")
+    """DeepSpeed's ZeRO stage: what is sharded over the workers (0 nothing, 1 optimizer states, 2 gradients too, 3
+    weights too)."""
+    offload: bool = Field(False, json_schema_extra=PLACEMENT)
+    """Optimizer states in host memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0 keeps none")
+    """Arithmetic of forward and backward passes; weights and optimizer states are fp32 in both."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of the weights' moving average; 0 keeps none."""
     activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
+    """Compute activations again in the backward pass, which saves memory and costs time."""
     compile: bool = Field(False, json_schema_extra=PLACEMENT)
+    """Compile the blocks with torch.compile."""
 
 
 class WorkersConfig(BaseModel):
     """Where the training workers run. All of it is placement: results do not depend on it."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     count: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
-    cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT, description="CPUs of one worker")
-    gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT, description="GPUs of one worker")
-    max_failures: int = Field(1, ge=0, json_schema_extra=PLACEMENT, description="restarts from the last checkpoint")
-    accumulate: int = Field(1, ge=1, json_schema_extra=PLACEMENT, description="forward passes per optimizer step")
-    checkpoint_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between checkpoints")
+    """Workers."""
+    cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT)
+    """CPUs of one worker."""
+    gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
+    """GPUs of one worker."""
+    max_failures: int = Field(1, ge=0, json_schema_extra=PLACEMENT)
+    """Restarts from the last checkpoint."""
+    accumulate: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
+    """Forward passes per optimizer step."""
+    checkpoint_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
+    """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
-    log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT, description="steps between logged metrics")
-    peak_tflops: float | None = Field(
-        None,
-        gt=0,
-        json_schema_extra=PLACEMENT,
-        description="what one worker's device "
-        "can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16",
-    )
+    """How many of the last checkpoints are kept."""
+    log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
+    """Steps between logged metrics."""
+    peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
+    """What one worker's device can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+
+    def keeps(self, done: int, steps: int) -> bool:
+        """Whether a checkpoint is written when `done` of `steps` steps are."""
+        return done % self.checkpoint_every == 0 or done == steps
+
+    def logs(self, done: int, steps: int) -> bool:
+        """Whether a row is logged then. A checkpoint closes the window, so that a resumed run logs the same rows and
+        counts every unit once."""
+        return done % self.log_every == 0 or self.keeps(done, steps)

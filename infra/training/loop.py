@@ -1,19 +1,20 @@
-"""The training loop: steps from a checkpoint to the end, with metrics, progress and checkpoints.
+"""The training loop: from the newest checkpoint to the last step, with metrics, progress, validations and checkpoints.
 
-A plain function for every rank; it knows nothing of Ray. What a step does is the caller's `train_step`.
+It runs on every rank and knows nothing of Ray. What a step does is the stage's `Trainer`; what it does it on comes from
+the stage's `Loader`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch.distributed as dist
 
 from omniloom.infra.lease import Holder
+from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_mean
@@ -23,92 +24,163 @@ class TrainingDiverged(RuntimeError):
     """A loss or gradient that is not finite; the message names the step and the batch."""
 
 
+class Loader(Protocol):
+    """This rank's batches. What a step is given depends on the seed and the position alone."""
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the step after the last one that was taken starts: what a checkpoint keeps for `seek`, as JSON."""
+        ...
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on from a position that a checkpoint kept; it may hold other keys too. Called before the first `at`."""
+        ...
+
+    def at(self, step: int) -> Any:
+        """The batch of a step; steps come in rising order."""
+        ...
+
+    def describe(self, step: int) -> str:
+        """What the batch of a step that was taken is made of, for an error."""
+        ...
+
+    def close(self) -> None:
+        """Ends what loads in the background."""
+        ...
+
+
+class Trainer(Protocol):
+    """What a stage trains: `engines` by name, which checkpoints hold. `unit` is what a step consumes (images, tokens);
+    `amounts` names what of a step's logs is, like units, added up over steps and ranks and logged as
+    NAME_per_second."""
+
+    unit: str
+    amounts: tuple[str, ...]
+    engines: dict[str, Engine]
+
+    def train_step(self, step: int, batch: Any) -> tuple[dict[str, float], float]:
+        """Train one step on what the loader gave: floats to log, and how many units this rank consumed. The names may
+        differ from step to step (an image step, a video step), never from rank to rank."""
+        ...
+
+    def validate(self, step: int) -> None:
+        """What follows a validation's step. Called on every rank; its time is not training's."""
+        ...
+
+    def log(self, metrics: dict[str, float], step: int, units: float) -> None:
+        """A row of the curves; `units` are those of all ranks since step 0. Called on rank 0 alone."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Forget rows of the curves after `step`, where training goes on. Called on rank 0 alone."""
+        ...
+
+
 @dataclass
 class Loop:
-    """`train_step(step) -> (logs, units)`: floats to log and how many units (images, tokens) this rank consumed.
-
-    `position()` gives what the loader needs to go on from here; `describe(step)` names the batch for an error.
-    `log(metrics, step, units)` and `progress` are used on rank 0 alone. `every` maps a name to (steps, function):
-    what is to be called on every rank after so many steps, and after the last one; its time, and that of checkpoints,
-    is not training's. `amounts` names what of the logs is, like units, added up over steps and ranks and logged as
-    NAME_per_second.
-    """
+    """`state` is the URI of the stage's state folder, which holds the checkpoints. Validations follow every
+    `validate_every` steps and the last one, and with `validate_first` precede step 0."""
 
     steps: int
-    unit: str
     workers: WorkersConfig
-    engines: dict[str, Engine]
-    train_step: Callable[[int], tuple[dict[str, float], float]]
-    position: Callable[[], dict]
-    describe: Callable[[int], str]
+    trainer: Trainer
+    loader: Loader
     state: str
-    log: Callable[[dict, int, float], None]
-    progress: Callable[..., None]
-    every: dict[str, tuple[int, Callable[[int], None]]] = field(default_factory=dict)
-    amounts: tuple[str, ...] = ()
+    progress: Progress
+    validate_every: int
+    validate_first: bool = False
 
-    def logs_after(self, done: int) -> bool:
-        """Whether a row is logged when so many steps are done."""
-        # A checkpoint closes the window, so that a resumed run logs the same rows and counts every unit once.
-        return done % self.workers.log_every == 0 or self._keeps(done)
+    def run(self) -> dict[str, Any]:
+        """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
+        of all ranks since step 0 and the last logged metrics. The loader is closed."""
+        try:
+            return self._train(*self._resume())
+        finally:
+            self.loader.close()
 
-    def _keeps(self, done: int) -> bool:
-        return done % self.workers.checkpoint_every == 0 or done == self.steps
+    def _resume(self) -> tuple[int, float, dict[str, float]]:
+        """The step to go on with, and the units and the last logged metrics of those before it."""
+        start, position = 0, {}
+        if found := checkpoint.latest(self.state, self.progress.note):
+            checkpoint.load(found, self.trainer.engines)
+            start, position = found["step"], found["position"]
+            self.loader.seek(position)
+        if _first():
+            self.trainer.rewind(start)
+        if start == 0 and self.validate_first:
+            self.trainer.validate(0)
+        return start, position.get("units", 0.0), position.get("last", {})
+
+    def _train(self, start: int, units: float, last: dict[str, float]) -> dict[str, Any]:
+        # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
+        holder = Holder(self.state) if _first() else None
+        window = _Window(self.trainer)
+        began = time.perf_counter()
+        for step in range(start, self.steps):
+            self._step(step, window)
+            done = step + 1
+            if self.workers.logs(done, self.steps):
+                last, rates, new = window.close()
+                units += new
+                if _first():
+                    self.trainer.log({**last, **rates}, done, units)
+                    self.progress(done, self.steps, "steps", **{k: v for k, v in last.items() if k == "loss"})
+            elif _first():
+                self.progress(done, self.steps, "steps")
+            if done < self.steps and done % self.validate_every == 0:
+                self.trainer.validate(done)
+            if self.workers.keeps(done, self.steps):
+                self._save(done, units, last, holder)
+        # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
+        if self.steps:
+            self.trainer.validate(self.steps)
+        return {"seconds": time.perf_counter() - began, "units": units, **last}
+
+    def _step(self, step: int, window: _Window) -> None:
+        began = time.perf_counter()
+        logs, units = self.trainer.train_step(step, self.loader.at(step))
+        seconds = time.perf_counter() - began
+        for name, value in logs.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
+        window.add(logs, units, seconds)
 
     def _save(self, done: int, units: float, last: dict[str, float], holder: Holder | None) -> None:
-        if self._keeps(done):
-            if holder:
-                holder.require()
-            checkpoint.save(
-                self.state,
-                done,
-                self.engines,
-                {**self.position(), "units": units, "last": last},
-                self.workers.keep_checkpoints,
-            )
+        if holder:
+            holder.require()
+        position = {**self.loader.position, "units": units, "last": last}
+        checkpoint.save(self.state, done, self.trainer.engines, position, self.workers.keep_checkpoints)
 
-    def run(self, start: int = 0, units: float = 0.0, last: dict[str, float] | None = None) -> dict[str, Any]:
-        """Run steps `start`..`steps`; gives the seconds, the units of all ranks and the last logged metrics. `units`
-        and `last` are those of the checkpoint's position that training goes on from."""
+
+class _Window:
+    """What the steps since the last logged row gave."""
+
+    def __init__(self, trainer: Trainer):
+        self.unit, self.amounts = trainer.unit, trainer.amounts
+        self._clear()
+
+    def _clear(self) -> None:
+        self.values: dict[str, list[float]] = {}
+        self.units = self.seconds = 0.0
+
+    def add(self, logs: dict[str, float], units: float, seconds: float) -> None:
+        for name, value in logs.items():
+            self.values.setdefault(name, []).append(value)
+        self.units += units
+        self.seconds += seconds
+
+    def close(self) -> tuple[dict[str, float], dict[str, float], float]:
+        """Means over steps and ranks, amounts by the second, and the units of all ranks; begins anew. Every rank must
+        call it."""
+        sums = {self.unit: self.units, **{name: sum(self.values[name]) for name in self.amounts}}
+        means = {name: sum(values) / len(values) for name, values in self.values.items() if name not in sums}
+        means = reduce_mean(means | {f"_{name}": value for name, value in sums.items()})
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
-        holder = Holder(self.state) if first else None
-        seen: dict[str, list[float]] = {}
-        last = last or {}
-        began = time.perf_counter()
-        window_units = seconds = 0.0
-        for step in range(start, self.steps):
-            step_began = time.perf_counter()
-            logs, step_units = self.train_step(step)
-            seconds += time.perf_counter() - step_began
-            for key, value in logs.items():
-                if not math.isfinite(value):
-                    raise TrainingDiverged(f"step {step}: {key} is {value}; batch: {self.describe(step)}")
-                seen.setdefault(key, []).append(value)
-            window_units += step_units
-            done = step + 1
-            if self.logs_after(done):
-                # Keys may differ from step to step (an image step, a video step), never from rank to rank.
-                means = {key: sum(values) / len(values) for key, values in seen.items()}
-                sums = {self.unit: window_units, **{name: sum(seen[name]) for name in self.amounts}}
-                means = {key: value for key, value in means.items() if key not in sums}
-                last = reduce_mean(means | {f"_{name}": value for name, value in sums.items()})
-                totals = {name: last.pop(f"_{name}") * ranks for name in sums}
-                units += totals[self.unit]
-                if first:
-                    rates = {f"{name}_per_second": total / seconds for name, total in totals.items()}
-                    self.log({**last, **rates}, done, units)
-                    self.progress(done, self.steps, "steps", **{k: v for k, v in last.items() if k == "loss"})
-                seen, window_units, seconds = {}, 0.0, 0.0
-            elif first:
-                self.progress(done, self.steps, "steps")
-            if done < self.steps:
-                for steps, function in self.every.values():
-                    if done % steps == 0:
-                        function(done)
-            self._save(done, units, last, holder)
-        # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
-        for _, function in self.every.values() if self.steps else ():
-            function(self.steps)
-        return {"seconds": time.perf_counter() - began, "units": units, **last}
+        totals = {name: means.pop(f"_{name}") * ranks for name in sums}
+        rates = {f"{name}_per_second": total / self.seconds for name, total in totals.items()}
+        self._clear()
+        return means, rates, totals[self.unit]
+
+
+def _first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0

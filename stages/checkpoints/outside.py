@@ -1,11 +1,14 @@
 """Files and folders outside the pipeline that a config names, looked at before anything starts. In: the URI and the
 config's field that holds it. Out: nothing; InputError naming both where there is none, it cannot be read, or what lies
-there is plainly something else. Contents are read by whoever uses them.
+there is plainly something else. Contents are read by whoever uses them, `read_copy` for one.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omniloom.infra import storage
@@ -62,3 +65,14 @@ def _head(uri: str, field: str, size: int) -> bytes:
         raise
     except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
         raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
+
+
+def read_copy(uri: str, reader: Callable[[str], Any], field: str) -> Any:
+    """What `reader` makes of a file, by a copy on this machine; InputError naming the file and the config's field."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = str(Path(folder) / Path(uri).name)
+        try:
+            storage.copy_file(storage.absolute(uri), local)
+            return reader(local)
+        except (OSError, ValueError) as error:
+            raise InputError(str(error).replace(local, uri), field=field, file=uri) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -148,8 +148,12 @@ class ClipBatches:
         self._ahead: tuple[int, Future] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="clips")
 
-    def kind_at(self, step: int) -> str:
-        return self._turn(step)[0]
+    @property
+    def position(self) -> dict[str, Any]:
+        return {}  # a step's clips are those of its number
+
+    def seek(self, position: dict[str, Any]) -> None:
+        pass
 
     def _turn(self, step: int) -> tuple[str, int]:
         """The kind of a step, and how many steps before it were of that kind."""

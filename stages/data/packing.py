@@ -46,41 +46,27 @@ def _shares(value: Any) -> Any:
 
 
 class PackingConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    length: int = Field(4096, ge=16, description="tokens of a packed row")
-    mixture: dict[Kind, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict,
-        description="share of tokens per kind (image, video, text, document); what is not named "
-        "keeps its natural share, 0 leaves a kind out",
-    )
-    caption_first: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of captioned pictures that are drawn from their "
-        "caption; the others are described. Pictures without a caption are drawn, and left "
-        "out where this is 0",
-    )
-    caption_loss: bool = Field(
-        True,
-        description="whether the caption that a picture is drawn from is learnt as well; "
-        "without it the picture alone is",
-    )
-    condition_dropout: Annotated[Share | dict[Source, Share], BeforeValidator(_shares)] = Field(
-        0.1,
-        description="for guidance: share of the former whose caption is left out; or shares by source, which hold "
-        "for the drawn pictures of interleaved documents too: of text (a caption, all words before the picture) and, "
-        "apart from it, of image (all pictures before it)",
-    )
-    noisy_context: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of documents whose pictures that stand as context "
-        "are shown with noise; next_code shows none",
-    )
-    context_max_time: float = Field(0.3, gt=0, lt=1, description="cap of that noise, as a share of the path")
-    window_rows: int = Field(256, ge=1, description="rows that are planned together")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    length: int = Field(4096, ge=16)
+    """Tokens of a packed row."""
+    mixture: dict[Kind, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Share of tokens per kind (image, video, text, document); what is not named keeps its natural share, 0 leaves a
+    kind out."""
+    caption_first: float = Field(0.5, ge=0, le=1)
+    """Share of captioned pictures that are drawn from their caption; the others are described. Pictures without a
+    caption are drawn, and left out where this is 0."""
+    caption_loss: bool = True
+    """Whether the caption that a picture is drawn from is learnt as well; without it the picture alone is."""
+    condition_dropout: Annotated[Share | dict[Source, Share], BeforeValidator(_shares)] = 0.1
+    """For guidance: share of the former whose caption is left out; or shares by source, which hold for the drawn
+    pictures of interleaved documents too: of text (a caption, all words before the picture) and, apart from it, of
+    image (all pictures before it)."""
+    noisy_context: float = Field(0.0, ge=0, le=1)
+    """Share of documents whose pictures that stand as context are shown with noise; next_code shows none."""
+    context_max_time: float = Field(0.3, gt=0, lt=1)
+    """Cap of that noise, as a share of the path."""
+    window_rows: int = Field(256, ge=1)
+    """Rows that are planned together."""
 
 
 @dataclass(frozen=True)

@@ -12,35 +12,37 @@ from omniloom.stages.inference.config import DrawingConfig
 class MeasureConfig(DrawingConfig):
     """How a unified model is measured; `stages.studies.objectives` measures its models in the same way."""
 
-    split: str = Field(
-        "test",
-        pattern="^(validation|test)$",
-        description="what is measured on; items are drawn from it by the seed, evenly over sources and labels",
-    )
-    drawings: int = Field(256, ge=0, description="pictures drawn from held-out captions")
-    captions: int = Field(256, ge=0, description="held-out pictures that are described")
-    retrieval_captions: int = Field(
-        100,
-        ge=0,
-        description="distinct captions of the split, its own among them, that "
-        "each described picture is held against; below 2 nothing is ranked",
-    )
-    texts: int = Field(200, ge=0, description="held-out texts for bits per byte")
-    class_examples: int = Field(20, ge=2, description="train pictures a label needs to count as a class")
-    class_pixels: int = Field(
-        8, ge=2, description="side of the shrunken pictures for the classifier, coverage and the Fréchet distance"
-    )
+    split: str = Field("test", pattern="^(validation|test)$")
+    """What is measured on; items are drawn from it by the seed, evenly over sources and labels."""
+    drawings: int = Field(256, ge=0)
+    """Pictures drawn from held-out captions."""
+    captions: int = Field(256, ge=0)
+    """Held-out pictures that are described."""
+    retrieval_captions: int = Field(100, ge=0)
+    """Distinct captions of the split, its own among them, that each described picture is held against; below 2 nothing
+    is ranked."""
+    texts: int = Field(200, ge=0)
+    """Held-out texts for bits per byte."""
+    class_examples: int = Field(20, ge=2)
+    """Train pictures a label needs to count as a class."""
+    class_pixels: int = Field(8, ge=2)
+    """Side of the shrunken pictures for the classifier, coverage and the Fréchet distance."""
     seed: int = Field(0, ge=0, lt=1 << 63)
+    """Seed of the examples and of what is drawn."""
     cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)
+    """CPUs of the worker that measures."""
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
+    """GPUs of the worker that measures."""
 
 
-class Config(MeasureConfig):
-    reconstructions: int = Field(256, ge=1, description="pictures, and as many videos, that are reconstructed")
-    gate: Gate = Field(
-        default_factory=Gate,
-        description="bounds of figures, such as {caption_accuracy: {min: 0.9}, "
-        "bits_per_byte: {max: 2.5}, better_than_champion: caption_accuracy}; the model gets the alias "
-        "where all hold, and never without a gate",
-    )
-    alias: str = Field("champion", description="of the model in the registry that passed the gate last")
+class EvaluateConfig(MeasureConfig):
+    reconstructions: int = Field(256, ge=1)
+    """Pictures, and as many videos, that are reconstructed."""
+    gate: Gate = Field(default_factory=Gate)
+    """Bounds of figures, such as {caption_accuracy: {min: 0.9}, bits_per_byte: {max: 2.5}, better_than_champion:
+    caption_accuracy}; the model gets the alias where all hold, and never without a gate."""
+    alias: str = "champion"
+    """Of the model in the registry that passed the gate last."""
+
+
+Config = EvaluateConfig

@@ -18,9 +18,11 @@ from omniloom.stages.evaluate.measures import Figure, all_names, named, near
 class Bound(BaseModel):
     """The least and the greatest value of a figure that pass; either may be left out."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    min: float | None = Field(None, description="the least value that passes")
-    max: float | None = Field(None, description="the greatest value that passes")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    min: float | None = None
+    """The least value that passes."""
+    max: float | None = None
+    """The greatest value that passes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,13 +54,10 @@ class Gate(BaseModel):
     """What a model needs to get the alias: bounds of figures by their names, such as `bits_per_byte: {max: 2.5}`. A
     bare number is the least value of a figure that is better when higher."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
     __pydantic_extra__: dict[str, Bound] = Field(init=False)
-    better_than_champion: tuple[str, ...] = Field(
-        (),
-        description="figures, one or a list, by which the model has to "
-        "be at least as good as the one that holds the alias",
-    )
+    better_than_champion: tuple[str, ...] = ()
+    """Figures, one or a list, by which the model has to be at least as good as the one that holds the alias."""
 
     @field_validator("better_than_champion", mode="before")
     @classmethod

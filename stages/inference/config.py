@@ -23,7 +23,11 @@ _CHOSEN = ("num_steps", "guidance_scale")
 
 
 class DrawingConfig(
-    create_model("DrawingFields", __config__=ConfigDict(extra="forbid"), **{name: _field(name) for name in _CHOSEN})
+    create_model(
+        "DrawingFields",
+        __config__=ConfigDict(extra="forbid", use_attribute_docstrings=True),
+        **{name: _field(name) for name in _CHOSEN},
+    )
 ):
     """How the pictures are drawn that a stage shows or measures."""
 

@@ -35,14 +35,14 @@ def with_captions(kind: SourceKind, items: list[dict], files: list[SourceFile], 
     notes["sidecars_unread"] += len(_sidecars(kind, items, files))
     if captions:
         return [{**item, **_named(captions, item["path"])} for item in items]
-    found = [
+    tables = [
         manifests.read_manifest(
             kind.root, kind.root.uri(path), path, f"{kind.field}.captions", (posixpath.dirname(path), "")
         )
         for path in metadata(kind, files)
     ]
-    named = [manifest for manifest in found if fields.names_files(manifest)]
-    notes["metadata_unread"] += len(found) - len(named)
+    named = [manifest for manifest in tables if fields.names_files(manifest)]
+    notes["metadata_unread"] += len(tables) - len(named)
     items = _with_rows(kind, items, named, _names(kind, files)) if named else items
     notes["metadata_captions"] += sum("captions" in item for item in items)
     return items
@@ -66,14 +66,14 @@ def _names(kind: SourceKind, files: list[SourceFile]) -> Names:
 # ---- rows of manifests ----
 
 
-def _with_rows(kind: SourceKind, items: list[dict], found: list[Manifest], names: Names) -> list[dict]:
+def _with_rows(kind: SourceKind, items: list[dict], tables: list[Manifest], names: Names) -> list[dict]:
     """Items with what the rows say of them; several rows of a file add up their captions.
 
     InputError where few rows name a file and few files are named: then it is not that a row is wrong.
     """
     by_path = {item["path"]: item for item in items}
     rejected: list[dict] = []
-    for manifest in found:
+    for manifest in tables:
         named: dict[str, str] = {}
         used = _use_rows(kind, manifest, names, by_path, rejected, named)
         rows, matched = len(used), sum(used)
@@ -108,8 +108,8 @@ def _use_rows(
             rejected.append(_unmatched(kind, row, name, key, where))
         elif item := by_path.get(path):
             named[path] = where
-            said, bad = fields.facts(row, captions, caption)
-            bad += _add(item, said)
+            facts, bad = fields.facts(row, captions, caption)
+            bad += _add(item, facts)
             rejected += [kind.rejected(where, problem) for problem in bad]
     return used
 
@@ -130,15 +130,15 @@ def _unmatched(kind: SourceKind, row: dict | Reject, name: object, key: str | No
     return kind.rejected(name, Reject("missing_file", f"named in {where}"))
 
 
-def _add(item: dict, said: dict) -> list[Reject]:
+def _add(item: dict, facts: dict) -> list[Reject]:
     """Add what one more row says of an item; what contradicts a row above is told."""
     bad = [
-        Reject("bad_manifest_row", f"{key}: {said[key]!a:.80}, a row above says {item[key]!a:.80}")
+        Reject("bad_manifest_row", f"{key}: {facts[key]!a:.80}, a row above says {item[key]!a:.80}")
         for key in ("label", "license", "group")
-        if item.get(key) not in (None, said.get(key)) and key in said
+        if item.get(key) not in (None, facts.get(key)) and key in facts
     ]
-    captions = [*item.get("captions", ()), *said.pop("captions", ())]
-    item |= {key: value for key, value in said.items() if key not in item}
+    captions = [*item.get("captions", ()), *facts.pop("captions", ())]
+    item |= {key: value for key, value in facts.items() if key not in item}
     if captions:
         item["captions"] = list(dict.fromkeys(captions))
     return bad
@@ -148,52 +148,52 @@ def _mismatch(kind: SourceKind, manifest: Manifest, names: Names, matched: int, 
     captions = kind.config.captions or fields.DEFAULTS
     key = fields.file_field(manifest, captions.file_field, names)
     if key is None:
-        known = ", ".join(manifest.keys) or "none, for no line of it is a row"
+        keys = ", ".join(manifest.keys) or "none, for no line of it is a row"
         bad = Counter(row.message for _, row in manifest.rows if isinstance(row, Reject)).most_common(1)
         return (
-            f"{manifest.name}: no row names a file; the keys are {known}; set captions.file_field to the one that "
+            f"{manifest.name}: no row names a file; the keys are {keys}; set captions.file_field to the one that "
             f"does{f' (most lines: {bad[0][0]})' if bad else ''}"
         )
-    said = [row[key] for _, row in manifest.rows if isinstance(row, dict) and key in row]
-    unknown = [name for name in said if names.find(name, manifest.starts) is None]
+    values = [row[key] for _, row in manifest.rows if isinstance(row, dict) and key in row]
+    unmatched = [name for name in values if names.find(name, manifest.starts) is None]
     there = sorted(path for path in names.paths if suffix(path) not in COMPANIONS)
     return (
         f"{manifest.name}: {matched} of {rows} rows name a file of {kind.root.place}. The rows say, as {key!r}: "
-        f"{_some(unknown)}; the folder holds: {_some(there)}. Names are relative to the source's uri: set uri, "
+        f"{_some(unmatched)}; the folder holds: {_some(there)}. Names are relative to the source's uri: set uri, "
         f"or captions.file_field to another of the keys {', '.join(manifest.keys)}"
         + ("" if kind.config.captions else "; nobody named this manifest: exclude it if it is about other files")
     )
 
 
 def _some(values: list) -> str:
-    shown = ", ".join(f"{value!a:.100}" for value in values[:3])
-    return (f"{shown}, ... ({len(values)})" if len(values) > 3 else shown) or "nothing"
+    text = ", ".join(f"{value!a:.100}" for value in values[:3])
+    return (f"{text}, ... ({len(values)})" if len(values) > 3 else text) or "nothing"
 
 
 # ---- texts beside the files, and names ----
 
 
 def _with_sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> list[dict]:
-    found = _sidecars(kind, items, files)
-    if not found:
+    texts = _sidecars(kind, items, files)
+    if not texts:
         raise InputError(
             f"no picture of {kind.root.place} has a text of its name beside it (a.png and a.txt or a.caption); "
             f"the folder holds: {_some(sorted(file.path for file in files))}",
             field=f"{kind.field}.captions.from",
         )
-    return [{**item, "sidecar": found[item["path"]]} if item["path"] in found else item for item in items]
+    return [{**item, "sidecar": texts[item["path"]]} if item["path"] in texts else item for item in items]
 
 
 def _sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> dict[str, str]:
     """Path of a media file -> that of the text beside it: of its name with another suffix, or with one more."""
     names = Names(kind.root, (file.path for file in files if suffix(file.path) in SIDECARS))
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for item in items if names.paths else ():
         stems = dict.fromkeys((posixpath.splitext(item["path"])[0], item["path"]))
         text = next((text for stem in stems for ending in SIDECARS if (text := names.find(stem + ending))), None)
         if text and text != item["path"]:
-            found[item["path"]] = text
-    return found
+            texts[item["path"]] = text
+    return texts
 
 
 def _named(captions: Captions, path: str) -> dict:

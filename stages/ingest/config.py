@@ -14,8 +14,11 @@ from omniloom.stages.ingest.kinds.table import KINDS, UNUSABLE
 from omniloom.stages.ingest.options import SourceConfig, Strict
 
 
-def _usable(source: Any) -> Any:
-    """The source as it is; ValueError where its kind is offered by an installed distribution and cannot be used."""
+def _of_a_kind(source: Any) -> Any:
+    """The source as it is; ValueError where it names no kind, or one that an installed distribution offers and that
+    cannot be used."""
+    if isinstance(source, dict) and "kind" not in source:
+        raise ValueError(f"kind: is missing; the kinds are {', '.join(KINDS)}")
     kind = source.get("kind") if isinstance(source, dict) else None
     if isinstance(kind, str) and kind in UNUSABLE:
         raise ValueError(f"kind: {kind} cannot be used; it is {UNUSABLE[kind]}")
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     Source = SourceConfig
 else:
     _configs = reduce(or_, (kind.Config for kind in KINDS.values()))
-    Source = Annotated[Annotated[_configs, Field(discriminator="kind")], BeforeValidator(_usable)]
+    Source = Annotated[Annotated[_configs, Field(discriminator="kind")], BeforeValidator(_of_a_kind)]
 
 
 class Splits(Strict):
@@ -47,7 +50,7 @@ class Splits(Strict):
         return self
 
 
-class Config(Strict):
+class IngestConfig(Strict):
     """Which sources there are, what may be read of them, and how they are split."""
 
     sources: list[Source] = Field(min_length=1)
@@ -68,7 +71,7 @@ class Config(Strict):
     """How many shards are worked on at once; by default as many as there are CPUs."""
 
     @model_validator(mode="after")
-    def _names(self) -> Config:
+    def _names(self) -> IngestConfig:
         names = [self.source_name(i) for i in range(len(self.sources))]
         for i, name in enumerate(names):
             if name in names[:i]:
@@ -82,3 +85,6 @@ class Config(Strict):
     def kinds(self) -> set[str]:
         """The kinds of records (image, video, text, document) that the sources give, whatever they hold."""
         return {KINDS[source.kind].makes(source) for source in self.sources}
+
+
+Config = IngestConfig

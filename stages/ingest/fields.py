@@ -43,52 +43,52 @@ CAPTION_FIELDS = (
 )
 
 
-def file_field(manifest: Manifest, given: str | None, names: Names) -> str | None:
-    """The field that names the file: the given one, else the known one that the rows have; None without any.
+def file_field(manifest: Manifest, configured: str | None, names: Names) -> str | None:
+    """The field that names the file: the configured one, else the usual one that the rows have; None without any.
 
     Of several, the one whose values are files of the folder. InputError where that leaves a choice, or where no row
-    has the given one.
+    has the configured one.
     """
-    if given:
-        return _given(manifest, given, "file_field")
-    known = _known(manifest.keys, FILE_FIELDS)
-    found = (
+    if configured:
+        return _present(manifest, configured, "file_field")
+    usual = _known(manifest.keys, FILE_FIELDS)
+    candidates = (
         [
             key
-            for key in known
+            for key in usual
             if any(names.find(row.get(key), manifest.starts) for _, row in manifest.rows if isinstance(row, dict))
         ]
-        if len(known) > 1
-        else known
+        if len(usual) > 1
+        else usual
     )
-    if len(found) > 1 and not _equal(manifest, found):
+    if len(candidates) > 1 and not _equal(manifest, candidates):
         raise InputError(
-            f"{manifest.name}: {' and '.join(map(repr, found))} both name files; set captions.file_field "
+            f"{manifest.name}: {' and '.join(map(repr, candidates))} both name files; set captions.file_field "
             f"to one of them (the keys are {', '.join(manifest.keys)})",
             field=manifest.field,
         )
-    return (found or known or [None])[0]
+    return (candidates or usual or [None])[0]
 
 
 def caption_field(manifest: Manifest, captions: Captions) -> str | None:
     """The field of the captions, as `file_field`; None where the rows have labels or meta alone."""
     if captions.caption_field:
-        return _given(manifest, captions.caption_field, "caption_field")
-    found = _captions_of(manifest.keys)
-    if len(found) > 1 and not _equal(manifest, found):
+        return _present(manifest, captions.caption_field, "caption_field")
+    candidates = _captions_of(manifest.keys)
+    if len(candidates) > 1 and not _equal(manifest, candidates):
         raise InputError(
-            f"{manifest.name}: {' and '.join(map(repr, found))} may both be captions; set "
+            f"{manifest.name}: {' and '.join(map(repr, candidates))} may both be captions; set "
             f"captions.caption_field to one of them (the keys are {', '.join(manifest.keys)})",
             field=manifest.field,
         )
     others = [captions.label_field, captions.license_field, *captions.meta_fields]
-    if not found and not any(key in manifest.keys for key in others):
+    if not candidates and not any(key in manifest.keys for key in others):
         raise InputError(
             f"{manifest.name}: no row has a caption; its keys are {', '.join(manifest.keys)}; set "
             "captions.caption_field to the one of captions",
             field=manifest.field,
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def names_files(manifest: Manifest) -> bool:
@@ -98,24 +98,26 @@ def names_files(manifest: Manifest) -> bool:
     )
 
 
-def row_caption(row: dict, given: str | None) -> tuple[str | None, Reject | None]:
-    """The field of one row's caption where rows come one by one: the given one, else the known one that it has."""
-    found = [given] if given else _captions_of(row)
-    if len(found) > 1:
-        return None, Reject("bad_caption", f"{' and '.join(map(repr, found))} may both be captions; set caption_field")
-    return (found[0] if found else None), None
+def row_caption(row: dict, configured: str | None) -> tuple[str | None, Reject | None]:
+    """The field of one row's caption where rows come one by one: the configured one, else the known one that it has."""
+    candidates = [configured] if configured else _captions_of(row)
+    if len(candidates) > 1:
+        return None, Reject(
+            "bad_caption", f"{' and '.join(map(repr, candidates))} may both be captions; set caption_field"
+        )
+    return (candidates[0] if candidates else None), None
 
 
 def check_fields(manifest: Manifest, captions: Captions) -> None:
     """InputError for a field that was asked for and that no row has."""
     for name in ("label_field", "license_field", "group_field"):
         if (key := getattr(captions, name)) and key != getattr(DEFAULTS, name):
-            _given(manifest, key, name)
+            _present(manifest, key, name)
     for key in captions.meta_fields:
-        _given(manifest, key, "meta_fields")
+        _present(manifest, key, "meta_fields")
 
 
-def _given(manifest: Manifest, key: str, name: str) -> str:
+def _present(manifest: Manifest, key: str, name: str) -> str:
     if key not in manifest.keys:
         raise InputError(
             f"{manifest.name}: no row has {key!r}; its keys are {', '.join(manifest.keys)}",
@@ -125,7 +127,7 @@ def _given(manifest: Manifest, key: str, name: str) -> str:
 
 
 def _captions_of(keys: Iterable[str]) -> list[str]:
-    return next((found for tier in CAPTION_FIELDS if (found := _known(keys, tier))), [])
+    return next((matches for tier in CAPTION_FIELDS if (matches := _known(keys, tier))), [])
 
 
 def _known(keys: Iterable[str], names: tuple[str, ...]) -> list[str]:
@@ -141,10 +143,10 @@ def _equal(manifest: Manifest, keys: list[str]) -> bool:
 
 def facts(row: dict, captions: Captions, caption: str | None) -> tuple[dict, list[Reject]]:
     """What a row says of its file, and what of it cannot be used."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     texts, bad = caption_texts(row.get(caption) if caption else None, caption or "")
     if texts:
-        found["captions"] = texts
+        result["captions"] = texts
     for key, name in (
         ("label", captions.label_field),
         ("license", captions.license_field),
@@ -153,12 +155,12 @@ def facts(row: dict, captions: Captions, caption: str | None) -> tuple[dict, lis
         value, problem = short_text(row.get(name) if name else None, name or "")
         bad += [problem] if problem else []
         if value is not None:
-            found[key] = value
+            result[key] = value
     if meta := {name: row[name] for name in captions.meta_fields if name in row}:
-        found["meta"] = meta
+        result["meta"] = meta
     if marked(row):
-        found["synthetic"] = True
-    return found, bad
+        result["synthetic"] = True
+    return result, bad
 
 
 def caption_texts(value: Any, name: str) -> tuple[list[str], list[Reject]]:
@@ -189,10 +191,10 @@ def fill(template: str, row: dict) -> str:
     """`template` with each {field} replaced by the row's value; ValueError where one is missing or no scalar."""
 
     def value(match) -> str:
-        found = row.get(match.group(1))
-        if not isinstance(found, str | int | float) or isinstance(found, bool):
-            raise ValueError(f"{match.group(1)}: expected text or a number, got {found!r:.80}")
-        return str(found)
+        replacement = row.get(match.group(1))
+        if not isinstance(replacement, str | int | float) or isinstance(replacement, bool):
+            raise ValueError(f"{match.group(1)}: expected text or a number, got {replacement!r:.80}")
+        return str(replacement)
 
     return PLACEHOLDER.sub(value, template)
 

@@ -31,8 +31,8 @@ class Names:
                 path = normal_path(posixpath.join(start, spelt.lstrip("/")), "/")
                 if path in self.paths:
                     return path
-                if path and len(found := self.composed.get(unicodedata.normalize("NFC", path), [])) == 1:
-                    return found[0]
+                if path and len(matches := self.composed.get(unicodedata.normalize("NFC", path), [])) == 1:
+                    return matches[0]
         return None
 
 

@@ -40,9 +40,9 @@ class References:
                 if error.code not in ("missing_file", "not_a_file"):
                     raise
                 missing.append(error)
-                if found := root.locate(path):
-                    if found != path:
-                        return root.read(found, self.max_bytes)
+                if other := root.locate(path):
+                    if other != path:
+                        return root.read(other, self.max_bytes)
         raise missing[0]
 
     def places(self, link: str, document: str) -> list[Place]:
@@ -54,13 +54,13 @@ class References:
         inside = [(root, path) for root in roots if whole and (path := root.relative(link))]
         if not inside and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|//", link):
             raise MediaError("remote_media", f"{link[:200]}: only files below the source's root are read")
-        found = [(root, normal_path(path)) for root, path in inside]
+        candidates = [(root, normal_path(path)) for root, path in inside]
         for spelt in dict.fromkeys((link, unquote(link))):
             for root in () if inside else roots:
                 for target in self._targets(root, spelt, document):
                     # A backslash parts folders unless a file is called so.
-                    found += [(root, normal_path(target, parts)) for parts in ("/", "/\\")]
-        places = [place for place in dict.fromkeys(found) if place[1] is not None]
+                    candidates += [(root, normal_path(target, parts)) for parts in ("/", "/\\")]
+        places = [place for place in dict.fromkeys(candidates) if place[1] is not None]
         if not places:
             beside = f"; name a folder that holds it in {self.root.field}.media_root"
             hint = "" if self.outside_allowed else beside

@@ -30,13 +30,13 @@ def listing(config: Config) -> list[dict]:
         kind = _opened(config, index)
         contents = _contents(kind)
         chosen = {file.path for file in contents.of_kind}
-        found = [(file.path, file) for file in contents.files if file.path in chosen or kind.matters(file.path)]
+        listed = [(file.path, file) for file in contents.files if file.path in chosen or kind.matters(file.path)]
         if kind.manifest and kind.manifest.below is None:
             outside = kind.manifest.outside()
-            found.append((outside.path, outside))
+            listed.append((outside.path, outside))
         if kind.media_root:
-            found += [(f"media_root/{file.path}", file) for file in kind.media_root.files()]
-        facts += [{"source": index, "path": path, "size": f.size, "identity": f.identity} for path, f in found]
+            listed += [(f"media_root/{file.path}", file) for file in kind.media_root.files()]
+        facts += [{"source": index, "path": path, "size": f.size, "identity": f.identity} for path, f in listed]
         kind.check(contents)
     return facts
 
@@ -46,12 +46,12 @@ def items(config: Config, notes: Counter | None = None) -> list[dict]:
 
     `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
     """
-    found: list[dict] = []
+    collected: list[dict] = []
     notes = Counter() if notes is None else notes
     for index in range(len(config.sources)):
         kind = _opened(config, index)
-        found += kind.items(_contents(kind), notes)
-    return found
+        collected += kind.items(_contents(kind), notes)
+    return collected
 
 
 def _opened(config: Config, index: int) -> SourceKind:

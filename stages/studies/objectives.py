@@ -21,11 +21,14 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, join_fields
 from omniloom.infra.figures import finite
 from omniloom.infra.training.config import WorkersConfig
+from omniloom.infra.training.launch import launch
 from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import MeasureConfig
 from omniloom.stages.studies.base import Named, Share, curves
-from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train import stage as train
+from omniloom.stages.train.config import Config as TrainingConfig
+from omniloom.stages.train.job import Job
 
 VERSION = 2
 
@@ -41,22 +44,19 @@ class StudyMeasureConfig(MeasureConfig):
     """As `evaluate` measures. The split is another than its default: what is chosen by one split is judged on
     another."""
 
-    split: str = Field("validation", pattern="^(validation|test)$", description="what the models are compared on")
+    split: str = Field("validation", pattern="^(validation|test)$")
+    """What the models are compared on."""
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    training: train_unified.Config = Field(
-        description="the budget that all share; its objectives are set in turn, and "
-        "of loss.objective_weights each has its own; alignment is "
-        "of diffusions alone"
-    )
-    objectives: dict[str, Objective] = Field(
-        default_factory=lambda: {name: name for name in OBJECTIVES},
-        min_length=1,
-        description="a name for the table: an objective",
-    )
+class ObjectiveStudyConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    training: TrainingConfig
+    """The budget that all share; its objectives are set in turn, and of loss.objective_weights each has its own;
+    alignment is of diffusions alone."""
+    objectives: dict[str, Objective] = Field(default_factory=lambda: {name: name for name in OBJECTIVES}, min_length=1)
+    """A name for the table: an objective."""
     evaluation: StudyMeasureConfig = Field(default_factory=StudyMeasureConfig)
+    """How the models are measured."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,23 +70,26 @@ class Config(BaseModel):
         return values
 
     @model_validator(mode="after")
-    def _names(self) -> Config:
+    def _names(self) -> ObjectiveStudyConfig:
         for name in self.objectives:
             if not name.isidentifier():
                 raise ValueError(f"objectives: expected names of letters, digits and _, got {name!r}")
         return self
 
 
+Config = ObjectiveStudyConfig
+
+
 def needs(config: Config) -> Needs:
     """Trainings and measurements take turns."""
-    training = train_unified.needs(config.training)
+    training = train.needs(config.training)
     return Needs(
         worker_cpus=max(training.worker_cpus, config.evaluation.cpus),
         worker_gpus=max(training.worker_gpus, config.evaluation.gpus),
     )
 
 
-def budget(config: train_unified.Config, objective: str) -> train_unified.Config:
+def budget(config: TrainingConfig, objective: str) -> TrainingConfig:
     """The training with one objective alone."""
     weights = {name: weight for name, weight in config.loss.objective_weights.items() if name == objective}
     loss = config.loss.model_copy(update={"objective_weights": weights})
@@ -97,13 +100,13 @@ def budget(config: train_unified.Config, objective: str) -> train_unified.Config
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
     for name, objective in config.objectives.items():
         with _of_training(name):
-            train_unified.check(budget(config.training, objective), upstream, files)
+            train.check(budget(config.training, objective), upstream, files)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
     for name, objective in config.objectives.items():
         with _of_training(name):
-            train_unified.check_counts(budget(config.training, objective), upstream, counts)
+            train.check_counts(budget(config.training, objective), upstream, counts)
 
 
 @contextlib.contextmanager
@@ -122,7 +125,7 @@ class Measurement:
     """What the measuring worker gets; picklable. `output` is the folder that `training` filled."""
 
     config: MeasureConfig
-    training: train_unified.Config
+    training: TrainingConfig
     inputs: dict[str, Artifact]
     output: str
     state: str
@@ -135,8 +138,8 @@ def run(context: StageContext) -> dict:
     trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
     for name, training in trainings.items():
         with _of_training(name):
-            train_unified.check_tokens(training, context.tokens, context.tokenizer)
-            train_unified.left_out_of(training, context.tokens, context.progress)
+            train.check_tokens(training, context.tokens, context.tokenizer)
+            train.left_out_of(training, context.tokens, context.progress)
     rows = []
     for number, (name, training) in enumerate(trainings.items()):
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
@@ -151,16 +154,16 @@ def run(context: StageContext) -> dict:
     }
 
 
-def _make(context: StageContext, name: str, training: train_unified.Config, progress: Share) -> dict:
+def _make(context: StageContext, name: str, training: TrainingConfig, progress: Share) -> dict:
     """Train and measure one model, as far as it is not done; its figures."""
-    from omniloom.infra.training.launch import launch
+    from omniloom.stages.train.worker import train_worker
 
     config: Config = context.config
     state, output = storage.join(context.state, name), storage.join(context.output, name)
     tracker, run_name = Named(context.tracker, name), f"{context.stage}-{context.fingerprint[:12]}-{name}"
     if not storage.exists(storage.join(state, "metrics.json")):
-        job = train_unified.Job(training, context.tokens, context.tokenizer, output, state, progress, tracker)
-        launch(train_unified.train_worker, job, training.workers, run_name, state)
+        job = Job(training, context.tokens, context.tokenizer, output, state, progress, tracker)
+        launch(train_worker, job, training.workers, run_name, state)
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):
         where = WorkersConfig(count=1, cpus=config.evaluation.cpus, gpus=config.evaluation.gpus)

@@ -16,22 +16,27 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from omniloom.infra import storage
 from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
+from omniloom.infra.training.launch import launch
 from omniloom.models.tokenizer.config import RAEConfig
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.studies.base import Named, Share, curves
-from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.tokenizer import stage as tokenizer
+from omniloom.stages.tokenizer.config import Config as TrainingConfig
+from omniloom.stages.tokenizer.job import Job
 
 VERSION = 2
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    training: train_tokenizer.Config = Field(description="the budget that all share; its quantizer is set in turn")
-    quantizers: dict[str, QuantizerConfig] = Field(min_length=1, description="a name for the table: a quantizer")
+class QuantizerStudyConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    training: TrainingConfig
+    """The budget that all share; its quantizer is set in turn."""
+    quantizers: dict[str, QuantizerConfig] = Field(min_length=1)
+    """A name for the table: a quantizer."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Config:
+    def _complete(self) -> QuantizerStudyConfig:
         if self.training.model is None:
             raise ValueError("training.model is missing: the architecture of the tokenizers")
         if isinstance(self.training.model, RAEConfig):
@@ -42,8 +47,11 @@ class Config(BaseModel):
         return self
 
 
+Config = QuantizerStudyConfig
+
+
 def needs(config: Config) -> Needs:
-    return train_tokenizer.needs(config.training)
+    return tokenizer.needs(config.training)
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
@@ -51,16 +59,16 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         with within(f"quantizers.{name}"):
             replace(config.training.model, quantizer=quantizer)
     with within("training"):
-        train_tokenizer.check(config.training, {"records": upstream.get("records")}, files)
+        tokenizer.check(config.training, {"records": upstream.get("records")}, files)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[str]:
     with within("training"):
-        yield from train_tokenizer.check_counts(config.training, upstream, counts)
+        yield from tokenizer.check_counts(config.training, upstream, counts)
 
 
 def run(context: StageContext) -> dict:
-    from omniloom.infra.training.launch import launch
+    from omniloom.stages.tokenizer.worker import train_worker
 
     config: Config = context.config
     metrics: dict[str, Any] = {}
@@ -68,8 +76,7 @@ def run(context: StageContext) -> dict:
     for number, (name, quantizer) in enumerate(config.quantizers.items()):
         state = storage.join(context.state, name)
         if not storage.exists(storage.join(state, "metrics.json")):
-            job = train_tokenizer.Job(
-                context.stage,
+            job = Job(
                 config.training,
                 replace(config.training.model, quantizer=quantizer),
                 context.records,
@@ -80,7 +87,7 @@ def run(context: StageContext) -> dict:
                 Named(context.tracker, name),
             )
             launch(
-                train_tokenizer.train_worker,
+                train_worker,
                 job,
                 config.training.workers,
                 f"{context.stage}-{context.fingerprint[:12]}-{name}",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.models.docstrings import field_docstrings
 from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
 from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
@@ -22,25 +23,26 @@ from omniloom.stages.data.aspects import Aspects, check_names
 
 
 class DataConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     kinds: tuple[Literal["image", "video"], ...] = Field(("image",), min_length=1)
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (256,), min_length=1, description="pixels a side of a square; a step draws one of them"
-    )
-    aspects: tuple[str, ...] = Field(
-        ("1:1",),
-        min_length=1,
-        description="ratios, width:height; a clip is cut to the "
-        "nearest, of as many pixels as the square, and a step has clips of one",
-    )
-    frames: int = Field(17, ge=1, description="frames of a video clip; 1 modulo the temporal patch")
-    image_batch: int = Field(64, ge=1, description="images a step, over all workers")
-    video_batch: int = Field(16, ge=1, description="video clips a step, over all workers")
-    image_ratio: float = Field(0.5, ge=0, le=1, description="share of steps on images where both kinds are trained")
-    flip: bool = Field(False, description="mirror half of the examples; not for letters and digits")
-    cache_bytes: int = Field(
-        1 << 30, ge=0, json_schema_extra=PLACEMENT, description="decoded clips a worker keeps in memory"
-    )
+    """What is trained on, image, video or both."""
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((256,), min_length=1)
+    """Pixels a side of a square; a step draws one of them."""
+    aspects: tuple[str, ...] = Field(("1:1",), min_length=1)
+    """Ratios, width:height; a clip is cut to the nearest, of as many pixels as the square, and a step has clips of
+    one."""
+    frames: int = Field(17, ge=1)
+    """Frames of a video clip; 1 modulo the temporal patch."""
+    image_batch: int = Field(64, ge=1)
+    """Images a step, over all workers."""
+    video_batch: int = Field(16, ge=1)
+    """Video clips a step, over all workers."""
+    image_ratio: float = Field(0.5, ge=0, le=1)
+    """Share of steps on images where both kinds are trained."""
+    flip: bool = False
+    """Mirror half of the examples; not for letters and digits."""
+    cache_bytes: int = Field(1 << 30, ge=0, json_schema_extra=PLACEMENT)
+    """Decoded clips a worker keeps in memory."""
 
     @field_validator("aspects")
     @classmethod
@@ -51,14 +53,11 @@ class DataConfig(BaseModel):
 class PerceptualConfig(BaseModel):
     """Where the frozen networks of the perceptual losses lie; none comes with the package."""
 
-    model_config = ConfigDict(extra="forbid")
-    vgg: str = Field(
-        json_schema_extra=path_to("file"),
-        description="URI of VGG-16's weights under torchvision's names, .safetensors or .pth",
-    )
-    heads: str | None = Field(
-        None, json_schema_extra=path_to("file"), description="URI of the LPIPS heads; the Gram loss needs none"
-    )
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    vgg: str = Field(json_schema_extra=path_to("file"))
+    """URI of VGG-16's weights under torchvision's names, .safetensors or .pth."""
+    heads: str | None = Field(None, json_schema_extra=path_to("file"))
+    """URI of the LPIPS heads; the Gram loss needs none."""
 
 
 def _architecture(value: Any) -> str:
@@ -78,6 +77,16 @@ class NamedRAEConfig(RAEConfig):
     """An RAE whose encoder is the URI of a folder, the shape of which is read when the stage runs."""
 
     encoder: str = field(metadata=path_to("folder", reads=FILES))
+    """URI of the folder of a vision encoder, as `transformers` saves one."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """Fields that a dataclass inherits have no docstring of its own: they take that of the class they are from."""
+        reference = handler(core_schema)
+        fields = handler.resolve_ref_schema(reference)["properties"]
+        for name, told in field_docstrings(RAEConfig).items():
+            fields[name].setdefault("description", told)
+        return reference
 
 
 ModelConfig = Annotated[
@@ -89,39 +98,43 @@ ModelConfig = Annotated[
 ]
 
 
-class Config(BaseModel):
+class TokenizerStageConfig(BaseModel):
     """`model` None takes the architecture of the tokenizer that training starts from."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     model: ModelConfig | None = None
-    official: str | None = Field(
-        None,
-        json_schema_extra=path_to("file"),
-        description="URI of a released OmniTokenizer checkpoint to start from, in place of `model`",
-    )
-    quantizer: QuantizerConfig | None = Field(
-        None, description="another bottleneck than that of the tokenizer that training starts from"
-    )
+    """The architecture, by `architecture`; null takes that of the tokenizer that training starts from."""
+    official: str | None = Field(None, json_schema_extra=path_to("file"))
+    """URI of a released OmniTokenizer checkpoint to start from, in place of `model`."""
+    quantizer: QuantizerConfig | None = None
+    """Another bottleneck than that of the tokenizer that training starts from."""
     loss: TokenizerLossConfig = Field(default_factory=TokenizerLossConfig)
+    """Weights of what the tokenizer is trained to: reconstruction, perceptual and adversarial terms."""
     perceptual: PerceptualConfig | None = None
+    """The frozen networks of perceptual losses, where the loss gives a weight to one."""
     discriminator: DiscriminatorConfig | None = None
+    """The discriminator of adversarial training; null: none."""
     data: DataConfig = Field(default_factory=DataConfig)
-    steps: int = Field(500_000, ge=0, description="0 takes the tokenizer that training starts from as it is")
+    """Which clips it trains on."""
+    steps: int = Field(500000, ge=0)
+    """0 takes the tokenizer that training starts from as it is."""
     seed: int = Field(0, ge=0, lt=1 << 63)
+    """Seed of weights, clips and noise."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    discriminator_optimizer: OptimizerConfig | None = Field(None, description="like `optimizer` where not given")
+    """The optimizer of the tokenizer."""
+    discriminator_optimizer: OptimizerConfig | None = None
+    """Like `optimizer` where not given."""
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
-    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between validations")
-    validation_examples: int = Field(
-        64,
-        ge=1,
-        json_schema_extra=PLACEMENT,
-        description="clips of each kind that are validated on, drawn by the seed, evenly over sources and labels",
-    )
+    """Where the training runs."""
+    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
+    """Steps between validations."""
+    validation_examples: int = Field(64, ge=1, json_schema_extra=PLACEMENT)
+    """Clips of each kind that are validated on, drawn by the seed, evenly over sources and labels."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Config:
+    def _sizes_fit(self) -> TokenizerStageConfig:
         if self.model:
             check_fit(self.model, self.data)
         for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
@@ -141,10 +154,17 @@ class Config(BaseModel):
         return self
 
 
-class KLConfig(Config):
+Config = TokenizerStageConfig
+
+
+class KLTokenizerConfig(TokenizerStageConfig):
     """Stage 3: what the joint stage has learned, with a continuous bottleneck in place of its codes."""
 
     quantizer: QuantizerConfig = Field(default_factory=GaussianConfig)
+    """The continuous bottleneck, or another one than that of the tokenizer that training starts from."""
+
+
+KLConfig = KLTokenizerConfig
 
 
 def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.models.checks import FieldError
+from omniloom.models.docstrings import field_docstrings
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
@@ -25,13 +26,13 @@ from omniloom.stages.inference.config import DrawingConfig
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
 _HINTS = get_type_hints(UnifiedConfig)
-_TOLD = TypeAdapter(UnifiedConfig).json_schema()["properties"]
+_TOLD = field_docstrings(UnifiedConfig)
 ArchitectureConfig = create_model(
     "ArchitectureConfig",
-    __config__=ConfigDict(extra="forbid"),
+    __config__=ConfigDict(extra="forbid", use_attribute_docstrings=True),
     __doc__="Shape of the transformer, as far as it is a choice.",
     **{
-        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name]["description"]))
+        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name]))
         for f in fields(UnifiedConfig)
         if f.name not in _FROM_INPUTS
     },
@@ -39,20 +40,18 @@ ArchitectureConfig = create_model(
 
 
 class LossConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     text_weight: float = Field(1.0, ge=0)
+    """Weight of the loss on text, and of objectives on codes."""
     visual_weight: float = Field(5.0, ge=0)
+    """Weight of the loss of a diffusion."""
     z_loss: float = Field(0.0, ge=0)
-    task_weights: dict[Task, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict,
-        description="by what a document is arranged as (text, draw, describe, document): factor "
-        "of the losses of its targets, 1 where it is not named; means go over all targets as without it",
-    )
-    objective_weights: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict,
-        description="by objective; what is not named has visual_weight where it is a diffusion, "
-        "text_weight where it is on codes",
-    )
+    """Weight of the squared log-partition of text (arXiv 2204.02311, section 5.1), which keeps logits from drifting."""
+    task_weights: dict[Task, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """By what a document is arranged as (text, draw, describe, document): factor of the losses of its targets, 1 where
+    it is not named; means go over all targets as without it."""
+    objective_weights: dict[Objective, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """By objective; what is not named has visual_weight where it is a diffusion, text_weight where it is on codes."""
 
 
 def _pixel_diffusion(value: Any) -> Any:
@@ -64,9 +63,11 @@ class LearningRateConfig(BaseModel):
     """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part. `text` is what a language
     model consists of: vocabulary, blocks and head; `visual` is what takes pictures in and gives them out."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     text: float = Field(1.0, ge=0)
+    """Of vocabulary, blocks and head."""
     visual: float = Field(1.0, ge=0)
+    """Of what takes pictures in and gives them out."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LearningRateConfig:
@@ -78,11 +79,11 @@ class LearningRateConfig(BaseModel):
 class AlignmentConfig(BaseModel):
     """Hidden states of diffusions' targets are drawn towards the features that pretokenize.features keeps (REPA)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     weight: float = Field(0.5, ge=0)
-    layer: int | None = Field(
-        None, ge=1, description="blocks behind which the states are taken; null takes a third of them"
-    )
+    """Weight of the alignment's loss."""
+    layer: int | None = Field(None, ge=1)
+    """Blocks behind which the states are taken; null takes a third of them."""
 
     def check(self, layers: int) -> None:
         """ValueError where a model of that many layers has no such block."""
@@ -91,44 +92,55 @@ class AlignmentConfig(BaseModel):
 
 
 class SampleConfig(DrawingConfig):
-    count: int = Field(16, ge=0, description="validation captions that are drawn")
+    count: int = Field(16, ge=0)
+    """Validation captions that are drawn."""
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class TrainConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
-    init_from: str | None = Field(
-        None,
-        json_schema_extra=path_to("folder", reads=FILES),
-        description="URI of a Llama, Mistral or Qwen folder to start from: config.json,"
-        " safetensors, tokenizer.json; of `model`, only what it lacks is read",
-    )
+    """Shape of the transformer."""
+    init_from: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
+    """URI of a Llama, Mistral or Qwen folder to start from: config.json, safetensors, tokenizer.json; of `model`, only
+    what it lacks is read."""
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
+    """Learning rates of the model's parts."""
     objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"latent_diffusion": 1.0},
-        description="what is trained on pictures, by shares of the "
-        "documents: latent_diffusion, pixel_diffusion, next_code, masked_code; without any it is a language model, "
-        "trained on texts alone",
+        default_factory=lambda: {"latent_diffusion": 1.0}
     )
-    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="of latents")
-    pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = Field(
-        PIXEL_DIFFUSION, description="of raw pixels, which pretokenize.pixel_patch keeps"
-    )
+    """What is trained on pictures, by shares of the documents: latent_diffusion, pixel_diffusion, next_code,
+    masked_code; without any it is a language model, trained on texts alone."""
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    """Of latents."""
+    pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = PIXEL_DIFFUSION
+    """Of raw pixels, which pretokenize.pixel_patch keeps."""
     alignment: AlignmentConfig | None = None
+    """Drawing hidden states towards a frozen encoder's features; null: none."""
     loss: LossConfig = Field(default_factory=LossConfig)
+    """Weights of the losses."""
     packing: PackingConfig = Field(default_factory=PackingConfig)
-    batch_rows: int = Field(32, ge=1, description="packed rows an optimizer step, over all workers")
+    """How documents are packed into rows."""
+    batch_rows: int = Field(32, ge=1)
+    """Packed rows an optimizer step, over all workers."""
     steps: int = Field(100_000, ge=1)
+    """Optimizer steps."""
     seed: int = Field(0, ge=0, lt=1 << 63)
+    """Seed of weights, documents and noise."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """The optimizer."""
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
+    """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
-    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT, description="steps between validations")
+    """Where the training runs."""
+    validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
+    """Steps between validations."""
     validation_rows: int = Field(16, ge=1, json_schema_extra=PLACEMENT)
+    """Packed rows of the validation split that losses are measured on."""
     samples: SampleConfig = Field(default_factory=SampleConfig, json_schema_extra=PLACEMENT)
+    """Held-out captions that are drawn while it trains."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Config:
+    def _consistent(self) -> TrainConfig:
         if not self.trained and (
             shares := [kind for kind, share in self.packing.mixture.items() if share and kind != "text"]
         ):
@@ -160,6 +172,9 @@ class Config(BaseModel):
     def trained(self) -> tuple[str, ...]:
         """The objectives that have a share, in the order of their table."""
         return tuple(name for name in OBJECTIVES if self.objectives.get(name))
+
+
+Config = TrainConfig
 
 
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
@@ -214,7 +229,7 @@ def unified_config(
     return UnifiedConfig(vocab_size=vocab_size, **sizes, **given, **config.model.model_dump())
 
 
-def expected_config(config: Config, tokens: Any, tokenizer: Any) -> UnifiedConfig:
+def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:
     """The model's config as pretokenize's config (`tokens`) and the tokenizer's architecture tell before there are any;
     what an unknown architecture, None, would make is taken to be there."""
     sizes = {

@@ -18,8 +18,11 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore
 from omniloom.stages.base import StageContext
 from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.pretokenize.shard import ShardTokenizer
 from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.tokenizer import worker as tokenizer_worker
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train import worker as unified_worker
 
 NAMES = ("ingest", "tokenizer_joint", "pretokenize", "train")
 FINGERPRINT = "5" * 64
@@ -102,10 +105,8 @@ def _where(work: str, progress: Any) -> dict:
 
 
 def _tokenizer(work: str, made: dict[str, Artifact], progress: Any) -> dict:
-    train_tokenizer.train_worker(
-        train_tokenizer.Job(
-            "tokenizer_joint", TOKENIZER, TOKENIZER.model, made["ingest"], None, **_where(work, progress)
-        )
+    tokenizer_worker.train_worker(
+        tokenizer_worker.Job(TOKENIZER, TOKENIZER.model, made["ingest"], None, **_where(work, progress))
     )
     return storage.read_json(f"{work}/state/metrics.json")
 
@@ -125,7 +126,7 @@ def _pretokenize(work: str, made: dict[str, Artifact], progress: Any) -> dict:
     text = storage.join(context.state, "text.json")
     if not storage.exists(text):
         storage.write_bytes(text, pretokenize._text_tokenizer(TOKENS, made["ingest"]).encode())
-    actor = pretokenize.ShardTokenizer(TOKENS, context.tokenizer, text, context.output, context.state)
+    actor = ShardTokenizer(TOKENS, context.tokenizer, text, context.output, context.state)
     done = storage.list_files(storage.join(context.state, "shards"))
     for index, uri in enumerate(records.shards(made["ingest"].uri)):
         if f"{index:05d}.json" not in done:
@@ -134,8 +135,8 @@ def _pretokenize(work: str, made: dict[str, Artifact], progress: Any) -> dict:
 
 
 def _train(work: str, made: dict[str, Artifact], progress: Any) -> dict:
-    train_unified.train_worker(
-        train_unified.Job(TRAINING, made["pretokenize"], made["tokenizer_joint"], **_where(work, progress))
+    unified_worker.train_worker(
+        unified_worker.Job(TRAINING, made["pretokenize"], made["tokenizer_joint"], **_where(work, progress))
     )
     return storage.read_json(f"{work}/state/metrics.json")
 

@@ -96,6 +96,7 @@ def ingest(installed: Path, source: dict, **config) -> dict:
 
 def test_rows_become_records_or_rejects(installed, server, tmp_path):
     (tmp_path / "s.png").write_bytes(PICTURES["s"])
+    (tmp_path / "big").write_bytes(b"x" * 5000)
     os.mkfifo(tmp_path / "fifo")
     rows = (
         (f"{server.url}/a", "an apple"),
@@ -112,6 +113,7 @@ def test_rows_become_records_or_rejects(installed, server, tmp_path):
         ("", "nothing"),
         ("nosuch://x/y.png", "x"),
         ("http://127.0.0.1:1/refused", "x"),
+        (f"file://{tmp_path}/big", "x"),
         ("too", "many", "cells"),
     )
     path = table(tmp_path / "in" / "t.csv", *rows)
@@ -142,7 +144,8 @@ def test_rows_become_records_or_rejects(installed, server, tmp_path):
         ("t.csv", 13): "missing_field",
         ("t.csv", 14): "unreadable",
         ("t.csv", 15): "unreadable",
-        ("t.csv:16", 0): "bad_manifest_row",
+        ("t.csv", 16): "too_large",
+        ("t.csv:17", 0): "bad_manifest_row",
     }
     assert server.hits == {
         "a": 1,
@@ -156,7 +159,7 @@ def test_rows_become_records_or_rejects(installed, server, tmp_path):
         "c": 1,
     }
     metrics = out["metrics"]
-    assert (metrics["items"], metrics["records"], metrics["rejects"], metrics["files"]) == (15, 5, 10, 15)
+    assert (metrics["items"], metrics["records"], metrics["rejects"], metrics["files"]) == (16, 5, 11, 16)
 
 
 LISTING = """

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_sum
@@ -388,41 +389,57 @@ def test_a_step_that_is_trained_again_is_not_taken_from_the_cache(group, tmp_pat
 
 
 class Recorder:
+    """A trainer and its loader that keep what they are told."""
+
+    unit, amounts = "images", ()
+
     def __init__(self, tmp_path: Path, **workers):
-        self.rows, self.saved, self.calls, self.trained = [], [], [], []
+        self.rows, self.calls, self.trained, self.sought, self.closed = [], [], [], [], 0
+        self.engines = {}
         self.workers = WorkersConfig(count=1, **workers)
         self.state = str(tmp_path / "state")
         self.values = lambda step: {"loss": float(step)}
 
-    def train_step(self, step):
+    def loop(self, steps: int, **fields) -> Loop:
+        return Loop(steps, self.workers, self, self, self.state, Progress("training"), validate_every=4, **fields)
+
+    def train_step(self, step, batch):
+        assert batch == f"batch {step}"
         self.trained.append(step)
         return self.values(step), 10
 
-    def loop(self, count: int) -> Loop:
-        return Loop(
-            count,
-            "images",
-            self.workers,
-            {},
-            self.train_step,
-            lambda: {"at": self.trained[-1] + 1},
-            lambda step: f"images {step}a, {step}b",
-            self.state,
-            self.log,
-            lambda *a, **k: None,
-            {"validate": (4, lambda step: self.calls.append(step))},
-        )
+    def validate(self, step):
+        self.calls.append(step)
 
     def log(self, metrics, step, units):
         assert metrics.pop("images_per_second") > 0
         self.rows.append((step, metrics, units))
+
+    def rewind(self, step):
+        self.calls.append(f"rewound to {step}")
+
+    @property
+    def position(self):
+        return {"at": self.trained[-1] + 1}
+
+    def seek(self, position):
+        self.sought.append(position)
+
+    def at(self, step):
+        return f"batch {step}"
+
+    def describe(self, step):
+        return f"images {step}a, {step}b"
+
+    def close(self):
+        self.closed += 1
 
 
 def test_the_loop_logs_means_over_its_window(group, tmp_path):
     recorder = Recorder(tmp_path, log_every=3)
     last = recorder.loop(8).run()
     assert recorder.rows == [(3, {"loss": 1.0}, 30.0), (6, {"loss": 4.0}, 60.0), (8, {"loss": 6.5}, 80.0)]
-    assert recorder.calls == [4, 8]
+    assert recorder.calls == ["rewound to 0", 4, 8] and recorder.closed == 1 and recorder.sought == []
     assert last["units"] == 80.0 and last["loss"] == 6.5 and last["seconds"] > 0
 
 
@@ -437,15 +454,15 @@ def test_amounts_are_added_up_and_logged_by_the_second_of_training(group, tmp_pa
     clock = iter(range(100))
     monkeypatch.setattr("omniloom.infra.training.loop.time.perf_counter", lambda: float(next(clock)))
     rows = []
-    loop = Recorder(tmp_path, log_every=3).loop(5)
-    loop.amounts, loop.log = ("flops",), lambda metrics, step, units: rows.append((step, metrics))
-    loop.train_step, loop.position = lambda step: ({"loss": 1.0, "flops": 10.0 + step}, 4), dict
-    loop.run()  # every look at the clock is a second: a step takes one, what validates takes some as well
+    recorder = Recorder(tmp_path, log_every=3)
+    recorder.amounts, recorder.log = ("flops",), lambda metrics, step, units: rows.append((step, metrics))
+    recorder.values = lambda step: {"loss": 1.0, "flops": 10.0 + step}
+    recorder.loop(5).run()  # every look at the clock is a second: a step takes one, what validates takes some as well
     assert rows == [
-        (3, {"loss": 1.0, "flops_per_second": 11.0, "images_per_second": 4.0}),
-        (5, {"loss": 1.0, "flops_per_second": 13.5, "images_per_second": 4.0}),
+        (3, {"loss": 1.0, "flops_per_second": 11.0, "images_per_second": 10.0}),
+        (5, {"loss": 1.0, "flops_per_second": 13.5, "images_per_second": 10.0}),
     ]
-    assert [done for done in range(1, 6) if loop.logs_after(done)] == [3, 5]
+    assert [done for done in range(1, 6) if recorder.workers.logs(done, 5)] == [3, 5]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -454,7 +471,7 @@ def test_the_loop_stops_where_a_value_is_not_finite(group, tmp_path, value):
     recorder.values = lambda step: {"loss": 1.0, "grad_norm": value if step == 5 else 1.0}
     with pytest.raises(TrainingDiverged, match=rf"step 5: grad_norm is {value}; batch: images 5a, 5b"):
         recorder.loop(8).run()
-    assert recorder.trained == [0, 1, 2, 3, 4, 5]
+    assert recorder.trained == [0, 1, 2, 3, 4, 5] and recorder.closed == 1
 
 
 def test_an_interrupted_loop_logs_the_rows_of_an_unbroken_one(group, tmp_path):
@@ -469,8 +486,29 @@ def test_an_interrupted_loop_logs_the_rows_of_an_unbroken_one(group, tmp_path):
     found = checkpoint.latest(broken.state)
     assert found["step"] == 6 and found["position"] == {"at": 6, "units": 60.0, "last": {"loss": 4.5}}
     resumed = Recorder(tmp_path / "broken", **fields)
-    resumed.loop(11).run(found["step"], found["position"]["units"])
+    resumed.loop(11, validate_first=True).run()
+    assert resumed.sought == [found["position"]] and resumed.trained == [6, 7, 8, 9, 10]
+    assert resumed.calls == ["rewound to 6", 8, 11]  # what precedes step 0 was validated by the first attempt
     assert [row for row in broken.rows if row[0] <= 6] + resumed.rows == straight.rows
+
+
+def test_what_training_starts_from_is_validated_where_the_stage_says_so(group, tmp_path):
+    for first in (False, True):
+        recorder = Recorder(tmp_path / str(first))
+        recorder.loop(5, validate_first=first).run()
+        assert recorder.calls == ["rewound to 0", *([0] if first else []), 4, 5]
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_is_told(group, tmp_path):
+    fields = {"log_every": 2, "checkpoint_every": 2}
+    Recorder(tmp_path, **fields).loop(6).run()
+    Path(tmp_path, "state", "checkpoints", "step-00000006.json").write_text("{")
+    again, told = Recorder(tmp_path, **fields), Progress("training")
+    loop = again.loop(6)
+    loop.progress = told
+    assert loop.run()["units"] == 60.0
+    assert again.trained == [4, 5] and again.calls[0] == "rewound to 4"
+    assert "step-00000006.json" in told._notes[0]
 
 
 # ---- several ranks ----

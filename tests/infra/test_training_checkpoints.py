@@ -13,6 +13,7 @@ from torch import nn
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.infra.training.engine import Engine
@@ -199,20 +200,28 @@ def test_the_last_step_is_kept_before_what_follows_it(tmp_path):
     """A validation, or saving the results, that dies after the last step costs no step and no figure."""
     calls, trained = [], []
 
+    class Counting:
+        unit, amounts, engines, position = "images", (), {}, {"at": 5}
+
+        def __init__(self, validate):
+            self.validate = validate
+
+        def train_step(self, step, batch):
+            trained.append(step)
+            return {"loss": float(step)}, 10.0
+
+        def at(self, step):
+            return None
+
+        def ignore(self, *arguments):
+            pass
+
+        log = rewind = seek = close = ignore
+
     def loop(validate) -> Loop:
-        return Loop(
-            5,
-            "images",
-            WorkersConfig(count=1, log_every=2, checkpoint_every=100),
-            {},
-            lambda step: (trained.append(step), ({"loss": float(step)}, 10.0))[1],
-            lambda: {"at": 5},
-            str,
-            str(tmp_path),
-            lambda *row: None,
-            lambda *a, **k: None,
-            {"validate": (2, validate)},
-        )
+        counting = Counting(validate)
+        workers = WorkersConfig(count=1, log_every=2, checkpoint_every=100)
+        return Loop(5, workers, counting, counting, str(tmp_path), Progress("training"), validate_every=2)
 
     def dies_at_the_end(step: int) -> None:
         calls.append(step)
@@ -223,6 +232,6 @@ def test_the_last_step_is_kept_before_what_follows_it(tmp_path):
         loop(dies_at_the_end).run()
     found = checkpoint.latest(str(tmp_path))
     assert found["step"] == 5 and calls == [2, 4, 5]
-    result = loop(calls.append).run(found["step"], found["position"]["units"], found["position"]["last"])
+    result = loop(calls.append).run()
     assert trained == [0, 1, 2, 3, 4] and calls == [2, 4, 5, 5]
     assert result["units"] == 50.0 and result["loss"] == 4.0

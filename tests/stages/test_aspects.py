@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from omniloom.stages.data.aspects import Aspects, check_names, ratio
-from omniloom.stages.pretokenize.stage import Config as PretokenizeConfig
+from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
 from omniloom.stages.tokenizer.config import Config, DataConfig
 
 NAMES = ("1:1", "4:3", "3:4", "16:9", "9:16")
@@ -86,7 +86,7 @@ def test_sizes_and_ratios_that_the_patch_does_not_fit_are_found_with_the_config(
 
 def test_configs_with_ratios_need_neither_torch_nor_numpy():
     code = (
-        "import sys, omniloom.stages.pretokenize.stage as p; p.Config(aspects=['4:3']); "
+        "import sys, omniloom.stages.pretokenize.config as p; p.Config(aspects=['4:3']); "
         "assert not {'torch', 'numpy', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

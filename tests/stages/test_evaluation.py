@@ -21,6 +21,7 @@ from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.tokens import TokenSet
@@ -34,7 +35,6 @@ from omniloom.stages.evaluate.stage import Config
 from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
 from omniloom.stages.evaluate.writing import _asked, describe, read_text, retrieve
 from omniloom.stages.reporting import report
-from omniloom.stages.tokenizer.stage import load_tokenizer
 
 OBJECTIVES = ("latent_diffusion", "masked_code")
 

@@ -20,6 +20,7 @@ from omniloom.stages.data.packing import PackingConfig, Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import fits
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train.rows import validation_rows
 
 
 class Lengths:
@@ -164,7 +165,7 @@ def test_a_validation_split_of_which_nothing_fits_is_counted_and_gives_no_batche
     small = {**row, "segments": [{**row["segments"][0], "grid": [1, 1, 1], "latents": [0.0] * 4, "codes": [1]}]}
     tokens = corpora.pretokenize(tmp_path, {"train": [[small, row]], "validation": [[row]]}, text)
     config, notes = train_unified.Config.model_validate({"packing": {"length": 32}}), []
-    assert train_unified._validation_batches(TokenSet(tokens, "validation"), config, None, "cpu") == []
+    assert validation_rows(TokenSet(tokens, "validation"), config, None, "cpu") == []
     found = train_unified.left_out_of(config, tokens, SimpleNamespace(note=notes.append))
     assert found == {"left_out_image_too_long": 1, "validation_left_out_image_too_long": 1}
     assert notes == ["left out of training: 1 image too long"]

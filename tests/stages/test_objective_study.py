@@ -19,6 +19,7 @@ from omniloom.stages.reporting import history, report
 from omniloom.stages.studies import objectives as objective_study
 from omniloom.stages.studies.objectives import Config, Measurement, budget, measure_worker, table
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train import worker as unified_worker
 
 PATCH = 8
 
@@ -97,8 +98,8 @@ def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):
         {"training": TRAINING, "evaluation": EVALUATION, "objectives": {"codes": "masked_code"}}
     )
     output, state = str(tmp_path / "codes"), str(tmp_path / "state")
-    train_unified.train_worker(
-        train_unified.Job(
+    unified_worker.train_worker(
+        unified_worker.Job(
             budget(config.training, "masked_code"),
             inputs["tokens"],
             inputs["tokenizer"],

@@ -22,9 +22,11 @@ from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import features_on_grid
 from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
 from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import decode
+from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.media.decode import encode_png
 from omniloom.stages.data.packing import PackingConfig, Planner, RowStream
 from omniloom.stages.data.tokens import TokenSet
@@ -33,8 +35,8 @@ from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.tokenizer import reconstruct
 from omniloom.stages.pretokenize import stage as pretokenize
-from omniloom.stages.tokenizer.stage import load_tokenizer
-from omniloom.stages.train.stage import Documents
+from omniloom.stages.pretokenize.shard import ShardTokenizer
+from omniloom.stages.pretokenize.stats import combine
 
 ASPECTS = Aspects(("1:1", "3:2", "2:3"), 8)
 GRIDS = {(3, 3), (2, 4), (4, 2)}  # (h, w) of 24x24, 16x32 and 32x16 pixels
@@ -56,14 +58,12 @@ def tokenize(folder: Path, corpus, visual, settings: pretokenize.Config):
     text = corpora.text_tokenizer()
     (folder / "output").mkdir(parents=True)
     (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
-    actor = pretokenize.ShardTokenizer(
-        settings, visual, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
-    )
+    actor = ShardTokenizer(settings, visual, str(folder / "text.json"), str(folder / "output"), str(folder / "state"))
     stats = []
     for index, uri in enumerate(records.shards(corpus.uri)):
         actor({"index": index, "uri": uri})
         stats.append(storage.read_json(str(folder / "state" / "shards" / f"{index:05d}.json")))
-    facts = pretokenize._combine(stats)
+    facts = combine(stats)
     artifact = corpora.pretokenize(folder / "output", {}, text)
     known = storage.read_json(artifact.file("tokens.json"))
     storage.write_json(

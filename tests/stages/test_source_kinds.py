@@ -244,6 +244,11 @@ def test_a_name_that_two_offer_is_of_no_use(tmp_path, offered):
     }
 
 
+def test_a_source_without_a_kind_is_told_which_there_are():
+    with pytest.raises(ValidationError, match="kind: is missing; the kinds are image_folder, video_folder, "):
+        Config.model_validate({"sources": [{"uri": "/x"}]})
+
+
 def test_a_config_that_asks_for_an_unusable_kind_is_told_why(monkeypatch):
     monkeypatch.setitem(kinds.UNUSABLE, "lines", "offered by broken 2.0, x:Y cannot be loaded")
     assert refusals("lines") == [("", "kind: lines cannot be used; it is offered by broken 2.0, x:Y cannot be loaded")]

@@ -23,10 +23,13 @@ from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.packing import Planner, RowStream
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.pretokenize.shard import ShardTokenizer
 from omniloom.stages.reporting import history
 from omniloom.stages.studies import objectives as objective_study
+from omniloom.stages.train import config as unified_settings
 from omniloom.stages.train import stage as train_unified
-from omniloom.stages.train.stage import unified_config, visual_sizes
+from omniloom.stages.train import worker as unified_worker
+from omniloom.stages.train.config import unified_config, visual_sizes
 
 BOTH = {"latent_diffusion": 1.0, "pixel_diffusion": 1.0}
 
@@ -44,9 +47,7 @@ def tokens(tmp_path_factory, visual):
     folder, text = tmp_path_factory.mktemp("tokens"), corpora.text_tokenizer()
     storage.write_bytes(str(folder / "text.json"), text.to_json().encode())
     settings = pretokenize.Config(image_size=24, video_size=24, frames=5, pixel_patch=4, features=str(encoder))
-    actor = pretokenize.ShardTokenizer(
-        settings, visual, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
-    )
+    actor = ShardTokenizer(settings, visual, str(folder / "text.json"), str(folder / "output"), str(folder / "state"))
     for index, uri in enumerate(records.shards(corpus.uri)):
         actor({"index": index, "uri": uri})
     artifact = corpora.pretokenize(folder / "output", {}, text, visual_digest=visual.digest, pixel_patch=4)
@@ -77,8 +78,8 @@ def config(**fields) -> train_unified.Config:
 
 
 def train(folder: Path, tokens, visual, progress=None, **fields) -> tuple[dict, list[dict]]:
-    train_unified.train_worker(
-        train_unified.Job(
+    unified_worker.train_worker(
+        unified_worker.Job(
             config(**fields),
             tokens,
             visual,
@@ -181,8 +182,8 @@ def test_what_cannot_be_aligned_is_named(tokens, visual):
     train_unified.check_tokens(config(), tokens, visual)
     facts = TokenSet(tokens, "train").facts
     with pytest.raises(InputError, match="hold no features; set stages.pretokenize.features") as caught:
-        train_unified.feature_dim(config(), facts | {"feature_dim": None})
+        unified_settings.feature_dim(config(), facts | {"feature_dim": None})
     assert caught.value.field == "alignment"
-    assert train_unified.feature_dim(config(alignment=None), facts) is None
+    assert unified_settings.feature_dim(config(alignment=None), facts) is None
     assert objective_study.budget(config(), "pixel_diffusion").alignment is not None
     assert objective_study.budget(config(), "next_code").alignment is None

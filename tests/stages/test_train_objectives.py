@@ -21,6 +21,8 @@ from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.stages.checkpoints.tokenizer import load_tokenizer
+from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.packing import PackingConfig, Planner, RowStream
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import report as evaluation_report
@@ -30,9 +32,9 @@ from omniloom.stages.evaluate.gate import Verdict
 from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.writing import describe, retrieve
 from omniloom.stages.reporting import history, report
-from omniloom.stages.tokenizer.stage import load_tokenizer
 from omniloom.stages.train import stage as train_unified
-from omniloom.stages.train.stage import Documents, unified_config, visual_sizes
+from omniloom.stages.train import worker as unified_worker
+from omniloom.stages.train.config import unified_config, visual_sizes
 
 ALL = dict.fromkeys(OBJECTIVES, 1.0)
 PATCH = 4
@@ -78,8 +80,8 @@ def config(**fields) -> train_unified.Config:
 
 
 def train(folder: Path, tokens, visual, progress=None, **fields) -> None:
-    train_unified.train_worker(
-        train_unified.Job(
+    unified_worker.train_worker(
+        unified_worker.Job(
             config(**fields),
             tokens,
             visual,

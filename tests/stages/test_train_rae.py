@@ -19,6 +19,7 @@ from omniloom.models.model import OmniLoom, to_pixels
 from omniloom.models.tokenizer.config import RAEConfig, TokenizerConfig
 from omniloom.models.tokenizer.vit import load_vit
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
+from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
 from omniloom.stages.data import records
 from omniloom.stages.data.tokens import TokenSet
@@ -28,10 +29,15 @@ from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
 from omniloom.stages.evaluate.writing import describe
 from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.pretokenize.shard import ShardTokenizer
+from omniloom.stages.pretokenize.stats import combine
 from omniloom.stages.reporting import history
 from omniloom.stages.studies.quantizers import Config as StudyConfig
 from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.tokenizer import worker as tokenizer_worker
+from omniloom.stages.train import config as unified_settings
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train import worker as unified_worker
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,9 +87,8 @@ def model(encoder, **fields) -> dict:
 
 
 def train(folder: Path, stage: str, pictures, settings, known=None, start_from=None, progress=None):
-    train_tokenizer.train_worker(
-        train_tokenizer.Job(
-            stage,
+    tokenizer_worker.train_worker(
+        tokenizer_worker.Job(
             settings,
             train_tokenizer.architecture(settings, known),
             pictures,
@@ -105,7 +110,7 @@ def image_stage(tmp_path_factory, pictures, encoder):
 @pytest.fixture(scope="module")
 def joint_stage(tmp_path_factory, pictures, image_stage):
     """A second stage on images in two shapes, its architecture known from the first."""
-    known = train_tokenizer.load_tokenizer(image_stage).config
+    known = load_tokenizer(image_stage).config
     settings = config(
         steps=2,
         optimizer={"lr": 1e-9, "warmup_steps": 0},
@@ -120,7 +125,7 @@ def tokens(tmp_path_factory, pictures, joint_stage):
     folder, text = tmp_path_factory.mktemp("tokens"), corpora.text_tokenizer()
     (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
     settings = pretokenize.Config(image_size=24, batch_size=5)
-    actor = pretokenize.ShardTokenizer(
+    actor = ShardTokenizer(
         settings, joint_stage, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
     )
     stats = []
@@ -128,7 +133,7 @@ def tokens(tmp_path_factory, pictures, joint_stage):
         actor({"index": index, "uri": uri})
         stats.append(storage.read_json(str(folder / "state" / "shards" / f"{index:05d}.json")))
     artifact = corpora.pretokenize(folder / "output", {}, text, visual_digest=joint_stage.digest)
-    facts, found = pretokenize._combine(stats), storage.read_json(artifact.file("tokens.json"))
+    facts, found = combine(stats), storage.read_json(artifact.file("tokens.json"))
     storage.write_json(
         artifact.file("tokens.json"),
         found | {"codebook_size": None, "latent_mean": facts["latent_mean"], "latent_std": facts["latent_std"]},
@@ -147,7 +152,7 @@ def test_the_image_stage_trains_the_decoder_alone(image_stage, encoder):
     validations = [row["validation_psnr_image"] for row in rows if "validation_psnr_image" in row]
     assert validations[-1] > 10 and not any("codebook" in name for row in rows for name in row)
     assert "image_discriminator_loss" in losses[-1] and "image_generator_hinge" in losses[-1]
-    trained = train_tokenizer.load_tokenizer(image_stage)
+    trained = load_tokenizer(image_stage)
     assert isinstance(trained.config, RAEConfig) and (trained.config.patch_size, trained.latent_dim) == (8, 24)
     for name, value in load_vit(encoder).state_dict().items():
         assert torch.equal(trained.encoder.state_dict()[name], value), name
@@ -155,7 +160,7 @@ def test_the_image_stage_trains_the_decoder_alone(image_stage, encoder):
 
 
 def test_the_joint_stage_carries_it_on_without_the_encoders_folder(image_stage, joint_stage):
-    first, second = (train_tokenizer.load_tokenizer(stage) for stage in (image_stage, joint_stage))
+    first, second = (load_tokenizer(stage) for stage in (image_stage, joint_stage))
     assert second.config == first.config
     with torch.no_grad():
         (wanted, one), (found, other) = first(SQUARES), second(SQUARES)
@@ -166,7 +171,7 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     documents, visual = TokenSet(tokens, "train"), load_vit(encoder)
     segment = next(s for s in documents.document(0) if s.kind == "visual")
     assert segment.grid == (1, 3, 3) and segment.codes is None and segment.latents.shape == (9, 24)
-    assert train_unified.visual_sizes(documents.facts)["latent_dim"] == visual.config.width == 24
+    assert unified_settings.visual_sizes(documents.facts)["latent_dim"] == visual.config.width == 24
     settings = train_unified.Config.model_validate(
         {
             "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16},
@@ -180,8 +185,8 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
             "samples": {"count": 2, "num_steps": 2},
         }
     )
-    train_unified.train_worker(
-        train_unified.Job(
+    unified_worker.train_worker(
+        unified_worker.Job(
             settings,
             tokens,
             joint_stage,
@@ -193,7 +198,7 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     )
     shutil.copytree(tmp_path / "output" / "model", tmp_path / "elsewhere")
     loom = OmniLoom.load(tmp_path / "elsewhere")
-    trained = train_tokenizer.load_tokenizer(joint_stage)
+    trained = load_tokenizer(joint_stage)
     assert loom.config.tokenizer == trained.config and not loom.config.snap_latents
     stored = load_file(tmp_path / "elsewhere" / "tokenizer.safetensors")
     assert torch.equal(stored["encoder.patch.weight"], visual.patch.weight)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.tokenizer import worker as tokenizer_worker
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,9 +52,8 @@ def train(folder: Path, corpus, progress=None) -> None:
             "workers": {"count": 1, "checkpoint_every": 3, "log_every": 1},
         }
     )
-    train_tokenizer.train_worker(
-        train_tokenizer.Job(
-            "tokenizer_joint",
+    tokenizer_worker.train_worker(
+        tokenizer_worker.Job(
             config,
             config.model,
             corpus,

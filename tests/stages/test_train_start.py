@@ -24,7 +24,9 @@ from omniloom.models.unified.generation.sampling import TextSampling, VisualSamp
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.stages.base import StageContext
 from omniloom.stages.checkpoints.language_model import local_folder
+from omniloom.stages.train import config as unified_settings
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train import worker as unified_worker
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,8 +106,8 @@ def config(llama, **fields) -> train_unified.Config:
 
 
 def train(folder: Path, llama, tokens, visual, progress=None, **fields) -> dict[str, torch.Tensor]:
-    train_unified.train_worker(
-        train_unified.Job(
+    unified_worker.train_worker(
+        unified_worker.Job(
             config(llama, **fields),
             tokens,
             visual,
@@ -175,10 +177,10 @@ def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
     assert torch.equal(load_llama(folder).text_logits(ids), load_llama(llama).text_logits(ids))
     storage.write_bytes(uri + "/config.json", b"{ }")
     assert local_folder(uri) != folder
-    found = train_unified.unified_config(config(llama), 0, {"latent_dim": 4}, None)
+    found = unified_settings.unified_config(config(llama), 0, {"latent_dim": 4}, None)
     assert isinstance(found, UnifiedConfig) and found.width == 32
     with pytest.raises(InputError, match="config.json: architectures"):
-        train_unified.unified_config(config(uri), 0, {"latent_dim": 4}, None)
+        unified_settings.unified_config(config(uri), 0, {"latent_dim": 4}, None)
 
 
 @pytest.mark.parametrize(
@@ -195,10 +197,10 @@ def test_a_folder_on_another_filesystem_is_copied_once(llama, tmp_path):
 )
 def test_a_field_that_contradicts_the_checkpoint_is_named(llama, model, field):
     with pytest.raises(InputError, match="leave it out") as caught:
-        train_unified.unified_config(config(llama, model=model), 0, {"latent_dim": 4}, None)
+        unified_settings.unified_config(config(llama, model=model), 0, {"latent_dim": 4}, None)
     assert caught.value.field == f"model.{field}" and caught.value.file == str(llama / "config.json")
     agreeing = config(llama, model={"width": 32, "kv_heads": None, "axes": 2, "rope_scheme": "axial"})
-    found = train_unified.unified_config(agreeing, 0, {"latent_dim": 4}, None)
+    found = unified_settings.unified_config(agreeing, 0, {"latent_dim": 4}, None)
     assert (found.kv_heads, found.axes, found.rope_scheme) == (2, 2, "axial")
 
 

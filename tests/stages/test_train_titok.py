@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from omniloom.models.model import OmniLoom, to_pixels
 from omniloom.models.tokenizer.config import TiTokConfig
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
+from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate.drawing import show_videos
@@ -22,9 +23,12 @@ from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
 from omniloom.stages.evaluate.writing import describe
 from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.pretokenize.shard import ShardTokenizer
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.tokenizer import worker as tokenizer_worker
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train import worker as unified_worker
 
 LATENTS = 6
 
@@ -72,9 +76,8 @@ MODEL = {
 
 
 def train(folder: Path, stage: str, pictures, settings, model, start_from=None):
-    train_tokenizer.train_worker(
-        train_tokenizer.Job(
-            stage,
+    tokenizer_worker.train_worker(
+        tokenizer_worker.Job(
             settings,
             model,
             pictures,
@@ -97,7 +100,7 @@ def image_stage(tmp_path_factory, pictures):
 @pytest.fixture(scope="module")
 def joint_stage(tmp_path_factory, pictures, image_stage):
     """A second stage on images, its architecture known from the first."""
-    model = train_tokenizer.load_tokenizer(image_stage).config
+    model = load_tokenizer(image_stage).config
     settings = config(steps=2, optimizer={"lr": 1e-9, "warmup_steps": 0}, engine={"zero_stage": 0, "ema_decay": 0.0})
     return train(tmp_path_factory.mktemp("joint"), "tokenizer_joint", pictures, settings, model, image_stage)
 
@@ -107,7 +110,7 @@ def tokens(tmp_path_factory, pictures, joint_stage):
     folder, text = tmp_path_factory.mktemp("tokens"), corpora.text_tokenizer()
     (folder / "text.json").write_text(text.to_json(), encoding="utf-8")
     settings = pretokenize.Config(image_size=24, batch_size=5)
-    actor = pretokenize.ShardTokenizer(
+    actor = ShardTokenizer(
         settings, joint_stage, str(folder / "text.json"), str(folder / "output"), str(folder / "state")
     )
     for index, uri in enumerate(records.shards(pictures.uri)):
@@ -128,12 +131,12 @@ def test_the_image_stage_trains_against_its_discriminator(image_stage):
     assert losses[-1]["image_psnr"] > losses[0]["image_psnr"] + 2
     assert "image_discriminator_loss" in losses[-1] and "image_generator_hinge" in losses[-1]
     assert any("validation_psnr_image" in row for row in rows)
-    model = train_tokenizer.load_tokenizer(image_stage)
+    model = load_tokenizer(image_stage)
     assert isinstance(model.config, TiTokConfig) and model.config == config(model=MODEL).model
 
 
 def test_the_joint_stage_carries_it_on(image_stage, joint_stage):
-    first, second = (train_tokenizer.load_tokenizer(stage) for stage in (image_stage, joint_stage))
+    first, second = (load_tokenizer(stage) for stage in (image_stage, joint_stage))
     assert second.config == first.config
     pixels = as_pixels(SQUARES)
     with torch.no_grad():
@@ -144,7 +147,7 @@ def test_the_joint_stage_carries_it_on(image_stage, joint_stage):
 
 def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pictures, joint_stage, tokens):
     documents = TokenSet(tokens, "train")
-    visual = train_tokenizer.load_tokenizer(joint_stage)
+    visual = load_tokenizer(joint_stage)
     for index in range(3):
         segment = next(s for s in documents.document(index) if s.kind == "visual")
         assert segment.grid == (1, 1, LATENTS) and segment.codes.shape == (LATENTS,)
@@ -163,8 +166,8 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
             "samples": {"count": 2, "num_steps": 2},
         }
     )
-    train_unified.train_worker(
-        train_unified.Job(
+    unified_worker.train_worker(
+        unified_worker.Job(
             settings,
             tokens,
             joint_stage,

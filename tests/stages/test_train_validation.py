@@ -11,6 +11,8 @@ import torch
 
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train.samples import drawn_shape, held_out_captions
+from omniloom.stages.train.trainer import mean_losses
 
 
 class Batch:
@@ -28,14 +30,14 @@ def test_validation_losses_are_means_over_targets():
         (Batch({"text_loss": 6.0, "visual_loss": 0.5}, {"text": 1, "latent_diffusion": 8}), [1]),
     ]
     engine = SimpleNamespace(autocast=nullcontext, device=torch.device("cpu"))
-    found = train_unified._validate(
+    found = mean_losses(
         lambda batch, seeds: (None, batch.losses),
         batches,
         engine,
         {"text": "text_loss", "latent_diffusion": "visual_loss"},
     )
     assert found == {"validation_text_loss": (3 * 2.0 + 1 * 6.0) / 4, "validation_visual_loss": 0.5}
-    none = train_unified._validate(
+    none = mean_losses(
         lambda batch, seeds: (None, batch.losses), batches[:1], engine, {"latent_diffusion": "visual_loss"}
     )
     assert none == {}, "what has no targets has no loss"
@@ -64,14 +66,14 @@ def test_sample_captions_are_of_every_label_and_source(tmp_path, seed):
     rows.append({**rows[0], "id": "silent", "segments": rows[0]["segments"][1:]})
     held_out = TokenSet(corpora.pretokenize(tmp_path, {"validation": [rows]}, text), "validation")
     config = train_unified.Config.model_validate({"samples": {"count": 8}, "seed": seed})
-    captions = train_unified._captions(held_out, text, config)
-    assert captions == train_unified._captions(held_out, text, config) and len(set(captions)) == 8
+    captions = held_out_captions(held_out, text, config)
+    assert captions == held_out_captions(held_out, text, config) and len(set(captions)) == 8
     assert (
         sorted(caption.split()[0] for caption in captions) == ["None"] * 3 + ["ant"] * 2 + ["bee"] * 3
         or sorted(caption.split()[0] for caption in captions) == ["None"] * 3 + ["ant"] * 3 + ["bee"] * 2
     )
     assert (
-        train_unified._captions(
+        held_out_captions(
             held_out, text, config.model_copy(update={"samples": config.samples.model_copy(update={"count": 0})})
         )
         == []
@@ -83,4 +85,4 @@ def test_sample_captions_are_of_every_label_and_source(tmp_path, seed):
 )
 def test_what_is_drawn_by_default_has_a_trained_shape(aspects, shape):
     facts = {"image_size": 32} | ({"aspects": aspects} if aspects else {})
-    assert train_unified._drawn_shape(facts, 8) == shape
+    assert drawn_shape(facts, 8) == shape

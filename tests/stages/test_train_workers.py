@@ -17,13 +17,17 @@ from omniloom.models.unified.batch import collate
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.stages.checkpoints.tokenizer import load_tokenizer, read_official
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.order import hash_seed
 from omniloom.stages.data.packing import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer import stage as train_tokenizer
+from omniloom.stages.tokenizer import worker as tokenizer_worker
+from omniloom.stages.train import config as unified_settings
 from omniloom.stages.train import stage as train_unified
+from omniloom.stages.train import worker as unified_worker
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,8 +86,8 @@ def unified_config(**fields) -> train_unified.Config:
 
 
 def train_the_model(folder, tokens, visual, progress=None, **fields) -> None:
-    train_unified.train_worker(
-        train_unified.Job(
+    unified_worker.train_worker(
+        unified_worker.Job(
             unified_config(**fields), tokens, visual, progress=progress or corpora.Silent(), **work(folder)
         )
     )
@@ -98,8 +102,8 @@ def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, tor
         rows += planner.window(window)
         if len(rows) >= config.batch_rows * config.steps:
             break
-    shape = train_unified.unified_config(
-        config, held.facts["vocab_size"], train_unified.visual_sizes(held.facts), held.facts["specials"]
+    shape = unified_settings.unified_config(
+        config, held.facts["vocab_size"], unified_settings.visual_sizes(held.facts), held.facts["specials"]
     )
     torch.manual_seed(config.seed)
     objective, documents = UnifiedObjective(UnifiedModel(shape), config.diffusion), Documents(held, shape)
@@ -305,9 +309,8 @@ def tokenizer_config(quantizer: dict, **fields) -> train_tokenizer.Config:
 
 
 def train_a_tokenizer(folder, squares, config, progress=None, start_from=None) -> None:
-    train_tokenizer.train_worker(
-        train_tokenizer.Job(
-            "tokenizer_joint",
+    tokenizer_worker.train_worker(
+        tokenizer_worker.Job(
             config,
             config.model,
             squares,
@@ -399,7 +402,7 @@ def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
     rows = [row for row in curve(tmp_path / "image") if "loss" in row]
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"] and rows[-1]["image_psnr"] > rows[0]["image_psnr"] + 2
     image = corpora.seal(tmp_path / "image" / "output", "tokenizer_image", config)
-    first = train_tokenizer.load_tokenizer(image)
+    first = load_tokenizer(image)
     joint_config = tokenizer_config(
         {"kind": "vq", "codebook_size": 64, "latent_dim": 4},
         discriminator=None,
@@ -408,7 +411,7 @@ def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
         engine={"zero_stage": 0, "ema_decay": 0.0},
     )
     train_a_tokenizer(tmp_path / "joint", squares, joint_config, start_from=image)
-    joint = train_tokenizer.load_tokenizer(corpora.seal(tmp_path / "joint" / "output", "tokenizer_joint"))
+    joint = load_tokenizer(corpora.seal(tmp_path / "joint" / "output", "tokenizer_joint"))
     pictures = torch.from_numpy(np.stack([corpora.square(c, (4, 4)) for c in corpora.COLOURS])).permute(0, 3, 1, 2)
     pixels = pictures.float() / 255 - 0.5
     still = pixels[:, :, None].repeat(1, 1, 5, 1, 1)
@@ -462,9 +465,8 @@ def test_a_released_checkpoint_enters_the_pipeline(tmp_path, squares):
     model = load_official(tmp_path / "released.ckpt")
 
     def train(name, config):
-        train_tokenizer.train_worker(
-            train_tokenizer.Job(
-                "tokenizer_image",
+        tokenizer_worker.train_worker(
+            tokenizer_worker.Job(
                 config,
                 model.config,
                 squares,
@@ -473,7 +475,7 @@ def test_a_released_checkpoint_enters_the_pipeline(tmp_path, squares):
                 **work(tmp_path / name),
             )
         )
-        return train_tokenizer.load_tokenizer(corpora.seal(tmp_path / name / "output", "tokenizer_image", config))
+        return load_tokenizer(corpora.seal(tmp_path / name / "output", "tokenizer_image", config))
 
     taken = train("taken", config)
     pixels = torch.rand(1, 3, 5, 24, 24) - 0.5
@@ -500,6 +502,6 @@ def test_files_that_a_stage_reads_are_named_where_they_are_wrong(tmp_path, squar
         train_a_tokenizer(tmp_path / "run", squares, config)
     assert caught.value.file == str(tmp_path / "vgg.pth")
     with pytest.raises(InputError, match="gone.ckpt"):
-        train_tokenizer._official(str(tmp_path / "gone.ckpt"))
+        read_official(str(tmp_path / "gone.ckpt"))
     with pytest.raises(ValueError, match="perceptual: is missing"):
         tokenizer_config(vq, loss={"perceptual_weight": 1.0})

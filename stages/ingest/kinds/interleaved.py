@@ -85,12 +85,12 @@ class Interleaved(SourceKind):
     def _documents(self, manifest: Manifest, files: list[SourceFile]) -> list[dict]:
         """One item per manifest row {file, segments: [{type, text | file, alt}]}; its part is the manifest's line."""
         sizes = {file.path: file.size for file in files}
-        found = []
+        items = []
         for line, row in manifest.rows:
             where = manifest.where(line)
             if isinstance(row, Reject) or not isinstance(row.get("segments"), list):
                 bad = row if isinstance(row, Reject) else Reject("bad_manifest_row", "no list 'segments' in it")
-                found.append(self.rejected(where, bad))
+                items.append(self.rejected(where, bad))
                 continue
             path = row["file"] if isinstance(row.get("file"), str) and encodable(row["file"]) else where
             if not self.selected(path):
@@ -101,18 +101,18 @@ class Interleaved(SourceKind):
             for key, name in (("title", "title"), ("license", "license"), ("group", self.config.group_field)):
                 value, problem = fields.short_text(row.get(name) if name else None, name or "")
                 if problem:
-                    found.append(self.rejected(where, problem))
+                    items.append(self.rejected(where, problem))
                 elif value:
                     item |= {"meta": {key: value}} if key == "title" else {key: value}
-            found.append({**item, **({"synthetic": True} if fields.marked(row) else {})})
-        if manifest.rows and not any("segments" in item for item in found) and len(found) == len(manifest.rows):
-            reasons = Counter(item["reject"][1] for item in found).most_common(1)
+            items.append({**item, **({"synthetic": True} if fields.marked(row) else {})})
+        if manifest.rows and not any("segments" in item for item in items) and len(items) == len(manifest.rows):
+            reasons = Counter(item["reject"][1] for item in items).most_common(1)
             raise InputError(
                 f"{manifest.name}: no row is a document: {reasons[0][0]}; expected {{file, segments: [...]}}; "
                 f"the keys are {', '.join(manifest.keys) or 'none'}",
                 field=manifest.field,
             )
-        return found
+        return items
 
     # ---- reading ----
 

@@ -1,0 +1,26 @@
+"""Visual tokenizers: that of a tokenizer stage's artifact, and released checkpoints."""
+
+from __future__ import annotations
+
+from safetensors.torch import load_file
+
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.models.tokenizer import load_official
+from omniloom.models.tokenizer.base import VisualTokenizer
+from omniloom.models.tokenizer.build import build_tokenizer, config_from_dict
+from omniloom.stages.checkpoints.outside import read_copy
+
+
+def load_tokenizer(artifact: Artifact) -> VisualTokenizer:
+    """The trained tokenizer of a tokenizer stage's artifact, in eval mode on the CPU."""
+    folder = artifact.local() / "tokenizer"
+    file = str(folder / "config.json")
+    model = build_tokenizer(config_from_dict(storage.read_json(file), file))
+    model.load_state_dict(load_file(folder / "tokenizer.safetensors"))
+    return model.eval()
+
+
+def read_official(uri: str) -> VisualTokenizer:
+    """A released checkpoint, which the config's `official` names."""
+    return read_copy(uri, load_official, "official")

@@ -1,0 +1,26 @@
+"""What a rank of a tokenizer's training gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.progress import Progress
+from omniloom.models.tokenizer.build import AnyTokenizerConfig
+from omniloom.stages.tokenizer.config import Config
+
+
+@dataclass
+class Job:
+    """Picklable. `start_from` is the tokenizer of the stage before; `output` and `state` are URIs of the stage's work
+    folder, `tracker` its MLflow run."""
+
+    config: Config
+    model: AnyTokenizerConfig
+    records: Artifact
+    start_from: Artifact | None
+    output: str
+    state: str
+    progress: Progress
+    tracker: Any

@@ -1,0 +1,65 @@
+"""What a step, a validation and a logged row of a tokenizer's training are, for `infra.training.loop`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omniloom.infra import storage
+from omniloom.infra.figures import finite
+from omniloom.infra.training.engine import Engine
+from omniloom.stages.data.clips import ClipBatches
+from omniloom.stages.data.order import hash_seed
+from omniloom.stages.reporting.history import History
+from omniloom.stages.tokenizer import reconstruction
+from omniloom.stages.tokenizer.job import Job
+
+_OF_ALL_KINDS = ("loss", "lr", "grad_norm")  # figures that images and videos share; others have their kind's name
+
+
+class TokenizerTrainer:
+    """`engines`: the generator, which is the tokenizer with its losses, and where the config has one the
+    discriminator. A step consumes clips of one kind."""
+
+    unit = "images"
+    amounts = ()
+
+    def __init__(self, job: Job, engines: dict[str, Engine], held_out: ClipBatches, rank: int):
+        self.job, self.config, self.engines, self.held_out, self.rank = job, job.config, engines, held_out, rank
+        self.generator, self.critic = engines["generator"], engines.get("discriminator")
+        self.history = History(job.state, job.tracker) if rank == 0 else None
+
+    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float], float]:
+        pixels = batch.to(self.generator.device)
+        # What a step draws (a KL bottleneck's noise) depends on the step alone, so that a resumed run draws the same.
+        torch.manual_seed(hash_seed(self.config.seed, step, self.rank))
+        weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
+        loss, logs, recon = self.generator(pixels, self.critic.engine if weight else None, weight)
+        self.generator.backward(loss)
+        logs = {name: float(value) for name, value in logs.items()} | self.generator.step(step)
+        if self.critic and self.config.loss.trains_discriminator(step):
+            critic_loss, critic_logs = self.critic(pixels, recon.detach(), step)
+            self.critic.backward(critic_loss)
+            self.critic.step(step)
+            logs |= {name: float(value) for name, value in critic_logs.items()}
+        kind = "video" if pixels.ndim == 5 else "image"
+        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
+
+    def validate(self, step: int) -> None:
+        with self.generator.evaluated() as module:
+            if module is None:
+                return
+            clips = self.held_out.batches(self.config.validation_examples)
+            metrics, picture = reconstruction.validate(module.tokenizer, clips, self.generator)
+            if not metrics:  # the validation split holds none of these kinds
+                return
+            self.history.add(metrics, step)
+            self.job.tracker.log_image(picture, "reconstruction", step)
+            storage.write_bytes(storage.join(self.job.output, "report", "reconstruction.png"), picture)
+            storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
+
+    def log(self, metrics: dict[str, float], step: int, units: float) -> None:
+        self.history.add(metrics, step, units)
+
+    def rewind(self, step: int) -> None:
+        self.history.rewind(step)

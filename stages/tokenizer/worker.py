@@ -1,0 +1,122 @@
+"""What each rank of a tokenizer stage runs: it builds the tokenizer and its critic, and trains both."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from omniloom.infra import storage
+from omniloom.infra.errors import within
+from omniloom.infra.figures import finite
+from omniloom.infra.training.engine import Engine
+from omniloom.infra.training.loop import Loop
+from omniloom.models.tokenizer.adversarial import DiscriminatorObjective
+from omniloom.models.tokenizer.base import VisualTokenizer
+from omniloom.models.tokenizer.config import RAEConfig
+from omniloom.models.tokenizer.losses import TokenizerObjective
+from omniloom.models.tokenizer.perceptual import load_perceptual, read_weights
+from omniloom.stages.checkpoints.outside import read_copy
+from omniloom.stages.checkpoints.tokenizer import load_tokenizer, read_official
+from omniloom.stages.checkpoints.vision_encoder import load_encoder
+from omniloom.stages.data.clips import ClipBatches
+from omniloom.stages.tokenizer.config import PerceptualConfig
+from omniloom.stages.tokenizer.job import Job
+from omniloom.stages.tokenizer.trainer import TokenizerTrainer
+
+
+def train_worker(job: Job) -> None:
+    """The body of one rank: needs a process group, knows nothing of Ray."""
+    config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(config.seed)
+    engines = _engines(job, ranks)
+    clips = ClipBatches(job.records, "train", config.data, job.model.patch_size, config.seed, rank, ranks)
+    held_out = ClipBatches(job.records, "validation", config.data, job.model.patch_size, config.seed, 0, 1)
+    trainer = TokenizerTrainer(job, engines, held_out, rank)
+    loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
+    loop.validate_first = bool(job.start_from or config.official)  # what it starts from, on the same clips
+    last = loop.run()
+    if rank == 0:
+        job.progress.say("saving")
+    weights = engines["generator"].state_dict()
+    if rank == 0:
+        _save(trainer, weights, last)
+    dist.barrier()
+
+
+def _engines(job: Job, ranks: int) -> dict[str, Engine]:
+    config = job.config
+    objective = TokenizerObjective(job.model, config.loss, _perceptual(config.perceptual))
+    objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
+    _start_from(objective.tokenizer, job)
+    micro = max(config.data.image_batch, config.data.video_batch) // ranks
+    engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
+    if config.discriminator:
+        # Small enough to be whole on every rank, and the generator's loss needs it whole: ZeRO stage 1 at most.
+        settings = config.engine.model_copy(update={"zero_stage": min(1, config.engine.zero_stage), "ema_decay": 0.0})
+        engines["discriminator"] = Engine(
+            DiscriminatorObjective(config.discriminator),
+            config.discriminator_optimizer or config.optimizer,
+            settings,
+            config.steps,
+            micro,
+        )
+    return engines
+
+
+def _perceptual(config: PerceptualConfig | None):
+    """The frozen network of the perceptual losses, from wherever its weights lie."""
+    if config is None:
+        return None
+    heads = config.heads and read_copy(config.heads, read_weights, "perceptual.heads")
+    vgg = read_copy(config.vgg, read_weights, "perceptual.vgg")
+    with within("perceptual"):
+        return load_perceptual(vgg, heads or None, vgg_source=config.vgg, heads_source=str(config.heads))
+
+
+def _start_from(tokenizer: VisualTokenizer, job: Job) -> None:
+    """Take over the weights of a released checkpoint, or of the stage before: its codebook too, unless this stage has
+    another bottleneck."""
+    if job.config.official:
+        known, inflate = read_official(job.config.official), {}
+    elif job.start_from:
+        known = load_tokenizer(job.start_from)
+        if isinstance(job.model, RAEConfig):
+            tokenizer.load_from(known.state_dict())
+            return
+        seen = job.start_from.manifest["config"]["data"]["kinds"]
+        # Video parts that were never trained are made from the image parts; those of a released checkpoint are.
+        fresh = "video" in job.config.data.kinds and "video" not in seen and known.config.compat == "corrected"
+        inflate = {"inflate_video": True} if fresh else {}
+    else:
+        if isinstance(job.model, RAEConfig):
+            tokenizer.take_encoder(load_encoder(job.config.model.encoder, "model.encoder"))
+        return
+    old, new = known.config.quantizer, tokenizer.config.quantizer
+    tokenizer.load_from(
+        known.state_dict(), **inflate, new_bottleneck=(old.kind, old.dim, old.size) != (new.kind, new.dim, new.size)
+    )
+
+
+def _save(trainer: TokenizerTrainer, weights: dict[str, torch.Tensor], last: dict[str, float]) -> None:
+    """`tokenizer/` and `report/` of the artifact, and the stage's metrics."""
+    job, prefix = trainer.job, "tokenizer."
+    weights = {
+        name.removeprefix(prefix): value.contiguous() for name, value in weights.items() if name.startswith(prefix)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.safetensors"
+        save_file(weights, file)
+        storage.copy_file(str(file), storage.join(job.output, "tokenizer", file.name))
+    storage.write_bytes(
+        storage.join(job.output, "tokenizer", "config.json"), json.dumps(asdict(job.model), indent=2).encode()
+    )
+    trainer.history.save(storage.join(job.output, "report", "history.jsonl"))
+    validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
+    metrics = {"steps": job.config.steps, **validation, **last, "parameters": sum(v.numel() for v in weights.values())}
+    storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))

@@ -1,0 +1,23 @@
+"""What a rank of the unified model's training gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.progress import Progress
+from omniloom.stages.train.config import Config
+
+
+@dataclass
+class Job:
+    """Picklable. `output` and `state` are URIs of the stage's work folder, `tracker` its MLflow run."""
+
+    config: Config
+    tokens: Artifact
+    tokenizer: Artifact | None  # of pictures; none in a pipeline of text alone
+    output: str
+    state: str
+    progress: Progress
+    tracker: Any

@@ -1,0 +1,99 @@
+"""Packed rows as training takes them: this rank's micro-batches by step, and the fixed rows of a validation."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from omniloom.models.unified.batch import Batch, collate
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.stages.data.documents import Documents
+from omniloom.stages.data.order import hash_seed
+from omniloom.stages.data.packing import Planner, RowStream
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.train.config import Config, feature_dim
+
+MicroBatches = list[tuple[Batch, list[int]]]  # a forward pass each, with a seed per row
+
+
+class RowLoader:
+    """`at(step)`: this rank's micro-batches, one a forward pass. Collates one step ahead."""
+
+    def __init__(
+        self,
+        tokens: TokenSet,
+        model_config: UnifiedConfig,
+        config: Config,
+        rank: int,
+        ranks: int,
+        device: str = "cpu",
+    ):
+        self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
+        self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
+        self._planner = Planner(tokens, config.packing, config.seed, config.objectives)
+        self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._ahead: tuple[int, Future] | None = None
+        self._ids: list[str] = []
+        self._enter(None)
+
+    def _enter(self, position: dict[str, Any] | None) -> None:
+        self._stream = RowStream(self._planner, position)
+        self._position = dict(self._stream.position)
+
+    @property
+    def position(self) -> dict[str, Any]:
+        return {"stream": self._position}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        self._enter(position["stream"])
+
+    def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[str]]:
+        """The micro-batches, the position after them, and ids of their documents."""
+        rows = self._stream.take(self.config.batch_rows)
+        size = len(rows) // self.ranks
+        first = self.rank * size
+        micro = size // self.config.workers.accumulate
+        batches = []
+        for at in range(first, first + size, micro):
+            documents = [[self._documents.segments(placed) for placed in row] for row in rows[at : at + micro]]
+            # A row's noise depends on its place in the run alone, never on ranks or batches.
+            seeds = [hash_seed(self.config.seed, step, number) for number in range(at, at + micro)]
+            length = self.config.packing.length
+            batches.append((collate(documents, length, self.model_config, self.device, self.feature_dim), seeds))
+        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first : first + size] for placed in row[:2]]
+        return batches, dict(self._stream.position), ids
+
+    def at(self, step: int) -> MicroBatches:
+        if self._ahead and self._ahead[0] == step:
+            batches, self._position, self._ids = self._ahead[1].result()
+        else:
+            batches, self._position, self._ids = self._load(step)
+        self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
+        return batches
+
+    def describe(self, step: int) -> str:
+        return f"rows with documents {', '.join(self._ids[:8])}"
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def validation_rows(held_out: TokenSet, config: Config, model_config: UnifiedConfig, device: str) -> MicroBatches:
+    """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
+    split holds nothing that fits."""
+    packing = config.packing.model_copy(
+        update={"condition_dropout": 0.0, "noisy_context": 0.0, "window_rows": config.validation_rows}
+    )
+    planner = Planner(held_out, packing, config.seed, config.objectives, empty=True)
+    if not planner.quota:  # what of the split is left out is counted in the stage's metrics
+        return []
+    rows = RowStream(planner).take(config.validation_rows)
+    documents = Documents(held_out, model_config)
+    return [
+        (
+            collate([[documents.segments(placed) for placed in row]], config.packing.length, model_config, device),
+            [hash_seed(config.seed, 4, number)],
+        )
+        for number, row in enumerate(rows)
+    ]

@@ -1,0 +1,104 @@
+"""What a step, a validation and a logged row of the unified model's training are, for `infra.training.loop`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from omniloom.infra import storage
+from omniloom.infra.figures import finite
+from omniloom.infra.training.engine import Engine, reduce_sum
+from omniloom.infra.training.peak import peak_tflops
+from omniloom.models.text import TextTokenizer
+from omniloom.models.unified.flops import step_flops
+from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.reporting.history import History
+from omniloom.stages.train.job import Job
+from omniloom.stages.train.rows import MicroBatches, validation_rows
+from omniloom.stages.train.samples import draw, held_out_captions, with_tokenizers
+
+
+class UnifiedTrainer:
+    """`engine` holds a `UnifiedObjective`. A step consumes tokens, and FLOPs are added up beside them."""
+
+    unit = "tokens"
+    amounts = ("flops",)
+
+    def __init__(self, job: Job, engine: Engine, text: TextTokenizer, held_out: TokenSet, rank: int, ranks: int):
+        self.job, self.config, self.engine, self.engines = job, job.config, engine, {"model": engine}
+        self.text, self.facts, self.ranks = text, held_out.facts, ranks
+        self.model_config = engine.module.model.config
+        self.loss_names = {"text": "text_loss", **{n: loss_name(n, self.config.trained) for n in self.config.trained}}
+        self.step_names = self.loss_names | ({"alignment": "alignment_loss"} if self.config.alignment else {})
+        self.rows = validation_rows(held_out, self.config, self.model_config, engine.device.type)
+        self.captions = held_out_captions(held_out, text, self.config) if self.config.trained else []
+        self.history = History(job.state, job.tracker) if rank == 0 else None
+        self.peak = self.config.workers.peak_tflops or peak_tflops(self.config.engine.precision)
+
+    def train_step(self, step: int, batch: MicroBatches) -> tuple[dict[str, float], float]:
+        accumulate = self.config.workers.accumulate
+        totals = reduce_sum(*(sum(micro.targets[name] for micro, _ in batch) for name in self.step_names))
+        # The engine averages gradients over ranks and passes, so totals are divided by that many.
+        counts = {n: total / (self.ranks * accumulate) for n, total in zip(self.step_names, totals, strict=True)}
+        part_norms = self.config.workers.logs(step + 1, self.config.steps)
+        sums: dict[str, float] = {}
+        for micro, seeds in batch:
+            loss, logs = self.engine(micro.to(self.engine.device), seeds, counts)
+            self.engine.backward(loss)
+            gradient = self.engine.step(step, part_norms=part_norms)
+            # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
+            # What has no targets in this step has no loss to log.
+            shares = ((logged, micro.targets[n] / counts[n]) for n, logged in self.step_names.items() if counts[n])
+            for name, weight in (("loss", 1.0), *shares):
+                sums[name] = sums.get(name, 0.0) + float(logs[name]) * weight / accumulate
+            sums |= gradient
+        useful = sum(micro.tokens["text"] + micro.tokens["visual"] for micro, _ in batch)
+        places = useful + sum(micro.tokens["padding"] for micro, _ in batch)
+        flops = sum(step_flops(self.model_config, micro) for micro, _ in batch)
+        return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
+
+    def validate(self, step: int) -> None:
+        with self.engine.evaluated() as module:
+            if module is None:
+                return
+            was_training = module.training
+            module.eval()
+            metrics = mean_losses(module, self.rows, self.engine, self.loss_names)
+            self.history.add(metrics, step)
+            storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
+            if self.captions:
+                self._draw(module, step)
+            module.train(was_training)
+
+    def _draw(self, module: UnifiedObjective, step: int) -> None:
+        model = with_tokenizers(module.model, self.config, self.job.tokenizer, self.text, self.facts)
+        for number, objective in enumerate(self.config.trained):
+            label = f"samples_{objective}" if number else "samples"
+            picture = draw(model, self.captions, self.config.samples, objective)
+            self.job.tracker.log_image(picture, label, step)
+            storage.write_bytes(storage.join(self.job.output, "report", f"{label}.png"), picture)
+
+    def log(self, metrics: dict[str, float], step: int, units: float) -> None:
+        if self.peak:
+            metrics["model_flops_utilization"] = metrics["flops_per_second"] / (self.peak * 1e12 * self.ranks)
+        self.history.add(metrics, step, units)
+
+    def rewind(self, step: int) -> None:
+        self.history.rewind(step)
+
+
+@torch.no_grad()
+def mean_losses(
+    objective: UnifiedObjective, batches: MicroBatches, engine: Any, loss_names: dict[str, str]
+) -> dict[str, float]:
+    """Mean losses over targets as `validation_NAME`; `loss_names` maps what is counted to what its loss is called."""
+    sums, counts = ({name: 0.0 for name in loss_names} for _ in range(2))
+    with engine.autocast():
+        for batch, seeds in batches:
+            _, logs = objective(batch.to(engine.device), seeds)
+            for name, logged in loss_names.items():
+                sums[name] += float(logs[logged]) * batch.targets[name]
+                counts[name] += batch.targets[name]
+    return {f"validation_{logged}": sums[name] / counts[name] for name, logged in loss_names.items() if counts[name]}

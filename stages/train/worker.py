@@ -1,0 +1,118 @@
+"""What each rank of stage `train` runs: it builds the model, trains it, and saves what sampling needs."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from omniloom.infra import storage
+from omniloom.infra.figures import finite
+from omniloom.infra.training.engine import Engine
+from omniloom.infra.training.loop import Loop
+from omniloom.models.text import TextTokenizer
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.llama.load import is_text_parameter, load_llama
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.alignment import FeatureAlignment
+from omniloom.models.unified.objectives.objective import UnifiedObjective, part_of
+from omniloom.stages.checkpoints.language_model import local_folder
+from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.train.config import Config, feature_dim, unified_config, visual_sizes
+from omniloom.stages.train.job import Job
+from omniloom.stages.train.rows import RowLoader
+from omniloom.stages.train.samples import with_tokenizers
+from omniloom.stages.train.trainer import UnifiedTrainer
+
+
+def train_worker(job: Job) -> None:
+    """The body of one rank: needs a process group, knows nothing of Ray."""
+    config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
+    tokens, held_out = TokenSet(job.tokens, "train"), TokenSet(job.tokens, "validation")
+    text = TextTokenizer.load(tokens.text_json)
+    torch.manual_seed(config.seed)
+    model = _start(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
+    engine = _engine(_objective(model, config, tokens.facts), config, ranks)
+    trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
+    loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
+    loop = Loop(config.steps, config.workers, trainer, loader, job.state, job.progress, config.validate_every)
+    last = loop.run()
+    if rank == 0:
+        job.progress.say("saving")
+    weights = engine.state_dict()
+    if rank == 0:
+        trained = UnifiedModel(model.config)
+        trained.load_state_dict(
+            {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+        )
+        _save(trained, trainer, last)
+    dist.barrier()
+
+
+def _start(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
+    """The model before its first step: new, or with the weights of the checkpoint that the config names. That may hold
+    a head of its own where its config says that it is tied; the model's config then says so."""
+    if not config.init_from:
+        return UnifiedModel(model_config)
+    folder = local_folder(storage.absolute(config.init_from))
+    added = read_text_tokenizer(str(folder / "tokenizer.json")).added
+    return load_llama(folder, new_tokens=added, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+
+
+def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjective:
+    alignment: dict[str, Any] = {}
+    if config.alignment:
+        alignment = {
+            "alignment": FeatureAlignment(model.config.width, feature_dim(config, facts)),
+            "alignment_weight": config.alignment.weight,
+            "alignment_layer": config.alignment.layer,
+        }
+    objective = UnifiedObjective(
+        model,
+        config.diffusion,
+        **config.loss.model_dump(exclude={"task_weights"}),
+        pixel_diffusion=config.pixel_diffusion,
+        objectives=config.trained,
+        **alignment,
+    )
+    model.checkpoint_activations = config.engine.activation_checkpointing
+    return objective
+
+
+def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
+    def lr_scale(name: str) -> float:
+        if is_text_parameter(name.removeprefix("model.")):
+            return config.lr_scale.text
+        # The projection starts at random, so that frozen it would tell hidden states nothing.
+        return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
+
+    accumulate = config.workers.accumulate
+    return Engine(
+        objective,
+        config.optimizer,
+        config.engine,
+        config.steps,
+        micro_batch=config.batch_rows // ranks // accumulate,
+        accumulate=accumulate,
+        lr_scale=lr_scale,
+        part_of=part_of,
+        compile_parts=objective.compile_parts,
+    )
+
+
+def _save(model: UnifiedModel, trainer: UnifiedTrainer, last: dict[str, float]) -> None:
+    """`model/` and `report/` of the artifact, and the stage's metrics."""
+    job = trainer.job
+    with tempfile.TemporaryDirectory() as folder:
+        with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
+        storage.copy_tree(folder, storage.join(job.output, "model"))
+    trainer.history.save(storage.join(job.output, "report", "history.jsonl"))
+    storage.write_json(storage.join(job.output, "report", "prompts.json"), {"captions": trainer.captions})
+    validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
+    parameters = sum(p.numel() for p in model.parameters())
+    metrics = {"steps": job.config.steps, **validation, **last, "parameters": parameters}
+    storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))
