@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from omniloom.infra.artifacts import Artifact
 from omniloom.pipelines.config import load
 from omniloom.pipelines.display import Display
-from omniloom.pipelines.plan import Selection, make_plan
+from omniloom.pipelines.plan import make_plan
 from omniloom.pipelines.runner import run as execute
+from omniloom.pipelines.selection import Selection
 
 
 def run(

@@ -9,7 +9,7 @@ from typing import Any
 
 from omniloom.infra.cluster import Cluster
 from omniloom.pipelines.failures import carried, line
-from omniloom.pipelines.plan import PlannedStage
+from omniloom.pipelines.planned import PlannedStage
 from omniloom.stages.base import StageContext
 
 _GRACE_SECONDS = 5.0  # for a body that is told to end; then its process is

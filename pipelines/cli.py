@@ -86,7 +86,8 @@ def _plan(
     force: list[str] | None,
 ):
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.plan import Selection, make_plan
+    from omniloom.pipelines.plan import make_plan
+    from omniloom.pipelines.selection import Selection
 
     return make_plan(load(config, overrides or []), Selection(only, from_, until, tuple(force or ())))
 
@@ -180,7 +181,7 @@ def submit(
     from omniloom.pipelines import jobs as cluster_jobs
     from omniloom.pipelines.checks import check_stages
     from omniloom.pipelines.config import load
-    from omniloom.pipelines.plan import Selection
+    from omniloom.pipelines.selection import Selection
 
     # A wrong config or selection fails here, not minutes later on the cluster.
     loaded = load(config, overrides or [])

@@ -133,6 +133,7 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
 
     file = find(path)
     config = _read(file)
+    left_out: set[str] = set()  # stages that are null by an override: what others take over from them stays known
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -141,6 +142,10 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             )
         try:
             given = _override_value(key, value)
+            left_out.discard(".".join(key.split(".")[:2]))
+            if given is None and re.fullmatch(r"stages\.\w+", key):
+                left_out.add(key)
+                continue
             # A mapping goes into the one that is there, but an empty one empties it, and one of another kind, which
             # has other keys, replaces it.
             merge = given != {} and not _of_another_kind(OmegaConf.select(config, key), given, key)
@@ -150,7 +155,10 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
             raise InputError(f"override {shown!r}{why}", field=key, file=str(file)) from None
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        if left_out:
+            values["stages"] = (values.get("stages") or {}) | {key.split(".")[1]: None for key in left_out}
+        return values
     except OmegaConfBaseException as error:
         field = getattr(error, "full_key", None)
         message = (

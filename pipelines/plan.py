@@ -1,8 +1,7 @@
 """Plan: for each stage whether it is `cached`, would `resume` or `run`, or is `blocked`, and why.
 
-Planning reads the sources' listing and manifests, starts nothing and writes nothing. What a selection means:
-`only S` runs S alone, again if it is cached; `from_ S` runs S and every stage after it again; `until S` brings S and
-what it needs up to date; `force` runs stages again from the beginning. Outside a selection nothing runs.
+Planning reads the sources' listing, what outside files hold, and artifacts' manifests; it starts nothing and writes
+nothing into the storage.
 """
 
 from __future__ import annotations
@@ -14,100 +13,15 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore, some
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
-from omniloom.pipelines import graph
 from omniloom.pipelines.checks import check_counts, check_stages
 from omniloom.pipelines.config import PipelineConfig, naming
-from omniloom.pipelines.fingerprint import BY_CONTENT, canonical, differences, digest, fingerprint
+from omniloom.pipelines.fingerprint import digest, fingerprint
 from omniloom.pipelines.graph import Graph
-from omniloom.pipelines.outside import changed_files, digests, outside_contents, unreadable
+from omniloom.pipelines.outside import digests, outside_contents, unreadable
+from omniloom.pipelines.planned import PlannedStage
+from omniloom.pipelines.reasons import change, config_changes
+from omniloom.pipelines.selection import Selection
 from omniloom.stages.base import Stage
-
-
-@dataclass(frozen=True)
-class Selection:
-    only: str | None = None
-    from_: str | None = None
-    until: str | None = None
-    force: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        named = {"--only": self.only, "--from": self.from_, "--until": self.until}
-        given = [option for option, stage in named.items() if stage]
-        if len(given) > 1:
-            raise InputError(f"{' and '.join(given)} exclude each other")
-        for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
-            if stage and stage not in graph.KNOWN_NAMES:
-                raise InputError(graph.no_stage(stage), field=option)
-
-    def stages(self, pipeline: Graph) -> set[str]:
-        """The names that the selection takes in; InputError where it names a stage that the pipeline has not."""
-        named = {"--only": self.only, "--from": self.from_, "--until": self.until}
-        for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
-            if stage and stage not in pipeline.names:
-                raise InputError(f"{stage} is not configured in this pipeline (stages.{stage})", field=option)
-        if self.only:
-            found = {self.only}
-        elif self.from_:
-            found = set(pipeline.names[pipeline.names.index(self.from_) :])
-        elif self.until:
-            found = {self.until} | pipeline.ancestors(self.until)
-        else:
-            found = set(pipeline.names)
-        for stage in self.force:
-            if stage not in found:
-                option = next(option for option, given in named.items() if given)
-                raise InputError(f"{stage} is outside the selection ({option})", field="--force")
-        return found
-
-    def again(self, stage: str, selected: set[str]) -> str | None:
-        """Why the stage runs even if it is cached."""
-        if stage in self.force:
-            return "forced"
-        if stage == self.only:
-            return "asked for: --only"
-        if self.from_ and stage in selected:
-            return f"asked for: --from {self.from_}"
-        return None
-
-
-@dataclass
-class PlannedStage:
-    stage: Stage
-    config: Any  # None for one that is pinned and not configured
-    inputs: dict[str, str]  # {role: the name of the stage that it is read from}
-    fingerprint: str
-    uri: str
-    artifact: Artifact | None  # the published one, if it can be used
-    sources: dict | None  # {"digest", "files", "bytes"} of the listing, for a stage that reads outside sources
-    outside: dict[str, dict]  # field of a path in the config -> {"uri", "digest", "files", "bytes"} of what is there
-    status: str = "run"
-    reason: str = ""
-    last_seconds: float | None = None
-    expected: Artifact | None = None  # what it comes out as, as far as nothing says that it will be another
-    drift: bool = False  # pinned to an artifact that the config would not make
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
-
-    @property
-    def identity(self) -> str:
-        """What stands for the stage's output in the fingerprints of what is made from it."""
-        return self.artifact.identity if self.artifact else self.fingerprint
-
-    @property
-    def executes(self) -> bool:
-        return self.status in ("run", "resume")
-
-    def to_dict(self) -> dict:
-        return {
-            "name": self.name,
-            "status": self.status,
-            "reason": self.reason,
-            "fingerprint": self.fingerprint,
-            "artifact": self.uri,
-            "last_seconds": self.last_seconds,
-        }
 
 
 @dataclass
@@ -137,6 +51,10 @@ class Plan:
             if planned.name in self.graph.descendants(name) and planned.name not in self.config.pins:
                 _address(planned, self)
                 _judge(planned, self)
+
+    def inputs(self, planned: PlannedStage) -> dict[str, PlannedStage]:
+        """The stages that a stage reads from, by their names."""
+        return {name: self[name] for name in planned.inputs.values()}
 
     def made_from(self, planned: PlannedStage) -> dict[str, str] | None:
         """The digests of a stage's inputs by the stages' names; None where one is not made yet."""
@@ -277,10 +195,10 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     if planned.artifact and not stale and not again:
         planned.status, planned.reason = "cached", "up to date" + _drift_note(planned, plan)
         return
-    reason = again or stale or _change(planned, previous, plan)
+    reason = again or stale or change(planned, previous, plan.inputs(planned))
     if not again and not planned.artifact:
         stays = _stays(planned, plan)
-        planned.expected = stays or (previous if previous and not _config_changes(planned, previous) else None)
+        planned.expected = stays or (previous if previous and not config_changes(planned, previous) else None)
         if stays:
             unsure = [name for name in planned.inputs.values() if plan[name].status != "cached"]
             reason += f"; stays if {' and '.join(unsure)} come{'s' * (len(unsure) == 1)} out the same"
@@ -308,7 +226,9 @@ def _judge_pinned(planned: PlannedStage, plan: Plan) -> None:
         )
     damaged = _damaged(planned, plan)
     planned.status, planned.last_seconds = "cached", planned.artifact.manifest["times"]["seconds"]
-    planned.reason = "pinned" + (f"; drift: {_change(planned, planned.artifact, plan)}" if planned.drift else "")
+    planned.reason = "pinned"
+    if planned.drift:
+        planned.reason += f"; drift: {change(planned, planned.artifact, plan.inputs(planned))}"
     planned.reason += _drift_note(planned, plan)
     if damaged:
         planned.status, planned.reason = "blocked", f"{planned.reason}; {damaged}"
@@ -345,57 +265,6 @@ def _damaged(planned: PlannedStage, plan: Plan) -> str | None:
     return f"damaged: {some(paths)}" if paths else None
 
 
-def _change(planned: PlannedStage, previous: Artifact | None, plan: Plan) -> str:
-    """What differs from the artifact that the pipeline used last."""
-    if previous is None:
-        return "never ran"
-    old = previous.manifest
-    reasons = []
-    if changes := _config_changes(planned, previous):
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        reasons.append("config: " + ", ".join(changes[:3]) + more)
-    others = [
-        name
-        for name in planned.inputs.values()
-        if old["inputs"].get(name) not in (plan[name].fingerprint, plan[name].identity)
-    ]
-    if changed := [
-        name
-        for name in others
-        if not plan[name].artifact or plan[name].artifact.digest != old["input_digests"].get(name)
-    ]:
-        reasons.append("input changed: " + ", ".join(changed))
-    if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
-        before, now = (
-            f"{facts['files']} files, {facts['bytes']} bytes"
-            for facts in (old.get("sources") or {"files": 0, "bytes": 0}, planned.sources)
-        )
-        reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
-    reasons += changed_files(old, planned.outside, planned.name)
-    if old["version"] != planned.stage.module.VERSION:
-        reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
-    if not reasons and others:  # they hold the same, which nobody noted down
-        reasons.append("input changed: " + ", ".join(others))
-    return "; ".join(reasons) or "its artifact is gone"
-
-
-def _config_changes(planned: PlannedStage, previous: Artifact) -> list[str]:
-    """In words, the fields that the previous artifact's config had otherwise."""
-    old = previous.manifest
-    return [
-        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
-        for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
-        if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
-    ]
-
-
 def _drift_note(planned: PlannedStage, plan: Plan) -> str:
     drifting = [p.name for p in plan.stages if p.drift and p.name in plan.graph.ancestors(planned.name)]
     return f"; drift through pinned {', '.join(drifting)}" if drifting else ""
-
-
-def _show(field: str, value: Any, outside: dict[str, dict] | None) -> str:
-    if value == BY_CONTENT and field in (outside or {}):
-        return outside[field]["uri"]
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -33,7 +33,8 @@ from omniloom.pipelines.display import Display
 from omniloom.pipelines.failures import told
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.origin import together
-from omniloom.pipelines.plan import Plan, PlannedStage
+from omniloom.pipelines.plan import Plan
+from omniloom.pipelines.planned import PlannedStage
 from omniloom.pipelines.record import Record
 from omniloom.pipelines.runlog import RunLog
 from omniloom.stages.base import StageContext

@@ -29,14 +29,15 @@ def sizes(config: PipelineConfig) -> dict[str, dict]:
     models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
     found = {}
     for stage in config.graph.stages:
-        own = getattr(config.stages, stage.name)
-        before = config.graph.inputs[stage.name].get("tokenizer")
+        own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
+        before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
+        known = before is None or models.get(before)
         with naming(config), within(f"stages.{stage.name}"):
-            if isinstance(own, TokenizerConfig) and (before is None or models.get(before)):
+            if isinstance(own, TokenizerConfig) and known:
                 models[stage.name] = architecture(own, models.get(before))
                 found[stage.name] = _tokenizer(own, models[stage.name])
-            elif isinstance(own, TrainConfig) and config.stages.pretokenize and (before is None or models.get(before)):
-                found[stage.name] = _unified(own, config.stages.pretokenize, models.get(before))
+            elif isinstance(own, TrainConfig) and isinstance(tokens, PretokenizeConfig) and known:
+                found[stage.name] = _unified(own, tokens, models.get(before))
     return found
 
 

@@ -86,15 +86,20 @@ def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[st
     fits.check_corpus(config.packing, config.trained, counts)
 
 
-def run(context: StageContext) -> dict:
+def work(job: Job) -> None:
+    """One rank. What it needs is imported there alone: the stage's body, which waits for the ranks, loads no torch."""
     from omniloom.stages.train.worker import train_worker
 
+    train_worker(job)
+
+
+def run(context: StageContext) -> dict:
     tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
     checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine})
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
-    launch(train_worker, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
+    launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.read_json(storage.join(context.state, "metrics.json")) | left_out
 
 

@@ -20,8 +20,9 @@ from demo_stages import NAMES
 from omniloom.infra import cluster, storage
 from omniloom.pipelines.config import load
 from omniloom.pipelines.display import Display
-from omniloom.pipelines.plan import Selection, make_plan
+from omniloom.pipelines.plan import make_plan
 from omniloom.pipelines.runner import run
+from omniloom.pipelines.selection import Selection
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.reporting import history
 

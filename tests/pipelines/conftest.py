@@ -12,7 +12,8 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.pipelines.config import PipelineConfig, load
 from omniloom.pipelines.fingerprint import canonical
-from omniloom.pipelines.plan import Plan, Selection, make_plan
+from omniloom.pipelines.plan import Plan, make_plan
+from omniloom.pipelines.selection import Selection
 
 
 @dataclass

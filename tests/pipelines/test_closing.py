@@ -103,3 +103,22 @@ def test_empty_splits_are_said(workspace):
     assert ["validation split is empty" in notes[0], "test split is empty" in notes[1], len(notes)] == [True, True, 2]
     plan["ingest"].artifact.manifest["metrics"] = {**counts, "records_validation": 1, "records_test": 1}
     assert not [line for line in closing_lines(plan, []) if line.startswith("note: ")]
+
+
+def test_a_model_that_nothing_measures_is_said_unless_evaluate_is_null(workspace):
+    workspace.publish()
+    plan = workspace.plan("stages.evaluate=null")
+    assert not [line for line in closing_lines(plan, []) if "measures" in line]
+    plan.config.stages.model_fields_set.discard("evaluate")  # as in a file that does not name it
+    assert "note: nothing measures the model; stages.evaluate={} does, with its defaults" in closing_lines(plan, [])
+
+
+def test_the_last_results_are_named_where_no_model_is(workspace):
+    study = ("stages.quantizer_study={training: {model: {width: 64, heads: 2}}, quantizers: {vq: {kind: vq}}}",)
+    rest = tuple(f"stages.{name}=null" for name in ("tokenizer_joint", "pretokenize", "train", "evaluate"))
+    publish(workspace, *study, *rest)
+    plan = workspace.plan(*study, *rest)
+    storage.write_bytes(plan["quantizer_study"].artifact.file("report.html"), b"<html></html>")
+    plan["quantizer_study"].artifact.manifest["files"].append({"path": "report.html", "bytes": 13, "sha256": ""})
+    assert [line.split(":")[0] for line in closing_lines(plan, [])] == ["demo", "tokenizer_image", "report"]
+    assert closing_lines(plan, [])[2].endswith(plan["quantizer_study"].artifact.file("report.html"))

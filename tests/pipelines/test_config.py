@@ -491,9 +491,20 @@ def test_a_stage_that_is_null_is_left_out_and_so_is_one_that_is_not_written_down
     assert stages() == ["ingest"]
     assert stages("stages.pretokenize={}") == ["ingest", "pretokenize"]
     assert failure(file, "stages.ingest=null").field == "stages"
+    assert failure(file, "stages.ingets=null").message.startswith("unknown key; did you mean 'ingest'?")
+    assert stages("stages.pretokenize=null", "stages.pretokenize.frames=5") == ["ingest", "pretokenize"]
     message = failure(file, "stages.evaluate={}").message
     assert message.startswith("reads tokens and model, ")
     assert "configure stages.pretokenize and stages.train, pin an artifact, or leave evaluate out" in message
+
+
+def test_a_stage_takes_over_what_one_says_that_an_override_leaves_out():
+    whole = load("demo").stages
+    config = load(
+        "demo", ["stages.tokenizer_image=null", "stages.tokenizer_joint.model=${stages.tokenizer_image.model}"]
+    )
+    assert config.stages.tokenizer_image is None and config.stages.tokenizer_joint.loss == whole.tokenizer_image.loss
+    assert config.stages.tokenizer_joint.model == whole.tokenizer_image.model
 
 
 @pytest.mark.parametrize("preset, last", [("tokenizer", "tokenizer_joint"), ("quantizers", "quantizer_study")])

@@ -7,7 +7,7 @@ import pytest
 
 from omniloom.models.tokenizer.build import build_tokenizer
 from omniloom.models.tokenizer.vit import load_vit
-from omniloom.pipelines.config import raw, validate
+from omniloom.pipelines.config import load, raw, validate
 from omniloom.pipelines.sizing import sizes
 
 TITOK = {
@@ -64,3 +64,15 @@ def test_a_frozen_encoder_has_weights_alone(tmp_path):
     assert found["tokenizer_joint"]["parameters"] == image["parameters"]
     batch = validate(values, "demo").stages.tokenizer_image.data.image_batch
     assert image["image_tokens_per_step"] == batch * 16
+
+
+def test_what_starts_from_a_pinned_artifact_is_not_sized(tmp_path):
+    def sized(*overrides: str) -> set[str]:
+        return set(sizes(load("demo", [f"storage={tmp_path}", *overrides])))
+
+    assert sized() == {"tokenizer_image", "tokenizer_joint", "train"}
+    image = ("stages.tokenizer_image=null", "pins.tokenizer_image=abc")
+    assert sized(*image) == set()
+    assert sized("stages.pretokenize=null", "pins.pretokenize=abc") == {"tokenizer_image", "tokenizer_joint"}
+    rest = [f"stages.{name}=null" for name in ("tokenizer_joint", "pretokenize", "train", "evaluate")]
+    assert sized(*rest) == {"tokenizer_image"} and sized(*rest, "stages.tokenizer_image=null") == set()

@@ -13,7 +13,8 @@ from omniloom.infra.artifacts import ArtifactStore
 from omniloom.infra.errors import InputError
 from omniloom.pipelines import graph
 from omniloom.pipelines.config import load
-from omniloom.pipelines.plan import Plan, Selection, make_plan
+from omniloom.pipelines.plan import Plan, make_plan
+from omniloom.pipelines.selection import Selection
 
 NEW_LR = "stages.train.optimizer.lr=3e-4"
 

@@ -1,0 +1,49 @@
+"""A stage of a plan: what identifies its output, whether that is there, what is to be done and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omniloom.infra.artifacts import Artifact
+from omniloom.stages.base import Stage
+
+
+@dataclass
+class PlannedStage:
+    stage: Stage
+    config: Any  # None for one that is pinned and not configured
+    inputs: dict[str, str]  # {role: the name of the stage that it is read from}
+    fingerprint: str
+    uri: str
+    artifact: Artifact | None  # the published one, if it can be used
+    sources: dict | None  # {"digest", "files", "bytes"} of the listing, for a stage that reads outside sources
+    outside: dict[str, dict]  # field of a path in the config -> {"uri", "digest", "files", "bytes"} of what is there
+    status: str = "run"
+    reason: str = ""
+    last_seconds: float | None = None
+    expected: Artifact | None = None  # what it comes out as, as far as nothing says that it will be another
+    drift: bool = False  # pinned to an artifact that the config would not make
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def identity(self) -> str:
+        """What stands for the stage's output in the fingerprints of what is made from it."""
+        return self.artifact.identity if self.artifact else self.fingerprint
+
+    @property
+    def executes(self) -> bool:
+        return self.status in ("run", "resume")
+
+    def to_dict(self) -> dict:
+        return {
+            "name": self.name,
+            "status": self.status,
+            "reason": self.reason,
+            "fingerprint": self.fingerprint,
+            "artifact": self.uri,
+            "last_seconds": self.last_seconds,
+        }
