@@ -21,5 +21,5 @@ class Job:
     start_from: Artifact | None
     output: str
     state: str
-    progress: Any  # a Progress, or the share of one that a study gives
+    progress: Any  # a Progress, or a study's share of one
     tracker: Any

@@ -18,5 +18,5 @@ class Job:
     tokenizer: Artifact | None  # of pictures; none in a pipeline of text alone
     output: str
     state: str
-    progress: Any  # a Progress, or the share of one that a study gives
+    progress: Any  # a Progress, or a study's share of one
     tracker: Any
