@@ -225,8 +225,8 @@ def unified_config(
         return start_config(
             storage.absolute(config.init_from), chosen, vocab_size, {"latent_dim": None, **sizes}, specials
         )
-    given = {"specials": specials} if specials else {}
-    return UnifiedConfig(vocab_size=vocab_size, **sizes, **given, **config.model.model_dump())
+    given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
+    return UnifiedConfig(vocab_size=vocab_size, **given, **config.model.model_dump())
 
 
 def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:
