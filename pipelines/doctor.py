@@ -128,20 +128,18 @@ def _tracking(config: PipelineConfig) -> dict:
 def sizes(config: PipelineConfig) -> dict[str, dict]:
     """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
     that starts from what is pinned has sizes that the config does not tell, and is left out."""
-    models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
+    models: dict[str, Any] = {}  # by the stage that makes it; a pinned one is not among them
     found = {}
     for stage in config.graph.stages:
         own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
-        before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
-        if isinstance(own, TokenizerConfig) and (before is None or models.get(before)):
+        before, tokens = inputs.get("tokenizer", ""), getattr(config.stages, inputs.get("tokens", ""), None)
+        if before and before not in models:
+            continue
+        if isinstance(own, TokenizerConfig):
             with naming(config), within(f"stages.{stage.name}"):
                 models[stage.name] = architecture(own, models.get(before))
             found[stage.name] = _tokenizer(own, models[stage.name])
-        elif (
-            isinstance(own, TrainConfig)
-            and isinstance(tokens, PretokenizeConfig)
-            and (not before or models.get(before))
-        ):
+        elif isinstance(own, TrainConfig) and isinstance(tokens, PretokenizeConfig):
             found[stage.name] = _unified(own, tokens, models.get(before))
     return found
 
