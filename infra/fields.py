@@ -10,7 +10,8 @@ A mark stands in a pydantic field's `json_schema_extra` or in a dataclass field'
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,12 +21,15 @@ PLACEMENT: dict[str, Any] = {"placement": True}
 
 
 def path_to(
-    kind: Literal["file", "folder", "any", "store"] = "any", reads: Sequence[str] = (), beside: Sequence[str] = ()
+    kind: Literal["file", "folder", "any", "store", "source"] = "any",
+    reads: Sequence[str] = (),
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The mark of a field that names outside files.
 
     `reads` and `beside` say which files count, as `infra.contents.read_contents` has them. A `store` is a database's
-    address, of which SQLite's is a path.
+    address, of which SQLite's is a path. One from a `source` starts at the `uri` of the config around it and is among
+    what that config's stage lists: its place below `uri` counts, or its name where it lies elsewhere.
     """
     return {"path": {"kind": kind, "reads": list(reads), "beside": list(beside)}}
 
@@ -36,13 +40,15 @@ PATH = path_to()
 @dataclass(frozen=True)
 class MarkedPath:
     """A field with a path in it: the keys that lead there from the root (as the YAML spells them), the mark's facts,
-    and the field's value: a text, or a list or mapping of texts, or None."""
+    and the field's value: a text, or a list or mapping of texts, or None. `around` are the configs that the field is
+    in, from the root."""
 
     keys: tuple[str, ...]
     mark: Mapping[str, Any]
     owner: Any
     name: str
     placement: bool
+    around: tuple[Any, ...]
 
     @property
     def value(self) -> Any:
@@ -71,20 +77,20 @@ def marks(owner: Any) -> dict[str, Mapping[str, Any]]:
     return {}
 
 
-def marked_paths(value: Any, keys: tuple[str, ...] = ()) -> Iterator[MarkedPath]:
+def marked_paths(value: Any, keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()) -> Iterator[MarkedPath]:
     """Every field below `value` that is marked as a path and holds one."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from marked_paths(item, (*keys, str(key)))
+            yield from marked_paths(item, (*keys, str(key)), around)
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
-            yield from marked_paths(item, (*keys, str(number)))
+            yield from marked_paths(item, (*keys, str(number)), around)
     for name, mark in marks(value).items() if not isinstance(value, type) else ():
         item, here = getattr(value, name), (*keys, _spelled(value, name))
         if "path" not in mark:
-            yield from marked_paths(item, here)
+            yield from marked_paths(item, here, (*around, value))
         elif item not in (None, ""):
-            yield MarkedPath(here, mark["path"], value, name, bool(mark.get("placement")))
+            yield MarkedPath(here, mark["path"], value, name, bool(mark.get("placement")), (*around, value))
 
 
 def _spelled(owner: Any, name: str) -> str:
@@ -110,3 +116,17 @@ def map_texts(function, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map_texts(function, item) for item in value)
     return value
+
+
+def from_source(value: str, uri: str, absolute: Callable[[str], str]) -> str:
+    """A path that starts at a source's absolute `uri`: relative where it lies below that, else absolute where it is
+    spelled so."""
+    if "://" not in value and not value.startswith(("/", "~")):
+        return posixpath.normpath(value)
+    return absolute(value).removeprefix(uri.rstrip("/") + "/")
+
+
+def known_from_source(value: str) -> str:
+    """What counts of a path that `from_source` made: all of one below the source, of any other its name."""
+    inside = not value.startswith(("/", "../")) and "://" not in value
+    return value if inside else f"../{posixpath.basename(value)}"

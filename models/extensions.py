@@ -1,50 +1,49 @@
-"""Parts that other distributions bring, by the entry points of their `pyproject.toml`. Standard library only.
+"""Extensions: parts that other installed distributions offer by entry points.
 
-In: a group of entry points, such as `omniloom.quantizers`. Out: the objects that they name, for the tables here.
-Errors: `ExtensionError` naming the distribution and the entry point.
+In: the name of a group, such as `omniloom.sources`, and the names that are taken. Out: the parts by name, and for each
+that cannot be used the reason, for whoever asks for it: a broken extension stops nobody else. Standard library only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
-
-Row = TypeVar("Row")
+from typing import Any
 
 
-class ExtensionError(ValueError):
-    """A part that another distribution brings cannot be used."""
-
-
-def load(reference: str) -> Any:
+def resolve(reference: str) -> Any:
     """The object that "module:name" stands for."""
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)
 
 
-def extended(group: str, row_type: type[Row], rows: Iterable[Row]) -> dict[str, Row]:
-    """The table of `rows` and of those that the entry points of `group` name, by `name`, the rows of others last."""
-    table = {row.name: row for row in rows}
-    for point in sorted(entry_points(group=group), key=lambda point: point.name):
-        row = _read(point, row_type)
-        if row.name in table:
-            raise ExtensionError(f"{_told(point)}: {row.name!r} is taken")
-        table[row.name] = row
-    return table
+def load(
+    group: str, taken: Collection[str], problem: Callable[[str, Any], str | None]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(name -> part, name -> why it cannot be used). `problem(name, part)` says what is wrong with a part, if anything
+    is; a name that is `taken` or that two distributions offer is of no use."""
+    offered: dict[str, list[EntryPoint]] = {}
+    for point in sorted(entry_points(group=group), key=_distribution):
+        offered.setdefault(point.name, []).append(point)
+    parts: dict[str, Any] = {}
+    unusable: dict[str, str] = {}
+    for name, points in offered.items():
+        origin = f"offered by {' and '.join(map(_distribution, points))}"
+        if len(points) > 1 or name in taken:
+            unusable[name] = f"{origin}{' and by omniloom itself' if name in taken else ''}; uninstall all but one"
+            continue
+        try:
+            part = points[0].load()
+        except Exception as error:  # whatever a module of somebody else's raises when it is imported
+            unusable[name] = f"{origin}, {points[0].value} cannot be loaded: {type(error).__name__}: {error}"
+            continue
+        if wrong := problem(name, part):
+            unusable[name] = f"{origin}, {points[0].value} {wrong}"
+        else:
+            parts[name] = part
+    return parts, unusable
 
 
-def _read(point: EntryPoint, row_type: type[Row]) -> Row:
-    try:
-        row = point.load()
-    except Exception as error:  # whatever the module of another raises
-        raise ExtensionError(f"{_told(point)}: cannot be loaded: {type(error).__name__}: {error}") from error
-    if not isinstance(row, row_type):
-        raise ExtensionError(f"{_told(point)}: expected a {row_type.__name__}, got {type(row).__name__}")
-    return row
-
-
-def _told(point: EntryPoint) -> str:
-    distribution = f" of {point.dist.name}" if point.dist else ""
-    return f"{point.group}: {point.name} = {point.value}{distribution}"
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError
-from omniloom.infra.fields import PATH, PLACEMENT, map_texts, marked_paths
+from omniloom.infra.fields import PATH, PLACEMENT, from_source, map_texts, marked_paths
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.infra.tracking.address import absolute_store
 from omniloom.pipelines import schema, yaml_dialect
@@ -238,14 +238,24 @@ def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = 
     for path, value in schema.non_finite(config):
         raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
     config._origin = origin
-    for marked in marked_paths(config):
-        absolute = absolute_store if marked.mark["kind"] == "store" else storage.absolute
-        marked.replace(map_texts(absolute, marked.value))
+    _make_absolute(config)
     with naming(config):
         _ = config.graph
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
+
+
+def _make_absolute(config: PipelineConfig) -> None:
+    paths = list(marked_paths(config))
+    for marked in paths:
+        if marked.mark["kind"] != "source":
+            absolute = absolute_store if marked.mark["kind"] == "store" else storage.absolute
+            marked.replace(map_texts(absolute, marked.value))
+    for marked in paths:
+        if marked.mark["kind"] == "source":
+            uri = next(config.uri for config in reversed(marked.around) if hasattr(config, "uri"))
+            marked.replace(from_source(marked.value, uri, storage.absolute))
 
 
 def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from omniloom.infra import extensions
+from omniloom.models import extensions
 from omniloom.stages.base import Stage
 
 GROUP = "omniloom.stages"

@@ -15,12 +15,13 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel
 
-from omniloom.infra.fields import marks
+from omniloom.infra.fields import known_from_source, marks
 from omniloom.infra.secrets import redact_uris
 
 BY_CONTENT = "(by content)"  # in place of an outside path
@@ -35,8 +36,8 @@ def canonical(value: Any, where: str = "value", paths: bool = False) -> Any:
         return canonical(value.canonical_form(), where, paths)
     if isinstance(value, BaseModel) or dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            name: BY_CONTENT
-            if "path" in mark and getattr(value, name) not in (None, "") and not paths
+            name: _outside(item, mark["path"])
+            if "path" in mark and (item := getattr(value, name)) not in (None, "") and not paths
             else canonical(getattr(value, name), f"{where}.{name}", paths)
             for name, mark in marks(value).items()
             if not mark.get("placement")
@@ -61,6 +62,10 @@ def canonical(value: Any, where: str = "value", paths: bool = False) -> Any:
                 raise TypeError(f"{where}: key {key!r} is not a string")
         return {key: canonical(value[key], f"{where}.{key}", paths) for key in sorted(value)}
     raise TypeError(f"{where}: {type(value).__name__} has no canonical form")
+
+
+def _outside(value: Any, mark: Mapping[str, Any]) -> Any:
+    return redact_uris(known_from_source(value)) if mark["kind"] == "source" else BY_CONTENT
 
 
 def digest(value: Any) -> str:

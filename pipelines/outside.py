@@ -22,7 +22,7 @@ def outside_contents(config: Any, known: dict[str, dict]) -> dict[str, dict]:
     be read the digest is empty and an "error" says why."""
     found = {}
     for path in marked_paths(config):
-        for field, uri in () if path.placement else path.places():
+        for field, uri in () if path.placement or path.mark["kind"] == "source" else path.places():
             key = json.dumps([uri, path.mark], sort_keys=True)
             if key not in known:
                 known[key] = _facts(uri, path.mark)

@@ -18,11 +18,11 @@ import pyarrow as pa
 from omniloom.infra import disk, storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
+from omniloom.models.cover import cover
 from omniloom.stages.data import records
 from omniloom.stages.data.arrow import map_table
 from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.media import decode as media
-from omniloom.stages.data.media.scaling import cover
 from omniloom.stages.data.order import BucketOrder
 from omniloom.stages.data.spread import spread
 
@@ -226,7 +226,8 @@ def _pixels(kind: str, clips: np.ndarray) -> Tensor:
 
 def _scaled(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
     """(..., H, W) scaled to cover `shape` and cut at the centre: rounding to patches leaves a bucket's shapes at two
-    sizes a little different in aspect."""
+    sizes a little different in aspect. Only where a tokenizer is trained at several sizes: from what `media.scaling`
+    made at the largest, bilinear, a batch at a time."""
     import torch.nn.functional as F
 
     if tuple(pixels.shape[-2:]) == shape:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from omniloom.stages.base import PATH, PLACEMENT
+from omniloom.stages.base import PATH, PLACEMENT, path_to
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -79,7 +79,7 @@ FORMER_FIELDS: dict[str, Any] = {
 class Captions(Strict):
     """Where captions and labels come from: a manifest, texts beside the files, or the names of files or folders."""
 
-    manifest: str | None = None
+    manifest: str | None = Field(None, json_schema_extra=path_to("source"))
     """JSON lines, or a table in .csv or .tsv with a line of column names: a path below the source's `uri` (or starting
     there, such as ../captions.jsonl), or a URI of its own."""
     file_field: str | None = None

@@ -31,13 +31,14 @@ _BANDS, _AGREEING = 16, 0.75  # of a sketch: bands that are looked up, and the s
 def near_pictures(looks: np.ndarray, most: float = PICTURES) -> np.ndarray:
     """Pairs of rows of uint8 (n, LOOK_SIDE ** 2 * 3), which may be a memory map; `most` may be left between two, as a
     share of their contrast: PICTURES or CLIPS."""
-    coarse = np.concatenate(
-        [_coarse(looks[at : at + _BLOCK]) for at in range(0, len(looks), _BLOCK)] or [np.empty((0, 16), np.float32)]
-    )
+    blocks = [looks[at : at + _BLOCK] for at in range(0, max(1, len(looks)), _BLOCK)]
+    coarse = np.concatenate([_coarse(block) for block in blocks])
+    limits = np.minimum(_MOST_ERROR, most * np.concatenate([_contrast(block) for block in blocks]))
 
     def alike(pairs: np.ndarray) -> np.ndarray:
         close = np.square(coarse[pairs[:, 0]] - coarse[pairs[:, 1]]).sum(1) <= _MOST_COARSE**2
-        close[close] = _alike(looks[pairs[close, 0]], looks[pairs[close, 1]], most)
+        first, second = pairs[close].T
+        close[close] = _alike(looks[first], looks[second], np.minimum(limits[first], limits[second]))
         return close
 
     found = _Pairs()
@@ -107,10 +108,10 @@ def _coarse(looks: np.ndarray) -> np.ndarray:
     return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-3)
 
 
-def _alike(a: np.ndarray, b: np.ndarray, most: float) -> np.ndarray:
-    """bool (n,): whether two looks show one picture, once it is shifted and scaled a little."""
-    a, b = (x.reshape(-1, LOOK_SIDE, LOOK_SIDE, 3).astype(np.float32) for x in (a, b))
-    limit = np.minimum(_MOST_ERROR, most * np.minimum(_contrast(a), _contrast(b)))
+def _alike(a: np.ndarray, b: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """bool (n,): whether two looks show one picture, once it is shifted and scaled a little: what is then left between
+    them is at most `limit` levels."""
+    a, b = _pixels(a), _pixels(b)
     left = (b - a).reshape(len(a), LOOK_SIDE**2 * 3)
     plausible = np.sqrt(np.square(left).mean(1)) <= 3 * limit  # of what a little movement can explain
     moves, left = _moves((a[plausible] + b[plausible]) / 2), left[plausible]
@@ -122,7 +123,13 @@ def _alike(a: np.ndarray, b: np.ndarray, most: float) -> np.ndarray:
     return plausible
 
 
+def _pixels(looks: np.ndarray) -> np.ndarray:
+    return looks.reshape(-1, LOOK_SIDE, LOOK_SIDE, 3).astype(np.float32)
+
+
 def _contrast(looks: np.ndarray) -> np.ndarray:
+    """Levels (n,) by which the pixels of a look differ from their mean."""
+    looks = _pixels(looks)
     return np.sqrt(np.square(looks - looks.mean((1, 2), keepdims=True)).mean((1, 2, 3)))
 
 

@@ -156,14 +156,12 @@ def run(context: StageContext) -> dict:
 
 def _make(context: StageContext, name: str, training: TrainingConfig, progress: Share) -> dict:
     """Train and measure one model, as far as it is not done; its figures."""
-    from omniloom.stages.train.worker import train_worker
-
     config: Config = context.config
     state, output = storage.join(context.state, name), storage.join(context.output, name)
     tracker, run_name = Named(context.tracker, name), f"{context.stage}-{context.fingerprint[:12]}-{name}"
     if not storage.exists(storage.join(state, "metrics.json")):
         job = Job(training, context.tokens, context.tokenizer, output, state, progress, tracker)
-        launch(train_worker, job, training.workers, run_name, state)
+        launch(train.work, job, training.workers, run_name, state)
     measured = storage.join(state, "measured.json")
     if not storage.exists(measured):
         where = WorkersConfig(count=1, cpus=config.evaluation.cpus, gpus=config.evaluation.gpus)

@@ -59,7 +59,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         with within(f"quantizers.{name}"):
             replace(config.training.model, quantizer=quantizer)
     with within("training"):
-        tokenizer.check(config.training, {}, files)
+        tokenizer.check(config.training, {"records": upstream.get("records")}, files)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[str]:
@@ -68,8 +68,6 @@ def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[st
 
 
 def run(context: StageContext) -> dict:
-    from omniloom.stages.tokenizer.worker import train_worker
-
     config: Config = context.config
     metrics: dict[str, Any] = {}
     rows = []
@@ -87,7 +85,7 @@ def run(context: StageContext) -> dict:
                 Named(context.tracker, name),
             )
             launch(
-                train_worker,
+                tokenizer.work,
                 job,
                 config.training.workers,
                 f"{context.stage}-{context.fingerprint[:12]}-{name}",

@@ -77,6 +77,10 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         raise InputError("is missing: the architecture of the tokenizer", field="model")
     if not (starts or config.steps):
         raise InputError("expected at least 1: there is no tokenizer to take as it is", field="steps")
+    kinds = getattr(upstream.get("records"), "kinds", None)
+    for kind in config.data.kinds if config.steps else ():
+        if kinds is not None and kind not in kinds:
+            raise InputError(f"no source of stages.ingest.sources gives {kind}s", field="data.kinds")
     if files:
         _check_files(config)
     if not config.official:
@@ -121,9 +125,14 @@ def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[st
             yield f"{number:,} {kind}s in the train split, fewer than the {batch} of one step: each comes in every step"
 
 
-def run(context: StageContext) -> dict:
+def work(job: Job) -> None:
+    """One rank. What it needs is imported there alone: the stage's body, which waits for the ranks, loads no torch."""
     from omniloom.stages.tokenizer.worker import train_worker
 
+    train_worker(job)
+
+
+def run(context: StageContext) -> dict:
     config: Config = context.config
     start_from = None if config.official else context.tokenizer
     known = start_from and storage.read_json(start_from.file("tokenizer", "config.json"))
@@ -141,5 +150,5 @@ def run(context: StageContext) -> dict:
         context.progress,
         context.tracker,
     )
-    launch(train_worker, job, config.workers, f"{context.stage}-{context.fingerprint[:12]}", context.work)
+    launch(work, job, config.workers, f"{context.stage}-{context.fingerprint[:12]}", context.work)
     return storage.read_json(storage.join(context.state, "metrics.json"))

@@ -37,7 +37,7 @@ storage: runs
 stages:
   ingest: {sources: [{kind: text, uri: texts}]}
   tokenizer_image: {model: {architecture: rae, encoder: none}, data: {sizes: [32]}}
-  tokenizer_joint: {perceptual: {vgg: none}, data: {sizes: [32]}}
+  tokenizer_joint: {perceptual: {vgg: none}, loss: {perceptual_weight: 1}, data: {sizes: [32]}}
   tokenizer_kl: {official: none, data: {sizes: [32]}}
   objective_study: {training: {}, objectives: {a: next_code}}
 """
@@ -261,7 +261,7 @@ def test_the_demo_keeps_its_built_in_sources():
 
 
 def test_what_submit_ships_has_the_fingerprints_of_run(workspace, files, monkeypatch, tmp_path):
-    given = [f"storage={workspace.storage}", "stages.ingest.sources=[{kind: text, uri: texts}]", TOKENIZER]
+    given = workspace.overrides("stages.ingest.sources.0.uri=texts", TOKENIZER)
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(raw("demo", given)))
     shutil.copytree(workspace.corpus, files / "texts")
@@ -272,9 +272,32 @@ def test_what_submit_ships_has_the_fingerprints_of_run(workspace, files, monkeyp
     assert [planned.fingerprint for planned in make_plan(load(str(file))).stages] == here
 
 
+MANIFESTS = {
+    "pics/all.jsonl": ["all.jsonl", "./all.jsonl", "{here}/pics/all.jsonl", "file://{here}/pics/all.jsonl"],
+    "all.jsonl": ["../all.jsonl", "{here}/all.jsonl", "~/all.jsonl", "{here}/moved/all.jsonl"],
+    "pics/sub/all.jsonl": ["sub/all.jsonl", "~/pics/sub/all.jsonl"],
+}
+
+
+def test_every_spelling_of_a_manifest_is_the_same(files):
+    def source(spelled: str, kind: str):
+        manifest = f"manifest: '{spelled.format(here=files)}'"
+        named = manifest if kind == "interleaved" else f"captions: {{{manifest}}}"
+        (found,) = load("demo", [f"stages.ingest.sources=[{{kind: {kind}, uri: pics, {named}}}]"]).stages.ingest.sources
+        return canonical(found)
+
+    for kind in ("image_folder", "interleaved"):
+        known = [[source(spelled, kind) for spelled in spellings] for spellings in MANIFESTS.values()]
+        for same in known:
+            assert same == [same[0]] * len(same)
+        assert len({str(same[0]) for same in known}) == len(MANIFESTS)
+    assert source("all.jsonl", "interleaved")["manifest"] == "all.jsonl"  # as it always was
+    assert source("../all.jsonl", "interleaved")["manifest"] == "../all.jsonl"
+
+
 # Text fields whose name or description sounds like a path and that are none: names, relations within a source.
 NO_PATHS = re.compile(
-    r"(captions\.|sources\.)?(manifest|file_field|image_field|video_field|include|exclude|from|template|links|encoding)$"
+    r"(captions\.|sources\.)?(file_field|image_field|video_field|include|exclude|from|template|links|encoding)$"
 )
 SOUNDS_LIKE_A_PATH = re.compile(
     r"\b(ur[il]s?|paths?|folders?|files?|root|dir|checkpoint|weights|safetensors|\.json|\.pth)\b|_(dir|root|path|uri|file)$"

@@ -8,12 +8,12 @@ A kind is one row, `QuantizerKind`. Another distribution adds rows by the entry 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
+from omniloom.models import extensions
 from omniloom.models.checks import STRICT_AND_DESCRIBED
-from omniloom.models.extensions import extended, load
 
 GROUP = "omniloom.quantizers"
 DEFAULT = "vq"
@@ -79,10 +79,31 @@ class QuantizerKind:
     build: str
 
 
-@cache
 def kinds() -> dict[str, QuantizerKind]:
     """All kinds by name: ours, and then those of other distributions."""
-    return extended(GROUP, QuantizerKind, load(_OURS))
+    return _tables()[0]
+
+
+@cache
+def _tables() -> tuple[dict[str, QuantizerKind], dict[str, str]]:
+    """The kinds, and why others that are offered cannot be used, by name."""
+    ours = {row.name: row for row in extensions.resolve(_OURS)}
+    others, unusable = extensions.load(GROUP, ours, _problem)
+    return {**ours, **others}, unusable
+
+
+def _problem(name: str, row: Any) -> str | None:
+    """What keeps an entry point from being a kind of quantizer."""
+    if not isinstance(row, QuantizerKind):
+        return f"is no omniloom.models.tokenizer.quantizers.kinds.QuantizerKind but a {type(row).__name__}"
+    if row.name != name:
+        return f"is the quantizer {row.name!r}, expected the name of its entry point"
+    config = row.config
+    if not (isinstance(config, type) and issubclass(config, QuantizerConfig) and is_dataclass(config)):
+        return "has a config that is no dataclass and QuantizerConfig"
+    if get_args(get_type_hints(config)["kind"]) != (name,) or getattr(config, "kind", None) != name:
+        return f'has a config without the line `kind: Literal["{name}"] = "{name}"`'
+    return None
 
 
 def read_quantizer(values: Mapping[str, Any], where: str) -> QuantizerConfig:
@@ -111,6 +132,7 @@ def with_names_of_today(values: Any) -> Any:
     values = dict(values)
     if values.get("kind", DEFAULT) == "vq" and values.get("codebook") in ("ema", "gradient"):
         values["kind"] = "vq_gradient" if values.pop("codebook") == "gradient" else "vq"
+    _check_usable(_kind_of(values))
     row = kinds().get(_kind_of(values))
     if row is None:
         return values
@@ -122,6 +144,11 @@ def with_names_of_today(values: Any) -> Any:
         if old in values and name not in values:
             values[name] = values.pop(old)
     return values
+
+
+def _check_usable(kind: str | None) -> None:
+    if kind in _tables()[1]:
+        raise ValueError(f"kind: {kind} cannot be used; it is {_tables()[1][kind]}")
 
 
 def _kind_of(value: Any) -> str | None:

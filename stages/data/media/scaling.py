@@ -1,13 +1,16 @@
 """Scaling: uint8 pictures and frames to a size, by cutting first and scaling what is left.
 
 In: (H, W, 3) or (T, H, W, 3). Out: the same with other H and W. A picture of extreme shape costs what its crop costs:
-a strip of 1x100000 pixels that is to fill a square is never scaled as a whole.
+a strip of 1x100000 pixels that is to fill a square is never scaled as a whole. Pictures and videos, in training and in
+evaluation, go through here; what a user of a model shows goes through `models.resample`, the same in torch.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+
+from omniloom.models.cover import Box, Size, centre_box
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -23,23 +26,11 @@ def resize_center_crop(
     `shown` is the (height, width) on display where the stored pixels are not square. Equal to scaling the whole and
     cutting `size` out of it.
     """
-    target_h, target_w = (size, size) if isinstance(size, int) else size
-    stored_h, stored_w = image.shape[-3:-1]
-    height, width = shown or (stored_h, stored_w)
-    scaled_h, scaled_w = cover(height, width, target_h, target_w)
-    top, left = (scaled_h - target_h) // 2, (scaled_w - target_w) // 2
-    down, across = stored_h / scaled_h, stored_w / scaled_w  # stored pixels in a scaled one
-    box = (left * across, top * down, min((left + target_w) * across, stored_w), min((top + target_h) * down, stored_h))
-    return _resample(image, (target_h, target_w), box)
+    target = (size, size) if isinstance(size, int) else size
+    return _resample(image, target, centre_box(image.shape[-3:-1], target, shown))
 
 
-def cover(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
-    """The smallest (height, width) of the same aspect that covers the target."""
-    scale = max(target_height / height, target_width / width)
-    return max(target_height, round(height * scale)), max(target_width, round(width * scale))
-
-
-def _resample(image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+def _resample(image: np.ndarray, size: Size, box: Box) -> np.ndarray:
     """The part of the picture in `box` (left, top, right, bottom; pixels, fractions too) brought to (height, width)."""
     if image.ndim == 4:
         return np.stack([_resample(frame, size, box) for frame in image])

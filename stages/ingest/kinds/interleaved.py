@@ -11,7 +11,7 @@ from urllib.parse import urldefrag
 from pydantic import Field, model_validator
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.base import PATH, PLACEMENT
+from omniloom.stages.base import PATH, PLACEMENT, path_to
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding, fields, texts
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
@@ -32,7 +32,7 @@ class InterleavedConfig(SourceConfig):
 
     kind: Literal["interleaved"]
     """Documents with pictures between their paragraphs."""
-    manifest: str | None = None
+    manifest: str | None = Field(None, json_schema_extra=path_to("source"))
     """JSON lines of {file, segments} in place of Markdown: a path below `uri` (or starting there), or a URI. A segment
     is {type: text, text} or {type: image, file, alt}."""
     group_field: str | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-from omniloom.infra import extensions
+from omniloom.models import extensions
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.kinds.image_folder import ImageFolder
