@@ -252,6 +252,13 @@ def connect_to(config: ClusterConfig) -> Cluster:
     )
 
 
+def starts_here(config: ClusterConfig) -> bool:
+    """Whether `connect_to` would start a local Ray, and attach to no cluster."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return False
+    return (config.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
 def shutdown() -> None:
     """Disconnect, and end a local Ray. Clusters that were only attached to go on."""
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():

@@ -37,7 +37,7 @@ def check_counts(config: PipelineConfig, counts: Mapping[str, dict], settled: Co
 
 def _ask_all(config: PipelineConfig, settled: Collection[str], ask: Callable[[Stage, Any, dict], None]) -> None:
     errors = []
-    for stage, own, upstream in _with_upstream(config):
+    for stage, own, upstream in with_upstream(config):
         if stage.name in settled or stage.name in config.pins:
             continue
         try:
@@ -49,7 +49,7 @@ def _ask_all(config: PipelineConfig, settled: Collection[str], ask: Callable[[St
         raise together(errors)
 
 
-def _with_upstream(config: PipelineConfig) -> Iterator[tuple[Stage, Any, dict[str, Any]]]:
+def with_upstream(config: PipelineConfig) -> Iterator[tuple[Stage, Any, dict[str, Any]]]:
     """Each stage in order with its config and, by role, the configs of the stages before it."""
     graph = config.graph
     known: dict[str, Any] = {}

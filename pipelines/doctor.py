@@ -1,8 +1,5 @@
-"""What is missing on this machine, and what a pipeline needs: parameters, memory per GPU, tokens per step.
-
-Sizing builds nothing and needs no GPU: parameters are counted on torch's meta device or in closed form, and memory
-follows from them. The estimate leaves out what the allocator wastes: plan for a tenth more.
-"""
+"""What is missing on this machine or on the cluster that a config names, and what its pipeline needs
+(`pipelines.sizing`)."""
 
 from __future__ import annotations
 
@@ -10,18 +7,14 @@ import os
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-from omniloom.infra import storage
-from omniloom.infra.errors import InputError, within
+from omniloom.infra import cluster, storage
+from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
-from omniloom.infra.training.config import EngineConfig
+from omniloom.pipelines import room
 from omniloom.pipelines.checks import check_stages
-from omniloom.pipelines.config import PipelineConfig, load, naming
-from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
-from omniloom.stages.tokenizer.config import Config as TokenizerConfig
-from omniloom.stages.tokenizer.stage import architecture
-from omniloom.stages.train.config import Config as TrainConfig
+from omniloom.pipelines.config import PipelineConfig, load, placed
+from omniloom.pipelines.sizing import sizes
 
 _NEEDED = (
     "torch",
@@ -38,19 +31,20 @@ _NEEDED = (
     "safetensors",
     "scikit-learn",
 )
-# Bytes a trained parameter takes in fp32: itself, its gradient, Adam's two moments, its moving average.
-_WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 
 
 def examine(config: str | None, overrides: list[str]) -> dict:
     """{"checks": [{"name", "ok", "needed", "says"}], "sizes": {...} or None}; InputError for a wrong config."""
     loaded = load(config, overrides) if config else None
+    sized = None
     checks = [_python(), *(_package(name) for name in _NEEDED), _compiler(), _memory(), _accelerators()]
     if loaded:
         check_stages(loaded)
         checks.append(_storage(loaded.storage))
         checks.append(_tracking(loaded))
-    return redact({"checks": checks, "sizes": sizes(loaded) if loaded else None})
+        sized = sizes(loaded)
+        checks += _room(loaded, sized)
+    return redact({"checks": checks, "sizes": sized})
 
 
 def render(report: dict) -> str:
@@ -125,119 +119,20 @@ def _tracking(config: PipelineConfig) -> dict:
     return _check("tracking", usable and not lost, says, needed=False)
 
 
-def sizes(config: PipelineConfig) -> dict[str, dict]:
-    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
-    that starts from what is pinned has sizes that the config does not tell, and is left out."""
-    models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
-    found = {}
-    for stage in config.graph.stages:
-        own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
-        before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
-        if isinstance(own, TokenizerConfig) and (before is None or models.get(before)):
-            with naming(config), within(f"stages.{stage.name}"):
-                models[stage.name] = architecture(own, models.get(before))
-            found[stage.name] = _tokenizer(own, models[stage.name])
-        elif (
-            isinstance(own, TrainConfig)
-            and isinstance(tokens, PretokenizeConfig)
-            and (not before or models.get(before))
-        ):
-            found[stage.name] = _unified(own, tokens, models.get(before))
-    return found
-
-
-def _state(parameters: int, engine: EngineConfig, workers: int, frozen: int = 0) -> dict[str, int]:
-    """Bytes per worker of weights, gradients, optimizer and EMA under ZeRO (arXiv 1910.02054, section 3). `parameters`
-    are trained; `frozen` ones are weights alone."""
-    share = [workers if engine.zero_stage >= stage else 1 for stage in (1, 2, 3)]
-    return {
-        "weights_bytes": (parameters + frozen) * _WEIGHT // share[2],
-        "gradients_bytes": parameters * _GRADIENT // share[1],
-        "optimizer_bytes": 0 if engine.offload and engine.zero_stage else parameters * _MOMENTS // share[0],
-        "ema_bytes": parameters * _WEIGHT // share[2] if engine.ema_decay else 0,
-    }
-
-
-def _with_total(size: dict) -> dict:
-    return {**size, "memory_per_worker_bytes": sum(v for k, v in size.items() if k.endswith("_bytes"))}
-
-
-def _tokenizer(stage, model) -> dict:
-    import torch
-
-    from omniloom.models.tokenizer.build import build_tokenizer
-    from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig
-    from omniloom.models.tokenizer.discriminator import Discriminator
-
-    with torch.device("meta"):
-        tokenizer = list(build_tokenizer(model).parameters())
-        parameters = sum(p.numel() for p in tokenizer)
-        frozen = sum(p.numel() for p in tokenizer if not p.requires_grad)
-        critic = sum(p.numel() for p in Discriminator(stage.discriminator).parameters()) if stage.discriminator else 0
-    data, workers = stage.data, stage.workers.count
-    if isinstance(model, TiTokConfig):
-        height, width = (side // model.patch_size for side in model.size)
-        tokens = {"image": data.image_batch * (height * width + model.num_latents)}  # as the blocks see them
-        layers = model.encoder_layers + model.decoder_layers
-    elif isinstance(model, RAEConfig):
-        tokens = {"image": data.image_batch * (max(data.sizes) // model.patch_size) ** 2}
-        layers = model.decoder_layers  # the frozen encoder keeps nothing for a backward pass
+def _room(config: PipelineConfig, sized: dict[str, dict]) -> list[dict]:
+    """What the stages lack on this machine, or on the cluster that the config names, which is asked."""
+    names = config.graph.names
+    if cluster.starts_here(config.cluster):
+        place = room.of_this_machine(config.cluster, room.wants_gpus(config, names))
     else:
-        tokens = {}
-        for kind in data.kinds:
-            frames = 1 if kind == "image" else 1 + (data.frames - 1) // model.temporal_patch
-            batch = data.image_batch if kind == "image" else data.video_batch
-            tokens[kind] = batch * frames * (max(data.sizes) // model.patch_size) ** 2
-        layers = len(model.spatial_layers) + len(model.decoder_spatial_layers) + 2 * model.temporal_layers
-    width = 2 if stage.engine.precision == "bf16" else 4
-    # Kept for the backward pass per token and layer: residual, q, k, v, attention's output, GEGLU's three tensors.
-    per_layer = model.width * 2 + 4 * model.heads * model.head_dim + 3 * model.inner_width
-    kept = model.width if stage.engine.activation_checkpointing else per_layer
-    activations = max(tokens.values()) // workers * width * (kept * layers + (per_layer if kept != per_layer else 0))
-    return _with_total(
-        {
-            "parameters": parameters,
-            "discriminator_parameters": critic,
-            "workers": workers,
-            **{f"{kind}_tokens_per_step": count for kind, count in tokens.items()},
-            **_state(parameters - frozen + critic, stage.engine, workers, frozen),
-            "activations_bytes": activations,
-        }
-    )
-
-
-def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
-    from omniloom.models.unified.config import num_parameters
-    from omniloom.models.unified.representations import patch_numbers
-    from omniloom.stages.train.config import unified_config
-
-    patch = tokens.pixel_patch
-    sizes = {
-        "latent_dim": tokenizer and tokenizer.latent_dim,
-        "codebook_size": tokenizer and tokenizer.codebook_size,
-        "pixel_dim": patch and patch_numbers(patch),
-    }
-    model = unified_config(stage, tokens.vocab_size, sizes, None)
-    parameters = num_parameters(model)
-    workers, accumulate = stage.workers.count, stage.workers.accumulate
-    step_tokens = stage.batch_rows * stage.packing.length
-    rows = stage.batch_rows // workers // accumulate
-    width = 2 if stage.engine.precision == "bf16" else 4
-    per_layer = 2 * model.width + 2 * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden
-    kept = model.width if stage.engine.activation_checkpointing else per_layer
-    pass_tokens = rows * stage.packing.length
-    activations = pass_tokens * width * (kept * model.layers + (per_layer if kept != per_layer else 0))
-    return _with_total(
-        {
-            "parameters": parameters,
-            "workers": workers,
-            "tokens_per_step": step_tokens,
-            "tokens_per_worker_and_pass": pass_tokens,
-            **_state(parameters, stage.engine, workers),
-            "activations_bytes": activations,
-            # fp32 logits and their gradient, at every position in the worst case
-            "logits_bytes": pass_tokens * model.vocab_size * 8,
-            # ZeRO-3 gathers a layer at a time
-            "gathered_bytes": parameters // model.layers * _WEIGHT * 2 if stage.engine.zero_stage == 3 else 0,
-        }
-    )
+        try:
+            connected = cluster.connect_to(config.cluster)
+        except InputError as error:
+            return [_check("cluster", False, str(placed(config, error)))]
+        place = room.of_cluster(connected)
+        if connected.opened:
+            cluster.shutdown()
+    lacking = [placed(config, error) for error in room.missing(config, names, place, sized)]
+    if not lacking:
+        return [_check("room", True, f"{place.name} has the CPUs, GPUs and memory that the stages ask for")]
+    return [_check(error.field or "room", False, error.message) for error in lacking]

@@ -83,7 +83,7 @@ def _narrowed(document: dict, path: list[str], message: str) -> tuple[list[str],
     """The place and the message of a check of several fields, whose message begins with the one that is wrong."""
     field, rest = split_field(message)
     own = field.split(".") if field else []
-    if not own or own[0] not in schema.place(document, [*path, own[0]]).known:
+    if not own or not schema.kinds(document, ".".join([*path, own[0]])):
         return path, message
     return [*path, *own], rest
 

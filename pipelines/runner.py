@@ -26,12 +26,13 @@ from omniloom.infra.lease import Holder, Lease
 from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
-from omniloom.pipelines import run_card
+from omniloom.pipelines import room, run_card, sizing
 from omniloom.pipelines.bodies import Bodies
 from omniloom.pipelines.config import placed
 from omniloom.pipelines.display import Display
 from omniloom.pipelines.failures import told
 from omniloom.pipelines.fingerprint import canonical
+from omniloom.pipelines.origin import together
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.planned import PlannedStage
 from omniloom.pipelines.record import Record
@@ -51,6 +52,8 @@ def run(plan: Plan, display: Display) -> None:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
+    if cluster.starts_here(plan.config.cluster):
+        _check_room(plan)
     with display, Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
         display.log = log
         plan.store.remove_leftovers()
@@ -75,17 +78,16 @@ def _check_blocked(plan: Plan) -> None:
         raise InputError(f"{first.name} is blocked: {first.reason}")
 
 
-def _check_room(plan: Plan, connected: cluster.Cluster) -> None:
-    for planned in plan.to_execute:
-        needs = planned.stage.needs(planned.config)
-        for kind, wanted, present in (
-            ("CPUs", needs.cpus + needs.worker_cpus, connected.num_cpus),
-            ("GPUs", needs.gpus + needs.worker_gpus, connected.num_gpus),
-        ):
-            if wanted > present:
-                raise InputError(
-                    f"needs {wanted:g} {kind}, the cluster has {present:g}", field=f"stages.{planned.name}.workers"
-                )
+def _check_room(plan: Plan, connected: cluster.Cluster | None = None) -> None:
+    """InputError where the cluster, or this machine before its Ray is started, has too little for what would run."""
+    names = [planned.name for planned in plan.to_execute]
+    if connected:
+        place, memory = room.of_cluster(connected), {}
+    else:
+        place = room.of_this_machine(plan.config.cluster, room.wants_gpus(plan.config, names))
+        memory = sizing.least(plan.config)
+    if lacking := [placed(plan.config, error) for error in room.missing(plan.config, names, place, memory)]:
+        raise together(lacking)
 
 
 class _Run:

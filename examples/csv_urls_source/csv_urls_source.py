@@ -28,7 +28,8 @@ class CsvUrlsConfig(SourceConfig):
     kind: Literal["csv_urls"]
     """Tables whose rows hold the URL of an image and its caption."""
     url_column: str = "url"
-    """The column of the image's URI, such as https://host/a.jpg, s3://bucket/a.png or file:///data/a.webp."""
+    """The column of the image's URI, such as https://host/a.jpg, s3://bucket/a.png or file:///data/a.webp, or an
+    absolute path."""
     caption_column: str | None = "caption"
     """The column of the caption; null for images without captions."""
     timeout: float = Field(default=30.0, gt=0, json_schema_extra=PLACEMENT)
@@ -84,8 +85,9 @@ class CsvUrls(SourceKind):
         from omniloom.stages.ingest.fetching import fetch
 
         url = item["url"]
-        if not isinstance(url, str) or "://" not in url:
-            raise MediaError("missing_field", f"{self.config.url_column}: expected a URL, got {url!r:.80}")
+        if not isinstance(url, str) or not ("://" in url or url.startswith("/")):
+            expected = "a URI such as https://host/a.jpg, or an absolute path"
+            raise MediaError("missing_field", f"{self.config.url_column}: expected {expected}, got {url!r:.80}")
         data = fetch(url.strip(), self.limits.max_bytes, self.config.timeout)
         record = rows.media_row("image", data, self.limits)
         captions, rejects = fields.caption_texts(item["caption"], self.config.caption_column or "")

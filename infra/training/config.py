@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from omniloom.infra.fields import PLACEMENT
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(BaseModel):
     """AdamW with a linear warm-up and then a cosine (or constant) schedule."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     lr: float = Field(1e-3, gt=0)
     """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decays of the averages of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
     """What is added to the root of the second average."""
@@ -44,7 +46,7 @@ class OptimizerConfig(BaseModel):
 class EngineConfig(BaseModel):
     """Numerics and ZeRO. The ZeRO stage moves memory and traffic, not results, so it is placement."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     zero_stage: Literal[0, 1, 2, 3] = Field(1, json_schema_extra=PLACEMENT)
     """DeepSpeed's ZeRO stage: what is sharded over the workers (0 nothing, 1 optimizer states, 2 gradients too, 3
     weights too)."""
@@ -63,7 +65,7 @@ class EngineConfig(BaseModel):
 class WorkersConfig(BaseModel):
     """Where the training workers run. All of it is placement: results do not depend on it."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     count: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
     """Workers."""
     cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT)

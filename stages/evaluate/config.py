@@ -27,7 +27,7 @@ class MeasureConfig(DrawingConfig):
     """Train pictures a label needs to count as a class."""
     class_pixels: int = Field(8, ge=2)
     """Side of the shrunken pictures for the classifier, coverage and the Fréchet distance."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of the examples and of what is drawn."""
     cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)
     """CPUs of the worker that measures."""

@@ -62,7 +62,16 @@ _PASSING = {
 }
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 # Parts of the names that clients give to errors of theirs that are no OSError.
-_PASSING_NAMES = ("timeout", "throttl", "slowdown", "connection", "disconnected", "incompleteread", "unavailable")
+_PASSING_NAMES = (
+    "timeout",
+    "throttl",
+    "slowdown",
+    "connection",
+    "disconnected",
+    "incomplete",
+    "payload",
+    "unavailable",
+)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 T = TypeVar("T")

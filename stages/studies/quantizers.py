@@ -59,7 +59,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         with within(f"quantizers.{name}"):
             replace(config.training.model, quantizer=quantizer)
     with within("training"):
-        tokenizer.check(config.training, {}, files)
+        tokenizer.check(config.training, {"records": upstream.get("records")}, files)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[str]:

@@ -118,7 +118,7 @@ class TokenizerStageConfig(BaseModel):
     """Which clips it trains on."""
     steps: int = Field(500000, ge=0)
     """0 takes the tokenizer that training starts from as it is."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, clips and noise."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """The optimizer of the tokenizer."""
@@ -139,11 +139,11 @@ class TokenizerStageConfig(BaseModel):
             check_fit(self.model, self.data)
         for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
             if kind in self.data.kinds and batch % self.workers.count:
-                raise ValueError(f"data.{kind}_batch {batch} does not divide by workers.count {self.workers.count}")
+                raise ValueError(f"data.{kind}_batch: {batch} does not divide by workers.count {self.workers.count}")
         if self.official and self.model:
             raise ValueError("official: the checkpoint has its architecture with it, expected no `model`")
         if self.loss.needs_perceptual and not self.perceptual:
-            raise ValueError("perceptual is missing: the loss gives a weight to it")
+            raise ValueError("perceptual: is missing, and the loss gives a weight to it")
         if self.perceptual and not self.loss.needs_perceptual:
             raise ValueError("perceptual: has no effect: loss.perceptual_weight and loss.style_weight are 0")
         for name in ("adversarial_start", "discriminator_warmup", "adversarial_ramp", "adaptive_weight"):

@@ -77,6 +77,10 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         raise InputError("is missing: the architecture of the tokenizer", field="model")
     if not (starts or config.steps):
         raise InputError("expected at least 1: there is no tokenizer to take as it is", field="steps")
+    kinds = getattr(upstream.get("records"), "kinds", None)
+    for kind in config.data.kinds if config.steps else ():
+        if kinds is not None and kind not in kinds:
+            raise InputError(f"no source of stages.ingest.sources gives {kind}s", field="data.kinds")
     if files:
         _check_files(config)
     if not config.official:

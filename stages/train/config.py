@@ -124,7 +124,7 @@ class TrainConfig(BaseModel):
     """Packed rows an optimizer step, over all workers."""
     steps: int = Field(100_000, ge=1)
     """Optimizer steps."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, documents and noise."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """The optimizer."""
@@ -165,7 +165,7 @@ class TrainConfig(BaseModel):
                 self.alignment.check(model.layers)
         parts = self.workers.count * self.workers.accumulate
         if self.batch_rows % parts:
-            raise ValueError(f"batch_rows {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
+            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self
 
     @property
@@ -227,3 +227,14 @@ def unified_config(
         )
     given = {"specials": specials} if specials else {}
     return UnifiedConfig(vocab_size=vocab_size, **sizes, **given, **config.model.model_dump())
+
+
+def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:
+    """The model's config as pretokenize's config (`tokens`) and the tokenizer's architecture tell before there are any;
+    what an unknown architecture, None, would make is taken to be there."""
+    sizes = {
+        "latent_dim": tokenizer.latent_dim if tokenizer else 1,
+        "codebook_size": tokenizer.codebook_size if tokenizer else 1,
+        "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
+    }
+    return unified_config(config, tokens.vocab_size, sizes, None)

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from omniloom.stages.data.tokens import TokenSet
 
 _FRAME = 4  # tokens around a picture in a row: the two that frame it, <bos> and <eos>
+_PICTURE = {"image": "image", "video": "video", "document": "picture of a document"}
 _PLURAL = {"image": "images", "video": "videos", "text": "texts", "document": "documents"}
+
+
+def check_kinds(packing: PackingConfig, records: Any) -> None:
+    """From the configs alone: that some source gives each kind that has a share."""
+    kinds = getattr(records, "kinds", None)
+    for kind, share in packing.mixture.items():
+        if share and kinds is not None and kind not in kinds:
+            raise InputError(
+                f"{kind} has a share of {share:g}, and no source gives {_PLURAL[kind]}", field=f"packing.mixture.{kind}"
+            )
 
 
 def check_pictures(packing: PackingConfig, trained: Sequence[str], upstream: Mapping[str, Any]) -> None:
@@ -27,12 +38,12 @@ def check_pictures(packing: PackingConfig, trained: Sequence[str], upstream: Map
     tokenizer, tokens = upstream.get("tokenizer"), upstream.get("tokens")
     if not (trained and tokenizer and tokenizer.model and tokens):
         return
-    for kind in sorted(getattr(upstream.get("records"), "kinds", set()) & {"image", "video"}):
+    for kind in sorted(getattr(upstream.get("records"), "kinds", set()) & {"image", "video", "document"}):
         count = picture_tokens(tokenizer.model, tokens, kind, trained)
         if count and _share(packing, kind) != 0 and count + _FRAME > packing.length:
             least = count + _FRAME
             raise InputError(
-                f"{packing.length} tokens hold no {kind}: one is {count} tokens and {_FRAME} around "
+                f"{packing.length} tokens hold no {_PICTURE[kind]}: one is {count} tokens and {_FRAME} around "
                 f"them; {least} takes those without a caption, {_rounded(least)} most with one "
                 f"(packing.mixture: {{{kind}: 0}} leaves them out)",
                 field="packing.length",
@@ -105,7 +116,7 @@ def picture_tokens(model: Any, tokens: Any, kind: str, trained: Sequence[str]) -
     the representation that it is longest in; None where the two do not fit each other."""
     from omniloom.stages.data.aspects import Aspects
 
-    size = tokens.image_size if kind == "image" else tokens.video_size
+    size = tokens.video_size if kind == "video" else tokens.image_size
     aspects, frames = Aspects(tokens.aspects, model.patch_size), tokens.frames if kind == "video" else 1
     try:
         area = min(math.prod(aspects.shape(bucket, size)) for bucket in range(len(tokens.aspects)))

@@ -17,14 +17,13 @@ from omniloom.infra.errors import InputError, within
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.representations import patch_numbers
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints.language_model import check_text_tokenizer
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import fits
-from omniloom.stages.train.config import Config, feature_dim, unified_config, visual_sizes
+from omniloom.stages.train.config import Config, expected_config, feature_dim, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 
 VERSION = 3
@@ -60,14 +59,8 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         return
     if config.init_from:
         check_start(config, tokens.text_tokenizer)
-    model = tokenizer and tokenizer.model
-    # What is not known is taken to be there.
-    sizes = {
-        "latent_dim": model.latent_dim if model else 1,
-        "codebook_size": model.codebook_size if model else 1,
-        "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
-    }
-    check_alignment(config, unified_config(config, tokens.vocab_size, sizes, None))
+    check_alignment(config, expected_config(config, tokens, tokenizer and tokenizer.model))
+    fits.check_kinds(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
 
 

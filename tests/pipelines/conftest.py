@@ -1,4 +1,4 @@
-"""The demo's stages over a small text corpus, with artifacts published by hand: what a run leaves, without Ray."""
+"""The demo's stages over a small corpus, with artifacts published by hand: what a run leaves, without Ray."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from omniloom.pipelines.selection import Selection
 
 @dataclass
 class Workspace:
-    """`corpus` is the only source; `storage` does not exist until something is published."""
+    """`corpus` has the texts; the image and the video that the demo's tokenizers ask for are empty files, of which only
+    a listing is made. `storage` does not exist until something is published."""
 
     corpus: Path
     storage: Path
+    media: Path
 
     def overrides(self, *more: str) -> list[str]:
-        return [f"storage={self.storage}", f"stages.ingest.sources=[{{kind: text, uri: {self.corpus}}}]", *more]
+        sources = f"{{kind: text, uri: {self.corpus}}}, " + ", ".join(
+            f"{{kind: {kind}_folder, uri: {self.media}/{kind}}}" for kind in ("image", "video")
+        )
+        return [f"storage={self.storage}", f"stages.ingest.sources=[{sources}]", *more]
 
     def config(self, *more: str) -> PipelineConfig:
         return load("demo", self.overrides(*more))
@@ -84,4 +89,8 @@ def workspace(tmp_path) -> Workspace:
     corpus.mkdir()
     (corpus / "one.txt").write_text("A first text.\n")
     (corpus / "two.txt").write_text("And a second one.\n")
-    return Workspace(corpus, tmp_path / "storage")
+    media = tmp_path / "media"
+    for kind, name in (("image", "one.png"), ("video", "one.mp4")):
+        (media / kind).mkdir(parents=True)
+        (media / kind / name).touch()
+    return Workspace(corpus, tmp_path / "storage", media)

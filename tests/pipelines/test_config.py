@@ -164,7 +164,7 @@ def test_unknown_key(file, old, new, field, suggestion):
         ("predict: v", "predict: w", "stages.train.diffusion.predict", "'x', 'noise' or 'v'"),
         ("heads: 4\n", "heads: four\n", "stages.tokenizer_image.model.heads", "valid integer"),
         ("splits: {train: 0.8", "splits: {train: 0.9", "stages.ingest.splits", "= 1, got 1.1"),
-        ("batch_rows: 16", "batch_rows: 15", "stages.train", "workers.count"),
+        ("batch_rows: 16", "batch_rows: 15", "stages.train.batch_rows", "workers.count"),
     ],
 )
 def test_wrong_type_or_value(file, old, new, field, expected):

@@ -8,7 +8,7 @@ import pytest
 from omniloom.models.tokenizer.build import build_tokenizer
 from omniloom.models.tokenizer.vit import load_vit
 from omniloom.pipelines.config import load, raw, validate
-from omniloom.pipelines.doctor import sizes
+from omniloom.pipelines.sizing import sizes
 
 TITOK = {
     "architecture": "titok",

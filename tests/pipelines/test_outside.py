@@ -261,7 +261,7 @@ def test_the_demo_keeps_its_built_in_sources():
 
 
 def test_what_submit_ships_has_the_fingerprints_of_run(workspace, files, monkeypatch, tmp_path):
-    given = [f"storage={workspace.storage}", "stages.ingest.sources=[{kind: text, uri: texts}]", TOKENIZER]
+    given = workspace.overrides("stages.ingest.sources.0.uri=texts", TOKENIZER)
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(raw("demo", given)))
     shutil.copytree(workspace.corpus, files / "texts")

@@ -187,12 +187,12 @@ def test_changed_sources(workspace):
     (workspace.corpus / "three.txt").write_text("12345")
     plan = workspace.plan()
     assert statuses(plan) == only("run", *NAMES)
-    assert plan["ingest"].reason == f"sources changed: 2 files, {old} bytes -> 3 files, {old + 5} bytes"
+    assert plan["ingest"].reason == f"sources changed: 4 files, {old} bytes -> 5 files, {old + 5} bytes"
     assert plan["tokenizer_image"].reason == "input changed: ingest; stays if ingest comes out the same"
     (workspace.corpus / "three.txt").unlink()
     assert executed(workspace.plan()) == []
     (workspace.corpus / "one.txt").write_text("a First text.\n")
-    assert workspace.plan()["ingest"].reason == (f"sources changed: 2 files, {old} bytes -> as many, not the same")
+    assert workspace.plan()["ingest"].reason == (f"sources changed: 4 files, {old} bytes -> as many, not the same")
 
 
 def test_moved_sources_and_storage_change_nothing(workspace, tmp_path):
@@ -352,7 +352,7 @@ def test_drift_reaches_every_stage_behind_the_pin(workspace):
     (workspace.corpus / "three.txt").write_text("12345")
     plan = workspace.plan(pin)
     assert executed(plan) == []
-    assert plan["ingest"].reason.startswith("pinned; drift: sources changed: 2 files")
+    assert plan["ingest"].reason.startswith("pinned; drift: sources changed: 4 files")
     for name in NAMES[1:]:
         assert plan[name].reason == "up to date; drift through pinned ingest"
 

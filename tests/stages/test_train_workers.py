@@ -503,5 +503,5 @@ def test_files_that_a_stage_reads_are_named_where_they_are_wrong(tmp_path, squar
     assert caught.value.file == str(tmp_path / "vgg.pth")
     with pytest.raises(InputError, match="gone.ckpt"):
         read_official(str(tmp_path / "gone.ckpt"))
-    with pytest.raises(ValueError, match="perceptual is missing"):
+    with pytest.raises(ValueError, match="perceptual: is missing"):
         tokenizer_config(vq, loss={"perceptual_weight": 1.0})

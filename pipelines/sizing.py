@@ -1,0 +1,139 @@
+"""Sizing: parameters, memory per worker and tokens per step of what a pipeline trains.
+
+Nothing is built and no GPU is needed: parameters are counted on torch's meta device or in closed form, and memory
+follows from them. The estimate leaves out what the allocator wastes: plan for a tenth more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omniloom.infra.errors import within
+from omniloom.infra.training.config import EngineConfig
+from omniloom.models.unified.config import num_parameters
+from omniloom.pipelines.checks import with_upstream
+from omniloom.pipelines.config import PipelineConfig, naming
+from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
+from omniloom.stages.tokenizer.config import Config as TokenizerConfig
+from omniloom.stages.tokenizer.stage import architecture
+from omniloom.stages.train.config import Config as TrainConfig
+from omniloom.stages.train.config import expected_config
+
+# Bytes a trained parameter takes in fp32: itself, its gradient, Adam's two moments, its moving average.
+_WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
+
+
+def sizes(config: PipelineConfig) -> dict[str, dict]:
+    """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
+    that starts from what is pinned has sizes that the config does not tell, and is left out."""
+    models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
+    found = {}
+    for stage in config.graph.stages:
+        own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
+        before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
+        known = before is None or models.get(before)
+        with naming(config), within(f"stages.{stage.name}"):
+            if isinstance(own, TokenizerConfig) and known:
+                models[stage.name] = architecture(own, models.get(before))
+                found[stage.name] = _tokenizer(own, models[stage.name])
+            elif isinstance(own, TrainConfig) and isinstance(tokens, PretokenizeConfig) and known:
+                found[stage.name] = _unified(own, tokens, models.get(before))
+    return found
+
+
+def least(config: PipelineConfig) -> dict[str, dict]:
+    """As `sizes`, what is known without torch, and of it what is sure to be needed: weights, gradients and states."""
+    found = {}
+    for stage, own, upstream in with_upstream(config):
+        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
+        if isinstance(own, TrainConfig) and tokens and stage.name not in config.pins:
+            parameters = num_parameters(expected_config(own, tokens, tokenizer and tokenizer.model))
+            state = _state(parameters, own.engine, own.workers.count)
+            found[stage.name] = _with_total({"workers": own.workers.count, **state})
+    return found
+
+
+def _state(parameters: int, engine: EngineConfig, workers: int, frozen: int = 0) -> dict[str, int]:
+    """Bytes per worker of weights, gradients, optimizer and EMA under ZeRO (arXiv 1910.02054, section 3). `parameters`
+    are trained; `frozen` ones are weights alone."""
+    share = [workers if engine.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    return {
+        "weights_bytes": (parameters + frozen) * _WEIGHT // share[2],
+        "gradients_bytes": parameters * _GRADIENT // share[1],
+        "optimizer_bytes": 0 if engine.offload and engine.zero_stage else parameters * _MOMENTS // share[0],
+        "ema_bytes": parameters * _WEIGHT // share[2] if engine.ema_decay else 0,
+    }
+
+
+def _with_total(size: dict) -> dict:
+    return {**size, "memory_per_worker_bytes": sum(v for k, v in size.items() if k.endswith("_bytes"))}
+
+
+def _tokenizer(stage, model) -> dict:
+    import torch
+
+    from omniloom.models.tokenizer.build import build_tokenizer
+    from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig
+    from omniloom.models.tokenizer.discriminator import Discriminator
+
+    with torch.device("meta"):
+        tokenizer = list(build_tokenizer(model).parameters())
+        parameters = sum(p.numel() for p in tokenizer)
+        frozen = sum(p.numel() for p in tokenizer if not p.requires_grad)
+        critic = sum(p.numel() for p in Discriminator(stage.discriminator).parameters()) if stage.discriminator else 0
+    data, workers = stage.data, stage.workers.count
+    if isinstance(model, TiTokConfig):
+        height, width = (side // model.patch_size for side in model.size)
+        tokens = {"image": data.image_batch * (height * width + model.num_latents)}  # as the blocks see them
+        layers = model.encoder_layers + model.decoder_layers
+    elif isinstance(model, RAEConfig):
+        tokens = {"image": data.image_batch * (max(data.sizes) // model.patch_size) ** 2}
+        layers = model.decoder_layers  # the frozen encoder keeps nothing for a backward pass
+    else:
+        tokens = {}
+        for kind in data.kinds:
+            frames = 1 if kind == "image" else 1 + (data.frames - 1) // model.temporal_patch
+            batch = data.image_batch if kind == "image" else data.video_batch
+            tokens[kind] = batch * frames * (max(data.sizes) // model.patch_size) ** 2
+        layers = len(model.spatial_layers) + len(model.decoder_spatial_layers) + 2 * model.temporal_layers
+    width = 2 if stage.engine.precision == "bf16" else 4
+    # Kept for the backward pass per token and layer: residual, q, k, v, attention's output, GEGLU's three tensors.
+    per_layer = model.width * 2 + 4 * model.heads * model.head_dim + 3 * model.inner_width
+    kept = model.width if stage.engine.activation_checkpointing else per_layer
+    activations = max(tokens.values()) // workers * width * (kept * layers + (per_layer if kept != per_layer else 0))
+    return _with_total(
+        {
+            "parameters": parameters,
+            "discriminator_parameters": critic,
+            "workers": workers,
+            **{f"{kind}_tokens_per_step": count for kind, count in tokens.items()},
+            **_state(parameters - frozen + critic, stage.engine, workers, frozen),
+            "activations_bytes": activations,
+        }
+    )
+
+
+def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
+    model = expected_config(stage, tokens, tokenizer)
+    parameters = num_parameters(model)
+    workers, accumulate = stage.workers.count, stage.workers.accumulate
+    rows = stage.batch_rows // workers // accumulate
+    width = 2 if stage.engine.precision == "bf16" else 4
+    per_layer = 2 * model.width + 2 * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden
+    kept = model.width if stage.engine.activation_checkpointing else per_layer
+    pass_tokens = rows * stage.packing.length
+    activations = pass_tokens * width * (kept * model.layers + (per_layer if kept != per_layer else 0))
+    return _with_total(
+        {
+            "parameters": parameters,
+            "workers": workers,
+            "tokens_per_step": stage.batch_rows * stage.packing.length,
+            "tokens_per_worker_and_pass": pass_tokens,
+            **_state(parameters, stage.engine, workers),
+            "activations_bytes": activations,
+            # fp32 logits and their gradient, at every position in the worst case
+            "logits_bytes": pass_tokens * model.vocab_size * 8,
+            # ZeRO-3 gathers a layer at a time
+            "gathered_bytes": parameters // model.layers * _WEIGHT * 2 if stage.engine.zero_stage == 3 else 0,
+        }
+    )
