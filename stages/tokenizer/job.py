@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from omniloom.infra.artifacts import Artifact
-from omniloom.infra.progress import Progress
 from omniloom.models.tokenizer.build import AnyTokenizerConfig
 from omniloom.stages.tokenizer.config import Config
 
@@ -22,5 +21,5 @@ class Job:
     start_from: Artifact | None
     output: str
     state: str
-    progress: Progress
+    progress: Any  # a Progress, or a study's share of one
     tracker: Any

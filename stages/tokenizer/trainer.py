@@ -22,7 +22,7 @@ class TokenizerTrainer:
     discriminator. A step consumes clips of one kind."""
 
     unit = "images"
-    amounts = ()
+    amounts: tuple[str, ...] = ()
 
     def __init__(self, job: Job, engines: dict[str, Engine], held_out: ClipBatches, rank: int):
         self.job, self.config, self.engines, self.held_out, self.rank = job, job.config, engines, held_out, rank

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from omniloom.infra.artifacts import Artifact
-from omniloom.infra.progress import Progress
 from omniloom.stages.train.config import Config
 
 
@@ -19,5 +18,5 @@ class Job:
     tokenizer: Artifact | None  # of pictures; none in a pipeline of text alone
     output: str
     state: str
-    progress: Progress
+    progress: Any  # a Progress, or a study's share of one
     tracker: Any

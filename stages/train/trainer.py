@@ -24,7 +24,7 @@ class UnifiedTrainer:
     """`engine` holds a `UnifiedObjective`. A step consumes tokens, and FLOPs are added up beside them."""
 
     unit = "tokens"
-    amounts = ("flops",)
+    amounts: tuple[str, ...] = ("flops",)
 
     def __init__(self, job: Job, engine: Engine, text: TextTokenizer, held_out: TokenSet, rank: int, ranks: int):
         self.job, self.config, self.engine, self.engines = job, job.config, engine, {"model": engine}

@@ -66,15 +66,15 @@ def test_codes_are_corners_of_a_cube_in_the_unit_sphere(bsq):
     assert len(everything.unique(dim=0)) == 16
 
 
-@pytest.mark.parametrize("bits, temperature", [(2, 1.0), (5, 3.0), (6, 20.0)])
-def test_entropies_against_enumeration(bsq, bits, temperature):
-    """Of a token exactly; of the mean the sum over channels, which is its upper bound (arXiv 2406.07548, eq. 8, 10)."""
-    quantizer = bsq(bits=bits, temperature=temperature)
+@pytest.mark.parametrize("bits, tau", [(2, 1.0), (5, 3.0), (6, 20.0)])
+def test_entropies_against_enumeration(bsq, bits, tau):
+    """Of a token exactly; of the mean the sum over channels, which is its upper bound (arXiv 2406.07548)."""
+    quantizer = bsq(bits=bits, inverse_temperature=tau)
     u = torch.nn.functional.normalize(
         torch.randn(40, bits, generator=torch.Generator().manual_seed(1)), dim=-1
     ).double()
     corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=bits)), dtype=torch.float64) / math.sqrt(bits)
-    q = (temperature * u @ corners.T).softmax(-1)
+    q = (tau * u @ corners.T).softmax(-1)
     per_token = -torch.xlogy(q, q).sum(-1).mean()
     mean = q.mean(0)
     of_mean = -torch.xlogy(mean, mean).sum()
@@ -104,7 +104,9 @@ def test_it_holds_what_every_quantizer_promises_and_a_tokenizer_learns_with_it(i
 def test_it_is_in_plan_schema_and_errors(installed, tmp_path):
     schema = json.loads(omniloom(installed, "schema").stdout)
     options = schema["$defs"]["BSQConfig"]["properties"]
-    assert set(options) >= {"kind", "bits", "temperature"} and all(option["description"] for option in options.values())
+    assert set(options) >= {"kind", "bits", "inverse_temperature"} and all(
+        option["description"] for option in options.values()
+    )
     where = "stages.tokenizer_image.model.quantizer"
 
     def plan(quantizer: str) -> subprocess.CompletedProcess:
@@ -114,7 +116,11 @@ def test_it_is_in_plan_schema_and_errors(installed, tmp_path):
     assert done.returncode == 0 and "tokenizer_image" in done.stdout, done.stderr
     for quantizer, field, message in (
         ("{kind: bsq, bits: 1}", "bits", "expected an integer from 2 to 24, got 1"),
-        ("{kind: bsq, codebook_size: 512}", "codebook_size", "kind bsq takes bits, temperature, entropy_weight"),
+        (
+            "{kind: bsq, codebook_size: 512}",
+            "codebook_size",
+            "kind bsq takes bits, inverse_temperature, entropy_weight",
+        ),
         ("{kind: bsqq}", "kind", "'kl', 'bsq' (got 'bsqq'); did you mean 'bsq'?"),
     ):
         done = plan(quantizer)

@@ -11,7 +11,7 @@ import pytest
 from distributions import install
 from pydantic import ValidationError
 
-from omniloom.infra import extensions
+from omniloom.models import extensions
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import sources
