@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
@@ -155,7 +155,7 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
             raise InputError(f"override {shown!r}{why}", field=key, file=str(file)) from None
     try:
-        values = cast(dict, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         if left_out:
             values["stages"] = (values.get("stages") or {}) | {key.split(".")[1]: None for key in left_out}
         return values
