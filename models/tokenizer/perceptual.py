@@ -160,12 +160,6 @@ def _tensor(state: Mapping[str, Tensor], names: tuple[str, ...], shapes: tuple[t
     return value
 
 
-def read_perceptual(vgg: str | Path, heads: str | Path | None = None) -> PerceptualNetwork:
-    """`load_perceptual` from local files (see `read_weights`); ValueError naming the file and the key."""
-    heads_state = None if heads is None else read_weights(heads)
-    return load_perceptual(read_weights(vgg), heads_state, vgg_source=str(vgg), heads_source=str(heads))
-
-
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """A state dict on the CPU from a local `.safetensors` file, or one of torch.save (read as weights only).
 

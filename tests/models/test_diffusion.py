@@ -25,12 +25,21 @@ from omniloom.models.unified.diffusion.diffusion import (
     velocity,
     warn_wide_patches,
 )
-from omniloom.models.unified.diffusion.formulations import edm_frame, formulation
+from omniloom.models.unified.diffusion.formulations import formulation
 
 # Path times inside both floors: sigma from 0.1 to 8.
 TIMES = {"flow": (0.1, 0.5, 0.88), "vp": (0.1, 0.5, 0.88), "ve": (0.1, 1.0, 8.0), "edm": (0.1, 1.0, 8.0)}
 EVERY = [(f, p) for f in FORMULATIONS for p in PREDICTIONS]
 D = 0.5
+
+
+def edm_frame(config: DiffusionConfig, t: float) -> tuple[float, float, float, float]:
+    """(c_skip, c_out, c_in, c_noise) at a path time t of finite sigma, as the table has them."""
+    row = formulation(config)
+    a, b = row.scales(t)
+    skip, out = row.v_to_data(t)
+    skip, out = {"x": (0.0, 1.0), "noise": (1.0, -b / a), "v": (skip * a, out)}[config.predict]
+    return skip, out, row.input_scale(t) * a, row.c_noise(t)
 
 
 def sigma_of(name: str, t: float) -> float:

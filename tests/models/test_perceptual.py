@@ -19,7 +19,6 @@ from omniloom.models.tokenizer.perceptual import (
     gram_matrix,
     load_perceptual,
     random_frames,
-    read_perceptual,
     read_weights,
     style_distance,
     unit_channels,
@@ -287,8 +286,8 @@ def test_files_round_trip(vgg, bundled, network, tmp_path, suffix):
         else:
             torch.save(state, path)
     a, b = pixels(2, 3, 16, 16), pixels(2, 3, 16, 16, seed=1)
-    assert torch.equal(read_perceptual(*paths)(a, b), network(a, b))
-    assert not read_perceptual(paths[0]).has_heads
+    assert torch.equal(load_perceptual(*map(read_weights, paths))(a, b), network(a, b))
+    assert not load_perceptual(read_weights(paths[0])).has_heads
 
 
 @pytest.mark.parametrize(
@@ -315,7 +314,7 @@ def test_a_wrong_vgg_is_named(vgg, tmp_path, key, value, message):
         del state[key]
     torch.save(state, tmp_path / "vgg.pth")
     with pytest.raises(ValueError, match=message):
-        read_perceptual(tmp_path / "vgg.pth")
+        load_perceptual(read_weights(tmp_path / "vgg.pth"), vgg_source=str(tmp_path / "vgg.pth"))
 
 
 def test_wrong_heads_are_named(vgg, bundled):

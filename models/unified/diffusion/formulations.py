@@ -194,12 +194,3 @@ FORMULATIONS = {"flow": Flow, "vp": VariancePreserving, "ve": VarianceExploding,
 def formulation(config: DiffusionConfig) -> Flow:
     """The config's row of the table."""
     return FORMULATIONS[config.formulation](config)
-
-
-def edm_frame(config: DiffusionConfig, t: Time) -> tuple[Time, Time, Time, Time]:
-    """(c_skip, c_out, c_in, c_noise) at a path time t of finite sigma, as the table has them."""
-    row = formulation(config)
-    a, b = row.scales(t)
-    skip, out = row.v_to_data(t)
-    skip, out = {"x": (0.0, 1.0), "noise": (1.0, -b / a), "v": (skip * a, out)}[config.predict]
-    return skip, out, row.input_scale(t) * a, row.c_noise(t)
