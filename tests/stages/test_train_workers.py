@@ -392,6 +392,7 @@ def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
     config = tokenizer_config(
         {"kind": "vq", "codebook_size": 64, "latent_dim": 4},
         discriminator=None,
+        loss={},
         steps=150,
         data={"kinds": ["image"], "sizes": [24], "image_batch": 8},
         validate_every=75,
@@ -406,6 +407,7 @@ def test_the_tokenizer_learns_and_hands_its_weights_on(tmp_path, squares):
     joint_config = tokenizer_config(
         {"kind": "vq", "codebook_size": 64, "latent_dim": 4},
         discriminator=None,
+        loss={},
         steps=1,
         optimizer={"lr": 1e-9, "warmup_steps": 0},
         engine={"zero_stage": 0, "ema_decay": 0.0},
