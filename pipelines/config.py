@@ -155,7 +155,7 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
             raise InputError(f"override {shown!r}{why}", field=key, file=str(file)) from None
     try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         if left_out:
             values["stages"] = (values.get("stages") or {}) | {key.split(".")[1]: None for key in left_out}
         return values

@@ -238,7 +238,7 @@ class _Run:
         return artifact
 
     def _execute(self, planned: PlannedStage, work: str, lease: Lease) -> Artifact:
-        inputs = {role: self.plan[name].artifact for role, name in planned.inputs.items()}
+        inputs = {r: artifact for r, name in planned.inputs.items() if (artifact := self.plan[name].artifact)}
         tracker = self.parent.child(
             planned.name,
             {"omniloom.fingerprint": planned.fingerprint, "omniloom.reason": planned.reason},

@@ -171,17 +171,14 @@ def _made(plan: Plan, role: str) -> Artifact | None:
 
 def _results(plan: Plan) -> list[str]:
     """Where to look: the reports or the folders of what no stage that is up to date reads, but for the model's."""
-    made = {p.name: p for p in plan.stages if p.status == "cached" and p.artifact}
-    read = {name for planned in made.values() for name in planned.inputs.values()}
+    made = [(p, p.artifact) for p in plan.stages if p.status == "cached" and p.artifact]
+    read = {name for planned, _ in made for name in planned.inputs.values()}
     lines = []
-    for planned in made.values():
-        files = {entry["path"] for entry in planned.artifact.manifest["files"]}
+    for planned, artifact in made:
         if planned.name in read or planned.stage.makes == "model":
             continue
-        reported = "report.html" in files
-        lines.append(
-            f"report: {planned.artifact.file('report.html')}" if reported else f"{planned.name}: {planned.uri}"
-        )
+        reported = any(entry["path"] == "report.html" for entry in artifact.manifest["files"])
+        lines.append(f"report: {artifact.file('report.html')}" if reported else f"{planned.name}: {artifact.uri}")
     return lines
 
 

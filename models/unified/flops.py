@@ -15,8 +15,6 @@ time, as that of a flow head, every segment that a row may have. Frozen parts co
 
 from __future__ import annotations
 
-import math
-
 from omniloom.models.unified.batch import Batch
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS
@@ -42,13 +40,11 @@ def step_flops(config: UnifiedConfig, batch: Batch) -> int:
     total += _TRAINED * c.vocab_size * c.width * batch.targets["text"]
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
-        asked = sum(
-            batch.targets[o] * (2 / math.pi if o == "masked_code" else 1)
-            for o, row in OBJECTIVES.items()
-            if row.representation.name == name
+        asked = round(
+            sum(batch.targets[o] * row.predicted for o, row in OBJECTIVES.items() if row.representation.name == name)
         )
         if REPRESENTATIONS[name].discrete:
-            total += _TRAINED * c.codebook_size * c.width * round(asked)
+            total += _TRAINED * c.codebook_size * c.width * asked
         else:
             total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)

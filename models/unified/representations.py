@@ -18,11 +18,14 @@ masked_code        codes     in full                 cross entropy of the code, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
+
+from omniloom.models import extensions
 
 RGB = 3
-Objective = Literal["latent_diffusion", "pixel_diffusion", "next_code", "masked_code"]
+GROUP = "omniloom.objectives"
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,35 @@ class Representation:
 
 @dataclass(frozen=True)
 class VisualObjective:
-    name: Objective
+    """A row of the table of objectives.
+
+    stream: the number of its random draws; no two rows share one, and it never changes, so that another row or another
+        order changes nobody's noise. Ours are 0 to 3; others take any from 16 on.
+    loss: "module:name" of what is called with (row, `UnifiedConfig`, the representation's `DiffusionConfig` or None)
+        and has `show` and `error`, as in `models.unified.objectives.objective`.
+    draw: "module:name" of what draws a picture on a canvas (`models.unified.generation.draw`).
+    causal: whether a segment sees itself causally.
+    predicted: the share of its targets, on average, whose predictions are asked for; for counts of FLOPs.
+    """
+
+    name: str
     representation: Representation
+    stream: int
+    loss: str
+    draw: str
     causal: bool = False
+    predicted: float = 1.0
+
+    @property
+    def mask_stream(self) -> int:
+        """The number of the draws of its masked patches: streams stand in blocks of four, each before its masks'."""
+        return self.draw_stream + 4
+
+    @property
+    def draw_stream(self) -> int:
+        """The number of the draws of its noise, or of its masked codes."""
+        block, place = divmod(self.stream, 4)
+        return 8 * block + place
 
 
 REPRESENTATIONS = {
@@ -51,16 +80,51 @@ REPRESENTATIONS = {
         Representation("codes", "codebook_size", "code", discrete=True),
     )
 }
-OBJECTIVES = {
-    row.name: row
-    for row in (
-        VisualObjective("latent_diffusion", REPRESENTATIONS["latents"]),
-        VisualObjective("pixel_diffusion", REPRESENTATIONS["pixels"]),
-        VisualObjective("next_code", REPRESENTATIONS["codes"], causal=True),
-        VisualObjective("masked_code", REPRESENTATIONS["codes"]),
-    )
-}
-assert tuple(OBJECTIVES) == get_args(Objective)
+_LOSSES, _DRAW = "omniloom.models.unified.objectives.objective", "omniloom.models.unified.generation.draw"
+_OURS = (
+    VisualObjective("latent_diffusion", REPRESENTATIONS["latents"], 0, f"{_LOSSES}:DiffusionLoss", f"{_DRAW}:diffuse"),
+    VisualObjective("pixel_diffusion", REPRESENTATIONS["pixels"], 1, f"{_LOSSES}:DiffusionLoss", f"{_DRAW}:diffuse"),
+    VisualObjective(
+        "next_code", REPRESENTATIONS["codes"], 2, f"{_LOSSES}:NextCodeLoss", f"{_DRAW}:write_codes", causal=True
+    ),
+    VisualObjective(
+        "masked_code",
+        REPRESENTATIONS["codes"],
+        3,
+        f"{_LOSSES}:MaskedCodeLoss",
+        f"{_DRAW}:unmask",
+        predicted=2 / math.pi,  # the mean of `corruption.mask_ratio`
+    ),
+)
+
+
+def _problem(name: str, row: Any) -> str | None:
+    """What keeps an entry point from being an objective."""
+    if not isinstance(row, VisualObjective):
+        return f"is no omniloom.models.unified.representations.VisualObjective but a {type(row).__name__}"
+    if row.name != name:
+        return f"is the objective {row.name!r}, expected the name of its entry point"
+    if row.stream < 16:
+        return f"has the random stream {row.stream}, expected a number of its own from 16 on"
+    return None if row.representation in REPRESENTATIONS.values() else "is on no representation of ours"
+
+
+def _table() -> tuple[dict[str, VisualObjective], dict[str, str]]:
+    """The objectives in the order of their streams; and by name why others that are offered cannot be used."""
+    others, unusable = extensions.load(GROUP, [row.name for row in _OURS], _problem)
+    rows: dict[int, VisualObjective] = {row.stream: row for row in _OURS}
+    for row in others.values():
+        if row.stream in rows:
+            unusable[row.name] = f"has the random stream {row.stream}, which is that of {rows[row.stream].name}"
+        rows.setdefault(row.stream, row)
+    return {rows[stream].name: rows[stream] for stream in sorted(rows)}, unusable
+
+
+OBJECTIVES, UNUSABLE = _table()
+if TYPE_CHECKING:
+    Objective = str
+else:
+    Objective = Literal[tuple(OBJECTIVES)]
 
 
 def patch_numbers(patch: int) -> int:
@@ -70,6 +134,8 @@ def patch_numbers(patch: int) -> int:
 
 def objective_row(name: str) -> VisualObjective:
     """The row of an objective. ValueError for a name that is none."""
+    if name in UNUSABLE:
+        raise ValueError(f"objective: {name} cannot be used; it is {UNUSABLE[name]}")
     if name not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}")
     return OBJECTIVES[name]

@@ -36,7 +36,7 @@ FILLED = {
     "VisualInput",
     "VisualPart",
     "VisualTask",
-    "_Canvas",
+    "Canvas",
     "_Placed",
 }
 

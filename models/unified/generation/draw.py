@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omniloom.models.extensions import resolve
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
 from omniloom.models.unified.diffusion.samplers import Time, sample
@@ -79,7 +80,7 @@ def draw_visual(
     Returns latents or pixels (R, N, C), or codes int64 (R, N), and if go_on, hidden (rows, width) at <eoi>; the state
     then holds the clean segment."""
     canvas = _open(state, draws, grid, how)
-    values = _DRAW[how.objective](canvas)
+    values = resolve(OBJECTIVES[how.objective].draw)(canvas)
     if not go_on:
         return values, None
     if not OBJECTIVES[how.objective].causal:  # a causal segment was kept as it was drawn
@@ -96,17 +97,17 @@ def open_diffusion(
     return canvas.denoiser(), canvas.noise()
 
 
-def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> _Canvas:
+def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> Canvas:
     model = state.model
     check_drawing(model.config, how)
     special, rows = model.config.specials, len(state.lengths)
     hidden = state.feed_text([special.bov if grid[0] > 1 else special.boi] * rows)
     generators = [torch.Generator().manual_seed(seed + number * _PICTURE_SEED_STEP) for seed, number in draws]
-    return _Canvas(state, hidden, generators, grid, how)
+    return Canvas(state, hidden, generators, grid, how)
 
 
 @dataclass
-class _Canvas:
+class Canvas:
     """What the drawing functions share; `opening` is the hidden state (rows, width) at <boi>."""
 
     state: GenerationState
@@ -153,12 +154,12 @@ class _Canvas:
         return sample_tokens(logits.flatten(0, -2), uniforms.flatten(), self.how).view(uniforms.shape)
 
 
-def _diffuse(canvas: _Canvas) -> Tensor:
+def diffuse(canvas: Canvas) -> Tensor:
     times = sampling_times(canvas.how.diffusion, canvas.how.num_steps)
     return sample(canvas.how.sampler, canvas.denoiser(), canvas.noise(), times, canvas.how.predictor)
 
 
-def _write_codes(canvas: _Canvas) -> Tensor:
+def write_codes(canvas: Canvas) -> Tensor:
     """One code after the other."""
     uniforms, hidden = canvas.drawn(torch.rand, canvas.count), canvas.opening
     codes: list[Tensor] = []
@@ -168,7 +169,7 @@ def _write_codes(canvas: _Canvas) -> Tensor:
     return torch.stack(codes, dim=1)
 
 
-def _unmask(canvas: _Canvas) -> Tensor:
+def unmask(canvas: Canvas) -> Tensor:
     """MaskGIT's iterative decoding (arXiv 2202.04200, section 3.2): all masked codes are drawn at once, and those of
     least confidence are masked again, fewer each round."""
     how, count = canvas.how, canvas.count
@@ -190,11 +191,3 @@ def _unmask(canvas: _Canvas) -> Tensor:
         again = confidence.argsort(dim=-1, stable=True)[:, :masked]
         codes = codes.scatter(1, again, mask)
     return codes
-
-
-_DRAW = {
-    "latent_diffusion": _diffuse,
-    "pixel_diffusion": _diffuse,
-    "next_code": _write_codes,
-    "masked_code": _unmask,
-}

@@ -26,7 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniloom.models.extensions import resolve
 from omniloom.models.unified.batch import Batch
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import corrupt, residual, warn_wide_patches
 from omniloom.models.unified.diffusion.formulations import formulation
@@ -35,7 +37,7 @@ from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment, alignment_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_masks, draw_noise, draw_patch_masks
-from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, RGB, objective_row
+from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, RGB, VisualObjective, objective_row
 
 
 @dataclass
@@ -57,11 +59,12 @@ def _moved(drawn: Tensor, device: torch.device) -> Tensor:
 
 
 class DiffusionLoss:
-    """Denoising of latents or of pixel patches by one `DiffusionConfig`; `stream` sets its draws apart from those of
-    the other objectives."""
+    """Denoising of latents or of pixel patches by one `DiffusionConfig`."""
 
-    def __init__(self, name: str, config: DiffusionConfig, stream: int):
-        self.name, self.config, self.stream = name, config, stream
+    def __init__(self, row: VisualObjective, config: UnifiedConfig, diffusion: DiffusionConfig):
+        self.name, self.config, self.stream = row.name, diffusion, row.draw_stream
+        self.pixels = row.representation.name == "pixels"
+        warn_wide_patches(diffusion, getattr(config, row.representation.size), config.width)
 
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
@@ -91,7 +94,7 @@ class DiffusionLoss:
         total = error.new_zeros(batch.ids.numel()).index_copy(0, shown.asked, error).view(batch.ids.shape).sum()
         if self.config.multiscale > 1:
             grids = [grid for _, grid, _, loss in batch.tasks[self.name].segments if loss]
-            patch = math.isqrt(rest.shape[1] // RGB) if self.name == "pixel_diffusion" else 1
+            patch = math.isqrt(rest.shape[1] // RGB) if self.pixels else 1
             total = total + coarse_error(rest, grids, self.config.multiscale, patch)
         return total
 
@@ -99,8 +102,8 @@ class DiffusionLoss:
 class NextCodeLoss:
     """Next token over codes: the codes are shown as they are."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, row: VisualObjective, config: UnifiedConfig, diffusion: DiffusionConfig | None = None):
+        self.name = row.name
 
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part = batch.tasks[self.name], batch.parts["codes"]
@@ -113,10 +116,10 @@ class NextCodeLoss:
 
 
 class MaskedCodeLoss:
-    """Masked discrete diffusion over codes; `mask` is the code that stands for none."""
+    """Masked discrete diffusion over codes; the code behind the last stands for none."""
 
-    def __init__(self, name: str, mask: int, stream: int):
-        self.name, self.mask, self.stream = name, mask, stream
+    def __init__(self, row: VisualObjective, config: UnifiedConfig, diffusion: DiffusionConfig | None = None):
+        self.name, self.mask, self.stream = row.name, config.codebook_size, row.draw_stream
 
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part, device = batch.tasks[self.name], batch.parts["codes"], batch.ids.device
@@ -191,23 +194,17 @@ class UnifiedObjective(nn.Module):
             raise ValueError(f"UnifiedObjective.objectives: the model has {has}, the objectives are on {wants}")
         self.model, self.weights, self.text_weight, self.z_loss = model, weights, text_weight, z_loss
         self._entropy = _entropy
-        self.losses: dict[str, DiffusionLoss | NextCodeLoss | MaskedCodeLoss] = {}
-        for stream, name in enumerate(OBJECTIVES):
-            if name not in weights:
-                continue
-            if name == "next_code":
-                self.losses[name] = NextCodeLoss(name)
-            elif name == "masked_code":
-                self.losses[name] = MaskedCodeLoss(name, config.codebook_size, stream)
-            else:
-                how = diffusion if name == "latent_diffusion" else pixel_diffusion
-                warn_wide_patches(how, getattr(config, OBJECTIVES[name].representation.size), config.width)
-                self.losses[name] = DiffusionLoss(name, how, stream)
+        diffusions = {"latents": diffusion, "pixels": pixel_diffusion}
+        self.losses: dict[str, Any] = {
+            name: resolve(row.loss)(row, config, diffusions.get(row.representation.name))
+            for name, row in OBJECTIVES.items()
+            if name in weights
+        }
         self.alignment, self.alignment_weight = alignment, alignment_weight
         self.alignment_layer = max(1, config.layers // 3) if alignment_layer is None else alignment_layer
         if not 1 <= self.alignment_layer <= config.layers:
             raise ValueError(f"UnifiedObjective.alignment_layer: expected 1 to {config.layers}, got {alignment_layer}")
-        if alignment and not any(isinstance(loss, DiffusionLoss) for loss in self.losses.values()):
+        if alignment and all(OBJECTIVES[name].representation.discrete for name in self.losses):
             raise ValueError("UnifiedObjective.alignment: expected None without a diffusion, whose targets it is of")
 
     def compile_parts(self) -> None:
@@ -224,8 +221,9 @@ class UnifiedObjective(nn.Module):
         shown = {name: loss.show(batch, seed) for name, loss in self.losses.items()}
         config = self.model.config
         if self.training and config.patch_mask_high > 0:
-            for stream, name in enumerate(OBJECTIVES, len(OBJECTIVES)):  # apart from the objectives' own draws
-                if name in shown and shown[name].times is not None:
+            for name in shown:
+                if shown[name].times is not None:
+                    stream = OBJECTIVES[name].mask_stream
                     masked = draw_patch_masks(config.patch_mask_low, config.patch_mask_high, batch, name, seed, stream)
                     shown[name].masked = _moved(torch.from_numpy(masked), batch.ids.device)
         return shown
