@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import corpora
 import pytest
 
 from omniloom.infra.errors import InputError
-from omniloom.pipelines import yaml_dialect
+from omniloom.pipelines import cli, yaml_dialect
 from omniloom.pipelines.config import load, raw
 from omniloom.pipelines.plan import make_plan
 
@@ -558,3 +559,17 @@ def test_plan_refuses_a_wrong_config(name, folder, tmp_path):
     told = int(re.search(r"\(line (\d+)\)", error.message)[1])
     key, item = lines[told - 1].strip(" -").partition(":")[0], wrong.field.split(".")[-1].isdigit()
     assert key in wrong.field.split(".") or item, (lines[told - 1], error)
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "doctor", "submit"])
+@pytest.mark.parametrize("name", ["frames", "no VGG", "codes of a continuous tokenizer", "a beta of 1"])
+def test_every_command_refuses_it_before_anything_starts(name, command, folder, monkeypatch, capsys):
+    overrides = [filled(text, folder) for text in WRONG[name].overrides]
+    monkeypatch.setattr(sys, "argv", ["omniloom", command, str(folder / "right.yaml"), *overrides])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(f"error: {folder}/right.yaml: {WRONG[name].field}: ")
+    assert filled(WRONG[name].says, folder) in told
+    assert not (folder / "storage").exists()
