@@ -38,8 +38,10 @@ def require_folder_of_weights(uri: str, field: str) -> None:
         if held is None:
             raise InputError(f"holds neither {' nor '.join(names)}; other formats are not read", field=field, file=uri)
         files = {held} if held == names[0] else set(_weight_map(storage.join(uri, held)).values())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", field=field, file=uri) from None
+    except InputError:
+        raise
+    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
+        raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
     for name in sorted(files):
         require_weights(storage.join(uri, name), field)
 

@@ -62,6 +62,7 @@ def planted(folder: Path, **credentials: str) -> Path:
                     "tokenizer_image": {
                         "model": {"architecture": "rae", "encoder": at("s3", "bucket/dinov2"), "patch_size": 16},
                         "perceptual": perceptual,
+                        "loss": {"perceptual_weight": 0.1, "style_weight": 0.1},
                         "data": {"kinds": ["image"], "sizes": [32]},
                     },
                     "pretokenize": {
@@ -82,7 +83,11 @@ def clean(text: str) -> str:
 
 
 def test_what_commands_print(tmp_path):
-    config = load(str(planted(tmp_path)))
+    file = str(planted(tmp_path))
+    with pytest.raises(InputError) as refused:  # nothing lies at the planted addresses
+        make_plan(load(file))
+    clean(secrets.redact(str(refused.value)))
+    config = load(file, [f"stages.{name}=null" for name in load(file).stages.configured() if name != "ingest"])
     plan = make_plan(config)
     console = Console(width=300, record=True, file=open(os.devnull, "w"))
     console.print(tables.plan_table(plan))
@@ -130,7 +135,6 @@ def test_fingerprints_and_manifests(tmp_path):
         one, two = getattr(first.stages, name), getattr(second.stages, name)
         clean(json.dumps(canonical(one, name)))
         assert fingerprint(name, 1, one, {}) == fingerprint(name, 1, two, {})
-    assert canonical(first.stages.train)["init_from"] != canonical(first.stages.pretokenize)["features"]
 
 
 def test_what_tracking_keeps_while_it_waits(tmp_path, caplog):
@@ -145,7 +149,8 @@ def test_what_tracking_keeps_while_it_waits(tmp_path, caplog):
     assert {path.suffix for path in files} >= {".jsonl", ".json", ".txt"}
     for path in files:
         clean(path.read_text())
-    assert "is away" in clean(caplog.text)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("omniloom")]
+    assert "is away" in clean("\n".join(ours))
     clean(repr(run) + str(run.url(0.1)))
 
 

@@ -25,7 +25,7 @@ def execute(made, display):
         raise
 import omniloom.pipelines.runner
 omniloom.pipelines.runner.run = execute
-cli._plan = lambda *arguments: __import__("types").SimpleNamespace(to_execute=[])
+cli._plan = lambda *arguments: __import__("types").SimpleNamespace(to_execute=[], config=None)
 sys.argv[1:] = ["run", "demo"] + (["slow=1"] if "slow" in sys.argv else [])
 if "slow=1" in sys.argv: sys.argv.append("slow")
 cli.main()

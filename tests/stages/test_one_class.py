@@ -80,7 +80,7 @@ def evaluation(artifact: Artifact, monkeypatch, **fields) -> Evaluation:
         "omniloom.stages.evaluate.evaluation.TokenSet",
         lambda *a: SimpleNamespace(facts={"image_size": SIDE, "video_size": SIDE, "frames": 1}),
     )
-    return Evaluation(MeasureConfig(**fields), {"ingest": artifact, "pretokenize": None}, "cpu", "anywhere", {})
+    return Evaluation(MeasureConfig(**fields), {"records": artifact, "tokens": None}, "cpu", "anywhere", {})
 
 
 @pytest.mark.parametrize("fields", [{}, {"drawings": 20, "captions": 20}, {"drawings": 20, "captions": 20, "seed": 5}])

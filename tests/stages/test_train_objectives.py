@@ -60,9 +60,10 @@ def tokens(tmp_path_factory, visual):
 
 
 def config(**fields) -> train_unified.Config:
+    of_pixels = {"pixel_bottleneck": 8} if "pixel_diffusion" in fields.get("objectives", ALL) else {}
     return train_unified.Config.model_validate(
         {
-            "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16, "pixel_bottleneck": 8},
+            "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16, **of_pixels},
             "objectives": ALL,
             "packing": {"length": 256, "window_rows": 8, "noisy_context": 0.5},
             "batch_rows": 4,
