@@ -54,7 +54,7 @@ class ObjectiveStudyConfig(BaseModel):
     """The budget that all share; its objectives are set in turn, and of loss.objective_weights each has its own;
     alignment is of diffusions alone."""
     objectives: dict[str, Objective] = Field(
-        default_factory=lambda: {name: name for name in OBJECTIVES},  # type: ignore[arg-type]  # names of the table
+        default_factory=lambda: {name: name for name in OBJECTIVES},
         min_length=1,
     )
     """A name for the table: an objective."""

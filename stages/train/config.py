@@ -106,7 +106,7 @@ class TrainConfig(BaseModel):
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     """Learning rates of the model's parts."""
     objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"latent_diffusion": 1.0}  # type: ignore[arg-type]  # its key is one of them
+        default_factory=lambda: {"latent_diffusion": 1.0}
     )
     """What is trained on pictures, by shares of the documents: latent_diffusion, pixel_diffusion, next_code,
     masked_code; without any it is a language model, trained on texts alone."""
