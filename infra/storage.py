@@ -199,17 +199,9 @@ def sync(uri: str) -> None:
         disk.sync_tree(filesystem(uri)[1])
 
 
-def move_file(source: str, target: str) -> None:
-    """Move one file; within a local disk that is a rename."""
-    _move_all([(source, target)])
-
-
 def move_files(source: str, target: str, names: Iterable[str]) -> None:
-    """Move these files from below one folder to below another."""
-    _move_all([(join(source, name), join(target, name)) for name in names])
-
-
-def _move_all(pairs: list[tuple[str, str]]) -> None:
+    """Move these files from below one folder to below another; within a local disk these are renames."""
+    pairs = [(join(source, name), join(target, name)) for name in names]
     folders: set[str] = set()
     if all(is_local(uri) for pair in pairs for uri in pair):
         # Content first: a new name for what is not there yet could survive alone.
@@ -218,8 +210,8 @@ def _move_all(pairs: list[tuple[str, str]]) -> None:
     for folder in sorted(folders):
         disk.make_folder(folder)
     left = {os.path.dirname(filesystem(source)[1]) for source, _ in pairs} if folders else set()
-    for source, target in pairs:
-        _move(source, target)
+    for pair in pairs:
+        _move(*pair)
     disk.sync(folders)
     disk.sync(left - folders)  # else what was moved away could be there again beside what takes its place
 

@@ -40,11 +40,10 @@ OPERATIONS = {
     "copy_file": lambda root: storage.copy_file(f"{root}/there/x", f"{root}/new/deep/y"),
     "copy_tree": lambda root: storage.copy_tree(f"{root}/there", f"{root}/new/deep"),
     "copy_tree from elsewhere": lambda root: storage.copy_tree("memory://elsewhere", f"{root}/new"),
-    "move_file": lambda root: storage.move_file(f"{root}/there/x", f"{root}/new/y"),
     "move_files": lambda root: storage.move_files(f"{root}/there", f"{root}/new", ["x", "sub/z"]),
     "move what was not synced": lambda root: (
         Path(root, "there/x").write_bytes(b"by other means"),
-        storage.move_file(f"{root}/there/x", f"{root}/new/y"),
+        storage.move_files(f"{root}/there", f"{root}/new", ["x"]),
     ),
     "sync": lambda root: (Path(root, "there/sub/n").write_bytes(b"by other means"), storage.sync(f"{root}/there")),
     "localize": lambda root: storage.localize("memory://elsewhere", "digest"),

@@ -48,7 +48,7 @@ def test_move_copy_and_remove(root, name):
     storage.write_bytes(join(root, name), b"content")
     storage.write_bytes(join(root, "a/x1yz.txt"), b"other")  # what the pattern would match
     storage.copy_file(join(root, name), join(root, "copy", name))
-    storage.move_file(join(root, name), join(root, "moved", name))
+    storage.move_files(root, join(root, "moved"), [name])
     assert storage.list_files(root) == {f"copy/{name}": 7, f"moved/{name}": 7, "a/x1yz.txt": 5}
     storage.remove(join(root, "copy", name))
     assert storage.list_files(root) == {f"moved/{name}": 7, "a/x1yz.txt": 5}
@@ -70,8 +70,9 @@ def test_copies_between_filesystems(root, tmp_path):
     storage.copy_tree(join(root, "tree"), str(tmp_path / "down"))
     assert (tmp_path / "down/a/big.bin").read_bytes() == big
     storage.copy_tree(str(tmp_path / "down"), join(root, "up"))
-    storage.move_file(str(tmp_path / "down/b.txt"), join(root, "up/c.txt"))
-    assert storage.list_files(join(root, "up")) == {"a/big.bin": len(big), "b.txt": 1, "c.txt": 1}
+    storage.move_files(str(tmp_path / "down"), join(root, "over"), ["b.txt"])
+    assert storage.list_files(join(root, "up")) == {"a/big.bin": len(big), "b.txt": 1}
+    assert storage.list_files(join(root, "over")) == {"b.txt": 1}
     assert storage.sha256(join(root, "up/a/big.bin")) == storage.sha256(str(tmp_path / "down/a/big.bin"))
     assert not (tmp_path / "down/b.txt").exists()
 
