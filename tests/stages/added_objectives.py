@@ -1,6 +1,8 @@
-"""Two objectives of other distributions, `uniform_code` of examples/ and `latent_guess` below, from training to
-`omniloom sample`. Run by tests/examples/test_uniform_objective.py, in a process that has both installed: a config takes the names of
-those that are there when Python starts, so that this module is no test file of its own."""
+"""Two objectives of other distributions, `uniform_code` of examples/ and a `latent_guess`, from training to sampling.
+
+tests/examples/test_uniform_objective.py runs this in a process that has both installed: a config takes the names of
+those that are there when Python starts, so that this module is no test file of its own.
+"""
 
 from __future__ import annotations
 
