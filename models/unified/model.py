@@ -129,14 +129,15 @@ class UnifiedModel(nn.Module):
         entry = getattr(self, f"{prefix}_in")
         if REPRESENTATIONS[name].discrete:
             return entry(values), None
+        if time is None or segment is None:
+            raise ValueError(f"{name}: expected the times of segments, and whose each position is")
         source = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
         if isinstance(entry, UNetInput):
             # Convolutions would tell a masked position's neighbours its value.
             visible = (
                 source if masked is None else replace(source, values=source.values.masked_fill(masked[:, None], 0))
             )
-            x_MD = entry(visible)
-            source.features = visible.features
+            x_MD, source.features = entry(visible)
         else:
             x_MD = entry(source.values)
         if masked is not None:
@@ -178,7 +179,7 @@ class UnifiedModel(nn.Module):
         positions: Tensor,
         attend: Attend,
         caches: Sequence[LayerCache] | None = None,
-        layer_states: dict[int, Tensor | None] | None = None,
+        layer_states: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, N, D) before the final norms, of x (B, N, D).
 
@@ -222,6 +223,8 @@ class UnifiedModel(nn.Module):
             x = getattr(self, f"{prefix}_unet")(x.flatten(0, -2), source)
             x, lead = (x, lead) if rows is None else (x.index_select(0, rows), rows.shape)
         if isinstance(out, FlowHead):
+            if source is None:
+                raise ValueError(f"{name}: a flow head looks back at what went in, got None")
             values_AC, segment_A = (
                 a if rows is None else a.index_select(0, rows) for a in (source.values, source.segment)
             )
@@ -237,7 +240,7 @@ class UnifiedModel(nn.Module):
         times: Mapping[str, Tensor],
         places: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
-        layer_states: dict[int, Tensor | None] | None = None,
+        layer_states: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 

@@ -51,23 +51,18 @@ class FeatureAlignment(nn.Module):
 def alignment_error(module: FeatureAlignment, hidden: Tensor, batch: Batch) -> Tensor:
     """The sum, float32 scalar, over the batch's targets; hidden (B*L, D), of all its places. `module` runs also where
     no target has features."""
-    tasks = {name: task for name, task in batch.tasks.items() if task.features is not None}
-    if not tasks:
+    places, features, weights = [], [], []
+    for name, task in batch.tasks.items():
+        if task.features is None or task.has_features is None:
+            continue
+        places.append(batch.parts[OBJECTIVES[name].representation.name].index[task.rows[task.targets]])
+        features.append(task.features)
+        has = task.has_features
+        weights.append(has.float() if task.weights is None else has * task.weights[task.targets])
+    if not features:
         raise ValueError("batch: expected features to align with; collate lays them out for a feature_dim")
-    places_K = torch.cat(
-        [
-            batch.parts[OBJECTIVES[name].representation.name].index[task.rows[task.targets]]
-            for name, task in tasks.items()
-        ]
-    )
-    weights_K = torch.cat(
-        [
-            task.has_features.float() if task.weights is None else task.has_features * task.weights[task.targets]
-            for task in tasks.values()
-        ]
-    )
-    features_KF = torch.cat([task.features for task in tasks.values()])
-    error_K = module(hidden.index_select(0, places_K), features_KF) * weights_K
+    places_K = torch.cat(places)
+    error_K = module(hidden.index_select(0, places_K), torch.cat(features)) * torch.cat(weights)
     # Summed by place, so that rounding does not depend on what else the batch holds.
     return error_K.new_zeros(len(hidden)).index_copy(0, places_K, error_K).view(batch.ids.shape).sum()
 

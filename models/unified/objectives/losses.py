@@ -136,7 +136,8 @@ class MaskedCodeLoss:
     """Masked discrete diffusion over codes; the code behind the last is the mask."""
 
     def __init__(self, row: VisualObjective, config: UnifiedConfig, diffusion: DiffusionConfig | None = None):
-        self.name, self.mask, self.stream = row.name, config.codebook_size, row.draw_stream
+        self.name, self.stream = row.name, row.draw_stream
+        self.mask: int = getattr(config, row.representation.size)
 
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part, device = batch.tasks[self.name], batch.parts["codes"], batch.ids.device

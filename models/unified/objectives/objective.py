@@ -30,7 +30,7 @@ from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment, alignment_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_patch_masks
 from omniloom.models.unified.objectives.losses import Shown, entropy_sum, to_device
-from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, objective_row
+from omniloom.models.unified.representations import OBJECTIVES, objective_row
 
 
 class UnifiedObjective(nn.Module):
@@ -112,7 +112,7 @@ class UnifiedObjective(nn.Module):
         return to_device(torch.from_numpy(masked_K), batch.ids.device)
 
     def predict(
-        self, batch: Batch, shown: Mapping[str, Shown], layer_states: dict[int, Tensor | None] | None = None
+        self, batch: Batch, shown: Mapping[str, Shown], layer_states: dict[int, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The network's text logits (T, V), and by objective its predictions (A, C). layer_states
         as in `UnifiedModel.backbone`."""
@@ -124,7 +124,7 @@ class UnifiedObjective(nn.Module):
             kind, rows_K = OBJECTIVES[name].representation.name, batch.tasks[name].rows
             values[kind] = values[kind].index_copy(0, rows_K, own.values)
             places[kind].append(own.places)
-            if own.times is not None and not REPRESENTATIONS[kind].discrete:
+            if own.times is not None:
                 times[kind] = own.times
             if own.masked is not None:
                 none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
@@ -146,7 +146,8 @@ class UnifiedObjective(nn.Module):
                 of each divided by R * A. What has no targets adds exactly 0.
         """
         shown = self.show(batch, seed)
-        layer_states = dict.fromkeys([self.alignment_layer] if self.alignment and self.training else [])
+        alignment = self.alignment if self.training else None
+        layer_states = {self.alignment_layer: torch.empty(0)} if alignment else {}
         logits_TV, predictions = self.predict(batch, shown, layer_states)
         terms = [("text_loss", "text", self.text_weight, self._text_error(logits_TV, batch))]
         for name, loss in self.losses.items():
@@ -154,8 +155,8 @@ class UnifiedObjective(nn.Module):
             terms.append((loss_name(name, self.losses), name, self.weights[name], error))
         if self.z_loss:
             terms.append(("z_loss", "text", self.text_weight * self.z_loss, _square_of_partition(logits_TV, batch)))
-        if layer_states:
-            error = alignment_error(self.alignment, layer_states[self.alignment_layer].flatten(0, 1), batch)
+        if alignment:
+            error = alignment_error(alignment, layer_states[self.alignment_layer].flatten(0, 1), batch)
             terms.append(("alignment_loss", "alignment", self.alignment_weight, error))
         loss, logs = 0.0, {}
         for log, count, weight, error in terms:
