@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch.distributed as dist
+from torch import Tensor
 
 from omniloom.infra.lease import Holder
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_mean
+from omniloom.infra.training.readings import Reading
 
 
 class TrainingDiverged(RuntimeError):
@@ -41,7 +44,7 @@ class Loader(Protocol):
         ...
 
     def describe(self, step: int) -> str:
-        """What the batch of a step that was taken is made of, for an error."""
+        """What the batch of the step that was taken last, or of the one before, is made of, for an error."""
         ...
 
     def close(self) -> None:
@@ -58,9 +61,10 @@ class Trainer(Protocol):
     amounts: tuple[str, ...]
     engines: dict[str, Engine]
 
-    def train_step(self, step: int, batch: Any) -> tuple[dict[str, float], float]:
-        """Train one step on what the loader gave: floats to log, and how many units this rank consumed. The names may
-        differ from step to step (an image step, a video step), never from rank to rank."""
+    def train_step(self, step: int, batch: Any) -> tuple[Mapping[str, float | Tensor], float]:
+        """Train one step on what the loader gave: what to log, floats or scalars on the device, which nothing here
+        waits for, and how many units this rank consumed. The names may differ from step to step (an image step, a video
+        step), never from rank to rank."""
         ...
 
     def validate(self, step: int) -> None:
@@ -69,6 +73,10 @@ class Trainer(Protocol):
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         """A row of the curves; `units` are those of all ranks since step 0. Called on rank 0 alone."""
+        ...
+
+    def keep(self) -> None:
+        """Write the curves down, as a checkpoint follows that a later attempt may go on from. On rank 0 alone."""
         ...
 
     def rewind(self, step: int) -> None:
@@ -89,6 +97,7 @@ class Loop:
     progress: Progress
     validate_every: int
     validate_first: bool = False
+    _waiting: list[Reading] = field(default_factory=list, init=False, repr=False)
 
     def run(self) -> dict[str, Any]:
         """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
@@ -137,17 +146,28 @@ class Loop:
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
     def _step(self, step: int, window: _Window) -> None:
+        """Figures on a GPU are read while the next step runs there, and in the last step before a row at once."""
         began = time.perf_counter()
         logs, units = self.trainer.train_step(step, self.loader.at(step))
-        seconds = time.perf_counter() - began
-        for name, value in logs.items():
+        waiting, reading = self._waiting, Reading(step, logs)
+        self._waiting = [reading]
+        if not reading.late or self.workers.logs(step + 1, self.steps):
+            waiting, self._waiting = [*waiting, reading], []
+        for each in waiting:
+            window.add(self._finite(each))
+        window.took(units, time.perf_counter() - began)
+
+    def _finite(self, reading: Reading) -> dict[str, float]:
+        for name, value in (values := reading.values()).items():
             if not math.isfinite(value):
-                raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
-        window.add(logs, units, seconds)
+                batch = self.loader.describe(reading.step)
+                raise TrainingDiverged(f"step {reading.step}: {name} is {value}; batch: {batch}")
+        return values
 
     def _save(self, done: int, units: float, last: dict[str, float], holder: Holder | None) -> None:
         if holder:
             holder.require()
+            self.trainer.keep()
         position = {**self.loader.position, "units": units, "last": last}
         checkpoint.save(self.state, done, self.trainer.engines, position, self.workers.keep_checkpoints)
 
@@ -163,9 +183,11 @@ class _Window:
         self.values: dict[str, list[float]] = {}
         self.units = self.seconds = 0.0
 
-    def add(self, logs: dict[str, float], units: float, seconds: float) -> None:
+    def add(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
             self.values.setdefault(name, []).append(value)
+
+    def took(self, units: float, seconds: float) -> None:
         self.units += units
         self.seconds += seconds
 
