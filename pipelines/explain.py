@@ -1,5 +1,5 @@
 """What is wrong with a config, in the words of who wrote the YAML. In: pydantic's errors, the file, the overrides.
-Out: one `InputError` that names the first field, its line and what was expected, and the other fields below it.
+Out: an `InputError` for each field, which names its line and what was expected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omniloom.infra.errors import InputError, split_field
 from omniloom.models.unified.representations import UNUSABLE as UNUSABLE_OBJECTIVES
 from omniloom.pipelines import schema
 from omniloom.pipelines.graph import UNUSABLE
-from omniloom.pipelines.origin import Origin, together
+from omniloom.pipelines.origin import Origin
 
 _LISTS = ("tuple_type", "list_type", "set_type")
 _MAPPINGS = (
@@ -32,21 +32,22 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NEAR, _ELSEWHERE, _FAR = 0.8, 0.85, 0.5
 
 
-def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> InputError:
-    """The errors of a config of `model` that comes from `origin`."""
-    document = schema.document(model)
+def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> list[InputError]:
+    """The errors of a config of `model` that comes from `origin`, one for each field."""
     problems: dict[tuple[str, ...], list[str]] = {}
-    for item in error.errors():
-        path, message = _problem(document, item)
+    for path, message in located(error, model):
         if message not in problems.setdefault(tuple(path), []):
             problems[tuple(path)].append(message)
     # A field of several types has one problem a type.
-    return together(
-        [
-            InputError(", or ".join(messages) + origin.place(path), field=".".join(path), file=origin.file)
-            for path, messages in problems.items()
-        ]
-    )
+    return [
+        origin.placed(InputError(", or ".join(messages), field=".".join(path))) for path, messages in problems.items()
+    ]
+
+
+def located(error: ValidationError, model: type[BaseModel]) -> list[tuple[list[str], str]]:
+    """The path of keys and the message of each of pydantic's errors about values for `model`."""
+    document = model.model_json_schema()
+    return [_problem(document, item) for item in error.errors()]
 
 
 def _problem(document: dict, item: Mapping[str, Any]) -> tuple[list[str], str]:
