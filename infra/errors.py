@@ -24,8 +24,7 @@ class InputError(OmniLoomError):
 
     `field` is a path from the config's root (`stages.ingest.sources.0.uri`), in a stage one from the root of its own
     config (`sources.0.uri`), or an option's name; `file` is the config file or the data file that holds the mistake.
-    Both may be None; `str()` gives `file: field: message`. `line` is that of the field in the file, where it is known;
-    `others` are further mistakes that are told with this one.
+    Both may be None; `str()` gives `file: field: message`. `line` is that of the field in the file, where it is known.
     """
 
     exit_code = 2
@@ -33,19 +32,18 @@ class InputError(OmniLoomError):
     def __init__(self, message: str, *, field: str | None = None, file: str | None = None, line: int | None = None):
         super().__init__(message)
         self.message, self.field, self.file, self.line = message, field, file, line
-        self.others: tuple[InputError, ...] = ()
+        self._parts: tuple[InputError, ...] = ()
 
     def each(self) -> tuple[InputError, ...]:
-        """This one and the others."""
-        return (self, *self.others)
+        """The errors that it tells of, apart, where `together` made it of several; else itself."""
+        return self._parts or (self,)
 
     def __str__(self) -> str:
-        own = ": ".join(part for part in (self.file, self.field, self.message) if part)
-        return own + "".join(f"\n  {': '.join(part for part in (e.field, e.message) if part)}" for e in self.others)
+        return ": ".join(part for part in (self.file, self.field, self.message) if part)
 
     def __reduce__(self):
         # Raised inside workers too: the default pickling would lose the keyword arguments.
-        return _rebuild, (type(self), self.message, self.field, self.file, self.line, self.others)
+        return _rebuild, (type(self), self.message, self.field, self.file, self.line, self._parts)
 
 
 def _rebuild(
@@ -54,18 +52,20 @@ def _rebuild(
     field: str | None,
     file: str | None,
     line: int | None,
-    others: tuple[InputError, ...],
+    parts: tuple[InputError, ...],
 ) -> InputError:
     error = kind(message, field=field, file=file, line=line)
-    error.others = others
+    error._parts = parts
     return error
 
 
 def together(errors: Iterable[InputError]) -> InputError:
     """One error that tells all of them, each once, by their lines; what has none, as of an override, comes first."""
     found = {(error.field, error.message): error for one in errors for error in one.each()}
-    first, *rest = sorted(found.values(), key=lambda error: error.line or 0)
-    return _rebuild(type(first), first.message, first.field, first.file, first.line, tuple(rest))
+    first, *rest = parts = sorted(found.values(), key=lambda error: error.line or 0)
+    lines = [": ".join(part for part in (error.field, error.message) if part) for error in rest]
+    message = "\n  ".join([first.message, *lines])
+    return _rebuild(type(first), message, first.field, first.file, first.line, tuple(parts)) if rest else first
 
 
 @contextlib.contextmanager
@@ -77,7 +77,9 @@ def within(field: str = "") -> Iterator[None]:
     except InputError as error:
         for one in error.each():
             one.field = join_fields(field, one.field)
-        raise
+        if error in error.each():
+            raise
+        raise together(error.each()) from error.__cause__
     except ValueError as error:
         own, message = split_field(str(error))
         raise InputError(message, field=join_fields(field, own)) from None

@@ -149,7 +149,9 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
                 continue
             # A mapping goes into the one that is there, but an empty one empties it, and one of another kind, which
             # has other keys, replaces it.
-            merge = given != {} and not _of_another_kind(OmegaConf.select(config, key), given, key)
+            old = OmegaConf.select(config, key)
+            mappings = isinstance(given, dict) and OmegaConf.is_dict(old)
+            merge = mappings and given != {} and not _of_another_kind(old, given, key)
             OmegaConf.update(config, key, given, merge=merge, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             shown = secrets.redact_override(override)
@@ -201,8 +203,6 @@ def _override_value(key: str, value: str):
 
 def _of_another_kind(old, new, key: str) -> bool:
     """Whether two mappings at `key` differ in what says their kind, such as `architecture`."""
-    if not isinstance(new, dict) or not hasattr(old, "get"):
-        return False
     place = schema.place(schema.document(PipelineConfig), re.findall(r"[^.\[\]]+", key))
     selector = place.own.selector
     return selector in new and new[selector] != old.get(selector, place.own.default)
@@ -249,7 +249,7 @@ def validate(
         infinite = schema.non_finite(config)
         errors += [InputError(f"expected a finite number, got {value}", field=path) for path, value in infinite]
     except ValidationError as error:
-        errors += explain(error, PipelineConfig, origin)
+        errors.append(explain(error, PipelineConfig, origin))
     if errors:
         raise together(origin.placed(error) for error in [*errors, *(absent.of_literals(values) if files else ())])
     config._origin = origin

@@ -1,5 +1,5 @@
 """What is wrong with a config, in the words of who wrote the YAML. In: pydantic's errors, the file, the overrides.
-Out: an `InputError` for each field, which names its line and what was expected.
+Out: one `InputError` that names the first field, its line and what was expected, and the other fields below it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from omniloom.infra import secrets
-from omniloom.infra.errors import InputError, split_field
+from omniloom.infra.errors import InputError, split_field, together
 from omniloom.models.unified.representations import UNUSABLE as UNUSABLE_OBJECTIVES
 from omniloom.pipelines import schema
 from omniloom.pipelines.graph import UNUSABLE
@@ -32,16 +32,16 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NEAR, _ELSEWHERE, _FAR = 0.8, 0.85, 0.5
 
 
-def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> list[InputError]:
-    """The errors of a config of `model` that comes from `origin`, one for each field."""
+def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> InputError:
+    """The errors of a config of `model` that comes from `origin`, one for each field, together."""
     problems: dict[tuple[str, ...], list[str]] = {}
     for path, message in located(error, model):
         if message not in problems.setdefault(tuple(path), []):
             problems[tuple(path)].append(message)
     # A field of several types has one problem a type.
-    return [
+    return together(
         origin.placed(InputError(", or ".join(messages), field=".".join(path))) for path, messages in problems.items()
-    ]
+    )
 
 
 def located(error: ValidationError, model: type[BaseModel]) -> list[tuple[list[str], str]]:

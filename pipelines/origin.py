@@ -4,7 +4,7 @@ the same error with the file and, in its message, the line or that an override s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,19 +38,14 @@ class Origin:
     def placed(self, error: InputError) -> InputError:
         """The error about a field of the config, with this file and, in its message, the line, or that an override set
         it. A file that it names already, such as one that the field names, goes into its message."""
-        if error.others:
-            return together([self.placed(one) for one in _apart(error)])
+        if error not in error.each():
+            return together(self.placed(one) for one in error.each())
         if not error.field or error.file == self.file:
             return error
         message, path = f"{error.file}: {error.message}" if error.file else error.message, error.field.split(".")
         line = self.line(path)
         said = " (from an override)" if self._overrides(path) else f" (line {line})" if line else ""
         return type(error)(message + said, field=error.field, file=self.file, line=line)
-
-
-def _apart(error: InputError) -> Iterator[InputError]:
-    for one in error.each():
-        yield type(one)(one.message, field=one.field, file=one.file, line=one.line)
 
 
 def _line_numbers(file: str) -> dict[tuple[str, ...], int]:
