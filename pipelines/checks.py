@@ -25,8 +25,8 @@ def check_stages(config: PipelineConfig, settled: Collection[str] = (), files: b
 def misfits(
     config: PipelineConfig, settled: Collection[str] = (), files: bool = True, unknown: Collection[str] = ()
 ) -> list[InputError]:
-    """What `check_stages` refuses, one error a stage. Nothing is said of what `unknown` stages make: those whose sources
-    are not there."""
+    """What `check_stages` refuses, one error a stage. Nothing is said of what `unknown` stages make, whose sources are
+    not there."""
     return _ask_all(config, settled, lambda stage, own, upstream: stage.check(own, upstream, files), unknown)
 
 
