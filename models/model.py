@@ -293,8 +293,8 @@ class OmniLoom:
 
     def _told(self, segment: Segment, before: Sequence[int]) -> str | np.ndarray:
         if segment.kind == "text":
-            return self.text.continuation(before, segment.ids.tolist())
-        values = segment.values.reshape(1, *segment.grid, *segment.values.shape[1:])
+            return self.text.continuation(before, segment.text_ids.tolist())
+        values = segment.values.reshape(1, *segment.visual_grid, *segment.values.shape[1:])
         clip = self.decode(torch.from_numpy(values), segment.objective)[0]
         return clip if len(clip) > 1 else clip[0]
 
