@@ -26,9 +26,8 @@ from omniloom.pipelines import schema, yaml_dialect
 from omniloom.pipelines.explain import explain
 from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin
+from omniloom.pipelines.preset_files import PRESETS, preset_names
 from omniloom.stages.base import Stage
-
-PRESETS = Path(__file__).parent / "presets"
 
 
 class _Stages(BaseModel):
@@ -222,8 +221,7 @@ def find(path: str) -> Path:
         return preset
     if preset.name in {p.name for p in PRESETS.glob("*.yaml")} and file.parent.as_posix() == "pipelines/presets":
         return PRESETS / file.name  # an installed package, away from a checkout
-    presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-    raise InputError(f"no such config file; the presets are {presets}", file=path)
+    raise InputError(f"no such config file; the presets are {', '.join(preset_names())}", file=path)
 
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:

@@ -42,7 +42,8 @@ def config_file(folder: Path) -> Path:
 
 def test_what_is_shipped(tmp_path, monkeypatch):
     """Our packages and the config with everything resolved: it means the same from another folder."""
-    from omniloom.pipelines.jobs import PACKAGES, pack
+    from omniloom.infra.tree import ROOMS
+    from omniloom.pipelines.jobs import pack
 
     monkeypatch.chdir(tmp_path)
     file = config_file(tmp_path)
@@ -57,7 +58,7 @@ def test_what_is_shipped(tmp_path, monkeypatch):
     ]
     assert config["seed"] == 3
     assert {path.name for path in tree.iterdir()} == {"omniloom", "config"}
-    assert {path.name for path in (tree / "omniloom").iterdir()} == {*PACKAGES, "__init__.py", "REVISION"}
+    assert {path.name for path in (tree / "omniloom").iterdir()} == {*ROOMS, "__init__.py", "REVISION"}
     assert (tree / "omniloom/stages/reporting/report.html").exists() and (tree / "omniloom/pipelines/cli.py").exists()
     assert not list(tree.rglob("__pycache__"))
     assert sum(path.stat().st_size for path in tree.rglob("*")) < 5e6
