@@ -233,6 +233,13 @@ class RAEConfig:
         return self.mlp_width or -(-8 * self.width // 96) * 32
 
     @property
+    def known_patch_size(self) -> int:
+        """`patch_size`; ValueError where it is that of an encoder whose shape is not known."""
+        if self.patch_size is None:
+            raise ValueError(f"RAEConfig.patch_size: is that of the encoder, which is not read yet: {self.encoder}")
+        return self.patch_size
+
+    @property
     def latent_dim(self) -> int:
         """Channels of the encoder's features; its shape must be known."""
         return cast(ViTConfig, self.encoder).width
