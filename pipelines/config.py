@@ -147,7 +147,9 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
                 continue
             # A mapping goes into the one that is there, but an empty one empties it, and one of another kind, which
             # has other keys, replaces it.
-            merge = given != {} and not _of_another_kind(OmegaConf.select(config, key), given, key)
+            old = OmegaConf.select(config, key)
+            mappings = isinstance(given, dict) and OmegaConf.is_dict(old)
+            merge = mappings and given != {} and not _of_another_kind(old, given, key)
             OmegaConf.update(config, key, given, merge=merge, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             shown = secrets.redact_override(override)
@@ -191,8 +193,6 @@ def _override_value(key: str, value: str):
 
 def _of_another_kind(old, new, key: str) -> bool:
     """Whether two mappings at `key` differ in what says their kind, such as `architecture`."""
-    if not isinstance(new, dict) or not hasattr(old, "get"):
-        return False
     place = schema.place(schema.document(PipelineConfig), re.findall(r"[^.\[\]]+", key))
     selector = place.own.selector
     return selector in new and new[selector] != old.get(selector, place.own.default)
@@ -259,11 +259,12 @@ def _make_absolute(config: PipelineConfig) -> None:
 def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:
     """The literals `values` with those paths that the `config` made of them has made absolute."""
     for path in marked_paths(config):
-        inside, *keys = [values, *path.keys]
-        for key in keys[:-1]:
+        inside: Any = values
+        *outer, last = path.keys
+        for key in outer:
             inside = inside[int(key)] if isinstance(inside, list) else inside.get(key) or {}
-        if keys[-1] in inside:
-            inside[keys[-1]] = path.value
+        if last in inside:
+            inside[last] = path.value
     return values
 
 

@@ -54,8 +54,8 @@ def _manifests(folder: str) -> list[str]:
 
 
 def _read(uri: str) -> tuple[dict | None, str]:
-    """A checkpoint as its manifest says, with "folder"; or what is wrong with it, "" where nothing is. Reads no content of its
-    files."""
+    """A checkpoint as its manifest says, with "folder"; or what is wrong with it, "" where nothing is. Reads no content
+    of its files."""
     try:
         manifest = storage.read_json(uri)
     except InputError as error:

@@ -105,22 +105,22 @@ class Segment:
 
     @property
     def text_ids(self) -> np.ndarray:
-        """`ids` of a text. ValueError, as for what follows, of a segment of the other kind."""
+        """`ids` of a text; ValueError of a picture."""
         return _of(self, "ids", self.ids)
 
     @property
     def visual_grid(self) -> Grid:
-        """`grid` of a visual segment."""
+        """`grid` of a picture; ValueError of a text."""
         return _of(self, "grid", self.grid)
 
     @property
     def row(self) -> VisualObjective:
-        """The row of a visual segment's objective."""
+        """The row of a picture's objective; ValueError of a text."""
         return OBJECTIVES[_of(self, "objective", self.objective)]
 
     @property
     def time_cap(self) -> float:
-        """`max_time` of a visual segment."""
+        """`max_time` of a picture; ValueError of a text."""
         return _of(self, "max_time", self.max_time)
 
     @property
