@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.config import load
@@ -253,6 +253,8 @@ class Outer(BaseModel):
     name: str
     sizes: tuple[int, ...] | list[int] = ()
     texts: list[str] = []
+    pair: tuple[int, int] = (1, 1)
+    shares: dict[str, float] = Field({"a": 1.0}, min_length=1)
     parts: list[Inner] = []
     inner: Inner = Inner()
     other: Inner = Inner()
@@ -294,9 +296,15 @@ def told(**values) -> tuple[str | None, str]:
             "speed_of_oone",
             "unknown key; did you mean 'inner.speed_of_one' or 'other.speed_of_one'?",
         ),
-        ({"wheelz": 1}, "wheelz", "unknown key; known keys: name, sizes, texts, parts, inner, other, point"),
+        (
+            {"wheelz": 1},
+            "wheelz",
+            "unknown key; known keys: name, sizes, texts, pair, shares, parts, inner, other, point",
+        ),
         ({"inner": {"other": {"wheels": 1}}}, "inner.other", "unknown key; did you mean 'other.wheels'?"),
         ({"inner": {"other": {"wheels": 1, "speed": 1}}}, "inner.other", "unknown key; did you mean 'other'?"),
+        ({"pair": [1, 2, 3]}, "pair", "list should have at most 2 items after validation, not 3"),
+        ({"shares": {}}, "shares", "mapping should have at least 1 item after validation, not 0"),
         ({"texts": [3]}, "texts.0", "input should be a valid string (got 3)"),
     ],
 )

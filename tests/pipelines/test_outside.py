@@ -320,7 +320,7 @@ def text_fields(schema: dict, node: dict, path: tuple[str, ...] = (), seen: tupl
     for inner in (node.get("items"), node.get("additionalProperties")):
         if isinstance(inner, dict):
             yield from text_fields(schema, inner, path, seen)
-    if node.get("type") == "string" and "enum" not in node:
+    if node.get("type") == "string" and not {"enum", "const"} & node.keys():
         yield ".".join(path), node
 
 
