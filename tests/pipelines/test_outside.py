@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.models.text import TextTokenizer
-from omniloom.pipelines.config import PipelineConfig, load, raw, validate, with_absolute_paths
+from omniloom.pipelines.config import PipelineConfig, load, raw, validate
 from omniloom.pipelines.fingerprint import canonical, fingerprint
 from omniloom.pipelines.outside import digests, outside_contents, unreadable
+from omniloom.pipelines.paths import with_absolute_paths
 from omniloom.pipelines.plan import make_plan
 
 PATHS = {
