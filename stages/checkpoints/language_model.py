@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
+from omniloom.infra.once import once
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import architecture, config_from_llama
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
@@ -80,8 +79,5 @@ def local_folder(uri: str) -> Path:
     digest = hashlib.sha256(json.dumps([uri, versions]).encode()).hexdigest()
     target = storage.cache_folder() / f"start-{digest[:32]}"
     for name in names:
-        if not (target / name).exists():
-            partial = target / f".tmp-{uuid.uuid4().hex}"
-            storage.copy_file(storage.join(uri, name), str(partial))
-            os.replace(partial, target / name)
+        once(target / name, lambda file, name=name: storage.copy_file(storage.join(uri, name), str(file)))
     return target
