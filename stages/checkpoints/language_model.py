@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def check_text_tokenizer(uri: str, digest: str) -> None:
         )
 
 
+def _copy(uri: str, file: Path) -> None:
+    storage.copy_file(uri, str(file))
+
+
 def local_folder(uri: str) -> Path:
     """The folder itself where it is local, else a copy of its configs and weights, made once per machine."""
     if (path := storage.local_path(uri)) is not None:
@@ -79,5 +84,5 @@ def local_folder(uri: str) -> Path:
     digest = hashlib.sha256(json.dumps([uri, versions]).encode()).hexdigest()
     target = storage.cache_folder() / f"start-{digest[:32]}"
     for name in names:
-        once(target / name, lambda file, name=name: storage.copy_file(storage.join(uri, name), str(file)))
+        once(target / name, partial(_copy, storage.join(uri, name)))
     return target

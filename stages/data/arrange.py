@@ -19,6 +19,7 @@ from omniloom.stages.data.packing import TASKS, PackingConfig, Placed, Source
 TEXT, DRAW, DESCRIBE, DOCUMENT = range(len(TASKS))
 _BITS: dict[Source, int] = {"text": 1, "image": 2}
 _ORDER, _TEXT, _IMAGE, _TARGET, _OBJECTIVE, _NOISE, _CAPTION = range(7)  # what is drawn apart
+_CHANNELS: dict[Source, int] = {"text": _TEXT, "image": _IMAGE}
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class Arranger:
         choice = (uniform(positions, hash_seed(seed, _TARGET)) * (pictures + 1)).astype(np.int64)
         drawn = choice < pictures
         dropped = np.zeros(len(positions), np.int64)
-        for channel, source in ((_TEXT, "text"), (_IMAGE, "image")):
+        for source, channel in _CHANNELS.items():
             below = uniform(positions, hash_seed(seed, channel)) < self._interleaved_dropout.get(source, 0.0)
             dropped |= np.where(drawn & below, _BITS[source], 0)
         number, length = self._read(held, starts, fits, ends)
@@ -248,7 +249,8 @@ class Arranger:
             target[drawn] = at - starts[drawn]
             number[drawn] = target[drawn] + 1
             gone = np.zeros(drawn.sum(), np.int64)
-            for source, theirs in (("text", held.values >= 0), ("image", held.values < 0)):
+            for source in _BITS:
+                theirs = held.values >= 0 if source == "text" else held.values < 0
                 tokens = np.cumsum(np.where(theirs, sizes, 0)) - np.where(theirs, sizes, 0)
                 gone += np.where(dropped[drawn] & _BITS[source], tokens[at] - tokens[starts[drawn]], 0)
             length[drawn] = ends[at] - gone

@@ -31,7 +31,7 @@ def pack(sizes: np.ndarray, cuttable: np.ndarray, length: int) -> Packed:
     poured = _pour_rows(rows, free, sizes, cuttable, order, length)
     kept = ~np.isin(rows[order], list(poured)) if poured else np.ones(len(order), bool)
     order = order[kept]
-    found = [(rows[order], order, np.zeros(len(order), np.int64), sizes[order])]
+    found: list[tuple[np.ndarray, ...]] = [(rows[order], order, np.zeros(len(order), np.int64), sizes[order])]
     if poured:
         pieces = np.array(list(itertools.chain(*poured.values())), np.int64).reshape(-1, 4)
         found.append(tuple(pieces.T))

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 
 from omniloom.stages.data.packing import Kind
 
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _CHUNK = 1 << 20
 _CLIPPED = (1 << 16) - 1
 _SMALL = 1 << 16  # bytes of a file that is read rather than mapped
@@ -210,7 +210,7 @@ class Index:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._maps: dict[str, np.memmap] = {}
+        self._maps: dict[str, np.ndarray] = {}
         shards = self.column("shards")
         self.shards, self._sizes = shards["number"], shards["documents"].astype(np.int64)
         self._ends = np.cumsum(self._sizes)
@@ -222,9 +222,8 @@ class Index:
             if not file.exists():
                 return np.empty(0, np.int64)
             held = np.load(file, mmap_mode="r" if file.stat().st_size > _SMALL else None)
-            if isinstance(held, np.memmap):
-                # Documents are drawn from all over it, so that what lies beside a number is not wanted.
-                held._mmap.madvise(mmap.MADV_RANDOM)
+            # Documents are drawn from all over it, so that what lies beside a number is not wanted.
+            _advise(held, mmap.MADV_RANDOM)
             self._maps[name] = held
         return np.asarray(self._maps[name])
 
@@ -260,5 +259,9 @@ class Index:
     def release(self) -> None:
         """Gives back the memory that mapped pages take in this process; they are mapped again when they are read."""
         for held in self._maps.values():
-            if isinstance(held, np.memmap):
-                held._mmap.madvise(mmap.MADV_DONTNEED)
+            _advise(held, mmap.MADV_DONTNEED)
+
+
+def _advise(held: np.ndarray, advice: int) -> None:
+    if isinstance(held, np.memmap):
+        held._mmap.madvise(advice)  # type: ignore[attr-defined]  # numpy keeps the map there

@@ -21,7 +21,7 @@ from omniloom.models.unified.representations import Objective
 from omniloom.stages.data.arrange import TEXT, Arranged, Arranger, placed
 from omniloom.stages.data.bestfit import pack
 from omniloom.stages.data.index import KINDS, Index, ragged
-from omniloom.stages.data.packing import PackingConfig, Placed
+from omniloom.stages.data.packing import Kind, PackingConfig, Placed
 from omniloom.stages.data.streams import Stream
 
 Cursors = dict[str, tuple[int, float]]  # by stream: its next position, and the tokens that it is owed
@@ -71,7 +71,7 @@ class Planner:
         self.index, self.config, self.seed = index, config, seed
         objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
         self.arranger = Arranger(config, {name: share for name, share in objectives.items() if share}, seed)
-        kinds = KINDS if self.arranger.names else ("text",)
+        kinds: tuple[Kind, ...] = KINDS if self.arranger.names else ("text",)
         streams = {kind: Stream(index, kind, config.length, seed) for kind in kinds if index.count(kind)}
         sizes = {name: stream.tokens(self.arranger) for name, stream in streams.items()}
         self.streams = {name: stream for name, stream in streams.items() if sizes[name]}

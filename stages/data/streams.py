@@ -15,6 +15,7 @@ import numpy as np
 from omniloom.stages.data.arrange import Arranged, Arranger
 from omniloom.stages.data.index import KINDS, Index
 from omniloom.stages.data.order import Permutation, hash_seed
+from omniloom.stages.data.packing import Kind
 
 _SAMPLE = 1 << 12  # documents that a stream's size is estimated from
 
@@ -22,7 +23,7 @@ _SAMPLE = 1 << 12  # documents that a stream's size is estimated from
 class Stream:
     """`kind` of an index' documents, texts in pieces of `length` tokens. `number` parts the streams of a training."""
 
-    def __init__(self, index: Index, kind: str, length: int, seed: int, number: int = 0):
+    def __init__(self, index: Index, kind: Kind, length: int, seed: int, number: int = 0):
         self.index, self.kind, self.length = index, kind, length
         self.seed = hash_seed(seed, 3, number, KINDS.index(kind))
         self._firsts = np.zeros(1, np.int64)
