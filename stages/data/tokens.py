@@ -16,6 +16,7 @@ it; those of an interleaved document stand where they are. `loss` False marks a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,16 @@ class StoredSegment:
     feature_grid: tuple[int, int, int] | None = None
 
     @property
+    def text_ids(self) -> np.ndarray:
+        """`ids`; ValueError for a visual one."""
+        if self.ids is None:
+            raise ValueError(f"expected a text, got a {self.kind} segment")
+        return self.ids
+
+    @property
     def length(self) -> int:
         """Tokens, without the two that frame a visual segment."""
-        return len(self.ids) if self.kind == "text" else int(np.prod(self.grid))
+        return len(self.text_ids) if self.grid is None else math.prod(self.grid)
 
 
 class TokenSet:
@@ -99,7 +107,7 @@ class TokenSet:
     artifact may take on this machine's disk."""
 
     def __init__(self, artifact: Artifact, split: str, cache_bytes: int | None = None):
-        self.facts = storage.read_json(artifact.file("tokens.json"))
+        self.facts = storage.load_json(artifact.file("tokens.json"))
         if self.facts["schema_version"] != SCHEMA_VERSION:
             raise ValueError(
                 f"{artifact.uri}: tokens of schema version {self.facts['schema_version']}, expected {SCHEMA_VERSION}"
