@@ -99,7 +99,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
-        """With n = x * scale and g = grad * weight: scale * (g - n * mean(g * n)) for x, the sum of grad * n for weight."""
+        """With n = x * scale and g = grad * weight: scale * (g - n * mean(g * n)) of x, the sum of grad * n of weight."""
         x, weight, scale = ctx.saved_tensors
         normed = x * scale
         product = grad * normed
