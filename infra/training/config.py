@@ -80,6 +80,8 @@ class WorkersConfig(BaseModel):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
     """How many of the last checkpoints are kept."""
+    keep_every: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
+    """Checkpoints of every so many steps are kept besides, a multiple of `checkpoint_every`; null: the last alone."""
     log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
