@@ -26,9 +26,8 @@ from omniloom.pipelines import schema, yaml_dialect
 from omniloom.pipelines.explain import explain
 from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin
+from omniloom.pipelines.preset_files import PRESETS, preset_names
 from omniloom.stages.base import Stage
-
-PRESETS = Path(__file__).parent / "presets"
 
 
 class _Stages(BaseModel):
@@ -184,7 +183,7 @@ def identity(path: str) -> tuple[str, str, set[str]]:
 
 def _override_value(key: str, value: str):
     """What an override says. Text that is in quotes is read as YAML, so that "a\\nb" may hold a line's end."""
-    kinds = schema.kinds(PipelineConfig.model_json_schema(), key) if value else set()
+    kinds = schema.kinds(schema.document(PipelineConfig), key) if value else set()
     if kinds - {"null"} != {"string"} or value[0] in "'\"":
         return yaml_dialect.load(value)
     return None if "null" in kinds and value in ("null", "~") else value
@@ -194,7 +193,7 @@ def _of_another_kind(old, new, key: str) -> bool:
     """Whether two mappings at `key` differ in what says their kind, such as `architecture`."""
     if not isinstance(new, dict) or not hasattr(old, "get"):
         return False
-    place = schema.place(PipelineConfig.model_json_schema(), re.findall(r"[^.\[\]]+", key))
+    place = schema.place(schema.document(PipelineConfig), re.findall(r"[^.\[\]]+", key))
     selector = place.own.selector
     return selector in new and new[selector] != old.get(selector, place.own.default)
 
@@ -222,8 +221,7 @@ def find(path: str) -> Path:
         return preset
     if preset.name in {p.name for p in PRESETS.glob("*.yaml")} and file.parent.as_posix() == "pipelines/presets":
         return PRESETS / file.name  # an installed package, away from a checkout
-    presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-    raise InputError(f"no such config file; the presets are {presets}", file=path)
+    raise InputError(f"no such config file; the presets are {', '.join(preset_names())}", file=path)
 
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
