@@ -163,12 +163,13 @@ def fixed_tensors(engine: EngineWeights) -> Iterator[tuple[str, tuple[int, ...],
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             continue
-        if (partition := getattr(parameter, "ds_tensor", None)) is None:
-            yield f"fixed/{name}", tuple(parameter.shape), 0, parameter.detach().view(-1), True
+        held: Any = parameter
+        if (partition := getattr(held, "ds_tensor", None)) is None:
+            yield f"fixed/{name}", tuple(held.shape), 0, held.detach().view(-1), True
             continue
         start = ranks()[0] * partition.numel()
-        count = max(0, min(partition.numel(), parameter.ds_numel - start))
-        yield f"fixed/{name}", tuple(parameter.ds_shape), start, partition.detach().view(-1)[:count], False
+        count = max(0, min(partition.numel(), held.ds_numel - start))
+        yield f"fixed/{name}", tuple(held.ds_shape), start, partition.detach().view(-1)[:count], False
     kept = engine.module.state_dict(keep_vars=True)
     for name, buffer in engine.module.named_buffers():
         if name in kept:

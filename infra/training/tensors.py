@@ -9,10 +9,11 @@ them, on any filesystem.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -81,8 +82,36 @@ def _write_file(path: Path, shards: list[Shard]) -> list[int]:
         _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
         for shard in shards:
             for piece in shard.values.view(torch.uint8).split(_AT_ONCE):
-                _write_all(file, memoryview(piece.cpu().numpy()))
+                _write_all(file, _memory(piece.cpu()))
     return [8 + len(text) + header[shard.key]["data_offsets"][0] for shard in shards]
+
+
+def write_whole(path: Path | None, about: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Write whole tensors as they come into one file, where there is a path, as safetensors' own `save_file` would;
+    goes through all of them in any case. `about` names them, with shapes and types, in the order of their names, in
+    which they come; its tensors may be without memory."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, like in about.items():
+        size = like.numel() * like.element_size()
+        header[name] = {"dtype": _NAMES[like.dtype], "shape": list(like.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb", buffering=0) if path else contextlib.nullcontext() as file:
+        if file:
+            _write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
+        for (name, value), wanted in zip(tensors, about, strict=True):
+            if file and value is not None:
+                if (name, value.dtype, value.shape) != (wanted, about[wanted].dtype, about[wanted].shape):
+                    raise ValueError(f"expected {wanted} of {about[wanted].shape}, got {name} of {value.shape}")
+                if value.numel():
+                    _write_all(file, _memory(value.contiguous().view(-1)))
+
+
+def _memory(flat: Tensor) -> memoryview:
+    """The bytes of a flat tensor on the CPU, themselves."""
+    return memoryview(cast(Any, flat.view(torch.uint8).numpy()))
 
 
 def _write_all(file: Any, data: memoryview) -> None:
@@ -163,11 +192,11 @@ class Tensors:
 
     def _fill(self, number: int, at: int, kind: torch.dtype, into: Tensor) -> None:
         if kind == into.dtype and into.device.type == "cpu":
-            self._read_into(number, at, memoryview(into.view(torch.uint8).numpy()))
+            self._read_into(number, at, _memory(into))
             return
         for piece in into.split(_AT_ONCE // kind.itemsize):
             read = torch.empty(len(piece), dtype=kind)
-            self._read_into(number, at, memoryview(read.view(torch.uint8).numpy()))
+            self._read_into(number, at, _memory(read))
             piece.copy_(read)
             at += read.numel() * kind.itemsize
 

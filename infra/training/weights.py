@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class EngineWeights:
                 kept_whole[0].all_gather(kept_whole)
 
     @contextlib.contextmanager
-    def evaluated(self) -> Iterator[torch.nn.Module]:
+    def evaluated(self) -> Iterator[Any]:
         """The module with EMA weights where they are kept, for every rank to use; none may train inside. Under ZeRO-3
         weights are gathered as they are used: all ranks must run the same parts of it equally often, in `collective`
         code. Nothing compiled runs: what is evaluated has other shapes each time."""
@@ -105,13 +105,15 @@ class EngineWeights:
                 _told(module, in_forward=False)
             self.engine.optimizer._partition_all_parameters()
 
-    def tensors(self, average: bool = True) -> Iterator[tuple[str, Tensor | None]]:
-        """(name, tensor) of the module's state, whole, one at a time, EMA where kept unless `average` is False: on the
-        CPU of rank 0 in fp32, None on the others. Every rank must go through all of it."""
+    def tensors(self, average: bool = True, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor | None]]:
+        """(name, tensor) of the module's state, or of these `names` in it: whole, one at a time, EMA where kept unless
+        `average` is False, on the CPU of rank 0 in fp32, None on the others. Every rank must go through all of it."""
         held = {id(part.parameter): part for part in parts(self)}
-        names = {id(p): name for name, p in self.module.named_parameters()}
-        fixed = {key.partition("/")[2]: rest for key, *rest in fixed_tensors(self)}
-        for name, value in self.module.state_dict(keep_vars=True).items():
+        known = {id(p): name for name, p in self.module.named_parameters()}
+        fixed = {key.partition("/")[2]: (start, values) for key, _, start, values, _ in fixed_tensors(self)}
+        state = self.module.state_dict(keep_vars=True)
+        for name in state if names is None else names:
+            value = state[name]
             if not isinstance(value, torch.nn.Parameter):
                 yield name, _plain(value) if ranks()[0] == 0 else None
                 continue
@@ -121,7 +123,7 @@ class EngineWeights:
                 flat = self.average.of(part.flat) if average and self.average else part.flat
                 start, mine = part.start, part.of(flat)
             elif not value.requires_grad:
-                _, start, mine, _ = fixed[names[id(value)]]
+                start, mine = fixed[known[id(value)]]
             yield name, self._whole(shape, start, mine)
 
     def _whole(self, shape: tuple[int, ...], start: int, mine: Tensor) -> Tensor | None:
