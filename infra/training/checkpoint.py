@@ -30,9 +30,9 @@ def manifests(folder: str) -> list[str]:
     return sorted((n for n in storage.list_files(folder) if n.endswith(".json") and "/" not in n), reverse=True)
 
 
-def _read(uri: str) -> tuple[dict | None, str | None]:
-    """A checkpoint as its manifest says, with "folder"; or what is wrong with it. Reads no content of its files.
-    InputError where it was written by a version that kept it otherwise."""
+def _read(uri: str) -> tuple[dict | None, str]:
+    """A checkpoint as its manifest says, with "folder"; or what is wrong with it, "" where nothing is. Reads no content
+    of its files. InputError where it was written by a version that kept it otherwise."""
     try:
         manifest = storage.read_json(uri)
     except InputError as error:
@@ -49,21 +49,21 @@ def _read(uri: str) -> tuple[dict | None, str | None]:
     folder = uri.removesuffix(".json")
     if bad := integrity.wrong_sizes(folder, _files(manifest)):
         return None, f"{folder}: {some(bad)} missing or of another size"
-    return {**manifest, "folder": folder}, None
+    return {**manifest, "folder": folder}, ""
 
 
 def _files(manifest: dict) -> list[dict]:
     return [{"path": path, **facts} for path, facts in manifest["files"].items()]
 
 
-def _hashes_differ(found: dict) -> str | None:
+def _hashes_differ(found: dict) -> str:
     """What is wrong with the content of a checkpoint; each rank reads its share. Every rank must call it."""
     from omniloom.infra.training.shards import gathered, ranks
 
     rank, size = ranks()
     bad = integrity.wrong(found["folder"], _files(found)[rank::size], remembered=False)
     bad = [path for paths in gathered(bad) for path in paths]
-    return f"{found['folder']}: {some(bad)} not as written" if bad else None
+    return f"{found['folder']}: {some(bad)} not as written" if bad else ""
 
 
 def latest(state: str, say: Callable[[str], None] = lambda text: None) -> dict | None:
@@ -75,7 +75,9 @@ def latest(state: str, say: Callable[[str], None] = lambda text: None) -> dict |
     folder, damaged = storage.join(state, "checkpoints"), []
     for name in gathered(manifests(folder))[0]:  # as the first rank sees them
         found, wrong = gathered(_read(storage.join(folder, name)))[0]
-        if wrong := wrong or _hashes_differ(found):
+        if found and (differ := _hashes_differ(found)):
+            found, wrong = None, differ
+        if found is None:
             damaged.append(wrong)
             continue
         for text in damaged:

@@ -22,7 +22,7 @@ STAGES = [(0, False), (1, False), (1, True), (2, False), (3, False), (3, True)]
 
 class Net(nn.Module):
     """Sizes that no number of ranks divides, a matrix above and others below what ZeRO-3 keeps whole, a frozen layer,
-    a scalar, a buffer that forward passes change, and one tensor under two names."""
+    a single number, a buffer that forward passes change, and one tensor under two names."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Net(nn.Module):
         self.frozen = nn.Linear(331, 331, bias=False)
         self.norm = nn.LayerNorm(331)
         self.last = nn.Linear(331, 3)
-        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.scale = nn.Parameter(torch.tensor([1.5]))
         self.also = self.norm.weight
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("codes", torch.randn(7, 5))
