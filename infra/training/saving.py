@@ -186,8 +186,8 @@ class _Save:
     @contextlib.contextmanager
     def _scratch(self, rank: int):
         """A local folder to write in, beside the checkpoint where that is local."""
-        if storage.is_local(self.folder):
-            scratch = str(Path(storage.local_path(self.folder)).parent / f"{disk.UNFINISHED}rank-{rank}")
+        if local := storage.local_path(self.folder):
+            scratch = str(local.parent / f"{disk.UNFINISHED}rank-{rank}")
             disk.make_folder(scratch)
             try:
                 yield scratch
@@ -236,6 +236,6 @@ def _clear(parent: str, step: int) -> None:
             storage.remove(storage.join(parent, name))
     for name in {name.partition("/")[0] for name in storage.list_files(parent) if "/" in name} - kept:
         storage.remove(storage.join(parent, name))
-    if storage.is_local(parent):
-        for left in Path(storage.local_path(parent)).glob(f"{disk.UNFINISHED}*"):
+    if local := storage.local_path(parent):
+        for left in local.glob(f"{disk.UNFINISHED}*"):
             storage.remove(str(left))
