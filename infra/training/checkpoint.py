@@ -18,16 +18,10 @@ from typing import TYPE_CHECKING, Any
 from omniloom.infra import integrity, storage
 from omniloom.infra.artifacts import some
 from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.training.manifests import FORMAT, manifests
 
 if TYPE_CHECKING:
     from omniloom.infra.training.engine import Engine
-
-FORMAT = 2  # by parameter; what names none was written by rank, as DeepSpeed does
-
-
-def manifests(folder: str) -> list[str]:
-    """Names of the manifests of checkpoints, newest first."""
-    return sorted((n for n in storage.list_files(folder) if n.endswith(".json") and "/" not in n), reverse=True)
 
 
 def _read(uri: str) -> tuple[dict | None, str]:

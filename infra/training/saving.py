@@ -27,7 +27,7 @@ import torch
 from omniloom.infra import disk, integrity, storage
 from omniloom.infra.lease import Holder
 from omniloom.infra.training import tensors
-from omniloom.infra.training.checkpoint import FORMAT, manifests
+from omniloom.infra.training.manifests import FORMAT, manifests
 from omniloom.infra.training.shards import Shard, gathered, ranks, shards
 
 if TYPE_CHECKING:

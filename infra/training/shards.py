@@ -14,14 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from omniloom.infra.training.weights import EngineWeights
+from omniloom.infra.training.average import MovingAverage
+from omniloom.infra.training.config import EngineConfig
+
+
+class Held(Protocol):
+    """What is asked of an engine here: DeepSpeed's `engine`, and the moving average, where one is kept."""
+
+    engine: Any
+    config: EngineConfig
+    average: MovingAverage | None
+
+    @property
+    def module(self) -> torch.nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def parts(engine: EngineWeights) -> list[Part]:
+def parts(engine: Held) -> list[Part]:
     """What this rank holds of the trained parameters, in the module's order; none of those that lie on others."""
     found = []
     for name, parameter in engine.module.named_parameters():
@@ -97,13 +108,13 @@ def _part(name: str, parameter: Any, optimizer: Any) -> Part | None:
     return Part(name, parameter, tuple(parameter.shape), place.start, place.numel, flat, within.start)
 
 
-def optimizer_state(engine: EngineWeights) -> dict[Tensor, dict[str, Any]]:
+def optimizer_state(engine: Held) -> dict[Tensor, dict[str, Any]]:
     """State of the innermost optimizer by the tensor that it steps."""
     optimizer = engine.engine.optimizer
     return getattr(optimizer, "optimizer", optimizer).state
 
 
-def shards(engine: EngineWeights) -> Iterator[Shard]:
+def shards(engine: Held) -> Iterator[Shard]:
     """This rank's share of all that a checkpoint keeps: each number of the engine is given by one rank."""
     state, average = optimizer_state(engine), engine.average
     for part in parts(engine):
@@ -118,7 +129,7 @@ def shards(engine: EngineWeights) -> Iterator[Shard]:
     yield from _fixed(engine)
 
 
-def _shares(engine: EngineWeights, key: str, part: Part, values: Tensor) -> Iterator[Shard]:
+def _shares(engine: Held, key: str, part: Part, values: Tensor) -> Iterator[Shard]:
     """The part as it is; without ZeRO, where each rank holds all, this rank's share of it."""
     start = 0
     if not engine.config.zero_stage:
@@ -148,7 +159,7 @@ def as_number(value: Any) -> Tensor:
     raise ValueError(f"an optimizer's state of the type {type(value).__name__} cannot be kept by parameter")
 
 
-def _fixed(engine: EngineWeights) -> Iterator[Shard]:
+def _fixed(engine: Held) -> Iterator[Shard]:
     """What no optimizer holds: buffers change in forward passes, so that the copy is taken now."""
     for key, shape, start, values, is_whole in fixed_tensors(engine):
         if is_whole:
@@ -158,7 +169,7 @@ def _fixed(engine: EngineWeights) -> Iterator[Shard]:
             yield Shard(key, shape, start, values.clone() if key.startswith("buffer/") else values)
 
 
-def fixed_tensors(engine: EngineWeights) -> Iterator[tuple[str, tuple[int, ...], int, Tensor, bool]]:
+def fixed_tensors(engine: Held) -> Iterator[tuple[str, tuple[int, ...], int, Tensor, bool]]:
     """(key, shape, start, this rank's numbers, whether these are all) of frozen parameters and kept buffers."""
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
