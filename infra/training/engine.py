@@ -7,7 +7,6 @@ on CPU (gloo). The process group must exist (Ray Train or torchrun makes it).
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import math
@@ -18,8 +17,10 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.gradients import FlatGradients
+from omniloom.infra.training.shards import parts
 from omniloom.infra.training.weights import EngineWeights
 
 _COMMUNICATION = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -77,13 +78,10 @@ class Engine(EngineWeights):
         compile_parts: Callable[[], None] | None = None,
     ):
         deepspeed = import_deepspeed()
-        # ZeRO-3's hooks make any forward pass a collective, which rank 0 must not enter alone: it evaluates a copy.
-        self._copy = copy.deepcopy(module) if config.zero_stage == 3 and _rank() == 0 else None
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
-        for each in (module, self._copy):
-            if each is not None and config.precision == "bf16":
-                _enter_inside(each, self.autocast)
+        if config.precision == "bf16":
+            _enter_inside(module, self.autocast)
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -118,7 +116,8 @@ class Engine(EngineWeights):
         if flat:
             self.engine.enable_backward_allreduce = False
             self._gradients = FlatGradients(self.engine.optimizer, _COMMUNICATION[config.communication])
-        self._ema = [self._local(p).clone() for p in trained] if config.ema_decay else None
+        flats = [part.flat for part in parts(self)]
+        self.average = MovingAverage(flats, config.ema_decay) if config.ema_decay else None
         self._trained = trained
 
     def autocast(self):
@@ -149,17 +148,15 @@ class Engine(EngineWeights):
         parts = self._part_norms() if part_norms else {}
         clip = self.optimizer_config.grad_clip
         if self._gradients:
-            self._gradients.hand_over(norm, clip)
+            self._gradients.hand_over(clip)
         elif not self.config.zero_stage:
             norm = torch.nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
+        self.released()
         self.engine.step()
-        if self._ema is not None:
-            # A short memory at first, so that the average does not remember the initialisation.
-            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(self._ema, [self._local(p) for p in self._trained], 1 - decay)
+        if self.average is not None:
+            self.average.update(step)
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return {"lr": lr, **parts} | ({} if norm is None else {"grad_norm": norm})
+        return {"lr": lr, **parts, **({} if norm is None else {"grad_norm": norm})}
 
     def _part_norms(self) -> dict[str, torch.Tensor]:
         """Norms by part of the averaged gradient, of which each rank reads its own share. Every rank must call it."""

@@ -43,6 +43,7 @@ class FlatGradients:
                 self.views.append((parameter, flat[first : first + parameter.numel()].view_as(parameter)))
                 self._where[parameter] = number, first
         self.shards: list[Tensor] = []
+        self._norm = torch.empty(0)
         self._begun = False
 
     def begin(self) -> None:
@@ -63,7 +64,8 @@ class FlatGradients:
         squares = torch.stack([torch.stack(torch._foreach_norm(parts)).square().sum() for parts in self._parts()])
         if self.ranks > 1:
             dist.all_reduce(squares)
-        return torch.linalg.vector_norm(squares.sqrt())
+        self._norm = torch.linalg.vector_norm(squares.sqrt())
+        return self._norm
 
     def share(self, parameter: torch.nn.Parameter) -> Tensor | None:
         """What this rank's shard holds of a parameter's gradient, flat."""
@@ -80,11 +82,10 @@ class FlatGradients:
                 found[number].append(share)
         return [parts or [shard.new_zeros(1)] for parts, shard in zip(found, self.shards, strict=True)]
 
-    def hand_over(self, norm: Tensor, clip: float) -> None:
-        """Let the optimizer step by the shards, with a norm of `clip` at most where that is above 0; norm: the
-        gradient's own."""
+    def hand_over(self, clip: float) -> None:
+        """Let the optimizer step by the reduced shards, with a norm of `clip` at most where that is above 0."""
         if clip:
-            torch._foreach_mul_(self.shards, 1 / ((norm + 1e-6) / clip).clamp(min=1.0))
+            torch._foreach_mul_(self.shards, 1 / ((self._norm + 1e-6) / clip).clamp(min=1.0))
         for number, shard in enumerate(self.shards):
             self.optimizer.averaged_gradients[number] = _Shard(shard)
         self._begun = False

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import torch.distributed as dist
 from torch import Tensor
 
-from omniloom.infra.lease import Holder
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_mean
 from omniloom.infra.training.readings import Reading
+from omniloom.infra.training.saving import Saver
 
 
 class TrainingDiverged(RuntimeError):
@@ -103,7 +103,8 @@ class Loop:
         """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
         of all ranks since step 0 and the last logged metrics. The loader is closed."""
         try:
-            return self._train(*self._resume())
+            with self._saver() as saver:
+                return self._train(saver, *self._resume())
         finally:
             self.loader.close()
 
@@ -120,9 +121,7 @@ class Loop:
             self.trainer.validate(0)
         return start, position.get("units", 0.0), position.get("last", {})
 
-    def _train(self, start: int, units: float, last: dict[str, float]) -> dict[str, Any]:
-        # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
-        holder = Holder(self.state) if _first() else None
+    def _train(self, saver: Saver, start: int, units: float, last: dict[str, float]) -> dict[str, Any]:
         window = _Window(self.trainer)
         began = time.perf_counter()
         for step in range(start, self.steps):
@@ -139,10 +138,14 @@ class Loop:
             if done < self.steps and done % self.validate_every == 0:
                 self.trainer.validate(done)
             if self.workers.keeps(done, self.steps):
-                self._save(done, units, last, holder)
+                if _first():
+                    self.trainer.keep()
+                saver.start(done, {**self.loader.position, "units": units, "last": last})
         # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
         if self.steps:
             self.trainer.validate(self.steps)
+        if error := saver.finish():
+            self.progress.note(f"the last checkpoint was not saved: {error}")
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
     def _step(self, step: int, window: _Window) -> None:
@@ -164,12 +167,9 @@ class Loop:
                 raise TrainingDiverged(f"step {reading.step}: {name} is {value}; batch: {batch}")
         return values
 
-    def _save(self, done: int, units: float, last: dict[str, float], holder: Holder | None) -> None:
-        if holder:
-            holder.require()
-            self.trainer.keep()
-        position = {**self.loader.position, "units": units, "last": last}
-        checkpoint.save(self.state, done, self.trainer.engines, position, self.workers.keep_checkpoints)
+    def _saver(self) -> Saver:
+        keep, keep_every = self.workers.keep_checkpoints, self.workers.keep_every
+        return Saver(self.state, self.trainer.engines, keep, keep_every, self.progress.note)
 
 
 class _Window:
