@@ -19,21 +19,24 @@ from omniloom.infra.training.config import WorkersConfig
 
 
 def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
-    """Run `function(argument)` on `workers.count` ranks of a Ray Train worker group; returns when all have ended."""
+    """Run `function(argument)` on the ranks of a Ray Train worker group, of `workers.count`; returns when all have
+    ended. Of a range as many run as there is room for: when that changes, the group starts again from the last
+    checkpoint with another number."""
     import pyarrow.fs
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    argument.progress.say(f"starting {workers.count} worker{'s' if workers.count > 1 else ''}")
+    count = workers.count
+    number: Any = count if isinstance(count, int) else (count.min, count.max)
+    told = f"{count}" if isinstance(count, int) else f"{count.min} to {count.max}"
+    argument.progress.say(f"starting {told} worker{'s' if workers.most > 1 else ''}")
     fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     TorchTrainer(
         _enter,
         train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus > 0, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         run_config=RunConfig(
             name=name,

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from omniloom.infra.lease import Holder
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_mean
+from omniloom.infra.training.saving import Saver
 
 
 class TrainingDiverged(RuntimeError):
@@ -94,7 +94,8 @@ class Loop:
         """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
         of all ranks since step 0 and the last logged metrics. The loader is closed."""
         try:
-            return self._train(*self._resume())
+            with self._saver() as saver:
+                return self._train(saver, *self._resume())
         finally:
             self.loader.close()
 
@@ -111,9 +112,7 @@ class Loop:
             self.trainer.validate(0)
         return start, position.get("units", 0.0), position.get("last", {})
 
-    def _train(self, start: int, units: float, last: dict[str, float]) -> dict[str, Any]:
-        # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
-        holder = Holder(self.state) if _first() else None
+    def _train(self, saver: Saver, start: int, units: float, last: dict[str, float]) -> dict[str, Any]:
         window = _Window(self.trainer)
         began = time.perf_counter()
         for step in range(start, self.steps):
@@ -130,10 +129,12 @@ class Loop:
             if done < self.steps and done % self.validate_every == 0:
                 self.trainer.validate(done)
             if self.workers.keeps(done, self.steps):
-                self._save(done, units, last, holder)
+                saver.start(done, {**self.loader.position, "units": units, "last": last})
         # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
         if self.steps:
             self.trainer.validate(self.steps)
+        if error := saver.finish():
+            self.progress.note(f"the last checkpoint was not saved: {error}")
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
     def _step(self, step: int, window: _Window) -> None:
@@ -145,11 +146,9 @@ class Loop:
                 raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
         window.add(logs, units, seconds)
 
-    def _save(self, done: int, units: float, last: dict[str, float], holder: Holder | None) -> None:
-        if holder:
-            holder.require()
-        position = {**self.loader.position, "units": units, "last": last}
-        checkpoint.save(self.state, done, self.trainer.engines, position, self.workers.keep_checkpoints)
+    def _saver(self) -> Saver:
+        keep, keep_every = self.workers.keep_checkpoints, self.workers.keep_every
+        return Saver(self.state, self.trainer.engines, keep, keep_every, self.progress.note)
 
 
 class _Window:
