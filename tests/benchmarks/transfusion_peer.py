@@ -14,22 +14,23 @@ our parameters: both are compared.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-try:
-    from transfusion_pytorch import Transfusion
-except ImportError:
-    Transfusion = None
-
 from omniloom.models.unified.batch import Segment
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("transfusion_pytorch") is not None
 
 
 def build(vocab: int, latent_dim: int, side: int, width: int, layers: int, heads: int) -> nn.Module:
     """A model of that backbone, whose heads have width / heads channels."""
-    return Transfusion(
+    return importlib.import_module("transfusion_pytorch").Transfusion(
         num_text_tokens=vocab,
         dim_latent=latent_dim,
         channel_first_latent=False,
