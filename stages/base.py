@@ -103,8 +103,12 @@ class Stage:
         return metrics
 
     def restarts(self, config: Any) -> int:
-        """How often the body may be started again after its process was killed: as often as its ranks."""
-        return getattr(getattr(config, "workers", None), "max_failures", 1)
+        """How often in a row the body may be started again after its process was killed: as often as its ranks."""
+        return getattr(getattr(config, "workers", None), "max_failures", RETRIES)
+
+    def grace(self, config: Any) -> float:
+        """How many seconds the body gets to keep what is done, where it is told to end; only a training needs some."""
+        return getattr(getattr(config, "workers", None), "grace_seconds", 0.0)
 
     def check(self, config: Any, upstream: Mapping[str, Any], files: bool = True) -> None:
         if function := getattr(self.module, "check", None):

@@ -53,6 +53,11 @@ def _manifests(folder: str) -> list[str]:
     return sorted((n for n in storage.list_files(folder) if n.endswith(".json") and "/" not in n), reverse=True)
 
 
+def newest_step(state: str) -> int:
+    """The step of the newest checkpoint, whatever its files hold; 0 where there is none."""
+    return max((int(name[5:-5]) for name in _manifests(storage.join(state, "checkpoints"))), default=0)
+
+
 def _read(uri: str) -> tuple[dict | None, str | None]:
     """A checkpoint as its manifest says, with "folder"; or what is wrong with it. Reads no content of its files."""
     try:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from omniloom.infra.errors import InputError
-from omniloom.infra.progress import Progress
+from omniloom.infra.progress import Progress, ProgressBoard
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_sum
@@ -503,12 +503,12 @@ def test_a_damaged_checkpoint_costs_its_steps_and_is_told(group, tmp_path):
     fields = {"log_every": 2, "checkpoint_every": 2}
     Recorder(tmp_path, **fields).loop(6).run()
     Path(tmp_path, "state", "checkpoints", "step-00000006.json").write_text("{")
-    again, told = Recorder(tmp_path, **fields), Progress("training")
+    again, board = Recorder(tmp_path, **fields), ProgressBoard()
     loop = again.loop(6)
-    loop.progress = told
+    loop.progress = Progress("training", board)
     assert loop.run()["units"] == 60.0
     assert again.trained == [4, 5] and again.calls[0] == "rewound to 4"
-    assert "step-00000006.json" in told._notes[0]
+    assert "step-00000006.json" in board.read()["training"]["notes"][0]
 
 
 # ---- several ranks ----

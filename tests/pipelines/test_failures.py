@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from omniloom.infra.errors import InputError, OmniLoomError
-from omniloom.pipelines.failures import StageFailed, carried, told
+from omniloom.infra.failures import carried
+from omniloom.pipelines.failures import StageFailed, told
 
 DATA_TEXT = """\x1b[36mray::Map(work)()\x1b[39m (pid=21447, ip=127.0.0.1)
   File "/tmp/exp1.py", line 17, in work
