@@ -1,13 +1,14 @@
 # make setup     .venv with the omniloom command; TORCH_FLAGS='--index-url URL' takes torch from another index
 # make demo      the demo pipeline, end to end, in runs/demo
-# make test      the fast tests; test-slow: those that start Ray, servers or train; test-pipeline: of these the one
-#                whole pipeline on Ray that a change has to pass
+# make test      the fast tests, in two processes (JOBS=8 on a larger machine); test-slow: those that start Ray, servers
+#                or train, in one; test-pipeline: of these the one whole pipeline on Ray that a change has to pass
 # make check     style, types, layers; types: mypy alone
 # make docs      the pages of docs/ that are made from the code
 # make mutants   mistakes made in the product on purpose: do the tests notice? (docs/testing.md)
 PYTHON ?= python3.11
 BIN := .venv/bin
 OMP ?= 1
+JOBS ?= 2
 
 .PHONY: setup demo test test-slow test-pipeline check types docs mutants clean bench-tokenizer
 
@@ -23,8 +24,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/omniloom run pipelines/presets/demo.yaml
 
+# A file's tests stay in one process, which makes the fixtures that they share once.
 test: setup
-	OMP_NUM_THREADS=$(OMP) $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=$(OMP) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-slow: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python -m pytest -q -m slow

@@ -7,11 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Optional, TypeVar, cast
 
 # For pydantic, which a pipeline's YAML is read by: unknown keys are refused, and the docstring under a field is its
 # description in the schema.
 STRICT_AND_DESCRIBED: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class Derived(Generic[T]):
+        """A field of a dataclass that may be left at None and has a value once the dataclass is made: `__post_init__`
+        derives it from the others by `derive`. Written `name: Derived[int] = derived()`; pydantic sees `int | None`."""
+
+        def __get__(self, owner: object, cls: type) -> T: ...
+
+        def __set__(self, owner: object, value: T | None) -> None: ...
+else:
+    Derived = Optional
+
+
+def derived() -> Any:
+    """The default of a `Derived` field: left open."""
+    return None
+
+
+def left_open(owner: object, name: str) -> bool:
+    """Whether the `Derived` field `name` has no value yet."""
+    return getattr(owner, name) is None
+
+
+def derive(owner: object, name: str, value: object) -> None:
+    """Give the `Derived` field `name` of a dataclass, frozen or not, its value where it was left open."""
+    if left_open(owner, name):
+        object.__setattr__(owner, name, value)
 
 
 class FieldError(ValueError):

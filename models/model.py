@@ -95,6 +95,26 @@ class OmniLoom:
             raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
         return objective or self.config.objectives[0]
 
+    def _visual_tokenizer(self) -> VisualTokenizer:
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: the model was trained on text alone and has none of pictures")
+        return self.tokenizer
+
+    def _pixel_patch(self) -> int:
+        if self.config.pixel_patch is None:
+            raise ValueError("pixel_patch: the model was not trained on pixels and has none")
+        return self.config.pixel_patch
+
+    def _size(self, visual: VisualSampling) -> tuple[int, int]:
+        """(height, width) of what is drawn and shown."""
+        size = visual.size or self.config.image_size
+        if size is None:
+            raise ValueError("size: the model was trained on text alone and has none of its own")
+        return size
+
+    def _frames(self, visual: VisualSampling) -> int:
+        return visual.num_frames or self.config.num_frames
+
     def diffusion(self, objective: str | None = None) -> DiffusionConfig | None:
         """How the objective was trained; of one on codes None."""
         row = objective_row(self._objective(objective)).representation
@@ -104,7 +124,7 @@ class OmniLoom:
         """`visual` with what it leaves to the model filled in, and a predictor's file read. ValueError naming the field
         that does not fit the model."""
         objective = self._objective(visual.objective)
-        size = visual.size or self.config.image_size
+        size = self._size(visual)
         for field, frames in (("size", 1), ("num_frames", visual.num_frames or 1)):
             try:
                 self.grid(frames, *size, objective)
@@ -115,7 +135,7 @@ class OmniLoom:
             visual,
             objective=objective,
             size=size,
-            num_frames=visual.num_frames or self.config.num_frames,
+            num_frames=self._frames(visual),
             predictor=_predictor(visual, objective, diffusion),
             diffusion=diffusion,
         )
@@ -123,8 +143,8 @@ class OmniLoom:
     def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
         """(t, h, w) of a clip as the objective sees it; ValueError where the clip does not fit it."""
         if objective_row(self._objective(objective)).representation.name != "pixels":
-            return self.tokenizer.grid(num_frames, height, width)
-        patch = self.config.pixel_patch
+            return self._visual_tokenizer().grid(num_frames, height, width)
+        patch = self._pixel_patch()
         if height % patch or width % patch:
             raise ValueError(f"pixels: height and width must be multiples of {patch}, got {height}x{width}")
         return num_frames, height // patch, width // patch
@@ -136,8 +156,8 @@ class OmniLoom:
         kind = objective_row(self._objective(objective)).representation.name
         if kind == "pixels":
             clips = pixels if pixels.ndim == 5 else pixels[:, :, None]
-            return pixels_to_patches(half_to_full(clips.float()), self.config.pixel_patch).numpy()
-        encoded = self.tokenizer.encode(pixels.to(self.device))
+            return pixels_to_patches(half_to_full(clips.float()), self._pixel_patch()).numpy()
+        encoded = self._visual_tokenizer().encode(pixels.to(self.device))
         if kind == "codes":
             return encoded.codes.cpu().numpy()
         return ((encoded.latents.float().cpu() - self._mean) / self._std).movedim(1, -1).contiguous().numpy()
@@ -147,11 +167,11 @@ class OmniLoom:
         """What `encode` gives, as a tensor -> uint8 (B, T, H, W, 3)."""
         kind = objective_row(self._objective(objective)).representation.name
         if kind == "pixels":
-            return to_uint8(full_to_half(patches_to_pixels(values.float().cpu(), self.config.pixel_patch)))
+            return to_uint8(full_to_half(patches_to_pixels(values.float().cpu(), self._pixel_patch())))
         if kind == "codes":
-            return to_uint8(self.tokenizer.decode(values.to(self.device)))
+            return to_uint8(self._visual_tokenizer().decode(values.to(self.device)))
         raw = values.float().cpu().movedim(-1, 1) * self._std + self._mean
-        return to_uint8(self.tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
+        return to_uint8(self._visual_tokenizer().decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
 
     def prefixes(
         self, prompts: Sequence[str], images: Pictures | None = None, visual: VisualSampling = VisualSampling()
@@ -171,9 +191,9 @@ class OmniLoom:
         if not images:  # of a model of text alone there are none, which knows neither objectives nor sizes
             return []
         objective = self._objective(visual.objective)
-        values = self.encode(to_pixels(images, visual.size or self.config.image_size), objective)
-        grid = values.shape[1:4]
-        return [visual_segment(objective, x.reshape(-1, *x.shape[3:]), grid, loss=False) for x in values]
+        values = self.encode(to_pixels(images, self._size(visual)), objective)
+        t, h, w = values.shape[1:4]
+        return [visual_segment(objective, x.reshape(-1, *x.shape[3:]), (t, h, w), loss=False) for x in values]
 
     def _parts(self, count: int) -> Iterator[slice]:
         for at in range(0, count, self.batch_size):
@@ -189,14 +209,15 @@ class OmniLoom:
     ) -> np.ndarray:
         """Videos uint8 (B, T, H, W, 3). An empty prompt without images draws without a condition."""
         visual = self.resolve(visual)
-        grid = self.grid(visual.num_frames, *visual.size, visual.objective)
+        size = self._size(visual)
+        grid = self.grid(self._frames(visual), *size, visual.objective)
         seeds = seed_list(seeds, len(prompts))
         made = []
         for part in self._parts(len(prompts)):
             prefixes = self.prefixes(prompts[part], images and images[part], visual)
             values = generate_visual(self.model, prefixes, grid, visual, seeds[part])
             made.append(self.decode(values, visual.objective))
-        return np.concatenate(made) if made else np.zeros((0, 1, *visual.size, 3), np.uint8)
+        return np.concatenate(made) if made else np.zeros((0, 1, *size, 3), np.uint8)
 
     def text_to_image(
         self,
@@ -255,8 +276,9 @@ class OmniLoom:
         """Text and pictures in turn, as the model opens them, behind each prompt: text, images uint8 (H, W, 3) and
         videos (T, H, W, 3), at most `max_visuals` a request."""
         visual = self.resolve(visual)
-        grids = [self.grid(frames, *visual.size, visual.objective) for frames in (1, visual.num_frames)]
-        drawing = Drawing(visual, grids[0], grids[1] if visual.num_frames > 1 else None, max_visuals)
+        frames = self._frames(visual)
+        image, video = (self.grid(count, *self._size(visual), visual.objective) for count in (1, frames))
+        drawing = Drawing(visual, image, video if frames > 1 else None, max_visuals)
         seeds, made = seed_list(seeds, len(prompts)), []
         for part in self._parts(len(prompts)):
             prefixes = self.prefixes(prompts[part], images and images[part], visual)

@@ -184,7 +184,7 @@ def identity(path: str) -> tuple[str, str, set[str]]:
 
 def _override_value(key: str, value: str):
     """What an override says. Text that is in quotes is read as YAML, so that "a\\nb" may hold a line's end."""
-    kinds = schema.kinds(PipelineConfig.model_json_schema(), key) if value else set()
+    kinds = schema.kinds(schema.document(PipelineConfig), key) if value else set()
     if kinds - {"null"} != {"string"} or value[0] in "'\"":
         return yaml_dialect.load(value)
     return None if "null" in kinds and value in ("null", "~") else value
@@ -194,7 +194,7 @@ def _of_another_kind(old, new, key: str) -> bool:
     """Whether two mappings at `key` differ in what says their kind, such as `architecture`."""
     if not isinstance(new, dict) or not hasattr(old, "get"):
         return False
-    place = schema.place(PipelineConfig.model_json_schema(), re.findall(r"[^.\[\]]+", key))
+    place = schema.place(schema.document(PipelineConfig), re.findall(r"[^.\[\]]+", key))
     selector = place.own.selector
     return selector in new and new[selector] != old.get(selector, place.own.default)
 

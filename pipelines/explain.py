@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from omniloom.infra import secrets
 from omniloom.infra.errors import InputError, split_field
+from omniloom.models.unified.representations import UNUSABLE as UNUSABLE_OBJECTIVES
 from omniloom.pipelines import schema
 from omniloom.pipelines.graph import UNUSABLE
 from omniloom.pipelines.origin import Origin, together
@@ -33,7 +34,7 @@ _NEAR, _ELSEWHERE, _FAR = 0.8, 0.85, 0.5
 
 def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> InputError:
     """The errors of a config of `model` that comes from `origin`."""
-    document = model.model_json_schema()
+    document = schema.document(model)
     problems: dict[tuple[str, ...], list[str]] = {}
     for item in error.errors():
         path, message = _problem(document, item)
@@ -56,6 +57,8 @@ def _problem(document: dict, item: Mapping[str, Any]) -> tuple[list[str], str]:
         return place.path, f"cannot be used: {UNUSABLE[place.path[-1]]}"
     if kind in _UNKNOWN:
         return place.path, "unknown key" + _instead(document, place, value)
+    if kind == "literal_error" and isinstance(value, str) and value in UNUSABLE_OBJECTIVES:
+        return place.path, f"{value} cannot be used; it is {UNUSABLE_OBJECTIVES[value]}"
     if kind == "union_tag_invalid":
         tags = item["ctx"]["expected_tags"]
         near = difflib.get_close_matches(str(item["ctx"]["tag"]), tags.replace("'", "").split(", "), n=1)

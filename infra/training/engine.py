@@ -15,12 +15,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.weights import EngineWeights
 
 
 def import_deepspeed():
@@ -54,7 +54,7 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-class Engine:
+class Engine(EngineWeights):
     """One module under DeepSpeed. `micro_batch` and `accumulate` are rows per forward pass and passes per step.
 
     Weights and gradients are fp32; `precision="bf16"` runs the forward pass under autocast, so that positions, times
@@ -117,15 +117,6 @@ class Engine:
         self._ema = [self._local(p).clone() for p in trained] if config.ema_decay else None
         self._trained = trained
 
-    @staticmethod
-    def _local(parameter: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a parameter: ZeRO-3 leaves a partition in `ds_tensor`, else all of it."""
-        return getattr(parameter, "ds_tensor", parameter).data
-
-    @property
-    def module(self) -> torch.nn.Module:
-        return self.engine.module
-
     def autocast(self):
         """The precision of training, for a part of the module that is used without its forward."""
         if self.config.precision == "bf16":
@@ -182,78 +173,6 @@ class Engine:
         # DeepSpeed has no public call for the shares of stages 1 and 2: only one that gathers whole gradients.
         share = getattr(parameter, "_hp_mapping")  # noqa: B009  # DeepSpeed's own
         return share and share.get_lp_grad_fragment(getattr(parameter, "_index_in_param_group"))  # noqa: B009
-
-    @contextlib.contextmanager
-    def averaged(self):
-        """The EMA weights in place of the trained ones inside the block (no change where none is kept)."""
-        if self._ema is None:
-            yield
-            return
-        kept = [self._local(p).clone() for p in self._trained]
-        self._put(self._ema)
-        try:
-            yield
-        finally:
-            self._put(kept)
-
-    @torch.no_grad()
-    def _put(self, values: list[torch.Tensor]) -> None:
-        """Set this rank's parts of the weights."""
-        for parameter in self._trained:
-            if hasattr(parameter, "ds_tensor"):  # ZeRO-3 keeps small parameters whole, which would hide the new part
-                getattr(parameter, "partition")(has_been_updated=False)  # noqa: B009
-        torch._foreach_copy_([self._local(p) for p in self._trained], values)
-
-    @contextlib.contextmanager
-    def full_weights(self):
-        """The module with whole parameters on every rank (ZeRO-3 gathers them), to be read; to run it, `evaluated`."""
-        if self.config.zero_stage == 3:
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
-                yield self.module
-        else:
-            yield self.module
-
-    @contextlib.contextmanager
-    def evaluated(self):
-        """The module with whole weights (EMA where kept) for rank 0 to use alone; None on the other ranks. Every rank
-        must enter, and none may train inside. Nothing compiled runs: what is evaluated has other shapes each time."""
-        if self.config.zero_stage < 3:
-            eager = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
-            with self.averaged(), eager:
-                yield None if _rank() else self.module
-            return
-        weights = self.state_dict()
-        if self._copy is None:
-            yield None
-            return
-        self._copy.load_state_dict(weights)
-        try:
-            yield self._copy.to(self.device)
-        finally:
-            self._copy.to("cpu")
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Full weights (EMA where kept) and buffers on the CPU. Every rank must call it."""
-        with self.averaged(), self.full_weights() as module:
-            return {
-                name: value.detach().float().cpu().clone()
-                if value.is_floating_point()
-                else value.detach().cpu().clone()
-                for name, value in module.state_dict().items()
-            }
-
-    def save(self, folder: str, tag: str) -> None:
-        """Each rank's part of model, optimizer and EMA into the local `folder`/`tag`. Every rank must call it."""
-        self.engine.save_checkpoint(folder, tag=tag, client_state={"ema": self._ema}, save_latest=False)
-
-    def load(self, folder: str, tag: str) -> None:
-        if not Path(folder, tag).is_dir():
-            raise FileNotFoundError(f"{folder}: holds no checkpoint of {tag!r}")
-        _, client_state = self.engine.load_checkpoint(folder, tag=tag)
-        if self._ema is not None:
-            torch._foreach_copy_(self._ema, [e.to(self.device) for e in client_state["ema"]])
 
 
 def _enter_inside(module: torch.nn.Module, context: Callable[[], contextlib.AbstractContextManager]) -> None:

@@ -112,6 +112,14 @@ class VisualTokenizer(nn.Module):
         self.load_state_dict(given, strict=False)
 
 
+def only_one(codes: Tensor | None, latents: Tensor | None) -> Tensor:
+    """What there is to decode; ValueError for neither and for both."""
+    given = codes if latents is None else latents
+    if given is None or (codes is not None and latents is not None):
+        raise ValueError("decode: give either codes or latents")
+    return given
+
+
 def as_clip(x: Tensor) -> Tensor:
     """(B, 3, H, W) as (B, 3, 1, H, W), and a video as it is; ValueError for anything else."""
     clip = x.unsqueeze(2) if x.ndim == 4 else x

@@ -37,7 +37,8 @@ class Conv3d(nn.Conv3d):
         if x.device.type != "cpu":
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
-            return self._conv_forward(x.float(), self.weight.float(), self.bias.float()).to(x.dtype)
+            bias = None if self.bias is None else self.bias.float()
+            return self._conv_forward(x.float(), self.weight.float(), bias).to(x.dtype)
 
 
 class PatchDiscriminator(nn.Module):
@@ -60,7 +61,8 @@ class PatchDiscriminator(nn.Module):
         for module in self.modules():
             if isinstance(module, conv):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Judgement:
         x = x.to(self.head.weight.dtype)

@@ -79,7 +79,7 @@ class TokenizerObjective(nn.Module):
         for name in ("perceptual_weight", "style_weight"):
             if getattr(loss, name) > 0.0 and perceptual is None:
                 raise ValueError(f"TokenizerLossConfig.{name}: {getattr(loss, name)} needs VGG-16 weights: none given")
-        if loss.perceptual_weight > 0.0 and not perceptual.has_heads:
+        if perceptual is not None and loss.perceptual_weight > 0.0 and not perceptual.has_heads:
             raise ValueError(
                 f"TokenizerLossConfig.perceptual_weight: {loss.perceptual_weight} needs LPIPS heads, "
                 "and the network has none"
@@ -111,7 +111,7 @@ class TokenizerObjective(nn.Module):
             **encoded.stats,
         }
         if self.perceptual is not None:
-            weighted, terms = self._perceptual(pixels, recon)
+            weighted, terms = self._perceptual(self.perceptual, pixels, recon)
             loss = loss + weighted
             logs |= terms
         if discriminator is not None and adversarial_weight > 0.0:
@@ -121,15 +121,17 @@ class TokenizerObjective(nn.Module):
         logs["loss"] = loss
         return loss, {name: value.detach().float() for name, value in logs.items()}, recon
 
-    def _perceptual(self, pixels: Tensor, recon: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _perceptual(
+        self, network: PerceptualNetwork, pixels: Tensor, recon: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         frames, recon_frames = random_frames(pixels, recon)
         with torch.no_grad():
-            real = self.perceptual.features(frames)
-        fake = self.perceptual.features(recon_frames)
+            real = network.features(frames)
+        fake = network.features(recon_frames)
         terms: dict[str, Tensor] = {}
         weighted: Any = 0.0
         if self.loss.perceptual_weight > 0.0:
-            terms["lpips"] = self.perceptual.lpips(fake, real).mean()
+            terms["lpips"] = network.lpips(fake, real).mean()
             weighted = weighted + self.loss.perceptual_weight * terms["lpips"]
         if self.loss.style_weight > 0.0:
             terms["style"] = style_distance(fake, real).mean()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omniloom.models.patches import patchify, unpatchify
-from omniloom.models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
+from omniloom.models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip, only_one
 from omniloom.models.tokenizer.blocks import Stack
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.official.model import OfficialDecoder, OfficialEncoder, build_bottleneck
@@ -173,19 +173,16 @@ class OmniTokenizer(VisualTokenizer):
         With `state`, the tokens are the next of a video: the first chunk gives 1 + (t - 1) * temporal_patch frames,
         later ones t * temporal_patch.
         """
-        if (codes is None) == (latents is None):
-            raise ValueError("decode: give either codes or latents")
-        if codes is not None and codes.is_floating_point():
-            codes, latents = None, codes
-        if codes is not None:
-            if codes.ndim != 4:
-                raise ValueError(f"codes: expected (B, t, h, w), got {tuple(codes.shape)}")
-            vectors = self.codebook.decode_codes(codes)
+        given = only_one(codes, latents)
+        if latents is None and not given.is_floating_point():
+            if given.ndim != 4:
+                raise ValueError(f"codes: expected (B, t, h, w), got {tuple(given.shape)}")
+            vectors = self.codebook.decode_codes(given)
         else:
-            frames = latents.unsqueeze(2) if latents.ndim == 4 else latents
+            frames = given.unsqueeze(2) if given.ndim == 4 else given
             if frames.ndim != 5 or frames.shape[1] != self.latent_dim:
                 expected = f"latents: expected (B, {self.latent_dim}, t, h, w)"
-                raise ValueError(f"{expected}, or codes: expected integers, got {latents.dtype} {tuple(latents.shape)}")
+                raise ValueError(f"{expected}, or codes: expected integers, got {given.dtype} {tuple(given.shape)}")
             vectors = frames.movedim(1, -1)
             vectors = self.codebook.snap(vectors) if quantize else vectors
         b, t, h, w, _ = vectors.shape

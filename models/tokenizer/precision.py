@@ -19,9 +19,11 @@ class KeepsFloat32(nn.Module):
         buffers = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
         super()._apply(fn, recurse)
         for name, kept in parameters.items():
-            if self._parameters[name].dtype != kept.dtype:
-                self._parameters[name].data = kept.to(self._parameters[name].device)
+            moved = self.get_parameter(name)
+            if moved.dtype != kept.dtype:
+                moved.data = kept.to(moved.device)
         for name, kept in buffers.items():
-            if self._buffers[name].dtype != kept.dtype:
-                self._buffers[name] = kept.to(self._buffers[name].device)
+            cast = self.get_buffer(name)
+            if cast.dtype != kept.dtype:
+                self._buffers[name] = kept.to(cast.device)
         return self

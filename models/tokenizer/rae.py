@@ -53,13 +53,13 @@ class RAEDecoder(nn.Module):
     keeps only each block's input.
     """
 
-    def __init__(self, config: RAEConfig) -> None:
+    def __init__(self, config: RAEConfig, patch_size: int) -> None:
         super().__init__()
-        self.patch_size, self.head_dim = config.patch_size, config.head_dim
+        self.patch_size, self.head_dim = patch_size, config.head_dim
         self.activation_checkpointing = False
         self.layers = nn.ModuleList(TokenBlock(config) for _ in range(config.decoder_layers))
         self.norm = LayerNorm(config.width)
-        self.to_pixels_first_frame = nn.Linear(config.width, RGB * config.patch_size**2)
+        self.to_pixels_first_frame = nn.Linear(config.width, RGB * patch_size**2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         h, w = tokens.shape[1:3]
@@ -80,7 +80,8 @@ class RAE(VisualTokenizer):
         if isinstance(config.encoder, str):
             raise ValueError(f"RAEConfig.encoder: expected the shape of the encoder, got the URI {config.encoder!r}")
         latents = NoisyLatents(config.latent_dim, config.noise_tau)
-        super().__init__(config, ViT(config.encoder), RAEDecoder(config), latents)
+        decoder = RAEDecoder(config, config.patch_size or config.encoder.patch_size)
+        super().__init__(config, ViT(config.encoder), decoder, latents)
         self.pre_vq = nn.Identity()  # type: ignore[assignment]  # the features are the latents
 
     def take_encoder(self, encoder: ViT) -> None:

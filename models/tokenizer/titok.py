@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omniloom.models.norms import LayerNorm
-from omniloom.models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip
+from omniloom.models.tokenizer.base import BOTTLENECK, RGB, Encoded, VisualTokenizer, as_clip, only_one
 from omniloom.models.tokenizer.blocks import TokenBlock, spatial_table
 from omniloom.models.tokenizer.config import TiTokConfig
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
@@ -139,16 +139,15 @@ class TiTok(VisualTokenizer):
 
         Latents are moved to their nearest code first unless `quantize` is False (KL has none to move to).
         """
-        if (codes is None) == (latents is None):
-            raise ValueError("decode: give either codes or latents")
+        given = only_one(codes, latents)
         row = (1, 1, self.config.num_latents)
-        if codes is not None:
-            if codes.shape[1:] != row:
-                raise ValueError(f"codes: expected (B, 1, 1, {row[2]}), got {tuple(codes.shape)}")
-            return self._decode(self.codebook.decode_codes(codes))
-        if latents.shape[1:] != (self.latent_dim, *row):
-            raise ValueError(f"latents: expected (B, {self.latent_dim}, 1, 1, {row[2]}), got {tuple(latents.shape)}")
-        vectors = latents.movedim(1, -1)
+        if latents is None:
+            if given.shape[1:] != row:
+                raise ValueError(f"codes: expected (B, 1, 1, {row[2]}), got {tuple(given.shape)}")
+            return self._decode(self.codebook.decode_codes(given))
+        if given.shape[1:] != (self.latent_dim, *row):
+            raise ValueError(f"latents: expected (B, {self.latent_dim}, 1, 1, {row[2]}), got {tuple(given.shape)}")
+        vectors = given.movedim(1, -1)
         return self._decode(self.codebook.snap(vectors) if quantize else vectors)
 
     def _project(self, vectors: Tensor) -> Tensor:

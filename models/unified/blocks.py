@@ -110,7 +110,11 @@ class _MayMerge(nn.Module):
         self.skip = nn.Linear(2 * config.width, config.width, bias=False) if skip else None
 
     def merge(self, x: Tensor, earlier: Tensor | None) -> Tensor:
-        return x if self.skip is None else x + self.skip(torch.cat((x, earlier), dim=-1))
+        if self.skip is None:
+            return x
+        if earlier is None:
+            raise ValueError("earlier: a block with a skip needs the input of its mirror image, got None")
+        return x + self.skip(torch.cat((x, earlier), dim=-1))
 
     @property
     def starts_at_zero(self) -> tuple[nn.Linear, ...]:

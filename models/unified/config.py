@@ -11,7 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
-from omniloom.models.checks import STRICT_AND_DESCRIBED, Conditional, Use, require
+from omniloom.models.checks import (
+    STRICT_AND_DESCRIBED,
+    Conditional,
+    Derived,
+    Use,
+    derive,
+    derived,
+    left_open,
+    require,
+)
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
@@ -124,11 +133,11 @@ class UnifiedConfig(Conditional):
     """Blocks."""
     heads: int = 8
     """Attention heads of a block."""
-    kv_heads: int | None = None
+    kv_heads: Derived[int] = derived()
     """Heads of keys and values, a divisor of `heads`; null: as many."""
-    head_dim: int | None = None
+    head_dim: Derived[int] = derived()
     """Channels of a head; null: width / heads."""
-    hidden: int | None = None
+    hidden: Derived[int] = derived()
     """Inner width of a block's SwiGLU, or of a GAU; null: 8/3 of the width, rounded up to a multiple of 32, or of GAUs
     twice the width."""
     rope_base: float = 10000.0
@@ -173,7 +182,7 @@ class UnifiedConfig(Conditional):
     flow_head_layers: int = 0
     """Modulated layers that predict a diffusion from the last hidden state, the noisy values and the time
     (`models.unified.flow_head`); 0: a Linear on the hidden state."""
-    flow_head_width: int | None = None
+    flow_head_width: Derived[int] = derived()
     """Width of those layers; null: the width."""
     patch_mask_low: float = 0.0
     """Of each target of a diffusion a share drawn evenly between this and `patch_mask_high`, none where it is below 0,
@@ -188,15 +197,12 @@ class UnifiedConfig(Conditional):
             self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck", "unet_width"
         )
         _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
-        if self.kv_heads is None:
-            object.__setattr__(self, "kv_heads", self.heads)
-        if self.head_dim is None:
+        derive(self, "kv_heads", self.heads)
+        if left_open(self, "head_dim"):
             require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
-            object.__setattr__(self, "head_dim", self.width // self.heads)
+            derive(self, "head_dim", self.width // self.heads)
         require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
-        if self.hidden is None:
-            hidden = 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32
-            object.__setattr__(self, "hidden", hidden)
+        derive(self, "hidden", 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32)
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
@@ -227,8 +233,7 @@ class UnifiedConfig(Conditional):
         layers = self.flow_head_layers
         good = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
         require(good, self, "flow_head_layers", "an integer not below 0")
-        if self.flow_head_width is None:
-            object.__setattr__(self, "flow_head_width", self.width)
+        derive(self, "flow_head_width", self.width)
         _positive_int(self, "flow_head_width")
         require(
             -float("inf") < self.patch_mask_low <= self.patch_mask_high,

@@ -44,7 +44,7 @@ def step_flops(config: UnifiedConfig, batch: Batch) -> int:
             sum(batch.targets[o] * row.predicted for o, row in OBJECTIVES.items() if row.representation.name == name)
         )
         if REPRESENTATIONS[name].discrete:
-            total += _TRAINED * c.codebook_size * c.width * asked
+            total += _TRAINED * getattr(c, REPRESENTATIONS[name].size) * c.width * asked
         else:
             total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)
@@ -82,6 +82,8 @@ def _unet(c: UnifiedConfig, batch: Batch, name: str, segments: int) -> int:
     """A unet behind its first layer: residual blocks of two convolutions and a time, one of them at twice the channels
     over cells."""
     part, d = batch.parts[name], c.unet_width
+    if part.tables is None:
+        raise ValueError(f"batch: expected neighbours of {name}, which collate lays out for a config with a unet")
     positions, cells = len(part.index), len(part.tables.children) // _CHILDREN
     fine = 2 * (2 * _AROUND * d * d) + 3 * d * d  # two residual blocks, and cells back to positions
     coarse = _CHILDREN * d * (2 * d) + 2 * _AROUND * (2 * d) ** 2

@@ -81,8 +81,11 @@ def prefix_for_text(
     objective: str = "latent_diffusion",
 ) -> list[Segment]:
     """What `generate_text` goes on from: a prompt, behind a picture where one is given."""
-    shown = [] if values is None else [visual_segment(objective, values, grid, loss=False)]
-    return prefix(prompt, specials, shown)
+    if values is None:
+        return prefix(prompt, specials)
+    if grid is None:
+        raise ValueError("grid: expected (t, h, w) of the values, got None")
+    return prefix(prompt, specials, [visual_segment(objective, values, grid, loss=False)])
 
 
 def prefix_for_visual(caption: Sequence[int], specials: SpecialIds) -> list[Segment]:

@@ -126,12 +126,13 @@ class UnifiedModel(nn.Module):
         entry = getattr(self, f"{prefix}_in")
         if REPRESENTATIONS[name].discrete:
             return entry(values), None
+        if time is None or segment is None:
+            raise ValueError(f"{name}: expected the times of segments, and whose each position is")
         given = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
         if isinstance(entry, UNetInput):
             # Convolutions would tell a masked position's neighbours what it holds.
             shown = given if masked is None else replace(given, values=given.values.masked_fill(masked[:, None], 0))
-            x = entry(shown)
-            given.features = shown.features
+            x, given.features = entry(shown)
         else:
             x = entry(given.values)
         if masked is not None:
@@ -173,11 +174,11 @@ class UnifiedModel(nn.Module):
         positions: Tensor,
         attend: Attend,
         caches: Sequence[LayerCache] | None = None,
-        kept: dict[int, Tensor | None] | None = None,
+        kept: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes); `attend` has the mask;
         caches, one a layer, hold what earlier calls computed; kept: receives the states after the blocks whose numbers,
-        from 1, it has."""
+        from 1, are its keys."""
         c = self.config
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
@@ -213,6 +214,8 @@ class UnifiedModel(nn.Module):
             x = getattr(self, f"{prefix}_unet")(x.flatten(0, -2), given)
             x, lead = (x, lead) if rows is None else (x.index_select(0, rows), rows.shape)
         if isinstance(out, FlowHead):
+            if given is None:
+                raise ValueError(f"{name}: a flow head looks back at what went in, got None")
             values, segment = (a if rows is None else a.index_select(0, rows) for a in (given.values, given.segment))
             x = out(x.flatten(0, -2), values, given.time, segment)
         else:
@@ -226,7 +229,7 @@ class UnifiedModel(nn.Module):
         times: Mapping[str, Tensor],
         asked: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
-        kept: dict[int, Tensor | None] | None = None,
+        kept: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 

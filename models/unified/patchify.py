@@ -169,10 +169,10 @@ class UNetInput(nn.Module):
         self.unet = UNet(channels, config)
         self.leave = nn.Linear(config.unet_width, config.width)
 
-    def forward(self, given: VisualInput) -> Tensor:
-        """(M, width); leaves its features in `given`."""
-        given.features = self.unet(given.values, given.time, given.segment, given.tables)
-        return self.leave(given.features)
+    def forward(self, given: VisualInput) -> tuple[Tensor, Tensor]:
+        """(M, width), and the features (M, unet_width) that it is made of."""
+        features = self.unet(given.values, given.time, given.segment, given.tables)
+        return self.leave(features), features
 
 
 class UNetOutput(nn.Module):
@@ -183,4 +183,6 @@ class UNetOutput(nn.Module):
         self.unet = UNet(config.width + config.unet_width, config)
 
     def forward(self, hidden: Tensor, given: VisualInput) -> Tensor:
+        if given.features is None:
+            raise ValueError("given: expected the features of the unet before the blocks, got None")
         return self.unet(torch.cat((hidden, given.features), dim=-1), given.time, given.segment, given.tables)

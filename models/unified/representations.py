@@ -115,7 +115,8 @@ def _table() -> tuple[dict[str, VisualObjective], dict[str, str]]:
     rows: dict[int, VisualObjective] = {row.stream: row for row in _OURS}
     for row in others.values():
         if row.stream in rows:
-            unusable[row.name] = f"has the random stream {row.stream}, which is that of {rows[row.stream].name}"
+            other = rows[row.stream].name
+            unusable[row.name] = f"offered with the random stream {row.stream}, which is that of {other}"
         rows.setdefault(row.stream, row)
     return {rows[stream].name: rows[stream] for stream in sorted(rows)}, unusable
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -13,8 +15,9 @@ import torch
 from gaussians import Gaussian
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from omniloom.models.unified.diffusion.config import FORMULATIONS, PREDICTIONS, WEIGHTS, DiffusionConfig
+from omniloom.models.unified.diffusion.config import FORMULATIONS, KINDS, PREDICTIONS, WEIGHTS, DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import (
     NetworkDenoiser,
     corrupt,
@@ -26,6 +29,7 @@ from omniloom.models.unified.diffusion.diffusion import (
     warn_wide_patches,
 )
 from omniloom.models.unified.diffusion.formulations import formulation
+from omniloom.pipelines.fingerprint import digest
 
 # Path times inside both floors: sigma from 0.1 to 8.
 TIMES = {"flow": (0.1, 0.5, 0.88), "vp": (0.1, 0.5, 0.88), "ve": (0.1, 1.0, 8.0), "edm": (0.1, 1.0, 8.0)}
@@ -334,3 +338,70 @@ def test_wide_patches_are_warned_of(predict: str) -> None:
     if predict != "x":
         with pytest.warns(UserWarning, match="33 numbers at a width of 128"):
             warn_wide_patches(config, 33, 128)
+
+
+# What a config's canonical form was while all formulations shared one class, of weight: min_snr and snr_gamma: 3.
+FORMER_DIGESTS = {
+    "flow": "08c9e193d6607ffd3fa29f6a9925d7b1845e399a766b2229d4606090ab7f81cb",
+    "vp": "55ad4fb5975d9c0f8dba6b8ec79a677ee8bafe90ffdcdd77e06d39da0818c502",
+    "ve": "30c9ba82f338d0807d59f58d262c27b7b9681544a392a5dd6dd4237ef20e4943",
+    "edm": "f91d3bfa9862380d06d4e8a5e5df0fa1fba67b3cfc78b16dcf54c5cbf06d1f53",
+}
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_a_formulation_is_a_class_of_its_own_with_the_canonical_form_of_before(name: str) -> None:
+    config = DiffusionConfig(name, weight="min_snr", snr_gamma=3.0)
+    assert type(config) is KINDS[name] and config.formulation == name
+    assert digest(config) == FORMER_DIGESTS[name]
+    saved = json.loads(json.dumps(dataclasses.asdict(config)))  # as config.json of a model folder has it
+    read = DiffusionConfig(**saved)
+    assert type(read) is KINDS[name] and read == config == pickle.loads(pickle.dumps(config))
+    other = "vp" if name == "flow" else "flow"
+    with pytest.raises(ValueError, match=f"formulation: expected {name}, got '{other}'"):
+        KINDS[name](formulation=other)
+
+
+def read_yaml(**values: object) -> DiffusionConfig:
+    return TypeAdapter(DiffusionConfig).validate_python(values)
+
+
+def test_yaml_is_read_as_the_class_of_its_formulation() -> None:
+    assert type(read_yaml()) is KINDS["flow"]
+    for name in FORMULATIONS:
+        assert read_yaml(formulation=name, shift=2) == DiffusionConfig(name, shift=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "taken_by"),
+    [
+        ({"sigma_min": 0.01}, {"ve", "edm"}),
+        ({"sigma_max": 40.0}, {"ve", "edm"}),
+        ({"sigma_max": 40.0, "sampling_grid": "logsnr"}, {"flow", "vp", "ve", "edm"}),
+        ({"data_std": 0.5}, {"edm"}),
+        ({"data_std": 0.5, "weight": "edm"}, {"flow", "vp", "ve", "edm"}),
+        ({"snr_gamma": 3.0}, set()),
+        ({"time_mean": 0.5}, {"flow", "edm"}),  # the other two have no normal where nothing is said of the law
+        ({"min_time": 0.1}, set()),
+    ],
+)
+def test_each_formulation_refuses_the_options_that_it_does_not_read(values: dict, taken_by: set[str]) -> None:
+    option = next(iter(values))
+    for name in FORMULATIONS:
+        if name in taken_by:
+            assert getattr(read_yaml(formulation=name, **values), option) == values[option]
+        else:
+            with pytest.raises(ValidationError, match=rf"{option}: has no effect here; it is an option of"):
+                read_yaml(formulation=name, **values)
+
+
+def test_the_schema_shows_each_formulation_with_its_own_descriptions() -> None:
+    schema = TypeAdapter(DiffusionConfig).json_schema()
+    shown = {kind["properties"]["formulation"]["const"]: kind["properties"] for kind in schema["$defs"].values()}
+    assert set(shown) == set(FORMULATIONS) and len(schema["anyOf"]) == len(FORMULATIONS)
+    for properties in shown.values():
+        assert all(node["description"] for node in properties.values())
+    assert "null: uniform" in shown["vp"]["time"]["description"]
+    assert "null: lognormal" in shown["edm"]["time"]["description"]
+    assert "in training" in shown["ve"]["sigma_max"]["description"]
+    assert "in training" not in shown["flow"]["sigma_max"]["description"]

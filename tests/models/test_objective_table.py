@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from distributions import install
 
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective
@@ -15,14 +16,13 @@ PROJECT = """
 name = "my-objective"
 version = "1.0"
 [project.entry-points."omniloom.objectives"]
-half_code = "my_objective:ROW"
+POINTS
 [tool.setuptools]
 py-modules = ["my_objective"]
 """
-ROW = """
+MODULE = """
 from omniloom.models.unified.representations import REPRESENTATIONS, VisualObjective
 DRAW = "omniloom.models.unified.generation.draw:unmask"
-ROW = VisualObjective("half_code", REPRESENTATIONS["codes"], {stream}, "my_objective:Loss", DRAW)
 """
 
 
@@ -45,23 +45,49 @@ def test_no_two_streams_are_one():
     assert len(set(numbers)) == 200
 
 
-def plan(tmp_path, stream: int) -> subprocess.CompletedProcess:
-    (tmp_path / "pyproject.toml").write_text(PROJECT)
-    (tmp_path / "my_objective.py").write_text(ROW.format(stream=stream))
+def plan(tmp_path, rows: dict[str, str], objective: str = "half_code") -> subprocess.CompletedProcess:
+    """The demo's plan with an objective of a distribution that offers these rows."""
+    points = "".join(f'{name} = "my_objective:{name.upper()}"\n' for name in rows)
+    (tmp_path / "pyproject.toml").write_text(PROJECT.replace("POINTS", points))
+    lines = "".join(f"{name.upper()} = {row}\n" for name, row in rows.items())
+    (tmp_path / "my_objective.py").write_text(MODULE + lines)
     environment = {**os.environ, "PYTHONPATH": str(install(tmp_path, tmp_path / "site")), "COLUMNS": "300"}
     command = "from omniloom.pipelines.cli import main; main()"
-    arguments = ["plan", "demo", f"storage={tmp_path}", "stages.train.objectives={half_code: 1}"]
+    arguments = ["plan", "demo", f"storage={tmp_path}", f"stages.train.objectives={{{objective}: 1}}"]
     return subprocess.run(
         [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True, timeout=120
     )
 
 
+def row(name: str, stream: int) -> str:
+    return f'VisualObjective("{name}", REPRESENTATIONS["codes"], {stream}, "my_objective:Loss", DRAW)'
+
+
 def test_one_of_another_distribution_is_known_to_the_config(tmp_path):
-    done = plan(tmp_path, 16)
+    done = plan(tmp_path, {"half_code": row("half_code", 16)})
     assert done.returncode == 0, done.stderr
 
 
-def test_one_without_a_stream_of_its_own_is_refused_by_name(tmp_path):
-    done = plan(tmp_path, 3)
-    assert done.returncode == 2 and "stages.train.objectives" in done.stderr
-    assert "half_code" in done.stderr
+@pytest.mark.parametrize(
+    "rows, objective, reason",
+    [
+        (
+            {"half_code": row("half_code", 3)},
+            "half_code",
+            "offered by my-objective 1.0, my_objective:HALF_CODE has the random stream 3, expected a number of its own",
+        ),
+        (
+            {"half_code": row("half_code", 20), "other_code": row("other_code", 20)},
+            "other_code",
+            "offered with the random stream 20, which is that of half_code",
+        ),
+        ({"half_code": row("whole_code", 16)}, "half_code", "is the objective 'whole_code', expected the name of its"),
+        ({"half_code": "3"}, "half_code", "is no omniloom.models.unified.representations.VisualObjective but a int"),
+        ({"half_code": "1 / 0"}, "half_code", "cannot be loaded: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_one_that_cannot_be_used_is_refused_with_the_reason(tmp_path, rows, objective, reason):
+    done = plan(tmp_path, rows, objective)
+    told = " ".join(done.stderr.split())
+    assert done.returncode == 2 and f"stages.train.objectives.{objective}: {objective} cannot be used; it is " in told
+    assert reason in told, done.stderr

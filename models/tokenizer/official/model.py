@@ -84,6 +84,8 @@ class OfficialCodebook(Quantizer):
     keeps its codebook. Dead codes are not restarted, as published.
     """
 
+    size: int
+
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.input_dim = self.dim = config.latent_dim

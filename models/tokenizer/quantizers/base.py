@@ -12,7 +12,7 @@ Errors: `ValueError` for codes out of range, or asked of a quantizer that has no
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.models.tokenizer.precision import KeepsFloat32
-from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 
 # Entries of the token-by-code table held in memory while searching: on a CPU what its caches hold (2^23 takes twice
 # the time), on a GPU few launches.
@@ -66,18 +65,33 @@ class Quantizer(KeepsFloat32):
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """(...) integers -> (..., dim) float32."""
-        raise ValueError(f"{type(self).__name__} has no codes: decode its latents")
+        raise self._no_codes()
 
     def snap(self, latents: Tensor) -> Tensor:
         """Latents (..., dim), given or generated -> the nearest vectors that the decoder was trained on."""
         return latents.float()
 
+    def _no_codes(self) -> ValueError:
+        return ValueError(f"{type(self).__name__} has no codes: decode its latents")
+
     def _check_codes(self, codes: Tensor) -> None:
+        if self.size is None:
+            raise self._no_codes()
         if codes.dtype.is_floating_point or codes.dtype == torch.bool:
             raise ValueError(f"codes: expected integers, got {codes.dtype}")
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.size):
             found = f"{int(codes.min())} to {int(codes.max())}"
             raise ValueError(f"codes: expected values in [0, {self.size}), got {found}")
+
+
+class DiscreteConfig(Protocol):
+    """What the config of a quantizer with codes says."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def restart_dead_after(self) -> float: ...
 
 
 class DiscreteQuantizer(Quantizer):
@@ -87,10 +101,12 @@ class DiscreteQuantizer(Quantizer):
     `updates` () int64, how many batches were counted. Both change only in training and when asked.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    size: int
+
+    def __init__(self, config: DiscreteConfig) -> None:
         super().__init__()
         self.size = config.size
-        self._patience = (cast(Any, config).restart_dead_after or DEFAULT_PATIENCE) * self.size
+        self._patience = (config.restart_dead_after or DEFAULT_PATIENCE) * self.size
         self.register_buffer("idle_tokens", torch.zeros(self.size, dtype=torch.int64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 

@@ -21,15 +21,15 @@ def mean_joint(log_p: Sequence[Tensor]) -> Tensor:
     """
     sizes = [part.shape[-1] for part in log_p]
     cut = min(range(len(sizes)), key=lambda i: math.prod(sizes[:i]) + math.prod(sizes[i:]))
+    if not cut:  # one channel
+        return _outer(log_p).mean(0)
     low, high = _outer(log_p[:cut]), _outer(log_p[cut:])
-    if low is None:  # one channel
-        return high.mean(0)
     return (high.T @ low).flatten() / len(low)
 
 
-def _outer(log_p: Sequence[Tensor]) -> Tensor | None:
-    """Probability of every pattern of some channels' levels: (n, product of levels)."""
-    joint = None
-    for part in log_p:
-        joint = part if joint is None else (part.unsqueeze(-1) + joint.unsqueeze(-2)).flatten(-2)
-    return None if joint is None else torch.exp(joint)
+def _outer(log_p: Sequence[Tensor]) -> Tensor:
+    """Probability of every pattern of some channels' levels, of one channel at least: (n, product of levels)."""
+    joint, *others = log_p
+    for part in others:
+        joint = (part.unsqueeze(-1) + joint.unsqueeze(-2)).flatten(-2)
+    return torch.exp(joint)

@@ -111,7 +111,7 @@ def read_quantizer(values: Mapping[str, Any], where: str) -> QuantizerConfig:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected an object, got {values!r}")
     values = with_names_of_today(values)
-    name = _kind_of(values)
+    name = _named_kind(values)
     if name not in kinds():
         raise ValueError(f"{where}.kind: expected one of {', '.join(kinds())}, got {name!r}")
     config = kinds()[name].config
@@ -132,27 +132,32 @@ def with_names_of_today(values: Any) -> Any:
     values = dict(values)
     if values.get("kind", DEFAULT) == "vq" and values.get("codebook") in ("ema", "gradient"):
         values["kind"] = "vq_gradient" if values.pop("codebook") == "gradient" else "vq"
-    _check_usable(_kind_of(values))
-    row = kinds().get(_kind_of(values))
+    name = _named_kind(values)
+    _check_usable(name)
+    row = kinds().get(name)
     if row is None:
         return values
     former = row.config.FORMER
     if _ONE_FORM <= values.keys():
         names = {field.name: former.get(field.name, field.name) for field in fields(cast(Any, row.config))}
-        return {name: values[old] for name, old in names.items() if old in values}
-    for name, old in former.items():
-        if old in values and name not in values:
-            values[name] = values.pop(old)
+        return {field: values[old] for field, old in names.items() if old in values}
+    for field, old in former.items():
+        if old in values and field not in values:
+            values[field] = values.pop(old)
     return values
 
 
-def _check_usable(kind: str | None) -> None:
+def _check_usable(kind: str) -> None:
     if kind in _tables()[1]:
         raise ValueError(f"kind: {kind} cannot be used; it is {_tables()[1][kind]}")
+
+
+def _named_kind(values: Mapping[str, Any]) -> str:
+    return str(values.get("kind", DEFAULT))
 
 
 def _kind_of(value: Any) -> str | None:
     """The kind that plain values, or a config, are of; None of anything else."""
     if isinstance(value, Mapping):
-        return str(value.get("kind", DEFAULT))
+        return _named_kind(value)
     return getattr(value, "kind", None)

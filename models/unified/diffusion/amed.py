@@ -137,8 +137,9 @@ def train_amed(
     for iteration in range(iterations):
         denoiser, noise = batch(iteration)
         predictor.to(noise.device)
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient
         x = teacher = denoiser.scales(times[0])[1] * noise
         total = 0.0
         for now, after in zip(times, times[1:-1]):
@@ -149,8 +150,8 @@ def train_amed(
             loss = (x - teacher).square().mean() / ((a * a + b * b) * (len(times) - 2))
             # Step by step, which bounds the memory, and of the predictor alone: backward() would fill the network's
             # gradients as well.
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
-                parameter.grad += gradient
+            for gradient, more in zip(gradients, torch.autograd.grad(loss, parameters)):
+                gradient += more
             x, total = x.detach(), total + loss.item()
         optimizer.step()
         schedule.step()

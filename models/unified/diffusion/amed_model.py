@@ -57,7 +57,7 @@ def train_predictor(
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        times = sampling_times(how.diffusion, how.num_steps)
+        times = sampling_times(how.trained_diffusion(), how.num_steps)
         return train_amed(batch, times, iterations=iterations, seed=seed, diffusion=how.diffusion)
     finally:
         for parameter in trained:
@@ -73,7 +73,7 @@ def distances(
     denoiser, noise = _batch(model, prefixes, grid, how, _HELD_OUT)
 
     def draw(sampler: str, steps: int, predictor: AmedPredictor | None = None) -> Tensor:
-        return sample(sampler, denoiser, noise, sampling_times(how.diffusion, steps), predictor)
+        return sample(sampler, denoiser, noise, sampling_times(how.trained_diffusion(), steps), predictor)
 
     fine = draw("heun", _FINE_STEPS)
     steps, evaluations = how.num_steps, 2 * how.num_steps - 1

@@ -1,7 +1,7 @@
-"""Config of a diffusion: the path from data to noise, what the network predicts, the loss's weight, the law of
-the training times and the grid of the sampling times. In: plain numbers, as YAML gives them. Out: a frozen,
-validated dataclass. Standard library only. `models.unified.diffusion.formulations` and `.diffusion` compute what stands
-here.
+"""Configs of a diffusion, one dataclass a formulation: the path from data to noise, what the network predicts, the
+loss's weight, the law of the training times and the grid of the sampling times. In: plain numbers, as YAML gives them.
+Out: a frozen, validated dataclass. Standard library only. `models.unified.diffusion.formulations` and `.diffusion`
+compute with it.
 """
 
 from __future__ import annotations
@@ -9,66 +9,63 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
-from omniloom.models.checks import Conditional, Use, require
+from omniloom.models.checks import Conditional, FieldError, Use, as_written, require
+from omniloom.models.docstrings import field_docstrings
 
 PREDICTIONS = ("x", "noise", "v")
 WEIGHTS = ("v", "x", "noise", "min_snr", "edm")
 TIME_LAWS = ("uniform", "logit_normal", "lognormal")
 SAMPLING_GRIDS = ("time", "edm", "logsnr")
-# What each formulation's authors train and sample with: law of the times, its mean and deviation, grid.
-_USUAL = {
-    "flow": ("logit_normal", 0.0, 1.0, "time"),  # arXiv 2403.03206
-    "vp": ("uniform", 0.0, 1.0, "time"),  # arXiv 2301.11093
-    "ve": ("uniform", 0.0, 1.0, "edm"),  # arXiv 2011.13456
-    "edm": ("lognormal", -1.2, 1.2, "edm"),  # arXiv 2206.00364, table 1, for data of deviation 0.5
+_ANY_KIND: Mapping[str, Use] = {
+    "time_mean": Use(lambda c: c.time != "uniform", "time: logit_normal and lognormal"),
+    "time_std": Use(lambda c: c.time != "uniform", "time: logit_normal and lognormal"),
+    "min_time": Use(lambda c: c.predict != "v", "predict: x and noise"),
+    "snr_gamma": Use(lambda c: c.weight == "min_snr", "weight: min_snr"),
 }
-FORMULATIONS = tuple(_USUAL)
-_SIGMA_RANGE = "formulation: ve and edm, and of sampling_grid: edm and logsnr"
+_DATA_STD = {"data_std": Use(lambda c: c.weight == "edm", "formulation: edm and of weight: edm")}
+_SIGMA_GRID = Use(
+    lambda c: c.sampling_grid in ("edm", "logsnr"),
+    "formulation: ve and edm, and of sampling_grid: edm and logsnr",
+)
+_SIGMAS = {"sigma_min": _SIGMA_GRID, "sigma_max": _SIGMA_GRID}
 
 
-def _has_sigma_range(config: DiffusionConfig) -> bool:
-    return config.formulation in ("ve", "edm") or config.sampling_grid in ("edm", "logsnr")
+class _Usual(NamedTuple):
+    """What a formulation's authors train and sample with."""
+
+    time: str
+    time_mean: float
+    time_std: float
+    sampling_grid: str
 
 
 @dataclass(frozen=True)
 class DiffusionConfig(Conditional):
-    """A path x_t = a(t) x + b(t) e with noise level sigma = b / a, and what is trained on it. Noise grows with t.
+    """A path x_t = a(t) x + b(t) e from data x to noise e, with noise level sigma = b / a, and what is trained on it.
+    t = 0 is data.
 
-    formulation   a             b             the network sees
-    flow          1 - t         t             x_t
-    vp            cos(pi t / 2) sin(pi t / 2) x_t: the cosine schedule, unshifted
-    ve            1             t             x_t; t is sigma
-    edm           1             t             x_t / sqrt(sigma^2 + data_std^2)
-
-    Which of the other options have an effect depends on the formulation, on the weight, on the grid and on the law of
-    the times alike, so that there is one class for all: `USES` says where each is read, and elsewhere it is refused.
+    The base of one class a formulation: `DiffusionConfig("edm", ...)` makes an `EDMDiffusionConfig`, and where a config
+    has a field of this type, pydantic reads the class that `formulation` names. All have the same keys, as each option
+    has an effect in each of them, though in some only beside a certain weight, grid, law or prediction: `USES` of a
+    class names those.
     """
 
-    USES: ClassVar = {
-        "time_mean": Use(lambda c: c.time != "uniform", "time: logit_normal and lognormal"),
-        "time_std": Use(lambda c: c.time != "uniform", "time: logit_normal and lognormal"),
-        "min_time": Use(lambda c: c.predict != "v", "predict: x and noise"),
-        "snr_gamma": Use(lambda c: c.weight == "min_snr", "weight: min_snr"),
-        "data_std": Use(lambda c: "edm" in (c.formulation, c.weight), "formulation: edm and of weight: edm"),
-        "sigma_min": Use(_has_sigma_range, _SIGMA_RANGE),
-        "sigma_max": Use(_has_sigma_range, _SIGMA_RANGE),
-    }
+    USES: ClassVar[Mapping[str, Use]] = _ANY_KIND
+    USUAL: ClassVar[_Usual]
 
-    formulation: Literal["flow", "vp", "ve", "edm"] = "flow"
+    formulation: str = "flow"
     """The path from data to noise."""
     predict: Literal["x", "noise", "v"] = "v"
-    """What the network gives: the data, the noise, or the formulation's own v: e - x (flow), a e - b x (vp), e (ve: the
-    same network as noise), EDM's preconditioned output (edm)."""
+    """What the network gives: the data, the noise, or the formulation's own v."""
     time: Literal["uniform", "logit_normal", "lognormal"] | None = None
-    """Law of the training times: uniform or logit_normal in t, where t of ve and edm runs from sigma_min to sigma_max
-    by the logarithm; lognormal in sigma. null: the formulation's usual one."""
+    """Law of the training times."""
     time_mean: float | None = None
-    """Mean of the normal: of logit t under logit_normal, of ln sigma under lognormal. null: the formulation's usual
-    one; that of edm, -1.2, is its authors' for data_std 0.5 and moves with ln data_std."""
+    """Mean of the normal: of logit t under logit_normal, of ln sigma under lognormal. null: the usual one of the
+    formulation's usual law, 0 of another."""
     time_std: float | None = None
-    """Deviation of that normal. null: the formulation's usual one."""
+    """Deviation of that normal. null: the usual one of the formulation's usual law, 1 of another."""
     shift: float = 1.0
     """k: every training and sampling time moves to k times its sigma, SNR / k^2; above 1 is towards noise, as larger
     grids need."""
@@ -80,45 +77,171 @@ class DiffusionConfig(Conditional):
     snr_gamma: float = 5.0
     """Largest weight of weight: min_snr."""
     data_std: float = 1.0
-    """Deviation of one channel of the data, for edm; latents and pixels arrive normalised."""
+    """Deviation of one channel of the data, for weight: edm; latents and pixels arrive normalised."""
     sigma_min: float = 0.002
-    """The least noise level of ve, edm and the grids edm and logsnr."""
+    """The least noise level of the sampling grids edm and logsnr."""
     sigma_max: float = 80.0
-    """The largest noise level of ve, edm and the grids edm and logsnr."""
+    """The largest noise level of the sampling grids edm and logsnr."""
     sampling_grid: Literal["time", "edm", "logsnr"] | None = None
     """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
     sigma_max to sigma_min and then to 0. null: the formulation's usual one."""
     multiscale: int = 1
     """Scales of the loss: 1 is the loss alone, each further one halves the grid (arXiv 2301.11093)."""
 
-    def __post_init__(self) -> None:
-        def one_of(name: str, names: tuple[str, ...]) -> None:
-            require(getattr(self, name) in names, self, name, f"one of {', '.join(names)}")
+    def __new__(cls, formulation: Any = "flow", *args: Any, **fields: Any) -> DiffusionConfig:
+        if cls is not DiffusionConfig:
+            return super().__new__(cls)
+        if formulation not in FORMULATIONS:
+            reason = f"expected one of {', '.join(FORMULATIONS)}, got {as_written(formulation)}"
+            raise FieldError(cls, "formulation", reason)
+        return super().__new__(KINDS[formulation])
 
-        one_of("formulation", FORMULATIONS)
-        law, mean, std, grid = _USUAL[self.formulation]
-        if self.formulation == "edm" and 0 < self.data_std < math.inf:
-            mean += math.log(self.data_std / 0.5)
-        usual = {
-            "time": law,
-            "time_mean": mean if self.time in (None, law) else 0.0,
-            "time_std": std if self.time in (None, law) else 1.0,
-            "sampling_grid": grid,
-        }
-        for name, value in usual.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        one_of("predict", PREDICTIONS)
-        one_of("weight", WEIGHTS)
-        one_of("time", TIME_LAWS)
-        one_of("sampling_grid", SAMPLING_GRIDS)
-        require(math.isfinite(self.time_mean), self, "time_mean", "a finite number")
+    def __post_init__(self) -> None:
+        own = type(self).formulation
+        require(self.formulation == own, self, "formulation", own)
+        self._fill_in_usual()
+        for name, choices in _CHOICES.items():
+            require(getattr(self, name) in choices, self, name, f"one of {', '.join(choices)}")
+        require(self.time_mean is not None and math.isfinite(self.time_mean), self, "time_mean", "a finite number")
         for name in ("time_std", "shift", "snr_gamma", "data_std", "sigma_min"):
             require(0 < getattr(self, name) < math.inf, self, name, "a positive number")
         require(self.sigma_min < self.sigma_max < math.inf, self, "sigma_max", f"a number above {self.sigma_min}")
         require(0 < self.min_time < 1, self, "min_time", "a number between 0 and 1")
         whole = isinstance(self.multiscale, int) and not isinstance(self.multiscale, bool)
         require(whole and self.multiscale >= 1, self, "multiscale", "an integer of at least 1")
+
+    def _fill_in_usual(self) -> None:
+        """Write what is usual into the fields that are null."""
+        usual = self.USUAL._replace(time_mean=self._usual_mean())
+        if self.time not in (None, usual.time):
+            usual = usual._replace(time_mean=0.0, time_std=1.0)
+        for name, value in usual._asdict().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _usual_mean(self) -> float:
+        return self.USUAL.time_mean
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        """A union of all formulations where the type is this class; of a formulation's own class, that class."""
+        if cls is not DiffusionConfig:
+            return super().__get_pydantic_core_schema__(source, handler)
+        choices = {name: handler.generate_schema(kind) for name, kind in KINDS.items()}
+        return {"type": "tagged-union", "choices": choices, "discriminator": _formulation_of}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: dict[str, Any], handler: Any) -> dict[str, Any]:
+        schema = handler(core_schema)
+        if "oneOf" in schema:  # what leaves `formulation` out fits several in JSON Schema's terms
+            return {**schema, "anyOf": schema.pop("oneOf")}
+        for name, described in field_docstrings(cast(Any, cls)).items():  # pydantic has none of inherited fields
+            handler.resolve_ref_schema(schema)["properties"][name]["description"] = described
+        return schema
+
+
+@dataclass(frozen=True)
+class FlowDiffusionConfig(DiffusionConfig):
+    """Flow matching: a = 1 - t, b = t, v = e - x. The network sees x_t."""
+
+    USES: ClassVar[Mapping[str, Use]] = {**_ANY_KIND, **_DATA_STD, **_SIGMAS}
+    USUAL: ClassVar[_Usual] = _Usual("logit_normal", 0.0, 1.0, "time")  # arXiv 2403.03206
+
+    formulation: Literal["flow"] = "flow"
+    """The path from data to noise."""
+    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    """Law of the training times: uniform or logit_normal in t, lognormal in sigma. null: logit_normal."""
+    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
+    sigma_max to sigma_min and then to 0. null: time."""
+
+
+@dataclass(frozen=True)
+class VPDiffusionConfig(DiffusionConfig):
+    """Variance preserving: a = cos(pi t / 2), b = sin(pi t / 2), the cosine schedule, unshifted; v = a e - b x. The
+    network sees x_t."""
+
+    USES: ClassVar[Mapping[str, Use]] = {**_ANY_KIND, **_DATA_STD, **_SIGMAS}
+    USUAL: ClassVar[_Usual] = _Usual("uniform", 0.0, 1.0, "time")  # arXiv 2301.11093
+
+    formulation: Literal["vp"] = "vp"
+    """The path from data to noise."""
+    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    """Law of the training times: uniform or logit_normal in t, lognormal in sigma. null: uniform."""
+    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
+    sigma_max to sigma_min and then to 0. null: time."""
+
+
+@dataclass(frozen=True)
+class VEDiffusionConfig(DiffusionConfig):
+    """Variance exploding: a = 1, b = t, so that t is sigma; v = e, the same network as predict: noise. The network sees
+    x_t."""
+
+    USES: ClassVar[Mapping[str, Use]] = {**_ANY_KIND, **_DATA_STD}
+    USUAL: ClassVar[_Usual] = _Usual("uniform", 0.0, 1.0, "edm")  # arXiv 2011.13456
+
+    formulation: Literal["ve"] = "ve"
+    """The path from data to noise."""
+    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    """Law of the training times: uniform or logit_normal between sigma_min and sigma_max by the logarithm, lognormal in
+    sigma. null: uniform."""
+    sigma_min: float = 0.002
+    """The least noise level, in training and of the sampling grids edm and logsnr."""
+    sigma_max: float = 80.0
+    """The largest noise level, in training and in sampling."""
+    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
+    sigma_max to sigma_min and then to 0. null: edm."""
+
+
+@dataclass(frozen=True)
+class EDMDiffusionConfig(DiffusionConfig):
+    """EDM: a = 1, b = t, so that t is sigma; v is EDM's preconditioned output. The network sees
+    x_t / sqrt(sigma^2 + data_std^2)."""
+
+    USES: ClassVar[Mapping[str, Use]] = _ANY_KIND
+    # arXiv 2206.00364, table 1, for data of deviation 0.5
+    USUAL: ClassVar[_Usual] = _Usual("lognormal", -1.2, 1.2, "edm")
+
+    formulation: Literal["edm"] = "edm"
+    """The path from data to noise."""
+    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    """Law of the training times: uniform or logit_normal between sigma_min and sigma_max by the logarithm, lognormal in
+    sigma. null: lognormal."""
+    time_mean: float | None = None
+    """Mean of the normal: of logit t under logit_normal, of ln sigma under lognormal. null: 0 of logit t; of ln sigma
+    -1.2, its authors' for data_std 0.5, which moves with ln data_std."""
+    data_std: float = 1.0
+    """Deviation of one channel of the data; latents and pixels arrive normalised."""
+    sigma_min: float = 0.002
+    """The least noise level, in training and of the sampling grids edm and logsnr."""
+    sigma_max: float = 80.0
+    """The largest noise level, in training and in sampling."""
+    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
+    sigma_max to sigma_min and then to 0. null: edm."""
+
+    def _usual_mean(self) -> float:
+        known = 0 < self.data_std < math.inf  # where it is not, its own check says so
+        return self.USUAL.time_mean + (math.log(self.data_std / 0.5) if known else 0.0)
+
+
+KINDS: Mapping[str, type[DiffusionConfig]] = {
+    "flow": FlowDiffusionConfig,
+    "vp": VPDiffusionConfig,
+    "ve": VEDiffusionConfig,
+    "edm": EDMDiffusionConfig,
+}
+FORMULATIONS = tuple(KINDS)
+_CHOICES = {"predict": PREDICTIONS, "weight": WEIGHTS, "time": TIME_LAWS, "sampling_grid": SAMPLING_GRIDS}
+
+
+def _formulation_of(value: Any) -> str | None:
+    """The formulation of plain values, or of a config; None of anything else."""
+    if isinstance(value, Mapping):
+        return str(value.get("formulation", "flow"))
+    return getattr(value, "formulation", None)
 
 
 def pixel_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

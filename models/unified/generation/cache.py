@@ -36,18 +36,17 @@ def _attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _Layer:
     """One layer's keys and values, (B, kv_heads, capacity, head_dim) each."""
 
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        self.keys, self.values = keys, values  # None until something is fed
         self.places: slice | Tensor = slice(0, 0)  # of what is fed; the same ones in every row, or (B, N)
         self.reach = 0
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             shape = (*keys.shape[:2], 0, keys.shape[3])
             self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
-        self._grow(self.reach)
-        return self._written(self.keys, keys), self._written(self.values, values)
+        held_keys, held_values = self._grow(self.reach)
+        return self._written(held_keys, keys), self._written(held_values, values)
 
     def _written(self, held: Tensor, new: Tensor) -> Tensor:
         held = held[:, :, : self.reach]
@@ -58,24 +57,38 @@ class _Layer:
             return held
         return held.scatter_(2, self.places[:, None, :, None].expand_as(new), new)
 
-    def _grow(self, capacity: int) -> None:
-        missing = capacity - self.keys.shape[2]
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Keys and values; RuntimeError before the first feed, which says how many rows there are."""
+        if self.keys is None or self.values is None:
+            raise RuntimeError("a layer holds no keys before something is fed")
+        return self.keys, self.values
+
+    def _grow(self, capacity: int) -> tuple[Tensor, Tensor]:
+        """What is held, with room for `capacity` places."""
+        keys, values = self.held()
+        missing = capacity - keys.shape[2]
         if missing > 0:
             # Half as much again, so that one token at a time does not copy the cache every time.
-            missing = max(missing, _GROWTH, self.keys.shape[2] // 2)
-            self.keys, self.values = (F.pad(a, (0, 0, 0, missing)) for a in (self.keys, self.values))
+            missing = max(missing, _GROWTH, keys.shape[2] // 2)
+            keys, values = (F.pad(a, (0, 0, 0, missing)) for a in (keys, values))
+            self.keys, self.values = keys, values
+        return keys, values
 
     def select(self, rows: Tensor) -> _Layer:
-        chosen = _Layer()
-        chosen.keys, chosen.values = self.keys[rows], self.values[rows]
-        return chosen
+        keys, values = self.held()
+        return _Layer(keys[rows], values[rows])
 
     def put(self, rows: Tensor, other: _Layer, used: int) -> None:
-        self._grow(used)
-        self.keys[rows, :, :used], self.values[rows, :, :used] = (
-            other.keys[:, :, :used],
-            other.values[:, :, :used],
+        for mine, theirs in zip(self._grow(used), other.held()):
+            mine[rows, :, :used] = theirs[:, :, :used]
+
+    def stack(self, other: _Layer, size: int) -> _Layer:
+        """The first `size` places of both, this layer's rows first."""
+        keys, values = (
+            torch.cat((mine[:, :, :size], theirs[:, :, :size]))
+            for mine, theirs in zip(self._grow(size), other._grow(size))
         )
+        return _Layer(keys, values)
 
 
 class GenerationState:
@@ -194,15 +207,8 @@ class GenerationState:
 
     def stack(self, other: GenerationState) -> GenerationState:
         """The rows of both, this state's first."""
-        layers = []
-        for mine, theirs in zip(self.layers, other.layers):
-            size = max(max(self.lengths), max(other.lengths))
-            both = _Layer()
-            for layer in (mine, theirs):
-                layer._grow(size)
-            both.keys = torch.cat((mine.keys[:, :, :size], theirs.keys[:, :, :size]))
-            both.values = torch.cat((mine.values[:, :, :size], theirs.values[:, :, :size]))
-            layers.append(both)
+        size = max(max(self.lengths), max(other.lengths))
+        layers = [mine.stack(theirs, size) for mine, theirs in zip(self.layers, other.layers)]
         return GenerationState(self.model, layers, self.lengths + other.lengths, self.last + other.last)
 
 

@@ -24,7 +24,6 @@ from omniloom.models.unified.generation.cache import GenerationState
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.objectives.corruption import mask_ratio
 from omniloom.models.unified.positions import Grid
-from omniloom.models.unified.representations import OBJECTIVES
 
 _PICTURE_SEED_STEP = 1_000_003
 _TINY = 1e-20
@@ -34,18 +33,16 @@ Draw = tuple[int, int]  # seed of the request, number of the picture in it
 
 def check_drawing(config: UnifiedConfig, how: VisualSampling) -> None:
     """ValueError naming what is missing of `how`, whose objective and diffusion a model fills in, or of the model."""
-    if how.objective is None:
-        raise ValueError("objective: is missing, and the model's config alone does not name its first")
-    kind = OBJECTIVES[how.objective].representation
-    if how.diffusion is None and not kind.discrete:
-        raise ValueError(f"diffusion: {how.objective} needs the config that it was trained with")
+    kind = how.row.representation
+    if not kind.discrete:
+        how.trained_diffusion()  # is checked
     if getattr(config, kind.size) is None:
         raise ValueError(f"objective: {how.objective} needs a model with {kind.size}")
 
 
-def nothing(config: UnifiedConfig, grid: Grid, objective: str) -> Tensor:
+def nothing(config: UnifiedConfig, grid: Grid, how: VisualSampling) -> Tensor:
     """What no request at all gives."""
-    kind = OBJECTIVES[objective].representation
+    kind = how.row.representation
     if kind.discrete:
         return torch.zeros((0, *grid), dtype=torch.int64)
     return torch.zeros((0, *grid, getattr(config, kind.size)))
@@ -81,10 +78,10 @@ def draw_visual(
     Returns latents or pixels (R, N, C), or codes int64 (R, N), and if go_on, hidden (rows, width) at <eoi>; the state
     then holds the clean segment."""
     canvas = _open(state, draws, grid, how)
-    values = resolve(OBJECTIVES[how.objective].draw)(canvas)
+    values = resolve(how.row.draw)(canvas)
     if not go_on:
         return values, None
-    if not OBJECTIVES[how.objective].causal:  # a causal segment was kept as it was drawn
+    if not how.row.causal:  # a causal segment was kept as it was drawn
         canvas.feed(values, keep=True)
     return values, state.feed_text([state.model.config.specials.eoi] * len(state.lengths))
 
@@ -128,11 +125,11 @@ class Canvas:
     def feed(self, values: Tensor, time: Time = 0.0, *, keep: bool, first: int = 0) -> Tensor:
         """`GenerationState.feed_visual` in all rows."""
         values = values.repeat(len(self.state.lengths) // len(values), *[1] * (values.ndim - 1))
-        return self.state.feed_visual(self.how.objective, values, self.grid, time, keep=keep, first=first)
+        return self.state.feed_visual(self.how.row.name, values, self.grid, time, keep=keep, first=first)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """The guided output of the head for the requests, float32."""
-        kind, state = OBJECTIVES[self.how.objective].representation, self.state
+        kind, state = self.how.row.representation, self.state
         out = state.model.visual_head(kind.name, hidden, state.given).float()
         variants = self.how.variants
         *more, guided = outputs = out.chunk(len(variants))
@@ -140,15 +137,19 @@ class Canvas:
             guided = guided + scale * (full - less)
         return guided
 
+    @property
+    def size(self) -> int:
+        """Channels of a value, or how many codes there are."""
+        return getattr(self.state.model.config, self.how.row.representation.size)
+
     def noise(self) -> Tensor:
-        kind = OBJECTIVES[self.how.objective].representation
-        return self.drawn(torch.randn, self.count, getattr(self.state.model.config, kind.size))
+        return self.drawn(torch.randn, self.count, self.size)
 
     def denoiser(self) -> NetworkDenoiser:
         def network(x: Tensor, time: Time) -> Tensor:
             return self.predict(self.feed(x, time, keep=False))
 
-        return NetworkDenoiser(self.how.diffusion, network)
+        return NetworkDenoiser(self.how.trained_diffusion(), network)
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Codes of logits (..., K) by uniforms (...)."""
@@ -156,7 +157,7 @@ class Canvas:
 
 
 def diffuse(canvas: Canvas) -> Tensor:
-    times = sampling_times(canvas.how.diffusion, canvas.how.num_steps)
+    times = sampling_times(canvas.how.trained_diffusion(), canvas.how.num_steps)
     return sample(
         canvas.how.sampler,
         canvas.denoiser(),
@@ -180,7 +181,7 @@ def unmask(canvas: Canvas) -> Tensor:
     """MaskGIT's iterative decoding (arXiv 2202.04200, section 3.2): all masked codes are drawn at once, and those of
     least confidence are masked again, fewer each round."""
     how, count = canvas.how, canvas.count
-    rounds, mask = min(how.num_steps, count), canvas.state.model.config.codebook_size
+    rounds, mask = min(how.num_steps, count), canvas.size  # the code behind the last stands for none
     draws = canvas.drawn(torch.rand, rounds, 2, count)
     codes = torch.full((len(canvas.generators), count), mask, device=draws.device)
     for step in range(rounds):

@@ -66,7 +66,7 @@ def generate_visual(
         raise ValueError(f"grid_thw: expected (t, h, w), got {grid_thw!r}")
     seeds = seed_list(seeds, len(prefixes))
     if not prefixes:
-        return nothing(model.config, grid, visual.objective)
+        return nothing(model.config, grid, visual)
     state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, visual, model.config.specials))
     values, _ = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual, go_on=False)
     return values.reshape(len(prefixes), *grid, *values.shape[2:])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniloom.models.unified.diffusion.samplers import SAMPLERS, MidpointPredictor, check_sampler
-from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.models.unified.representations import OBJECTIVES, VisualObjective
 
 if TYPE_CHECKING:
     from omniloom.models.unified.diffusion.config import DiffusionConfig
@@ -160,6 +160,19 @@ class VisualSampling:
             )
 
             self.predictor.steps(sampling_times(self.diffusion, self.num_steps))
+
+    @property
+    def row(self) -> VisualObjective:
+        """The objective's row of the table. ValueError where a model has not filled it in."""
+        if self.objective is None:
+            raise ValueError("objective: is missing, and the model's config alone does not name its first")
+        return OBJECTIVES[self.objective]
+
+    def trained_diffusion(self) -> DiffusionConfig:
+        """`diffusion`; ValueError where it is missing."""
+        if self.diffusion is None:
+            raise ValueError(f"diffusion: {self.objective} needs the config that it was trained with")
+        return self.diffusion
 
     @property
     def variants(self) -> tuple[tuple[float, frozenset[str]], ...]:

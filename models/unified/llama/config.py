@@ -158,8 +158,9 @@ def _file_specials(values: dict, vocab_size: int, where: str) -> SpecialIds:
         value = values.get(f"{name}_token_id")
         # A chat model has several ends, of which the first is the text's.
         value = value[0] if isinstance(value, list) and value else value
-        good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
-        if good and not (name == "pad" and value in known.values()):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
+            continue
+        if name != "pad" or value not in known.values():
             known[name] = value
     free = (i for i in reversed(range(vocab_size)) if i not in known.values())
     return SpecialIds(**{f.name: known[f.name] if f.name in known else next(free) for f in fields(SpecialIds)})

@@ -49,18 +49,18 @@ class FeatureAlignment(nn.Module):
 def alignment_error(module: FeatureAlignment, hidden: Tensor, batch: Batch) -> Tensor:
     """The sum, float32 scalar, over the batch's targets; hidden (B*L, width) of all its places. Where none has features
     `module` runs too."""
-    tasks = {name: task for name, task in batch.tasks.items() if task.features is not None}
-    if not tasks:
+    rows, given, counted = [], [], []
+    for name, task in batch.tasks.items():
+        if task.features is None or task.has_features is None:
+            continue
+        rows.append(batch.parts[OBJECTIVES[name].representation.name].index[task.rows[task.targets]])
+        given.append(task.features)
+        has = task.has_features
+        counted.append(has.float() if task.weights is None else has * task.weights[task.targets])
+    if not given:
         raise ValueError("batch: expected features to align with; collate lays them out for a feature_dim")
-    rows = [
-        batch.parts[OBJECTIVES[name].representation.name].index[task.rows[task.targets]] for name, task in tasks.items()
-    ]
-    counted = [
-        task.has_features.float() if task.weights is None else task.has_features * task.weights[task.targets]
-        for task in tasks.values()
-    ]
-    places, features = torch.cat(rows), torch.cat([task.features for task in tasks.values()])
-    error = module(hidden.index_select(0, places), features) * torch.cat(counted)
+    places = torch.cat(rows)
+    error = module(hidden.index_select(0, places), torch.cat(given)) * torch.cat(counted)
     # Summed by place, so that rounding does not depend on what else the batch holds.
     return error.new_zeros(len(hidden)).index_copy(0, places, error).view(batch.ids.shape).sum()
 

@@ -70,7 +70,7 @@ def draw_masks(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[n
     ones, every set is as likely as another.
     """
     task = batch.tasks[objective]
-    scores, progress = _scores(batch, objective, seed, stream)
+    scores, progress = draw_uniforms(batch, objective, seed, stream)
     caps = np.array([cap for _, _, cap, _ in task.segments])
     sizes = _sizes(batch, objective)
     counts = np.maximum(1, np.ceil(sizes * cast(Tensor, mask_ratio(progress)).numpy() * caps)).astype(np.int64)
@@ -81,15 +81,16 @@ def draw_patch_masks(low: float, high: float, batch: Batch, objective: str, seed
     """Of the K positions of `batch.tasks[objective]`: bool (K,), which enter as a learned token (Tuna-2, arXiv
     2604.24763). Of a target's n positions round(n r), with r drawn evenly from low to high and cut at 0; which ones,
     every set is as likely as another. Of context none."""
-    scores, share = _scores(batch, objective, seed, stream)
+    scores, share = draw_uniforms(batch, objective, seed, stream)
     sizes = _sizes(batch, objective)
     targets = np.array([loss for *_, loss in batch.tasks[objective].segments], bool)
     ratios = np.maximum(0, low + (high - low) * share.numpy()) * targets
     return _first(scores, sizes, np.rint(sizes * ratios).astype(np.int64))
 
 
-def _scores(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[np.ndarray, Tensor]:
-    """Uniform numbers in [0, 1), float64: one for each of the K positions, and one for each of the segments."""
+def draw_uniforms(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[np.ndarray, Tensor]:
+    """Uniform numbers in [0, 1), float64: (K,), one for each position of `batch.tasks[objective]`, and one for each of
+    its segments. All drawing from a seed that objectives on codes do is made of them."""
     (B, L), task = batch.ids.shape, batch.tasks[objective]
     generators = _generators(seed, B, stream, "cpu")
     shape = (B, 2, L) if isinstance(seed, int | torch.Generator) else (2, L)

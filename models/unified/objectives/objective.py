@@ -37,7 +37,7 @@ from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment, alignment_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_masks, draw_noise, draw_patch_masks
-from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, RGB, VisualObjective, objective_row
+from omniloom.models.unified.representations import OBJECTIVES, RGB, VisualObjective, objective_row
 
 
 @dataclass
@@ -119,7 +119,8 @@ class MaskedCodeLoss:
     """Masked discrete diffusion over codes; the code behind the last stands for none."""
 
     def __init__(self, row: VisualObjective, config: UnifiedConfig, diffusion: DiffusionConfig | None = None):
-        self.name, self.mask, self.stream = row.name, config.codebook_size, row.draw_stream
+        self.name, self.stream = row.name, row.draw_stream
+        self.mask: int = getattr(config, row.representation.size)
 
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part, device = batch.tasks[self.name], batch.parts["codes"], batch.ids.device
@@ -229,7 +230,7 @@ class UnifiedObjective(nn.Module):
         return shown
 
     def predict(
-        self, batch: Batch, shown: Mapping[str, Shown], kept: dict[int, Tensor | None] | None = None
+        self, batch: Batch, shown: Mapping[str, Shown], kept: dict[int, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The network's text logits (M, V), and predictions (A, C) by objective; kept as in `UnifiedModel.backbone`."""
         values = {name: part.values for name, part in batch.parts.items()}
@@ -240,7 +241,7 @@ class UnifiedObjective(nn.Module):
             kind = OBJECTIVES[name].representation.name
             values[kind] = values[kind].index_copy(0, batch.tasks[name].rows, what.values)
             asked[kind].append(what.asked)
-            if not REPRESENTATIONS[kind].discrete:
+            if what.times is not None:
                 times[kind] = what.times
             if what.masked is not None:
                 none = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
@@ -263,7 +264,8 @@ class UnifiedObjective(nn.Module):
                 of each divided by R * A. What has no targets adds exactly 0.
         """
         shown = self.show(batch, seed)
-        kept = dict.fromkeys([self.alignment_layer] if self.alignment and self.training else [])
+        alignment = self.alignment if self.training else None
+        kept = {self.alignment_layer: torch.empty(0)} if alignment else {}
         logits, predictions = self.predict(batch, shown, kept)
         own, by = batch.targets, {name: _count(counts, name, batch) for name in ("text", *self.losses)}
 
@@ -279,8 +281,8 @@ class UnifiedObjective(nn.Module):
             squares = (squares if batch.label_weights is None else squares * batch.label_weights).sum()
             loss = loss + self.text_weight * self.z_loss * squares / by["text"]
             logs["z_loss"] = squares / max(own["text"], 1)
-        if kept:
-            error = alignment_error(self.alignment, kept[self.alignment_layer].flatten(0, 1), batch)
+        if alignment:
+            error = alignment_error(alignment, kept[self.alignment_layer].flatten(0, 1), batch)
             loss = loss + self.alignment_weight * error / _count(counts, "alignment", batch)
             logs["alignment_loss"] = error / max(own["alignment"], 1)
         return loss, {name: value.detach() for name, value in {"loss": loss, **logs}.items()}
