@@ -27,6 +27,7 @@ _PASSING = re.compile(
     r"\b(\w*Connect(ion)?\w*(Error|Timeout)|\w*TimeoutError|ServerDisconnectedError|IncompleteRead(Error)?|"
     r"ResponseStreamingError|ClientPayloadError)\b"
 )
+_TYPED = re.compile(r"[A-Z]\w*(: |$)")
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
 _PASSING_NUMBERS = {
     errno.EIO,
@@ -82,13 +83,14 @@ def is_system_failure(error: BaseException) -> bool:
 def of_passing_kind(error: BaseException) -> bool:
     """Whether what the worker raised may not come again: a connection that broke, or a time that ran out. A wrong
     file, a full disk or a loss that is not finite does."""
-    if isinstance(error, OmniLoomError):
-        return False
+    if isinstance(error, OmniLoomError) or (isinstance(error, BodyFailed) and not _TYPED.match(str(error))):
+        return False  # our own words are about what stays
     # What could not be carried between processes says its type, and its number, in its text.
     if number := _NUMBER.search(str(error)):
         return int(number[1]) in _PASSING_NUMBERS
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    return bool(_PASSING.search(names) or _COLLATERAL.search(str(error)) or _PASSING.match(str(error)))
+    text = str(error).removeprefix("RuntimeError: ")
+    return bool(_PASSING.search(names) or _COLLATERAL.search(text) or _PASSING.match(text))
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -79,8 +79,8 @@ class Bodies:
         words = line(root_cause(error))
         if seconds is None:
             raise BodyLost(
-                f"{words}; it died {retries.often} without progress; what is done is kept, and the next run goes on "
-                "from there"
+                f"its process died {retries.often} without progress, the last time: {words}; what is done is kept, and "
+                "the next run goes on from there"
             ) from error
         self.note(f"{name}: {words}; it goes on in another process ({retries.told})")
         if self._closed.wait(seconds):

@@ -36,7 +36,8 @@ class GroupLost(OmniLoomError):
 def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
     """Run `function(argument)` on `workers.count` ranks of a Ray Train worker group; returns when all have ended.
 
-    A group that failed by no fault of the function's is started again (`infra.retries`): progress is a later checkpoint.
+    A group that failed by no fault of the function's is started again (`infra.retries`): progress is a later
+    checkpoint.
     Raises `Stopped` where the driver asked it to end, `GroupLost` where it died too often, else what a rank raised.
     """
     retries = Retries(workers.max_failures, checkpoint.newest_step(argument.state))
@@ -73,8 +74,8 @@ def _after(error: Exception, argument: Any, workers: WorkersConfig, retries: Ret
         argument.tracker.log_text(hang[1], f"hangs/step-{hang[2]}.txt")
     if (pause := retries.failed(reached)) is None:
         raise GroupLost(
-            f"{what}; it died {retries.often} without a later checkpoint than that of step {reached}, which is kept: "
-            "the next run goes on from there"
+            f"the training died {retries.often} without a later checkpoint than that of step {reached}, which is kept; "
+            f"the last time: {what}; the next run goes on from there"
         ) from error
     note(f"{what}; {goes_on} ({retries.told})")
     time.sleep(pause)

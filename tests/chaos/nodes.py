@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,8 @@ _START_SECONDS = 90.0
 
 
 class Nodes:
-    """Use as a context manager. `address` is the GCS's, `env` a client's whole environment. `env_of_nodes` holds
-    further variables of the nodes and of all that runs on them."""
+    """Use as a context manager. `address` is the GCS's, `env` a client's whole environment. What `env` of the
+    constructor holds is for the nodes, and for all that runs on them."""
 
     def __init__(self, folder: Path, env: dict[str, str]):
         self.folder, self.port = folder, free_port()
@@ -44,19 +45,18 @@ class Nodes:
             self.env.pop(name, None)
         self.processes: dict[int, subprocess.Popen] = {}
         self._family: dict[int, psutil.Process] = {}
+        self.logs: dict[int, Path] = {}
+        self.labels: dict[int, str] = {}  # by which Ray knows a node of ours
         self._starts = 0
 
     def __enter__(self) -> Nodes:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.start(0)
-            deadline = time.monotonic() + _START_SECONDS
-            while not self._listens():
-                if time.monotonic() > deadline or self.processes[0].poll() is not None:
-                    raise RuntimeError(f"the head did not start; see {self.folder}")
-                time.sleep(0.2)
+            self.wait_for_head()
             for number in range(1, len(CPUS)):
                 self.start(number)
+            self.wait_for_all()
         except BaseException:
             self.__exit__()
             raise
@@ -70,6 +70,21 @@ class Nodes:
                 process.kill()
         shutil.rmtree(self.temp, ignore_errors=True)
 
+    def wait_for_head(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._listens():
+            if time.monotonic() > deadline or self.processes[0].poll() is not None:
+                raise RuntimeError(f"the head did not start; see {self.folder}")
+            time.sleep(0.2)
+
+    def wait_for_all(self) -> None:
+        """Every node has joined."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not all("Ray runtime started" in log.read_text(errors="replace") for log in self.logs.values()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a node did not start; see {self.folder}")
+            time.sleep(0.2)
+
     def start(self, number: int) -> None:
         """Start a node, or its replacement, without waiting for it."""
         where = (
@@ -78,11 +93,14 @@ class Nodes:
             else [f"--address={self.address}"]
         )
         self._starts += 1
-        with open(self.folder / f"node-{number}-{self._starts}.log", "wb") as log:
+        self.labels[number] = f"{number}-{self._starts}"
+        self.logs[number] = self.folder / f"node-{number}-{self._starts}.log"
+        with open(self.logs[number], "wb") as log:
             self.processes[number] = subprocess.Popen(
                 [
                     sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block", "--disable-usage-stats",
-                    f"--num-cpus={CPUS[number]}", "--min-worker-port=0", "--max-worker-port=0",
+                    f"--num-cpus={CPUS[number]}", f"--labels=chaos={self.labels[number]}",
+                    "--min-worker-port=0", "--max-worker-port=0",
                     "--object-store-memory=100000000", "--node-ip-address=127.0.0.1",
                     f"--dashboard-agent-listen-port={free_port()}",
                 ],
@@ -120,8 +138,6 @@ class Nodes:
         return sorted(found, key=lambda pair: pair[1].pid)
 
     def _listens(self) -> bool:
-        import socket
-
         try:
             socket.create_connection(("127.0.0.1", self.port), 1).close()
             return True

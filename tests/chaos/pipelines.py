@@ -28,14 +28,13 @@ _SHOWS_TIMES = ("report.html",)
 def write_corpus(folder: Path) -> None:
     """36 texts, and 36 pictures of coloured squares."""
     (folder / "texts").mkdir(parents=True)
-    (folder / "images").mkdir()
     for n in range(36):
         (folder / "texts" / f"{n}.txt").write_text(
             "\n\n".join(f"Chapter {i}. A square moves {n * i % 97} steps, number {n}." for i in range(5))
         )
         colour = list(corpora.COLOURS)[n % 4]
         picture = encode_png(corpora.square(colour, (n % 17, n * 5 % 17)))
-        (folder / "images" / f"a_{colour}_square_{n}.png").write_bytes(picture)
+        storage.write_bytes(str(folder / "images" / colour / f"{n}.png"), picture)
 
 
 def settings(corpus: Path, pictures: bool) -> dict:
@@ -48,7 +47,7 @@ def settings(corpus: Path, pictures: bool) -> dict:
         "ingest": {
             "sources": sources,
             "chunk_chars": 120,
-            "shard_items": 4,
+            "shard_items": 9,
             "splits": {"train": 0.6, "validation": 0.2, "test": 0.2},
         },
         "pretokenize": {"vocab_size": 300, "workers": 1},
@@ -66,7 +65,13 @@ def settings(corpus: Path, pictures: bool) -> dict:
         "evaluate": {"texts": 4, "cpus": 1},
     }
     if pictures:
-        sources.append({"kind": "image_folder", "uri": str(corpus / "images"), "captions": {"from": "filename"}})
+        sources.append(
+            {
+                "kind": "image_folder",
+                "uri": str(corpus / "images"),
+                "captions": {"from": "folder", "template": "a {name} square"},
+            }
+        )
         stages["tokenizer_image"] = {
             "model": {
                 "patch_size": 8, "temporal_patch": 4, "width": 16, "heads": 2, "head_dim": 8, "spatial_layers": "t",
