@@ -64,7 +64,7 @@ def _after(error: Exception, argument: Any, workers: WorkersConfig, retries: Ret
             raise root
         return
     if type(root).__name__ == _WAITS_FOR_ROOM:
-        note(f"waiting for {workers.count} free workers of {workers.cpus:g} CPUs and {workers.gpus:g} GPUs")
+        argument.progress.say(f"waiting for {workers.count} times {workers.cpus:g} CPUs and {workers.gpus:g} GPUs")
         return
     hang = hangs.read(argument.state, workers.count)
     if not (hang or is_system_failure(root) or of_passing_kind(root)):
@@ -83,8 +83,9 @@ def _after(error: Exception, argument: Any, workers: WorkersConfig, retries: Ret
 
 def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
     import pyarrow.fs
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
 
     from omniloom.infra.training.group import GroupConfig
 

@@ -147,6 +147,7 @@ def test_what_real_workers_raise():
     import ray
 
     from omniloom.infra import cluster
+    from omniloom.infra.progress import Progress
     from omniloom.pipelines.bodies import run_stage
 
     def data(work):
@@ -161,7 +162,7 @@ def test_what_real_workers_raise():
 
         from omniloom.infra.training.launch import _enter
 
-        argument = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
+        argument = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None), progress=Progress("train"))
         TorchTrainer(
             _enter,
             train_loop_config={"function": work, "argument": argument, "threads": 1},
@@ -188,7 +189,7 @@ def test_what_real_workers_raise():
 
         def told_of(way, work) -> OmniLoomError:
             stage = SimpleNamespace(run=lambda context: way(work))
-            context = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
+            context = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None), progress=Progress("train"))
             body = ray.remote(lambda: run_stage(stage, context))
             try:
                 ray.get(body.options(num_cpus=0).remote(), timeout=240)
