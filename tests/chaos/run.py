@@ -28,11 +28,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests")]
 
+import disturbed  # noqa: E402
 import faults as kinds  # noqa: E402
 from nodes import Nodes  # noqa: E402
 from server import Server  # noqa: E402
 
-import pipelines  # noqa: E402
 from omniloom.infra import storage  # noqa: E402
 
 _OMNILOOM = [sys.executable, "-m", "omniloom.pipelines.cli"]
@@ -181,9 +181,9 @@ _DONE = float("inf")
 @contextlib.contextmanager
 def stage_for(round_: Round, folder: Path) -> Iterator[tuple[kinds.Scene, list[str]]]:
     """The cluster and the storage of a round, and the driver's command."""
-    config = pipelines.write_config(folder.parent, round_.pictures)
+    config = disturbed.write_config(folder.parent, round_.pictures)
     with contextlib.ExitStack() as stack:
-        root, env, proxy = stack.enter_context(pipelines.place(round_.place, folder))
+        root, env, proxy = stack.enter_context(disturbed.place(round_.place, folder))
         for whose in ("driver", "nodes"):
             (folder / f"clock-{whose}").write_bytes(struct.pack("d", 0.0))
         env |= {"LD_PRELOAD": str(_clock_library(folder.parent)), "CHAOS_CLOCK": str(folder / "clock-nodes")}
@@ -209,7 +209,7 @@ def reference(folder: Path, pictures: bool) -> dict[str, str]:
     """What an undisturbed run makes, on this machine's own Ray."""
     kept = folder / f"reference-{'pictures' if pictures else 'texts'}.json"
     if not kept.exists():
-        config = pipelines.write_config(folder, pictures)
+        config = disturbed.write_config(folder, pictures)
         root = folder / "undisturbed" / config.stem
         subprocess.run(
             [
@@ -224,7 +224,7 @@ def reference(folder: Path, pictures: bool) -> dict[str, str]:
             cwd=ROOT,
             check=True,
         )
-        kept.write_text(json.dumps(pipelines.made(str(root)), indent=1))
+        kept.write_text(json.dumps(disturbed.made(str(root)), indent=1))
     return json.loads(kept.read_text())
 
 
@@ -236,7 +236,7 @@ def play(round_: Round, folder: Path) -> Round:
     print(f"round {round_.number}: {'pictures' if round_.pictures else 'texts'} on {round_.place}", flush=True)
     with stage_for(round_, here) as (scene, command):
         ended = Play(round_, scene, command, here / "driver.log").run()
-        found = pipelines.made(scene.root)
+        found = disturbed.made(scene.root)
     differs = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if differs:
         print(f"  DIFFERS: {', '.join(differs[:5])}, see {here}", flush=True)
