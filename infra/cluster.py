@@ -17,13 +17,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from omniloom.infra import nodes
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.fields import PATH, PLACEMENT
+from omniloom.infra.nodes import Node
 from omniloom.infra.secrets import redact
 
 _CONNECT_SECONDS = 5.0
@@ -60,16 +62,27 @@ class ClusterConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is connected: the GCS address, its nodes, its CPUs and GPUs in all, and the CPUs of its largest node.
-    `local`: started by us; `opened`: this call initialised Ray in this process, so its caller is to shut it down."""
+    """What is connected: the GCS address and its nodes. `local`: started by us; `opened`: this call initialised Ray in
+    this process, so its caller is to shut it down."""
 
     address: str
-    num_nodes: int
-    num_cpus: float
-    num_gpus: float
-    node_cpus: float
+    nodes: tuple[Node, ...]
     local: bool
     opened: bool
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def num_cpus(self) -> float:
+        """Of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def node_cpus(self) -> float:
+        """Of the largest node."""
+        return max(node.cpus for node in self.nodes)
 
 
 def connect(
@@ -309,17 +322,10 @@ def _short(temp_dir: str) -> str:
 def _describe(local: bool, opened: bool) -> Cluster:
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [node.get("CPU", 0.0) for node in nodes]
-    return Cluster(
-        ray.get_runtime_context().gcs_address,
-        len(nodes),
-        sum(cpus),
-        sum(node.get("GPU", 0.0) for node in nodes),
-        max(cpus),
-        local,
-        opened,
-    )
+    found = nodes.connected()
+    if local:  # Ray tells what was free when it started, which ends no task here
+        found = tuple(replace(node, memory=None) for node in found)
+    return Cluster(ray.get_runtime_context().gcs_address, found, local, opened)
 
 
 def _refused_token(error: BaseException | None) -> bool:

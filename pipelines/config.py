@@ -26,9 +26,8 @@ from omniloom.pipelines import schema, yaml_dialect
 from omniloom.pipelines.explain import explain
 from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin
+from omniloom.pipelines.preset_files import PRESETS, preset_names
 from omniloom.stages.base import Stage
-
-PRESETS = Path(__file__).parent / "presets"
 
 
 class _Stages(BaseModel):
@@ -148,7 +147,9 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
                 continue
             # A mapping goes into the one that is there, but an empty one empties it, and one of another kind, which
             # has other keys, replaces it.
-            merge = given != {} and not _of_another_kind(OmegaConf.select(config, key), given, key)
+            old = OmegaConf.select(config, key)
+            mappings = isinstance(given, dict) and OmegaConf.is_dict(old)
+            merge = mappings and given != {} and not _of_another_kind(old, given, key)
             OmegaConf.update(config, key, given, merge=merge, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             shown = secrets.redact_override(override)
@@ -192,8 +193,6 @@ def _override_value(key: str, value: str):
 
 def _of_another_kind(old, new, key: str) -> bool:
     """Whether two mappings at `key` differ in what says their kind, such as `architecture`."""
-    if not isinstance(new, dict) or not hasattr(old, "get"):
-        return False
     place = schema.place(schema.document(PipelineConfig), re.findall(r"[^.\[\]]+", key))
     selector = place.own.selector
     return selector in new and new[selector] != old.get(selector, place.own.default)
@@ -222,8 +221,7 @@ def find(path: str) -> Path:
         return preset
     if preset.name in {p.name for p in PRESETS.glob("*.yaml")} and file.parent.as_posix() == "pipelines/presets":
         return PRESETS / file.name  # an installed package, away from a checkout
-    presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-    raise InputError(f"no such config file; the presets are {presets}", file=path)
+    raise InputError(f"no such config file; the presets are {', '.join(preset_names())}", file=path)
 
 
 def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:

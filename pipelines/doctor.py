@@ -129,7 +129,7 @@ def _room(config: PipelineConfig, sized: dict[str, dict]) -> list[dict]:
             connected = cluster.connect_to(config.cluster)
         except InputError as error:
             return [_check("cluster", False, str(placed(config, error)))]
-        place = room.of_cluster(connected)
+        place = room.of_cluster(connected.nodes)
         if connected.opened:
             cluster.shutdown()
     lacking = [placed(config, error) for error in room.missing(config, names, place, sized)]

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import socket
 import sys
 import tempfile
@@ -26,18 +25,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import omniloom
+from omniloom.infra import nodes
 from omniloom.infra.cluster import use_token
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, redact_override
-from omniloom.pipelines import yaml_dialect
-from omniloom.pipelines.config import find, load, raw, validate, with_absolute_paths
-from omniloom.pipelines.runner import code_revision
+from omniloom.infra.tree import copy_tree
+from omniloom.pipelines import room, yaml_dialect
+from omniloom.pipelines.config import PipelineConfig, find, load, raw, validate, with_absolute_paths
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-PACKAGES = ("pipelines", "stages", "models", "infra")
 _ADDRESS = "address"
 _JOB = "job id"
 _REQUEST_SECONDS = 10.0
@@ -127,20 +125,22 @@ def start(
 def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
     """Copy what a job needs into `folder`; returns the config's path within it.
 
-    That is the four packages without caches, and the config with its overrides applied, its interpolations resolved,
+    That is this tree, and the config with its overrides applied, its interpolations resolved,
     and the local paths in it made absolute, since the job runs in another folder.
     """
-    root, shipped = Path(__file__).resolve().parents[1], folder / "omniloom"
-    for package in PACKAGES:
-        shutil.copytree(root / package, shipped / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    shutil.copy2(omniloom.__file__, shipped)
-    (shipped / "REVISION").write_text(code_revision() or "")
+    copy_tree(folder)
     target = folder / "config" / find(config).name
     target.parent.mkdir()
     values = raw(config, list(overrides))
     shipped_values = with_absolute_paths(values, validate(values, str(find(config))))
     target.write_text(yaml_dialect.dump(shipped_values), encoding="utf-8")
     return target.relative_to(folder).as_posix()
+
+
+def check_room(address: str, config: PipelineConfig, names: Sequence[str]) -> None:
+    """InputError where the cluster's nodes have too little for these stages, or where no cluster answers."""
+    _client(address)
+    room.check(config, names, nodes.behind(_dashboard_url(address)))
 
 
 def jobs(address: str) -> list[Job]:

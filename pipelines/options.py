@@ -1,4 +1,5 @@
-"""Options of commands, made from the choices of sampling: one for each."""
+"""Options that commands share: the choices of sampling, one option for each, and the stages that a run takes in. A
+decorator gives a command the options in place of the one parameter that it has for what they say together."""
 
 from __future__ import annotations
 
@@ -9,9 +10,35 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from omniloom.pipelines.selection import Selection
 from omniloom.stages.inference.options import OPTIONS, Option, option_error
 
-_METAVAR = {tuple: "HxW", Path: "FILE"}
+_METAVAR = {tuple: "HxW", Path: "FILE", int: "N", float: "X", str: "NAME"}
+
+
+_SELECTION = {
+    "only": Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone, again if it is cached.")],
+    "from_": Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")
+    ],
+    "until": Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Bring this stage and what it needs up to date.")
+    ],
+    "force": Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="Run a stage again from its beginning; may be given more than once."),
+    ],
+}
+
+
+def selection_options(command: Callable) -> Callable:
+    """For a command with a parameter `selection`: gives it --only, --from, --until and --force instead."""
+    options = [_optional(name, annotation) for name, annotation in _SELECTION.items()]
+    return _with(command, "selection", options, _selection)
+
+
+def _selection(chosen: dict[str, Any]) -> Selection:
+    return Selection(chosen["only"], chosen["from_"], chosen["until"], tuple(chosen["force"] or ()))
 
 
 def sampling_options(
@@ -19,23 +46,30 @@ def sampling_options(
 ) -> Callable[[Callable], Callable]:
     """For a command with a parameter `sampling`: gives it options by these names instead, and `sampling` what was
     chosen, by name. `usual` says what counts where an option is not given, if the command has a way of its own."""
+    options = [_parameter(OPTIONS[name], name in required, (usual or {}).get(name)) for name in names]
+    return lambda command: _with(command, "sampling", options, _parsed)
 
-    def decorate(command: Callable) -> Callable:
-        signature = inspect.signature(command, eval_str=True)
-        parameters = [parameter for name, parameter in signature.parameters.items() if name != "sampling"]
-        parameters += [_parameter(OPTIONS[name], name in required, (usual or {}).get(name)) for name in names]
 
-        def call(**values: Any) -> None:
-            chosen = {name: values.pop(name) for name in names}
-            command(**values, sampling=_parsed({name: v for name, v in chosen.items() if v is not None}))
+def _with(
+    command: Callable, into: str, options: list[inspect.Parameter], gather: Callable[[dict[str, Any]], Any]
+) -> Callable:
+    """The command with `options` in place of its parameter `into`, which gets what `gather` makes of their values."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [parameter for name, parameter in signature.parameters.items() if name != into] + options
 
-        call.__name__, call.__doc__, call.__module__ = command.__name__, command.__doc__, command.__module__
-        order = sorted(parameters, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-        setattr(call, "__signature__", signature.replace(parameters=order))  # noqa: B010
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in order}
-        return call
+    def call(**values: Any) -> None:
+        chosen = {option.name: values.pop(option.name) for option in options}
+        command(**values, **{into: gather(chosen)})
 
-    return decorate
+    call.__name__, call.__doc__, call.__module__ = command.__name__, command.__doc__, command.__module__
+    order = sorted(parameters, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    setattr(call, "__signature__", signature.replace(parameters=order))  # noqa: B010
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in order}
+    return call
+
+
+def _optional(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
 
 
 def _parameter(option: Option, required: bool, usual: str | None) -> inspect.Parameter:
@@ -54,8 +88,8 @@ def _parameter(option: Option, required: bool, usual: str | None) -> inspect.Par
 
 
 def _parsed(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """`InputError` naming the option whose value is wrong by itself."""
+    """What is chosen, by name. `InputError` naming the option whose value is wrong by itself."""
     try:
-        return {name: OPTIONS[name].parse(value) for name, value in chosen.items()}
+        return {name: OPTIONS[name].parse(value) for name, value in chosen.items() if value is not None}
     except ValueError as error:
         raise option_error(error) from None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -26,13 +26,13 @@ from omniloom.infra.lease import Holder, Lease
 from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
-from omniloom.pipelines import room, run_card, sizing
+from omniloom.infra.tree import revision
+from omniloom.pipelines import room, run_card
 from omniloom.pipelines.bodies import Bodies
 from omniloom.pipelines.config import placed
 from omniloom.pipelines.display import Display
 from omniloom.pipelines.failures import told
 from omniloom.pipelines.fingerprint import canonical
-from omniloom.pipelines.origin import together
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.planned import PlannedStage
 from omniloom.pipelines.record import Record
@@ -52,42 +52,47 @@ def run(plan: Plan, display: Display) -> None:
                 plan.store.set_last_used(plan.config.name, planned.artifact)
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
-    if cluster.starts_here(plan.config.cluster):
-        _check_room(plan)
-    with display, Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
-        display.log = log
-        plan.store.remove_leftovers()
-        for damage in plan.examine_inputs():
-            display.note(damage)
-        _check_blocked(plan)
-        for text in plan.warnings:
-            display.note(text)
-        display.note("starting Ray")
-        connected = cluster.connect_to(plan.config.cluster)
-        try:
-            _check_room(plan, connected)
-            _Run(plan, display, connected, settings, record).execute()
-        finally:
-            if connected.opened:  # a Ray that the caller had before this run is the caller's to end
-                cluster.shutdown()
+    with _connection(plan) as connect, display:
+        with Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
+            display.log = log
+            plan.store.remove_leftovers()
+            for damage in plan.examine_inputs():
+                display.note(damage)
+            _check_blocked(plan)
+            for text in plan.warnings:
+                display.note(text)
+            display.note("starting Ray")
+            _Run(plan, display, connect(), settings, record).execute()
+
+
+@contextlib.contextmanager
+def _connection(plan: Plan) -> Iterator[Callable[[], cluster.Cluster]]:
+    """What connects to Ray. InputError where this machine, or the cluster, which is asked before anything is written,
+    has too little room. A Ray that the caller had before this run is the caller's to end."""
+    names = [planned.name for planned in plan.to_execute]
+    opened: list[cluster.Cluster] = []
+
+    def connect() -> cluster.Cluster:
+        if not opened:
+            opened.append(cluster.connect_to(plan.config.cluster))
+            room.check(plan.config, names, opened[0].nodes)  # in a container Ray counts fewer CPUs than the machine
+        return opened[0]
+
+    try:
+        if cluster.starts_here(plan.config.cluster):
+            room.check(plan.config, names)
+        else:
+            connect()
+        yield connect
+    finally:
+        if opened and opened[0].opened:
+            cluster.shutdown()
 
 
 def _check_blocked(plan: Plan) -> None:
     if plan.blocked:
         first = plan.blocked[0]
         raise InputError(f"{first.name} is blocked: {first.reason}")
-
-
-def _check_room(plan: Plan, connected: cluster.Cluster | None = None) -> None:
-    """InputError where the cluster, or this machine before its Ray is started, has too little for what would run."""
-    names = [planned.name for planned in plan.to_execute]
-    if connected:
-        place, memory = room.of_cluster(connected), {}
-    else:
-        place = room.of_this_machine(plan.config.cluster, room.wants_gpus(plan.config, names))
-        memory = sizing.least(plan.config)
-    if lacking := [placed(plan.config, error) for error in room.missing(plan.config, names, place, memory)]:
-        raise together(lacking)
 
 
 class _Run:
@@ -109,7 +114,7 @@ class _Run:
         self.parent = Tracker(self.settings).start_pipeline(
             self.plan.config.name,
             self.plan.config.model_dump(mode="json"),
-            {"omniloom.run": self.record.id, **run_card.tags(self.plan, code_revision())},
+            {"omniloom.run": self.record.id, **run_card.tags(self.plan, revision())},
             run_card.title(self.plan),
         )
         status = "FAILED"
@@ -318,7 +323,7 @@ class _Run:
             "sources": planned.sources,
             "outside": planned.outside,
             "metrics": metrics,
-            "code": code_revision(),
+            "code": revision(),
             "packages": package_versions(),
             "pipeline": self.plan.config.name,
             "run": self.record.id,
@@ -330,28 +335,6 @@ class _Run:
             },
             "mlflow_run_id": tracker.run_id(2.0),
         }
-
-
-def code_revision() -> str | None:
-    """The commit of the checkout that runs, with `+changes` where it is not clean; None outside a checkout.
-
-    A tree that was shipped with a job has it in the file REVISION.
-    """
-    root = Path(__file__).parents[1]
-    if (shipped := root / "REVISION").exists():
-        return shipped.read_text().strip() or None
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def package_versions() -> dict[str, str]:

@@ -6,10 +6,12 @@ Outside a selection nothing runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from omniloom.infra.errors import InputError
-from omniloom.pipelines import graph
-from omniloom.pipelines.graph import Graph
+
+if TYPE_CHECKING:
+    from omniloom.pipelines.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Selection:
     force: tuple[str, ...] = ()
 
     def __post_init__(self):
+        from omniloom.pipelines import graph  # every stage's config: `omniloom --help` does without
+
         named = {"--only": self.only, "--from": self.from_, "--until": self.until}
         given = [option for option, stage in named.items() if stage]
         if len(given) > 1:
@@ -27,6 +31,12 @@ class Selection:
         for option, stage in [*named.items(), *(("--force", s) for s in self.force)]:
             if stage and stage not in graph.KNOWN_NAMES:
                 raise InputError(graph.no_stage(stage), field=option)
+
+    def arguments(self) -> list[str]:
+        """The options of the command that make this selection."""
+        named = (("--only", self.only), ("--from", self.from_), ("--until", self.until))
+        given = [*named, *(("--force", stage) for stage in self.force)]
+        return [part for option, stage in given if stage for part in (option, stage)]
 
     def stages(self, pipeline: Graph) -> set[str]:
         """The names that the selection takes in; InputError where it names a stage that the pipeline has not."""

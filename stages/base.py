@@ -40,6 +40,7 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.infra.fields import PATH, PLACEMENT, path_to
 from omniloom.infra.progress import Progress
+from omniloom.infra.training.config import WorkersConfig
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -53,12 +54,24 @@ RETRIES = 3
 
 @dataclass(frozen=True)
 class Needs:
-    """CPUs and GPUs: of the stage's own body, and of the workers and actors that it starts beside it."""
+    """CPUs and GPUs: of the stage's own body, and in all of the workers and actors that it starts beside it.
+
+    `workers` is the number of workers that share these evenly, each of which has to find its part on one machine; 0
+    where that is not known.
+    """
 
     cpus: float = 0
     gpus: float = 0
     worker_cpus: float = 0
     worker_gpus: float = 0
+    workers: int = 0
+
+    @classmethod
+    def of(cls, workers: WorkersConfig) -> Needs:
+        """Of a group of training workers, with a body that only waits for it."""
+        return cls(
+            worker_cpus=workers.count * workers.cpus, worker_gpus=workers.count * workers.gpus, workers=workers.count
+        )
 
 
 @dataclass(frozen=True)

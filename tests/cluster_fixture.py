@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,11 @@ def start_cluster(
     timeout: float = 90.0,
     env: dict[str, str] | None = None,
     python: Path = Path(sys.executable),
+    sizes: Sequence[Sequence[str]] = (),
 ) -> Iterator[TestCluster]:
-    """Start `nodes` Ray nodes with `num_cpus` each, run by `python`; their output goes to `log_folder/node-N.log`."""
+    """Start `nodes` Ray nodes with `num_cpus` each, run by `python`; their output goes to `log_folder/node-N.log`.
+    `sizes` are in place of these two each node's own options of `ray start`."""
+    sizes = sizes or [[f"--num-cpus={num_cpus}"]] * nodes
     gcs, dashboard = free_port(), free_port()
     token = secrets.token_hex(32)
     environment = {
@@ -62,7 +65,6 @@ def start_cluster(
     shared = [
         "--block",
         "--disable-usage-stats",
-        f"--num-cpus={num_cpus}",
         "--min-worker-port=0",
         "--max-worker-port=0",
         "--object-store-memory=200000000",
@@ -80,7 +82,7 @@ def start_cluster(
             log = stack.enter_context(open(log_folder / f"node-{len(processes)}.log", "wb"))
             processes.append(
                 subprocess.Popen(
-                    [str(python), "-m", "ray.scripts.scripts", "start", *arguments, *shared],
+                    [str(python), "-m", "ray.scripts.scripts", "start", *arguments, *sizes[len(processes)], *shared],
                     env=environment,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -99,9 +101,9 @@ def start_cluster(
         )
         url = f"http://127.0.0.1:{dashboard}"
         _wait_for(lambda: _alive(url, token) >= 1, timeout, processes, log_folder)
-        for _ in range(nodes - 1):
+        for _ in sizes[1:]:
             launch(f"--address=127.0.0.1:{gcs}", f"--dashboard-agent-listen-port={free_port()}")
-        _wait_for(lambda: _alive(url, token) >= nodes, timeout, processes, log_folder)
+        _wait_for(lambda: _alive(url, token) >= len(sizes), timeout, processes, log_folder)
         yield TestCluster(url, f"127.0.0.1:{gcs}", environment, log_folder, tuple(p.pid for p in processes))
 
 

@@ -18,7 +18,7 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.draw import Canvas
 from omniloom.models.unified.objectives.corruption import Seed, draw_uniforms, mask_ratio
-from omniloom.models.unified.objectives.objective import Shown
+from omniloom.models.unified.objectives.losses import Shown
 from omniloom.models.unified.representations import VisualObjective
 
 
@@ -36,16 +36,16 @@ class UniformCodeLoss:
         noise = (mask_ratio(progress) * caps).repeat_interleave(sizes)
         replaced = (torch.from_numpy(scores) < noise).to(device)
         codes, drawn = part.values[task.rows], (torch.from_numpy(others) * self.size).long().to(device)
-        kept = {
+        extras = {
             "codes": codes[task.targets],
             "weights": None if task.weights is None else task.weights[task.targets],
         }
-        return Shown(torch.where(replaced, drawn, codes), part.index[task.rows][task.targets], kept=kept)
+        return Shown(torch.where(replaced, drawn, codes), part.index[task.rows][task.targets], extras=extras)
 
     def error(self, logits: Tensor, shown: Shown, batch: Batch) -> Tensor:
         """The sum over targets of the cross entropy, by their segments' weights where they have some."""
-        entropy = F.cross_entropy(logits, shown.kept["codes"], reduction="none")
-        weights = shown.kept["weights"]
+        entropy = F.cross_entropy(logits, shown.extras["codes"], reduction="none")
+        weights = shown.extras["weights"]
         return (entropy if weights is None else entropy * weights).sum()
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import runpy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from omniloom.infra.secrets import logger
 from omniloom.infra.tracking.config import VARIABLE, TrackingSettings
 from omniloom.infra.tracking.failures import Refused, Unreachable, short
+from omniloom.infra.tree import copy_tree
 
 log = logger(__name__)
 
@@ -168,20 +169,24 @@ def _log(store: Store, run_id: str, experiment_id: str, event: dict) -> str:
 
 
 def _save(target: Path, run_id: str, event: dict) -> None:
-    """Write the model in MLflow's layout to the local folder `target`."""
+    """Write the model in MLflow's layout to the local folder `target`: with the tree that its code imports, as that is
+    on no index, and the libraries that both import as requirements."""
     import pandas
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    pyfunc.save_model(
-        str(target),
-        python_model=event["code"],
-        artifacts={"bundle": event["bundle"]},
-        pip_requirements=_requirements(),
-        mlflow_model=Model(run_id=run_id),
-        signature=runpy.run_path(event["code"])["signature"](),
-        input_example=pandas.DataFrame(event["example"]) if event["example"] else None,
-    )
+    code = runpy.run_path(event["code"])
+    with tempfile.TemporaryDirectory(prefix="omniloom-code-") as folder:
+        pyfunc.save_model(
+            str(target),
+            python_model=event["code"],
+            code_paths=[str(copy_tree(Path(folder)))],
+            artifacts={"bundle": event["bundle"]},
+            pip_requirements=_requirements(code["LIBRARIES"]),
+            mlflow_model=Model(run_id=run_id),
+            signature=code["signature"](),
+            input_example=pandas.DataFrame(event["example"]) if event["example"] else None,
+        )
 
 
 def _upload(store: Store, target: Path, run_id: str, experiment_id: str, event: dict) -> str:
@@ -275,8 +280,9 @@ def _discard(store: Store, model_id: str) -> None:
         log.warning("tracking: the model %s, which was not registered, stays logged: %s", model_id, short(error))
 
 
-def _requirements() -> list[str]:
-    """The distribution that the model's code imports, at this version: nothing is guessed by loading the model."""
+def _requirements(libraries: Sequence[str]) -> list[str]:
+    """The libraries at the versions that are installed here, without what names a build (`+cpu`), which indexes do not
+    know. Nothing is guessed by loading the model."""
     from importlib.metadata import version
 
-    return [f"omniloom=={version('omniloom')}", f"mlflow=={version('mlflow')}"]
+    return [f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", *libraries)]

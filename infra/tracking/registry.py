@@ -34,8 +34,9 @@ def register_model(
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
     `code` is a file that ends in `mlflow.models.set_model(...)` and defines `signature()`, which gives an
-    `mlflow.models.ModelSignature`; its model finds the folder as the artifact `bundle`. `fingerprint` names the
-    content: a model that is registered with it already is not copied again, and only gets `alias`. `alias` (such as
+    `mlflow.models.ModelSignature`, and `LIBRARIES`, the distributions that answering imports; its model finds the
+    folder as the artifact `bundle`. This tree is stored with it: it answers where no omniloom is. `fingerprint` names
+    the content: a model that is registered with it already is not copied again, and only gets `alias`. `alias` (such as
     `champion`) moves to this version: pass it only when evaluation passed. `no_worse` names metrics and which way each
     is better: where the alias has come to a version that is better by one of them before this is delivered, it stays
     there. `example`: some input rows, of text and numbers, that the registry shows.

@@ -1,10 +1,13 @@
 """The unified transformer: a Llama-shaped decoder over packed text and visual positions. In: a `Batch`, and for each
-representation of pictures what the network is shown and one diffusion time a segment. Out: vocabulary logits where a
-label asks for them, and of each representation predictions where they are asked for.
+representation of pictures the values that the network sees and one diffusion time a segment. Out: vocabulary logits at
+the places that have a label, and by representation predictions at the places that the caller names.
 
 Blocks: `models.unified.blocks`. Visual input: `models.unified.patchify`, of a code an embedding; to latents and pixels
 an embedding of the segment's time is added, once at the input rather than modulating every token; clean context has
-time 0. Visual output: RMSNorm and a Linear, or as the config asks, a unet and a flow head.
+time 0. Visual output: RMSNorm and a Linear, or as the config says, a unet and a flow head.
+
+Shapes: B rows, L places of a row, N places that are fed at once (L in training), D width, V vocabulary, T text
+targets, S visual segments of a row at most; of one representation M positions, A predictions, C channels of a value.
 """
 
 from __future__ import annotations
@@ -114,13 +117,13 @@ class UnifiedModel(nn.Module):
         tables: GridTables | None = None,
         masked: Tensor | None = None,
     ) -> tuple[Tensor, VisualInput | None]:
-        """Input of the first block for M positions of one representation, (M, width), and what `visual_head` may look
-        back at.
+        """Input of the first block for the positions of one representation, (M, D), and what `visual_head` may look
+        back at, None of codes.
 
         values   (M, C), or codes int64 (M,), where `codebook_size` is the mask
-        time     of all but codes: `self.time` of the segments' times, (segments, width)
-        segment  whose each position is, int64 (M,); tables: of the segments' grids, where the config has a unet
-        masked   bool (M,): positions that enter as the learned token instead; a flow head still sees what they hold
+        time     of all but codes: `self.time` of the segments' times, (segments, D)
+        segment  int64 (M,), of each position; tables: of the segments' grids, where the config has a unet
+        masked   bool (M,): positions that enter as the learned token instead; a flow head still sees their values
         """
         prefix = REPRESENTATIONS[name].prefix
         entry = getattr(self, f"{prefix}_in")
@@ -128,18 +131,20 @@ class UnifiedModel(nn.Module):
             return entry(values), None
         if time is None or segment is None:
             raise ValueError(f"{name}: expected the times of segments, and whose each position is")
-        given = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
+        source = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
         if isinstance(entry, UNetInput):
-            # Convolutions would tell a masked position's neighbours what it holds.
-            shown = given if masked is None else replace(given, values=given.values.masked_fill(masked[:, None], 0))
-            x, given.features = entry(shown)
+            # Convolutions would tell a masked position's neighbours its value.
+            visible = (
+                source if masked is None else replace(source, values=source.values.masked_fill(masked[:, None], 0))
+            )
+            x_MD, source.features = entry(visible)
         else:
-            x = entry(given.values)
+            x_MD = entry(source.values)
         if masked is not None:
-            token = getattr(self, f"{prefix}_mask")(torch.zeros_like(segment[:1]))
-            x = torch.where(masked[:, None], token.to(x.dtype), x)
+            token_1D = getattr(self, f"{prefix}_mask")(torch.zeros_like(segment[:1]))
+            x_MD = torch.where(masked[:, None], token_1D.to(x_MD.dtype), x_MD)
         # index_select throughout: its backward pass is several times faster than indexing's on a CPU.
-        return x + time.index_select(0, segment), given
+        return x_MD + time.index_select(0, segment), source
 
     def embed_inputs(
         self,
@@ -149,24 +154,24 @@ class UnifiedModel(nn.Module):
         times: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, VisualInput | None]]:
-        """Input of the first block, (B, N, width), and by representation what its head may look back at.
+        """Input of the first block, (B, N, D), and by representation what its head may look back at.
 
         ids int64 (B, N); parts as in `Batch`; values by representation, of the parts' shapes, as the network is to
         see them; times by representation, but of codes, float (B, S) in [0, 1], 0 for clean context; masked as in
         `embed_visual`, by representation.
         """
-        text = self.embed(ids)
-        x, given = text.flatten(0, 1), {}
+        text_BND = self.embed(ids)
+        x_ND, sources = text_BND.flatten(0, 1), {}  # B * N places, one after the other
         names = [name for name in parts if not REPRESENTATIONS[name].discrete]
+        embedded_times: dict[str, Tensor] = {}
         if names:
-            by_segment = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
+            embedded_times = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
         for name, part in parts.items():
-            time = by_segment[name] if name in names else None
-            embedded, given[name] = self.embed_visual(
-                name, values[name], time, part.segment, part.tables, (masked or {}).get(name)
+            x_MD, sources[name] = self.embed_visual(
+                name, values[name], embedded_times.get(name), part.segment, part.tables, (masked or {}).get(name)
             )
-            x = x.index_copy(0, part.index, embedded.to(x.dtype))
-        return x.view_as(text), given
+            x_ND = x_ND.index_copy(0, part.index, x_MD.to(x_ND.dtype))
+        return x_ND.view_as(text_BND), sources
 
     def backbone(
         self,
@@ -174,11 +179,15 @@ class UnifiedModel(nn.Module):
         positions: Tensor,
         attend: Attend,
         caches: Sequence[LayerCache] | None = None,
-        kept: dict[int, Tensor] | None = None,
+        layer_states: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states (B, N, width) before the final norms. positions float32 (B, N, axes); `attend` has the mask;
-        caches, one a layer, hold what earlier calls computed; kept: receives the states after the blocks whose numbers,
-        from 1, are its keys."""
+        """Hidden states (B, N, D) before the final norms, of x (B, N, D).
+
+        positions     float32 (B, N, axes)
+        attend        attention, with the mask
+        caches        one a layer, hold what earlier calls computed
+        layer_states  by number of a block, from 1: receives the states behind each that is a key
+        """
         c = self.config
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
@@ -191,33 +200,35 @@ class UnifiedModel(nn.Module):
                 x = checkpoint(block, x, cos, sin, attend, cache, skip, use_reentrant=False)
             else:
                 x = block(x, cos, sin, attend, cache, skip)
-            if kept and index + 1 in kept:
-                kept[index + 1] = x
+            if layer_states and index + 1 in layer_states:
+                layer_states[index + 1] = x
         return x
 
     def text_head(self, hidden: Tensor) -> Tensor:
-        """(..., width) -> vocabulary logits (..., V)."""
+        """(..., D) -> vocabulary logits (..., V)."""
         return self.head(self.norm(hidden))
 
-    def visual_head(self, name: str, hidden: Tensor, given: VisualInput | None, rows: Tensor | None = None) -> Tensor:
-        """(..., width) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says;
-        of codes logits (..., codebook_size).
+    def visual_head(self, name: str, hidden: Tensor, source: VisualInput | None, rows: Tensor | None = None) -> Tensor:
+        """(..., D) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says; of
+        codes logits (..., codebook_size).
 
-        given  what `embed_visual` gave with the input of these positions
-        rows   which of `given`'s positions predictions are wanted of. `hidden` is theirs alone, but under a unet, which
-               goes through whole pictures, that of all of `given`'s positions
+        source  what `embed_visual` returned with the input of these positions
+        rows    int64 (A,): which of the source's positions to predict, all by default. `hidden` is theirs alone, but
+                under a unet, which goes through whole pictures, that of all of the source's positions
         """
         prefix, lead = REPRESENTATIONS[name].prefix, hidden.shape[:-1]
         out = getattr(self, f"{prefix}_out")
         x = getattr(self, f"{prefix}_norm")(hidden)
         if self.config.patchifier(name) == "unet":
-            x = getattr(self, f"{prefix}_unet")(x.flatten(0, -2), given)
+            x = getattr(self, f"{prefix}_unet")(x.flatten(0, -2), source)
             x, lead = (x, lead) if rows is None else (x.index_select(0, rows), rows.shape)
         if isinstance(out, FlowHead):
-            if given is None:
+            if source is None:
                 raise ValueError(f"{name}: a flow head looks back at what went in, got None")
-            values, segment = (a if rows is None else a.index_select(0, rows) for a in (given.values, given.segment))
-            x = out(x.flatten(0, -2), values, given.time, segment)
+            values_AC, segment_A = (
+                a if rows is None else a.index_select(0, rows) for a in (source.values, source.segment)
+            )
+            x = out(x.flatten(0, -2), values_AC, source.time, segment_A)
         else:
             x = out(x)
         return x.view(*lead, x.shape[-1])
@@ -227,29 +238,30 @@ class UnifiedModel(nn.Module):
         batch: Batch,
         values: Mapping[str, Tensor],
         times: Mapping[str, Tensor],
-        asked: Mapping[str, Tensor],
+        places: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
-        kept: dict[int, Tensor] | None = None,
+        layer_states: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
         values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's
-        asked          by representation: flat places (A,) whose predictions are wanted
+        places         by representation: int64 (A,), the flat places (b*L + l) to predict
         masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
-        kept           as in `backbone`
-        Returns logits (M, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
+        layer_states   as in `backbone`
+        Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
         part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
         """
-        x, given = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
+        x_BLD, sources = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
-        hidden = self.backbone(x, batch.positions, attend, kept=kept).flatten(0, 1)
+        hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states)
+        hidden_LD = hidden_BLD.flatten(0, 1)  # B * L places, one after the other
         outputs = {}
         for name, part in batch.parts.items():
-            places = part.index if self.config.patchifier(name) == "unet" else asked[name]
-            # A part lists its places in ascending order. Of codes nothing is looked back at.
-            rows = None if given[name] is None else torch.searchsorted(part.index, asked[name])
-            outputs[name] = self.visual_head(name, hidden.index_select(0, places), given[name], rows)
-        return self.text_head(hidden.index_select(0, batch.label_index)), outputs
+            hidden_from = part.index if self.config.patchifier(name) == "unet" else places[name]
+            # A part lists its places in ascending order. Codes are not looked back at.
+            rows_A = None if sources[name] is None else torch.searchsorted(part.index, places[name])
+            outputs[name] = self.visual_head(name, hidden_LD.index_select(0, hidden_from), sources[name], rows_A)
+        return self.text_head(hidden_LD.index_select(0, batch.label_index)), outputs
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile the blocks, one at a time and in place (regional compilation): as they share their code, the first

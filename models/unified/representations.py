@@ -46,7 +46,7 @@ class VisualObjective:
     stream: the number of its random draws; no two rows share one, and it never changes, so that another row or another
         order changes nobody's noise. Ours are 0 to 3; others take any from 16 on.
     loss: "module:name" of what is called with (row, `UnifiedConfig`, the representation's `DiffusionConfig` or None)
-        and has `show` and `error`, as in `models.unified.objectives.objective`.
+        and has `show` and `error`, as in `models.unified.objectives.losses`.
     draw: "module:name" of what draws a picture on a canvas (`models.unified.generation.draw`).
     causal: whether a segment sees itself causally.
     predicted: the share of its targets, on average, whose predictions are asked for; for counts of FLOPs.
@@ -80,7 +80,7 @@ REPRESENTATIONS = {
         Representation("codes", "codebook_size", "code", discrete=True),
     )
 }
-_LOSSES, _DRAW = "omniloom.models.unified.objectives.objective", "omniloom.models.unified.generation.draw"
+_LOSSES, _DRAW = "omniloom.models.unified.objectives.losses", "omniloom.models.unified.generation.draw"
 _OURS = (
     VisualObjective("latent_diffusion", REPRESENTATIONS["latents"], 0, f"{_LOSSES}:DiffusionLoss", f"{_DRAW}:diffuse"),
     VisualObjective("pixel_diffusion", REPRESENTATIONS["pixels"], 1, f"{_LOSSES}:DiffusionLoss", f"{_DRAW}:diffuse"),

@@ -1,7 +1,7 @@
 """The model behind `mlflow.pyfunc`: rows of prompts and pictures in, rows of text and pictures out.
 
-MLflow stores this file as the model's code and runs it where the model is loaded, in a process that has the omniloom
-distribution; the artifact `bundle` is a folder that `models.model.OmniLoom.save` wrote.
+MLflow stores this file as the model's code, with the tree that it imports, and runs it where the model is loaded; the
+artifact `bundle` is a folder that `models.model.OmniLoom.save` wrote.
 """
 
 from __future__ import annotations
@@ -17,6 +17,18 @@ import pandas
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.stages.inference.options import OPTIONS, Option, text_sampling, visual_sampling
 
+# What answering imports: the requirements of a registered model.
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "pandas",
+    "safetensors",
+    "tokenizers",
+    "pillow",
+    "pillow-heif",
+    "simplejpeg",
+    "av",
+)
 TASKS = ("text_to_image", "text_to_video", "image_to_text", "text_to_text")
 Sampling = tuple[TextSampling, VisualSampling]
 _KINDS = {int: "long", float: "double", str: "string", tuple: "long"}  # of MLflow's parameters, which have no None

@@ -35,7 +35,7 @@ VERSION = 5
 
 
 def needs(config: Config) -> Needs:
-    return Needs(worker_cpus=config.cpus, worker_gpus=config.gpus)  # one actor at least
+    return Needs(worker_cpus=config.cpus, worker_gpus=config.gpus, workers=1)  # one actor at least
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -86,7 +86,8 @@ Config = ObjectiveStudyConfig
 def needs(config: Config) -> Needs:
     """Trainings and measurements take turns."""
     training = train.needs(config.training)
-    return Needs(
+    return replace(
+        training,
         worker_cpus=max(training.worker_cpus, config.evaluation.cpus),
         worker_gpus=max(training.worker_gpus, config.evaluation.gpus),
     )

@@ -31,9 +31,7 @@ VERSION = 4
 
 
 def needs(config: Config) -> Needs:
-    return Needs(
-        worker_cpus=config.workers.count * config.workers.cpus, worker_gpus=config.workers.count * config.workers.gpus
-    )
+    return Needs.of(config.workers)
 
 
 def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig | None:

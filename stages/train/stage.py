@@ -30,9 +30,7 @@ VERSION = 3
 
 
 def needs(config: Config) -> Needs:
-    return Needs(
-        worker_cpus=config.workers.count * config.workers.cpus, worker_gpus=config.workers.count * config.workers.gpus
-    )
+    return Needs.of(config.workers)
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributions import EXAMPLES, install
+from distributions import EXAMPLES, install, omniloom
 
 EXAMPLE = EXAMPLES / "bsq_quantizer"
 # The family's own tests, over a table of cases that has BSQ's as well.
@@ -48,10 +48,6 @@ def python(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join(map(str, (installed, tests, tests / "models")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-
-
-def omniloom(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return python(installed, "-c", "from omniloom.pipelines.cli import main; main()", *arguments)
 
 
 def test_codes_are_corners_of_a_cube_in_the_unit_sphere(bsq):
@@ -102,19 +98,8 @@ def test_it_holds_what_every_quantizer_promises_and_a_tokenizer_learns_with_it(i
 
 
 def test_it_is_in_plan_schema_and_errors(installed, tmp_path):
-    schema = json.loads(omniloom(installed, "schema").stdout)
-    options = schema["$defs"]["BSQConfig"]["properties"]
-    assert set(options) >= {"kind", "bits", "inverse_temperature"} and all(
-        option["description"] for option in options.values()
-    )
     where = "stages.tokenizer_image.model.quantizer"
-
-    def plan(quantizer: str) -> subprocess.CompletedProcess:
-        return omniloom(installed, "plan", "demo", f"storage={tmp_path}", f"{where}={quantizer}")
-
-    done = plan("{kind: bsq, bits: 9}")
-    assert done.returncode == 0 and "tokenizer_image" in done.stdout, done.stderr
-    for quantizer, field, message in (
+    wrong = (
         ("{kind: bsq, bits: 1}", "bits", "expected an integer from 2 to 24, got 1"),
         (
             "{kind: bsq, codebook_size: 512}",
@@ -122,8 +107,16 @@ def test_it_is_in_plan_schema_and_errors(installed, tmp_path):
             "kind bsq takes bits, inverse_temperature, entropy_weight",
         ),
         ("{kind: bsqq}", "kind", "'kl', 'bsq' (got 'bsqq'); did you mean 'bsq'?"),
-    ):
-        done = plan(quantizer)
+    )
+    quantizers = ["{kind: bsq, bits: 9}", *(quantizer for quantizer, _, _ in wrong)]
+    plans = (["plan", "demo", f"storage={tmp_path}", f"{where}={quantizer}"] for quantizer in quantizers)
+    schema, right, *refused = omniloom(installed, ["schema"], *plans)
+    options = json.loads(schema.stdout)["$defs"]["BSQConfig"]["properties"]
+    assert set(options) >= {"kind", "bits", "inverse_temperature"} and all(
+        option["description"] for option in options.values()
+    )
+    assert right.returncode == 0 and "tokenizer_image" in right.stdout, right.stderr
+    for (_, field, message), done in zip(wrong, refused, strict=True):
         told = " ".join(done.stderr.split())
         assert done.returncode == 2 and f"{where}.{field}: " in told and message in told, done.stderr
 
@@ -142,7 +135,8 @@ def test_one_that_cannot_be_used_stops_only_who_asks_for_it(installed, tmp_path,
     (broken / "pyproject.toml").write_text(text)
     (broken / "bsq_quantizer.py").write_text(source)
     site = install(broken, tmp_path / "site")
-    assert omniloom(site, "plan", "demo", f"storage={tmp_path}").returncode == 0
-    done = omniloom(site, "plan", "demo", f"storage={tmp_path}", "stages.tokenizer_image.model.quantizer={kind: bsq}")
+    plan = ["plan", "demo", f"storage={tmp_path}"]
+    ours, done = omniloom(site, plan, [*plan, "stages.tokenizer_image.model.quantizer={kind: bsq}"])
+    assert ours.returncode == 0, ours.stderr
     told = " ".join(done.stderr.split())
     assert done.returncode == 2 and "bsq cannot be used; it is offered by bsq-quantizer 1.0" in told and reason in told

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributions import EXAMPLES, install
+from distributions import EXAMPLES, install, omniloom
 
 from omniloom.stages.data.media.decode import encode_png
 
@@ -186,35 +186,29 @@ def test_a_table_is_known_by_its_content(installed, tmp_path):
     assert config["version"] == 1 and "timeout" not in config and "uri" not in config
 
 
-def omniloom(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return python(installed, "-m", "omniloom.pipelines.cli", *arguments)
-
-
 def test_it_shows_in_the_schema_the_plan_and_the_errors(installed, tmp_path):
-    schema = json.loads(omniloom(installed, "schema").stdout)
-    options = schema["$defs"]["CsvUrlsConfig"]["properties"]
-    assert options["url_column"]["description"].startswith("The column of the image's URI")
-    assert all("description" in option for option in options.values())
     path = table(tmp_path / "t.csv", ("https://x/a.png", "a"))
-    config = tmp_path / "mine.yaml"
-
-    def plan(source: str) -> subprocess.CompletedProcess:
-        config.write_text(
-            f"name: mine\nstorage: {tmp_path}/runs\nstages:\n  ingest:\n    sources:\n      - {source}\n"
-            "  pretokenize: null\n"
-        )
-        return omniloom(installed, "plan", str(config))
-
-    assert plan(f"{{kind: csv_urls, uri: {path}}}").returncode == 0
     mine = f"kind: csv_urls, uri: {path}"
-    for source, field, said in (
+    wrong = (
         (f"{{{mine}, url_column: x}}", "sources.0.url_column", "no column 'x'; its columns are url, caption"),
         (f"{{{mine}, timeout: 0}}", "sources.0.timeout", "greater than 0"),
         (f"{{{mine}, captions: {{from: file}}}}", "sources.0.captions", "did you mean 'caption_column'?"),
         (f"{{kind: csv_url, uri: {path}}}", "sources.0.kind", "'csv_urls'"),
         (f"{{kind: text, uri: {path.parent}}}", "sources.0.uri", f"{{kind: csv_urls, uri: {path.parent}}}"),
-    ):
-        done = plan(source)
+    )
+    configs = []
+    for number, source in enumerate([f"{{{mine}}}", *(source for source, _, _ in wrong)]):
+        configs.append(tmp_path / f"mine-{number}.yaml")
+        configs[-1].write_text(
+            f"name: mine\nstorage: {tmp_path}/runs\nstages:\n  ingest:\n    sources:\n      - {source}\n"
+            "  pretokenize: null\n"
+        )
+    schema, right, *refused = omniloom(installed, ["schema"], *(["plan", config] for config in configs))
+    options = json.loads(schema.stdout)["$defs"]["CsvUrlsConfig"]["properties"]
+    assert options["url_column"]["description"].startswith("The column of the image's URI")
+    assert all("description" in option for option in options.values())
+    assert right.returncode == 0, right.stderr
+    for (_, field, said), config, done in zip(wrong, configs[1:], refused, strict=True):
         assert done.returncode == 2, done.stderr
         told = " ".join(done.stderr.split())
         assert f"stages.ingest.{field}" in told and said in told and str(config) in done.stderr.replace("\n", "")

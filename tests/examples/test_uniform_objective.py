@@ -32,7 +32,7 @@ ROW = VisualObjective("latent_guess", REPRESENTATIONS["latents"], 17, "guess_mod
 """
 GUESS = """
 import torch
-from omniloom.models.unified.objectives.objective import Shown
+from omniloom.models.unified.objectives.losses import Shown
 
 
 class Guess:
@@ -44,10 +44,10 @@ class Guess:
         clean, index, caps = part.values[task.rows], part.index[task.rows], task.caps.view(batch.ids.shape[0], -1)
         hidden = task.caps.flatten()[part.segment[task.rows]] == 1
         shown = clean.masked_fill(hidden[:, None], 0.0)
-        return Shown(shown, index[task.targets], torch.zeros_like(caps), kept={"clean": clean[task.targets]})
+        return Shown(shown, index[task.targets], torch.zeros_like(caps), extras={"clean": clean[task.targets]})
 
     def error(self, prediction, shown, batch):
-        return (prediction - shown.kept["clean"]).square().mean(-1).sum()
+        return (prediction - shown.extras["clean"]).square().mean(-1).sum()
 
 
 def draw(canvas):
@@ -135,7 +135,7 @@ def test_every_target_is_asked_for_its_code_and_counts_by_its_weight(loss):
     batch = collate([[drawing(0), describing(1, 0.5)], [heavy]], 4100, CONFIG)
     shown = loss.show(batch, [1, 2])
     places = [range(row * 4100 + 4, row * 4100 + 4 + len(codes(0))) for row in (0, 1)]
-    assert shown.asked.tolist() == [place for part in places for place in part]
+    assert shown.places.tolist() == [place for part in places for place in part]
     logits = torch.randn(2 * len(codes(0)), SIZE, generator=torch.Generator().manual_seed(0))
     picked = logits.log_softmax(-1)[torch.arange(len(logits)), torch.from_numpy(np.concatenate((codes(0), codes(2))))]
     first, second = -picked.split(len(codes(0)))[0].sum(), -picked.split(len(codes(0)))[1].sum()

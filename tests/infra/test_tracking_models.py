@@ -181,6 +181,65 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     assert probe_video(mp4).frames == 5
 
 
+# With -S no .pth is read, neither one of an editable install: the libraries are there, omniloom is not.
+ELSEWHERE = """
+import importlib.util, json, re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+sys.path += json.loads(sys.argv[1])
+assert importlib.util.find_spec("omniloom") is None
+import mlflow, pandas
+from mlflow.models import Model
+without = set(sys.modules)
+mlflow.set_tracking_uri(sys.argv[2])
+model = mlflow.pyfunc.load_model("models:/elsewhere/1")
+rows = pandas.DataFrame([{"prompt": "a handwritten seven"}, {"prompt": "once", "task": "text_to_text"},
+                         {"prompt": "two", "task": "text_to_video"}])
+made = model.predict(rows, params={"num_steps": 1, "max_new_tokens": 3})
+owners = packages_distributions()
+used = {name.lower() for module in set(sys.modules) - without for name in owners.get(module.split(".")[0], ())}
+def needed(name):
+    return {re.match("[A-Za-z0-9-]+", text)[0].lower() for text in requires(name) or () if "extra ==" not in text}
+of_mlflow, waiting = {"mlflow"}, ["mlflow"]
+while waiting:
+    try:
+        new = needed(waiting.pop()) - of_mlflow
+    except PackageNotFoundError:  # of another system
+        continue
+    of_mlflow |= new
+    waiting += new
+used &= needed("omniloom") - of_mlflow
+print(json.dumps({"file": sys.modules["omniloom"].__file__, "text": made["text"][1], "used": sorted(used),
+                  "bytes": [len(made["image"][row]) for row in (0, 2)]}))
+"""
+
+
+@pytest.mark.slow
+def test_a_registered_model_answers_where_no_omniloom_is(tmp_path, bundle, tracked):
+    run = Tracker(tracked).start_pipeline("elsewhere", {})
+    _, why = register_model(run, bundle, SERVING, "elsewhere", "a" * 64)
+    assert why is None and run.finish()
+    libraries = [path for path in sys.path if path.endswith("-packages")]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", ELSEWHERE, json.dumps(libraries), tracked.uri],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        | {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert Path(told["file"]).is_relative_to(tracked.database.parent) and told["file"].endswith(
+        "/code/omniloom/__init__.py"
+    )
+    assert isinstance(told["text"], str) and min(told["bytes"]) > 0
+    (folder,) = tracked.database.parent.glob("mlflow/artifacts/models/*/artifacts")
+    wanted = dict(line.split("==") for line in (folder / "requirements.txt").read_text().splitlines())
+    assert "torch" in told["used"] and set(told["used"]) <= set(wanted) and "omniloom" not in wanted
+    assert not [version for version in wanted.values() if "+" in version], "no index knows the names of builds"
+
+
 @pytest.mark.slow
 def test_a_refused_registration_says_why_and_leaves_no_copy(bundle, tracked):
     from mlflow import MlflowClient

@@ -193,7 +193,7 @@ def test_a_masked_position_enters_as_the_token_and_stays_a_target() -> None:
     for name in ("latent_diffusion", "pixel_diffusion"):
         # The draws of the noise stay, and so do the places that are asked.
         assert torch.equal(shown[name].values, unmasked[name].values) and unmasked[name].masked is None
-        assert torch.equal(shown[name].asked, unmasked[name].asked) and 0 < shown[name].masked.sum() < 6
+        assert torch.equal(shown[name].places, unmasked[name].places) and 0 < shown[name].masked.sum() < 6
     assert shown["next_code"].masked is shown["masked_code"].masked is None
 
     def predictions() -> torch.Tensor:

@@ -118,7 +118,7 @@ def test_the_head_of_masked_codes_is_counted_in_the_mean() -> None:
     batch = collate([row(config, ("masked_code",))] * 40, 90, config)
     objective = UnifiedObjective(UnifiedModel(config), DiffusionConfig(), objectives=("masked_code",))
     shown = (objective.show(batch, list(range(i, i + 40)))["masked_code"] for i in range(0, 400, 40))
-    asked = np.mean([len(what.asked) for what in shown])
+    asked = np.mean([len(own.places) for own in shown])
     head = 6 * 64 * 32
     causal = collate([row(config, ("next_code",))] * 40, 90, config)
     pairs = int((batch.end - batch.start).sum() - (causal.end - causal.start).sum())

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
-from distributions import install
+from distributions import Answer, install, omniloom
 
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective
 
@@ -45,18 +41,15 @@ def test_no_two_streams_are_one():
     assert len(set(numbers)) == 200
 
 
-def plan(tmp_path, rows: dict[str, str], objective: str = "half_code") -> subprocess.CompletedProcess:
+def plan(tmp_path, rows: dict[str, str], objective: str = "half_code") -> Answer:
     """The demo's plan with an objective of a distribution that offers these rows."""
     points = "".join(f'{name} = "my_objective:{name.upper()}"\n' for name in rows)
     (tmp_path / "pyproject.toml").write_text(PROJECT.replace("POINTS", points))
     lines = "".join(f"{name.upper()} = {row}\n" for name, row in rows.items())
     (tmp_path / "my_objective.py").write_text(MODULE + lines)
-    environment = {**os.environ, "PYTHONPATH": str(install(tmp_path, tmp_path / "site")), "COLUMNS": "300"}
-    command = "from omniloom.pipelines.cli import main; main()"
-    arguments = ["plan", "demo", f"storage={tmp_path}", f"stages.train.objectives={{{objective}: 1}}"]
-    return subprocess.run(
-        [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True, timeout=120
-    )
+    site = install(tmp_path, tmp_path / "site")
+    (done,) = omniloom(site, ["plan", "demo", f"storage={tmp_path}", f"stages.train.objectives={{{objective}: 1}}"])
+    return done
 
 
 def row(name: str, stream: int) -> str:

@@ -299,7 +299,7 @@ def test_pixels_predict_x_by_the_v_loss() -> None:
     batch = collate([[drawing("pixel_diffusion")]], 16, config)
     objective = trained(("pixel_diffusion",), model)
     shown = objective.show(batch, [7])["pixel_diffusion"]
-    t, noise, clean = (shown.kept[name] for name in ("at", "noise", "clean"))
+    t, noise, clean = (shown.extras[name] for name in ("time", "noise", "clean"))
     noisy = (1 - t) * clean + t * noise
     torch.testing.assert_close(shown.values, noisy)
     prediction = forward(model, batch, shown.times, {"pixels": noisy})[1]["pixels"]
@@ -361,7 +361,7 @@ def test_context_with_noise_is_capped_and_is_no_target(name: str) -> None:
     shown, full = (
         objective.show(collate([[describing(name, max_time=cap)] * 8], 128, config), [3])[name] for cap in (0.25, 1.0)
     )
-    assert len(shown.asked) == 0
+    assert len(shown.places) == 0
     original = noisy.parts[OBJECTIVES[name].representation.name].values
     if name == "masked_code":
         counts = (shown.values == CODES).view(8, 6).sum(1)

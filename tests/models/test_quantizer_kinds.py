@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from quantizer_cases import CASES
 
 from omniloom.models.tokenizer.build import config_from_dict
@@ -19,7 +20,7 @@ from omniloom.models.tokenizer.quantizers.config import (
     VQConfig,
     VQGradientConfig,
 )
-from omniloom.models.tokenizer.quantizers.kinds import kinds, read_quantizer
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig, kinds, read_quantizer
 from omniloom.pipelines.fingerprint import canonical
 
 # As `dataclasses.asdict` wrote a quantizer while all kinds shared one class.
@@ -71,9 +72,35 @@ def test_what_was_saved_in_the_one_form_is_read_and_has_the_same_canonical_form(
 
 
 @pytest.mark.parametrize(
+    "fields, config",
+    [
+        ({"codebook": "ema", "codebook_size": 512}, VQConfig(codebook_size=512)),
+        ({"codebook": "gradient"}, VQGradientConfig()),
+        ({"kind": "gumbel", "gumbel_tau": 0.5, "kl_weight": 0.1}, GumbelConfig(tau=0.5, kl_weight=0.1)),
+    ],
+)
+def test_a_few_fields_of_that_time_are_read_and_left_as_they_were(fields, config):
+    given = dict(fields)
+    assert read_quantizer(given, "yaml") == config and given == fields
+
+
+def test_a_field_of_any_kind_takes_values_and_configs_by_their_kind():
+    adapter = TypeAdapter(QuantizerConfig)
+    assert adapter.validate_python({"codebook_size": 64}) == VQConfig(codebook_size=64)
+    for config in CASES.values():
+        assert adapter.validate_python(config) == config
+        assert adapter.validate_python(asdict(config)) == config
+    for value in (3, "vq", None):
+        with pytest.raises(ValidationError, match="union_tag_not_found"):
+            adapter.validate_python(value)
+
+
+@pytest.mark.parametrize(
     "values, message",
     [
         ({"kind": "fsq", "codebook_size": 8}, "q.codebook_size: unknown field; fsq takes levels, commitment, "),
+        ({"kind": "fsq", "fsq_levels": [4, 3], "levels": [5, 5]}, "q.fsq_levels: unknown field; fsq takes levels, "),
+        ({"kind": ["vq"]}, r"q.kind: expected one of vq, .*, got \"\['vq'\]\""),
         ({"kind": "nope"}, "q.kind: expected one of vq, vq_gradient, fsq, lfq, gumbel, kl, got 'nope'"),
         ({"codebook": "sgd"}, "q.codebook: unknown field; vq takes codebook_size, "),
         ({"kind": "kl", "kl_weight": "much"}, "q: GaussianConfig: '>=' not supported"),

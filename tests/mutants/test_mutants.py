@@ -94,6 +94,7 @@ from warm import Tree
 root = Path({str(tree)!r})
 tree, source = Tree(root, root / "log"), (root / "product.py").read_text()
 baseline = tree.baseline(["test_product.py"], ["product.py"])
+baseline.preload()
 lines = {{name: source[:source.index(was)].count(chr(10)) + 1 for name, (was, _) in {cases!r}.items()}}
 tests = {{name: baseline.of("product.py", [] if name == "import" else [n], 60.0) for name, n in lines.items()}}
 said = {{name: tree.noticed("product.py", source.replace(*{cases!r}[name]), tests[name] or ["test_product.py"], 2, 30)

@@ -4,11 +4,15 @@ have been meant for, wherever in the config it stands."""
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.config import load
+from omniloom.pipelines.explain import explain
+from omniloom.pipelines.origin import Origin
 
 QUANTIZER = "stages.tokenizer_image.model.quantizer"
 DIFFUSION = "stages.train.diffusion"
@@ -62,11 +66,19 @@ def refused(*overrides: str) -> InputError:
             "has no effect",
         ),
         # The words of YAML
-        ("stages.tokenizer_image.data.sizes=32", "stages.tokenizer_image.data.sizes", "a list, such as [32] (got 32)"),
+        ("stages.tokenizer_image.data.sizes=48", "stages.tokenizer_image.data.sizes", "a list, such as [48] (got 48)"),
+        ("stages.tokenizer_image.data.sizes=x", "stages.tokenizer_image.data.sizes", "a list, such as [32] (got 'x')"),
         ("stages.tokenizer_image.data.kinds=image", "stages.tokenizer_image.data.kinds", "a list, such as [image]"),
         ("stages.ingest.sources=x", "stages.ingest.sources", "a list, such as [{key: value}]"),
         (f"{QUANTIZER}=fsq", QUANTIZER, "a mapping, such as {key: value}"),
         ("stages.train=3", "stages.train", "a mapping, such as {key: value}"),
+        (f"{DIFFUSION}=[flow]", DIFFUSION, "expected a mapping, such as {key: value}"),
+        (
+            "stages.tokenizer_image.data.sizes={a: 1}",
+            "stages.tokenizer_image.data.sizes",
+            "expected a list, such as [32]",
+        ),
+        ("stages.train.optimizer=adamw", "stages.train.optimizer", "expected a mapping, such as {key: value}"),
         (f"{QUANTIZER}={{kind: fsq, levels: []}}", f"{QUANTIZER}.levels", "integers of at least 3, got []"),
         ("stages.train.optimizer.lr=null", "stages.train.optimizer.lr", "(got null)"),
         (
@@ -126,3 +138,95 @@ def test_a_dump_which_has_all_options_is_read_again():
     for name in ("train", "tokenizer_image"):
         stage = getattr(config.stages, name)
         assert type(stage).model_validate(stage.model_dump(mode="json")) == stage
+
+
+# ---- on a config of its own, whose whole message is known ----
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int = 0
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    speed_of_all: int = 1
+    speed_of_one: int = 1
+    speed: float = 1.0
+    wheels: int = 4
+
+    @model_validator(mode="after")
+    def _checked(self):
+        if self.wheels == 3:
+            raise ValueError("wheels: expected an even number, got 3")
+        if self.wheels == 5:
+            raise ValueError("nobody: drives five wheels")
+        return self
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    sizes: tuple[int, ...] | list[int] = ()
+    texts: list[str] = []
+    parts: list[Inner] = []
+    inner: Inner = Inner()
+    other: Inner = Inner()
+    point: Point = Point()
+
+
+def told(**values) -> tuple[str | None, str]:
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate({"name": "n", **values})
+    error = explain(caught.value, Outer, Origin("file.yaml", {}))
+    assert error.file == "file.yaml"
+    return error.field, error.message
+
+
+@pytest.mark.parametrize(
+    "values, field, message",
+    [
+        ({"name": None}, "name", "input should be a valid string (got null)"),
+        # Both types of the field say the same, which is told once.
+        ({"sizes": 7}, "sizes", "expected a list, such as [7] (got 7)"),
+        ({"sizes": True}, "sizes", "expected a list, such as [32] (got true)"),
+        ({"texts": "a"}, "texts", "expected a list, such as [a] (got 'a')"),
+        ({"texts": ""}, "texts", "expected a list, such as [text] (got '')"),
+        ({"parts": 3}, "parts", "expected a list, such as [{key: value}] (got 3)"),
+        ({"point": 3}, "point", "expected a mapping, such as {key: value} (got 3)"),
+        ({"inner": [1]}, "inner", "expected a mapping, such as {key: value}"),
+        ({"inner": {"wheels": 3}}, "inner.wheels", "expected an even number, got 3"),
+        ({"inner": {"wheels": 5}}, "inner", "nobody: drives five wheels"),
+        # Keys that are not there: of a beginning the shortest, one that is alike, one of elsewhere, all that there are.
+        ({"inner": {"spee": 1}}, "inner.spee", "unknown key; did you mean 'speed'?"),
+        ({"inner": {"spd": 1}}, "inner.spd", "unknown key; did you mean 'speed'?"),
+        ({"inner": {"sp": 1}}, "inner.sp", "unknown key; did you mean 'speed'?"),
+        ({"inner": {"weels": 1}}, "inner.weels", "unknown key; did you mean 'wheels'?"),
+        ({"inner": {"w": 1}}, "inner.w", "unknown key; known keys: speed_of_all, speed_of_one, speed, wheels"),
+        ({"point": {"wheels": 1}}, "point.wheels", "unknown key; did you mean 'inner.wheels' or 'other.wheels'?"),
+        ({"wheels": 1}, "wheels", "unknown key; did you mean 'inner.wheels' or 'other.wheels'?"),
+        (
+            {"speed_of_oone": 1},
+            "speed_of_oone",
+            "unknown key; did you mean 'inner.speed_of_one' or 'other.speed_of_one'?",
+        ),
+        ({"wheelz": 1}, "wheelz", "unknown key; known keys: name, sizes, texts, parts, inner, other, point"),
+        ({"inner": {"other": {"wheels": 1}}}, "inner.other", "unknown key; did you mean 'other.wheels'?"),
+        ({"inner": {"other": {"wheels": 1, "speed": 1}}}, "inner.other", "unknown key; did you mean 'other'?"),
+        ({"texts": [3]}, "texts.0", "input should be a valid string (got 3)"),
+    ],
+)
+def test_the_whole_message(values, field, message):
+    assert told(**values) == (field, message)
+
+
+def test_a_key_that_is_missing_and_a_line_for_each_further_problem():
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate({"texts": 3, "inner": {"wheels": "x"}})
+    error = explain(caught.value, Outer, Origin("file.yaml", {("texts",): 2, ("inner",): 4, ("inner", "wheels"): 5}))
+    lines = error.message.splitlines()
+    assert (error.field, lines[0]) == ("name", "is missing")
+    assert lines[1] == "  texts: expected a list, such as [text] (got 3) (line 2)"
+    assert lines[2].startswith("  inner.wheels: input should be a valid integer") and lines[2].endswith("(line 5)")

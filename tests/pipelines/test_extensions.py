@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import corpora
 import pytest
-from distributions import EXAMPLES, install
+from distributions import EXAMPLES, install, omniloom
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
@@ -109,29 +107,27 @@ def example(tmp_path_factory) -> Path:
     return install(EXAMPLES / "filter_stage", tmp_path_factory.mktemp("filter_stage"))
 
 
-@pytest.fixture
-def omniloom(example, tmp_path):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-m", "omniloom.pipelines.cli", *arguments]
-        env = {**os.environ, "PYTHONPATH": str(example)}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
-        return done.returncode, done.stdout, done.stderr
+def test_the_example_is_in_plan_schema_and_errors(example, tmp_path, workspace):
+    def plan(override: str) -> list[str]:
+        return ["plan", "demo", *workspace.overrides(override)]
 
-    return call
-
-
-def test_the_example_is_in_plan_schema_and_errors(omniloom, workspace):
-    stage = "stages.filter_records={min_side: 16}"
-    code, out, err = omniloom("plan", "demo", *workspace.overrides(stage), "--json")
-    assert code == 0, err
-    assert [s["name"] for s in json.loads(out)["stages"]][:3] == ["ingest", "filter_records", "tokenizer_image"]
-    code, out, _ = omniloom("schema")
-    fields = json.loads(out)["$defs"]["filter_stage__Config" if "filter_stage__Config" in out else "Config"]
-    assert code == 0 and "shorter side" in fields["properties"]["min_side"]["description"]
-    code, _, err = omniloom("plan", "demo", *workspace.overrides("stages.filter_records={min_sid: 16}"))
-    assert code == 2 and "stages.filter_records.min_sid: unknown key; did you mean 'min_side'?" in err
-    code, _, err = omniloom("plan", "demo", *workspace.overrides("stages.filter_record={}"))
-    assert code == 2 and "stages.filter_record: unknown key; did you mean 'filter_records'?" in err
+    right, schema, wrong_key, wrong_stage = omniloom(
+        example,
+        [*plan("stages.filter_records={min_side: 16}"), "--json"],
+        ["schema"],
+        plan("stages.filter_records={min_sid: 16}"),
+        plan("stages.filter_record={}"),
+        cwd=tmp_path,
+    )
+    assert right.returncode == 0, right.stderr
+    names = [stage["name"] for stage in json.loads(right.stdout)["stages"]]
+    assert names[:3] == ["ingest", "filter_records", "tokenizer_image"]
+    name = "filter_stage__Config" if "filter_stage__Config" in schema.stdout else "Config"
+    fields = json.loads(schema.stdout)["$defs"][name]
+    assert schema.returncode == 0 and "shorter side" in fields["properties"]["min_side"]["description"]
+    assert wrong_key.returncode == wrong_stage.returncode == 2
+    assert "stages.filter_records.min_sid: unknown key; did you mean 'min_side'?" in wrong_key.stderr
+    assert "stages.filter_record: unknown key; did you mean 'filter_records'?" in wrong_stage.stderr
 
 
 def test_the_example_leaves_out_what_it_is_told_to(example, tmp_path, monkeypatch):

@@ -42,7 +42,8 @@ def config_file(folder: Path) -> Path:
 
 def test_what_is_shipped(tmp_path, monkeypatch):
     """Our packages and the config with everything resolved: it means the same from another folder."""
-    from omniloom.pipelines.jobs import PACKAGES, pack
+    from omniloom.infra.tree import ROOMS
+    from omniloom.pipelines.jobs import pack
 
     monkeypatch.chdir(tmp_path)
     file = config_file(tmp_path)
@@ -57,7 +58,7 @@ def test_what_is_shipped(tmp_path, monkeypatch):
     ]
     assert config["seed"] == 3
     assert {path.name for path in tree.iterdir()} == {"omniloom", "config"}
-    assert {path.name for path in (tree / "omniloom").iterdir()} == {*PACKAGES, "__init__.py", "REVISION"}
+    assert {path.name for path in (tree / "omniloom").iterdir()} == {*ROOMS, "__init__.py", "REVISION"}
     assert (tree / "omniloom/stages/reporting/report.html").exists() and (tree / "omniloom/pipelines/cli.py").exists()
     assert not list(tree.rglob("__pycache__"))
     assert sum(path.stat().st_size for path in tree.rglob("*")) < 5e6
@@ -112,22 +113,34 @@ def call(code: str, env: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-LIFE = """
+LIFE = '''
 import sys, time
 from pathlib import Path
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.jobs import _client, job, jobs, logs, start, stop, wait
 address, folder = sys.argv[1], Path(sys.argv[2])
-count = "import time\\nfor i in range(6): print('line', i); time.sleep(0.3)"
-first = start(_client(address), [sys.executable, "-c", count], folder, None, {"omniloom.config": "demo"})
-began, seen = time.time(), []
+# Lines come as they are written: after each the job waits until it was read.
+count = """
+import sys, time
+from pathlib import Path
+for i in range(4):
+    print("line", i)
+    time.sleep(0.3)
+    began = time.monotonic()
+    while not Path(sys.argv[1], f"read line {i}").exists():
+        assert time.monotonic() - began < 40, "nobody read the line"
+        time.sleep(0.05)
+"""
+command = [sys.executable, "-c", count, str(folder.parent)]
+first = start(_client(address), command, folder, None, {"omniloom.config": "demo"})
+seen = []
 for line in logs(address, first, follow=True):
     if line.startswith("line"):
-        seen.append((line, time.time()))
-assert [line for line, _ in seen] == [f"line {i}" for i in range(6)], seen
-assert seen[-1][1] - seen[0][1] > 0.5, "lines come as they are written"
+        seen.append(line)
+        (folder.parent / f"read {line}").touch()
+assert seen == [f"line {i}" for i in range(4)], seen
 assert wait(address, first, 30).status == "SUCCEEDED"
-assert [line for line in logs(address, first) if line.startswith("line")] == [line for line, _ in seen]
+assert [line for line in logs(address, first) if line.startswith("line")] == seen
 shipped = start(_client(address), [sys.executable, "-c", "import os, sys; print(sorted(os.listdir('.'))); "
                                    "print(os.environ['COLOUR'], sys.executable); sys.exit(3)"],
                 folder, {"COLOUR": "blue"}, {})
@@ -150,7 +163,7 @@ for call in (lambda: job(address, "nonesuch"), lambda: list(logs(address, "nones
         assert "knows no job 'nonesuch'" in str(error)
     else:
         raise AssertionError("an unknown job was taken")
-"""
+'''
 
 ATTACH = """
 import sys

@@ -175,6 +175,7 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
     settings = train_unified.Config.model_validate(
         {
             "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16},
+            "diffusion": {"predict": "x"},  # 24 channels are wide for this model
             "packing": {"length": 64, "window_rows": 6},
             "batch_rows": 2,
             "steps": 3,

@@ -6,6 +6,8 @@ the projected hidden state; here of 1 minus it, which is 0 where they agree. The
 of 28 layers, of positions with noise, and a weight of 0.5 beside the diffusion's loss. The sum over a `Batch` is of
 the targets of diffusions that have features, each by its segment's weight.
 Errors: ValueError naming what does not fit.
+
+Shapes: K positions, D width, F features.
 """
 
 from __future__ import annotations
@@ -36,33 +38,33 @@ class FeatureAlignment(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """hidden (K, width), features (K, dim) of the same positions -> 1 - cosine similarity, float32 (K,) in [0, 2].
+    def forward(self, hidden_KD: Tensor, features_KF: Tensor) -> Tensor:
+        """Hidden states and features of the same positions -> 1 - cosine similarity, float32 (K,) in [0, 2].
 
         K may be 0: all parameters take part then too, as ZeRO-3 needs.
         """
-        if len(hidden) != len(features):
-            raise ValueError(f"features: expected those of {len(hidden)} positions, got {len(features)}")
-        return 1 - F.cosine_similarity(self.mlp(hidden).float(), features.float(), dim=-1)
+        if len(hidden_KD) != len(features_KF):
+            raise ValueError(f"features: expected those of {len(hidden_KD)} positions, got {len(features_KF)}")
+        return 1 - F.cosine_similarity(self.mlp(hidden_KD).float(), features_KF.float(), dim=-1)
 
 
 def alignment_error(module: FeatureAlignment, hidden: Tensor, batch: Batch) -> Tensor:
-    """The sum, float32 scalar, over the batch's targets; hidden (B*L, width) of all its places. Where none has features
-    `module` runs too."""
-    rows, given, counted = [], [], []
+    """The sum, float32 scalar, over the batch's targets; hidden (B*L, D), of all its places. `module` runs also where
+    no target has features."""
+    places, features, weights = [], [], []
     for name, task in batch.tasks.items():
         if task.features is None or task.has_features is None:
             continue
-        rows.append(batch.parts[OBJECTIVES[name].representation.name].index[task.rows[task.targets]])
-        given.append(task.features)
+        places.append(batch.parts[OBJECTIVES[name].representation.name].index[task.rows[task.targets]])
+        features.append(task.features)
         has = task.has_features
-        counted.append(has.float() if task.weights is None else has * task.weights[task.targets])
-    if not given:
+        weights.append(has.float() if task.weights is None else has * task.weights[task.targets])
+    if not features:
         raise ValueError("batch: expected features to align with; collate lays them out for a feature_dim")
-    places = torch.cat(rows)
-    error = module(hidden.index_select(0, places), torch.cat(given)) * torch.cat(counted)
+    places_K = torch.cat(places)
+    error_K = module(hidden.index_select(0, places_K), torch.cat(features)) * torch.cat(weights)
     # Summed by place, so that rounding does not depend on what else the batch holds.
-    return error.new_zeros(len(hidden)).index_copy(0, places, error).view(batch.ids.shape).sum()
+    return error_K.new_zeros(len(hidden)).index_copy(0, places_K, error_K).view(batch.ids.shape).sum()
 
 
 def features_on_grid(features: Tensor, feature_grid: Grid, grid: Grid) -> Tensor:

@@ -1,9 +1,12 @@
-"""What training does to pictures before the network sees them. In: a `Batch` and a seed. Out: noisy latents or
-pixels, masked codes, the times, and which positions enter as a learned token.
+"""What training does to pictures before the network sees them. In: a `Batch` and a seed. Out: noise and times, masked
+codes, and the positions that enter as a learned token.
 
 A seed is an int, which seeds a generator of its own for each objective; a generator, whose draws are moved to the
 batch's device, so that a GPU run can repeat a CPU run's noise; or B ints, one a row: each row then draws on the CPU
 from its own seed, which depends on no other row, on no rank and on no batch size.
+
+Shapes: B rows, L places of a row, S visual segments of a row at most, C channels of a value; of one objective K
+positions in I segments.
 """
 
 from __future__ import annotations
@@ -41,19 +44,19 @@ def _generators(seed: Seed, rows: int, stream: int, device: torch.device | str) 
 
 
 def draw_noise(config: DiffusionConfig, batch: Batch, channels: int, seed: Seed, stream: int) -> tuple[Tensor, Tensor]:
-    """Noise (B, L, channels), also where it is not needed, and path times (B, S) before any cap; on the device of the
+    """Noise (B, L, C), also where it is not needed, and path times (B, S) before any cap; on the device of the
     generators."""
     (B, L), S = batch.ids.shape, batch.num_segments
     generators = _generators(seed, B, stream, batch.ids.device)
     if isinstance(seed, int | torch.Generator):
-        times = sample_times(config, (B, S), generators[0])
-        return torch.randn((B, L, channels), generator=generators[0], device=generators[0].device), times
-    times, noise = torch.empty(B, S), torch.empty(B, L, channels)
+        times_BS = sample_times(config, (B, S), generators[0])
+        return torch.randn((B, L, channels), generator=generators[0], device=generators[0].device), times_BS
+    times_BS, noise_BLC = torch.empty(B, S), torch.empty(B, L, channels)
     for row, generator in enumerate(generators):
-        torch.randn((L, channels), generator=generator, out=noise[row])
+        torch.randn((L, channels), generator=generator, out=noise_BLC[row])
         # Always L times: how many segments the longest row of the batch has must not shift the draws.
-        times[row] = sample_times(config, (L,), generator)[:S]
-    return noise, times
+        times_BS[row] = sample_times(config, (L,), generator)[:S]
+    return noise_BLC, times_BS
 
 
 def mask_ratio(progress: Tensor | float) -> Tensor | float:
@@ -63,55 +66,55 @@ def mask_ratio(progress: Tensor | float) -> Tensor | float:
 
 
 def draw_masks(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the K positions of `batch.tasks[objective]`: bool (K,), which are masked, and float32 (K,), one over the
-    masked share of their segment.
+    """Masks of the K positions of `batch.tasks[objective]`: bool (K,), and float32 (K,), one over the masked share of
+    the position's segment.
 
-    Of n positions max(1, ceil(n r max_time)) are masked, with r by `mask_ratio` of the segment's own progress; which
-    ones, every set is as likely as another.
+    Of n positions max(1, ceil(n r max_time)) are masked, with r by `mask_ratio` of the segment's own progress; every
+    set of that size is as likely as another.
     """
-    task = batch.tasks[objective]
-    scores, progress = draw_uniforms(batch, objective, seed, stream)
-    caps = np.array([cap for _, _, cap, _ in task.segments])
-    sizes = _sizes(batch, objective)
-    counts = np.maximum(1, np.ceil(sizes * cast(Tensor, mask_ratio(progress)).numpy() * caps)).astype(np.int64)
-    return _first(scores, sizes, counts), np.repeat((sizes / counts).astype(np.float32), sizes)
+    scores_K, progress_I = draw_uniforms(batch, objective, seed, stream)
+    caps_I = np.array([cap for _, _, cap, _ in batch.tasks[objective].segments])
+    sizes_I = _sizes(batch, objective)
+    counts_I = np.maximum(1, np.ceil(sizes_I * cast(Tensor, mask_ratio(progress_I)).numpy() * caps_I)).astype(np.int64)
+    return _lowest(scores_K, sizes_I, counts_I), np.repeat((sizes_I / counts_I).astype(np.float32), sizes_I)
 
 
 def draw_patch_masks(low: float, high: float, batch: Batch, objective: str, seed: Seed, stream: int) -> np.ndarray:
-    """Of the K positions of `batch.tasks[objective]`: bool (K,), which enter as a learned token (Tuna-2, arXiv
-    2604.24763). Of a target's n positions round(n r), with r drawn evenly from low to high and cut at 0; which ones,
-    every set is as likely as another. Of context none."""
-    scores, share = draw_uniforms(batch, objective, seed, stream)
-    sizes = _sizes(batch, objective)
-    targets = np.array([loss for *_, loss in batch.tasks[objective].segments], bool)
-    ratios = np.maximum(0, low + (high - low) * share.numpy()) * targets
-    return _first(scores, sizes, np.rint(sizes * ratios).astype(np.int64))
+    """Which of the K positions of `batch.tasks[objective]` enter as a learned token (Tuna-2, arXiv 2604.24763): bool
+    (K,). Of a target's n positions round(n r), with r drawn evenly from low to high and cut at 0; every set of that
+    size is as likely as another. Of context none."""
+    scores_K, share_I = draw_uniforms(batch, objective, seed, stream)
+    sizes_I = _sizes(batch, objective)
+    is_target_I = np.array([loss for *_, loss in batch.tasks[objective].segments], bool)
+    ratios_I = np.maximum(0, low + (high - low) * share_I.numpy()) * is_target_I
+    return _lowest(scores_K, sizes_I, np.rint(sizes_I * ratios_I).astype(np.int64))
 
 
 def draw_uniforms(batch: Batch, objective: str, seed: Seed, stream: int) -> tuple[np.ndarray, Tensor]:
-    """Uniform numbers in [0, 1), float64: (K,), one for each position of `batch.tasks[objective]`, and one for each of
-    its segments. All drawing from a seed that objectives on codes do is made of them."""
+    """Uniform numbers in [0, 1), float64: (K,), one for each position of `batch.tasks[objective]`, and (I,), one for
+    each of its segments. All drawing from a seed that objectives on codes do is made of them."""
     (B, L), task = batch.ids.shape, batch.tasks[objective]
     generators = _generators(seed, B, stream, "cpu")
     shape = (B, 2, L) if isinstance(seed, int | torch.Generator) else (2, L)
-    drawn = torch.cat(
+    uniforms_B2L = torch.cat(
         [torch.empty(0, 2, L)]
         + [torch.rand(shape, generator=g, device=g.device).cpu().view(-1, 2, L) for g in generators]
     )
-    numbers = torch.tensor([number for number, *_ in task.segments], dtype=torch.int64)
-    by_segment = drawn[:, 1, : batch.num_segments].flatten().double()[numbers]
-    return drawn[:, 0].flatten().double().numpy()[task.places], by_segment
+    segments_I = torch.tensor([number for number, *_ in task.segments], dtype=torch.int64)
+    by_segment_I = uniforms_B2L[:, 1, : batch.num_segments].flatten().double()[segments_I]
+    return uniforms_B2L[:, 0].flatten().double().numpy()[task.places], by_segment_I
 
 
 def _sizes(batch: Batch, objective: str) -> np.ndarray:
+    """Positions of each segment, int64 (I,)."""
     return np.array([math.prod(grid) for _, grid, _, _ in batch.tasks[objective].segments], np.int64)
 
 
-def _first(scores: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """bool (K,): whether a position's score is among the `counts` lowest of its segment's `sizes`."""
-    segment = np.repeat(np.arange(len(sizes)), sizes)
+def _lowest(scores_K: np.ndarray, sizes_I: np.ndarray, counts_I: np.ndarray) -> np.ndarray:
+    """bool (K,): whether a position's score is among the `counts_I` lowest of its segment."""
+    segment_K = np.repeat(np.arange(len(sizes_I)), sizes_I)
     # The scores lie in [0, 1), so that this sorts segment by segment.
-    order = np.lexsort((scores, segment))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return rank < counts[segment]
+    order_K = np.lexsort((scores_K, segment_K))
+    rank_K = np.empty_like(order_K)
+    rank_K[order_K] = np.arange(len(order_K)) - np.repeat(np.cumsum(sizes_I) - sizes_I, sizes_I)
+    return rank_K < counts_I[segment_K]

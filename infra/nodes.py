@@ -1,0 +1,50 @@
+"""The nodes of a Ray cluster. In: the Ray of this process, or a cluster's dashboard. Out: what each node has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Node:
+    """CPUs, GPUs and bytes of memory that Ray may give to tasks on one machine; memory None where it is not known."""
+
+    cpus: float
+    gpus: float = 0
+    memory: float | None = None
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float]) -> Node:
+        """Of Ray's resources: `CPU`, `GPU`, `memory`, of which those that are 0 are left out."""
+        return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory"))
+
+    def __str__(self) -> str:
+        parts = [f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}", f"{self.gpus:g} GPU{'s' * (self.gpus != 1)}"]
+        return ", ".join(parts + ([f"{gib(self.memory)} of memory"] if self.memory is not None else []))
+
+
+def connected() -> tuple[Node, ...]:
+    """The nodes that are alive of the cluster that this process is connected to."""
+    import ray
+
+    return tuple(Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+
+def behind(dashboard: str) -> tuple[Node, ...]:
+    """The nodes that are alive of the cluster whose dashboard has this URL; whatever Ray raises where it tells none."""
+    from ray.util.state import list_nodes
+
+    found = list_nodes(dashboard, filters=[("state", "=", "ALIVE")], limit=10_000, raise_on_missing_output=False)
+    return tuple(Node.of(node.resources_total) for node in found)
+
+
+def listed(nodes: Iterable[Node]) -> str:
+    """`2 nodes of 4 CPUs, 0 GPUs; a node of 1 CPU, 0 GPUs`."""
+    counted = Counter(map(str, nodes))
+    return "; ".join(f"{f'{count} nodes' if count > 1 else 'a node'} of {text}" for text, count in counted.items())
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

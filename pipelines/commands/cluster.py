@@ -1,0 +1,99 @@
+"""`submit`, `jobs`, `logs`, `stop`: runs as jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from omniloom.infra.secrets import redact
+from omniloom.pipelines import signals
+from omniloom.pipelines.commands.arguments import DASHBOARD, Address, AsJson, ConfigPath, Job, Overrides
+from omniloom.pipelines.options import selection_options
+from omniloom.pipelines.selection import Selection
+
+
+@selection_options
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = DASHBOARD,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+    *,
+    selection: Selection,
+) -> None:
+    """Run the pipeline as a job on a Ray cluster, and show its log.
+
+    Ctrl-C while the log is shown leaves the job alone.
+    """
+    from omniloom.pipelines import jobs as cluster_jobs
+    from omniloom.pipelines.checks import check_stages
+    from omniloom.pipelines.commands.arguments import planned
+    from omniloom.pipelines.config import load
+
+    # What is wrong fails here, not minutes later on the cluster.
+    loaded = load(config, overrides or [])
+    selection.stages(loaded.graph)
+    # Files of another machine are for the job to look at, before it starts anything.
+    here = cluster_jobs.on_this_machine(address)
+    check_stages(loaded, files=here)
+    if here:
+        made = planned(config, overrides, selection)
+        cluster_jobs.check_room(address, loaded, [stage.name for stage in made.to_execute])
+    job = cluster_jobs.submit(config, overrides or [], address, arguments=selection.arguments())
+    print(f"job {job}")
+    print(f"follow it with: omniloom logs {job} -f --address {redact(address)}", flush=True)
+    if no_wait:
+        return
+    try:
+        for line in cluster_jobs.logs(address, job, follow=True):
+            print(redact(line), flush=True)
+        outcome = cluster_jobs.wait(address, job)
+    except KeyboardInterrupt:
+        print(f"job {job} goes on; end it with: omniloom stop {job} --address {redact(address)}", file=sys.stderr)
+        sys.exit(signals.INTERRUPTED)
+    why = f": {redact(outcome.message)}" if outcome.status == "FAILED" else ""
+    print(f"job {job}: {outcome.status.lower()}{why}")
+    if outcome.status != "SUCCEEDED":
+        raise typer.Exit(1)
+
+
+def jobs(address: Address = DASHBOARD, as_json: AsJson = False) -> None:
+    """List the cluster's jobs."""
+    from omniloom.pipelines.jobs import jobs as list_jobs
+
+    rows = redact([dataclasses.asdict(job) for job in list_jobs(address)])
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from omniloom.pipelines.tables import jobs_table, show
+
+    show(jobs_table(rows))
+
+
+def logs(
+    job: Job,
+    address: Address = DASHBOARD,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Print a job's log."""
+    from omniloom.pipelines.jobs import logs as read_logs
+
+    try:
+        for line in read_logs(address, job, follow=follow):
+            print(redact(line), flush=True)
+    except KeyboardInterrupt:  # the job goes on
+        sys.exit(signals.INTERRUPTED)
+
+
+def stop(job: Job, address: Address = DASHBOARD) -> None:
+    """Stop a job.
+
+    What its stages have finished so far is kept, and the next run goes on from there.
+    """
+    from omniloom.pipelines.jobs import stop as stop_job
+
+    print(f"job {job}: {stop_job(address, job).status.lower()}")

@@ -1,0 +1,111 @@
+"""`plan`, `run`, `status`, `verify`: what a pipeline is to make, and what it has made."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import typer
+
+from omniloom.infra.secrets import redact
+from omniloom.pipelines import signals
+from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides, planned
+from omniloom.pipelines.commands.look import UI_PORT
+from omniloom.pipelines.options import selection_options
+from omniloom.pipelines.selection import Selection
+
+
+@selection_options
+def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, *, selection: Selection) -> None:
+    """Show what is cached, what would run, and why.
+
+    Starts nothing and writes nothing. Where cluster.address is given and answers, exit code 2 where its nodes have too
+    few CPUs, GPUs or too little memory for what would run.
+    """
+    made = planned(config, overrides, selection)
+    from omniloom.pipelines import room
+
+    notes = made.warnings + room.check_attached(made.config, [stage.name for stage in made.to_execute])
+    if as_json:
+        print(json.dumps(made.to_dict(), indent=2))
+        return
+    from omniloom.pipelines.tables import plan_table, show
+
+    show(plan_table(made))
+    for text in notes:
+        print(f"note: {text}")
+
+
+@selection_options
+def run(config: ConfigPath, overrides: Overrides = None, *, selection: Selection) -> None:
+    """Run what the plan says.
+
+    On this machine's own Ray, or on the cluster at cluster.address.
+    """
+    with signals.interruptible():
+        made = planned(config, overrides, selection)
+        from omniloom.infra.cluster import settle
+        from omniloom.pipelines.config import naming
+        from omniloom.pipelines.display import Display
+        from omniloom.pipelines.runner import run as execute
+        from omniloom.pipelines.tables import closing_lines
+
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
+            settle()
+        executed, display = [stage.name for stage in made.to_execute], Display()
+        try:
+            with naming(made.config):
+                execute(made, display)
+        finally:
+            if display.log:
+                print(f"log:    {display.log.uri}", file=sys.stderr)
+        for line in closing_lines(made, executed):
+            print(redact(line))
+        if display.page:
+            served = display.page.startswith("http")
+            print(
+                "MLflow: "
+                + (display.page if served else f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}")
+            )
+
+
+def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show stages, artifacts, sizes, metrics and MLflow runs."""
+    from omniloom.pipelines.tables import closing_lines, show, status_rows, status_table
+
+    made = planned(config, overrides)
+    rows = status_rows(made)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show(status_table(made, rows))
+        for line in closing_lines(made, [])[1:]:
+            print(line)
+
+
+def verify(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Hash every file of the pipeline's artifacts again.
+
+    What is damaged is noted for the next run; exit code 1 where something is.
+    """
+    made = planned(config, overrides)
+    damaged = []
+    for stage in made.stages:
+        if stage.artifact:
+            bad = made.store.examine(stage.artifact)
+            damaged += [stage.name] if bad else []
+            print(
+                f"{stage.name}: "
+                + (
+                    f"damaged: {', '.join(bad)} in {redact(stage.uri)}"
+                    if bad
+                    else f"{len(stage.artifact.manifest['files'])} files intact"
+                )
+            )
+    if damaged:
+        print(
+            f"the next run makes {' and '.join(damaged)} again, and after it what reads it if its content comes out "
+            "otherwise; or put the files back from a copy and verify again"
+        )
+        raise typer.Exit(1)
