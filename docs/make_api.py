@@ -7,6 +7,7 @@ a leading underscore that it defines itself.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -93,7 +94,8 @@ def written(parameter: inspect.Parameter, annotation: Any) -> str:
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     text = f"{stars}{parameter.name}"
     if annotation is not parameter.empty:
-        text += f": {annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)}"
+        said = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        text += ": " + re.sub(r"^Derived\[(.+)\]$", r"\1 | None", said)  # what a caller may give
     if parameter.default is not parameter.empty:
         default = repr(parameter.default)
         text += f" = {'...' if default.startswith('<') else default}"

@@ -188,6 +188,9 @@ def _short_messages() -> Iterator[None]:
     _ending.clear()
     shown: dict[str, float] = {}
     full = getattr(worker, "print_to_stdstream", None)
+    if full is None:  # in another version of Ray
+        yield
+        return
 
     def short(data, *arguments, **named) -> None:
         if data.get("pid") != "raylet":
@@ -198,8 +201,7 @@ def _short_messages() -> Iterator[None]:
             shown[text] = time.monotonic()
             print(f"Ray: {redact(text)}", file=sys.stderr, flush=True)
 
-    if full is not None:
-        worker.print_to_stdstream = short
+    worker.print_to_stdstream = short
     yield
 
 

@@ -172,7 +172,7 @@ def guard(target: logging.Filterer) -> None:
         target.addFilter(_Redacting())
 
 
-def traceback(error: BaseException) -> str:
+def traceback(error: BaseException | None) -> str:
     """A traceback without secrets."""
     return redact("".join(format_exception(error)).rstrip())
 

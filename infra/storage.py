@@ -114,6 +114,16 @@ def read_json(uri: str) -> dict | None:
     )
 
 
+def load_json(uri: str) -> dict:
+    """The JSON object in a file that has to be there; InputError naming the file where it is missing or holds none."""
+    value = read_json(uri)
+    if value is None:
+        raise InputError(
+            "is missing; put it back from a copy, or run again with --force the stage that makes it", file=uri
+        )
+    return value
+
+
 def write_json(uri: str, value: dict) -> None:
     write_bytes(uri, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode())
 

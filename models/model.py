@@ -95,7 +95,9 @@ class OmniLoom:
             raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
         return objective or self.config.objectives[0]
 
-    def _visual_tokenizer(self) -> VisualTokenizer:
+    @property
+    def visual_tokenizer(self) -> VisualTokenizer:
+        """`tokenizer`; ValueError where the model knows text alone."""
         if self.tokenizer is None:
             raise ValueError("tokenizer: the model was trained on text alone and has none of pictures")
         return self.tokenizer
@@ -105,8 +107,8 @@ class OmniLoom:
             raise ValueError("pixel_patch: the model was not trained on pixels and has none")
         return self.config.pixel_patch
 
-    def _size(self, visual: VisualSampling) -> tuple[int, int]:
-        """(height, width) of what is drawn and shown."""
+    def size_of(self, visual: VisualSampling) -> tuple[int, int]:
+        """(height, width) in pixels of what is drawn and shown; ValueError where the model knows text alone."""
         size = visual.size or self.config.image_size
         if size is None:
             raise ValueError("size: the model was trained on text alone and has none of its own")
@@ -124,7 +126,7 @@ class OmniLoom:
         """`visual` with what it leaves to the model filled in, and a predictor's file read. ValueError naming the field
         that does not fit the model."""
         objective = self._objective(visual.objective)
-        size = self._size(visual)
+        size = self.size_of(visual)
         for field, frames in (("size", 1), ("num_frames", visual.num_frames or 1)):
             try:
                 self.grid(frames, *size, objective)
@@ -143,7 +145,7 @@ class OmniLoom:
     def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
         """(t, h, w) of a clip as the objective sees it; ValueError where the clip does not fit it."""
         if objective_row(self._objective(objective)).representation.name != "pixels":
-            return self._visual_tokenizer().grid(num_frames, height, width)
+            return self.visual_tokenizer.grid(num_frames, height, width)
         patch = self._pixel_patch()
         if height % patch or width % patch:
             raise ValueError(f"pixels: height and width must be multiples of {patch}, got {height}x{width}")
@@ -157,7 +159,7 @@ class OmniLoom:
         if kind == "pixels":
             clips = pixels if pixels.ndim == 5 else pixels[:, :, None]
             return pixels_to_patches(half_to_full(clips.float()), self._pixel_patch()).numpy()
-        encoded = self._visual_tokenizer().encode(pixels.to(self.device))
+        encoded = self.visual_tokenizer.encode(pixels.to(self.device))
         if kind == "codes":
             return encoded.codes.cpu().numpy()
         return ((encoded.latents.float().cpu() - self._mean) / self._std).movedim(1, -1).contiguous().numpy()
@@ -169,9 +171,9 @@ class OmniLoom:
         if kind == "pixels":
             return to_uint8(full_to_half(patches_to_pixels(values.float().cpu(), self._pixel_patch())))
         if kind == "codes":
-            return to_uint8(self._visual_tokenizer().decode(values.to(self.device)))
+            return to_uint8(self.visual_tokenizer.decode(values.to(self.device)))
         raw = values.float().cpu().movedim(-1, 1) * self._std + self._mean
-        return to_uint8(self._visual_tokenizer().decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
+        return to_uint8(self.visual_tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
 
     def prefixes(
         self, prompts: Sequence[str], images: Pictures | None = None, visual: VisualSampling = VisualSampling()
@@ -191,7 +193,7 @@ class OmniLoom:
         if not images:  # of a model of text alone there are none, which knows neither objectives nor sizes
             return []
         objective = self._objective(visual.objective)
-        values = self.encode(to_pixels(images, self._size(visual)), objective)
+        values = self.encode(to_pixels(images, self.size_of(visual)), objective)
         t, h, w = values.shape[1:4]
         return [visual_segment(objective, x.reshape(-1, *x.shape[3:]), (t, h, w), loss=False) for x in values]
 
@@ -209,7 +211,7 @@ class OmniLoom:
     ) -> np.ndarray:
         """Videos uint8 (B, T, H, W, 3). An empty prompt without images draws without a condition."""
         visual = self.resolve(visual)
-        size = self._size(visual)
+        size = self.size_of(visual)
         grid = self.grid(self._frames(visual), *size, visual.objective)
         seeds = seed_list(seeds, len(prompts))
         made = []
@@ -277,7 +279,7 @@ class OmniLoom:
         videos (T, H, W, 3), at most `max_visuals` a request."""
         visual = self.resolve(visual)
         frames = self._frames(visual)
-        image, video = (self.grid(count, *self._size(visual), visual.objective) for count in (1, frames))
+        image, video = (self.grid(count, *self.size_of(visual), visual.objective) for count in (1, frames))
         drawing = Drawing(visual, image, video if frames > 1 else None, max_visuals)
         seeds, made = seed_list(seeds, len(prompts)), []
         for part in self._parts(len(prompts)):
@@ -291,8 +293,8 @@ class OmniLoom:
 
     def _told(self, segment: Segment, before: Sequence[int]) -> str | np.ndarray:
         if segment.kind == "text":
-            return self.text.continuation(before, segment.ids.tolist())
-        values = segment.values.reshape(1, *segment.grid, *segment.values.shape[1:])
+            return self.text.continuation(before, segment.text_ids.tolist())
+        values = segment.values.reshape(1, *segment.visual_grid, *segment.values.shape[1:])
         clip = self.decode(torch.from_numpy(values), segment.objective)[0]
         return clip if len(clip) > 1 else clip[0]
 

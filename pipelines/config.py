@@ -259,11 +259,12 @@ def _make_absolute(config: PipelineConfig) -> None:
 def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:
     """The literals `values` with those paths that the `config` made of them has made absolute."""
     for path in marked_paths(config):
-        inside, *keys = [values, *path.keys]
-        for key in keys[:-1]:
+        inside: Any = values
+        *outer, last = path.keys
+        for key in outer:
             inside = inside[int(key)] if isinstance(inside, list) else inside.get(key) or {}
-        if keys[-1] in inside:
-            inside[keys[-1]] = path.value
+        if last in inside:
+            inside[last] = path.value
     return values
 
 

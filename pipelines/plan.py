@@ -58,9 +58,13 @@ class Plan:
 
     def made_from(self, planned: PlannedStage) -> dict[str, str] | None:
         """The digests of a stage's inputs by the stages' names; None where one is not made yet."""
-        found = {name: self[name].artifact for name in planned.inputs.values()}
-        ready = all(self[name].status == "cached" and artifact for name, artifact in found.items())
-        return {name: artifact.digest for name, artifact in found.items()} if ready else None
+        found = {}
+        for name in planned.inputs.values():
+            artifact = self[name].artifact
+            if artifact is None or self[name].status != "cached":
+                return None
+            found[name] = artifact.digest
+        return found
 
     def check(self) -> None:
         """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
@@ -74,7 +78,9 @@ class Plan:
     def check_counts(self) -> None:
         """InputError where what is known of the corpus tells so; what it only warns of goes into `warnings`."""
         counts = {
-            p.name: p.artifact.metrics for p in self.stages if p.stage.makes == "records" and p.status == "cached"
+            p.name: p.artifact.metrics
+            for p in self.stages
+            if p.artifact and p.stage.makes == "records" and p.status == "cached"
         }
         self.warnings = check_counts(self.config, counts, self._settled())
 
@@ -85,10 +91,10 @@ class Plan:
         """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
         was written; where something is damaged the plan is made again. Gives in words what is."""
         read = {name for planned in self.to_execute for name in planned.inputs.values()}
-        used = {name for name in read if self[name].status == "cached"}
         found = []
         for name in self.graph.names:
-            if name in used and (bad := self.store.examine(self[name].artifact, remembered=True)):
+            artifact = self[name].artifact if name in read and self[name].status == "cached" else None
+            if artifact and (bad := self.store.examine(artifact, remembered=True)):
                 found.append(f"{name} is damaged: {some(bad)} in {self[name].uri}")
         if found:
             for planned in self.stages:
@@ -161,13 +167,15 @@ def _look(stage: Stage, plan: Plan) -> PlannedStage:
 
 def _address(planned: PlannedStage, plan: Plan) -> None:
     """Find the stage's artifact by its config, by what lies outside and by what is known of its inputs now."""
-    made_by = None
+    pins = plan.config.pins
     if planned.config is not None and not plan.graph.missing(planned.stage):
         made_by = _fingerprint(planned, {name: plan[name].identity for name in planned.inputs.values()})
-    planned.fingerprint = plan.config.pins.get(planned.name) or made_by
+    else:  # only what is pinned may lack a config or an input
+        made_by = pins[planned.name]
+    planned.fingerprint = pins.get(planned.name) or made_by
     planned.uri = plan.store.artifact_uri(planned.name, planned.fingerprint)
     planned.artifact = plan.store.find(planned.name, planned.fingerprint)
-    planned.drift = made_by not in (None, planned.fingerprint)
+    planned.drift = made_by != planned.fingerprint
 
 
 def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
@@ -224,7 +232,7 @@ def _judge_pinned(planned: PlannedStage, plan: Plan) -> None:
             f"no artifact {planned.fingerprint!r} of {planned.name} in {plan.config.storage}",
             field=f"pins.{planned.name}",
         )
-    damaged = _damaged(planned, plan)
+    damaged = _damaged(planned.artifact, plan)
     planned.status, planned.last_seconds = "cached", planned.artifact.manifest["times"]["seconds"]
     planned.reason = "pinned"
     if planned.drift:
@@ -238,7 +246,7 @@ def _stale(planned: PlannedStage, plan: Plan) -> str | None:
     """Why a published artifact cannot be used as it is."""
     if planned.artifact is None:
         return None
-    if damaged := _damaged(planned, plan):
+    if damaged := _damaged(planned.artifact, plan):
         return damaged
     for name, made_from in planned.artifact.manifest["input_digests"].items():
         current = plan[name].artifact
@@ -249,8 +257,8 @@ def _stale(planned: PlannedStage, plan: Plan) -> str | None:
 
 def _stays(planned: PlannedStage, plan: Plan) -> Artifact | None:
     """The artifact that is up to date if all that runs before it comes out as it did; None where there is none."""
-    expected = {name: plan[name].expected for name in planned.inputs.values()}
-    if planned.config is None or not all(expected.values()):
+    expected = {name: artifact for name in planned.inputs.values() if (artifact := plan[name].expected)}
+    if planned.config is None or len(expected) < len(planned.inputs):  # each role's stage is another
         return None
     made_by = _fingerprint(planned, {name: artifact.identity for name, artifact in expected.items()})
     found = plan.store.find(planned.name, made_by)
@@ -260,8 +268,8 @@ def _stays(planned: PlannedStage, plan: Plan) -> Artifact | None:
     return found
 
 
-def _damaged(planned: PlannedStage, plan: Plan) -> str | None:
-    paths = plan.store.damage(planned.artifact)
+def _damaged(artifact: Artifact, plan: Plan) -> str | None:
+    paths = plan.store.damage(artifact)
     return f"damaged: {some(paths)}" if paths else None
 
 

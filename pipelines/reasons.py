@@ -30,7 +30,7 @@ def change(planned: PlannedStage, previous: Artifact | None, inputs: Mapping[str
     if changed := [
         name
         for name in others
-        if not inputs[name].artifact or inputs[name].artifact.digest != old["input_digests"].get(name)
+        if (artifact := inputs[name].artifact) is None or artifact.digest != old["input_digests"].get(name)
     ]:
         reasons.append("input changed: " + ", ".join(changed))
     if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
@@ -58,7 +58,7 @@ def config_changes(planned: PlannedStage, previous: Artifact) -> list[str]:
 
 
 def _show(field: str, value: Any, outside: dict[str, dict] | None) -> str:
-    if value == BY_CONTENT and field in (outside or {}):
+    if value == BY_CONTENT and outside and field in outside:
         return outside[field]["uri"]
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -31,13 +31,14 @@ def sizes(config: PipelineConfig) -> dict[str, dict]:
     for stage in config.graph.stages:
         own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
         before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
-        known = before is None or models.get(before)
+        model = models.get(before) if before else None
+        known = before is None or model
         with naming(config), within(f"stages.{stage.name}"):
             if isinstance(own, TokenizerConfig) and known:
-                models[stage.name] = architecture(own, models.get(before))
+                models[stage.name] = architecture(own, model)
                 found[stage.name] = _tokenizer(own, models[stage.name])
             elif isinstance(own, TrainConfig) and isinstance(tokens, PretokenizeConfig) and known:
-                found[stage.name] = _unified(own, tokens, models.get(before))
+                found[stage.name] = _unified(own, tokens, model)
     return found
 
 

@@ -79,7 +79,7 @@ def sqlite_path(uri: str) -> Path | None:
     if "%" in name:
         from sqlalchemy.engine import make_url
 
-        name = make_url(uri).database
+        name = make_url(uri).database or name
     return Path(name).expanduser().absolute()
 
 

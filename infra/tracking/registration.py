@@ -79,7 +79,7 @@ def _process_wide(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which unsets it; the annotation lacks None
         if known is not None:
             os.environ[VARIABLE] = known
 

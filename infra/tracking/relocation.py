@@ -32,45 +32,53 @@ def relocate(settings: TrackingSettings) -> None:
     if not settings.beside or database is None or not database.is_file():
         return
     root = _path(settings.artifact_root)
+    if root is None:
+        return
     try:
         with contextlib.closing(sqlite3.connect(database, timeout=settings.request_seconds)) as connection:
-            for old in sorted(_roots(connection, root)):
-                _move(connection, old, root)
+            for old, path in sorted(_roots(connection, root).items()):
+                _move(connection, old, path, root)
     except sqlite3.Error as error:  # not a database, locked, read-only: MLflow will say so where it matters
         log.warning("tracking could not look where the files of %s are: %s", database, error)
 
 
-def _roots(connection: sqlite3.Connection, root: str) -> set[str]:
-    """Places of experiments that have our layout (the last two folders of `root`) and lie elsewhere."""
+def _roots(connection: sqlite3.Connection, root: str) -> dict[str, str]:
+    """Places of experiments that have our layout (the last two folders of `root`) and lie elsewhere, and their local
+    paths."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
-        return set()
+        return {}
     ours = PurePosixPath(root).parts[-2:] if root.endswith("/mlflow/artifacts") else PurePosixPath(root).parts[-1:]
-    found = {place for (place,) in connection.execute("SELECT artifact_location FROM experiments") if place}
+    places = [place for (place,) in connection.execute("SELECT artifact_location FROM experiments")]
+    found = {place: path for place in places if place and (path := _path(place))}
     return {
-        place
-        for place in found
-        if _path(place) not in (None, root) and PurePosixPath(_path(place)).parts[-len(ours) :] == ours
+        place: path for place, path in found.items() if path != root and PurePosixPath(path).parts[-len(ours) :] == ours
     }
 
 
-def _move(connection: sqlite3.Connection, old: str, root: str) -> None:
-    """Change every place below `old`; where a file is still there and not below `root`, its place stays."""
+def _move(connection: sqlite3.Connection, old: str, path: str, root: str) -> None:
+    """Change every place below `old`, whose local path is `path`; where a file is still there and not below `root`, its
+    place stays."""
     moved = 0
     with connection:
         for table, column in _PLACES:
             if column not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
                 continue  # another version of MLflow
-            for prefix, new in ((old, Path(root).as_uri()), (_path(old), root)):
+            for prefix, new in ((old, Path(root).as_uri()), (path, root)):
                 for (place,) in connection.execute(
                     f"SELECT DISTINCT {column} FROM {table} WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                     (prefix, len(prefix) + 1, prefix + "/"),
                 ).fetchall():
                     target = new + place[len(prefix) :]
-                    if table == "experiments" or Path(_path(target)).exists() or not Path(_path(place)).exists():
+                    if table == "experiments" or _is_there(target) or not _is_there(place):
                         moved += connection.execute(
                             f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (target, place)
                         ).rowcount
-    log.info("tracking: files that were below %s are looked for below %s (%d places)", _path(old), root, moved)
+    log.info("tracking: files that were below %s are looked for below %s (%d places)", path, root, moved)
+
+
+def _is_there(place: str) -> bool:
+    path = _path(place)
+    return path is not None and Path(path).exists()
 
 
 def _path(place: str | None) -> str | None:

@@ -92,6 +92,7 @@ class RunHandle:
         """
         now, points, at = _now(), [], values.step(step)
         seen = None if tokens is None else values.step(tokens)
+        number: float | None
         for key, value in metrics.items():
             try:
                 number = values.number(value)

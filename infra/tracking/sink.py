@@ -233,21 +233,23 @@ class Sink:
         found = self.find(folder, key)
         if found is None:
             raise NotCreated(f"run {key} has not been created yet")
-        run_id, values = found[0], event.get("values")
+        run_id = found[0]
         match event["kind"]:
             case "metrics":
                 self.client.log_batch(
                     run_id,
                     metrics=[
                         Metric(name, float("nan") if value is None else value, time, step)
-                        for name, value, step, time in values
+                        for name, value, step, time in event["values"]
                     ],
                     synchronous=True,
                 )
             case "params":
-                self.client.log_batch(run_id, params=[Param(*pair) for pair in values.items()], synchronous=True)
+                params = [Param(*pair) for pair in event["values"].items()]
+                self.client.log_batch(run_id, params=params, synchronous=True)
             case "tags":
-                self.client.log_batch(run_id, tags=[RunTag(*pair) for pair in values.items()], synchronous=True)
+                tags = [RunTag(*pair) for pair in event["values"].items()]
+                self.client.log_batch(run_id, tags=tags, synchronous=True)
             case "image":
                 self._send_image(run_id, folder / event["path"], event)
             case "file":

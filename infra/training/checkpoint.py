@@ -58,8 +58,9 @@ def newest_step(state: str) -> int:
     return max((int(name[5:-5]) for name in _manifests(storage.join(state, "checkpoints"))), default=0)
 
 
-def _read(uri: str) -> tuple[dict | None, str | None]:
-    """A checkpoint as its manifest says, with "folder"; or what is wrong with it. Reads no content of its files."""
+def _read(uri: str) -> tuple[dict | None, str]:
+    """A checkpoint as its manifest says, with "folder"; or what is wrong with it, "" where nothing is. Reads no content
+    of its files."""
     try:
         manifest = storage.read_json(uri)
     except InputError as error:
@@ -69,7 +70,7 @@ def _read(uri: str) -> tuple[dict | None, str | None]:
     folder = uri.removesuffix(".json")
     if bad := integrity.wrong_sizes(folder, _files(manifest)):
         return None, f"{folder}: {some(bad)} missing or of another size"
-    return {**manifest, "folder": folder}, None
+    return {**manifest, "folder": folder}, ""
 
 
 def _files(manifest: dict) -> list[dict]:
@@ -194,16 +195,16 @@ def _clear(parent: str, step: int) -> None:
             storage.remove(storage.join(parent, name))
     for name in {name.partition("/")[0] for name in storage.list_files(parent) if "/" in name} - kept:
         storage.remove(storage.join(parent, name))
-    if storage.is_local(parent):
-        for left in Path(storage.local_path(parent)).glob(f"{disk.UNFINISHED}*"):
+    if local := storage.local_path(parent):
+        for left in local.glob(f"{disk.UNFINISHED}*"):
             storage.remove(str(left))
 
 
 def _write(folder: str, engines: dict[str, Engine], rank: int) -> dict[str, dict]:
     """Save this rank's part and bring it to the folder, on the disk when this returns; its files' sizes and hashes."""
     with contextlib.ExitStack() as stack:
-        if storage.is_local(folder):
-            scratch = str(Path(storage.local_path(folder)).parent / f"{disk.UNFINISHED}rank-{rank}")
+        if local := storage.local_path(folder):
+            scratch = str(local.parent / f"{disk.UNFINISHED}rank-{rank}")
             disk.make_folder(scratch)
             stack.callback(storage.remove, scratch)
         else:

@@ -51,6 +51,11 @@ def _fill(cls: type, values: Any, where: str) -> Any:
         raise ValueError(f"{where}: {cls.__name__}: {error}") from error
 
 
+def patch_size_of(config: AnyTokenizerConfig) -> int:
+    """Pixels a side of what a latent stands for; ValueError where an RAE's encoder is not read yet."""
+    return config.known_patch_size if isinstance(config, RAEConfig) else config.patch_size
+
+
 def build_tokenizer(config: AnyTokenizerConfig) -> VisualTokenizer:
     """The tokenizer of `config` with fresh weights."""
     if isinstance(config, TiTokConfig):

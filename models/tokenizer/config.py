@@ -10,7 +10,7 @@ Of every config: `patch_size`, and what its bottleneck gives: `latent_dim` chann
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED, Conditional, Use, require
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig, VQConfig
@@ -157,8 +157,9 @@ class TiTokConfig(_Quantized):
     """The bottleneck between encoder and decoder, by `kind`; vq where it does not say."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.image_size, list):  # JSON and YAML have no tuples
-            object.__setattr__(self, "image_size", tuple(self.image_size))
+        given: Any = self.image_size
+        if isinstance(given, list):  # JSON and YAML have no tuples
+            object.__setattr__(self, "image_size", tuple(given))
         require(self.architecture == "titok", self, "architecture", "titok")
         for name in ("patch_size", "num_latents", "width", "heads", "head_dim", "encoder_layers", "decoder_layers"):
             require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
@@ -231,6 +232,13 @@ class RAEConfig:
     def inner_width(self) -> int:
         """Width inside the feed-forward."""
         return self.mlp_width or -(-8 * self.width // 96) * 32
+
+    @property
+    def known_patch_size(self) -> int:
+        """`patch_size`; ValueError where it is that of an encoder whose shape is not known."""
+        if self.patch_size is None:
+            raise ValueError(f"RAEConfig.patch_size: is that of the encoder, which is not read yet: {self.encoder}")
+        return self.patch_size
 
     @property
     def latent_dim(self) -> int:

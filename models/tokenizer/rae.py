@@ -80,7 +80,7 @@ class RAE(VisualTokenizer):
         if isinstance(config.encoder, str):
             raise ValueError(f"RAEConfig.encoder: expected the shape of the encoder, got the URI {config.encoder!r}")
         latents = NoisyLatents(config.latent_dim, config.noise_tau)
-        decoder = RAEDecoder(config, config.patch_size or config.encoder.patch_size)
+        decoder = RAEDecoder(config, config.known_patch_size)
         super().__init__(config, ViT(config.encoder), decoder, latents)
         self.pre_vq = nn.Identity()  # type: ignore[assignment]  # the features are the latents
 

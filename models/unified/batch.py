@@ -15,9 +15,10 @@ What the visual positions themselves are asked for is their objective's (`models
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,13 @@ from omniloom.models.unified.positions import Grid, place
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective, objective_row
 
 IGNORE = -100
+T = TypeVar("T")
+
+
+def _of(segment: Segment, name: str, value: T | None) -> T:
+    if value is None:
+        raise ValueError(f"Segment.{name}: a {segment.kind} segment has none")
+    return value
 
 
 @dataclass
@@ -103,14 +111,34 @@ class Segment:
             raise ValueError(f"Segment.max_time: {self.objective} has no time, got {self.max_time!r}")
 
     @property
+    def text_ids(self) -> np.ndarray:
+        """`ids` of a text; ValueError of a picture."""
+        return _of(self, "ids", self.ids)
+
+    @property
+    def visual_grid(self) -> Grid:
+        """`grid` of a picture; ValueError of a text."""
+        return _of(self, "grid", self.grid)
+
+    @property
+    def row(self) -> VisualObjective:
+        """The row of a picture's objective; ValueError of a text."""
+        return OBJECTIVES[_of(self, "objective", self.objective)]
+
+    @property
+    def time_cap(self) -> float:
+        """`max_time` of a picture; ValueError of a text."""
+        return _of(self, "max_time", self.max_time)
+
+    @property
     def values(self) -> np.ndarray:
         """Of a visual segment: its latents, pixels or codes."""
-        return getattr(self, OBJECTIVES[self.objective].representation.name)
+        return getattr(self, self.row.representation.name)
 
     @property
     def length(self) -> int:
         """Places it takes in a row, <boi> and <eoi> included."""
-        return len(self.ids) if self.kind == "text" else int(np.prod(self.grid)) + 2
+        return len(self.text_ids) if self.kind == "text" else math.prod(self.visual_grid) + 2
 
 
 Document = Sequence[Segment]
@@ -244,11 +272,11 @@ class _Placed:
 
     @property
     def places(self) -> slice:
-        return slice(self.first, self.first + int(np.prod(self.segment.grid)))
+        return slice(self.first, self.first + math.prod(self.segment.visual_grid))
 
     @property
     def objective(self) -> VisualObjective:
-        return OBJECTIVES[self.segment.objective]
+        return self.segment.row
 
 
 def collate(
@@ -284,18 +312,19 @@ def collate(
                 raise ValueError(f"{where}: needs {document_length(document)} places, {L - begin} of {L} are left")
             for segment in document:
                 if segment.kind == "text":
-                    n = len(segment.ids)
-                    ids[b, at : at + n] = segment.ids
+                    text = segment.text_ids
+                    n = len(text)
+                    ids[b, at : at + n] = text
                     if segment.loss and n:
                         span = slice(max(at - 1, begin), at + n - 1)
-                        labels[b, span], weights[b, span] = segment.ids[1 if at == begin else 0 :], segment.weight
+                        labels[b, span], weights[b, span] = text[1 if at == begin else 0 :], segment.weight
                     coordinates[b, at : at + n], last = place(config.rope_scheme, ("text", n), last, config.axes)
                     at, asked = at + n, segment.loss
                     continue
                 _check_values(segment, config, where)
                 if feature_dim and segment.features is not None:
-                    _check_features(segment, feature_dim, where)
-                opening = special.bov if segment.grid[0] > 1 else special.boi
+                    _check_features(segment, segment.features, feature_dim, where)
+                opening = special.bov if segment.visual_grid[0] > 1 else special.boi
                 if segment.loss and asked and at > begin:
                     labels[b, at - 1], weights[b, at - 1] = opening, segment.weight
                 placed = _Placed(b, number, at + 1, segment)
@@ -303,7 +332,7 @@ def collate(
                 ids[b, at], ids[b, closing] = opening, special.eoi
                 for piece, span in (
                     (("text", 1), slice(at, at + 1)),
-                    (("visual", segment.grid), inside),
+                    (("visual", segment.visual_grid), inside),
                     (("text", 1), slice(closing, closing + 1)),
                 ):
                     coordinates[b, span], last = place(config.rope_scheme, piece, last, config.axes)
@@ -354,7 +383,7 @@ def _weights(values: np.ndarray) -> Tensor | None:
 
 
 def _check_values(segment: Segment, config: UnifiedConfig, where: str) -> None:
-    representation, values = OBJECTIVES[segment.objective].representation, segment.values
+    representation, values = segment.row.representation, segment.values
     size = getattr(config, representation.size)
     if size is None:
         raise ValueError(f"{where}: holds {representation.name}, and the model has no {representation.size}")
@@ -365,15 +394,15 @@ def _check_values(segment: Segment, config: UnifiedConfig, where: str) -> None:
         raise ValueError(f"{where}: codes outside 0..{size - 1}, {representation.size} is {size}")
 
 
-def _check_features(segment: Segment, feature_dim: int, where: str) -> None:
-    wanted, shape = (int(np.prod(segment.grid)), feature_dim), np.shape(segment.features)
+def _check_features(segment: Segment, features: np.ndarray, feature_dim: int, where: str) -> None:
+    wanted, shape = (math.prod(segment.visual_grid), feature_dim), np.shape(features)
     if shape != wanted:
         raise ValueError(f"{where}: features of grid {segment.grid}: expected {wanted}, got {shape}")
 
 
 def _features(targets: list[Segment], feature_dim: int) -> tuple[Tensor, Tensor]:
     """Features of the positions of targets, segment by segment, and whether they have some."""
-    sizes = [int(np.prod(segment.grid)) for segment in targets]
+    sizes = [math.prod(segment.visual_grid) for segment in targets]
     has = np.repeat(np.array([segment.features is not None for segment in targets], bool), sizes)
     features = np.zeros((len(has), feature_dim), np.float32)
     given = [segment.features for segment in targets if segment.features is not None]
@@ -399,25 +428,28 @@ def _lay_out(
             values[a:b] = p.segment.values
         numbers = np.array([p.row * num_segments + p.number for p in own], np.int64)
         segment = np.repeat(numbers, np.diff(bounds))
-        tables = grid_tables([p.segment.grid for p in own]) if config.patchifier(name) == "unet" else None
+        tables = grid_tables([p.segment.visual_grid for p in own]) if config.patchifier(name) == "unet" else None
         parts[name] = VisualPart(torch.from_numpy(index), torch.from_numpy(values), torch.from_numpy(segment), tables)
         for objective, row in OBJECTIVES.items():
             if row.representation.name != name:
                 continue
-            chosen = [i for i, p in enumerate(own) if p.segment.objective == objective and p.segment.max_time > 0]
+            chosen = [i for i, p in enumerate(own) if p.segment.objective == objective and p.segment.time_cap > 0]
             rows = np.concatenate([np.empty(0, np.int64), *(np.arange(bounds[i], bounds[i + 1]) for i in chosen)])
             losses = np.repeat([own[i].segment.loss for i in chosen], [len(places[i]) for i in chosen])
             weights = np.repeat([own[i].segment.weight for i in chosen], [len(places[i]) for i in chosen])
             caps = torch.zeros(shape[0] * num_segments)
             for i in chosen:
-                caps[numbers[i]] = own[i].segment.max_time
+                caps[numbers[i]] = own[i].segment.time_cap
             targets = [own[i].segment for i in chosen if own[i].segment.loss]
             features = _features(targets, feature_dim) if feature_dim and not discrete else ()
             tasks[objective] = VisualTask(
                 torch.from_numpy(rows),
                 torch.from_numpy(np.flatnonzero(losses)),
                 index[rows],
-                [(int(numbers[i]), own[i].segment.grid, own[i].segment.max_time, own[i].segment.loss) for i in chosen],
+                [
+                    (int(numbers[i]), own[i].segment.visual_grid, own[i].segment.time_cap, own[i].segment.loss)
+                    for i in chosen
+                ],
                 caps,
                 _weights(weights),
                 *features,

@@ -16,7 +16,7 @@ def load_tokenizer(artifact: Artifact) -> VisualTokenizer:
     """The trained tokenizer of a tokenizer stage's artifact, in eval mode on the CPU."""
     folder = artifact.local() / "tokenizer"
     file = str(folder / "config.json")
-    model = build_tokenizer(config_from_dict(storage.read_json(file), file))
+    model = build_tokenizer(config_from_dict(storage.load_json(file), file))
     model.load_state_dict(load_file(folder / "tokenizer.safetensors"))
     return model.eval()
 

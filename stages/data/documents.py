@@ -104,7 +104,7 @@ class Documents:
             return segments
         room = placed.length - document_length(segments)
         if room < 0:  # a row ends inside the last text
-            segments[-1] = Segment("text", ids=segments[-1].ids[:room])
+            segments[-1] = Segment("text", ids=segments[-1].text_ids[:room])
         elif room > 0:
             segments.append(Segment("text", ids=np.array([self.specials.eos])))
         return segments

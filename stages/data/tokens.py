@@ -15,6 +15,7 @@ it; those of an interleaved document stand where they are. `loss` False marks a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,16 @@ class Token:
     feature_grid: tuple[int, int, int] | None = None
 
     @property
+    def text_ids(self) -> np.ndarray:
+        """`ids`; ValueError for a visual one."""
+        if self.ids is None:
+            raise ValueError(f"expected a text, got a {self.kind} segment")
+        return self.ids
+
+    @property
     def length(self) -> int:
         """Tokens, without the two that frame a visual segment."""
-        return len(self.ids) if self.kind == "text" else int(np.prod(self.grid))
+        return len(self.text_ids) if self.grid is None else math.prod(self.grid)
 
 
 class TokenSet:
@@ -91,7 +99,7 @@ class TokenSet:
 
     def __init__(self, artifact: Artifact, split: str):
         folder = artifact.local()
-        self.facts = storage.read_json(str(folder / "tokens.json"))
+        self.facts = storage.load_json(str(folder / "tokens.json"))
         if self.facts["schema_version"] != SCHEMA_VERSION:
             raise ValueError(
                 f"{folder}: tokens of schema version {self.facts['schema_version']}, expected {SCHEMA_VERSION}"

@@ -59,7 +59,7 @@ def _drawn(evaluation: Evaluation, indices: Sequence[int], objective: str) -> li
     drawn: dict[int, np.ndarray] = {}
     for shape, places in evaluation.by_shape(evaluation.images, indices).items():
         made = evaluation.loom.text_to_image(
-            [evaluation.captions[indices[place]] for place in places],
+            [evaluation.caption(indices[place]) for place in places],
             config.visual(objective=objective, size=shape),
             seeds=[config.seed + place for place in places],
         )
@@ -72,7 +72,7 @@ def _draw_grid(evaluation: Evaluation, part: list[int], source: str, objective: 
     shown = list({evaluation.captions[i]: i for i in reversed(part)}.values())[::-1][:32]
     shown = (shown * (32 // len(shown) + 1))[:32]
     evaluation.pictures[f"drawn_images{source}{evaluation.suffix(objective)}"] = report.grid(
-        _drawn(evaluation, shown, objective), 8, [evaluation.captions[i] for i in shown]
+        _drawn(evaluation, shown, objective), 8, [evaluation.caption(i) for i in shown]
     )
 
 
@@ -82,7 +82,7 @@ def _classifier(evaluation: Evaluation) -> metrics.PixelClassifier:
     labels = train.table["label"].to_pylist()
     rows = [i for i, label in enumerate(labels) if label in classes]
     classifier = metrics.PixelClassifier(_real(evaluation, train, rows), [labels[i] for i in rows])
-    truth = [evaluation.labels[i] for i in labelled]
+    truth = [evaluation.label(i) for i in labelled]
     named = classifier(_real(evaluation, evaluation.images, labelled))
     evaluation.metrics["classes"] = len(evaluation.classes)
     evaluation.metrics["classifier_accuracy"] = balanced([a == b for a, b in zip(named, truth, strict=True)], truth)
@@ -97,7 +97,7 @@ def _judge(
     objective: str,
 ) -> None:
     suffix, features = evaluation.suffix(objective), _features(evaluation, drawn)
-    named, truth = classifier(features), [evaluation.labels[i] for i in asked]
+    named, truth = classifier(features), [evaluation.label(i) for i in asked]
     evaluation.metrics[f"image_class_agreement{suffix}"] = balanced(
         [a == b for a, b in zip(named, truth, strict=True)], truth
     )

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from omniloom.stages.evaluate.config import MeasureConfig
 
 
+def _given(value: str | None, what: str) -> str:
+    if value is None:
+        raise ValueError(f"there is no {what}")
+    return value
+
+
 class Evaluation:
     """`inputs` holds artifacts by role: `records` and `tokens`; the model is in `folder` and was trained by the config
     `training`, by default those of the input `model`."""
@@ -97,6 +103,14 @@ class Evaluation:
     def captions(self) -> list[str | None]:
         """Of the held-out pictures, by index."""
         return self.images.table["caption"].to_pylist()
+
+    def caption(self, index: int) -> str:
+        """Of a held-out picture that has one; ValueError where it has none."""
+        return _given(self.captions[index], f"caption of the held-out picture {index}")
+
+    def label(self, index: int) -> str:
+        """As `caption`."""
+        return _given(self.labels[index], f"label of the held-out picture {index}")
 
     @cached_property
     def labels(self) -> list[str | None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from omniloom.stages.evaluate.measures import Figure, all_names, named, near
+from omniloom.stages.evaluate.measures import Better, Figure, all_names, named, near
 
 
 class Bound(BaseModel):
@@ -74,16 +74,20 @@ class Gate(BaseModel):
     @model_validator(mode="after")
     def _names_are_figures(self) -> Gate:
         for name in (*self.bounds, *self.better_than_champion):
-            if named(name) is None:
-                raise ValueError(f"{name}: unknown metric{near(name, all_names())}")
+            _figure(name)
         for name in self.better_than_champion:
-            if not named(name).better:
+            if not _figure(name).better:
                 raise ValueError(f"better_than_champion: {name} is no measure; neither way is better")
         return self
 
     @property
     def bounds(self) -> dict[str, Bound]:
         return self.model_extra or {}
+
+    @property
+    def no_worse(self) -> dict[str, Better]:
+        """Of the figures that are held against the champion's, which way is better."""
+        return {name: way for name in self.better_than_champion if (way := _figure(name).better)}
 
     @property
     def given(self) -> bool:
@@ -129,6 +133,13 @@ class Verdict:
         return "Gate passed" if self.passed else "Gate not passed: " + "; ".join(self.failures)
 
 
+def _figure(name: str) -> Figure:
+    """ValueError for a name that no figure has."""
+    if (figure := named(name)) is None:
+        raise ValueError(f"{name}: unknown metric{near(name, all_names())}")
+    return figure
+
+
 def judge(gate: Gate, metrics: Mapping[str, Any], champion: Mapping[str, Any] | None | str) -> Verdict:
     """`champion`: the figures of the model that holds the alias, None where there is none, or why they are not known.
     What is not measured, or is no number, fails."""
@@ -140,7 +151,7 @@ def judge(gate: Gate, metrics: Mapping[str, Any], champion: Mapping[str, Any] | 
     failures += [
         f"{name} {failure}"
         for name in gate.better_than_champion
-        if (failure := _worse(named(name), metrics.get(name), champion, name))
+        if (failure := _worse(_figure(name), metrics.get(name), champion, name))
     ]
     return Verdict(not failures, tuple(failures))
 

@@ -18,6 +18,9 @@ LEAST_PICTURES = 100  # for a Fréchet distance: of fewer, the means and covaria
 Chance = Callable[[Mapping[str, Any]], Any]  # from all figures: a number, or None where it is not known
 
 
+Better = Literal["higher", "lower"]
+
+
 @dataclass(frozen=True)
 class Figure:
     """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
@@ -26,7 +29,7 @@ class Figure:
     that was trained on pictures, and have its name behind theirs where there are several."""
 
     meaning: str
-    better: Literal["higher", "lower"] | None = None
+    better: Better | None = None
     chance: Chance = lambda metrics: None
     mark: str = "chance"
     asks: Mapping[str, int] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from omniloom.infra.figures import finite
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import Config
 from omniloom.stages.evaluate.gate import judge
-from omniloom.stages.evaluate.measures import measured, named
+from omniloom.stages.evaluate.measures import measured
 
 VERSION = 3
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
@@ -115,7 +115,7 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
         alias=context.config.alias if passed else None,
         metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
         example=[{"prompt": _example(context)}],
-        no_worse={k: named(k).better for k in context.config.gate.better_than_champion},
+        no_worse=context.config.gate.no_worse,
     )
     if why_not:
         metrics["not_registered"] = why_not  # a closing line of the run

@@ -61,12 +61,12 @@ def reconstruct(evaluation: Evaluation) -> None:
 def _reconstructed(evaluation: Evaluation, batch: np.ndarray) -> np.ndarray:
     """Clips, uint8 (B, T, H, W, 3), as they come back."""
     pixels = half_range(torch.from_numpy(batch).permute(0, 4, 1, 2, 3).float())
-    return to_uint8(evaluation.loom.tokenizer(pixels.to(evaluation.loom.device))[0])
+    return to_uint8(evaluation.loom.visual_tokenizer(pixels.to(evaluation.loom.device))[0])
 
 
 def codebook(evaluation: Evaluation) -> None:
     """Share of the codebook that the corpus uses, and the perplexity of its codes, over all splits."""
-    size = evaluation.loom.tokenizer.codebook_size
+    size = evaluation.loom.visual_tokenizer.codebook_size
     if size is None:
         return
     counts = np.zeros(size, dtype=np.int64)

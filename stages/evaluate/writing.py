@@ -31,7 +31,7 @@ def read_text(evaluation: Evaluation) -> None:
     size = sum(tokens.row(index)["bytes"] for index in chosen)
     if not size:
         return
-    bits = sum(_bits(evaluation, tokens.document(index)[0].ids) for index in chosen)
+    bits = sum((_bits(evaluation, tokens.document(index)[0].text_ids) for index in chosen), 0.0)
     evaluation.metrics["bits_per_byte"] = bits / size
     if math.isfinite(bits):  # nothing can be drawn from likelihoods that are no numbers
         _go_on(evaluation, chosen[:4])
@@ -54,7 +54,7 @@ def _bits(evaluation: Evaluation, text: np.ndarray) -> float:
 def _go_on(evaluation: Evaluation, chosen: Sequence[int]) -> None:
     """Texts are begun, and what the model writes behind is shown."""
     loom = evaluation.loom
-    prompts = [loom.text.decode(evaluation.tokens.document(index)[0].ids[:16]) for index in chosen]
+    prompts = [loom.text.decode(evaluation.tokens.document(index)[0].text_ids[:16]) for index in chosen]
     freely = TextSampling(max_new_tokens=48, temperature=0.8, top_p=0.95)
     texts = loom.text_to_text(prompts, freely, seeds=evaluation.config.seed)
     for prompt, text in zip(prompts, texts, strict=True):
@@ -97,7 +97,7 @@ def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None
             }
         )
     if judged:
-        labels = [evaluation.labels[i] for i in judged]
+        labels = [evaluation.label(i) for i in judged]
         evaluation.metrics[f"caption_accuracy{suffix}"] = balanced(
             [
                 metrics.named_labels(written[i], evaluation.classes) == {label}
@@ -123,7 +123,7 @@ def retrieve(evaluation: Evaluation) -> None:
     What ends the caption is what the model was trained to write there, behind a picture and before one. A tie counts
     half. Chance is the figure of a random order.
     """
-    captions, chosen = list(dict.fromkeys(evaluation.captions[i] for i in evaluation.captioned)), _described(evaluation)
+    captions, chosen = list(dict.fromkeys(evaluation.caption(i) for i in evaluation.captioned)), _described(evaluation)
     if not chosen:
         return
     asked = _asked(evaluation, captions, chosen)
@@ -172,7 +172,7 @@ def _asked(evaluation: Evaluation, captions: list[str], chosen: list[int]) -> np
     rng = np.random.default_rng((evaluation.config.seed, 8))
     return np.array(
         [
-            [numbers[evaluation.captions[i]], *rng.choice(wrong, max(count, 0), replace=False)]
+            [numbers[evaluation.caption(i)], *rng.choice(wrong, max(count, 0), replace=False)]
             for i, wrong in zip(chosen, others, strict=True)
         ],
         np.int64,

@@ -45,7 +45,7 @@ def train(model: str, training: Training, out: Path, prompts: Path | None = None
     if visual.diffusion is None:
         raise InputError(f"{visual.objective} is no diffusion, which this sampler is for", field="--objective")
     prefixes = loom.prefixes([request.prompt for request in requests], pictures, visual)
-    grid = loom.grid(1, *visual.size, visual.objective)
+    grid = loom.grid(1, *loom.size_of(visual), visual.objective)
     predictor, losses = train_predictor(
         loom.model,
         prefixes,

@@ -119,7 +119,7 @@ def _unset(option: Option) -> Any:
         return []
     if knob.kind is str:
         return ""
-    return knob.kind(knob.at_least - 1 if knob.above is None else knob.above)
+    return knob.kind(knob.refused)
 
 
 def signature() -> mlflow.models.ModelSignature:

@@ -67,7 +67,7 @@ def file_field(manifest: Manifest, configured: str | None, names: Names) -> str 
             f"to one of them (the keys are {', '.join(manifest.keys)})",
             field=manifest.field,
         )
-    return (candidates or usual or [None])[0]
+    return next(iter(candidates or usual), None)
 
 
 def caption_field(manifest: Manifest, captions: Captions) -> str | None:

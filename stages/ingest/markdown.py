@@ -105,20 +105,29 @@ def _cuts(text: str) -> list[_Cut]:
             found += cuts
             linked |= links
         elif token.type == "html_block":
-            found += _html(text, starts[token.map[0]], starts[token.map[1]])
+            first, end = _lines(token)
+            found += _html(text, starts[first], starts[end])
         elif token.type == "definition":
             definitions.append(token)
     shown = env.get("shown", set())
     for token in definitions:
         if token.meta["id"] in shown - linked:
-            found.append(_Cut(starts[token.map[0]], starts[token.map[1]]))
+            first, end = _lines(token)
+            found.append(_Cut(starts[first], starts[end]))
     return found
+
+
+def _lines(token: Token) -> tuple[int, int]:
+    """The lines of the source that a block, or what is in it, stands on: the first one's number and the one behind."""
+    if token.map is None:
+        raise ValueError(f"expected a token that knows its lines, got {token.type}")
+    return token.map[0], token.map[1]
 
 
 def _columns(token: Token, lines: list[str], starts: list[int]):
     """Where a place of an inline token's content lies in the source: of each of its lines, block marks are cut off."""
     content_at, source_at, at = [], [], 0
-    for number, line in enumerate(token.content.split("\n"), token.map[0]):
+    for number, line in enumerate(token.content.split("\n"), _lines(token)[0]):
         source, piece = lines[number].rstrip(), line.strip()
         shift = source.rfind(piece) if source.endswith(piece) else source.find(piece)
         indent = len(line) - len(line.lstrip())
@@ -152,9 +161,9 @@ def _inline(children: list[Token], place) -> tuple[list[_Cut], set[str]]:
             marks = _emphasis(children, number)
             picture = Picture(_plain(token), str(token.attrs["src"]), token.meta.get("embedded", False))
             cuts.append(_Cut(place(start) - marks, place(end - 1) + 1 + marks, picture))
-        elif token.type == "html_inline" and "span" in token.meta and (picture := _img(token.content)):
+        elif token.type == "html_inline" and "span" in token.meta and (found := _img(token.content)):
             start, end = token.meta["span"]
-            cuts.append(_Cut(place(start), place(end - 1) + 1, picture))
+            cuts.append(_Cut(place(start), place(end - 1) + 1, found))
     return cuts, links
 
 

@@ -60,7 +60,7 @@ class References:
                 for target in self._targets(root, spelt, document):
                     # A backslash parts folders unless a file is called so.
                     candidates += [(root, normal_path(target, parts)) for parts in ("/", "/\\")]
-        places = [place for place in dict.fromkeys(candidates) if place[1] is not None]
+        places = [(root, path) for root, path in dict.fromkeys(candidates) if path is not None]
         if not places:
             beside = f"; name a folder that holds it in {self.root.field}.media_root"
             hint = "" if self.outside_allowed else beside

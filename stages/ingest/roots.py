@@ -80,18 +80,19 @@ T = TypeVar("T")
 def passes(error: BaseException) -> bool:
     """Whether another try may go well: a timeout, a lost connection, a store that is busy or throttles."""
     seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, _FINAL):
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        if isinstance(current, _FINAL):
             return False
-        if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in _PASSING:
+        if isinstance(current, ConnectionError | TimeoutError) or getattr(current, "errno", None) in _PASSING:
             return True
-        words = [type(error).__name__, *(str(w) for w in _response(error).get("Error", {}).values())]
-        if _status(error) in _PASSING_STATUS or any(
+        words = [type(current).__name__, *(str(w) for w in _response(current).get("Error", {}).values())]
+        if _status(current) in _PASSING_STATUS or any(
             name in word.lower().replace(" ", "") for word in words for name in _PASSING_NAMES
         ):
             return True
-        seen.append(error)
-        error = error.__cause__ or error.__context__
+        seen.append(current)
+        current = current.__cause__ or current.__context__
     return False
 
 

@@ -41,6 +41,31 @@ def _naming(record: dict) -> Iterator[None]:
         raise OmniLoomError(f"{record['source']}: {record['path']}: {type(error).__name__}: {reason}") from error
 
 
+class _Visual:
+    """What encodes pictures: the tokenizer, and where the config names one a vision encoder."""
+
+    def __init__(self, config: Config, visual: Artifact, device: str):
+        self.tokenizer = load_tokenizer(visual).to(device)
+        self.encoder = load_encoder(config.features, FEATURES).to(device) if config.features else None
+        self.aspects, self.batch_size = Aspects(config.aspects, self.tokenizer.config.patch_size), config.batch_size
+
+    def shape(self, width: int, height: int, size: int) -> tuple[int, int]:
+        """(height, width) that a picture is brought to."""
+        return self.aspects.shape(self.aspects.bucket(width, height), size)
+
+    def features(self, pixels: torch.Tensor, t: int) -> np.ndarray | None:
+        """The encoder's features of clips (B, 3, T, H, W) of t latent frames: float16 (B, t, h, w, F)."""
+        if self.encoder is None:
+            return None
+        frames, patch = pixels.transpose(1, 2).flatten(0, 1), self.encoder.config.patch_size
+        size = [max(1, round(side / patch)) * patch for side in frames.shape[2:]]
+        if size != list(frames.shape[2:]):
+            frames = F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True)
+        features = torch.cat([self.encoder(part).float() for part in frames.split(self.batch_size)])
+        clips = features.unflatten(0, (len(pixels), -1))
+        return torch.stack([on_frames(clip, t) for clip in clips]).half().cpu().numpy()
+
+
 class ShardTokenizer:
     """An actor of the pool: one shard of records in, a token shard per split out, with counts and latent sums."""
 
@@ -48,17 +73,15 @@ class ShardTokenizer:
         self.config, self.output, self.state = config, output, state
         self.device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
         torch.set_num_threads(max(1, int(config.cpus)))
-        self.visual = load_tokenizer(visual).to(self.device) if visual else None
-        self.encoder = load_encoder(config.features, FEATURES).to(self.device) if visual and config.features else None
-        self.aspects = Aspects(config.aspects, self.visual.config.patch_size) if visual else None
+        self.visual = _Visual(config, visual, self.device) if visual else None
         self.text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
 
     def __call__(self, item: dict) -> dict:
         rows: dict[str, list[dict]] = {}
         pending: Pending = {}
-        stats = Stats(self.visual.latent_dim if self.visual else 0)
+        stats = Stats(self.visual.tokenizer.latent_dim if self.visual else 0)
         for record in records.iterate_shard(item["uri"]):
-            if record["kind"] != "text" and not self.visual:
+            if record["kind"] != "text" and self.visual is None:
                 stats.add("documents_left_out")
                 continue
             with _naming(record):
@@ -103,7 +126,7 @@ class ShardTokenizer:
         def visual(item: dict, kind: str) -> dict:
             """`item`: the record, or a document's segment."""
             size = self.config.image_size if kind == "image" else self.config.video_size
-            shape = self.aspects.shape(self.aspects.bucket(item["width"], item["height"]), size)
+            shape = self._pictures.shape(item["width"], item["height"], size)
             segment = {"kind": "visual", "loss": True}
             pixels = decode_record(record, shape, self.config.frames, None if item is record else item)
             if self.config.pixel_patch:
@@ -126,8 +149,8 @@ class ShardTokenizer:
             pixels = torch.from_numpy(np.stack([clip for _, clip in part])).to(self.device)
             pixels = half_range(pixels.permute(0, 4, 1, 2, 3).float())
             with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                encoded = self.visual.encode(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-                features = self._features(pixels, encoded.latents.shape[2]) if self.encoder else None
+                encoded = self._pictures.tokenizer.encode(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+                features = self._pictures.features(pixels, encoded.latents.shape[2])
             latents = encoded.latents.float().permute(0, 2, 3, 4, 1).cpu().numpy()
             codes = None if encoded.codes is None else encoded.codes.int().cpu().numpy()
             for i, (segment, _) in enumerate(part):
@@ -140,12 +163,8 @@ class ShardTokenizer:
                     stats.add_latents(latents[i].reshape(-1, latents.shape[-1]))
         waiting.clear()
 
-    def _features(self, pixels, t: int):
-        """The encoder's features of clips (B, 3, T, H, W) of t latent frames: float16 (B, t, h, w, F)."""
-        frames, patch = pixels.transpose(1, 2).flatten(0, 1), self.encoder.config.patch_size
-        size = tuple(max(1, round(side / patch)) * patch for side in frames.shape[2:])
-        if size != tuple(frames.shape[2:]):
-            frames = F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True)
-        features = torch.cat([self.encoder(part).float() for part in frames.split(self.config.batch_size)])
-        clips = features.unflatten(0, (len(pixels), -1))
-        return torch.stack([on_frames(clip, t) for clip in clips]).half().cpu().numpy()
+    @property
+    def _pictures(self) -> _Visual:
+        if self.visual is None:
+            raise OmniLoomError("there is a picture, and no visual tokenizer to encode it with")
+        return self.visual

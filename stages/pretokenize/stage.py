@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, within
-from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict
+from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict, patch_size_of
 from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig, TokenizerConfig
 from omniloom.stages.base import RETRIES, Needs, StageContext
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
@@ -62,7 +62,7 @@ def run(context: StageContext) -> dict:
 
     config: Config = context.config
     corpus, visual = context.records, context.tokenizer
-    model = visual and config_from_dict(storage.read_json(visual.file("tokenizer", "config.json")))
+    model = visual and config_from_dict(storage.load_json(visual.file("tokenizer", "config.json")))
     if model:
         check_fit(config, model, pictures_in(corpus.metrics))
     feature_dim = encoder_config(config.features, FEATURES).width if model and config.features else None
@@ -71,7 +71,7 @@ def run(context: StageContext) -> dict:
         storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
     shards = records.shards(corpus.uri)
     _tokenize(context, shards, text_uri)
-    stats = [storage.read_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
+    stats = [storage.load_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
     facts = combine(stats)
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
     storage.write_json(
@@ -148,7 +148,7 @@ def pictures_in(counts: Mapping[str, Any]) -> set[str]:
 
 def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str]) -> None:
     """InputError where the tokenizer cannot encode what pictures of these kinds, image and video, are brought to."""
-    aspects = Aspects(config.aspects, model.patch_size)
+    aspects = Aspects(config.aspects, patch_size_of(model))
     sizes = {f"{kind}_size": getattr(config, f"{kind}_size") for kind in ("image", "video") if kind in kinds}
     with within():
         for field, size in sizes.items():
@@ -160,8 +160,8 @@ def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str])
                         f"pixel_patch: {config.pixel_patch} does not divide the {shape[0]}x{shape[1]} "
                         f"pixels of {field} {size} at aspect {name}"
                     )
-        if "video" in kinds and (name := IMAGES_ALONE.get(model.architecture)):
-            raise ValueError(f"the corpus holds videos, and the tokenizer is {name}, which is for images alone")
+        if "video" in kinds and (alone := IMAGES_ALONE.get(model.architecture)):
+            raise ValueError(f"the corpus holds videos, and the tokenizer is {alone}, which is for images alone")
         if config.features and isinstance(model, TiTokConfig):
             raise ValueError("features: the latents of a TiTok stand for no place in the picture, expected null")
         if isinstance(model, TiTokConfig):

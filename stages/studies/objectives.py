@@ -171,7 +171,7 @@ def _make(context: StageContext, name: str, training: TrainingConfig, progress: 
         where = WorkersConfig(count=1, cpus=config.evaluation.cpus, gpus=config.evaluation.gpus)
         measurement = Measurement(config.evaluation, training, context.inputs, output, state, progress, tracker)
         launch(measure_worker, measurement, where, f"{run_name}-measured", state)
-    return {**storage.read_json(measured), **_cost(storage.read_json(storage.join(state, "metrics.json")), output)}
+    return {**storage.load_json(measured), **_cost(storage.load_json(storage.join(state, "metrics.json")), output)}
 
 
 def _cost(trained: dict, output: str) -> dict:

@@ -91,7 +91,7 @@ def run(context: StageContext) -> dict:
                 f"{context.stage}-{context.fingerprint[:12]}-{name}",
                 state,
             )
-        found = storage.read_json(storage.join(state, "metrics.json"))
+        found = storage.load_json(storage.join(state, "metrics.json"))
         rows.append(
             {
                 "name": name,

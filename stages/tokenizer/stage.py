@@ -34,23 +34,31 @@ def needs(config: Config) -> Needs:
     return Needs.of(config.workers)
 
 
-def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig | None:
-    """What a stage trains, where the stage before made `known`; None where nothing says."""
+def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig:
+    """What a stage trains, where the stage before made `known`; InputError where nothing says."""
     if config.official:
         from omniloom.stages.checkpoints.tokenizer import read_official
 
         config = config.model_copy(update={"model": read_official(config.official).config})
         known = None
-    return _architecture(config, known, files=True)
+    model = _architecture(config, known, files=True)
+    if model is None:
+        raise _no_architecture()
+    return model
+
+
+def _no_architecture() -> InputError:
+    return InputError("is missing: the architecture of the tokenizer", field="model")
 
 
 def _architecture(config: Config, known: AnyTokenizerConfig | None, files: bool) -> AnyTokenizerConfig | None:
     """`architecture` of a stage that starts from no released checkpoint; without `files` None for an RAE, whose encoder
     is one."""
     model = config.model or known
-    if config.model and known and model.architecture != known.architecture:
+    if config.model and known and config.model.architecture != known.architecture:
         raise InputError(
-            f"training starts from a tokenizer of the architecture {known.architecture!r}, got {model.architecture!r}",
+            f"training starts from a tokenizer of the architecture {known.architecture!r}, got "
+            f"{config.model.architecture!r}",
             field="model.architecture",
         )
     if not isinstance(model, RAEConfig):
@@ -72,7 +80,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     known = upstream.get("tokenizer")
     starts = bool(config.official) or "tokenizer" in upstream
     if not (starts or config.model):
-        raise InputError("is missing: the architecture of the tokenizer", field="model")
+        raise _no_architecture()
     if not (starts or config.steps):
         raise InputError("expected at least 1: there is no tokenizer to take as it is", field="steps")
     kinds = getattr(upstream.get("records"), "kinds", None)
@@ -136,7 +144,7 @@ def run(context: StageContext) -> dict:
     known = None
     if start_from:
         file = start_from.file("tokenizer", "config.json")
-        known = config_from_dict(storage.read_json(file), file)
+        known = config_from_dict(storage.load_json(file), file)
     model = architecture(config, known)
     with within():
         check_fit(model, config.data)
@@ -152,4 +160,4 @@ def run(context: StageContext) -> dict:
         context.tracker,
     )
     launch(work, job, config.workers, f"{context.stage}-{context.fingerprint[:12]}", context.work)
-    return storage.read_json(storage.join(context.state, "metrics.json"))
+    return storage.load_json(storage.join(context.state, "metrics.json"))

@@ -27,14 +27,15 @@ class TokenizerTrainer:
     def __init__(self, job: Job, engines: dict[str, Engine], held_out: ClipBatches, rank: int):
         self.job, self.config, self.engines, self.held_out, self.rank = job, job.config, engines, held_out, rank
         self.generator, self.critic = engines["generator"], engines.get("discriminator")
-        self.history = History(job.state, job.tracker) if rank == 0 else None
+        self.history = History(job.state, job.tracker)  # the first rank's is used
 
     def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float], float]:
         pixels = batch.to(self.generator.device)
         # What a step draws (a KL bottleneck's noise) depends on the step alone, so that a resumed run draws the same.
         torch.manual_seed(hash_seed(self.config.seed, step, self.rank))
         weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
-        loss, logs, recon = self.generator(pixels, self.critic.engine if weight else None, weight)
+        judge = self.critic.engine if self.critic and weight else None
+        loss, logs, recon = self.generator(pixels, judge, weight)
         self.generator.backward(loss)
         logs = {name: float(value) for name, value in logs.items()} | self.generator.step(step)
         if self.critic and self.config.loss.trains_discriminator(step):

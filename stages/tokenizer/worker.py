@@ -19,6 +19,7 @@ from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
 from omniloom.models.tokenizer.adversarial import DiscriminatorObjective
 from omniloom.models.tokenizer.base import VisualTokenizer
+from omniloom.models.tokenizer.build import patch_size_of
 from omniloom.models.tokenizer.config import RAEConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective
 from omniloom.models.tokenizer.perceptual import load_perceptual, read_weights
@@ -36,8 +37,8 @@ def train_worker(job: Job) -> None:
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
     engines = _engines(job, ranks)
-    clips = ClipBatches(job.records, "train", config.data, job.model.patch_size, config.seed, rank, ranks)
-    held_out = ClipBatches(job.records, "validation", config.data, job.model.patch_size, config.seed, 0, 1)
+    clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
+    held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, 0, 1)
     trainer = TokenizerTrainer(job, engines, held_out, rank)
     loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
     loop.validate_first = bool(job.start_from or config.official)  # what it starts from, on the same clips

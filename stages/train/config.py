@@ -191,9 +191,12 @@ def visual_sizes(facts: dict) -> dict[str, int | None]:
 
 
 def feature_dim(config: Config, facts: dict) -> int | None:
-    """Channels of the features in the tokens that `facts` are about; None where they are not trained on."""
-    if not config.alignment:
-        return None
+    """Channels of the features that are trained on, of the tokens that `facts` are about; None where none are."""
+    return held_features(facts) if config.alignment else None
+
+
+def held_features(facts: dict) -> int:
+    """Channels of the features in the tokens; InputError where they hold none."""
     if not facts.get("feature_dim"):
         raise InputError("the tokens hold no features; set stages.pretokenize.features", field="alignment")
     return facts["feature_dim"]

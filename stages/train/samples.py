@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from omniloom.infra.artifacts import Artifact
+from omniloom.infra.errors import InputError
 from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.model import UnifiedModel
@@ -21,6 +22,8 @@ def with_tokenizers(
     if not config.trained:
         bundle = BundleConfig(model.config, config.diffusion, None, (), (), None, objectives=())
         return OmniLoom(bundle, model, None, text)
+    if tokenizer is None:
+        raise InputError("pictures cannot be drawn without the visual tokenizer of the tokens", field="objectives")
     visual = load_tokenizer(tokenizer).to(next(model.parameters()).device)
     bundle = BundleConfig(
         unified=model.config,
@@ -52,7 +55,7 @@ def held_out_captions(held_out: TokenSet, text: TextTokenizer, config: Config) -
     for index in spread(held_out.table, ("source", "label"), config.seed, held_out.indices("image")):
         if len(captions) >= config.samples.count:
             break
-        ids = next((token.ids for token in held_out.document(int(index)) if token.kind == "text"), ())
+        ids = next((token.text_ids for token in held_out.document(int(index)) if token.kind == "text"), ())
         if len(ids):
             captions.setdefault(text.decode(ids))
     return list(captions)

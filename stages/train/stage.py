@@ -56,15 +56,14 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     if config.init_from and not files:
         return
     if config.init_from:
-        check_start(config, tokens.text_tokenizer)
+        check_start(storage.absolute(config.init_from), tokens.text_tokenizer)
     check_alignment(config, expected_config(config, tokens, tokenizer and tokenizer.model))
     fits.check_kinds(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
 
 
-def check_start(config: Config, text_tokenizer: str) -> None:
+def check_start(uri: str, text_tokenizer: str) -> None:
     """That the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
-    uri = storage.absolute(config.init_from)
     require_folder_of_weights(uri, "init_from")
     try:
         digest = read_text_tokenizer(storage.absolute(text_tokenizer)).digest
@@ -98,7 +97,7 @@ def run(context: StageContext) -> dict:
     checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine})
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
-    return storage.read_json(storage.join(context.state, "metrics.json")) | left_out
+    return storage.load_json(storage.join(context.state, "metrics.json")) | left_out
 
 
 def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, int]:
@@ -113,7 +112,7 @@ def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, in
 
 def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
     """That the tokens can be trained on, and are the tokenizer's; InputError where not."""
-    facts = storage.read_json(tokens.file("tokens.json"))
+    facts = storage.load_json(tokens.file("tokens.json"))
     if tokenizer and facts["visual_digest"] != tokenizer.digest:
         raise InputError(
             f"the tokens were made by another tokenizer ({facts['visual_tokenizer'][:12]}) than "

@@ -34,7 +34,7 @@ class UnifiedTrainer:
         self.step_names = self.loss_names | ({"alignment": "alignment_loss"} if self.config.alignment else {})
         self.rows = validation_rows(held_out, self.config, self.model_config, engine.device.type)
         self.captions = held_out_captions(held_out, text, self.config) if self.config.trained else []
-        self.history = History(job.state, job.tracker) if rank == 0 else None
+        self.history = History(job.state, job.tracker)  # the first rank's is used
         self.peak = self.config.workers.peak_tflops or peak_tflops(self.config.engine.precision)
 
     def train_step(self, step: int, batch: MicroBatches) -> tuple[dict[str, float], float]:

@@ -22,7 +22,7 @@ from omniloom.models.unified.objectives.objective import UnifiedObjective, part_
 from omniloom.stages.checkpoints.language_model import local_folder
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.train.config import Config, feature_dim, unified_config, visual_sizes
+from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.samples import with_tokenizers
@@ -67,7 +67,7 @@ def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjec
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {
-            "alignment": FeatureAlignment(model.config.width, feature_dim(config, facts)),
+            "alignment": FeatureAlignment(model.config.width, held_features(facts)),
             "alignment_weight": config.alignment.weight,
             "alignment_layer": config.alignment.layer,
         }

@@ -311,7 +311,7 @@ def generate(o: argparse.Namespace) -> None:
         @torch.no_grad()
         def run() -> None:
             state, _ = kind.prefill(model, [long_prefix])
-            made[name] = draw_visual(state, [(0, 0)], grid, how, go_on=False)[0]
+            made[name] = draw_visual(state, [(0, 0)], grid, how)
 
         return run
 

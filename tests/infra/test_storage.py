@@ -156,6 +156,14 @@ def test_a_json_file_that_holds_none_is_named(root, content):
     assert caught.value.file == join(root, "x.json") and "x.json" in str(caught.value)
 
 
+def test_a_json_file_that_has_to_be_there_is_read_or_named(root):
+    storage.write_json(join(root, "x.json"), {"a": 1})
+    assert storage.load_json(join(root, "x.json")) == {"a": 1}
+    with pytest.raises(InputError, match="is missing; put it back") as caught:
+        storage.load_json(join(root, "no.json"))
+    assert caught.value.file == join(root, "no.json") and "no.json" in str(caught.value)
+
+
 def test_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")

@@ -19,7 +19,7 @@ from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
 from omniloom.models.unified.diffusion.samplers import sample
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import draw_visual, open_diffusion, sample_tokens
+from omniloom.models.unified.generation.draw import draw_and_go_on, draw_visual, open_diffusion, sample_tokens
 from omniloom.models.unified.generation.generate import (
     Drawing,
     generate_interleaved,
@@ -228,7 +228,7 @@ def test_passes_that_have_no_weight_are_not_computed() -> None:
 @pytest.mark.parametrize("grid", [(1, 2, 3), (2, 2, 1)])
 @pytest.mark.parametrize("objective", backbone_cases.ALL)
 def test_what_follows_a_drawn_picture_sees_the_clean_one(objective: str, grid: tuple[int, int, int]) -> None:
-    """After draw_visual(go_on=True) the state is that of a prefill with what was drawn, in all variants of the guided
+    """After draw_and_go_on the state is that of a prefill with what was drawn, in all variants of the guided
     requests: where it stands, the hidden state at <eoi>, and every token behind it."""
     model = backbone_cases.build(backbone_cases.config_of("none")).eval()
     earlier = backbone_cases.values("latent_diffusion", (1, 3, 2), 7)
@@ -237,7 +237,7 @@ def test_what_follows_a_drawn_picture_sees_the_clean_one(objective: str, grid: t
     rows = guided_prefixes(requests, how, S)
     assert len(rows) == 9
     state, _ = GenerationState.prefill(model, rows)
-    drawn, hidden = draw_visual(state, [(3, 0), (4, 1), (5, 0)], grid, how, go_on=True)
+    drawn, hidden = draw_and_go_on(state, [(3, 0), (4, 1), (5, 0)], grid, how)
     shown = [visual_segment(objective, drawn[b % 3].numpy(), grid, loss=False) for b in range(9)]
     expected, at_end = GenerationState.prefill(model, [[*row, picture] for row, picture in zip(rows, shown)])
     assert (state.lengths, state.last) == (expected.lengths, expected.last)
@@ -273,7 +273,7 @@ def test_two_pictures_of_an_answer_are_those_drawn_in_turn() -> None:
     at = [i for i, part in enumerate(made) if part.kind == "visual"]
     for number, place in enumerate(at):
         state, _ = GenerationState.prefill(model, [[*prefixes()[0], *made[:place]]])
-        drawn, _ = draw_visual(state, [(seed, number)], GRID, how, go_on=False)
+        drawn = draw_visual(state, [(seed, number)], GRID, how)
         np.testing.assert_allclose(drawn[0], made[place].latents, atol=1e-4)
     assert len(at) > 1
 

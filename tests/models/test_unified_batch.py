@@ -120,3 +120,16 @@ def test_what_does_not_fit_is_named() -> None:
         Segment("text", ids=np.array([7]), weight=-1)
     with pytest.raises(ValueError, match="Segment.kind"):
         Segment("sound")
+
+
+def test_a_segment_says_what_it_has_not() -> None:
+    text, drawn = Segment("text", ids=[5, 6]), Segment("visual", latents=picture((1, 2, 3)), grid=[1, 2, 3])
+    assert text.text_ids.tolist() == [5, 6] and text.length == 2
+    assert (drawn.visual_grid, drawn.row.name, drawn.time_cap, drawn.length) == ((1, 2, 3), "latent_diffusion", 1.0, 8)
+    for segment, kind, names in (
+        (text, "text", {"visual_grid": "grid", "row": "objective", "time_cap": "max_time", "values": "objective"}),
+        (drawn, "visual", {"text_ids": "ids"}),
+    ):
+        for asked, field in names.items():
+            with pytest.raises(ValueError, match=rf"^Segment.{field}: a {kind} segment has none$"):
+                getattr(segment, asked)

@@ -124,3 +124,26 @@ def test_a_shard_that_is_cut_is_named(tmp_path, size):
     with pytest.raises(InputError, match=f"{size} bytes.*omniloom verify") as caught:
         TokenSet(artifact, "train")
     assert caught.value.file == str(shard)
+
+
+def test_tokens_without_their_facts_name_the_file(tmp_path):
+    artifact = corpora.pretokenize(tmp_path / "tokens", {"train": [rows()]}, TEXT)
+    (artifact.local() / "tokens.json").unlink()
+    with pytest.raises(InputError, match="is missing") as caught:
+        TokenSet(artifact, "train")
+    assert caught.value.file == str(artifact.local() / "tokens.json")
+
+
+def test_a_picture_is_not_read_as_a_text(tmp_path):
+    written = rows()
+    tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [written]}, TEXT), "train")
+    found = [token for index in range(len(tokens)) for token in tokens.document(index)]
+    segments = [segment for row in written for segment in row["segments"]]
+    assert {token.kind for token in found} == {"text", "visual"}
+    for token, segment in zip(found, segments, strict=True):
+        if token.kind == "text":
+            assert token.text_ids.tolist() == segment["ids"] and token.length == len(segment["ids"])
+            continue
+        assert token.length == np.prod(segment["grid"])
+        with pytest.raises(ValueError, match="expected a text, got a visual segment"):
+            _ = token.text_ids

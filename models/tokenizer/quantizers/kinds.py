@@ -98,8 +98,9 @@ def _problem(name: str, row: Any) -> str | None:
         return f"is no omniloom.models.tokenizer.quantizers.kinds.QuantizerKind but a {type(row).__name__}"
     if row.name != name:
         return f"is the quantizer {row.name!r}, expected the name of its entry point"
-    config = row.config
-    if not (isinstance(config, type) and issubclass(config, QuantizerConfig) and is_dataclass(config)):
+    config: Any = row.config
+    fits = isinstance(config, type) and issubclass(config, QuantizerConfig) and is_dataclass(config)
+    if not fits:
         return "has a config that is no dataclass and QuantizerConfig"
     if get_args(get_type_hints(config)["kind"]) != (name,) or getattr(config, "kind", None) != name:
         return f'has a config without the line `kind: Literal["{name}"] = "{name}"`'

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
-from omniloom.models.checks import Conditional, FieldError, Use, as_written, require
+from omniloom.models.checks import (
+    Conditional,
+    Derived,
+    FieldError,
+    Use,
+    as_written,
+    derive,
+    derived,
+    require,
+)
 from omniloom.models.docstrings import field_docstrings
 
 PREDICTIONS = ("x", "noise", "v")
@@ -59,12 +68,12 @@ class DiffusionConfig(Conditional):
     """The path from data to noise."""
     predict: Literal["x", "noise", "v"] = "v"
     """What the network gives: the data, the noise, or the formulation's own v."""
-    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    time: Derived[Literal["uniform", "logit_normal", "lognormal"]] = derived()
     """Law of the training times."""
-    time_mean: float | None = None
+    time_mean: Derived[float] = derived()
     """Mean of the normal: of logit t under logit_normal, of ln sigma under lognormal. null: the usual one of the
     formulation's usual law, 0 of another."""
-    time_std: float | None = None
+    time_std: Derived[float] = derived()
     """Deviation of that normal. null: the usual one of the formulation's usual law, 1 of another."""
     shift: float = 1.0
     """k: every training and sampling time moves to k times its sigma, SNR / k^2; above 1 is towards noise, as larger
@@ -82,7 +91,7 @@ class DiffusionConfig(Conditional):
     """The least noise level of the sampling grids edm and logsnr."""
     sigma_max: float = 80.0
     """The largest noise level of the sampling grids edm and logsnr."""
-    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    sampling_grid: Derived[Literal["time", "edm", "logsnr"]] = derived()
     """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
     sigma_max to sigma_min and then to 0. null: the formulation's usual one."""
     multiscale: int = 1
@@ -102,7 +111,7 @@ class DiffusionConfig(Conditional):
         self._fill_in_usual()
         for name, choices in _CHOICES.items():
             require(getattr(self, name) in choices, self, name, f"one of {', '.join(choices)}")
-        require(self.time_mean is not None and math.isfinite(self.time_mean), self, "time_mean", "a finite number")
+        require(math.isfinite(self.time_mean), self, "time_mean", "a finite number")
         for name in ("time_std", "shift", "snr_gamma", "data_std", "sigma_min"):
             require(0 < getattr(self, name) < math.inf, self, name, "a positive number")
         require(self.sigma_min < self.sigma_max < math.inf, self, "sigma_max", f"a number above {self.sigma_min}")
@@ -116,8 +125,7 @@ class DiffusionConfig(Conditional):
         if self.time not in (None, usual.time):
             usual = usual._replace(time_mean=0.0, time_std=1.0)
         for name, value in usual._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+            derive(self, name, value)
 
     def _usual_mean(self) -> float:
         return self.USUAL.time_mean
@@ -149,9 +157,9 @@ class FlowDiffusionConfig(DiffusionConfig):
 
     formulation: Literal["flow"] = "flow"
     """The path from data to noise."""
-    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    time: Derived[Literal["uniform", "logit_normal", "lognormal"]] = derived()
     """Law of the training times: uniform or logit_normal in t, lognormal in sigma. null: logit_normal."""
-    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    sampling_grid: Derived[Literal["time", "edm", "logsnr"]] = derived()
     """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
     sigma_max to sigma_min and then to 0. null: time."""
 
@@ -166,9 +174,9 @@ class VPDiffusionConfig(DiffusionConfig):
 
     formulation: Literal["vp"] = "vp"
     """The path from data to noise."""
-    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    time: Derived[Literal["uniform", "logit_normal", "lognormal"]] = derived()
     """Law of the training times: uniform or logit_normal in t, lognormal in sigma. null: uniform."""
-    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    sampling_grid: Derived[Literal["time", "edm", "logsnr"]] = derived()
     """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
     sigma_max to sigma_min and then to 0. null: time."""
 
@@ -183,14 +191,14 @@ class VEDiffusionConfig(DiffusionConfig):
 
     formulation: Literal["ve"] = "ve"
     """The path from data to noise."""
-    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    time: Derived[Literal["uniform", "logit_normal", "lognormal"]] = derived()
     """Law of the training times: uniform or logit_normal between sigma_min and sigma_max by the logarithm, lognormal in
     sigma. null: uniform."""
     sigma_min: float = 0.002
     """The least noise level, in training and of the sampling grids edm and logsnr."""
     sigma_max: float = 80.0
     """The largest noise level, in training and in sampling."""
-    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    sampling_grid: Derived[Literal["time", "edm", "logsnr"]] = derived()
     """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
     sigma_max to sigma_min and then to 0. null: edm."""
 
@@ -206,10 +214,10 @@ class EDMDiffusionConfig(DiffusionConfig):
 
     formulation: Literal["edm"] = "edm"
     """The path from data to noise."""
-    time: Literal["uniform", "logit_normal", "lognormal"] | None = None
+    time: Derived[Literal["uniform", "logit_normal", "lognormal"]] = derived()
     """Law of the training times: uniform or logit_normal between sigma_min and sigma_max by the logarithm, lognormal in
     sigma. null: lognormal."""
-    time_mean: float | None = None
+    time_mean: Derived[float] = derived()
     """Mean of the normal: of logit t under logit_normal, of ln sigma under lognormal. null: 0 of logit t; of ln sigma
     -1.2, its authors' for data_std 0.5, which moves with ln data_std."""
     data_std: float = 1.0
@@ -218,7 +226,7 @@ class EDMDiffusionConfig(DiffusionConfig):
     """The least noise level, in training and of the sampling grids edm and logsnr."""
     sigma_max: float = 80.0
     """The largest noise level, in training and in sampling."""
-    sampling_grid: Literal["time", "edm", "logsnr"] | None = None
+    sampling_grid: Derived[Literal["time", "edm", "logsnr"]] = derived()
     """Sampling times: time: even in t; edm: even in sigma^(1/7); logsnr: even in ln sigma; the last two go from
     sigma_max to sigma_min and then to 0. null: edm."""
 

@@ -217,9 +217,9 @@ def _end(document: Document, scheme: str, axes: int) -> int:
     last = -1
     for segment in document:
         pieces = (
-            [("text", len(segment.ids))]
+            [("text", len(segment.text_ids))]
             if segment.kind == "text"
-            else [("text", 1), ("visual", segment.grid), ("text", 1)]
+            else [("text", 1), ("visual", segment.visual_grid), ("text", 1)]
         )
         for piece in pieces:
             _, last = place(scheme, piece, last, axes)

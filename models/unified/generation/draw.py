@@ -70,17 +70,19 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, how: TextSampling | VisualSa
     return order.gather(1, torch.minimum(drawn, allowed - 1).clamp(min=0))[:, 0]
 
 
-def draw_visual(
-    state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling, go_on: bool
-) -> tuple[Tensor, Tensor | None]:
+def draw_visual(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> Tensor:
     """Draw a segment for each of R requests, in a state of V R rows for V variants: all requests' first, and so on.
 
-    Returns latents or pixels (R, N, C), or codes int64 (R, N), and if go_on, hidden (rows, width) at <eoi>; the state
-    then holds the clean segment."""
+    Returns latents or pixels (R, N, C), or codes int64 (R, N). The state is of no use then."""
+    return resolve(how.row.draw)(_open(state, draws, grid, how))
+
+
+def draw_and_go_on(
+    state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling
+) -> tuple[Tensor, Tensor]:
+    """As `draw_visual`, and hidden (rows, width) at <eoi>; the state then holds the clean segment."""
     canvas = _open(state, draws, grid, how)
     values = resolve(how.row.draw)(canvas)
-    if not go_on:
-        return values, None
     if not how.row.causal:  # a causal segment was kept as it was drawn
         canvas.feed(values, keep=True)
     return values, state.feed_text([state.model.config.specials.eoi] * len(state.lengths))

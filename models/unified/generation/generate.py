@@ -20,7 +20,7 @@ from torch import Tensor
 from omniloom.models.unified.batch import Document, Segment, visual_segment
 from omniloom.models.unified.config import SpecialIds
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import check_drawing, draw_visual, nothing, sample_tokens
+from omniloom.models.unified.generation.draw import check_drawing, draw_and_go_on, draw_visual, nothing, sample_tokens
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.layouts import without
 from omniloom.models.unified.model import UnifiedModel
@@ -68,7 +68,7 @@ def generate_visual(
     if not prefixes:
         return nothing(model.config, grid, visual)
     state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, visual, model.config.specials))
-    values, _ = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual, go_on=False)
+    values = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual)
     return values.reshape(len(prefixes), *grid, *values.shape[2:])
 
 
@@ -91,7 +91,7 @@ def generate_interleaved(
     model: UnifiedModel,
     prefixes: Sequence[Document],
     text: TextSampling,
-    drawing: Drawing | None = None,
+    drawing: Drawing = Drawing(VisualSampling()),
     *,
     stop_ids: Sequence[int] | None = None,
     seeds: Seeds = 0,
@@ -104,8 +104,8 @@ def generate_interleaved(
     Returns, for each request, the segments that were made; they can stand in a later prefix.
     """
     special = model.config.specials
-    grids = {special.boi: drawing.image_grid, special.bov: drawing.video_grid} if drawing else {}
-    grids = {token: (grid[0], grid[1], grid[2]) for token, grid in grids.items() if grid is not None}
+    openings = ((special.boi, drawing.image_grid), (special.bov, drawing.video_grid))
+    grids = {token: (grid[0], grid[1], grid[2]) for token, grid in openings if grid is not None}
     stops = set([special.eos] if stop_ids is None else stop_ids)
     forbidden = [
         i
@@ -138,7 +138,7 @@ def generate_interleaved(
         logits = model.text_head(hidden).float()
         logits[:, forbidden] = -torch.inf
         for b, request in enumerate(rows):
-            if drawing and pictures[request] >= drawing.max_visuals:
+            if pictures[request] >= drawing.max_visuals:
                 logits[b, list(grids)] = -torch.inf
         chosen = sample_tokens(logits, uniforms[rows, step % _UNIFORMS].to(logits.device), text).tolist()
         step += 1
@@ -168,13 +168,13 @@ def generate_interleaved(
                 part = part.stack(GenerationState.prefill(model, others)[0])
             grid = grids[token]
             draws = [(seeds[rows[b]], pictures[rows[b]]) for b in group]
-            values, after = draw_visual(part, draws, grid, drawing.visual, go_on=True)
+            values, after = draw_and_go_on(part, draws, grid, drawing.visual)
             state.put(group, part.select(range(len(group))))
             hidden = hidden.index_copy(
                 0, torch.tensor(group, device=hidden.device), after[: len(group)].to(hidden.dtype)
             )
             for b, drawn in zip(group, values.cpu().numpy()):
-                made[rows[b]].append(visual_segment(drawing.visual.objective, drawn, grid))
+                made[rows[b]].append(visual_segment(drawing.visual.row.name, drawn, grid))
                 pictures[rows[b]] += 1
         staying = [b for b, request in enumerate(rows) if request in alive]
         if staying and len(staying) <= len(rows) // 2:
@@ -195,4 +195,4 @@ def generate_text(
 ) -> list[list[int]]:
     """`generate_interleaved` with text alone: the ids each request gets, the one that ended it left out."""
     made = generate_interleaved(model, prefixes, text, stop_ids=stop_ids, seeds=seeds)
-    return [segments[0].ids.tolist() if segments else [] for segments in made]
+    return [segments[0].text_ids.tolist() if segments else [] for segments in made]

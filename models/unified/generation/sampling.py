@@ -59,6 +59,15 @@ class Knob:
         )
 
     @property
+    def refused(self) -> float:
+        """A number that the field does not take."""
+        if self.above is not None:
+            return self.above
+        if self.at_least is not None:
+            return self.at_least - 1
+        raise ValueError("a knob without a lower bound takes every number")
+
+    @property
     def expected(self) -> str:
         """In words."""
         if self.kind is tuple:

@@ -116,7 +116,7 @@ def config_from_llama(
     values: Any,
     where: str,
     *,
-    latent_dim: int = 1,
+    latent_dim: int | None = 1,
     specials: SpecialIds | None = None,
     vocab_size: int | None = None,
     **overrides: Any,

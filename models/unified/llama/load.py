@@ -38,7 +38,7 @@ def is_text_parameter(name: str) -> bool:
 def load_llama(
     folder: str | Path,
     *,
-    latent_dim: int = 1,
+    latent_dim: int | None = 1,
     specials: SpecialIds | None = None,
     vocab_size: int | None = None,
     dtype: torch.dtype = torch.float32,

@@ -35,7 +35,7 @@ def _resample(image: np.ndarray, size: Size, box: Box) -> np.ndarray:
     if image.ndim == 4:
         return np.stack([_resample(frame, size, box) for frame in image])
     height, width = size
-    if image.shape[:2] == size and box == (0, 0, width, height):
+    if (*image.shape[:2], *box) == (height, width, 0, 0, width, height):
         return image
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.array(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))

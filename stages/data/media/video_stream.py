@@ -82,6 +82,11 @@ class VideoStream:
         self._lost = 0  # frames that gaps beside damage leave out
 
     @property
+    def duration(self) -> float:
+        """Seconds from the first frame that was shown to the end of the last."""
+        return 0.0 if self.first is None else self.end - self.first
+
+    @property
     def pixel_aspect(self) -> float:
         """Width over height of a stored pixel on display."""
         return float(self.stream.sample_aspect_ratio or self.context.sample_aspect_ratio or 1)

@@ -59,7 +59,9 @@ def probe_video(data: bytes, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
                 size = display_size(frame, video.pixel_aspect)
                 check_shape(size[1], size[0], limits)
         video.check_sound()
-        duration = video.end - video.first
+        if size is None:
+            raise MediaError("truncated", "no frame could be decoded")
+        duration = video.duration
         if not video.step and video.stream.average_rate:  # one frame without a length
             duration += 1.0 / float(video.stream.average_rate)
         fps = video.shown / duration if duration > 0 else 0.0
@@ -199,6 +201,8 @@ def _sample_by_time(
         previous, shown_until = frame, moment + (float(frame.duration * frame.time_base) if frame.duration else 0.0)
         if num_frames is not None and len(out) == num_frames:
             return out
+    if previous is None or first is None:
+        raise MediaError("truncated", "no frame could be decoded")
     fill(max(shown_until - first, half_tick * 2))
     if not out or num_frames is not None and len(out) < num_frames:
         out.extend([picture(previous)] * ((num_frames or 1) - len(out)))
