@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,14 +79,15 @@ def stacks(first: int) -> tuple[str, str]:
     that one stands, in a few words). Without source lines: their disk may be what does not answer."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()
-    parts, place = [], "gone"
+    parts: list[str] = []
+    place = "gone"
     for ident in sorted(frames, key=lambda ident: (ident != first, ident)):
         if names.get(ident) == _OURS:
             continue
-        calls, frame = [], frames[ident]
-        while frame is not None:
-            calls.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname))
-            frame = frame.f_back
+        calls = [
+            (frame.f_code.co_filename, line, frame.f_code.co_qualname)
+            for frame, line in traceback.walk_stack(frames[ident])
+        ]
         if ident == first:
             place = _place(calls)
         lines = [f"  {file}:{line} {name}" for file, line, name in reversed(calls)]
