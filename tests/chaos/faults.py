@@ -47,11 +47,12 @@ class Scene:
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         self.later.append((time.monotonic() + seconds, call))
 
-    def settle(self, all_of_it: bool = False) -> None:
+    def settle(self) -> None:
         """Do what is due."""
+        self.nodes.mend()
         now = time.monotonic()
         for moment, call in [*self.later]:
-            if all_of_it or moment <= now:
+            if moment <= now:
                 self.later.remove((moment, call))
                 call()
 

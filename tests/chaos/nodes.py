@@ -56,7 +56,7 @@ class Nodes:
             self.wait_for_head()
             for number in range(1, len(CPUS)):
                 self.start(number)
-            self.wait_for_all()
+                self.wait_for_all()  # one after the other: two that start at once on one machine can miss each other
         except BaseException:
             self.__exit__()
             raise
@@ -83,7 +83,14 @@ class Nodes:
         while not all("Ray runtime started" in log.read_text(errors="replace") for log in self.logs.values()):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"a node did not start; see {self.folder}")
+            self.mend()
             time.sleep(0.2)
+
+    def mend(self) -> None:
+        """Start again what gave up while it started, as Ray does on a machine that is busy."""
+        for number, process in list(self.processes.items()):
+            if process.poll() is not None:
+                self.start(number)
 
     def start(self, number: int) -> None:
         """Start a node, or its replacement, without waiting for it."""

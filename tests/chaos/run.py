@@ -191,7 +191,6 @@ def stage_for(round_: Round, folder: Path) -> Iterator[tuple[kinds.Scene, list[s
         server = stack.enter_context(Server(folder)) if round_.place == "folder" else None
         nodes = stack.enter_context(Nodes(folder / "nodes", env))
         scene = kinds.Scene(nodes, root, random.Random(f"{round_.number}"), folder, proxy, server)
-        stack.callback(scene.settle, all_of_it=True)
         tracking = server.uri if server else f"sqlite:///{folder / 'mlflow.db'}"
         overrides = [f"storage={root}", f"cluster.address={nodes.address}", f"tracking.uri={tracking}"]
         yield scene, [*_OMNILOOM, "run", str(config), *overrides]
