@@ -207,6 +207,8 @@ def checkpoints(root: str, stage: str) -> list[str]:
 
 # They end nobody's process: each comes when it is due, whatever else is under way.
 QUIET = {"clock set", "storage slow", "MLflow killed", "MLflow hangs"}
+# They work for a while: what was done in it does not say that anything has recovered.
+LASTING = {"node drained", "disk full", "storage refuses", "storage breaks", "storage busy"}
 ANYWHERE: dict[str, Fault] = {
     "driver killed": _driver(signal.SIGKILL),
     "driver told to end": _driver(signal.SIGTERM),

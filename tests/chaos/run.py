@@ -132,6 +132,8 @@ class Play:
         reached, now = self._reached(), time.monotonic()
         for entry in [*self.under_way]:
             fault, moment, before = entry
+            if fault.kind in kinds.LASTING and self.scene.later:
+                continue
             if self._further(reached, before, fault.stage):
                 fault.lost = round(now - moment, 1)
                 self.under_way.remove(entry)
@@ -156,7 +158,8 @@ class Play:
         )
 
     def _further(self, reached: dict[str, float], before: dict[str, float], stage: str) -> bool:
-        return reached.get(stage, 0) > before[stage]
+        """Of a training a whole stretch between checkpoints: one that is told to end writes one more at once."""
+        return reached.get(stage, 0) >= before[stage] + (1 if stage in _DATA else disturbed.CHECKPOINT_EVERY)
 
     def _reached(self) -> dict[str, float]:
         """{stage: shards or steps that are done}, of those that have begun; `_DONE` for those that are."""
