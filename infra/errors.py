@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # How a ValueError of a check begins that knows which field it is about: `data.sizes: expected ...`.
 _FIELD = re.compile(r"([a-z_]\w*(?:\.\w+)*): (?=\S)")
@@ -24,25 +24,48 @@ class InputError(OmniLoomError):
 
     `field` is a path from the config's root (`stages.ingest.sources.0.uri`), in a stage one from the root of its own
     config (`sources.0.uri`), or an option's name; `file` is the config file or the data file that holds the mistake.
-    Both may be None; `str()` gives `file: field: message`.
+    Both may be None; `str()` gives `file: field: message`. `line` is that of the field in the file, where it is known.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, *, field: str | None = None, file: str | None = None):
+    def __init__(self, message: str, *, field: str | None = None, file: str | None = None, line: int | None = None):
         super().__init__(message)
-        self.message, self.field, self.file = message, field, file
+        self.message, self.field, self.file, self.line = message, field, file, line
+        self._parts: tuple[InputError, ...] = ()
+
+    def each(self) -> tuple[InputError, ...]:
+        """The errors that it tells of, apart, where `together` made it of several; else itself."""
+        return self._parts or (self,)
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.field, self.message) if part)
 
     def __reduce__(self):
         # Raised inside workers too: the default pickling would lose the keyword arguments.
-        return _rebuild, (type(self), self.message, self.field, self.file)
+        return _rebuild, (type(self), self.message, self.field, self.file, self.line, self._parts)
 
 
-def _rebuild(kind: type[InputError], message: str, field: str | None, file: str | None) -> InputError:
-    return kind(message, field=field, file=file)
+def _rebuild(
+    kind: type[InputError],
+    message: str,
+    field: str | None,
+    file: str | None,
+    line: int | None,
+    parts: tuple[InputError, ...],
+) -> InputError:
+    error = kind(message, field=field, file=file, line=line)
+    error._parts = parts
+    return error
+
+
+def together(errors: Iterable[InputError]) -> InputError:
+    """One error that tells all of them, each once, by their lines; what has none, as of an override, comes first."""
+    found = {(error.field, error.message): error for one in errors for error in one.each()}
+    first, *rest = parts = sorted(found.values(), key=lambda error: error.line or 0)
+    lines = [": ".join(part for part in (error.field, error.message) if part) for error in rest]
+    message = "\n  ".join([first.message, *lines])
+    return _rebuild(type(first), message, first.field, first.file, first.line, tuple(parts)) if rest else first
 
 
 @contextlib.contextmanager
@@ -52,8 +75,11 @@ def within(field: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        error.field = join_fields(field, error.field)
-        raise
+        for one in error.each():
+            one.field = join_fields(field, one.field)
+        if error in error.each():
+            raise
+        raise together(error.each()) from error.__cause__
     except ValueError as error:
         own, message = split_field(str(error))
         raise InputError(message, field=join_fields(field, own)) from None

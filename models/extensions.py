@@ -45,5 +45,10 @@ def load(
     return parts, unusable
 
 
+def offered_by(group: str, name: str) -> str | None:
+    """The distribution, with its version, that adds a part of this name; None of the parts of this tree."""
+    return next((_distribution(point) for point in entry_points(group=group, name=name)), None)
+
+
 def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value

@@ -27,6 +27,6 @@ def run(
     --until S` and `--force S`. Progress goes to stderr. Gives the artifacts that are there at the end, by stage.
     Raises `InputError` where the request is wrong, before anything started, and `OmniLoomError` where a stage failed.
     """
-    plan = make_plan(load(config, list(overrides)), Selection(only, from_, until, tuple(force)))
+    plan = make_plan(load(config, list(overrides), files=True), Selection(only, from_, until, tuple(force)))
     execute(plan, Display())
     return {planned.name: planned.artifact for planned in plan.stages if planned.artifact}

@@ -9,17 +9,40 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from omniloom.infra.errors import InputError, within
+from omniloom.infra.errors import InputError, together, within
+from omniloom.pipelines import absent
 from omniloom.pipelines.config import PipelineConfig, placed
 from omniloom.pipelines.graph import BUILT_IN
-from omniloom.pipelines.origin import together
 from omniloom.stages.base import Stage
 
 
 def check_stages(config: PipelineConfig, settled: Collection[str] = (), files: bool = True) -> None:
     """InputError for what the configs tell not to fit. Stages that are `settled`, cached or pinned, are not checked;
     with `files` outside files are looked at too."""
-    _ask_all(config, settled, lambda stage, own, upstream: stage.check(own, upstream, files))
+    refuse(misfits(config, settled, files))
+
+
+def misfits(
+    config: PipelineConfig, settled: Collection[str] = (), files: bool = True, unknown: Collection[str] = ()
+) -> list[InputError]:
+    """What `check_stages` refuses, one error a stage. Nothing is said of what `unknown` stages make, whose sources are
+    not there."""
+    return _ask_all(config, settled, lambda stage, own, upstream: stage.check(own, upstream, files), unknown)
+
+
+def check_all(config: PipelineConfig) -> None:
+    """InputError for what does not fit, and for all outside files that are not there, of stages that are not pinned."""
+    stages = [stage for stage in config.graph.stages if stage.name not in config.pins]
+    missing = {stage.name: list(absent.of_stage(stage, getattr(config.stages, stage.name))) for stage in stages}
+    unknown = {name for name, errors in missing.items() if errors}
+    errors = [placed(config, error) for found in missing.values() for error in found]
+    refuse([*misfits(config, unknown=unknown), *errors])
+
+
+def refuse(errors: Collection[InputError]) -> None:
+    """Raise what there is, together."""
+    if errors:
+        raise together(errors)
 
 
 def check_counts(config: PipelineConfig, counts: Mapping[str, dict], settled: Collection[str] = ()) -> list[str]:
@@ -31,13 +54,18 @@ def check_counts(config: PipelineConfig, counts: Mapping[str, dict], settled: Co
         if corpus := counts.get(config.graph.upstream(stage.name).get("records", "")):
             warnings.extend(f"{stage.name}: {text}" for text in stage.check_counts(own, upstream, corpus))
 
-    _ask_all(config, settled, ask)
+    refuse(_ask_all(config, settled, ask))
     return warnings
 
 
-def _ask_all(config: PipelineConfig, settled: Collection[str], ask: Callable[[Stage, Any, dict], None]) -> None:
+def _ask_all(
+    config: PipelineConfig,
+    settled: Collection[str],
+    ask: Callable[[Stage, Any, dict], None],
+    unknown: Collection[str] = (),
+) -> list[InputError]:
     errors = []
-    for stage, own, upstream in with_upstream(config):
+    for stage, own, upstream in with_upstream(config, unknown):
         if stage.name in settled or stage.name in config.pins:
             continue
         try:
@@ -45,19 +73,19 @@ def _ask_all(config: PipelineConfig, settled: Collection[str], ask: Callable[[St
                 ask(stage, own, upstream)
         except InputError as error:
             errors.append(placed(config, error))
-    if errors:
-        raise together(errors)
+    return errors
 
 
-def with_upstream(config: PipelineConfig) -> Iterator[tuple[Stage, Any, dict[str, Any]]]:
-    """Each stage in order with its config and, by role, the configs of the stages before it."""
+def with_upstream(config: PipelineConfig, unknown: Collection[str] = ()) -> Iterator[tuple[Stage, Any, dict[str, Any]]]:
+    """Each stage in order with its config and, by role, the configs of the stages before it, but of those that
+    are pinned or `unknown`."""
     graph = config.graph
     known: dict[str, Any] = {}
     for stage in graph.stages:
         own = getattr(config.stages, stage.name)
         upstream = {role: known[name] for role, name in graph.upstream(stage.name).items()}
         yield stage, own, upstream
-        known[stage.name] = None if stage.name in config.pins else _resolved(stage, own, upstream)
+        known[stage.name] = None if stage.name in {*config.pins, *unknown} else _resolved(stage, own, upstream)
 
 
 def _resolved(stage: Stage, own: Any, upstream: dict[str, Any]) -> Any:

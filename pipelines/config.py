@@ -18,14 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from omniloom.infra import secrets, storage
 from omniloom.infra.cluster import ClusterConfig
-from omniloom.infra.errors import InputError
-from omniloom.infra.fields import PATH, PLACEMENT, from_source, map_texts, marked_paths
+from omniloom.infra.errors import InputError, together
+from omniloom.infra.fields import PATH, PLACEMENT
 from omniloom.infra.tracking import TrackingConfig
-from omniloom.infra.tracking.address import absolute_store
-from omniloom.pipelines import schema, yaml_dialect
+from omniloom.pipelines import absent, schema, yaml_dialect
 from omniloom.pipelines.explain import explain
 from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin
+from omniloom.pipelines.paths import make_absolute
 from omniloom.pipelines.preset_files import PRESETS, preset_names
 from omniloom.stages.base import Stage
 
@@ -119,26 +119,28 @@ def naming(config: PipelineConfig) -> Iterator[None]:
         raise placed(config, error) from error.__cause__
 
 
-def load(path: str, overrides: tuple[str, ...] | list[str] = ()) -> PipelineConfig:
-    """The config at `path` (a local file, or the name of a preset) with `key=value` overrides applied."""
+def load(path: str, overrides: tuple[str, ...] | list[str] = (), files: bool = False) -> PipelineConfig:
+    """The config at `path` (a local file, or the name of a preset) with `key=value` overrides applied. `files` as of
+    `validate`."""
     file = str(find(path))
-    return validate(raw(file, overrides), file, [override.partition("=")[0] for override in overrides])
+    return validate(raw(file, overrides), file, [override.partition("=")[0] for override in overrides], files)
 
 
 def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
     """The config as plain literals: overrides applied, interpolations resolved, not yet checked."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     file = find(path)
     config = _read(file)
+    errors: list[InputError] = []
     left_out: set[str] = set()  # stages that are null by an override: what others take over from them stays known
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise InputError(
-                "expected an override of the form key=value, such as seed=1", field=override, file=str(file)
-            )
+            says = "expected an override of the form key=value, such as seed=1"
+            errors.append(InputError(says, field=override, file=str(file)))
+            continue
         try:
             given = _override_value(key, value)
             left_out.discard(".".join(key.split(".")[:2]))
@@ -154,20 +156,28 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             shown = secrets.redact_override(override)
             why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
-            raise InputError(f"override {shown!r}{why}", field=key, file=str(file)) from None
+            errors.append(InputError(f"override {shown!r}{why}", field=key, file=str(file)))
+    if errors:
+        raise together(errors)
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         if left_out:
             values["stages"] = (values.get("stages") or {}) | {key.split(".")[1]: None for key in left_out}
         return values
+    except MissingMandatoryValue:
+        needed = _needed(OmegaConf.to_container(config, resolve=False))
+        says = "needs a value; pass it as {}=..."
+        raise together(InputError(says.format(key), field=key, file=str(file)) for key in needed) from None
     except OmegaConfBaseException as error:
-        field = getattr(error, "full_key", None)
-        message = (
-            "needs a value; pass it as " + f"{field}=..."
-            if "missing" in type(error).__name__.lower()
-            else _one_line(error)
-        )
-        raise InputError(message, field=field, file=str(file)) from None
+        raise InputError(_one_line(error), field=getattr(error, "full_key", None), file=str(file)) from None
+
+
+def _needed(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The keys whose value is `???`."""
+    if value == "???":
+        yield ".".join(path)
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _needed(inner, (*path, str(key)))
 
 
 def identity(path: str) -> tuple[str, str, set[str]]:
@@ -224,48 +234,31 @@ def find(path: str) -> Path:
     raise InputError(f"no such config file; the presets are {', '.join(preset_names())}", file=path)
 
 
-def validate(values: dict, file: str, overridden: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
-    """The checked config, its paths absolute. `file` and the `overridden` keys are what errors point to."""
+def validate(
+    values: dict, file: str, overridden: list[str] | tuple[str, ...] = (), files: bool = False
+) -> PipelineConfig:
+    """The checked config, its paths absolute. `file` and the `overridden` keys are what errors point to; with `files`
+    an error tells too what is not there of the outside files of those stages that can be read."""
     origin = Origin.of(file, overridden)
-    for path in schema.booleans_for_numbers(PipelineConfig, values):
-        raise origin.placed(InputError("expected a number, got true or false", field=path))
+    errors: list[InputError] = [
+        InputError("expected a number, got true or false", field=path)
+        for path in schema.booleans_for_numbers(PipelineConfig, values)
+    ]
     try:
         config = PipelineConfig.model_validate(values)
+        infinite = schema.non_finite(config)
+        errors += [InputError(f"expected a finite number, got {value}", field=path) for path, value in infinite]
     except ValidationError as error:
-        raise explain(error, PipelineConfig, origin) from None
-    for path, value in schema.non_finite(config):
-        raise origin.placed(InputError(f"expected a finite number, got {value}", field=path))
+        errors.append(explain(error, PipelineConfig, origin))
+    if errors:
+        raise together(origin.placed(error) for error in [*errors, *(absent.of_literals(values) if files else ())])
     config._origin = origin
-    _make_absolute(config)
+    make_absolute(config)
     with naming(config):
         _ = config.graph
     secrets.hide(config.cluster.env.values())
     secrets.hide_credentials(values)
     return config
-
-
-def _make_absolute(config: PipelineConfig) -> None:
-    paths = list(marked_paths(config))
-    for marked in paths:
-        if marked.mark["kind"] != "source":
-            absolute = absolute_store if marked.mark["kind"] == "store" else storage.absolute
-            marked.replace(map_texts(absolute, marked.value))
-    for marked in paths:
-        if marked.mark["kind"] == "source":
-            uri = next(config.uri for config in reversed(marked.around) if hasattr(config, "uri"))
-            marked.replace(from_source(marked.value, uri, storage.absolute))
-
-
-def with_absolute_paths(values: dict, config: PipelineConfig) -> dict:
-    """The literals `values` with those paths that the `config` made of them has made absolute."""
-    for path in marked_paths(config):
-        inside: Any = values
-        *outer, last = path.keys
-        for key in outer:
-            inside = inside[int(key)] if isinstance(inside, list) else inside.get(key) or {}
-        if last in inside:
-            inside[last] = path.value
-    return values
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from omniloom.infra import cluster, storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
 from omniloom.pipelines import room
-from omniloom.pipelines.checks import check_stages
+from omniloom.pipelines.checks import check_all
 from omniloom.pipelines.config import PipelineConfig, load, placed
 from omniloom.pipelines.sizing import sizes
 
@@ -35,11 +35,11 @@ _NEEDED = (
 
 def examine(config: str | None, overrides: list[str]) -> dict:
     """{"checks": [{"name", "ok", "needed", "says"}], "sizes": {...} or None}; InputError for a wrong config."""
-    loaded = load(config, overrides) if config else None
+    loaded = load(config, overrides, files=True) if config else None
     sized = None
     checks = [_python(), *(_package(name) for name in _NEEDED), _compiler(), _memory(), _accelerators()]
     if loaded:
-        check_stages(loaded)
+        check_all(loaded)
         checks.append(_storage(loaded.storage))
         checks.append(_tracking(loaded))
         sized = sizes(loaded)

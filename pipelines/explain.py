@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from omniloom.infra import secrets
-from omniloom.infra.errors import InputError, split_field
+from omniloom.infra.errors import InputError, split_field, together
 from omniloom.models.unified.representations import UNUSABLE as UNUSABLE_OBJECTIVES
 from omniloom.pipelines import schema
 from omniloom.pipelines.graph import UNUSABLE
-from omniloom.pipelines.origin import Origin, together
+from omniloom.pipelines.origin import Origin
 
 _LISTS = ("tuple_type", "list_type", "set_type")
 _MAPPINGS = (
@@ -33,20 +33,21 @@ _NEAR, _ELSEWHERE, _FAR = 0.8, 0.85, 0.5
 
 
 def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> InputError:
-    """The errors of a config of `model` that comes from `origin`."""
-    document = schema.document(model)
+    """The errors of a config of `model` that comes from `origin`, one for each field, together."""
     problems: dict[tuple[str, ...], list[str]] = {}
-    for item in error.errors():
-        path, message = _problem(document, item)
+    for path, message in located(error, model):
         if message not in problems.setdefault(tuple(path), []):
             problems[tuple(path)].append(message)
     # A field of several types has one problem a type.
     return together(
-        [
-            InputError(", or ".join(messages) + origin.place(path), field=".".join(path), file=origin.file)
-            for path, messages in problems.items()
-        ]
+        origin.placed(InputError(", or ".join(messages), field=".".join(path))) for path, messages in problems.items()
     )
+
+
+def located(error: ValidationError, model: type[BaseModel]) -> list[tuple[list[str], str]]:
+    """The path of keys and the message of each of pydantic's errors about values for `model`."""
+    document = model.model_json_schema()
+    return [_problem(document, item) for item in error.errors()]
 
 
 def _problem(document: dict, item: Mapping[str, Any]) -> tuple[list[str], str]:

@@ -31,7 +31,8 @@ from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, redact_override
 from omniloom.infra.tree import copy_tree
 from omniloom.pipelines import room, yaml_dialect
-from omniloom.pipelines.config import PipelineConfig, find, load, raw, validate, with_absolute_paths
+from omniloom.pipelines.config import PipelineConfig, find, load, raw, validate
+from omniloom.pipelines.paths import with_absolute_paths
 from omniloom.pipelines.signals import INTERRUPTED
 
 if TYPE_CHECKING:

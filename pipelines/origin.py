@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, together
 
 
 @dataclass(frozen=True)
@@ -26,30 +26,26 @@ class Origin:
         keys = (".".join(re.findall(r"[^.\[\]]+", key)) for key in overridden)
         return cls(file, _line_numbers(file), tuple(keys))
 
-    def place(self, path: Sequence[str]) -> str:
-        """` (line N)` of the key, or of the nearest one around it; ` (from an override)`; empty where nothing says."""
+    def line(self, path: Sequence[str]) -> int | None:
+        """Of the key, or of the nearest one around it; None where an override set it, and where nothing says."""
+        around = (self.lines.get(tuple(path[:length])) for length in range(len(path), 0, -1))
+        return None if self._overrides(path) else next((line for line in around if line), None)
+
+    def _overrides(self, path: Sequence[str]) -> bool:
         field = ".".join(path)
-        if any(f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in self.overridden):
-            return " (from an override)"
-        for length in range(len(path), 0, -1):
-            if line := self.lines.get(tuple(path[:length])):
-                return f" (line {line})"
-        return ""
+        return any(f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in self.overridden)
 
     def placed(self, error: InputError) -> InputError:
-        """The error about a field of the config, with this file and the line. A file that it names already, such as
-        one that the field names, goes into its message."""
+        """The error about a field of the config, with this file and, in its message, the line, or that an override set
+        it. A file that it names already, such as one that the field names, goes into its message."""
+        if error not in error.each():
+            return together(self.placed(one) for one in error.each())
         if not error.field or error.file == self.file:
             return error
-        message = f"{error.file}: {error.message}" if error.file else error.message
-        return type(error)(message + self.place(error.field.split(".")), field=error.field, file=self.file)
-
-
-def together(errors: Sequence[InputError]) -> InputError:
-    """One error for several: the first, and a line for each of the others."""
-    first, *rest = errors
-    lines = "".join(f"\n  {error.field}: {error.message}" for error in rest)
-    return InputError(first.message + lines, field=first.field, file=first.file)
+        message, path = f"{error.file}: {error.message}" if error.file else error.message, error.field.split(".")
+        line = self.line(path)
+        said = " (from an override)" if self._overrides(path) else f" (line {line})" if line else ""
+        return type(error)(message + said, field=error.field, file=self.file, line=line)
 
 
 def _line_numbers(file: str) -> dict[tuple[str, ...], int]:

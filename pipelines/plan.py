@@ -6,6 +6,7 @@ nothing into the storage.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,8 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore, some
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
-from omniloom.pipelines.checks import check_counts, check_stages
-from omniloom.pipelines.config import PipelineConfig, naming
+from omniloom.pipelines.checks import check_counts, misfits, refuse
+from omniloom.pipelines.config import PipelineConfig, naming, placed
 from omniloom.pipelines.fingerprint import digest, fingerprint
 from omniloom.pipelines.graph import Graph
 from omniloom.pipelines.outside import digests, outside_contents, unreadable
@@ -68,12 +69,14 @@ class Plan:
 
     def check(self) -> None:
         """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
-        check_stages(self.config, self._settled())
+        refuse([*misfits(self.config, self._settled()), *self.unreadable()])
+        self.check_counts()
+
+    def unreadable(self) -> Iterator[InputError]:
+        """Of the outside files of the stages so far."""
         for planned in self.stages:
             for error in unreadable(planned.outside) if planned.name not in self.config.pins else ():
-                with within(f"stages.{planned.name}"):
-                    raise error
-        self.check_counts()
+                yield placed(self.config, InputError(error.message, field=f"stages.{planned.name}.{error.field}"))
 
     def check_counts(self) -> None:
         """InputError where what is known of the corpus tells so; what it only warns of goes into `warnings`."""
@@ -148,11 +151,23 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
         if name == selection.only or name in selection.force:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection, pipeline, selected)
+    errors: list[InputError] = []
+    unknown: set[str] = set()
     for stage in pipeline.stages:
-        planned = _look(stage, plan)
+        try:
+            planned = _look(stage, plan)
+        except InputError as error:  # then nothing is known of what comes after it
+            errors += error.each()
+            unknown.add(stage.name)
+            continue
+        if errors:
+            plan.stages.append(planned)
+            continue
         _address(planned, plan)
         (_judge_pinned if planned.name in config.pins else _judge)(planned, plan)
         plan.stages.append(planned)
+    if errors:
+        refuse([*(placed(config, error) for error in errors), *misfits(config, unknown=unknown), *plan.unreadable()])
     plan.check()
     return plan
 

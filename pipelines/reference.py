@@ -36,7 +36,9 @@ def markdown(schema: dict) -> str:
     for name in waiting:
         mapping = definitions[name]
         sections.append(_section(name, mapping))
-        waiting += [other for other in _references(mapping.get("properties", {})) if other not in waiting]
+        waiting += [
+            other for other in dict.fromkeys(_references(mapping.get("properties", {}))) if other not in waiting
+        ]
     return "\n".join(sections)
 
 

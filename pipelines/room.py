@@ -15,11 +15,10 @@ from typing import Any
 
 from omniloom.infra import cluster
 from omniloom.infra.cluster import ClusterConfig
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, together
 from omniloom.infra.nodes import Node, gib, listed
 from omniloom.pipelines import sizing
 from omniloom.pipelines.config import PipelineConfig, placed
-from omniloom.pipelines.origin import together
 from omniloom.stages.base import Needs
 
 

@@ -1,6 +1,6 @@
 """Sizing: parameters, memory per worker and tokens per step of what a pipeline trains.
 
-Nothing is built and no GPU is needed: parameters are counted on torch's meta device or in closed form, and memory
+Nothing is trained and no GPU is needed: parameters are counted on torch's meta device or in closed form, and memory
 follows from them. The estimate leaves out what the allocator wastes: plan for a tenth more.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omniloom.infra.errors import within
+from omniloom.infra.errors import InputError, within
 from omniloom.infra.training.config import EngineConfig
 from omniloom.models.unified.config import num_parameters
 from omniloom.pipelines.checks import with_upstream
@@ -73,14 +73,13 @@ def _with_total(size: dict) -> dict:
 def _tokenizer(stage, model) -> dict:
     import torch
 
-    from omniloom.models.tokenizer.build import build_tokenizer
     from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig
     from omniloom.models.tokenizer.discriminator import Discriminator
 
+    tokenizer = list(_built(stage, model).parameters())
+    parameters = sum(p.numel() for p in tokenizer)
+    frozen = sum(p.numel() for p in tokenizer if not p.requires_grad)
     with torch.device("meta"):
-        tokenizer = list(build_tokenizer(model).parameters())
-        parameters = sum(p.numel() for p in tokenizer)
-        frozen = sum(p.numel() for p in tokenizer if not p.requires_grad)
         critic = sum(p.numel() for p in Discriminator(stage.discriminator).parameters()) if stage.discriminator else 0
     data, workers = stage.data, stage.workers.count
     if isinstance(model, TiTokConfig):
@@ -112,6 +111,33 @@ def _tokenizer(stage, model) -> dict:
             "activations_bytes": activations,
         }
     )
+
+
+def _built(stage, model):
+    """The tokenizer, without memory for its weights where its quantizer can be made so: one of another distribution may
+    read what is in a tensor. InputError where it cannot be made at all."""
+    import torch
+
+    from omniloom.models.extensions import offered_by
+    from omniloom.models.tokenizer.build import build_tokenizer
+    from omniloom.models.tokenizer.quantizers.kinds import GROUP
+
+    kind = getattr(getattr(model, "quantizer", None), "kind", "")
+    origin = kind and offered_by(GROUP, kind)
+    try:
+        with torch.device("meta"):
+            return build_tokenizer(model)
+    except Exception:
+        if not origin:
+            raise
+    try:
+        return build_tokenizer(model)
+    except Exception as error:  # whatever a module of somebody else's raises
+        raise InputError(
+            f"kind {kind} of the distribution {origin} cannot be built: {type(error).__name__}: {error}; mend it "
+            "there, or take another kind",
+            field="quantizer" if stage.quantizer else "model.quantizer",
+        ) from error
 
 
 def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:

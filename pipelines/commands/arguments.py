@@ -58,4 +58,4 @@ def planned(config: str, overrides: list[str] | None, selection: Selection | Non
     from omniloom.pipelines.plan import make_plan
     from omniloom.pipelines.selection import Selection
 
-    return make_plan(load(config, overrides or []), selection or Selection())
+    return make_plan(load(config, overrides or [], files=True), selection or Selection())

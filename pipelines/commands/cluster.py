@@ -40,15 +40,15 @@ def submit(
     from omniloom.pipelines.commands.arguments import planned
     from omniloom.pipelines.config import load
 
-    # What is wrong fails here, not minutes later on the cluster.
-    loaded = load(config, overrides or [])
-    selection.stages(loaded.graph)
-    # Files of another machine are for the job to look at, before it starts anything.
+    # What is wrong fails here, not minutes later on the cluster; files of another machine are for the job to look at.
     here = cluster_jobs.on_this_machine(address)
-    check_stages(loaded, files=here)
+    loaded = load(config, overrides or [], files=here)
+    selection.stages(loaded.graph)
     if here:
         made = planned(config, overrides, selection)
         cluster_jobs.check_room(address, loaded, [stage.name for stage in made.to_execute])
+    else:
+        check_stages(loaded, files=False)
     retries, done = Retries(RETRIES, 0), 0
     while True:
         job = cluster_jobs.submit(config, overrides or [], address, arguments=selection.arguments())

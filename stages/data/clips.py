@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 from omniloom.infra import disk, storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
+from omniloom.infra.once import once
 from omniloom.models.cover import cover
 from omniloom.stages.data import records
 from omniloom.stages.data.arrow import map_table
@@ -35,9 +37,8 @@ _VALIDATION_BATCH = 16  # clips at once
 
 def _local_table(corpus: Artifact, kind: str, split: str) -> pa.Table:
     """The encoded media of one kind and split, memory-mapped from this machine's cache."""
-    folder = storage.cache_folder() / f"clips-{corpus.digest[:32]}"
-    file = folder / f"{kind}-{split}-named.arrow"
-    if not file.exists():
+
+    def write(file: Path) -> None:
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
         with disk.writing(str(file)) as sink, pa.ipc.new_file(sink, schema) as writer:
             rows: list[dict] = []
@@ -47,7 +48,10 @@ def _local_table(corpus: Artifact, kind: str, split: str) -> pa.Table:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return map_table(file)
+
+    return map_table(
+        once(storage.cache_folder() / f"clips-{corpus.digest[:32]}" / f"{kind}-{split}-named.arrow", write)
+    )
 
 
 def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int, total: int | None = None) -> np.ndarray:

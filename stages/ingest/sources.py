@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from omniloom.infra.errors import InputError
+from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
@@ -22,23 +22,34 @@ from omniloom.stages.ingest.suffixes import COMPANIONS, suffix
 def listing(config: Config) -> list[dict]:
     """[{"source", "path", "size", "identity"}] of what each source offers, in order: cheap, nothing is decoded.
 
-    Raises InputError for a root that is missing or holds no file of the source's kind, and for a small manifest that
-    does not fit its folder.
+    Raises InputError for roots that are missing or hold no file of the source's kind, and for small manifests that do
+    not fit their folder; one tells of all sources.
     """
-    facts = []
+    facts, errors = [], []
     for index in range(len(config.sources)):
-        kind = _opened(config, index)
-        contents = _contents(kind)
-        chosen = {file.path for file in contents.of_kind}
-        listed = [(file.path, file) for file in contents.files if file.path in chosen or kind.matters(file.path)]
-        if kind.manifest and kind.manifest.below is None:
-            outside = kind.manifest.outside()
-            listed.append((outside.path, outside))
-        if kind.media_root:
-            listed += [(f"media_root/{file.path}", file) for file in kind.media_root.files()]
+        try:
+            listed = _listed(_opened(config, index))
+        except InputError as error:
+            errors.append(error)
+            continue
         facts += [{"source": index, "path": path, "size": f.size, "identity": f.identity} for path, f in listed]
-        kind.check(contents)
+    if errors:
+        raise together(errors)
     return facts
+
+
+def _listed(kind: SourceKind) -> list[tuple[str, SourceFile]]:
+    """Every file that has a part in the source's records, by the path that stands for it."""
+    contents = _contents(kind)
+    chosen = {file.path for file in contents.of_kind}
+    listed = [(file.path, file) for file in contents.files if file.path in chosen or kind.matters(file.path)]
+    if kind.manifest and kind.manifest.below is None:
+        outside = kind.manifest.outside()
+        listed.append((outside.path, outside))
+    if kind.media_root:
+        listed += [(f"media_root/{file.path}", file) for file in kind.media_root.files()]
+    kind.check(contents)
+    return listed
 
 
 def items(config: Config, notes: Counter | None = None) -> list[dict]:

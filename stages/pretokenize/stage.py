@@ -59,6 +59,7 @@ def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[st
 
 def run(context: StageContext) -> dict:
     from omniloom.models.text import TextTokenizer
+    from omniloom.stages.pretokenize.index import write_indices
 
     config: Config = context.config
     corpus, visual = context.records, context.tokenizer
@@ -71,6 +72,7 @@ def run(context: StageContext) -> dict:
         storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
     shards = records.shards(corpus.uri)
     _tokenize(context, shards, text_uri)
+    write_indices(context.output, context.state)
     stats = [storage.load_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
     facts = combine(stats)
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())

@@ -132,6 +132,9 @@ class TrainConfig(BaseModel):
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
+    cache_bytes: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
+    """Bytes of each machine's disk, below $OMNILOOM_CACHE, for token shards that come from an object store, of which
+    those used last stay; null: nine tenths of what is free."""
     validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
     """Steps between validations."""
     validation_rows: int = Field(16, ge=1, json_schema_extra=PLACEMENT)

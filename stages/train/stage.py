@@ -26,7 +26,7 @@ from omniloom.stages.train import fits
 from omniloom.stages.train.config import Config, expected_config, feature_dim, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 
-VERSION = 3
+VERSION = 4
 
 
 def needs(config: Config) -> Needs:
@@ -104,10 +104,10 @@ def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, in
     """Counts of the documents that are left out of training and of its validation, which are told; InputError where a
     kind that has a share has none that fits."""
     arguments = config.packing, config.objectives, config.seed
-    left_out = fits.check_tokens(TokenSet(tokens, "train"), *arguments)
+    left_out = fits.check_tokens(TokenSet(tokens, "train").index, *arguments)
     if told := fits.told(left_out):
         progress.note(told)
-    return left_out | fits.check_held_out(TokenSet(tokens, "validation"), *arguments)
+    return left_out | fits.check_held_out(TokenSet(tokens, "validation").index, *arguments)
 
 
 def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:

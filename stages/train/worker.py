@@ -32,7 +32,7 @@ from omniloom.stages.train.trainer import UnifiedTrainer
 def train_worker(job: Job) -> None:
     """The body of one rank: needs a process group, knows nothing of Ray."""
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
-    tokens, held_out = TokenSet(job.tokens, "train"), TokenSet(job.tokens, "validation")
+    tokens, held_out = (TokenSet(job.tokens, split, config.cache_bytes) for split in ("train", "validation"))
     text = TextTokenizer.load(tokens.text_json)
     torch.manual_seed(config.seed)
     model = _start(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))

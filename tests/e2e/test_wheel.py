@@ -215,7 +215,8 @@ print(sys.modules["omniloom.models.model"].__file__)
 """
     database = installed.folder / "runs/tiny/mlflow.db"
     answered, path = installed.run(code, f"sqlite:///{database}").splitlines()[-2:]
-    assert answered == "True" and Path(path).is_relative_to(installed.python.parents[1])
+    assert answered == "True" and Path(path).is_relative_to(installed.folder / "runs/tiny")
+    assert path.endswith("/code/omniloom/models/model.py"), "the code that the model was registered with"
     assert installed.imported() == ["models.imported"], "imported by the script itself, and nothing else by anybody"
     (installed.folder / "models.imported").unlink()
 

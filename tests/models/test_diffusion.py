@@ -378,6 +378,7 @@ def test_yaml_is_read_as_the_class_of_its_formulation() -> None:
         ({"sigma_min": 0.01}, {"ve", "edm"}),
         ({"sigma_max": 40.0}, {"ve", "edm"}),
         ({"sigma_max": 40.0, "sampling_grid": "logsnr"}, {"flow", "vp", "ve", "edm"}),
+        ({"sigma_max": 40.0, "sampling_grid": "time"}, {"ve", "edm"}),  # the path's own, whatever the grid
         ({"data_std": 0.5}, {"edm"}),
         ({"data_std": 0.5, "weight": "edm"}, {"flow", "vp", "ve", "edm"}),
         ({"snr_gamma": 3.0}, set()),

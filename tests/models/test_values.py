@@ -37,7 +37,8 @@ FILLED = {
     "VisualPart",
     "VisualTask",
     "Canvas",
-    "_Placed",
+    "PlacedSegment",
+    "Request",
 }
 
 

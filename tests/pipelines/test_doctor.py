@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import corpora
 import pytest
+from distributions import install
 
 from omniloom.models.tokenizer.build import build_tokenizer
 from omniloom.models.tokenizer.vit import load_vit
@@ -76,3 +82,84 @@ def test_what_starts_from_a_pinned_artifact_is_not_sized(tmp_path):
     assert sized("stages.pretokenize=null", "pins.pretokenize=abc") == {"tokenizer_image", "tokenizer_joint"}
     rest = [f"stages.{name}=null" for name in ("tokenizer_joint", "pretokenize", "train", "evaluate")]
     assert sized(*rest) == {"tokenizer_image"} and sized(*rest, "stages.tokenizer_image=null") == set()
+
+
+QUANTIZER = """
+from dataclasses import dataclass
+from typing import Literal
+
+from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig, QuantizerKind
+
+
+@dataclass(frozen=True)
+class Config(QuantizerConfig):
+    kind: Literal["NAME"] = "NAME"
+    dim: int = 4
+    size: int = 16
+    restart_dead_after: float = 16.0
+
+
+KIND = QuantizerKind("NAME", Config, "NAME_module:Quantizer")
+"""
+MODULE = """
+import torch
+from omniloom.models.tokenizer.quantizers.base import DiscreteQuantizer
+
+
+class Quantizer(DiscreteQuantizer):
+    def __init__(self, config):
+        super().__init__(config)
+        self.input_dim = self.dim = config.dim
+        self.table = torch.nn.Parameter(torch.linspace(-1, 1, config.dim))
+        self.mean_square = LINE
+"""
+PROJECT = """
+[project]
+name = "NAME-quantizer"
+version = "1.2"
+entry-points."omniloom.quantizers" = {NAME = "NAME:KIND"}
+[tool.setuptools]
+py-modules = ["NAME", "NAME_module"]
+"""
+SIZED = """
+import json, sys
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.config import load
+from omniloom.pipelines.sizing import sizes
+found = {}
+for name in ("reads", "raises"):
+    config = load("demo", ["storage=/nowhere", f"stages.tokenizer_image.model.quantizer={{kind: {name}}}"])
+    try:
+        found[name] = sizes(config)["tokenizer_image"]["parameters"]
+    except InputError as error:
+        found[name] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_a_quantizer_that_meta_tensors_do_not_serve_is_built_or_named(tmp_path):
+    """Of another distribution: one reads a tensor's value, one cannot be built anywhere."""
+    for name, line in (("reads", "float(self.table.square().mean())"), ("raises", "1 / 0")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "pyproject.toml").write_text(PROJECT.replace("NAME", name))
+        (folder / f"{name}.py").write_text(QUANTIZER.replace("NAME", name))
+        (folder / f"{name}_module.py").write_text(MODULE.replace("LINE", line))
+        install(folder, tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SIZED], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    model = load("demo", [f"storage={tmp_path}"]).stages.tokenizer_image.model
+    ours = build_tokenizer(model)
+    channels = 4 - model.quantizer.dim  # of the two projections around it, on either side
+    width, codebook = model.width, sum(p.numel() for p in ours.codebook.parameters())
+    expected = sum(p.numel() for p in ours.parameters()) - codebook + channels * (2 * width + 1) + 4
+    assert found["reads"] == expected
+    for part in (
+        "stages.tokenizer_image.model.quantizer: ",
+        "kind raises of the distribution raises-quantizer 1.2 cannot be built: ZeroDivisionError: division by zero",
+    ):
+        assert part in found["raises"]

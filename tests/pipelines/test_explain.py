@@ -7,12 +7,14 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.config import load
+from omniloom.pipelines.doctor import examine
 from omniloom.pipelines.explain import explain
 from omniloom.pipelines.origin import Origin
+from omniloom.pipelines.plan import make_plan
 
 QUANTIZER = "stages.tokenizer_image.model.quantizer"
 DIFFUSION = "stages.train.diffusion"
@@ -140,6 +142,86 @@ def test_a_dump_which_has_all_options_is_read_again():
         assert type(stage).model_validate(stage.model_dump(mode="json")) == stage
 
 
+MANY = """
+name: many
+storage: {folder}/runs
+stages:
+  ingest:
+    sources:
+      - {{kind: text, uri: {folder}/one}}
+      - {{kind: texxt, uri: {folder}/two}}
+      - {{kind: text, uri: {folder}/three, wat: 3}}
+  pretokenize: {{vocab_sizee: 300, features: {folder}/features}}
+  train:
+    batch_rowz: 3
+    steps: true
+    init_from: {folder}/model
+    optimizer: {{lr: .inf}}
+"""
+ALL = (
+    ("ingest.sources.0.uri", "no such file or folder: {folder}/one (line 7)"),
+    ("ingest.sources.1.kind", "expected one of 'image_folder', "),
+    ("ingest.sources.2.wat", "unknown key; kind text takes "),
+    ("ingest.sources.2.uri", "no such file or folder: {folder}/three (line 9)"),
+    ("pretokenize.vocab_sizee", "unknown key; did you mean 'vocab_size'? (line 10)"),
+    ("pretokenize.features", "no such file or folder: {folder}/features (line 10)"),
+    ("train.batch_rowz", "unknown key; did you mean 'batch_rows'? (line 12)"),
+    ("train.steps", "expected a number, got true or false (line 13)"),
+    ("train.init_from", "no such file or folder: {folder}/model (line 14)"),
+    ("train.optimizer.lr", "input should be a finite number"),
+)
+
+
+def test_all_mistakes_are_told_at_once_by_their_lines(tmp_path):
+    file = tmp_path / "many.yaml"
+    file.write_text(MANY.format(folder=tmp_path))
+    with pytest.raises(InputError) as caught:
+        load(str(file), files=True)
+    told = [(error.field, error.message) for error in caught.value.each()]
+    assert [field for field, _ in told] == [f"stages.{field}" for field, _ in ALL]
+    for (_, message), (_, expected) in zip(told, ALL):
+        assert expected.format(folder=tmp_path) in message
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith(f"{file}: stages.ingest.sources.0.uri: no such file") and len(rest) == len(ALL) - 1
+    assert all(line.startswith("  stages.") for line in rest)
+
+
+def test_of_a_config_that_can_be_read_all_that_is_missing_and_does_not_fit_is_told(tmp_path):
+    """By plan and by doctor: sources, an outside file, and a stage that does not fit another."""
+    file = tmp_path / "many.yaml"
+    text = MANY.format(folder=tmp_path)
+    for wrong, right in (
+        ("texxt", "text"),
+        (", wat: 3", ""),
+        ("sizee", "size"),
+        ("rowz: 3", "rows: 4"),
+        ("true", "4"),
+        (".inf", "0.1"),
+    ):
+        text = text.replace(wrong, right)
+    file.write_text(text + "    objectives: {latent_diffusion: 1}\n")
+    for command in (lambda: make_plan(load(str(file))), lambda: examine(str(file), [])):
+        with pytest.raises(InputError) as caught:
+            command()
+        told = [error.field.removeprefix("stages.") for error in caught.value.each()]
+        assert told[:3] == [f"ingest.sources.{number}.uri" for number in range(3)]
+        assert told[3] == "pretokenize.features"
+        assert "train.init_from" in told and any(field.startswith("train.objectives") for field in told), told
+
+
+def test_all_overrides_that_cannot_be_read_and_all_values_that_are_needed(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load("demo", ["nope", "name=[1", "seed=1", "seed={", "=3"])
+    assert [error.field for error in caught.value.each()] == ["nope", "seed", "=3"]
+    file = tmp_path / "needs.yaml"
+    file.write_text("name: needs\nstorage: ???\ndata: ???\nstages: {}\n")
+    with pytest.raises(InputError) as caught:
+        load(str(file), [])
+    assert [(e.field, e.message) for e in caught.value.each()] == [
+        (name, f"needs a value; pass it as {name}=...") for name in ("storage", "data")
+    ]
+
+
 # ---- on a config of its own, whose whole message is known ----
 
 
@@ -171,6 +253,8 @@ class Outer(BaseModel):
     name: str
     sizes: tuple[int, ...] | list[int] = ()
     texts: list[str] = []
+    pair: tuple[int, int] = (1, 1)
+    shares: dict[str, float] = Field({"a": 1.0}, min_length=1)
     parts: list[Inner] = []
     inner: Inner = Inner()
     other: Inner = Inner()
@@ -212,9 +296,15 @@ def told(**values) -> tuple[str | None, str]:
             "speed_of_oone",
             "unknown key; did you mean 'inner.speed_of_one' or 'other.speed_of_one'?",
         ),
-        ({"wheelz": 1}, "wheelz", "unknown key; known keys: name, sizes, texts, parts, inner, other, point"),
+        (
+            {"wheelz": 1},
+            "wheelz",
+            "unknown key; known keys: name, sizes, texts, pair, shares, parts, inner, other, point",
+        ),
         ({"inner": {"other": {"wheels": 1}}}, "inner.other", "unknown key; did you mean 'other.wheels'?"),
         ({"inner": {"other": {"wheels": 1, "speed": 1}}}, "inner.other", "unknown key; did you mean 'other'?"),
+        ({"pair": [1, 2, 3]}, "pair", "list should have at most 2 items after validation, not 3"),
+        ({"shares": {}}, "shares", "mapping should have at least 1 item after validation, not 0"),
         ({"texts": [3]}, "texts.0", "input should be a valid string (got 3)"),
     ],
 )

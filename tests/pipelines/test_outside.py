@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.models.text import TextTokenizer
-from omniloom.pipelines.config import PipelineConfig, load, raw, validate, with_absolute_paths
+from omniloom.pipelines.config import PipelineConfig, load, raw, validate
 from omniloom.pipelines.fingerprint import canonical, fingerprint
 from omniloom.pipelines.outside import digests, outside_contents, unreadable
+from omniloom.pipelines.paths import with_absolute_paths
 from omniloom.pipelines.plan import make_plan
 
 PATHS = {
@@ -319,7 +320,7 @@ def text_fields(schema: dict, node: dict, path: tuple[str, ...] = (), seen: tupl
     for inner in (node.get("items"), node.get("additionalProperties")):
         if isinstance(inner, dict):
             yield from text_fields(schema, inner, path, seen)
-    if node.get("type") == "string" and "enum" not in node:
+    if node.get("type") == "string" and not {"enum", "const"} & node.keys():
         yield ".".join(path), node
 
 

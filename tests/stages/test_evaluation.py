@@ -355,7 +355,10 @@ def test_a_pictures_own_captions_are_never_held_against_it():
     images = SimpleNamespace(table={"captions": pa.chunked_array([captions])})
     for seed in range(20):
         evaluation = SimpleNamespace(
-            images=images, captions=first, config=SimpleNamespace(retrieval_captions=100, seed=seed)
+            images=images,
+            captions=first,
+            caption=first.__getitem__,
+            config=SimpleNamespace(retrieval_captions=100, seed=seed),
         )
         asked = _asked(evaluation, first, [0, 1, 2, 3, 4])
         assert asked.shape == (5, 3)  # the fourth has two captions of others against it

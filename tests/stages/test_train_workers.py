@@ -20,7 +20,7 @@ from omniloom.models.unified.objectives.objective import UnifiedObjective
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer, read_official
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.order import hash_seed
-from omniloom.stages.data.packing import Planner
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer import stage as train_tokenizer
@@ -97,9 +97,11 @@ def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, tor
     """The same training in one loop of torch alone, without engine, loader, cursor or checkpoint: weights and losses.
     Step s takes the next `batch_rows` rows of the windows one after the other, in one pass."""
     held = TokenSet(tokens, "train")
-    planner, rows = Planner(held, config.packing, config.seed, config.objectives), []
-    for window in itertools.count():
-        rows += planner.window(window)
+    planner, rows = Planner(held.index, config.packing, config.seed, config.objectives), []
+    before = planner.start()
+    for number in itertools.count():
+        window = planner.window(number, before)
+        rows, before = rows + window.rows(), window.after
         if len(rows) >= config.batch_rows * config.steps:
             break
     shape = unified_settings.unified_config(

@@ -11,23 +11,19 @@ seed gives the same sample whatever it is batched with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from omniloom.models.unified.batch import Document, Segment, visual_segment
-from omniloom.models.unified.config import SpecialIds
+from omniloom.models.unified.batch import Document, Segment
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import check_drawing, draw_and_go_on, draw_visual, nothing, sample_tokens
+from omniloom.models.unified.generation.draw import check_drawing, draw_visual, nothing
+from omniloom.models.unified.generation.interleaved import Drawing, InterleavedWriter, guided_prefixes
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
-from omniloom.models.unified.layouts import without
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.positions import Grid
 
 Seeds = int | Sequence[int]
-_UNIFORMS = 64
 
 
 def seed_list(seeds: Seeds, count: int) -> list[int]:
@@ -36,17 +32,6 @@ def seed_list(seeds: Seeds, count: int) -> list[int]:
     if len(seeds) != count:
         raise ValueError(f"seeds: expected {count}, one a request, got {len(seeds)}")
     return seeds
-
-
-def guided_prefixes(
-    prefixes: Sequence[Document], how: VisualSampling, special: SpecialIds, variants: slice = slice(None)
-) -> list[Document]:
-    """The prefixes of the rows that `draw_visual` takes: of each variant all requests'."""
-    return [
-        without(prefix, dropped, special) if dropped else prefix
-        for _, dropped in how.variants[variants]
-        for prefix in prefixes
-    ]
 
 
 @torch.no_grad()
@@ -72,20 +57,6 @@ def generate_visual(
     return values.reshape(len(prefixes), *grid, *values.shape[2:])
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Pictures between texts."""
-
-    visual: VisualSampling
-    """How they are drawn, with objective and diffusion."""
-    image_grid: Grid | None = None
-    """(t, h, w) of an image; without it none is opened."""
-    video_grid: Grid | None = None
-    """(t, h, w) of a video; without it none is opened."""
-    max_visuals: int = 4
-    """Pictures a request; then opening one is forbidden."""
-
-
 @torch.no_grad()
 def generate_interleaved(
     model: UnifiedModel,
@@ -101,88 +72,10 @@ def generate_interleaved(
 
     text      its max_new_tokens are of a request, pictures' frames apart
     stop_ids  end a request and are left out of its result; <eos> by default
-    Returns, for each request, the segments that were made; they can stand in a later prefix.
+    Returns, for each request, the segments behind its prefix; they can stand in a later prefix.
     """
-    special = model.config.specials
-    openings = ((special.boi, drawing.image_grid), (special.bov, drawing.video_grid))
-    grids = {token: (grid[0], grid[1], grid[2]) for token, grid in openings if grid is not None}
-    stops = set([special.eos] if stop_ids is None else stop_ids)
-    forbidden = [
-        i
-        for i in (special.pad, special.bos, special.boi, special.bov, special.eoi, special.eos)
-        if i not in stops and i not in grids
-    ]
     seeds = seed_list(seeds, len(prefixes))
-    made: list[list[Segment]] = [[] for _ in prefixes]
-    if not prefixes:
-        return made
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    uniforms = torch.empty(len(prefixes), 0)
-    budget = [text.max_new_tokens] * len(prefixes)
-    pictures = [0] * len(prefixes)
-    tokens_of: list[list[int]] = [[] for _ in prefixes]
-    state, hidden = GenerationState.prefill(model, prefixes)
-    rows = list(range(len(prefixes)))  # request of each row of the state; ended ones leave it in time
-    alive = set(rows)
-
-    def close_text(request: int) -> None:
-        if tokens_of[request]:
-            made[request].append(Segment("text", ids=np.array(tokens_of[request])))
-            tokens_of[request] = []
-
-    step = 0
-    while alive:
-        if step % _UNIFORMS == 0:
-            # Blocks of fixed size: what a request draws depends neither on the batch nor on the limit.
-            uniforms = torch.stack([torch.rand(_UNIFORMS, generator=g) for g in generators])
-        logits = model.text_head(hidden).float()
-        logits[:, forbidden] = -torch.inf
-        for b, request in enumerate(rows):
-            if pictures[request] >= drawing.max_visuals:
-                logits[b, list(grids)] = -torch.inf
-        chosen = sample_tokens(logits, uniforms[rows, step % _UNIFORMS].to(logits.device), text).tolist()
-        step += 1
-        opened: dict[int, list[int]] = {}
-        for b, (request, token) in enumerate(zip(rows, chosen)):
-            if request not in alive:
-                continue
-            if token in stops:
-                alive.discard(request)
-            elif token in grids:
-                opened.setdefault(token, []).append(b)
-            else:
-                tokens_of[request].append(token)
-                budget[request] -= 1
-                if not budget[request]:
-                    alive.discard(request)
-        busy = {b for group in opened.values() for b in group}
-        keep = [request in alive and b not in busy for b, request in enumerate(rows)]
-        if any(keep):
-            hidden = state.feed_text(chosen, keep)
-        for token, group in opened.items():
-            part = state.select(group)
-            for b in group:
-                close_text(rows[b])
-            so_far = [[*prefixes[rows[b]], *made[rows[b]]] for b in group]
-            if others := guided_prefixes(so_far, drawing.visual, special, slice(1, None)):
-                part = part.stack(GenerationState.prefill(model, others)[0])
-            grid = grids[token]
-            draws = [(seeds[rows[b]], pictures[rows[b]]) for b in group]
-            values, after = draw_and_go_on(part, draws, grid, drawing.visual)
-            state.put(group, part.select(range(len(group))))
-            hidden = hidden.index_copy(
-                0, torch.tensor(group, device=hidden.device), after[: len(group)].to(hidden.dtype)
-            )
-            for b, drawn in zip(group, values.cpu().numpy()):
-                made[rows[b]].append(visual_segment(drawing.visual.row.name, drawn, grid))
-                pictures[rows[b]] += 1
-        staying = [b for b, request in enumerate(rows) if request in alive]
-        if staying and len(staying) <= len(rows) // 2:
-            state, hidden = state.select(staying), hidden[staying]
-            rows = [rows[b] for b in staying]
-    for request in range(len(prefixes)):
-        close_text(request)
-    return made
+    return InterleavedWriter(model, prefixes, text, drawing, stop_ids, seeds).run() if prefixes else []
 
 
 def generate_text(
@@ -193,6 +86,6 @@ def generate_text(
     stop_ids: Sequence[int] | None = None,
     seeds: Seeds = 0,
 ) -> list[list[int]]:
-    """`generate_interleaved` with text alone: the ids each request gets, the one that ended it left out."""
-    made = generate_interleaved(model, prefixes, text, stop_ids=stop_ids, seeds=seeds)
-    return [segments[0].text_ids.tolist() if segments else [] for segments in made]
+    """`generate_interleaved` with text alone: the ids that each request writes, without the one that ends it."""
+    written = generate_interleaved(model, prefixes, text, stop_ids=stop_ids, seeds=seeds)
+    return [segments[0].text_ids.tolist() if segments else [] for segments in written]
