@@ -70,7 +70,7 @@ class Needs:
     def of(cls, workers: WorkersConfig) -> Needs:
         """Of a group of training workers, with a body that only waits for it."""
         return cls(
-            worker_cpus=workers.count * workers.cpus, worker_gpus=workers.count * workers.gpus, workers=workers.count
+            worker_cpus=workers.least * workers.cpus, worker_gpus=workers.least * workers.gpus, workers=workers.least
         )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from omniloom.infra.fields import PLACEMENT
 
@@ -63,12 +63,44 @@ class EngineConfig(BaseModel):
     """Compile the blocks with torch.compile."""
 
 
+class WorkerRange(BaseModel):
+    """Training goes on with as many workers as there is room for, at the same rows a step."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    min: int = Field(ge=1, json_schema_extra=PLACEMENT)
+    """Fewer than these wait for more."""
+    max: int = Field(ge=1, json_schema_extra=PLACEMENT)
+    """More than these are not asked for."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"max: expected at least min {self.min}, got {self.max}")
+        return self
+
+
+def _count(value: Any) -> Any:
+    """A union's own errors name its types, not what was expected."""
+    if isinstance(value, dict):
+        try:
+            return WorkerRange.model_validate(value)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise ValueError(f"{where + ': ' if where else ''}{wrong['msg'].removeprefix('Value error, ')}") from None
+    if isinstance(value, WorkerRange) or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"expected a whole number of at least 1, or {{min, max}}, got {value!r}")
+
+
 class WorkersConfig(BaseModel):
     """Where the training workers run. All of it is placement: results do not depend on it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-    count: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
-    """Workers."""
+    count: Annotated[Annotated[int, Field(ge=1)] | WorkerRange, BeforeValidator(_count)] = Field(
+        2, json_schema_extra=PLACEMENT
+    )
+    """Workers; or {min, max}: as many as there is room for, fewer when a machine is lost and more when one comes."""
     cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT)
     """CPUs of one worker."""
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
@@ -80,15 +112,47 @@ class WorkersConfig(BaseModel):
     grace_seconds: float = Field(30, ge=0, json_schema_extra=PLACEMENT)
     """How long a run that is told to end waits for a checkpoint."""
     accumulate: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
-    """Forward passes per optimizer step."""
+    """Forward passes per optimizer step; with fewer workers than the most, as many as keep the rows of a pass."""
     checkpoint_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
     """How many of the last checkpoints are kept."""
+    keep_every: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
+    """Checkpoints of every so many steps are kept besides, a multiple of `checkpoint_every`; null: the last alone."""
     log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
     """What one worker's device can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+
+    @model_validator(mode="after")
+    def _kept_are_saved(self) -> WorkersConfig:
+        if self.keep_every and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every: expected a multiple of checkpoint_every {self.checkpoint_every}, got {self.keep_every}"
+            )
+        return self
+
+    @property
+    def most(self) -> int:
+        """The most workers that there can be."""
+        return self.count if isinstance(self.count, int) else self.count.max
+
+    @property
+    def least(self) -> int:
+        """The fewest workers that training goes on with."""
+        return self.count if isinstance(self.count, int) else self.count.min
+
+    def passes(self, rows: int, ranks: int) -> int:
+        """Forward passes of a step of so many rows on so many ranks: on the most of them `accumulate`, on fewer as many
+        as leave no pass with more rows, as far as every pass has one."""
+        at_once = max(1, rows // (self.most * self.accumulate))
+        return max(1, min(-(-rows // (ranks * at_once)), rows // ranks))
+
+    def division(self, rows: int, rank: int, ranks: int) -> list[range]:
+        """The rows of a step that a rank takes, by forward pass; sizes differ by at most one over all ranks."""
+        passes = self.passes(rows, ranks)
+        bounds = [rows * part // (ranks * passes) for part in range(rank * passes, (rank + 1) * passes + 1)]
+        return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
 
     def keeps(self, done: int, steps: int) -> bool:
         """Whether a checkpoint is written when `done` of `steps` steps are."""

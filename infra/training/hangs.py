@@ -1,6 +1,7 @@
 """Hangs: what every rank was doing when a step did not end, from the ranks to whoever reads the run's log.
 
-    STATE/hangs/rank-00003.json     {"rank", "step", "seconds", "limit", "place", "stacks"}, of the present attempt
+    STATE/hangs/rank-00003.json     {"rank", "ranks", "step", "seconds", "limit", "place", "stacks"}, of the present
+                                    attempt
 
 A rank writes its own; where its process cannot (stopped, or in native code), another rank of its machine asks py-spy.
 The folder is the channel: the storage is what ranks and the stage's body share, whatever the network does.
@@ -41,7 +42,7 @@ def end_rank(
     print(
         f"step {step} of rank {rank} lasts {seconds:.0f} s (limit {limit:.0f} s):\n{text}", file=sys.stderr, flush=True
     )
-    fact = {"step": step, "seconds": round(seconds, 1), "limit": round(limit, 1)}
+    fact = {"step": step, "ranks": len(processes), "seconds": round(seconds, 1), "limit": round(limit, 1)}
 
     def write() -> None:
         _write(state, {**fact, "rank": rank, "place": place, "stacks": text})
@@ -92,7 +93,7 @@ def spy(pid: int) -> str:
     return found.stdout if found.returncode == 0 else f"no stack: {found.stderr.strip()[:500]}\n"
 
 
-def read(state: str, ranks: int) -> tuple[str, str, int] | None:
+def read(state: str) -> tuple[str, str, int] | None:
     """(one line about a hang of the last attempt, all ranks' stacks, the step); None where nothing hung."""
     reports = []
     for name in storage.list_files(_folder(state)):
@@ -103,7 +104,7 @@ def read(state: str, ranks: int) -> tuple[str, str, int] | None:
     first, places = reports[0], defaultdict(list)
     for report in reports:
         places[report["place"]].append(report["rank"])
-    if missing := sorted(set(range(ranks)) - {report["rank"] for report in reports}):
+    if missing := sorted(set(range(first["ranks"])) - {report["rank"] for report in reports}):
         places["no stack: the process or its machine is stopped or gone"] = missing
     # One that hangs stands elsewhere than those that wait for it.
     told = [f"{_named(there)} at {place}" for place, there in sorted(places.items(), key=lambda item: len(item[1]))]

@@ -34,16 +34,17 @@ class GroupLost(OmniLoomError):
 
 
 def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
-    """Run `function(argument)` on `workers.count` ranks of a Ray Train worker group; returns when all have ended.
+    """Run `function(argument)` on the ranks of a Ray Train worker group, of `workers.count`; returns when all have
+    ended. Of a range as many run as there is room for: when that changes, the group starts again from the last
+    checkpoint with another number.
 
     A group that failed by no fault of the function's is started again (`infra.retries`): progress is a later
-    checkpoint.
-    Raises `Stopped` where the driver asked it to end, `GroupLost` where it died too often, else what a rank raised.
+    checkpoint. Raises `Stopped` where the driver asked it to end, `GroupLost` where it died too often, else what a rank
+    raised.
     """
     retries = Retries(workers.max_failures, checkpoint.newest_step(argument.state))
-    told = f"starting {workers.count} worker{'s' if workers.count > 1 else ''}"
     while True:
-        argument.progress.say(told)
+        argument.progress.say(f"starting {_number(workers)}")
         hangs.clear(argument.state)
         Holder.new_attempt(argument.state)
         try:
@@ -64,9 +65,10 @@ def _after(error: Exception, argument: Any, workers: WorkersConfig, retries: Ret
             raise root
         return
     if type(root).__name__ == _WAITS_FOR_ROOM:
-        argument.progress.say(f"waiting for {workers.count} times {workers.cpus:g} CPUs and {workers.gpus:g} GPUs")
+        room = f"{workers.cpus:g} CPUs" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
+        argument.progress.say(f"waiting for room for {_number(workers)} of {room}")
         return
-    hang = hangs.read(argument.state, workers.count)
+    hang = hangs.read(argument.state)
     if not (hang or is_system_failure(root) or of_passing_kind(root)):
         raise error
     what = hang[0] if hang else line(root)
@@ -81,6 +83,11 @@ def _after(error: Exception, argument: Any, workers: WorkersConfig, retries: Ret
     time.sleep(pause)
 
 
+def _number(workers: WorkersConfig) -> str:
+    count = workers.count if workers.least == workers.most else f"{workers.least} to {workers.most}"
+    return f"{count} worker{'s' if workers.most > 1 else ''}"
+
+
 def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
     import pyarrow.fs
     from ray.train import RunConfig, ScalingConfig
@@ -90,15 +97,15 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
     from omniloom.infra.training.group import GroupConfig
 
     os.environ[_SILENCE] = str(2 * workers.hang_seconds)
+    count = workers.count
+    number: Any = count if isinstance(count, int) else (count.min, count.max)
     fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     TorchTrainer(
         _enter,
         train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus > 0, resources_per_worker=resources),
         torch_config=GroupConfig(backend="nccl" if workers.gpus else "gloo"),
         run_config=RunConfig(
             name=name,

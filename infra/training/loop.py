@@ -10,18 +10,19 @@ import math
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch.distributed as dist
 
 from omniloom.infra import owner
-from omniloom.infra.lease import Holder
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint, hangs, stopping
 from omniloom.infra.training.agreement import Agreement
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_mean
 from omniloom.infra.training.rhythm import Rhythm
+from omniloom.infra.training.saving import Saver
+from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.watch import Watch
 
 
@@ -104,13 +105,13 @@ class Loop:
         hangs ends the process (`hangs.end_rank`).
         """
         try:
-            with self._watch() as watch:
-                return self._train(watch, *self._resume())
+            with self._watch() as watch, self._saver() as saver:
+                return self._train(watch, saver, *self._resume())
         finally:
             self.loader.close()
 
     def _watch(self) -> Watch:
-        processes, thread = _of_all_ranks(owner.this_process()), threading.get_ident()
+        processes, thread = gathered(owner.this_process()), threading.get_ident()
         rank = dist.get_rank() if dist.is_initialized() else 0
 
         def on_hang(seconds: float, limit: float) -> None:
@@ -133,9 +134,9 @@ class Loop:
             self.trainer.validate(0)
         return start, position.get("units", 0.0), position.get("last", {}), window
 
-    def _train(self, watch: Watch, start: int, units: float, last: dict[str, float], window: _Window) -> dict[str, Any]:
-        # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
-        holder = Holder(self.state) if _first() else None
+    def _train(
+        self, watch: Watch, saver: Saver, start: int, units: float, last: dict[str, float], window: _Window
+    ) -> dict[str, Any]:
         agreement = Agreement()
         began = time.perf_counter()
         for step in range(start, self.steps):
@@ -153,20 +154,21 @@ class Loop:
             if done < self.steps and done % self.validate_every == 0:
                 watch.enters("validation")
                 self.trainer.validate(done)
-            stop, keeps = agreement.after_step() and done < self.steps, self.workers.keeps(done, self.steps)
-            if keeps or stop:
+            stop = agreement.after_step() and done < self.steps
+            if stop or self.workers.keeps(done, self.steps):
                 watch.enters("checkpoint")
-                self._save(done, units, last, window, holder)
+                saver.start(done, {**self.loader.position, "units": units, "last": last, **window.all_ranks()})
             if stop:
                 agreement.close()
-                why = f" ({reason})" if (reason := stopping.asked()) else ""  # one rank's, in general
-                raise stopping.Stopped(f"stopped after step {done} of {self.steps}{why}, with a checkpoint of it")
+                self._stop(saver, done)
             watch.beat()
         agreement.close()
-        watch.enters("validation")
+        watch.enters("end")
         # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
         if self.steps:
             self.trainer.validate(self.steps)
+        if error := saver.finish():
+            self.progress.note(f"the last checkpoint was not saved: {error}")
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
     def _step(self, step: int, window: _Window) -> None:
@@ -178,13 +180,15 @@ class Loop:
                 raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
         window.add(logs, units, seconds)
 
-    def _save(self, done: int, units: float, last: dict[str, float], window: _Window, holder: Holder | None) -> None:
-        if holder:
-            holder.require()
-        position = {**self.loader.position, "units": units, "last": last}
-        if open_window := window.all_ranks():  # a checkpoint between two logged rows
-            position["window"] = open_window
-        checkpoint.save(self.state, done, self.trainer.engines, position, self.workers.keep_checkpoints)
+    def _stop(self, saver: Saver, done: int) -> NoReturn:
+        if error := saver.finish():
+            raise error
+        why = f" ({reason})" if (reason := stopping.asked()) else ""  # one rank's, in general
+        raise stopping.Stopped(f"stopped after step {done} of {self.steps}{why}, with a checkpoint of it")
+
+    def _saver(self) -> Saver:
+        keep, keep_every = self.workers.keep_checkpoints, self.workers.keep_every
+        return Saver(self.state, self.trainer.engines, keep, keep_every, self.progress.note)
 
 
 class _Window:
@@ -204,12 +208,12 @@ class _Window:
         self.units += units
         self.seconds += seconds
 
-    def all_ranks(self) -> list[dict[str, Any]]:
+    def all_ranks(self) -> dict[str, Any]:
         """What a checkpoint keeps of a row that is not logged yet, of every rank, as JSON; empty where it was logged.
         Every rank must call it."""
         if not self.values:
-            return []
-        return _of_all_ranks({"values": self.values, "units": self.units, "seconds": self.seconds})
+            return {}
+        return {"window": gathered({"values": self.values, "units": self.units, "seconds": self.seconds})}
 
     def put(self, kept: list[dict[str, Any]]) -> None:
         """Go on with what a checkpoint kept: this rank's own, or its share where ranks became more or fewer."""
@@ -241,15 +245,6 @@ def _shared(kept: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
         "units": sum(rank["units"] for rank in kept) / ranks,
         "seconds": sum(rank["seconds"] for rank in kept) / len(kept),
     }
-
-
-def _of_all_ranks(value: Any) -> list:
-    """The value of every rank, in their order. Every rank must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _first() -> bool:

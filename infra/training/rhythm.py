@@ -11,6 +11,8 @@ from collections import defaultdict, deque
 
 _RECENT = 50  # stretches of a kind that are remembered
 _LEARNT = {"": 5}  # plain steps that must have been seen; of another kind one is enough
+# A checkpoint waits for the one before, whose files may be on their way to a storage that is slow or away.
+_LEAST = {"checkpoint": 600.0}
 _MEDIANS, _LONGEST, _FIRST = 10.0, 3.0, 2.0
 
 
@@ -37,4 +39,5 @@ class Rhythm:
         recent = self._recent.get(kind, ())
         if self._first is None or len(recent) < _LEARNT.get(kind, 1):
             return None
-        return max(self.least, _MEDIANS * statistics.median(recent), _LONGEST * max(recent), _FIRST * self._first)
+        longest = max(_MEDIANS * statistics.median(recent), _LONGEST * max(recent), _FIRST * self._first)
+        return max(self.least, *(_LEAST.get(part, 0.0) for part in kind.split("+")), longest)

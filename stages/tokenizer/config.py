@@ -138,8 +138,8 @@ class TokenizerStageConfig(BaseModel):
         if self.model:
             check_fit(self.model, self.data)
         for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
-            if kind in self.data.kinds and batch % self.workers.count:
-                raise ValueError(f"data.{kind}_batch: {batch} does not divide by workers.count {self.workers.count}")
+            if kind in self.data.kinds and batch % self.workers.most:
+                raise ValueError(f"data.{kind}_batch: {batch} does not divide by workers.count {self.workers.most}")
         if self.official and self.model:
             raise ValueError("official: the checkpoint has its architecture with it, expected no `model`")
         if self.loss.needs_perceptual and not self.perceptual:

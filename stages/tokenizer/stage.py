@@ -148,7 +148,7 @@ def run(context: StageContext) -> dict:
     model = architecture(config, known)
     with within():
         check_fit(model, config.data)
-    checkpoint.check(context.state, config.workers.count, {"generator": config.engine})
+    checkpoint.check(context.state)
     job = Job(
         config,
         model,

@@ -48,11 +48,9 @@ class TokenizerTrainer:
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:
-            if module is None:
-                return
             clips = self.held_out.batches(self.config.validation_examples)
             metrics, picture = reconstruction.validate(module.tokenizer, clips, self.generator)
-            if not metrics:  # the validation split holds none of these kinds
+            if not metrics or not self.history:  # the validation split may hold none of these kinds
                 return
             self.history.add(metrics, step)
             self.job.tracker.log_image(picture, "reconstruction", step)

@@ -38,7 +38,7 @@ def train_worker(job: Job) -> None:
     torch.manual_seed(config.seed)
     engines = _engines(job, ranks)
     clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
-    held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, 0, 1)
+    held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     trainer = TokenizerTrainer(job, engines, held_out, rank)
     loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
     loop.validate_first = bool(job.start_from or config.official)  # what it starts from, on the same clips

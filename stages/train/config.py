@@ -166,7 +166,7 @@ class TrainConfig(BaseModel):
                 raise error.below("model") from None
             if self.alignment:
                 self.alignment.check(model.layers)
-        parts = self.workers.count * self.workers.accumulate
+        parts = self.workers.most * self.workers.accumulate
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self

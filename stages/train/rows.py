@@ -56,21 +56,20 @@ class RowLoader:
     def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[str]]:
         """The micro-batches, the position after them, and ids of their documents."""
         rows = self._stream.take(self.config.batch_rows)
-        size = len(rows) // self.ranks
-        first = self.rank * size
-        micro = size // self.config.workers.accumulate
+        mine = self.config.workers.division(len(rows), self.rank, self.ranks)
         batches = []
-        for at in range(first, first + size, micro):
-            documents = [[self._documents.segments(placed) for placed in row] for row in rows[at : at + micro]]
+        for numbers in mine:
+            documents = [[self._documents.segments(placed) for placed in rows[number]] for number in numbers]
             # A row's noise depends on its place in the run alone, never on ranks or batches.
-            seeds = [hash_seed(self.config.seed, step, number) for number in range(at, at + micro)]
+            seeds = [hash_seed(self.config.seed, step, number) for number in numbers]
             length = self.config.packing.length
             batches.append((collate(documents, length, self.model_config, self.device, self.feature_dim), seeds))
+        first, last = mine[0].start, mine[-1].stop
         if self.tokens.remote:
             coming = self._stream.coming(_AHEAD * len(rows))
-            mine = [row for number, row in enumerate(coming) if first <= number % len(rows) < first + size]
-            self.tokens.ahead(np.concatenate(mine))
-        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first : first + size] for placed in row[:2]]
+            wanted = [row for number, row in enumerate(coming) if first <= number % len(rows) < last]
+            self.tokens.ahead(np.concatenate(wanted))
+        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:last] for placed in row[:2]]
         return batches, dict(self._stream.position), ids
 
     def at(self, step: int) -> MicroBatches:

@@ -94,7 +94,7 @@ def run(context: StageContext) -> dict:
     tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
-    checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine})
+    checkpoint.check(context.state)
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.load_json(storage.join(context.state, "metrics.json")) | left_out

@@ -99,7 +99,15 @@ def test_a_storage_that_was_away_is_tried_again(ended):
 
 def test_a_hang_is_told_with_every_ranks_stack(ended):
     for rank, place in ((0, "all_reduce (a.py:1)"), (1, "read (b.py:2)")):
-        report = {"rank": rank, "step": 7, "seconds": 61.0, "limit": 60.0, "place": place, "stacks": f"at {place}"}
+        report = {
+            "rank": rank,
+            "ranks": 2,
+            "step": 7,
+            "seconds": 61.0,
+            "limit": 60.0,
+            "place": place,
+            "stacks": f"at {place}",
+        }
         storage.write_json(storage.join(ended.state, "hangs", f"rank-{rank:05d}.json"), report)
     ended.after(died(), died())
     assert "step 7 hung" in ended.notes[0] and "rank 1 at read (b.py:2)" in ended.notes[0]
@@ -127,4 +135,4 @@ def test_too_few_machines_are_waited_for(ended):
     error = ControllerError(WorkerGroupStartupTimeoutError(2))
     for _ in range(9):
         launch._after(error, ended.argument, ended.workers, ended.retries)
-    assert not ended.pauses and "waiting for 2" in ended.board.read()["train"]["says"]
+    assert not ended.pauses and "waiting for room for 2 workers" in ended.board.read()["train"]["says"]
