@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from omniloom.infra import nodes
-from omniloom.infra.cluster import use_token
+from omniloom.infra.cluster import use_token, with_autoscaling
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, redact_override
 from omniloom.infra.tree import copy_tree
@@ -158,7 +158,7 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
 def check_room(address: str, config: PipelineConfig, names: Sequence[str]) -> None:
     """InputError where the cluster's nodes have too little for these stages, or where no cluster answers."""
     _client(address)
-    room.check(config, names, nodes.behind(_dashboard_url(address)))
+    room.check(config, names, with_autoscaling(nodes.behind(_dashboard_url(address)), config.cluster))
 
 
 def jobs(address: str) -> list[Job]:

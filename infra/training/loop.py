@@ -47,7 +47,7 @@ class Loader(Protocol):
         ...
 
     def describe(self, step: int) -> str:
-        """What the batch of a step that was taken is made of, for an error."""
+        """Names the contents of the batch of a step that was taken, for an error message."""
         ...
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Trainer(Protocol):
         ...
 
     def validate(self, step: int) -> None:
-        """What follows a validation's step. Called on every rank; its time is not training's."""
+        """Validate after this step. Called on every rank; its time is not training's."""
         ...
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
@@ -192,7 +192,7 @@ class Loop:
 
 
 class _Window:
-    """What the steps since the last logged row gave on this rank."""
+    """Logs of this rank's steps since the last logged row."""
 
     def __init__(self, trainer: Trainer):
         self.unit, self.amounts = trainer.unit, trainer.amounts
