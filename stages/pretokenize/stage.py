@@ -27,6 +27,7 @@ from omniloom.stages.data import records, tokens
 from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.pretokenize.config import FEATURES, Config
 from omniloom.stages.pretokenize.stats import combine
+from omniloom.stages.tokenizer.config import is_warm_up
 
 if TYPE_CHECKING:
     from omniloom.models.text import TextTokenizer
@@ -148,6 +149,11 @@ def pictures_in(counts: Mapping[str, Any]) -> set[str]:
 
 def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str]) -> None:
     """InputError where the tokenizer cannot encode what pictures of these kinds, image and video, are brought to."""
+    if is_warm_up(model):
+        raise InputError(
+            "the tokenizer is a TiTok's warm-up, which has no pixels yet; configure a tokenizer stage behind it, which "
+            "trains its decoder on them (docs/pipelines.md)"
+        )
     aspects = Aspects(config.aspects, patch_size_of(model))
     sizes = {f"{kind}_size": getattr(config, f"{kind}_size") for kind in ("image", "video") if kind in kinds}
     with within():

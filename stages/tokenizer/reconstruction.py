@@ -5,13 +5,14 @@ In: a tokenizer and pixels in [-0.5, 0.5] of the validation split, batch by batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from omniloom.models.model import to_uint8
+from omniloom.models.tokenizer.base import Encoded, VisualTokenizer
 from omniloom.stages.reporting import report
 
 COLUMNS = 12
@@ -19,10 +20,17 @@ SHOWN_CLIPS = 2
 
 
 @torch.no_grad()
-def validate(tokenizer: Any, clips: Iterable[tuple[str, Tensor]], engine: Any) -> tuple[dict[str, float], bytes]:
-    """`clips`: (kind, pixels) in batches of one shape. Figures: `validation_psnr_KIND` in dB, over all values of the
-    kind; `validation_codebook_usage` (share of the codes that the clips use) and `validation_perplexity`. Without
-    clips, no figures and no picture."""
+def validate(
+    tokenizer: VisualTokenizer,
+    reconstruct: Callable[[Tensor], tuple[Tensor, Encoded]],
+    clips: Iterable[tuple[str, Tensor]],
+    engine: Any,
+) -> tuple[dict[str, float], bytes]:
+    """`clips`: (kind, pixels) in batches of one shape; `reconstruct` is asked while the tokenizer is in eval mode.
+
+    Figures: `validation_psnr_KIND` in dB, over all values of the kind; `validation_codebook_usage` (share of the codes
+    that the clips use) and `validation_perplexity`. Without clips, no figures and no picture.
+    """
     was_training = tokenizer.training
     tokenizer.eval()
     errors: dict[str, list[tuple[float, int]]] = {}
@@ -30,7 +38,7 @@ def validate(tokenizer: Any, clips: Iterable[tuple[str, Tensor]], engine: Any) -
     shown: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with engine.autocast():
         for kind, pixels in clips:
-            recon, encoded = tokenizer(pixels.to(engine.device))
+            recon, encoded = reconstruct(pixels.to(engine.device))
             recon = recon.float().cpu()
             error = (recon.clamp(-0.5, 0.5) - pixels).double().square().sum()
             errors.setdefault(kind, []).append((float(error), pixels.numel()))

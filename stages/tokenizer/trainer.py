@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
+from omniloom.models.tokenizer.base import Encoded
 from omniloom.stages.data.clips import ClipBatches
 from omniloom.stages.data.order import hash_seed
 from omniloom.stages.reporting.history import History
@@ -37,21 +41,30 @@ class TokenizerTrainer:
         judge = self.critic.engine if self.critic and weight else None
         loss, logs, recon = self.generator(pixels, judge, weight)
         self.generator.backward(loss)
-        logs = {name: float(value) for name, value in logs.items()} | self.generator.step(step)
+        stepped = self.generator.step(step)
         if self.critic and self.config.loss.trains_discriminator(step):
             critic_loss, critic_logs = self.critic(pixels, recon.detach(), step)
             self.critic.backward(critic_loss)
             self.critic.step(step)
-            logs |= {name: float(value) for name, value in critic_logs.items()}
-        kind = "video" if pixels.ndim == 5 else "image"
-        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
+            logs = logs | critic_logs
+        return self.logged("video" if pixels.ndim == 5 else "image", logs, stepped), len(pixels)
+
+    def logged(self, kind: str, logs: dict[str, Tensor], stepped: dict[str, float]) -> dict[str, float]:
+        """A step's figures on clips of a kind, under the names that they are logged by."""
+        figures = {name: float(value) for name, value in logs.items()} | stepped
+        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": value for name, value in figures.items()}
+
+    def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Encoded]:
+        """What is validated: pixels as they come back, and their tokens."""
+        return module.tokenizer(pixels)
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:
             if module is None:
                 return
             clips = self.held_out.batches(self.config.validation_examples)
-            metrics, picture = reconstruction.validate(module.tokenizer, clips, self.generator)
+            reconstruct = functools.partial(self.reconstruct, module)
+            metrics, picture = reconstruction.validate(module.tokenizer, reconstruct, clips, self.generator)
             if not metrics:  # the validation split holds none of these kinds
                 return
             self.history.add(metrics, step)
