@@ -49,7 +49,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         _named_text_tokenizer(config.text_tokenizer)
     if files and config.features and "tokenizer" in upstream:
         encoder_config(config.features, FEATURES)
-        require_folder_of_weights(storage.absolute(config.features), FEATURES)
+        require_folder_of_weights(config.features, FEATURES)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ def _text_tokenizer(config: Config, corpus: Artifact) -> str:
 
 def _named_text_tokenizer(uri: str) -> TextTokenizer:
     try:
-        return read_text_tokenizer(storage.absolute(uri))
+        return read_text_tokenizer(uri)
     except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
         raise InputError(f"is no tokenizer.json: {error}", field="text_tokenizer", file=uri) from None
 

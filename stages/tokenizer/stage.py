@@ -68,9 +68,9 @@ def _check_files(config: Config) -> None:
         ("perceptual.heads", config.perceptual and config.perceptual.heads),
     ):
         if uri:
-            require_weights(storage.absolute(uri), field)
+            require_weights(uri, field)
     if isinstance(config.model, NamedRAEConfig):
-        require_folder_of_weights(storage.absolute(config.model.encoder), "model.encoder")
+        require_folder_of_weights(config.model.encoder, "model.encoder")
 
 
 def resolved(config: Config, upstream: Mapping[str, Any]) -> Config:
