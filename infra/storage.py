@@ -28,6 +28,7 @@ from fsspec.core import has_magic, split_protocol
 
 from omniloom.infra import disk
 from omniloom.infra.errors import InputError
+from omniloom.infra.once import once
 
 # Listings must be true at once for every reader: a lease or a manifest that another process wrote a second ago
 # must be seen, so remote filesystems run without their listings cache.
@@ -261,20 +262,8 @@ def localize(uri: str, digest: str) -> Path:
     """
     if (path := local_path(uri)) is not None:
         return path
-    cache = cache_folder()
-    target = cache / digest
-    if target.exists():
-        return target
-    disk.make_folder(cache)
-    remove_leftovers(str(cache))
-    staging = Path(tempfile.mkdtemp(dir=cache, prefix=disk.UNFINISHED))
-    copy_tree(uri, str(staging))
-    try:
-        staging.rename(target)
-    except OSError:  # another process was first with the same content
-        shutil.rmtree(staging)
-    disk.sync([cache])
-    return target
+    remove_leftovers(str(cache_folder()))
+    return once(cache_folder() / digest, lambda target: copy_tree(uri, str(target)))
 
 
 def remove_leftovers(folder: str) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.models.text import TextTokenizer
+from omniloom.stages.data import index as index_module
 from omniloom.stages.data import records, tokens
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
@@ -243,9 +246,15 @@ def pretokenize(
     pixel_patch: int | None = None,
 ) -> Artifact:
     """A token artifact: `splits` maps a split to the rows of each of its shards."""
-    for split, shards in splits.items():
-        for index, rows in enumerate(shards):
-            tokens.write_shard(str(folder / "tokens" / split / f"shard-{index:05d}.arrow"), rows)
+    for split in records.SPLITS:
+        shards = enumerate(splits.get(split, ()))
+        index_module.write(
+            folder / "index" / split,
+            (
+                (number, tokens.write_shard(str(folder / "tokens" / split / f"shard-{number:05d}.arrow"), rows))
+                for number, rows in shards
+            ),
+        )
     storage.write_json(
         str(folder / "tokens.json"),
         {
@@ -267,6 +276,25 @@ def pretokenize(
     )
     storage.write_bytes(str(folder / "text.json"), text.to_json().encode())
     return seal(folder, "pretokenize")
+
+
+def index_of(documents: list[tuple[str, list[tuple[str, int]]]], shards: int = 2) -> index_module.Index:
+    """The index of documents, each a kind and (text or visual, tokens) of its segments, in so many shards."""
+    bounds = [round(number * len(documents) / shards) for number in range(shards + 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = (documents[first:last] for first, last in itertools.pairwise(bounds))
+        index_module.write(Path(folder), ((number, _lengths(part)) for number, part in enumerate(parts)))
+        made = index_module.Index(Path(folder))
+        for file in Path(folder).glob("*.npy"):
+            made.column(file.stem)
+    return made
+
+
+def _lengths(documents: list[tuple[str, list[tuple[str, int]]]]) -> index_module.Lengths:
+    segments = np.array([-n if kind == "visual" else n for _, held in documents for kind, n in held], np.int32)
+    kinds = np.array([index_module.KINDS.index(kind) for kind, _ in documents], np.uint8)
+    counts = np.array([len(held) for _, held in documents], np.int64)
+    return index_module.Lengths(kinds, counts, segments, segments, np.arange(len(documents), dtype=np.uint64))
 
 
 def tokenizer(folder: Path, channels: int = 4) -> Artifact:

@@ -7,7 +7,6 @@ on CPU (gloo). The process group must exist (Ray Train or torchrun makes it).
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import math
@@ -19,7 +18,9 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.shards import parts
 from omniloom.infra.training.weights import EngineWeights
 
 
@@ -81,13 +82,10 @@ class Engine(EngineWeights):
         compile_parts: Callable[[], None] | None = None,
     ):
         deepspeed = import_deepspeed()
-        # ZeRO-3's hooks make any forward pass a collective, which rank 0 must not enter alone: it evaluates a copy.
-        self._copy = copy.deepcopy(module) if config.zero_stage == 3 and _rank() == 0 else None
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
-        for each in (module, self._copy):
-            if each is not None and config.precision == "bf16":
-                _enter_inside(each, self.autocast)
+        if config.precision == "bf16":
+            _enter_inside(module, self.autocast)
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -114,7 +112,8 @@ class Engine(EngineWeights):
         )
         if config.compile:  # ZeRO-3's hooks are DeepSpeed's to compile around
             (compile_parts if compile_parts and config.zero_stage < 3 else self.engine.compile)()
-        self._ema = [self._local(p).clone() for p in trained] if config.ema_decay else None
+        flats = [part.flat for part in parts(self)]
+        self.average = MovingAverage(flats, config.ema_decay) if config.ema_decay else None
         self._trained = trained
 
     def autocast(self):
@@ -139,14 +138,13 @@ class Engine(EngineWeights):
         norm, parts = None, self._part_norms() if boundary and part_norms else {}
         if boundary and not self.config.zero_stage:
             norm = torch.nn.utils.clip_grad_norm_(self._trained, self.optimizer_config.grad_clip or math.inf)
+        if boundary:
+            self.released()
         self.engine.step()
         if not boundary:
             return {}
-        if self._ema is not None:
-            # A short memory at first, so that the average does not remember the initialisation.
-            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(self._ema, [self._local(p) for p in self._trained], 1 - decay)
+        if self.average is not None:
+            self.average.update(step)
         norm = self.engine.get_global_grad_norm() if self.config.zero_stage else norm
         return {"lr": lr, **parts} | ({} if norm is None else {"grad_norm": float(norm)})
 

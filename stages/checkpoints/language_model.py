@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
+from omniloom.infra.once import once
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import architecture, config_from_llama
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
@@ -55,7 +55,7 @@ def start_config(
 
 
 def check_text_tokenizer(uri: str, digest: str) -> None:
-    """That the tokens, sealed with `digest`, are made by the checkpoint's tokenizer: others' ids mean other words."""
+    """Check that the tokens, sealed with `digest`, are made by the checkpoint's text tokenizer."""
     file = storage.join(uri, "tokenizer.json")
     try:
         own = read_text_tokenizer(file).digest
@@ -70,6 +70,10 @@ def check_text_tokenizer(uri: str, digest: str) -> None:
         )
 
 
+def _copy(uri: str, file: Path) -> None:
+    storage.copy_file(uri, str(file))
+
+
 def local_folder(uri: str) -> Path:
     """The folder itself where it is local, else a copy of its configs and weights, made once per machine."""
     if (path := storage.local_path(uri)) is not None:
@@ -80,8 +84,5 @@ def local_folder(uri: str) -> Path:
     digest = hashlib.sha256(json.dumps([uri, versions]).encode()).hexdigest()
     target = storage.cache_folder() / f"start-{digest[:32]}"
     for name in names:
-        if not (target / name).exists():
-            partial = target / f".tmp-{uuid.uuid4().hex}"
-            storage.copy_file(storage.join(uri, name), str(partial))
-            os.replace(partial, target / name)
+        once(target / name, partial(_copy, storage.join(uri, name)))
     return target

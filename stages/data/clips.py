@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 from omniloom.infra import disk, storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
+from omniloom.infra.once import once
 from omniloom.models.cover import cover
 from omniloom.stages.data import records
 from omniloom.stages.data.arrow import map_table
@@ -35,9 +37,8 @@ _VALIDATION_BATCH = 16  # clips at once
 
 def _local_table(corpus: Artifact, kind: str, split: str) -> pa.Table:
     """The encoded media of one kind and split, memory-mapped from this machine's cache."""
-    folder = storage.cache_folder() / f"clips-{corpus.digest[:32]}"
-    file = folder / f"{kind}-{split}-named.arrow"
-    if not file.exists():
+
+    def write(file: Path) -> None:
         schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
         with disk.writing(str(file)) as sink, pa.ipc.new_file(sink, schema) as writer:
             rows: list[dict] = []
@@ -47,7 +48,10 @@ def _local_table(corpus: Artifact, kind: str, split: str) -> pa.Table:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return map_table(file)
+
+    return map_table(
+        once(storage.cache_folder() / f"clips-{corpus.digest[:32]}" / f"{kind}-{split}-named.arrow", write)
+    )
 
 
 def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int, total: int | None = None) -> np.ndarray:
@@ -105,7 +109,7 @@ class ClipStore:
         return clip
 
     def buckets(self, among: np.ndarray | None = None) -> list[np.ndarray]:
-        """Of each bucket the indices of its clips, of all in rising order or of those `among` them as they come."""
+        """The indices of each bucket's clips: of all in rising order or of those `among` them as they come."""
         chosen = np.arange(len(self)) if among is None else among
         return [chosen[self.bucket_of[chosen] == bucket] for bucket in range(len(self.shapes))]
 
@@ -190,16 +194,22 @@ class ClipBatches:
         self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
         return pixels
 
-    def batches(self, count: int) -> Iterator[tuple[str, Tensor]]:
-        """(kind, pixels) of `count` clips of each kind, drawn evenly over sources and labels, at the largest size and
-        each in its bucket's shape.
+    def batches(self, count: int) -> Iterator[tuple[str, Tensor, list[int]]]:
+        """(kind, pixels, their numbers) of this rank's share of `count` clips of each kind, drawn evenly over sources
+        and labels, at the largest size and each in its bucket's shape. A rank that has no share of a batch gets one
+        clip of it without a number: all ranks have the same batches to run.
 
         A few clips at a time, of one bucket; kinds in the order of `data.kinds`, buckets in that of `data.aspects`.
         """
         for kind, store in self.stores.items():
+            number = 0
             for members in store.buckets(store.spread(self.seed)[:count]):
                 for at in range(0, len(members), _VALIDATION_BATCH):
-                    yield kind, _pixels(kind, np.stack([store[int(i)] for i in members[at : at + _VALIDATION_BATCH]]))
+                    batch = members[at : at + _VALIDATION_BATCH]
+                    places = np.array_split(np.arange(len(batch)), self.ranks)[self.rank]
+                    clips = [store[int(i)] for i in batch[places if len(places) else [0]]]
+                    yield kind, _pixels(kind, np.stack(clips)), [number + int(place) for place in places]
+                    number += len(batch)
 
     def describe(self, step: int) -> str:
         kind, indices, (height, width) = self._plan(step)

@@ -1,12 +1,14 @@
 """The order of examples: endless streams of permuted epochs that can be entered at any position.
 
-A `Stream` is one (`draw` takes a piece of it at once); `BucketOrder` deals batches out of several, each from one.
+Of clips: a `Stream` is one that keeps its last epoch's permutation, `BucketOrder` deals batches out of several, each
+from one. Of documents: a `Permutation` is one epoch of any size, computed where it is asked and never held. `uniform`
+draws numbers by position, so that what is drawn for one does not depend on what was drawn before.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,11 +37,6 @@ class Stream:
         return last[1]
 
 
-def draw(count: int, size: int, position: int, seed: int) -> np.ndarray:
-    """`size` indices of `count` examples from global `position` on; epoch e is the permutation of (seed, e)."""
-    return Stream(count, seed).take(size, position)
-
-
 class BucketOrder:
     """An endless run of batches, each from one bucket; batch `number` is a function of the arguments and itself.
 
@@ -48,7 +45,7 @@ class BucketOrder:
     bucket's epoch e: what a bucket's last batch of an epoch takes ahead, its next epoch has less. So nothing is
     dropped; a bucket with fewer examples than a batch is seen in the first epoch (its batch holds several of its
     epochs) and then as seldom as its size asks. After E epochs an example of a bucket of n was seen E times or up to
-    ceil((batch - 1) / n) times more. With one bucket, batch `number` is draw(n, batch, number * batch, seed).
+    ceil((batch - 1) / n) times more. With one bucket, batch `number` is Stream(n, seed).take(batch, number * batch).
     """
 
     def __init__(self, buckets: Sequence[np.ndarray], batch: int, seed: int):
@@ -57,7 +54,7 @@ class BucketOrder:
         self.counts = [len(bucket) for bucket in buckets]
         if not sum(self.counts):
             raise ValueError("buckets: there are no examples")
-        # The first bucket keeps the seed, so that one bucket is `draw`.
+        # The first bucket keeps the seed, so that one bucket is a plain `Stream`.
         self._streams = [
             Stream(count, hash_seed(seed, number) if number else seed) for number, count in enumerate(self.counts)
         ]
@@ -95,3 +92,71 @@ class BucketOrder:
 def hash_seed(*parts: int) -> int:
     """A 63-bit seed from integers, well mixed."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+# Up to here a permutation is held (128 KiB): the short words of a Feistel network would not reach every order.
+_HELD = 1 << 14
+_ROUNDS = 6
+
+
+class Permutation:
+    """A permutation of range(count) by a seed, in O(1) an index and without memory where `count` is large.
+
+    A Feistel network over the least number of bits that hold `count` (Luby and Rackoff 1988), whose halves may differ
+    in width, walked on while it leaves range(count) (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+
+    def __init__(self, count: int, seed: int):
+        self.count = count
+        self._held = np.random.default_rng(seed).permutation(count) if count <= _HELD else None
+        self._back: np.ndarray | None = None
+        bits = max(2, (count - 1).bit_length())
+        self._low = np.uint64(bits // 2)
+        self._masks = [np.uint64((1 << width) - 1) for width in (bits // 2, bits - bits // 2)]
+        self._keys = [np.uint64(hash_seed(seed, number)) for number in range(_ROUNDS)]
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The indices at these places, int64 as they are."""
+        if self._held is not None:
+            return self._held[places]
+        return self._walk(places, range(_ROUNDS))
+
+    def places(self, indices: np.ndarray) -> np.ndarray:
+        """Where these indices stand: the inverse of `at`."""
+        if self._held is not None:
+            if self._back is None:
+                self._back = np.argsort(self._held)
+            return self._back[indices]
+        return self._walk(indices, reversed(range(_ROUNDS)))
+
+    def _walk(self, given: np.ndarray, rounds: Iterable[int]) -> np.ndarray:
+        order = list(rounds)
+        values = self._network(np.asarray(given).astype(np.uint64), order)
+        outside = np.flatnonzero(values >= self.count)
+        while len(outside):
+            values[outside] = again = self._network(values[outside], order)
+            outside = outside[again >= self.count]
+        return values.astype(np.int64)
+
+    def _network(self, words: np.ndarray, rounds: list[int]) -> np.ndarray:
+        halves = [words & self._masks[0], words >> self._low]
+        for number in rounds:  # each round changes one half by the other, so that it is its own inverse
+            half = number % 2
+            halves[half] ^= _mixed(halves[1 - half] + self._keys[number]) & self._masks[half]
+        return halves[1] << self._low | halves[0]
+
+
+def uniform(positions: np.ndarray, seed: int) -> np.ndarray:
+    """A number in [0, 1) by position, float64: those of one seed are as if drawn independently."""
+    words = _mixed(np.asarray(positions).astype(np.uint64) * _GOLDEN + np.uint64(seed))
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): uint64 -> uint64, each bit depends on all."""
+    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return words ^ words >> np.uint64(31)

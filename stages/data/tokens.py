@@ -1,6 +1,7 @@
 """Tokens: what pretokenize writes and training reads; uncompressed Arrow IPC, memory-mapped.
 
     tokens/SPLIT/shard-00000.arrow   one row a document, in the order of the records
+    index/SPLIT/                     lengths, see `stages.data.index`
     tokens.json                      schema version, digests of both tokenizers, sizes and aspect ratios, latents' mean
                                      and std, channels of features (null without), counts; of text alone no digest of
                                      pictures' and no statistics
@@ -22,10 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data.arrow import map_table
+from omniloom.stages.data.index import Lengths, lengths_of
+from omniloom.stages.data.shards import Shards, open_index
 
 SCHEMA_VERSION = 5
 
@@ -57,15 +61,18 @@ SCHEMA = pa.schema(
 )
 
 
-def write_shard(uri: str, rows: list[dict]) -> None:
+def write_shard(uri: str, rows: list[dict]) -> Lengths:
+    """Writes the rows, and gives what the index keeps of them."""
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), max_chunksize=1024)
+        writer.write_table(table, max_chunksize=1024)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    return lengths_of(table)
 
 
 @dataclass(frozen=True)
-class Token:
+class StoredSegment:
     """One segment as numpy views: `ids` of a text; `codes` (or None), `latents` (n, C) and `grid` of a visual one, and
     `pixels`, uint8 (m, p*p*3), with `pixel_grid` (or None), `features`, float16 (m, F), with `feature_grid` (or None).
     """
@@ -95,93 +102,113 @@ class Token:
 
 
 class TokenSet:
-    """Random access to one split of a pretokenize artifact. Lengths are read once, contents on demand."""
+    """Random access to one split of a pretokenize artifact, of which nothing is read before it is asked for: lengths
+    are in `index`, contents in the shards (`stages.data.shards`). `cache_bytes` is the room that shards of a remote
+    artifact may take on this machine's disk."""
 
-    def __init__(self, artifact: Artifact, split: str):
-        folder = artifact.local()
-        self.facts = storage.load_json(str(folder / "tokens.json"))
+    def __init__(self, artifact: Artifact, split: str, cache_bytes: int | None = None):
+        self.facts = storage.load_json(artifact.file("tokens.json"))
         if self.facts["schema_version"] != SCHEMA_VERSION:
             raise ValueError(
-                f"{folder}: tokens of schema version {self.facts['schema_version']}, expected {SCHEMA_VERSION}"
+                f"{artifact.uri}: tokens of schema version {self.facts['schema_version']}, expected {SCHEMA_VERSION}"
             )
-        self.text_json = (folder / "text.json").read_text(encoding="utf-8")
-        files = sorted(Path(folder, "tokens", split).glob("shard-*.arrow"))
-        # Batch by batch as they lie in the files: joining them would copy the corpus into memory.
-        batches = [batch for file in files for batch in map_table(file).to_batches()]
-        self.table = pa.Table.from_batches(batches, schema=SCHEMA)
-        self.kinds = np.array(self.table["kind"].to_pylist(), dtype=object)
-        self._columns = [_Columns(batch.column("segments")) for batch in batches]
-        self._starts = np.cumsum([0] + [len(batch) for batch in batches])
+        self.text_json = storage.read_bytes(artifact.file("text.json")).decode()
+        self._shards = Shards(artifact, split, cache_bytes)
+        self.index = open_index(artifact, split, self._shards)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.index)
 
-    def document(self, index: int) -> list[Token]:
+    def document(self, index: int) -> list[StoredSegment]:
         columns, row = self._find(index)
         return columns.document(row)
 
-    def lengths(self, index: int, representation: str = "latents") -> list[tuple[str, int]]:
-        """(kind, tokens) of each segment in one of `models.unified.representations`, without touching the contents;
-        the two that frame a visual segment are not counted."""
+    def row(self, index: int) -> dict:
+        """id, kind, label and bytes."""
         columns, row = self._find(index)
-        return columns.lengths(row, "pixel_grid" if representation == "pixels" else "grid")
+        return {name: columns.rows[name][row].as_py() for name in ("id", "kind", "label", "bytes")}
 
     def _find(self, index: int) -> tuple[_Columns, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._columns[batch], index - int(self._starts[batch])
+        shards, rows = self.index.shard_of(np.array([index]))
+        held = self._shards.open(int(self.index.shards[shards[0]]), _Shard)
+        return held.find(int(rows[0]))
 
-    def row(self, index: int) -> dict:
-        """id, kind, label and bytes."""
-        return {name: self.table[name][index].as_py() for name in ("id", "kind", "label", "bytes")}
+    @property
+    def remote(self) -> bool:
+        """Whether shards are brought to this machine before they are read."""
+        return self._shards.remote
+
+    def ahead(self, documents: np.ndarray) -> None:
+        """Brings what these documents lie in to this machine, in the background."""
+        self._shards.ahead(self.index.shards[np.unique(self.index.shard_of(documents)[0])].tolist())
 
     def indices(self, kind: str) -> np.ndarray:
-        return np.flatnonzero(self.kinds == kind)
+        """The numbers of a kind's documents, rising."""
+        return np.sort(self.index.documents(kind))
 
-    def __iter__(self) -> Iterator[list[Token]]:
+    @property
+    def table(self) -> pa.Table:
+        """What is known of each document beside its tokens: id, kind, label, source and path, in memory."""
+        names = ["id", "kind", "label", "source", "path"]
+        tables = [self._shards.open(number, _Shard).copied(names) for number in self.index.shards.tolist()]
+        return pa.concat_tables([pa.schema([SCHEMA.field(name) for name in names]).empty_table(), *tables])
+
+    def __iter__(self) -> Iterator[list[StoredSegment]]:
         return (self.document(i) for i in range(len(self)))
+
+
+class _Shard:
+    """One mapped file, batch by batch as it lies there: joining them would copy it into memory."""
+
+    def __init__(self, file: Path):
+        self.table = map_table(file)
+        self._batches = [_Columns(batch) for batch in self.table.to_batches()]
+        self._starts = np.cumsum([0] + [len(batch) for batch in self._batches])
+
+    def find(self, row: int) -> tuple[_Columns, int]:
+        batch = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._batches[batch], row - int(self._starts[batch])
+
+    def copied(self, names: list[str]) -> pa.Table:
+        return self.table.select(names).take(np.arange(len(self.table)))
 
 
 class _Columns:
     """Zero-copy numpy views of one record batch's nested columns: a document is found by offsets, never by Python
     objects."""
 
-    def __init__(self, segments: pa.ListArray):
-        self.rows = segments.offsets.to_numpy()
+    def __init__(self, batch: pa.RecordBatch):
+        self.rows = {name: batch.column(name) for name in ("id", "kind", "label", "bytes")}
+        segments = batch.column("segments")
+        self._documents = segments.offsets.to_numpy()
         fields = segments.values
-        self.kind = np.array([k == "text" for k in fields.field("kind").to_pylist()], dtype=bool)
-        self.loss = np.array(fields.field("loss").to_pylist(), dtype=bool)
+        self.kind = pc.equal(fields.field("kind"), "text").to_numpy(zero_copy_only=False)
+        self.loss = fields.field("loss").to_numpy(zero_copy_only=False)
         self.lists = {
             name: (fields.field(name).offsets.to_numpy(), fields.field(name).values.to_numpy())
             for name in ("ids", "codes", "latents", "grid", "pixels", "pixel_grid", "features", "feature_grid")
         }
 
+    def __len__(self) -> int:
+        return len(self._documents) - 1
+
     def _list(self, name: str, segment: int) -> np.ndarray:
         offsets, values = self.lists[name]
         return values[offsets[segment] : offsets[segment + 1]]
 
-    def lengths(self, index: int, grid: str) -> list[tuple[str, int]]:
-        found = []
-        for segment in range(self.rows[index], self.rows[index + 1]):
-            if self.kind[segment]:
-                offsets = self.lists["ids"][0]
-                found.append(("text", int(offsets[segment + 1] - offsets[segment])))
-            else:
-                found.append(("visual", int(np.prod(self._list(grid, segment)))))
-        return found
-
-    def document(self, index: int) -> list[Token]:
+    def document(self, index: int) -> list[StoredSegment]:
         tokens = []
-        for segment in range(self.rows[index], self.rows[index + 1]):
+        for segment in range(self._documents[index], self._documents[index + 1]):
             loss = bool(self.loss[segment])
             if self.kind[segment]:
-                tokens.append(Token("text", self._list("ids", segment), None, None, None, loss))
+                tokens.append(StoredSegment("text", self._list("ids", segment), None, None, None, loss))
                 continue
             codes = self._list("codes", segment)
             latents, grid = self._placed("latents", "grid", segment)
             tokens.append(
-                Token(
+                StoredSegment(
                     "visual",
                     None,
                     codes if len(codes) else None,

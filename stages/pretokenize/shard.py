@@ -24,6 +24,7 @@ from omniloom.stages.data import records, tokens
 from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import decode_record
 from omniloom.stages.pretokenize.config import FEATURES, Config
+from omniloom.stages.pretokenize.index import lengths_uri
 from omniloom.stages.pretokenize.stats import Stats
 
 Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, np.ndarray]]]  # (kind, shape): (segment to fill, pixels)
@@ -42,7 +43,7 @@ def _naming(record: dict) -> Iterator[None]:
 
 
 class _Visual:
-    """What encodes pictures: the tokenizer, and where the config names one a vision encoder."""
+    """The encoders of pictures: the tokenizer, and where the config names one a vision encoder."""
 
     def __init__(self, config: Config, visual: Artifact, device: str):
         self.tokenizer = load_tokenizer(visual).to(device)
@@ -111,9 +112,9 @@ class ShardTokenizer:
                 stats.count(row, split)
                 for segment in row["segments"]:
                     segment.pop("_train", None)
-            tokens.write_shard(
-                storage.join(self.output, "tokens", split, f"shard-{item['index']:05d}.arrow"), split_rows
-            )
+            shard = storage.join(self.output, "tokens", split, f"shard-{item['index']:05d}.arrow")
+            lengths = tokens.write_shard(shard, split_rows)
+            storage.write_bytes(lengths_uri(self.state, split, item["index"]), lengths.to_bytes())
         storage.write_bytes(
             storage.join(self.state, "shards", f"{item['index']:05d}.json"), json.dumps(stats.to_dict()).encode()
         )

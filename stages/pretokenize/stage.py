@@ -40,7 +40,7 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """That the tokenizer can encode what the kinds of the sources are brought to, and that what is named is there."""
+    """Check that the tokenizer can encode the sizes that pictures are scaled to, and that named files exist."""
     tokenizer = upstream.get("tokenizer")
     kinds = {"image" if kind == "document" else kind for kind in getattr(upstream.get("records"), "kinds", ())}
     if tokenizer and tokenizer.model:
@@ -60,6 +60,7 @@ def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[st
 
 def run(context: StageContext) -> dict:
     from omniloom.models.text import TextTokenizer
+    from omniloom.stages.pretokenize.index import write_indices
 
     config: Config = context.config
     corpus, visual = context.records, context.tokenizer
@@ -72,6 +73,7 @@ def run(context: StageContext) -> dict:
         storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
     shards = records.shards(corpus.uri)
     _tokenize(context, shards, text_uri)
+    write_indices(context.output, context.state)
     stats = [storage.load_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
     facts = combine(stats)
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())

@@ -25,7 +25,7 @@ from omniloom.stages.data.aspects import Aspects, check_names
 class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     kinds: tuple[Literal["image", "video"], ...] = Field(("image",), min_length=1)
-    """What is trained on, image, video or both."""
+    """Kinds to train on: image, video or both."""
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((256,), min_length=1)
     """Pixels a side of a square; a step draws one of them."""
     aspects: tuple[str, ...] = Field(("1:1",), min_length=1)
@@ -139,8 +139,8 @@ class TokenizerStageConfig(BaseModel):
         if self.model:
             check_fit(self.model, self.data)
         for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
-            if kind in self.data.kinds and batch % self.workers.count:
-                raise ValueError(f"data.{kind}_batch: {batch} does not divide by workers.count {self.workers.count}")
+            if kind in self.data.kinds and batch % self.workers.most:
+                raise ValueError(f"data.{kind}_batch: {batch} does not divide by workers.count {self.workers.most}")
         if is_warm_up(self.model):
             self._check_warm_up()
         elif self.official and self.model:

@@ -1,4 +1,4 @@
-"""What a step, a validation and a logged row of a tokenizer's training are, for `infra.training.loop`."""
+"""A step, a validation and a logged row of a tokenizer's training, for `infra.training.loop`."""
 
 from __future__ import annotations
 
@@ -60,12 +60,10 @@ class TokenizerTrainer:
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:
-            if module is None:
-                return
             clips = self.held_out.batches(self.config.validation_examples)
             reconstruct = functools.partial(self.reconstruct, module)
             metrics, picture = reconstruction.validate(module.tokenizer, reconstruct, clips, self.generator)
-            if not metrics:  # the validation split holds none of these kinds
+            if not metrics or not self.history:  # the validation split may hold none of these kinds
                 return
             self.history.add(metrics, step)
             self.job.tracker.log_image(picture, "reconstruction", step)

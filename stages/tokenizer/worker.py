@@ -1,4 +1,4 @@
-"""What each rank of a tokenizer stage runs: it builds the tokenizer and its critic, and trains both."""
+"""The body of each rank of a tokenizer stage: it builds the tokenizer and its critic, and trains both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train_worker(job: Job) -> None:
     torch.manual_seed(config.seed)
     engines = _engines(job, ranks)
     clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
-    held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, 0, 1)
+    held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     warm_up = is_warm_up(job.model)
     trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank)
     loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)

@@ -59,14 +59,13 @@ def _pixel_diffusion(value: Any) -> Any:
 
 
 class LearningRateConfig(BaseModel):
-    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part. `text` is what a language
-    model consists of: vocabulary, blocks and head; `visual` is what takes pictures in and gives them out."""
+    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     text: float = Field(1.0, ge=0)
-    """Of vocabulary, blocks and head."""
+    """Learning rate of vocabulary, blocks and head, as a multiple of the schedule's."""
     visual: float = Field(1.0, ge=0)
-    """Of what takes pictures in and gives them out."""
+    """Learning rate of the pictures' input and output layers, as a multiple of the schedule's."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LearningRateConfig:
@@ -107,12 +106,12 @@ class TrainConfig(BaseModel):
     objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"latent_diffusion": 1.0}
     )
-    """What is trained on pictures, by shares of the documents: latent_diffusion, pixel_diffusion, next_code,
+    """Objectives of pictures, with their shares of the documents: latent_diffusion, pixel_diffusion, next_code,
     masked_code; without any it is a language model, trained on texts alone."""
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
-    """Of latents."""
+    """Diffusion over latents."""
     pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = PIXEL_DIFFUSION
-    """Of raw pixels, which pretokenize.pixel_patch keeps."""
+    """Diffusion over raw pixels, which pretokenize.pixel_patch keeps."""
     alignment: AlignmentConfig | None = None
     """Drawing hidden states towards a frozen encoder's features; null: none."""
     loss: LossConfig = Field(default_factory=LossConfig)
@@ -131,6 +130,9 @@ class TrainConfig(BaseModel):
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
+    cache_bytes: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
+    """Bytes of each machine's disk, below $OMNILOOM_CACHE, for token shards that come from an object store, of which
+    those used last stay; null: nine tenths of what is free."""
     validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
     """Steps between validations."""
     validation_rows: int = Field(16, ge=1, json_schema_extra=PLACEMENT)
@@ -162,7 +164,7 @@ class TrainConfig(BaseModel):
                 raise error.below("model") from None
             if self.alignment:
                 self.alignment.check(model.layers)
-        parts = self.workers.count * self.workers.accumulate
+        parts = self.workers.most * self.workers.accumulate
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self

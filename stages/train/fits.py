@@ -1,22 +1,23 @@
-"""What of a corpus fits into packed rows: nothing that a config asks for is left out of training in silence.
+"""Fit of a corpus into packed rows: nothing that a config asks for is left out of training in silence.
 
-In: the stages' configs; the counts of ingest; a token set. Out: InputError naming the field and what would do, where a
-kind that has a share of training has nothing to give; else counts of what is left out, by kind and reason. Asked at the
-earliest moment that each can answer: before anything runs, once ingest is done, and before the first step of training.
+In: the stages' configs; the counts of ingest; the tokens' index. Out: InputError naming the field and what would do,
+where a kind that has a share of training has nothing to give; else counts of what is left out, by kind and reason.
+Asked at the earliest moment that each can answer: before anything runs, once ingest is done, and before the first step
+of training.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from omniloom.infra.errors import InputError
 from omniloom.models.unified.representations import OBJECTIVES, Objective
-from omniloom.stages.data.packing import Kind, PackingConfig, Planner
-
-if TYPE_CHECKING:
-    from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.data import survey
+from omniloom.stages.data.index import Index
+from omniloom.stages.data.packing import Kind, PackingConfig
+from omniloom.stages.data.planner import Planner
 
 _FRAME = 4  # tokens around a picture in a row: the two that frame it, <bos> and <eos>
 _PICTURE = {"image": "image", "video": "video", "document": "picture of a document"}
@@ -75,38 +76,39 @@ def check_corpus(packing: PackingConfig, trained: Sequence[str], counts: Mapping
 
 
 def check_tokens(
-    tokens: TokenSet, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
+    index: Index, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
 ) -> dict[str, int]:
     """{"left_out_KIND_REASON": documents} of the train split; InputError where a kind that has a share has nothing that
-    fits. Reasons are those of `stages.data.packing.Planner.left_out`."""
-    if not len(tokens):
+    fits. Reasons are those of `stages.data.survey`."""
+    if not len(index):
         raise InputError("the train split of the tokens holds no documents")
-    for kind in get_args(Kind) if any(objectives.values()) else ("text",):
-        share, found = _share(packing, kind), tokens.indices(kind)
-        if share and not len(found):
+    trained = get_args(Kind) if any(objectives.values()) else ("text",)
+    for kind in trained:
+        if (share := _share(packing, kind)) and not index.count(kind):
             raise InputError(
                 f"{kind} has a share of {share:g}, and the train split holds none",
                 field=f"packing.mixture.{kind}",
             )
-    planner = Planner(tokens, packing, seed, objectives, empty=True)
-    for kind in planner.kinds:
-        if _share(packing, kind) != 0 and len(tokens.indices(kind)) and kind not in planner.units:
-            raise _nothing_fits(planner, kind)
-    if not planner.quota:
-        present = ", ".join(f"{_PLURAL[kind]} {len(tokens.indices(kind)):,}" for kind in get_args(Kind))
+    planner = Planner(index, packing, seed, objectives, empty=True)
+    found = survey.left_out(planner)
+    for kind in trained:
+        if _share(packing, kind) != 0 and index.count(kind) and kind not in planner.streams:
+            raise _nothing_fits(planner, found, kind)
+    if not planner.shares:
+        present = ", ".join(f"{_PLURAL[kind]} {index.count(kind):,}" for kind in get_args(Kind))
         raise InputError(
             f"leaves nothing to train on: what has a share is not in the train split ({present})",
             field="packing.mixture",
         )
-    return {f"left_out_{name}": count for name, count in sorted(planner.left_out.items())}
+    return {f"left_out_{name}": count for name, count in sorted(found.items())}
 
 
 def check_held_out(
-    tokens: TokenSet, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
+    index: Index, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
 ) -> dict[str, int]:
     """{"validation_left_out_KIND_REASON": documents} of a split that losses are measured on, which may hold nothing."""
-    left_out = Planner(tokens, packing, seed, objectives, empty=True).left_out if len(tokens) else {}
-    return {f"validation_left_out_{name}": count for name, count in sorted(left_out.items())}
+    found = survey.left_out(Planner(index, packing, seed, objectives, empty=True))
+    return {f"validation_left_out_{name}": count for name, count in sorted(found.items())}
 
 
 def told(left_out: dict[str, int]) -> str:
@@ -146,16 +148,16 @@ def _rounded(tokens: int) -> int:
     return -(-(tokens + 32) // 64) * 64
 
 
-def _nothing_fits(planner: Planner, kind: str) -> InputError:
-    total = len(planner.tokens.indices(kind))
-    if planner.left_out.get(f"{kind}_no_caption") == total:
+def _nothing_fits(planner: Planner, left_out: Mapping[str, int], kind: str) -> InputError:
+    total = planner.index.count(kind)
+    if left_out.get(f"{kind}_no_caption") == total:
         return InputError(
             f"is 0, so that pictures are only described, and none of the {total:,} {_PLURAL[kind]} has a caption",
             field="packing.caption_first",
         )
-    needed = [planner.needed(int(index)) for index in planner.tokens.indices(kind)]
+    least, most = survey.needed(planner, kind)
     return InputError(
-        f"of {total:,} {_PLURAL[kind]} none fits into {planner.config.length} tokens; {min(needed)} takes the "
-        f"shortest, {max(needed)} all of them (packing.mixture: {{{kind}: 0}} leaves them out)",
+        f"of {total:,} {_PLURAL[kind]} none fits into {planner.config.length} tokens; {least} takes the "
+        f"shortest, {most} all of them (packing.mixture: {{{kind}: 0}} leaves them out)",
         field="packing.length",
     )

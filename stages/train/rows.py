@@ -5,15 +5,20 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from omniloom.models.unified.batch import Batch, collate
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.order import hash_seed
-from omniloom.stages.data.packing import Planner, RowStream
+from omniloom.stages.data.planner import Planner, RowStream
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train.config import Config, feature_dim
 
 MicroBatches = list[tuple[Batch, list[int]]]  # a forward pass each, with a seed per row
+
+
+_AHEAD = 4  # steps whose tokens are brought to this machine
 
 
 class RowLoader:
@@ -30,7 +35,7 @@ class RowLoader:
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
-        self._planner = Planner(tokens, config.packing, config.seed, config.objectives)
+        self._planner = Planner(tokens.index, config.packing, config.seed, config.objectives)
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
@@ -51,17 +56,20 @@ class RowLoader:
     def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[str]]:
         """The micro-batches, the position after them, and ids of their documents."""
         rows = self._stream.take(self.config.batch_rows)
-        size = len(rows) // self.ranks
-        first = self.rank * size
-        micro = size // self.config.workers.accumulate
+        mine = self.config.workers.division(len(rows), self.rank, self.ranks)
         batches = []
-        for at in range(first, first + size, micro):
-            documents = [[self._documents.segments(placed) for placed in row] for row in rows[at : at + micro]]
+        for numbers in mine:
+            documents = [[self._documents.segments(placed) for placed in rows[number]] for number in numbers]
             # A row's noise depends on its place in the run alone, never on ranks or batches.
-            seeds = [hash_seed(self.config.seed, step, number) for number in range(at, at + micro)]
+            seeds = [hash_seed(self.config.seed, step, number) for number in numbers]
             length = self.config.packing.length
             batches.append((collate(documents, length, self.model_config, self.device, self.feature_dim), seeds))
-        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first : first + size] for placed in row[:2]]
+        first, last = mine[0].start, mine[-1].stop
+        if self.tokens.remote:
+            coming = self._stream.coming(_AHEAD * len(rows))
+            wanted = [row for number, row in enumerate(coming) if first <= number % len(rows) < last]
+            self.tokens.ahead(np.concatenate(wanted))
+        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:last] for placed in row[:2]]
         return batches, dict(self._stream.position), ids
 
     def at(self, step: int) -> MicroBatches:
@@ -85,8 +93,8 @@ def validation_rows(held_out: TokenSet, config: Config, model_config: UnifiedCon
     packing = config.packing.model_copy(
         update={"condition_dropout": 0.0, "noisy_context": 0.0, "window_rows": config.validation_rows}
     )
-    planner = Planner(held_out, packing, config.seed, config.objectives, empty=True)
-    if not planner.quota:  # what of the split is left out is counted in the stage's metrics
+    planner = Planner(held_out.index, packing, config.seed, config.objectives, empty=True)
+    if not planner.shares:  # what of the split is left out is counted in the stage's metrics
         return []
     rows = RowStream(planner).take(config.validation_rows)
     documents = Documents(held_out, model_config)

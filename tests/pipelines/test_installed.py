@@ -32,7 +32,7 @@ class Kind(SourceKind):
     def read(self, item):
         from omniloom.stages.ingest import rows
 
-        yield rows.text_row("{text}")
+        yield rows.text_row("{text}", 1)
 """
 PIPELINE = """
 name: parts

@@ -7,7 +7,6 @@ from collections import Counter
 from types import SimpleNamespace
 
 import corpora
-import numpy as np
 import pytest
 
 from omniloom.infra.errors import InputError
@@ -16,34 +15,20 @@ from omniloom.pipelines.checks import check_counts
 from omniloom.pipelines.config import load
 from omniloom.pipelines.doctor import examine
 from omniloom.pipelines.plan import make_plan
-from omniloom.stages.data.packing import PackingConfig, Planner
+from omniloom.stages.data import survey
+from omniloom.stages.data.packing import PackingConfig
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import fits
 from omniloom.stages.train import stage as train_unified
 from omniloom.stages.train.rows import validation_rows
 
 
-class Lengths:
-    """What a planner reads of a token set."""
-
-    def __init__(self, *documents: tuple[str, list[tuple[str, int]]]):
-        self.documents = documents
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def indices(self, kind: str) -> np.ndarray:
-        return np.array([i for i, (k, _) in enumerate(self.documents) if k == kind], dtype=np.int64)
-
-    def lengths(self, index: int, representation: str = "latents") -> list[tuple[str, int]]:
-        return self.documents[index][1]
-
-
 def picture(n: int, *captions: int, kind: str = "image"):
     return kind, [*(("text", caption) for caption in captions), ("visual", n)]
 
 
-CORPUS = Lengths(
+DOCUMENTS = [
     picture(16, 4),
     picture(16),
     picture(40, 8),
@@ -53,7 +38,8 @@ CORPUS = Lengths(
     ("document", [("text", 20), ("visual", 16), ("text", 30), ("visual", 16)]),
     ("document", [("visual", 61), ("text", 3)]),
     ("document", [("text", 5), ("visual", 16)]),
-)
+]
+CORPUS = corpora.index_of(DOCUMENTS)
 
 
 def left_out(corpus=CORPUS, objectives=None, **packing) -> dict[str, int]:
@@ -86,26 +72,30 @@ def test_what_is_left_out_is_counted_by_kind_and_reason():
 def test_what_is_counted_and_what_comes_into_rows_is_the_corpus(length):
     """Against the rows of many windows: what is not counted comes, what is counted does not."""
     made = Planner(CORPUS, PackingConfig(length=length, window_rows=8), 0)
-    seen = {placed.index for number in range(40) for row in made.window(number) for placed in row}
-    missing = Counter(CORPUS.documents[i][0] for i in range(len(CORPUS)) if i not in seen)
+    windows, before = [], made.start()
+    for number in range(200):
+        windows.append((window := made.window(number, before)).rows())
+        before = window.after
+    seen = {placed.index for rows in windows[:40] for row in rows for placed in row}
+    missing = Counter(DOCUMENTS[i][0] for i in range(len(DOCUMENTS)) if i not in seen)
     assert missing == Counter(
         {
             kind: count
-            for name, count in made.left_out.items()
+            for name, count in survey.left_out(made).items()
             if (kind := name.removesuffix("_too_long")) in ("image", "video", "document")
         }
     )
     reached = {
         (placed.index, number)
-        for window in range(200)
-        for row in made.window(window)
+        for rows in windows
+        for row in rows
         for placed in row
         if placed.view == "document"
         for number in range(max(placed.stop, placed.target + 1))
-        if CORPUS.documents[placed.index][1][number][0] == "visual"
+        if DOCUMENTS[placed.index][1][number][0] == "visual"
     }
-    whole = sum(kind == "visual" for index in (6, 8) for kind, _ in CORPUS.documents[index][1])
-    assert whole - sum(index in (6, 8) for index, _ in reached) == made.left_out["document_pictures_cut"]
+    whole = sum(kind == "visual" for index in (6, 8) for kind, _ in DOCUMENTS[index][1])
+    assert whole - sum(index in (6, 8) for index, _ in reached) == survey.left_out(made)["document_pictures_cut"]
 
 
 @pytest.mark.parametrize(
@@ -118,22 +108,26 @@ def test_what_is_counted_and_what_comes_into_rows_is_the_corpus(length):
             r"of 4 images none fits into 22 tokens",
         ),
         (
-            {"length": 256, "mixture": {"document": 0.5}, "corpus": Lengths(picture(16, 4))},
+            {"length": 256, "mixture": {"document": 0.5}, "corpus": corpora.index_of([picture(16, 4)])},
             "packing.mixture.document",
             r"document has a share of 0.5, and the train split holds none",
         ),
         (
-            {"caption_first": 0, "corpus": Lengths(picture(16), ("text", [("text", 9)]))},
+            {"caption_first": 0, "corpus": corpora.index_of([picture(16), ("text", [("text", 9)])])},
             "packing.caption_first",
             r"none of the 1 images has a caption",
         ),
-        ({"corpus": Lengths()}, None, "holds no documents"),
-        ({"objectives": {}, "corpus": Lengths(picture(9, 4))}, "packing.mixture", "nothing to train on.*images 1, v"),
+        ({"corpus": corpora.index_of([])}, None, "holds no documents"),
+        (
+            {"objectives": {}, "corpus": corpora.index_of([picture(9, 4)])},
+            "packing.mixture",
+            "nothing to train on.*images 1, v",
+        ),
     ],
 )
 def test_a_kind_of_which_nothing_fits_is_refused_and_told_what_would_do(packing, field, message):
     if packing.get("length") == 22:
-        packing = {**packing, "corpus": Lengths(*(picture(16, 4) for _ in range(4)))}
+        packing = {**packing, "corpus": corpora.index_of([picture(16, 4) for _ in range(4)])}
     with pytest.raises(InputError, match=message) as caught:
         left_out(**packing)
     assert caught.value.field == field
@@ -144,14 +138,14 @@ def test_a_kind_of_which_nothing_fits_is_refused_and_told_what_would_do(packing,
             with pytest.raises(InputError, match=f"of .* {kind}s none fits"):
                 left_out(corpus, **{**packing, "length": least - 1})
         whole = Planner(corpus, PackingConfig(**{**packing, "length": int(told[2])}), 0)
-        assert f"{kind}_too_long" not in whole.left_out
+        assert f"{kind}_too_long" not in survey.left_out(whole)
 
 
 def test_a_validation_split_of_which_nothing_fits_is_counted_and_gives_no_batches(tmp_path):
-    assert fits.check_held_out(Lengths(picture(100, 4)), PackingConfig(length=64), {"latent_diffusion": 1.0}, 0) == {
-        "validation_left_out_image_too_long": 1
-    }
-    assert fits.check_held_out(Lengths(), PackingConfig(), {"latent_diffusion": 1.0}, 0) == {}
+    assert fits.check_held_out(
+        corpora.index_of([picture(100, 4)]), PackingConfig(length=64), {"latent_diffusion": 1.0}, 0
+    ) == {"validation_left_out_image_too_long": 1}
+    assert fits.check_held_out(corpora.index_of([]), PackingConfig(), {"latent_diffusion": 1.0}, 0) == {}
     text = corpora.text_tokenizer()
     row = {
         "id": "a",

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from omniloom.infra import storage
 from omniloom.models.model import OmniLoom
 from omniloom.models.unified.representations import OBJECTIVES
-from omniloom.stages.data.packing import Planner
+from omniloom.stages.data.planner import Planner, RowStream
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history, report
 from omniloom.stages.studies import objectives as objective_study
@@ -76,7 +76,9 @@ def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs)
         train_unified.check_tokens(training, inputs["tokens"], inputs["tokenizer"])
         plans[name] = [
             (p.index, p.view, p.start, p.stop, p.dropped)
-            for row in Planner(tokens, training.packing, training.seed, training.objectives).window(0)
+            for row in RowStream(Planner(tokens.index, training.packing, training.seed, training.objectives)).take(
+                training.packing.window_rows
+            )
             for p in row
         ]
     assert plans["pixel_diffusion"] == plans["next_code"] == plans["masked_code"] == plans["latent_diffusion"]

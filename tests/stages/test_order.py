@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniloom.stages.data.order import BucketOrder, Stream, draw, hash_seed
+from omniloom.stages.data.order import BucketOrder, Permutation, Stream, hash_seed, uniform
+
+
+def draw(count: int, size: int, position: int, seed: int) -> np.ndarray:
+    return Stream(count, seed).take(size, position)
 
 
 @settings(max_examples=100, deadline=None)
@@ -148,3 +152,70 @@ def test_a_run_goes_on_in_the_order_that_an_older_version_began():
         (0, [1, 4, 0]),
         (1, [8, 10, 5]),
     ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.integers(1, 300), st.integers(16000, 70000)), st.integers(0, 2**62))
+def test_a_permutation_has_each_index_once_and_knows_where(count, seed):
+    made = Permutation(count, seed)
+    indices = made.at(np.arange(count))
+    np.testing.assert_array_equal(np.sort(indices), np.arange(count))
+    np.testing.assert_array_equal(made.places(indices), np.arange(count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 2**48), st.integers(0, 2**62), st.data())
+def test_a_permutation_of_any_size_is_one_and_needs_no_others(count, seed, data):
+    places = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=50, unique=True)))
+    made = Permutation(count, seed)
+    indices = made.at(places)
+    assert len(set(indices.tolist())) == len(places) and ((0 <= indices) & (indices < count)).all()
+    np.testing.assert_array_equal(made.places(indices), places)
+    np.testing.assert_array_equal(Permutation(count, seed).at(places[:1]), indices[:1])
+
+
+@pytest.mark.parametrize("count", [1 << 14, (1 << 14) + 1, 100_003, (1 << 20) + 7, 10**8])
+def test_a_permutation_looks_random(count):
+    """Chi-square of where neighbours go to, of pairs of them, and of the places that low bits go to; over the seeds,
+    where one index stands. All at 1 in 10,000 each side."""
+    size = 40_000
+    for seed in range(3):
+        found = Permutation(count, seed).at(np.arange(min(size, count)))
+        bins = found * 16 // count
+        _plain(np.bincount(bins, minlength=16))
+        _plain(np.bincount(16 * bins[:-1:2] + bins[1::2], minlength=256))
+        _plain(np.bincount(np.diff(found[::2]) % 16, minlength=16))
+        for bit in range(6):  # higher ones are not equally likely below a count that is no power of 2
+            _plain(np.bincount(found >> bit & 1, minlength=2))
+    _plain(np.bincount([int(Permutation(count, seed).at(np.array([5]))[0]) * 8 // count for seed in range(800)]))
+
+
+def _plain(counts: np.ndarray) -> None:
+    """That counts are those of equal chances."""
+    expected = counts.sum() / len(counts)
+    freedom = len(counts) - 1
+    square = ((counts - expected) ** 2 / expected).sum()
+    # Wilson and Hilferty: the cube root of chi-square over its degrees of freedom is nearly normal.
+    normal = (np.cbrt(square / freedom) - 1 + 2 / (9 * freedom)) / np.sqrt(2 / (9 * freedom))
+    assert normal < 4.4, counts
+
+
+def test_short_permutations_come_in_every_order():
+    assert len({tuple(Permutation(4, seed).at(np.arange(4))) for seed in range(400)}) == 24
+
+
+def test_numbers_by_position_are_as_if_drawn():
+    drawn = uniform(np.arange(100_000), 7)
+    assert (0 <= drawn).all() and (drawn < 1).all()
+    _plain(np.bincount((drawn * 100).astype(int), minlength=100))
+    _plain(np.bincount((16 * (drawn[:-1:2] * 16).astype(int) + (drawn[1::2] * 16).astype(int)), minlength=256))
+    for other in (8, 7 + 2**20, hash_seed(7)):
+        assert abs(np.corrcoef(drawn, uniform(np.arange(100_000), other))[0, 1]) < 0.015
+    np.testing.assert_array_equal(uniform(np.array([99, 5]), 7), drawn[[99, 5]])
+
+
+def test_the_order_of_documents_is_that_of_an_older_version():
+    """Written down, as above."""
+    assert Permutation(7, 5).at(np.arange(7)).tolist() == [1, 4, 2, 3, 6, 5, 0]
+    assert Permutation(10**8, 5).at(np.arange(4)).tolist() == [26662612, 41752075, 90550158, 97391263]
+    assert uniform(np.arange(3), 5).tolist() == [0.7138577247376192, 0.386768045983934, 0.7523070158382239]

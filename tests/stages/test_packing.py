@@ -17,23 +17,13 @@ from pydantic import ValidationError
 from omniloom.models.unified.batch import collate, document_length
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.layouts import without
+from omniloom.stages.data.bestfit import pack
 from omniloom.stages.data.documents import Documents
-from omniloom.stages.data.packing import PackingConfig, Placed, Planner, RowStream, pack
+from omniloom.stages.data.packing import PackingConfig, Placed
+from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.streams import Stream
+from omniloom.stages.data.survey import left_out, needed
 from omniloom.stages.data.tokens import TokenSet
-
-
-class Lengths:
-    """What a planner reads of a token set: kinds, and (kind, tokens) of each segment."""
-
-    def __init__(self, documents: list[tuple[str, list[tuple[str, int]]]]):
-        self.documents = documents
-
-    def indices(self, kind: str) -> np.ndarray:
-        return np.array([i for i, (k, _) in enumerate(self.documents) if k == kind], dtype=np.int64)
-
-    def lengths(self, index: int, representation: str = "latents") -> list[tuple[str, int]]:
-        return self.documents[index][1]
-
 
 sizes = st.integers(0, 40)
 pictures = st.tuples(
@@ -55,7 +45,24 @@ corpus = st.lists(st.one_of(pictures, texts, interleaved), min_size=1, max_size=
 
 
 def planner(documents, seed=0, **fields) -> Planner:
-    return Planner(Lengths(documents), PackingConfig(**{"length": 64, "window_rows": 4, **fields}), seed)
+    return Planner(corpora.index_of(documents), PackingConfig(**{"length": 64, "window_rows": 4, **fields}), seed)
+
+
+def windows(made: Planner, count: int) -> list[list[list[Placed]]]:
+    """The rows of the first windows."""
+    found, before = [], made.start()
+    for number in range(count):
+        window = made.window(number, before)
+        found.append(window.rows())
+        before = window.after
+    return found
+
+
+def units(texts: Stream) -> list[tuple[int, int, int]]:
+    """(document, start, stop) of each unit."""
+    places, start, stop = texts.pieces(np.arange(texts.count))
+    found = zip(texts.index.documents("text", places), start, stop, strict=True)
+    return sorted((int(document), int(first), int(last)) for document, first, last in found)
 
 
 def can_train(documents) -> bool:
@@ -86,67 +93,68 @@ def whole(pieces: list[tuple[int, int]]) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(corpus.filter(can_train), st.integers(0, 1000), st.integers(0, 5))
-def test_rows_hold_what_was_drawn_and_never_more_than_their_length(documents, seed, window):
+def test_rows_hold_what_was_drawn_and_never_more_than_their_length(documents, seed, count):
     made = planner(documents, seed)
-    rows = made.window(window)
-    assert all(row and sum(placed.length for placed in row) <= 64 for row in rows)
-    counts = Counter(documents[placed.index][0] for row in rows for placed in row if placed.start % 64 == 0)
-    assert counts == made.quota
-    assert all(whole(units) for units in pieces(rows).values())
+    before = made.start()
+    for number in range(count + 1):
+        window = made.window(number, before)
+        rows = window.rows()
+        assert all(row and sum(placed.length for placed in row) <= 64 for row in rows)
+        assert all(whole(units) for units in pieces(rows).values())
+        for name, share in made.shares.items():
+            given = window.pieces.at(window.pieces.stream == list(made.streams).index(name))
+            (begin, owed), (end, still) = before[name], window.after[name]
+            positions = np.unique(given.position)
+            # From where the window before ended, each once, less what no row holds.
+            assert set(positions) <= set(range(begin, end)) and (name != "text" or len(positions) == end - begin)
+            left = made.streams[name].arranged(np.arange(begin, end), made.arranger)
+            assert left.position.tolist() == positions.tolist()
+            assert still == pytest.approx(owed + share * 256 - given.length.sum()) and -64 < still <= 0
+        before = window.after
     again = planner(documents, seed)
-    again.window(window + 3)  # what else was planned before does not matter
-    assert again.window(window) == rows
+    again.window(count + 3, made.start())  # what else was planned before does not matter
+    assert windows(again, count + 1)[-1] == rows
 
 
-def test_units_and_quotas_are_those_counted_by_hand():
-    """A picture stands in two tokens more than it has positions, a document in <bos> and <eos>, a row holds 64; a
-    window of four rows takes 256 tokens of units of their mean size."""
+def test_units_and_shares_are_those_counted_by_hand():
+    """A picture stands in two tokens more than it has positions, a document in <bos> and <eos>, a row holds 64."""
     picture, both = [("visual", 9)], [("text", 5), ("visual", 9)]
-    for kind, documents, units, quota in (
-        ("text", [[("text", 20)], [("text", 126)]], [(0, 22), (0, 64), (64, 128)], 5),
-        ("image", [both, picture], [(0, 18), (0, 13)], 17),
-        ("image", [[("text", 5), ("text", 7), ("text", 60), *picture]], [(0, 19)], 13),  # the third does not fit
-        (
-            "image",
-            [[("text", 51), *picture], [("text", 52), *picture], [("visual", 60)], [("visual", 61)]],
-            [(0, 64), (0, 64)],
-            4,
-        ),
-        ("video", [both], [(0, 18)], 14),
-        ("document", [[*both, *both, ("text", 3)], [*both, *both, *both, *both]], [(0, 37), (0, 64)], 5),
-        (
-            "document",
-            [[("visual", 60), ("text", 9)], [("visual", 61), ("text", 9)], [("visual", 58)]],
-            [(0, 64), (0, 62)],
-            4,
-        ),
-        ("document", [[("text", 100), *picture]], [(0, 64)], 4),
+    for kind, documents, tokens in (
+        ("text", [[("text", 20)], [("text", 126)]], 22 + 128),
+        ("image", [both, picture], 18 + 13),
+        ("image", [[("text", 5), ("text", 7), ("text", 60), *picture]], 19),  # the third does not fit
+        ("image", [[("text", 51), *picture], [("text", 52), *picture], [("visual", 60)], [("visual", 61)]], 64 + 64),
+        ("video", [both], 18),
+        ("document", [[*both, *both, ("text", 3)], [*both, *both, *both, *both]], 37 + 64),
+        ("document", [[("visual", 60), ("text", 9)], [("visual", 61), ("text", 9)], [("visual", 58)]], 64 + 62),
+        ("document", [[("text", 100), *picture]], 64),
     ):  # its beginning
         made = planner([(kind, document) for document in documents])
-        assert [(start, stop) for _, start, stop in made.units[kind]] == units
-        assert made.quota == {kind: quota}, units
+        assert made.streams[kind].tokens(made.arranger) == tokens and made.shares == {kind: 1}
+    texts = planner([("text", [("text", n)]) for n in (20, 126, 62, 200)]).streams["text"]
+    assert units(texts) == [
+        (0, 0, 22),
+        (1, 0, 64),
+        (1, 64, 128),
+        (2, 0, 64),
+        *((3, start, min(start + 64, 202)) for start in range(0, 202, 64)),
+    ]
+    for place in range(4):
+        assert set(texts.pieces(texts.units_of(place))[0]) == {place}
     # Cut where the row ends: behind the text that fills it, without an empty one behind it, or in the middle.
     for first, stop, length in ((61, 2, 64), (62, 1, 64), (70, 1, 64)):
-        (placed, *_), *_ = planner([("document", [("text", first), ("text", 5)])]).window(0)
+        (placed, *_), *_ = windows(planner([("document", [("text", first), ("text", 5)])]), 1)[0]
         assert (placed.start, placed.stop, placed.length, placed.target) == (0, stop, length, -1)
     # What has no share of its own keeps its part of the rest: 88 and 26 tokens of 114, of 0.5.
     mixed = planner(
-        [("text", [("text", 20)])] * 4 + [("video", picture)] * 2 + [("image", both)],
-        mixture={"image": 0.5},
-        window_rows=40,
+        [("text", [("text", 20)])] * 4 + [("video", picture)] * 2 + [("image", both)], mixture={"image": 0.5}
     )
-    assert mixed.quota == {
-        "image": round(1280 / 18),
-        "text": round(1280 * 88 / 114 / 22),
-        "video": round(1280 * 26 / 114 / 13),
-    }
+    assert mixed.shares == pytest.approx({"image": 0.5, "text": 0.5 * 88 / 114, "video": 0.5 * 26 / 114})
     # Shares that add up to more leave nothing to the others, and are as they compare.
     crowded = planner(
-        [("text", [("text", 20)]), ("video", picture), ("image", both)],
-        mixture={"image": 3.0, "video": 1.0},
-        window_rows=40,
+        [("text", [("text", 20)]), ("video", picture), ("image", both)], mixture={"image": 3.0, "video": 1.0}
     )
-    assert crowded.quota == {"image": round(1920 / 18), "video": round(640 / 13)}
+    assert crowded.shares == pytest.approx({"image": 0.75, "video": 0.25})
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -160,9 +168,9 @@ def test_every_caption_of_a_picture_has_its_turn_before_any_comes_again(seed):
         ("text", [("text", 100)]),
     ]
     made, taken = planner(documents, seed, condition_dropout=0.0), {}
-    for window in range(40):
+    for window, rows in enumerate(windows(made, 40)):
         for kind in ("image", "video"):
-            placed = [p for row in made.window(window) for p in row if documents[p.index][0] == kind]
+            placed = [p for row in rows for p in row if documents[p.index][0] == kind]
             for p in placed:
                 lengths = documents[p.index][1]
                 caption = lengths[p.caption][1] if len(lengths) > 1 else 0
@@ -174,9 +182,9 @@ def test_every_caption_of_a_picture_has_its_turn_before_any_comes_again(seed):
         assert set(counts) == usable and max(counts.values()) - min(counts.values()) <= 1
         orders.add(tuple(caption for _, caption in taken[index]))
     assert [caption for _, caption in taken[2]] == [0] * len(taken[2])
-    assert planner(documents, seed, condition_dropout=0.0).window(17) == made.window(17)
+    assert windows(planner(documents, seed, condition_dropout=0.0), 18)[17] == windows(made, 18)[17]
     other = planner(documents, seed + 7, condition_dropout=0.0)
-    assert any(other.window(w) != made.window(w) for w in range(3)) and len(orders) == 3
+    assert windows(other, 3) != windows(made, 3) and len(orders) == 3
 
 
 def test_a_picture_stands_with_the_caption_that_was_planned(tmp_path):
@@ -190,8 +198,8 @@ def test_a_picture_stands_with_the_caption_that_was_planned(tmp_path):
     )
     made = TokenSet(artifact, "train")
     documents, said = Documents(made, config), set()
-    for window in range(8):
-        for placed in itertools.chain(*Planner(made, PackingConfig(length=64, window_rows=1), 0).window(window)):
+    for rows in windows(Planner(made.index, PackingConfig(length=64, window_rows=1), 0), 8):
+        for placed in itertools.chain(*rows):
             segments = documents.segments(placed)
             assert document_length(segments) == placed.length
             ids = [int(i) for s in segments if s.kind == "text" for i in s.ids]
@@ -200,15 +208,29 @@ def test_a_picture_stands_with_the_caption_that_was_planned(tmp_path):
     assert said - {""} == set(captions)
 
 
-@settings(max_examples=60, deadline=None)
+def packed(sizes: list[int], cuttable: list[bool]) -> list[list[tuple[int, int, int]]]:
+    """Of each row (item, begin, size) of its pieces."""
+    found = pack(np.array(sizes, np.int64), np.array(cuttable, bool), 64)
+    rows: list[list[tuple[int, int, int]]] = [[] for _ in range(max(found.row, default=-1) + 1)]
+    for row, *piece in zip(found.row, found.item, found.begin, found.size, strict=True):
+        rows[row].append(tuple(map(int, piece)))
+    return rows
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 64), max_size=80))
-def test_pack_places_every_document_once(lengths):
-    documents = [Placed(i, "draw", n) for i, n in enumerate(lengths)]
-    rows = pack(documents, 64)
-    assert sorted(p.index for row in rows for p in row) == list(range(len(lengths)))
-    assert all(sum(p.length for p in row) <= 64 for row in rows)
-    # Best fit never leaves two rows that are both at most half full.
-    assert sum(sum(p.length for p in row) <= 32 for row in rows) <= 1
+def test_pack_is_best_fit_decreasing_and_places_every_document_once(sizes):
+    rows = packed(sizes, [False] * len(sizes))
+    assert sorted(piece for row in rows for piece in row) == [(i, 0, n) for i, n in enumerate(sizes)]
+    assert all(row and sum(size for *_, size in row) <= 64 for row in rows)
+    left: list[int] = []  # item by item
+    for size in sorted(sizes, reverse=True):
+        at = min((i for i, room in enumerate(left) if room >= size), key=left.__getitem__, default=None)
+        if at is None:
+            left.append(64 - size)
+        else:
+            left[at] -= size
+    assert sorted(64 - sum(size for *_, size in row) for row in rows) == sorted(left)
 
 
 @settings(max_examples=30, deadline=None)
@@ -227,33 +249,47 @@ def test_a_stream_goes_on_from_any_position(documents, takes, cut):
 @given(corpus.filter(can_train), st.integers(0, 100))
 def test_each_epoch_visits_every_unit_once(documents, seed):
     made = planner(documents, seed)
-    for kind, units in made.units.items():
-        seen = []
-        for window in range(2 * len(units) // made.quota[kind] + 1):
-            seen += [(p.index, p.start) for row in made.window(window) for p in row if documents[p.index][0] == kind]
-            seen = [(index, start if kind == "text" else 0) for index, start in seen if start % 64 == 0]
+    seen: dict[str, Counter] = {name: Counter() for name in made.shares}
+    before = made.start()
+    for number in range(400):
+        if all(at > 2 * made.streams[name].count for name, (at, _) in before.items()):
+            break
+        window = made.window(number, before)
+        before = window.after
+        for row in window.rows():
+            for p in row:
+                unit = p.start // 64 if p.view == "text" else 0
+                whole_or_first = p.view != "text" or p.start % 64 == 0
+                seen[documents[p.index][0]][p.index, unit] += whole_or_first
+    for name, counts in seen.items():
+        held = made.streams[name].arranged(np.arange(made.streams[name].count), made.arranger)
+        expected = {(int(i), int(start) // 64 if name == "text" else 0) for i, start in zip(held.index, held.start)}
         # A window may end inside an epoch: the counts of two units never differ by more than 1.
-        counts = Counter(seen)
-        assert set(counts) == {(index, start) for index, start, _ in units}
-        assert max(counts.values()) - min(counts.values()) <= 1
+        assert set(counts) == expected and max(counts.values()) - min(counts.values()) <= 1
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["text", "draw"]), st.integers(1, 64)), max_size=80))
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 64)), max_size=80))
 def test_texts_are_cut_to_save_rows_and_stay_whole(described):
-    documents = [Placed(i, view, n, stop=n if view == "text" else 0) for i, (view, n) in enumerate(described)]
-    rows = pack(documents, 64)
-    assert all(sum(p.length for p in row) <= 64 for row in rows)
-    assert sorted(p.index for row in rows for p in row if p.view == "draw") == [
-        p.index for p in documents if p.view == "draw"
-    ]
-    found = pieces(rows)
-    assert {index: max(stop for _, stop in cuts) for (index, _), cuts in found.items()} == {
-        p.index: p.length for p in documents if p.view == "text"
-    }
-    assert all(whole(cuts) for cuts in found.values())
-    unlike = [Placed(p.index, "draw", p.length) for p in documents]  # what is never cut
-    assert len(rows) <= len(pack(unlike, 64))
+    cuttable, sizes = [cut for cut, _ in described], [size for _, size in described]
+    rows = packed(sizes, cuttable)
+    assert all(row and sum(size for *_, size in row) <= 64 for row in rows)
+    cuts: dict[int, list[tuple[int, int]]] = {}
+    for row in rows:
+        for item, begin, size in row:
+            cuts.setdefault(item, []).append((begin, begin + size))
+    assert sorted(cuts) == list(range(len(sizes)))
+    for item, found in cuts.items():
+        assert whole(found) and (min(found)[0], max(found)[1]) == (0, sizes[item])
+        assert cuttable[item] or len(found) == 1
+    assert len(rows) <= len(packed(sizes, [False] * len(sizes)))
+
+
+def test_a_row_of_texts_that_others_have_room_for_is_cut_up():
+    """Two pictures leave 20 tokens each, of which a text of 36 takes all that it needs."""
+    assert packed([44, 44, 36], [False, False, True]) == [[(0, 0, 44), (2, 16, 20)], [(1, 0, 44), (2, 0, 16)]]
+    assert len(packed([44, 44, 36], [False] * 3)) == 3
+    assert len(packed([44, 54, 28], [False, False, True])) == 3  # ten tokens are no piece
 
 
 @pytest.mark.parametrize("length", [256, 512, 1024, 2048, 4096, 8192])
@@ -264,8 +300,9 @@ def test_padding_of_pictures_and_texts_stays_under_two_percent(length, grid):
     rng = np.random.default_rng(0)
     documents = [("image", [("text", int(n)), ("visual", grid)]) for n in rng.integers(4, 40, 1000)]
     documents += [("text", [("text", int(n))]) for n in rng.lognormal(5.5, 1.0, 500)]
-    made = Planner(Lengths(documents), PackingConfig(length=max(length, 2 * grid), mixture={"image": 0.5}), seed=0)
-    rows = made.window(0)
+    settings = PackingConfig(length=max(length, 2 * grid), mixture={"image": 0.5})
+    made = Planner(corpora.index_of(documents), settings, seed=0)
+    [rows] = windows(made, 1)
     used = sum(placed.length for row in rows for placed in row)
     assert 1 - used / (len(rows) * made.config.length) < 0.02
     assert sum(placed.length for row in rows for placed in row if placed.view == "text") / used == pytest.approx(
@@ -281,7 +318,7 @@ def test_padding_stays_under_two_percent_in_a_small_window(length):
     documents += [("video", [("text", int(n)), ("visual", 3 * grid)]) for n in rng.integers(3, 25, 300)]
     documents += [("text", [("text", int(n))]) for n in rng.lognormal(5.5, 1.0, 1000)]
     made = planner(documents, length=length, window_rows=64, mixture={"image": 0.6, "video": 0.2, "text": 0.2})
-    rows = [row for window in range(4) for row in made.window(window)]
+    rows = list(itertools.chain(*windows(made, 4)))
     used = sum(placed.length for row in rows for placed in row)
     assert 1 - used / (len(rows) * length) < 0.02
     shares = Counter()
@@ -294,7 +331,7 @@ def test_padding_stays_under_two_percent_in_a_small_window(length):
 def test_orders_and_conditions_come_at_the_configured_rates():
     documents = [("image", [("text", 5), ("visual", 9)])] * 50 + [("image", [("visual", 9)])] * 50
     made = planner(documents, window_rows=800, caption_first=0.7, condition_dropout=0.2)
-    placed = [p for row in made.window(0) for p in row]
+    placed = list(itertools.chain(*windows(made, 1)[0]))
     captioned = [p for p in placed if p.index < 50]
     drawn = [p for p in captioned if p.view == "draw"]
     assert len(drawn) / len(captioned) == pytest.approx(0.7, abs=0.05)
@@ -308,7 +345,7 @@ def test_sources_of_a_condition_are_dropped_apart_and_one_share_is_of_captions()
     documents += [("document", [("text", 6), ("visual", 4), ("text", 3), ("visual", 9)])] * 60
 
     def placed(dropout) -> list[Placed]:
-        return [p for row in planner(documents, window_rows=600, condition_dropout=dropout).window(0) for p in row]
+        return list(itertools.chain(*windows(planner(documents, window_rows=600, condition_dropout=dropout), 1)[0]))
 
     def plan(made: list[Placed]) -> Counter:
         return Counter((p.index, p.view, p.target, p.dropped) for p in made)
@@ -344,17 +381,17 @@ def test_without_objectives_texts_alone_are_planned_and_without_drawing_captione
         ("image", [("visual", 9)]),
         ("document", [("text", 5), ("visual", 9)]),
     ]
-    made = Planner(Lengths(documents), PackingConfig(length=64, window_rows=4), 0, {})
-    assert {placed.index for row in made.window(0) for placed in row} == {0}
+    made = Planner(corpora.index_of(documents), PackingConfig(length=64, window_rows=4), 0, {})
+    assert {placed.index for row in windows(made, 1)[0] for placed in row} == {0}
     described = planner(documents, mixture={"image": 1}, caption_first=0)
-    assert {(placed.index, placed.view) for row in described.window(0) for placed in row} == {(1, "describe")}
+    assert {(placed.index, placed.view) for row in windows(described, 1)[0] for placed in row} == {(1, "describe")}
     with pytest.raises(ValueError, match="leaves nothing"):
-        Planner(Lengths(documents[1:]), PackingConfig(length=64), 0, {})
+        Planner(corpora.index_of(documents[1:]), PackingConfig(length=64), 0, {})
 
 
 def test_a_mixture_leaves_kinds_out_and_unknown_ones_are_refused():
     documents = [("text", [("text", 20)]), ("image", [("visual", 9)])]
-    assert set(planner(documents, mixture={"text": 0}).quota) == {"image"}
+    assert set(planner(documents, mixture={"text": 0}).shares) == {"image"}
     with pytest.raises(ValueError, match="leaves nothing"):
         planner(documents, mixture={"text": 0, "image": 0})
     with pytest.raises(ValidationError, match="audio"):
@@ -377,9 +414,9 @@ def test_planned_lengths_are_those_that_the_model_is_given(tmp_path):
     seen = Counter()
     for length in (24, 40, 64):
         settings = PackingConfig(length=length, window_rows=60, condition_dropout={"text": 0.2, "image": 0.3})
-        made = Planner(tokens, settings, seed=length)
-        for window in range(3):
-            for row in made.window(window):
+        made = Planner(tokens.index, settings, seed=length)
+        for rows_of_window in windows(made, 3):
+            for row in rows_of_window:
                 built = [documents.segments(placed) for placed in row]
                 for placed, segments in zip(row, built, strict=True):
                     assert document_length(segments) == placed.length, placed
@@ -401,11 +438,11 @@ def test_a_cut_text_is_whole_again_when_its_pieces_are_joined(tmp_path):
     tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [rows]}, text), "train")
     specials = SimpleNamespace(**text.specials)
     documents = Documents(tokens, SimpleNamespace(specials=specials))
-    made = Planner(tokens, PackingConfig(length=16), 0)
+    made = Planner(tokens.index, PackingConfig(length=16), 0)
     for index in range(5):
         pieces = [
             documents.segments(Placed(i, "text", stop - start, start=start, stop=stop))[0].ids
-            for i, start, stop in made.units["text"]
+            for i, start, stop in units(made.streams["text"])
             if i == index
         ]
         assert all(len(piece) == 16 for piece in pieces[:-1])
@@ -417,16 +454,16 @@ def test_one_picture_of_a_document_is_the_target_and_the_earlier_ones_are_contex
     rows = corpora.token_rows(text, rng, 0, 0, 0, 6, longest_text=10)
     tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [rows]}, text), "train")
     model = UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=16, heads=1, specials=text.specials)
-    documents, made = Documents(tokens, model), Planner(tokens, PackingConfig(length=256, window_rows=8), 0)
+    documents, made = Documents(tokens, model), Planner(tokens.index, PackingConfig(length=256, window_rows=8), 0)
     targets = Counter()
-    for row in made.window(0):
+    for row in windows(made, 1)[0]:
         for placed in row:
             visual = [s.loss for s in documents.segments(placed) if s.kind == "visual"]
-            pictures = sum(k == "visual" for k, _ in tokens.lengths(placed.index))
+            pictures = sum(s.kind == "visual" for s in tokens.document(placed.index))
             assert visual == ([False] * (len(visual) - 1) + [True] if placed.target >= 0 else [False] * pictures)
             targets[placed.index, placed.target] += 1
     for index in range(6):
-        numbers = [n for n, (k, _) in enumerate(tokens.lengths(index)) if k == "visual"]
+        numbers = [n for n, s in enumerate(tokens.document(index)) if s.kind == "visual"]
         assert {target for i, target in targets if i == index} == {-1, *numbers}
 
 
@@ -440,7 +477,7 @@ def test_a_run_goes_on_with_the_plan_that_an_older_version_began():
         ("video", [("text", 4), ("visual", 12)]),
     ]
     made = Planner(
-        Lengths(documents),
+        corpora.index_of(documents),
         PackingConfig(length=64, window_rows=3, noisy_context=0.3, condition_dropout={"text": 0.2, "image": 0.5}),
         11,
         {"latent_diffusion": 1, "masked_code": 1},
@@ -460,29 +497,33 @@ def test_a_run_goes_on_with_the_plan_that_an_older_version_began():
             for p in row
         ]
         for window in (0, 5)
-        for row in made.window(window)
+        for row in windows(made, 6)[window]
     ] == [
+        [(0, "text", 64, "", -1, "latent", 0.0, 0)],
+        [
+            (3, "document", 28, "", -1, "masked", 0.0, 0),
+            (4, "draw", 20, "", -1, "masked", 0.0, 0),
+            (4, "draw", 16, "text", -1, "masked", 0.0, 0),
+        ],
+        [(0, "text", 64, "", -1, "latent", 0.0, 0)],
+        [
+            (3, "document", 13, "", 1, "masked", 0.0, 0),
+            (2, "draw", 13, "text", -1, "masked", 0.0, 0),
+            (1, "draw", 13, "text", -1, "masked", 0.0, 0),
+            (2, "draw", 13, "text", -1, "latent", 0.0, 0),
+            (0, "text", 8, "", -1, "latent", 0.0, 0),
+        ],
+        [(0, "text", 64, "", -1, "latent", 0.0, 0)],
         [
             (2, "draw", 13, "text", -1, "latent", 0.0, 0),
-            (1, "draw", 13, "text", -1, "masked", 0.0, 1),
-            (0, "text", 8, "", -1, "masked", 0.3, 0),
-            (0, "text", 8, "", -1, "masked", 0.3, 0),
+            (0, "text", 8, "", -1, "latent", 0.0, 0),
+            (0, "text", 8, "", -1, "latent", 0.0, 0),
         ],
         [
-            (3, "document", 28, "", -1, "latent", 0.0, 0),
-            (4, "draw", 16, "text", -1, "masked", 0.3, 0),
-            (2, "draw", 13, "text", -1, "latent", 0.3, 0),
-        ],
-        [(0, "text", 64, "", -1, "latent", 0.0, 0)],
-        [(2, "draw", 13, "text", -1, "masked", 0.3, 0), (3, "document", 12, "imagetext", 3, "latent", 0.0, 0)],
-        [
-            (4, "draw", 20, "", -1, "latent", 0.0, 0),
-            (1, "describe", 18, "", -1, "masked", 0.3, 0),
+            (3, "document", 28, "", -1, "latent", 0.3, 0),
+            (4, "describe", 20, "", -1, "latent", 0.0, 0),
             (1, "draw", 16, "", -1, "latent", 0.3, 1),
-            (0, "text", 8, "", -1, "masked", 0.0, 0),
         ],
-        [(0, "text", 64, "", -1, "latent", 0.0, 0)],
-        [(0, "text", 64, "", -1, "masked", 0.0, 0)],
     ]
 
 
@@ -508,11 +549,13 @@ def test_limits_of_the_fields(field, taken, refused):
 
 def test_a_stream_is_the_windows_one_after_the_other():
     made = planner([("text", [("text", 70)]), ("image", [("text", 5), ("visual", 9)])])
-    windows = [row for window in range(5) for row in made.window(window)]
+    planned = list(itertools.chain(*windows(made, 5)))
     stream, rows = RowStream(made), []
-    while len(rows) < len(windows):
-        rows += stream.take(min(3, len(windows) - len(rows)))
-    assert rows == windows and stream.position == {"window": 5, "row": 0}
+    while len(rows) < len(planned):
+        coming = [placed.tolist() for placed in stream.coming(3)]
+        rows += (taken := stream.take(min(3, len(planned) - len(rows))))
+        assert [[placed.index for placed in row] for row in taken] == coming[: len(taken)]
+    assert rows == planned and (stream.position["window"], stream.position["row"]) == (5, 0)
 
 
 def test_what_is_left_out_is_counted_by_kind_and_reason():
@@ -530,7 +573,7 @@ def test_what_is_left_out_is_counted_by_kind_and_reason():
         ("text", [("text", 300)]),
     ]
     made = planner(documents)
-    assert made.left_out == {
+    assert left_out(made) == {
         "image_captions_too_long": 2,
         "image_too_long": 2,
         "video_too_long": 1,
@@ -538,20 +581,20 @@ def test_what_is_left_out_is_counted_by_kind_and_reason():
         "document_pictures_cut": 2,
         "document_too_long": 1,
     }
-    assert planner(documents, caption_first=0).left_out == made.left_out - Counter({"image_too_long": 1}) + Counter(
+    assert left_out(planner(documents, caption_first=0)) == left_out(made) - Counter({"image_too_long": 1}) + Counter(
         {"image_no_caption": 1, "video_no_caption": 1}
     )
-    assert planner(documents, mixture={"text": 0}).left_out == made.left_out + Counter({"text_no_share": 1})
-    none = Planner(Lengths(documents), PackingConfig(length=64), 0, {})
-    assert none.left_out == {"image_no_objective": 3, "video_no_objective": 2, "document_no_objective": 3}
-    assert [made.needed(index) for index in (0, 1, 2, 3, 4, 6)] == [64, 66, 65, 73, 54, 65]
-    assert planner([*documents, ("image", [("text", 70), ("visual", 9)])]).needed(9) == 83
+    assert left_out(planner(documents, mixture={"text": 0})) == left_out(made) + Counter({"text_no_share": 1})
+    none = Planner(corpora.index_of(documents), PackingConfig(length=64), 0, {})
+    assert left_out(none) == {"image_no_objective": 3, "video_no_objective": 2, "document_no_objective": 3}
+    assert [needed(made, kind) for kind in ("image", "video", "document")] == [(64, 66), (54, 73), (4, 65)]
+    assert needed(planner([("image", [("text", 70), ("visual", 9)]), documents[-1]]), "image") == (83, 83)
 
 
 def test_a_source_that_is_not_named_is_not_dropped():
     documents = [("image", [("text", 5), ("visual", 9)])] * 9
     for dropout in ({"image": 1.0}, 0.0):
-        placed = [p for row in planner(documents, caption_first=1, condition_dropout=dropout).window(0) for p in row]
+        placed = list(itertools.chain(*windows(planner(documents, caption_first=1, condition_dropout=dropout), 1)[0]))
         assert placed and all(p.view == "draw" and not p.dropped and p.length == 18 for p in placed)
 
 

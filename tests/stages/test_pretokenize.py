@@ -28,13 +28,15 @@ from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import decode
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.data.packing import PackingConfig, Planner, RowStream
+from omniloom.stages.data.packing import PackingConfig
+from omniloom.stages.data.planner import Planner, RowStream
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.tokenizer import reconstruct
 from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.pretokenize.index import write_indices
 from omniloom.stages.pretokenize.shard import ShardTokenizer
 from omniloom.stages.pretokenize.stats import combine
 
@@ -65,6 +67,7 @@ def tokenize(folder: Path, corpus, visual, settings: pretokenize.Config):
         stats.append(storage.read_json(str(folder / "state" / "shards" / f"{index:05d}.json")))
     facts = combine(stats)
     artifact = corpora.pretokenize(folder / "output", {}, text)
+    write_indices(str(folder / "output"), str(folder / "state"))
     known = storage.read_json(artifact.file("tokens.json"))
     storage.write_json(
         artifact.file("tokens.json"),
@@ -155,7 +158,7 @@ def test_documents_of_several_grids_in_one_row_are_predicted_as_alone(tokens):
     model = unified().eval()
     torch.nn.init.normal_(model.visual_out.weight)  # it starts at zero
     documents = Documents(found, model.config)
-    rows = RowStream(Planner(found, PackingConfig(length=192, window_rows=8), 0)).take(8)
+    rows = RowStream(Planner(found.index, PackingConfig(length=192, window_rows=8), 0)).take(8)
     segments = [[documents.segments(placed) for placed in row] for row in rows]
     grids = [{s.grid[1:] for document in row for s in document if s.kind == "visual"} for row in segments]
     assert GRIDS in grids
@@ -187,11 +190,20 @@ def test_raw_pixels_are_kept_in_patches_as_they_were_decoded(tmp_path, corpus, v
     kept = tokenize(tmp_path, corpus, visual, config(pixel_patch=4))
     found, without = TokenSet(kept, "train"), TokenSet(tokens, "train")
     rows, grids = list(records.iterate(corpus.uri, split="train")), set()
+    for kind in ("image", "video", "document"):
+        places = np.arange(found.index.count(kind))
+        documents = [found.document(int(i)) for i in found.index.documents(kind, places)]
+        for name, length in (("latents", lambda s: s.length), ("pixels", lambda s: len(s.pixels))):
+            counts, segments = found.index.segments(kind, places, name)
+            assert counts.tolist() == [len(document) for document in documents]
+            expected = [-length(s) if s.kind == "visual" else s.length for document in documents for s in document]
+            assert segments.tolist() == expected
+        assert not len(without.index.column(f"{kind}.pixels"))
     for index, row in enumerate(rows):
         pictures = [s for s in row["segments"] or [row] if s["media"]]
         visuals = [token for token in found.document(index) if token.kind == "visual"]
-        assert found.lengths(index, "codes") == found.lengths(index) == without.lengths(index)
-        assert [n for kind, n in found.lengths(index, "pixels") if kind == "visual"] == [len(t.pixels) for t in visuals]
+        lengths = [(segment.kind, segment.length) for segment in found.document(index)]
+        assert lengths == [(segment.kind, segment.length) for segment in without.document(index)]
         for token, item in zip(visuals, pictures, strict=True):
             kind = "video" if row["kind"] == "video" else "image"
             shape = ASPECTS.shape(ASPECTS.bucket(item["width"], item["height"]), 24)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import time
 
 import corpora
 import numpy as np
@@ -10,7 +12,11 @@ import pyarrow as pa
 import pytest
 
 from omniloom.infra import storage
-from omniloom.infra.errors import InputError
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.stages.data import index as index_module
+from omniloom.stages.data import shards
+from omniloom.stages.data.arrow import map_table
 from omniloom.stages.data.tokens import TokenSet, write_shard
 
 TEXT = corpora.text_tokenizer()
@@ -25,7 +31,6 @@ def check(tokens: TokenSet, written: list[dict]) -> None:
     for index, row in enumerate(written):
         assert tokens.row(index) == {name: row[name] for name in ("id", "kind", "label", "bytes")}
         document = tokens.document(index)
-        assert tokens.lengths(index) == [(token.kind, token.length) for token in document]
         for token, segment in zip(document, row["segments"], strict=True):
             assert (token.kind, token.loss) == (segment["kind"], segment["loss"])
             if token.kind == "text":
@@ -74,7 +79,7 @@ def test_features_come_back_beside_the_latents(tmp_path):
 def test_many_record_batches(tmp_path):
     written = rows(texts=1500)
     tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [written]}, TEXT), "train")
-    assert tokens.table["id"].num_chunks > 1
+    assert len(map_table(next((tmp_path / "tokens").rglob("*.arrow"))).to_batches()) > 1
     for index in (0, 1023, 1024, len(written) - 1):
         assert tokens.row(index)["id"] == written[index]["id"]
         assert [t.length for t in tokens.document(index) if t.kind == "text"] == [
@@ -94,6 +99,7 @@ def test_a_split_without_documents(tmp_path):
 def test_contents_stay_in_the_mapped_file(tmp_path):
     written = rows()
     tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [written[:9], written[9:]]}, TEXT), "train")
+    tokens.document(0), tokens.document(len(written) - 1)  # opens both
     before = pa.total_allocated_bytes()
     documents = list(tokens)
     assert pa.total_allocated_bytes() == before
@@ -122,8 +128,103 @@ def test_a_shard_that_is_cut_is_named(tmp_path, size):
     [shard] = (tmp_path / "tokens").rglob("shard-*.arrow")
     os.truncate(shard, size)
     with pytest.raises(InputError, match=f"{size} bytes.*omniloom verify") as caught:
-        TokenSet(artifact, "train")
+        TokenSet(artifact, "train").document(0)
     assert caught.value.file == str(shard)
+
+
+def remote(tmp_path, artifact) -> Artifact:
+    """The artifact as an object store has it."""
+    uri = f"memory://{tmp_path.name}-{os.getpid()}"
+    storage.copy_tree(artifact.uri, uri)
+    return dataclasses.replace(artifact, uri=uri)
+
+
+def test_a_remote_artifact_brings_what_is_asked_for_once_and_no_more_than_its_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    written = rows()
+    parts = [written[at : at + 2] for at in range(0, len(written), 2)]
+    artifact = remote(tmp_path, corpora.pretokenize(tmp_path / "tokens", {"train": parts}, TEXT))
+    copied, copy = [], storage.copy_file
+    monkeypatch.setattr(storage, "copy_file", lambda source, target: (copied.append(source), copy(source, target)))
+    tokens = TokenSet(artifact, "train")
+    assert len(tokens) == len(written) and not any(".arrow" in name for name in copied)  # lengths alone
+    tokens.document(5)
+    tokens.document(4)
+    assert [name for name in copied if ".arrow" in name] == [artifact.file("tokens/train/shard-00002.arrow")]
+    check(tokens, written)
+    again = TokenSet(artifact, "train")
+    before = len(copied)
+    check(again, written)
+    assert len(copied) == before  # as another process of the machine
+    size = max(entry["bytes"] for entry in artifact.manifest["files"] if entry["path"].endswith(".arrow"))
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "small"))
+    small = TokenSet(artifact, "train", cache_bytes=3 * size)
+    check(small, written)
+    held = [p for p in (tmp_path / "small").rglob("*.arrow")]
+    assert 0 < sum(p.stat().st_size for p in held) <= 3 * size
+    fresh = TokenSet(artifact, "train", cache_bytes=3 * size)
+    missing = next(n for n in range(len(parts)) if not any(f"shard-{n:05d}" in p.name for p in held))
+    fresh.ahead(np.array([2 * missing]))
+    for _ in range(100):
+        if any(f"shard-{missing:05d}" in p.name for p in (tmp_path / "small").rglob("*.arrow")):
+            break
+        time.sleep(0.02)
+    before = len(copied)
+    assert fresh.row(2 * missing)["id"] == written[2 * missing]["id"] and len(copied) == before
+
+
+def test_a_copy_that_is_not_what_was_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    artifact = remote(tmp_path, corpora.pretokenize(tmp_path / "tokens", {"train": [rows()]}, TEXT))
+    shard = artifact.file("tokens/train/shard-00000.arrow")
+    storage.write_bytes(shard, storage.read_bytes(shard)[:-1] + b"x")
+    with pytest.raises(OmniLoomError, match="shard-00000.arrow is not as the manifest says.*verify"):
+        TokenSet(artifact, "train").document(0)
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_tokens_from_before_there_was_an_index_get_one_when_they_are_opened(tmp_path, monkeypatch, far):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    written = rows()
+    artifact = corpora.pretokenize(tmp_path / "tokens", {"train": [written[:9], written[9:]]}, TEXT)
+    with_index = TokenSet(artifact, "train").index
+    for file in with_index.folder.glob("*.npy"):
+        with_index.column(file.stem)
+    storage.remove(artifact.file("index"))
+    artifact = corpora.seal(tmp_path / "tokens", "pretokenize")
+    tokens = TokenSet(remote(tmp_path, artifact) if far else artifact, "train")
+    check(tokens, written)
+    assert not with_index.folder.exists() and len(list(tokens.index.folder.glob("*.npy"))) > 8
+    for file in tokens.index.folder.glob("*.npy"):
+        np.testing.assert_array_equal(tokens.index.column(file.stem), with_index.column(file.stem))
+
+
+def test_an_index_of_many_texts_is_sorted_and_summed(tmp_path):
+    """Longer ones than a counter holds, over several pieces of the counting."""
+    rng = np.random.default_rng(0)
+    documents = [("text", [("text", int(n))]) for n in rng.lognormal(6, 3, 3000).astype(np.int64) + 1]
+    documents[7] = ("image", [("text", 3), ("visual", 9)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_CHUNK", 700)
+        made = corpora.index_of(documents, shards=5)
+    lengths = [held[0][1] + 2 for kind, held in documents if kind == "text"]
+    assert max(lengths) > 1 << 17 and made.column("text.documents")["tokens"].tolist() == sorted(lengths)
+    assert int(made.column("text.tokens")[0]) == sum(lengths)
+    for place in (0, 1, 1500, 2997, 2998):
+        document = int(made.documents("text", np.array([place]))[0])
+        assert documents[document][1][0][1] + 2 == made.column("text.documents")["tokens"][place]
+    assert len(made) == 3000 and np.sort(made.documents("text")).tolist() == [i for i in range(3000) if i != 7]
+    found, row = made.shard_of(np.array([0, 599, 600, 2999]))
+    assert found.tolist() == [0, 0, 1, 4] and row.tolist() == [0, 599, 0, 599]
+
+
+def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_OPEN", 4)
+    written = rows()
+    tokens = TokenSet(corpora.pretokenize(tmp_path / "tokens", {"train": [[row] for row in written]}, TEXT), "train")
+    check(tokens, written)
+    assert len(tokens._shards._held) == 4
 
 
 def test_tokens_without_their_facts_name_the_file(tmp_path):

@@ -20,7 +20,7 @@ from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.objectives.alignment import features_on_grid
 from omniloom.stages.data import records
 from omniloom.stages.data.documents import Documents
-from omniloom.stages.data.packing import Planner, RowStream
+from omniloom.stages.data.planner import Planner, RowStream
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
@@ -100,7 +100,7 @@ def test_targets_of_diffusions_carry_the_features_of_their_picture(tokens):
     found, settings = TokenSet(tokens, "train"), config(objectives={**BOTH, "masked_code": 1.0})
     model = unified_config(settings, found.facts["vocab_size"], visual_sizes(found.facts), found.facts["specials"])
     with_features, without = Documents(found, model, features=True), Documents(found, model)
-    planner, seen = Planner(found, settings.packing, 0, settings.objectives), set()
+    planner, seen = Planner(found.index, settings.packing, 0, settings.objectives), set()
     for row in RowStream(planner).take(12):
         built = [with_features.segments(placed) for placed in row]
         for placed, segments in zip(row, built, strict=True):

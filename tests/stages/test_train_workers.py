@@ -20,7 +20,7 @@ from omniloom.models.unified.objectives.objective import UnifiedObjective
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer, read_official
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.order import hash_seed
-from omniloom.stages.data.packing import Planner
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer import stage as train_tokenizer
@@ -97,9 +97,11 @@ def trained_plainly(tokens, config: train_unified.Config) -> tuple[dict[str, tor
     """The same training in one loop of torch alone, without engine, loader, cursor or checkpoint: weights and losses.
     Step s takes the next `batch_rows` rows of the windows one after the other, in one pass."""
     held = TokenSet(tokens, "train")
-    planner, rows = Planner(held, config.packing, config.seed, config.objectives), []
-    for window in itertools.count():
-        rows += planner.window(window)
+    planner, rows = Planner(held.index, config.packing, config.seed, config.objectives), []
+    before = planner.start()
+    for number in itertools.count():
+        window = planner.window(number, before)
+        rows, before = rows + window.rows(), window.after
         if len(rows) >= config.batch_rows * config.steps:
             break
     shape = unified_settings.unified_config(
@@ -343,23 +345,11 @@ def test_a_killed_tokenizer_ends_with_the_same_weights(tmp_path, squares, quanti
     assert any("image_discriminator_loss" in row for row in curve(straight))
 
 
-def tensors(value, path: str = "") -> dict[str, torch.Tensor]:
-    """Every tensor in nested containers by its path."""
-    if isinstance(value, torch.Tensor):
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return {name: tensor for key, part in items for name, tensor in tensors(part, f"{path}/{key}").items()}
-
-
 def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """What a training checkpoint holds: weights, buffers, both optimizers, EMA."""
-    files = sorted(p for p in (folder / "state" / "checkpoints" / f"step-{step:08d}").rglob("*.pt"))
+    files = sorted((folder / "state" / "checkpoints" / f"step-{step:08d}").rglob("*.safetensors"))
     assert files
-    return {
-        name: value
-        for file in files
-        for name, value in tensors(torch.load(file, weights_only=False), f"{file.parent.name}/{file.name}").items()
-    }
+    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
 
 
 def test_a_killed_joint_stage_has_codebook_ema_and_discriminators_bit_for_bit(tmp_path, squares):

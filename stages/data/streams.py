@@ -1,0 +1,97 @@
+"""Streams: the documents of one kind without end, epoch after epoch, in an order that only the seed decides.
+
+A position in a stream stands for a unit: a piece of at most `length` tokens of a text, a whole document of another
+kind. Epoch e has each unit once, in a permutation of (seed, e); where a unit stands, and what stands at a position, is
+computed (`order.Permutation`), whatever the number of documents. What cannot be placed is passed over, so that units
+are numbered alike whatever is trained.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+
+from omniloom.stages.data.arrange import Arranged, Arranger
+from omniloom.stages.data.index import KINDS, Index
+from omniloom.stages.data.order import Permutation, hash_seed
+from omniloom.stages.data.packing import Kind
+
+_SAMPLE = 1 << 12  # documents that a stream's size is estimated from
+
+
+class Stream:
+    """`kind` of an index' documents, texts in pieces of `length` tokens. `number` parts the streams of a training."""
+
+    def __init__(self, index: Index, kind: Kind, length: int, seed: int, number: int = 0):
+        self.index, self.kind, self.length = index, kind, length
+        self.seed = hash_seed(seed, 3, number, KINDS.index(kind))
+        self._firsts = np.zeros(1, np.int64)
+        if kind == "text" and index.count("text"):
+            # Of the k-th pieces, the place of the first text that has one: texts are sorted by their tokens.
+            tokens = index.column("text.documents")["tokens"]
+            starts = range(0, int(tokens[-1]), length)
+            self._firsts = np.array([bisect_right(tokens, start) for start in starts])
+        self._numbers = index.count(kind) - self._firsts
+        self._ends = np.cumsum(self._numbers)
+        self._epochs: dict[int, Permutation] = {}
+
+    @property
+    def count(self) -> int:
+        """Units of an epoch, those that cannot be placed among them."""
+        return int(self._ends[-1])
+
+    def unit(self, positions: np.ndarray) -> np.ndarray:
+        """The unit at each position, from 0 on."""
+        epochs, places = np.divmod(positions, self.count)
+        found = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            found[epochs == epoch] = self._epoch(epoch).at(places[epochs == epoch])
+        return found
+
+    def positions(self, units: np.ndarray, epoch: int) -> np.ndarray:
+        """Where these units stand in an epoch."""
+        return epoch * self.count + self._epoch(epoch).places(units)
+
+    def _epoch(self, epoch: int) -> Permutation:
+        if epoch not in self._epochs:
+            while len(self._epochs) > 2:
+                self._epochs.pop(next(iter(self._epochs)), None)
+            self._epochs[epoch] = Permutation(self.count, hash_seed(self.seed, epoch))
+        return self._epochs[epoch]
+
+    def pieces(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of units of texts: the documents' places in their kind, and from which token to which each goes."""
+        piece = np.searchsorted(self._ends, units, side="right")
+        place = units - (self._ends - self._numbers)[piece] + self._firsts[piece]
+        start = piece * self.length
+        tokens = self.index.column("text.documents")["tokens"][place].astype(np.int64)
+        return place, start, np.minimum(start + self.length, tokens)
+
+    def units_of(self, place: int) -> np.ndarray:
+        """The units of one document, by its place in its kind."""
+        if self.kind != "text":
+            return np.array([place])
+        pieces = np.flatnonzero(self._firsts <= place)
+        return (self._ends - self._numbers)[pieces] + place - self._firsts[pieces]
+
+    def arranged(self, positions: np.ndarray, arranger: Arranger) -> Arranged:
+        """What stands at these positions, as it is arranged there, less what cannot be placed."""
+        units = self.unit(positions)
+        if self.kind == "text":
+            places, start, stop = self.pieces(units)
+            return arranger.texts(self.index.documents("text", places), start, stop, positions)
+        return arranger.pictures(self.index, self.kind, units, positions // self.count, positions, self.seed)
+
+    def tokens(self, arranger: Arranger) -> float:
+        """Tokens of an epoch when nothing is left out: of texts counted, of the others estimated from documents all
+        over the kind where there are many; 0 where none can be placed."""
+        if self.kind == "text":
+            return float(self.index.column("text.tokens").sum())
+        count = self.index.count(self.kind)
+        step = max(1, count // _SAMPLE)
+        for places in (np.arange(0, count, step), *np.array_split(np.arange(count), 1 + (count >> 16))):
+            fits, tokens = arranger.fits(self.kind, arranger.longest(self.index, self.kind, places))
+            if fits.any():
+                return float(tokens[fits].mean() * fits.mean() * count)
+        return 0.0
