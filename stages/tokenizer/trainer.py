@@ -33,26 +33,25 @@ class TokenizerTrainer:
         self.generator, self.critic = engines["generator"], engines.get("discriminator")
         self.history = History(job.state, job.tracker)  # the first rank's is used
 
-    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float], float]:
-        pixels = batch.to(self.generator.device)
+    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float | Tensor], float]:
+        pixels = batch.to(self.generator.device, non_blocking=True)
         # What a step draws (a KL bottleneck's noise) depends on the step alone, so that a resumed run draws the same.
         torch.manual_seed(hash_seed(self.config.seed, step, self.rank))
         weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
         judge = self.critic.engine if self.critic and weight else None
         loss, logs, recon = self.generator(pixels, judge, weight)
         self.generator.backward(loss)
-        stepped = self.generator.step(step)
+        logs = logs | self.generator.step(step)
         if self.critic and self.config.loss.trains_discriminator(step):
             critic_loss, critic_logs = self.critic(pixels, recon.detach(), step)
             self.critic.backward(critic_loss)
             self.critic.step(step)
-            logs = logs | critic_logs
-        return self.logged("video" if pixels.ndim == 5 else "image", logs, stepped), len(pixels)
+            logs |= critic_logs
+        return self.named("video" if pixels.ndim == 5 else "image", logs), len(pixels)
 
-    def logged(self, kind: str, logs: dict[str, Tensor], stepped: dict[str, float]) -> dict[str, float]:
+    def named(self, kind: str, logs: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
         """A step's figures on clips of a kind, under the names that they are logged by."""
-        figures = {name: float(value) for name, value in logs.items()} | stepped
-        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": value for name, value in figures.items()}
+        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": value for name, value in logs.items()}
 
     def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Encoded]:
         """What is validated: pixels as they come back, and their tokens."""
@@ -72,6 +71,9 @@ class TokenizerTrainer:
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         self.history.add(metrics, step, units)
+
+    def keep(self) -> None:
+        self.history.keep()
 
     def rewind(self, step: int) -> None:
         self.history.rewind(step)

@@ -1,4 +1,4 @@
-"""The warm-up of a TiTok (arXiv 2406.07550): what a step and a validation of it are."""
+"""A step and a validation of a TiTok's warm-up (arXiv 2406.07550)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class WarmUpTrainer(TokenizerTrainer):
     """The generator is a `titok.ProxyObjective`, which has no critic. What is validated and shown are the pictures that
     the proxy's decoder makes of the codes that the TiTok predicts."""
 
-    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float], float]:
-        pixels = batch.to(self.generator.device)
+    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float | Tensor], float]:
+        pixels = batch.to(self.generator.device, non_blocking=True)
         torch.manual_seed(hash_seed(self.config.seed, step, self.rank))
         loss, logs = self.generator(pixels)
         self.generator.backward(loss)
-        return self.logged("image", logs, self.generator.step(step)), len(pixels)
+        return self.named("image", logs | self.generator.step(step)), len(pixels)
 
     def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Any]:
         return module.reconstruct(pixels)
