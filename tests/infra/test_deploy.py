@@ -318,9 +318,10 @@ def test_the_slurm_script_runs(tmp_path, ends):
     temp = tempfile.mkdtemp(prefix="ol-ray-", dir="/tmp")  # pytest's folders are too long for Ray's sockets
     tools = tmp_path / "bin"
     tools.mkdir()
-    extra = f"--dashboard-port {next(ports)} --dashboard-agent-listen-port {next(ports)} --min-worker-port 0 --max-worker-port 0"
+    listens = f"--dashboard-port {next(ports)} --dashboard-agent-listen-port {next(ports)}"
+    extra = f"{listens} --min-worker-port 0 --max-worker-port 0"
     shims = {
-        "srun": 'while [[ "$1" == --* ]]; do shift; done\n' + f'exec "$@" {extra} --temp-dir {tmp_path}/ray',
+        "srun": 'while [[ "$1" == --* ]]; do shift; done\n' + f'exec "$@" {extra} --temp-dir {temp}',
         "scontrol": "echo localhost",
     }
     for name, body in shims.items():
