@@ -79,8 +79,8 @@ class ClusterConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is connected: the GCS address and its nodes. `local`: started by us; `opened`: this call initialised Ray in
-    this process, so its caller is to shut it down."""
+    """The connected cluster: the GCS address and its nodes. `local`: started by us; `opened`: this call initialised Ray
+    in this process, so its caller is to shut it down."""
 
     address: str
     nodes: tuple[Node, ...]
@@ -93,12 +93,12 @@ class Cluster:
 
     @property
     def num_cpus(self) -> float:
-        """Of all nodes."""
+        """Sum over all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def node_cpus(self) -> float:
-        """Of the largest node."""
+        """Those of the largest node."""
         return max(node.cpus for node in self.nodes)
 
 

@@ -99,7 +99,7 @@ def _inner(error: BaseException) -> BaseException | None:
 
 
 def _first_failure(errors: list[BaseException]) -> BaseException:
-    """Of several ranks' errors the one to tell: the others lost their connection to it."""
+    """The error of several ranks that is the cause: the others lost their connection to that rank."""
     roots = [root_cause(error) for error in errors]
     wrong = [root for root in roots if isinstance(root, InputError)]
     own = [root for root in roots if not _COLLATERAL.search(str(root))]

@@ -1,4 +1,4 @@
-"""What a stage is: a name, a module, the roles that it reads and makes; and the context that its `run` gets.
+"""The contract of a stage: a name, a module, the roles that it reads and makes; and the context that its `run` gets.
 
 A role is what an artifact is for: `records`, `tokenizer`, `tokens`, `model`, `evaluation`. A stage that makes none of
 them makes the role of its own name. For each role that it reads a stage gets the artifact of the nearest stage before
@@ -68,7 +68,7 @@ class Needs:
 
     @classmethod
     def of(cls, workers: WorkersConfig) -> Needs:
-        """Of a group of training workers, with a body that only waits for it."""
+        """Resources of a group of training workers, with a body that only waits for it."""
         return cls(
             worker_cpus=workers.least * workers.cpus, worker_gpus=workers.least * workers.gpus, workers=workers.least
         )

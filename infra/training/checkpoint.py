@@ -51,7 +51,7 @@ def _files(manifest: dict) -> list[dict]:
 
 
 def _hashes_differ(found: dict) -> str:
-    """What is wrong with the content of a checkpoint; each rank reads its share. Every rank must call it."""
+    """The fault in the content of a checkpoint, "" for none; each rank reads its share. Every rank must call it."""
     from omniloom.infra.training.shards import gathered, ranks
 
     rank, size = ranks()
@@ -90,7 +90,7 @@ def _all_damaged(folder: str, damaged: list[str]) -> OmniLoomError:
 
 
 def check(state: str) -> None:
-    """That a training can go on from what is in `state`: InputError where that is of another version, OmniLoomError
+    """Check that training can go on from what is in `state`: InputError where that is of another version, OmniLoomError
     where every checkpoint is damaged. Reads no content, so that it is asked before workers start; hashes are compared
     when they load."""
     folder, damaged = storage.join(state, "checkpoints"), []

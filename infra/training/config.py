@@ -21,7 +21,7 @@ class OptimizerConfig(BaseModel):
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decays of the averages of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
-    """What is added to the root of the second average."""
+    """Added to the root of the second average (epsilon)."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay, of matrices alone."""
     warmup_steps: int = Field(50, ge=0)
@@ -29,7 +29,7 @@ class OptimizerConfig(BaseModel):
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on: along half a cosine, or constant."""
     final_lr_ratio: float = Field(0.05, ge=0, le=1)
-    """What the cosine ends at, as a share of `lr`."""
+    """Learning rate at the end of the cosine, as a share of `lr`."""
     grad_clip: float = Field(1.0, ge=0)
     """Maximum norm of the gradient; 0 switches clipping off."""
 
@@ -54,12 +54,20 @@ class EngineConfig(BaseModel):
     """Optimizer states in host memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward passes; weights and optimizer states are fp32 in both."""
+    communication: Literal["fp32", "bf16"] = "fp32"
+    """What gradients travel between workers as; they are added up in fp32 in both. bf16 needs zero_stage 1."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of the weights' moving average; 0 keeps none."""
     activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
     """Compute activations again in the backward pass, which saves memory and costs time."""
     compile: bool = Field(False, json_schema_extra=PLACEMENT)
     """Compile the blocks with torch.compile."""
+
+    @model_validator(mode="after")
+    def _gradients_are_ours(self) -> EngineConfig:
+        if self.communication != "fp32" and (self.zero_stage != 1 or self.offload):
+            raise ValueError("communication: bf16 needs zero_stage 1 without offload, where DeepSpeed does not reduce")
+        return self
 
 
 class WorkerRange(BaseModel):
@@ -117,7 +125,7 @@ class WorkersConfig(BaseModel):
     log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
-    """What one worker's device can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+    """Peak of one worker's device in TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
 
     @model_validator(mode="after")
     def _kept_are_saved(self) -> WorkersConfig:

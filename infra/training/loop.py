@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch.distributed as dist
+from torch import Tensor
 
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_mean
+from omniloom.infra.training.readings import Reading
 from omniloom.infra.training.saving import Saver
 
 
@@ -41,7 +44,7 @@ class Loader(Protocol):
         ...
 
     def describe(self, step: int) -> str:
-        """What the batch of a step that was taken is made of, for an error."""
+        """Names the contents of the batch of the step that was taken last or before that, for an error message."""
         ...
 
     def close(self) -> None:
@@ -58,17 +61,22 @@ class Trainer(Protocol):
     amounts: tuple[str, ...]
     engines: dict[str, Engine]
 
-    def train_step(self, step: int, batch: Any) -> tuple[dict[str, float], float]:
-        """Train one step on what the loader gave: floats to log, and how many units this rank consumed. The names may
-        differ from step to step (an image step, a video step), never from rank to rank."""
+    def train_step(self, step: int, batch: Any) -> tuple[Mapping[str, float | Tensor], float]:
+        """Train one step on what the loader gave: what to log, floats or scalars on the device, which nothing here
+        waits for, and how many units this rank consumed. The names may differ from step to step (an image step, a video
+        step), never from rank to rank."""
         ...
 
     def validate(self, step: int) -> None:
-        """What follows a validation's step. Called on every rank; its time is not training's."""
+        """Validate after this step. Called on every rank; its time is not training's."""
         ...
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         """A row of the curves; `units` are those of all ranks since step 0. Called on rank 0 alone."""
+        ...
+
+    def keep(self) -> None:
+        """Write the curves down, as a checkpoint follows that a later attempt may go on from. On rank 0 alone."""
         ...
 
     def rewind(self, step: int) -> None:
@@ -89,6 +97,7 @@ class Loop:
     progress: Progress
     validate_every: int
     validate_first: bool = False
+    _waiting: list[Reading] = field(default_factory=list, init=False, repr=False)
 
     def run(self) -> dict[str, Any]:
         """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
@@ -129,6 +138,8 @@ class Loop:
             if done < self.steps and done % self.validate_every == 0:
                 self.trainer.validate(done)
             if self.workers.keeps(done, self.steps):
+                if _first():
+                    self.trainer.keep()
                 saver.start(done, {**self.loader.position, "units": units, "last": last})
         # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
         if self.steps:
@@ -138,13 +149,23 @@ class Loop:
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
     def _step(self, step: int, window: _Window) -> None:
+        """Figures on a GPU are read while the next step runs there, and in the last step before a row at once."""
         began = time.perf_counter()
         logs, units = self.trainer.train_step(step, self.loader.at(step))
-        seconds = time.perf_counter() - began
-        for name, value in logs.items():
+        waiting, reading = self._waiting, Reading(step, logs)
+        self._waiting = [reading]
+        if not reading.late or self.workers.logs(step + 1, self.steps):
+            waiting, self._waiting = [*waiting, reading], []
+        for each in waiting:
+            window.add(self._finite(each))
+        window.took(units, time.perf_counter() - began)
+
+    def _finite(self, reading: Reading) -> dict[str, float]:
+        for name, value in (values := reading.values()).items():
             if not math.isfinite(value):
-                raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
-        window.add(logs, units, seconds)
+                batch = self.loader.describe(reading.step)
+                raise TrainingDiverged(f"step {reading.step}: {name} is {value}; batch: {batch}")
+        return values
 
     def _saver(self) -> Saver:
         keep, keep_every = self.workers.keep_checkpoints, self.workers.keep_every
@@ -152,7 +173,7 @@ class Loop:
 
 
 class _Window:
-    """What the steps since the last logged row gave."""
+    """Logs of the steps since the last logged row."""
 
     def __init__(self, trainer: Trainer):
         self.unit, self.amounts = trainer.unit, trainer.amounts
@@ -162,9 +183,11 @@ class _Window:
         self.values: dict[str, list[float]] = {}
         self.units = self.seconds = 0.0
 
-    def add(self, logs: dict[str, float], units: float, seconds: float) -> None:
+    def add(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
             self.values.setdefault(name, []).append(value)
+
+    def took(self, units: float, seconds: float) -> None:
         self.units += units
         self.seconds += seconds
 

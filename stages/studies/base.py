@@ -1,4 +1,4 @@
-"""What the studies share: several trainings in one stage, told apart in its progress, MLflow run and curves."""
+"""Shared by the studies: several trainings in one stage, told apart in its progress, MLflow run and curves."""
 
 from __future__ import annotations
 
