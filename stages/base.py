@@ -116,8 +116,12 @@ class Stage:
         return metrics
 
     def restarts(self, config: Any) -> int:
-        """How often the body may be started again after its process was killed: as often as its ranks."""
-        return getattr(getattr(config, "workers", None), "max_failures", 1)
+        """How often in a row the body may be started again after its process was killed: as often as its ranks."""
+        return getattr(_workers(config), "max_failures", RETRIES)
+
+    def grace(self, config: Any) -> float:
+        """How many seconds the body gets to keep what is done, where it is told to end; only a training needs some."""
+        return getattr(_workers(config), "grace_seconds", 0.0)
 
     def check(self, config: Any, upstream: Mapping[str, Any], files: bool = True) -> None:
         if function := getattr(self.module, "check", None):
@@ -134,6 +138,11 @@ class Stage:
     def summary(self, metrics: dict) -> str | None:
         function = getattr(self.module, "summary", None)
         return function(metrics) if function else None
+
+
+def _workers(config: Any) -> Any:
+    """Where a stage's own training runs, or that of its study; something without these settings where it has none."""
+    return getattr(config, "workers", None) or getattr(getattr(config, "training", None), "workers", None)
 
 
 @dataclass

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from omniloom.infra.training.engine import Engine
 
 
+def newest_step(state: str) -> int:
+    """The step of the newest checkpoint, whatever its files hold; 0 where there is none."""
+    return max((int(name[5:-5]) for name in manifests(storage.join(state, "checkpoints"))), default=0)
+
+
 def _read(uri: str) -> tuple[dict | None, str]:
     """A checkpoint as its manifest says, with "folder"; or what is wrong with it, "" where nothing is. Reads no content
     of its files. InputError where it was written by a version that kept it otherwise."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from omniloom.infra.fields import PLACEMENT
 
+HANG_SECONDS = 60.0  # no shorter silence counts as a hang, unless a config says otherwise
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -112,8 +113,12 @@ class WorkersConfig(BaseModel):
     """CPUs of one worker."""
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
     """GPUs of one worker."""
-    max_failures: int = Field(1, ge=0, json_schema_extra=PLACEMENT)
-    """Restarts from the last checkpoint."""
+    max_failures: int = Field(3, ge=0, json_schema_extra=PLACEMENT)
+    """Restarts from the last checkpoint in a row; one that reaches a later checkpoint sets the count back to 0."""
+    hang_seconds: float = Field(HANG_SECONDS, gt=0, json_schema_extra=PLACEMENT)
+    """The shortest silence of a rank that may count as a hang; the rhythm of its steps may allow longer ones."""
+    grace_seconds: float = Field(30, ge=0, json_schema_extra=PLACEMENT)
+    """How long a run that is told to end waits for a checkpoint."""
     accumulate: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
     """Forward passes per optimizer step; with fewer workers than the most, as many as keep the rows of a pass."""
     checkpoint_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
