@@ -20,6 +20,7 @@ import torch.distributed as dist
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.gradients import FlatGradients
+from omniloom.infra.training.memory import BUCKET
 from omniloom.infra.training.shards import parts
 from omniloom.infra.training.weights import EngineWeights
 
@@ -87,7 +88,9 @@ class Engine(EngineWeights):
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
         adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
-        zero: dict = {"stage": config.zero_stage}
+        # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers.
+        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
+        zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         offload = config.offload and config.zero_stage > 0
         if offload:
             zero["offload_optimizer"] = {"device": "cpu"}
