@@ -27,6 +27,11 @@ def describe(folder: str) -> list[dict]:
     ]
 
 
+def describe_bytes(data: bytes) -> dict:
+    """{bytes, sha256} of a file of this content."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def _hashes(folder: str, paths: list[str]) -> list[str]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing runs outside of Python's lock
         return list(pool.map(lambda path: storage.sha256(storage.join(folder, path)), paths))
@@ -53,7 +58,7 @@ def wrong(folder: str, files: list[dict], remembered: bool = True) -> list[str]:
 
 
 def remember(folder: str, files: list[dict]) -> None:
-    """That these files are right, known from the hash that was taken when they were written."""
+    """Record that these files are right, known from the hash that was taken when they were written."""
     _remember(folder, _facts(folder, files))
 
 

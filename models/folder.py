@@ -34,7 +34,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What `config.json` says.
+    """The contents of `config.json`.
 
     tokenizer                of pictures; None, with what follows up to `objectives`, in a model of text alone
     latent_mean, latent_std  per channel of the tokenizer's latents; the unified model sees
@@ -132,7 +132,7 @@ def _shared(config: BundleConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a folder holds, loaded."""
+    """A model folder, loaded."""
 
     config: BundleConfig
     model: UnifiedModel
@@ -140,26 +140,32 @@ class Parts:
     text: TextTokenizer
 
 
+def stored_state(model: UnifiedModel) -> dict[str, torch.Tensor]:
+    """The unified model's state as its file has it."""
+    return {key: value for key, value in model.state_dict().items() if not (model.config.tied and key == "head.weight")}
+
+
 def write_folder(parts: Parts, folder: str | Path) -> None:
-    """The folder is made if need be."""
+    """The folder is made if need be. A model without memory (torch's meta device) has its weights there already."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, module, left_out in (("unified", parts.model, _shared(parts.config)), ("tokenizer", parts.tokenizer, ())):
-        if module is None:
-            continue
-        state = {
-            key: value.detach().cpu().contiguous() for key, value in module.state_dict().items() if key not in left_out
-        }
-        save_file(state, folder / f"{name}.safetensors")
+    states = {
+        "unified": stored_state(parts.model),
+        "tokenizer": parts.tokenizer.state_dict() if parts.tokenizer else {},
+    }
+    for name, state in states.items():
+        if state and not any(value.is_meta for value in state.values()):
+            kept = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+            save_file(kept, folder / f"{name}.safetensors")
     (folder / "text.json").write_text(parts.text.to_json(), encoding="utf-8")
     document = {"version": VERSION, "text_digest": parts.text.digest, **dataclasses.asdict(parts.config)}
     (folder / "config.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
 def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> Parts:
-    """What `write_folder` wrote. ValueError naming the file and field that is wrong."""
+    """Read what `write_folder` wrote. ValueError naming the file and field that is wrong."""
     folder = Path(folder)
     try:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))

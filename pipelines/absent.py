@@ -23,15 +23,15 @@ Removed = list[tuple[list[str], int]]  # items of lists: the list's path, and th
 
 
 def of_stage(stage: Stage, config: Any) -> Iterator[InputError]:
-    """Of one stage whose config is right, its paths absolute."""
+    """Missing outside files of one stage whose config is right, its paths absolute."""
     errors = unreadable(outside_contents(config, {}))
     try:
         if listing := getattr(stage.module, "listing", None):
             listing(config)
     except InputError as error:
         errors += error.each()
-    for error in errors:
-        yield InputError(error.message, field=join_fields("stages", stage.name, error.field), file=error.file)
+    for one in errors:
+        yield InputError(one.message, field=join_fields("stages", stage.name, one.field), file=one.file)
 
 
 def of_literals(values: dict) -> Iterator[InputError]:

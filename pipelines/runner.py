@@ -27,7 +27,7 @@ from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
-from omniloom.pipelines import room, run_card
+from omniloom.pipelines import installed, room, run_card
 from omniloom.pipelines.bodies import Bodies
 from omniloom.pipelines.config import placed
 from omniloom.pipelines.display import Display
@@ -39,7 +39,7 @@ from omniloom.pipelines.record import Record
 from omniloom.pipelines.runlog import RunLog
 from omniloom.stages.base import StageContext
 
-_STOP_SECONDS = 10.0
+_CLOSING_SECONDS = 10.0  # for MLflow runs and leases, once bodies have ended
 _PACKAGES = ("omniloom", "torch", "ray", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "tokenizers")
 
 
@@ -68,7 +68,7 @@ def run(plan: Plan, display: Display) -> None:
 @contextlib.contextmanager
 def _connection(plan: Plan) -> Iterator[Callable[[], cluster.Cluster]]:
     """What connects to Ray. InputError where this machine, or the cluster, which is asked before anything is written,
-    has too little room. A Ray that the caller had before this run is the caller's to end."""
+    has too little room or other extensions. A Ray that the caller had before this run is the caller's to end."""
     names = [planned.name for planned in plan.to_execute]
     opened: list[cluster.Cluster] = []
 
@@ -76,6 +76,7 @@ def _connection(plan: Plan) -> Iterator[Callable[[], cluster.Cluster]]:
         if not opened:
             opened.append(cluster.connect_to(plan.config.cluster))
             room.check(plan.config, names, opened[0].nodes)  # in a container Ray counts fewer CPUs than the machine
+            installed.check(plan.config)
         return opened[0]
 
     try:
@@ -103,7 +104,7 @@ class _Run:
     ):
         self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
         self.board = start_board()
-        self.bodies = Bodies(connected, display.note)
+        self.bodies = Bodies(connected, display.note, self.board)
         self.head = cluster.Head(connected)
         self.interrupted = threading.Event()
 
@@ -184,11 +185,15 @@ class _Run:
         return None
 
     def _stop(self, running: dict[Future, PlannedStage]) -> None:
-        """End what runs, and give the stages the time to close their MLflow runs and leases."""
+        """End what runs, and give the stages the time for a checkpoint, and to close their MLflow runs and leases."""
         self.interrupted.set()
         cluster.expect_deaths()
-        self.bodies.end()
-        wait(running, timeout=_STOP_SECONDS)
+        grace = max((planned.stage.grace(planned.config) for planned in running.values()), default=0.0)
+        if grace:
+            self.display.note(f"waiting up to {grace:g} s for a checkpoint; a second signal ends at once")
+        self.bodies.end(grace=grace)
+        wait(running, timeout=_CLOSING_SECONDS)
+        self._show_progress()  # what they noted last
         for planned in running.values():
             self.record.stage(planned.name, status="killed")
 

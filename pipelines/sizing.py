@@ -14,8 +14,8 @@ from omniloom.models.unified.config import num_parameters
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
 from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
+from omniloom.stages.tokenizer.architecture import architecture
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
-from omniloom.stages.tokenizer.stage import architecture
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config
 
@@ -49,8 +49,8 @@ def least(config: PipelineConfig) -> dict[str, dict]:
         tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
         if isinstance(own, TrainConfig) and tokens and stage.name not in config.pins:
             parameters = num_parameters(expected_config(own, tokens, tokenizer and tokenizer.model))
-            state = _state(parameters, own.engine, own.workers.count)
-            found[stage.name] = _with_total({"workers": own.workers.count, **state})
+            state = _state(parameters, own.engine, own.workers.most)
+            found[stage.name] = _with_total({"workers": own.workers.most, **state})
     return found
 
 
@@ -81,7 +81,7 @@ def _tokenizer(stage, model) -> dict:
     frozen = sum(p.numel() for p in tokenizer if not p.requires_grad)
     with torch.device("meta"):
         critic = sum(p.numel() for p in Discriminator(stage.discriminator).parameters()) if stage.discriminator else 0
-    data, workers = stage.data, stage.workers.count
+    data, workers = stage.data, stage.workers.most
     if isinstance(model, TiTokConfig):
         height, width = (side // model.patch_size for side in model.size)
         tokens = {"image": data.image_batch * (height * width + model.num_latents)}  # as the blocks see them
@@ -143,7 +143,7 @@ def _built(stage, model):
 def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     model = expected_config(stage, tokens, tokenizer)
     parameters = num_parameters(model)
-    workers, accumulate = stage.workers.count, stage.workers.accumulate
+    workers, accumulate = stage.workers.most, stage.workers.accumulate
     rows = stage.batch_rows // workers // accumulate
     width = 2 if stage.engine.precision == "bf16" else 4
     per_layer = 2 * model.width + 2 * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from omniloom.infra.fields import PLACEMENT
 
+HANG_SECONDS = 60.0  # no shorter silence counts as a hang, unless a config says otherwise
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -21,7 +22,7 @@ class OptimizerConfig(BaseModel):
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decays of the averages of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
-    """What is added to the root of the second average."""
+    """Added to the root of the second average (epsilon)."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay, of matrices alone."""
     warmup_steps: int = Field(50, ge=0)
@@ -29,7 +30,7 @@ class OptimizerConfig(BaseModel):
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on: along half a cosine, or constant."""
     final_lr_ratio: float = Field(0.05, ge=0, le=1)
-    """What the cosine ends at, as a share of `lr`."""
+    """Learning rate at the end of the cosine, as a share of `lr`."""
     grad_clip: float = Field(1.0, ge=0)
     """Maximum norm of the gradient; 0 switches clipping off."""
 
@@ -54,6 +55,8 @@ class EngineConfig(BaseModel):
     """Optimizer states in host memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward passes; weights and optimizer states are fp32 in both."""
+    communication: Literal["fp32", "bf16"] = "fp32"
+    """What gradients travel between workers as; they are added up in fp32 in both. bf16 needs zero_stage 1."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of the weights' moving average; 0 keeps none."""
     activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
@@ -61,29 +64,103 @@ class EngineConfig(BaseModel):
     compile: bool = Field(False, json_schema_extra=PLACEMENT)
     """Compile the blocks with torch.compile."""
 
+    @model_validator(mode="after")
+    def _gradients_are_ours(self) -> EngineConfig:
+        if self.communication != "fp32" and (self.zero_stage != 1 or self.offload):
+            raise ValueError("communication: bf16 needs zero_stage 1 without offload, where DeepSpeed does not reduce")
+        return self
+
+
+class WorkerRange(BaseModel):
+    """Training goes on with as many workers as there is room for, at the same rows a step."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    min: int = Field(ge=1, json_schema_extra=PLACEMENT)
+    """Fewer than these wait for more."""
+    max: int = Field(ge=1, json_schema_extra=PLACEMENT)
+    """More than these are not asked for."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"max: expected at least min {self.min}, got {self.max}")
+        return self
+
+
+def _count(value: Any) -> Any:
+    """A union's own errors name its types, not what was expected."""
+    if isinstance(value, dict):
+        try:
+            return WorkerRange.model_validate(value)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise ValueError(f"{where + ': ' if where else ''}{wrong['msg'].removeprefix('Value error, ')}") from None
+    if isinstance(value, WorkerRange) or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"expected a whole number of at least 1, or {{min, max}}, got {value!r}")
+
 
 class WorkersConfig(BaseModel):
     """Where the training workers run. All of it is placement: results do not depend on it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-    count: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
-    """Workers."""
+    count: Annotated[Annotated[int, Field(ge=1)] | WorkerRange, BeforeValidator(_count)] = Field(
+        2, json_schema_extra=PLACEMENT
+    )
+    """Workers; or {min, max}: as many as there is room for, fewer when a machine is lost and more when one comes."""
     cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT)
     """CPUs of one worker."""
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
     """GPUs of one worker."""
-    max_failures: int = Field(1, ge=0, json_schema_extra=PLACEMENT)
-    """Restarts from the last checkpoint."""
+    max_failures: int = Field(3, ge=0, json_schema_extra=PLACEMENT)
+    """Restarts from the last checkpoint in a row; one that reaches a later checkpoint sets the count back to 0."""
+    hang_seconds: float = Field(HANG_SECONDS, gt=0, json_schema_extra=PLACEMENT)
+    """The shortest silence of a rank that may count as a hang; the rhythm of its steps may allow longer ones."""
+    grace_seconds: float = Field(30, ge=0, json_schema_extra=PLACEMENT)
+    """How long a run that is told to end waits for a checkpoint."""
     accumulate: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
-    """Forward passes per optimizer step."""
+    """Forward passes per optimizer step; with fewer workers than the most, as many as keep the rows of a pass."""
     checkpoint_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
     """How many of the last checkpoints are kept."""
+    keep_every: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
+    """Checkpoints of every so many steps are kept besides, a multiple of `checkpoint_every`; null: the last alone."""
     log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
-    """What one worker's device can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+    """Peak of one worker's device in TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+
+    @model_validator(mode="after")
+    def _kept_are_saved(self) -> WorkersConfig:
+        if self.keep_every and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every: expected a multiple of checkpoint_every {self.checkpoint_every}, got {self.keep_every}"
+            )
+        return self
+
+    @property
+    def most(self) -> int:
+        """The most workers that there can be."""
+        return self.count if isinstance(self.count, int) else self.count.max
+
+    @property
+    def least(self) -> int:
+        """The fewest workers that training goes on with."""
+        return self.count if isinstance(self.count, int) else self.count.min
+
+    def passes(self, rows: int, ranks: int) -> int:
+        """Forward passes of a step of so many rows on so many ranks: on the most of them `accumulate`, on fewer as many
+        as leave no pass with more rows, as far as every pass has one."""
+        at_once = max(1, rows // (self.most * self.accumulate))
+        return max(1, min(-(-rows // (ranks * at_once)), rows // ranks))
+
+    def division(self, rows: int, rank: int, ranks: int) -> list[range]:
+        """The rows of a step that a rank takes, by forward pass; sizes differ by at most one over all ranks."""
+        passes = self.passes(rows, ranks)
+        bounds = [rows * part // (ranks * passes) for part in range(rank * passes, (rank + 1) * passes + 1)]
+        return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
 
     def keeps(self, done: int, steps: int) -> bool:
         """Whether a checkpoint is written when `done` of `steps` steps are."""

@@ -1,111 +1,159 @@
-"""What an engine holds, seen whole: EMA weights in place of the trained ones, whole parameters, a module to evaluate,
-the weights to export; and what a checkpoint keeps of it."""
+"""What an engine holds, seen whole, without a second copy of it: EMA weights in place of the trained ones, a module
+that all ranks evaluate together, and the weights one by one for export."""
 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig
+from omniloom.infra.training.shards import fixed_tensors, parts, ranks
 
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+_AT_ONCE = 1 << 24  # numbers of a tensor that ranks send together
 
 
 class EngineWeights:
-    """The part of `Engine` that reads and writes what it holds. `engine` is DeepSpeed's, `_trained` are the trained
-    parameters in the module's order, `_ema` the moving average of this rank's part of each, `_copy` the module that
-    rank 0 evaluates under ZeRO-3."""
+    """The part of `Engine` that reads and writes what it holds. `engine` is DeepSpeed's; `average` is this rank's part
+    of the moving average, None where none is kept."""
 
     engine: Any
     config: EngineConfig
     device: torch.device
-    _trained: list[torch.nn.Parameter]
-    _ema: list[torch.Tensor] | None
-    _copy: torch.nn.Module | None
+    average: MovingAverage | None
+    _held: threading.Event | None = None  # set when a checkpoint has read what it keeps
 
     @property
     def module(self) -> torch.nn.Module:
         return self.engine.module
 
-    @staticmethod
-    def _local(parameter: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a parameter: ZeRO-3 leaves a partition in `ds_tensor`, else all of it."""
-        return getattr(parameter, "ds_tensor", parameter).data
+    def hold(self, read: threading.Event) -> None:
+        """Weights and optimizer states stay as they are until `read` is set: what changes them waits for it."""
+        self._held = read
+
+    def released(self) -> None:
+        """Returns when nobody reads weights or optimizer states any more, and they may change."""
+        if self._held is not None:
+            self._held.wait()
+            self._held = None
 
     @contextlib.contextmanager
-    def averaged(self):
-        """The EMA weights in place of the trained ones inside the block (no change where none is kept)."""
-        if self._ema is None:
+    def averaged(self) -> Iterator[None]:
+        """The EMA weights in place of the trained ones inside the block (no change where none is kept). They change
+        places, so that no copy is made; every rank must enter."""
+        if self.average is None:
             yield
             return
-        kept = [self._local(p).clone() for p in self._trained]
-        self._put(self._ema)
+        self.released()
+        self.average.swap()
+        self.spread()
         try:
             yield
         finally:
-            self._put(kept)
+            self.average.swap()
+            self.spread()
 
     @torch.no_grad()
-    def _put(self, values: list[torch.Tensor]) -> None:
-        """Set this rank's parts of the weights."""
-        for parameter in self._trained:
-            if hasattr(parameter, "ds_tensor"):  # ZeRO-3 keeps small parameters whole, which would hide the new part
-                getattr(parameter, "partition")(has_been_updated=False)  # noqa: B009
-        torch._foreach_copy_([self._local(p) for p in self._trained], values)
+    def spread(self) -> None:
+        """Bring the optimizer's weights, of which each rank has its own, to the module's. Every rank must call it."""
+        optimizer = self.engine.optimizer
+        if self.config.zero_stage in (1, 2):
+            optimizer.update_lp_params()
+        elif self.config.zero_stage == 3:
+            optimizer._partition_all_parameters()  # what is whole of the weights before
+            for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            if kept_whole := optimizer.persistent_parameters:
+                kept_whole[0].all_gather(kept_whole)
 
     @contextlib.contextmanager
-    def full_weights(self):
-        """The module with whole parameters on every rank (ZeRO-3 gathers them), to be read; to run it, `evaluated`."""
-        if self.config.zero_stage == 3:
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
-                yield self.module
-        else:
+    def evaluated(self) -> Iterator[Any]:
+        """The module with EMA weights where they are kept, for every rank to use; none may train inside. Under ZeRO-3
+        weights are gathered as they are used: all ranks must run the same parts of it equally often, in `collective`
+        code. Nothing compiled runs: what is evaluated has other shapes each time."""
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
+        with self.averaged(), eager, self._gathering():
             yield self.module
 
+    @property
+    def collective(self) -> bool:
+        """Whether all ranks must take part where the module is used."""
+        return self.config.zero_stage == 3 and ranks()[1] > 1
+
     @contextlib.contextmanager
-    def evaluated(self):
-        """The module with whole weights (EMA where kept) for rank 0 to use alone; None on the other ranks. Every rank
-        must enter, and none may train inside. Nothing compiled runs: what is evaluated has other shapes each time."""
-        if self.config.zero_stage < 3:
-            eager = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
-            with self.averaged(), eager:
-                yield None if _rank() else self.module
+    def _gathering(self) -> Iterator[None]:
+        """ZeRO-3 gathers what is read outside of a module's forward too, as it does in the engine's forward pass."""
+        if self.config.zero_stage != 3:
+            yield
             return
-        weights = self.state_dict()
-        if self._copy is None:
-            yield None
-            return
-        self._copy.load_state_dict(weights)
+        from deepspeed.runtime.zero.parameter_offload import ensure_zero_ordered_dict
+
+        modules = list(self.module.modules())
+        for module in modules:
+            ensure_zero_ordered_dict(module)
+            _told(module, in_forward=True)
         try:
-            yield self._copy.to(self.device)
+            yield
         finally:
-            self._copy.to("cpu")
+            for module in modules:
+                _told(module, in_forward=False)
+            self.engine.optimizer._partition_all_parameters()
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Full weights (EMA where kept) and buffers on the CPU. Every rank must call it."""
-        with self.averaged(), self.full_weights() as module:
-            return {
-                name: value.detach().float().cpu().clone()
-                if value.is_floating_point()
-                else value.detach().cpu().clone()
-                for name, value in module.state_dict().items()
-            }
+    def tensors(self, average: bool = True, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor | None]]:
+        """(name, tensor) of the module's state, or of these `names` in it: whole, one at a time, EMA where kept unless
+        `average` is False, on the CPU of rank 0 in fp32, None on the others. Every rank must go through all of it."""
+        held = {id(part.parameter): part for part in parts(self)}
+        known = {id(p): name for name, p in self.module.named_parameters()}
+        fixed = {key.partition("/")[2]: (start, values) for key, _, start, values, _ in fixed_tensors(self)}
+        state = self.module.state_dict(keep_vars=True)
+        for name in state if names is None else names:
+            value = state[name]
+            if not isinstance(value, torch.nn.Parameter):
+                yield name, _plain(value) if ranks()[0] == 0 else None
+                continue
+            shape = tuple(getattr(value, "ds_shape", value.shape))
+            start, mine = 0, torch.empty(0, device=self.device)
+            if part := held.get(id(value)):
+                flat = self.average.of(part.flat) if average and self.average else part.flat
+                start, mine = part.start, part.of(flat)
+            elif not value.requires_grad:
+                start, mine = fixed[known[id(value)]]
+            yield name, self._whole(shape, start, mine)
 
-    def save(self, folder: str, tag: str) -> None:
-        """Each rank's part of model, optimizer and EMA into the local `folder`/`tag`. Every rank must call it."""
-        self.engine.save_checkpoint(folder, tag=tag, client_state={"ema": self._ema}, save_latest=False)
+    def _whole(self, shape: tuple[int, ...], start: int, mine: Tensor) -> Tensor | None:
+        """The tensor of which each rank has the numbers from `start` on, on rank 0's CPU."""
+        rank, size = ranks()
+        if size == 1 or not self.config.zero_stage:
+            return _plain(mine).view(shape) if rank == 0 else None
+        count = torch.Size(shape).numel()
+        whole = torch.empty(count) if rank == 0 else None
+        for at in range(0, count, _AT_ONCE):
+            piece = torch.zeros(min(_AT_ONCE, count - at), device=self.device)
+            low, high = max(at, start), min(at + len(piece), start + len(mine))
+            if low < high:
+                piece[low - at : high - at] = mine[low - start : high - start]
+            dist.reduce(piece.view(torch.int32), 0)  # sums of bits, as all others are zero: exact
+            if whole is not None:
+                whole[at : at + len(piece)] = piece
+        return whole if whole is None else whole.view(shape)
 
-    def load(self, folder: str, tag: str) -> None:
-        if not Path(folder, tag).is_dir():
-            raise FileNotFoundError(f"{folder}: holds no checkpoint of {tag!r}")
-        _, client_state = self.engine.load_checkpoint(folder, tag=tag)
-        if self._ema is not None:
-            torch._foreach_copy_(self._ema, [e.to(self.device) for e in client_state["ema"]])
+    def state_dict(self, average: bool = True) -> dict[str, Tensor]:
+        """All of `tensors` at once, on rank 0; empty on the others. Every rank must call it."""
+        return {name: value for name, value in self.tensors(average) if value is not None}
+
+
+def _told(module: Any, in_forward: bool) -> None:
+    """Tell DeepSpeed whether what is read of the module's parameters must be gathered."""
+    module._parameters._in_forward = in_forward
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A copy on the CPU, fp32 where it is a floating-point number."""
+    kept = value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
+    return kept.float() if kept.is_floating_point() else kept

@@ -109,7 +109,7 @@ class ClipStore:
         return clip
 
     def buckets(self, among: np.ndarray | None = None) -> list[np.ndarray]:
-        """Of each bucket the indices of its clips, of all in rising order or of those `among` them as they come."""
+        """The indices of each bucket's clips: of all in rising order or of those `among` them as they come."""
         chosen = np.arange(len(self)) if among is None else among
         return [chosen[self.bucket_of[chosen] == bucket] for bucket in range(len(self.shapes))]
 
@@ -194,16 +194,22 @@ class ClipBatches:
         self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
         return pixels
 
-    def batches(self, count: int) -> Iterator[tuple[str, Tensor]]:
-        """(kind, pixels) of `count` clips of each kind, drawn evenly over sources and labels, at the largest size and
-        each in its bucket's shape.
+    def batches(self, count: int) -> Iterator[tuple[str, Tensor, list[int]]]:
+        """(kind, pixels, their numbers) of this rank's share of `count` clips of each kind, drawn evenly over sources
+        and labels, at the largest size and each in its bucket's shape. A rank that has no share of a batch gets one
+        clip of it without a number: all ranks have the same batches to run.
 
         A few clips at a time, of one bucket; kinds in the order of `data.kinds`, buckets in that of `data.aspects`.
         """
         for kind, store in self.stores.items():
+            number = 0
             for members in store.buckets(store.spread(self.seed)[:count]):
                 for at in range(0, len(members), _VALIDATION_BATCH):
-                    yield kind, _pixels(kind, np.stack([store[int(i)] for i in members[at : at + _VALIDATION_BATCH]]))
+                    batch = members[at : at + _VALIDATION_BATCH]
+                    places = np.array_split(np.arange(len(batch)), self.ranks)[self.rank]
+                    clips = [store[int(i)] for i in batch[places if len(places) else [0]]]
+                    yield kind, _pixels(kind, np.stack(clips)), [number + int(place) for place in places]
+                    number += len(batch)
 
     def describe(self, step: int) -> str:
         kind, indices, (height, width) = self._plan(step)

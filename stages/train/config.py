@@ -10,7 +10,6 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
-from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.models.checks import FieldError
@@ -61,14 +60,13 @@ def _pixel_diffusion(value: Any) -> Any:
 
 
 class LearningRateConfig(BaseModel):
-    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part. `text` is what a language
-    model consists of: vocabulary, blocks and head; `visual` is what takes pictures in and gives them out."""
+    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     text: float = Field(1.0, ge=0)
-    """Of vocabulary, blocks and head."""
+    """Learning rate of vocabulary, blocks and head, as a multiple of the schedule's."""
     visual: float = Field(1.0, ge=0)
-    """Of what takes pictures in and gives them out."""
+    """Learning rate of the pictures' input and output layers, as a multiple of the schedule's."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LearningRateConfig:
@@ -109,12 +107,12 @@ class TrainConfig(BaseModel):
     objectives: dict[Objective, Annotated[float, Field(ge=0)]] | Schedule = Field(
         default_factory=lambda: {"latent_diffusion": 1.0}
     )
-    """What is trained on pictures, by shares of the documents: latent_diffusion, pixel_diffusion, next_code,
+    """Objectives of pictures, with their shares of the documents: latent_diffusion, pixel_diffusion, next_code,
     masked_code; without any it is a language model, trained on texts alone. Or a schedule of them."""
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
-    """Of latents."""
+    """Diffusion over latents."""
     pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = PIXEL_DIFFUSION
-    """Of raw pixels, which pretokenize.pixel_patch keeps."""
+    """Diffusion over raw pixels, which pretokenize.pixel_patch keeps."""
     alignment: AlignmentConfig | None = None
     """Drawing hidden states towards a frozen encoder's features; null: none."""
     loss: LossConfig = Field(default_factory=LossConfig)
@@ -177,7 +175,7 @@ class TrainConfig(BaseModel):
                 raise error.below("model") from None
             if self.alignment:
                 self.alignment.check(model.layers)
-        parts = self.workers.count * self.workers.accumulate
+        parts = self.workers.most * self.workers.accumulate
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self
@@ -240,9 +238,7 @@ def unified_config(
         chosen = {
             name: value for name in config.model.model_fields_set if (value := getattr(config.model, name)) is not None
         }
-        return start_config(
-            storage.absolute(config.init_from), chosen, vocab_size, {"latent_dim": None, **sizes}, specials
-        )
+        return start_config(config.init_from, chosen, vocab_size, {"latent_dim": None, **sizes}, specials)
     given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
     return UnifiedConfig(vocab_size=vocab_size, **given, **config.model.model_dump())
 

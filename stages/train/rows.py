@@ -42,7 +42,7 @@ class RowLoader:
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
-        self._ids: list[str] = []
+        self._ids: dict[int, list[str]] = {}  # by step, of the last two
         self._enter(None)
 
     def _enter(self, position: dict[str, Any] | None) -> None:
@@ -59,33 +59,33 @@ class RowLoader:
     def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[str]]:
         """The micro-batches, the position after them, and ids of their documents."""
         rows = self._stream.take(self.config.batch_rows)
-        size = len(rows) // self.ranks
-        first = self.rank * size
-        micro = size // self.config.workers.accumulate
+        mine = self.config.workers.division(len(rows), self.rank, self.ranks)
         batches = []
-        for at in range(first, first + size, micro):
-            documents = [[self._documents.segments(placed) for placed in row] for row in rows[at : at + micro]]
+        for numbers in mine:
+            documents = [[self._documents.segments(placed) for placed in rows[number]] for number in numbers]
             # A row's noise depends on its place in the run alone, never on ranks or batches.
-            seeds = [hash_seed(self.config.seed, step, number) for number in range(at, at + micro)]
+            seeds = [hash_seed(self.config.seed, step, number) for number in numbers]
             length = self.config.packing.length
             batches.append((collate(documents, length, self.model_config, self.device, self.feature_dim), seeds))
+        first, last = mine[0].start, mine[-1].stop
         if self.tokens.remote:
             coming = enumerate(self._stream.coming(_AHEAD * len(rows)))
-            mine = [found for number, found in coming if first <= number % len(rows) < first + size]
-            self.tokens.ahead(np.concatenate([window.documents(row) for window, row in mine]))
-        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first : first + size] for placed in row[:2]]
+            wanted = [window.documents(row) for number, (window, row) in coming if first <= number % len(rows) < last]
+            self.tokens.ahead(np.concatenate(wanted))
+        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:last] for placed in row[:2]]
         return batches, dict(self._stream.position), ids
 
     def at(self, step: int) -> MicroBatches:
         if self._ahead and self._ahead[0] == step:
-            batches, self._position, self._ids = self._ahead[1].result()
+            batches, self._position, ids = self._ahead[1].result()
         else:
-            batches, self._position, self._ids = self._load(step)
+            batches, self._position, ids = self._load(step)
+        self._ids = {number: kept for number, kept in self._ids.items() if number == step - 1} | {step: ids}
         self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
         return batches
 
     def describe(self, step: int) -> str:
-        return f"rows with documents {', '.join(self._ids[:8])}"
+        return f"rows with documents {', '.join(self._ids[step][:8])}"
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

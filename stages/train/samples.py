@@ -18,13 +18,15 @@ from omniloom.stages.train.config import Config, SampleConfig
 def with_tokenizers(
     model: UnifiedModel, config: Config, tokenizer: Artifact | None, text: TextTokenizer, facts: dict
 ) -> OmniLoom:
-    """The model with both tokenizers; a language model with its own. `facts` are those of the tokens."""
+    """The model, which may be without memory (torch's meta device), with both tokenizers; a language model with its
+    own. `facts` are those of the tokens."""
     if not config.trained:
         bundle = BundleConfig(model.config, config.diffusion, None, (), (), None, objectives=())
         return OmniLoom(bundle, model, None, text)
     if tokenizer is None:
         raise InputError("pictures cannot be drawn without the visual tokenizer of the tokens", field="objectives")
-    visual = load_tokenizer(tokenizer).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    visual = load_tokenizer(tokenizer).to("cpu" if device.type == "meta" else device)
     bundle = BundleConfig(
         unified=model.config,
         diffusion=config.diffusion,

@@ -34,7 +34,7 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """That the tokens hold what is trained on, as far as the configs of pretokenize and the tokenizer tell."""
+    """Check that the tokens hold what is trained on, as far as the configs of pretokenize and the tokenizer tell."""
     if config.trained and "tokenizer" not in upstream:
         raise InputError(
             f"{', '.join(config.trained)} needs a visual tokenizer; configure tokenizer_image and tokenizer_joint, or "
@@ -56,17 +56,17 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     if config.init_from and not files:
         return
     if config.init_from:
-        check_start(storage.absolute(config.init_from), tokens.text_tokenizer)
+        check_start(config.init_from, tokens.text_tokenizer)
     check_alignment(config, expected_config(config, tokens, tokenizer and tokenizer.model))
     fits.check_kinds(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
 
 
 def check_start(uri: str, text_tokenizer: str) -> None:
-    """That the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
+    """Check that the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
     require_folder_of_weights(uri, "init_from")
     try:
-        digest = read_text_tokenizer(storage.absolute(text_tokenizer)).digest
+        digest = read_text_tokenizer(text_tokenizer).digest
     except Exception:  # pretokenize says so
         return
     check_text_tokenizer(uri, digest)
@@ -79,7 +79,7 @@ def check_alignment(config: Config, model: UnifiedConfig) -> None:
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
-    """That the corpus holds what has a share of training."""
+    """Check that the corpus holds every kind that has a share of training."""
     fits.check_corpus(config.packing, config.trained, counts)
 
 
@@ -94,7 +94,7 @@ def run(context: StageContext) -> dict:
     tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
-    checkpoint.check(context.state, context.config.workers.count, {"model": context.config.engine})
+    checkpoint.check(context.state)
     job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
     launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     return storage.load_json(storage.join(context.state, "metrics.json")) | left_out
@@ -111,7 +111,7 @@ def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, in
 
 
 def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
-    """That the tokens can be trained on, and are the tokenizer's; InputError where not."""
+    """Check that the tokens can be trained on, and are the tokenizer's; InputError where not."""
     facts = storage.load_json(tokens.file("tokens.json"))
     if tokenizer and facts["visual_digest"] != tokenizer.digest:
         raise InputError(
@@ -120,7 +120,7 @@ def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -
             file=tokens.uri,
         )
     if config.init_from:
-        check_text_tokenizer(storage.absolute(config.init_from), facts["text_digest"])
+        check_text_tokenizer(config.init_from, facts["text_digest"])
     model = unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
     feature_dim(config, facts)
     check_alignment(config, model)

@@ -1,4 +1,4 @@
-"""What a step, a validation and a logged row of the unified model's training are, for `infra.training.loop`."""
+"""A step, a validation and a logged row of the unified model's training, for `infra.training.loop`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine, reduce_sum
 from omniloom.infra.training.peak import peak_tflops
+from omniloom.infra.training.sharing import shared
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.flops import step_flops
 from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name
@@ -37,22 +38,22 @@ class UnifiedTrainer:
         self.history = History(job.state, job.tracker)  # the first rank's is used
         self.peak = self.config.workers.peak_tflops or peak_tflops(self.config.engine.precision)
 
-    def train_step(self, step: int, batch: MicroBatches) -> tuple[dict[str, float], float]:
-        accumulate = self.config.workers.accumulate
+    def train_step(self, step: int, batch: MicroBatches) -> tuple[dict[str, float | torch.Tensor], float]:
+        passes = len(batch)
         totals = reduce_sum(*(sum(micro.targets[name] for micro, _ in batch) for name in self.step_names))
         # The engine averages gradients over ranks and passes, so totals are divided by that many.
-        counts = {n: total / (self.ranks * accumulate) for n, total in zip(self.step_names, totals, strict=True)}
+        counts = {n: total / (self.ranks * passes) for n, total in zip(self.step_names, totals, strict=True)}
         part_norms = self.config.workers.logs(step + 1, self.config.steps)
-        sums: dict[str, float] = {}
+        sums: dict[str, float | torch.Tensor] = {}
         for micro, seeds in batch:
-            loss, logs = self.engine(micro.to(self.engine.device), seeds, counts)
+            loss, logs = self.engine(micro.to(self.engine.device, non_blocking=True), seeds, counts)
             self.engine.backward(loss)
             gradient = self.engine.step(step, part_norms=part_norms)
             # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
             # What has no targets in this step has no loss to log.
             shares = ((logged, micro.targets[n] / counts[n]) for n, logged in self.step_names.items() if counts[n])
             for name, weight in (("loss", 1.0), *shares):
-                sums[name] = sums.get(name, 0.0) + float(logs[name]) * weight / accumulate
+                sums[name] = sums.get(name, 0.0) + logs[name] * (weight / passes)
             sums |= gradient
         useful = sum(micro.tokens["text"] + micro.tokens["visual"] for micro, _ in batch)
         places = useful + sum(micro.tokens["padding"] for micro, _ in batch)
@@ -61,22 +62,24 @@ class UnifiedTrainer:
 
     def validate(self, step: int) -> None:
         with self.engine.evaluated() as module:
-            if module is None:
-                return
             was_training = module.training
             module.eval()
             metrics = mean_losses(module, self.rows, self.engine, self.loss_names)
-            self.history.add(metrics, step)
-            storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
-            if self.captions:
+            if self.history:
+                self.history.add(metrics, step)
+                storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
+            if self.captions and (self.history or self.engine.collective):
                 self._draw(module, step)
             module.train(was_training)
 
     def _draw(self, module: UnifiedObjective, step: int) -> None:
+        """The captions' pictures. Where weights are gathered as they are used all ranks draw; the first keeps them."""
         model = with_tokenizers(module.model, self.config, self.job.tokenizer, self.text, self.facts)
         for number, objective in enumerate(self.config.trained):
             label = f"samples_{objective}" if number else "samples"
             picture = draw(model, self.captions, self.config.samples, objective)
+            if not self.history:
+                continue
             self.job.tracker.log_image(picture, label, step)
             storage.write_bytes(storage.join(self.job.output, "report", f"{label}.png"), picture)
 
@@ -84,6 +87,9 @@ class UnifiedTrainer:
         if self.peak:
             metrics["model_flops_utilization"] = metrics["flops_per_second"] / (self.peak * 1e12 * self.ranks)
         self.history.add(metrics, step, units)
+
+    def keep(self) -> None:
+        self.history.keep()
 
     def rewind(self, step: int) -> None:
         self.history.rewind(step)
@@ -93,12 +99,16 @@ class UnifiedTrainer:
 def mean_losses(
     objective: UnifiedObjective, batches: MicroBatches, engine: Any, loss_names: dict[str, str]
 ) -> dict[str, float]:
-    """Mean losses over targets as `validation_NAME`; `loss_names` maps what is counted to what its loss is called."""
-    sums, counts = ({name: 0.0 for name in loss_names} for _ in range(2))
+    """Mean losses over targets as `validation_NAME`; `loss_names` maps what is counted to what its loss is called. The
+    ranks share the batches out; every rank must call it."""
+
+    def measure(number: int) -> dict[str, float]:
+        batch, seeds = batches[number]
+        _, logs = objective(batch.to(engine.device), seeds)
+        return {name: float(logs[logged]) * batch.targets[name] for name, logged in loss_names.items()}
+
     with engine.autocast():
-        for batch, seeds in batches:
-            _, logs = objective(batch.to(engine.device), seeds)
-            for name, logged in loss_names.items():
-                sums[name] += float(logs[logged]) * batch.targets[name]
-                counts[name] += batch.targets[name]
+        found = shared(range(len(batches)), measure, engine.collective)
+    sums = {name: sum((row[name] for row in found), 0.0) for name in loss_names}
+    counts = {name: sum(batch.targets[name] for batch, _ in batches) for name in loss_names}
     return {f"validation_{logged}": sums[name] / counts[name] for name, logged in loss_names.items() if counts[name]}

@@ -1,9 +1,10 @@
-"""What each rank of stage `train` runs: it builds the model, trains it, and saves what sampling needs."""
+"""The body of each rank of stage `train`: it builds the model, trains it, and saves what sampling needs."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
+from omniloom.infra.training.tensors import write_whole
+from omniloom.models.folder import stored_state
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.load import is_text_parameter, load_llama
@@ -43,13 +46,10 @@ def train_worker(job: Job) -> None:
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
-    weights = engine.state_dict()
-    if rank == 0:
-        trained = UnifiedModel(model.config)
-        trained.load_state_dict(
-            {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
-        )
-        _save(trained, trainer, last)
+    with tempfile.TemporaryDirectory() as folder:
+        parameters = _write_weights(engine, model.config, Path(folder, "unified.safetensors"))
+        if rank == 0:
+            _save(folder, parameters, trainer, last)
     dist.barrier()
 
 
@@ -58,7 +58,7 @@ def _start(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
     a head of its own where its config says that it is tied; the model's config then says so."""
     if not config.init_from:
         return UnifiedModel(model_config)
-    folder = local_folder(storage.absolute(config.init_from))
+    folder = local_folder(config.init_from)
     added = read_text_tokenizer(str(folder / "tokenizer.json")).added
     return load_llama(folder, new_tokens=added, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
 
@@ -90,29 +90,44 @@ def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
         # The projection starts at random, so that frozen it would tell hidden states nothing.
         return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
 
-    accumulate = config.workers.accumulate
+    passes = config.workers.passes(config.batch_rows, ranks)
     return Engine(
         objective,
         config.optimizer,
         config.engine,
         config.steps,
-        micro_batch=config.batch_rows // ranks // accumulate,
-        accumulate=accumulate,
+        micro_batch=-(-config.batch_rows // (ranks * passes)),
+        accumulate=passes,
         lr_scale=lr_scale,
         part_of=part_of,
         compile_parts=objective.compile_parts,
     )
 
 
-def _save(model: UnifiedModel, trainer: UnifiedTrainer, last: dict[str, float]) -> None:
-    """`model/` and `report/` of the artifact, and the stage's metrics."""
+def _without_memory(config: UnifiedConfig) -> UnifiedModel:
+    with torch.device("meta"):
+        return UnifiedModel(config)
+
+
+def _write_weights(engine: Engine, config: UnifiedConfig, file: Path) -> int:
+    """The model's weights (EMA where kept) into a file of rank 0, one at a time, so that no rank holds a copy of them
+    all; gives their number. Every rank must call it."""
+    model = _without_memory(config)
+    wanted = dict(sorted(stored_state(model).items()))
+    weights = engine.tensors(names=[f"model.{name}" for name in wanted])
+    named = ((name.removeprefix("model."), value) for name, value in weights)
+    write_whole(file if dist.get_rank() == 0 else None, wanted, named)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _save(folder: str, parameters: int, trainer: UnifiedTrainer, last: dict[str, float]) -> None:
+    """`model/` and `report/` of the artifact, and the stage's metrics. `folder` has the model's weights."""
     job = trainer.job
-    with tempfile.TemporaryDirectory() as folder:
-        with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
-        storage.copy_tree(folder, storage.join(job.output, "model"))
+    model = _without_memory(trainer.model_config)
+    with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
+    storage.copy_tree(folder, storage.join(job.output, "model"))
     trainer.history.save(storage.join(job.output, "report", "history.jsonl"))
     storage.write_json(storage.join(job.output, "report", "prompts.json"), {"captions": trainer.captions})
     validation = storage.read_json(storage.join(job.state, "validation.json")) or {}
-    parameters = sum(p.numel() for p in model.parameters())
     metrics = {"steps": job.config.steps, **validation, **last, "parameters": parameters}
     storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))

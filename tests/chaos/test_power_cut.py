@@ -96,9 +96,10 @@ def publish(root: Path, files: dict[str, bytes], ended: float) -> Artifact:
 def with_a_checkpoint(root: Path) -> None:
     work = ArtifactStore(str(root)).work_uri("train", FINGERPRINT)
     storage.write_bytes(f"{work}/state/checkpoints/step-00000004/model/x.pt", b"weights")
+    files = {"model/x.pt": {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}
     storage.write_json(
         f"{work}/state/checkpoints/step-00000004.json",
-        {"step": 4, "id": "4", "files": {"model/x.pt": {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}},
+        {"format": checkpoint.FORMAT, "step": 4, "id": "4", "files": files},
     )
 
 

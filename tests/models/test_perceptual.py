@@ -357,6 +357,7 @@ def test_files_that_are_no_weights_are_named_and_nothing_in_them_runs(tmp_path):
 
 def test_the_engine_trains_without_a_trace_of_it(process_group, network, tmp_path):
     """Under the real engine: nothing in its weights, its average or its checkpoint; and a step changes the model."""
+    from omniloom.infra.training import checkpoint
     from omniloom.infra.training.config import EngineConfig, OptimizerConfig
     from omniloom.infra.training.engine import Engine
 
@@ -369,7 +370,7 @@ def test_the_engine_trains_without_a_trace_of_it(process_group, network, tmp_pat
     engine.step(0)
     assert set(before) == set(objective(None).state_dict()) and "lpips" in logs
     assert not torch.equal(engine.state_dict()["tokenizer.post_vq.weight"], before["tokenizer.post_vq.weight"])
-    engine.save(str(tmp_path), "step")
+    checkpoint.save(str(tmp_path), 1, {"generator": engine}, {}, keep=1)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size < 4 * sum(value.numel() for value in network.buffers())  # VGG-16 alone has 59 MB
 

@@ -190,7 +190,7 @@ def test_a_smaller_size_is_scaled_and_cut_like_the_larger(shapes):
 
 
 def test_held_out_clips_have_their_own_shapes(shapes):
-    found = [(kind, tuple(pixels.shape)) for kind, pixels in landscape(shapes, "validation").batches(2)]
+    found = [(kind, tuple(pixels.shape)) for kind, pixels, _ in landscape(shapes, "validation").batches(2)]
     assert found == [("image", (1, 3, 48, 48)), ("image", (1, 3, 40, 56)), ("video", (1, 3, 5, 40, 56))]
 
 
@@ -202,7 +202,7 @@ def test_held_out_clips_are_drawn_evenly_over_labels_by_the_seed(tmp_path):
     artifact, seen = corpora.seal(tmp_path / "sorted", "ingest"), set()
     labels = {tuple(media.decode_image(row["media"]).ravel()): row["label"] for row in rows}
     for seed in (0, 0, 1, 2):
-        ((kind, pixels),) = ClipBatches(artifact, "validation", data(kinds=["image"]), 8, seed, 0, 1).batches(8)
+        ((kind, pixels, _),) = ClipBatches(artifact, "validation", data(kinds=["image"]), 8, seed, 0, 1).batches(8)
         assert kind == "image" and pixels.shape == (8, 3, 24, 24)
         whole = ((pixels + 0.5) * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
         assert sorted(labels[tuple(picture.ravel())] for picture in whole) == sorted([*corpora.COLOURS] * 2)
@@ -212,9 +212,9 @@ def test_held_out_clips_are_drawn_evenly_over_labels_by_the_seed(tmp_path):
 
 def test_many_held_out_clips_come_a_few_at_a_time(artifact):
     train_as_held_out = ClipBatches(artifact, "train", data(kinds=["image"]), 8, 0, 0, 1)
-    whole = torch.cat([pixels for _, pixels in train_as_held_out.batches(99)])
-    assert len(whole) == 16 and max(len(pixels) for _, pixels in train_as_held_out.batches(99)) <= 16
-    assert torch.equal(whole[:5], torch.cat([pixels for _, pixels in train_as_held_out.batches(5)]))
+    whole = torch.cat([pixels for _, pixels, _ in train_as_held_out.batches(99)])
+    assert len(whole) == 16 and max(len(pixels) for _, pixels, _ in train_as_held_out.batches(99)) <= 16
+    assert torch.equal(whole[:5], torch.cat([pixels for _, pixels, _ in train_as_held_out.batches(5)]))
 
 
 def test_a_kind_that_is_missing_is_named_and_a_held_out_split_may_lack_it(artifact, tmp_path):
@@ -223,7 +223,7 @@ def test_a_kind_that_is_missing_is_named_and_a_held_out_split_may_lack_it(artifa
         ClipBatches(only_images, "train", data(), 8, 0, 0, 1)
     assert list(ClipBatches(only_images, "validation", data(), 8, 0, 0, 1).batches(3)) == []
     held_out = ClipBatches(artifact, "validation", data(), 8, 0, 0, 1)
-    assert [(kind, pixels.shape) for kind, pixels in held_out.batches(3)] == [
+    assert [(kind, pixels.shape) for kind, pixels, _ in held_out.batches(3)] == [
         ("image", (3, 3, 24, 24)),
         ("video", (1, 3, 5, 24, 24)),
     ]

@@ -29,7 +29,7 @@ def test_validation_losses_are_means_over_targets():
         (Batch({"text_loss": 2.0, "visual_loss": 0.0}, {"text": 3, "latent_diffusion": 0}), [0]),
         (Batch({"text_loss": 6.0, "visual_loss": 0.5}, {"text": 1, "latent_diffusion": 8}), [1]),
     ]
-    engine = SimpleNamespace(autocast=nullcontext, device=torch.device("cpu"))
+    engine = SimpleNamespace(autocast=nullcontext, device=torch.device("cpu"), collective=False)
     found = mean_losses(
         lambda batch, seeds: (None, batch.losses),
         batches,

@@ -345,23 +345,11 @@ def test_a_killed_tokenizer_ends_with_the_same_weights(tmp_path, squares, quanti
     assert any("image_discriminator_loss" in row for row in curve(straight))
 
 
-def tensors(value, path: str = "") -> dict[str, torch.Tensor]:
-    """Every tensor in nested containers by its path."""
-    if isinstance(value, torch.Tensor):
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return {name: tensor for key, part in items for name, tensor in tensors(part, f"{path}/{key}").items()}
-
-
 def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """What a training checkpoint holds: weights, buffers, both optimizers, EMA."""
-    files = sorted(p for p in (folder / "state" / "checkpoints" / f"step-{step:08d}").rglob("*.pt"))
+    files = sorted((folder / "state" / "checkpoints" / f"step-{step:08d}").rglob("*.safetensors"))
     assert files
-    return {
-        name: value
-        for file in files
-        for name, value in tensors(torch.load(file, weights_only=False), f"{file.parent.name}/{file.name}").items()
-    }
+    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
 
 
 def test_a_killed_joint_stage_has_codebook_ema_and_discriminators_bit_for_bit(tmp_path, squares):
