@@ -39,7 +39,7 @@ def train_worker(job: Job) -> None:
     engines = _engines(job, ranks)
     clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
-    trainer = TokenizerTrainer(job, engines, held_out, rank)
+    trainer = TokenizerTrainer(job, engines, held_out, rank, ranks)
     loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
     loop.validate_first = bool(job.start_from or config.official)  # what it starts from, on the same clips
     last = loop.run()
@@ -56,7 +56,7 @@ def _engines(job: Job, ranks: int) -> dict[str, Engine]:
     objective = TokenizerObjective(job.model, config.loss, _perceptual(config.perceptual))
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
     _start_from(objective.tokenizer, job)
-    micro = max(config.data.image_batch, config.data.video_batch) // ranks
+    micro = -(-max(config.data.image_batch, config.data.video_batch) // ranks)
     engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
     if config.discriminator:
         # Small enough to be whole on every rank, and the generator's loss needs it whole: ZeRO stage 1 at most.
