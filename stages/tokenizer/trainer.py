@@ -31,8 +31,8 @@ class TokenizerTrainer:
         self.generator, self.critic = engines["generator"], engines.get("discriminator")
         self.history = History(job.state, job.tracker)  # the first rank's is used
 
-    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float], float]:
-        pixels = batch.to(self.generator.device)
+    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float | Tensor], float]:
+        pixels = batch.to(self.generator.device, non_blocking=True)
         # What a step draws (a KL bottleneck's noise) depends on the step and on the clip's place in it alone.
         mine, total = self._places(pixels)
         with draws.by_example([hash_seed(self.config.seed, step, place) for place in mine], pixels.device):
@@ -44,18 +44,18 @@ class TokenizerTrainer:
         total = data.video_batch if pixels.ndim == 5 else data.image_batch
         return np.array_split(np.arange(total), self.ranks)[self.rank].tolist(), total
 
-    def _train_step(self, step: int, pixels: Tensor, share: float) -> tuple[dict[str, float], float]:
+    def _train_step(self, step: int, pixels: Tensor, share: float) -> tuple[dict[str, float | Tensor], float]:
         """`share` is what a mean over this rank's clips weighs in the mean over ranks: 1 where they divide evenly."""
         weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
         judge = self.critic.engine if self.critic and weight else None
         loss, logs, recon = self.generator(pixels, judge, weight)
         self.generator.backward(loss * share)
-        logs = {name: float(value) * share for name, value in logs.items()} | self.generator.step(step)
+        logs = {name: value * share for name, value in logs.items()} | self.generator.step(step)
         if self.critic and self.config.loss.trains_discriminator(step):
             critic_loss, critic_logs = self.critic(pixels, recon.detach(), step)
             self.critic.backward(critic_loss * share)
             self.critic.step(step)
-            logs |= {name: float(value) * share for name, value in critic_logs.items()}
+            logs |= {name: value * share for name, value in critic_logs.items()}
         kind = "video" if pixels.ndim == 5 else "image"
         return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
 
@@ -72,6 +72,9 @@ class TokenizerTrainer:
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         self.history.add(metrics, step, units)
+
+    def keep(self) -> None:
+        self.history.keep()
 
     def rewind(self, step: int) -> None:
         self.history.rewind(step)
