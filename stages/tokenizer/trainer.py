@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -9,6 +12,7 @@ from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
 from omniloom.models.tokenizer import draws
+from omniloom.models.tokenizer.base import Encoded
 from omniloom.stages.data.clips import ClipBatches
 from omniloom.stages.data.order import hash_seed
 from omniloom.stages.reporting.history import History
@@ -56,13 +60,21 @@ class TokenizerTrainer:
             self.critic.backward(critic_loss * share)
             self.critic.step(step)
             logs |= {name: value * share for name, value in critic_logs.items()}
-        kind = "video" if pixels.ndim == 5 else "image"
-        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
+        return self.named("video" if pixels.ndim == 5 else "image", logs), len(pixels)
+
+    def named(self, kind: str, logs: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
+        """A step's figures on clips of a kind, under the names that they are logged by."""
+        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": value for name, value in logs.items()}
+
+    def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Encoded]:
+        """What is validated: pixels as they come back, and their tokens."""
+        return module.tokenizer(pixels)
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:
             clips = self.held_out.batches(self.config.validation_examples)
-            metrics, picture = reconstruction.validate(module.tokenizer, clips, self.generator)
+            reconstruct = functools.partial(self.reconstruct, module)
+            metrics, picture = reconstruction.validate(module.tokenizer, reconstruct, clips, self.generator)
             if not metrics or self.rank:  # the validation split may hold none of these kinds
                 return
             self.history.add(metrics, step)
