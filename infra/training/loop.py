@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import torch.distributed as dist
+from torch import Tensor
 
 from omniloom.infra import owner
 from omniloom.infra.progress import Progress
@@ -20,6 +22,7 @@ from omniloom.infra.training import checkpoint, hangs, stopping
 from omniloom.infra.training.agreement import Agreement
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_mean
+from omniloom.infra.training.readings import Reading
 from omniloom.infra.training.rhythm import Rhythm
 from omniloom.infra.training.saving import Saver
 from omniloom.infra.training.shards import gathered
@@ -47,7 +50,7 @@ class Loader(Protocol):
         ...
 
     def describe(self, step: int) -> str:
-        """Names the contents of the batch of a step that was taken, for an error message."""
+        """Names the contents of the batch of the step that was taken last or before that, for an error message."""
         ...
 
     def close(self) -> None:
@@ -64,9 +67,10 @@ class Trainer(Protocol):
     amounts: tuple[str, ...]
     engines: dict[str, Engine]
 
-    def train_step(self, step: int, batch: Any) -> tuple[dict[str, float], float]:
-        """Train one step on what the loader gave: floats to log, and how many units this rank consumed. The names may
-        differ from step to step (an image step, a video step), never from rank to rank."""
+    def train_step(self, step: int, batch: Any) -> tuple[Mapping[str, float | Tensor], float]:
+        """Train one step on what the loader gave: what to log, floats or scalars on the device, which nothing here
+        waits for, and how many units this rank consumed. The names may differ from step to step (an image step, a video
+        step), never from rank to rank."""
         ...
 
     def validate(self, step: int) -> None:
@@ -75,6 +79,10 @@ class Trainer(Protocol):
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         """A row of the curves; `units` are those of all ranks since step 0. Called on rank 0 alone."""
+        ...
+
+    def keep(self) -> None:
+        """Write the curves down, as a checkpoint follows that a later attempt may go on from. On rank 0 alone."""
         ...
 
     def rewind(self, step: int) -> None:
@@ -95,6 +103,7 @@ class Loop:
     progress: Progress
     validate_every: int
     validate_first: bool = False
+    _waiting: list[Reading] = field(default_factory=list, init=False, repr=False)
     _done: int = field(default=0, init=False)
 
     def run(self) -> dict[str, Any]:
@@ -157,6 +166,9 @@ class Loop:
             stop = agreement.after_step() and done < self.steps
             if stop or self.workers.keeps(done, self.steps):
                 watch.enters("checkpoint")
+                self._read(window)
+                if _first():
+                    self.trainer.keep()
                 saver.start(done, {**self.loader.position, "units": units, "last": last, **window.all_ranks()})
             if stop:
                 agreement.close()
@@ -172,13 +184,26 @@ class Loop:
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
     def _step(self, step: int, window: _Window) -> None:
+        """Figures on a GPU are read while the next step runs there, or where a row or a checkpoint asks for them."""
         began = time.perf_counter()
         logs, units = self.trainer.train_step(step, self.loader.at(step))
-        seconds = time.perf_counter() - began
-        for name, value in logs.items():
+        reading = Reading(step, logs)
+        self._read(window)
+        self._waiting.append(reading)
+        if not reading.late or self.workers.logs(step + 1, self.steps):
+            self._read(window)
+        window.took(units, time.perf_counter() - began)
+
+    def _read(self, window: _Window) -> None:
+        while self._waiting:
+            window.add(self._finite(self._waiting.pop(0)))
+
+    def _finite(self, reading: Reading) -> dict[str, float]:
+        for name, value in (values := reading.values()).items():
             if not math.isfinite(value):
-                raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
-        window.add(logs, units, seconds)
+                batch = self.loader.describe(reading.step)
+                raise TrainingDiverged(f"step {reading.step}: {name} is {value}; batch: {batch}")
+        return values
 
     def _stop(self, saver: Saver, done: int) -> NoReturn:
         if error := saver.finish():
@@ -202,9 +227,11 @@ class _Window:
         self.values: dict[str, list[float]] = {}
         self.units = self.seconds = 0.0
 
-    def add(self, logs: dict[str, float], units: float, seconds: float) -> None:
+    def add(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
             self.values.setdefault(name, []).append(value)
+
+    def took(self, units: float, seconds: float) -> None:
         self.units += units
         self.seconds += seconds
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
+from omniloom.models.tokenizer.base import Encoded
 from omniloom.stages.data.clips import ClipBatches
 from omniloom.stages.data.order import hash_seed
 from omniloom.stages.reporting.history import History
@@ -29,27 +33,35 @@ class TokenizerTrainer:
         self.generator, self.critic = engines["generator"], engines.get("discriminator")
         self.history = History(job.state, job.tracker)  # the first rank's is used
 
-    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float], float]:
-        pixels = batch.to(self.generator.device)
+    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float | Tensor], float]:
+        pixels = batch.to(self.generator.device, non_blocking=True)
         # What a step draws (a KL bottleneck's noise) depends on the step alone, so that a resumed run draws the same.
         torch.manual_seed(hash_seed(self.config.seed, step, self.rank))
         weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
         judge = self.critic.engine if self.critic and weight else None
         loss, logs, recon = self.generator(pixels, judge, weight)
         self.generator.backward(loss)
-        logs = {name: float(value) for name, value in logs.items()} | self.generator.step(step)
+        logs = logs | self.generator.step(step)
         if self.critic and self.config.loss.trains_discriminator(step):
             critic_loss, critic_logs = self.critic(pixels, recon.detach(), step)
             self.critic.backward(critic_loss)
             self.critic.step(step)
-            logs |= {name: float(value) for name, value in critic_logs.items()}
-        kind = "video" if pixels.ndim == 5 else "image"
-        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
+            logs |= critic_logs
+        return self.named("video" if pixels.ndim == 5 else "image", logs), len(pixels)
+
+    def named(self, kind: str, logs: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
+        """A step's figures on clips of a kind, under the names that they are logged by."""
+        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": value for name, value in logs.items()}
+
+    def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Encoded]:
+        """What is validated: pixels as they come back, and their tokens."""
+        return module.tokenizer(pixels)
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:
             clips = self.held_out.batches(self.config.validation_examples)
-            metrics, picture = reconstruction.validate(module.tokenizer, clips, self.generator)
+            reconstruct = functools.partial(self.reconstruct, module)
+            metrics, picture = reconstruction.validate(module.tokenizer, reconstruct, clips, self.generator)
             if not metrics or not self.history:  # the validation split may hold none of these kinds
                 return
             self.history.add(metrics, step)
@@ -59,6 +71,9 @@ class TokenizerTrainer:
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         self.history.add(metrics, step, units)
+
+    def keep(self) -> None:
+        self.history.keep()
 
     def rewind(self, step: int) -> None:
         self.history.rewind(step)

@@ -39,7 +39,7 @@ class RowLoader:
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
-        self._ids: list[str] = []
+        self._ids: dict[int, list[str]] = {}  # by step, of the last two
         self._enter(None)
 
     def _enter(self, position: dict[str, Any] | None) -> None:
@@ -74,14 +74,15 @@ class RowLoader:
 
     def at(self, step: int) -> MicroBatches:
         if self._ahead and self._ahead[0] == step:
-            batches, self._position, self._ids = self._ahead[1].result()
+            batches, self._position, ids = self._ahead[1].result()
         else:
-            batches, self._position, self._ids = self._load(step)
+            batches, self._position, ids = self._load(step)
+        self._ids = {number: kept for number, kept in self._ids.items() if number == step - 1} | {step: ids}
         self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
         return batches
 
     def describe(self, step: int) -> str:
-        return f"rows with documents {', '.join(self._ids[:8])}"
+        return f"rows with documents {', '.join(self._ids[step][:8])}"
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
