@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import os
-import sys
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
+from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.dividing import divide
@@ -25,21 +24,6 @@ from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
 _COMMUNICATION = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def import_deepspeed():
-    """DeepSpeed, told which accelerator there is, and able to find the `ninja` of this interpreter's environment."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    scripts = os.path.dirname(sys.executable)
-    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
-    import deepspeed
-
-    # A shared-memory collective that it would compile at the first step; training never calls it, inference alone does.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    return deepspeed
 
 
 def _rank() -> int:
