@@ -18,9 +18,10 @@ import torch.distributed as dist
 from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients
 from omniloom.infra.training.memory import BUCKET
-from omniloom.infra.training.shards import parts
+from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
 _COMMUNICATION = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -46,6 +47,8 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    Under ZeRO-3 rank 0's weights are divided: the module of another may be without memory (torch's meta device).
+
     `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
     `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
     """
@@ -63,17 +66,19 @@ class Engine(EngineWeights):
         compile_parts: Callable[[], None] | None = None,
     ):
         deepspeed = import_deepspeed()
+        # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers. Counted while undivided.
+        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
         if config.precision == "bf16":
             _enter_inside(module, self.autocast)
+        if config.zero_stage == 3 and ranks()[1] > 1:
+            divide(module, self.device)
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
         adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
-        # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers.
-        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
         zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         offload = config.offload and config.zero_stage > 0
         if offload:
