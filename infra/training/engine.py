@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -67,6 +67,9 @@ class Engine(EngineWeights):
 
     `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
     `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
+
+    `accepts`, where it is set, is asked before each update, with the step's loss and the norm of its gradient, means
+    over all ranks: an update that it does not accept leaves weights, optimizer states and EMA as they are.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class Engine(EngineWeights):
         flats = [part.flat for part in parts(self)]
         self.average = MovingAverage(flats, config.ema_decay) if config.ema_decay else None
         self._trained = trained
+        self.accepts: Callable[[float, float], bool] | None = None
+        self._losses: list[torch.Tensor] = []  # of the passes of a step, where somebody is asked
 
     def autocast(self):
         """The precision of training, for a part of the module that is used without its forward."""
@@ -126,6 +131,8 @@ class Engine(EngineWeights):
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor) -> None:
+        if self.accepts:
+            self._losses.append(loss.detach())
         self.engine.backward(loss)
 
     def step(self, step: int, part_norms: bool = False) -> dict[str, float]:
@@ -135,18 +142,40 @@ class Engine(EngineWeights):
         for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr * scale
         boundary = self.engine.is_gradient_accumulation_boundary()
-        norm, parts = None, self._part_norms() if boundary and part_norms else {}
+        norm, parts = None, self._part_norms() if boundary and (part_norms or self.accepts) else {}
         if boundary and not self.config.zero_stage:
             norm = torch.nn.utils.clip_grad_norm_(self._trained, self.optimizer_config.grad_clip or math.inf)
-        if boundary:
-            self.released()
-        self.engine.step()
         if not boundary:
+            self.engine.step()
             return {}
-        if self.average is not None:
+        accepted = self._is_accepted(norm, parts)
+        self.released()
+        with contextlib.nullcontext() if accepted else self._optimizer_stands_still():
+            self.engine.step()
+        if self.average is not None and accepted:
             self.average.update(step)
         norm = self.engine.get_global_grad_norm() if self.config.zero_stage else norm
-        return {"lr": lr, **parts} | ({} if norm is None else {"grad_norm": float(norm)})
+        return {"lr": lr, **(parts if part_norms else {})} | ({} if norm is None else {"grad_norm": float(norm)})
+
+    def _is_accepted(self, norm: torch.Tensor | None, parts: Mapping[str, float]) -> bool:
+        """What `accepts` says of the step. Every rank must call it."""
+        if self.accepts is None:
+            return True
+        loss = sum(map(float, self._losses)) / len(self._losses)
+        self._losses = []
+        whole = math.sqrt(sum(part * part for part in parts.values())) if norm is None else float(norm)
+        means = reduce_mean({"loss": loss, "grad_norm": whole})
+        return self.accepts(means["loss"], means["grad_norm"])
+
+    @contextlib.contextmanager
+    def _optimizer_stands_still(self):
+        """DeepSpeed's step inside drops the gradient and counts on, and changes nothing else."""
+        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)  # that of ZeRO wraps ours
+        optimizer.step = lambda *arguments, **named: None
+        try:
+            yield
+        finally:
+            del optimizer.step
 
     def _part_norms(self) -> dict[str, float]:
         """Norms by part of the averaged gradient, of which each rank reads its own share. Every rank must call it."""

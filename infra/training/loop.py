@@ -6,22 +6,21 @@ the stage's `Loader`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch.distributed as dist
 
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint
-from omniloom.infra.training.config import WorkersConfig
+from omniloom.infra.training.config import EngineConfig, WorkersConfig
+from omniloom.infra.training.divergence import first_difference
 from omniloom.infra.training.engine import Engine, reduce_mean
+from omniloom.infra.training.guard import GoBack, Guard, TrainingDiverged
 from omniloom.infra.training.saving import Saver
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient that is not finite; the message names the step and the batch."""
 
 
 class Loader(Protocol):
@@ -33,7 +32,8 @@ class Loader(Protocol):
         ...
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on from a position that a checkpoint kept; it may hold other keys too. Called before the first `at`."""
+        """Go on from a position that a checkpoint kept; it may hold other keys too. "left_out" are ids of documents
+        that must be in no batch from then on, as far as `Trainer.measure` gave any."""
         ...
 
     def at(self, step: int) -> Any:
@@ -63,6 +63,16 @@ class Trainer(Protocol):
         differ from step to step (an image step, a video step), never from rank to rank."""
         ...
 
+    def kind(self, batch: Any) -> str:
+        """What the batch is, as far as losses of different kinds are not to be compared; one word, or none."""
+        ...
+
+    def measure(self, step: int, loader: Any) -> list[dict[str, Any]]:
+        """Of the documents of the step that the loader gave last, of all ranks, what each gives by itself under the
+        weights as they are: "id", "source", "path", "task", "loss", "grad_norm" and more, as JSON. Empty where a step
+        is not made of documents that could be left out. Called on every rank."""
+        ...
+
     def validate(self, step: int) -> None:
         """What follows a validation's step. Called on every rank; its time is not training's."""
         ...
@@ -79,7 +89,8 @@ class Trainer(Protocol):
 @dataclass
 class Loop:
     """`state` is the URI of the stage's state folder, which holds the checkpoints. Validations follow every
-    `validate_every` steps and the last one, and with `validate_first` precede step 0."""
+    `validate_every` steps and the last one, and with `validate_first` precede step 0. `numerics` says what follows a
+    bad step; after `run`, `guard.bad` says which there were."""
 
     steps: int
     workers: WorkersConfig
@@ -89,13 +100,18 @@ class Loop:
     progress: Progress
     validate_every: int
     validate_first: bool = False
+    numerics: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.numerics, self.trainer.engines, self.state, self.progress.note)
 
     def run(self) -> dict[str, Any]:
         """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
         of all ranks since step 0 and the last logged metrics. The loader is closed."""
         try:
-            with self._saver() as saver:
-                return self._train(saver, *self._resume())
+            while True:
+                with contextlib.suppress(GoBack), self._saver() as saver:
+                    return self._train(saver, *self._resume())
         finally:
             self.loader.close()
 
@@ -105,7 +121,9 @@ class Loop:
         if found := checkpoint.latest(self.state, self.progress.note):
             checkpoint.load(found, self.trainer.engines)
             start, position = found["step"], found["position"]
-            self.loader.seek(position)
+        sought = self.guard.resume(position)
+        if found:
+            self.loader.seek(sought)
         if _first():
             self.trainer.rewind(start)
         if start == 0 and self.validate_first:
@@ -115,11 +133,18 @@ class Loop:
     def _train(self, saver: Saver, start: int, units: float, last: dict[str, float]) -> dict[str, Any]:
         window = _Window(self.trainer)
         began = time.perf_counter()
+        if start == 0 and self.guard.goes_back:
+            saver.start(0, self.loader.position)
         for step in range(start, self.steps):
-            self._step(step, window)
+            self._step(step, window, saver)
             done = step + 1
-            if self.workers.logs(done, self.steps):
+            logs, keeps = self.workers.logs(done, self.steps), self.workers.keeps(done, self.steps)
+            if (logs or keeps) and (differing := first_difference(self.trainer.engines)):
+                saver.finish()
+                self.guard.act_on_divergence(step, differing)
+            if logs and window.values:
                 last, rates, new = window.close()
+                last |= self.guard.figures
                 units += new
                 if _first():
                     self.trainer.log({**last, **rates}, done, units)
@@ -128,8 +153,9 @@ class Loop:
                 self.progress(done, self.steps, "steps")
             if done < self.steps and done % self.validate_every == 0:
                 self.trainer.validate(done)
-            if self.workers.keeps(done, self.steps):
-                saver.start(done, {**self.loader.position, "units": units, "last": last})
+            if keeps:
+                position = {**self.loader.position, **self.guard.position, "units": units, "last": last}
+                saver.start(done, position)
         # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
         if self.steps:
             self.trainer.validate(self.steps)
@@ -137,10 +163,19 @@ class Loop:
             self.progress.note(f"the last checkpoint was not saved: {error}")
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
-    def _step(self, step: int, window: _Window) -> None:
+    def _step(self, step: int, window: _Window, saver: Saver) -> None:
         began = time.perf_counter()
-        logs, units = self.trainer.train_step(step, self.loader.at(step))
+        batch = self.loader.at(step)
+        if self.guard.bad.active:
+            if self.guard.bad.leaves_out(step):
+                return
+            self.guard.begin(self.trainer.kind(batch))
+        logs, units = self.trainer.train_step(step, batch)
         seconds = time.perf_counter() - began
+        if self.guard.why:
+            saver.finish()
+            self.guard.act(step, self.loader.describe(step), lambda: self.trainer.measure(step, self.loader))
+            return
         for name, value in logs.items():
             if not math.isfinite(value):
                 raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,14 @@ class TokenizerTrainer:
             self.critic.backward(critic_loss)
             self.critic.step(step)
             logs |= {name: float(value) for name, value in critic_logs.items()}
-        kind = "video" if pixels.ndim == 5 else "image"
+        kind = self.kind(pixels)
         return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
+
+    def kind(self, batch: Tensor) -> str:
+        return "video" if batch.ndim == 5 else "image"
+
+    def measure(self, step: int, loader: ClipBatches) -> list[dict[str, Any]]:
+        return []  # a clip cannot be tried by itself: a quantizer learns in its forward pass
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:

@@ -40,14 +40,23 @@ def train_worker(job: Job) -> None:
     clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     trainer = TokenizerTrainer(job, engines, held_out, rank)
-    loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
-    loop.validate_first = bool(job.start_from or config.official)  # what it starts from, on the same clips
+    loop = Loop(
+        config.steps,
+        config.workers,
+        trainer,
+        clips,
+        job.state,
+        job.progress,
+        config.validate_every,
+        validate_first=bool(job.start_from or config.official),  # what it starts from, on the same clips
+        numerics=config.engine,
+    )
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
     weights = engines["generator"].state_dict()
     if rank == 0:
-        _save(trainer, weights, last)
+        _save(trainer, weights, last | loop.guard.save(job.output))
     dist.barrier()
 
 

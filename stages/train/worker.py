@@ -42,14 +42,23 @@ def train_worker(job: Job) -> None:
     engine = _engine(_objective(model, config, tokens.facts), config, ranks)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
     loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
-    loop = Loop(config.steps, config.workers, trainer, loader, job.state, job.progress, config.validate_every)
+    loop = Loop(
+        config.steps,
+        config.workers,
+        trainer,
+        loader,
+        job.state,
+        job.progress,
+        config.validate_every,
+        numerics=config.engine,
+    )
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
     with tempfile.TemporaryDirectory() as folder:
         parameters = _write_weights(engine, model.config, Path(folder, "unified.safetensors"))
         if rank == 0:
-            _save(folder, parameters, trainer, last)
+            _save(folder, parameters, trainer, last | loop.guard.save(job.output))
     dist.barrier()
 
 
