@@ -4,13 +4,14 @@
 #                or train, in one; test-pipeline: of these the one whole pipeline on Ray that a change has to pass
 # make check     style, types, layers; types: mypy alone
 # make docs      the pages of docs/ that are made from the code
+# make chaos     whole pipelines on three Ray nodes, disturbed by 100 faults; CHAOS='--faults N --seed S' (docs/testing.md)
 # make mutants   mistakes made in the product on purpose: do the tests notice? (docs/testing.md)
 PYTHON ?= python3.11
 BIN := .venv/bin
 OMP ?= 1
 JOBS ?= 2
 
-.PHONY: setup demo test test-slow test-pipeline check types docs mutants clean bench-tokenizer
+.PHONY: setup demo test test-slow test-pipeline check types docs chaos mutants clean bench-tokenizer
 
 setup: .venv/.ready
 
@@ -49,6 +50,9 @@ types: setup
 
 docs: setup
 	$(BIN)/python docs/make_api.py
+
+chaos: setup
+	$(BIN)/python tests/chaos/run.py $(CHAOS)
 
 mutants: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/mutants/run.py $(MUTANTS)

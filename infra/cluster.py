@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,19 @@ _MESSAGE_SECONDS = 30.0  # between two messages of the same words
 # Unix sockets take 107 characters, and Ray puts about 65 behind its temporary folder.
 _LONGEST_TEMP = 40
 _ending = threading.Event()
+
+
+class NodeGroup(BaseModel):
+    """Nodes of one kind that an autoscaler may start."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    nodes: int = Field(ge=1)
+    """How many there are at most."""
+    cpus: float = Field(gt=0)
+    """CPUs of one."""
+    gpus: float = Field(0, ge=0)
+    """GPUs of one."""
 
 
 class ClusterConfig(BaseModel):
@@ -58,12 +72,15 @@ class ClusterConfig(BaseModel):
     """Environment variables for every worker."""
     log_to_driver: bool = False
     """Show what workers print."""
+    autoscaling: list[NodeGroup] = Field(default_factory=list)
+    """Groups of nodes that the cluster's autoscaler starts where they are asked for. Ray does not tell them; without
+    this, a stage that needs more than the nodes that are there has no room."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is connected: the GCS address and its nodes. `local`: started by us; `opened`: this call initialised Ray in
-    this process, so its caller is to shut it down."""
+    """The connected cluster: the GCS address and its nodes. `local`: started by us; `opened`: this call initialised Ray
+    in this process, so its caller is to shut it down."""
 
     address: str
     nodes: tuple[Node, ...]
@@ -76,12 +93,12 @@ class Cluster:
 
     @property
     def num_cpus(self) -> float:
-        """Of all nodes."""
+        """Sum over all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def node_cpus(self) -> float:
-        """Of the largest node."""
+        """Those of the largest node."""
         return max(node.cpus for node in self.nodes)
 
 
@@ -255,8 +272,8 @@ def settle() -> None:
 
 
 def connect_to(config: ClusterConfig) -> Cluster:
-    """`connect` with the settings of a pipeline's config."""
-    return connect(
+    """`connect` with the settings of a pipeline's config; to the nodes belong those that an autoscaler may start."""
+    cluster = connect(
         config.address,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
@@ -265,6 +282,19 @@ def connect_to(config: ClusterConfig) -> Cluster:
         temp_dir=config.temp_dir,
         log_to_driver=config.log_to_driver,
     )
+    return cluster if cluster.local else replace(cluster, nodes=with_autoscaling(cluster.nodes, config))
+
+
+def with_autoscaling(alive: Iterable[Node], config: ClusterConfig) -> tuple[Node, ...]:
+    """The nodes that are there, and of each group of the autoscaler's those that are not there yet."""
+    nodes = tuple(alive)
+    started = Counter((node.cpus, node.gpus) for node in nodes)
+    to_come = [
+        Node(group.cpus, group.gpus)
+        for group in config.autoscaling
+        for _ in range(group.nodes - started[group.cpus, group.gpus])
+    ]
+    return (*nodes, *to_come)
 
 
 def starts_here(config: ClusterConfig) -> bool:

@@ -58,7 +58,7 @@ def wrong(folder: str, files: list[dict], remembered: bool = True) -> list[str]:
 
 
 def remember(folder: str, files: list[dict]) -> None:
-    """That these files are right, known from the hash that was taken when they were written."""
+    """Record that these files are right, known from the hash that was taken when they were written."""
     _remember(folder, _facts(folder, files))
 
 

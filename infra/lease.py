@@ -145,22 +145,29 @@ class Lease:
 class Holder:
     """Whose work a work folder's `state` is: asked by a worker that the owner's end may have left behind.
 
-    Made when the worker starts, from what `Holder.write` noted; without a note nothing is asked.
+    Made when the worker starts, from what `Holder.write` and `Holder.new_attempt` noted; without a note nothing is
+    asked.
     """
 
     def __init__(self, state: str):
         self.uri = _holder_uri(state)
-        self.owner = (storage.read_json(self.uri) or {}).get("owner")
+        self._held = storage.read_json(self.uri)
 
     @staticmethod
     def write(state: str, owner: str) -> None:
         storage.write_json(_holder_uri(state), {"owner": owner})
 
+    @staticmethod
+    def new_attempt(state: str) -> None:
+        """Workers that start from here on work in the folder, and those of an attempt before no longer."""
+        held = storage.read_json(_holder_uri(state)) or {}
+        storage.write_json(_holder_uri(state), {**held, "attempt": uuid.uuid4().hex})
+
     def require(self) -> None:
-        """Raise `LeaseLost` where another run works in the folder now, or the owner's process has ended."""
-        if self.owner is None:
+        """Raise `LeaseLost` where another run or attempt works in the folder now, or the owner's process has ended."""
+        if self._held is None:
             return
-        if (storage.read_json(self.uri) or {}).get("owner") != self.owner or _process_ended(self.owner):
+        if storage.read_json(self.uri) != self._held or _process_ended(self._held.get("owner", "")):
             raise LeaseLost("the run that this worker belongs to is gone, or another goes on with its work")
 
 

@@ -17,7 +17,7 @@ class Node:
 
     @classmethod
     def of(cls, resources: Mapping[str, float]) -> Node:
-        """Of Ray's resources: `CPU`, `GPU`, `memory`, of which those that are 0 are left out."""
+        """A node from Ray's resources: `CPU`, `GPU`, `memory`, of which those that are 0 are left out."""
         return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory"))
 
     def __str__(self) -> str:

@@ -45,6 +45,17 @@ def lives(owner: str) -> bool | None:
     return started == start and state not in _ENDED
 
 
+def pid(owner: str) -> int:
+    """The process id in the name, of its own machine and namespace."""
+    return int(owner.split(":")[1])
+
+
+def same_kernel(one: str, other: str) -> bool:
+    """Whether both processes run in one boot of one machine, and one pid namespace, as far as that is known."""
+    kernel = one.split(":")[3:5]
+    return all(kernel) and kernel == other.split(":")[3:5]
+
+
 def shown(owner: str) -> str:
     """The part of an owner's name that a person looks for."""
     host, _, rest = owner.partition(":")

@@ -1,4 +1,5 @@
-"""Progress: what a running stage has done, on its way from any worker to the driver that shows it.
+"""Progress: what a running stage has done, on its way from any worker to the driver that shows it; and the driver's
+wish that it ends, on its way back.
 
 Workers hold a picklable `Progress`; it writes to a `ProgressBoard`, a Ray actor that the driver reads twice a
 second, or to a plain dictionary when the stage runs in the driver's own process.
@@ -6,23 +7,40 @@ second, or to a plain dictionary when the stage runs in the driver's own process
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+_BOARD_SECONDS = 10.0  # for an answer of the board
+
 
 class ProgressBoard:
-    """The latest state per stage: {"done", "total", "unit", "facts", "time", "notes"}, or {"says", "time", "notes"}.
-    Runs as a Ray actor or in-process."""
+    """The latest state per stage: {"done", "total", "unit", "facts", "time"} or {"says", "time"}, or neither before the
+    first; and all "notes". Runs as a Ray actor or in-process."""
 
     def __init__(self):
         self._states: dict[str, dict] = {}
+        self._notes: dict[str, list[str]] = {}
+        self._to_stop: set[str] = set()
 
     def update(self, stage: str, state: dict) -> None:
         self._states[stage] = state
 
+    def note(self, stage: str, text: str) -> None:
+        self._notes.setdefault(stage, []).append(text)
+
+    def ask_to_stop(self, stages: list[str]) -> None:
+        """From the driver to the stages' workers: end, as soon as what is done is kept."""
+        self._to_stop.update(stages)
+
+    def is_to_stop(self, stage: str) -> bool:
+        return stage in self._to_stop
+
     def read(self) -> dict[str, dict]:
-        return dict(self._states)
+        stages = [*self._states, *(stage for stage in self._notes if stage not in self._states)]
+        return {stage: {**self._states.get(stage, {}), "notes": self._notes.get(stage, [])} for stage in stages}
 
 
 def start_board():
@@ -42,13 +60,30 @@ class Progress:
     board: Any = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
     _last: float = field(default=0.0, repr=False)
-    _notes: list[str] = field(default_factory=list, repr=False)
+    _most: float = field(default=0.0, repr=False)
+    _hears: Callable[[], None] | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_hears": None}  # of this process alone
+
+    @contextlib.contextmanager
+    def heard_by(self, hears: Callable[[], None]) -> Iterator[None]:
+        """In the block `hears` is called where more is done than ever before."""
+        self._hears = hears
+        try:
+            yield
+        finally:
+            self._hears = None
 
     def note(self, text: str) -> None:
-        """Show a line to whoever runs the pipeline, with the next state that is shown."""
-        self._notes.append(text)
+        """Show a line to whoever runs the pipeline."""
+        if self.board is not None:
+            self._call(self.board.note, text)
 
     def __call__(self, done: float, total: float, unit: str, **facts: float) -> None:
+        if done > self._most and self._hears:
+            self._hears()
+        self._most = max(done, self._most)
         now = time.time()
         if self.board is None or (now - self._last < self.interval and done < total):
             return
@@ -60,10 +95,18 @@ class Progress:
         if self.board is not None:
             self._send({"says": text})
 
+    def is_to_stop(self) -> bool:
+        """Whether the driver wants the stage to end."""
+        if self.board is None:
+            return False
+        if not hasattr(self.board.is_to_stop, "remote"):
+            return self.board.is_to_stop(self.stage)
+        import ray
+
+        return ray.get(self.board.is_to_stop.remote(self.stage), timeout=_BOARD_SECONDS)
+
     def _send(self, state: dict) -> None:
-        state = {**state, "time": time.time(), "notes": list(self._notes)}
-        update = self.board.update
-        if hasattr(update, "remote"):
-            update.remote(self.stage, state)
-        else:
-            update(self.stage, state)
+        self._call(self.board.update, {**state, "time": time.time()})
+
+    def _call(self, method: Any, value: Any) -> None:
+        getattr(method, "remote", method)(self.stage, value)

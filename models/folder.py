@@ -34,7 +34,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What `config.json` says.
+    """The contents of `config.json`.
 
     tokenizer                of pictures; None, with what follows up to `objectives`, in a model of text alone
     latent_mean, latent_std  per channel of the tokenizer's latents; the unified model sees
@@ -132,7 +132,7 @@ def _shared(config: BundleConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a folder holds, loaded."""
+    """A model folder, loaded."""
 
     config: BundleConfig
     model: UnifiedModel
@@ -165,7 +165,7 @@ def write_folder(parts: Parts, folder: str | Path) -> None:
 
 
 def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> Parts:
-    """What `write_folder` wrote. ValueError naming the file and field that is wrong."""
+    """Read what `write_folder` wrote. ValueError naming the file and field that is wrong."""
     folder = Path(folder)
     try:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))

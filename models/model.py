@@ -118,7 +118,7 @@ class OmniLoom:
         return visual.num_frames or self.config.num_frames
 
     def diffusion(self, objective: str | None = None) -> DiffusionConfig | None:
-        """How the objective was trained; of one on codes None."""
+        """The diffusion that the objective was trained with; None for an objective on codes."""
         row = objective_row(self._objective(objective)).representation
         return None if row.discrete else self.config.pixel_diffusion if row.name == "pixels" else self.config.diffusion
 
@@ -166,7 +166,7 @@ class OmniLoom:
 
     @torch.no_grad()
     def decode(self, values: Tensor, objective: str | None = None) -> np.ndarray:
-        """What `encode` gives, as a tensor -> uint8 (B, T, H, W, 3)."""
+        """Decode the tensor that `encode` gives to uint8 (B, T, H, W, 3)."""
         kind = objective_row(self._objective(objective)).representation.name
         if kind == "pixels":
             return to_uint8(full_to_half(patches_to_pixels(values.float().cpu(), self._pixel_patch())))
@@ -178,7 +178,7 @@ class OmniLoom:
     def prefixes(
         self, prompts: Sequence[str], images: Pictures | None = None, visual: VisualSampling = VisualSampling()
     ) -> list[Document]:
-        """What the model goes on from."""
+        """The segments that generation continues."""
         images = [()] * len(prompts) if images is None else images
         if len(images) != len(prompts):
             raise ValueError(f"images: expected {len(prompts)} lists of pictures, one a prompt, got {len(images)}")

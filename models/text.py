@@ -136,7 +136,7 @@ class TextTokenizer:
 
 
 def _usual_name(tokenizer: Any, token: str) -> str:
-    """What the tokenizer calls one of `SPECIALS`, or what it is to be added as."""
+    """The tokenizer's name of one of `SPECIALS`, or the name to add it under."""
     added = {known.content: known.special for known in tokenizer.get_added_tokens_decoder().values()}
     for name in (token, *_ALIASES.get(token, ())):
         if added.get(name) or name == token and token in added:

@@ -23,7 +23,7 @@ Removed = list[tuple[list[str], int]]  # items of lists: the list's path, and th
 
 
 def of_stage(stage: Stage, config: Any) -> Iterator[InputError]:
-    """Of one stage whose config is right, its paths absolute."""
+    """Missing outside files of one stage whose config is right, its paths absolute."""
     errors = unreadable(outside_contents(config, {}))
     try:
         if listing := getattr(stage.module, "listing", None):

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from omniloom.infra import storage
 from omniloom.infra.cluster import Cluster
-from omniloom.pipelines.failures import carried, line
+from omniloom.infra.errors import OmniLoomError
+from omniloom.infra.failures import carried, line, of_passing_kind, root_cause
+from omniloom.infra.retries import Retries
+from omniloom.infra.training import hangs
+from omniloom.infra.training.config import HANG_SECONDS
+from omniloom.infra.training.rhythm import Rhythm
+from omniloom.infra.training.watch import Watch, stacks
 from omniloom.pipelines.planned import PlannedStage
-from omniloom.stages.base import StageContext
+from omniloom.stages.base import Stage, StageContext
 
-_GRACE_SECONDS = 5.0  # for a body that is told to end; then its process is
+_TOLD_SECONDS = 10.0  # for the last words of a body that hangs
+_CANCEL_SECONDS = 5.0  # for a body that is told to end; then its process is
 
 
 class Bodies:
     """The bodies that run on one cluster. `note` is given a line where one is started again."""
 
-    def __init__(self, cluster: Cluster, note: Callable[[str], None]):
-        self.cluster, self.note = cluster, note
+    def __init__(self, cluster: Cluster, note: Callable[[str], None], board: Any):
+        self.cluster, self.note, self.board = cluster, note, board
         self._running: dict[str, Any] = {}
         self._ended: set[str] = set()
-        self._closed = False
+        self._closed = threading.Event()
         self._state = threading.Lock()
 
     def run(self, planned: PlannedStage, context: StageContext) -> dict:
         """Run the body to its end; gives its metrics. Raises what Ray raises.
 
-        A body whose process was killed, as the system does where memory runs out, goes on in another one, as often as
-        the stage's ranks do.
+        A body whose process was killed, as the system does where memory runs out, or whose storage did not answer, goes
+        on in another one (`infra.retries`): progress is what the stage noted as done.
         """
         import ray
 
@@ -38,47 +47,95 @@ class Bodies:
         task = ray.remote(run_stage).options(
             num_cpus=min(needs.cpus, self.cluster.node_cpus), num_gpus=needs.gpus, max_retries=0, name=planned.name
         )
-        again: list[Any] = [ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError]
-        if not self.cluster.local:  # else the only node is the dead one
-            again.append(ray.exceptions.NodeDiedError)
-        restarts = planned.stage.restarts(planned.config)
+        seen = _done(context.state)
+        retries = Retries(planned.stage.restarts(planned.config), len(seen))
         while True:
             with self._state:
                 reference = self._running[planned.name] = task.remote(planned.stage, context)
-                ended = self._closed or planned.name in self._ended
+                ended = self._closed.is_set() or planned.name in self._ended
             try:
                 if ended:
                     ray.cancel(reference)
                 return ray.get(reference)
-            except tuple(again) as error:
-                if not restarts or self._closed or planned.name in self._ended:
+            except Exception as error:
+                if self._closed.is_set() or planned.name in self._ended or not self._may_pass(error):
                     raise
-                restarts -= 1
-                self.note(f"{planned.name}: {line(error)}; it goes on in another process")
+                seen |= _done(context.state)
+                self._pause(retries.failed(len(seen)), retries, planned.name, error)
             finally:
                 self._running.pop(planned.name, None)
 
-    def end(self, *names: str) -> None:
-        """End these stages' bodies, or all: they are interrupted, and after some seconds their processes killed."""
+    def _may_pass(self, error: Exception) -> bool:
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+        if isinstance(error, NodeDiedError):
+            return not self.cluster.local  # else the only node is the dead one
+        if isinstance(error, WorkerCrashedError | OutOfMemoryError):
+            return True
+        return isinstance(error, RayTaskError) and of_passing_kind(root_cause(error))
+
+    def _pause(self, seconds: float | None, retries: Retries, name: str, error: Exception) -> None:
+        """Before the next try; raises where there is none."""
+        words = line(root_cause(error))
+        if seconds is None:
+            raise BodyLost(
+                f"its process died {retries.often} without progress, the last time: {words}; what is done is kept, and "
+                "the next run goes on from there"
+            ) from error
+        self.note(f"{name}: {words}; it goes on in another process ({retries.told})")
+        if self._closed.wait(seconds):
+            raise error
+
+    def end(self, *names: str, grace: float = 0.0) -> None:
+        """End these stages' bodies, or all. Those that train are asked to keep what is done, for so many seconds; what
+        still runs then is interrupted, and after some seconds its process killed."""
         import ray
 
         with self._state:
             running = {name: task for name, task in self._running.items() if not names or name in names}
             self._ended.update(names)
-            self._closed = self._closed or not names
+            if not names:
+                self._closed.set()
+        tasks = list(running.values())
         with contextlib.suppress(Exception):  # a cluster that is gone has nothing left to end
-            for task in running.values():
+            if tasks and grace:
+                self.board.ask_to_stop.remote(list(running))
+                _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=grace)
+            for task in tasks:
                 ray.cancel(task)
-            _, left = ray.wait(list(running.values()), num_returns=len(running), timeout=_GRACE_SECONDS)
+            _, left = ray.wait(tasks, num_returns=len(tasks), timeout=_CANCEL_SECONDS)
             for task in left:
                 ray.cancel(task, force=True)
 
 
-def run_stage(stage, context: StageContext) -> dict:
-    """The body of the Ray task: the stage's own, and the end of this process's tracking."""
-    try:
-        return stage.run(context)
-    except Exception as error:
-        raise carried(error) from error
-    finally:
-        context.tracker.close()
+class BodyLost(OmniLoomError):
+    """A stage's process died too often without progress."""
+
+
+def _done(state: str) -> set[str]:
+    """What a stage has noted as done: the names of its shards' and checkpoints' records."""
+    names = storage.list_files(state)
+    return {name for name in names if name.endswith(".json") and not name.startswith("ray_train/")}
+
+
+def run_stage(stage: Stage, context: StageContext) -> dict:
+    """The body of the Ray task: the stage's own, watched by the rhythm of its progress, and the end of this process's
+    tracking."""
+    thread = threading.get_ident()
+
+    def on_hang(seconds: float, limit: float) -> None:
+        text, place = stacks(thread)
+        told = f"no progress for {seconds:.0f} s, where {limit:.0f} s are usual at most; it stands at {place}"
+        context.progress.note(f"{told}; its process is ended")
+        context.progress.say("it hangs")
+        context.tracker.log_text(f"{told}\n{text}", "hangs/body.txt")
+        context.tracker.close(_TOLD_SECONDS)
+        os._exit(hangs.EXIT)
+
+    with Watch(Rhythm(HANG_SECONDS), on_hang) as watch, context.progress.heard_by(watch.beat):
+        try:
+            return stage.run(context)
+        except Exception as error:
+            raise carried(error) from error
+        finally:
+            context.tracker.close()

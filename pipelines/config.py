@@ -44,7 +44,7 @@ class _Stages(BaseModel):
 
 
 def _purpose(stage: Stage) -> str:
-    """What a stage is for: the first paragraph of its module."""
+    """The purpose of a stage: the first paragraph of its module."""
     return " ".join((stage.module.__doc__ or stage.name).split("\n\n")[0].split())
 
 

@@ -67,11 +67,15 @@ class Display:
         for stage, state in states.items():
             if stage not in self._started:
                 continue
-            for text in state.get("notes", ())[self._noted.get(stage, 0) :]:
+            notes = state.get("notes", ())
+            known = self._noted.get(stage, 0)
+            for text in notes[known if known <= len(notes) else 0 :]:  # a board that was started again has forgotten
                 self.note(f"{stage}: {text}")
-            self._noted[stage] = len(state.get("notes", ()))
+            self._noted[stage] = len(notes)
             if says := state.get("says"):
                 self._say(stage, says)
+                continue
+            if "done" not in state:
                 continue
             first = self._first.setdefault(stage, state)
             seconds, done = state["time"] - first["time"], state["done"] - first["done"]
@@ -91,6 +95,7 @@ class Display:
         if self._said.get(stage) == text:
             return
         self._said[stage] = text
+        self._first.pop(stage, None)  # what is counted from here on has a rate of its own
         if self._bars:
             self._bars.update(self._tasks[stage], detail=text)
         self._line(stage, text)

@@ -57,7 +57,7 @@ def _why_nowhere(stage: Stage, stages: list[Stage]) -> str:
 
 
 def _problem(name: str, stage: Any) -> str | None:
-    """What keeps an entry point from being a stage."""
+    """The reason why an entry point cannot be a stage."""
     if not isinstance(stage, Stage):
         return f"is no omniloom.stages.base.Stage but a {type(stage).__name__}"
     if stage.name != name:

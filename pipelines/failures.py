@@ -1,58 +1,15 @@
-"""Failures: from whatever a stage died of to one line that a person can act on.
-
-Ray, Ray Data and Ray Train wrap what a worker raised, each in its own way, and carry it between processes; what
-cannot be carried is left as text. `carried` is called where the stage's body ran, with the exceptions still at hand;
-`told` in the driver, with what Ray made of it.
-"""
+"""What the user is told of a stage that died: one line with the stage, the cause, and what to do."""
 
 from __future__ import annotations
 
-import re
-
-from omniloom.infra.errors import InputError, OmniLoomError, join_fields, split_field
+from omniloom.infra.errors import InputError, OmniLoomError, join_fields
+from omniloom.infra.failures import BodyFailed, is_system_failure, line, root_cause
 
 _GOES_ON = "the next run goes on from here"
-_LONGEST = 500
-# An exception's line in the text of a traceback: not indented, its type first. The first one was raised first.
-_RAISED = re.compile(
-    r"^(?:(?P<kind>(?:(?:[A-Za-z_]\w*|<locals>)\.)*[A-Z_]\w*): (?P<message>.*)"
-    r"|(?P<bare>[\w.<>]*(?:Error|Exception|Exit|Interrupt)))$",
-    re.MULTILINE,
-)
-# Wrappings that hold what was raised as text alone.
-_LOSSY = ("UserCodeException", "RayDataUserCodeException", "UnserializableException", "RaySystemError", "RayTaskError")
-# A rank whose only trouble is another rank's end.
-_COLLATERAL = re.compile(r"[Cc]onnection (closed|reset)|NCCL|ncclRemoteError")
-# What Ray says of its own failures, by the name of the class; subclasses come before what they derive from.
-_WORDS = {
-    "OutOfMemoryError": "Ray ended a process of it, as this machine's memory was nearly full; fewer or smaller "
-    "workers need less",
-    "OutOfDiskError": "the disk of Ray's object store is full",
-    "ObjectStoreFullError": "Ray's object store is full (cluster.object_store_bytes)",
-    "WorkerCrashedError": "a process of it was killed; where memory runs out, the system does that",
-    "LocalRayletDiedError": "Ray's own process on this machine (raylet) died",
-    "NodeDiedError": "the machine that it ran on is gone, or Ray's own process there",
-    "ActorDiedError": "a worker process died; where memory runs out, the system kills it",
-    "ActorUnavailableError": "a worker process does not answer",
-    "RayActorError": "a worker process died",
-    "TaskCancelledError": "it was cancelled",
-    "OwnerDiedError": "the process that held its data died",
-    "ObjectLostError": "data between its workers were lost, with a process or a machine",
-}
 
 
 class StageFailed(OmniLoomError):
     """A stage's body raised, or what it ran on died; `__cause__` is what Ray raised."""
-
-
-class BodyFailed(Exception):
-    """What a stage's body raised, in one line; picklable whatever it was."""
-
-
-def carried(error: Exception) -> Exception:
-    """The exception to send to the driver in place of `error`: an InputError, or a BodyFailed with one line."""
-    root = root_cause(error)
-    return root if isinstance(root, InputError) else BodyFailed(line(root))
 
 
 def told(stage: str, error: Exception) -> OmniLoomError:
@@ -64,74 +21,3 @@ def told(stage: str, error: Exception) -> OmniLoomError:
     text = str(root) if isinstance(root, OmniLoomError | BodyFailed) else line(root)
     hint = f"; {_GOES_ON}" if is_system_failure(error) else ""
     return StageFailed(f"stage {stage} failed: {text}{hint}")
-
-
-def is_system_failure(error: BaseException) -> bool:
-    """Whether Ray, a process or a machine failed, and not what the stage's body did."""
-    from ray.exceptions import RayError, RayTaskError
-
-    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What a worker raised, out of all that was put around it; where it could not be carried, from the text of it."""
-    chain = [error]
-    while (inner := _inner(chain[-1])) is not None and inner not in chain:
-        chain.append(inner)
-    if type(chain[-1]).__name__ in _LOSSY:
-        for outer in chain:
-            if (found := _from_text(str(outer))) is not None:
-                return found
-    return chain[-1]
-
-
-def _inner(error: BaseException) -> BaseException | None:
-    fields = vars(error) if hasattr(error, "__dict__") else {}
-    if failures := fields.get("worker_failures"):  # Ray Train: by rank
-        return _first_failure([failures[rank] for rank in sorted(failures)])
-    # RayTaskError; of Ray Train ControllerError, WorkerHealthCheckFailedError and UserExceptionWithTraceback.
-    for name in ("cause", "controller_failure", "health_check_failure", "_base_exc"):
-        if isinstance(fields.get(name), BaseException):
-            return fields[name]
-    if type(error).__name__ in ("UserCodeException", "RayDataUserCodeException"):
-        return error.__cause__
-    return None
-
-
-def _first_failure(errors: list[BaseException]) -> BaseException:
-    """Of several ranks' errors the one to tell: the others lost their connection to it."""
-    roots = [root_cause(error) for error in errors]
-    wrong = [root for root in roots if isinstance(root, InputError)]
-    own = [root for root in roots if not _COLLATERAL.search(str(root))]
-    return (wrong or own or roots)[0]
-
-
-def _from_text(text: str) -> Exception | None:
-    """The exception that the text of a traceback says was raised first."""
-    for found in _RAISED.finditer(_plain(text)):
-        kind, message = (found["kind"] or found["bare"]).rpartition(".")[2], found["message"] or ""
-        if kind in _LOSSY:
-            continue
-        if kind == "InputError":
-            field, message = split_field(message)
-            return InputError(message, field=field)
-        own = kind in ("BodyFailed", "OmniLoomError")
-        return BodyFailed(message if own else f"{kind}: {message}" if message else kind)
-    return None
-
-
-def line(error: BaseException) -> str:
-    """One line about an exception: its type and its first line, or our own words for one of Ray's."""
-    for kind in type(error).__mro__:
-        if kind.__module__.startswith("ray.") and kind.__name__ in _WORDS:
-            return _WORDS[kind.__name__]
-    if isinstance(error, BodyFailed | OmniLoomError):
-        return str(error)
-    lines = [part.strip() for part in _plain(str(error)).splitlines() if part.strip()]
-    text = lines[0] if lines else ""
-    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)

@@ -82,7 +82,7 @@ class Graph:
 
 
 def no_stage(name: str) -> str:
-    """What is wrong with a name that no stage has."""
+    """The error for a name that no stage has."""
     why = UNUSABLE.get(name)
     return f"cannot be used: {why}" if why else f"no stage {name!r}; the stages are {', '.join(KNOWN_NAMES)}"
 

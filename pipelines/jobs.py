@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from omniloom.infra import nodes
-from omniloom.infra.cluster import use_token
+from omniloom.infra.cluster import use_token, with_autoscaling
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, redact_override
 from omniloom.infra.tree import copy_tree
 from omniloom.pipelines import room, yaml_dialect
 from omniloom.pipelines.config import PipelineConfig, find, load, raw, validate
 from omniloom.pipelines.paths import with_absolute_paths
+from omniloom.pipelines.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -41,18 +42,22 @@ _ADDRESS = "address"
 _JOB = "job id"
 _REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 1.0
-_CLOSING_SECONDS = 25  # from `stop` until Ray kills the job: a run takes some to close its records; Ray's default is 3
-_STOP_SECONDS = _CLOSING_SECONDS + 15.0
+# From `stop` until Ray kills the job, beside the grace of its stages: a run takes some to close its records.
+_CLOSING_SECONDS = 25
+_CLOSING = "omniloom.closing_seconds"
+_STOP_SECONDS = 15.0  # for Ray, beside those
 # Lines of Ray in a job's log.
 _OF_THE_MANAGER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO job_manager\.py:\d+ -- ")
 _PROGRESS = re.compile(r"^\d\d:\d\d:\d\d (\w+: .+)$", re.MULTILINE)  # of pipelines.display
+_GONE = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
 class Job:
     """A job as the cluster knows it; times are seconds since the epoch, `end` None while it runs. `pipeline` is the
-    name in the config; `progress` is the last line about a stage that a running job wrote, else empty."""
+    name in the config; `progress` is the last line about a stage that a running job wrote, else empty. `killed` says
+    that its process was, or its machine went away: it did not end by itself."""
 
     id: str
     status: str
@@ -63,6 +68,7 @@ class Job:
     start: float | None
     end: float | None
     message: str
+    killed: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -84,7 +90,7 @@ def submit(
     $OMNILOOM_PYTHON, else this one where the cluster is on this machine, else `python`. `env` holds variables for the
     job and its workers. The config is checked before anything is sent.
     """
-    pipeline = load(config, list(overrides)).name
+    loaded = load(config, list(overrides))
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="omniloom-job-") as folder:
         shipped = pack(config, overrides, Path(folder))
@@ -95,7 +101,8 @@ def submit(
             Path(folder),
             env,
             {
-                "omniloom.pipeline": pipeline,
+                "omniloom.pipeline": loaded.name,
+                _CLOSING: f"{_CLOSING_SECONDS + grace(loaded):g}",
                 "omniloom.config": redact(str(config)),
                 "omniloom.overrides": " ".join(redact_override(override) for override in overrides),
             },
@@ -116,11 +123,21 @@ def start(
             metadata=dict(metadata),
             runtime_env={
                 "working_dir": str(folder),
-                "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_CLOSING_SECONDS), **(env or {})},
+                "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": _closing(metadata), **(env or {})},
             },
         )
     except RuntimeError as error:
         raise OmniLoomError(f"the cluster did not take the job: {error}") from error
+
+
+def grace(config: PipelineConfig) -> float:
+    """How many seconds the pipeline's stages get for a checkpoint, where it is told to end."""
+    return max(stage.grace(getattr(config.stages, stage.name, None)) for stage in config.graph.stages)
+
+
+def _closing(metadata: Mapping[str, str] | None) -> str:
+    """Seconds from `stop` until Ray kills the job, as it was submitted."""
+    return (metadata or {}).get(_CLOSING, str(_CLOSING_SECONDS))
 
 
 def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
@@ -141,7 +158,7 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
 def check_room(address: str, config: PipelineConfig, names: Sequence[str]) -> None:
     """InputError where the cluster's nodes have too little for these stages, or where no cluster answers."""
     _client(address)
-    room.check(config, names, nodes.behind(_dashboard_url(address)))
+    room.check(config, names, with_autoscaling(nodes.behind(_dashboard_url(address)), config.cluster))
 
 
 def jobs(address: str) -> list[Job]:
@@ -202,12 +219,13 @@ def _lines(client: JobSubmissionClient, job_id: str, follow: bool) -> Iterator[s
         yield rest
 
 
-def stop(address: str, job_id: str, timeout: float = _STOP_SECONDS) -> Job:
+def stop(address: str, job_id: str) -> Job:
     """Stop the job, wait until it has ended, and return it. A job that has ended stays as it is."""
     client = _client(address)
-    if _job(_details(client, job_id)).status not in FINAL:
+    details = _details(client, job_id)
+    if _job(details).status not in FINAL:
         client.stop_job(job_id)
-    return wait(address, job_id, timeout)
+    return wait(address, job_id, float(_closing(details.metadata)) + _STOP_SECONDS)
 
 
 def _client(address: str) -> JobSubmissionClient:
@@ -292,4 +310,15 @@ def _job(details) -> Job:
         start=details.start_time / 1000 if details.start_time else None,
         end=details.end_time / 1000 if details.end_time else None,
         message=details.message or "",
+        killed=_was_killed(details),
     )
+
+
+def _was_killed(details) -> bool:
+    """A signal shows in the exit code, as Python or as the shell gives it; 130 is our own for being told to end."""
+    if getattr(details.status, "value", details.status) != "FAILED":
+        return False
+    code = details.driver_exit_code
+    if code is None:
+        return str(getattr(details.error_type, "value", details.error_type)) in _GONE
+    return code < 0 or (code > 128 and code != INTERRUPTED)

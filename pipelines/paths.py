@@ -12,7 +12,7 @@ from omniloom.infra.tracking.address import absolute_store
 
 
 def make_absolute(config: BaseModel) -> None:
-    """Of a pipeline's config, or of a stage's."""
+    """With absolute paths: a pipeline's config, or a stage's."""
     paths = list(marked_paths(config))
     for marked in paths:
         if marked.mark["kind"] != "source":

@@ -73,7 +73,7 @@ class Plan:
         self.check_counts()
 
     def unreadable(self) -> Iterator[InputError]:
-        """Of the outside files of the stages so far."""
+        """Facts about the outside files of the stages so far."""
         for planned in self.stages:
             for error in unreadable(planned.outside) if planned.name not in self.config.pins else ():
                 yield placed(self.config, InputError(error.message, field=f"stages.{planned.name}.{error.field}"))

@@ -16,7 +16,7 @@ from omniloom.pipelines.planned import PlannedStage
 
 
 def change(planned: PlannedStage, previous: Artifact | None, inputs: Mapping[str, PlannedStage]) -> str:
-    """What differs from the artifact that the pipeline used last."""
+    """Differences from the artifact that the pipeline used last."""
     if previous is None:
         return "never ran"
     old = previous.manifest

@@ -39,7 +39,7 @@ from omniloom.pipelines.record import Record
 from omniloom.pipelines.runlog import RunLog
 from omniloom.stages.base import StageContext
 
-_STOP_SECONDS = 10.0
+_CLOSING_SECONDS = 10.0  # for MLflow runs and leases, once bodies have ended
 _PACKAGES = ("omniloom", "torch", "ray", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "tokenizers")
 
 
@@ -103,7 +103,7 @@ class _Run:
     ):
         self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
         self.board = start_board()
-        self.bodies = Bodies(connected, display.note)
+        self.bodies = Bodies(connected, display.note, self.board)
         self.head = cluster.Head(connected)
         self.interrupted = threading.Event()
 
@@ -184,11 +184,15 @@ class _Run:
         return None
 
     def _stop(self, running: dict[Future, PlannedStage]) -> None:
-        """End what runs, and give the stages the time to close their MLflow runs and leases."""
+        """End what runs, and give the stages the time for a checkpoint, and to close their MLflow runs and leases."""
         self.interrupted.set()
         cluster.expect_deaths()
-        self.bodies.end()
-        wait(running, timeout=_STOP_SECONDS)
+        grace = max((planned.stage.grace(planned.config) for planned in running.values()), default=0.0)
+        if grace:
+            self.display.note(f"waiting up to {grace:g} s for a checkpoint; a second signal ends at once")
+        self.bodies.end(grace=grace)
+        wait(running, timeout=_CLOSING_SECONDS)
+        self._show_progress()  # what they noted last
         for planned in running.values():
             self.record.stage(planned.name, status="killed")
 

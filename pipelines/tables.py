@@ -116,7 +116,7 @@ def jobs_table(rows: list[dict]) -> Table:
 
 
 def presets_table(folder: Path) -> Table:
-    """What the comment at the top of each preset says first."""
+    """The first sentence of the comment at the top of each preset."""
     table = Table(title=str(folder), title_justify="left", box=None, pad_edge=False)
     table.add_column("preset", no_wrap=True)
     table.add_column("what it is", overflow="fold")

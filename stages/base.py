@@ -1,4 +1,4 @@
-"""What a stage is: a name, a module, the roles that it reads and makes; and the context that its `run` gets.
+"""The contract of a stage: a name, a module, the roles that it reads and makes; and the context that its `run` gets.
 
 A role is what an artifact is for: `records`, `tokenizer`, `tokens`, `model`, `evaluation`. A stage that makes none of
 them makes the role of its own name. For each role that it reads a stage gets the artifact of the nearest stage before
@@ -68,7 +68,7 @@ class Needs:
 
     @classmethod
     def of(cls, workers: WorkersConfig) -> Needs:
-        """Of a group of training workers, with a body that only waits for it."""
+        """Resources of a group of training workers, with a body that only waits for it."""
         return cls(
             worker_cpus=workers.least * workers.cpus, worker_gpus=workers.least * workers.gpus, workers=workers.least
         )
@@ -116,8 +116,12 @@ class Stage:
         return metrics
 
     def restarts(self, config: Any) -> int:
-        """How often the body may be started again after its process was killed: as often as its ranks."""
-        return getattr(getattr(config, "workers", None), "max_failures", 1)
+        """How often in a row the body may be started again after its process was killed: as often as its ranks."""
+        return getattr(_workers(config), "max_failures", RETRIES)
+
+    def grace(self, config: Any) -> float:
+        """How many seconds the body gets to keep what is done, where it is told to end; only a training needs some."""
+        return getattr(_workers(config), "grace_seconds", 0.0)
 
     def check(self, config: Any, upstream: Mapping[str, Any], files: bool = True) -> None:
         if function := getattr(self.module, "check", None):
@@ -134,6 +138,11 @@ class Stage:
     def summary(self, metrics: dict) -> str | None:
         function = getattr(self.module, "summary", None)
         return function(metrics) if function else None
+
+
+def _workers(config: Any) -> Any:
+    """Where a stage's own training runs, or that of its study; something without these settings where it has none."""
+    return getattr(config, "workers", None) or getattr(getattr(config, "training", None), "workers", None)
 
 
 @dataclass

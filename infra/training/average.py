@@ -11,7 +11,7 @@ _AT_ONCE = 1 << 22  # numbers that are exchanged together
 
 
 class MovingAverage:
-    """Of the tensors that this rank's optimizer steps, laid out as they are."""
+    """Moving averages of the tensors that this rank's optimizer steps, in their layout."""
 
     def __init__(self, flats: Iterable[Tensor], decay: float):
         self.decay, self._flats = decay, {id(flat): flat for flat in flats}

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from omniloom.infra.training.engine import Engine
 
 
+def newest_step(state: str) -> int:
+    """The step of the newest checkpoint, whatever its files hold; 0 where there is none."""
+    return max((int(name[5:-5]) for name in manifests(storage.join(state, "checkpoints"))), default=0)
+
+
 def _read(uri: str) -> tuple[dict | None, str]:
     """A checkpoint as its manifest says, with "folder"; or what is wrong with it, "" where nothing is. Reads no content
     of its files. InputError where it was written by a version that kept it otherwise."""
@@ -51,7 +56,7 @@ def _files(manifest: dict) -> list[dict]:
 
 
 def _hashes_differ(found: dict) -> str:
-    """What is wrong with the content of a checkpoint; each rank reads its share. Every rank must call it."""
+    """The fault in the content of a checkpoint, "" for none; each rank reads its share. Every rank must call it."""
     from omniloom.infra.training.shards import gathered, ranks
 
     rank, size = ranks()
@@ -90,7 +95,7 @@ def _all_damaged(folder: str, damaged: list[str]) -> OmniLoomError:
 
 
 def check(state: str) -> None:
-    """That a training can go on from what is in `state`: InputError where that is of another version, OmniLoomError
+    """Check that training can go on from what is in `state`: InputError where that is of another version, OmniLoomError
     where every checkpoint is damaged. Reads no content, so that it is asked before workers start; hashes are compared
     when they load."""
     folder, damaged = storage.join(state, "checkpoints"), []

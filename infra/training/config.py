@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from omniloom.infra.fields import PLACEMENT
 
+HANG_SECONDS = 60.0  # no shorter silence counts as a hang, unless a config says otherwise
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -21,7 +22,7 @@ class OptimizerConfig(BaseModel):
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decays of the averages of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
-    """What is added to the root of the second average."""
+    """Added to the root of the second average (epsilon)."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay, of matrices alone."""
     warmup_steps: int = Field(50, ge=0)
@@ -29,7 +30,7 @@ class OptimizerConfig(BaseModel):
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on: along half a cosine, or constant."""
     final_lr_ratio: float = Field(0.05, ge=0, le=1)
-    """What the cosine ends at, as a share of `lr`."""
+    """Learning rate at the end of the cosine, as a share of `lr`."""
     grad_clip: float = Field(1.0, ge=0)
     """Maximum norm of the gradient; 0 switches clipping off."""
 
@@ -115,8 +116,12 @@ class WorkersConfig(BaseModel):
     """CPUs of one worker."""
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
     """GPUs of one worker."""
-    max_failures: int = Field(1, ge=0, json_schema_extra=PLACEMENT)
-    """Restarts from the last checkpoint."""
+    max_failures: int = Field(3, ge=0, json_schema_extra=PLACEMENT)
+    """Restarts from the last checkpoint in a row; one that reaches a later checkpoint sets the count back to 0."""
+    hang_seconds: float = Field(HANG_SECONDS, gt=0, json_schema_extra=PLACEMENT)
+    """The shortest silence of a rank that may count as a hang; the rhythm of its steps may allow longer ones."""
+    grace_seconds: float = Field(30, ge=0, json_schema_extra=PLACEMENT)
+    """How long a run that is told to end waits for a checkpoint."""
     accumulate: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
     """Forward passes per optimizer step; with fewer workers than the most, as many as keep the rows of a pass."""
     checkpoint_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
@@ -128,7 +133,7 @@ class WorkersConfig(BaseModel):
     log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
-    """What one worker's device can compute, TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+    """Peak of one worker's device in TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
 
     @model_validator(mode="after")
     def _kept_are_saved(self) -> WorkersConfig:

@@ -82,7 +82,7 @@ class Guard:
         storage.write_json(storage.join(output, "report", "bad_steps.json"), {"found": self.bad.state["found"]})
         return self.bad.counts
 
-    def act(self, step: int, batch: str, measure: Callable[[], list[dict[str, Any]]]) -> None:
+    def act(self, step: int, batch: str, measure: Callable[[int], list[dict[str, Any]]]) -> None:
         """What follows a bad step. `batch` says what it was made of, `measure` what each of its documents gives alone.
         Every rank must call it; raises `GoBack` or `TrainingDiverged`, returns where the step was skipped."""
         told = f"step {step}: {self.why}"
@@ -90,7 +90,7 @@ class Guard:
             raise TrainingDiverged(f"{told}; batch: {batch}")
         documents: list[dict[str, Any]] = []
         if self.goes_back and not self.bad.was_bad(step):
-            documents = finite(to_blame(measure(), self.bad.sigmas or 0.0))
+            documents = finite(to_blame(measure(step), self.bad.sigmas or 0.0))
         self._remember(BadStep(step, str(self.why), self.config.on_bad_step, documents), f"{told}; batch: {batch}")
         self._tell(f"{told}; left out: {_named(documents) or 'the step'}")
         if self.goes_back:

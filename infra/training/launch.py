@@ -1,8 +1,9 @@
 """Launch: a worker function on every rank, by Ray Train or in this process.
 
-The function gets one picklable argument, whose `progress` tells that workers start and whose `tracker` is closed at its
-end, and finds a `torch.distributed` process group; what it makes it writes to storage. Ray Train places the workers and
-restarts the group after a failure; the function resumes by itself.
+The function gets one picklable argument: `state` is the URI of the folder of its checkpoints, `progress` tells that
+workers start, and `tracker` is closed at its end. It finds a `torch.distributed` process group; what it makes it writes
+to storage. Ray Train places the workers. Where a rank or its machine dies, or a rank hangs, the group is started again,
+and the function resumes by itself.
 """
 
 from __future__ import annotations
@@ -11,25 +12,93 @@ import contextlib
 import os
 import pickle
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 from omniloom.infra import storage
+from omniloom.infra.errors import OmniLoomError
+from omniloom.infra.failures import is_system_failure, line, of_passing_kind, root_cause
+from omniloom.infra.lease import Holder
+from omniloom.infra.retries import Retries
+from omniloom.infra.training import checkpoint, hangs, stopping
 from omniloom.infra.training.config import WorkersConfig
+
+# Ray Train's own patience with a process that answers nothing at all, which no thread of its own can notice.
+_SILENCE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_WAITS_FOR_ROOM = "WorkerGroupStartupTimeoutError"
+
+
+class GroupLost(OmniLoomError):
+    """The ranks died too often without a later checkpoint."""
 
 
 def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
     """Run `function(argument)` on the ranks of a Ray Train worker group, of `workers.count`; returns when all have
     ended. Of a range as many run as there is room for: when that changes, the group starts again from the last
-    checkpoint with another number."""
-    import pyarrow.fs
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    checkpoint with another number.
 
+    A group that failed by no fault of the function's is started again (`infra.retries`): progress is a later
+    checkpoint. Raises `Stopped` where the driver asked it to end, `GroupLost` where it died too often, else what a rank
+    raised.
+    """
+    retries = Retries(workers.max_failures, checkpoint.newest_step(argument.state))
+    while True:
+        argument.progress.say(f"starting {_number(workers)}")
+        hangs.clear(argument.state)
+        Holder.new_attempt(argument.state)
+        try:
+            _fit(function, argument, workers, name, work)
+            return
+        except Exception as error:
+            _after(error, argument, workers, retries)
+
+
+def _after(error: Exception, argument: Any, workers: WorkersConfig, retries: Retries) -> None:
+    """Returns where the group is to be started again, after a pause; raises where not."""
+    note, root = argument.progress.note, root_cause(error)
+    reached = checkpoint.newest_step(argument.state)
+    goes_on = f"training goes on from step {reached}"
+    if isinstance(root, stopping.Stopped):
+        note(str(root))
+        if argument.progress.is_to_stop():
+            raise root
+        return
+    if type(root).__name__ == _WAITS_FOR_ROOM:
+        room = f"{workers.cpus:g} CPUs" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
+        argument.progress.say(f"waiting for room for {_number(workers)} of {room}")
+        return
+    hang = hangs.read(argument.state)
+    if not (hang or is_system_failure(root) or of_passing_kind(root)):
+        raise error
+    what = hang[0] if hang else line(root)
+    if hang:
+        argument.tracker.log_text(hang[1], f"hangs/step-{hang[2]}.txt")
+    if (pause := retries.failed(reached)) is None:
+        raise GroupLost(
+            f"the training died {retries.often} without a later checkpoint than that of step {reached}, which is kept; "
+            f"the last time: {what}; the next run goes on from there"
+        ) from error
+    note(f"{what}; {goes_on} ({retries.told})")
+    time.sleep(pause)
+
+
+def _number(workers: WorkersConfig) -> str:
+    count = workers.count if workers.least == workers.most else f"{workers.least} to {workers.most}"
+    return f"{count} worker{'s' if workers.most > 1 else ''}"
+
+
+def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
+    import pyarrow.fs
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+
+    from omniloom.infra.training.group import GroupConfig
+
+    os.environ[_SILENCE] = str(2 * workers.hang_seconds)
     count = workers.count
     number: Any = count if isinstance(count, int) else (count.min, count.max)
-    told = f"{count}" if isinstance(count, int) else f"{count.min} to {count.max}"
-    argument.progress.say(f"starting {told} worker{'s' if workers.most > 1 else ''}")
     fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
@@ -37,12 +106,13 @@ def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfi
         _enter,
         train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
         scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus > 0, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if workers.gpus else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=path,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            # `launch` counts failures itself: those in a row, and not those of the function's own code.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     ).fit()
 
@@ -50,9 +120,12 @@ def launch(function: Callable[[Any], None], argument: Any, workers: WorkersConfi
 def _enter(config: dict) -> None:
     import torch
 
+    from omniloom.infra.training import group
+
     torch.set_num_threads(config["threads"])
     try:
-        config["function"](config["argument"])
+        with group.listening(config["argument"].progress):
+            config["function"](config["argument"])
     except Exception as error:
         if (portable := _portable(error)) is error:
             raise

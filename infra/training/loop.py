@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch.distributed as dist
 
+from omniloom.infra import owner
 from omniloom.infra.progress import Progress
-from omniloom.infra.training import checkpoint
+from omniloom.infra.training import checkpoint, hangs, stopping
+from omniloom.infra.training.agreement import Agreement
 from omniloom.infra.training.config import EngineConfig, WorkersConfig
 from omniloom.infra.training.divergence import first_difference
 from omniloom.infra.training.engine import Engine, reduce_mean
 from omniloom.infra.training.guard import GoBack, Guard, TrainingDiverged
+from omniloom.infra.training.rhythm import Rhythm
 from omniloom.infra.training.saving import Saver
+from omniloom.infra.training.shards import gathered
+from omniloom.infra.training.watch import Watch
 
 
 class Loader(Protocol):
@@ -41,7 +47,7 @@ class Loader(Protocol):
         ...
 
     def describe(self, step: int) -> str:
-        """What the batch of a step that was taken is made of, for an error."""
+        """Names the contents of the batch of a step that was taken, for an error message."""
         ...
 
     def close(self) -> None:
@@ -74,7 +80,7 @@ class Trainer(Protocol):
         ...
 
     def validate(self, step: int) -> None:
-        """What follows a validation's step. Called on every rank; its time is not training's."""
+        """Validate after this step. Called on every rank; its time is not training's."""
         ...
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
@@ -101,26 +107,42 @@ class Loop:
     validate_every: int
     validate_first: bool = False
     numerics: EngineConfig = field(default_factory=EngineConfig)
+    _done: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.numerics, self.trainer.engines, self.state, self.progress.note)
 
     def run(self) -> dict[str, Any]:
         """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
-        of all ranks since step 0 and the last logged metrics. The loader is closed."""
+        of all ranks since step 0 and the last logged metrics. The loader is closed.
+
+        Stopped where the training was asked to end: a checkpoint of the steps that are done is written. A step that
+        hangs ends the process (`hangs.end_rank`).
+        """
         try:
             while True:
-                with contextlib.suppress(GoBack), self._saver() as saver:
-                    return self._train(saver, *self._resume())
+                with contextlib.suppress(GoBack), self._watch() as watch, self._saver() as saver:
+                    return self._train(watch, saver, *self._resume())
         finally:
             self.loader.close()
 
-    def _resume(self) -> tuple[int, float, dict[str, float]]:
-        """The step to go on with, and the units and the last logged metrics of those before it."""
-        start, position = 0, {}
+    def _watch(self) -> Watch:
+        processes, thread = gathered(owner.this_process()), threading.get_ident()
+        rank = dist.get_rank() if dist.is_initialized() else 0
+
+        def on_hang(seconds: float, limit: float) -> None:
+            hangs.end_rank(self.state, self._done, rank, processes, thread, seconds, limit)
+
+        return Watch(Rhythm(self.workers.hang_seconds), on_hang)
+
+    def _resume(self) -> tuple[int, float, dict[str, float], _Window]:
+        """The step to go on with; the units and the last logged metrics of those before it, and what of them is not
+        logged yet."""
+        start, position, window = 0, {}, _Window(self.trainer)
         if found := checkpoint.latest(self.state, self.progress.note):
             checkpoint.load(found, self.trainer.engines)
             start, position = found["step"], found["position"]
+            window.put(position.get("window", []))
         sought = self.guard.resume(position)
         if found:
             self.loader.seek(sought)
@@ -128,15 +150,22 @@ class Loop:
             self.trainer.rewind(start)
         if start == 0 and self.validate_first:
             self.trainer.validate(0)
-        return start, position.get("units", 0.0), position.get("last", {})
+        return start, position.get("units", 0.0), position.get("last", {}), window
 
-    def _train(self, saver: Saver, start: int, units: float, last: dict[str, float]) -> dict[str, Any]:
-        window = _Window(self.trainer)
+    def _train(
+        self, watch: Watch, saver: Saver, start: int, units: float, last: dict[str, float], window: _Window
+    ) -> dict[str, Any]:
+        agreement = Agreement()
         began = time.perf_counter()
         if start == 0 and self.guard.goes_back:
             saver.start(0, self.loader.position)
         for step in range(start, self.steps):
-            self._step(step, window, saver)
+            self._done = step
+            self._step(step, window)
+            if self.guard.why:
+                watch.enters("bad step")
+                saver.finish()
+                self.guard.act(step, self.loader.describe(step), lambda at: self.trainer.measure(at, self.loader))
             done = step + 1
             logs, keeps = self.workers.logs(done, self.steps), self.workers.keeps(done, self.steps)
             if (logs or keeps) and (differing := first_difference(self.trainer.engines)):
@@ -152,10 +181,19 @@ class Loop:
             elif _first():
                 self.progress(done, self.steps, "steps")
             if done < self.steps and done % self.validate_every == 0:
+                watch.enters("validation")
                 self.trainer.validate(done)
-            if keeps:
+            stop = agreement.after_step() and done < self.steps
+            if stop or keeps:
+                watch.enters("checkpoint")
                 position = {**self.loader.position, **self.guard.position, "units": units, "last": last}
-                saver.start(done, position)
+                saver.start(done, position | window.all_ranks())
+            if stop:
+                agreement.close()
+                self._stop(saver, done)
+            watch.beat()
+        agreement.close()
+        watch.enters("end")
         # After the last checkpoint, so that what is made of the trained model is made again where it was lost.
         if self.steps:
             self.trainer.validate(self.steps)
@@ -163,23 +201,27 @@ class Loop:
             self.progress.note(f"the last checkpoint was not saved: {error}")
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
-    def _step(self, step: int, window: _Window, saver: Saver) -> None:
+    def _step(self, step: int, window: _Window) -> None:
         began = time.perf_counter()
         batch = self.loader.at(step)
         if self.guard.bad.active:
+            self.guard.begin(self.trainer.kind(batch))
             if self.guard.bad.leaves_out(step):
                 return
-            self.guard.begin(self.trainer.kind(batch))
         logs, units = self.trainer.train_step(step, batch)
         seconds = time.perf_counter() - began
         if self.guard.why:
-            saver.finish()
-            self.guard.act(step, self.loader.describe(step), lambda: self.trainer.measure(step, self.loader))
             return
         for name, value in logs.items():
             if not math.isfinite(value):
                 raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
         window.add(logs, units, seconds)
+
+    def _stop(self, saver: Saver, done: int) -> NoReturn:
+        if error := saver.finish():
+            raise error
+        why = f" ({reason})" if (reason := stopping.asked()) else ""  # one rank's, in general
+        raise stopping.Stopped(f"stopped after step {done} of {self.steps}{why}, with a checkpoint of it")
 
     def _saver(self) -> Saver:
         keep, keep_every = self.workers.keep_checkpoints, self.workers.keep_every
@@ -187,7 +229,7 @@ class Loop:
 
 
 class _Window:
-    """What the steps since the last logged row gave."""
+    """Logs of this rank's steps since the last logged row."""
 
     def __init__(self, trainer: Trainer):
         self.unit, self.amounts = trainer.unit, trainer.amounts
@@ -203,6 +245,21 @@ class _Window:
         self.units += units
         self.seconds += seconds
 
+    def all_ranks(self) -> dict[str, Any]:
+        """What a checkpoint keeps of a row that is not logged yet, of every rank, as JSON; empty where it was logged.
+        Every rank must call it."""
+        if not self.values:
+            return {}
+        return {"window": gathered({"values": self.values, "units": self.units, "seconds": self.seconds})}
+
+    def put(self, kept: list[dict[str, Any]]) -> None:
+        """Go on with what a checkpoint kept: this rank's own, or its share where ranks became more or fewer."""
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if kept and len(kept) != ranks:
+            kept = [_shared(kept, ranks)] * ranks
+        if kept:
+            self.values, self.units, self.seconds = (kept[rank][name] for name in ("values", "units", "seconds"))
+
     def close(self) -> tuple[dict[str, float], dict[str, float], float]:
         """Means over steps and ranks, amounts by the second, and the units of all ranks; begins anew. Every rank must
         call it."""
@@ -214,6 +271,17 @@ class _Window:
         rates = {f"{name}_per_second": total / self.seconds for name, total in totals.items()}
         self._clear()
         return means, rates, totals[self.unit]
+
+
+def _shared(kept: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
+    """What each of `ranks` ranks takes over of what others had: their means, and of amounts an equal share."""
+    names = kept[0]["values"]
+    means = {name: [sum(v) / len(kept) for v in zip(*(rank["values"][name] for rank in kept))] for name in names}
+    return {
+        "values": means,
+        "units": sum(rank["units"] for rank in kept) / ranks,
+        "seconds": sum(rank["seconds"] for rank in kept) / len(kept),
+    }
 
 
 def _first() -> bool:

@@ -1,4 +1,4 @@
-"""What devices can compute at most, for the share of it that training uses."""
+"""Peak arithmetic rates of devices, for model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BF16_TFLOPS = {
 
 
 def peak_tflops(precision: str) -> float | None:
-    """Of this process's GPU in bf16; None where it is unknown: on CPUs, for other GPUs, in fp32."""
+    """Peak TFLOP/s of this process's GPU in bf16; None where it is unknown: on CPUs, for other GPUs, in fp32."""
     if precision != "bf16" or not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()

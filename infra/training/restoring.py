@@ -50,7 +50,7 @@ def _counts_on_device(engine: EngineWeights) -> bool:
 
 
 def _restore_state(tensors: Tensors, kind: str, part: Part, state: dict[str, Any], on_device: bool) -> None:
-    """Of what the optimizer keeps for the part's numbers; a fresh optimizer has nothing yet, and makes nothing then."""
+    """The optimizer's states of the part's numbers; empty for a fresh optimizer, which has none yet."""
     key = f"{kind}/{part.name}"
     if tensors.shape(key) == () and (kind == "step" or part.shape != ()):
         number = tensors.number(key)

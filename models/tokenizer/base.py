@@ -1,4 +1,4 @@
-"""What every visual tokenizer is: an encoder, a bottleneck between two projections, a decoder, and one interface.
+"""The base of all visual tokenizers: an encoder, a bottleneck between two projections, a decoder, and one interface.
 
 In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W). Out: `Encoded` on a grid (B, t, h, w), and pixels again.
 A tokenizer (`omni.OmniTokenizer`, `titok.TiTok`, `rae.RAE`) adds `grid`, `encode`, `decode`, `load_from`.
@@ -69,7 +69,7 @@ class VisualTokenizer(nn.Module):
 
     @property
     def codebook_size(self) -> int | None:
-        """How many codes; None for a continuous bottleneck."""
+        """Number of codes; None for a continuous bottleneck."""
         return self.codebook.size
 
     @property
@@ -113,7 +113,7 @@ class VisualTokenizer(nn.Module):
 
 
 def only_one(codes: Tensor | None, latents: Tensor | None) -> Tensor:
-    """What there is to decode; ValueError for neither and for both."""
+    """The one of codes and latents to decode; ValueError for neither and for both."""
     given = codes if latents is None else latents
     if given is None or (codes is not None and latents is not None):
         raise ValueError("decode: give either codes or latents")

@@ -52,7 +52,7 @@ _UNSAID = {"n_codes": 8192, "kl_weight": 1e-6}  # what a tokenizer of the other 
 
 
 class Placeholder:
-    """What stands for a class or function that a checkpoint names and that is not loaded: it keeps nothing."""
+    """Placeholder for a class or function that a checkpoint names and that is not loaded: it keeps nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Placeholder:
         return super().__new__(cls)
@@ -102,7 +102,7 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def _pickle_module() -> types.SimpleNamespace:
-    """What `torch.load` asks of a pickle module."""
+    """The interface that `torch.load` expects of a pickle module."""
     return types.SimpleNamespace(
         __name__="restricted_pickle",
         Unpickler=RestrictedUnpickler,

@@ -22,7 +22,7 @@ IMAGES_ALONE = {"titok": "a TiTok", "rae": "an RAE"}  # architectures that encod
 
 
 class _Quantized:
-    """What a config with a `quantizer` says of its latents."""
+    """Properties of the latents of a config with a `quantizer`."""
 
     quantizer: QuantizerConfig
 

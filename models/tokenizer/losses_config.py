@@ -68,7 +68,7 @@ class TokenizerLossConfig(Conditional):
     reconstruction_weight: float = 4.0
     """Its weight."""
     huber_delta: float = 0.1
-    """Where huber goes from squares to lengths, in pixel units of a range of 1."""
+    """Threshold between the quadratic and the linear part of the Huber loss, in pixel values of range 1."""
     perceptual_weight: float = 0.0
     """Weight of LPIPS (arXiv 1801.03924) with a VGG-16 and the heads trained for it, which `perceptual` of the stage
     names. Published: 4."""

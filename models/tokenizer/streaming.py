@@ -1,4 +1,4 @@
-"""What one chunk of a video leaves for the next, and how a video is cut into chunks.
+"""State that one chunk of a video leaves for the next, and how a video is cut into chunks.
 
 In: a video, whole (B, 3, T, H, W) or frame by frame. Out: chunks for `OmniTokenizer.encode_chunks`. The first has
 1 + k * temporal_patch frames and every later one k * temporal_patch; and `TemporalState`, which makes a video
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class BlockMemory(NamedTuple):
-    """What one block keeps of earlier chunks; None where there is nothing (yet). n is B * h * w.
+    """One block's state from earlier chunks; None where there is nothing (yet). n is B * h * w.
 
     frames: (at most 2, B, h, w, C), the last inputs of the block's convolution.
     keys, values: (at most temporal_window - 1, n, heads, head_dim), rotated keys and values of temporal attention.

@@ -43,7 +43,7 @@ class DenseAttend:
 
 @dataclass
 class BlockAttend:
-    """What it gives at padding is 0."""
+    """Its output at padding is 0."""
 
     blocks: QueryBlocks
 

@@ -66,7 +66,7 @@ class RopeScaling:
     __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
 
     factor: float
-    """What the low frequencies are divided by."""
+    """Divisor of the low frequencies."""
     low_freq_factor: float
     """Turns within the original length below which a frequency counts as low."""
     high_freq_factor: float
@@ -158,7 +158,7 @@ class UnifiedConfig(Conditional):
     tied: bool = True
     """The vocabulary head shares the embedding's weight."""
     norm_eps: float = 1e-6
-    """What the norms add to the mean square."""
+    """Added to the mean square in norms (epsilon)."""
     time_dim: int = 256
     """Width of the sinusoidal embedding of the diffusion time."""
     pixel_dim: int | None = None
@@ -166,7 +166,7 @@ class UnifiedConfig(Conditional):
     pixel_bottleneck: int = 128
     """Numbers between the two Linear of the patchifier bottleneck."""
     codebook_size: int | None = None
-    """How many codes a picture is made of; null: none."""
+    """Number of visual codes; null: none."""
     latent_patchifier: Literal["linear", "bottleneck", "unet"] = "linear"
     """How latents become the blocks' input: linear; bottleneck, two Linear with `pixel_bottleneck` numbers between them
     (JiT, arXiv 2511.13720, section 4.3); unet, which has a part behind the blocks too and `unet_width` channels."""
@@ -244,7 +244,7 @@ class UnifiedConfig(Conditional):
         require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
 
     def patchifier(self, name: str) -> str:
-        """Of the representation `name`; codes have an embedding instead."""
+        """The patchifier of the representation `name`; codes have an embedding instead."""
         return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
 
     @property

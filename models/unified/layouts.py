@@ -67,7 +67,7 @@ def without(document: Document, sources: Collection[str], specials: SpecialIds) 
 
 
 def prefix(prompt: Sequence[int], specials: SpecialIds, pictures: Sequence[Segment] = ()) -> list[Segment]:
-    """What is gone on from, in text or with a picture: a prompt behind the pictures that are shown."""
+    """The segments that generation continues, in text or with a picture: a prompt behind pictures."""
     if not pictures:
         return [_text([specials.bos, *prompt], loss=False)]
     return [_text([specials.bos], loss=False), *pictures, _text(prompt, loss=False)]
@@ -80,7 +80,7 @@ def prefix_for_text(
     grid: Grid | None = None,
     objective: str = "latent_diffusion",
 ) -> list[Segment]:
-    """What `generate_text` goes on from: a prompt, behind a picture where one is given."""
+    """The segments that `generate_text` continues: a prompt, behind a picture where there is one."""
     if values is None:
         return prefix(prompt, specials)
     if grid is None:
@@ -89,5 +89,5 @@ def prefix_for_text(
 
 
 def prefix_for_visual(caption: Sequence[int], specials: SpecialIds) -> list[Segment]:
-    """What `generate_visual` draws after; an empty caption is the unconditional prefix."""
+    """The segments before the picture of `generate_visual`; an empty caption is the unconditional prefix."""
     return prefix(caption, specials)

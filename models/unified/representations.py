@@ -1,4 +1,4 @@
-"""What a visual segment is made of, and what is trained on it: two tables. Standard library only, for configs.
+"""Two tables: representations of a visual segment, and the objectives that train on them. Standard library only.
 
 representation   values of one position              size in `UnifiedConfig`   input and output of the model
 latents          C floats of the visual tokenizer    latent_dim                Linear; Linear
@@ -99,7 +99,7 @@ _OURS = (
 
 
 def _problem(name: str, row: Any) -> str | None:
-    """What keeps an entry point from being an objective."""
+    """The reason why an entry point cannot be an objective."""
     if not isinstance(row, VisualObjective):
         return f"is no omniloom.models.unified.representations.VisualObjective but a {type(row).__name__}"
     if row.name != name:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from typing import Annotated
 
 import typer
 
+from omniloom.infra.retries import Retries
 from omniloom.infra.secrets import redact
 from omniloom.pipelines import signals
 from omniloom.pipelines.commands.arguments import DASHBOARD, Address, AsJson, ConfigPath, Job, Overrides
 from omniloom.pipelines.options import selection_options
 from omniloom.pipelines.selection import Selection
+from omniloom.stages.base import RETRIES
+
+_DONE = ": done in "  # of a stage's last line
 
 
 @selection_options
@@ -27,7 +32,8 @@ def submit(
 ) -> None:
     """Run the pipeline as a job on a Ray cluster, and show its log.
 
-    Ctrl-C while the log is shown leaves the job alone.
+    Ctrl-C while the log is shown leaves the job alone. A job whose process was killed is submitted again while this
+    command waits for it.
     """
     from omniloom.pipelines import jobs as cluster_jobs
     from omniloom.pipelines.checks import check_stages
@@ -43,20 +49,30 @@ def submit(
         cluster_jobs.check_room(address, loaded, [stage.name for stage in made.to_execute])
     else:
         check_stages(loaded, files=False)
-    job = cluster_jobs.submit(config, overrides or [], address, arguments=selection.arguments())
-    print(f"job {job}")
-    print(f"follow it with: omniloom logs {job} -f --address {redact(address)}", flush=True)
-    if no_wait:
-        return
-    try:
-        for line in cluster_jobs.logs(address, job, follow=True):
-            print(redact(line), flush=True)
-        outcome = cluster_jobs.wait(address, job)
-    except KeyboardInterrupt:
-        print(f"job {job} goes on; end it with: omniloom stop {job} --address {redact(address)}", file=sys.stderr)
-        sys.exit(signals.INTERRUPTED)
+    retries, done = Retries(RETRIES, 0), 0
+    while True:
+        job = cluster_jobs.submit(config, overrides or [], address, arguments=selection.arguments())
+        print(f"job {job}")
+        print(f"follow it with: omniloom logs {job} -f --address {redact(address)}", flush=True)
+        if no_wait:
+            return
+        try:
+            for line in cluster_jobs.logs(address, job, follow=True):
+                done += _DONE in line
+                print(redact(line), flush=True)
+            outcome = cluster_jobs.wait(address, job)
+        except KeyboardInterrupt:
+            print(f"job {job} goes on; end it with: omniloom stop {job} --address {redact(address)}", file=sys.stderr)
+            sys.exit(signals.INTERRUPTED)
+        if not outcome.killed or (pause := retries.failed(done)) is None:
+            break
+        print(
+            f"job {job}: its process was killed, or its machine is gone; submitted again ({retries.told})", flush=True
+        )
+        time.sleep(pause)
     why = f": {redact(outcome.message)}" if outcome.status == "FAILED" else ""
-    print(f"job {job}: {outcome.status.lower()}{why}")
+    often = f", its process killed {retries.often}; the next submit goes on from here" if outcome.killed else ""
+    print(f"job {job}: {outcome.status.lower()}{often}{why}")
     if outcome.status != "SUCCEEDED":
         raise typer.Exit(1)
 

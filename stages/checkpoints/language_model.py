@@ -55,7 +55,7 @@ def start_config(
 
 
 def check_text_tokenizer(uri: str, digest: str) -> None:
-    """That the tokens, sealed with `digest`, are made by the checkpoint's tokenizer: others' ids mean other words."""
+    """Check that the tokens, sealed with `digest`, are made by the checkpoint's text tokenizer."""
     file = storage.join(uri, "tokenizer.json")
     try:
         own = read_text_tokenizer(file).digest

@@ -109,7 +109,7 @@ class ClipStore:
         return clip
 
     def buckets(self, among: np.ndarray | None = None) -> list[np.ndarray]:
-        """Of each bucket the indices of its clips, of all in rising order or of those `among` them as they come."""
+        """The indices of each bucket's clips: of all in rising order or of those `among` them as they come."""
         chosen = np.arange(len(self)) if among is None else among
         return [chosen[self.bucket_of[chosen] == bucket] for bucket in range(len(self.shapes))]
 

@@ -54,7 +54,7 @@ class Documents:
         return found
 
     def _features(self, placed: Placed, grid: tuple[int, int, int]) -> np.ndarray | None:
-        """Of the picture that is drawn, on the grid of its segment; None where the tokens hold none."""
+        """Features (n, F) of the drawn picture on its segment's grid; None where the tokens hold none."""
         import torch
 
         from omniloom.models.unified.objectives.alignment import features_on_grid

@@ -230,7 +230,7 @@ def iterate_shard(
 
 
 def counts(artifact_uri: str) -> dict[str, int | float]:
-    """What every stage that makes records has among its metrics, and what later stages read there: how many there are,
+    """Metrics of every stage that makes records, which later stages read: how many there are,
     of each kind (in all, and to train on) and in each split, how many a model of this project made, and the captions of
     images and videos."""
     numbers = dict.fromkeys(("records", "synthetic", "synthetic_fraction", "uncaptioned", "captions", "multipage"), 0)

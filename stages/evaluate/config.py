@@ -13,7 +13,7 @@ class MeasureConfig(DrawingConfig):
     """How a unified model is measured; `stages.studies.objectives` measures its models in the same way."""
 
     split: str = Field("test", pattern="^(validation|test)$")
-    """What is measured on; items are drawn from it by the seed, evenly over sources and labels."""
+    """Split to measure on; items are drawn from it by the seed, evenly over sources and labels."""
     drawings: int = Field(256, ge=0)
     """Pictures drawn from held-out captions."""
     captions: int = Field(256, ge=0)
@@ -42,7 +42,7 @@ class EvaluateConfig(MeasureConfig):
     """Bounds of figures, such as {caption_accuracy: {min: 0.9}, bits_per_byte: {max: 2.5}, better_than_champion:
     caption_accuracy}; the model gets the alias where all hold, and never without a gate."""
     alias: str = "champion"
-    """Of the model in the registry that passed the gate last."""
+    """Alias in the model registry of the model that passed the gate last."""
 
 
 Config = EvaluateConfig

@@ -1,4 +1,4 @@
-"""What `evaluate` measures of drawing: pictures from held-out captions, by each objective, each in the shape of the
+"""Measures drawing: pictures from held-out captions, by each objective, each in the shape of the
 held-out picture whose caption it is. In: an `Evaluation`, which gets the figures and pictures. What each figure means
 stands in `stages.evaluate.measures`.
 

@@ -1,4 +1,4 @@
-"""What the measurements of a trained model share: the model, the held-out clips, and where figures are put down.
+"""Shared by the measurements of a trained model: the model, the held-out clips, and where figures are put down.
 
 In: records, tokens and a model's folder. `stages.evaluate.tokenizer`, `.measure_drawing` and `.measure_writing`
 measure; each of their functions adds to `metrics`, `pictures` (PNG by name), `samples` and `text_samples`. What is
@@ -96,7 +96,7 @@ class Evaluation:
         return self.loom.config.objectives
 
     def suffix(self, objective: str) -> str:
-        """What the names of an objective's figures and pictures end in: nothing where it is the only one."""
+        """Suffix of the names of an objective's figures and pictures: none where it is the only one."""
         return f"_{objective}" if len(self.objectives) > 1 else ""
 
     @cached_property

@@ -40,7 +40,7 @@ class Bound(BaseModel):
         return self
 
     def failure(self, value: Any) -> str | None:
-        """What is wrong with a figure's value; None where it passes."""
+        """The reason why a figure's value fails; None where it passes."""
         if failure := _no_number(value):
             return failure
         if self.min is not None and value < self.min:
@@ -51,7 +51,7 @@ class Bound(BaseModel):
 
 
 class Gate(BaseModel):
-    """What a model needs to get the alias: bounds of figures by their names, such as `bits_per_byte: {max: 2.5}`. A
+    """Conditions for the alias: bounds of figures by their names, such as `bits_per_byte: {max: 2.5}`. A
     bare number is the least value of a figure that is better when higher."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)

@@ -1,4 +1,4 @@
-"""What evaluate measures: reconstruction, coverage, Fréchet distance, a classifier of real pictures, captions that name
+"""Metrics: reconstruction, coverage, Fréchet distance, a classifier of real pictures, captions that name
 a label, ranks."""
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def content(evaluation: Evaluation, verdict: Verdict) -> dict:
 
 
 def _figures(evaluation: Evaluation) -> list[dict]:
-    """What was measured, with what each figure means, and apart from it the counts."""
+    """The figures with their meanings, and apart from them the counts."""
     known = {
         name: figure
         for name, figure in measured(evaluation.config, evaluation.objectives).items()

@@ -29,7 +29,7 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """That the gate is of figures that are measured of the model that is trained."""
+    """Check that the gate's figures are measured of the model that is trained."""
     if model := upstream.get("model"):
         with within("gate"):
             config.gate.check(measured(config, model.trained))

@@ -1,4 +1,4 @@
-"""What `evaluate` measures of the visual tokenizer. In: an `Evaluation`, which gets the figures and pictures."""
+"""Measures the visual tokenizer. In: an `Evaluation`, which gets the figures and pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `evaluate` measures of writing: texts, and captions of held-out pictures, shown in each objective's way. In: an
+"""Measures writing: texts, and captions of held-out pictures, shown in each objective's way. In: an
 `Evaluation`, which gets the figures, pictures and samples. What each figure means stands in `stages.evaluate.measures`.
 """
 

@@ -1,4 +1,4 @@
-"""What is asked of a trained model. In: the command line's options, and a file of requests. Out: `Request`s and
+"""Requests to a trained model. In: the command line's options, and a file of requests. Out: `Request`s and
 `Options`, checked as far as that needs no model; `InputError` names the option, or the file and line.
 
 A file of requests holds one JSON object a line: {"prompt": TEXT, "image": FILE or [FILE, ...], "seed": NUMBER} and
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Options:
-    """What all requests share, as on the command line.
+    """Options that all requests share, as on the command line.
 
     task      None describes where there are images, and draws an image where there are none
     sampling  choices by option, of which each request may make others. Without a temperature the likeliest tokens are

@@ -48,7 +48,7 @@ class Sample:
 
     @property
     def together(self) -> tuple:
-        """What the samples share that are made in one batch."""
+        """The options that samples of one batch have in common."""
         return self.task, bool(self.request.images), sorted(self.sampling.items())
 
 
@@ -134,7 +134,7 @@ class Sampler:
             self.visual = resolve(loom, self.visual, like.request)
 
     def make(self, samples: Sequence[Sample]) -> list[list[str | np.ndarray]]:
-        """What each sample consists of: texts, images (H, W, 3), videos (T, H, W, 3)."""
+        """The parts of each sample: texts, images (H, W, 3), videos (T, H, W, 3)."""
         return [
             [without_loop(part) if self.cut and isinstance(part, str) else part for part in parts]
             for parts in self._make(samples)

@@ -103,7 +103,7 @@ def _chosen(given: Mapping[str, Any]) -> Sampling:
 
 
 def _options() -> dict[str, Option]:
-    """What a server takes from its clients."""
+    """The parameters that a server takes from its clients."""
     return {name: option for name, option in OPTIONS.items() if option.server_side}
 
 

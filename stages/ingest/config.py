@@ -58,7 +58,7 @@ class IngestConfig(Strict):
     splits: Splits = Field(default_factory=Splits)
     """Shares of the records that are trained on and held out."""
     limits: Limits = Field(default_factory=Limits)
-    """What a single file may be and cost."""
+    """Limits of a single file."""
     chunk_chars: int = Field(default=2000, ge=1)
     """About how many characters of a text file make one record."""
     max_synthetic_fraction: float = Field(default=0.0, ge=0, le=1)

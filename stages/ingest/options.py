@@ -22,7 +22,7 @@ Globs = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance
 
 
 class SourceConfig(Strict):
-    """What every source has: where it lies, which of its files are read, and what holds for all its records.
+    """Options of every source: where it lies, which of its files are read, and what holds for all its records.
 
     Moving a source does not change what it is. A kind's own config derives from this one, names itself by
     `kind: Literal["name"]`, and may give `CANONICAL`, see `pipelines.fingerprint`.
@@ -36,7 +36,7 @@ class SourceConfig(Strict):
     """The folder, or the one file, on any filesystem that fsspec reaches; `~` is expanded, and a relative path starts
     at the folder in which the command runs."""
     name: str | None = None
-    """What records call the source; by default its kind and its number."""
+    """The source's name in records; by default its kind and its number."""
     include: Globs = Field(default_factory=list)
     """Patterns of paths below `uri` to read, such as "*.png"; `*` crosses folders. By default every file of the
     kind."""

@@ -70,7 +70,7 @@ def _opened(config: Config, index: int) -> SourceKind:
 
 
 def _contents(kind: SourceKind) -> Contents:
-    """What the source holds. Raises InputError where there is nothing of its kind, or no manifest."""
+    """List the source. Raises InputError where there is nothing of its kind, or no manifest."""
     files = kind.root.files()
     if kind.manifest:
         kind.manifest.check(files)

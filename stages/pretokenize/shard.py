@@ -43,7 +43,7 @@ def _naming(record: dict) -> Iterator[None]:
 
 
 class _Visual:
-    """What encodes pictures: the tokenizer, and where the config names one a vision encoder."""
+    """The encoders of pictures: the tokenizer, and where the config names one a vision encoder."""
 
     def __init__(self, config: Config, visual: Artifact, device: str):
         self.tokenizer = load_tokenizer(visual).to(device)

@@ -39,7 +39,7 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """That the tokenizer can encode what the kinds of the sources are brought to, and that what is named is there."""
+    """Check that the tokenizer can encode the sizes that pictures are scaled to, and that named files exist."""
     tokenizer = upstream.get("tokenizer")
     kinds = {"image" if kind == "document" else kind for kind in getattr(upstream.get("records"), "kinds", ())}
     if tokenizer and tokenizer.model:

@@ -1,4 +1,4 @@
-"""What pretokenizing counts, shard by shard, and what follows for all of them."""
+"""Counts and statistics of pretokenizing, shard by shard and of all shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the studies share: several trainings in one stage, told apart in its progress, MLflow run and curves."""
+"""Shared by the studies: several trainings in one stage, told apart in its progress, MLflow run and curves."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ class Share:
     def note(self, text: str) -> None:
         self.progress.note(text)
 
+    def is_to_stop(self) -> bool:
+        return self.progress.is_to_stop()
+
 
 @dataclass
 class Named:
@@ -39,6 +42,9 @@ class Named:
 
     def log_image(self, picture: bytes, name: str, step: int) -> None:
         self.tracker.log_image(picture, f"{self.name}_{name}", step)
+
+    def log_text(self, text: str, file: str) -> None:
+        self.tracker.log_text(text, f"{self.name}/{file}")
 
     def close(self) -> None:
         self.tracker.close()

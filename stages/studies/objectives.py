@@ -45,7 +45,7 @@ class StudyMeasureConfig(MeasureConfig):
     another."""
 
     split: str = Field("validation", pattern="^(validation|test)$")
-    """What the models are compared on."""
+    """Split that the models are compared on."""
 
 
 class ObjectiveStudyConfig(BaseModel):

@@ -25,7 +25,7 @@ from omniloom.stages.data.aspects import Aspects, check_names
 class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     kinds: tuple[Literal["image", "video"], ...] = Field(("image",), min_length=1)
-    """What is trained on, image, video or both."""
+    """Kinds to train on: image, video or both."""
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((256,), min_length=1)
     """Pixels a side of a square; a step draws one of them."""
     aspects: tuple[str, ...] = Field(("1:1",), min_length=1)

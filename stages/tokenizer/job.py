@@ -1,4 +1,4 @@
-"""What a rank of a tokenizer's training gets."""
+"""The argument of each rank of a tokenizer's training."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def _architecture(config: Config, known: AnyTokenizerConfig | None, files: bool)
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """That there is an architecture to train, and that it fits the data; of a released checkpoint's that is known when
-    the stage runs."""
+    """Check that there is an architecture to train, and that it fits the data; a released checkpoint's is
+    checked when the stage runs."""
     known = upstream.get("tokenizer")
     starts = bool(config.official) or "tokenizer" in upstream
     if not (starts or config.model):
@@ -116,7 +116,7 @@ def resolved(config: Config, upstream: Mapping[str, Any]) -> Config:
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[str]:
-    """That the corpus holds the kinds that are trained; a warning where there are fewer clips than a step takes."""
+    """Check that the corpus holds the kinds to train on; a warning where there are fewer clips than a step takes."""
     for kind in config.data.kinds if config.steps else ():
         number = counts.get(f"records_train_{kind}", counts.get(f"records_{kind}"))
         batch = config.data.image_batch if kind == "image" else config.data.video_batch

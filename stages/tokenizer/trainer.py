@@ -1,4 +1,4 @@
-"""What a step, a validation and a logged row of a tokenizer's training are, for `infra.training.loop`."""
+"""A step, a validation and a logged row of a tokenizer's training, for `infra.training.loop`."""
 
 from __future__ import annotations
 

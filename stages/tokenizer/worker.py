@@ -1,4 +1,4 @@
-"""What each rank of a tokenizer stage runs: it builds the tokenizer and its critic, and trains both."""
+"""The body of each rank of a tokenizer stage: it builds the tokenizer and its critic, and trains both."""
 
 from __future__ import annotations
 

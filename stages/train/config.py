@@ -60,14 +60,13 @@ def _pixel_diffusion(value: Any) -> Any:
 
 
 class LearningRateConfig(BaseModel):
-    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part. `text` is what a language
-    model consists of: vocabulary, blocks and head; `visual` is what takes pictures in and gives them out."""
+    """Learning rates of the model's parts as multiples of `optimizer.lr`; 0 freezes a part."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     text: float = Field(1.0, ge=0)
-    """Of vocabulary, blocks and head."""
+    """Learning rate of vocabulary, blocks and head, as a multiple of the schedule's."""
     visual: float = Field(1.0, ge=0)
-    """Of what takes pictures in and gives them out."""
+    """Learning rate of the pictures' input and output layers, as a multiple of the schedule's."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LearningRateConfig:
@@ -108,12 +107,12 @@ class TrainConfig(BaseModel):
     objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"latent_diffusion": 1.0}
     )
-    """What is trained on pictures, by shares of the documents: latent_diffusion, pixel_diffusion, next_code,
+    """Objectives of pictures, with their shares of the documents: latent_diffusion, pixel_diffusion, next_code,
     masked_code; without any it is a language model, trained on texts alone."""
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
-    """Of latents."""
+    """Diffusion over latents."""
     pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = PIXEL_DIFFUSION
-    """Of raw pixels, which pretokenize.pixel_patch keeps."""
+    """Diffusion over raw pixels, which pretokenize.pixel_patch keeps."""
     alignment: AlignmentConfig | None = None
     """Drawing hidden states towards a frozen encoder's features; null: none."""
     loss: LossConfig = Field(default_factory=LossConfig)

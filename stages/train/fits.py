@@ -1,4 +1,4 @@
-"""What of a corpus fits into packed rows: nothing that a config asks for is left out of training in silence.
+"""Fit of a corpus into packed rows: nothing that a config asks for is left out of training in silence.
 
 In: the stages' configs; the counts of ingest; the tokens' index. Out: InputError naming the field and what would do,
 where a kind that has a share of training has nothing to give; else counts of what is left out, by kind and reason.

@@ -1,4 +1,4 @@
-"""What a rank of the unified model's training gets."""
+"""The argument of each rank of the unified model's training."""
 
 from __future__ import annotations
 

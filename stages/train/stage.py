@@ -34,7 +34,7 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """That the tokens hold what is trained on, as far as the configs of pretokenize and the tokenizer tell."""
+    """Check that the tokens hold what is trained on, as far as the configs of pretokenize and the tokenizer tell."""
     if config.trained and "tokenizer" not in upstream:
         raise InputError(
             f"{', '.join(config.trained)} needs a visual tokenizer; configure tokenizer_image and tokenizer_joint, or "
@@ -63,7 +63,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
 
 
 def check_start(uri: str, text_tokenizer: str) -> None:
-    """That the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
+    """Check that the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
     require_folder_of_weights(uri, "init_from")
     try:
         digest = read_text_tokenizer(storage.absolute(text_tokenizer)).digest
@@ -79,7 +79,7 @@ def check_alignment(config: Config, model: UnifiedConfig) -> None:
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
-    """That the corpus holds what has a share of training."""
+    """Check that the corpus holds every kind that has a share of training."""
     fits.check_corpus(config.packing, config.trained, counts)
 
 
@@ -111,7 +111,7 @@ def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, in
 
 
 def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -> None:
-    """That the tokens can be trained on, and are the tokenizer's; InputError where not."""
+    """Check that the tokens can be trained on, and are the tokenizer's; InputError where not."""
     facts = storage.load_json(tokens.file("tokens.json"))
     if tokenizer and facts["visual_digest"] != tokenizer.digest:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a step, a validation and a logged row of the unified model's training are, for `infra.training.loop`."""
+"""A step, a validation and a logged row of the unified model's training, for `infra.training.loop`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each rank of stage `train` runs: it builds the model, trains it, and saves what sampling needs."""
+"""The body of each rank of stage `train`: it builds the model, trains it, and saves what sampling needs."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -83,10 +84,10 @@ def prepared(tmp_path_factory) -> Path:
 class Training:
     """A run of the train stage in a process of its own, on its own copy of the storage."""
 
-    def __init__(self, prepared: Path, folder: Path):
+    def __init__(self, prepared: Path, folder: Path, *overrides: str):
         self.store, self.log = folder / "store", folder / "log"
         shutil.copytree(prepared / "store", self.store)
-        self.arguments = [str(prepared / "tiny.yaml"), f"storage={self.store}", "--until", "train"]
+        self.arguments = [str(prepared / "tiny.yaml"), f"storage={self.store}", *overrides, "--until", "train"]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [*OMNILOOM, "run", *self.arguments],
@@ -106,6 +107,13 @@ class Training:
         while not ready():
             assert self.process.poll() is None and time.monotonic() < deadline, self.text()
             time.sleep(0.1)
+
+    def says(self, words: str) -> None:
+        self.until(lambda: words in self.text())
+
+    def gets_further(self) -> None:
+        last = self.steps()[-1]
+        self.until(lambda: self.steps()[-1] > last + 20)
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -141,7 +149,13 @@ class Training:
 
 @pytest.fixture
 def training(prepared, tmp_path) -> Iterator[Training]:
-    run = Training(prepared, tmp_path)
+    with started(prepared, tmp_path) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def started(prepared: Path, folder: Path, *overrides: str) -> Iterator[Training]:
+    run = Training(prepared, folder, *overrides)
     family: list[psutil.Process] = []
     try:
         run.until(run.steps)
@@ -162,6 +176,8 @@ def test_a_signal(training, number):
     tracked = training.tracked()
     assert tracked["tiny"] == tracked["train"] == "KILLED"
     assert not list(training.store.glob("leases/*/*.json"))
+    (kept,) = re.findall(r"stopped after step (\d+) of 100000, with a checkpoint of it", training.text())
+    assert training.steps()[-1] == int(kept), "the step that ran is the most that is lost"
 
 
 def test_a_second_signal_and_what_the_next_run_makes_of_it(training):
@@ -189,12 +205,37 @@ def test_a_killed_driver(training):
 
 
 def test_a_killed_body_goes_on_in_another_process(training):
-    last = training.steps()[-1]
     training.kill("ray::train")
-    training.until(lambda: "it goes on in another process" in training.text())
-    training.until(lambda: training.steps()[-1] > last + 20)
+    training.says("it goes on in another process")
+    training.gets_further()
     training.process.send_signal(signal.SIGTERM)
     assert training.ended(130)[-1] == LINE
+
+
+def test_a_rank_that_is_stopped_is_noticed_by_the_others_rhythm(prepared, tmp_path):
+    """Of two ranks one is stopped: the other tells for both, and the group goes on from its last checkpoint. Then one
+    is killed, and one is told to end, which counts as no failure."""
+    overrides = [f"stages.train.workers.{field}" for field in ("count=2", "hang_seconds=4", "max_failures=1")]
+    with started(prepared, tmp_path, *overrides, "cluster.num_cpus=4") as training:
+
+        def ranks() -> list[psutil.Process]:
+            return training.family("RayTrainWorker")
+
+        for number, told in (
+            (signal.SIGSTOP, "asked from outside"),
+            (signal.SIGKILL, "a worker process died"),
+            (signal.SIGTERM, "with a checkpoint of it"),
+        ):
+            assert len(ranks()) == 2
+            ranks()[1].send_signal(number)
+            training.says(told)
+            training.gets_further()
+        hung, died = re.findall(r"train: (.*training goes on from step \d+ \(.*\))", training.text())
+        assert hung.startswith("step ") and "restart 1 of 1)" in hung and "restart 1 of 1, 2 in all)" in died
+        training.process.send_signal(signal.SIGTERM)
+        assert training.ended(130)[-1] == LINE
+        (text,) = training.store.glob("mlflow/**/hangs/step-*.txt")
+        assert text.read_text().count("=== rank") == 2 and "train_worker" in text.read_text()
 
 
 @pytest.mark.parametrize(

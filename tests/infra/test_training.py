@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import nn
 
 from omniloom.infra.errors import OmniLoomError
-from omniloom.infra.progress import Progress
-from omniloom.infra.training import checkpoint, tensors
+from omniloom.infra.progress import Progress, ProgressBoard
+from omniloom.infra.training import checkpoint, stopping, tensors
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.infra.training.engine import Engine, reduce_sum
 from omniloom.infra.training.loop import Loop, TrainingDiverged
@@ -500,12 +500,56 @@ def test_a_damaged_checkpoint_costs_its_steps_and_is_told(group, tmp_path):
     fields = {"log_every": 2, "checkpoint_every": 2}
     Recorder(tmp_path, **fields).loop(6).run()
     Path(tmp_path, "state", "checkpoints", "step-00000006.json").write_text("{")
-    again, told = Recorder(tmp_path, **fields), Progress("training")
+    again, board = Recorder(tmp_path, **fields), ProgressBoard()
     loop = again.loop(6)
-    loop.progress = told
+    loop.progress = Progress("training", board)
     assert loop.run()["units"] == 60.0
     assert again.trained == [4, 5] and again.calls[0] == "rewound to 4"
-    assert "step-00000006.json" in told._notes[0]
+    assert "step-00000006.json" in board.read()["training"]["notes"][0]
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_a_training_that_is_told_to_end_loses_no_step_and_no_row(group, tmp_path, at):
+    """Told in any step, between two logged rows too: a checkpoint of that step, and the curve of who was not told."""
+    fields = {"log_every": 3, "checkpoint_every": 5}
+    straight = Recorder(tmp_path / "straight", **fields)
+    straight.loop(8).run()
+    told = Recorder(tmp_path / "told", **fields)
+    told.values = lambda step: (
+        stopping.ask("a signal") or {"loss": float(step)} if step == at else {"loss": float(step)}
+    )
+    try:
+        with pytest.raises(stopping.Stopped, match=rf"after step {at + 1} of 8 \(a signal\), with a checkpoint"):
+            told.loop(8).run()
+    finally:
+        stopping.clear()
+    assert told.trained == list(range(at + 1)) and checkpoint.newest_step(told.state) == at + 1
+    again = Recorder(tmp_path / "told", **fields)
+    last = again.loop(8).run()
+    assert told.trained + again.trained == straight.trained
+    assert told.rows + again.rows == straight.rows and last["units"] == 80.0
+
+
+def test_a_training_that_is_told_in_its_last_step_ends_as_it_would(group, tmp_path):
+    recorder = Recorder(tmp_path, log_every=3)
+    recorder.values = lambda step: (stopping.ask("a signal") if step == 4 else None) or {"loss": 0.0}
+    try:
+        assert recorder.loop(5).run()["units"] == 50.0
+    finally:
+        stopping.clear()
+
+
+def test_an_attempt_that_was_given_up_saves_no_further_checkpoint(group, tmp_path):
+    """The group was started again while a rank of the old one still trains, as one that was stopped and woke."""
+    from omniloom.infra.lease import Holder, LeaseLost
+
+    recorder = Recorder(tmp_path, log_every=10, checkpoint_every=2)
+    Holder.new_attempt(recorder.state)
+    values = recorder.values
+    recorder.values = lambda step: (Holder.new_attempt(recorder.state) if step == 3 else None) or values(step)
+    with pytest.raises(LeaseLost):
+        recorder.loop(9).run()
+    assert checkpoint.newest_step(recorder.state) < 4, "that of step 2 may have been under way"
 
 
 # ---- several ranks ----

@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from omniloom.infra.errors import InputError, OmniLoomError
-from omniloom.pipelines.failures import StageFailed, carried, told
+from omniloom.infra.failures import carried
+from omniloom.pipelines.failures import StageFailed, told
 
 DATA_TEXT = """\x1b[36mray::Map(work)()\x1b[39m (pid=21447, ip=127.0.0.1)
   File "/tmp/exp1.py", line 17, in work
@@ -146,6 +147,7 @@ def test_what_real_workers_raise():
     import ray
 
     from omniloom.infra import cluster
+    from omniloom.infra.progress import Progress
     from omniloom.pipelines.bodies import run_stage
 
     def data(work):
@@ -160,7 +162,7 @@ def test_what_real_workers_raise():
 
         from omniloom.infra.training.launch import _enter
 
-        argument = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
+        argument = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None), progress=Progress("train"))
         TorchTrainer(
             _enter,
             train_loop_config={"function": work, "argument": argument, "threads": 1},
@@ -187,7 +189,7 @@ def test_what_real_workers_raise():
 
         def told_of(way, work) -> OmniLoomError:
             stage = SimpleNamespace(run=lambda context: way(work))
-            context = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None))
+            context = SimpleNamespace(tracker=SimpleNamespace(close=lambda: None), progress=Progress("train"))
             body = ray.remote(lambda: run_stage(stage, context))
             try:
                 ray.get(body.options(num_cpus=0).remote(), timeout=240)

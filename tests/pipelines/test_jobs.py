@@ -72,6 +72,40 @@ def test_what_is_shipped(tmp_path, monkeypatch):
     assert "CONFIG" in help_text
 
 
+@pytest.mark.parametrize(
+    "status, code, kind, killed",
+    [
+        ("FAILED", -9, "JOB_ENTRYPOINT_COMMAND_ERROR", True),
+        ("FAILED", 137, "JOB_ENTRYPOINT_COMMAND_ERROR", True),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", True),
+        ("FAILED", 1, "JOB_ENTRYPOINT_COMMAND_ERROR", False),
+        ("FAILED", 2, "JOB_ENTRYPOINT_COMMAND_ERROR", False),
+        ("FAILED", 130, "JOB_ENTRYPOINT_COMMAND_ERROR", False),
+        ("FAILED", None, "RUNTIME_ENV_SETUP_FAILURE", False),
+        ("STOPPED", None, None, False),
+        ("SUCCEEDED", 0, None, False),
+    ],
+)
+def test_a_job_that_did_not_end_by_itself(status, code, kind, killed):
+    from ray.job_submission import JobDetails, JobType
+
+    from omniloom.pipelines.jobs import _job
+
+    details = JobDetails(
+        type=JobType.SUBMISSION, status=status, entrypoint="run", driver_exit_code=code, error_type=kind
+    )
+    assert _job(details).killed is killed
+
+
+def test_a_job_is_given_the_time_for_its_checkpoints(tmp_path):
+    from omniloom.pipelines.config import load
+    from omniloom.pipelines.jobs import _closing, grace
+
+    assert grace(load(str(config_file(tmp_path)), [])) == 0.0, "nothing trains"
+    assert grace(load("demo", ["stages.train.workers.grace_seconds=90"])) == 90.0
+    assert _closing({"omniloom.closing_seconds": "115"}) == "115" and _closing(None) == "25"
+
+
 @pytest.mark.parametrize("address", ["", "ftp://host", "http://host:port"])
 def test_an_address_that_is_none(address):
     from omniloom.pipelines.jobs import jobs

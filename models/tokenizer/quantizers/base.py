@@ -1,4 +1,4 @@
-"""What every quantizer is, and what several of them share: the use of codes, gradients past a code.
+"""The base of all quantizers, and what several share: the use of codes, gradients past a code.
 
 In: z (..., input_dim), channels last, any float dtype; all arithmetic here is float32.
 Out: `Quantized`. Whatever a quantizer knows lies in parameters and buffers, so a state_dict restores it
@@ -28,7 +28,7 @@ DEFAULT_PATIENCE = 16.0  # mean uses; what counts as dead where nothing is ever 
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of z (..., input_dim).
+    """A quantizer's output for z (..., input_dim).
 
     z_q: (..., dim) float32, what the decoder reads; in training, gradients reach z through it.
     codes: (...) int64 in [0, size), or None.
@@ -85,7 +85,7 @@ class Quantizer(KeepsFloat32):
 
 
 class DiscreteConfig(Protocol):
-    """What the config of a quantizer with codes says."""
+    """Properties of the config of a quantizer with codes."""
 
     @property
     def size(self) -> int: ...
@@ -134,7 +134,7 @@ class DiscreteQuantizer(Quantizer):
 
 
 def count_codes(codes: Tensor, size: int, finite: Tensor | None = None) -> Tensor:
-    """How often each code occurs, where `finite`: (...) int64, (...) bool -> (size,) float32."""
+    """Counts of each code, where `finite`: (...) int64, (...) bool -> (size,) float32."""
     flat = codes.flatten()  # bincount, or picking by a mask, would break a compiled graph
     ones = torch.ones_like(flat, dtype=torch.float32) if finite is None else finite.flatten().float()
     return torch.zeros(size, device=flat.device).index_add_(0, flat, ones)
@@ -202,7 +202,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Of probabilities (n,), in nats; its gradient is finite where one is 0."""
+    """Entropy of probabilities (n,), in nats; its gradient is finite where one is 0."""
     return -(p * p.clamp(min=1e-30).log()).sum()
 
 

@@ -41,11 +41,11 @@ _ONE_FORM = {
 
 
 class _Ours(QuantizerConfig):
-    """What our kinds share."""
+    """Fields and checks that our kinds share."""
 
     def canonical_form(self) -> dict[str, Any]:
-        """What enters a stage's fingerprint: the form that all kinds shared, so that what was trained before each had
-        its own stays cached."""
+        """The form that enters a stage's fingerprint: the one that all kinds shared, so that what was trained before
+        each had its own stays cached."""
         return _ONE_FORM | {self.FORMER.get(name, name): value for name, value in asdict(cast(Any, self)).items()}
 
     def _check(self) -> None:
@@ -81,7 +81,7 @@ class VQConfig(_Codebook):
     kind: Literal["vq"] = "vq"
     """The kind of quantizer."""
     codebook_size: int = 8192
-    """How many codes there are."""
+    """Number of codes."""
     latent_dim: int = 8
     """Channels of a code."""
     commitment: float = 0.25
@@ -109,7 +109,7 @@ class VQGradientConfig(_Codebook):
     kind: Literal["vq_gradient"] = "vq_gradient"
     """The kind of quantizer."""
     codebook_size: int = 8192
-    """How many codes there are."""
+    """Number of codes."""
     latent_dim: int = 8
     """Channels of a code."""
     commitment: float = 0.25
@@ -169,7 +169,7 @@ class LFQConfig(_Ours):
     kind: Literal["lfq"] = "lfq"
     """The kind of quantizer."""
     codebook_size: int = 8192
-    """How many codes there are, a power of two; there is a channel a bit."""
+    """Number of codes, a power of two; one channel per bit."""
     commitment: float = 0.25
     """Weight of the pull of the latents towards their code."""
     restart_dead_after: float = 16.0
@@ -209,7 +209,7 @@ class GumbelConfig(_Codebook):
     kind: Literal["gumbel"] = "gumbel"
     """The kind of quantizer."""
     codebook_size: int = 8192
-    """How many codes there are."""
+    """Number of codes."""
     latent_dim: int = 8
     """Channels of a code."""
     restart_dead_after: float = 16.0

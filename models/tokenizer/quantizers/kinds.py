@@ -41,7 +41,7 @@ class QuantizerConfig:
 
     @property
     def size(self) -> int | None:
-        """How many codes there are; None where the latents are continuous."""
+        """Number of codes; None where the latents are continuous."""
         raise NotImplementedError
 
     @classmethod
@@ -93,7 +93,7 @@ def _tables() -> tuple[dict[str, QuantizerKind], dict[str, str]]:
 
 
 def _problem(name: str, row: Any) -> str | None:
-    """What keeps an entry point from being a kind of quantizer."""
+    """The reason why an entry point cannot be a kind of quantizer."""
     if not isinstance(row, QuantizerKind):
         return f"is no omniloom.models.tokenizer.quantizers.kinds.QuantizerKind but a {type(row).__name__}"
     if row.name != name:

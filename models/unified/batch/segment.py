@@ -1,4 +1,4 @@
-"""What documents consist of: segments of text and pictures, in numpy. In: ids, or a picture's values and its grid. Out:
+"""The parts of documents: segments of text and pictures, in numpy. In: ids, or a picture's values and its grid. Out:
 checked `Segment`s. Errors: ValueError naming the field.
 """
 

@@ -1,4 +1,4 @@
-"""What a training step reads: a `Batch`, on any device.
+"""The input of a training step: a `Batch`, on any device.
 
 Shapes: B rows, L places of a row, S visual segments of a row at most, T labels; M visual positions of one
 representation, K of them in segments of one objective that are not clean context, N of those are targets; C channels of

@@ -47,7 +47,7 @@ class AmedPredictor(nn.Module):
         nn.init.zeros_(self.net[2].bias)
 
     def forward(self, now: float, after: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the step from time `now` to `after` > 0: scalars float32."""
+        """Predictions for the step from time `now` to `after` > 0: float32 scalars."""
         weight = self.net[0].weight
         out = self.net(torch.tensor([math.log(now), math.log(now / after)], device=weight.device) / 4)
         return out[0].sigmoid(), 1 + _C_RANGE * out[1].tanh(), 1 + _A_RANGE * out[2].tanh()

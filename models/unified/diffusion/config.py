@@ -42,7 +42,7 @@ _SIGMAS = {"sigma_min": _SIGMA_GRID, "sigma_max": _SIGMA_GRID}
 
 
 class _Usual(NamedTuple):
-    """What a formulation's authors train and sample with."""
+    """Defaults that a formulation's authors train and sample with."""
 
     time: str
     time_mean: float
@@ -67,7 +67,7 @@ class DiffusionConfig(Conditional):
     formulation: str = "flow"
     """The path from data to noise."""
     predict: Literal["x", "noise", "v"] = "v"
-    """What the network gives: the data, the noise, or the formulation's own v."""
+    """The network's target: the data, the noise, or the formulation's own v."""
     time: Derived[Literal["uniform", "logit_normal", "lognormal"]] = derived()
     """Law of the training times."""
     time_mean: Derived[float] = derived()

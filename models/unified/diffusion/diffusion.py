@@ -1,4 +1,4 @@
-"""What training and sampling compute by a formulation. In: clean latents x, noise e, path times t, network outputs F.
+"""Training targets and denoising by a formulation. In: clean latents x, noise e, path times t, network outputs F.
 Out: noisy latents x_t, weighted residuals, denoised latents D, velocities dx_t/dt, the times themselves.
 
 Every function takes the `DiffusionConfig` first; the letters are those of `models.unified.diffusion.formulations`.
@@ -87,7 +87,7 @@ def velocity(config: DiffusionConfig, prediction: Tensor, x_t: Tensor, times: Ti
 
 
 class NetworkDenoiser:
-    """What samplers know of a network (`models.unified.diffusion.samplers.Denoiser`): network(c_in x^, c_noise) gives
+    """A network as samplers see it (`models.unified.diffusion.samplers.Denoiser`): network(c_in x^, c_noise) gives
     F, in x^'s shape; guidance is its business. Times are path times."""
 
     def __init__(self, config: DiffusionConfig, network: Network):

@@ -38,7 +38,7 @@ Time = float | Tensor
 
 
 def _lib(t: Time) -> ModuleType:
-    """Where sqrt, sin, cos and log of a float or of a tensor are."""
+    """The module with sqrt, sin, cos and log for a float or a tensor: `math` or `torch`."""
     return torch if isinstance(t, Tensor) else math
 
 

@@ -1,4 +1,4 @@
-"""What generation remembers: keys and values of a batch of ragged requests. In: prefixes, then tokens and
+"""The state of generation: keys and values of a batch of ragged requests. In: prefixes, then tokens and
 pictures as they are made. Out: hidden states of what was fed.
 
 Row b owns the first `lengths[b]` places of its cache. A feed writes behind them; what is not kept (`advance`
@@ -213,7 +213,7 @@ class GenerationState:
 
 
 def _end(document: Document, scheme: str, axes: int) -> int:
-    """Where the last token of a document sits."""
+    """Index of the last token of a document."""
     last = -1
     for segment in document:
         pieces = (

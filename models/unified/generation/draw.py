@@ -41,7 +41,7 @@ def check_drawing(config: UnifiedConfig, how: VisualSampling) -> None:
 
 
 def nothing(config: UnifiedConfig, grid: Grid, how: VisualSampling) -> Tensor:
-    """What no request at all gives."""
+    """The result for no request at all."""
     kind = how.row.representation
     if kind.discrete:
         return torch.zeros((0, *grid), dtype=torch.int64)
@@ -108,7 +108,7 @@ def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: Visual
 
 @dataclass
 class Canvas:
-    """What the drawing functions share; `opening` is the hidden state (rows, width) at <boi>."""
+    """State that the drawing functions share; `opening` is the hidden state (rows, width) at <boi>."""
 
     state: GenerationState
     opening: Tensor

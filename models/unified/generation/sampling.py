@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Knob:
-    """What a field takes, beside None where that is its default.
+    """The values that a field takes, beside None where that is its default.
 
     kind     int, float, str; tuple for (height, width); Path for a file of this machine, which no server opens
     at_least, above, at_most  bounds of a number
@@ -90,7 +90,7 @@ def _knob(default: Any, kind: type, **limits: Any) -> Any:
 
 
 def knobs(cls: type) -> dict[str, Knob]:
-    """Of the fields that are chosen: all but those that a model fills in."""
+    """The chosen fields as a mapping: all but those that a model fills in."""
     return {field.name: field.metadata["knob"] for field in dataclasses.fields(cls) if "knob" in field.metadata}
 
 
@@ -108,7 +108,7 @@ class TextSampling:
     max_new_tokens: int = _knob(64, int, at_least=1, flags=("--max-new-tokens", "--max-tokens"))
     """Longest text, in tokens."""
     temperature: float = _knob(0.0, float, at_least=0)
-    """What the logits are divided by; 0 takes the likeliest token."""
+    """Temperature: divisor of the logits; 0 takes the likeliest token."""
     top_k: int | None = _knob(None, int, at_least=1)
     """Choose among the k likeliest."""
     top_p: float | None = _knob(None, float, above=0, at_most=1)
@@ -136,7 +136,7 @@ class VisualSampling:
     size: tuple[int, int] | None = _knob(None, tuple)
     """Height and width in pixels of what is drawn and shown, any that the patch divides; training's by default."""
     num_frames: int | None = _knob(None, int, at_least=1, flags=("--frames",))
-    """Of a video; training's by default."""
+    """Frames of a video; those of training by default."""
     num_steps: int = _knob(20, int, at_least=1, flags=("--steps",))
     """Steps of a diffusion, rounds of masked codes; next_code takes one a position."""
     guidance_scale: float = _knob(2.0, float, at_least=0, flags=("--guidance",))
@@ -144,17 +144,17 @@ class VisualSampling:
     image_guidance_scale: float | None = _knob(None, float, at_least=0, flags=("--image-guidance",))
     """Scale of guidance by the pictures before the prompt, apart from the text's."""
     sampler: str = _knob("euler", str, names=SAMPLERS)
-    """Of a diffusion."""
+    """Sampler of a diffusion."""
     predictor: MidpointPredictor | str | Path | None = _knob(None, Path)
     """What `omniloom sampler` wrote, for the sampler amed."""
     temperature: float = _knob(1.0, float, at_least=0)
-    """Of codes: what the logits are divided by; 0 takes the likeliest code."""
+    """Temperature of codes: divisor of the logits; 0 takes the likeliest code."""
     top_k: int | None = _knob(None, int, at_least=1)
-    """Of codes: choose among the k likeliest."""
+    """Choose codes among the k likeliest."""
     top_p: float | None = _knob(None, float, above=0, at_most=1)
-    """Of codes: choose among the likeliest that hold this probability."""
+    """Choose codes among the likeliest that hold this probability (nucleus sampling)."""
     confidence_noise: float = _knob(4.5, float, at_least=0)
-    """Of masked codes: weight of the Gumbel noise on the confidence that decides which codes are kept, falling
+    """For masked codes: weight of the Gumbel noise on the confidence that decides which codes are kept, falling
     linearly to 0 over the rounds (MaskGIT)."""
     diffusion: DiffusionConfig | None = None
     """How the objective was trained, of latents or of pixels; codes have none. Not a choice: a model fills it in

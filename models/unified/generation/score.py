@@ -47,7 +47,7 @@ def log_likelihoods(
 
 
 def _score(state: GenerationState, hidden: Tensor, pairs: list[tuple[int, Tensor]]) -> Tensor:
-    """Of (row of the state, ids) each; `hidden` (B, width) is at the end of the state's prefixes."""
+    """Log-likelihoods of each (row of the state, ids); `hidden` (B, width) is at the end of the state's prefixes."""
     rows, texts = [row for row, _ in pairs], [ids for _, ids in pairs]
     ids = pad_sequence(texts, batch_first=True).long().to(hidden.device)
     lengths = torch.tensor([len(text) for text in texts], device=hidden.device)

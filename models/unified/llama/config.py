@@ -71,7 +71,7 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
 
 
 def _silent(document: Document, key: str, family: int | None, otherwise: int) -> int:
-    """What a missing key means to the family; null always means `otherwise`."""
+    """The family's default of a missing key; null always means `otherwise`."""
     return family if family is not None and key not in document.values else otherwise
 
 

@@ -1,4 +1,4 @@
-"""What training does to pictures before the network sees them. In: a `Batch` and a seed. Out: noise and times, masked
+"""Corruption of pictures for training. In: a `Batch` and a seed. Out: noise and times, masked
 codes, and the positions that enter as a learned token.
 
 A seed is an int, which seeds a generator of its own for each objective; a generator, whose draws are moved to the

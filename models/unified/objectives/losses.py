@@ -34,7 +34,7 @@ from omniloom.models.unified.representations import OBJECTIVES, RGB, VisualObjec
 
 @dataclass
 class Shown:
-    """What the network is shown of one objective's K positions.
+    """The network's input at one objective's K positions.
 
     values  (K, C), or codes int64 (K,)
     places  int64 (A,): the flat places (b*L + l) whose predictions `error` is given

@@ -1,4 +1,4 @@
-"""What one training step of the unified model computes. In: a `Batch` and a seed. Out: the loss to differentiate and
+"""The loss of one training step of the unified model. In: a `Batch` and a seed. Out: the loss to differentiate and
 detached figures to log. The whole step is one module with one forward pass, which is what DeepSpeed wraps.
 
 loss = text_weight * mean over text targets of (cross entropy + z_loss * logsumexp^2)

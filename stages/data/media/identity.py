@@ -27,7 +27,7 @@ _NO_LETTER = re.compile(r"[\W_]+")
 
 
 def picture_identity(pixels: np.ndarray) -> str:
-    """Of uint8 (H, W, 3)."""
+    """Identity of a picture, uint8 (H, W, 3)."""
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"picture {height}x{width} ".encode())
     digest.update(np.ascontiguousarray(pixels).data)

@@ -25,7 +25,7 @@ GROUP = "omniloom.sources"
 
 
 def _problem(name: str, part: Any) -> str | None:
-    """What keeps an entry point from being a kind of source."""
+    """The reason why an entry point cannot be a kind of source."""
     if not (isinstance(part, type) and issubclass(part, SourceKind)):
         return "is no subclass of omniloom.stages.ingest.kinds.SourceKind"
     if part.__abstractmethods__:

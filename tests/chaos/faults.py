@@ -1,0 +1,240 @@
+"""Faults: what is done to a running pipeline, by kind. Each finds its victims when its moment has come."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from nodes import CPUS, Nodes
+
+from omniloom.infra import storage
+
+RANK, BODY, SHARDS = ("RayTrainWorker",), "ray::{}", ("Map", "MapWorker")
+_DRAIN = """
+import sys, time
+from ray._raylet import GcsClient
+address, label, seconds = sys.argv[1:]
+client = GcsClient(address=address)
+for found in client.get_all_node_info(timeout=10).values():
+    if found.state == 0 and found.labels.get("chaos") == label:
+        print(client.drain_node(found.node_id.hex(), 2, "chaos", int((time.time() + float(seconds)) * 1000)))
+"""
+
+
+@dataclass
+class Scene:
+    """What a fault finds: the cluster, the driver, the storage and what is around it."""
+
+    nodes: Nodes
+    root: str
+    random: random.Random
+    folder: Path
+    proxy: Any = None
+    server: Any = None  # MLflow's
+    driver: subprocess.Popen | None = None
+    later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # what ends a fault, by its moment
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        self.later.append((time.monotonic() + seconds, call))
+
+    def settle(self) -> None:
+        """Do what is due."""
+        self.nodes.mend()
+        now = time.monotonic()
+        for moment, call in [*self.later]:
+            if moment <= now:
+                self.later.remove((moment, call))
+                call()
+
+    def one(self, *words: str) -> tuple[int, psutil.Process] | None:
+        found = self.nodes.workers(*words)
+        return self.random.choice(found) if found else None
+
+
+Fault = Callable[[Scene, str], str | None]  # (scene, stage) -> what was done; None where no victim was there
+
+
+def _signalled(number: signal.Signals, *words: str) -> Fault:
+    def fault(scene: Scene, stage: str) -> str | None:
+        victim = scene.one(*(word.format(stage) for word in words))
+        if victim is None:
+            return None
+        victim[1].send_signal(number)
+        return f"{number.name} to one of them on node {victim[0]}"
+
+    return fault
+
+
+def _driver(number: signal.Signals) -> Fault:
+    def fault(scene: Scene, stage: str) -> str | None:
+        if scene.driver is None or scene.driver.poll() is not None:
+            return None
+        scene.driver.send_signal(number)
+        return number.name
+
+    return fault
+
+
+def _all_ranks_stopped(scene: Scene, stage: str) -> str | None:
+    ranks = scene.nodes.workers(*RANK)
+    for _, rank in ranks:
+        rank.send_signal(signal.SIGSTOP)
+    return f"SIGSTOP to {len(ranks)} ranks" if ranks else None
+
+
+def _node(scene: Scene, stage: str) -> str | None:
+    busy = {node for node, _ in scene.nodes.workers(*RANK, BODY.format(stage)) if node}
+    number = scene.random.choice(sorted(busy or range(1, len(CPUS))))
+    scene.nodes.kill(number)
+    scene.after(2.0, lambda: number in scene.nodes.processes or scene.nodes.start(number))
+    return f"node {number} gone, with all its processes; another one comes"
+
+
+def _head(scene: Scene, stage: str) -> str | None:
+    for number in reversed(list(scene.nodes.processes)):
+        scene.nodes.kill(number)
+    for number in range(len(CPUS)):
+        scene.nodes.start(number)
+        if number == 0:
+            scene.nodes.wait_for_head()
+    return "all nodes gone, the head too"
+
+
+def _drained(scene: Scene, stage: str) -> str | None:
+    busy = [node for node, _ in scene.nodes.workers(*RANK) if node]
+    if not busy:
+        return None
+    number, seconds = scene.random.choice(busy), 20
+    command = [sys.executable, "-c", _DRAIN, scene.nodes.address, scene.nodes.labels[number], str(seconds)]
+    done = subprocess.run(command, env=scene.nodes.env, capture_output=True, text=True, errors="replace", timeout=30)
+    if "True" not in done.stdout:
+        raise RuntimeError(f"not drained: {done.stdout} {done.stderr[-500:]}")
+
+    label = scene.nodes.labels[number]
+
+    def replace() -> None:
+        if scene.nodes.labels[number] == label and number in scene.nodes.processes:  # else another fault was first
+            scene.nodes.kill(number)
+            scene.nodes.start(number)
+
+    scene.after(seconds, replace)
+    return f"node {number} drained, gone after {seconds} s"
+
+
+def _damaged(how: str) -> Fault:
+    def fault(scene: Scene, stage: str) -> str | None:
+        found = checkpoints(scene.root, stage)
+        rank = scene.one(*RANK)
+        if not found or rank is None:
+            return None
+        files = [found[-1], *(f"{found[-1][:-5]}/{name}" for name in storage.list_files(found[-1][:-5]))]
+        file = scene.random.choice(files)
+        try:
+            data = bytearray(storage.read_bytes(file))
+            if how == "gone":
+                storage.remove(file)
+            elif how == "cut":
+                storage.write_bytes(file, bytes(data[: len(data) // 2]))
+            else:
+                for _ in range(200):
+                    data[scene.random.randrange(len(data))] ^= 1 << scene.random.randrange(8)
+                storage.write_bytes(file, bytes(data))
+        except FileNotFoundError:  # training has gone on, and dropped it
+            return None
+        rank[1].kill()
+        return f"{file.rpartition('/')[2]} {how}, then SIGKILL to a rank"
+
+    return fault
+
+
+def _full(scene: Scene, stage: str) -> str | None:
+    filler = Path(scene.root).parent / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+    with contextlib.suppress(OSError), open(filler, "ab", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+    scene.after(12.0, lambda: filler.unlink(missing_ok=True))
+    return "no byte left for 12 s"
+
+
+def _storage(mode: str, seconds: float) -> Fault:
+    def fault(scene: Scene, stage: str) -> str | None:
+        scene.proxy.mode = mode
+        scene.after(seconds, lambda: setattr(scene.proxy, "mode", "well"))
+        return f"{mode} for {seconds:g} s"
+
+    return fault
+
+
+def _tracking(how: str) -> Fault:
+    def fault(scene: Scene, stage: str) -> str | None:
+        if how == "killed":
+            scene.server.kill()
+            scene.after(6.0, scene.server.start)
+        else:
+            scene.server.signal(signal.SIGSTOP)
+            scene.after(10.0, lambda: scene.server.signal(signal.SIGCONT))
+        return how
+
+    return fault
+
+
+def _clock(scene: Scene, stage: str) -> str | None:
+    whose, hours = scene.random.choice(("driver", "nodes")), scene.random.choice((-26, -1, 1, 26))
+    (scene.folder / f"clock-{whose}").write_bytes(struct.pack("d", 3600.0 * hours))
+    scene.after(15.0, lambda: (scene.folder / f"clock-{whose}").write_bytes(struct.pack("d", 0.0)))
+    return f"the clock of the {whose} {hours:+d} h for 15 s"
+
+
+def checkpoints(root: str, stage: str) -> list[str]:
+    """URIs of the manifests of a stage's checkpoints, oldest first."""
+    work = storage.join(root, "work", stage)
+    names = [name for name in storage.list_files(work) if "/checkpoints/step-" in name and name.endswith(".json")]
+    return [storage.join(work, name) for name in sorted(names)]
+
+
+# They end nobody's process: each comes when it is due, whatever else is under way.
+QUIET = {"clock set", "storage slow", "MLflow killed", "MLflow hangs"}
+# They work for a while: what was done in it does not say that anything has recovered.
+LASTING = {"node drained", "disk full", "storage refuses", "storage breaks", "storage busy"}
+ANYWHERE: dict[str, Fault] = {
+    "driver killed": _driver(signal.SIGKILL),
+    "driver told to end": _driver(signal.SIGTERM),
+    "body killed": _signalled(signal.SIGKILL, BODY),
+    "node lost": _node,
+    "clock set": _clock,
+}
+IN_TRAINING: dict[str, Fault] = {
+    "rank killed": _signalled(signal.SIGKILL, *RANK),
+    "rank told to end": _signalled(signal.SIGTERM, *RANK),
+    "rank stopped": _signalled(signal.SIGSTOP, *RANK),
+    "all ranks stopped": _all_ranks_stopped,
+    "node drained": _drained,
+    "checkpoint: bits": _damaged("bits"),
+    "checkpoint: cut": _damaged("cut"),
+    "checkpoint: gone": _damaged("gone"),
+}
+IN_DATA: dict[str, Fault] = {"worker killed": _signalled(signal.SIGKILL, *SHARDS)}
+RARE: dict[str, Fault] = {"head lost": _head}
+OF_PLACE: dict[str, dict[str, Fault]] = {
+    "disk": {"disk full": _full},
+    "s3": {
+        "storage refuses": _storage("refuses", 6),
+        "storage breaks": _storage("breaks", 6),
+        "storage busy": _storage("busy", 6),
+        "storage slow": _storage("slow", 8),
+    },
+    "folder": {"MLflow killed": _tracking("killed"), "MLflow hangs": _tracking("hangs")},
+}
