@@ -19,7 +19,6 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH_FLAGS) torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev]'
-	$(BIN)/python -m omniloom.infra.training.prepare
 	touch $@
 
 demo: setup

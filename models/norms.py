@@ -9,8 +9,9 @@ kernel used here has inside; the result does not, because a product in bf16 come
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from omniloom.models.fused import rms_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,13 +22,6 @@ class LayerNorm(nn.LayerNorm):
 class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).to(x.dtype)
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last axis (arXiv 1910.07467)."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    weight = None if weight is None else weight.to(wide)
-    return F.rms_norm(x.to(wide), x.shape[-1:], weight, eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

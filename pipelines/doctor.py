@@ -81,7 +81,7 @@ def _package(name: str) -> dict:
 
 def _compiler() -> dict:
     found = shutil.which("g++")
-    return _check("g++", bool(found), found or "not found; DeepSpeed builds its CPU collective with it", needed=False)
+    return _check("g++", bool(found), found or "not found; engine.compile builds with it on CPUs", needed=False)
 
 
 def _memory() -> dict:

@@ -55,6 +55,8 @@ class EngineConfig(BaseModel):
     """Optimizer states in host memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward passes; weights and optimizer states are fp32 in both."""
+    communication: Literal["fp32", "bf16"] = "fp32"
+    """What gradients travel between workers as; they are added up in fp32 in both. bf16 needs zero_stage 1."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of the weights' moving average; 0 keeps none."""
     activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
@@ -79,6 +81,12 @@ class EngineConfig(BaseModel):
         left_out = set() if judged else {"on_bad_step", "spike_sigmas", "spike_window", "max_bad_steps"}
         names = (name for name, mark in marks(self).items() if not mark.get("placement"))
         return {name: getattr(self, name) for name in names if name not in left_out}
+
+    @model_validator(mode="after")
+    def _gradients_are_ours(self) -> EngineConfig:
+        if self.communication != "fp32" and (self.zero_stage != 1 or self.offload):
+            raise ValueError("communication: bf16 needs zero_stage 1 without offload, where DeepSpeed does not reduce")
+        return self
 
 
 class WorkerRange(BaseModel):

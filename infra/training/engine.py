@@ -11,7 +11,6 @@ import functools
 import logging
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 
@@ -20,8 +19,11 @@ import torch.distributed as dist
 
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.gradients import FlatGradients
 from omniloom.infra.training.shards import parts
 from omniloom.infra.training.weights import EngineWeights
+
+_COMMUNICATION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def import_deepspeed():
@@ -33,16 +35,10 @@ def import_deepspeed():
         os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
     import deepspeed
 
-    if not has_compiler():
-        # DeepSpeed takes its shared-memory collective for buildable anywhere and would fail over it; gloo serves too.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # A shared-memory collective that it would compile at the first step; training never calls it, inference alone does.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
-
-
-def has_compiler() -> bool:
-    """Whether PyTorch can build a C++ extension here (it asks $CXX, else g++ and its like)."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def _rank() -> int:
@@ -93,10 +89,14 @@ class Engine(EngineWeights):
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
+        adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         zero: dict = {"stage": config.zero_stage}
-        if config.offload and config.zero_stage:
+        offload = config.offload and config.zero_stage > 0
+        if offload:
             zero["offload_optimizer"] = {"device": "cpu"}
+        flat = config.zero_stage == 1 and not offload
+        if flat:
+            zero |= {"contiguous_gradients": False, "overlap_comm": False, "compute_grad_norm": False}
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=adam,
@@ -106,7 +106,7 @@ class Engine(EngineWeights):
                 "gradient_accumulation_steps": accumulate,
                 "zero_optimization": zero,
                 # Without ZeRO, DeepSpeed clips but tells no norm: `step` does both then.
-                "gradient_clipping": optimizer.grad_clip if config.zero_stage else 0.0,
+                "gradient_clipping": optimizer.grad_clip if config.zero_stage and not flat else 0.0,
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "steps_per_print": 1 << 62,
@@ -115,6 +115,10 @@ class Engine(EngineWeights):
         )
         if config.compile:  # ZeRO-3's hooks are DeepSpeed's to compile around
             (compile_parts if compile_parts and config.zero_stage < 3 else self.engine.compile)()
+        self._gradients: FlatGradients | None = None
+        if flat:
+            self.engine.enable_backward_allreduce = False
+            self._gradients = FlatGradients(self.engine.optimizer, _COMMUNICATION[config.communication])
         flats = [part.flat for part in parts(self)]
         self.average = MovingAverage(flats, config.ema_decay) if config.ema_decay else None
         self._trained = trained
@@ -133,37 +137,43 @@ class Engine(EngineWeights):
     def backward(self, loss: torch.Tensor) -> None:
         if self.accepts:
             self._losses.append(loss.detach())
+        if self._gradients:
+            self._gradients.begin()
         self.engine.backward(loss)
 
-    def step(self, step: int, part_norms: bool = False) -> dict[str, float]:
+    def step(self, step: int, part_norms: bool = False) -> dict[str, float | torch.Tensor]:
         """One micro step; at the end of an accumulation the optimizer's. Gives `lr` and `grad_norm` then, and with
-        `part_norms` a `grad_norm_PART` of each part. Norms are of the gradient before it is clipped."""
+        `part_norms` a `grad_norm_PART` of each part. Norms are of the gradient before it is clipped, and on the device:
+        under ZeRO 0 and 1 nothing here waits for it."""
         lr = self.optimizer_config.lr_at(step, self.steps)
         for group, scale in zip(self.engine.optimizer.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr * scale
-        boundary = self.engine.is_gradient_accumulation_boundary()
-        norm, parts = None, self._part_norms() if boundary and (part_norms or self.accepts) else {}
-        if boundary and not self.config.zero_stage:
-            norm = torch.nn.utils.clip_grad_norm_(self._trained, self.optimizer_config.grad_clip or math.inf)
-        if not boundary:
+        if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()
             return {}
+        norm = self._gradients.reduce() if self._gradients else None
+        parts = self._part_norms() if part_norms or (self.accepts and norm is None) else {}
+        clip = self.optimizer_config.grad_clip
+        if not self.config.zero_stage:
+            norm = torch.nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
         accepted = self._is_accepted(norm, parts)
+        if self._gradients:
+            self._gradients.hand_over(clip)
         self.released()
         with contextlib.nullcontext() if accepted else self._optimizer_stands_still():
             self.engine.step()
         if self.average is not None and accepted:
             self.average.update(step)
-        norm = self.engine.get_global_grad_norm() if self.config.zero_stage else norm
-        return {"lr": lr, **(parts if part_norms else {})} | ({} if norm is None else {"grad_norm": float(norm)})
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        return {"lr": lr, **(parts if part_norms else {}), **({} if norm is None else {"grad_norm": norm})}
 
-    def _is_accepted(self, norm: torch.Tensor | None, parts: Mapping[str, float]) -> bool:
-        """What `accepts` says of the step. Every rank must call it."""
+    def _is_accepted(self, norm: torch.Tensor | None, parts: Mapping[str, torch.Tensor]) -> bool:
+        """What `accepts` says of the step; waits for the device. Every rank must call it."""
         if self.accepts is None:
             return True
         loss = sum(map(float, self._losses)) / len(self._losses)
         self._losses = []
-        whole = math.sqrt(sum(part * part for part in parts.values())) if norm is None else float(norm)
+        whole = math.sqrt(sum(float(part) ** 2 for part in parts.values())) if norm is None else float(norm)
         means = reduce_mean({"loss": loss, "grad_norm": whole})
         return self.accepts(means["loss"], means["grad_norm"])
 
@@ -177,7 +187,7 @@ class Engine(EngineWeights):
         finally:
             del optimizer.step
 
-    def _part_norms(self) -> dict[str, float]:
+    def _part_norms(self) -> dict[str, torch.Tensor]:
         """Norms by part of the averaged gradient, of which each rank reads its own share. Every rank must call it."""
         names = sorted(set(self._parts))
         squares = torch.zeros(len(names), dtype=torch.float64, device=self.device)
@@ -186,18 +196,20 @@ class Engine(EngineWeights):
                 squares[names.index(part)] += gradient.float().square().sum()
         if self.config.zero_stage:
             dist.all_reduce(squares)
-        return {f"grad_norm_{name}": value for name, value in zip(names, squares.sqrt().tolist(), strict=True)}
+        return {f"grad_norm_{name}": value for name, value in zip(names, squares.sqrt(), strict=True)}
 
     def _local_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         """This rank's share of a parameter's gradient, between the last backward pass of a step and the step; all of
         it without ZeRO."""
         if not self.config.zero_stage:
             return parameter.grad
+        if self._gradients:
+            return self._gradients.share(parameter)
         if self.config.zero_stage == 3:
             from deepspeed.utils import safe_get_local_grad
 
             return safe_get_local_grad(parameter)
-        # DeepSpeed has no public call for the shares of stages 1 and 2: only one that gathers whole gradients.
+        # DeepSpeed has no public call for the shares of stage 2: only one that gathers whole gradients.
         share = getattr(parameter, "_hp_mapping")  # noqa: B009  # DeepSpeed's own
         return share and share.get_lp_grad_fragment(getattr(parameter, "_index_in_param_group"))  # noqa: B009
 
@@ -240,15 +252,27 @@ def reduce_mean(values: dict[str, float]) -> dict[str, float]:
     """Mean of each value over the ranks; the keys must be the same on all of them."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    tensor = torch.tensor([values[key] for key in sorted(values)], dtype=torch.float64, device=device())
-    dist.all_reduce(tensor)
-    return dict(zip(sorted(values), (tensor / dist.get_world_size()).tolist(), strict=True))
+    names = sorted(values)
+    sums = reduce_sum(*(values[name] for name in names))
+    return {name: total / dist.get_world_size() for name, total in zip(names, sums, strict=True)}
 
 
 def reduce_sum(*values: float) -> list[float]:
-    """Sum of each value over the ranks."""
+    """Sum of each value over the ranks, between hosts: no GPU is waited for."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [float(v) for v in values]
-    tensor = torch.tensor(values, dtype=torch.float64, device=device())
-    dist.all_reduce(tensor)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, group=_host_group())
     return tensor.tolist()
+
+
+def _host_group() -> dist.ProcessGroup | None:
+    """The group for what is on hosts: None, the default one, where that is gloo's."""
+    if dist.get_backend() == "gloo":
+        return None
+    return _made_host_group(dist.group.WORLD)
+
+
+@functools.cache
+def _made_host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo")

@@ -10,10 +10,12 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import torch.distributed as dist
+from torch import Tensor
 
 from omniloom.infra import owner
 from omniloom.infra.progress import Progress
@@ -23,6 +25,7 @@ from omniloom.infra.training.config import EngineConfig, WorkersConfig
 from omniloom.infra.training.divergence import first_difference
 from omniloom.infra.training.engine import Engine, reduce_mean
 from omniloom.infra.training.guard import GoBack, Guard, TrainingDiverged
+from omniloom.infra.training.readings import Reading
 from omniloom.infra.training.rhythm import Rhythm
 from omniloom.infra.training.saving import Saver
 from omniloom.infra.training.shards import gathered
@@ -47,7 +50,7 @@ class Loader(Protocol):
         ...
 
     def describe(self, step: int) -> str:
-        """Names the contents of the batch of a step that was taken, for an error message."""
+        """Names the contents of the batch of the step that was taken last or before that, for an error message."""
         ...
 
     def close(self) -> None:
@@ -64,9 +67,10 @@ class Trainer(Protocol):
     amounts: tuple[str, ...]
     engines: dict[str, Engine]
 
-    def train_step(self, step: int, batch: Any) -> tuple[dict[str, float], float]:
-        """Train one step on what the loader gave: floats to log, and how many units this rank consumed. The names may
-        differ from step to step (an image step, a video step), never from rank to rank."""
+    def train_step(self, step: int, batch: Any) -> tuple[Mapping[str, float | Tensor], float]:
+        """Train one step on what the loader gave: what to log, floats or scalars on the device, which nothing here
+        waits for, and how many units this rank consumed. The names may differ from step to step (an image step, a video
+        step), never from rank to rank."""
         ...
 
     def kind(self, batch: Any) -> str:
@@ -85,6 +89,10 @@ class Trainer(Protocol):
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         """A row of the curves; `units` are those of all ranks since step 0. Called on rank 0 alone."""
+        ...
+
+    def keep(self) -> None:
+        """Write the curves down, as a checkpoint follows that a later attempt may go on from. On rank 0 alone."""
         ...
 
     def rewind(self, step: int) -> None:
@@ -107,6 +115,7 @@ class Loop:
     validate_every: int
     validate_first: bool = False
     numerics: EngineConfig = field(default_factory=EngineConfig)
+    _waiting: list[Reading] = field(default_factory=list, init=False, repr=False)
     _done: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +148,7 @@ class Loop:
         """The step to go on with; the units and the last logged metrics of those before it, and what of them is not
         logged yet."""
         start, position, window = 0, {}, _Window(self.trainer)
+        self._waiting.clear()
         if found := checkpoint.latest(self.state, self.progress.note):
             checkpoint.load(found, self.trainer.engines)
             start, position = found["step"], found["position"]
@@ -186,6 +196,9 @@ class Loop:
             stop = agreement.after_step() and done < self.steps
             if stop or keeps:
                 watch.enters("checkpoint")
+                self._read(window)
+                if _first():
+                    self.trainer.keep()
                 position = {**self.loader.position, **self.guard.position, "units": units, "last": last}
                 saver.start(done, position | window.all_ranks())
             if stop:
@@ -202,20 +215,34 @@ class Loop:
         return {"seconds": time.perf_counter() - began, "units": units, **last}
 
     def _step(self, step: int, window: _Window) -> None:
+        """Figures on a GPU are read while the next step runs there, or where a row or a checkpoint asks for them."""
         began = time.perf_counter()
         batch = self.loader.at(step)
         if self.guard.bad.active:
             self.guard.begin(self.trainer.kind(batch))
             if self.guard.bad.leaves_out(step):
+                self._read(window)
                 return
         logs, units = self.trainer.train_step(step, batch)
-        seconds = time.perf_counter() - began
+        reading = Reading(step, logs)
+        self._read(window)
         if self.guard.why:
             return
-        for name, value in logs.items():
+        self._waiting.append(reading)
+        if not reading.late or self.workers.logs(step + 1, self.steps):
+            self._read(window)
+        window.took(units, time.perf_counter() - began)
+
+    def _read(self, window: _Window) -> None:
+        while self._waiting:
+            window.add(self._finite(self._waiting.pop(0)))
+
+    def _finite(self, reading: Reading) -> dict[str, float]:
+        for name, value in (values := reading.values()).items():
             if not math.isfinite(value):
-                raise TrainingDiverged(f"step {step}: {name} is {value}; batch: {self.loader.describe(step)}")
-        window.add(logs, units, seconds)
+                batch = self.loader.describe(reading.step)
+                raise TrainingDiverged(f"step {reading.step}: {name} is {value}; batch: {batch}")
+        return values
 
     def _stop(self, saver: Saver, done: int) -> NoReturn:
         if error := saver.finish():
@@ -239,9 +266,11 @@ class _Window:
         self.values: dict[str, list[float]] = {}
         self.units = self.seconds = 0.0
 
-    def add(self, logs: dict[str, float], units: float, seconds: float) -> None:
+    def add(self, logs: dict[str, float]) -> None:
         for name, value in logs.items():
             self.values.setdefault(name, []).append(value)
+
+    def took(self, units: float, seconds: float) -> None:
         self.units += units
         self.seconds += seconds
 

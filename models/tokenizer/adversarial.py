@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from omniloom.models.eager import eager
 from omniloom.models.tokenizer.discriminator import Discriminator
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig
 from omniloom.models.tokenizer.precision import KeepsFloat32
@@ -66,7 +67,7 @@ class LogitAverages(KeepsFloat32):
         self.register_buffer("means", torch.zeros(2, 2, dtype=torch.float32))  # (image | video, real | fake)
         self.register_buffer("started", torch.zeros(2, dtype=torch.bool))
 
-    @torch.compiler.disable
+    @eager
     @torch.no_grad()
     def update(self, real_logits: Tensor, fake_logits: Tensor, video: bool) -> None:
         now = torch.stack((real_logits.float().mean(), fake_logits.float().mean())).detach()
@@ -123,7 +124,7 @@ class DiscriminatorObjective(nn.Module):
             loss = loss + 0.5 * self.config.r1_gamma * self.config.r1_every * logs["r1"]
         return loss, {name: value.detach().float() for name, value in logs.items()}
 
-    @torch.compiler.disable  # a compiled graph cannot be differentiated twice
+    @eager  # a compiled graph cannot be differentiated twice
     def _r1(self, real: Tensor) -> Tensor:
         """The squared gradient at the real pixels, all of it in float32."""
         with torch.autocast(real.device.type, enabled=False), torch.enable_grad():

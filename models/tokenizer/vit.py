@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniloom.models.fused import swiglu
 from omniloom.models.hf.config_json import read_json
 from omniloom.models.hf.weights import Checkpoint, open_checkpoint
 from omniloom.models.norms import LayerNorm
@@ -54,8 +55,7 @@ class Block(nn.Module):
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         inner = self.up(self.norm2(x))
         if self.activation == "swiglu":
-            gate, value = inner.chunk(2, dim=-1)
-            return x + self.down(F.silu(gate) * value)
+            return x + self.down(swiglu(inner))
         return x + self.down(F.gelu(inner, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
 
 

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniloom.models.fused import rotate, swiglu
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.positions import rotate
 
 
 class LayerCache(Protocol):
@@ -58,8 +58,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class GatedAttentionUnit(nn.Module):

@@ -139,10 +139,3 @@ def rotary(
         frequencies = scale_frequencies(frequencies, scaling)
     angles = positions.float()[..., axis_of] * frequencies
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (..., head_dim) by the angles of `rotary`. Channel c pairs with c + head_dim / 2, the layout of
-    Llama checkpoints in safetensors."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

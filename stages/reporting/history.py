@@ -1,12 +1,13 @@
 """The curves of a training stage: one JSON object per logged step, also sent to the stage's MLflow run.
 
-Kept in the work folder while the stage runs, so that a resumed run has one curve without a doubled step.
+Kept in the work folder with each checkpoint, so that a resumed run has one curve without a doubled step.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from typing import Any
 
 from omniloom.infra import storage
@@ -26,9 +27,13 @@ class History:
 
     def add(self, metrics: dict[str, float], step: int, units: float | None = None) -> None:
         """Log a row; one of the same step and figures, as a validation that is repeated after a resume, replaces it."""
-        self.rows = [r for r in self.rows if r["step"] != step or r.keys() - {"step", "units"} != metrics.keys()]
+        first = bisect_left(self.rows, step, key=lambda row: row["step"])
+        self.rows[first:] = [row for row in self.rows[first:] if row.keys() - {"step", "units"} != metrics.keys()]
         self.rows.append(finite({"step": step, **({"units": units} if units is not None else {}), **metrics}))
         self._tracker.log_metrics(metrics, step=step, tokens=int(units) if units is not None else None)
+
+    def keep(self) -> None:
+        """Write the rows down for a later attempt, which goes on from a checkpoint: so with each, not with each row."""
         self.save(self._uri)
 
     def save(self, uri: str) -> None:

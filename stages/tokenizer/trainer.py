@@ -31,20 +31,20 @@ class TokenizerTrainer:
         self.generator, self.critic = engines["generator"], engines.get("discriminator")
         self.history = History(job.state, job.tracker)  # the first rank's is used
 
-    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float], float]:
-        pixels = batch.to(self.generator.device)
+    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float | Tensor], float]:
+        pixels = batch.to(self.generator.device, non_blocking=True)
         # What a step draws (a KL bottleneck's noise) depends on the step alone, so that a resumed run draws the same.
         torch.manual_seed(hash_seed(self.config.seed, step, self.rank))
         weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
         judge = self.critic.engine if self.critic and weight else None
         loss, logs, recon = self.generator(pixels, judge, weight)
         self.generator.backward(loss)
-        logs = {name: float(value) for name, value in logs.items()} | self.generator.step(step)
+        logs = logs | self.generator.step(step)
         if self.critic and self.config.loss.trains_discriminator(step):
             critic_loss, critic_logs = self.critic(pixels, recon.detach(), step)
             self.critic.backward(critic_loss)
             self.critic.step(step)
-            logs |= {name: float(value) for name, value in critic_logs.items()}
+            logs |= critic_logs
         kind = self.kind(pixels)
         return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
 
@@ -67,6 +67,9 @@ class TokenizerTrainer:
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         self.history.add(metrics, step, units)
+
+    def keep(self) -> None:
+        self.history.keep()
 
     def rewind(self, step: int) -> None:
         self.history.rewind(step)

@@ -39,22 +39,22 @@ class UnifiedTrainer:
         self.history = History(job.state, job.tracker)  # the first rank's is used
         self.peak = self.config.workers.peak_tflops or peak_tflops(self.config.engine.precision)
 
-    def train_step(self, step: int, batch: MicroBatches) -> tuple[dict[str, float], float]:
+    def train_step(self, step: int, batch: MicroBatches) -> tuple[dict[str, float | torch.Tensor], float]:
         passes = len(batch)
         totals = reduce_sum(*(sum(micro.targets[name] for micro, _ in batch) for name in self.step_names))
         # The engine averages gradients over ranks and passes, so totals are divided by that many.
         counts = {n: total / (self.ranks * passes) for n, total in zip(self.step_names, totals, strict=True)}
         part_norms = self.config.workers.logs(step + 1, self.config.steps)
-        sums: dict[str, float] = {}
+        sums: dict[str, float | torch.Tensor] = {}
         for micro, seeds in batch:
-            loss, logs = self.engine(micro.to(self.engine.device), seeds, counts)
+            loss, logs = self.engine(micro.to(self.engine.device, non_blocking=True), seeds, counts)
             self.engine.backward(loss)
             gradient = self.engine.step(step, part_norms=part_norms)
             # A part with few targets weighs little, so that the mean over ranks and passes is the mean over targets.
             # What has no targets in this step has no loss to log.
             shares = ((logged, micro.targets[n] / counts[n]) for n, logged in self.step_names.items() if counts[n])
             for name, weight in (("loss", 1.0), *shares):
-                sums[name] = sums.get(name, 0.0) + float(logs[name]) * weight / passes
+                sums[name] = sums.get(name, 0.0) + logs[name] * (weight / passes)
             sums |= gradient
         useful = sum(micro.tokens["text"] + micro.tokens["visual"] for micro, _ in batch)
         places = useful + sum(micro.tokens["padding"] for micro, _ in batch)
@@ -94,6 +94,9 @@ class UnifiedTrainer:
         if self.peak:
             metrics["model_flops_utilization"] = metrics["flops_per_second"] / (self.peak * 1e12 * self.ranks)
         self.history.add(metrics, step, units)
+
+    def keep(self) -> None:
+        self.history.keep()
 
     def rewind(self, step: int) -> None:
         self.history.rewind(step)

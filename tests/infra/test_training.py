@@ -391,7 +391,7 @@ class Recorder:
     unit, amounts = "images", ()
 
     def __init__(self, tmp_path: Path, **workers):
-        self.rows, self.calls, self.trained, self.sought, self.closed = [], [], [], [], 0
+        self.rows, self.calls, self.trained, self.sought, self.kept, self.closed = [], [], [], [], [], 0
         self.engines = {}
         self.workers = WorkersConfig(count=1, **workers)
         self.state = str(tmp_path / "state")
@@ -411,6 +411,9 @@ class Recorder:
     def log(self, metrics, step, units):
         assert metrics.pop("images_per_second") > 0
         self.rows.append((step, metrics, units))
+
+    def keep(self):
+        self.kept.append(len(self.rows))
 
     def rewind(self, step):
         self.calls.append(f"rewound to {step}")
@@ -614,7 +617,7 @@ def train_unified(zero_stage: int, count: int, folder: str | None = None) -> dic
             found.append(
                 {
                     "loss": reduce_sum(float(logs["loss"]))[0] / ranks,
-                    **{name: facts[f"grad_norm_{name}"] for name in ("text", "visual", "backbone")},
+                    **{name: float(facts[f"grad_norm_{name}"]) for name in ("text", "visual", "backbone")},
                 }
             )
         return found

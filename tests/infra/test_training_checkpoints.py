@@ -298,7 +298,7 @@ def test_the_last_step_is_kept_before_what_follows_it(tmp_path):
         def ignore(self, *arguments):
             pass
 
-        log = rewind = seek = close = ignore
+        log = keep = rewind = seek = close = ignore
 
     def loop(validate) -> Loop:
         counting = Counting(validate)

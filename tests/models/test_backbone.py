@@ -14,6 +14,7 @@ from sampling_cases import visual
 from torch._dynamo.testing import CompileCounterWithBackend
 from visual_batches import forward, target_times
 
+from omniloom.models.fused import rotate
 from omniloom.models.unified.attention import DenseAttend
 from omniloom.models.unified.batch import Batch, collate, document_length
 from omniloom.models.unified.blocks import GatedAttentionUnit
@@ -25,7 +26,7 @@ from omniloom.models.unified.layouts import plain_text, prefix_for_visual
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
-from omniloom.models.unified.positions import rotary, rotate
+from omniloom.models.unified.positions import rotary
 from omniloom.models.unified.representations import OBJECTIVES
 
 every_option = pytest.mark.parametrize("option", OPTIONS)

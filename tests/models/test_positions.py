@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniloom.models.unified.positions import positions, rotary, rotate
+from omniloom.models.fused import rotate
+from omniloom.models.unified.positions import positions, rotary
 
 SIZES = [(1, 1, 1), (1, 2, 8), (1, 3, 3), (1, 4, 5), (1, 7, 2), (3, 2, 5), (5, 4, 4)]
 SCHEMES = ["rope_1d", "axial", "tie_v1", "tie_v2", "streaming"]

@@ -11,9 +11,14 @@ from omniloom.stages.reporting.history import History
 def test_a_resumed_curve_has_no_doubled_step(tmp_path):
     first = History(str(tmp_path), corpora.Silent())
     first.rewind(0)
-    for step in (2, 4, 6):
+    for step in (2, 4):
         first.add({"loss": 1 / step}, step, units=10.0 * step)
-    first.add({"validation_loss": 0.5}, 4)
+    first.add({"validation_loss": 0.25}, 4)
+    first.add({"validation_loss": 0.5}, 4)  # repeated: it replaces the row
+    first.add({"loss": 1 / 6}, 6, units=60.0)
+    first.keep()
+    first.add({"loss": 1 / 8}, 8, units=80.0)
+    assert len(history.load(str(tmp_path / "history.jsonl"))) == 4, "written with checkpoints alone"
     tracker = corpora.Silent()
     second = History(str(tmp_path), tracker)
     second.rewind(4)  # the last checkpoint
@@ -31,7 +36,9 @@ def test_a_resumed_curve_has_no_doubled_step(tmp_path):
 
 
 def test_a_forced_run_begins_anew(tmp_path):
-    History(str(tmp_path), corpora.Silent()).add({"loss": 1.0}, 5)
+    first = History(str(tmp_path), corpora.Silent())
+    first.add({"loss": 1.0}, 5)
+    first.keep()
     again = History(str(tmp_path), corpora.Silent())
     again.rewind(0)
     assert again.rows == []
@@ -44,6 +51,7 @@ def test_a_figure_that_is_none_is_null_in_the_file_and_a_gap_in_the_curve(tmp_pa
     written = History(str(tmp_path), corpora.Silent())
     written.add({"loss": 1.0}, 1)
     written.add({"loss": math.nan, "psnr": math.inf}, 2)
+    written.keep()
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")

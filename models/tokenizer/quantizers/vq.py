@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omniloom.models.eager import eager
 from omniloom.models.tokenizer.quantizers.base import (
     DiscreteQuantizer,
     Quantized,
@@ -107,7 +108,7 @@ class SphericalCodebook(DiscreteQuantizer):
             centres = torch.where(won, F.normalize(sums, dim=-1), centres)
         return centres
 
-    @torch.compiler.disable
+    @eager
     @torch.no_grad()
     def _initialise(self, latents: Tensor) -> None:
         """Set the codebook from the first batch of rank 0 that holds a finite latent."""
@@ -121,7 +122,7 @@ class SphericalCodebook(DiscreteQuantizer):
         self._place(torch.ones_like(self.idle_tokens, dtype=torch.bool), from_rank_zero(codes.contiguous()))
         self.initialised.fill_(True)
 
-    @torch.compiler.disable
+    @eager
     @torch.no_grad()
     def _update(self, latents: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Learn from latents (n, dim) and their codes (n,), then restart what is dead; stats over all ranks."""

@@ -1,0 +1,104 @@
+"""Gradients under ZeRO stage 1, in one buffer a group: reduced over the ranks, measured and clipped without the host.
+
+DeepSpeed copies each gradient three times on its way to the optimizer, measures them one by one and waits for the norm
+on the host. Here a parameter's `grad` is a view of its group's flat buffer, so that the backward pass writes where the
+reduction reads: a reduce-scatter a group, a norm and a product of this rank's shard, which the optimizer then takes
+as it is. What DeepSpeed keeps (flat weights, shards of the optimizer's state, checkpoints) stays its own.
+
+With `communication` bf16 the gradients travel as bf16 and are added up in fp32: each rank is sent every other rank's
+copy of its own shard (an all-to-all) and sums them itself, as a collective's own additions would round to bf16 one
+after the other. It halves what a rank sends; but a ring's reduce-scatter crosses from machine to machine once for all
+GPUs of one, an all-to-all once for each, so that it pays within a machine and may not between many.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Shard:
+    """What DeepSpeed's ZeRO optimizer asks of gradients that are flat already."""
+
+    def __init__(self, flat_partition: Tensor):
+        self.flat_partition = flat_partition
+
+
+class FlatGradients:
+    """Of the parameters of DeepSpeed's ZeRO-1 `optimizer`, whose engine leaves the reduction to us."""
+
+    def __init__(self, optimizer: Any, communication: torch.dtype):
+        self.optimizer, self.communication = optimizer, communication
+        self.ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.flat = [torch.zeros_like(weights) for weights in optimizer.bit16_groups_flat]
+        self.views: list[tuple[torch.nn.Parameter, Tensor]] = []
+        self._where: dict[torch.nn.Parameter, tuple[int, int]] = {}
+        for number, (flat, parameters) in enumerate(zip(self.flat, optimizer.bit16_groups, strict=True)):
+            for parameter in parameters:
+                first = parameter.data.storage_offset() - optimizer.bit16_groups_flat[number].storage_offset()
+                self.views.append((parameter, flat[first : first + parameter.numel()].view_as(parameter)))
+                self._where[parameter] = number, first
+        self.shards: list[Tensor] = []
+        self._norm = torch.empty(0)
+        self._begun = False
+
+    def begin(self) -> None:
+        """Zeros for a step's backward passes to add to; nothing before those that follow its first."""
+        if not self._begun:
+            torch._foreach_zero_(self.flat)
+            for parameter, view in self.views:
+                parameter.grad = view
+        self._begun = True
+
+    def reduce(self) -> Tensor:
+        """Make this rank's shards those of the mean over the ranks. Gives the norm of the whole gradient, on the
+        device. Every rank must call it."""
+        self.shards = [self._reduced(flat) for flat in self.flat]
+        if self.ranks > 1:
+            torch._foreach_mul_(self.shards, 1 / self.ranks)
+        # In DeepSpeed's order of additions, so that a training goes on under stage 2 bit for bit.
+        squares = torch.stack([torch.stack(torch._foreach_norm(parts)).square().sum() for parts in self._parts()])
+        if self.ranks > 1:
+            dist.all_reduce(squares)
+        self._norm = torch.linalg.vector_norm(squares.sqrt())
+        return self._norm
+
+    def share(self, parameter: torch.nn.Parameter) -> Tensor | None:
+        """What this rank's shard holds of a parameter's gradient, flat."""
+        number, first = self._where[parameter]
+        size = len(self.shards[number])
+        begin, end = (min(max(0, at - self.rank * size), size) for at in (first, first + parameter.numel()))
+        return self.shards[number][begin:end] if begin < end else None
+
+    def _parts(self) -> list[list[Tensor]]:
+        """By group the shares of its parameters; zeros where this rank has none of the group."""
+        found: list[list[Tensor]] = [[] for _ in self.shards]
+        for parameter, (number, _) in self._where.items():
+            if (share := self.share(parameter)) is not None:
+                found[number].append(share)
+        return [parts or [shard.new_zeros(1)] for parts, shard in zip(found, self.shards, strict=True)]
+
+    def hand_over(self, clip: float) -> None:
+        """Let the optimizer step by the reduced shards, with a norm of `clip` at most where that is above 0."""
+        if clip:
+            torch._foreach_mul_(self.shards, 1 / ((self._norm + 1e-6) / clip).clamp(min=1.0))
+        for number, shard in enumerate(self.shards):
+            self.optimizer.averaged_gradients[number] = _Shard(shard)
+        self._begun = False
+
+    def _reduced(self, flat: Tensor) -> Tensor:
+        """The sum over the ranks of this rank's shard of a group."""
+        if self.ranks == 1:
+            return flat
+        shard = flat.chunk(self.ranks)[self.rank]
+        if self.communication == flat.dtype and flat.is_cuda:
+            dist.reduce_scatter_single(shard, flat)
+            return shard
+        sent = flat.to(self.communication)  # gloo's own reduce-scatter costs several times an all-to-all
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent)
+        return torch.sum(received.view(self.ranks, -1), dim=0, dtype=flat.dtype, out=shard)

@@ -1,0 +1,89 @@
+"""Fused elementwise work against the plain formulas, and their gradients against autograd's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omniloom.models.fused import rms_norm, rotate, swiglu
+
+
+def plain_swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def plain_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    scaled = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    return scaled if weight is None else scaled * weight
+
+
+def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def angles(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    angle = torch.rand(2, 1, 5, 4, dtype=torch.float64) * 6
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+CASES = {
+    "swiglu": lambda dtype: (swiglu, plain_swiglu, [draw(2, 5, 12, dtype=dtype)]),
+    "rotate": lambda dtype: (rotate, plain_rotate, [draw(2, 3, 5, 8, dtype=dtype), *angles(dtype)]),
+    # As attention has it: heads between positions and channels.
+    "rotate strided": lambda dtype: (
+        lambda x, *rest: rotate(x.transpose(1, 2), *rest),
+        lambda x, *rest: plain_rotate(x.transpose(1, 2), *rest),
+        [draw(2, 5, 3, 8, dtype=dtype), *angles(dtype)],
+    ),
+    "rms_norm": lambda dtype: (
+        rms_norm,
+        plain_norm,
+        [draw(2, 5, 12, dtype=dtype), draw(12, dtype=torch.float32), 1e-2],
+    ),
+    "rms_norm without a weight": lambda dtype: (rms_norm, plain_norm, [draw(2, 5, 12, dtype=dtype), None, 1e-2]),
+}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_plain_formula(name, dtype):
+    torch.manual_seed(0)
+    fused, plain, given = CASES[name](dtype)
+    if dtype == torch.float64 and len(given) > 1 and torch.is_tensor(given[1]) and given[1].dtype == torch.float32:
+        given[1] = draw(12, dtype=torch.float64)
+    found = fused(*given)
+    inputs = [x for x in given if torch.is_tensor(x) and x.requires_grad]
+    assert found.dtype == given[0].dtype
+    grad = torch.randn_like(found, dtype=torch.float64)
+    gradients = torch.autograd.grad(found, inputs, grad.to(found.dtype))
+    exact = [x.detach().double().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in given]
+    expected = plain(*exact)
+    wanted = torch.autograd.grad(expected, [x for x in exact if torch.is_tensor(x) and x.requires_grad], grad)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    for one, other, of in zip(gradients, wanted, inputs, strict=True):
+        assert one.dtype == of.dtype
+        torch.testing.assert_close(one.double(), other, rtol=2 * tolerance, atol=4 * tolerance)
+
+
+def test_compiled_they_are_the_same():
+    torch.manual_seed(0)
+    x, (cos, sin), weight = draw(2, 3, 5, 8, dtype=torch.float32), angles(torch.float32), draw(4, dtype=torch.float32)
+
+    def run(x: Tensor) -> Tensor:
+        return rms_norm(swiglu(rotate(x, cos, sin)), weight, 1e-5)
+
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), run(x))
+    (one,), (other,) = (torch.autograd.grad(f(x).square().sum(), [x]) for f in (compiled, run))
+    torch.testing.assert_close(one, other)
