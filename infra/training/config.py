@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from omniloom.infra.fields import PLACEMENT, marks
+from omniloom.infra.fields import PLACEMENT
 
 HANG_SECONDS = 60.0  # no shorter silence counts as a hang, unless a config says otherwise
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -74,13 +74,6 @@ class EngineConfig(BaseModel):
     """The good steps that a step is compared with; it is judged once half of them are there."""
     max_bad_steps: int = Field(20, ge=0)
     """Bad steps that are skipped or gone back from in all; one more stops the training."""
-
-    def canonical_form(self) -> dict[str, Any]:
-        """For fingerprints: what says of bad steps does not enter where none but stops the training, as ever."""
-        judged = self.on_bad_step != "stop" or self.spike_sigmas is not None
-        left_out = set() if judged else {"on_bad_step", "spike_sigmas", "spike_window", "max_bad_steps"}
-        names = (name for name, mark in marks(self).items() if not mark.get("placement"))
-        return {name: getattr(self, name) for name in names if name not in left_out}
 
     @model_validator(mode="after")
     def _gradients_are_ours(self) -> EngineConfig:
