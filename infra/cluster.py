@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -157,6 +158,7 @@ def connect(
                 log_to_driver=log_to_driver,
                 logging_level=logging.WARNING,
                 runtime_env=_runtime_env(env, local),
+                job_config=_job_config(),
                 **options,
             )
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
@@ -170,6 +172,23 @@ def connect(
             ) from error
         raise InputError(f"no Ray cluster answers at {address}: {_first_line(error)}", field=field) from error
     return _describe(local, opened=True)
+
+
+def _job_config() -> Any:
+    """Of the folders that Ray puts before all others on its workers' path, those that this process imports from too.
+
+    Ray adds the working folder whether or not the driver imports from it, and there a folder of any project would hide
+    an installed module of its name.
+    """
+    from ray.job_config import JobConfig
+
+    class SearchedHere(JobConfig):
+        def _get_proto_job_config(self):
+            here = {os.path.abspath(folder) for folder in sys.path}
+            self._py_driver_sys_path = [f for f in self._py_driver_sys_path if os.path.abspath(f) in here]
+            return super()._get_proto_job_config()
+
+    return SearchedHere()
 
 
 @contextlib.contextmanager

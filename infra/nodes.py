@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+_ANSWER_SECONDS = 60.0  # a worker process starts in some seconds
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,27 @@ def connected() -> tuple[Node, ...]:
     return tuple(Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"])
 
 
+def ask_each(function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[str, Any]]:
+    """(host, what the function gives in a worker there) of each node that is alive. One that does not answer within a
+    minute, or whose workers cannot load the function, is left out."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(function)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            options = task.options(num_cpus=0, scheduling_strategy=there, max_retries=1)
+            asked[options.remote(*arguments)] = node["NodeManagerHostname"]
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    for reference in silent:
+        ray.cancel(reference, force=True)
+    for reference in answered:
+        with contextlib.suppress(ray.exceptions.RayError):
+            yield asked[reference], ray.get(reference)
+
+
 def behind(dashboard: str) -> tuple[Node, ...]:
     """The nodes that are alive of the cluster whose dashboard has this URL; whatever Ray raises where it tells none."""
     from ray.util.state import list_nodes
@@ -41,10 +66,10 @@ def behind(dashboard: str) -> tuple[Node, ...]:
 
 
 def listed(nodes: Iterable[Node]) -> str:
-    """`2 nodes of 4 CPUs, 0 GPUs; a node of 1 CPU, 0 GPUs`."""
-    counted = Counter(map(str, nodes))
+    """`a node of 1 CPU, 0 GPUs; 2 nodes of 4 CPUs, 0 GPUs`, the smallest first: Ray tells them in any order."""
+    counted = Counter(map(str, sorted(nodes, key=lambda node: (node.cpus, node.gpus, node.memory or 0))))
     return "; ".join(f"{f'{count} nodes' if count > 1 else 'a node'} of {text}" for text, count in counted.items())
 
 
 def gib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"

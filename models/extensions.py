@@ -6,9 +6,12 @@ that cannot be used the reason, for whoever asks for it: a broken extension stop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import hashlib
+from collections.abc import Callable, Collection, Iterable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 
@@ -48,6 +51,29 @@ def load(
 def offered_by(group: str, name: str) -> str | None:
     """The distribution, with its version, that adds a part of this name; None of the parts of this tree."""
     return next((_distribution(point) for point in entry_points(group=group, name=name)), None)
+
+
+def modules_of(groups: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """The modules that the parts of these names come from, each with the distribution that offers it."""
+    points = [point for group in groups for point in entry_points(group=group) if point.name in names]
+    return {point.module: _distribution(point) for point in points}
+
+
+def located(modules: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """By module where this process finds it, in words, and the sha256 of its file; empty where there is no code."""
+    return {name: _located(name) for name in modules}
+
+
+def _located(module: str) -> tuple[str, str]:
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # of the package that it lies in; of a module without a spec
+        spec = None
+    if spec is None:
+        return "not found", ""
+    if spec.origin and Path(spec.origin).is_file():
+        return spec.origin, hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return f"a folder without code, {', '.join(spec.submodule_search_locations or ())}", ""
 
 
 def _distribution(point: EntryPoint) -> str:

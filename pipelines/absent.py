@@ -30,8 +30,8 @@ def of_stage(stage: Stage, config: Any) -> Iterator[InputError]:
             listing(config)
     except InputError as error:
         errors += error.each()
-    for error in errors:
-        yield InputError(error.message, field=join_fields("stages", stage.name, error.field), file=error.file)
+    for one in errors:
+        yield InputError(one.message, field=join_fields("stages", stage.name, one.field), file=one.file)
 
 
 def of_literals(values: dict) -> Iterator[InputError]:

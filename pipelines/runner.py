@@ -27,7 +27,7 @@ from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
-from omniloom.pipelines import room, run_card
+from omniloom.pipelines import installed, room, run_card
 from omniloom.pipelines.bodies import Bodies
 from omniloom.pipelines.config import placed
 from omniloom.pipelines.display import Display
@@ -68,7 +68,7 @@ def run(plan: Plan, display: Display) -> None:
 @contextlib.contextmanager
 def _connection(plan: Plan) -> Iterator[Callable[[], cluster.Cluster]]:
     """What connects to Ray. InputError where this machine, or the cluster, which is asked before anything is written,
-    has too little room. A Ray that the caller had before this run is the caller's to end."""
+    has too little room or other extensions. A Ray that the caller had before this run is the caller's to end."""
     names = [planned.name for planned in plan.to_execute]
     opened: list[cluster.Cluster] = []
 
@@ -76,6 +76,7 @@ def _connection(plan: Plan) -> Iterator[Callable[[], cluster.Cluster]]:
         if not opened:
             opened.append(cluster.connect_to(plan.config.cluster))
             room.check(plan.config, names, opened[0].nodes)  # in a container Ray counts fewer CPUs than the machine
+            installed.check(plan.config)
         return opened[0]
 
     try:

@@ -14,8 +14,8 @@ from omniloom.models.unified.config import num_parameters
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
 from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
+from omniloom.stages.tokenizer.architecture import architecture
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
-from omniloom.stages.tokenizer.stage import architecture
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config
 

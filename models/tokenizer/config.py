@@ -151,8 +151,9 @@ class TiTokConfig(_Quantized):
     decoder_layers: int = 8
     """The decoder's blocks of full attention over patches and latents."""
     proxy_codes: int | None = None
-    """Size of the codebook of a trained 2-D tokenizer whose codes the decoder predicts in place of pixels, the paper's
-    warm-up (`titok.ProxyObjective`); null predicts pixels."""
+    """The first of the paper's two training stages, a warm-up: the decoder predicts the codes of the OmniTokenizer that
+    training starts from, in place of pixels. How many codes that has; its patch_size has to be this one's. The next
+    tokenizer stage trains the decoder alone on pixels. null: pixels from the start."""
     quantizer: QuantizerConfig = field(default_factory=VQConfig)
     """The bottleneck between encoder and decoder, by `kind`; vq where it does not say."""
 

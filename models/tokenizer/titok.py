@@ -217,6 +217,12 @@ class ProxyObjective(nn.Module):
             )
         self._proxy = (copy.deepcopy(proxy).eval().requires_grad_(False),)  # in a tuple, nn.Module does not own it
 
+    def reconstruct(self, pixels: Tensor) -> tuple[Tensor, Encoded]:
+        """Pixels (B, 3, H, W) -> (pixels that the proxy's decoder makes of the likeliest codes, the TiTok's tokens)."""
+        encoded = self.tokenizer.encode(pixels)
+        codes = self.tokenizer.proxy_logits(encoded.z_q).argmax(-1)
+        return self._proxy[0].to(pixels.device).decode(codes[:, None])[:, :, 0], encoded
+
     def forward(self, pixels: Tensor, update_codebook: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Pixels (B, 3, H, W) -> (float32 loss, logs); `proxy_accuracy` is the share of codes that are right."""
         proxy = self._proxy[0].to(pixels.device)

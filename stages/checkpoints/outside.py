@@ -74,7 +74,7 @@ def read_copy(uri: str, reader: Callable[[str], Any], field: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         local = str(Path(folder) / Path(uri).name)
         try:
-            storage.copy_file(storage.absolute(uri), local)
+            storage.copy_file(uri, local)
             return reader(local)
         except (OSError, ValueError) as error:
             raise InputError(str(error).replace(local, uri), field=field, file=uri) from None

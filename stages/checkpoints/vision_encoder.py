@@ -19,7 +19,6 @@ PREPROCESSOR = "preprocessor_config.json"
 
 def encoder_config(uri: str, field: str) -> ViTConfig:
     """The encoder's shape, from its config alone."""
-    uri = storage.absolute(uri)
     where, preprocessor = storage.join(uri, "config.json"), storage.join(uri, PREPROCESSOR)
     try:
         given = _read(preprocessor) if storage.exists(preprocessor) else None
@@ -33,7 +32,7 @@ def load_encoder(uri: str, field: str):
     from omniloom.models.tokenizer.vit import load_vit
 
     try:
-        return load_vit(local_folder(storage.absolute(uri)))
+        return load_vit(local_folder(uri))
     except Exception as error:  # as above
         raise _no_encoder(error, uri, field) from None
 

@@ -14,11 +14,11 @@ from typing import cast
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import fields, manifests
 from omniloom.stages.ingest.kinds.base import SourceKind
+from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names, normal_path
 from omniloom.stages.ingest.options import Captions
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import SourceFile
 from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
 
 

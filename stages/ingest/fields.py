@@ -13,8 +13,8 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names
 from omniloom.stages.ingest.options import PLACEHOLDER, Captions
+from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import encodable
 
 FILE_FIELDS = (
     "file",

@@ -25,8 +25,10 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding as encodings
+from omniloom.stages.ingest.listing import SourceFile, list_files
+from omniloom.stages.ingest.paths import encodable, hidden
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import Root, SourceFile, encodable, hidden
+from omniloom.stages.ingest.roots import Root
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # names that the datasets library gives a manifest
 _TABLES = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
@@ -82,7 +84,7 @@ class ManifestFile:
     def outside(self) -> SourceFile:
         """What is known of a manifest that does not lie below the root."""
         elsewhere = Root(self.root.source, self.root.index, self.uri, self.field.removeprefix(f"{self.root.field}."))
-        files = elsewhere.files()
+        files = list_files(elsewhere)
         if not elsewhere.is_file:
             raise InputError(f"is a folder, expected a file: {self.uri}", field=elsewhere.uri_field)
         return files[0]

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.kinds.table import open_source
+from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import encodable, patiently
+from omniloom.stages.ingest.retrying import patiently
 from omniloom.stages.ingest.splits import group_key
 
 

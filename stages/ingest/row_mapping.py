@@ -14,9 +14,9 @@ from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding, fields
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.options import PLACEHOLDER, SourceConfig, refuse
+from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.references import References
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import encodable
 
 _ONE_OF = ("text_field", "template", "image_field", "video_field")
 

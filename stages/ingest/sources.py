@@ -15,7 +15,7 @@ from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
-from omniloom.stages.ingest.roots import SourceFile
+from omniloom.stages.ingest.listing import SourceFile, list_files
 from omniloom.stages.ingest.suffixes import COMPANIONS, suffix
 
 
@@ -47,7 +47,7 @@ def _listed(kind: SourceKind) -> list[tuple[str, SourceFile]]:
         outside = kind.manifest.outside()
         listed.append((outside.path, outside))
     if kind.media_root:
-        listed += [(f"media_root/{file.path}", file) for file in kind.media_root.files()]
+        listed += [(f"media_root/{file.path}", file) for file in list_files(kind.media_root)]
     kind.check(contents)
     return listed
 
@@ -71,7 +71,7 @@ def _opened(config: Config, index: int) -> SourceKind:
 
 def _contents(kind: SourceKind) -> Contents:
     """List the source. Raises InputError where there is nothing of its kind, or no manifest."""
-    files = kind.root.files()
+    files = list_files(kind.root)
     if kind.manifest:
         kind.manifest.check(files)
     contents = Contents(files, files if kind.root.is_file else [file for file in files if _is_item(kind, file)])

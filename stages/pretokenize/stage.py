@@ -27,6 +27,7 @@ from omniloom.stages.data import records, tokens
 from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.pretokenize.config import FEATURES, Config
 from omniloom.stages.pretokenize.stats import combine
+from omniloom.stages.tokenizer.config import is_warm_up
 
 if TYPE_CHECKING:
     from omniloom.models.text import TextTokenizer
@@ -48,7 +49,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         _named_text_tokenizer(config.text_tokenizer)
     if files and config.features and "tokenizer" in upstream:
         encoder_config(config.features, FEATURES)
-        require_folder_of_weights(storage.absolute(config.features), FEATURES)
+        require_folder_of_weights(config.features, FEATURES)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
@@ -150,6 +151,11 @@ def pictures_in(counts: Mapping[str, Any]) -> set[str]:
 
 def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str]) -> None:
     """InputError where the tokenizer cannot encode what pictures of these kinds, image and video, are brought to."""
+    if is_warm_up(model):
+        raise InputError(
+            "the tokenizer is a TiTok's warm-up, which has no pixels yet; configure a tokenizer stage behind it, which "
+            "trains its decoder on them (docs/pipelines.md)"
+        )
     aspects = Aspects(config.aspects, patch_size_of(model))
     sizes = {f"{kind}_size": getattr(config, f"{kind}_size") for kind in ("image", "video") if kind in kinds}
     with within():
@@ -189,7 +195,7 @@ def _text_tokenizer(config: Config, corpus: Artifact) -> str:
 
 def _named_text_tokenizer(uri: str) -> TextTokenizer:
     try:
-        return read_text_tokenizer(storage.absolute(uri))
+        return read_text_tokenizer(uri)
     except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
         raise InputError(f"is no tokenizer.json: {error}", field="text_tokenizer", file=uri) from None
 

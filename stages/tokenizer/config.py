@@ -105,7 +105,8 @@ class TokenizerStageConfig(BaseModel):
     model: ModelConfig | None = None
     """The architecture, by `architecture`; null takes that of the tokenizer that training starts from."""
     official: str | None = Field(None, json_schema_extra=path_to("file"))
-    """URI of a released OmniTokenizer checkpoint to start from, in place of `model`."""
+    """URI of a released OmniTokenizer checkpoint to start from, in place of `model`; beside a `model` with
+    `proxy_codes` the one whose codes that learns."""
     quantizer: QuantizerConfig | None = None
     """Another bottleneck than that of the tokenizer that training starts from."""
     loss: TokenizerLossConfig = Field(default_factory=TokenizerLossConfig)
@@ -140,7 +141,9 @@ class TokenizerStageConfig(BaseModel):
         for batch, kind in ((self.data.image_batch, "image"), (self.data.video_batch, "video")):
             if kind in self.data.kinds and batch % self.workers.most:
                 raise ValueError(f"data.{kind}_batch: {batch} does not divide by workers.count {self.workers.most}")
-        if self.official and self.model:
+        if is_warm_up(self.model):
+            self._check_warm_up()
+        elif self.official and self.model:
             raise ValueError("official: the checkpoint has its architecture with it, expected no `model`")
         if self.loss.needs_perceptual and not self.perceptual:
             raise ValueError("perceptual: is missing, and the loss gives a weight to it")
@@ -153,6 +156,14 @@ class TokenizerStageConfig(BaseModel):
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self
 
+    def _check_warm_up(self) -> None:
+        for name in ("loss", "perceptual", "discriminator", "discriminator_optimizer"):
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                raise ValueError(
+                    f"{name}: has no effect in the warm-up of a TiTok, which learns codes and no pixels; leave it out, "
+                    "or model.proxy_codes"
+                )
+
 
 Config = TokenizerStageConfig
 
@@ -160,11 +171,16 @@ Config = TokenizerStageConfig
 class KLTokenizerConfig(TokenizerStageConfig):
     """Stage 3: what the joint stage has learned, with a continuous bottleneck in place of its codes."""
 
-    quantizer: QuantizerConfig = Field(default_factory=GaussianConfig)
-    """The continuous bottleneck, or another one than that of the tokenizer that training starts from."""
+    quantizer: QuantizerConfig | None = Field(default_factory=GaussianConfig)
+    """The continuous bottleneck, or another one than that of the tokenizer that training starts from; null: its own."""
 
 
 KLConfig = KLTokenizerConfig
+
+
+def is_warm_up(model: AnyTokenizerConfig | None) -> bool:
+    """Whether it is a TiTok that learns another tokenizer's codes, and has no pixels yet."""
+    return isinstance(model, TiTokConfig) and model.proxy_codes is not None
 
 
 def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
@@ -185,8 +201,6 @@ def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
                         f"data.sizes: {size} at aspect {name} makes pictures of {shape[0]}x{shape[1]}, "
                         f"model.image_size is {model.size[0]}x{model.size[1]}"
                     )
-        if model.proxy_codes is not None:
-            raise ValueError("model.proxy_codes: this stage trains on pixels, expected null")
         return
     if model.compat == "official" and set(data.aspects) != {"1:1"}:
         raise ValueError("data.aspects: the published computation takes squares alone, expected [1:1]")

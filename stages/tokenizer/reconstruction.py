@@ -5,7 +5,7 @@ In: a tokenizer and pixels in [-0.5, 0.5] of the validation split, batch by batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omniloom.infra.training.shards import gathered
 from omniloom.models.model import to_uint8
+from omniloom.models.tokenizer.base import Encoded, VisualTokenizer
 from omniloom.stages.reporting import report
 
 COLUMNS = 12
@@ -31,19 +32,22 @@ class _Clip(NamedTuple):
 
 @torch.no_grad()
 def validate(
-    tokenizer: Any, clips: Iterable[tuple[str, Tensor, list[int]]], engine: Any
+    tokenizer: VisualTokenizer,
+    reconstruct: Callable[[Tensor], tuple[Tensor, Encoded]],
+    clips: Iterable[tuple[str, Tensor, list[int]]],
+    engine: Any,
 ) -> tuple[dict[str, float], bytes]:
-    """`clips`: (kind, pixels, numbers) in batches of one shape, this rank's share of them. Figures over the clips of
-    all ranks: `validation_psnr_KIND` in dB, over all values of the kind; `validation_codebook_usage` (share of the
-    codes that the clips use) and `validation_perplexity`. Without clips, no figures and no picture. Every rank must
-    call it."""
+    """`clips`: (kind, pixels, numbers) in batches of one shape, this rank's share of them; `reconstruct` is asked while
+    the tokenizer is in eval mode. Figures over the clips of all ranks: `validation_psnr_KIND` in dB, over all values of
+    the kind; `validation_codebook_usage` (share of the codes that the clips use) and `validation_perplexity`. Without
+    clips, no figures and no picture. Every rank must call it."""
     was_training = tokenizer.training
     tokenizer.eval()
     counts = torch.zeros(tokenizer.codebook_size or 0)
     mine: list[_Clip] = []
     with engine.autocast():
         for kind, pixels, numbers in clips:
-            recon, encoded = tokenizer(pixels.to(engine.device))
+            recon, encoded = reconstruct(pixels.to(engine.device))
             recon = recon.float().cpu()
             errors = (recon.clamp(-0.5, 0.5) - pixels).double().square().flatten(1).sum(1)
             for place, number in enumerate(numbers):

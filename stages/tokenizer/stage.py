@@ -4,25 +4,24 @@ In: records, and where a stage before it makes one a tokenizer, whose weights it
 Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), and
 `report/reconstruction.png`.
 The stages differ by config alone: which kinds they see, at which sizes, from which weights, with which bottleneck.
-Source: OmniTokenizer, arXiv 2406.09399, section 3.3 (progressive training).
+A TiTok may take two of them: one warms it up on the codes of the tokenizer before, the next teaches its decoder pixels.
+Sources: OmniTokenizer, arXiv 2406.09399, section 3.3 (progressive training); TiTok, arXiv 2406.07550, section 3.3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
-from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict
-from omniloom.models.tokenizer.config import RAEConfig
+from omniloom.models.tokenizer.build import config_from_dict
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints.outside import require_folder_of_weights, require_weights
-from omniloom.stages.checkpoints.vision_encoder import encoder_config
-from omniloom.stages.tokenizer.config import Config, KLConfig, NamedRAEConfig, check_fit
+from omniloom.stages.tokenizer.architecture import architecture, expected_architecture, no_architecture
+from omniloom.stages.tokenizer.config import Config, KLConfig, NamedRAEConfig, check_fit, is_warm_up
 from omniloom.stages.tokenizer.job import Job
 
 __all__ = ["VERSION", "Config", "KLConfig", "check", "check_counts", "needs", "resolved", "run"]
@@ -34,53 +33,19 @@ def needs(config: Config) -> Needs:
     return Needs.of(config.workers)
 
 
-def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig:
-    """What a stage trains, where the stage before made `known`; InputError where nothing says."""
-    if config.official:
-        from omniloom.stages.checkpoints.tokenizer import read_official
-
-        config = config.model_copy(update={"model": read_official(config.official).config})
-        known = None
-    model = _architecture(config, known, files=True)
-    if model is None:
-        raise _no_architecture()
-    return model
-
-
-def _no_architecture() -> InputError:
-    return InputError("is missing: the architecture of the tokenizer", field="model")
-
-
-def _architecture(config: Config, known: AnyTokenizerConfig | None, files: bool) -> AnyTokenizerConfig | None:
-    """`architecture` of a stage that starts from no released checkpoint; without `files` None for an RAE, whose encoder
-    is one."""
-    model = config.model or known
-    if config.model and known and config.model.architecture != known.architecture:
-        raise InputError(
-            f"training starts from a tokenizer of the architecture {known.architecture!r}, got "
-            f"{config.model.architecture!r}",
-            field="model.architecture",
-        )
-    if not isinstance(model, RAEConfig):
-        with within("quantizer"):
-            return replace(model, quantizer=config.quantizer) if model and config.quantizer else model
-    if config.quantizer:
-        raise InputError("expected none: the latents of an RAE are its encoder's features", field="quantizer")
-    if isinstance(model, NamedRAEConfig):
-        if not files:
-            return None
-        with within("model"):
-            model = RAEConfig(**vars(model) | {"encoder": encoder_config(model.encoder, "encoder")})
-    return model
-
-
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
     """Check that there is an architecture to train, and that it fits the data; a released checkpoint's is
     checked when the stage runs."""
     known = upstream.get("tokenizer")
     starts = bool(config.official) or "tokenizer" in upstream
     if not (starts or config.model):
-        raise _no_architecture()
+        raise no_architecture()
+    if is_warm_up(config.model) and not starts:
+        raise InputError(
+            "no stage before this one makes a tokenizer whose codes a warm-up could learn; configure one, pin an "
+            "artifact, or name a released one as `official`",
+            field="model.proxy_codes",
+        )
     if not (starts or config.steps):
         raise InputError("expected at least 1: there is no tokenizer to take as it is", field="steps")
     kinds = getattr(upstream.get("records"), "kinds", None)
@@ -89,8 +54,8 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
             raise InputError(f"no source of stages.ingest.sources gives {kind}s", field="data.kinds")
     if files:
         _check_files(config)
-    if not config.official:
-        model = _architecture(config, known and known.model, files)
+    if config.model or not config.official:
+        model = expected_architecture(config, known and known.model, files)
         if model:
             with within():
                 check_fit(model, config.data)
@@ -103,15 +68,16 @@ def _check_files(config: Config) -> None:
         ("perceptual.heads", config.perceptual and config.perceptual.heads),
     ):
         if uri:
-            require_weights(storage.absolute(uri), field)
+            require_weights(uri, field)
     if isinstance(config.model, NamedRAEConfig):
-        require_folder_of_weights(storage.absolute(config.model.encoder), "model.encoder")
+        require_folder_of_weights(config.model.encoder, "model.encoder")
 
 
 def resolved(config: Config, upstream: Mapping[str, Any]) -> Config:
     """With the architecture that is trained as `model`; None where only a file tells that."""
     known = upstream.get("tokenizer")
-    model = None if config.official else _architecture(config, known and known.model, files=True)
+    told = config.model or not config.official
+    model = expected_architecture(config, known and known.model) if told else None
     return config.model_copy(update={"model": model, "quantizer": None, "official": None})
 
 

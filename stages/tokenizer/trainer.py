@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
+from omniloom.models.tokenizer.base import Encoded
 from omniloom.stages.data.clips import ClipBatches
 from omniloom.stages.data.order import hash_seed
 from omniloom.stages.reporting.history import History
@@ -45,8 +47,15 @@ class TokenizerTrainer:
             self.critic.backward(critic_loss)
             self.critic.step(step)
             logs |= critic_logs
-        kind = self.kind(pixels)
-        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": v for name, v in logs.items()}, len(pixels)
+        return self.named(self.kind(pixels), logs), len(pixels)
+
+    def named(self, kind: str, logs: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
+        """A step's figures on clips of a kind, under the names that they are logged by."""
+        return {name if name in _OF_ALL_KINDS else f"{kind}_{name}": value for name, value in logs.items()}
+
+    def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Encoded]:
+        """What is validated: pixels as they come back, and their tokens."""
+        return module.tokenizer(pixels)
 
     def kind(self, batch: Tensor) -> str:
         return "video" if batch.ndim == 5 else "image"
@@ -57,7 +66,8 @@ class TokenizerTrainer:
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:
             clips = self.held_out.batches(self.config.validation_examples)
-            metrics, picture = reconstruction.validate(module.tokenizer, clips, self.generator)
+            reconstruct = functools.partial(self.reconstruct, module)
+            metrics, picture = reconstruction.validate(module.tokenizer, reconstruct, clips, self.generator)
             if not metrics or not self.history:  # the validation split may hold none of these kinds
                 return
             self.history.add(metrics, step)

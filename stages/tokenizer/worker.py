@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
@@ -20,16 +21,18 @@ from omniloom.infra.training.loop import Loop
 from omniloom.models.tokenizer.adversarial import DiscriminatorObjective
 from omniloom.models.tokenizer.base import VisualTokenizer
 from omniloom.models.tokenizer.build import patch_size_of
-from omniloom.models.tokenizer.config import RAEConfig
+from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective
 from omniloom.models.tokenizer.perceptual import load_perceptual, read_weights
+from omniloom.models.tokenizer.titok import ProxyObjective, TiTok
 from omniloom.stages.checkpoints.outside import read_copy
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer, read_official
 from omniloom.stages.checkpoints.vision_encoder import load_encoder
 from omniloom.stages.data.clips import ClipBatches
-from omniloom.stages.tokenizer.config import NamedRAEConfig, PerceptualConfig
+from omniloom.stages.tokenizer.config import NamedRAEConfig, PerceptualConfig, is_warm_up
 from omniloom.stages.tokenizer.job import Job
 from omniloom.stages.tokenizer.trainer import TokenizerTrainer
+from omniloom.stages.tokenizer.warm_up import WarmUpTrainer
 
 
 def train_worker(job: Job) -> None:
@@ -39,7 +42,8 @@ def train_worker(job: Job) -> None:
     engines = _engines(job, ranks)
     clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
-    trainer = TokenizerTrainer(job, engines, held_out, rank)
+    warm_up = is_warm_up(job.model)
+    trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank)
     loop = Loop(
         config.steps,
         config.workers,
@@ -48,7 +52,7 @@ def train_worker(job: Job) -> None:
         job.state,
         job.progress,
         config.validate_every,
-        validate_first=bool(job.start_from or config.official),  # what it starts from, on the same clips
+        validate_first=bool(job.start_from or config.official) and not warm_up,  # what it starts from, on these clips
         numerics=config.engine,
     )
     last = loop.run()
@@ -62,9 +66,8 @@ def train_worker(job: Job) -> None:
 
 def _engines(job: Job, ranks: int) -> dict[str, Engine]:
     config = job.config
-    objective = TokenizerObjective(job.model, config.loss, _perceptual(config.perceptual))
+    objective = _objective(job)
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
-    _start_from(objective.tokenizer, job)
     micro = max(config.data.image_batch, config.data.video_batch) // ranks
     engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
     if config.discriminator:
@@ -78,6 +81,22 @@ def _engines(job: Job, ranks: int) -> dict[str, Engine]:
             micro,
         )
     return engines
+
+
+def _objective(job: Job) -> TokenizerObjective | ProxyObjective:
+    """What is trained, its weights from where the stage starts."""
+    if isinstance(job.model, TiTokConfig) and is_warm_up(job.model):
+        proxy = read_official(job.config.official) if job.config.official else load_tokenizer(_before(job))
+        return ProxyObjective(job.model, proxy)
+    objective = TokenizerObjective(job.model, job.config.loss, _perceptual(job.config.perceptual))
+    _start_from(objective.tokenizer, job)
+    return objective
+
+
+def _before(job: Job) -> Artifact:
+    """The tokenizer of the stage before, which a warm-up needs."""
+    assert job.start_from, "checked before the ranks start"
+    return job.start_from
 
 
 def _perceptual(config: PerceptualConfig | None):
@@ -99,6 +118,9 @@ def _start_from(tokenizer: VisualTokenizer, job: Job) -> None:
         known = load_tokenizer(job.start_from)
         if isinstance(job.model, RAEConfig):
             tokenizer.load_from(known.state_dict())
+            return
+        if is_warm_up(known.config):
+            cast(TiTok, tokenizer).start_from_warm_up(known.state_dict())
             return
         seen = job.start_from.manifest["config"]["data"]["kinds"]
         # Video parts that were never trained are made from the image parts; those of a released checkpoint are.

@@ -10,7 +10,6 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.models.checks import FieldError
@@ -227,9 +226,7 @@ def unified_config(
         chosen = {
             name: value for name in config.model.model_fields_set if (value := getattr(config.model, name)) is not None
         }
-        return start_config(
-            storage.absolute(config.init_from), chosen, vocab_size, {"latent_dim": None, **sizes}, specials
-        )
+        return start_config(config.init_from, chosen, vocab_size, {"latent_dim": None, **sizes}, specials)
     given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
     return UnifiedConfig(vocab_size=vocab_size, **given, **config.model.model_dump())
 

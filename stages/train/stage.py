@@ -56,7 +56,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     if config.init_from and not files:
         return
     if config.init_from:
-        check_start(storage.absolute(config.init_from), tokens.text_tokenizer)
+        check_start(config.init_from, tokens.text_tokenizer)
     check_alignment(config, expected_config(config, tokens, tokenizer and tokenizer.model))
     fits.check_kinds(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
@@ -66,7 +66,7 @@ def check_start(uri: str, text_tokenizer: str) -> None:
     """Check that the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
     require_folder_of_weights(uri, "init_from")
     try:
-        digest = read_text_tokenizer(storage.absolute(text_tokenizer)).digest
+        digest = read_text_tokenizer(text_tokenizer).digest
     except Exception:  # pretokenize says so
         return
     check_text_tokenizer(uri, digest)
@@ -120,7 +120,7 @@ def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -
             file=tokens.uri,
         )
     if config.init_from:
-        check_text_tokenizer(storage.absolute(config.init_from), facts["text_digest"])
+        check_text_tokenizer(config.init_from, facts["text_digest"])
     model = unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
     feature_dim(config, facts)
     check_alignment(config, model)

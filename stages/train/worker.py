@@ -67,7 +67,7 @@ def _start(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
     a head of its own where its config says that it is tied; the model's config then says so."""
     if not config.init_from:
         return UnifiedModel(model_config)
-    folder = local_folder(storage.absolute(config.init_from))
+    folder = local_folder(config.init_from)
     added = read_text_tokenizer(str(folder / "tokenizer.json")).added
     return load_llama(folder, new_tokens=added, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
 

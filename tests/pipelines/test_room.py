@@ -9,6 +9,7 @@ import sys
 import pytest
 from cluster_fixture import start_cluster
 
+from omniloom.infra import nodes
 from omniloom.infra.errors import InputError
 from omniloom.infra.nodes import Node
 from omniloom.pipelines import room, sizing
@@ -60,6 +61,16 @@ def test_memory_is_that_of_all_workers_here_and_of_one_on_a_gpu():
 SMALL, LARGE = Node(2, 0, 2 << 30), Node(4, 1, 8 << 30)
 HAS = "the cluster has a node of 2 CPUs, 0 GPUs, 2.0 GiB of memory; a node of 4 CPUs, 1 GPU, 8.0 GiB of memory"
 WORKERS = "stages.train.workers"
+
+
+def test_nodes_are_told_in_one_order_and_small_memory_in_mib():
+    assert nodes.listed((LARGE, SMALL, LARGE)) == nodes.listed((SMALL, LARGE, LARGE))
+    assert nodes.listed((LARGE, SMALL, LARGE)).startswith(
+        "a node of 2 CPUs, 0 GPUs, 2.0 GiB of memory; 2 nodes of 4 CPUs"
+    )
+    assert str(Node(1, 0, 64 << 20)) == "1 CPU, 0 GPUs, 64 MiB of memory"
+
+
 ON_NODES = {
     "both fit on the large node": (["count=2", "cpus=2"], 0, None),
     "one on each": (["count=2", "cpus=2", "gpus=0"], 2, None),

@@ -10,14 +10,14 @@ import pytest
 
 from omniloom.infra import storage
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import roots
+from omniloom.stages.ingest import retrying
 from omniloom.stages.ingest.fetching import fetch
 
 
 @pytest.fixture
 def server(monkeypatch):
     """Paths: /good; /endless, which never ends; /slow, which says nothing for a while; /cut, which ends too early."""
-    monkeypatch.setattr(roots, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(retrying, "WAITS", (0, 0, 0))
     hits: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -21,7 +21,7 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.ingest import readers, roots, rows, sources
+from omniloom.stages.ingest import readers, retrying, roots, rows, sources
 from omniloom.stages.ingest import stage as ingest
 
 RNG = np.random.default_rng(5)
@@ -298,7 +298,7 @@ class ClientError(Exception):
 
 @pytest.fixture
 def flaky(monkeypatch):
-    monkeypatch.setattr(roots, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retrying, "WAITS", (0.0, 0.0, 0.0))
     Flaky.store.clear()
     Flaky.pseudo_dirs[:] = [""]
     Flaky.plan, Flaky.calls = {}, []
@@ -364,7 +364,7 @@ def test_an_error_that_stays_costs_its_item_alone(flaky, error, code, said):
     if code == "missing_file":
         return  # the name is looked for under another spelling
     calls = sum(call.endswith("read /in/x.png") for call in Flaky.calls)
-    assert calls == (8 if roots.passes(error) else 2)
+    assert calls == (8 if retrying.passes(error) else 2)
 
 
 def test_a_jsonl_file_that_fails_is_a_reject_and_what_was_read_of_it_stays(flaky, monkeypatch):

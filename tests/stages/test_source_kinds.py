@@ -18,6 +18,7 @@ from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.kinds import SourceConfig, SourceKind
 from omniloom.stages.ingest.kinds import table as kinds
+from omniloom.stages.ingest.listing import list_files
 from omniloom.stages.ingest.manifests import parse, parse_row
 from omniloom.stages.ingest.row_mapping import RowMapping
 
@@ -212,7 +213,7 @@ def test_the_source_of_the_documentation_works_as_typed(tmp_path, offered):
     assert not unusable
     (tmp_path / "a.lines").write_text("a title\none\n\ntwo\n")
     kind = loaded["lines"](loaded["lines"].Config(kind="lines", uri=str(tmp_path / "a.lines"), skip=1), 0)
-    item = kind.item(kind.root.files()[0])
+    item = kind.item(list_files(kind.root)[0])
     assert [(row["text"], row["part"]) for row in kind.read(item)] == [("one", 1), ("two", 3)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import corpora
@@ -11,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from omniloom.infra.errors import InputError
 from omniloom.models.model import OmniLoom, to_pixels
 from omniloom.models.tokenizer.config import TiTokConfig
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
@@ -27,6 +29,7 @@ from omniloom.stages.pretokenize.shard import ShardTokenizer
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer import stage as train_tokenizer
 from omniloom.stages.tokenizer import worker as tokenizer_worker
+from omniloom.stages.tokenizer.architecture import architecture
 from omniloom.stages.train import stage as train_unified
 from omniloom.stages.train import worker as unified_worker
 
@@ -213,7 +216,6 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
         ),
         ({"data": {"sizes": [24], "aspects": ["1:1", "3:2"]}}, "data.sizes: 24 at aspect 3:2 makes pictures of 16x32"),
         ({"data": {"sizes": [20]}}, "20 is no multiple of patch_size 8"),
-        ({"model": MODEL | {"proxy_codes": 64}}, "model.proxy_codes: this stage trains on pixels"),
     ],
 )
 def test_what_a_titok_cannot_train_on(changes, message):
@@ -224,3 +226,191 @@ def test_what_a_titok_cannot_train_on(changes, message):
 def test_an_oblong_titok_takes_its_aspect():
     oblong = config(model=MODEL | {"image_size": [16, 32]}, data={"sizes": [24], "aspects": ["3:2"], "image_batch": 8})
     assert oblong.model.size == (16, 32) and dataclasses.asdict(oblong.model)["image_size"] == (16, 32)
+
+
+# ---- the paper's two stages ----
+
+PROXY = {
+    "patch_size": 8,
+    "width": 32,
+    "heads": 2,
+    "head_dim": 16,
+    "temporal_layers": 0,
+    "spatial_layers": "t",
+    "decoder_spatial_layers": "t",
+    "quantizer": {"kind": "vq", "codebook_size": 16, "latent_dim": 4},
+}
+ALONE = {"loss": {}, "discriminator": None}  # a warm-up learns no pixels
+WARM_UP = MODEL | {"num_latents": 12, "proxy_codes": 16}
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory, pictures):
+    settings = config(model=PROXY, steps=40, **ALONE)
+    return train(tmp_path_factory.mktemp("proxy"), "tokenizer_image", pictures, settings, settings.model)
+
+
+@pytest.fixture(scope="module")
+def warm_up(tmp_path_factory, pictures, proxy):
+    optimizer = {"lr": 2e-3, "warmup_steps": 5, "weight_decay": 0.0}
+    settings = config(model=WARM_UP, steps=150, validate_every=50, optimizer=optimizer, **ALONE)
+    model = architecture(settings, load_tokenizer(proxy).config)
+    return train(tmp_path_factory.mktemp("warm_up"), "tokenizer_joint", pictures, settings, model, proxy)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory, pictures, warm_up):
+    """The second stage, whose architecture is known from the first."""
+    settings = train_tokenizer.KLConfig.model_validate(
+        config(steps=80, validate_every=20).model_dump() | {"quantizer": None}
+    )
+    model = architecture(settings, load_tokenizer(warm_up).config)
+    return train(tmp_path_factory.mktemp("decoder"), "tokenizer_kl", pictures, settings, model, warm_up)
+
+
+def test_a_titok_learns_a_tokenizers_codes_and_then_pixels(proxy, warm_up, decoder):
+    rows = history.load(warm_up.file("report", "history.jsonl"))
+    logged = [row for row in rows if "loss" in row]
+    first, last = logged[0], logged[-1]
+    assert last["image_proxy_accuracy"] > first["image_proxy_accuracy"] + 0.15
+    assert last["image_proxy_cross_entropy"] < 0.6 * first["image_proxy_cross_entropy"]
+    by_proxy = [row["validation_psnr_image"] for row in rows if "validation_psnr_image" in row][-1]
+    of_proxy = history.load(proxy.file("report", "history.jsonl"))[-1]["validation_psnr_image"]
+    assert by_proxy > of_proxy - 1.5, "its decoder draws the codes that are predicted"
+    codes, pixels = load_tokenizer(warm_up), load_tokenizer(decoder)
+    assert codes.config == config(model=WARM_UP, **ALONE).model
+    assert pixels.config == dataclasses.replace(codes.config, proxy_codes=None)
+    before, after = codes.state_dict(), pixels.state_dict()
+    kept = [name for name in after if name.startswith(("encoder.", "pre_vq.", "codebook."))]
+    assert all(torch.equal(before[name], after[name]) for name in kept) and len(kept) < len(after)
+    assert all(name in kept or name not in before or not torch.equal(before[name], after[name]) for name in after)
+    rows = history.load(decoder.file("report", "history.jsonl"))
+    psnr = [row["validation_psnr_image"] for row in rows if "validation_psnr_image" in row]
+    assert psnr[-1] > psnr[0] + 4
+    squares = as_pixels(SQUARES)
+    with torch.no_grad():
+        assert torch.equal(codes.encode(squares).codes, pixels.encode(squares).codes)
+
+
+def test_a_warm_up_goes_on_where_it_was_cut_off(tmp_path, pictures, proxy):
+    settings = config(model=WARM_UP, steps=8, workers={"count": 1, "checkpoint_every": 4, "log_every": 1}, **ALONE)
+    whole = train(tmp_path / "whole", "tokenizer_joint", pictures, settings, settings.model, proxy)
+    job = tokenizer_worker.Job(
+        settings,
+        settings.model,
+        pictures,
+        proxy,
+        str(tmp_path / "cut/output"),
+        str(tmp_path / "cut/state"),
+        corpora.KilledAt(6),
+        corpora.Silent(),
+    )
+    with pytest.raises(corpora.Killed):
+        tokenizer_worker.train_worker(job)
+    cut = train(tmp_path / "cut", "tokenizer_joint", pictures, settings, settings.model, proxy)
+    first, second = (load_tokenizer(stage).state_dict() for stage in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stages(**configs) -> dict[str, dict]:
+    """A pipeline of these tokenizer stages on pictures, by the demo's sources."""
+    data = {"kinds": ["image"], "sizes": [24], "image_batch": 8}
+    return {name: {"data": data, "steps": 2, **config} for name, config in configs.items()}
+
+
+def check(**configs) -> None:
+    """Each stage by its config and those before it, as planning does."""
+    upstream = {}
+    for name, given in stages(**configs).items():
+        kind = train_tokenizer.KLConfig if name == "tokenizer_kl" else train_tokenizer.Config
+        settings = kind.model_validate(given)
+        train_tokenizer.check(settings, upstream, files=False)
+        upstream["tokenizer"] = train_tokenizer.resolved(settings, upstream)
+    pretokenize.check(pretokenize.Config(image_size=24), upstream, files=False)
+
+
+def test_the_two_stages_fit_in_a_plan():
+    check(tokenizer_image={"model": PROXY}, tokenizer_joint={"model": WARM_UP}, tokenizer_kl={"quantizer": None})
+    whole = {"model": WARM_UP | {"proxy_codes": None}, "quantizer": WARM_UP["quantizer"]}
+    check(tokenizer_image={"model": PROXY}, tokenizer_joint={"model": WARM_UP}, tokenizer_kl=whole)
+    check(tokenizer_image={"official": "released.ckpt", "model": WARM_UP}, tokenizer_joint={})
+
+
+@pytest.mark.parametrize(
+    "configs, message",
+    [
+        ({"tokenizer_image": {"model": WARM_UP}}, "model.proxy_codes: no stage before this one makes a tokenizer"),
+        (
+            {"tokenizer_image": {"model": PROXY}, "tokenizer_joint": {"model": WARM_UP | {"proxy_codes": 8}}},
+            "model.proxy_codes: the tokenizer that training starts from has 16 codes, got 8",
+        ),
+        (
+            {
+                "tokenizer_image": {"model": PROXY | {"quantizer": {"kind": "kl", "latent_dim": 4}}},
+                "tokenizer_joint": {"model": WARM_UP},
+            },
+            "model.proxy_codes: the tokenizer that training starts from has no codes",
+        ),
+        (
+            {"tokenizer_image": {"model": PROXY}, "tokenizer_joint": {"model": WARM_UP | {"patch_size": 4}}},
+            "model.patch_size: expected 8, that of the tokenizer whose codes a warm-up learns, got 4",
+        ),
+        (
+            {"tokenizer_image": {"model": MODEL}, "tokenizer_joint": {"model": WARM_UP | {"proxy_codes": 32}}},
+            "model.proxy_codes: a warm-up learns the codes of an OmniTokenizer, .* the architecture 'titok'",
+        ),
+        (
+            {"tokenizer_image": {"model": PROXY}, "tokenizer_joint": {"model": WARM_UP}},
+            "the tokenizer is a TiTok's warm-up, which has no pixels yet",
+        ),
+        (
+            {"tokenizer_image": {"model": PROXY}, "tokenizer_joint": {"model": WARM_UP, "steps": 0}},
+            "steps: expected at least 1",
+        ),
+        (
+            {
+                "tokenizer_image": {"model": PROXY},
+                "tokenizer_joint": {"model": WARM_UP},
+                "tokenizer_kl": {"quantizer": None, "steps": 0},
+            },
+            "steps: expected at least 1",
+        ),
+        (
+            {"tokenizer_image": {"model": PROXY}, "tokenizer_joint": {"model": WARM_UP}, "tokenizer_kl": {}},
+            "quantizer: training goes on from a TiTok's warm-up, whose encoder and codes stay",
+        ),
+        (
+            {
+                "tokenizer_image": {"model": PROXY},
+                "tokenizer_joint": {"model": WARM_UP},
+                "tokenizer_kl": {"quantizer": None, "model": MODEL},
+            },
+            "model: training goes on from a TiTok's warm-up; expected null, or the same TiTok",
+        ),
+        (
+            {"tokenizer_image": {"official": "released.ckpt", "model": PROXY}},
+            "official: the checkpoint has its architecture with it",
+        ),
+        (
+            {"tokenizer_image": {"model": PROXY}, "tokenizer_joint": {"model": WARM_UP, "discriminator": {}}},
+            "discriminator: has no effect in the warm-up of a TiTok",
+        ),
+        (
+            {
+                "tokenizer_image": {"model": PROXY},
+                "tokenizer_joint": {"model": WARM_UP, "loss": {"reconstruction": "l2"}},
+            },
+            "loss: has no effect in the warm-up of a TiTok",
+        ),
+    ],
+)
+def test_what_the_two_stages_refuse(configs, message):
+    with pytest.raises((InputError, ValidationError)) as caught:
+        check(**configs)
+    assert re.search(message, str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("kind", ["omni", "rae"])
+def test_only_a_titok_has_a_warm_up(kind):
+    with pytest.raises(ValidationError, match="proxy_codes"):
+        config(model={"architecture": kind, "proxy_codes": 16} | ({"encoder": "somewhere"} if kind == "rae" else {}))

@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
+from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import ManifestFile
 from omniloom.stages.ingest.options import SourceConfig
 from omniloom.stages.ingest.rejects import Reject, printable
-from omniloom.stages.ingest.roots import Root, SourceFile
+from omniloom.stages.ingest.roots import Root
 from omniloom.stages.ingest.suffixes import suffix
 
 

@@ -15,11 +15,12 @@ from omniloom.stages.base import PATH, PLACEMENT, path_to
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding, fields, texts
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
+from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest, ManifestFile
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig, refuse
+from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.references import References
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import SourceFile, encodable
 
 if TYPE_CHECKING:
     from omniloom.stages.ingest.markdown import Picture

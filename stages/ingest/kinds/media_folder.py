@@ -10,10 +10,10 @@ from functools import cached_property
 from omniloom.stages.ingest import captions as captioning
 from omniloom.stages.ingest import encoding, manifests
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
+from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import ManifestFile
 from omniloom.stages.ingest.options import FORMER_FIELDS, Captions, SourceConfig
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import SourceFile
 from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
 
 _CHECKED_BYTES = 4 << 20  # of a manifest that is checked when the sources are listed; a larger one when they are read

@@ -1,0 +1,212 @@
+"""What lies below a root: a `SourceFile` per file, sorted by path, and one for each that cannot be looked at (a folder
+without permission, a link out of the root), with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import stat
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+
+from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import redact_uris
+from omniloom.stages.data.media.limits import MediaError, one_line
+from omniloom.stages.ingest.paths import encodable, hidden, lies_in, type_of
+from omniloom.stages.ingest.retrying import patiently, unreadable
+from omniloom.stages.ingest.roots import Root
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """`identity` changes when the content does: an etag, a modification time, or the content's sha256.
+
+    `beyond` marks a link or a folder behind which there may be files of any kind; its `reject` says why none is read.
+    """
+
+    path: str
+    size: int
+    identity: str
+    reject: tuple[str, str] | None = None
+    beyond: bool = False
+
+
+def list_files(root: Root) -> list[SourceFile]:
+    """Every file below the root, sorted by path; hidden ones (a part begins with a dot) are not looked at."""
+    return _Listing(root).files()
+
+
+class _Listing:
+    """The walk over one root."""
+
+    def __init__(self, root: Root):
+        self.root = root
+
+    def files(self) -> list[SourceFile]:
+        try:
+            info = patiently(lambda: self.root.fs.info(self.root.path))
+            if info["type"] == "file":
+                self.root.is_file = True
+                name = posixpath.basename(self.root.path)  # of a signed URL with its query, which no record may hold
+                return [self._file(name if self.root.local else redact_uris(name), info)]
+            if info["type"] != "directory" and not (self.root.local and os.path.isdir(self.root.path)):
+                raise InputError(f"is neither a file nor a folder: {self.root.place}", field=self.root.uri_field)
+            found = self._store() if _lists_all(self.root.fs) else self._walk()
+            return sorted(found, key=lambda file: file.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"no such file or folder: {self.root.place}", field=self.root.uri_field) from None
+        except InputError:
+            raise
+        except Exception as error:  # each filesystem has its own for refused, unreachable, unauthorised
+            message = f"cannot be read: {self.root.place}: {type(error).__name__}: {one_line(error)}"
+            raise InputError(message, field=self.root.uri_field) from error
+
+    def _store(self) -> list[SourceFile]:
+        """The listing of an object store, which has no folders that could be closed."""
+        prefix = self.root.fs._strip_protocol(self.root.path).rstrip("/") + "/"
+        found = patiently(lambda: self.root.fs.find(self.root.path, detail=True))
+        paths = ((name.removeprefix(prefix), info) for name, info in found.items())
+        return [
+            self._file(path, info)
+            for path, info in paths
+            if path and not path.endswith("/") and not any(part.startswith(".") for part in path.split("/"))
+        ]
+
+    def _walk(self) -> list[SourceFile]:
+        """Folder by folder, in the order of the names. A folder that cannot be listed is a file with a reject.
+
+        A folder outside the root, which a followed link leads to, is walked once, so that links cannot make a circle.
+        """
+        found: list[SourceFile] = []
+        waiting: list[tuple[str, str | None]] = [("", None)]  # below the root; where it really is, if outside
+        walked: set[str] = set()
+        while waiting:
+            folder, real = waiting.pop()
+            if real is not None:
+                if self._met(real):
+                    continue
+                if real in walked:
+                    found.append(_refused(f"{folder}/", "repeated", "a folder that another link leads to"))
+                    continue
+                walked.add(real)
+            try:
+                entries = sorted(self._entries(folder), key=lambda entry: entry[0])
+            except Exception as error:
+                if not folder:
+                    raise
+                reason = unreadable(error, folder)
+                reject = (reason.code, f"the folder cannot be listed: {reason.message}")
+                found.append(replace(_refused(f"{folder}/", *reject), identity=reason.code))
+                continue
+            below: list[tuple[str, str | None]] = []
+            for name, info in entries:
+                path = posixpath.join(folder, name)
+                if name.startswith("."):
+                    continue
+                if info["type"] == "directory":
+                    below.append((path, real and posixpath.join(real, name)))
+                elif not (info.get("islink") and self.root.local):
+                    found.append(self._file(path, info))
+                elif isinstance(target := self._followed(path), str):
+                    below.append((path, target))
+                elif target:
+                    found.append(target)
+            waiting += reversed(below)
+        return found
+
+    def _met(self, real: str) -> bool:
+        """Whether the walk meets a folder at its own place: it lies in the root and is not hidden."""
+        return lies_in(real, self.root.real) and not hidden(os.path.relpath(real, self.root.real))
+
+    def _entries(self, folder: str) -> list[tuple[str, dict]]:
+        """(name, info) of what a folder holds; where one of them cannot be looked at, the others still can."""
+        place = self.root.uri(folder) if folder else self.root.path
+        try:
+            listed = patiently(lambda: self.root.fs.ls(place, detail=True))
+        except Exception as cause:
+            names = patiently(lambda: self.root.fs.ls(place, detail=False))
+            listed = [self._info(name, cause) for name in names]
+        own = self.root.fs._strip_protocol(place).rstrip("/")
+        return [
+            (posixpath.basename(info["name"].rstrip("/")), info) for info in listed if info["name"].rstrip("/") != own
+        ]
+
+    def _info(self, name: str, cause: Exception) -> dict:
+        try:
+            info = patiently(lambda: self.root.fs.info(name))
+            return {**info, "type": "other"} if info.get("islink") else info
+        except Exception as error:
+            return {"name": name, "type": "unreadable", "size": 0, "error": error}
+
+    def _followed(self, path: str) -> SourceFile | str | None:
+        """What a symbolic link means: a file, or a reject; the real path of a folder that is to be walked under the
+        link's name; None for a folder that is met at its own place.
+        """
+        option = f"{self.root.field}.follow_links: true follows it"
+        if self.root.escapes(path):
+            # The target is none of ours: neither its size nor its time is told.
+            return _refused(path, "outside_root", f"a symbolic link out of the source's root; {option}")
+        try:
+            facts = patiently(lambda: os.stat(self.root.uri(path)))
+        except FileNotFoundError:
+            return _refused(path, "missing_file", "a symbolic link to nothing")
+        except OSError as error:
+            reason = unreadable(error, path)
+            return _refused(path, reason.code, reason.message)
+        if not stat.S_ISDIR(facts.st_mode):
+            kind = "file" if stat.S_ISREG(facts.st_mode) else type_of(facts.st_mode)
+            return self._file(path, {"type": kind, "size": facts.st_size, "mtime": facts.st_mtime})
+        real = os.path.realpath(self.root.uri(path))
+        if self._met(real):
+            return None
+        return (
+            real
+            if self.root.source.follow_links
+            else _refused(path, "outside_root", f"a symbolic link to a hidden folder; {option}")
+        )
+
+    def _file(self, path: str, info: dict) -> SourceFile:
+        size = info.get("size") or 0
+        if not encodable(path):
+            return SourceFile(ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8"))
+        reject = None
+        if info["type"] == "unreadable":
+            reason = unreadable(info["error"], path)
+            return replace(_refused(path, reason.code, reason.message), identity=reason.code)  # it may be a folder
+        elif info["type"] != "file":
+            kind = type_of(info["mode"]) if info["type"] == "other" and "mode" in info else info["type"]
+            reject = ("not_a_file", f"is a {kind}")
+        identity = _identity(info)
+        if self.root.source.hash == "content" and not reject:
+            try:
+                identity = f"sha256:{self._sha256(path)}"
+            except MediaError as error:
+                reject = (error.code, error.message)
+        return SourceFile(path, size, identity, reject)
+
+    def _sha256(self, path: str) -> str:
+        digest = hashlib.sha256()
+        for block in self.root.blocks(path):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _refused(path: str, code: str, message: str) -> SourceFile:
+    """A link or a folder that gives no file."""
+    return SourceFile(path if encodable(path) else ascii(path), 0, "link", (code, message), True)
+
+
+def _lists_all(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether the filesystem lists everything below a prefix at once, as object stores do."""
+    return isinstance(fs, AsyncFileSystem) and type(fs)._find is not AsyncFileSystem._find
+
+
+def _identity(info: dict) -> str:
+    for key in ("sha256", "ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "updated", "created"):
+        if (value := info.get(key)) is not None:
+            return f"{key}:{value.isoformat() if isinstance(value, datetime) else value}"
+    return "unknown"
