@@ -42,6 +42,19 @@ def test_a_spike_that_stopped_the_training_is_named(tmp_path):
     assert json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.slow
+def test_ranks_of_its_own_agree_with_one(tmp_path):
+    _, clean, _ = corpus(tmp_path / "corpus", 200, 3)
+    settings = config(30)
+    train(tmp_path / "run", clean, settings)
+    one = replay(asked(tmp_path / "run", clean, settings, 24))
+    two = replay(asked(tmp_path / "run", clean, settings, 24, ranks=2))
+    assert two["ranks"] == 2 and two["from"] == one["from"] == 20
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    figures = [{d["id"]: d["loss"] for d in found["documents"]} for found in (one, two)]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+
+
 @pytest.mark.parametrize(("log_every", "step"), [(1, 27), (1, 3), (8, 27)])
 def test_it_is_the_same_step_bit_for_bit(tmp_path, log_every, step):
     _, clean, _ = corpus(tmp_path / "corpus", 200, 3)
