@@ -30,9 +30,7 @@ def replay_step(plan: Plan, step: int) -> dict[str, Any]:
         plan[planned.inputs[r]].artifact if r in planned.inputs else None for r in ("tokens", "tokenizer")
     )
     if tokens is None:
-        raise InputError(
-            "the tokens that it was trained on are not there; run the pipeline first", field="stages.train"
-        )
+        raise InputError("the tokens that it is trained on are not there; run the pipeline first", field="--step")
     from omniloom.infra.training import checkpoint
     from omniloom.stages.reporting import history
     from omniloom.stages.train.job import Job
