@@ -147,7 +147,7 @@ def to_blame(documents: Sequence[Mapping[str, Any]], sigmas: float) -> list[dict
     """
     if broken := [d for d in documents if not (math.isfinite(d["loss"]) and math.isfinite(d["grad_norm"]))]:
         return _once({**document, "deviations": math.inf} for document in broken)
-    ranked = ({**document, "deviations": _stands_out(document, documents)} for document in documents)
+    ranked = ({**document, "deviations": stands_out(document, documents)} for document in documents)
     return _once(sorted((d for d in ranked if d["deviations"] > sigmas), key=lambda d: -d["deviations"]))
 
 
@@ -162,7 +162,8 @@ def _once(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 _FEWEST = 4  # others that a document can be compared with
 
 
-def _stands_out(document: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> float:
+def stands_out(document: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> float:
+    """How many deviations its loss or gradient norm lies above the others of its task; 0 where those are too few."""
     others = [d for d in documents if d is not document and d["task"] == document["task"]]
     if len(others) < _FEWEST:
         return 0.0

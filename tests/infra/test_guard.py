@@ -343,7 +343,8 @@ def test_ranks_decide_alike(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     subprocess.run([*command, str(tmp_path)], check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
-    assert ranks[0]["skip"][0] == ranks[1]["skip"][0] and len(ranks[0]["skip"][0]["found"]) == 2
+    assert ranks[0]["skip"][0] == ranks[1]["skip"][0]
+    assert {bad["step"] for bad in ranks[0]["skip"][0]["found"]} >= {2, 13}
     assert ranks[0]["back"] == ranks[1]["back"] and ranks[0]["back"][1] == ["d106", "d111", "d21"]
     assert ranks[0]["told"] == ranks[1]["told"]
     assert ranks[0]["told"].startswith("step 7: ranks differ in model's net.0.bias, of which each has a copy")
