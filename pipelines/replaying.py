@@ -40,7 +40,7 @@ def replay_step(plan: Plan, step: int) -> dict[str, Any]:
     places = [storage.join(state, "history.jsonl"), storage.join(planned.uri, "report", "history.jsonl")]
     curve = next((history.load(uri) for uri in places if storage.exists(uri)), [])
     bad = [storage.join(state, "bad_steps.json"), storage.join(planned.uri, "report", "bad_steps.json")]
-    found = next((storage.load_json(uri)["found"] for uri in bad if storage.exists(uri)), [])
+    found: list[dict[str, Any]] = next((storage.load_json(uri)["found"] for uri in bad if storage.exists(uri)), [])
     kept = checkpoint.newest_facts(state)
     ranks = kept["ranks"] if kept else planned.config.workers.most
     job = Job(planned.config, tokens, tokenizer, "", "", _Quiet(), _Quiet())
