@@ -49,6 +49,14 @@ def test_what_is_asked_for_is_held_against_what_is_there():
     ]
 
 
+def test_a_pinned_stage_asks_for_nothing():
+    wide = "stages.train.workers.cpus=2"
+    asked = missing(Room("this machine", (Node(1),)), wide)
+    pinned = missing(Room("this machine", (Node(1),)), wide, f"pins.train={'0' * 64}")
+    assert len(pinned) == len(asked) - 1
+    assert {field for field, _ in asked} - {field for field, _ in pinned} == {"stages.train.workers.cpus"}
+
+
 def test_memory_is_that_of_all_workers_here_and_of_one_on_a_gpu():
     size = {"train": {"workers": 2, "memory_per_worker_bytes": 3 << 30}}
     assert missing(Room("this machine", (Node(2, 0, 6 << 30),)), memory=size) == []
