@@ -21,7 +21,7 @@ FORBIDDEN = {
     "infra": {"models", "stages", "pipelines"},
     "stages": {"pipelines"},
 }
-OPTIONAL = {"transfusion_pytorch", "pynvml"}  # asked for where a machine has NVIDIA GPUs
+OPTIONAL = {"pynvml", "transfusion_pytorch"}  # where a machine has NVIDIA GPUs; where a benchmark finds its peer
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}
 # What the plan reads must not load what only a running stage needs.

@@ -126,7 +126,7 @@ class WorkersConfig(BaseModel):
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
     """How many of the last checkpoints are kept."""
     keep_every: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
-    """Checkpoints of every so many steps are kept besides, a multiple of `checkpoint_every`; null: the last alone."""
+    """Checkpoints of every so many steps stay besides until the stage is done; a multiple of `checkpoint_every`."""
     log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)

@@ -8,37 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import os
-import sys
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
+from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients
-from omniloom.infra.training.shards import parts
+from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
 _COMMUNICATION = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def import_deepspeed():
-    """DeepSpeed, told which accelerator there is, and able to find the `ninja` of this interpreter's environment."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    scripts = os.path.dirname(sys.executable)
-    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
-    import deepspeed
-
-    # A shared-memory collective that it would compile at the first step; training never calls it, inference alone does.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    return deepspeed
 
 
 def _rank() -> int:
@@ -61,6 +46,8 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    Under ZeRO-3 rank 0's weights are divided: the module of another may be without memory (torch's meta device).
+
     `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
     `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
     """
@@ -82,6 +69,8 @@ class Engine(EngineWeights):
         self.device = device()
         if config.precision == "bf16":
             _enter_inside(module, self.autocast)
+        if config.zero_stage == 3 and ranks()[1] > 1:
+            divide(module, self.device)
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]

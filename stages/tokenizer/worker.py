@@ -43,7 +43,7 @@ def train_worker(job: Job) -> None:
     clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     warm_up = is_warm_up(job.model)
-    trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank)
+    trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank, ranks)
     loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
     loop.validate_first = bool(job.start_from or config.official) and not warm_up  # what it starts from, on these clips
     last = loop.run()
@@ -59,7 +59,7 @@ def _engines(job: Job, ranks: int) -> dict[str, Engine]:
     config = job.config
     objective = _objective(job)
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
-    micro = max(config.data.image_batch, config.data.video_batch) // ranks
+    micro = -(-max(config.data.image_batch, config.data.video_batch) // ranks)
     engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
     if config.discriminator:
         # Small enough to be whole on every rank, and the generator's loss needs it whole: ZeRO stage 1 at most.

@@ -9,9 +9,11 @@ import numpy as np
 
 from omniloom.models.unified.batch import Batch, collate
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.stages.data.books import Books, Period, RowStream
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.order import hash_seed
-from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.planner import Planner
+from omniloom.stages.data.shares import most
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train.config import Config, feature_dim
 
@@ -35,7 +37,8 @@ class RowLoader:
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
-        self._planner = Planner(tokens.index, config.packing, config.seed, config.objectives)
+        planner = Planner(tokens.index, config.packing, config.seed, config.objectives)
+        self._books = Books([Period(0, 0, config.batch_rows, planner)])
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
@@ -43,7 +46,7 @@ class RowLoader:
         self._enter(None)
 
     def _enter(self, position: dict[str, Any] | None) -> None:
-        self._stream = RowStream(self._planner, position)
+        self._stream = RowStream(self._books, position)
         self._position = dict(self._stream.position)
 
     @property
@@ -66,8 +69,8 @@ class RowLoader:
             batches.append((collate(documents, length, self.model_config, self.device, self.feature_dim), seeds))
         first, last = mine[0].start, mine[-1].stop
         if self.tokens.remote:
-            coming = self._stream.coming(_AHEAD * len(rows))
-            wanted = [row for number, row in enumerate(coming) if first <= number % len(rows) < last]
+            coming = enumerate(self._stream.coming(_AHEAD * len(rows)))
+            wanted = [window.documents(row) for number, (window, row) in coming if first <= number % len(rows) < last]
             self.tokens.ahead(np.concatenate(wanted))
         ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:last] for placed in row[:2]]
         return batches, dict(self._stream.position), ids
@@ -92,9 +95,14 @@ def validation_rows(held_out: TokenSet, config: Config, model_config: UnifiedCon
     """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
     split holds nothing that fits."""
     packing = config.packing.model_copy(
-        update={"condition_dropout": 0.0, "noisy_context": 0.0, "window_rows": config.validation_rows}
+        update={
+            "condition_dropout": 0.0,
+            "noisy_context": 0.0,
+            "window_rows": config.validation_rows,
+            "mixture": most(config.packing.mixture),  # of a schedule all that it ever has
+        }
     )
-    planner = Planner(held_out.index, packing, config.seed, config.objectives, empty=True)
+    planner = Planner(held_out.index, packing, config.seed, most(config.objectives), empty=True)
     if not planner.shares:  # what of the split is left out is counted in the stage's metrics
         return []
     rows = RowStream(planner).take(config.validation_rows)

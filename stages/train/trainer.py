@@ -35,6 +35,7 @@ class UnifiedTrainer:
         self.step_names = self.loss_names | ({"alignment": "alignment_loss"} if self.config.alignment else {})
         self.rows = validation_rows(held_out, self.config, self.model_config, engine.device.type)
         self.captions = held_out_captions(held_out, text, self.config) if self.config.trained else []
+        self.first = rank == 0
         self.history = History(job.state, job.tracker)  # the first rank's is used
         self.peak = self.config.workers.peak_tflops or peak_tflops(self.config.engine.precision)
 
@@ -65,10 +66,10 @@ class UnifiedTrainer:
             was_training = module.training
             module.eval()
             metrics = mean_losses(module, self.rows, self.engine, self.loss_names)
-            if self.history:
+            if self.first:
                 self.history.add(metrics, step)
                 storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
-            if self.captions and (self.history or self.engine.collective):
+            if self.captions and (self.first or self.engine.collective):
                 self._draw(module, step)
             module.train(was_training)
 
@@ -78,7 +79,7 @@ class UnifiedTrainer:
         for number, objective in enumerate(self.config.trained):
             label = f"samples_{objective}" if number else "samples"
             picture = draw(model, self.captions, self.config.samples, objective)
-            if not self.history:
+            if not self.first:
                 continue
             self.job.tracker.log_image(picture, label, step)
             storage.write_bytes(storage.join(self.job.output, "report", f"{label}.png"), picture)

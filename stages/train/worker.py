@@ -14,6 +14,7 @@ from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
+from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
 from omniloom.models.text import TextTokenizer
@@ -38,7 +39,7 @@ def train_worker(job: Job) -> None:
     tokens, held_out = (TokenSet(job.tokens, split, config.cache_bytes) for split in ("train", "validation"))
     text = TextTokenizer.load(tokens.text_json)
     torch.manual_seed(config.seed)
-    model = _start(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
+    model = _model(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
     engine = _engine(_objective(model, config, tokens.facts), config, ranks)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
     loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
@@ -51,6 +52,15 @@ def train_worker(job: Job) -> None:
         if rank == 0:
             _save(folder, parameters, trainer, last)
     dist.barrier()
+
+
+def _model(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
+    """The model before its first step. Under ZeRO-3, which divides rank 0's, it is without memory on the others."""
+    if config.engine.zero_stage < 3:
+        return _start(config, model_config)
+    model = _start(config, model_config) if dist.get_rank() == 0 else None
+    shape = gathered(model and model.config)[0]
+    return model or _without_memory(shape)
 
 
 def _start(config: Config, model_config: UnifiedConfig) -> UnifiedModel:

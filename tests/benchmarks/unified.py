@@ -1,11 +1,16 @@
 """Speed of the unified model: a training step and a generation. Needs nothing but torch (and numpy).
 
-    python tests/benchmarks/unified.py train                  2 cores, the peer's size, against a dense transcription
+    python tests/benchmarks/unified.py train                  2 cores: ours, a dense transcription, transfusion-pytorch
     python tests/benchmarks/unified.py generate               with the cache and without
     python tests/benchmarks/unified.py train --device cuda --preset 1b   model FLOPs utilisation on one GPU
 
-Ways that are compared take turns within each repeat and run the same documents; the figures are medians. A useful token
-is a text token or a patch of a document, framing and padding apart.
+Ways that are compared take turns within each repeat and run the same documents; the figures are medians, of a training
+step also the least of the CPU seconds, which tells more where a machine is shared. A useful token is a text token or a
+patch of a document, framing and padding apart.
+
+`train` compares three ways in one run: our step; the dense transcription of our shape (`dense_peer`); and
+transfusion-pytorch itself where it is installed (`transfusion_peer`), at its usual size of 256 x 4. Ours is measured at
+its number of parameters, as deep as it and as `--width`, `--layers` say, and at its backbone's shape.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1, 0)]
 
+import transfusion_peer  # noqa: E402
 from dense_peer import DensePeer  # noqa: E402
 from sampling_cases import visual  # noqa: E402
 
@@ -172,7 +178,7 @@ def ours(o: argparse.Namespace, length: int, rows: int, bf16: bool, compiled: bo
     return run, sum(count for _, count in batches), [batch for batch, _ in batches]
 
 
-def peer(o: argparse.Namespace, bf16: bool, compiled: bool) -> tuple[Callable, float]:
+def peer(o: argparse.Namespace, bf16: bool, compiled: bool, drawn: list | None = None) -> tuple[Callable, float]:
     torch.manual_seed(0)
     model = DensePeer(o.vocab, o.latent_dim, o.width, o.layers, o.heads, o.hidden).to(o.device)
     if compiled:
@@ -181,8 +187,7 @@ def peer(o: argparse.Namespace, bf16: bool, compiled: bool) -> tuple[Callable, f
     step, rng = stepper(model, o, bf16), np.random.default_rng(0)
     N, patches = o.text + o.side**2 + 2, o.side**2
     batches, total = [], 0
-    for _ in range(STEPS):
-        documents = [ragged(rng, o) for _ in range(o.documents)]
+    for documents in drawn or [[ragged(rng, o) for _ in range(o.documents)] for _ in range(STEPS)]:
         total += useful(documents)
         ids, labels = np.full((2, o.documents, N), -1)
         is_patch, latents = np.zeros((o.documents, N), bool), np.zeros((o.documents, N, o.latent_dim), np.float32)
@@ -212,13 +217,98 @@ def peer(o: argparse.Namespace, bf16: bool, compiled: bool) -> tuple[Callable, f
 
 def measure(ways: dict[str, Callable], o: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each way, which take turns; the first turns warm up and compile."""
+    return {name: wall for name, (wall, _) in timed(ways, o).items()}
+
+
+def timed(ways: dict[str, Callable], o: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """(median seconds, least CPU seconds) of each way."""
     timer, seconds = Timer(o.device), {name: [] for name in ways}
     for repeat in range(o.warmup + o.repeats):
         for name, run in ways.items():
+            began = time.process_time()
             took = timer(run)
             if repeat >= o.warmup:
-                seconds[name].append(took)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                seconds[name].append((took, time.process_time() - began))
+    return {
+        name: (statistics.median(wall for wall, _ in values), min(cpu for _, cpu in values))
+        for name, values in seconds.items()
+    }
+
+
+SHAPES = {
+    "equal parameters, equal depth": {"width": 512, "layers": 4, "heads": 8, "hidden": 1024},
+    "equal parameters": {},
+    "equal shape": {"width": 256, "layers": 4, "heads": 4, "hidden": 688},
+}
+
+
+def drawn(o: argparse.Namespace, fixed: bool) -> list[list[list[Segment]]]:
+    """STEPS batches of documents: of one length, or with texts of 25 to 100% of it."""
+    rng, batches = np.random.default_rng(0), []
+    for _ in range(STEPS):
+        documents = [ragged(rng, o) for _ in range(o.documents)]
+        for text, _ in documents if fixed else ():
+            text.ids = rng.integers(6, o.vocab, o.text)
+        batches.append(documents)
+    return batches
+
+
+def our_way(o: argparse.Namespace, batches: list, bf16: bool) -> Callable[[], None]:
+    """A batch's documents in one row, which ends with them."""
+    torch.manual_seed(0)
+    config = config_of(o)
+    objective = UnifiedObjective(UnifiedModel(config), DiffusionConfig())
+    step = stepper(objective, o, bf16)
+    used = [collate([documents], sum(map(document_length, documents)), config) for documents in batches]
+
+    def run() -> None:
+        for number, batch in enumerate(used):
+            step(lambda: objective(batch, number)[0])  # noqa: B023
+
+    return run
+
+
+def their_way(o: argparse.Namespace, batches: list, bf16: bool) -> tuple[Callable[[], None], int]:
+    torch.manual_seed(0)
+    model = transfusion_peer.build(o.vocab, o.latent_dim, o.side, 256, 4, 4)
+    step = stepper(model, o, bf16)
+    given = [transfusion_peer.documents(documents, o.side) for documents in batches]
+
+    def run() -> None:
+        for documents in given:
+            step(lambda: model(documents, return_loss=True))  # noqa: B023
+
+    return run, sum(p.numel() for p in model.parameters())
+
+
+def three_ways(o: argparse.Namespace) -> None:
+    """Our step at three shapes, the transcription and transfusion-pytorch, in fp32 and bf16, fixed and ragged."""
+    there = transfusion_peer.installed()
+    if not there:
+        print("transfusion-pytorch is not installed here: compared with the transcription alone (transfusion_peer.py)")
+    for bf16 in (False, True):
+        for fixed in (True, False):
+            batches, ways, sizes = drawn(o, fixed), {}, {}
+            for name, shape in SHAPES.items():
+                own = argparse.Namespace(**{**vars(o), **shape, "kv_heads": shape.get("heads", o.kv_heads)})
+                ways[f"ours, {name}"], sizes[f"ours, {name}"] = (
+                    our_way(own, batches, bf16),
+                    num_parameters(config_of(own)),
+                )
+            ways["transcription"] = peer(o, bf16, False, batches)[0]
+            if there:
+                ways["transfusion-pytorch"], sizes["transfusion-pytorch"] = their_way(o, batches, bf16)
+            sizes["transcription"] = num_parameters(config_of(o))
+            measured, tokens = timed(ways, o), sum(map(useful, batches))
+            base = measured["transfusion-pytorch" if there else "transcription"]
+            print(f"{'bf16' if bf16 else 'fp32'}, {'fixed' if fixed else 'ragged'}:")
+            for name, (wall, cpu) in measured.items():
+                print(
+                    f"  {name:36} {sizes[name] / 1e6:5.1f} M  {1000 * wall / STEPS:6.0f} ms a step, CPU "
+                    f"{1000 * cpu / STEPS:6.0f} ms  {tokens / wall:6.0f} useful tokens/s  {base[0] / wall:.2f} x wall, "
+                    f"{base[1] / cpu:.2f} x CPU",
+                    flush=True,
+                )
 
 
 def train(o: argparse.Namespace) -> None:
@@ -227,6 +317,9 @@ def train(o: argparse.Namespace) -> None:
     length = o.length or o.documents * (o.text + o.side**2 + 2)
     if o.device == "cuda":
         return train_gpu(o, config, length)
+    three_ways(o)
+    if o.three_ways:
+        return None
     built = {"peer fp32": peer(o, False, False), "ours fp32": ours(o, length, o.rows, False, False)[:2]}
     if not o.no_compile:
         built |= {
@@ -335,6 +428,7 @@ def generate(o: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "generate"))
+    parser.add_argument("--three-ways", action="store_true", help="train: what is compared with the peers, no more")
     parser.add_argument("--preset", choices=PRESETS, default="peer")
     for name in PRESETS["peer"]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)

@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     moments, equal = random.Random(options.seed), 0
-    from omniloom.infra.training.engine import import_deepspeed
+    from omniloom.infra.training.accelerated import import_deepspeed
 
     import_deepspeed()
     with _machine() as machine:
