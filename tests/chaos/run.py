@@ -5,7 +5,7 @@ pipelines came out equal.
     python tests/chaos/run.py --faults 100 --seed 1 [--seconds 230] [--folder build/chaos]
 
 A round is one pipeline with some faults. What is done is kept in the folder: started again with the same seed the tool
-goes on, and `--seconds` lets it begin no further round after that time.
+goes on. After `--seconds` it begins no round and injects no fault, and lets the pipeline that runs come to its end.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def plan(seed: int, number: int) -> Round:
 class Play:
     """One round: runs the pipeline again and again until it is done, and injects what is due."""
 
-    def __init__(self, round_: Round, scene: kinds.Scene, command: list[str], log: Path):
+    def __init__(self, round_: Round, scene: kinds.Scene, command: list[str], log: Path, until: float):
+        self.until = until  # by the monotonic clock; later nothing is injected
         self.round, self.scene, self.command, self.log = round_, scene, command, log
         self.due, self.under_way, self.done = list(round_.faults), [], set()
         self.every = kinds.ANYWHERE | kinds.IN_TRAINING | kinds.IN_DATA | kinds.RARE | kinds.OF_PLACE[round_.place]
@@ -137,7 +138,7 @@ class Play:
             if self._further(reached, before, fault.stage):
                 fault.lost = round(now - moment, 1)
                 self.under_way.remove(entry)
-        if self.scene.driver.poll() is not None:
+        if self.scene.driver.poll() is not None or now > self.until:
             return
         for fault in [*self.due]:
             at = reached.get(fault.stage)
@@ -230,14 +231,14 @@ def reference(folder: Path, pictures: bool) -> dict[str, str]:
     return json.loads(kept.read_text())
 
 
-def play(round_: Round, folder: Path) -> Round:
+def play(round_: Round, folder: Path, until: float) -> Round:
     """The round with what came of its faults; those whose moment never came are left out."""
     wanted, here = reference(folder, round_.pictures), folder / f"round-{round_.number:03d}"
     shutil.rmtree(here, ignore_errors=True)
     here.mkdir(parents=True)
     print(f"round {round_.number}: {'pictures' if round_.pictures else 'texts'} on {round_.place}", flush=True)
     with stage_for(round_, here) as (scene, command):
-        ended = Play(round_, scene, command, here / "driver.log").run()
+        ended = Play(round_, scene, command, here / "driver.log", until).run()
         found = disturbed.made(scene.root)
     differs = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if differs:
@@ -272,10 +273,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so many seconds")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="inject nothing after so many seconds")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "chaos")
     options = parser.parse_args()
-    folder, began = options.folder.resolve() / f"seed-{options.seed}", time.monotonic()
+    folder, until = options.folder.resolve() / f"seed-{options.seed}", time.monotonic() + options.seconds
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     rounds: list[Round] = []
@@ -284,9 +285,9 @@ def main() -> int:
             break
         kept = folder / f"round-{number:03d}.json"
         if not kept.exists():
-            if time.monotonic() - began > options.seconds:
+            if time.monotonic() > until:
                 break
-            kept.write_text(json.dumps(asdict(play(plan(options.seed, number), folder)), indent=1))
+            kept.write_text(json.dumps(asdict(play(plan(options.seed, number), folder, until)), indent=1))
         content = json.loads(kept.read_text())
         rounds.append(Round(**content | {"faults": [Injected(**fault) for fault in content["faults"]]}))
     found = [fault for round_ in rounds for fault in round_.faults]

@@ -99,7 +99,7 @@ def test_what_the_process_slept_through_is_not_the_works():
 
 def test_the_present_stretch_is_of_what_it_has_entered():
     watch = Hung().watch
-    watch.enters("validation")
+    watch.enters("checkpoint")
     assert [watch.passed(1.0) for _ in range(100)] == [None] * 100
     watch.beat()
     assert [watch.passed(1.0) is None for _ in range(6)] == [True] * 5 + [False]

@@ -19,8 +19,9 @@ from omniloom.models.unified.batch import collate
 from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.objectives.alignment import features_on_grid
 from omniloom.stages.data import records
+from omniloom.stages.data.books import RowStream
 from omniloom.stages.data.documents import Documents
-from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
