@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -13,10 +14,10 @@ from omniloom.infra.training import ready
 from omniloom.infra.training.config import WorkersConfig
 
 _PROCESS = """
-import sys
+import os, sys
 from omniloom.infra.training import ready
 ready.prepare()
-print(*[name in sys.modules for name in ("ray.train.torch", "deepspeed", "mlflow", "torch._dynamo", "antigravity")])
+print(*[name in sys.modules for name in ("ray.train.torch", "deepspeed", "mlflow", "torch._dynamo")], os.getcwd())
 """
 
 
@@ -29,11 +30,18 @@ def prepared(**variables: str) -> list[str]:
 
 
 def test_a_rank_without_a_gpu_finds_deepspeed_imported_and_neither_mlflow_nor_the_compiler():
-    assert prepared(OMNILOOM_RANK_GPUS="0") == ["True", "True", "False", "False", "False"]
+    assert prepared(OMNILOOM_RANK_GPUS="0") == ["True", "True", "False", "False", os.getcwd()]
+
+
+def test_the_job_s_own_hook_runs_too():
+    """A job of a cluster leaves the folder that it was unpacked into."""
+    assert (
+        prepared(OMNILOOM_RANK_GPUS="1", OMNILOOM_JOB_HOOK="omniloom.infra.cluster.settle")[-1] == tempfile.gettempdir()
+    )
 
 
 def test_deepspeed_looks_for_gpus_only_once_the_rank_has_its_own():
-    assert prepared(OMNILOOM_RANK_GPUS="1") == ["True", "False", "False", "False", "False"]
+    assert prepared(OMNILOOM_RANK_GPUS="1") == ["True", "False", "False", "False", os.getcwd()]
 
 
 @pytest.mark.parametrize(
@@ -56,17 +64,17 @@ def test_ray_train_looks_at_many_ranks_less_often():
 
 @pytest.mark.slow
 def test_ranks_get_the_processes_that_wait(tmp_path):
-    """With the job's variables, in a Ray of its own; what a rank finds is what it would find in a new process."""
+    """In a Ray of its own, with the job's variables. Where a rank of theirs is killed, the group starts again in new
+    processes, which have the same imports and variables."""
     result = subprocess.run(
         [sys.executable, "-c", _TRAINING, str(tmp_path)], capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stderr[-2000:]
     cold, warm = (json.loads(line) for line in result.stdout.splitlines()[-2:])
-    assert len(cold) == len(warm) == 2
-    assert all(rank["age"] < 0 for rank in cold)  # started for the training
-    assert all(rank["age"] > 0 for rank in warm)  # started before it
+    assert [rank["age"] > 0 for rank in cold] == [False, False]  # started for the training
+    assert [rank["age"] > 0 for rank in warm] == [True, True, False, False]  # started before it; after the kill
     assert all(rank["imported"] and rank["variable"] == "told" for rank in cold + warm)
-    assert not {rank["pid"] for rank in cold} & {rank["pid"] for rank in warm}
+    assert len({rank["pid"] for rank in cold + warm}) == 6
 
 
 _TRAINING = """
@@ -80,24 +88,34 @@ from omniloom.infra.training.config import WorkersConfig
 folder, workers = sys.argv[1], WorkersConfig(count=2)
 
 def rank(job):
-    import os, psutil, sys, time
+    import os, psutil, signal, sys, time
+    import torch.distributed as dist
     here = psutil.Process()
     seen = {
         "pid": here.pid,
+        "began": here.create_time(),
         "age": job.began - here.create_time(),
         "imported": "deepspeed" in sys.modules,
         "variable": os.environ.get("JOB_VARIABLE"),
     }
+    killed = storage.join(job.state, "killed")
+    first = not storage.exists(killed)
     storage.write_json(storage.join(job.state, f"rank-{here.pid}.json"), seen)
+    dist.barrier()
+    if job.kills and first and dist.get_rank() == 1:
+        storage.write_bytes(killed, b"")
+        os.kill(here.pid, signal.SIGKILL)
+    dist.barrier()
 
 class Quiet:
     def close(self): ...
 
-def train(name):
+def train(name, kills=False):
     state = f"{folder}/{name}"
-    job = SimpleNamespace(state=state, progress=Progress(name), tracker=Quiet(), began=time.time())
+    job = SimpleNamespace(state=state, progress=Progress(name), tracker=Quiet(), began=time.time(), kills=kills)
     launch.launch(rank, job, workers, name, state)
-    return [json.load(open(file)) for file in glob.glob(f"{state}/rank-*.json")]
+    ranks = [json.load(open(file)) for file in glob.glob(f"{state}/rank-*.json")]
+    return sorted(ranks, key=lambda rank: rank["began"])
 
 connected = cluster.connect("local", num_cpus=2, env={"JOB_VARIABLE": "told"}, log_to_driver=False)
 import ray
@@ -105,6 +123,6 @@ body = ray.remote(train).options(num_cpus=0)
 cold = ray.get(body.remote("cold"))
 assert ray.get(ray.remote(ready.start).options(num_cpus=0).remote(workers)) == 2
 time.sleep(5)
-warm = ray.get(body.remote("warm"))
+warm = ray.get(body.remote("warm", kills=True))
 print(json.dumps(cold)); print(json.dumps(warm))
 """
