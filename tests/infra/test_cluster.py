@@ -21,6 +21,8 @@ cluster = connect_to(ClusterConfig(num_cpus=1, env={"OMNILOOM_TEST": "seen"}, lo
 assert (cluster.local, cluster.num_nodes, cluster.num_cpus) == (True, 1, 1), cluster
 import ray
 assert ray.get(ray.remote(lambda: os.environ["OMNILOOM_TEST"]).remote()) == "seen"
+watches = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+assert ray.get(ray.remote(lambda: os.environ[watches]).remote()) == "0" and watches not in os.environ
 again = connect()
 assert (again.address, again.local) == (cluster.address, False)
 assert os.environ["RAY_AUTH_MODE"] == "token"

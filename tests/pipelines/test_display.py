@@ -53,6 +53,17 @@ def test_what_a_stage_says_gives_way_to_its_count_and_comes_back():
     assert screen(80, ["train"], act)[0].rstrip().endswith("saving")
 
 
+def test_the_first_step_has_a_line_of_its_own_in_the_log():
+    """However soon it follows what was said: when a training began is read there."""
+    out = io.StringIO()
+    display = Display(Console(file=out, width=80))
+    display.start("train", "never ran")
+    display.update({"train": {"says": "starting 2 workers"}})
+    for done in (1, 2, 3):
+        display.update({"train": {**STATE, "done": done, "time": time.time()}})
+    assert [line.split()[2] for line in out.getvalue().splitlines()[2:]] == ["1/150"]
+
+
 def test_the_log_has_what_was_shown_and_why_it_failed(tmp_path):
     out = io.StringIO()
     with pytest.raises(ValueError), RunLog(str(tmp_path), "20260101-000000-abcdef") as log:
