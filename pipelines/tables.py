@@ -97,6 +97,21 @@ def shown_metrics(metrics: dict, count: int) -> str:
     )
 
 
+def replay_table(documents: list[dict]) -> Table:
+    """Documents of a step, those that stand out most first."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "deviations", "loss", "grad norm", "task", "file", "shard", "id"):
+        table.add_column(column, overflow="fold")
+    for d in documents:
+        figures = (
+            "not finite" if d[name] is None else f"{d[name]:.4g}" for name in ("deviations", "loss", "grad_norm")
+        )
+        place = f"{d['source']}: {d['path']}" if d["path"] else "-"
+        blamed = "to blame" if d["blamed"] else ""
+        table.add_row(blamed, *figures, d["task"], place, f"{d['shard']}, row {d['shard_row']}", d["id"][:12])
+    return table
+
+
 def jobs_table(rows: list[dict]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("job", "status", "pipeline", "started", "took", "progress"):
