@@ -60,7 +60,7 @@ class TokenizerTrainer:
             self.critic.backward(critic_loss * share)
             self.critic.step(step)
             logs |= {name: value * share for name, value in critic_logs.items()}
-        return self.named("video" if pixels.ndim == 5 else "image", logs), len(pixels)
+        return self.named(self.kind(pixels), logs), len(pixels)
 
     def named(self, kind: str, logs: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
         """A step's figures on clips of a kind, under the names that they are logged by."""
@@ -69,6 +69,12 @@ class TokenizerTrainer:
     def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Encoded]:
         """What is validated: pixels as they come back, and their tokens."""
         return module.tokenizer(pixels)
+
+    def kind(self, batch: Tensor) -> str:
+        return "video" if batch.ndim == 5 else "image"
+
+    def measure(self, step: int, loader: ClipBatches) -> list[dict[str, Any]]:
+        return []  # a clip cannot be tried by itself: a quantizer learns in its forward pass
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:

@@ -44,14 +44,23 @@ def train_worker(job: Job) -> None:
     held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     warm_up = is_warm_up(job.model)
     trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank, ranks)
-    loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
-    loop.validate_first = bool(job.start_from or config.official) and not warm_up  # what it starts from, on these clips
+    loop = Loop(
+        config.steps,
+        config.workers,
+        trainer,
+        clips,
+        job.state,
+        job.progress,
+        config.validate_every,
+        validate_first=bool(job.start_from or config.official) and not warm_up,  # what it starts from, on these clips
+        numerics=config.engine,
+    )
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
     weights = engines["generator"].state_dict()
     if rank == 0:
-        _save(trainer, weights, last)
+        _save(trainer, weights, last | loop.guard.save(job.output))
     dist.barrier()
 
 

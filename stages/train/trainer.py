@@ -16,8 +16,9 @@ from omniloom.models.unified.flops import step_flops
 from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting.history import History
+from omniloom.stages.train.blame import measure
 from omniloom.stages.train.job import Job
-from omniloom.stages.train.rows import MicroBatches, validation_rows
+from omniloom.stages.train.rows import MicroBatches, RowLoader, validation_rows
 from omniloom.stages.train.samples import draw, held_out_captions, with_tokenizers
 
 
@@ -60,6 +61,12 @@ class UnifiedTrainer:
         places = useful + sum(micro.tokens["padding"] for micro, _ in batch)
         flops = sum(step_flops(self.model_config, micro) for micro, _ in batch)
         return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
+
+    def kind(self, batch: MicroBatches) -> str:
+        return ""
+
+    def measure(self, step: int, loader: RowLoader) -> list[dict[str, Any]]:
+        return measure(self.engine, loader, step)
 
     def validate(self, step: int) -> None:
         with self.engine.evaluated() as module:

@@ -33,8 +33,8 @@ from omniloom.stages.train.samples import with_tokenizers
 from omniloom.stages.train.trainer import UnifiedTrainer
 
 
-def train_worker(job: Job) -> None:
-    """The body of one rank: needs a process group, knows nothing of Ray."""
+def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
+    """What a rank trains with, before the first step."""
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     tokens, held_out = (TokenSet(job.tokens, split, config.cache_bytes) for split in ("train", "validation"))
     text = TextTokenizer.load(tokens.text_json)
@@ -42,15 +42,30 @@ def train_worker(job: Job) -> None:
     model = _model(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
     engine = _engine(_objective(model, config, tokens.facts), config, ranks)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
-    loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
-    loop = Loop(config.steps, config.workers, trainer, loader, job.state, job.progress, config.validate_every)
+    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
+
+
+def train_worker(job: Job) -> None:
+    """The body of one rank: needs a process group, knows nothing of Ray."""
+    config, rank = job.config, dist.get_rank()
+    engine, trainer, loader = assemble(job)
+    loop = Loop(
+        config.steps,
+        config.workers,
+        trainer,
+        loader,
+        job.state,
+        job.progress,
+        config.validate_every,
+        numerics=config.engine,
+    )
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
     with tempfile.TemporaryDirectory() as folder:
-        parameters = _write_weights(engine, model.config, Path(folder, "unified.safetensors"))
+        parameters = _write_weights(engine, trainer.model_config, Path(folder, "unified.safetensors"))
         if rank == 0:
-            _save(folder, parameters, trainer, last)
+            _save(folder, parameters, trainer, last | loop.guard.save(job.output))
     dist.barrier()
 
 
