@@ -20,6 +20,7 @@ from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients
+from omniloom.infra.training.memory import BUCKET
 from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
@@ -68,6 +69,8 @@ class Engine(EngineWeights):
         compile_parts: Callable[[], None] | None = None,
     ):
         deepspeed = import_deepspeed()
+        # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers. Counted while undivided.
+        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
         if config.precision == "bf16":
@@ -79,7 +82,7 @@ class Engine(EngineWeights):
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
         adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
-        zero: dict = {"stage": config.zero_stage}
+        zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         offload = config.offload and config.zero_stage > 0
         if offload:
             zero["offload_optimizer"] = {"device": "cpu"}

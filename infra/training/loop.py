@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -165,7 +166,7 @@ class Loop:
     def _train(
         self, watch: Watch, saver: Saver, start: int, units: float, last: dict[str, float], window: _Window
     ) -> dict[str, Any]:
-        agreement = Agreement()
+        agreement, before = Agreement(), units
         began = time.perf_counter()
         if start == 0 and self.guard.goes_back:
             saver.start(0, self.loader.position)
@@ -212,7 +213,8 @@ class Loop:
             self.trainer.validate(self.steps)
         if error := saver.finish():
             self.progress.note(f"the last checkpoint was not saved: {error}")
-        return {"seconds": time.perf_counter() - began, "units": units, **last}
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "units": units, "units_per_second": (units - before) / seconds, **_where(), **last}
 
     def _step(self, step: int, window: _Window) -> None:
         """Figures on a GPU are read while the next step runs there, or where a row or a checkpoint asks for them."""
@@ -311,6 +313,11 @@ def _shared(kept: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
         "units": sum(rank["units"] for rank in kept) / ranks,
         "seconds": sum(rank["seconds"] for rank in kept) / len(kept),
     }
+
+
+def _where() -> dict[str, int]:
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    return {"workers": ranks, "gpus": ranks if torch.cuda.is_available() else 0}
 
 
 def _first() -> bool:
