@@ -90,7 +90,7 @@ def test_figures_have_pasts_of_their_own():
     [
         ({"on_bad_step": "stop"}, None, False),
         ({"on_bad_step": "stop", "spike_sigmas": 4}, 4, True),
-        ({"on_bad_step": "skip"}, 6, True),
+        ({"on_bad_step": "skip"}, 8, True),
         ({"on_bad_step": "rollback", "spike_sigmas": 8}, 8, True),
     ],
 )
