@@ -20,8 +20,8 @@ from typing import Any
 
 from omniloom.infra.training.config import EngineConfig
 
-# Where the config leaves it open. Figures of good steps have heavier tails than a normal distribution: among 1,250 steps
-# of clean documents some lie 6 and 7 deviations up, which are nobody's fault.
+# Where the config leaves it open. Figures of good steps have heavier tails than a normal distribution: among a thousand
+# steps of clean documents some lie 6 and 7 deviations up.
 SIGMAS = 8.0
 _NORMAL = 1.4826  # standard deviations in a median absolute deviation, of a normal distribution
 _LEAST_SPREAD = 0.01  # of the median: what a spread is at least, where a figure hardly moves
