@@ -11,7 +11,8 @@ BIN := .venv/bin
 OMP ?= 1
 JOBS ?= 2
 
-.PHONY: setup demo test test-slow test-pipeline check types docs chaos mutants clean bench-tokenizer
+.PHONY: setup demo test test-slow test-pipeline check types docs chaos elastic mutants clean bench-checkpoint \
+	bench-tokenizer
 
 setup: .venv/.ready
 
@@ -55,6 +56,13 @@ chaos: setup
 
 mutants: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/mutants/run.py $(MUTANTS)
+
+# 20 trainings that are killed and go on under other ranks, ZeRO stages and passes; 20 minutes on 2 cores.
+elastic: setup
+	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/chaos/elastic.py --schedules 20
+
+bench-checkpoint: setup
+	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/benchmarks/checkpoint.py --tokens 32
 
 bench-tokenizer: setup
 	$(BIN)/python tests/benchmarks/tokenizer.py --schemes

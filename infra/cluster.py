@@ -37,6 +37,8 @@ _MESSAGE_CHARACTERS = 200
 _MESSAGE_SECONDS = 30.0  # between two messages of the same words
 # Unix sockets take 107 characters, and Ray puts about 65 behind its temporary folder.
 _LONGEST_TEMP = 40
+# Nobody takes away the only node, so that no process has to watch for it beside each training.
+_OF_ONE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _ending = threading.Event()
 
 
@@ -152,7 +154,7 @@ def connect(
     import ray
 
     try:
-        with _own_signals(), _short_messages():
+        with _own_signals(), _short_messages(), _variables(_OF_ONE_NODE if local else {}):
             ray.init(
                 address=address,
                 log_to_driver=log_to_driver,
@@ -211,6 +213,18 @@ def _own_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """In the block these are set, where the user has not: what is started there keeps them."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ |= added
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -77,18 +78,15 @@ class Display:
                 continue
             if "done" not in state:
                 continue
-            first = self._first.setdefault(stage, state)
-            seconds, done = state["time"] - first["time"], state["done"] - first["done"]
-            rate = done / seconds if seconds > 0 and done > 0 else None
+            rate, left = pace(self._first.setdefault(stage, state), state)
             detail = f"{state['done']:g}/{state['total']:g} {state['unit']}"
             if rate:
-                left = (state["total"] - state["done"]) / rate
                 detail += f", {rate:.3g} {state['unit']}/s, {_duration(left)} left"
             detail += "".join(f", {name} {value:.4g}" for name, value in state["facts"].items())
-            self._said.pop(stage, None)
+            begins = self._said.pop(stage, None) is not None
             if self._bars:
                 self._bars.update(self._tasks[stage], total=state["total"], completed=state["done"], detail=detail)
-            if time.time() - self._lines.get(stage, 0) >= _LINE_SECONDS:
+            if begins or time.time() - self._lines.get(stage, 0) >= _LINE_SECONDS:
                 self._line(stage, detail)
 
     def _say(self, stage: str, text: str) -> None:
@@ -123,6 +121,14 @@ class Display:
     def _log(self, text: str) -> None:
         if self.log:
             self.log.write(text)
+
+
+def pace(first: dict, state: dict) -> tuple[float, float]:
+    """(what is done in a second since the state `first`, seconds left); (0, infinity) where that is not known yet."""
+    seconds, done = state["time"] - first["time"], state["done"] - first["done"]
+    if seconds <= 0 or done <= 0:
+        return 0.0, math.inf
+    return done / seconds, (state["total"] - state["done"]) * seconds / done
 
 
 def _duration(seconds: float) -> str:

@@ -211,7 +211,7 @@ def _sources(stage: Stage, config: Any) -> dict | None:
 def _judge(planned: PlannedStage, plan: Plan) -> None:
     again = None if planned.name in plan.done else plan.selection.again(planned.name, plan.selected)
     previous = plan.store.last_used(plan.config.name, planned.name)
-    known = planned.artifact or previous
+    planned.known = known = planned.artifact or previous
     planned.last_seconds = known.manifest["times"]["seconds"] if known else None
     stale = _stale(planned, plan)
     planned.expected = planned.artifact

@@ -22,6 +22,7 @@ class PlannedStage:
     status: str = "run"
     reason: str = ""
     last_seconds: float | None = None
+    known: Artifact | None = None  # what it made, now or the last time
     expected: Artifact | None = None  # what it comes out as, as far as nothing says that it will be another
     drift: bool = False  # pinned to an artifact that the config would not make
 

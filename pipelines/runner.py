@@ -28,6 +28,7 @@ from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
 from omniloom.pipelines import installed, room, run_card
+from omniloom.pipelines.ahead import Ahead
 from omniloom.pipelines.bodies import Bodies
 from omniloom.pipelines.config import placed
 from omniloom.pipelines.display import Display
@@ -105,6 +106,7 @@ class _Run:
         self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
         self.board = start_board()
         self.bodies = Bodies(connected, display.note, self.board)
+        self.ahead = Ahead(plan)
         self.head = cluster.Head(connected)
         self.interrupted = threading.Event()
 
@@ -139,11 +141,14 @@ class _Run:
                 if failure is None:
                     for planned in self._ready(running):
                         self.display.start(planned.name, planned.reason)
+                        self.ahead.start(planned, (other.name for other in running.values()))
                         running[pool.submit(self._make, planned)] = planned
                 if not running:
                     break
                 finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                self._show_progress()
+                states = self._show_progress()
+                if failure is None:
+                    self.ahead.look((planned.name for planned in running.values()), states)
                 self.record.renew()
                 self.head.require()
                 for future in finished:
@@ -207,11 +212,15 @@ class _Run:
             if planned.name not in busy and not pending & self.plan.graph.ancestors(planned.name)
         ]
 
-    def _show_progress(self) -> None:
+    def _show_progress(self) -> dict[str, dict]:
+        """What the board says of each stage; nothing where it does not answer."""
         import ray
 
+        states: dict[str, dict] = {}
         with contextlib.suppress(Exception):  # a busy board must not end a run
-            self.display.update(ray.get(self.board.read.remote(), timeout=2))
+            states = ray.get(self.board.read.remote(), timeout=2)
+            self.display.update(states)
+        return states
 
     def _make(self, planned: PlannedStage) -> Artifact:
         """Make one artifact; or take one that was published since the plan was made, unless the stage is forced."""

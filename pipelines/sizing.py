@@ -6,11 +6,14 @@ follows from them. The estimate leaves out what the allocator wastes: plan for a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.training.config import EngineConfig
+from omniloom.infra.training.memory import passing_memory, state_memory
 from omniloom.models.unified.config import num_parameters
+from omniloom.models.unified.memory import Pass, pass_memory
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
 from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
@@ -19,8 +22,7 @@ from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config
 
-# Bytes a trained parameter takes in fp32: itself, its gradient, Adam's two moments, its moving average.
-_WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
+_DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:
@@ -55,15 +57,11 @@ def least(config: PipelineConfig) -> dict[str, dict]:
 
 
 def _state(parameters: int, engine: EngineConfig, workers: int, frozen: int = 0) -> dict[str, int]:
-    """Bytes per worker of weights, gradients, optimizer and EMA under ZeRO (arXiv 1910.02054, section 3). `parameters`
-    are trained; `frozen` ones are weights alone."""
-    share = [workers if engine.zero_stage >= stage else 1 for stage in (1, 2, 3)]
-    return {
-        "weights_bytes": (parameters + frozen) * _WEIGHT // share[2],
-        "gradients_bytes": parameters * _GRADIENT // share[1],
-        "optimizer_bytes": 0 if engine.offload and engine.zero_stage else parameters * _MOMENTS // share[0],
-        "ema_bytes": parameters * _WEIGHT // share[2] if engine.ema_decay else 0,
-    }
+    return _bytes(state_memory(parameters, engine, workers, frozen))
+
+
+def _bytes(parts: Mapping[str, int]) -> dict[str, int]:
+    return {f"{name}_bytes": size for name, size in parts.items()}
 
 
 def _with_total(size: dict) -> dict:
@@ -144,12 +142,19 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     model = expected_config(stage, tokens, tokenizer)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.most, stage.workers.accumulate
-    rows = stage.batch_rows // workers // accumulate
-    width = 2 if stage.engine.precision == "bf16" else 4
-    per_layer = 2 * model.width + 2 * (model.heads + model.kv_heads) * model.head_dim + 3 * model.hidden
-    kept = model.width if stage.engine.activation_checkpointing else per_layer
-    pass_tokens = rows * stage.packing.length
-    activations = pass_tokens * width * (kept * model.layers + (per_layer if kept != per_layer else 0))
+    pass_tokens = stage.batch_rows // workers // accumulate * stage.packing.length
+    on_cpu = not stage.workers.gpus
+    one = Pass(
+        positions=pass_tokens,
+        labels=pass_tokens,  # the most that there can be
+        scores=pass_tokens * min(stage.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
+        bf16=stage.engine.precision == "bf16",
+        recompute=stage.engine.activation_checkpointing,
+    )
+    taken = pass_memory(model, one)
+    passing = passing_memory(
+        parameters, stage.engine, workers, accumulate, taken["activations"] + taken["casts"], taken["logits"]
+    )
     return _with_total(
         {
             "parameters": parameters,
@@ -157,10 +162,6 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
             "tokens_per_step": stage.batch_rows * stage.packing.length,
             "tokens_per_worker_and_pass": pass_tokens,
             **_state(parameters, stage.engine, workers),
-            "activations_bytes": activations,
-            # fp32 logits and their gradient, at every position in the worst case
-            "logits_bytes": pass_tokens * model.vocab_size * 8,
-            # ZeRO-3 gathers a layer at a time
-            "gathered_bytes": parameters // model.layers * _WEIGHT * 2 if stage.engine.zero_stage == 3 else 0,
+            **_bytes(passing),
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.secrets import redact
 from omniloom.infra.tracking import resolve_tracking
+from omniloom.pipelines.forecast import Forecast, duration
 from omniloom.pipelines.plan import Plan
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
@@ -26,11 +28,12 @@ def show(table: Table) -> None:
     console.print(table)
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan, found: Mapping[str, Forecast]) -> Table:
+    """`found`: what is predicted of the stages that would run."""
     table = Table(
         title=f"{plan.config.name} in {redact(plan.config.storage)}", title_justify="left", box=None, pad_edge=False
     )
-    for column in ("stage", "status", "fingerprint", "last took", "reason"):
+    for column in ("stage", "status", "fingerprint", "last took", "predicted", "reason"):
         table.add_column(column, overflow="fold")
     for p in plan.stages:
         colour = _COLOURS[p.status]
@@ -39,6 +42,7 @@ def plan_table(plan: Plan) -> Table:
             f"[{colour}]{p.status}[/]",
             p.fingerprint[:12],
             f"{p.last_seconds:.0f} s" if p.last_seconds else "-",
+            duration(seconds) if (seconds := found[p.name].seconds if p.name in found else None) else "-",
             redact(p.reason).replace("[", r"\["),
         )
     return table
@@ -95,6 +99,21 @@ def shown_metrics(metrics: dict, count: int) -> str:
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in chosen
     )
+
+
+def replay_table(documents: list[dict]) -> Table:
+    """Documents of a step, those that stand out most first."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "deviations", "loss", "grad norm", "task", "file", "shard", "id"):
+        table.add_column(column, overflow="fold")
+    for d in documents:
+        figures = (
+            "not finite" if d[name] is None else f"{d[name]:.4g}" for name in ("deviations", "loss", "grad_norm")
+        )
+        place = f"{d['source']}: {d['path']}" if d["path"] else "-"
+        blamed = "to blame" if d["blamed"] else ""
+        table.add_row(blamed, *figures, d["task"], place, f"{d['shard']}, row {d['shard_row']}", d["id"][:12])
+    return table
 
 
 def jobs_table(rows: list[dict]) -> Table:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from omniloom.stages.data import records, tokens
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
 from omniloom.stages.ingest.rows import media_row
+from omniloom.stages.pretokenize.index import write_indices
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
 
@@ -245,16 +247,11 @@ def pretokenize(
     visual_digest: str = "",
     pixel_patch: int | None = None,
 ) -> Artifact:
-    """A token artifact: `splits` maps a split to the rows of each of its shards."""
-    for split in records.SPLITS:
-        shards = enumerate(splits.get(split, ()))
-        index_module.write(
-            folder / "index" / split,
-            (
-                (number, tokens.write_shard(str(folder / "tokens" / split / f"shard-{number:05d}.arrow"), rows))
-                for number, rows in shards
-            ),
-        )
+    """A token artifact: `splits` maps a split to the rows of each of its shards, beside those that lie there."""
+    for split, shards in splits.items():
+        for number, rows in enumerate(shards):
+            tokens.write_shard(str(folder / "tokens" / split / f"shard-{number:05d}.arrow"), rows)
+    write_indices(str(folder), str(folder.parent / "state"))
     storage.write_json(
         str(folder / "tokens.json"),
         {
@@ -278,23 +275,27 @@ def pretokenize(
     return seal(folder, "pretokenize")
 
 
-def index_of(documents: list[tuple[str, list[tuple[str, int]]]], shards: int = 2) -> index_module.Index:
-    """The index of documents, each a kind and (text or visual, tokens) of its segments, in so many shards."""
+def index_of(
+    documents: list[tuple[str, list[tuple[str, int]]]], shards: int = 2, ids: Sequence[int] = ()
+) -> index_module.Index:
+    """The index of documents, each a kind and (text or visual, tokens) of its segments, in so many shards. `ids` are
+    theirs, by default their numbers."""
     bounds = [round(number * len(documents) / shards) for number in range(shards + 1)]
     with tempfile.TemporaryDirectory() as folder:
-        parts = (documents[first:last] for first, last in itertools.pairwise(bounds))
-        index_module.write(Path(folder), ((number, _lengths(part)) for number, part in enumerate(parts)))
+        known = np.array(ids or range(len(documents)), np.uint64)
+        parts = ((documents[first:last], known[first:last]) for first, last in itertools.pairwise(bounds))
+        index_module.write(Path(folder), ((number, _lengths(*part)) for number, part in enumerate(parts)))
         made = index_module.Index(Path(folder))
         for file in Path(folder).glob("*.npy"):
             made.column(file.stem)
     return made
 
 
-def _lengths(documents: list[tuple[str, list[tuple[str, int]]]]) -> index_module.Lengths:
+def _lengths(documents: list[tuple[str, list[tuple[str, int]]]], ids: np.ndarray) -> index_module.Lengths:
     segments = np.array([-n if kind == "visual" else n for _, held in documents for kind, n in held], np.int32)
     kinds = np.array([index_module.KINDS.index(kind) for kind, _ in documents], np.uint8)
     counts = np.array([len(held) for _, held in documents], np.int64)
-    return index_module.Lengths(kinds, counts, segments, segments, np.arange(len(documents), dtype=np.uint64))
+    return index_module.Lengths(kinds, counts, segments, segments, ids)
 
 
 def tokenizer(folder: Path, channels: int = 4) -> Artifact:

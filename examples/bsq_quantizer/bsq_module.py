@@ -55,7 +55,9 @@ class BinarySphericalQuantizer(DiscreteQuantizer):
         logits = 2.0 * self.config.inverse_temperature / math.sqrt(self.dim) * latents.flatten(0, -2)
         bit = logits.sigmoid()
         mean = bit.mean(0)
-        return _binary_entropy(bit).sum(-1).mean(), _binary_entropy(mean_over_ranks(mean) if over_ranks else mean).sum()
+        if over_ranks:
+            mean = mean_over_ranks(mean, len(bit))
+        return _binary_entropy(bit).sum(-1).mean(), _binary_entropy(mean).sum()
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         self._check_codes(codes)

@@ -65,14 +65,16 @@ def _hashes_differ(found: dict) -> str:
     return f"{found['folder']}: {some(bad)} not as written" if bad else ""
 
 
-def latest(state: str, say: Callable[[str], None] = lambda text: None) -> dict | None:
-    """The newest checkpoint that is intact: {"step", "ranks", "position", "folder", ...}; None where there is none at
-    all. `say` is told in words what is damaged. OmniLoomError where all are: a start from step 0 would hide the loss.
-    Every rank must call it."""
+def latest(state: str, say: Callable[[str], None] = lambda text: None, at_most: int | None = None) -> dict | None:
+    """The newest checkpoint that is intact, of `at_most` so many steps where that is given: {"step", "ranks",
+    "position", "folder", ...}; None where there is none at all. `say` is told in words what is damaged. OmniLoomError
+    where all are: a start from step 0 would hide the loss. Every rank must call it."""
     from omniloom.infra.training.shards import gathered
 
     folder, damaged = storage.join(state, "checkpoints"), []
     for name in gathered(manifests(folder))[0]:  # as the first rank sees them
+        if at_most is not None and int(name.removeprefix("step-").removesuffix(".json")) > at_most:
+            continue
         found, wrong = gathered(_read(storage.join(folder, name)))[0]
         if found and (differ := _hashes_differ(found)):
             found, wrong = None, differ
@@ -92,6 +94,12 @@ def _all_damaged(folder: str, damaged: list[str]) -> OmniLoomError:
         f"{folder}: no checkpoint is intact ({'; '.join(damaged)}); put the files back from a copy, "
         "or start this stage from its first step with --force"
     )
+
+
+def newest_facts(state: str) -> dict | None:
+    """What the newest manifest of a checkpoint says, whatever its files hold; None where there is none."""
+    folder = storage.join(state, "checkpoints")
+    return next((storage.read_json(storage.join(folder, name)) for name in manifests(folder)), None)
 
 
 def check(state: str) -> None:

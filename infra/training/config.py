@@ -63,6 +63,17 @@ class EngineConfig(BaseModel):
     """Compute activations again in the backward pass, which saves memory and costs time."""
     compile: bool = Field(False, json_schema_extra=PLACEMENT)
     """Compile the blocks with torch.compile."""
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    """What follows a step whose loss or gradient is not finite or a spike: the training stops; its update is left out;
+    or training goes back to the last checkpoint and leaves out the documents to blame, or the step where none stands
+    out. The last two ask the host once a step, before the update."""
+    spike_sigmas: float | None = Field(None, gt=0)
+    """A loss or gradient norm so many deviations above the median of the last good steps is a spike; null: 8 with skip
+    and rollback, and with stop no spike ends the training."""
+    spike_window: int = Field(128, ge=4)
+    """The good steps that a step is compared with; it is judged once half of them are there."""
+    max_bad_steps: int = Field(20, ge=0)
+    """Bad steps that are skipped or gone back from in all; one more stops the training."""
 
     @model_validator(mode="after")
     def _gradients_are_ours(self) -> EngineConfig:
@@ -126,7 +137,7 @@ class WorkersConfig(BaseModel):
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
     """How many of the last checkpoints are kept."""
     keep_every: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
-    """Checkpoints of every so many steps are kept besides, a multiple of `checkpoint_every`; null: the last alone."""
+    """Checkpoints of every so many steps stay besides until the stage is done; a multiple of `checkpoint_every`."""
     log_every: int = Field(20, ge=1, json_schema_extra=PLACEMENT)
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,10 @@ import torch.distributed as dist
 from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients
-from omniloom.infra.training.shards import parts
+from omniloom.infra.training.memory import BUCKET
+from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
 _COMMUNICATION = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,8 +47,13 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    Under ZeRO-3 rank 0's weights are divided: the module of another may be without memory (torch's meta device).
+
     `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
     `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
+
+    `accepts`, where it is set, is asked before each update, with the step's loss and the norm of its gradient, means
+    over all ranks: an update that it does not accept leaves weights, optimizer states and EMA as they are.
     """
 
     def __init__(
@@ -62,16 +69,20 @@ class Engine(EngineWeights):
         compile_parts: Callable[[], None] | None = None,
     ):
         deepspeed = import_deepspeed()
+        # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers. Counted while undivided.
+        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
         self.device = device()
         if config.precision == "bf16":
             _enter_inside(module, self.autocast)
+        if config.zero_stage == 3 and ranks()[1] > 1:
+            divide(module, self.device)
         groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
         adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
-        zero: dict = {"stage": config.zero_stage}
+        zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         offload = config.offload and config.zero_stage > 0
         if offload:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -103,6 +114,8 @@ class Engine(EngineWeights):
         flats = [part.flat for part in parts(self)]
         self.average = MovingAverage(flats, config.ema_decay) if config.ema_decay else None
         self._trained = trained
+        self.accepts: Callable[[float, float], bool] | None = None
+        self._losses: list[torch.Tensor] = []  # of the passes of a step, where somebody is asked
 
     def autocast(self):
         """The precision of training, for a part of the module that is used without its forward."""
@@ -114,6 +127,8 @@ class Engine(EngineWeights):
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor) -> None:
+        if self.accepts:
+            self._losses.append(loss.detach())
         if self._gradients:
             self._gradients.begin()
         self.engine.backward(loss)
@@ -129,18 +144,40 @@ class Engine(EngineWeights):
             self.engine.step()
             return {}
         norm = self._gradients.reduce() if self._gradients else None
-        parts = self._part_norms() if part_norms else {}
+        parts = self._part_norms() if part_norms or (self.accepts and norm is None) else {}
         clip = self.optimizer_config.grad_clip
+        if not self.config.zero_stage:
+            norm = torch.nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
+        accepted = self._is_accepted(norm, parts)
         if self._gradients:
             self._gradients.hand_over(clip)
-        elif not self.config.zero_stage:
-            norm = torch.nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
         self.released()
-        self.engine.step()
-        if self.average is not None:
+        with contextlib.nullcontext() if accepted else self._optimizer_stands_still():
+            self.engine.step()
+        if self.average is not None and accepted:
             self.average.update(step)
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return {"lr": lr, **parts, **({} if norm is None else {"grad_norm": norm})}
+        return {"lr": lr, **(parts if part_norms else {}), **({} if norm is None else {"grad_norm": norm})}
+
+    def _is_accepted(self, norm: torch.Tensor | None, parts: Mapping[str, torch.Tensor]) -> bool:
+        """What `accepts` says of the step; waits for the device. Every rank must call it."""
+        if self.accepts is None:
+            return True
+        loss = sum(map(float, self._losses)) / len(self._losses)
+        self._losses = []
+        whole = math.sqrt(sum(float(part) ** 2 for part in parts.values())) if norm is None else float(norm)
+        means = reduce_mean({"loss": loss, "grad_norm": whole})
+        return self.accepts(means["loss"], means["grad_norm"])
+
+    @contextlib.contextmanager
+    def _optimizer_stands_still(self):
+        """DeepSpeed's step inside drops the gradient and counts on, and changes nothing else."""
+        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)  # that of ZeRO wraps ours
+        optimizer.step = lambda *arguments, **named: None
+        try:
+            yield
+        finally:
+            del optimizer.step
 
     def _part_norms(self) -> dict[str, torch.Tensor]:
         """Norms by part of the averaged gradient, of which each rank reads its own share. Every rank must call it."""

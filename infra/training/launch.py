@@ -21,11 +21,9 @@ from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.failures import is_system_failure, line, of_passing_kind, root_cause
 from omniloom.infra.lease import Holder
 from omniloom.infra.retries import Retries
-from omniloom.infra.training import checkpoint, hangs, stopping
+from omniloom.infra.training import checkpoint, hangs, ready, stopping
 from omniloom.infra.training.config import WorkersConfig
 
-# Ray Train's own patience with a process that answers nothing at all, which no thread of its own can notice.
-_SILENCE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 _WAITS_FOR_ROOM = "WorkerGroupStartupTimeoutError"
 
 
@@ -90,30 +88,33 @@ def _number(workers: WorkersConfig) -> str:
 
 def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
     import pyarrow.fs
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.config import FailureConfig, RunConfig
 
     from omniloom.infra.training.group import GroupConfig
 
-    os.environ[_SILENCE] = str(2 * workers.hang_seconds)
+    os.environ |= ready.settings(workers)
     count = workers.count
     number: Any = count if isinstance(count, int) else (count.min, count.max)
     fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    # Ray Train's own annotations name the RunConfig of the version before.
+    run: Any = RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+        # `launch` counts failures itself: those in a row, and not those of the function's own code.
+        failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+        worker_runtime_env=ready.environment(workers),
+    )
     TorchTrainer(
         _enter,
         train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
         scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus > 0, resources_per_worker=resources),
         torch_config=GroupConfig(backend="nccl" if workers.gpus else "gloo"),
-        run_config=RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-            # `launch` counts failures itself: those in a row, and not those of the function's own code.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-        ),
+        run_config=run,
     ).fit()
 
 
@@ -144,6 +145,13 @@ def _portable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def single_process():
     """A process group of one rank in this process, where none exists: for tests and for debugging a stage."""
@@ -152,9 +160,7 @@ def single_process():
     if dist.is_initialized():
         yield
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings

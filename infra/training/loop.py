@@ -6,6 +6,7 @@ the stage's `Loader`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -20,17 +22,15 @@ from omniloom.infra import owner
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint, hangs, stopping
 from omniloom.infra.training.agreement import Agreement
-from omniloom.infra.training.config import WorkersConfig
+from omniloom.infra.training.config import EngineConfig, WorkersConfig
+from omniloom.infra.training.divergence import first_difference
 from omniloom.infra.training.engine import Engine, reduce_mean
+from omniloom.infra.training.guard import GoBack, Guard, TrainingDiverged
 from omniloom.infra.training.readings import Reading
 from omniloom.infra.training.rhythm import Rhythm
 from omniloom.infra.training.saving import Saver
 from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.watch import Watch
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient that is not finite; the message names the step and the batch."""
 
 
 class Loader(Protocol):
@@ -42,7 +42,8 @@ class Loader(Protocol):
         ...
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go on from a position that a checkpoint kept; it may hold other keys too. Called before the first `at`."""
+        """Go on from a position that a checkpoint kept; it may hold other keys too. "left_out" are ids of documents
+        that must be in no batch from then on, as far as `Trainer.measure` gave any."""
         ...
 
     def at(self, step: int) -> Any:
@@ -73,6 +74,16 @@ class Trainer(Protocol):
         step), never from rank to rank."""
         ...
 
+    def kind(self, batch: Any) -> str:
+        """What the batch is, as far as losses of different kinds are not to be compared; one word, or none."""
+        ...
+
+    def measure(self, step: int, loader: Any) -> list[dict[str, Any]]:
+        """Of the documents of the step that the loader gave last, of all ranks, what each gives by itself under the
+        weights as they are: "id", "source", "path", "task", "loss", "grad_norm" and more, as JSON. Empty where a step
+        is not made of documents that could be left out. Called on every rank."""
+        ...
+
     def validate(self, step: int) -> None:
         """Validate after this step. Called on every rank; its time is not training's."""
         ...
@@ -93,7 +104,8 @@ class Trainer(Protocol):
 @dataclass
 class Loop:
     """`state` is the URI of the stage's state folder, which holds the checkpoints. Validations follow every
-    `validate_every` steps and the last one, and with `validate_first` precede step 0."""
+    `validate_every` steps and the last one, and with `validate_first` precede step 0. `numerics` says what follows a
+    bad step; after `run`, `guard.bad` says which there were."""
 
     steps: int
     workers: WorkersConfig
@@ -103,8 +115,12 @@ class Loop:
     progress: Progress
     validate_every: int
     validate_first: bool = False
+    numerics: EngineConfig = field(default_factory=EngineConfig)
     _waiting: list[Reading] = field(default_factory=list, init=False, repr=False)
     _done: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.numerics, self.trainer.engines, self.state, self.progress.note)
 
     def run(self) -> dict[str, Any]:
         """Go on from the newest intact checkpoint, if any, to the last step; gives the seconds of this run, the units
@@ -114,8 +130,9 @@ class Loop:
         hangs ends the process (`hangs.end_rank`).
         """
         try:
-            with self._watch() as watch, self._saver() as saver:
-                return self._train(watch, saver, *self._resume())
+            while True:
+                with contextlib.suppress(GoBack), self._watch() as watch, self._saver() as saver:
+                    return self._train(watch, saver, *self._resume())
         finally:
             self.loader.close()
 
@@ -132,11 +149,14 @@ class Loop:
         """The step to go on with; the units and the last logged metrics of those before it, and what of them is not
         logged yet."""
         start, position, window = 0, {}, _Window(self.trainer)
+        self._waiting.clear()
         if found := checkpoint.latest(self.state, self.progress.note):
             checkpoint.load(found, self.trainer.engines)
             start, position = found["step"], found["position"]
-            self.loader.seek(position)
             window.put(position.get("window", []))
+        sought = self.guard.resume(position)
+        if found:
+            self.loader.seek(sought)
         if _first():
             self.trainer.rewind(start)
         if start == 0 and self.validate_first:
@@ -146,14 +166,25 @@ class Loop:
     def _train(
         self, watch: Watch, saver: Saver, start: int, units: float, last: dict[str, float], window: _Window
     ) -> dict[str, Any]:
-        agreement = Agreement()
+        agreement, before = Agreement(), units
         began = time.perf_counter()
+        if start == 0 and self.guard.goes_back:
+            saver.start(0, self.loader.position)
         for step in range(start, self.steps):
             self._done = step
             self._step(step, window)
+            if self.guard.why:
+                watch.enters("bad step")
+                saver.finish()
+                self.guard.act(step, self.loader.describe(step), lambda at: self.trainer.measure(at, self.loader))
             done = step + 1
-            if self.workers.logs(done, self.steps):
+            logs, keeps = self.workers.logs(done, self.steps), self.workers.keeps(done, self.steps)
+            if (logs or keeps) and (differing := first_difference(self.trainer.engines)):
+                saver.finish()
+                self.guard.act_on_divergence(step, differing)
+            if logs and window.values:
                 last, rates, new = window.close()
+                last |= self.guard.figures
                 units += new
                 if _first():
                     self.trainer.log({**last, **rates}, done, units)
@@ -164,12 +195,13 @@ class Loop:
                 watch.enters("validation")
                 self.trainer.validate(done)
             stop = agreement.after_step() and done < self.steps
-            if stop or self.workers.keeps(done, self.steps):
+            if stop or keeps:
                 watch.enters("checkpoint")
                 self._read(window)
                 if _first():
                     self.trainer.keep()
-                saver.start(done, {**self.loader.position, "units": units, "last": last, **window.all_ranks()})
+                position = {**self.loader.position, **self.guard.position, "units": units, "last": last}
+                saver.start(done, position | window.all_ranks())
             if stop:
                 agreement.close()
                 self._stop(saver, done)
@@ -181,14 +213,23 @@ class Loop:
             self.trainer.validate(self.steps)
         if error := saver.finish():
             self.progress.note(f"the last checkpoint was not saved: {error}")
-        return {"seconds": time.perf_counter() - began, "units": units, **last}
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "units": units, "units_per_second": (units - before) / seconds, **_where(), **last}
 
     def _step(self, step: int, window: _Window) -> None:
         """Figures on a GPU are read while the next step runs there, or where a row or a checkpoint asks for them."""
         began = time.perf_counter()
-        logs, units = self.trainer.train_step(step, self.loader.at(step))
+        batch = self.loader.at(step)
+        if self.guard.bad.active:
+            self.guard.begin(self.trainer.kind(batch))
+            if self.guard.bad.leaves_out(step):
+                self._read(window)
+                return
+        logs, units = self.trainer.train_step(step, batch)
         reading = Reading(step, logs)
         self._read(window)
+        if self.guard.why:
+            return
         self._waiting.append(reading)
         if not reading.late or self.workers.logs(step + 1, self.steps):
             self._read(window)
@@ -272,6 +313,11 @@ def _shared(kept: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
         "units": sum(rank["units"] for rank in kept) / ranks,
         "seconds": sum(rank["seconds"] for rank in kept) / len(kept),
     }
+
+
+def _where() -> dict[str, int]:
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    return {"workers": ranks, "gpus": ranks if torch.cuda.is_available() else 0}
 
 
 def _first() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +30,10 @@ def restore(engine: EngineWeights, tensors: Tensors) -> None:
         _read(tensors, f"weight/{part.name}", part.shape, part.start, part.weights)
         if engine.average is not None:
             _read(tensors, f"ema/{part.name}", part.shape, part.start, part.of(engine.average.of(part.flat)))
-        for kind in tensors.kinds(part.name, kinds):
+        known = tensors.kinds(part.name, kinds)
+        for kind in known:
             _restore_state(tensors, kind, part, state[part.flat], on_device)
+        _forget_others(state.get(part.flat, {}), known)
     for key, shape, start, values, _ in fixed_tensors(engine):
         _read(tensors, key, shape, start, values)
     if hasattr(engine.engine.optimizer, "_hp_optimizer_states_linked"):
@@ -61,7 +64,18 @@ def _restore_state(tensors: Tensors, kind: str, part: Part, state: dict[str, Any
     _read(tensors, key, part.shape, part.start, part.of(state[kind]))
 
 
+def _forget_others(state: dict[str, Any], known: Iterable[str]) -> None:
+    """What a checkpoint of before the first update lacks is 0, as in a new optimizer."""
+    for kind in state.keys() - set(known):
+        if torch.is_tensor(state[kind]):
+            state[kind].zero_()
+        elif isinstance(state[kind], int | float):
+            state[kind] = 0
+
+
 def _read(tensors: Tensors, key: str, shape: tuple[int, ...], start: int, into: Tensor) -> None:
+    if 0 in shape:  # nothing is kept of what has no numbers
+        return
     if key not in tensors or tensors.shape(key) != shape:
         found = f"found of the shape {tensors.shape(key)}" if key in tensors else "which is not there"
         raise OmniLoomError(

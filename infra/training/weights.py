@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -110,7 +110,7 @@ class EngineWeights:
         `average` is False, on the CPU of rank 0 in fp32, None on the others. Every rank must go through all of it."""
         held = {id(part.parameter): part for part in parts(self)}
         known = {id(p): name for name, p in self.module.named_parameters()}
-        fixed = {key.partition("/")[2]: (start, values) for key, _, start, values, _ in fixed_tensors(self)}
+        fixed = {key.partition("/")[2]: rest for key, _, *rest in fixed_tensors(self)}
         state = self.module.state_dict(keep_vars=True)
         for name in state if names is None else names:
             value = state[name]
@@ -118,18 +118,18 @@ class EngineWeights:
                 yield name, _plain(value) if ranks()[0] == 0 else None
                 continue
             shape = tuple(getattr(value, "ds_shape", value.shape))
-            start, mine = 0, torch.empty(0, device=self.device)
+            start, mine, is_whole = 0, torch.empty(0, device=self.device), not self.config.zero_stage
             if part := held.get(id(value)):
                 flat = self.average.of(part.flat) if average and self.average else part.flat
                 start, mine = part.start, part.of(flat)
             elif not value.requires_grad:
-                start, mine = fixed[known[id(value)]]
-            yield name, self._whole(shape, start, mine)
+                start, mine, is_whole = cast(tuple[int, Tensor, bool], tuple(fixed[known[id(value)]]))
+            yield name, self._whole(shape, start, mine, is_whole)
 
-    def _whole(self, shape: tuple[int, ...], start: int, mine: Tensor) -> Tensor | None:
-        """The tensor of which each rank has the numbers from `start` on, on rank 0's CPU."""
+    def _whole(self, shape: tuple[int, ...], start: int, mine: Tensor, is_whole: bool) -> Tensor | None:
+        """The tensor of which each rank has the numbers from `start` on, or all of them, on rank 0's CPU."""
         rank, size = ranks()
-        if size == 1 or not self.config.zero_stage:
+        if size == 1 or is_whole:
             return _plain(mine).view(shape) if rank == 0 else None
         count = torch.Size(shape).numel()
         whole = torch.empty(count) if rank == 0 else None

@@ -9,16 +9,16 @@ Hinge: arXiv 1705.02894; feature matching: arXiv 1711.11585; R1: arXiv 1801.0440
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from omniloom.models.eager import eager
+from omniloom.models.tokenizer import draws
 from omniloom.models.tokenizer.discriminator import Discriminator
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig
 from omniloom.models.tokenizer.precision import KeepsFloat32
-from omniloom.models.tokenizer.quantizers.base import ranks
+from omniloom.models.tokenizer.quantizers.base import ranks, share_of_all, sum_over_ranks
 
 
 def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
@@ -72,8 +72,7 @@ class LogitAverages(KeepsFloat32):
     def update(self, real_logits: Tensor, fake_logits: Tensor, video: bool) -> None:
         now = torch.stack((real_logits.float().mean(), fake_logits.float().mean())).detach()
         if ranks() > 1:
-            dist.all_reduce(now)
-            now /= ranks()
+            now = sum_over_ranks(now * share_of_all(len(real_logits), now)) / ranks()
         kind = int(video)
         moved = torch.where(self.started[kind], self.decay * self.means[kind] + (1.0 - self.decay) * now, now)
         finite = now.isfinite().all()
@@ -99,7 +98,7 @@ class DiscriminatorObjective(nn.Module):
         """(loss, logs); `fake` is detached here, whatever the caller gives.
 
         step: the optimizer step (counted from 0), by which R1 is due or not (`DiscriminatorConfig.takes_r1`).
-            R1 is taken in training mode alone and draws its signs from torch's generator.
+            R1 is taken in training mode alone and draws its signs example by example (`models.tokenizer.draws`).
         logs: `discriminator_loss` (the hinge loss alone), `logits_real`, `logits_fake`; `r1` (the expected
             squared gradient) in the steps that take it; `lecam`. All of them unweighted.
         """
@@ -131,5 +130,5 @@ class DiscriminatorObjective(nn.Module):
             pixels = real.detach().float().requires_grad_()
             weights = {name: p.float() for name, p in self.discriminator.named_parameters()}
             logits = functional_call(self.discriminator, weights, (pixels,)).logits
-            signs = torch.randint(2, logits.shape, device=logits.device, dtype=logits.dtype) * 2.0 - 1.0
+            signs = draws.below(torch.empty_like(logits), 2) * 2.0 - 1.0
             return squared_gradient(logits, pixels, signs)

@@ -25,6 +25,7 @@ from omniloom.models.tokenizer.build import AnyTokenizerConfig, build_tokenizer
 from omniloom.models.tokenizer.discriminator import Judgement, frozen_judgement
 from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
 from omniloom.models.tokenizer.perceptual import PerceptualNetwork, random_frames, style_distance
+from omniloom.models.tokenizer.quantizers.base import ranks, share_of_all, sum_over_ranks
 
 ADAPTIVE_MAX = 1e4
 
@@ -39,10 +40,14 @@ def reconstruction_loss(recon: Tensor, pixels: Tensor, config: TokenizerLossConf
     return F.huber_loss(recon, pixels, delta=config.huber_delta)
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
-    """|grad of the reconstruction| / (|grad of the hinge term| + 1e-4) at `last`, detached."""
-    rec = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].float().norm()
-    gan = torch.autograd.grad(adversarial, last, retain_graph=True)[0].float().norm()
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter, examples: int = 1) -> Tensor:
+    """|grad of the reconstruction| / (|grad of the hinge term| + 1e-4) at `last`, detached; both terms are means over
+    this rank's `examples`, and the gradients those of the means over all ranks'. Every rank must call it."""
+    gradients = [torch.autograd.grad(t, last, retain_graph=True)[0].float() for t in (reconstruction, adversarial)]
+    if ranks() > 1:
+        both = torch.stack(gradients)
+        gradients = list(sum_over_ranks(both * share_of_all(examples, both)) / ranks())
+    rec, gan = (gradient.norm() for gradient in gradients)
     return (rec / (gan + 1e-4)).clamp(0.0, ADAPTIVE_MAX).detach()
 
 
@@ -148,7 +153,7 @@ class TokenizerObjective(nn.Module):
         terms = {"generator_hinge": hinge}
         scaled = weight * hinge
         if self.loss.adaptive_weight and torch.is_grad_enabled():
-            terms["adaptive_weight"] = adaptive_weight(reconstruction, hinge, self._last_weight(video))
+            terms["adaptive_weight"] = adaptive_weight(reconstruction, hinge, self._last_weight(video), len(pixels))
             scaled = scaled * terms["adaptive_weight"]
         if self.loss.feature_matching > 0.0:
             with torch.no_grad():

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omniloom.models.tokenizer import draws
 from omniloom.models.tokenizer.precision import KeepsFloat32
 
 # Places of the convolutions in torchvision's `features`, up to relu1_2, 2_2, 3_3, 4_3, 5_3; a pooling in between.
@@ -104,13 +105,13 @@ def style_distance(fake: list[Tensor], real: list[Tensor]) -> Tensor:
 def random_frames(*clips: Tensor) -> list[Tensor]:
     """One frame of each clip (B, 3, T, H, W) -> (B, 3, H, W), the same place in all clips given.
 
-    Places are drawn from torch's generator, one an example, as published for LPIPS (arXiv 2406.09399). Images
+    Places are drawn one an example (`models.tokenizer.draws`), as published for LPIPS (arXiv 2406.09399). Images
     (B, 3, H, W) pass as they are, and draw nothing.
     """
     if clips[0].ndim == 4:
         return list(clips)
     batch, frames, device = clips[0].shape[0], clips[0].shape[2], clips[0].device
-    places = torch.randint(frames, (batch,), device=device)
+    places = draws.below(torch.empty(batch, 1, dtype=torch.int64, device=device), frames)[:, 0]
     rows = torch.arange(batch, device=device)
     return [clip[rows, :, places] for clip in clips]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omniloom.models.norms import LayerNorm
+from omniloom.models.tokenizer import draws
 from omniloom.models.tokenizer.base import RGB, Encoded, VisualTokenizer, as_clip
 from omniloom.models.tokenizer.blocks import TokenBlock, spatial_table
 from omniloom.models.tokenizer.config import RAEConfig
@@ -41,8 +42,8 @@ class NoisyLatents(Quantizer):
     def forward(self, z: Tensor, update: bool = False) -> Quantized:
         z_q = z = z.float()
         if self.training and self.tau:
-            deviation = self.tau * torch.randn(len(z), *(1 for _ in z.shape[1:]), device=z.device).abs()
-            z_q = z + deviation * torch.randn_like(z)
+            deviation = self.tau * draws.normal(z.new_empty(len(z), *(1 for _ in z.shape[1:]))).abs()
+            z_q = z + deviation * draws.normal(torch.empty_like(z))
         return Quantized(z_q, None, z, z.new_zeros(()), {})
 
 

@@ -15,9 +15,13 @@ time, as that of a flow head, every segment that a row may have. Frozen parts co
 
 from __future__ import annotations
 
-from omniloom.models.unified.batch import Batch
+from typing import TYPE_CHECKING
+
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS
+
+if TYPE_CHECKING:
+    from omniloom.models.unified.batch import Batch
 
 _TRAINED, _FIRST = 6, 4  # a parameter of a layer, and of one whose input has no gradient
 _ATTENTION = 12
@@ -29,14 +33,9 @@ def step_flops(config: UnifiedConfig, batch: Batch) -> int:
     c = config
     useful = batch.document_index >= 0
     positions, pairs = int(useful.sum()), int((batch.end - batch.start)[useful].sum())
-    if c.block == "gau":
-        block, attended = c.width * (c.head_dim + 3 * c.hidden), c.hidden
-    else:
-        attended = c.heads * c.head_dim
-        block = 2 * c.width * (attended + c.kv_heads * c.head_dim) + 3 * c.width * c.hidden
+    block, attended = _block(c)
     total = c.layers * (_TRAINED * block * positions + _ATTENTION * attended * pairs)
-    if c.long_skips:
-        total += c.layers // 2 * _TRAINED * 2 * c.width * c.width * positions
+    total += _skips(c) * positions
     total += _TRAINED * c.vocab_size * c.width * batch.targets["text"]
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
@@ -49,6 +48,26 @@ def step_flops(config: UnifiedConfig, batch: Batch) -> int:
             total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)
     return total
+
+
+def token_flops(config: UnifiedConfig, length: int) -> float:
+    """As `step_flops`, of one token before there is a batch: a text target that sees half of a row of `length`."""
+    block, attended = _block(config)
+    layers = config.layers * (_TRAINED * block + _ATTENTION * attended * length / 2)
+    return layers + _skips(config) + _TRAINED * config.vocab_size * config.width
+
+
+def _block(c: UnifiedConfig) -> tuple[int, int]:
+    """Parameters of a block's matrices, and channels of all its heads."""
+    if c.block == "gau":
+        return c.width * (c.head_dim + 3 * c.hidden), c.hidden
+    attended = c.heads * c.head_dim
+    return 2 * c.width * (attended + c.kv_heads * c.head_dim) + 3 * c.width * c.hidden, attended
+
+
+def _skips(c: UnifiedConfig) -> int:
+    """Operations a position of the matrices that merge long skips."""
+    return c.layers // 2 * _TRAINED * 2 * c.width * c.width if c.long_skips else 0
 
 
 def _entry(c: UnifiedConfig, batch: Batch, name: str, segments: int) -> int:

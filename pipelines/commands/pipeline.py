@@ -24,15 +24,20 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     few CPUs, GPUs or too little memory for what would run.
     """
     made = planned(config, overrides, selection)
-    from omniloom.pipelines import room
+    from omniloom.pipelines import forecast, room
 
-    notes = made.warnings + room.check_attached(made.config, [stage.name for stage in made.to_execute])
+    notes, found = (
+        made.warnings + room.check_attached(made.config, [s.name for s in made.to_execute]),
+        forecast.of(made),
+    )
     if as_json:
-        print(json.dumps(made.to_dict(), indent=2))
+        print(json.dumps(forecast.described(made, found), indent=2))
         return
     from omniloom.pipelines.tables import plan_table, show
 
-    show(plan_table(made))
+    show(plan_table(made, found))
+    for text in forecast.lines(found):
+        print(text)
     for text in notes:
         print(f"note: {text}")
 

@@ -104,8 +104,8 @@ class Segments:
 class Arranger:
     """Documents of one split in one config; `objectives` are shares by name of what is trained on pictures."""
 
-    def __init__(self, config: PackingConfig, objectives: Mapping[Objective, float], seed: int):
-        self.config, self.seed = config, seed
+    def __init__(self, config: PackingConfig, objectives: Mapping[Objective, float]):
+        self.config = config
         self.names = [row.name for row in OBJECTIVES.values() if row.name in objectives]
         shares = np.cumsum([objectives[name] for name in self.names])
         self._shares = shares / shares[-1] if len(shares) and shares[-1] else shares
@@ -125,11 +125,13 @@ class Arranger:
 
     def _represented(self, index: Index, kind: str, places: np.ndarray) -> tuple[Segments, Segments]:
         """By latents, which codes are as long as, and by pixels; one of them twice where the other is not trained."""
-        found = {
-            by_pixels: Segments(*index.segments(kind, places, "pixels" if by_pixels else "latents"))
-            for by_pixels in set(self._by_pixels.tolist()) or {False}
-        }
-        return found.get(False, found.get(True)), found.get(True, found.get(False))
+        pixels, latents = self._by_pixels.any(), not self._by_pixels.all() or not len(self._by_pixels)
+        found = [
+            Segments(*index.segments(kind, places, name))
+            for name, trained in (("latents", latents), ("pixels", pixels))
+            if trained
+        ]
+        return found[0], found[-1]
 
     def _longest(self, latents: Segments, pixels: Segments) -> Segments:
         if latents is pixels:
@@ -171,9 +173,10 @@ class Arranger:
 
     def pictures(
         self, index: Index, kind: str, places: np.ndarray, epochs: np.ndarray, positions: np.ndarray, seed: int
-    ) -> Arranged:
-        """Images, videos and interleaved documents as they are arranged, without those that cannot be placed.
-        `places` are theirs in their kind, `positions` theirs in the stream of that seed, in its `epochs`."""
+    ) -> tuple[np.ndarray, Arranged]:
+        """Images, videos and interleaved documents: which of them can be placed, and those as they are arranged, but
+        for their numbers. `places` are theirs in their kind, `positions` theirs in the stream of that seed, in its
+        `epochs`."""
         latents, pixels = self._represented(index, kind, places)
         longest = self._longest(latents, pixels)
         chosen = np.flatnonzero(self.fits(kind, longest)[0])
@@ -186,9 +189,8 @@ class Arranger:
             columns = self._interleaved(held, positions, seed)
         else:
             columns = self._captioned(held, self._caption(longest.at(chosen), places, epochs, seed), positions, seed)
-        return Arranged.of(
+        return chosen, Arranged.of(
             len(places),
-            index=index.documents(kind, places),
             position=positions,
             objective=objective,
             noisy=noisy & ~self._causal[objective],

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from omniloom.stages.data.shares import Schedule, of_names
 
 Kind = Literal["image", "video", "text", "document"]
 Task = Literal["text", "draw", "describe", "document"]  # what a document is arranged as
@@ -37,9 +39,9 @@ class PackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     length: int = Field(4096, ge=16)
     """Tokens of a packed row."""
-    mixture: dict[Kind, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    mixture: dict[Kind, Annotated[float, Field(ge=0)]] | Schedule = Field(default_factory=dict)
     """Share of tokens per kind (image, video, text, document); what is not named keeps its natural share, 0 leaves a
-    kind out."""
+    kind out. Or a schedule of them."""
     caption_first: float = Field(0.5, ge=0, le=1)
     """Share of captioned pictures that are drawn from their caption; the others are described. Pictures without a
     caption are drawn, and left out where this is 0."""
@@ -55,6 +57,11 @@ class PackingConfig(BaseModel):
     """Cap of that noise, as a share of the path."""
     window_rows: int = Field(256, ge=1)
     """Rows that are planned together."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _of_kinds(cls, mixture: Any) -> Any:
+        return of_names(mixture, get_args(Kind))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
     window     so many tokens of documents of each stream as its share of `window_rows` rows, packed best-fit into rows
     row        documents side by side, at most `length` tokens
-    position   of a `RowStream`: which row of which window comes next, and where each stream stood before that window;
-               it knows no rank, so that training goes on from it on any number of ranks
 
 A stream that was given more than its share, by the last document, gets as much less in the next window. Planning
 touches lengths alone; only the rows that a rank trains on are read.
@@ -11,9 +9,8 @@ touches lengths alone; only the rows that a rank trains on are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +19,8 @@ from omniloom.stages.data.arrange import TEXT, Arranged, Arranger, placed
 from omniloom.stages.data.bestfit import pack
 from omniloom.stages.data.index import KINDS, Index, ragged
 from omniloom.stages.data.packing import Kind, PackingConfig, Placed
+from omniloom.stages.data.parts import Part
+from omniloom.stages.data.shares import Shares, most, shares_at, stages
 from omniloom.stages.data.streams import Stream
 
 Cursors = dict[str, tuple[int, float]]  # by stream: its next position, and the tokens that it is owed
@@ -31,7 +30,7 @@ class Window:
     """Rows that were planned together. `after` is where the streams stand behind it."""
 
     def __init__(self, pieces: Arranged, ends: np.ndarray, after: Cursors, planner: Planner):
-        self.pieces, self.after, self._planner = pieces, after, planner
+        self.pieces, self.after, self.planner = pieces, after, planner
         self._ends = ends  # of each row, in `pieces`
 
     def __len__(self) -> int:
@@ -41,78 +40,107 @@ class Window:
         return [self.row(number) for number in range(len(self))[first:last]]
 
     def row(self, number: int) -> list[Placed]:
-        planner = self._planner
-        return [placed(self.pieces, i, planner.arranger.names, planner.config) for i in self._span(number)]
+        return [self.placed(piece) for piece in self.span(number)]
+
+    def placed(self, piece: int) -> Placed:
+        """One of `pieces` as a value."""
+        return placed(self.pieces, piece, self.planner.arranger.names, self.planner.config)
+
+    def row_of(self, piece: int) -> int:
+        """The row that one of `pieces` lies in."""
+        return int(np.searchsorted(self._ends, piece, side="right"))
 
     def documents(self, number: int) -> np.ndarray:
         """The documents of a row."""
-        span = self._span(number)
+        span = self.span(number)
         return self.pieces.index[span.start : span.stop]
 
-    def _span(self, number: int) -> range:
+    def span(self, number: int) -> range:
+        """Where a row lies in `pieces`."""
         return range(int(self._ends[number - 1]) if number else 0, int(self._ends[number]))
 
 
 class Planner:
-    """Windows over one split. `index` is a `stages.data.index.Index`; `objectives` maps what is trained on pictures to
-    its share of the documents: latent_diffusion by default; {} leaves everything out that has pictures.
+    """Windows over one split. `corpus` is its `stages.data.index.Index`, or the parts that it came in; `objectives`
+    maps what is trained on pictures to its share of the documents: latent_diffusion by default; {} leaves everything
+    out that has pictures.
 
     ValueError where nothing is left to train on, unless it may be `empty`.
     """
 
     def __init__(
         self,
-        index: Index,
+        corpus: Index | Sequence[Part],
         config: PackingConfig,
         seed: int,
-        objectives: Mapping[Objective, float] | None = None,
+        objectives: Shares[Objective] | None = None,
         empty: bool = False,
     ):
-        self.index, self.config, self.seed = index, config, seed
-        objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
-        self.arranger = Arranger(config, {name: share for name, share in objectives.items() if share}, seed)
+        parts = [Part(corpus)] if isinstance(corpus, Index) else corpus
+        self.index, self.config, self.seed = parts[-1].index, config, seed
+        self._objectives = {"latent_diffusion": 1.0} if objectives is None else objectives
+        self.arranger = self._arranger(0)
         kinds: tuple[Kind, ...] = KINDS if self.arranger.names else ("text",)
-        streams = {kind: Stream(index, kind, config.length, seed) for kind in kinds if index.count(kind)}
+        streams = {
+            f"{kind}+{number}" if number else kind: Stream(part, kind, config.length, seed, number)
+            for number, part in enumerate(parts)
+            for kind in kinds
+            if part.index.count(kind)
+        }
         sizes = {name: stream.tokens(self.arranger) for name, stream in streams.items()}
         self.streams = {name: stream for name, stream in streams.items() if sizes[name]}
-        self.shares = self._shares({name: sizes[name] for name in self.streams})
-        if not self.shares and not empty:
+        self._sizes = {name: sizes[name] for name in self.streams}
+        self.shares = self.shares_at(0)
+        if not empty and not all(map(self._shares, stages(config.mixture))):
             raise ValueError("packing.mixture: leaves nothing to train on")
-        self._means = {name: sizes[name] / self.streams[name].count for name in self.shares}
 
-    def _shares(self, sizes: dict[str, float]) -> dict[str, float]:
-        """The share of the tokens of each stream that has one; they sum to 1."""
-        given = {name: self.config.mixture.get(self.streams[name].kind) for name in sizes}
-        natural = sum(size for name, size in sizes.items() if given[name] is None)
-        rest = max(0.0, 1 - sum(share for share in given.values() if share is not None))
-        shares = {name: rest * sizes[name] / natural if share is None else share for name, share in given.items()}
-        total = sum(shares.values())
-        return {name: share / total for name, share in shares.items() if share > 0}
+    def _arranger(self, step: int) -> Arranger:
+        ever, now = most(self._objectives), shares_at(self._objectives, step)
+        return Arranger(self.config, {name: now[name] for name, share in ever.items() if share})
+
+    def shares_at(self, step: int) -> dict[str, float]:
+        """The share of the tokens of each stream that has one at a step; they sum to 1."""
+        return self._shares(shares_at(self.config.mixture, step))
+
+    def _shares(self, mixture: Mapping[Kind, float]) -> dict[str, float]:
+        kinds: dict[Kind, float] = {}
+        for name, stream in self.streams.items():
+            kinds[stream.kind] = kinds.get(stream.kind, 0.0) + self._sizes[name]
+        natural = sum(size for kind, size in kinds.items() if kind not in mixture)
+        rest = max(0.0, 1 - sum(mixture[kind] for kind in kinds if kind in mixture))
+        shares = {kind: mixture[kind] if kind in mixture else rest * size / natural for kind, size in kinds.items()}
+        total = sum(shares.values()) or 1.0
+        return {
+            name: shares[stream.kind] / total * self._sizes[name] / kinds[stream.kind]
+            for name, stream in self.streams.items()
+            if shares[stream.kind] > 0
+        }
 
     def start(self) -> Cursors:
         """Where the streams stand before the first window."""
-        return dict.fromkeys(self.shares, (0, 0.0))
+        return dict.fromkeys(self.streams, (0, 0.0))
 
-    def window(self, number: int, before: Cursors) -> Window:
-        """A window by its number and where the streams stand before it; the same for every rank and every run of this
-        seed."""
-        budget = self.config.window_rows * self.config.length
-        parts, after = [], dict(before)
-        for name, share in self.shares.items():
+    def window(self, number: int, before: Cursors, step: int = 0) -> Window:
+        """A window by its number, where the streams stand before it, and the step that it begins at; the same for every
+        rank and every run of this seed."""
+        budget, arranger = self.config.window_rows * self.config.length, self._arranger(step)
+        parts, after = [Arranged.of(0)], dict(before)
+        for name, share in self.shares_at(step).items():
             position, owed = before.get(name, (0, 0.0))
-            drawn = self._draw(name, position, owed + share * budget)
+            drawn = self._draw(name, position, owed + share * budget, arranger)
             if len(drawn):
                 position = int(drawn.position[-1]) + 1
             after[name] = position, owed + share * budget - int(drawn.length.sum())
             parts.append(drawn)
         return self._packed(Arranged.joined(parts), number, after)
 
-    def _draw(self, name: str, position: int, tokens: float) -> Arranged:
+    def _draw(self, name: str, position: int, tokens: float, arranger: Arranger) -> Arranged:
         """From a position on, the documents of a stream that it takes to reach so many tokens."""
         stream, parts = self.streams[name], [Arranged.of(0)]
+        mean = self._sizes[name] / stream.count
         while tokens > 0:
-            count = min(int(1.1 * tokens / self._means[name]) + 16, 1 << 18)
-            found = stream.arranged(np.arange(position, position + count), self.arranger)
+            count = min(int(1.1 * tokens / mean) + 16, 1 << 18)
+            found = stream.arranged(np.arange(position, position + count), arranger)
             position += count
             reached = np.cumsum(found.length)
             enough = int(np.searchsorted(reached, tokens)) + 1
@@ -134,47 +162,3 @@ class Planner:
         start = found.start + pieces.begin[chosen]
         cut = replace(found, length=size, start=start * text, stop=np.where(text, start + size, found.stop))
         return Window(cut, np.cumsum(counts[order]), after, self)
-
-
-class RowStream:
-    """`take(count)`: the next rows; `position`, as JSON: where it goes on."""
-
-    def __init__(self, planner: Planner, position: dict[str, Any] | None = None):
-        self.planner = planner
-        position = position or {"window": 0, "row": 0, "streams": {}}
-        self._number, self._row = position["window"], position["row"]
-        self._before: Cursors = planner.start() | {name: (at[0], at[1]) for name, at in position["streams"].items()}
-        self._planned: dict[int, Window] = {}
-
-    @property
-    def position(self) -> dict[str, Any]:
-        streams = {name: list(at) for name, at in self._before.items()}
-        return {"window": self._number, "row": self._row, "streams": streams}
-
-    def take(self, count: int) -> list[list[Placed]]:
-        taken = [window.row(row) for window, row in self._next(count)]
-        self._planned = {number: window for number, window in self._planned.items() if number >= self._number}
-        return taken
-
-    def coming(self, count: int) -> list[np.ndarray]:
-        """The documents of each of the next rows, which are not taken."""
-        number, row, before = self._number, self._row, self._before
-        found = [window.documents(row) for window, row in self._next(count)]
-        self._number, self._row, self._before = number, row, before
-        return found
-
-    def _next(self, count: int) -> list[tuple[Window, int]]:
-        found: list[tuple[Window, int]] = []
-        while len(found) < count:
-            window = self._window()
-            rows = range(self._row, min(self._row + count - len(found), len(window)))
-            found += [(window, row) for row in rows]
-            self._row += len(rows)
-            if self._row >= len(window):
-                self._number, self._row, self._before = self._number + 1, 0, window.after
-        return found
-
-    def _window(self) -> Window:
-        if self._number not in self._planned:
-            self._planned[self._number] = self.planner.window(self._number, self._before)
-        return self._planned[self._number]

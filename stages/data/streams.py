@@ -9,22 +9,25 @@ are numbered alike whatever is trained.
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 
 import numpy as np
 
 from omniloom.stages.data.arrange import Arranged, Arranger
-from omniloom.stages.data.index import KINDS, Index
+from omniloom.stages.data.index import KINDS
 from omniloom.stages.data.order import Permutation, hash_seed
 from omniloom.stages.data.packing import Kind
+from omniloom.stages.data.parts import Part
 
 _SAMPLE = 1 << 12  # documents that a stream's size is estimated from
 
 
 class Stream:
-    """`kind` of an index' documents, texts in pieces of `length` tokens. `number` parts the streams of a training."""
+    """`kind` of the documents of a part, the `number`th of a training; texts in pieces of `length` tokens."""
 
-    def __init__(self, index: Index, kind: Kind, length: int, seed: int, number: int = 0):
-        self.index, self.kind, self.length = index, kind, length
+    def __init__(self, part: Part, kind: Kind, length: int, seed: int, number: int = 0):
+        self.part, self.kind, self.length = part, kind, length
+        self.index = index = part.index
         self.seed = hash_seed(seed, 3, number, KINDS.index(kind))
         self._firsts = np.zeros(1, np.int64)
         if kind == "text" and index.count("text"):
@@ -75,23 +78,40 @@ class Stream:
         pieces = np.flatnonzero(self._firsts <= place)
         return (self._ends - self._numbers)[pieces] + place - self._firsts[pieces]
 
+    def documents(self, places: np.ndarray) -> np.ndarray:
+        """The numbers of documents in the corpus that is read, by their places in their kind; -1 of those that are
+        gone."""
+        found = self.index.documents(self.kind, places)
+        return found if self.part.documents is None else np.asarray(self.part.documents)[found]
+
     def arranged(self, positions: np.ndarray, arranger: Arranger) -> Arranged:
         """What stands at these positions, as it is arranged there, less what cannot be placed."""
-        units = self.unit(positions)
+        places = units = self.unit(positions)
         if self.kind == "text":
             places, start, stop = self.pieces(units)
-            return arranger.texts(self.index.documents("text", places), start, stop, positions)
-        return arranger.pictures(self.index, self.kind, units, positions // self.count, positions, self.seed)
+        documents = self.documents(places)
+        there = np.flatnonzero(documents >= 0)
+        places, documents, positions = places[there], documents[there], positions[there]
+        if self.kind == "text":
+            return arranger.texts(documents, start[there], stop[there], positions)
+        epochs = positions // self.count
+        fits, found = arranger.pictures(self.index, self.kind, places, epochs, positions, self.seed)
+        return replace(found, index=documents[fits])
 
     def tokens(self, arranger: Arranger) -> float:
-        """Tokens of an epoch when nothing is left out: of texts counted, of the others estimated from documents all
-        over the kind where there are many; 0 where none can be placed."""
-        if self.kind == "text":
+        """Tokens of an epoch when nothing is left out, estimated from documents all over the kind where there are many;
+        0 where none can be placed."""
+        if self.kind == "text" and self.part.documents is None:
             return float(self.index.column("text.tokens").sum())
         count = self.index.count(self.kind)
         step = max(1, count // _SAMPLE)
         for places in (np.arange(0, count, step), *np.array_split(np.arange(count), 1 + (count >> 16))):
-            fits, tokens = arranger.fits(self.kind, arranger.longest(self.index, self.kind, places))
+            if self.kind == "text":
+                fits = np.ones(len(places), bool)
+                tokens = self.index.column("text.documents")["tokens"][places].astype(float)
+            else:
+                fits, tokens = arranger.fits(self.kind, arranger.longest(self.index, self.kind, places))
+            fits = fits & (self.documents(places) >= 0)
             if fits.any():
                 return float(tokens[fits].mean() * fits.mean() * count)
         return 0.0

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,6 +129,14 @@ class TokenSet:
         columns, row = self._find(index)
         return {name: columns.rows[name][row].as_py() for name in ("id", "kind", "label", "bytes")}
 
+    def origin(self, index: int) -> dict[str, Any]:
+        """Where a document comes from: the record's id, its source and file, and the shard of tokens, which has the
+        number of the records' shard, with the document's row in it."""
+        columns, row = self._find(index)
+        places, rows = self.index.shard_of(np.array([index]))
+        found = {name: columns.rows[name][row].as_py() for name in ("id", "source", "path")}
+        return {**found, "shard": int(self.index.shards[places[0]]), "shard_row": int(rows[0])}
+
     def _find(self, index: int) -> tuple[_Columns, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
@@ -180,7 +189,7 @@ class _Columns:
     objects."""
 
     def __init__(self, batch: pa.RecordBatch):
-        self.rows = {name: batch.column(name) for name in ("id", "kind", "label", "bytes")}
+        self.rows = {name: batch.column(name) for name in ("id", "kind", "label", "bytes", "source", "path")}
         segments = batch.column("segments")
         self._documents = segments.offsets.to_numpy()
         fields = segments.values

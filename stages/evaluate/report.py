@@ -175,7 +175,8 @@ def _training(inputs: dict[str, Artifact]) -> list[dict]:
         for artifact in filter(None, (inputs.get("tokenizer"), inputs["model"]))
     ]
     left_out = [[name, count] for name, count in inputs["model"].metrics.items() if "left_out_" in name]
-    return curves + (
+    bad = [section for name in ("tokenizer", "model") if name in inputs for section in _bad_steps(inputs[name])]
+    return [*curves, *bad] + (
         [
             {
                 "title": "Left out of training",
@@ -188,6 +189,30 @@ def _training(inputs: dict[str, Artifact]) -> list[dict]:
     )
 
 
+def _bad_steps(artifact: Artifact) -> list[dict]:
+    """The bad steps of a training, and the documents that were left out for them; no section where there were none."""
+    counts = [artifact.metrics.get(name, 0) for name in ("bad_steps", "steps_left_out", "documents_left_out")]
+    if not counts[0]:
+        return []
+    found = (storage.read_json(artifact.file("report", "bad_steps.json")) or {}).get("found", [])
+    rows = [
+        [bad["step"], bad["why"], bad["action"], ", ".join(map(_place, bad["documents"])) or "none by name"]
+        for bad in found
+    ]
+    return [
+        {
+            "title": f"Bad steps of {artifact.stage}",
+            "text": f"{counts[0]} bad steps; left out in training: {counts[1]} steps, {counts[2]} documents.",
+            "tables": [{"columns": ["step", "why", "what followed", "documents left out"], "rows": rows}],
+        }
+    ]
+
+
+def _place(document: dict) -> str:
+    """The source and file of a document, or its id."""
+    return f"{document['source']}: {document['path']}" if document.get("path") else document["id"][:12]
+
+
 def _curves(artifact: Artifact) -> list[dict]:
     found = history.series(history.load(artifact.file("report", "history.jsonl")))
     losses = ("text_loss", "visual_loss", *(f"{name}_loss" for name in OBJECTIVES))
@@ -195,6 +220,7 @@ def _curves(artifact: Artifact) -> list[dict]:
         "loss": ("loss", *losses, *(f"validation_{name}" for name in losses), "image_loss", "video_loss"),
         "psnr": ("image_psnr", "video_psnr", "validation_psnr_image", "validation_psnr_video"),
         "gradient norm": ("grad_norm",),
+        "bad steps": ("bad_steps",),
         "learning rate": ("lr",),
     }
     curves = []

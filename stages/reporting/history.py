@@ -22,8 +22,8 @@ class History:
     def rewind(self, step: int) -> None:
         """Go on after `step`: what an earlier attempt logged beyond its last checkpoint is dropped."""
         if storage.exists(self._uri):
-            rows = [json.loads(line) for line in storage.read_bytes(self._uri).decode().splitlines()]
-            self.rows = [row for row in rows if row["step"] <= step]
+            self.rows = [json.loads(line) for line in storage.read_bytes(self._uri).decode().splitlines()]
+        self.rows = [row for row in self.rows if row["step"] <= step]
 
     def add(self, metrics: dict[str, float], step: int, units: float | None = None) -> None:
         """Log a row; one of the same step and figures, as a validation that is repeated after a resume, replaces it."""

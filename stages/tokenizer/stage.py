@@ -26,7 +26,7 @@ from omniloom.stages.tokenizer.job import Job
 
 __all__ = ["VERSION", "Config", "KLConfig", "check", "check_counts", "needs", "resolved", "run"]
 
-VERSION = 4
+VERSION = 5
 
 
 def needs(config: Config) -> Needs:

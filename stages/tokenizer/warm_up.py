@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from omniloom.stages.data.order import hash_seed
 from omniloom.stages.tokenizer.trainer import TokenizerTrainer
 
 
@@ -15,11 +13,10 @@ class WarmUpTrainer(TokenizerTrainer):
     """The generator is a `titok.ProxyObjective`, which has no critic. What is validated and shown are the pictures that
     the proxy's decoder makes of the codes that the TiTok predicts."""
 
-    def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float | Tensor], float]:
-        pixels = batch.to(self.generator.device, non_blocking=True)
-        torch.manual_seed(hash_seed(self.config.seed, step, self.rank))
+    def _train_step(self, step: int, pixels: Tensor, share: float) -> tuple[dict[str, float | Tensor], float]:
         loss, logs = self.generator(pixels)
-        self.generator.backward(loss)
+        self.generator.backward(loss * share)
+        logs = {name: value * share for name, value in logs.items()}
         return self.named("image", logs | self.generator.step(step)), len(pixels)
 
     def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Any]:

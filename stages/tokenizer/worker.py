@@ -43,15 +43,24 @@ def train_worker(job: Job) -> None:
     clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
     warm_up = is_warm_up(job.model)
-    trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank)
-    loop = Loop(config.steps, config.workers, trainer, clips, job.state, job.progress, config.validate_every)
-    loop.validate_first = bool(job.start_from or config.official) and not warm_up  # what it starts from, on these clips
+    trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank, ranks)
+    loop = Loop(
+        config.steps,
+        config.workers,
+        trainer,
+        clips,
+        job.state,
+        job.progress,
+        config.validate_every,
+        validate_first=bool(job.start_from or config.official) and not warm_up,  # what it starts from, on these clips
+        numerics=config.engine,
+    )
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
     weights = engines["generator"].state_dict()
     if rank == 0:
-        _save(trainer, weights, last)
+        _save(trainer, weights, last | loop.guard.save(job.output))
     dist.barrier()
 
 
@@ -59,7 +68,7 @@ def _engines(job: Job, ranks: int) -> dict[str, Engine]:
     config = job.config
     objective = _objective(job)
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
-    micro = max(config.data.image_batch, config.data.video_batch) // ranks
+    micro = -(-max(config.data.image_batch, config.data.video_batch) // ranks)
     engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
     if config.discriminator:
         # Small enough to be whole on every rank, and the generator's loss needs it whole: ZeRO stage 1 at most.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 from omniloom.infra.errors import InputError
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
@@ -20,6 +20,7 @@ from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS,
 from omniloom.stages.base import PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES, start_config
 from omniloom.stages.data.packing import PackingConfig, Task
+from omniloom.stages.data.shares import Schedule, most, of_names, stages
 from omniloom.stages.inference.config import DrawingConfig
 
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
@@ -103,11 +104,11 @@ class TrainConfig(BaseModel):
     what it lacks is read."""
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     """Learning rates of the model's parts."""
-    objectives: dict[Objective, Annotated[float, Field(ge=0)]] = Field(
+    objectives: dict[Objective, Annotated[float, Field(ge=0)]] | Schedule = Field(
         default_factory=lambda: {"latent_diffusion": 1.0}
     )
     """Objectives of pictures, with their shares of the documents: latent_diffusion, pixel_diffusion, next_code,
-    masked_code; without any it is a language model, trained on texts alone."""
+    masked_code; without any it is a language model, trained on texts alone. Or a schedule of them."""
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     """Diffusion over latents."""
     pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = PIXEL_DIFFUSION
@@ -140,10 +141,20 @@ class TrainConfig(BaseModel):
     samples: SampleConfig = Field(default_factory=SampleConfig, json_schema_extra=PLACEMENT)
     """Held-out captions that are drawn while it trains."""
 
+    @field_validator("objectives")
+    @classmethod
+    def _known_objectives(cls, objectives: Any) -> Any:
+        of_names(objectives, tuple(OBJECTIVES))
+        if any(any(held.values()) for held in stages(objectives)) and not all(
+            any(h.values()) for h in stages(objectives)
+        ):
+            raise ValueError("schedule: at each step some objective must have a share")
+        return objectives
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if not self.trained and (
-            shares := [kind for kind, share in self.packing.mixture.items() if share and kind != "text"]
+            shares := [kind for kind, share in most(self.packing.mixture).items() if share and kind != "text"]
         ):
             raise ValueError(
                 f"packing.mixture: {', '.join(shares)} holds pictures, and objectives names none to train on them"
@@ -171,8 +182,9 @@ class TrainConfig(BaseModel):
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The objectives that have a share, in the order of their table."""
-        return tuple(row.name for row in OBJECTIVES.values() if self.objectives.get(row.name))
+        """The objectives that ever have a share, in the order of their table."""
+        shares = most(self.objectives)
+        return tuple(row.name for row in OBJECTIVES.values() if shares.get(row.name))
 
 
 Config = TrainConfig

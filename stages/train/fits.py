@@ -18,6 +18,7 @@ from omniloom.stages.data import survey
 from omniloom.stages.data.index import Index
 from omniloom.stages.data.packing import Kind, PackingConfig
 from omniloom.stages.data.planner import Planner
+from omniloom.stages.data.shares import Shares, most, stages
 
 _FRAME = 4  # tokens around a picture in a row: the two that frame it, <bos> and <eos>
 _PICTURE = {"image": "image", "video": "video", "document": "picture of a document"}
@@ -27,7 +28,7 @@ _PLURAL = {"image": "images", "video": "videos", "text": "texts", "document": "d
 def check_kinds(packing: PackingConfig, records: Any) -> None:
     """From the configs alone: that some source gives each kind that has a share."""
     kinds = getattr(records, "kinds", None)
-    for kind, share in packing.mixture.items():
+    for kind, share in most(packing.mixture).items():
         if share and kinds is not None and kind not in kinds:
             raise InputError(
                 f"{kind} has a share of {share:g}, and no source gives {_PLURAL[kind]}", field=f"packing.mixture.{kind}"
@@ -54,7 +55,7 @@ def check_pictures(packing: PackingConfig, trained: Sequence[str], upstream: Map
 def check_corpus(packing: PackingConfig, trained: Sequence[str], counts: Mapping[str, Any]) -> None:
     """From ingest's metrics: that it holds the kinds that have a share, and captions where pictures are only
     described."""
-    for kind, share in packing.mixture.items():
+    for kind, share in most(packing.mixture).items():
         if share and counts.get(f"records_{kind}") == 0:
             found = ", ".join(f"{_PLURAL[k]} {counts.get(f'records_{k}', 0):,}" for k in get_args(Kind))
             raise InputError(
@@ -75,14 +76,12 @@ def check_corpus(packing: PackingConfig, trained: Sequence[str], counts: Mapping
         )
 
 
-def check_tokens(
-    index: Index, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
-) -> dict[str, int]:
+def check_tokens(index: Index, packing: PackingConfig, objectives: Shares[Objective], seed: int) -> dict[str, int]:
     """{"left_out_KIND_REASON": documents} of the train split; InputError where a kind that has a share has nothing that
     fits. Reasons are those of `stages.data.survey`."""
     if not len(index):
         raise InputError("the train split of the tokens holds no documents")
-    trained = get_args(Kind) if any(objectives.values()) else ("text",)
+    trained = get_args(Kind) if any(most(objectives).values()) else ("text",)
     for kind in trained:
         if (share := _share(packing, kind)) and not index.count(kind):
             raise InputError(
@@ -103,9 +102,7 @@ def check_tokens(
     return {f"left_out_{name}": count for name, count in sorted(found.items())}
 
 
-def check_held_out(
-    index: Index, packing: PackingConfig, objectives: Mapping[Objective, float], seed: int
-) -> dict[str, int]:
+def check_held_out(index: Index, packing: PackingConfig, objectives: Shares[Objective], seed: int) -> dict[str, int]:
     """{"validation_left_out_KIND_REASON": documents} of a split that losses are measured on, which may hold nothing."""
     found = survey.left_out(Planner(index, packing, seed, objectives, empty=True))
     return {f"validation_left_out_{name}": count for name, count in sorted(found.items())}
@@ -136,11 +133,12 @@ def picture_tokens(model: Any, tokens: Any, kind: str, trained: Sequence[str]) -
     return max(found.get(OBJECTIVES[name].representation.name, 0) for name in trained)
 
 
-def _share(packing: PackingConfig, kind: str) -> float | None:
+def _share(packing: PackingConfig, kind: Kind) -> float | None:
     """A kind's share of training; None for its natural one, which is 0 where the others take all."""
-    if kind in packing.mixture:
-        return packing.mixture[kind]
-    return 0.0 if sum(packing.mixture.values()) >= 1 else None
+    shares = most(packing.mixture)
+    if kind in shares:
+        return shares[kind]
+    return 0.0 if all(sum(held.values()) >= 1 for held in stages(packing.mixture)) else None
 
 
 def _rounded(tokens: int) -> int:

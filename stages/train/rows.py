@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from omniloom.models.unified.batch import Batch, collate
+from omniloom.models.unified.batch import Batch, Document, Segment, collate
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.stages.data.books import Books, Period, RowStream
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.order import hash_seed
-from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.packing import Placed
+from omniloom.stages.data.planner import Planner
+from omniloom.stages.data.shares import most
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train.config import Config, feature_dim
 
 MicroBatches = list[tuple[Batch, list[int]]]  # a forward pass each, with a seed per row
 
 
+@dataclass(frozen=True)
+class PackedRow:
+    """A row of a step: its number among all of the step, the seed of its noise, and its documents in their order."""
+
+    number: int
+    seed: int
+    documents: list[Placed]
+
+
 _AHEAD = 4  # steps whose tokens are brought to this machine
 
 
 class RowLoader:
-    """`at(step)`: this rank's micro-batches, one a forward pass. Collates one step ahead."""
+    """`at(step)`: this rank's micro-batches, one a forward pass. Collates one step ahead.
+
+    A document that is left out leaves its places in its row empty at the end; all others stay in their rows.
+    """
 
     def __init__(
         self,
@@ -35,15 +52,20 @@ class RowLoader:
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
-        self._planner = Planner(tokens.index, config.packing, config.seed, config.objectives)
+        planner = Planner(tokens.index, config.packing, config.seed, config.objectives)
+        self._books = Books([Period(0, 0, config.batch_rows, planner)])
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
-        self._ids: dict[int, list[str]] = {}  # by step, of the last two
+        self._taken: dict[int, list[PackedRow]] = {}  # by step, of the last two
+        self._left_out: frozenset[str] = frozenset()
         self._enter(None)
 
     def _enter(self, position: dict[str, Any] | None) -> None:
-        self._stream = RowStream(self._planner, position)
+        if self._ahead:  # the background takes from the stream
+            self._ahead[1].result()
+            self._ahead = None
+        self._stream = RowStream(self._books, position)
         self._position = dict(self._stream.position)
 
     @property
@@ -51,38 +73,58 @@ class RowLoader:
         return {"stream": self._position}
 
     def seek(self, position: dict[str, Any]) -> None:
+        self._left_out = frozenset(position.get("left_out", ()))
         self._enter(position["stream"])
 
-    def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[str]]:
-        """The micro-batches, the position after them, and ids of their documents."""
+    def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[PackedRow]]:
+        """The micro-batches, the position after them, and what they were made of."""
         rows = self._stream.take(self.config.batch_rows)
         mine = self.config.workers.division(len(rows), self.rank, self.ranks)
-        batches = []
-        for numbers in mine:
-            documents = [[self._documents.segments(placed) for placed in rows[number]] for number in numbers]
-            # A row's noise depends on its place in the run alone, never on ranks or batches.
-            seeds = [hash_seed(self.config.seed, step, number) for number in numbers]
-            length = self.config.packing.length
-            batches.append((collate(documents, length, self.model_config, self.device, self.feature_dim), seeds))
+        packed = [[self._packed(step, number, rows[number]) for number in numbers] for numbers in mine]
+        batches = [
+            (
+                self.collate([[self.segments(placed) for placed in row.documents] for row in some]),
+                [row.seed for row in some],
+            )
+            for some in packed
+        ]
         first, last = mine[0].start, mine[-1].stop
         if self.tokens.remote:
-            coming = self._stream.coming(_AHEAD * len(rows))
-            wanted = [row for number, row in enumerate(coming) if first <= number % len(rows) < last]
+            coming = enumerate(self._stream.coming(_AHEAD * len(rows)))
+            wanted = [window.documents(row) for number, (window, row) in coming if first <= number % len(rows) < last]
             self.tokens.ahead(np.concatenate(wanted))
-        ids = [self.tokens.row(placed.index)["id"][:12] for row in rows[first:last] for placed in row[:2]]
-        return batches, dict(self._stream.position), ids
+        return batches, dict(self._stream.position), [row for some in packed for row in some]
+
+    def _packed(self, step: int, number: int, row: list[Placed]) -> PackedRow:
+        # A row's noise depends on its place in the run alone, never on ranks or batches.
+        seed = hash_seed(self.config.seed, step, number)
+        if self._left_out:
+            row = [placed for placed in row if self.tokens.row(placed.index)["id"] not in self._left_out]
+        return PackedRow(number, seed, row)
+
+    def segments(self, placed: Placed) -> list[Segment]:
+        """A document's segments, made anew each time."""
+        return self._documents.segments(placed)
+
+    def collate(self, rows: Sequence[Sequence[Document]]) -> Batch:
+        return collate(rows, self.config.packing.length, self.model_config, self.device, self.feature_dim)
 
     def at(self, step: int) -> MicroBatches:
         if self._ahead and self._ahead[0] == step:
-            batches, self._position, ids = self._ahead[1].result()
+            batches, self._position, taken = self._ahead[1].result()
         else:
-            batches, self._position, ids = self._load(step)
-        self._ids = {number: kept for number, kept in self._ids.items() if number == step - 1} | {step: ids}
+            batches, self._position, taken = self._load(step)
+        self._taken = {number: kept for number, kept in self._taken.items() if number == step - 1} | {step: taken}
         self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
         return batches
 
+    def taken(self, step: int) -> list[PackedRow]:
+        """This rank's rows of the step that was taken last, or of the one before."""
+        return self._taken[step]
+
     def describe(self, step: int) -> str:
-        return f"rows with documents {', '.join(self._ids[step][:8])}"
+        ids = [self.tokens.row(placed.index)["id"][:12] for row in self._taken[step] for placed in row.documents[:2]]
+        return f"rows with documents {', '.join(ids[:8])}"
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -92,9 +134,14 @@ def validation_rows(held_out: TokenSet, config: Config, model_config: UnifiedCon
     """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
     split holds nothing that fits."""
     packing = config.packing.model_copy(
-        update={"condition_dropout": 0.0, "noisy_context": 0.0, "window_rows": config.validation_rows}
+        update={
+            "condition_dropout": 0.0,
+            "noisy_context": 0.0,
+            "window_rows": config.validation_rows,
+            "mixture": most(config.packing.mixture),  # of a schedule all that it ever has
+        }
     )
-    planner = Planner(held_out.index, packing, config.seed, config.objectives, empty=True)
+    planner = Planner(held_out.index, packing, config.seed, most(config.objectives), empty=True)
     if not planner.shares:  # what of the split is left out is counted in the stage's metrics
         return []
     rows = RowStream(planner).take(config.validation_rows)

@@ -16,8 +16,9 @@ from omniloom.models.unified.flops import step_flops
 from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting.history import History
+from omniloom.stages.train.blame import measure
 from omniloom.stages.train.job import Job
-from omniloom.stages.train.rows import MicroBatches, validation_rows
+from omniloom.stages.train.rows import MicroBatches, RowLoader, validation_rows
 from omniloom.stages.train.samples import draw, held_out_captions, with_tokenizers
 
 
@@ -35,6 +36,7 @@ class UnifiedTrainer:
         self.step_names = self.loss_names | ({"alignment": "alignment_loss"} if self.config.alignment else {})
         self.rows = validation_rows(held_out, self.config, self.model_config, engine.device.type)
         self.captions = held_out_captions(held_out, text, self.config) if self.config.trained else []
+        self.first = rank == 0
         self.history = History(job.state, job.tracker)  # the first rank's is used
         self.peak = self.config.workers.peak_tflops or peak_tflops(self.config.engine.precision)
 
@@ -60,15 +62,21 @@ class UnifiedTrainer:
         flops = sum(step_flops(self.model_config, micro) for micro, _ in batch)
         return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
 
+    def kind(self, batch: MicroBatches) -> str:
+        return ""
+
+    def measure(self, step: int, loader: RowLoader) -> list[dict[str, Any]]:
+        return measure(self.engine, loader, step)
+
     def validate(self, step: int) -> None:
         with self.engine.evaluated() as module:
             was_training = module.training
             module.eval()
             metrics = mean_losses(module, self.rows, self.engine, self.loss_names)
-            if self.history:
+            if self.first:
                 self.history.add(metrics, step)
                 storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
-            if self.captions and (self.history or self.engine.collective):
+            if self.captions and (self.first or self.engine.collective):
                 self._draw(module, step)
             module.train(was_training)
 
@@ -78,7 +86,7 @@ class UnifiedTrainer:
         for number, objective in enumerate(self.config.trained):
             label = f"samples_{objective}" if number else "samples"
             picture = draw(model, self.captions, self.config.samples, objective)
-            if not self.history:
+            if not self.first:
                 continue
             self.job.tracker.log_image(picture, label, step)
             storage.write_bytes(storage.join(self.job.output, "report", f"{label}.png"), picture)

@@ -14,6 +14,7 @@ from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
+from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
 from omniloom.models.text import TextTokenizer
@@ -32,25 +33,49 @@ from omniloom.stages.train.samples import with_tokenizers
 from omniloom.stages.train.trainer import UnifiedTrainer
 
 
-def train_worker(job: Job) -> None:
-    """The body of one rank: needs a process group, knows nothing of Ray."""
+def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
+    """What a rank trains with, before the first step."""
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     tokens, held_out = (TokenSet(job.tokens, split, config.cache_bytes) for split in ("train", "validation"))
     text = TextTokenizer.load(tokens.text_json)
     torch.manual_seed(config.seed)
-    model = _start(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
+    model = _model(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
     engine = _engine(_objective(model, config, tokens.facts), config, ranks)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
-    loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
-    loop = Loop(config.steps, config.workers, trainer, loader, job.state, job.progress, config.validate_every)
+    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
+
+
+def train_worker(job: Job) -> None:
+    """The body of one rank: needs a process group, knows nothing of Ray."""
+    config, rank = job.config, dist.get_rank()
+    engine, trainer, loader = assemble(job)
+    loop = Loop(
+        config.steps,
+        config.workers,
+        trainer,
+        loader,
+        job.state,
+        job.progress,
+        config.validate_every,
+        numerics=config.engine,
+    )
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
     with tempfile.TemporaryDirectory() as folder:
-        parameters = _write_weights(engine, model.config, Path(folder, "unified.safetensors"))
+        parameters = _write_weights(engine, trainer.model_config, Path(folder, "unified.safetensors"))
         if rank == 0:
-            _save(folder, parameters, trainer, last)
+            _save(folder, parameters, trainer, last | loop.guard.save(job.output))
     dist.barrier()
+
+
+def _model(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
+    """The model before its first step. Under ZeRO-3, which divides rank 0's, it is without memory on the others."""
+    if config.engine.zero_stage < 3:
+        return _start(config, model_config)
+    model = _start(config, model_config) if dist.get_rank() == 0 else None
+    shape = gathered(model and model.config)[0]
+    return model or _without_memory(shape)
 
 
 def _start(config: Config, model_config: UnifiedConfig) -> UnifiedModel:

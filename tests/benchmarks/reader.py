@@ -27,9 +27,10 @@ BEGAN = time.perf_counter()
 
 import numpy as np  # noqa: E402
 
+from omniloom.stages.data.books import RowStream  # noqa: E402
 from omniloom.stages.data.index import KINDS, Index, Lengths, write  # noqa: E402
 from omniloom.stages.data.packing import PackingConfig  # noqa: E402
-from omniloom.stages.data.planner import Planner, RowStream  # noqa: E402
+from omniloom.stages.data.planner import Planner  # noqa: E402
 
 SHARD = 1 << 15
 LENGTH = 4096
@@ -97,7 +98,7 @@ def measure(folder: Path, windows: int, position: dict | None) -> dict:
         "padding": round(padding / (tokens + padding), 4),
         "own_memory_mib": peak,
         "with_mapped_files_mib": memory()["VmHWM"],
-        "position": RowStream(planner, {"window": windows, "row": 0, "streams": cursors}).position,
+        "streams": cursors,
     }
 
 
@@ -133,9 +134,11 @@ def main() -> None:
         fresh = apart(folder, options.windows, None)
         # Step 100,000 at 32 rows of a step: its window's number, and where the streams stand by what a window takes.
         far = 100_000 * 32 // 256
-        streams = {name: [at * far // options.windows, 0.0] for name, (at, _) in fresh["position"]["streams"].items()}
-        late = apart(folder, options.windows, {"window": far, "row": 17, "streams": streams})
-        del fresh["position"]
+        streams = {name: [at * far // options.windows, 0.0] for name, (at, _) in fresh["streams"].items()}
+        late = apart(
+            folder, options.windows, {"window": far, "row": 17, "rows": 256 * far, "streams": streams, "marks": []}
+        )
+        del fresh["streams"]
         print(f"{corpus}: {json.dumps(fresh)}")
         print(f"  resume at step 100,000: {late['start_s']} s, own memory {late['own_memory_mib']} MiB")
         if not options.folder:

@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -314,11 +315,13 @@ def test_the_slurm_script_runs(tmp_path, ends):
     """The script with Ray and a run as they are; Slurm alone is stood in for: one node, this machine, whose `srun` is a
     process here. What it started is gone when it ends, and the exit code is the run's."""
     ports = iter(free_ports(3))
+    temp = tempfile.mkdtemp(prefix="ol-ray-", dir="/tmp")  # pytest's folders are too long for Ray's sockets
     tools = tmp_path / "bin"
     tools.mkdir()
-    extra = f"--dashboard-port {next(ports)} --dashboard-agent-listen-port {next(ports)} --min-worker-port 0"
+    listens = f"--dashboard-port {next(ports)} --dashboard-agent-listen-port {next(ports)}"
+    extra = f"{listens} --min-worker-port 0 --max-worker-port 0"
     shims = {
-        "srun": 'while [[ "$1" == --* ]]; do shift; done\n' + f'exec "$@" {extra} --temp-dir {tmp_path}/ray',
+        "srun": 'while [[ "$1" == --* ]]; do shift; done\n' + f'exec "$@" {extra} --temp-dir {temp}',
         "scontrol": "echo localhost",
     }
     for name, body in shims.items():
@@ -354,7 +357,8 @@ def test_the_slurm_script_runs(tmp_path, ends):
     assert process.returncode == (130 if ends == "by a signal" else 0), said
     assert ("small: ran ingest" in said) == (ends == "by itself"), said
     assert not list(tmp_path.glob(".ray-token*"))
-    until(lambda: not any(str(tmp_path / "ray") in line for line in command_lines()), 30)
+    until(lambda: not any(temp in line for line in command_lines()), 30)
+    shutil.rmtree(temp)
 
 
 def command_lines() -> list[str]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from omniloom.infra.training import checkpoint
 from omniloom.models.tokenizer.adversarial import (
     DiscriminatorObjective,
     LogitAverages,
@@ -340,11 +341,11 @@ def test_the_engine_trains_like_plain_torch(process_group, zero_stage):
 def test_a_checkpoint_goes_on_bit_for_bit(process_group, tmp_path, zero_stage):
     straight = engine(zero_stage)
     train(straight, 0, 3)
-    straight.save(str(tmp_path), "step")
+    checkpoint.save(str(tmp_path), 3, {"critic": straight}, {}, keep=1)
     expected = train(straight, 3, STEPS)
     resumed = engine(zero_stage)
     train(resumed, 0, 1)
-    resumed.load(str(tmp_path), "step")
+    checkpoint.load(checkpoint.latest(str(tmp_path)), {"critic": resumed})
     assert train(resumed, 3, STEPS) == expected
     for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name

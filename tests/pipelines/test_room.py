@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 
 import pytest
+import torch
 from cluster_fixture import start_cluster
 
 from omniloom.infra import nodes
+from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError
 from omniloom.infra.nodes import Node
 from omniloom.pipelines import room, sizing
@@ -19,6 +22,7 @@ from omniloom.pipelines.doctor import examine
 from omniloom.pipelines.plan import make_plan
 from omniloom.pipelines.room import Room
 from omniloom.pipelines.runner import run
+from omniloom.stages.base import Needs
 
 ALL = ("ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train", "evaluate")
 
@@ -45,6 +49,14 @@ def test_what_is_asked_for_is_held_against_what_is_there():
     ]
 
 
+def test_a_pinned_stage_asks_for_nothing():
+    wide = "stages.train.workers.cpus=2"
+    asked = missing(Room("this machine", (Node(1),)), wide)
+    pinned = missing(Room("this machine", (Node(1),)), wide, f"pins.train={'0' * 64}")
+    assert len(pinned) == len(asked) - 1
+    assert {field for field, _ in asked} - {field for field, _ in pinned} == {"stages.train.workers.cpus"}
+
+
 def test_memory_is_that_of_all_workers_here_and_of_one_on_a_gpu():
     size = {"train": {"workers": 2, "memory_per_worker_bytes": 3 << 30}}
     assert missing(Room("this machine", (Node(2, 0, 6 << 30),)), memory=size) == []
@@ -69,6 +81,8 @@ def test_nodes_are_told_in_one_order_and_small_memory_in_mib():
         "a node of 2 CPUs, 0 GPUs, 2.0 GiB of memory; 2 nodes of 4 CPUs"
     )
     assert str(Node(1, 0, 64 << 20)) == "1 CPU, 0 GPUs, 64 MiB of memory"
+    assert Node.of({"CPU": 2.0, "GPU": 1.0, "memory": 5.0, "node:127.0.0.1": 1.0}) == Node(2, 1, 5)
+    assert Node.of({}) == Node(0, 0, None)
 
 
 ON_NODES = {
@@ -181,6 +195,7 @@ def test_doctor_is_told_that_no_cluster_answers(workspace, monkeypatch):
 
 CLUSTER = """
 import sys
+import types
 from omniloom.pipelines import cli
 sys.argv = ["omniloom", *sys.argv[1:]]
 cli.main()
@@ -227,3 +242,29 @@ def test_a_clusters_nodes_are_asked_before_anything_starts(workspace, tmp_path):
     code, says = omniloom("plan", "demo", *workspace.overrides(), attached)
     assert code == 0 and "what the cluster has is not known: " in says, says
     assert not (workspace.storage / "runs").exists()
+
+
+def on_nodes(needs: Needs, *given: Node) -> list[str]:
+    place = Room("the cluster", given)
+    return [error.message for error in room._missing_on_nodes("train", None, needs, None, place)]
+
+
+def test_workers_find_room_beside_the_body_that_starts_them():
+    """The body may lie on either node; what it takes there no worker has."""
+    body_and_worker = Needs(cpus=2, worker_cpus=4, workers=1)
+    assert on_nodes(body_and_worker, Node(2), Node(4)) == on_nodes(body_and_worker, Node(4), Node(2)) == []
+    (says,) = on_nodes(body_and_worker, Node(4), Node(1))
+    assert says == "a worker needs 4 CPUs, 0 GPUs on one node; the cluster has a node of 1 CPU, 0 GPUs; " + (
+        "a node of 4 CPUs, 0 GPUs"
+    )
+    assert on_nodes(Needs(worker_cpus=3 * 0.1, workers=3), Node(0.3)) == [], "shares of a CPU are no exact numbers"
+
+
+def test_memory_is_known_where_every_node_tells_it_and_a_gpus_is_the_smallest_ones(monkeypatch):
+    assert Room("the cluster", (Node(1, 0, 5), Node(1))).memory is None
+    assert Room("the cluster", (Node(1, 0, 5), Node(1, 0, 7))).memory == 12
+    sizes = [types.SimpleNamespace(total_memory=size) for size in (8 << 30, 5 << 30)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(sizes))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", sizes.__getitem__)
+    found = room.of_this_machine(ClusterConfig(), look_for_gpus=True)
+    assert (found.gpus, found.gpu_memory) == (2, 5 << 30)

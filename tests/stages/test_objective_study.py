@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from omniloom.infra import storage
 from omniloom.models.model import OmniLoom
 from omniloom.models.unified.representations import OBJECTIVES
-from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.books import RowStream
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history, report
 from omniloom.stages.studies import objectives as objective_study

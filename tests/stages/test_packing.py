@@ -18,9 +18,10 @@ from omniloom.models.unified.batch import collate, document_length
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.layouts import without
 from omniloom.stages.data.bestfit import pack
+from omniloom.stages.data.books import RowStream
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.packing import PackingConfig, Placed
-from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.streams import Stream
 from omniloom.stages.data.survey import left_out, needed
 from omniloom.stages.data.tokens import TokenSet
@@ -552,7 +553,7 @@ def test_a_stream_is_the_windows_one_after_the_other():
     planned = list(itertools.chain(*windows(made, 5)))
     stream, rows = RowStream(made), []
     while len(rows) < len(planned):
-        coming = [placed.tolist() for placed in stream.coming(3)]
+        coming = [window.documents(row).tolist() for window, row in stream.coming(3)]
         rows += (taken := stream.take(min(3, len(planned) - len(rows))))
         assert [[placed.index for placed in row] for row in taken] == coming[: len(taken)]
     assert rows == planned and (stream.position["window"], stream.position["row"]) == (5, 0)

@@ -25,11 +25,12 @@ from omniloom.models.unified.objectives.objective import UnifiedObjective
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
 from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.data.books import RowStream
 from omniloom.stages.data.clips import decode
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.media.decode import encode_png
 from omniloom.stages.data.packing import PackingConfig
-from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation

@@ -22,9 +22,10 @@ from omniloom.models.unified.generation.sampling import TextSampling, VisualSamp
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer
+from omniloom.stages.data.books import RowStream
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.packing import PackingConfig
-from omniloom.stages.data.planner import Planner, RowStream
+from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import report as evaluation_report
 from omniloom.stages.evaluate.drawing import draw, show_videos

@@ -4,9 +4,9 @@ In: z (..., input_dim), channels last, any float dtype; all arithmetic here is f
 Out: `Quantized`. Whatever a quantizer knows lies in parameters and buffers, so a state_dict restores it
 whole; both stay float32 when the model is cast to bf16 (an average with decay 0.99 cannot live in bf16, and
 a rounded codebook would give other codes). Under torch.distributed the statistics are summed over ranks, and
-first codes and restarts come from rank 0, so that every rank holds the same codebook: all ranks must ask for
-an update in the same steps. What is random comes from torch's global generator, or from one that a saved
-counter seeds.
+first codes and restarts are drawn from the latents of all, so that every rank holds the same codebook, which
+does not depend on how the batch is divided: all ranks must ask for an update in the same steps. What is random
+comes from the examples' generators (`models.tokenizer.draws`), or from one that a saved counter seeds.
 Errors: `ValueError` for codes out of range, or asked of a quantizer that has none.
 """
 
@@ -189,21 +189,48 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean over ranks of x, a mean over this rank's batch; all ranks must ask.
+def share_of_all(count: int, like: Tensor) -> Tensor:
+    """What a mean over this rank's `count` examples weighs in the mean over ranks: 1 where all have as many."""
+    counts = sum_over_ranks(torch.tensor(float(count), device=like.device))
+    return count * ranks() / counts
+
+
+def mean_over_ranks(x: Tensor, count: int) -> Tensor:
+    """The mean over all ranks' examples of x, a mean over the `count` of this rank's batch; all ranks must ask.
 
     Ranks average their gradients, so each carries that of its own part alone: together that is the gradient
     of the mean over all batches.
     """
     if ranks() == 1:
         return x
-    everywhere = sum_over_ranks(x.detach().clone()) / ranks()
+    everywhere = sum_over_ranks(x.detach() * share_of_all(count, x)) / ranks()
     return everywhere + x - x.detach()
 
 
 def entropy(p: Tensor) -> Tensor:
     """Entropy of probabilities (n,), in nats; its gradient is finite where one is 0."""
     return -(p * p.clamp(min=1e-30).log()).sum()
+
+
+def place_in_all(count: int, device: torch.device) -> tuple[int, int]:
+    """(how many rows the ranks before this one have, how many all have), where this one has `count`."""
+    if ranks() == 1:
+        return 0, count
+    counts = torch.zeros(ranks(), dtype=torch.int64, device=device)
+    counts[dist.get_rank()] = count
+    sum_over_ranks(counts)
+    return int(counts[: dist.get_rank()].sum()), int(counts.sum())
+
+
+def rows_of_all(rows: Tensor, chosen: Tensor, before: int) -> Tensor:
+    """The `chosen` (n,) of all ranks' rows (..., d), numbered over the ranks, of which this one's begin at `before`:
+    (n, d) on every rank."""
+    if ranks() == 1:
+        return rows[chosen]
+    picked = rows.new_zeros(len(chosen), rows.shape[-1])
+    mine = (chosen >= before) & (chosen < before + len(rows))
+    picked[mine] = rows[chosen[mine] - before]
+    return sum_over_ranks(picked)
 
 
 def from_rank_zero(x: Tensor) -> Tensor:

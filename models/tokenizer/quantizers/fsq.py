@@ -73,7 +73,7 @@ class FiniteScalarQuantizer(DiscreteQuantizer):
             digits = torch.arange(count, device=bounded.device) - count // 2
             log_p.append((-(channel.unsqueeze(-1) - digits).square() / FSQ_SPREAD).log_softmax(-1))
         mean = mean_joint(log_p)
-        return math.log(self.size) - entropy(mean_over_ranks(mean) if over_ranks else mean)
+        return math.log(self.size) - entropy(mean_over_ranks(mean, bounded[..., 0].numel()) if over_ranks else mean)
 
     def _codes(self, digits: Tensor) -> Tensor:
         return ((digits + self.levels // 2).nan_to_num().long() * self.steps).sum(-1)

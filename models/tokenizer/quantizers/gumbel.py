@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniloom.models.tokenizer import draws
 from omniloom.models.tokenizer.quantizers.base import (
     DiscreteQuantizer,
     Quantized,
     entropy,
     mean_over_ranks,
     nearest_code,
+    straight_through,
 )
 from omniloom.models.tokenizer.quantizers.config import GumbelConfig
 
@@ -55,7 +55,7 @@ class GumbelQuantizer(DiscreteQuantizer):
             kl = (p * log_p).sum(-1).mean() + math.log(self.size)
             mean = p.flatten(0, -2).mean(0)
             if update and self.training:
-                mean = mean_over_ranks(mean)
+                mean = mean_over_ranks(mean, p[..., 0].numel())
             imbalance = math.log(self.size) - entropy(mean)
             loss = self.kl_weight() * kl + self.config.balance * imbalance
             codes = logits.argmax(-1)
@@ -63,10 +63,18 @@ class GumbelQuantizer(DiscreteQuantizer):
             tau = self.tau()
             z_q = latents
             if self.training:
-                z_q = F.gumbel_softmax(logits, cast(float, tau), hard=self.config.hard) @ vectors
+                z_q = self._relaxed(logits, tau) @ vectors
             stats = self._use(codes, logits.isfinite().all(-1), update)
             stats |= {"kl_to_uniform": kl.detach(), "imbalance": imbalance.detach(), "tau": tau}
             return Quantized(z_q, codes, latents.detach(), loss, stats)
+
+    def _relaxed(self, logits: Tensor, tau: Tensor) -> Tensor:
+        """A sample of the relaxed distribution; where `hard`, its largest entry alone, with the relaxed gradient."""
+        gumbel = -draws.exponential(torch.empty_like(logits)).log()
+        soft = ((logits + gumbel) / tau).softmax(-1)
+        if not self.config.hard:
+            return soft
+        return straight_through(soft, torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0))
 
     def tau(self) -> Tensor:
         """The temperature now: () float32 in [tau, 1]."""

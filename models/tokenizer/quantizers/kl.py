@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from omniloom.models.tokenizer import draws
 from omniloom.models.tokenizer.quantizers.base import Quantized, Quantizer
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig
 
@@ -42,7 +43,8 @@ class GaussianBottleneck(Quantizer):
 
     def sample(self, prequant: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A draw from the posterior: (..., 2 * dim), channels last -> (..., dim) float32. Noise comes from
-        `generator` (of prequant's device), else from torch's global one."""
+        `generator` (of prequant's device), else from the examples' own (`models.tokenizer.draws`)."""
         mean, log_variance = self.posterior(prequant)
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        noise = torch.empty_like(mean)
+        noise = draws.normal(noise) if generator is None else noise.normal_(generator=generator)
         return mean + (0.5 * log_variance).exp() * noise

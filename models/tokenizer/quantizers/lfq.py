@@ -60,7 +60,7 @@ class LookupFreeQuantizer(DiscreteQuantizer):
         sure = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1).mean()
         bits = torch.stack((F.logsigmoid(-logits), F.logsigmoid(logits)), dim=-1)
         mean = mean_joint(bits.unbind(-2))
-        return sure, entropy(mean_over_ranks(mean) if over_ranks else mean)
+        return sure, entropy(mean_over_ranks(mean, len(logits)) if over_ranks else mean)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         self._check_codes(codes)

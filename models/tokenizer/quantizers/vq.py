@@ -17,7 +17,9 @@ from omniloom.models.tokenizer.quantizers.base import (
     Quantized,
     from_rank_zero,
     nearest_code,
+    place_in_all,
     rotate_to,
+    rows_of_all,
     straight_through,
     sum_over_ranks,
 )
@@ -88,20 +90,21 @@ class SphericalCodebook(DiscreteQuantizer):
         return torch.Generator(device).manual_seed(int(self.updates))
 
     def _draw(self, latents: Tensor, count: int) -> Tensor:
-        """`count` latents, without repetition as long as there are enough; (count, dim)."""
+        """`count` of all ranks' latents, without repetition as long as there are enough; (count, dim)."""
+        before, total = place_in_all(len(latents), latents.device)
         generator = self._generator(latents.device)
-        order = torch.randperm(len(latents), generator=generator, device=latents.device)
-        rounds = math.ceil(count / len(latents))
-        picked = latents[order.repeat(rounds)[:count]]
+        order = torch.randperm(total, generator=generator, device=latents.device)
+        rounds = math.ceil(count / total)
+        picked = rows_of_all(latents, order.repeat(rounds)[:count], before)
         if rounds > 1:  # repeated latents would be one code twice
             noise = torch.randn(picked.shape, generator=generator, device=picked.device)
             picked = F.normalize(picked + 0.01 * noise, dim=-1)
         return picked
 
-    def _kmeans(self, latents: Tensor) -> Tensor:
-        """Spherical k-means of latents (n, dim): (size, dim)."""
+    def _kmeans(self, latents: Tensor, total: int) -> Tensor:
+        """Spherical k-means of the `total` latents of all ranks, of which this one has (n, dim): (size, dim)."""
         centres = self._draw(latents, self.size)
-        sample = self._draw(latents, min(len(latents), KMEANS_TOKENS_PER_CODE * self.size))
+        sample = self._draw(latents, min(total, KMEANS_TOKENS_PER_CODE * self.size))
         for _ in range(self.config.kmeans_iterations):
             sums = torch.zeros_like(centres).index_add_(0, nearest_code(sample, centres), sample)
             won = sums.norm(dim=-1, keepdim=True) > 1e-6
@@ -111,14 +114,14 @@ class SphericalCodebook(DiscreteQuantizer):
     @eager
     @torch.no_grad()
     def _initialise(self, latents: Tensor) -> None:
-        """Set the codebook from the first batch of rank 0 that holds a finite latent."""
+        """Set the codebook from the first batch that holds a finite latent."""
         if bool(self.initialised):
             return
         latents = latents[_finite(latents)]
-        # Rank 0 decides for all: a rank that left here alone would let the others wait for ever.
-        if not int(from_rank_zero(torch.tensor(len(latents), device=self.updates.device))):
+        _, total = place_in_all(len(latents), self.updates.device)
+        if not total:
             return
-        codes = self._kmeans(latents) if len(latents) else self.codebook().clone()
+        codes = self._kmeans(latents, total)
         self._place(torch.ones_like(self.idle_tokens, dtype=torch.bool), from_rank_zero(codes.contiguous()))
         self.initialised.fill_(True)
 
@@ -138,13 +141,13 @@ class SphericalCodebook(DiscreteQuantizer):
         return stats
 
     def _restart(self, latents: Tensor) -> None:
-        """Move dead codes onto latents of rank 0's batch."""
+        """Move dead codes onto latents of the batch."""
         dead = self.dead()
         count = int(dead.sum())
         if not self.config.restart_dead_after or not count:
             return
-        empty = len(latents) == 0  # only where rank 0's batch held no finite latent
-        fresh = self.codebook()[dead] if empty else self._draw(latents, count)
+        _, total = place_in_all(len(latents), latents.device)
+        fresh = self._draw(latents, count) if total else self.codebook()[dead]
         self._place(dead, from_rank_zero(fresh.contiguous()))
         self.idle_tokens[dead] = 0
 

@@ -1,0 +1,104 @@
+"""How much memory a training pass of the unified model takes beside weights and optimizer, in closed form. In: a
+`UnifiedConfig`, what is in the pass, and how it is computed. Out: bytes by what holds them. Standard library only, so
+that a plan can ask.
+
+What is counted is what the backward pass keeps, as the blocks are written (`models.unified.blocks`, `models.fused`):
+the input of each matrix product, of each norm and of SwiGLU, and what attention needs. The residual stream is float32
+also under bf16. Weights are cast to bf16 once a pass, and the casts live as long.
+
+Not counted: parts of pictures' inputs and outputs other than their positions' rows, allocators' rounding and
+fragments, and of compiled blocks what the compiler decides to compute again instead of keeping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of a worker.
+
+    positions  places of its rows, padding included
+    labels     text targets; at most all positions
+    scores     attention scores that are kept, a head: those of queries and the keys that they may see, where
+               attention writes them out (`BlockAttend`, on CPUs); 0 under FlexAttention
+    bf16       whether products are computed in bf16
+    recompute  whether blocks are computed again in the backward pass
+    """
+
+    positions: int
+    labels: int
+    scores: int = 0
+    bf16: bool = False
+    recompute: bool = False
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in products."""
+        return 2 if self.bf16 else _FLOAT32
+
+
+def block_bytes(c: UnifiedConfig, p: Pass) -> int:
+    """What one block keeps for the backward pass, without its input, which is the block's before."""
+    kept = _gau(c, p) if c.block == "gau" else _llama(c, p)
+    heads = c.hidden // c.head_dim if c.block == "gau" else c.heads
+    return p.positions * kept + p.width * heads * p.scores
+
+
+def _llama(c: UnifiedConfig, p: Pass) -> int:
+    """Bytes a position."""
+    queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    grouped = c.kv_heads != c.heads and bool(p.scores)  # CPUs' kernels take no groups: keys and values written out
+    whole = c.qk_norm or not grouped  # values are a view of one product, which then stays whole
+    held = 2 * c.width  # normed, into attention and into SwiGLU
+    held += queries + 2 * keys if whole else 0
+    held += queries  # turned queries
+    held += 2 * queries if grouped else keys  # turned keys, and values where they are written out
+    held += 0 if p.scores else queries  # attention's output, which FlexAttention keeps
+    held += queries + 3 * c.hidden  # into the output; gates and values; into the last product
+    statistics = 2 + (c.heads + c.kv_heads if c.qk_norm else 0) + (0 if p.scores else c.heads)
+    turned = p.width * c.head_dim if p.bf16 else 0  # cosines and sines, cast
+    return p.width * held + _FLOAT32 * (c.width + statistics) + turned  # the residual between attention and SwiGLU
+
+
+def _gau(c: UnifiedConfig, p: Pass) -> int:
+    heads, inner = c.hidden // c.head_dim, c.head_dim + 2 * c.hidden
+    held = c.width + 2 * inner  # normed; before and behind SiLU
+    held += 2 * c.hidden if c.qk_norm else 0  # scaled queries and keys, before their norms
+    held += 2 * c.hidden  # turned
+    held += 2 * c.hidden + (0 if p.scores else c.hidden)  # attended; gated
+    statistics = 1 + (2 * heads if c.qk_norm else 0) + (0 if p.scores else heads)
+    turned = p.width * c.head_dim if p.bf16 else 0
+    return p.width * held + _FLOAT32 * statistics + turned
+
+
+def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
+    """Bytes at the moment that takes most, the beginning of the backward pass: `activations`, all that blocks keep;
+    `logits`, of the text loss in float32: log-probabilities, their gradient and that of the logits; `casts`, of weights
+    to bf16. Behind the logits come the gradients within the last block; where blocks are computed again, what it keeps
+    is there from then on. `activations` has what that takes beyond the logits."""
+    residual, block = _FLOAT32 * c.width * p.positions, block_bytes(c, p)
+    if c.long_skips:  # of half the blocks: both streams side by side, into the Linear that merges them
+        block += p.width * c.width * p.positions
+    head = p.labels * c.width * (_FLOAT32 + p.width)  # chosen, and normed
+    logits = 3 * _FLOAT32 * p.labels * c.vocab_size
+    within = 3 * p.width * c.hidden * p.positions  # gradients of SwiGLU's output and of what goes in
+    behind = block + within if p.recompute else within
+    return {
+        "activations": residual * (c.layers + 1)
+        + (0 if p.recompute else block * c.layers)
+        + max(head, behind - logits),
+        "logits": logits,
+        "casts": 2 * num_parameters(c) if p.bf16 else 0,
+    }
+
+
+def recomputes(c: UnifiedConfig, p: Pass, room: float) -> bool:
+    """Whether blocks must be computed again for the pass to fit into `room`: the bytes that a device has beside the
+    training's state. Where they need not be, it costs a third of a step for nothing."""
+    return sum(pass_memory(c, replace(p, recompute=False)).values()) > room

@@ -1,0 +1,230 @@
+"""What a stage that would run takes: seconds, units a second, checkpoints, GPU-hours. In: a plan. Out: figures.
+
+The rate is what the stage reached when it last ran in this storage (`units_per_second` of a training's metrics), times
+what one unit costs more or less now. Without such a run, a training on devices whose `workers.peak_tflops` is given is
+taken to use 40% of it. Torch is not imported, and nothing is read but manifests that the plan has found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.nodes import gib
+from omniloom.infra.training.config import WorkersConfig
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.flops import token_flops
+from omniloom.pipelines.checks import with_upstream
+from omniloom.stages.tokenizer.config import Config as TokenizerConfig
+from omniloom.stages.train.config import Config as TrainConfig
+from omniloom.stages.train.config import expected_config
+
+if TYPE_CHECKING:
+    from omniloom.pipelines.plan import Plan
+    from omniloom.pipelines.planned import PlannedStage
+
+# What the stage reaches of a GPU's peak where nothing was measured: rows of 8,192, a billion parameters, bf16.
+_UTILIZATION = 0.4
+# Bytes a second that a GPU's memory is copied to the host's at (PCIe 4 with 16 lanes), for which a training waits.
+_COPIED = 20e9
+_NUMBERS = 3  # a trained number is kept as weight and two moments
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """None where it is not known. `basis` says in words what the rate is from. A `unit` is a token, an image or
+    another thing that the stage counts."""
+
+    seconds: float | None = None
+    unit: str = ""
+    units_per_second: float | None = None
+    checkpoint_bytes: int | None = None
+    checkpoint_pause_seconds: float | None = None
+    gpu_hours: float | None = None
+    cpu_hours: float | None = None
+    basis: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+
+
+def of(plan: Plan) -> dict[str, Forecast]:
+    """Of the stages that would run and of which something is known."""
+    upstream = {stage.name: known for stage, _, known in with_upstream(plan.config)}
+    found = {}
+    for planned in plan.to_execute:
+        if planned.config is not None:
+            forecast = _of(planned, upstream[planned.name], plan)
+            if forecast.to_dict():
+                found[planned.name] = forecast
+    return found
+
+
+def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan) -> Forecast:
+    if isinstance(planned.config, TrainConfig):
+        return _train(planned, upstream)
+    if isinstance(planned.config, TokenizerConfig):
+        return _tokenizer(planned)
+    return _body(planned, plan)
+
+
+def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
+    config: TrainConfig = planned.config
+    tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
+    if tokens is None:
+        return Forecast()
+    model = expected_config(config, tokens, tokenizer and tokenizer.model)
+    units = config.steps * config.batch_rows * config.packing.length
+    flops = token_flops(model, config.packing.length)
+    checkpoint = _checkpoint(num_parameters(model), config.engine.ema_decay, config.workers)
+    if before := _earlier(planned):
+        useful = units * (1 - before.metrics.get("padding", 0.0))
+        if cost := _cost_then(before, config, model):
+            return _timed(useful, before, flops / cost, config.workers, "tokens", checkpoint)
+    if config.workers.peak_tflops:
+        rate = _UTILIZATION * config.workers.peak_tflops * 1e12 * config.workers.most / flops
+        return _with_hours(units / rate, rate, config.workers, "tokens", f"{_UTILIZATION:.0%} of the peak", checkpoint)
+    return Forecast(**checkpoint)
+
+
+def _tokenizer(planned: PlannedStage) -> Forecast:
+    """By the run before it, where that trained the same model on pictures of the same sizes."""
+    config: TokenizerConfig = planned.config
+    before = _earlier(planned)
+    if before is None or not before.metrics.get("steps"):
+        return Forecast()
+    then = _as(TokenizerConfig, before)
+    if then is None or not _on_such(before, config.workers) or _trains(then) != _trains(config):
+        return Forecast()
+    units = before.metrics["units"] / before.metrics["steps"] * config.steps
+    checkpoint = _checkpoint(before.metrics.get("parameters", 0), config.engine.ema_decay, config.workers)
+    return _timed(units, before, 1.0, config.workers, "images", checkpoint)
+
+
+def _body(planned: PlannedStage, plan: Plan) -> Forecast:
+    """A stage that reads a corpus takes as much longer as that has become larger."""
+    before = _earlier(planned)
+    if before is None:
+        return Forecast()
+    size = 1.0
+    if planned.sources and (was := (before.manifest.get("sources") or {}).get("bytes")):
+        size = planned.sources["bytes"] / was
+    return Forecast(seconds=before.manifest["times"]["seconds"] * size, basis=_when(before))
+
+
+def _earlier(planned: PlannedStage) -> Artifact | None:
+    """What the stage made before, if it says how long that took."""
+    before = planned.known
+    if before is None or not before.manifest["times"].get("seconds"):
+        return None
+    trained = isinstance(planned.config, TrainConfig | TokenizerConfig)
+    return before if not trained or before.metrics.get("units") else None
+
+
+def _cost_then(before: Artifact, config: TrainConfig, model: UnifiedConfig) -> float | None:
+    """Operations a token of the run before, with the sizes that its inputs have now; None where it ran on another kind
+    of device or in another precision."""
+    then = _as(TrainConfig, before)
+    if then is None or not _on_such(before, config.workers):
+        return None
+    if then.engine.precision != config.engine.precision:
+        return None
+    sizes = {name: getattr(model, name) for name in ("vocab_size", "latent_dim", "pixel_dim", "codebook_size")}
+    return token_flops(UnifiedConfig(**then.model.model_dump(), **sizes), then.packing.length)
+
+
+def _as(kind: type[_Settings], before: Artifact) -> _Settings | None:
+    """What made the artifact, as far as it was kept; None where that was a version with other fields."""
+    try:
+        return kind.model_validate(before.manifest["config"])
+    except ValueError:
+        return None
+
+
+def _trains(config: TokenizerConfig) -> tuple:
+    return config.model, config.discriminator, config.data, config.engine.precision
+
+
+def _timed(
+    units: float, before: Artifact, cost: float, workers: WorkersConfig, unit: str, checkpoint: dict[str, Any]
+) -> Forecast:
+    """At the rate of the run before, for as many workers as there are now; start and end take what they took."""
+    metrics = before.metrics
+    rate = _rate(before) / cost * workers.most / metrics.get("workers", workers.most)
+    around = max(0.0, before.manifest["times"]["seconds"] - metrics["seconds"])
+    return _with_hours(around + units / rate, rate, workers, unit, _when(before), checkpoint)
+
+
+def _rate(before: Artifact) -> float:
+    """Units a second; of a run from before it was kept, of the whole training."""
+    metrics = before.metrics
+    return metrics.get("units_per_second") or metrics["units"] / metrics["seconds"]
+
+
+def _on_such(before: Artifact, workers: WorkersConfig) -> bool:
+    """Whether the run before had GPUs as these workers have."""
+    return bool(before.metrics.get("gpus", workers.gpus)) == bool(workers.gpus)
+
+
+def _with_hours(
+    seconds: float, rate: float, workers: WorkersConfig, unit: str, basis: str, checkpoint: dict[str, Any]
+) -> Forecast:
+    gpus, cpus = workers.most * workers.gpus, workers.most * workers.cpus
+    return Forecast(
+        seconds,
+        unit,
+        rate,
+        gpu_hours=gpus * seconds / 3600 if gpus else None,
+        cpu_hours=cpus * seconds / 3600,
+        basis=basis,
+        **checkpoint,
+    )
+
+
+def _checkpoint(parameters: int, ema: float, workers: WorkersConfig) -> dict[str, Any]:
+    """Bytes of all workers' parts together, and how long a training on GPUs waits for the copy of one."""
+    size = 4 * parameters * (_NUMBERS + bool(ema))
+    pause = size / workers.most / _COPIED if workers.gpus else None
+    return {"checkpoint_bytes": size, "checkpoint_pause_seconds": pause}
+
+
+def _when(before: Artifact) -> str:
+    return f"as {before.fingerprint[:12]} ran on {before.manifest['times']['ended'][:10]}"
+
+
+def described(plan: Plan, found: Mapping[str, Forecast]) -> dict:
+    """The plan with what its stages take, as `plan --json` prints it."""
+    document = plan.to_dict()
+    for stage in document["stages"]:
+        if stage["name"] in found:
+            stage["predicted"] = found[stage["name"]].to_dict()
+    return document
+
+
+def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
+    """What each training takes, and all together, in words."""
+    for name, f in found.items():
+        parts = [f"{f.units_per_second:,.0f} {f.unit} a second ({f.basis})"] if f.units_per_second else []
+        if f.checkpoint_bytes:
+            parts.append(f"checkpoints of {gib(f.checkpoint_bytes)}")
+        if f.checkpoint_pause_seconds:
+            parts[-1] += f", each a pause of {f.checkpoint_pause_seconds:.1f} s"
+        if parts:
+            yield f"{name}: " + "; ".join(parts)
+    if seconds := sum(f.seconds or 0.0 for f in found.values()):
+        hours = {kind: sum(getattr(f, f"{kind}_hours") or 0.0 for f in found.values()) for kind in ("gpu", "cpu")}
+        spent = [f"{value:.3g} {kind.upper()}-hours of workers" for kind, value in hours.items() if value]
+        yield ", ".join([f"predicted: {duration(seconds)}", *spent])
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min`, `5.2 h`, `12 d`."""
+    for size, name in ((86400 * 2, "d"), (5400, "h"), (90, "min")):
+        if seconds >= size:
+            return f"{seconds / {'d': 86400, 'h': 3600, 'min': 60}[name]:.3g} {name}"
+    return f"{seconds:.0f} s"

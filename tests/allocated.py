@@ -1,0 +1,106 @@
+"""What a training takes as torch's allocator saw it: every allocation and release, summed up. A process's own peak
+would count imports too, and no page that was never written."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.engine import Engine
+from omniloom.infra.training.memory import passing_memory, state_memory
+from omniloom.models.unified.batch import Batch, collate
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.layouts import text_to_visual
+from omniloom.models.unified.memory import Pass, pass_memory
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.objective import UnifiedObjective
+
+STEPS = 3
+_MARK = 7_654_321
+
+
+@dataclass(frozen=True)
+class Case:
+    config: UnifiedConfig
+    engine: EngineConfig
+    rows: int = 1
+    length: int = 512
+    accumulate: int = 1
+    caption: int = 160
+    ranks: int = 1
+
+    def batch(self, seed: int = 0) -> Batch:
+        rng, c = np.random.default_rng(seed), self.config
+
+        def document() -> list:
+            values = rng.normal(size=(64, c.latent_dim or 1)).astype("f4")
+            words = rng.integers(6, c.vocab_size, self.caption)
+            return text_to_visual(words, values, (1, 8, 8), c.specials, objective="latent_diffusion")
+
+        count = self.length // (self.caption + 64 + 6)
+        return collate([[document() for _ in range(count)] for _ in range(self.rows)], self.length, c, "cpu")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Bytes that stay between steps, and the most of a step; seconds of the fastest step, of one thread."""
+
+    state: int
+    peak: int
+    seconds: float = 0.0
+
+
+def measured(case: Case, seed: int = 0) -> Taken:
+    """Of this rank; a process group must exist."""
+    batch, activity = case.batch(seed), torch.profiler.ProfilerActivity.CPU
+    seconds = []
+    gc.collect()  # what earlier trainings have left must not be released within this one
+    with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
+        model = UnifiedModel(case.config)
+        model.checkpoint_activations = case.engine.activation_checkpointing
+        objective = UnifiedObjective(model, DiffusionConfig(), objectives=("latent_diffusion",))
+        engine = Engine(objective, OptimizerConfig(), case.engine, 100, case.rows, accumulate=case.accumulate)
+        for step in range(STEPS):
+            began = time.thread_time()
+            for _ in range(case.accumulate):
+                engine.backward(engine(batch, list(range(case.rows)))[0])
+                engine.step(step)
+            seconds.append(time.thread_time() - began)
+            torch.empty(_MARK, dtype=torch.uint8)  # an allocation that stands out: clocks may differ
+    events = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    sizes = np.array([size for _, size in events])
+    total, marks = np.cumsum(sizes), np.flatnonzero(sizes == _MARK)
+    last = slice(marks[-2] + 2, marks[-1])  # behind the release of the mark before
+    return Taken(int(total[last.stop - 1]), int(total[last].max()), min(seconds))
+
+
+def predicted(case: Case) -> Taken:
+    batch, parameters = case.batch(), num_parameters(case.config)
+    one = Pass(
+        positions=batch.ids.numel(),
+        labels=batch.targets["text"],
+        scores=batch.plan.bias.numel(),
+        bf16=case.engine.precision == "bf16",
+        recompute=case.engine.activation_checkpointing,
+    )
+    state = sum(state_memory(parameters, case.engine, case.ranks).values())
+    taken = pass_memory(case.config, one)
+    passing = passing_memory(
+        parameters,
+        case.engine,
+        case.ranks,
+        case.accumulate,
+        taken["activations"] + taken["casts"],
+        taken["logits"],
+    )
+    return Taken(state, state + sum(passing.values()))

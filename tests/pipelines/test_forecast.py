@@ -1,0 +1,112 @@
+"""What `plan` predicts: from what the stage took before, scaled to what it is to do now; without torch."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from omniloom.infra.artifacts import Artifact
+from omniloom.models.unified.flops import token_flops
+from omniloom.pipelines import forecast
+from omniloom.pipelines.config import load
+from omniloom.pipelines.forecast import duration
+from omniloom.pipelines.plan import make_plan
+from omniloom.stages.train.config import expected_config
+
+METRICS = {
+    "train": {"steps": 100, "units": 50_000.0, "units_per_second": 1000.0, "seconds": 50.0, "padding": 0.0},
+    "tokenizer_image": {"steps": 10, "units": 640.0, "seconds": 8.0, "parameters": 1000},
+    "ingest": {},
+}
+
+
+def planned(tmp_path, *overrides: str, made_with: tuple[str, ...] = (), **metrics):
+    """The demo's plan, where each stage ran once before with these metrics and with `made_with`."""
+    plan = make_plan(load("demo", [f"storage={tmp_path}", *overrides]))
+    before = load("demo", [f"storage={tmp_path}", *made_with])
+    for stage in plan.stages:
+        stage.known = Artifact(
+            stage.name,
+            "0123456789abcdef",
+            "",
+            {
+                "config": getattr(before.stages, stage.name).model_dump(mode="json", exclude={"workers"}),
+                "metrics": METRICS.get(stage.name, {}) | metrics,
+                "times": {"seconds": 60.0, "ended": "2026-11-27T12:00:00+00:00"},
+                "sources": {"bytes": plan["ingest"].sources["bytes"] // 2},
+            },
+        )
+    return plan
+
+
+def test_the_same_again_takes_as_long(tmp_path):
+    plan = planned(tmp_path, "stages.train.steps=200")
+    found = forecast.of(plan)
+    train, config = found["train"], plan["train"].config
+    assert train.units_per_second == 1000 and train.unit == "tokens"
+    tokens = 200 * config.batch_rows * config.packing.length
+    assert train.seconds == pytest.approx(10 + tokens / 1000)  # what start and end took stays
+    assert found["tokenizer_image"].seconds == pytest.approx(52 + 64 * plan["tokenizer_image"].config.steps / 80)
+    assert found["ingest"].seconds == pytest.approx(120, rel=0.01)  # of twice the bytes
+    assert train.cpu_hours == pytest.approx(2 * train.seconds / 3600) and train.gpu_hours is None
+    assert "0123456789ab" in train.basis
+
+
+def test_a_larger_model_takes_as_much_longer_as_it_computes(tmp_path):
+    wide = "stages.train.model.layers=12"
+    plan = planned(tmp_path, wide)
+    config, tokens, tokenizer = (plan[n].config for n in ("train", "pretokenize", "tokenizer_image"))
+    models = [load("demo", [wide] * many).stages.train for many in (1, 0)]
+    now, then = (token_flops(expected_config(m, tokens, tokenizer.model), config.packing.length) for m in models)
+    rate = forecast.of(plan)["train"].units_per_second
+    assert now > 1.5 * then and rate == pytest.approx(1000 * then / now)
+
+
+def test_workers_share_what_there_is_to_do(tmp_path):
+    alone = forecast.of(planned(tmp_path, "stages.train.workers.count=1", workers=2))["train"]
+    both = forecast.of(planned(tmp_path, workers=2))["train"]
+    assert alone.units_per_second == both.units_per_second / 2
+
+
+@pytest.mark.parametrize(
+    "overrides, metrics",
+    [
+        (["stages.train.engine.precision=bf16"], {}),
+        (["stages.train.workers.gpus=1"], {"gpus": 0}),
+    ],
+)
+def test_another_device_or_precision_tells_nothing(tmp_path, overrides, metrics):
+    train = forecast.of(planned(tmp_path, *overrides, **metrics))["train"]
+    assert train.seconds is None and train.checkpoint_bytes
+
+
+def test_gpus_without_a_run_are_taken_to_reach_a_share_of_their_peak(tmp_path):
+    plan = planned(tmp_path, "stages.train.workers={count: 2, gpus: 1, peak_tflops: 100}", gpus=0)
+    train = forecast.of(plan)["train"]
+    config, tokens, tokenizer = (plan[n].config for n in ("train", "pretokenize", "tokenizer_image"))
+    cost = token_flops(expected_config(config, tokens, tokenizer.model), config.packing.length)
+    assert train.units_per_second == pytest.approx(0.4 * 2 * 100e12 / cost)
+    assert train.gpu_hours == pytest.approx(2 * train.seconds / 3600)
+    assert train.checkpoint_pause_seconds == pytest.approx(train.checkpoint_bytes / 2 / 20e9)
+
+
+def test_plans_tell_it_in_both_forms(tmp_path):
+    plan = planned(tmp_path)
+    found = forecast.of(plan)
+    stages = {stage["name"]: stage for stage in json.loads(json.dumps(forecast.described(plan, found)))["stages"]}
+    assert stages["train"]["predicted"]["unit"] == "tokens"
+    lines = list(forecast.lines(found))
+    assert any(line.startswith("train: 1,000 tokens a second") for line in lines)
+    assert lines[-1].startswith("predicted: ") and "CPU-hours" in lines[-1]
+
+
+def test_what_never_ran_is_not_guessed(tmp_path):
+    found = forecast.of(make_plan(load("demo", [f"storage={tmp_path}"])))
+    assert set(found) == {"train"} and found["train"].seconds is None
+    assert not list(forecast.lines({"x": forecast.Forecast()}))
+
+
+@pytest.mark.parametrize("seconds, said", [(8, "8 s"), (89, "89 s"), (120, "2 min"), (7200, "2 h"), (864000, "10 d")])
+def test_durations(seconds, said):
+    assert duration(seconds) == said
