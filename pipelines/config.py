@@ -234,11 +234,28 @@ def find(path: str) -> Path:
     raise InputError(f"no such config file; the presets are {', '.join(preset_names())}", file=path)
 
 
+def _hide_secrets(values: dict) -> None:
+    """Keep credentials in URIs, and the values of `cluster.env` whatever their shape, out of all later text."""
+    secrets.hide_credentials(values)
+    cluster = values.get("cluster")
+    secrets.hide(_texts(cluster.get("env") if isinstance(cluster, dict) else None))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The scalars in nested mappings and lists, as text."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+    elif value is not None:
+        yield str(value)
+
+
 def validate(
     values: dict, file: str, overridden: list[str] | tuple[str, ...] = (), files: bool = False
 ) -> PipelineConfig:
     """The checked config, its paths absolute. `file` and the `overridden` keys are what errors point to; with `files`
     an error tells too what is not there of the outside files of those stages that can be read."""
+    _hide_secrets(values)  # first: errors quote what clients and checks say of the values
     origin = Origin.of(file, overridden)
     errors: list[InputError] = [
         InputError("expected a number, got true or false", field=path)
@@ -256,8 +273,6 @@ def validate(
     make_absolute(config)
     with naming(config):
         _ = config.graph
-    secrets.hide(config.cluster.env.values())
-    secrets.hide_credentials(values)
     return config
 
 

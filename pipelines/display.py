@@ -55,7 +55,7 @@ class Display:
             self._bars.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(redact(text), style="dim", highlight=False)
+        self.console.print(redact(text), style="dim", highlight=False, soft_wrap=True)
         self._log(text)
 
     def start(self, stage: str, reason: str) -> None:

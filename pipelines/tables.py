@@ -42,7 +42,7 @@ def plan_table(plan: Plan, found: Mapping[str, Forecast]) -> Table:
             f"[{colour}]{p.status}[/]",
             p.fingerprint[:12],
             f"{p.last_seconds:.0f} s" if p.last_seconds else "-",
-            duration(found[p.name].seconds) if p.name in found and found[p.name].seconds else "-",
+            duration(seconds) if (seconds := found[p.name].seconds if p.name in found else None) else "-",
             redact(p.reason).replace("[", r"\["),
         )
     return table

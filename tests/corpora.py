@@ -24,6 +24,7 @@ from omniloom.stages.data import records, tokens
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
 from omniloom.stages.ingest.rows import media_row
+from omniloom.stages.pretokenize.index import write_indices
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
 
@@ -246,16 +247,11 @@ def pretokenize(
     visual_digest: str = "",
     pixel_patch: int | None = None,
 ) -> Artifact:
-    """A token artifact: `splits` maps a split to the rows of each of its shards."""
-    for split in records.SPLITS:
-        shards = enumerate(splits.get(split, ()))
-        index_module.write(
-            folder / "index" / split,
-            (
-                (number, tokens.write_shard(str(folder / "tokens" / split / f"shard-{number:05d}.arrow"), rows))
-                for number, rows in shards
-            ),
-        )
+    """A token artifact: `splits` maps a split to the rows of each of its shards, beside those that lie there."""
+    for split, shards in splits.items():
+        for number, rows in enumerate(shards):
+            tokens.write_shard(str(folder / "tokens" / split / f"shard-{number:05d}.arrow"), rows)
+    write_indices(str(folder), str(folder.parent / "state"))
     storage.write_json(
         str(folder / "tokens.json"),
         {

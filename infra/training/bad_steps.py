@@ -20,6 +20,9 @@ from typing import Any
 
 from omniloom.infra.training.config import EngineConfig
 
+# Where the config leaves it open. Figures of good steps have heavier tails than a normal distribution: among a thousand
+# steps of clean documents some lie 6 and 7 deviations up.
+SIGMAS = 8.0
 _NORMAL = 1.4826  # standard deviations in a median absolute deviation, of a normal distribution
 _LEAST_SPREAD = 0.01  # of the median: what a spread is at least, where a figure hardly moves
 
@@ -67,8 +70,8 @@ class BadSteps:
 
     @property
     def sigmas(self) -> float | None:
-        """How many deviations above the median are too many; 6 where the config leaves it open and acts on it."""
-        return self.settings.spike_sigmas or (None if self.settings.on_bad_step == "stop" else 6.0)
+        """How many deviations above the median are too many; None where no spike is acted on."""
+        return self.settings.spike_sigmas or (None if self.settings.on_bad_step == "stop" else SIGMAS)
 
     def judge(self, figures: Mapping[str, float]) -> str | None:
         """Why a step with these figures is bad; None where it is not, and then they are remembered."""

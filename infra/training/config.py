@@ -68,7 +68,7 @@ class EngineConfig(BaseModel):
     or training goes back to the last checkpoint and leaves out the documents to blame, or the step where none stands
     out. The last two ask the host once a step, before the update."""
     spike_sigmas: float | None = Field(None, gt=0)
-    """A loss or gradient norm so many deviations above the median of the last good steps is a spike; null: 6 with skip
+    """A loss or gradient norm so many deviations above the median of the last good steps is a spike; null: 8 with skip
     and rollback, and with stop no spike ends the training."""
     spike_window: int = Field(128, ge=4)
     """The good steps that a step is compared with; it is judged once half of them are there."""

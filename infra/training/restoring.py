@@ -74,6 +74,8 @@ def _forget_others(state: dict[str, Any], known: Iterable[str]) -> None:
 
 
 def _read(tensors: Tensors, key: str, shape: tuple[int, ...], start: int, into: Tensor) -> None:
+    if 0 in shape:  # nothing is kept of what has no numbers
+        return
     if key not in tensors or tensors.shape(key) != shape:
         found = f"found of the shape {tensors.shape(key)}" if key in tensors else "which is not there"
         raise OmniLoomError(

@@ -15,15 +15,13 @@ import torch.distributed as dist
 
 from omniloom.infra import storage
 from omniloom.infra.training import checkpoint
-from omniloom.infra.training.bad_steps import to_blame
+from omniloom.infra.training.bad_steps import SIGMAS, to_blame
 from omniloom.infra.training.engine import reduce_mean
 from omniloom.infra.training.launch import single_process
 from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.stages.train.blame import measure
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.worker import assemble
-
-_SIGMAS = 6.0  # that blame a document, where the config says nothing
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _on_rank(asked: Replay, folder: str) -> None:
     finally:
         loader.close()
     if dist.get_rank() == 0:
-        blamed = {document["id"] for document in to_blame(documents, job.config.engine.spike_sigmas or _SIGMAS)}
+        blamed = {document["id"] for document in to_blame(documents, job.config.engine.spike_sigmas or SIGMAS)}
         storage.write_json(
             storage.join(folder, "replay.json"),
             {

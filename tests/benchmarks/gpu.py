@@ -41,6 +41,7 @@ from sampling_cases import visual  # noqa: E402
 
 from omniloom.infra.artifacts import Artifact  # noqa: E402
 from omniloom.infra.training.launch import single_process  # noqa: E402
+from omniloom.infra.training.memory import state_memory  # noqa: E402
 from omniloom.infra.training.saving import Saver  # noqa: E402
 from omniloom.models.text import TextTokenizer  # noqa: E402
 from omniloom.models.unified.attention import DenseAttend, attend_for  # noqa: E402
@@ -51,6 +52,7 @@ from omniloom.models.unified.generation.generate import generate_text, generate_
 from omniloom.models.unified.generation.sampling import TextSampling  # noqa: E402
 from omniloom.models.unified.layouts import prefix_for_text  # noqa: E402
 from omniloom.models.unified.mask import dense_mask  # noqa: E402
+from omniloom.models.unified.memory import Pass, pass_memory, recomputes  # noqa: E402
 from omniloom.models.unified.model import UnifiedModel  # noqa: E402
 from omniloom.stages.train.config import Config, unified_config, visual_sizes  # noqa: E402
 from omniloom.stages.train.job import Job  # noqa: E402
@@ -168,13 +170,23 @@ def train(small: bool, rows: int = 1, steps: int = 24, model: dict | None = None
                 "samples": {"count": 0},
             }
         )
+        facts = json.loads((folder / "tokens" / "tokens.json").read_text())
+        built = unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
+        if on_gpu:
+            state = sum(state_memory(num_parameters(built), config.engine, 1).values())
+            room = 0.9 * torch.cuda.get_device_properties(0).total_memory - state
+            one = Pass(rows * length, rows * length, bf16=True)
+            config.engine.activation_checkpointing = recomputes(built, one, room)
+            predicted = (state + sum(pass_memory(built, one).values())) / 2**30
+            print(
+                f"  predicted: {predicted:.1f} GiB, blocks again: {config.engine.activation_checkpointing}", flush=True
+            )
         pauses: list[float] = []
         timed(Saver, "start", pauses)
         job = Job(config, tokens, tokenizer(folder), str(folder / "output"), str(folder / "state"), told, told)
         began = time.perf_counter()
         train_worker(job)
-        facts = json.loads((folder / "tokens" / "tokens.json").read_text())
-        parameters = num_parameters(unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"]))
+        parameters = num_parameters(built)
         rates = [row for _, row in told.metrics if "tokens_per_second" in row]
         settled = rates[len(rates) // 2 :]  # behind compilation
         facts_told = [

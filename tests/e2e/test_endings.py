@@ -176,7 +176,7 @@ def test_a_signal(training, number):
     tracked = training.tracked()
     assert tracked["tiny"] == tracked["train"] == "KILLED"
     assert not list(training.store.glob("leases/*/*.json"))
-    (kept,) = re.findall(r"stopped after step (\d+) of 100000, with a checkpoint of it", training.text())
+    (kept,) = re.findall(r"stopped after step (\d+) of 100000 \(the driver\), with a checkpoint of it", training.text())
     assert training.steps()[-1] == int(kept), "the step that ran is the most that is lost"
 
 

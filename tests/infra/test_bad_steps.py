@@ -36,9 +36,9 @@ def test_a_spike_is_told_from_its_past_once_half_of_it_is_there():
         assert found.judge({"loss": value}) is None
     # median 2.05 of 2.2, 2.0, 2.1, 1.9 without a fall; deviations .15, .05, .05, .15: spread 1.4826 * 0.1
     past = [1.9, 2.0, 2.1, 2.2]
-    assert detector_with(past).judge({"loss": 2.05 + 5.9 * 0.14826}) is None
-    why = detector_with(past).judge({"loss": 2.05 + 6.1 * 0.14826})
-    assert why == "loss is 2.954, 6.1 deviations above the last steps, whose median is 2.05"
+    assert detector_with(past).judge({"loss": 2.05 + 7.9 * 0.14826}) is None
+    why = detector_with(past).judge({"loss": 2.05 + 8.1 * 0.14826})
+    assert why == "loss is 3.251, 8.1 deviations above the last steps, whose median is 2.05"
 
 
 def test_a_fall_is_expected_to_go_on_at_half_the_pace():
@@ -90,7 +90,7 @@ def test_figures_have_pasts_of_their_own():
     [
         ({"on_bad_step": "stop"}, None, False),
         ({"on_bad_step": "stop", "spike_sigmas": 4}, 4, True),
-        ({"on_bad_step": "skip"}, 6, True),
+        ({"on_bad_step": "skip"}, 8, True),
         ({"on_bad_step": "rollback", "spike_sigmas": 8}, 8, True),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 
 from omniloom.infra.cluster import Cluster, Head, _own_signals, _short_messages, connect, expect_deaths, use_token
 from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.nodes import Node
 
 LOCAL = """
 import os, psutil
@@ -91,7 +92,7 @@ def test_a_head_that_is_gone_is_noticed(monkeypatch, local, patience):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        head = Head(Cluster(f"127.0.0.1:{listener.getsockname()[1]}", 1, 1, 0, 1, local, True))
+        head = Head(Cluster(f"127.0.0.1:{listener.getsockname()[1]}", (Node(1),), local, True))
         for _ in range(50):
             now[0] += 3
             head.require()

@@ -81,6 +81,8 @@ def test_nodes_are_told_in_one_order_and_small_memory_in_mib():
         "a node of 2 CPUs, 0 GPUs, 2.0 GiB of memory; 2 nodes of 4 CPUs"
     )
     assert str(Node(1, 0, 64 << 20)) == "1 CPU, 0 GPUs, 64 MiB of memory"
+    assert Node.of({"CPU": 2.0, "GPU": 1.0, "memory": 5.0, "node:127.0.0.1": 1.0}) == Node(2, 1, 5)
+    assert Node.of({}) == Node(0, 0, None)
 
 
 ON_NODES = {

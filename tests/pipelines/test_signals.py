@@ -20,14 +20,13 @@ def execute(made, display):
         time.sleep(60)
     except KeyboardInterrupt:
         print("closes", flush=True)
-        if "slow" in sys.argv: time.sleep(60)
+        if slow: time.sleep(60)
         print("closed", flush=True)
         raise
 import omniloom.pipelines.runner
 omniloom.pipelines.runner.run = execute
-cli._plan = lambda *arguments: __import__("types").SimpleNamespace(to_execute=[], config=None)
-sys.argv[1:] = ["run", "demo"] + (["slow=1"] if "slow" in sys.argv else [])
-if "slow=1" in sys.argv: sys.argv.append("slow")
+slow = "slow" in sys.argv
+sys.argv[1:] = ["run", "demo"]
 cli.main()
 """
 LINE = "interrupted; the next run goes on from here"

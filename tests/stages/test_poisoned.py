@@ -81,6 +81,8 @@ def train(folder: Path, tokens, settings) -> dict:
 
 def left_out(folder: Path) -> list[dict]:
     found = storage.load_json(str(folder / "output" / "report" / "bad_steps.json"))["found"]
+    steps = [bad["step"] for bad in found]
+    assert len(set(steps)) == len(steps)  # none was bad again without its documents
     return [document for bad in found for document in bad["documents"]]
 
 

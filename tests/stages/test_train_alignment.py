@@ -152,9 +152,14 @@ def test_of_weight_0_and_without_it_training_is_the_same(tmp_path, tokens, visua
     fields = {"steps": 3}
     with_zero, rows = train(tmp_path / "zero", tokens, visual, **fields, alignment={"weight": 0})
     without, plain = train(tmp_path / "without", tokens, visual, **fields, alignment=None)
-    assert with_zero.keys() == without.keys() and all(torch.equal(with_zero[n], v) for n, v in without.items())
+    assert with_zero.keys() == without.keys()
+    # But for rounding: the gradient's norm, by which it is clipped, adds up the projection's zeros too, so that the
+    # others are added in another order.
+    for name, value in without.items():
+        torch.testing.assert_close(with_zero[name], value, rtol=1e-5, atol=1e-6)
     assert "alignment_loss" in rows[0] and not any("alignment_loss" in row for row in plain)
-    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in plain if "loss" in row]
+    losses = [row["loss"] for row in plain if "loss" in row]
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses, rel=1e-6)
 
 
 @pytest.mark.parametrize(
