@@ -61,7 +61,7 @@ class Artifact:
 
     @property
     def metrics(self) -> dict:
-        return self.manifest["metrics"]
+        return self.manifest.get("metrics", {})
 
     @property
     def digest(self) -> str:

@@ -74,6 +74,8 @@ def place(schema: dict, loc: list[str]) -> Place:
     here = Place([], [], Kinds(None, {}), None, Kinds.of(choices))
     kind = None
     for part in loc:
+        if part.startswith("("):  # the name of a form that its keys tell (`stages.data.shares`)
+            continue
         keys = {name: node for choice in choices for name, node in choice.get("properties", {}).items()}
         if kind is None and part in here.own.schemas and part not in keys:
             kind, choices = part, [here.own.schemas[part]]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from omniloom.stages.data.shares import Schedule, of_names
+from omniloom.stages.data.shares import AS_SCHEDULE, AS_SHARES, BY_FORM, Schedule, of_names
 
 Kind = Literal["image", "video", "text", "document"]
 Task = Literal["text", "draw", "describe", "document"]  # what a document is arranged as
@@ -39,7 +39,9 @@ class PackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     length: int = Field(4096, ge=16)
     """Tokens of a packed row."""
-    mixture: dict[Kind, Annotated[float, Field(ge=0)]] | Schedule = Field(default_factory=dict)
+    mixture: Annotated[
+        Annotated[dict[Kind, Annotated[float, Field(ge=0)]], AS_SHARES] | Annotated[Schedule, AS_SCHEDULE], BY_FORM
+    ] = Field(default_factory=dict)
     """Share of tokens per kind (image, video, text, document); what is not named keeps its natural share, 0 leaves a
     kind out. Or a schedule of them."""
     caption_first: float = Field(0.5, ge=0, le=1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Name = TypeVar("Name", bound=str)
 Share = Annotated[float, Field(ge=0)]
@@ -43,6 +43,16 @@ class Schedule(BaseModel):
                     f"{', '.join(sorted(second.shares))}"
                 )
         return self
+
+
+def _form(value: Any) -> str:
+    is_schedule = isinstance(value, Schedule) or (isinstance(value, Mapping) and "schedule" in value)
+    return "(schedule)" if is_schedule else "(shares)"
+
+
+# The keys tell which of the two is meant, so that an error is about that one. Names in parentheses are no keys.
+BY_FORM = Discriminator(_form)
+AS_SHARES, AS_SCHEDULE = Tag("(shares)"), Tag("(schedule)")
 
 
 def of_names(value: Any, names: tuple[str, ...]) -> Any:

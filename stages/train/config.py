@@ -20,7 +20,7 @@ from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS,
 from omniloom.stages.base import PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES, start_config
 from omniloom.stages.data.packing import PackingConfig, Task
-from omniloom.stages.data.shares import Schedule, most, of_names, stages
+from omniloom.stages.data.shares import AS_SCHEDULE, AS_SHARES, BY_FORM, Schedule, most, of_names, stages
 from omniloom.stages.inference.config import DrawingConfig
 
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
@@ -104,9 +104,9 @@ class TrainConfig(BaseModel):
     what it lacks is read."""
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     """Learning rates of the model's parts."""
-    objectives: dict[Objective, Annotated[float, Field(ge=0)]] | Schedule = Field(
-        default_factory=lambda: {"latent_diffusion": 1.0}
-    )
+    objectives: Annotated[
+        Annotated[dict[Objective, Annotated[float, Field(ge=0)]], AS_SHARES] | Annotated[Schedule, AS_SCHEDULE], BY_FORM
+    ] = Field(default_factory=lambda: {"latent_diffusion": 1.0})
     """Objectives of pictures, with their shares of the documents: latent_diffusion, pixel_diffusion, next_code,
     masked_code; without any it is a language model, trained on texts alone. Or a schedule of them."""
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)

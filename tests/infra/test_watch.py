@@ -132,7 +132,7 @@ def test_stacks_tell_where_each_thread_is_the_training_one_first():
         waiting.set()
         thread.join()
     assert text.startswith("thread loader\n") and "reads_for_ever" in text.split("thread ")[1]
-    assert f"{os.path.basename(__file__)}:" in text and "MainThread" in text.split("thread ")[2]
+    assert f"{os.path.basename(__file__)}:" in text and "\nthread MainThread\n" in text
     assert "wait" in place
 
 

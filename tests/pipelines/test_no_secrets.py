@@ -90,7 +90,7 @@ def test_what_commands_print(tmp_path):
     config = load(file, [f"stages.{name}=null" for name in load(file).stages.configured() if name != "ingest"])
     plan = make_plan(config)
     console = Console(width=300, record=True, file=open(os.devnull, "w"))
-    console.print(tables.plan_table(plan))
+    console.print(tables.plan_table(plan, {}))
     console.print(tables.status_table(plan, tables.status_rows(plan)))
     assert "http://***@127.0.0.1:1" in clean(console.export_text())
     clean(json.dumps(plan.to_dict()))
