@@ -109,7 +109,7 @@ def test_workers_take_the_extensions_of_the_command_or_are_refused(tmp_path):
         )
 
     done = run()
-    assert done.returncode == 0 and "records 2" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "records 2" in done.stderr, done.stdout + done.stderr
     (other / "second_source").mkdir(parents=True)
     (other / "first_source.py").write_text((site / "first_source.py").read_text())
     refused = run(f"cluster.env={{PYTHONPATH: {other}}}", "--force", "ingest")
