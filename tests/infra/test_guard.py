@@ -313,7 +313,7 @@ def _ranks(folder: str) -> None:
             diverging.loop.run()
         except TrainingDiverged as error:
             told = str(error)
-        healed = Training(root / "healed", {}, settings("rollback"))
+        healed = Training(root / "healed", {}, settings("rollback", spike_sigmas=100))
         once = []
 
         def flip_buffer(step, batch, train=healed.train_step):
