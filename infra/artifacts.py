@@ -61,7 +61,7 @@ class Artifact:
 
     @property
     def metrics(self) -> dict:
-        return self.manifest.get("metrics", {})
+        return self.manifest["metrics"]
 
     @property
     def digest(self) -> str:

@@ -78,7 +78,7 @@ def seal(folder: Path, stage: str, config=None) -> Artifact:
         stage,
         hashlib.sha256(str(folder).encode()).hexdigest(),
         str(folder),
-        {"files": files, "config": config.model_dump(mode="json") if config else {}},
+        {"files": files, "config": config.model_dump(mode="json") if config else {}, "metrics": {}},
     )
 
 
