@@ -19,7 +19,8 @@ _BOARD_SECONDS = 10.0  # for an answer of the board
 
 class ProgressBoard:
     """The latest state per stage: {"done", "total", "unit", "facts", "time"} or {"says", "time"}, or neither before the
-    first; and all "notes". "time" is when it was told, by a clock that nobody sets. Runs as a Ray actor or in-process."""
+    first; and all "notes". "time" is when it was told, by a clock that nobody sets. Runs as a Ray actor or in-process.
+    """
 
     def __init__(self):
         self._states: dict[str, dict] = {}

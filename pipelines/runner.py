@@ -320,9 +320,14 @@ class _Run:
             tracker.finish(status)
 
     def _facts(
-        self, planned: PlannedStage, inputs: dict[str, Artifact], metrics: dict, began: tuple[float, float], tracker: Any
+        self,
+        planned: PlannedStage,
+        inputs: dict[str, Artifact],
+        metrics: dict,
+        began: tuple[float, float],
+        tracker: Any,
     ) -> dict:
-        # The clock may have been set since.
+        """`began`: by the clock that people read, and by one that nobody sets."""
         started, seconds, ended = began[0], time.monotonic() - began[1], time.time()
         return {
             "stage": planned.name,

@@ -12,8 +12,8 @@ DATA = ("ingest", "pretokenize", "evaluate")
 PLACES = ("disk", "s3")
 # Faults of a round by stage: of texts, and of pictures.
 _SLOTS = (
-    {"ingest": 2, "pretokenize": 2, "train": 8, "evaluate": 2},
-    {"ingest": 2, "tokenizer_image": 3, "pretokenize": 2, "train": 5, "evaluate": 2},
+    {"ingest": 2, "pretokenize": 2, "train": 6, "evaluate": 2},
+    {"ingest": 2, "tokenizer_image": 3, "pretokenize": 2, "train": 4, "evaluate": 2},
 )
 _EVERY = 20  # steps between checkpoints
 # The least and the most steps after which a training is disturbed.
@@ -65,7 +65,9 @@ def _plan(rng: random.Random, used: Counter[str], number: int) -> Round:
     found = []
     for stage, count in _SLOTS[pictures].items():
         first, last = _STEPS.get((stage, pictures), (0, 0))
-        moments = sorted(rng.sample(range(first, last + 1, _EVERY), count)) if last else [0] * count
+        # Two at one moment follow each other at once: the second may meet what the first has ended.
+        apart = rng.sample(range(first, last + 1, _EVERY), count - count // 3) if last else [0] * count
+        moments = sorted([*apart, *apart[: count - len(apart)]])
         for at in moments:
             kind = min(sorted(possible(stage, place)), key=lambda kind: (used[kind], rng.random()))
             used[kind] += 1

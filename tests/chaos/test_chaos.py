@@ -42,9 +42,9 @@ def test_every_kind_has_its_turn_among_a_hundred(seed):
         number += 1
     counts = Counter(fault.kind for found in rounds for fault in found.faults)
     assert counts.keys() == kinds.EVERY and min(counts.values()) >= 2
-    assert {fault.kind for found in rounds[:3] for fault in found.faults} == kinds.EVERY
+    assert {fault.kind for found in rounds[:4] for fault in found.faults} == kinds.EVERY
     for found in rounds:
-        assert len(found.faults) >= 12
+        assert len(found.faults) >= 10
         for fault in found.faults:
             assert fault.stage != "tokenizer_image" or found.pictures
             assert fault.kind in schedule.possible(fault.stage, found.place)
