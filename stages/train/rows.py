@@ -52,6 +52,7 @@ class RowLoader:
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
+        tokens.index.read_ahead()
         planner = Planner(tokens.index, config.packing, config.seed, config.objectives)
         self._books = Books([Period(0, 0, config.batch_rows, planner)])
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
