@@ -2,12 +2,12 @@
 
 A part has the order of documents of the corpus that brought them, and keeps it: what a later corpus adds is a part of
 its own, what it lacks is passed over. So a change of sources neither repeats a document of a running epoch nor loses
-one. Documents are the same where their ids are.
+one. Documents are the same where their ids and the lengths of their segments are: one with another caption is another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,11 @@ import numpy as np
 
 from omniloom.infra import disk
 from omniloom.infra.once import once
-from omniloom.stages.data.index import Index
+from omniloom.stages.data.index import KINDS, Index, ragged
+from omniloom.stages.data.order import mixed
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_PIECE = 1 << 20  # documents that are looked at together
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,53 @@ def _documents(corpora: Sequence[Index], number: int) -> np.ndarray:
 
 
 def _keys(index: Index) -> np.ndarray:
-    """The documents' ids, those that come several times told apart by which time it is."""
+    """A number a document, uint64: of its id and of the lengths of its segments, and where several have both, of which
+    time it is."""
+    keys = mixed(np.array(index.column("id")) + _lengths(index))
+    order = np.argsort(keys, kind="stable")
+    first = np.searchsorted(keys[order], keys[order])
+    times = np.empty(len(keys), np.uint64)
+    times[order] = np.arange(len(keys)) - first
+    return keys + times * _GOLDEN
+
+
+def _lengths(index: Index) -> np.ndarray:
+    """A hash of the lengths of each document's segments, in every representation, uint64."""
+    found = np.zeros(len(index), np.uint64)
+    everything = [(kind, *piece) for kind in KINDS for piece in _pieces(index.count(kind))]
+    for kind, start, stop in everything:
+        places = np.arange(start, stop)
+        if kind == "text":
+            lengths = index.column("text.documents")["tokens"][start:stop].astype(np.uint64)
+        else:
+            lengths = np.zeros(len(places), np.uint64)
+            for representation in ("latents", "pixels"):
+                counts, values = index.segments(kind, places, representation)
+                owners = np.repeat(np.arange(len(counts)), counts)
+                number = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
+                np.add.at(lengths, owners, mixed(values.astype(np.uint64) + number.astype(np.uint64) * _GOLDEN))
+                lengths = mixed(lengths)
+        found[index.documents(kind, slice(start, stop))] = mixed(lengths + np.uint64(KINDS.index(kind)))
+    return found
+
+
+def _pieces(count: int) -> Iterator[tuple[int, int]]:
+    return ((at, min(at + _PIECE, count)) for at in range(0, count, _PIECE))
+
+
+def held_before(index: Index, earlier: Sequence[Index]) -> np.ndarray:
+    """Of each document of an index, bool: whether one of the earlier ones has its id, whatever its lengths."""
     ids = np.array(index.column("id"))
     order = np.argsort(ids, kind="stable")
-    first = np.searchsorted(ids[order], ids[order])
-    times = np.empty(len(ids), np.uint64)
-    times[order] = np.arange(len(ids)) - first
-    return ids + times * np.uint64(0x9E3779B97F4A7C15)
+    found = np.zeros(len(ids), bool)
+    for other in earlier if len(ids) else ():
+        theirs = other.column("id")
+        for start, stop in _pieces(len(theirs)):
+            wanted = theirs[start:stop]
+            first = np.searchsorted(ids[order], wanted)
+            last = np.searchsorted(ids[order], wanted, side="right")
+            found[order[ragged(first, last - first)]] = True
+    return found
 
 
 def _places(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
