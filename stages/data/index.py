@@ -12,12 +12,15 @@
     index/SPLIT/KIND.pixels.npy      the same by pixels, where the tokens hold any
 
 pretokenize's workers make a `Lengths` of each shard, from which `write` makes the index: it holds one shard at a time
-in memory, whatever their number. Readers map the files. A token artifact without an index is read once for it.
+in memory, whatever their number. Readers map the files, a few pages at a time. A token artifact without an index is
+read once for it.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from hashlib import blake2b
@@ -35,6 +38,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _CHUNK = 1 << 20
 _CLIPPED = (1 << 16) - 1
 _SMALL = 1 << 16  # bytes of a file that is read rather than mapped
+_GATHERED = 1 << 9  # numbers from all over a map; each may bring 64 KiB into this process
+_AHEAD = 1 << 22  # bytes that are read at once to have them near
 
 
 @dataclass(frozen=True)
@@ -233,23 +238,53 @@ class Index:
     def count(self, kind: str) -> int:
         return max(0, len(self.column(f"{kind}.documents")) - (kind != "text"))
 
-    def documents(self, kind: str, places: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The numbers in the split of the documents at these places of their kind, int64: of texts the shortest first,
-        of others as they come."""
+    def documents(self, kind: str, places: np.ndarray | None = None) -> np.ndarray:
+        """The numbers in the split of the documents at these places of their kind, or of all, int64: of texts the
+        shortest first, of others as they come."""
         if not (count := self.count(kind)):
             return np.empty(0, np.int64)
-        return self.column(f"{kind}.documents")["document"][:count][places].astype(np.int64)
+        if places is None:
+            return self.column(f"{kind}.documents")["document"][:count].astype(np.int64)
+        return self._at(f"{kind}.documents", places, "document")
+
+    def tokens(self, places: np.ndarray) -> np.ndarray:
+        """Of the texts at these places of their kind, with <bos> and <eos>, int64."""
+        return self._at("text.documents", places, "tokens")
 
     def segments(self, kind: str, places: np.ndarray, representation: str = "latents") -> tuple[np.ndarray, np.ndarray]:
         """Of the documents at these places of their kind: how many segments each has, and the tokens of all segments
         one after the other; see KIND.segments. Not of texts."""
-        start = self.column(f"{kind}.documents")["start"]
-        begin = start[places].astype(np.int64)
-        counts = start[places + 1].astype(np.int64) - begin
+        begin = self._at(f"{kind}.documents", places, "start")
+        counts = self._at(f"{kind}.documents", places + 1, "start") - begin
         pixels = representation == "pixels" and len(self.column(f"{kind}.pixels"))
-        return counts, self.column(f"{kind}.{'pixels' if pixels else 'segments'}")[ragged(begin, counts)].astype(
-            np.int64
-        )
+        return counts, self._at(f"{kind}.{'pixels' if pixels else 'segments'}", ragged(begin, counts))
+
+    def _at(self, name: str, places: np.ndarray, field: str | None = None) -> np.ndarray:
+        """Numbers of a column, int64. Of a mapped one some at a time: the system maps many pages around each, which
+        would count as this process's memory."""
+        column = self.column(name)
+        values = column if field is None else column[field]
+        found = np.empty(len(places), np.int64)
+        for at in range(0, len(places), _GATHERED):
+            found[at : at + _GATHERED] = values[places[at : at + _GATHERED]]
+            if at or len(places) > _GATHERED:
+                _advise(self._maps[name], mmap.MADV_DONTNEED)
+        return found
+
+    def read_ahead(self) -> None:
+        """In the background, has the system read what rows are planned from, in the files' order: from all over a file
+        that it has not read yet, a window's numbers would take a disk's access each."""
+        threading.Thread(target=self._read_through, name="index", daemon=True).start()
+
+    def _read_through(self) -> None:
+        buffer = bytearray(_AHEAD)
+        for kind in KINDS:
+            for name in (f"{kind}.documents", f"{kind}.segments", f"{kind}.pixels"):
+                if (file := self.folder / f"{name}.npy").exists():
+                    with open(file, "rb", buffering=0) as held:
+                        os.posix_fadvise(held.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                        while held.readinto(buffer):
+                            pass
 
     def shard_of(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places of these documents' shards in `shards`, and their rows there."""

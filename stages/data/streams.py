@@ -68,7 +68,7 @@ class Stream:
         piece = np.searchsorted(self._ends, units, side="right")
         place = units - (self._ends - self._numbers)[piece] + self._firsts[piece]
         start = piece * self.length
-        tokens = self.index.column("text.documents")["tokens"][place].astype(np.int64)
+        tokens = self.index.tokens(place)
         return place, start, np.minimum(start + self.length, tokens)
 
     def units_of(self, place: int) -> np.ndarray:
@@ -113,7 +113,7 @@ class Stream:
         for places in (np.arange(0, count, step), *np.array_split(np.arange(count), 1 + (count >> 16))):
             if self.kind == "text":
                 fits = np.ones(len(places), bool)
-                tokens = self.index.column("text.documents")["tokens"][places].astype(float)
+                tokens = self.index.tokens(places).astype(float)
             else:
                 fits, tokens = arranger.fits(self.kind, arranger.longest(self.index, self.kind, places))
             fits = fits & (self.documents(places) >= 0)

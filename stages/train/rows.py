@@ -61,6 +61,7 @@ class RowLoader:
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
+        tokens.index.read_ahead()
         self._books = books or Books([period(tokens.index, config)])
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
