@@ -73,19 +73,26 @@ def _lengths(index: Index) -> np.ndarray:
     found = np.zeros(len(index), np.uint64)
     everything = [(kind, *piece) for kind in KINDS for piece in _pieces(index.count(kind))]
     for kind, start, stop in everything:
-        places = np.arange(start, stop)
+        held = index.column(f"{kind}.documents")[start : stop + (kind != "text")]
+        documents = held["document"][: stop - start].astype(np.int64)
         if kind == "text":
-            lengths = index.column("text.documents")["tokens"][start:stop].astype(np.uint64)
+            lengths = held["tokens"].astype(np.uint64)
         else:
-            lengths = np.zeros(len(places), np.uint64)
-            for representation in ("latents", "pixels"):
-                counts, values = index.segments(kind, places, representation)
-                owners = np.repeat(np.arange(len(counts)), counts)
-                number = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
-                np.add.at(lengths, owners, mixed(values.astype(np.uint64) + number.astype(np.uint64) * _GOLDEN))
-                lengths = mixed(lengths)
-        found[index.documents(kind, slice(start, stop))] = mixed(lengths + np.uint64(KINDS.index(kind)))
+            names = (f"{kind}.segments", f"{kind}.pixels")
+            lengths = np.zeros(len(documents), np.uint64)
+            for column in filter(len, map(index.column, names)):
+                lengths = mixed(lengths + _of_segments(column, held["start"].astype(np.int64)))
+        found[documents] = mixed(lengths + np.uint64(KINDS.index(kind)))
     return found
+
+
+def _of_segments(column: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """A number for the values of each run that begins at one of the starts and ends at the next, uint64."""
+    counts = np.diff(starts)
+    values = column[starts[0] : starts[-1]].astype(np.int64).astype(np.uint64)
+    numbers = ragged(np.zeros(len(counts), np.int64), counts).astype(np.uint64)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed(values + numbers * _GOLDEN))])
+    return np.diff(sums[starts - starts[0]])
 
 
 def _pieces(count: int) -> Iterator[tuple[int, int]]:
