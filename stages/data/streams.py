@@ -84,6 +84,11 @@ class Stream:
         found = self.index.documents(self.kind, places)
         return found if self.part.documents is None else np.asarray(self.part.documents)[found]
 
+    def document_at(self, position: int) -> int:
+        """The number of the document at a position in the corpus that is read; -1 where it is gone."""
+        units = self.unit(np.array([position]))
+        return int(self.documents(self.pieces(units)[0] if self.kind == "text" else units)[0])
+
     def arranged(self, positions: np.ndarray, arranger: Arranger) -> Arranged:
         """What stands at these positions, as it is arranged there, less what cannot be placed."""
         places = units = self.unit(positions)
