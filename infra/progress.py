@@ -8,6 +8,7 @@ second, or to a plain dictionary when the stage runs in the driver's own process
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ _BOARD_SECONDS = 10.0  # for an answer of the board
 
 class ProgressBoard:
     """The latest state per stage: {"done", "total", "unit", "facts", "time"} or {"says", "time"}, or neither before the
-    first; and all "notes". Runs as a Ray actor or in-process."""
+    first; and all "notes". "time" is when it was told, by a clock that nobody sets. Runs as a Ray actor or in-process.
+    """
 
     def __init__(self):
         self._states: dict[str, dict] = {}
@@ -26,7 +28,7 @@ class ProgressBoard:
         self._to_stop: set[str] = set()
 
     def update(self, stage: str, state: dict) -> None:
-        self._states[stage] = state
+        self._states[stage] = {**state, "time": time.monotonic()}
 
     def note(self, stage: str, text: str) -> None:
         self._notes.setdefault(stage, []).append(text)
@@ -59,12 +61,12 @@ class Progress:
     stage: str
     board: Any = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
-    _last: float = field(default=0.0, repr=False)
+    _last: float = field(default=-math.inf, repr=False)
     _most: float = field(default=0.0, repr=False)
     _hears: Callable[[], None] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_hears": None}  # of this process alone
+        return {**vars(self), "_hears": None, "_last": -math.inf}  # of this process alone
 
     @contextlib.contextmanager
     def heard_by(self, hears: Callable[[], None]) -> Iterator[None]:
@@ -84,7 +86,7 @@ class Progress:
         if done > self._most and self._hears:
             self._hears()
         self._most = max(done, self._most)
-        now = time.time()
+        now = time.monotonic()
         if self.board is None or (now - self._last < self.interval and done < total):
             return
         self._last = now
@@ -106,7 +108,7 @@ class Progress:
         return ray.get(self.board.is_to_stop.remote(self.stage), timeout=_BOARD_SECONDS)
 
     def _send(self, state: dict) -> None:
-        self._call(self.board.update, {**state, "time": time.time()})
+        self._call(self.board.update, state)
 
     def _call(self, method: Any, value: Any) -> None:
         getattr(method, "remote", method)(self.stage, value)

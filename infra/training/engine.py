@@ -19,7 +19,7 @@ from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.dividing import divide
-from omniloom.infra.training.gradients import FlatGradients
+from omniloom.infra.training.gradients import FlatGradients, clear, complete
 from omniloom.infra.training.memory import BUCKET
 from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
@@ -51,6 +51,8 @@ class Engine(EngineWeights):
     an engine that goes on has read them itself. Without it checkpoints hold them.
 
     Under ZeRO-3 rank 0's weights are divided: the module of another may be without memory (torch's meta device).
+
+    All ranks must use the same parameters in a pass: DeepSpeed exchanges gradients as they come.
 
     `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
     `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
@@ -89,7 +91,7 @@ class Engine(EngineWeights):
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
         adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
-        offload = config.offload and config.zero_stage > 0
+        self._offload = offload = config.offload and config.zero_stage > 0
         if offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         flat = config.zero_stage == 1 and not offload
@@ -137,6 +139,8 @@ class Engine(EngineWeights):
             self._losses.append(loss.detach())
         if self._gradients:
             self._gradients.begin()
+        elif self.config.zero_stage and self.engine.micro_steps % self.accumulate == 0:
+            clear(self.engine.optimizer)
         self.engine.backward(loss)
 
     def step(self, step: int, part_norms: bool = False) -> dict[str, float | torch.Tensor]:
@@ -150,6 +154,8 @@ class Engine(EngineWeights):
             self.engine.step()
             return {}
         norm = self._gradients.reduce() if self._gradients else None
+        if self.accumulate > 1 and self._offload:
+            complete(self.engine.optimizer)
         parts = self._part_norms() if part_norms or (self.accepts and norm is None) else {}
         clip = self.optimizer_config.grad_clip
         if not self.config.zero_stage:
@@ -235,7 +241,8 @@ def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[st
         if not parameter.requires_grad:
             continue
         if scale:
-            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+            # ZeRO-3 leaves of a divided parameter one axis without length.
+            groups.setdefault((scale, len(getattr(parameter, "ds_shape", parameter.shape)) >= 2), []).append(parameter)
         else:
             parameter.requires_grad_(False)
     if not groups:
