@@ -2,8 +2,9 @@
 chosen, on packed rows.
 
 In: pretokenize's tokens and, for pictures, their tokenizer; a language model's checkpoint where `init_from` names one.
-Out: `model/` (all that sampling needs, `models.model`), `report/history.jsonl` (the curves), `report/samples.png`
-(validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several).
+Out: `model/` (all that sampling needs, `models.model`), `ledger.json` (what it was given, `stages.train.ledger`),
+`report/history.jsonl` (the curves), `report/samples.png` (validation captions, drawn; `samples_OBJECTIVE.png` by each
+where there are several), and with `keep_checkpoint` `resume/` (the last checkpoint).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from omniloom.stages.checkpoints.language_model import check_text_tokenizer
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.train import fits
+from omniloom.stages.train import continuing, fits
 from omniloom.stages.train.config import Config, expected_config, feature_dim, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 
@@ -94,9 +95,13 @@ def run(context: StageContext) -> dict:
     tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
+    ledger, corpora = continuing.begin(context)
     checkpoint.check(context.state)
-    job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
+    places = context.output, context.state, context.progress, context.tracker
+    job = Job(context.config, tokens, tokenizer, *places, ledger, corpora)
     launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
+    if context.config.keep_checkpoint:
+        continuing.keep_checkpoint(context)
     return storage.load_json(storage.join(context.state, "metrics.json")) | left_out
 
 

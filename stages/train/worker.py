@@ -25,7 +25,10 @@ from omniloom.models.unified.objectives.alignment import FeatureAlignment
 from omniloom.models.unified.objectives.objective import UnifiedObjective, part_of
 from omniloom.stages.checkpoints.language_model import local_folder
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+from omniloom.stages.data.books import Books
+from omniloom.stages.data.index import Index
 from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.train import ledger
 from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
@@ -41,8 +44,21 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     torch.manual_seed(config.seed)
     model = _model(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
     engine = _engine(_objective(model, config, tokens.facts), config, ranks)
-    trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
-    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
+    books, earlier = _books(job, tokens, held_out)
+    trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
+    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books)
+
+
+def _books(job: Job, tokens: TokenSet, held_out: TokenSet) -> tuple[Books | None, list[Index]]:
+    """The books of a training that goes on from another, and the indices of what that one had to train on. Latents
+    stay normalised as the weights have learnt them, by the first period's tokens."""
+    if job.ledger is None or len(job.ledger["periods"]) == 1:
+        return None, []
+    first = job.ledger["periods"][0]["tokens"]
+    for split in (tokens, held_out):
+        split.facts |= {name: first[name] for name in ("latent_mean", "latent_std")}
+    indices = [TokenSet(artifact, "train").index for artifact in job.corpora[:-1]] + [tokens.index]
+    return ledger.open_books(job.ledger, indices), ledger.earlier(job.ledger, indices)
 
 
 def train_worker(job: Job) -> None:
@@ -66,6 +82,9 @@ def train_worker(job: Job) -> None:
         parameters = _write_weights(engine, trainer.model_config, Path(folder, "unified.safetensors"))
         if rank == 0:
             _save(folder, parameters, trainer, last | loop.guard.save(job.output))
+            if job.ledger:
+                closed = ledger.closed(job.ledger, config.steps, loader.position, loop.guard.bad.state["found"])
+                storage.write_json(storage.join(job.output, ledger.FILE), closed)
     dist.barrier()
 
 
