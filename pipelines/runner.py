@@ -193,10 +193,13 @@ class _Run:
         """End what runs, and give the stages the time for a checkpoint, and to close their MLflow runs and leases."""
         self.interrupted.set()
         cluster.expect_deaths()
-        grace = max((planned.stage.grace(planned.config) for planned in running.values()), default=0.0)
-        if grace:
-            self.display.note(f"waiting up to {grace:g} s for a checkpoint; a second signal ends at once")
-        self.bodies.end(grace=grace)
+        if self.head.gone:
+            self.bodies.abandon()
+        else:
+            grace = max((planned.stage.grace(planned.config) for planned in running.values()), default=0.0)
+            if grace:
+                self.display.note(f"waiting up to {grace:g} s for a checkpoint; a second signal ends at once")
+            self.bodies.end(grace=grace)
         wait(running, timeout=_CLOSING_SECONDS)
         self._show_progress()  # what they noted last
         for planned in running.values():

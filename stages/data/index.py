@@ -12,8 +12,7 @@
     index/SPLIT/KIND.pixels.npy      the same by pixels, where the tokens hold any
 
 pretokenize's workers make a `Lengths` of each shard, from which `write` makes the index: it holds one shard at a time
-in memory, whatever their number. Readers map the files, a few pages at a time. A token artifact without an index is
-read once for it.
+in memory, whatever their number. A token artifact without an index is read once for it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
@@ -38,7 +37,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _CHUNK = 1 << 20
 _CLIPPED = (1 << 16) - 1
 _SMALL = 1 << 16  # bytes of a file that is read rather than mapped
-_GATHERED = 1 << 9  # numbers from all over a map; each may bring 64 KiB into this process
 _AHEAD = 1 << 22  # bytes that are read at once to have them near
 
 
@@ -216,6 +214,7 @@ class Index:
     def __init__(self, folder: Path):
         self.folder = folder
         self._maps: dict[str, np.ndarray] = {}
+        self._files: dict[str, FileIO] = {}
         shards = self.column("shards")
         self.shards, self._sizes = shards["number"], shards["documents"].astype(np.int64)
         self._ends = np.cumsum(self._sizes)
@@ -230,6 +229,8 @@ class Index:
             # Documents are drawn from all over it, so that what lies beside a number is not wanted.
             _advise(held, mmap.MADV_RANDOM)
             self._maps[name] = held
+            if isinstance(held, np.memmap):
+                self._files[name] = open(file, "rb", buffering=0)  # noqa: SIM115  # as long as the map
         return np.asarray(self._maps[name])
 
     def __len__(self) -> int:
@@ -245,31 +246,41 @@ class Index:
             return np.empty(0, np.int64)
         if places is None:
             return self.column(f"{kind}.documents")["document"][:count].astype(np.int64)
-        return self._at(f"{kind}.documents", places, "document")
+        return self._read(f"{kind}.documents", places)["document"].astype(np.int64)
 
     def tokens(self, places: np.ndarray) -> np.ndarray:
         """Of the texts at these places of their kind, with <bos> and <eos>, int64."""
-        return self._at("text.documents", places, "tokens")
+        return self._read("text.documents", places)["tokens"].astype(np.int64)
 
     def segments(self, kind: str, places: np.ndarray, representation: str = "latents") -> tuple[np.ndarray, np.ndarray]:
         """Of the documents at these places of their kind: how many segments each has, and the tokens of all segments
         one after the other; see KIND.segments. Not of texts."""
-        begin = self._at(f"{kind}.documents", places, "start")
-        counts = self._at(f"{kind}.documents", places + 1, "start") - begin
+        begin, end = self._bounds(kind, places)
         pixels = representation == "pixels" and len(self.column(f"{kind}.pixels"))
-        return counts, self._at(f"{kind}.{'pixels' if pixels else 'segments'}", ragged(begin, counts))
+        found = self._read(f"{kind}.{'pixels' if pixels else 'segments'}", begin, end - begin)
+        return end - begin, found.astype(np.int64)
 
-    def _at(self, name: str, places: np.ndarray, field: str | None = None) -> np.ndarray:
-        """Numbers of a column, int64. Of a mapped one some at a time: the system maps many pages around each, which
-        would count as this process's memory."""
+    def _bounds(self, kind: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the segments of these documents begin and end."""
+        if len(places) and places[-1] - places[0] == len(places) - 1 and (np.diff(places) == 1).all():
+            bounds = self._read(f"{kind}.documents", places[:1], len(places) + 1)["start"].astype(np.int64)
+            return bounds[:-1], bounds[1:]
+        bounds = self._read(f"{kind}.documents", places, 2)["start"].astype(np.int64)
+        return bounds[::2], bounds[1::2]
+
+    def _read(self, name: str, starts: np.ndarray, counts: np.ndarray | int = 1) -> np.ndarray:
+        """So many entries of a column from each of these places on, one run after the other. From a file: the system
+        would map 64 KiB around each, which takes longer than to read it, and counts as this process's memory."""
         column = self.column(name)
-        values = column if field is None else column[field]
-        found = np.empty(len(places), np.int64)
-        for at in range(0, len(places), _GATHERED):
-            found[at : at + _GATHERED] = values[places[at : at + _GATHERED]]
-            if at or len(places) > _GATHERED:
-                _advise(self._maps[name], mmap.MADV_DONTNEED)
-        return found
+        counts = np.broadcast_to(counts, starts.shape)
+        if not isinstance(self._maps[name], np.memmap):
+            return column[ragged(starts, counts)]
+        if len(starts) and not (starts[1:] - starts[:-1] - counts[:-1]).any():  # all of it side by side
+            starts, counts = starts[:1], np.array([counts.sum()])
+        size, header = column.itemsize, self._maps[name].offset
+        file, pread = self._files[name].fileno(), os.pread
+        places = zip((counts * size).tolist(), (header + starts * size).tolist(), strict=True)
+        return np.frombuffer(b"".join([pread(file, length, at) for length, at in places]), column.dtype)
 
     def read_ahead(self) -> None:
         """In the background, has the system read what rows are planned from, in the files' order: from all over a file

@@ -31,6 +31,7 @@ MAY_CHANGE = (
 )
 _WHY = {
     "model": "it is the shape of the weights",
+    "adapter": "it is a part of the weights",
     "packing.length": "texts are cut by it, so that a place in the order would mean another document",
     "seed": "the order of documents and their noise follow from it",
     "init_from": "the weights started from it",
