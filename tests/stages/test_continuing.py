@@ -17,10 +17,11 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.base import Continued
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
-from omniloom.stages.train import continuing, ledger, uses
+from omniloom.stages.train import continuing, ledger
 from omniloom.stages.train.config import Config
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
+from omniloom.stages.train.uses import Uses
 from omniloom.stages.train.worker import assemble, train_worker
 
 WORDS = ["red", "green", "blue", "square", "moves", "the", "a"]
@@ -156,7 +157,7 @@ def told(training: Training, *corpora_then: Artifact, name: int) -> list[tuple[i
     """What the training's books say of a text, as `Training.given` has it."""
     books = ledger.read(training.context.output)
     indices = [TokenSet(artifact, "train").index for artifact in corpora_then]
-    found = uses.uses(books, indices, hashlib.sha256(str(name).encode()).hexdigest())
+    found = Uses(books, indices).of([hashlib.sha256(str(name).encode()).hexdigest()])
     return [(use["step"], use["row"], f"{name}.txt") for use in found]
 
 
