@@ -142,7 +142,8 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     model = expected_config(stage, tokens, tokenizer)
     parameters = num_parameters(model)
     workers, accumulate = stage.workers.most, stage.workers.accumulate
-    pass_tokens = stage.batch_rows // workers // accumulate * stage.packing.length
+    together = stage.engine.sequence_parallel
+    pass_tokens = stage.batch_rows // (workers // together) // accumulate * -(-stage.packing.length // together)
     on_cpu = not stage.workers.gpus
     one = Pass(
         positions=pass_tokens,
@@ -150,6 +151,7 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
         scores=pass_tokens * min(stage.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
         bf16=stage.engine.precision == "bf16",
         recompute=stage.engine.activation_checkpointing,
+        sequence_parallel=together,
     )
     taken = pass_memory(model, one)
     passing = passing_memory(

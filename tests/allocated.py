@@ -13,6 +13,7 @@ import torch
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.memory import passing_memory, state_memory
+from omniloom.infra.training.sequence import SequenceGroup
 from omniloom.models.unified.batch import Batch, collate
 from omniloom.models.unified.config import UnifiedConfig, num_parameters
 from omniloom.models.unified.diffusion.config import DiffusionConfig
@@ -34,6 +35,7 @@ class Case:
     accumulate: int = 1
     caption: int = 160
     ranks: int = 1
+    sequence_parallel: int = 1
 
     def batch(self, seed: int = 0) -> Batch:
         rng, c = np.random.default_rng(seed), self.config
@@ -64,7 +66,8 @@ def measured(case: Case, seed: int = 0) -> Taken:
     with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
         model = UnifiedModel(case.config)
         model.checkpoint_activations = case.engine.activation_checkpointing
-        objective = UnifiedObjective(model, DiffusionConfig(), objectives=("latent_diffusion",))
+        group = SequenceGroup(case.sequence_parallel) if case.sequence_parallel > 1 else None
+        objective = UnifiedObjective(model, DiffusionConfig(), objectives=("latent_diffusion",), sequence=group)
         engine = Engine(objective, OptimizerConfig(), case.engine, 100, case.rows, accumulate=case.accumulate)
         for step in range(STEPS):
             began = time.thread_time()
@@ -87,11 +90,12 @@ def measured(case: Case, seed: int = 0) -> Taken:
 def predicted(case: Case) -> Taken:
     batch, parameters = case.batch(), num_parameters(case.config)
     one = Pass(
-        positions=batch.ids.numel(),
-        labels=batch.targets["text"],
-        scores=batch.plan.bias.numel(),
+        positions=batch.ids.numel() // case.sequence_parallel,
+        labels=batch.targets["text"] // case.sequence_parallel,
+        scores=batch.plan.bias.numel() // case.sequence_parallel,
         bf16=case.engine.precision == "bf16",
         recompute=case.engine.activation_checkpointing,
+        sequence_parallel=case.sequence_parallel,
     )
     state = sum(state_memory(parameters, case.engine, case.ranks).values())
     taken = pass_memory(case.config, one)

@@ -31,6 +31,7 @@ from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.positions import rotary
 from omniloom.models.unified.representations import REPRESENTATIONS
+from omniloom.models.unified.sequence import RowShare
 
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
@@ -167,10 +168,16 @@ class UnifiedModel(nn.Module):
         if names:
             embedded_times = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
         for name, part in parts.items():
+            given = values[name], part.segment, (masked or {}).get(name)
+            if part.here and part.tables is None:
+                given = tuple(a if a is None else a.index_select(0, part.here.rows) for a in given)
             x_MD, sources[name] = self.embed_visual(
-                name, values[name], embedded_times.get(name), part.segment, part.tables, (masked or {}).get(name)
+                name, given[0], embedded_times.get(name), given[1], part.tables, given[2]
             )
-            x_ND = x_ND.index_copy(0, part.index, x_MD.to(x_ND.dtype))
+            if part.here and part.tables is not None:
+                x_MD = x_MD.index_select(0, part.here.rows)
+            places = part.here.places if part.here else part.index
+            x_ND = x_ND.index_copy(0, places, x_MD.to(x_ND.dtype))
         return x_ND.view_as(text_BND), sources
 
     def backbone(
@@ -241,6 +248,7 @@ class UnifiedModel(nn.Module):
         places: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
         layer_states: dict[int, Tensor] | None = None,
+        share: RowShare | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
@@ -248,19 +256,28 @@ class UnifiedModel(nn.Module):
         places         by representation: int64 (A,), the flat places (b*L + l) to predict
         masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
         layer_states   as in `backbone`
+        share          where ranks share rows out, this one's places of them: `batch` is `share.of` whole rows, places
+                       are flat places b*n + i of this rank, values and masked those of whole rows
         Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
         part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
         """
         x_BLD, sources = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
+        if share:
+            attend = share.attention(attend)
         hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states)
         hidden_LD = hidden_BLD.flatten(0, 1)  # B * L places, one after the other
         outputs = {}
         for name, part in batch.parts.items():
-            hidden_from = part.index if self.config.patchifier(name) == "unet" else places[name]
             # A part lists its places in ascending order. Codes are not looked back at.
-            rows_A = None if sources[name] is None else torch.searchsorted(part.index, places[name])
-            outputs[name] = self.visual_head(name, hidden_LD.index_select(0, hidden_from), sources[name], rows_A)
+            listed = part.here.places if part.here else part.index
+            rows_A = None if sources[name] is None else torch.searchsorted(listed, places[name])
+            hidden_AD = hidden_LD.index_select(0, places[name])
+            if self.config.patchifier(name) == "unet":  # which goes through whole pictures
+                everywhere = share.gathered(hidden_LD) if share else hidden_LD
+                hidden_AD = everywhere.index_select(0, part.index)
+                rows_A = part.here.rows.index_select(0, rows_A) if part.here else rows_A
+            outputs[name] = self.visual_head(name, hidden_AD, sources[name], rows_A)
         return self.text_head(hidden_LD.index_select(0, batch.label_index)), outputs
 
     def compile_blocks(self, **options: Any) -> None:

@@ -57,7 +57,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         return
     if config.init_from:
         check_start(config.init_from, tokens.text_tokenizer)
-    check_alignment(config, expected_config(config, tokens, tokenizer and tokenizer.model))
+    check_model(config, expected_config(config, tokens, tokenizer and tokenizer.model))
     fits.check_kinds(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
 
@@ -72,10 +72,9 @@ def check_start(uri: str, text_tokenizer: str) -> None:
     check_text_tokenizer(uri, digest)
 
 
-def check_alignment(config: Config, model: UnifiedConfig) -> None:
+def check_model(config: Config, model: UnifiedConfig) -> None:
     with within():
-        if config.alignment:
-            config.alignment.check(model.layers)
+        config.check_model(model)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
@@ -123,4 +122,4 @@ def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -
         check_text_tokenizer(config.init_from, facts["text_digest"])
     model = unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
     feature_dim(config, facts)
-    check_alignment(config, model)
+    check_model(config, model)

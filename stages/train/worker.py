@@ -14,6 +14,7 @@ from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
+from omniloom.infra.training.sequence import SequenceGroup
 from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
@@ -26,7 +27,7 @@ from omniloom.models.unified.objectives.objective import UnifiedObjective, part_
 from omniloom.stages.checkpoints.language_model import local_folder
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
+from omniloom.stages.train.config import Config, TrainEngineConfig, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.samples import with_tokenizers
@@ -40,7 +41,7 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     text = TextTokenizer.load(tokens.text_json)
     torch.manual_seed(config.seed)
     model = _model(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
-    engine = _engine(_objective(model, config, tokens.facts), config, ranks)
+    engine = _engine(_objective(model, config, tokens.facts, sequence_group(config.engine)), config, ranks)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
     return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
 
@@ -88,7 +89,14 @@ def _start(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
     return load_llama(folder, new_tokens=added, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
 
 
-def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjective:
+def sequence_group(engine: TrainEngineConfig) -> SequenceGroup | None:
+    """The ranks that this one shares rows out with; None where each has its own. Every rank must call it."""
+    return SequenceGroup(engine.sequence_parallel) if engine.sequence_parallel > 1 else None
+
+
+def _objective(
+    model: UnifiedModel, config: Config, facts: dict, sequence: SequenceGroup | None = None
+) -> UnifiedObjective:
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {
@@ -102,6 +110,7 @@ def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjec
         **config.loss.model_dump(exclude={"task_weights"}),
         pixel_diffusion=config.pixel_diffusion,
         objectives=config.trained,
+        sequence=sequence,
         **alignment,
     )
     model.checkpoint_activations = config.engine.activation_checkpointing
@@ -115,13 +124,14 @@ def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
         # The projection starts at random, so that frozen it would tell hidden states nothing.
         return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
 
-    passes = config.workers.passes(config.batch_rows, ranks)
+    together = config.engine.sequence_parallel
+    passes = config.workers.passes(config.batch_rows, ranks, together)
     return Engine(
         objective,
         config.optimizer,
         config.engine,
         config.steps,
-        micro_batch=-(-config.batch_rows // (ranks * passes)),
+        micro_batch=-(-config.batch_rows // (ranks // together * passes)),
         accumulate=passes,
         lr_scale=lr_scale,
         part_of=part_of,
