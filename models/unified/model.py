@@ -168,17 +168,25 @@ class UnifiedModel(nn.Module):
         if names:
             embedded_times = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
         for name, part in parts.items():
-            given = values[name], part.segment, (masked or {}).get(name)
-            if part.here and part.tables is None:
-                given = tuple(a if a is None else a.index_select(0, part.here.rows) for a in given)
-            x_MD, sources[name] = self.embed_visual(
-                name, given[0], embedded_times.get(name), given[1], part.tables, given[2]
+            places, x_MD, sources[name] = self._entered(
+                name, part, values[name], embedded_times.get(name), (masked or {}).get(name)
             )
-            if part.here and part.tables is not None:
-                x_MD = x_MD.index_select(0, part.here.rows)
-            places = part.here.places if part.here else part.index
             x_ND = x_ND.index_copy(0, places, x_MD.to(x_ND.dtype))
         return x_ND.view_as(text_BND), sources
+
+    def _entered(
+        self, name: str, part: VisualPart, values: Tensor, time: Tensor | None, masked: Tensor | None
+    ) -> tuple[Tensor, Tensor, VisualInput | None]:
+        """The places of a part's positions that are here, the input there, and what `visual_head` may look back at: of
+        those positions, but under a unet, which goes through whole pictures, of all."""
+        segment, here = part.segment, part.here
+        if here and part.tables is None:
+            values, segment = values.index_select(0, here.rows), segment.index_select(0, here.rows)
+            masked = None if masked is None else masked.index_select(0, here.rows)
+        x, source = self.embed_visual(name, values, time, segment, part.tables, masked)
+        if here is None:
+            return part.index, x, source
+        return here.places, x if part.tables is None else x.index_select(0, here.rows), source
 
     def backbone(
         self,
@@ -267,18 +275,30 @@ class UnifiedModel(nn.Module):
             attend = share.attention(attend)
         hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states)
         hidden_LD = hidden_BLD.flatten(0, 1)  # B * L places, one after the other
-        outputs = {}
-        for name, part in batch.parts.items():
-            # A part lists its places in ascending order. Codes are not looked back at.
-            listed = part.here.places if part.here else part.index
-            rows_A = None if sources[name] is None else torch.searchsorted(listed, places[name])
-            hidden_AD = hidden_LD.index_select(0, places[name])
-            if self.config.patchifier(name) == "unet":  # which goes through whole pictures
-                everywhere = share.gathered(hidden_LD) if share else hidden_LD
-                hidden_AD = everywhere.index_select(0, part.index)
-                rows_A = part.here.rows.index_select(0, rows_A) if part.here else rows_A
-            outputs[name] = self.visual_head(name, hidden_AD, sources[name], rows_A)
+        outputs = {
+            name: self._predicted(name, part, hidden_LD, places[name], sources[name], share)
+            for name, part in batch.parts.items()
+        }
         return self.text_head(hidden_LD.index_select(0, batch.label_index)), outputs
+
+    def _predicted(
+        self,
+        name: str,
+        part: VisualPart,
+        hidden_LD: Tensor,
+        places_A: Tensor,
+        source: VisualInput | None,
+        share: RowShare | None,
+    ) -> Tensor:
+        """(A, C), of the hidden states of all places that are here."""
+        # A part lists its places in ascending order. Codes are not looked back at.
+        listed = part.here.places if part.here else part.index
+        rows_A = None if source is None else torch.searchsorted(listed, places_A)
+        if self.config.patchifier(name) != "unet":
+            return self.visual_head(name, hidden_LD.index_select(0, places_A), source, rows_A)
+        if share and part.here and rows_A is not None:
+            hidden_LD, rows_A = share.gathered(hidden_LD), part.here.rows.index_select(0, rows_A)
+        return self.visual_head(name, hidden_LD.index_select(0, part.index), source, rows_A)
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile the blocks, one at a time and in place (regional compilation): as they share their code, the first
