@@ -43,5 +43,10 @@ def replay_step(plan: Plan, step: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = next((storage.load_json(uri)["found"] for uri in bad if storage.exists(uri)), [])
     kept = checkpoint.newest_facts(state)
     ranks = kept["ranks"] if kept else planned.config.workers.most
+    if ranks % (size := planned.config.engine.sequence_parallel):
+        raise InputError(
+            f"the training ran on {ranks} workers, which {size} does not divide; give the number that it ran with",
+            field=f"stages.{_STAGE}.engine.sequence_parallel",
+        )
     job = Job(planned.config, tokens, tokenizer, "", "", _Quiet(), _Quiet())
     return replay(Replay(job, state, step, [row for row in curve if "loss" in row], found, ranks))

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from omniloom.infra.training.config import WorkersConfig
+from omniloom.infra.training.launch import single_process
 from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.stages.data.tokens import TokenSet
@@ -21,6 +22,7 @@ from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config
 from omniloom.stages.train.job import Job
+from omniloom.stages.train.replay import Replay, replay
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.worker import train_worker
 
@@ -177,3 +179,24 @@ def test_it_goes_on_with_another_division(tmp_path, alone, tokens, visual, befor
     for steps, (count, size, stage) in ((3, before), (6, after)):
         train(tmp_path, config(count, size, engine={"zero_stage": stage}, steps=steps, **MIX), tokens, visual)
     agree(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_step_is_replayed_by_ranks_that_share_rows_out(tmp_path, alone, tokens, visual):
+    """Each document's loss and gradient norm are those that one rank finds."""
+    train(tmp_path, config(2, 2, **MIX), tokens, visual)
+
+    def replayed(folder: Path, settings: Config) -> dict:
+        job = Job(settings, tokens, visual, "", "", corpora.Silent(), corpora.Silent())
+        curve = [row for row in history.load(str(folder / "state" / "history.jsonl")) if "loss" in row]
+        return replay(Replay(job, str(folder / "state"), 4, curve, [], settings.workers.count))
+
+    with single_process():
+        wanted = replayed(alone, config(**MIX))
+    found = replayed(tmp_path, config(2, 2, **MIX))
+    assert found["equal"] is wanted["equal"] is True and len(found["documents"]) == len(wanted["documents"]) > 4
+    by_place = [{(d["id"], d["row"], d["task"]): d for d in one["documents"]} for one in (found, wanted)]
+    assert by_place[0].keys() == by_place[1].keys()
+    for place, document in by_place[0].items():
+        figures = [{name: d[name] for name in ("loss", "grad_norm")} for d in (document, by_place[1][place])]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-4)
