@@ -7,7 +7,9 @@ START is in clock ticks since the boot. Without Linux's /proc the last three are
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -43,6 +45,18 @@ def lives(owner: str) -> bool | None:
         return None
     state, started = found
     return started == start and state not in _ENDED
+
+
+def is_stopped(owner: str) -> bool:
+    """Whether the process is known to be stopped (SIGSTOP): it lives, and does nothing."""
+    return bool(lives(owner)) and (_state_and_start(pid(owner)) or ("", ""))[0] in ("T", "t")
+
+
+def kill(owner: str) -> None:
+    """End the process, whatever it does, where it is known to live."""
+    if lives(owner):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            os.kill(pid(owner), signal.SIGKILL)
 
 
 def pid(owner: str) -> int:

@@ -8,6 +8,7 @@ second, or to a plain dictionary when the stage runs in the driver's own process
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,25 +19,31 @@ _BOARD_SECONDS = 10.0  # for an answer of the board
 
 class ProgressBoard:
     """The latest state per stage: {"done", "total", "unit", "facts", "time"} or {"says", "time"}, or neither before the
-    first; and all "notes". Runs as a Ray actor or in-process."""
+    first; and all "notes". "time" is when it was told, by a clock that nobody sets. Runs as a Ray actor or in-process.
+    """
 
     def __init__(self):
         self._states: dict[str, dict] = {}
         self._notes: dict[str, list[str]] = {}
-        self._to_stop: set[str] = set()
+        self._to_stop: dict[str, str] = {}
 
     def update(self, stage: str, state: dict) -> None:
-        self._states[stage] = state
+        self._states[stage] = {**state, "time": time.monotonic()}
 
     def note(self, stage: str, text: str) -> None:
         self._notes.setdefault(stage, []).append(text)
 
-    def ask_to_stop(self, stages: list[str]) -> None:
-        """From the driver to the stages' workers: end, as soon as what is done is kept."""
-        self._to_stop.update(stages)
+    def ask_to_stop(self, stages: list[str], who: str = "the driver") -> None:
+        """To the stages' workers: end, as soon as what is done is kept."""
+        self._to_stop.update(dict.fromkeys(stages, who))
 
-    def is_to_stop(self, stage: str) -> bool:
-        return stage in self._to_stop
+    def goes_on(self, stage: str) -> None:
+        """From the driver: what the stage was asked is done, and its next attempt is to go on."""
+        self._to_stop.pop(stage, None)
+
+    def is_to_stop(self, stage: str) -> str | None:
+        """Who asked; None where nobody did."""
+        return self._to_stop.get(stage)
 
     def read(self) -> dict[str, dict]:
         stages = [*self._states, *(stage for stage in self._notes if stage not in self._states)]
@@ -59,12 +66,12 @@ class Progress:
     stage: str
     board: Any = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
-    _last: float = field(default=0.0, repr=False)
+    _last: float = field(default=-math.inf, repr=False)
     _most: float = field(default=0.0, repr=False)
     _hears: Callable[[], None] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_hears": None}  # of this process alone
+        return {**vars(self), "_hears": None, "_last": -math.inf}  # of this process alone
 
     @contextlib.contextmanager
     def heard_by(self, hears: Callable[[], None]) -> Iterator[None]:
@@ -84,21 +91,27 @@ class Progress:
         if done > self._most and self._hears:
             self._hears()
         self._most = max(done, self._most)
-        now = time.time()
+        now = time.monotonic()
         if self.board is None or (now - self._last < self.interval and done < total):
             return
         self._last = now
         self._send({"done": done, "total": total, "unit": unit, "facts": facts})
+
+    def ask_to_stop(self, who: str) -> None:
+        """From the stage's body: its workers are to end, as soon as what is done is kept."""
+        if self.board is not None:
+            method = self.board.ask_to_stop
+            getattr(method, "remote", method)([self.stage], who)
 
     def say(self, text: str) -> None:
         """What the stage is at where that cannot be counted, such as `starting 2 workers`."""
         if self.board is not None:
             self._send({"says": text})
 
-    def is_to_stop(self) -> bool:
-        """Whether the driver wants the stage to end."""
+    def is_to_stop(self) -> str | None:
+        """Who wants the stage to end; None where nobody does."""
         if self.board is None:
-            return False
+            return None
         if not hasattr(self.board.is_to_stop, "remote"):
             return self.board.is_to_stop(self.stage)
         import ray
@@ -106,7 +119,7 @@ class Progress:
         return ray.get(self.board.is_to_stop.remote(self.stage), timeout=_BOARD_SECONDS)
 
     def _send(self, state: dict) -> None:
-        self._call(self.board.update, {**state, "time": time.time()})
+        self._call(self.board.update, state)
 
     def _call(self, method: Any, value: Any) -> None:
         getattr(method, "remote", method)(self.stage, value)

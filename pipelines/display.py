@@ -59,7 +59,7 @@ class Display:
         self._log(text)
 
     def start(self, stage: str, reason: str) -> None:
-        self._started[stage] = time.time()
+        self._started[stage] = time.monotonic()
         if self._bars:
             self._tasks[stage] = self._bars.add_task(stage, total=None, detail=redact(f"starting ({reason})"))
         self._line(stage, f"starting ({reason})")
@@ -86,7 +86,7 @@ class Display:
             begins = self._said.pop(stage, None) is not None
             if self._bars:
                 self._bars.update(self._tasks[stage], total=state["total"], completed=state["done"], detail=detail)
-            if begins or time.time() - self._lines.get(stage, 0) >= _LINE_SECONDS:
+            if begins or time.monotonic() - self._lines.get(stage, -math.inf) >= _LINE_SECONDS:
                 self._line(stage, detail)
 
     def _say(self, stage: str, text: str) -> None:
@@ -113,7 +113,7 @@ class Display:
         self._started.pop(stage, None)
 
     def _line(self, stage: str, text: str) -> None:
-        self._lines[stage] = time.time()
+        self._lines[stage] = time.monotonic()
         if not self._bars:
             self.console.print(f"{time.strftime('%H:%M:%S')} {stage}: {redact(text)}", highlight=False, soft_wrap=True)
         self._log(f"{stage}: {text}")

@@ -19,7 +19,7 @@ from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.dividing import divide
-from omniloom.infra.training.gradients import FlatGradients
+from omniloom.infra.training.gradients import FlatGradients, clear, complete
 from omniloom.infra.training.memory import BUCKET
 from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
@@ -47,7 +47,12 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    `frozen_from` is a digest of what the frozen parameters were read from: checkpoints then hold it in their place, and
+    an engine that goes on has read them itself. Without it checkpoints hold them.
+
     Under ZeRO-3 rank 0's weights are divided: the module of another may be without memory (torch's meta device).
+
+    All ranks must use the same parameters in a pass: DeepSpeed exchanges gradients as they come.
 
     `part_of` maps a parameter's name to a part of the module, whose gradient's norm `step` gives on request.
     `compile_parts` compiles what repeats in the module, where `config.compile` asks for it; without it all is compiled.
@@ -67,23 +72,26 @@ class Engine(EngineWeights):
         lr_scale: Callable[[str], float] | None = None,
         part_of: Callable[[str], str] = lambda name: "all",
         compile_parts: Callable[[], None] | None = None,
+        frozen_from: str | None = None,
     ):
         deepspeed = import_deepspeed()
+        scale_of = lr_scale or (lambda name: 1.0)
         # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers. Counted while undivided.
-        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
+        bucket = min(BUCKET, sum(p.numel() for name, p in module.named_parameters() if scale_of(name)))
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
+        self.frozen_from = frozen_from
         self.device = device()
         if config.precision == "bf16":
             _enter_inside(module, self.autocast)
         if config.zero_stage == 3 and ranks()[1] > 1:
             divide(module, self.device)
-        groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
+        groups = _groups(module, optimizer.weight_decay, scale_of)
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
         adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
-        offload = config.offload and config.zero_stage > 0
+        self._offload = offload = config.offload and config.zero_stage > 0
         if offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         flat = config.zero_stage == 1 and not offload
@@ -131,6 +139,8 @@ class Engine(EngineWeights):
             self._losses.append(loss.detach())
         if self._gradients:
             self._gradients.begin()
+        elif self.config.zero_stage and self.engine.micro_steps % self.accumulate == 0:
+            clear(self.engine.optimizer)
         self.engine.backward(loss)
 
     def step(self, step: int, part_norms: bool = False) -> dict[str, float | torch.Tensor]:
@@ -144,6 +154,8 @@ class Engine(EngineWeights):
             self.engine.step()
             return {}
         norm = self._gradients.reduce() if self._gradients else None
+        if self.accumulate > 1 and self._offload:
+            complete(self.engine.optimizer)
         parts = self._part_norms() if part_norms or (self.accepts and norm is None) else {}
         clip = self.optimizer_config.grad_clip
         if not self.config.zero_stage:
@@ -229,7 +241,8 @@ def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[st
         if not parameter.requires_grad:
             continue
         if scale:
-            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+            # ZeRO-3 leaves of a divided parameter one axis without length.
+            groups.setdefault((scale, len(getattr(parameter, "ds_shape", parameter.shape)) >= 2), []).append(parameter)
         else:
             parameter.requires_grad_(False)
     if not groups:

@@ -1,4 +1,5 @@
-"""Gradients under ZeRO stage 1, in one buffer a group: reduced over the ranks, measured and clipped without the host.
+"""Gradients under ZeRO stage 1, in one buffer a group: reduced over the ranks, measured and clipped without the host;
+and what the other stages need so that a step sees its own alone.
 
 DeepSpeed copies each gradient three times on its way to the optimizer, measures them one by one and waits for the norm
 on the host. Here a parameter's `grad` is a view of its group's flat buffer, so that the backward pass writes where the
@@ -18,6 +19,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+@torch.no_grad()
+def clear(optimizer: Any) -> None:
+    """Forget the last step's gradients in DeepSpeed's own reduction, before a step's first backward pass.
+
+    It writes over them by parameter, so that what has no gradient in a step (the head of an objective that no row
+    has) would be updated, and counted in the norm, by that of an earlier one.
+    """
+    held = [getattr(optimizer, "grad_partitions_flat_buffer", None)]
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # stage 3; 1 and 2, with offload
+        held += [weights.grad for weights in getattr(optimizer, name, ())]
+    held += getattr(optimizer, "accumulated_grads_in_cpu", {}).values()
+    for gradients in held:
+        if gradients is not None:
+            gradients.zero_()
+    getattr(optimizer, "norm_for_param_grads", {}).clear()
+
+
+def complete(optimizer: Any) -> None:
+    """After the last of several backward passes of a step, with offload: hand over also what had a gradient in an
+    earlier pass alone, which DeepSpeed leaves out."""
+    optimizer.finalize_gradient_accumulation_boundary()
 
 
 class _Shard:

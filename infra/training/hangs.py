@@ -67,10 +67,13 @@ def _written(state: str) -> set[int]:
 
 
 def _ask_for_others(state: str, rank: int, processes: Sequence[str], fact: dict) -> None:
-    """Wait for the other ranks' stacks; of those of this machine that are still missing the lowest rank here that
-    could write asks py-spy."""
+    """Wait for the other ranks' stacks, but for those that are known to be stopped; of those of this machine that are
+    still missing the lowest rank here that could write asks py-spy, and ends them: the group waits for their end."""
     every, deadline = set(range(len(processes))), time.monotonic() + _WAIT_SECONDS
-    while every - (written := _written(state)) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        written = _written(state)
+        if all(owner.is_stopped(processes[other]) for other in every - written):
+            break
         time.sleep(0.5)
     here = {other for other in every if owner.same_kernel(processes[other], processes[rank])}
     if rank != min(written & here, default=rank):
@@ -78,6 +81,7 @@ def _ask_for_others(state: str, rank: int, processes: Sequence[str], fact: dict)
     for other in sorted((every - written) & here):
         text = spy(owner.pid(processes[other]))
         _write(state, {**fact, "rank": other, "place": "does not answer, asked from outside", "stacks": text})
+        owner.kill(processes[other])
 
 
 def spy(pid: int) -> str:

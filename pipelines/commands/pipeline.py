@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from collections.abc import Iterable
 
 import typer
 
-from omniloom.infra.secrets import redact
+from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.infra.secrets import redact, redact_override
 from omniloom.pipelines import signals
 from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides, planned
 from omniloom.pipelines.commands.look import UI_PORT
@@ -62,6 +65,10 @@ def run(config: ConfigPath, overrides: Overrides = None, *, selection: Selection
         try:
             with naming(made.config):
                 execute(made, display)
+        except (KeyboardInterrupt, OmniLoomError) as error:
+            if line := _goes_on(error, config, overrides or [], selection):
+                print(line, file=sys.stderr)
+            raise
         finally:
             if display.log:
                 print(f"log:    {display.log.uri}", file=sys.stderr)
@@ -73,6 +80,18 @@ def run(config: ConfigPath, overrides: Overrides = None, *, selection: Selection
                 "MLflow: "
                 + (display.page if served else f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}")
             )
+
+
+def _goes_on(
+    error: BaseException, config: str | os.PathLike, overrides: Iterable[str], selection: Selection
+) -> str | None:
+    """The line with the command that goes on from where a run ended; None where something has to be changed first, or
+    the command would make a stage again from its beginning."""
+    again = selection.only or selection.from_ or selection.force
+    if isinstance(error, InputError) or again or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    words = ["omniloom", "run", str(config), *map(redact_override, overrides), *selection.arguments()]
+    return f"again:  {shlex.join(words)}"
 
 
 def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -5,15 +5,16 @@
                and where each stream stood then; it knows no rank, so that any number of them goes on from it
 
 A window is planned as the period has it in which it begins, and given out to its end: a change holds from the next
-window on. Streams go on where they stood, so that a change repeats and loses no document of an epoch. From the seed,
-the periods and a position follows what every row of the training held: `Books.uses` tells it of a document.
+window on, but that what the corpus has no more leaves its places empty at once. Streams go on where they stood, so that
+a change repeats and loses no document of an epoch. From the seed, the periods and a position follows what every row of
+the training held: `Books.uses` tells it of a document.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Period:
 @dataclass(frozen=True)
 class Use:
     """A document in a row that was trained on: the step, the row's number in it, what of it was shown how, and the
-    period in which that was planned, whose corpus it is a document of."""
+    period that the row was given out in, whose corpus it is a document of."""
 
     step: int
     row: int
@@ -59,6 +60,16 @@ class Books:
         period = self.period(rows)
         steps, row = divmod(rows - period.rows, period.batch_rows)
         return period.step + steps, row
+
+    def placed(self, window: Window, piece: int, period: Period) -> Placed | None:
+        """One of a window's pieces as a document of the period's corpus; None where that has it no more."""
+        placed = window.placed(piece)
+        if window.planner is period.planner:
+            return placed
+        name = list(window.planner.streams)[int(window.pieces.stream[piece])]
+        stream = period.planner.streams.get(name)
+        document = stream.document_at(int(window.pieces.position[piece])) if stream else -1
+        return replace(placed, index=document) if document >= 0 else None
 
     def uses(self, position: dict[str, Any], wanted: Mapping[str, np.ndarray]) -> Iterator[Use]:
         """All uses of these units, by stream, in a training that came to this position, in the order of steps."""
@@ -89,8 +100,8 @@ class Books:
                     here |= (window.pieces.stream == number) & np.isin(window.pieces.position, places[name])
             for piece in np.flatnonzero(here).tolist():
                 row = before + window.row_of(piece)
-                if row < taken:
-                    yield Use(*self.place(row), window.placed(piece), self.period(before))
+                if row < taken and (placed := self.placed(window, piece, self.period(row))):
+                    yield Use(*self.place(row), placed, self.period(row))
             rows.skip()
 
 

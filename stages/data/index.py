@@ -12,16 +12,18 @@
     index/SPLIT/KIND.pixels.npy      the same by pixels, where the tokens hold any
 
 pretokenize's workers make a `Lengths` of each shard, from which `write` makes the index: it holds one shard at a time
-in memory, whatever their number. Readers map the files. A token artifact without an index is read once for it.
+in memory, whatever their number. A token artifact without an index is read once for it.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
@@ -35,6 +37,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _CHUNK = 1 << 20
 _CLIPPED = (1 << 16) - 1
 _SMALL = 1 << 16  # bytes of a file that is read rather than mapped
+_AHEAD = 1 << 22  # bytes that are read at once to have them near
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ class Index:
     def __init__(self, folder: Path):
         self.folder = folder
         self._maps: dict[str, np.ndarray] = {}
+        self._files: dict[str, FileIO] = {}
         shards = self.column("shards")
         self.shards, self._sizes = shards["number"], shards["documents"].astype(np.int64)
         self._ends = np.cumsum(self._sizes)
@@ -225,6 +229,8 @@ class Index:
             # Documents are drawn from all over it, so that what lies beside a number is not wanted.
             _advise(held, mmap.MADV_RANDOM)
             self._maps[name] = held
+            if isinstance(held, np.memmap):
+                self._files[name] = open(file, "rb", buffering=0)  # noqa: SIM115  # as long as the map
         return np.asarray(self._maps[name])
 
     def __len__(self) -> int:
@@ -233,23 +239,63 @@ class Index:
     def count(self, kind: str) -> int:
         return max(0, len(self.column(f"{kind}.documents")) - (kind != "text"))
 
-    def documents(self, kind: str, places: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The numbers in the split of the documents at these places of their kind, int64: of texts the shortest first,
-        of others as they come."""
+    def documents(self, kind: str, places: np.ndarray | None = None) -> np.ndarray:
+        """The numbers in the split of the documents at these places of their kind, or of all, int64: of texts the
+        shortest first, of others as they come."""
         if not (count := self.count(kind)):
             return np.empty(0, np.int64)
-        return self.column(f"{kind}.documents")["document"][:count][places].astype(np.int64)
+        if places is None:
+            return self.column(f"{kind}.documents")["document"][:count].astype(np.int64)
+        return self._read(f"{kind}.documents", places)["document"].astype(np.int64)
+
+    def tokens(self, places: np.ndarray) -> np.ndarray:
+        """Of the texts at these places of their kind, with <bos> and <eos>, int64."""
+        return self._read("text.documents", places)["tokens"].astype(np.int64)
 
     def segments(self, kind: str, places: np.ndarray, representation: str = "latents") -> tuple[np.ndarray, np.ndarray]:
         """Of the documents at these places of their kind: how many segments each has, and the tokens of all segments
         one after the other; see KIND.segments. Not of texts."""
-        start = self.column(f"{kind}.documents")["start"]
-        begin = start[places].astype(np.int64)
-        counts = start[places + 1].astype(np.int64) - begin
+        begin, end = self._bounds(kind, places)
         pixels = representation == "pixels" and len(self.column(f"{kind}.pixels"))
-        return counts, self.column(f"{kind}.{'pixels' if pixels else 'segments'}")[ragged(begin, counts)].astype(
-            np.int64
-        )
+        found = self._read(f"{kind}.{'pixels' if pixels else 'segments'}", begin, end - begin)
+        return end - begin, found.astype(np.int64)
+
+    def _bounds(self, kind: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the segments of these documents begin and end."""
+        if len(places) and places[-1] - places[0] == len(places) - 1 and (np.diff(places) == 1).all():
+            bounds = self._read(f"{kind}.documents", places[:1], len(places) + 1)["start"].astype(np.int64)
+            return bounds[:-1], bounds[1:]
+        bounds = self._read(f"{kind}.documents", places, 2)["start"].astype(np.int64)
+        return bounds[::2], bounds[1::2]
+
+    def _read(self, name: str, starts: np.ndarray, counts: np.ndarray | int = 1) -> np.ndarray:
+        """So many entries of a column from each of these places on, one run after the other. From a file: the system
+        would map 64 KiB around each, which takes longer than to read it, and counts as this process's memory."""
+        column = self.column(name)
+        counts = np.broadcast_to(counts, starts.shape)
+        if not isinstance(self._maps[name], np.memmap):
+            return column[ragged(starts, counts)]
+        if len(starts) and not (starts[1:] - starts[:-1] - counts[:-1]).any():  # all of it side by side
+            starts, counts = starts[:1], np.array([counts.sum()])
+        size, header = column.itemsize, self._maps[name].offset
+        file, pread = self._files[name].fileno(), os.pread
+        places = zip((counts * size).tolist(), (header + starts * size).tolist(), strict=True)
+        return np.frombuffer(b"".join([pread(file, length, at) for length, at in places]), column.dtype)
+
+    def read_ahead(self) -> None:
+        """In the background, has the system read what rows are planned from, in the files' order: from all over a file
+        that it has not read yet, a window's numbers would take a disk's access each."""
+        threading.Thread(target=self._read_through, name="index", daemon=True).start()
+
+    def _read_through(self) -> None:
+        buffer = bytearray(_AHEAD)
+        for kind in KINDS:
+            for name in (f"{kind}.documents", f"{kind}.segments", f"{kind}.pixels"):
+                if (file := self.folder / f"{name}.npy").exists():
+                    with open(file, "rb", buffering=0) as held:
+                        os.posix_fadvise(held.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                        while held.readinto(buffer):
+                            pass
 
     def shard_of(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places of these documents' shards in `shards`, and their rows there."""

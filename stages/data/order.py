@@ -142,20 +142,20 @@ class Permutation:
         halves = [words & self._masks[0], words >> self._low]
         for number in rounds:  # each round changes one half by the other, so that it is its own inverse
             half = number % 2
-            halves[half] ^= _mixed(halves[1 - half] + self._keys[number]) & self._masks[half]
+            halves[half] ^= mixed(halves[1 - half] + self._keys[number]) & self._masks[half]
         return halves[1] << self._low | halves[0]
 
 
 def uniform(positions: np.ndarray, seed: int) -> np.ndarray:
     """A number in [0, 1) by position, float64: those of one seed are as if drawn independently."""
-    words = _mixed(np.asarray(positions).astype(np.uint64) * _GOLDEN + np.uint64(seed))
+    words = mixed(np.asarray(positions).astype(np.uint64) * _GOLDEN + np.uint64(seed))
     return (words >> np.uint64(11)) * 2.0**-53
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mixed(words: np.ndarray) -> np.ndarray:
+def mixed(words: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64 (Steele, Lea, Flood 2014): uint64 -> uint64, each bit depends on all."""
     words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

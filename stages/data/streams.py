@@ -68,7 +68,7 @@ class Stream:
         piece = np.searchsorted(self._ends, units, side="right")
         place = units - (self._ends - self._numbers)[piece] + self._firsts[piece]
         start = piece * self.length
-        tokens = self.index.column("text.documents")["tokens"][place].astype(np.int64)
+        tokens = self.index.tokens(place)
         return place, start, np.minimum(start + self.length, tokens)
 
     def units_of(self, place: int) -> np.ndarray:
@@ -83,6 +83,11 @@ class Stream:
         gone."""
         found = self.index.documents(self.kind, places)
         return found if self.part.documents is None else np.asarray(self.part.documents)[found]
+
+    def document_at(self, position: int) -> int:
+        """The number of the document at a position in the corpus that is read; -1 where it is gone."""
+        units = self.unit(np.array([position]))
+        return int(self.documents(self.pieces(units)[0] if self.kind == "text" else units)[0])
 
     def arranged(self, positions: np.ndarray, arranger: Arranger) -> Arranged:
         """What stands at these positions, as it is arranged there, less what cannot be placed."""
@@ -108,7 +113,7 @@ class Stream:
         for places in (np.arange(0, count, step), *np.array_split(np.arange(count), 1 + (count >> 16))):
             if self.kind == "text":
                 fits = np.ones(len(places), bool)
-                tokens = self.index.column("text.documents")["tokens"][places].astype(float)
+                tokens = self.index.tokens(places).astype(float)
             else:
                 fits, tokens = arranger.fits(self.kind, arranger.longest(self.index, self.kind, places))
             fits = fits & (self.documents(places) >= 0)

@@ -13,9 +13,11 @@ from omniloom.models.unified.batch import Batch, Document, Segment, collate
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.stages.data.books import Books, Period, RowStream
 from omniloom.stages.data.documents import Documents
+from omniloom.stages.data.index import Index
 from omniloom.stages.data.order import hash_seed
 from omniloom.stages.data.packing import Placed
-from omniloom.stages.data.planner import Planner
+from omniloom.stages.data.parts import Part, held_before
+from omniloom.stages.data.planner import Planner, Window
 from omniloom.stages.data.shares import most
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train.config import Config, feature_dim
@@ -32,13 +34,19 @@ class PackedRow:
     documents: list[Placed]
 
 
+def period(corpus: Index | Sequence[Part], config: Config, step: int = 0, rows: int = 0) -> Period:
+    """The period of the books that a config means, from a step on, before which there were so many rows."""
+    return Period(step, rows, config.batch_rows, Planner(corpus, config.packing, config.seed, config.objectives))
+
+
 _AHEAD = 4  # steps whose tokens are brought to this machine
 
 
 class RowLoader:
     """`at(step)`: this rank's micro-batches, one a forward pass. Collates one step ahead.
 
-    A document that is left out leaves its places in its row empty at the end; all others stay in their rows.
+    `books` are those of a training that was changed on the way; `tokens` and `config` are of their last period. A
+    document that is left out leaves its places in its row empty at the end; all others stay in their rows.
     """
 
     def __init__(
@@ -49,16 +57,17 @@ class RowLoader:
         rank: int,
         ranks: int,
         device: str = "cpu",
+        books: Books | None = None,
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
-        planner = Planner(tokens.index, config.packing, config.seed, config.objectives)
-        self._books = Books([Period(0, 0, config.batch_rows, planner)])
+        tokens.index.read_ahead()
+        self._books = books or Books([period(tokens.index, config)])
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._ahead: tuple[int, Future] | None = None
         self._taken: dict[int, list[PackedRow]] = {}  # by step, of the last two
-        self._left_out: frozenset[str] = frozenset()
+        self._left_out: dict[str, int] = {}  # ids of documents, and the step from which on they are in no batch
         self._enter(None)
 
     def _enter(self, position: dict[str, Any] | None) -> None:
@@ -70,15 +79,17 @@ class RowLoader:
 
     @property
     def position(self) -> dict[str, Any]:
-        return {"stream": self._position}
+        return {"stream": self._position, **({"left_out_since": dict(self._left_out)} if self._left_out else {})}
 
     def seek(self, position: dict[str, Any]) -> None:
-        self._left_out = frozenset(position.get("left_out", ()))
-        self._enter(position["stream"])
+        stream, since = position["stream"], position.get("left_out_since", {})
+        step, _ = self._books.place(stream["rows"] + stream["row"])
+        self._left_out = {name: since.get(name, step) for name in position.get("left_out", ())}
+        self._enter(stream)
 
     def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[PackedRow]]:
         """The micro-batches, the position after them, and what they were made of."""
-        rows = self._stream.take(self.config.batch_rows)
+        rows = self._stream.next(self.config.batch_rows)
         together = self.config.engine.sequence_parallel
         mine = self.config.workers.division(len(rows), self.rank, self.ranks, together)
         packed = [[self._packed(step, number, rows[number]) for number in numbers] for numbers in mine]
@@ -92,13 +103,21 @@ class RowLoader:
         first, last = mine[0].start, mine[-1].stop
         if self.tokens.remote:
             coming = enumerate(self._stream.coming(_AHEAD * len(rows)))
-            wanted = [window.documents(row) for number, (window, row) in coming if first <= number % len(rows) < last]
-            self.tokens.ahead(np.concatenate(wanted))
+            planner = self._books.periods[-1].planner
+            wanted = [
+                window.documents(row)
+                for number, (window, row) in coming
+                if first <= number % len(rows) < last and window.planner is planner
+            ]
+            self.tokens.ahead(np.concatenate([np.empty(0, np.int64), *wanted]))
         return batches, dict(self._stream.position), [row for some in packed for row in some]
 
-    def _packed(self, step: int, number: int, row: list[Placed]) -> PackedRow:
+    def _packed(self, step: int, number: int, held: tuple[Window, int]) -> PackedRow:
         # A row's noise depends on its place in the run alone, never on ranks or batches.
         seed = hash_seed(self.config.seed, step, number)
+        window, now = held[0], self._books.periods[-1]
+        found = (self._books.placed(window, piece, now) for piece in window.span(held[1]))
+        row = [placed for placed in found if placed]
         if self._left_out:
             row = [placed for placed in row if self.tokens.row(placed.index)["id"] not in self._left_out]
         return PackedRow(number, seed, row)
@@ -131,9 +150,11 @@ class RowLoader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def validation_rows(held_out: TokenSet, config: Config, model_config: UnifiedConfig, device: str) -> MicroBatches:
+def validation_rows(
+    held_out: TokenSet, config: Config, model_config: UnifiedConfig, device: str, earlier: Sequence[Index] = ()
+) -> MicroBatches:
     """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
-    split holds nothing that fits."""
+    split holds nothing that fits. What one of the `earlier` corpora of the training had to train on is not in them."""
     packing = config.packing.model_copy(
         update={
             "condition_dropout": 0.0,
@@ -142,7 +163,9 @@ def validation_rows(held_out: TokenSet, config: Config, model_config: UnifiedCon
             "mixture": most(config.packing.mixture),  # of a schedule all that it ever has
         }
     )
-    planner = Planner(held_out.index, packing, config.seed, most(config.objectives), empty=True)
+    unseen = np.where(held_before(held_out.index, earlier), -1, np.arange(len(held_out))) if earlier else None
+    corpus = [Part(held_out.index, unseen)]
+    planner = Planner(corpus, packing, config.seed, most(config.objectives), empty=True)
     if not planner.shares:  # what of the split is left out is counted in the stage's metrics
         return []
     rows = RowStream(planner).take(config.validation_rows)

@@ -5,14 +5,16 @@
 Writes the index of the corpus to DIR (in the temporary folder by default, about 30 bytes a document; kept where it is
 named, so that another run starts at once), then measures in a fresh process each: the start (index, planner and first
 window), a resume at step 100,000, the memory that is the process's own at its peak, and the CPU seconds of a window of
-a million tokens. Corpora are of texts of 200 tokens, of captioned pictures of 32 tokens in all, of texts of 25 tokens,
-and of all kinds mixed. No tokens are read: that is a memory-mapped read of each document.
+a million tokens, with files that the system has read before or, by `--cold` (as root), has not. Corpora are of texts
+of 200 tokens, of captioned pictures of 32 tokens in all, of texts of 25 tokens, and of all kinds mixed. No tokens are
+read: that is a memory-mapped read of each document.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,7 +72,9 @@ def measure(folder: Path, windows: int, position: dict | None) -> dict:
     """In a fresh process: `BEGAN` is before the imports."""
     imported = time.perf_counter() - BEGAN
     began = time.perf_counter()
-    planner = Planner(Index(folder), PackingConfig(length=LENGTH, window_rows=256), 0)
+    index = Index(folder)
+    index.read_ahead()
+    planner = Planner(index, PackingConfig(length=LENGTH, window_rows=256), 0)
     stream = RowStream(planner, position)
     stream.take(1)
     start = time.perf_counter() - began
@@ -102,6 +106,12 @@ def measure(folder: Path, windows: int, position: dict | None) -> dict:
     }
 
 
+def forget(files: bool) -> None:
+    if files:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("1\n")
+
+
 def apart(folder: Path, windows: int, position: dict | None) -> dict:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--windows", str(windows), "--measure", str(folder), json.dumps(position)]
@@ -113,6 +123,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100_000_000)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", choices=CORPORA)
+    parser.add_argument("--cold", action="store_true", help="the system forgets the files before each measurement")
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -131,10 +142,12 @@ def main() -> None:
             )
             print(f"{sum(f.stat().st_size for f in folder.iterdir()) / options.documents:.1f} bytes a document")
 
+        forget(options.cold)
         fresh = apart(folder, options.windows, None)
         # Step 100,000 at 32 rows of a step: its window's number, and where the streams stand by what a window takes.
         far = 100_000 * 32 // 256
         streams = {name: [at * far // options.windows, 0.0] for name, (at, _) in fresh["streams"].items()}
+        forget(options.cold)
         late = apart(
             folder, options.windows, {"window": far, "row": 17, "rows": 256 * far, "streams": streams, "marks": []}
         )

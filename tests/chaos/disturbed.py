@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -120,34 +121,38 @@ def made(root: str) -> dict[str, str]:
     return found
 
 
+def keep(root: str, folder: Path) -> None:
+    """Copy what a pipeline made, and where it stands, to a folder of this machine."""
+    for name in storage.list_files(root):
+        storage.write_bytes(str(folder / name), storage.read_bytes(storage.join(root, name)))
+
+
 def _untimed(row: dict) -> dict:
     return {name: value for name, value in row.items() if not name.endswith(_TIMED)}
 
 
 @contextmanager
-def place(kind: str, folder: Path) -> Iterator[tuple[str, dict[str, str], Proxy | None]]:
-    """(URI of an empty storage, variables that it needs, the proxy in front of it): a `folder`, a small `disk` of its
-    own, or an `s3` server."""
-    if kind == "folder":
-        yield str(folder / "store"), {}, None
-    elif kind == "disk":
-        disk = folder / "disk"
-        disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)], check=True)
-        try:
-            yield str(disk / "store"), {}, None
-        finally:
-            subprocess.run(["umount", "-l", str(disk)], check=True)
-    else:
-        with _s3() as (env, proxy):
-            yield "s3://bucket/store", env, proxy
+def place(kind: str, folder: Path) -> Iterator[str]:
+    """URI of an empty storage: on a small `disk` of its own, or on the `s3` server."""
+    if kind == "s3":
+        yield f"s3://bucket/{folder.name}"
+        return
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)], check=True)
+    try:
+        yield str(disk / "store")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @contextmanager
-def _s3() -> Iterator[tuple[dict[str, str], Proxy]]:
+def s3() -> Iterator[tuple[dict[str, str], Proxy]]:
+    """(Variables that its clients need, the proxy in front of it.)"""
     import fsspec
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     proxy = Proxy(server.get_host_and_port()[1])

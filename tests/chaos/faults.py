@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
-from nodes import CPUS, Nodes
+from nodes import CPUS
 
 from omniloom.infra import storage
 
+if TYPE_CHECKING:
+    from world import World
+
 RANK, BODY, SHARDS = ("RayTrainWorker",), "ray::{}", ("Map", "MapWorker")
+_MANIFEST = re.compile(r"/checkpoints/step-\d+\.json$")
 _DRAIN = """
 import sys, time
 from ray._raylet import GcsClient
@@ -33,14 +37,11 @@ for found in client.get_all_node_info(timeout=10).values():
 
 @dataclass
 class Scene:
-    """What a fault finds: the cluster, the driver, the storage and what is around it."""
+    """What a fault finds: the world, the pipeline's storage and its driver."""
 
-    nodes: Nodes
+    world: World
     root: str
     random: random.Random
-    folder: Path
-    proxy: Any = None
-    server: Any = None  # MLflow's
     driver: subprocess.Popen | None = None
     later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # what ends a fault, by its moment
 
@@ -49,15 +50,20 @@ class Scene:
 
     def settle(self) -> None:
         """Do what is due."""
-        self.nodes.mend()
+        self.world.nodes.mend()
         now = time.monotonic()
-        for moment, call in [*self.later]:
-            if moment <= now:
-                self.later.remove((moment, call))
-                call()
+        for entry in [*self.later]:
+            if entry[0] <= now:
+                self.later.remove(entry)
+                entry[1]()
+
+    def end(self) -> None:
+        """Do what is due later, too."""
+        while self.later:
+            self.later.pop(0)[1]()
 
     def one(self, *words: str) -> tuple[int, psutil.Process] | None:
-        found = self.nodes.workers(*words)
+        found = self.world.nodes.workers(*words)
         return self.random.choice(found) if found else None
 
 
@@ -86,75 +92,97 @@ def _driver(number: signal.Signals) -> Fault:
 
 
 def _all_ranks_stopped(scene: Scene, stage: str) -> str | None:
-    ranks = scene.nodes.workers(*RANK)
+    ranks = scene.world.nodes.workers(*RANK)
     for _, rank in ranks:
         rank.send_signal(signal.SIGSTOP)
     return f"SIGSTOP to {len(ranks)} ranks" if ranks else None
 
 
 def _node(scene: Scene, stage: str) -> str | None:
-    busy = {node for node, _ in scene.nodes.workers(*RANK, BODY.format(stage)) if node}
+    busy = {node for node, _ in scene.world.nodes.workers(*RANK, BODY.format(stage)) if node}
     number = scene.random.choice(sorted(busy or range(1, len(CPUS))))
-    scene.nodes.kill(number)
-    scene.after(2.0, lambda: number in scene.nodes.processes or scene.nodes.start(number))
+    scene.world.nodes.kill(number)
+    scene.after(2.0, lambda: number in scene.world.nodes.processes or scene.world.nodes.start(number))
     return f"node {number} gone, with all its processes; another one comes"
 
 
+def _raylet(scene: Scene, stage: str) -> str | None:
+    """Ray's own process of a node is killed; those that it started have to end by themselves."""
+    busy = {node for node, _ in scene.world.nodes.workers(*RANK, BODY.format(stage)) if node}
+    if not busy:
+        return None
+    number = scene.random.choice(sorted(busy))
+    raylets = [member for member in scene.world.nodes.members(number) if member.name() == "raylet"]
+    for raylet in raylets:
+        raylet.kill()
+    return f"raylet of node {number}" if raylets else None
+
+
 def _head(scene: Scene, stage: str) -> str | None:
-    for number in reversed(list(scene.nodes.processes)):
-        scene.nodes.kill(number)
+    for number in reversed(list(scene.world.nodes.processes)):
+        scene.world.nodes.kill(number)
     for number in range(len(CPUS)):
-        scene.nodes.start(number)
+        scene.world.nodes.start(number)
         if number == 0:
-            scene.nodes.wait_for_head()
+            scene.world.nodes.wait_for_head()
     return "all nodes gone, the head too"
 
 
 def _drained(scene: Scene, stage: str) -> str | None:
-    busy = [node for node, _ in scene.nodes.workers(*RANK) if node]
+    busy = [node for node, _ in scene.world.nodes.workers(*RANK) if node]
     if not busy:
         return None
     number, seconds = scene.random.choice(busy), 20
-    command = [sys.executable, "-c", _DRAIN, scene.nodes.address, scene.nodes.labels[number], str(seconds)]
-    done = subprocess.run(command, env=scene.nodes.env, capture_output=True, text=True, errors="replace", timeout=30)
+    command = [sys.executable, "-c", _DRAIN, scene.world.nodes.address, scene.world.nodes.labels[number], str(seconds)]
+    done = subprocess.run(
+        command, env=scene.world.nodes.env, capture_output=True, text=True, errors="replace", timeout=30
+    )
     if "True" not in done.stdout:
         raise RuntimeError(f"not drained: {done.stdout} {done.stderr[-500:]}")
 
-    label = scene.nodes.labels[number]
+    label = scene.world.nodes.labels[number]
 
     def replace() -> None:
-        if scene.nodes.labels[number] == label and number in scene.nodes.processes:  # else another fault was first
-            scene.nodes.kill(number)
-            scene.nodes.start(number)
+        if (
+            scene.world.nodes.labels[number] == label and number in scene.world.nodes.processes
+        ):  # else another fault was first
+            scene.world.nodes.kill(number)
+            scene.world.nodes.start(number)
 
     scene.after(seconds, replace)
     return f"node {number} drained, gone after {seconds} s"
 
 
 def _damaged(how: str) -> Fault:
+    """Damage to the newest checkpoint of a group that is then killed; another one lies beside it."""
+
     def fault(scene: Scene, stage: str) -> str | None:
-        found = checkpoints(scene.root, stage)
-        rank = scene.one(*RANK)
-        if not found or rank is None:
+        ranks = [rank for _, rank in scene.world.nodes.workers(*RANK)]
+        if not ranks or len(checkpoints(scene.root, stage)) < 2:
             return None
-        files = [found[-1], *(f"{found[-1][:-5]}/{name}" for name in storage.list_files(found[-1][:-5]))]
-        file = scene.random.choice(files)
-        try:
-            data = bytearray(storage.read_bytes(file))
-            if how == "gone":
-                storage.remove(file)
-            elif how == "cut":
-                storage.write_bytes(file, bytes(data[: len(data) // 2]))
-            else:
-                for _ in range(200):
-                    data[scene.random.randrange(len(data))] ^= 1 << scene.random.randrange(8)
-                storage.write_bytes(file, bytes(data))
-        except FileNotFoundError:  # training has gone on, and dropped it
-            return None
-        rank[1].kill()
-        return f"{file.rpartition('/')[2]} {how}, then SIGKILL to a rank"
+        for rank in ranks:  # so that none writes another one meanwhile
+            rank.suspend()
+        newest = checkpoints(scene.root, stage)[-1]
+        inside = newest.removesuffix(".json")
+        file = scene.random.choice([newest, *(storage.join(inside, name) for name in storage.list_files(inside))])
+        _damage(scene, file, how)
+        for rank in ranks:
+            rank.kill()
+        return f"{file.partition('/checkpoints/')[2]} {how}, then SIGKILL to {len(ranks)} ranks"
 
     return fault
+
+
+def _damage(scene: Scene, file: str, how: str) -> None:
+    data = bytearray(storage.read_bytes(file))
+    if how == "gone":
+        storage.remove(file)
+    elif how == "cut":
+        storage.write_bytes(file, bytes(data[: len(data) // 2]))
+    else:
+        for _ in range(200):
+            data[scene.random.randrange(len(data))] ^= 1 << scene.random.randrange(8)
+        storage.write_bytes(file, bytes(data))
 
 
 def _full(scene: Scene, stage: str) -> str | None:
@@ -171,8 +199,8 @@ def _full(scene: Scene, stage: str) -> str | None:
 
 def _storage(mode: str, seconds: float) -> Fault:
     def fault(scene: Scene, stage: str) -> str | None:
-        scene.proxy.mode = mode
-        scene.after(seconds, lambda: setattr(scene.proxy, "mode", "well"))
+        scene.world.proxy.mode = mode
+        scene.after(seconds, lambda: setattr(scene.world.proxy, "mode", "well"))
         return f"{mode} for {seconds:g} s"
 
     return fault
@@ -181,11 +209,11 @@ def _storage(mode: str, seconds: float) -> Fault:
 def _tracking(how: str) -> Fault:
     def fault(scene: Scene, stage: str) -> str | None:
         if how == "killed":
-            scene.server.kill()
-            scene.after(6.0, scene.server.start)
+            scene.world.server.kill()
+            scene.after(6.0, scene.world.server.start)
         else:
-            scene.server.signal(signal.SIGSTOP)
-            scene.after(10.0, lambda: scene.server.signal(signal.SIGCONT))
+            scene.world.server.signal(signal.SIGSTOP)
+            scene.after(10.0, lambda: scene.world.server.signal(signal.SIGCONT))
         return how
 
     return fault
@@ -193,16 +221,15 @@ def _tracking(how: str) -> Fault:
 
 def _clock(scene: Scene, stage: str) -> str | None:
     whose, hours = scene.random.choice(("driver", "nodes")), scene.random.choice((-26, -1, 1, 26))
-    (scene.folder / f"clock-{whose}").write_bytes(struct.pack("d", 3600.0 * hours))
-    scene.after(15.0, lambda: (scene.folder / f"clock-{whose}").write_bytes(struct.pack("d", 0.0)))
+    scene.world.set_clock(whose, hours)
+    scene.after(15.0, lambda: scene.world.set_clock(whose, 0))
     return f"the clock of the {whose} {hours:+d} h for 15 s"
 
 
 def checkpoints(root: str, stage: str) -> list[str]:
     """URIs of the manifests of a stage's checkpoints, oldest first."""
     work = storage.join(root, "work", stage)
-    names = [name for name in storage.list_files(work) if "/checkpoints/step-" in name and name.endswith(".json")]
-    return [storage.join(work, name) for name in sorted(names)]
+    return [storage.join(work, name) for name in sorted(storage.list_files(work)) if _MANIFEST.search(name)]
 
 
 # They end nobody's process: each comes when it is due, whatever else is under way.
@@ -213,8 +240,13 @@ ANYWHERE: dict[str, Fault] = {
     "driver killed": _driver(signal.SIGKILL),
     "driver told to end": _driver(signal.SIGTERM),
     "body killed": _signalled(signal.SIGKILL, BODY),
+    "body told to end": _signalled(signal.SIGTERM, BODY),
     "node lost": _node,
+    "raylet killed": _raylet,
+    "head lost": _head,
     "clock set": _clock,
+    "MLflow killed": _tracking("killed"),
+    "MLflow hangs": _tracking("hangs"),
 }
 IN_TRAINING: dict[str, Fault] = {
     "rank killed": _signalled(signal.SIGKILL, *RANK),
@@ -227,7 +259,6 @@ IN_TRAINING: dict[str, Fault] = {
     "checkpoint: gone": _damaged("gone"),
 }
 IN_DATA: dict[str, Fault] = {"worker killed": _signalled(signal.SIGKILL, *SHARDS)}
-RARE: dict[str, Fault] = {"head lost": _head}
 OF_PLACE: dict[str, dict[str, Fault]] = {
     "disk": {"disk full": _full},
     "s3": {
@@ -236,5 +267,5 @@ OF_PLACE: dict[str, dict[str, Fault]] = {
         "storage busy": _storage("busy", 6),
         "storage slow": _storage("slow", 8),
     },
-    "folder": {"MLflow killed": _tracking("killed"), "MLflow hangs": _tracking("hangs")},
 }
+EVERY = {*ANYWHERE, *IN_TRAINING, *IN_DATA, *(kind for found in OF_PLACE.values() for kind in found)}

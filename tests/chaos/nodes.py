@@ -133,6 +133,10 @@ class Nodes:
         self._family |= {member.pid: member for member in found}
         return found
 
+    def members(self, number: int) -> list[psutil.Process]:
+        """The processes of a node."""
+        return self.family(self.processes[number].pid) if number in self.processes else []
+
     def workers(self, *words: str) -> list[tuple[int, psutil.Process]]:
         """(node, process) of Ray's workers that say in their title what they do."""
         found = []

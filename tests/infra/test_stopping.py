@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -83,3 +84,16 @@ def test_more_done_than_before_is_heard(board):
             progress(done, 4, "shards")
     progress(4, 4, "shards")
     assert len(heard) == 2
+
+
+def test_a_clock_that_is_set_hides_no_progress(monkeypatch):
+    board = ProgressBoard()
+    elsewhere = Progress("train")
+    elsewhere._last = 1e9  # on a machine that is up for long
+    progress = pickle.loads(pickle.dumps(elsewhere))
+    progress.board = board
+    monkeypatch.setattr("time.time", iter([90000.0, 3600.0, 3600.0, 3600.0]).__next__)
+    for done, seconds in ((1, 0.0), (2, 10.0)):  # ten seconds later the clock shows a day before
+        monkeypatch.setattr("time.monotonic", lambda seconds=seconds: 50.0 + seconds)
+        progress(done, 9, "steps")
+    assert board.read()["train"]["done"] == 2 and board.read()["train"]["time"] == 60.0

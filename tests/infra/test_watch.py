@@ -140,7 +140,7 @@ RANK = """
 import os, sys, threading, time
 from omniloom.infra import owner
 from omniloom.infra.training import hangs
-hangs._WAIT_SECONDS = 1.0
+hangs._WAIT_SECONDS = 600.0  # nobody waits for what is known to be stopped
 state, other = sys.argv[1:]
 def waits_for_the_other(): hangs.end_rank(state, 7, 0, [owner.this_process(), other], threading.get_ident(), 90.0, 60.0)
 waits_for_the_other()
@@ -155,7 +155,7 @@ reads_what_never_comes()
 
 
 def test_a_stopped_rank_is_asked_from_outside_and_named_first(tmp_path):
-    """Real processes: rank 1 is stopped and can say nothing; rank 0 tells for both, and ends."""
+    """Real processes: rank 1 is stopped and can say nothing; rank 0 tells for both, and ends both."""
     state = str(tmp_path)
     stopped = subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True)
     try:
@@ -166,6 +166,7 @@ def test_a_stopped_rank_is_asked_from_outside_and_named_first(tmp_path):
         assert owner.lives(other)
         stopped.send_signal(signal.SIGSTOP)
         rank = subprocess.run([sys.executable, "-c", RANK, state, other], capture_output=True, text=True, timeout=60)
+        assert stopped.wait(10) == -signal.SIGKILL
     finally:
         stopped.kill()
         stopped.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import pytest
 from demo_stages import NAMES
 
 from omniloom.infra import storage
+from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.pipelines import cli
 
 PLAN_SECONDS, RUN_SECONDS = 3.0, 4.5  # of CPU, which a busy machine takes no more of; an idle one needs under half
@@ -139,6 +141,26 @@ def test_version_and_help(omniloom):
 def test_schema(omniloom):
     code, out, _ = omniloom("schema")
     assert code == 0 and set(json.loads(out)["properties"]) >= {"name", "storage", "stages", "pins"}
+
+
+@pytest.mark.parametrize(
+    "error, options, again",
+    [
+        (OmniLoomError("died"), [], True),
+        (KeyboardInterrupt(), ["--until", "train"], True),
+        (InputError("not so", field="stages.train"), [], False),  # it would only say the same again
+        (OmniLoomError("died"), ["--force", "train"], False),  # it would begin again
+        (OmniLoomError("died"), ["--from", "train"], False),
+    ],
+)
+def test_a_run_that_ended_says_the_command_that_goes_on(omniloom, workspace, monkeypatch, error, options, again):
+    def execute(*arguments):
+        raise error
+
+    monkeypatch.setattr("omniloom.pipelines.runner.run", execute)
+    _, _, err = omniloom("run", "demo", *options, *workspace.overrides())
+    line = f"again:  {shlex.join(['omniloom', 'run', 'demo', *workspace.overrides(), *options])}"
+    assert (line in err.splitlines()) is again and ("again:" in err) is again
 
 
 def test_an_interruption_and_an_unexpected_error(omniloom, workspace, monkeypatch):

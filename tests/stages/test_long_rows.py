@@ -77,6 +77,10 @@ def tokens(tmp_path_factory, visual):
             {"count": 4, "size": 4, "model": {"block": "gau", "width": 32, "heads": 4, "hidden": 48}},
             "hidden / head_dim = 6, got 4",
         ),
+        (
+            {"count": 2, "size": 2, "init_from": "/some/llama", "adapter": {"rank": 2, "dropout": 0.1}},
+            "adapter.dropout: expected 0 with engine.sequence_parallel 2",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

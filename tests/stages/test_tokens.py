@@ -219,6 +219,27 @@ def test_an_index_of_many_texts_is_sorted_and_summed(tmp_path):
     assert found.tolist() == [0, 0, 1, 4] and row.tolist() == [0, 599, 0, 599]
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_what_an_index_gives_of_some_places_is_what_its_files_hold(monkeypatch, large):
+    rng = np.random.default_rng(1)
+    documents = [("text", [("text", int(n))]) for n in rng.integers(1, 900, 400)]
+    documents += [("document", [("text", int(n)), ("visual", 4)] * int(n % 3 + 1)) for n in rng.integers(1, 90, 300)]
+    if large:
+        monkeypatch.setattr(index_module, "_SMALL", 0)
+    index = corpora.index_of([documents[i] for i in rng.permutation(len(documents))], shards=3)
+    assert isinstance(index._maps["shards"], np.memmap) is large
+    texts, others = index.column("text.documents"), index.column("document.documents")
+    segments = index.column("document.segments")
+    some = [[], [0], [299], [5, 6, 7], [7, 6, 5], [4, 4, 9], list(range(300)), rng.integers(0, 300, 50).tolist()]
+    for places in (np.array(held, np.int64) for held in some):
+        assert index.documents("text", places).tolist() == texts["document"][places].tolist()
+        assert index.tokens(places).tolist() == texts["tokens"][places].tolist()
+        assert index.documents("document", places).tolist() == others["document"][places].tolist()
+        runs = [segments[others["start"][at] : others["start"][at + 1]].tolist() for at in places]
+        counts, values = index.segments("document", places)
+        assert counts.tolist() == list(map(len, runs)) and values.tolist() == sum(runs, [])
+
+
 def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_OPEN", 4)
     written = rows()
