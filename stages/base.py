@@ -38,14 +38,14 @@ from typing import TYPE_CHECKING, Any
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
-from omniloom.infra.fields import PATH, PLACEMENT, path_to
+from omniloom.infra.fields import LATER, PATH, PLACEMENT, path_to
 from omniloom.infra.progress import Progress
 from omniloom.infra.training.config import WorkersConfig
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["PATH", "PLACEMENT", "RETRIES", "Needs", "Stage", "StageContext", "path_to"]
+__all__ = ["LATER", "PATH", "PLACEMENT", "RETRIES", "Needs", "Stage", "StageContext", "path_to"]
 
 # How often Ray Data may do a shard again whose worker was killed. By default it tries for ever, and a shard that does
 # not fit into memory would never let the stage end.

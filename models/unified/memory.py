@@ -29,6 +29,8 @@ class Pass:
                attention writes them out (`BlockAttend`, on CPUs); 0 under FlexAttention
     bf16       whether products are computed in bf16
     recompute  whether blocks are computed again in the backward pass
+    adapted    channels of a block that an adapter's first factors give
+    dropped    channels of a block that go into an adapter by dropout, which keeps a copy and a mask
     """
 
     positions: int
@@ -36,6 +38,8 @@ class Pass:
     scores: int = 0
     bf16: bool = False
     recompute: bool = False
+    adapted: int = 0
+    dropped: int = 0
 
     @property
     def width(self) -> int:
@@ -47,7 +51,8 @@ def block_bytes(c: UnifiedConfig, p: Pass) -> int:
     """What one block keeps for the backward pass, without its input, which is the block's before."""
     kept = _gau(c, p) if c.block == "gau" else _llama(c, p)
     heads = c.hidden // c.head_dim if c.block == "gau" else c.heads
-    return p.positions * kept + p.width * heads * p.scores
+    adapters = p.width * p.adapted + (p.width + 1) * p.dropped
+    return p.positions * (kept + adapters) + p.width * heads * p.scores
 
 
 def _llama(c: UnifiedConfig, p: Pass) -> int:
@@ -87,7 +92,8 @@ def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
         block += p.width * c.width * p.positions
     head = p.labels * c.width * (_FLOAT32 + p.width)  # chosen, and normed
     logits = 3 * _FLOAT32 * p.labels * c.vocab_size
-    within = 3 * p.width * c.hidden * p.positions  # gradients of SwiGLU's output and of what goes in
+    # Gradients of SwiGLU's output and of what goes in; the first comes from an adapter too, and the two are added.
+    within = (4 if p.adapted else 3) * p.width * c.hidden * p.positions
     behind = block + within if p.recompute else within
     return {
         "activations": residual * (c.layers + 1)
