@@ -235,7 +235,9 @@ def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[st
         if not parameter.requires_grad:
             continue
         if scale:
-            groups.setdefault((scale, weight_decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
+            # ZeRO-3 leaves of a divided parameter one axis without length.
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+            groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
         else:
             parameter.requires_grad_(False)
     if not groups:

@@ -3,9 +3,9 @@ and what the other stages need so that a step sees its own alone.
 
 DeepSpeed copies each gradient three times on its way to the optimizer, measures them one by one and waits for the norm
 on the host. Here a parameter's gradient is moved, as soon as the backward pass has it and while it is in the caches, to
-its place in its group's flat buffer, where later passes of the step add to it: then a reduce-scatter a group, a norm and
-a product of this rank's shard, which the optimizer takes as it is. What DeepSpeed keeps (flat weights, shards of the
-optimizer's state, checkpoints) stays its own.
+its place in its group's flat buffer, where later passes of the step add to it: then a reduce-scatter a group, a norm
+and a product of this rank's shard, which the optimizer takes as it is. What DeepSpeed keeps (flat weights, shards of
+the optimizer's state, checkpoints) stays its own.
 
 With `communication` bf16 the gradients travel as bf16 and are added up in fp32: each rank is sent every other rank's
 copy of its own shard (an all-to-all) and sums them itself, as a collective's own additions would round to bf16 one
