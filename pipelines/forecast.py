@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.nodes import gib
 from omniloom.infra.training.config import WorkersConfig
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.flops import token_flops
 from omniloom.pipelines.checks import with_upstream
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
-from omniloom.stages.train.config import expected_config
+from omniloom.stages.train.config import expected_config, parameters_of
 
 if TYPE_CHECKING:
     from omniloom.pipelines.plan import Plan
@@ -81,7 +81,7 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
     units = config.steps * config.batch_rows * config.packing.length
     flops = token_flops(model, config.packing.length)
-    checkpoint = _checkpoint(num_parameters(model), config.engine.ema_decay, config.workers)
+    checkpoint = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
     if before := _earlier(planned):
         useful = units * (1 - before.metrics.get("padding", 0.0))
         if cost := _cost_then(before, config, model):

@@ -47,6 +47,9 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    `frozen_from` is a digest of what the frozen parameters were read from: checkpoints then hold it in their place, and
+    an engine that goes on has read them itself. Without it checkpoints hold them.
+
     Under ZeRO-3 rank 0's weights are divided: the module of another may be without memory (torch's meta device).
 
     All ranks must use the same parameters in a pass: DeepSpeed exchanges gradients as they come.
@@ -69,17 +72,20 @@ class Engine(EngineWeights):
         lr_scale: Callable[[str], float] | None = None,
         part_of: Callable[[str], str] = lambda name: "all",
         compile_parts: Callable[[], None] | None = None,
+        frozen_from: str | None = None,
     ):
         deepspeed = import_deepspeed()
+        scale_of = lr_scale or (lambda name: 1.0)
         # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers. Counted while undivided.
-        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
+        bucket = min(BUCKET, sum(p.numel() for name, p in module.named_parameters() if scale_of(name)))
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
+        self.frozen_from = frozen_from
         self.device = device()
         if config.precision == "bf16":
             _enter_inside(module, self.autocast)
         if config.zero_stage == 3 and ranks()[1] > 1:
             divide(module, self.device)
-        groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
+        groups = _groups(module, optimizer.weight_decay, scale_of)
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]

@@ -31,6 +31,8 @@ class Pass:
                attention writes them out (`BlockAttend`, on CPUs); 0 under FlexAttention
     bf16       whether products are computed in bf16
     recompute  whether blocks are computed again in the backward pass
+    adapted    channels of a block that an adapter's first factors give
+    dropped    channels of a block that go into an adapter by dropout, which keeps a copy and a mask
     """
 
     positions: int
@@ -38,6 +40,8 @@ class Pass:
     scores: int = 0
     bf16: bool = False
     recompute: bool = False
+    adapted: int = 0
+    dropped: int = 0
 
     @property
     def width(self) -> int:
@@ -49,7 +53,8 @@ def block_bytes(c: UnifiedConfig, p: Pass) -> int:
     """What one block keeps for the backward pass, without its input, which is the block's before."""
     kept = _gau(c, p) if c.block == "gau" else _llama(c, p)
     heads = c.hidden // c.head_dim if c.block == "gau" else c.heads
-    return p.positions * kept + p.width * heads * p.scores
+    adapters = p.width * p.adapted + (p.width + 1) * p.dropped
+    return p.positions * (kept + adapters) + p.width * heads * p.scores
 
 
 def _llama(c: UnifiedConfig, p: Pass) -> int:
@@ -91,8 +96,11 @@ def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
     numbers = p.labels * c.vocab_size
     widened = min(numbers, AT_ONCE if p.scores else AT_ONCE_ON_GPU) * (2 if p.bf16 else 1)
     logits = 2 * p.width * numbers + _FLOAT32 * widened
-    # Gradients of SwiGLU's output and of what goes in; of a GAU's SiLU and of what its heads give.
-    inner = 3 * (c.head_dim + 2 * c.hidden) + 2 * c.hidden if c.block == "gau" else 3 * c.hidden
+    # Gradients of SwiGLU's output, which comes from an adapter too and is added, and of what goes in; of a GAU's SiLU and
+    # of what its heads give.
+    inner = (4 if p.adapted else 3) * c.hidden
+    if c.block == "gau":
+        inner = 3 * (c.head_dim + 2 * c.hidden) + (3 if p.adapted else 2) * c.hidden
     within = p.width * inner * p.positions
     behind = block + within if p.recompute else within
     return {

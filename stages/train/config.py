@@ -14,11 +14,13 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.models.checks import FieldError
 from omniloom.models.docstrings import field_docstrings
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
-from omniloom.stages.base import PLACEMENT, path_to
-from omniloom.stages.checkpoints.language_model import FILES, start_config
+from omniloom.stages.base import LATER, PLACEMENT, path_to
+from omniloom.stages.checkpoints.language_model import FILES
+from omniloom.stages.checkpoints.start import known_config, start_config
 from omniloom.stages.data.packing import PackingConfig, Task
 from omniloom.stages.data.shares import AS_SCHEDULE, AS_SHARES, BY_FORM, Schedule, most, of_names, stages
 from omniloom.stages.inference.config import DrawingConfig
@@ -95,13 +97,26 @@ class SampleConfig(DrawingConfig):
     """Validation captions that are drawn."""
 
 
+class ContinueConfig(BaseModel):
+    """The step of an earlier training that this one goes on from, with its weights, optimizer states and documents."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    training: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The earlier training's fingerprint, as `plan` and `status --json` show it; finished or not, in this storage."""
+    step: int = Field(ge=1)
+    """How many of its steps are done there: one that it has a checkpoint of."""
+
+
 class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     """Shape of the transformer."""
     init_from: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
-    """URI of a Llama, Mistral or Qwen folder to start from: config.json, safetensors, tokenizer.json; of `model`, only
-    what it lacks is read."""
+    """URI of what to start from: a Llama, Mistral or Qwen folder (config.json, safetensors, tokenizer.json), or a train
+    artifact or its `model` folder; of `model`, only what it lacks is read."""
+    adapter: AdapterConfig | None = Field(None, json_schema_extra=LATER)
+    """Low-rank adapters on the frozen weights of `init_from` (LoRA), merged in the trained model; null: all weights are
+    trained."""
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     """Learning rates of the model's parts."""
     objectives: Annotated[
@@ -131,6 +146,11 @@ class TrainConfig(BaseModel):
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
+    continue_from: ContinueConfig | None = Field(None, json_schema_extra=PLACEMENT)  # `identity` enters in its place
+    """The step of an earlier training to go on from; null: step 0. What may differ from it: docs/books.md."""
+    keep_checkpoint: bool = Field(False, json_schema_extra=PLACEMENT)
+    """Keep the last checkpoint in the artifact, so that a finished training can be gone on from; it is as large as the
+    weights, the optimizer's states and the moving average."""
     cache_bytes: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
     """Bytes of each machine's disk, below $OMNILOOM_CACHE, for token shards that come from an object store, of which
     those used last stay; null: nine tenths of what is free."""
@@ -166,6 +186,12 @@ class TrainConfig(BaseModel):
                 "alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
                 "pictures it is of"
             )
+        if self.adapter and not self.init_from:
+            raise ValueError(
+                "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
+            )
+        if self.adapter and not self.lr_scale.text:
+            raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
         if not self.init_from:
             try:
                 model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
@@ -179,6 +205,12 @@ class TrainConfig(BaseModel):
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What enters the fingerprint beside the fields."""
+        before = self.continue_from
+        return {"continue_from": f"{before.training}@{before.step}"} if before else {}
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -238,17 +270,36 @@ def unified_config(
         chosen = {
             name: value for name in config.model.model_fields_set if (value := getattr(config.model, name)) is not None
         }
-        return start_config(config.init_from, chosen, vocab_size, {"latent_dim": None, **sizes}, specials)
+        return start_config(config.init_from, chosen, vocab_size, sizes, specials)
     given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
     return UnifiedConfig(vocab_size=vocab_size, **given, **config.model.model_dump())
 
 
 def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:
     """The model's config as pretokenize's config (`tokens`) and the tokenizer's architecture tell before there are any;
-    what an unknown architecture, None, would make is taken to be there."""
+    what an unknown architecture, None, would make is taken to be there, as the start has it."""
+    start = known_config(config.init_from) if config.init_from and not tokenizer else None
     sizes = {
-        "latent_dim": tokenizer.latent_dim if tokenizer else 1,
-        "codebook_size": tokenizer.codebook_size if tokenizer else 1,
+        "latent_dim": tokenizer.latent_dim if tokenizer else start and start.latent_dim or 1,
+        "codebook_size": tokenizer.codebook_size if tokenizer else start and start.codebook_size or 1,
         "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
     }
     return unified_config(config, tokens.vocab_size, sizes, None)
+
+
+def parameters_of(config: TrainConfig, model: UnifiedConfig) -> tuple[int, int]:
+    """(numbers that are trained, numbers that stay as they are) of a model that is trained by the config."""
+    if config.adapter is None or config.init_from is None:
+        return num_parameters(model), 0
+    check_adapter(config, model)
+    added, whole = trained_parameters(config.adapter, model, known_config(config.init_from))
+    return added + whole, num_parameters(model) - whole
+
+
+def check_adapter(config: TrainConfig, model: UnifiedConfig) -> None:
+    """InputError where the adapter does not fit the model."""
+    try:
+        if config.adapter:
+            config.adapter.chosen(model)
+    except FieldError as error:
+        raise InputError(error.reason, field=f"adapter.{error.field}") from None

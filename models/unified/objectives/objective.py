@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from omniloom.models.extensions import resolve
+from omniloom.models.unified.adapter.dropout import dropouts, seed_dropout
 from omniloom.models.unified.batch import Batch
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment, alignment_error
-from omniloom.models.unified.objectives.corruption import Seed, draw_patch_masks
+from omniloom.models.unified.objectives.corruption import Seed, draw_patch_masks, row_seeds
 from omniloom.models.unified.objectives.entropy import entropy_sums
 from omniloom.models.unified.objectives.losses import Shown, to_device
 from omniloom.models.unified.representations import OBJECTIVES, objective_row
@@ -76,6 +77,7 @@ class UnifiedObjective(nn.Module):
         )
         _check_representations(model.config, objectives)
         self.model, self.text_weight, self.z_loss = model, text_weight, z_loss
+        self.dropouts = dropouts(model)
         self._entropy_sums = entropy_sums
         diffusions = {"latents": diffusion, "pixels": pixel_diffusion}
         self.losses: dict[str, Any] = {
@@ -149,6 +151,8 @@ class UnifiedObjective(nn.Module):
         shown = self.show(batch, seed)
         alignment = self.alignment if self.training else None
         layer_states = {self.alignment_layer: torch.empty(0)} if alignment else {}
+        if self.training and self.dropouts:
+            seed_dropout(self.dropouts, row_seeds(seed, len(batch.ids)))
         logits_TV, predictions = self.predict(batch, shown, layer_states)
         labels_T = batch.labels.flatten()[batch.label_index]
         text, entropy, squares = self._entropy_sums(logits_TV, labels_T, batch.label_weights, self.z_loss)
