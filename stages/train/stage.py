@@ -1,10 +1,10 @@
 """Stage `train`: one transformer that predicts the next text token and learns pictures by the objectives that are
 chosen, on packed rows.
 
-In: pretokenize's tokens and, for pictures, their tokenizer; what `init_from` names to start
-from.
+In: pretokenize's tokens and, for pictures, their tokenizer; what `init_from` names to start from.
 Out: `model/` (all that sampling needs, `models.model`), `report/history.jsonl` (the curves), `report/samples.png`
-(validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several).
+(validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several); `adapter/` for PEFT, where an
+adapter was trained on a language model's folder.
 """
 
 from __future__ import annotations
