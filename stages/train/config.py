@@ -97,6 +97,16 @@ class SampleConfig(DrawingConfig):
     """Validation captions that are drawn."""
 
 
+class ContinueConfig(BaseModel):
+    """The step of an earlier training that this one goes on from, with its weights, optimizer states and documents."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    training: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The earlier training's fingerprint, as `plan` and `status --json` show it; finished or not, in this storage."""
+    step: int = Field(ge=1)
+    """How many of its steps are done there: one that it has a checkpoint of."""
+
+
 class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
@@ -136,6 +146,11 @@ class TrainConfig(BaseModel):
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
+    continue_from: ContinueConfig | None = Field(None, json_schema_extra=PLACEMENT)  # `identity` enters in its place
+    """The step of an earlier training to go on from; null: step 0. What may differ from it: docs/books.md."""
+    keep_checkpoint: bool = Field(False, json_schema_extra=PLACEMENT)
+    """Keep the last checkpoint in the artifact, so that a finished training can be gone on from; it is as large as the
+    weights, the optimizer's states and the moving average."""
     cache_bytes: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
     """Bytes of each machine's disk, below $OMNILOOM_CACHE, for token shards that come from an object store, of which
     those used last stay; null: nine tenths of what is free."""
@@ -200,6 +215,12 @@ class TrainConfig(BaseModel):
         if self.batch_rows % parts:
             raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
         return self
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What enters the fingerprint beside the fields."""
+        before = self.continue_from
+        return {"continue_from": f"{before.training}@{before.step}"} if before else {}
 
     @property
     def trained(self) -> tuple[str, ...]:

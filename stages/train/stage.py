@@ -1,9 +1,11 @@
 """Stage `train`: one transformer that predicts the next text token and learns pictures by the objectives that are
 chosen, on packed rows.
 
-In: pretokenize's tokens and, for pictures, their tokenizer; what `init_from` names to start from.
-Out: `model/` (all that sampling needs, `models.model`), `report/history.jsonl` (the curves), `report/samples.png`
-(validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several); `adapter/` for PEFT, where an
+In: pretokenize's tokens and, for pictures, their tokenizer; what `init_from` names to start from; a step of an earlier
+training where `continue_from` names one.
+Out: `model/` (all that sampling needs, `models.model`), `ledger.json` (what it was given, `stages.train.ledger`),
+`report/history.jsonl` (the curves), `report/samples.png` (validation captions, drawn; `samples_OBJECTIVE.png` by each
+where there are several), and with `keep_checkpoint` `resume/` (the last checkpoint); `adapter/` for PEFT, where an
 adapter was trained on a language model's folder.
 """
 
@@ -21,7 +23,7 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints import start
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.train import fits
+from omniloom.stages.train import continuing, fits
 from omniloom.stages.train.config import (
     Config,
     check_adapter,
@@ -93,9 +95,13 @@ def run(context: StageContext) -> dict:
     tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
+    ledger, corpora = continuing.begin(context)
     checkpoint.check(context.state)
-    job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
+    places = context.output, context.state, context.progress, context.tracker
+    job = Job(context.config, tokens, tokenizer, *places, ledger, corpora)
     launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
+    if context.config.keep_checkpoint:
+        continuing.keep_checkpoint(context)
     return storage.load_json(storage.join(context.state, "metrics.json")) | left_out
 
 

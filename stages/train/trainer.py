@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from omniloom.infra.training.sharing import shared
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.flops import step_flops
 from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name
+from omniloom.stages.data.index import Index
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting.history import History
 from omniloom.stages.train.blame import measure
@@ -28,13 +30,22 @@ class UnifiedTrainer:
     unit = "tokens"
     amounts: tuple[str, ...] = ("flops",)
 
-    def __init__(self, job: Job, engine: Engine, text: TextTokenizer, held_out: TokenSet, rank: int, ranks: int):
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        text: TextTokenizer,
+        held_out: TokenSet,
+        rank: int,
+        ranks: int,
+        earlier: Sequence[Index] = (),
+    ):
         self.job, self.config, self.engine, self.engines = job, job.config, engine, {"model": engine}
         self.text, self.facts, self.ranks = text, held_out.facts, ranks
         self.model_config = engine.module.model.config
         self.loss_names = {"text": "text_loss", **{n: loss_name(n, self.config.trained) for n in self.config.trained}}
         self.step_names = self.loss_names | ({"alignment": "alignment_loss"} if self.config.alignment else {})
-        self.rows = validation_rows(held_out, self.config, self.model_config, engine.device.type)
+        self.rows = validation_rows(held_out, self.config, self.model_config, engine.device.type, earlier)
         self.captions = held_out_captions(held_out, text, self.config) if self.config.trained else []
         self.first = rank == 0
         self.history = History(job.state, job.tracker)  # the first rank's is used

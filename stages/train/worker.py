@@ -31,7 +31,10 @@ from omniloom.stages.checkpoints import start
 from omniloom.stages.checkpoints.language_model import local_folder
 from omniloom.stages.checkpoints.own_model import model_folder, own_config
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+from omniloom.stages.data.books import Books
+from omniloom.stages.data.index import Index
 from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.train import ledger
 from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
@@ -46,14 +49,29 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     text = TextTokenizer.load(tokens.text_json)
     model_config = unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials)
     for split in (tokens, held_out):
-        split.facts |= start.latent_statistics(config.init_from, model_config)
+        split.facts |= _statistics(job) | start.latent_statistics(config.init_from, model_config)
     torch.manual_seed(config.seed)
     model, new_tokens = _model(config, model_config)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
     engine = _engine(_objective(model, config, tokens.facts), config, ranks)
-    trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
-    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
+    books, earlier = _books(job, tokens)
+    trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
+    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books)
+
+
+def _statistics(job: Job) -> dict[str, Any]:
+    """Mean and deviation of latents as the weights of a training that goes on have learnt them: the first tokens'."""
+    first = job.ledger["periods"][0]["tokens"] if job.ledger else {}
+    return {name: first[name] for name in ("latent_mean", "latent_std") if name in first}
+
+
+def _books(job: Job, tokens: TokenSet) -> tuple[Books | None, list[Index]]:
+    """The books of a training that goes on from another, and the indices of what that one had to train on."""
+    if job.ledger is None or len(job.ledger["periods"]) == 1:
+        return None, []
+    indices = [TokenSet(artifact, "train").index for artifact in job.corpora[:-1]] + [tokens.index]
+    return ledger.open_books(job.ledger, indices), ledger.earlier(job.ledger, indices)
 
 
 def train_worker(job: Job) -> None:
@@ -77,6 +95,9 @@ def train_worker(job: Job) -> None:
         parameters = _write_weights(engine, trainer.model_config, Path(folder, "unified.safetensors"))
         if rank == 0:
             _save(folder, parameters, trainer, last | loop.guard.save(job.output))
+            if job.ledger:
+                closed = ledger.closed(job.ledger, config.steps, loader.position, loop.guard.bad.state["found"])
+                storage.write_json(storage.join(job.output, ledger.FILE), closed)
     _write_adapter(engine, job, trainer.model_config)
     dist.barrier()
 

@@ -143,6 +143,7 @@ NOT_IDENTITY = re.compile(
   | stages\.(tokenizer_image|tokenizer_joint|train)\.(
         workers\..*|validate_every|validation_(examples|rows)|(data\.)?cache_bytes|samples\..*
       | engine\.(zero_stage|offload|activation_checkpointing|compile))
+  | stages\.train\.(continue_from|keep_checkpoint)
   | stages\.pretokenize\.(batch_size|workers|cpus|gpus)
   | stages\.evaluate\.(cpus|gpus)
 """,
