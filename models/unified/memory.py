@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from omniloom.models.unified.config import UnifiedConfig, num_parameters
 
 _FLOAT32 = 4
+# Numbers of logits that the loss widens to float32 together: what a core's caches hold; what keeps a GPU busy.
+AT_ONCE, AT_ONCE_ON_GPU = 1 << 18, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,22 @@ def _gau(c: UnifiedConfig, p: Pass) -> int:
 
 def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
     """Bytes at the moment that takes most, the beginning of the backward pass: `activations`, all that blocks keep;
-    `logits`, of the text loss in float32: log-probabilities, their gradient and that of the logits; `casts`, of weights
-    to bf16. Behind the logits come the gradients within the last block; where blocks are computed again, what it keeps
-    is there from then on. `activations` has what that takes beyond the logits."""
+    `logits`, of the text loss: themselves and their gradient in their own type, and some rows widened; `casts`, of
+    weights to bf16. Behind the logits come the gradients within the last block; where blocks are computed again, what
+    it keeps is there from then on. `activations` has what that takes beyond the logits."""
     residual, block = _FLOAT32 * c.width * p.positions, block_bytes(c, p)
     if c.long_skips:  # of half the blocks: both streams side by side, into the Linear that merges them
         block += p.width * c.width * p.positions
     head = p.labels * c.width * (_FLOAT32 + p.width)  # chosen, and normed
-    logits = 3 * _FLOAT32 * p.labels * c.vocab_size
-    # Gradients of SwiGLU's output and of what goes in; the first comes from an adapter too, and the two are added.
-    within = (4 if p.adapted else 3) * p.width * c.hidden * p.positions
+    numbers = p.labels * c.vocab_size
+    widened = min(numbers, AT_ONCE if p.scores else AT_ONCE_ON_GPU) * (2 if p.bf16 else 1)
+    logits = 2 * p.width * numbers + _FLOAT32 * widened
+    # Gradients of SwiGLU's output, which comes from an adapter too and is added, and of what goes in; of a GAU's
+    # SiLU and of what its heads give.
+    inner = (4 if p.adapted else 3) * c.hidden
+    if c.block == "gau":
+        inner = 3 * (c.head_dim + 2 * c.hidden) + (3 if p.adapted else 2) * c.hidden
+    within = p.width * inner * p.positions
     behind = block + within if p.recompute else within
     return {
         "activations": residual * (c.layers + 1)

@@ -19,6 +19,7 @@ from omniloom.infra.training.loop import Loop
 from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
+from omniloom.models.meta import without_memory
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.adapter import lora, peft
 from omniloom.models.unified.config import UnifiedConfig
@@ -109,7 +110,7 @@ def _model(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, S
         return _start(config, model_config)
     made = _start(config, model_config) if dist.get_rank() == 0 else None
     shape, new_tokens = gathered(made and (made[0].config, made[1]))[0]
-    return made or (_without_memory(shape), new_tokens)
+    return made or (without_memory(UnifiedModel, shape), new_tokens)
 
 
 def _start(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, Sequence[int]]:
@@ -190,15 +191,10 @@ def _trains(config: Config, model_config: UnifiedConfig) -> Callable[[str], bool
     return lambda name: not name.startswith("model.") or of_model(name.removeprefix("model."))
 
 
-def _without_memory(config: UnifiedConfig) -> UnifiedModel:
-    with torch.device("meta"):
-        return UnifiedModel(config)
-
-
 def _write_weights(engine: Engine, config: UnifiedConfig, file: Path) -> int:
     """The model's weights (EMA where kept), adapters merged, into a file of rank 0, one at a time, so that no rank
     holds a copy of them all; gives their number. Every rank must call it."""
-    model = _without_memory(config)
+    model = without_memory(UnifiedModel, config)
     wanted = dict(sorted(stored_state(model).items()))
     added = lora.additions(cast(UnifiedObjective, engine.module).model)
     weights = engine.tensors(names=[f"model.{name}" for name in lora.wanted(wanted, added)])
@@ -224,7 +220,7 @@ def _write_adapter(engine: Engine, job: Job, config: UnifiedConfig) -> None:
 def _save(folder: str, parameters: int, trainer: UnifiedTrainer, last: dict[str, float]) -> None:
     """`model/` and `report/` of the artifact, and the stage's metrics. `folder` has the model's weights."""
     job = trainer.job
-    model = _without_memory(trainer.model_config)
+    model = without_memory(UnifiedModel, trainer.model_config)
     with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
     storage.copy_tree(folder, storage.join(job.output, "model"))
     trainer.history.save(storage.join(job.output, "report", "history.jsonl"))

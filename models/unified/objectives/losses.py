@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.models.unified.batch import Batch, VisualTask
@@ -29,6 +28,7 @@ from omniloom.models.unified.diffusion.diffusion import corrupt, residual, warn_
 from omniloom.models.unified.diffusion.formulations import formulation
 from omniloom.models.unified.diffusion.multiscale import coarse_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_masks, draw_noise
+from omniloom.models.unified.objectives.entropy import entropy_sums
 from omniloom.models.unified.representations import OBJECTIVES, RGB, VisualObjective
 
 
@@ -53,14 +53,6 @@ class Shown:
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:
     """A tensor that was drawn on the host, on `device`; a GPU is not waited for."""
     return drawn.pin_memory().to(device, non_blocking=True) if drawn.device.type != device.type else drawn
-
-
-def entropy_sum(logits_AV: Tensor, labels_A: Tensor, weights_A: Tensor | None) -> Tensor:
-    """Sum over targets of the cross entropy in float32, times their weights where there are any."""
-    logits_AV = logits_AV.float()
-    if weights_A is None:
-        return F.cross_entropy(logits_AV, labels_A, reduction="sum")
-    return (F.cross_entropy(logits_AV, labels_A, reduction="none") * weights_A).sum()
 
 
 def _target_weights(task: VisualTask) -> Tensor | None:
@@ -129,7 +121,7 @@ class NextCodeLoss:
         return Shown(part.values[task.rows], part.index[target_rows_N] - 1, extras=extras)
 
     def error(self, logits_NV: Tensor, shown: Shown, batch: Batch) -> Tensor:
-        return entropy_sum(logits_NV, shown.extras["codes"], shown.extras["weights"])
+        return entropy_sums(logits_NV, shown.extras["codes"], shown.extras["weights"])[0]
 
 
 class MaskedCodeLoss:
@@ -156,4 +148,4 @@ class MaskedCodeLoss:
         )
 
     def error(self, logits_AV: Tensor, shown: Shown, batch: Batch) -> Tensor:
-        return entropy_sum(logits_AV, shown.extras["codes"], shown.extras["weights"])
+        return entropy_sums(logits_AV, shown.extras["codes"], shown.extras["weights"])[0]

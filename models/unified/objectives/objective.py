@@ -30,7 +30,8 @@ from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment, alignment_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_patch_masks, row_seeds
-from omniloom.models.unified.objectives.losses import Shown, entropy_sum, to_device
+from omniloom.models.unified.objectives.entropy import entropy_sums
+from omniloom.models.unified.objectives.losses import Shown, to_device
 from omniloom.models.unified.representations import OBJECTIVES, objective_row
 
 
@@ -77,7 +78,7 @@ class UnifiedObjective(nn.Module):
         _check_representations(model.config, objectives)
         self.model, self.text_weight, self.z_loss = model, text_weight, z_loss
         self.dropouts = dropouts(model)
-        self._entropy_sum = entropy_sum
+        self._entropy_sums = entropy_sums
         diffusions = {"latents": diffusion, "pixels": pixel_diffusion}
         self.losses: dict[str, Any] = {
             name: resolve(row.loss)(row, model.config, diffusions.get(row.representation.name))
@@ -93,7 +94,7 @@ class UnifiedObjective(nn.Module):
         """Compile the blocks (`UnifiedModel.compile_blocks`) and the text loss, which eagerly reads and writes the
         logits, the largest tensor of a step, over and over. For training alone."""
         self.model.compile_blocks()
-        self._entropy_sum = torch.compile(entropy_sum, dynamic=True)  # targets differ in number from batch to batch
+        self._entropy_sums = torch.compile(entropy_sums, dynamic=True)  # targets differ in number from batch to batch
 
     def show(self, batch: Batch, seed: Seed) -> dict[str, Shown]:
         """By objective, what the network is shown."""
@@ -153,12 +154,13 @@ class UnifiedObjective(nn.Module):
         if self.training and self.dropouts:
             seed_dropout(self.dropouts, row_seeds(seed, len(batch.ids)))
         logits_TV, predictions = self.predict(batch, shown, layer_states)
-        terms = [("text_loss", "text", self.text_weight, self._text_error(logits_TV, batch))]
+        labels_T = batch.labels.flatten()[batch.label_index]
+        text, entropy, squares = self._entropy_sums(logits_TV, labels_T, batch.label_weights, self.z_loss)
+        terms = [("text_loss", "text", self.text_weight, text)]
         for name, loss in self.losses.items():
-            error = loss.error(predictions[name].float(), shown[name], batch)
+            values = predictions[name] if OBJECTIVES[name].representation.discrete else predictions[name].float()
+            error = loss.error(values, shown[name], batch)
             terms.append((loss_name(name, self.losses), name, self.weights[name], error))
-        if self.z_loss:
-            terms.append(("z_loss", "text", self.text_weight * self.z_loss, _square_of_partition(logits_TV, batch)))
         if alignment:
             error = alignment_error(alignment, layer_states[self.alignment_layer].flatten(0, 1), batch)
             terms.append(("alignment_loss", "alignment", self.alignment_weight, error))
@@ -166,11 +168,10 @@ class UnifiedObjective(nn.Module):
         for log, count, weight, error in terms:
             loss = loss + weight * error / _count(counts, count, batch)
             logs[log] = error.detach() / max(batch.targets[count], 1)
+        logs["text_loss"] = entropy / max(batch.targets["text"], 1)
+        if self.z_loss:
+            logs["z_loss"] = squares / max(batch.targets["text"], 1)
         return loss, {"loss": loss.detach(), **logs}
-
-    def _text_error(self, logits_TV: Tensor, batch: Batch) -> Tensor:
-        labels_T = batch.labels.flatten()[batch.label_index]
-        return self._entropy_sum(logits_TV, labels_T, batch.label_weights)
 
 
 def _with_weights(own: dict[str, float], others: Mapping[str, float]) -> dict[str, float]:
@@ -201,12 +202,6 @@ def _alignment_layer(layer: int | None, layers: int) -> int:
     if not 1 <= layer <= layers:
         raise ValueError(f"UnifiedObjective.alignment_layer: expected 1 to {layers}, got {layer}")
     return layer
-
-
-def _square_of_partition(logits_TV: Tensor, batch: Batch) -> Tensor:
-    """Sum over text targets of logsumexp^2, times their weights where there are any."""
-    squares_T = logits_TV.float().logsumexp(dim=-1).square()
-    return (squares_T if batch.label_weights is None else squares_T * batch.label_weights).sum()
 
 
 def loss_name(objective: str, trained: Iterable[str]) -> str:
