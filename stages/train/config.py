@@ -179,6 +179,16 @@ class TrainConfig(BaseModel):
     samples: SampleConfig = Field(default_factory=SampleConfig, json_schema_extra=PLACEMENT)
     """Held-out captions that are drawn while it trains."""
 
+    @field_validator("init_from")
+    @classmethod
+    def _is_a_place(cls, init_from: str | None) -> str | None:
+        if init_from and init_from.startswith("models:/"):
+            raise ValueError(
+                "expected a folder's path or URI, got a model of the registry; name its train artifact, "
+                "STORAGE/artifacts/train/FINGERPRINT, by the version's tag omniloom.fingerprint"
+            )
+        return init_from
+
     @field_validator("objectives")
     @classmethod
     def _known_objectives(cls, objectives: Any) -> Any:
@@ -324,14 +334,15 @@ def unified_config(
 
 def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:
     """The model's config as pretokenize's config (`tokens`) and the tokenizer's architecture tell before there are any;
-    what an unknown architecture, None, would make is taken to be there, as the start has it."""
+    what an unknown architecture, None, would make is taken to be there, as the start has it. Tokens for a start are in
+    its vocabulary, to which theirs may add a few rows."""
     start = known_config(config.init_from) if config.init_from and not tokenizer else None
     sizes = {
         "latent_dim": tokenizer.latent_dim if tokenizer else start and start.latent_dim or 1,
         "codebook_size": tokenizer.codebook_size if tokenizer else start and start.codebook_size or 1,
         "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
     }
-    return unified_config(config, tokens.vocab_size, sizes, None)
+    return unified_config(config, 0 if config.init_from else tokens.vocab_size, sizes, None)
 
 
 def parameters_of(config: TrainConfig, model: UnifiedConfig) -> tuple[int, int]:
@@ -344,9 +355,17 @@ def parameters_of(config: TrainConfig, model: UnifiedConfig) -> tuple[int, int]:
 
 
 def check_adapter(config: TrainConfig, model: UnifiedConfig) -> None:
-    """InputError where the adapter does not fit the model."""
+    """InputError where the adapter does not fit the model, or has an option that changes nothing."""
+    if config.adapter is None or config.init_from is None:
+        return
     try:
-        if config.adapter:
-            config.adapter.chosen(model)
+        config.adapter.chosen(model)
     except FieldError as error:
         raise InputError(error.reason, field=f"adapter.{error.field}") from None
+    known = known_config(config.init_from).representations
+    if "visual" in config.adapter.trained_whole and not {*known} & {*model.representations}:
+        raise InputError(
+            "visual has no effect: the start has no parts for the pictures that are trained on, and those that are "
+            "new are trained anyway",
+            field="adapter.trained_whole",
+        )

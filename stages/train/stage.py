@@ -5,7 +5,8 @@ In: pretokenize's tokens and, for pictures, their tokenizer; what `init_from` na
 training where `continue_from` names one.
 Out: `model/` (all that sampling needs, `models.model`), `ledger.json` (what it was given, `stages.train.ledger`),
 `report/history.jsonl` (the curves), `report/samples.png` (validation captions, drawn; `samples_OBJECTIVE.png` by each
-where there are several), and with `keep_checkpoint` `resume/` (the last checkpoint).
+where there are several), and with `keep_checkpoint` `resume/` (the last checkpoint); `adapter/` for PEFT, where an
+adapter was trained on a language model's folder.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class UnifiedTrainer:
             sums |= gradient
         useful = sum(micro.tokens["text"] + micro.tokens["visual"] for micro, _ in batch)
         places = useful + sum(micro.tokens["padding"] for micro, _ in batch)
-        flops = sum(step_flops(self.model_config, micro) for micro, _ in batch) / self.together
+        flops = sum(step_flops(self.model_config, micro, self.config.adapter) for micro, _ in batch) / self.together
         return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful / self.together
 
     def kind(self, batch: MicroBatches) -> str:

@@ -90,6 +90,26 @@ def test_a_frozen_encoder_has_weights_alone(tmp_path):
     assert image["image_tokens_per_step"] == batch * 16
 
 
+def test_frozen_weights_beside_an_adapter_have_neither_gradients_nor_states(tmp_path):
+    llama = corpora.language_model(tmp_path / "llama")
+    values = raw("demo")
+    values["stages"]["pretokenize"] |= {"text_tokenizer": str(llama / "tokenizer.json")}
+    del values["stages"]["pretokenize"]["vocab_size"]
+    del values["stages"]["train"]["model"]
+    values["stages"]["train"] |= {"init_from": str(llama)}
+    whole = sizes(validate(values, "demo"))["train"]
+    assert "trained_parameters" not in whole
+    values["stages"]["train"] |= {"adapter": {"rank": 2}}
+    found = sizes(validate(values, "demo"))["train"]
+    trained, frozen = found["trained_parameters"], found["parameters"] - found["trained_parameters"]
+    matrices = 2 * 2 * sum((48 + 32, 24 + 32, 24 + 32, 32 + 48, 48 + 32, 48 + 32, 32 + 48))  # layers, rank, both sides
+    assert matrices < trained < found["parameters"] < whole["parameters"] + matrices + 1000
+    config = validate(values, "demo").stages.train
+    assert (config.engine.zero_stage, config.workers.count, bool(config.engine.ema_decay)) == (1, 2, True)
+    assert found["weights_bytes"] == 4 * (trained + -(-trained // 2) + frozen)
+    assert (found["gradients_bytes"], found["optimizer_bytes"]) == (4 * trained, 8 * -(-trained // 2))
+
+
 def test_what_starts_from_a_pinned_artifact_is_not_sized(tmp_path):
     def sized(*overrides: str) -> set[str]:
         return set(sizes(load("demo", [f"storage={tmp_path}", *overrides])))
