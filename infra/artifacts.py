@@ -30,6 +30,7 @@ from omniloom.infra import integrity, storage
 from omniloom.infra.errors import InputError, OmniLoomError
 
 MANIFEST = "manifest.json"
+RESUME = "resume/"
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,11 @@ class Artifact:
         return storage.join(self.uri, *parts)
 
     def local(self) -> Path:
-        """A local folder with the files: the artifact's own, or this machine's copy, named by what it holds."""
-        folder = storage.localize(self.uri, f"{self.stage}-{files_digest(self.manifest['files'])}")
-        if not storage.is_local(self.uri) and (bad := integrity.wrong(str(folder), self.manifest["files"])):
+        """A local folder with the files: the artifact's own, or this machine's copy, named by what it holds, without
+        what a later training goes on from."""
+        files = [entry for entry in self.manifest["files"] if not entry["path"].startswith(RESUME)]
+        folder = storage.localize(self.uri, f"{self.stage}-{files_digest(self.manifest['files'])}", RESUME)
+        if not storage.is_local(self.uri) and (bad := integrity.wrong(str(folder), files)):
             storage.remove(str(folder))
             raise OmniLoomError(
                 f"{self.uri}: the copy on this machine, {folder}, is damaged and was removed ({some(bad)}); run again"
@@ -67,10 +70,11 @@ class Artifact:
     def digest(self) -> str:
         """sha256 over the files' names and hashes: what the artifact holds, whatever recipe made it.
 
-        What lies in `report/` is for people (curves with timings, pictures) and does not count: making an artifact
-        again with equal results leaves what was made from it up to date.
+        What lies in `report/` is for people (curves with timings, pictures) and does not count, nor does what lies in
+        `resume/`, by which a training can be gone on from (divided as its ranks were): making an artifact again with
+        equal results leaves what was made from it up to date.
         """
-        return files_digest([f for f in self.manifest["files"] if not f["path"].startswith("report/")])
+        return files_digest([f for f in self.manifest["files"] if not f["path"].startswith(("report/", RESUME))])
 
 
 def _clear(work: str) -> None:

@@ -89,6 +89,8 @@ class Cluster:
     nodes: tuple[Node, ...]
     local: bool
     opened: bool
+    id: str = ""
+    """Of the head: one that takes its place without its memory has another one."""
 
     @property
     def num_nodes(self) -> int:
@@ -261,25 +263,47 @@ def expect_deaths() -> None:
 
 
 class Head:
-    """Watches whether the head of a cluster (its GCS) is there: without it Ray ends this process after a minute."""
+    """Watches whether the head of a cluster (its GCS) is there: without it Ray ends this process after a minute, and
+    with another one in its place, which knows nothing of this run, it waits for ever."""
 
     def __init__(self, cluster: Cluster):
         self.address, self.patience = cluster.address, _HEAD_SECONDS["local" if cluster.local else "attached"]
+        self.id, self.gone = cluster.id, False
         self._asked = self._answered = time.monotonic()
 
     def require(self) -> None:
-        """To be called often; raises `OmniLoomError` once nothing has listened there for some time."""
+        """To be called often; raises `OmniLoomError` once nothing has listened there for some time, or another head."""
         if time.monotonic() - self._asked < _HEAD_INTERVAL:
             return
         self._asked = time.monotonic()
         try:
             _reach(self.address, _HEAD_INTERVAL)
+            found = head_id(self.address) if self.id else ""
             self._answered = time.monotonic()
         except OSError as error:
             if time.monotonic() - self._answered > self.patience:
+                self.gone = True
                 raise OmniLoomError(
                     f"Ray's head (GCS) at {self.address} is gone: {error}; the next run goes on from here"
                 ) from error
+            return
+        if found != self.id:
+            self.gone = True
+            raise OmniLoomError(
+                f"Ray's head (GCS) at {self.address} is gone, and another one in its place knows nothing of this run; "
+                "the next run goes on from here"
+            )
+
+
+def head_id(address: str) -> str:
+    """The id of the cluster whose GCS answers there; ConnectionError where none does."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of a compiled module
+    from ray.exceptions import RayError
+
+    try:
+        return GcsClient(address=address).cluster_id.hex()
+    except (RayError, RuntimeError) as error:
+        raise ConnectionError(_first_line(error)) from error
 
 
 def _reach(address: str, seconds: float) -> None:
@@ -390,7 +414,8 @@ def _describe(local: bool, opened: bool) -> Cluster:
     found = nodes.connected()
     if local:  # Ray tells what was free when it started, which ends no task here
         found = tuple(replace(node, memory=None) for node in found)
-    return Cluster(ray.get_runtime_context().gcs_address, found, local, opened)
+    address = ray.get_runtime_context().gcs_address
+    return Cluster(address, found, local, opened, head_id(address))
 
 
 def _refused_token(error: BaseException | None) -> bool:

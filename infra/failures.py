@@ -60,7 +60,12 @@ _WORDS = {
     "TaskCancelledError": "it was cancelled",
     "OwnerDiedError": "the process that held its data died",
     "ObjectLostError": "data between its workers were lost, with a process or a machine",
+    "WorkerGroupStartupFailedError": "a worker process died while the workers started",
+    "WorkerHealthCheckTimeoutError": "a worker process did not answer for long",
+    "PreemptionError": "a machine of it was taken away",
 }
+# Ray Train's own failures, which are no RayError.
+_OF_RAY_TRAIN = ("WorkerGroupStartupFailedError", "WorkerHealthCheckTimeoutError", "PreemptionError")
 
 
 class BodyFailed(Exception):
@@ -77,7 +82,9 @@ def is_system_failure(error: BaseException) -> bool:
     """Whether Ray, a process or a machine failed, and not what the stage's body did."""
     from ray.exceptions import RayError, RayTaskError
 
-    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+    if isinstance(error, RayError):
+        return not isinstance(error, RayTaskError)
+    return type(error).__name__ in _OF_RAY_TRAIN
 
 
 def of_passing_kind(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 A mark stands in a pydantic field's `json_schema_extra` or in a dataclass field's `metadata`:
     PLACEMENT           says only how or where a stage runs; never part of an output's identity
+    LATER               came when artifacts had been made without it: left at None it is not part of an identity
     PATH, path_to(...)  names an outside file or folder: it is made absolute where the config is read, and what it
                         holds stands for it in the identity of the stage, never how its place is spelled
     PATH | PLACEMENT    is made absolute; neither the spelling nor, by this mark, the content is identity
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 PLACEMENT: dict[str, Any] = {"placement": True}
+LATER: dict[str, Any] = {"later": True}
 
 
 def path_to(

@@ -25,7 +25,7 @@ class ProgressBoard:
     def __init__(self):
         self._states: dict[str, dict] = {}
         self._notes: dict[str, list[str]] = {}
-        self._to_stop: set[str] = set()
+        self._to_stop: dict[str, str] = {}
 
     def update(self, stage: str, state: dict) -> None:
         self._states[stage] = {**state, "time": time.monotonic()}
@@ -33,12 +33,17 @@ class ProgressBoard:
     def note(self, stage: str, text: str) -> None:
         self._notes.setdefault(stage, []).append(text)
 
-    def ask_to_stop(self, stages: list[str]) -> None:
-        """From the driver to the stages' workers: end, as soon as what is done is kept."""
-        self._to_stop.update(stages)
+    def ask_to_stop(self, stages: list[str], who: str = "the driver") -> None:
+        """To the stages' workers: end, as soon as what is done is kept."""
+        self._to_stop.update(dict.fromkeys(stages, who))
 
-    def is_to_stop(self, stage: str) -> bool:
-        return stage in self._to_stop
+    def goes_on(self, stage: str) -> None:
+        """From the driver: what the stage was asked is done, and its next attempt is to go on."""
+        self._to_stop.pop(stage, None)
+
+    def is_to_stop(self, stage: str) -> str | None:
+        """Who asked; None where nobody did."""
+        return self._to_stop.get(stage)
 
     def read(self) -> dict[str, dict]:
         stages = [*self._states, *(stage for stage in self._notes if stage not in self._states)]
@@ -92,15 +97,21 @@ class Progress:
         self._last = now
         self._send({"done": done, "total": total, "unit": unit, "facts": facts})
 
+    def ask_to_stop(self, who: str) -> None:
+        """From the stage's body: its workers are to end, as soon as what is done is kept."""
+        if self.board is not None:
+            method = self.board.ask_to_stop
+            getattr(method, "remote", method)([self.stage], who)
+
     def say(self, text: str) -> None:
         """What the stage is at where that cannot be counted, such as `starting 2 workers`."""
         if self.board is not None:
             self._send({"says": text})
 
-    def is_to_stop(self) -> bool:
-        """Whether the driver wants the stage to end."""
+    def is_to_stop(self) -> str | None:
+        """Who wants the stage to end; None where nobody does."""
         if self.board is None:
-            return False
+            return None
         if not hasattr(self.board.is_to_stop, "remote"):
             return self.board.is_to_stop(self.stage)
         import ray

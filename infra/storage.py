@@ -197,10 +197,11 @@ def _copy(source: str, target: str) -> None:
         shutil.copyfileobj(reader, writer, 1 << 20)
 
 
-def copy_tree(source: str, target: str) -> None:
-    """Copy every file below a folder."""
+def copy_tree(source: str, target: str, without: str | None = None) -> None:
+    """Copy every file below a folder, but for those whose path there begins with `without`."""
     for name in list_files(source):
-        _copy(join(source, name), join(target, name))
+        if without is None or not name.startswith(without):
+            _copy(join(source, name), join(target, name))
     sync(target)
 
 
@@ -255,15 +256,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OMNILOOM_CACHE", Path(tempfile.gettempdir()) / f"omniloom-cache-{os.getuid()}"))
 
 
-def localize(uri: str, digest: str) -> Path:
-    """A local folder with the files of the folder `uri`: itself where it is local, else a cached copy.
+def localize(uri: str, digest: str, without: str | None = None) -> Path:
+    """A local folder with the files of the folder `uri`: itself where it is local, else a cached copy, which lacks the
+    files whose path begins with `without`.
 
     `digest` names the content (an artifact's fingerprint), so that a copy is made once per machine and content.
     """
     if (path := local_path(uri)) is not None:
         return path
     remove_leftovers(str(cache_folder()))
-    return once(cache_folder() / digest, lambda target: copy_tree(uri, str(target)))
+    return once(cache_folder() / digest, lambda target: copy_tree(uri, str(target), without))
 
 
 def remove_leftovers(folder: str) -> None:

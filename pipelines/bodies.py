@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omniloom.infra import storage
@@ -20,7 +21,9 @@ from omniloom.infra.training.watch import Watch, stacks
 from omniloom.pipelines.planned import PlannedStage
 from omniloom.stages.base import Stage, StageContext
 
+_LOOK_SECONDS = 2.0
 _TOLD_SECONDS = 10.0  # for the last words of a body that hangs
+_TOLD = 143  # exit code of a process that was told to end
 _CANCEL_SECONDS = 5.0  # for a body that is told to end; then its process is
 
 
@@ -31,7 +34,7 @@ class Bodies:
         self.cluster, self.note, self.board = cluster, note, board
         self._running: dict[str, Any] = {}
         self._ended: set[str] = set()
-        self._closed = threading.Event()
+        self._closed, self._abandoned = threading.Event(), threading.Event()
         self._state = threading.Lock()
 
     def run(self, planned: PlannedStage, context: StageContext) -> dict:
@@ -47,16 +50,18 @@ class Bodies:
         task = ray.remote(run_stage).options(
             num_cpus=min(needs.cpus, self.cluster.node_cpus), num_gpus=needs.gpus, max_retries=0, name=planned.name
         )
-        seen = _done(context.state)
+        grace, seen = planned.stage.grace(planned.config), _done(context.state)
         retries = Retries(planned.stage.restarts(planned.config), len(seen))
         while True:
             with self._state:
-                reference = self._running[planned.name] = task.remote(planned.stage, context)
                 ended = self._closed.is_set() or planned.name in self._ended
+                if not ended:
+                    self.board.goes_on.remote(planned.name)
+                reference = self._running[planned.name] = task.remote(planned.stage, context, grace)
             try:
                 if ended:
                     ray.cancel(reference)
-                return ray.get(reference)
+                return self._result(reference)
             except Exception as error:
                 if self._closed.is_set() or planned.name in self._ended or not self._may_pass(error):
                     raise
@@ -64,6 +69,20 @@ class Bodies:
                 self._pause(retries.failed(len(seen)), retries, planned.name, error)
             finally:
                 self._running.pop(planned.name, None)
+
+    def _result(self, reference: Any) -> dict:
+        """What the body gives; BodyLost where nobody will ever tell."""
+        import ray
+
+        while not ray.wait([reference], timeout=_LOOK_SECONDS, fetch_local=False)[0]:
+            if self._abandoned.is_set():
+                raise BodyLost("nobody knows what became of it")
+        return ray.get(reference)
+
+    def abandon(self) -> None:
+        """Wait for no body any more: the cluster that they run on is gone."""
+        self._closed.set()
+        self._abandoned.set()
 
     def _may_pass(self, error: Exception) -> bool:
         from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
@@ -118,9 +137,9 @@ def _done(state: str) -> set[str]:
     return {name for name in names if name.endswith(".json") and not name.startswith("ray_train/")}
 
 
-def run_stage(stage: Stage, context: StageContext) -> dict:
+def run_stage(stage: Stage, context: StageContext, grace: float = 0.0) -> dict:
     """The body of the Ray task: the stage's own, watched by the rhythm of its progress, and the end of this process's
-    tracking."""
+    tracking. Told to end by a signal, it has `grace` seconds to keep what is done; another process goes on with it."""
     thread = threading.get_ident()
 
     def on_hang(seconds: float, limit: float) -> None:
@@ -132,10 +151,43 @@ def run_stage(stage: Stage, context: StageContext) -> dict:
         context.tracker.close(_TOLD_SECONDS)
         os._exit(hangs.EXIT)
 
-    with Watch(Rhythm(HANG_SECONDS), on_hang) as watch, context.progress.heard_by(watch.beat):
+    watching = Watch(Rhythm(HANG_SECONDS), on_hang)
+    with watching as watch, context.progress.heard_by(watch.beat), _told(context, grace) as told:
         try:
             return stage.run(context)
         except Exception as error:
+            if told.is_set():
+                context.tracker.close(_TOLD_SECONDS)
+                os._exit(_TOLD)
             raise carried(error) from error
         finally:
             context.tracker.close()
+
+
+@contextlib.contextmanager
+def _told(context: StageContext, grace: float) -> Iterator[threading.Event]:
+    """In the block the first SIGTERM asks the stage's workers to keep what is done, and sets the event; the process
+    ends when they have, or after `grace` seconds. Without any, as with the second, it ends at once, as Ray has it."""
+    told, ended = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        context.progress.note(f"its process is told to end; up to {grace:g} s for a checkpoint")
+        context.progress.ask_to_stop("a signal to the stage's process")
+        if not ended.wait(grace):
+            os._exit(_TOLD)
+
+    def heed(number: int, frame: Any) -> None:
+        if told.is_set():
+            os._exit(_TOLD)
+        told.set()
+        threading.Thread(target=ask, daemon=True, name="told to end").start()  # Ray may be within a call of ours
+
+    if not grace:
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, heed)
+    try:
+        yield told
+    finally:
+        ended.set()
+        signal.signal(signal.SIGTERM, before)

@@ -40,7 +40,7 @@ def canonical(value: Any, where: str = "value", paths: bool = False) -> Any:
             if "path" in mark and (item := getattr(value, name)) not in (None, "") and not paths
             else canonical(getattr(value, name), f"{where}.{name}", paths)
             for name, mark in marks(value).items()
-            if not mark.get("placement")
+            if not mark.get("placement") and not (mark.get("later") and getattr(value, name) is None)
         }
         extra = getattr(value, "model_extra", None) or {}
         return canonical(getattr(value, "CANONICAL", {}), where) | fields | canonical(extra, where)

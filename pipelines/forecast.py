@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.nodes import gib
 from omniloom.infra.training.config import WorkersConfig
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.flops import token_flops
 from omniloom.pipelines.checks import with_upstream
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
-from omniloom.stages.train.config import expected_config
+from omniloom.stages.train.config import expected_config, parameters_of
 
 if TYPE_CHECKING:
     from omniloom.pipelines.plan import Plan
@@ -80,8 +80,8 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
         return Forecast()
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
     units = config.steps * config.batch_rows * config.packing.length
-    flops = token_flops(model, config.packing.length)
-    checkpoint = _checkpoint(num_parameters(model), config.engine.ema_decay, config.workers)
+    flops = token_flops(model, config.packing.length, config.adapter)
+    checkpoint = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
     if before := _earlier(planned):
         useful = units * (1 - before.metrics.get("padding", 0.0))
         if cost := _cost_then(before, config, model):
@@ -128,12 +128,14 @@ def _earlier(planned: PlannedStage) -> Artifact | None:
 
 def _cost_then(before: Artifact, config: TrainConfig, model: UnifiedConfig) -> float | None:
     """Operations a token of the run before, with the sizes that its inputs have now; None where it ran on another kind
-    of device or in another precision."""
+    of device or in another precision, or from another start, whose sizes are not known."""
     then = _as(TrainConfig, before)
     if then is None or not _on_such(before, config.workers):
         return None
     if then.engine.precision != config.engine.precision:
         return None
+    if then.init_from or config.init_from:
+        return token_flops(model, then.packing.length, then.adapter) if then.init_from == config.init_from else None
     sizes = {name: getattr(model, name) for name in ("vocab_size", "latent_dim", "pixel_dim", "codebook_size")}
     return token_flops(UnifiedConfig(**then.model.model_dump(), **sizes), then.packing.length)
 

@@ -14,6 +14,7 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore, some
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
+from omniloom.pipelines import continuing
 from omniloom.pipelines.checks import check_counts, misfits, refuse
 from omniloom.pipelines.config import PipelineConfig, naming, placed
 from omniloom.pipelines.fingerprint import digest, fingerprint
@@ -35,7 +36,7 @@ class Plan:
     selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
     contents: dict[str, dict] = field(default_factory=dict)  # of outside paths, each read once
-    warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little
+    warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little, of what might go on
 
     def completed(self, name: str, artifact: Artifact) -> None:
         """Note what a stage of this run has made, and judge again the stages that read it: where it came out as an
@@ -69,7 +70,7 @@ class Plan:
 
     def check(self) -> None:
         """InputError where the config tells that a stage which would run cannot, whether it is selected or not."""
-        refuse([*misfits(self.config, self._settled()), *self.unreadable()])
+        refuse([*misfits(self.config, self._settled()), *self.unreadable(), *continuing.misfits(self.trainings)])
         self.check_counts()
 
     def unreadable(self) -> Iterator[InputError]:
@@ -85,7 +86,7 @@ class Plan:
             for p in self.stages
             if p.artifact and p.stage.makes == "records" and p.status == "cached"
         }
-        self.warnings = check_counts(self.config, counts, self._settled())
+        self.warnings = [*check_counts(self.config, counts, self._settled()), *continuing.hints(self.trainings)]
 
     def _settled(self) -> set[str]:
         return {planned.name for planned in self.stages if planned.status == "cached"}
@@ -103,6 +104,11 @@ class Plan:
             for planned in self.stages:
                 (_judge_pinned if planned.name in self.config.pins else _judge)(planned, self)
         return found
+
+    @property
+    def trainings(self) -> continuing.Trainings:
+        """What `continuing` looks at."""
+        return continuing.Trainings(self.config, self.store, self.stages)
 
     def last(self, role: str) -> PlannedStage | None:
         """The last stage that makes the role."""
@@ -196,6 +202,7 @@ def _address(planned: PlannedStage, plan: Plan) -> None:
 def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
     sources = planned.sources["digest"] if planned.sources else None
     version = planned.stage.module.VERSION
+    made_from = made_from | getattr(planned.config, "identity", {})
     return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
+from omniloom.pipelines import continuing
 from omniloom.pipelines.plan import Plan
+from omniloom.pipelines.planned import PlannedStage
+from omniloom.stages.train import ledger
 
 _STAGE = "train"
 
@@ -43,5 +46,36 @@ def replay_step(plan: Plan, step: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = next((storage.load_json(uri)["found"] for uri in bad if storage.exists(uri)), [])
     kept = checkpoint.newest_facts(state)
     ranks = kept["ranks"] if kept else planned.config.workers.most
-    job = Job(planned.config, tokens, tokenizer, "", "", _Quiet(), _Quiet())
-    return replay(Replay(job, state, step, [row for row in curve if "loss" in row], found, ranks))
+    if ranks % (size := planned.config.engine.sequence_parallel):
+        raise InputError(
+            f"the training ran on {ranks} workers, which {size} does not divide; give the number that it ran with",
+            field=f"stages.{_STAGE}.engine.sequence_parallel",
+        )
+    known, state, at_most = _books(plan, planned, state, step)
+    corpora = continuing.corpora(plan.store, known)[:-1] if known else ()
+    job = Job(planned.config, tokens, tokenizer, "", "", _Quiet(), _Quiet(), known, (*corpora, tokens))
+    return replay(Replay(job, state, step, [row for row in curve if "loss" in row], found, ranks, at_most))
+
+
+def _books(plan: Plan, planned: PlannedStage, state: str, step: int) -> tuple[dict | None, str, int]:
+    """The training's ledger, where its checkpoints are, and the last step of them that counts: of one that goes on from
+    another, and has none of its own before the step, those of that other one."""
+    known = next((found for uri in (state, planned.uri) if (found := ledger.read(uri))), None)
+    before = continuing.asked(planned)
+    if not (known and before):
+        return known, state, step
+    if step < before.step:
+        raise InputError(
+            f"expected at least {before.step}, from which on this training goes; what was before is "
+            f"{before.training}'s, of whose config it is replayed",
+            field="--step",
+        )
+    if any(before.step <= kept <= step for kept in continuing.steps_of(state)):
+        return known, state, step
+    earlier = continuing.earlier(plan.store, planned.name, before.training)
+    if before.step not in continuing.steps_of(earlier.state):
+        raise InputError(
+            f"the checkpoint of step {before.step} of {before.training} is gone, without which the step is not reached",
+            field="--step",
+        )
+    return known, earlier.state, before.step

@@ -27,7 +27,7 @@ from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
-from omniloom.pipelines import installed, room, run_card
+from omniloom.pipelines import continuing, installed, room, run_card
 from omniloom.pipelines.ahead import Ahead
 from omniloom.pipelines.bodies import Bodies
 from omniloom.pipelines.config import placed
@@ -193,10 +193,13 @@ class _Run:
         """End what runs, and give the stages the time for a checkpoint, and to close their MLflow runs and leases."""
         self.interrupted.set()
         cluster.expect_deaths()
-        grace = max((planned.stage.grace(planned.config) for planned in running.values()), default=0.0)
-        if grace:
-            self.display.note(f"waiting up to {grace:g} s for a checkpoint; a second signal ends at once")
-        self.bodies.end(grace=grace)
+        if self.head.gone:
+            self.bodies.abandon()
+        else:
+            grace = max((planned.stage.grace(planned.config) for planned in running.values()), default=0.0)
+            if grace:
+                self.display.note(f"waiting up to {grace:g} s for a checkpoint; a second signal ends at once")
+            self.bodies.end(grace=grace)
         wait(running, timeout=_CLOSING_SECONDS)
         self._show_progress()  # what they noted last
         for planned in running.values():
@@ -285,6 +288,8 @@ class _Run:
             place,
             Progress(planned.name, self.board),
             tracker,
+            self.plan.config.name,
+            continuing.continued(self.plan.trainings, planned),
         )
         began = time.time(), time.monotonic()
         status = "FAILED"
@@ -336,6 +341,7 @@ class _Run:
             "config": canonical(planned.config, planned.name),
             "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
             "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
+            **getattr(planned.config, "identity", {}),
             "sources": planned.sources,
             "outside": planned.outside,
             "metrics": metrics,

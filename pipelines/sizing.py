@@ -12,7 +12,6 @@ from typing import Any
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.training.config import EngineConfig
 from omniloom.infra.training.memory import passing_memory, state_memory
-from omniloom.models.unified.config import num_parameters
 from omniloom.models.unified.memory import Pass, pass_memory
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
@@ -20,7 +19,7 @@ from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
 from omniloom.stages.tokenizer.architecture import architecture
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
-from omniloom.stages.train.config import expected_config
+from omniloom.stages.train.config import expected_config, parameters_of
 
 _DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
 
@@ -50,13 +49,13 @@ def least(config: PipelineConfig) -> dict[str, dict]:
     for stage, own, upstream in with_upstream(config):
         tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
         if isinstance(own, TrainConfig) and tokens and stage.name not in config.pins:
-            parameters = num_parameters(expected_config(own, tokens, tokenizer and tokenizer.model))
-            state = _state(parameters, own.engine, own.workers.most)
+            model = expected_config(own, tokens, tokenizer and tokenizer.model)
+            state = _state(*parameters_of(own, model), own.engine, own.workers.most)
             found[stage.name] = _with_total({"workers": own.workers.most, **state})
     return found
 
 
-def _state(parameters: int, engine: EngineConfig, workers: int, frozen: int = 0) -> dict[str, int]:
+def _state(parameters: int, frozen: int, engine: EngineConfig, workers: int) -> dict[str, int]:
     return _bytes(state_memory(parameters, engine, workers, frozen))
 
 
@@ -105,7 +104,7 @@ def _tokenizer(stage, model) -> dict:
             "discriminator_parameters": critic,
             "workers": workers,
             **{f"{kind}_tokens_per_step": count for kind, count in tokens.items()},
-            **_state(parameters - frozen + critic, stage.engine, workers, frozen),
+            **_state(parameters - frozen + critic, frozen, stage.engine, workers),
             "activations_bytes": activations,
         }
     )
@@ -140,28 +139,34 @@ def _built(stage, model):
 
 def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     model = expected_config(stage, tokens, tokenizer)
-    parameters = num_parameters(model)
+    trained, frozen = parameters_of(stage, model)
     workers, accumulate = stage.workers.most, stage.workers.accumulate
-    pass_tokens = stage.batch_rows // workers // accumulate * stage.packing.length
+    together = stage.engine.sequence_parallel
+    pass_tokens = stage.batch_rows // (workers // together) // accumulate * -(-stage.packing.length // together)
     on_cpu = not stage.workers.gpus
+    adapted, dropped = stage.adapter.kept(model) if stage.adapter else (0, 0)
     one = Pass(
         positions=pass_tokens,
         labels=pass_tokens,  # the most that there can be
         scores=pass_tokens * min(stage.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
         bf16=stage.engine.precision == "bf16",
         recompute=stage.engine.activation_checkpointing,
+        sequence_parallel=together,
+        adapted=adapted,
+        dropped=dropped,
     )
     taken = pass_memory(model, one)
     passing = passing_memory(
-        parameters, stage.engine, workers, accumulate, taken["activations"] + taken["casts"], taken["logits"]
+        trained, stage.engine, workers, accumulate, taken["activations"] + taken["casts"], taken["logits"]
     )
     return _with_total(
         {
-            "parameters": parameters,
+            "parameters": trained + frozen,
+            **({"trained_parameters": trained} if stage.adapter else {}),
             "workers": workers,
             "tokens_per_step": stage.batch_rows * stage.packing.length,
             "tokens_per_worker_and_pass": pass_tokens,
-            **_state(parameters, stage.engine, workers),
+            **_state(trained, frozen, stage.engine, workers),
             **_bytes(passing),
         }
     )

@@ -38,14 +38,14 @@ from typing import TYPE_CHECKING, Any
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
-from omniloom.infra.fields import PATH, PLACEMENT, path_to
+from omniloom.infra.fields import LATER, PATH, PLACEMENT, path_to
 from omniloom.infra.progress import Progress
 from omniloom.infra.training.config import WorkersConfig
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["PATH", "PLACEMENT", "RETRIES", "Needs", "Stage", "StageContext", "path_to"]
+__all__ = ["LATER", "PATH", "PLACEMENT", "RETRIES", "Needs", "Stage", "StageContext", "path_to"]
 
 # How often Ray Data may do a shard again whose worker was killed. By default it tries for ever, and a shard that does
 # not fit into memory would never let the stage end.
@@ -145,13 +145,24 @@ def _workers(config: Any) -> Any:
     return getattr(config, "workers", None) or getattr(getattr(config, "training", None), "workers", None)
 
 
+@dataclass(frozen=True)
+class Continued:
+    """What a training goes on from: the earlier one's `ledger` (`stages.train.ledger`), the URI of a folder that has
+    its `checkpoints`, that of its curves, and the tokens of all periods in the ledger."""
+
+    ledger: dict
+    state: str
+    history: str
+    corpora: tuple[Artifact, ...]
+
+
 @dataclass
 class StageContext:
     """All that a stage body may use. Picklable: the runner sends it to where the stage is placed.
 
     `inputs` maps each role that the stage reads to its artifact; an optional one may be missing. `work` is the URI of
     this stage's work folder: `output` becomes the artifact, `state` is kept for a resume and dropped after publication.
-    `tracker` is the stage's MLflow run.
+    `tracker` is the stage's MLflow run. `continued` is there where the config asks to go on from an earlier training.
     """
 
     stage: str
@@ -161,6 +172,8 @@ class StageContext:
     work: str
     progress: Progress
     tracker: Any
+    pipeline: str = ""
+    continued: Continued | None = None
 
     @property
     def records(self) -> Artifact:

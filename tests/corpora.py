@@ -351,3 +351,37 @@ def vision_encoder(folder: Path, image_size: int = 24) -> Path:
             parameter.normal_(std=0.2)
     model.save_pretrained(folder)
     return folder
+
+
+def language_model(folder: Path, family: str = "Llama", tied: bool = False) -> Path:
+    """A tiny language model as transformers saves one, Llama, Qwen2 or Qwen3, with a text tokenizer of its own."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        ["a red square moves", "the green square"] * 3,
+        trainers.BpeTrainer(vocab_size=290, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    torch.manual_seed(0)
+    shape = getattr(transformers, f"{family}Config")
+    getattr(transformers, f"{family}ForCausalLM")(
+        shape(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            **({"head_dim": 12} if family != "Qwen2" else {}),
+            tie_word_embeddings=tied,
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.token_to_id("<|begin_of_text|>"),
+            eos_token_id=tokenizer.token_to_id("<|end_of_text|>"),
+        )
+    ).save_pretrained(folder, max_shard_size="20KB")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

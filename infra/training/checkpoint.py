@@ -3,7 +3,8 @@
     STATE/checkpoints/step-00000500/ENGINE/rank-RANK-NUMBER.safetensors   ranges of tensors, by parameter (`shards`)
     STATE/checkpoints/step-00000500/ENGINE/index.json                     which file holds which range (`tensors`)
     STATE/checkpoints/step-00000500.json      written last, when the files are on the disk: step, how many ranks wrote
-                                              it, the loader's position, {file: bytes, sha256}
+                                              it, the loader's position, {file: bytes, sha256}; of an engine whose
+                                              frozen weights are not in it, a digest of what they are read from
 
 Nothing in it depends on how the training was divided: it goes on under any number of ranks, ZeRO stage, offload or
 accumulation, from the newest checkpoint whose files are what its manifest says. Every rank writes its own files and
@@ -132,6 +133,11 @@ def load(found: dict, engines: dict[str, Engine]) -> None:
 
     for name, engine in engines.items():
         folder = storage.join(found["folder"], name)
+        if (frozen := found.get("frozen_from", {}).get(name)) != engine.frozen_from:
+            raise OmniLoomError(
+                f"{found['folder']}: was trained on frozen weights of {frozen or 'its own'}, the training that goes on "
+                f"has those of {engine.frozen_from or 'its own'}; put back what it started from"
+            )
         if (index := storage.read_json(storage.join(folder, "index.json"))) is None:
             raise OmniLoomError(f"{found['folder']}: holds no checkpoint of {name!r}")
         with Tensors(folder, index) as tensors:

@@ -21,6 +21,7 @@ from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients, clear, complete
 from omniloom.infra.training.memory import BUCKET
+from omniloom.infra.training.optimizers import AdamW
 from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
@@ -47,6 +48,9 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    `frozen_from` is a digest of what the frozen parameters were read from: checkpoints then hold it in their place, and
+    an engine that goes on has read them itself. Without it checkpoints hold them.
+
     Under ZeRO-3 rank 0's weights are divided: the module of another may be without memory (torch's meta device).
 
     All ranks must use the same parameters in a pass: DeepSpeed exchanges gradients as they come.
@@ -69,21 +73,24 @@ class Engine(EngineWeights):
         lr_scale: Callable[[str], float] | None = None,
         part_of: Callable[[str], str] = lambda name: "all",
         compile_parts: Callable[[], None] | None = None,
+        frozen_from: str | None = None,
     ):
         deepspeed = import_deepspeed()
+        scale_of = lr_scale or (lambda name: 1.0)
         # DeepSpeed allocates a bucket of gradients whole, by default for 500 million numbers. Counted while undivided.
-        bucket = min(BUCKET, sum(p.numel() for p in module.parameters()))
+        bucket = min(BUCKET, sum(p.numel() for name, p in module.named_parameters() if scale_of(name)))
         self.optimizer_config, self.config, self.steps, self.accumulate = optimizer, config, steps, accumulate
+        self.frozen_from = frozen_from
         self.device = device()
         if config.precision == "bf16":
             _enter_inside(module, self.autocast)
         if config.zero_stage == 3 and ranks()[1] > 1:
             divide(module, self.device)
-        groups = _groups(module, optimizer.weight_decay, lr_scale or (lambda name: 1.0))
+        groups = _groups(module, optimizer.weight_decay, scale_of)
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+        adam = AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         self._offload = offload = config.offload and config.zero_stage > 0
         if offload:
@@ -229,21 +236,22 @@ def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[st
 
     Weight decay is for matrices; norms, biases, and embeddings of one axis go without (as in GPT-2's recipe).
     """
-    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         scale = float(lr_scale(name))
         if not parameter.requires_grad:
             continue
         if scale:
             # ZeRO-3 leaves of a divided parameter one axis without length.
-            groups.setdefault((scale, len(getattr(parameter, "ds_shape", parameter.shape)) >= 2), []).append(parameter)
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+            groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
         else:
             parameter.requires_grad_(False)
     if not groups:
         raise ValueError("lr_scale: every parameter has 0, which leaves nothing to train")
     return [
-        {"params": groups[scale, matrix], "weight_decay": weight_decay if matrix else 0.0, "lr_scale": scale}
-        for scale, matrix in sorted(groups, key=lambda key: (key[0], not key[1]))
+        {"params": groups[scale, decay], "weight_decay": decay, "lr_scale": scale}
+        for scale, decay in sorted(groups, key=lambda key: (key[0], -key[1]))
     ]
 
 

@@ -55,8 +55,8 @@ def listening(progress: Any) -> Iterator[None]:
             with contextlib.suppress(Exception):  # a board that is busy or gone ends no training
                 if _drained():
                     stopping.ask(stopping.PREEMPTED)
-                elif dist.get_rank() == 0 and progress.is_to_stop():
-                    stopping.ask("the driver")
+                elif dist.get_rank() == 0 and (who := progress.is_to_stop()):
+                    stopping.ask(who)
 
     threading.Thread(target=listen, daemon=True, name="listening").start()
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omniloom.infra.errors import OmniLoomError
-from omniloom.infra.training.shards import Part, fixed_tensors, optimizer_state, parts
+from omniloom.infra.training.shards import Part, kept_tensors, optimizer_state, parts
 from omniloom.infra.training.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def restore(engine: EngineWeights, tensors: Tensors) -> None:
         for kind in known:
             _restore_state(tensors, kind, part, state[part.flat], on_device)
         _forget_others(state.get(part.flat, {}), known)
-    for key, shape, start, values, _ in fixed_tensors(engine):
+    for key, shape, start, values, _ in kept_tensors(engine):
         _read(tensors, key, shape, start, values)
     if hasattr(engine.engine.optimizer, "_hp_optimizer_states_linked"):
         engine.engine.optimizer._hp_optimizer_states_linked = False

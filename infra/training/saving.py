@@ -78,7 +78,9 @@ class Saver:
         rank, size = ranks()
         if rank == 0:
             _clear(self.parent, step)
-        facts = gathered({"step": step, "ranks": size, "position": position, "id": uuid.uuid4().hex})[0]
+        frozen = {name: engine.frozen_from for name, engine in self.engines.items() if engine.frozen_from}
+        facts = {"step": step, "ranks": size, "position": position, "id": uuid.uuid4().hex}
+        facts = gathered(facts | ({"frozen_from": frozen} if frozen else {}))[0]
         self._save = _Save(storage.join(self.parent, f"step-{step:08d}"), facts, self._complete)
         for name, engine in self.engines.items():
             self._save.add(name, [self._stays(name, shard) for shard in shards(engine)])

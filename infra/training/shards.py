@@ -3,7 +3,7 @@
     weight/NAME       fp32 weights, as the optimizer has them
     STATE/NAME        what the optimizer keeps for each number (exp_avg, exp_avg_sq); `step` is one number
     ema/NAME          the moving average
-    fixed/NAME        parameters that are not trained
+    fixed/NAME        parameters that are not trained, unless `frozen_from` says what they are read from
     buffer/NAME       buffers
 
 A piece is a range of the flat tensor. Which ranges a rank holds depends on the ZeRO stage and the number of ranks, what
@@ -30,6 +30,7 @@ class Held(Protocol):
     engine: Any
     config: EngineConfig
     average: MovingAverage | None
+    frozen_from: str | None
 
     @property
     def module(self) -> torch.nn.Module: ...
@@ -161,12 +162,19 @@ def as_number(value: Any) -> Tensor:
 
 def _fixed(engine: Held) -> Iterator[Shard]:
     """What no optimizer holds: buffers change in forward passes, so that the copy is taken now."""
-    for key, shape, start, values, is_whole in fixed_tensors(engine):
+    for key, shape, start, values, is_whole in kept_tensors(engine):
         if is_whole:
             first, last = share(len(values))
             start, values = first, values[first:last]
         if len(values):
             yield Shard(key, shape, start, values.clone() if key.startswith("buffer/") else values)
+
+
+def kept_tensors(engine: Held) -> Iterator[tuple[str, tuple[int, ...], int, Tensor, bool]]:
+    """Those of `fixed_tensors` that a checkpoint holds."""
+    for found in fixed_tensors(engine):
+        if engine.frozen_from is None or not found[0].startswith("fixed/"):
+            yield found
 
 
 def fixed_tensors(engine: Held) -> Iterator[tuple[str, tuple[int, ...], int, Tensor, bool]]:

@@ -27,6 +27,7 @@ class EngineWeights:
     config: EngineConfig
     device: torch.device
     average: MovingAverage | None
+    frozen_from: str | None  # a digest of what frozen parameters were read from, where checkpoints leave them out
     _held: threading.Event | None = None  # set when a checkpoint has read what it keeps
 
     @property

@@ -26,7 +26,7 @@ class Share:
     def note(self, text: str) -> None:
         self.progress.note(text)
 
-    def is_to_stop(self) -> bool:
+    def is_to_stop(self) -> str | None:
         return self.progress.is_to_stop()
 
 

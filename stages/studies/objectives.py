@@ -74,6 +74,9 @@ class ObjectiveStudyConfig(BaseModel):
 
     @model_validator(mode="after")
     def _names(self) -> ObjectiveStudyConfig:
+        if self.training.continue_from or self.training.keep_checkpoint:
+            field = "continue_from" if self.training.continue_from else "keep_checkpoint"
+            raise ValueError(f"training.{field}: a study compares trainings from their first step, and keeps none")
         for name in self.objectives:
             if not name.isidentifier():
                 raise ValueError(f"objectives: expected names of letters, digits and _, got {name!r}")

@@ -14,11 +14,13 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.models.checks import FieldError
 from omniloom.models.docstrings import field_docstrings
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
-from omniloom.stages.base import PLACEMENT, path_to
-from omniloom.stages.checkpoints.language_model import FILES, start_config
+from omniloom.stages.base import LATER, PLACEMENT, path_to
+from omniloom.stages.checkpoints.language_model import FILES
+from omniloom.stages.checkpoints.start import known_config, start_config
 from omniloom.stages.data.packing import PackingConfig, Task
 from omniloom.stages.data.shares import AS_SCHEDULE, AS_SHARES, BY_FORM, Schedule, most, of_names, stages
 from omniloom.stages.inference.config import DrawingConfig
@@ -90,9 +92,37 @@ class AlignmentConfig(BaseModel):
             raise ValueError(f"alignment.layer: expected at most the model's {layers}, got {self.layer}")
 
 
+class TrainEngineConfig(EngineConfig):
+    """Numerics and sharding of the unified model's training."""
+
+    sequence_parallel: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
+    """Workers that share out the places of each row, for rows that do not fit on one GPU (DeepSpeed-Ulysses): a divisor
+    of workers.count and of the attention heads. `batch_rows` stays the rows of a step: workers.count /
+    sequence_parallel groups divide them."""
+
+    def check_heads(self, model: UnifiedConfig) -> None:
+        """ValueError where the model's heads cannot be shared out."""
+        if model.attention_heads % self.sequence_parallel:
+            whose = "model.hidden / head_dim" if model.block == "gau" else "model.heads"
+            raise ValueError(
+                f"engine.sequence_parallel: expected a divisor of the attention heads, {whose} = "
+                f"{model.attention_heads}, got {self.sequence_parallel}"
+            )
+
+
 class SampleConfig(DrawingConfig):
     count: int = Field(16, ge=0)
     """Validation captions that are drawn."""
+
+
+class ContinueConfig(BaseModel):
+    """The step of an earlier training that this one goes on from, with its weights, optimizer states and documents."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    training: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The earlier training's fingerprint, as `plan` and `status --json` show it; finished or not, in this storage."""
+    step: int = Field(ge=1)
+    """How many of its steps are done there: one that it has a checkpoint of."""
 
 
 class TrainConfig(BaseModel):
@@ -100,8 +130,11 @@ class TrainConfig(BaseModel):
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     """Shape of the transformer."""
     init_from: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
-    """URI of a Llama, Mistral or Qwen folder to start from: config.json, safetensors, tokenizer.json; of `model`, only
-    what it lacks is read."""
+    """URI of what to start from: a Llama, Mistral or Qwen folder (config.json, safetensors, tokenizer.json), or a train
+    artifact or its `model` folder; of `model`, only what it lacks is read."""
+    adapter: AdapterConfig | None = Field(None, json_schema_extra=LATER)
+    """Low-rank adapters on the frozen weights of `init_from` (LoRA), merged in the trained model; null: all weights are
+    trained."""
     lr_scale: LearningRateConfig = Field(default_factory=LearningRateConfig)
     """Learning rates of the model's parts."""
     objectives: Annotated[
@@ -127,10 +160,15 @@ class TrainConfig(BaseModel):
     """Seed of weights, documents and noise."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """The optimizer."""
-    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
+    engine: TrainEngineConfig = Field(default_factory=lambda: TrainEngineConfig(ema_decay=0.999))
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
+    continue_from: ContinueConfig | None = Field(None, json_schema_extra=PLACEMENT)  # `identity` enters in its place
+    """The step of an earlier training to go on from; null: step 0. What may differ from it: docs/books.md."""
+    keep_checkpoint: bool = Field(False, json_schema_extra=PLACEMENT)
+    """Keep the last checkpoint in the artifact, so that a finished training can be gone on from; it is as large as the
+    weights, the optimizer's states and the moving average."""
     cache_bytes: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
     """Bytes of each machine's disk, below $OMNILOOM_CACHE, for token shards that come from an object store, of which
     those used last stay; null: nine tenths of what is free."""
@@ -140,6 +178,16 @@ class TrainConfig(BaseModel):
     """Packed rows of the validation split that losses are measured on."""
     samples: SampleConfig = Field(default_factory=SampleConfig, json_schema_extra=PLACEMENT)
     """Held-out captions that are drawn while it trains."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _is_a_place(cls, init_from: str | None) -> str | None:
+        if init_from and init_from.startswith("models:/"):
+            raise ValueError(
+                "expected a folder's path or URI, got a model of the registry; name its train artifact, "
+                "STORAGE/artifacts/train/FINGERPRINT, by the version's tag omniloom.fingerprint"
+            )
+        return init_from
 
     @field_validator("objectives")
     @classmethod
@@ -166,6 +214,12 @@ class TrainConfig(BaseModel):
                 "alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
                 "pictures it is of"
             )
+        if self.adapter and not self.init_from:
+            raise ValueError(
+                "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
+            )
+        if self.adapter and not self.lr_scale.text:
+            raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
         if not self.init_from:
             try:
                 model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
@@ -173,12 +227,47 @@ class TrainConfig(BaseModel):
                 model.check_uses(written if written < type(self.model).model_fields.keys() else ())  # a dump has all
             except FieldError as error:
                 raise error.below("model") from None
-            if self.alignment:
-                self.alignment.check(model.layers)
-        parts = self.workers.most * self.workers.accumulate
-        if self.batch_rows % parts:
-            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
+            self.check_model(model)
+        self._check_groups()
         return self
+
+    def check_model(self, model: UnifiedConfig) -> None:
+        """ValueError where the model has not what other fields ask of it."""
+        if self.alignment:
+            self.alignment.check(model.layers)
+        self.engine.check_heads(model)
+
+    def _check_groups(self) -> None:
+        """That workers form whole groups, and the rows of a step divide by their forward passes."""
+        workers, size = self.workers, self.engine.sequence_parallel
+        if size > 1 and workers.least != workers.most:
+            raise ValueError(
+                f"engine.sequence_parallel: expected 1 with a range of workers.count, of which {size} may not divide "
+                f"every number; or set workers.count to one number"
+            )
+        if workers.most % size:
+            raise ValueError(
+                f"engine.sequence_parallel: expected a divisor of workers.count {workers.most}, got {size}"
+            )
+        if size > 1 and (whole := [name for name in self.trained if not OBJECTIVES[name].separable]):
+            raise ValueError(
+                f"engine.sequence_parallel: expected 1 with {', '.join(whole)}, whose predictions cannot be shared out "
+                "(`VisualObjective.separable`)"
+            )
+        if size > 1 and self.adapter and self.adapter.dropout:
+            raise ValueError(
+                f"adapter.dropout: expected 0 with engine.sequence_parallel {size}, as it is drawn for whole rows"
+            )
+        parts = workers.most // size * workers.accumulate
+        if self.batch_rows % parts:
+            told = "workers.count * accumulate" + (" / engine.sequence_parallel" if size > 1 else "")
+            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by {told} = {parts}")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What enters the fingerprint beside the fields."""
+        before = self.continue_from
+        return {"continue_from": f"{before.training}@{before.step}"} if before else {}
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -238,17 +327,45 @@ def unified_config(
         chosen = {
             name: value for name in config.model.model_fields_set if (value := getattr(config.model, name)) is not None
         }
-        return start_config(config.init_from, chosen, vocab_size, {"latent_dim": None, **sizes}, specials)
+        return start_config(config.init_from, chosen, vocab_size, sizes, specials)
     given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
     return UnifiedConfig(vocab_size=vocab_size, **given, **config.model.model_dump())
 
 
 def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:
     """The model's config as pretokenize's config (`tokens`) and the tokenizer's architecture tell before there are any;
-    what an unknown architecture, None, would make is taken to be there."""
+    what an unknown architecture, None, would make is taken to be there, as the start has it. Tokens for a start are in
+    its vocabulary, to which theirs may add a few rows."""
+    start = known_config(config.init_from) if config.init_from and not tokenizer else None
     sizes = {
-        "latent_dim": tokenizer.latent_dim if tokenizer else 1,
-        "codebook_size": tokenizer.codebook_size if tokenizer else 1,
+        "latent_dim": tokenizer.latent_dim if tokenizer else start and start.latent_dim or 1,
+        "codebook_size": tokenizer.codebook_size if tokenizer else start and start.codebook_size or 1,
         "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
     }
-    return unified_config(config, tokens.vocab_size, sizes, None)
+    return unified_config(config, 0 if config.init_from else tokens.vocab_size, sizes, None)
+
+
+def parameters_of(config: TrainConfig, model: UnifiedConfig) -> tuple[int, int]:
+    """(numbers that are trained, numbers that stay as they are) of a model that is trained by the config."""
+    if config.adapter is None or config.init_from is None:
+        return num_parameters(model), 0
+    check_adapter(config, model)
+    added, whole = trained_parameters(config.adapter, model, known_config(config.init_from))
+    return added + whole, num_parameters(model) - whole
+
+
+def check_adapter(config: TrainConfig, model: UnifiedConfig) -> None:
+    """InputError where the adapter does not fit the model, or has an option that changes nothing."""
+    if config.adapter is None or config.init_from is None:
+        return
+    try:
+        config.adapter.chosen(model)
+    except FieldError as error:
+        raise InputError(error.reason, field=f"adapter.{error.field}") from None
+    known = known_config(config.init_from).representations
+    if "visual" in config.adapter.trained_whole and not {*known} & {*model.representations}:
+        raise InputError(
+            "visual has no effect: the start has no parts for the pictures that are trained on, and those that are "
+            "new are trained anyway",
+            field="adapter.trained_whole",
+        )

@@ -20,3 +20,5 @@ class Job:
     state: str
     progress: Any  # a Progress, or a study's share of one
     tracker: Any
+    ledger: dict | None = None  # of a training that was changed on the way, with the tokens of its periods
+    corpora: tuple[Artifact, ...] = ()

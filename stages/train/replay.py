@@ -27,7 +27,8 @@ from omniloom.stages.train.worker import assemble
 @dataclass(frozen=True)
 class Replay:
     """`job` is the training's, with scratch folders to write in; `state` has its checkpoints; `curve` are the logged
-    rows that have a loss; `bad` are the bad steps that the training has found, `ranks` how many trained."""
+    rows that have a loss; `bad` are the bad steps that the training has found, `ranks` how many trained. No checkpoint
+    after `at_most` steps is gone on from."""
 
     job: Job
     state: str
@@ -35,6 +36,7 @@ class Replay:
     curve: list[dict[str, Any]]
     bad: list[dict[str, Any]]
     ranks: int
+    at_most: int
 
 
 def replay(asked: Replay) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _on_rank(asked: Replay, folder: str) -> None:
     engine, trainer, loader = assemble(job)
     start = 0
     try:
-        if found := checkpoint.latest(asked.state, at_most=step):
+        if found := checkpoint.latest(asked.state, at_most=asked.at_most):
             checkpoint.load(found, trainer.engines)
             start = found["step"]
         position = found["position"] if found else loader.position

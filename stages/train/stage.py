@@ -1,9 +1,12 @@
 """Stage `train`: one transformer that predicts the next text token and learns pictures by the objectives that are
 chosen, on packed rows.
 
-In: pretokenize's tokens and, for pictures, their tokenizer; a language model's checkpoint where `init_from` names one.
-Out: `model/` (all that sampling needs, `models.model`), `report/history.jsonl` (the curves), `report/samples.png`
-(validation captions, drawn; `samples_OBJECTIVE.png` by each where there are several).
+In: pretokenize's tokens and, for pictures, their tokenizer; what `init_from` names to start from; a step of an earlier
+training where `continue_from` names one.
+Out: `model/` (all that sampling needs, `models.model`), `ledger.json` (what it was given, `stages.train.ledger`),
+`report/history.jsonl` (the curves), `report/samples.png` (validation captions, drawn; `samples_OBJECTIVE.png` by each
+where there are several), and with `keep_checkpoint` `resume/` (the last checkpoint); `adapter/` for PEFT, where an
+adapter was trained on a language model's folder.
 """
 
 from __future__ import annotations
@@ -18,12 +21,17 @@ from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.stages.base import Needs, StageContext
-from omniloom.stages.checkpoints.language_model import check_text_tokenizer
-from omniloom.stages.checkpoints.outside import require_folder_of_weights
-from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+from omniloom.stages.checkpoints import start
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.train import fits
-from omniloom.stages.train.config import Config, expected_config, feature_dim, unified_config, visual_sizes
+from omniloom.stages.train import continuing, fits
+from omniloom.stages.train.config import (
+    Config,
+    check_adapter,
+    expected_config,
+    feature_dim,
+    unified_config,
+    visual_sizes,
+)
 from omniloom.stages.train.job import Job
 
 VERSION = 4
@@ -50,32 +58,24 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         )
     if config.init_from and not tokens.text_tokenizer:
         raise InputError(
-            "the corpus must be in the ids of that folder; set stages.pretokenize.text_tokenizer to its tokenizer.json",
+            "the corpus must be in the ids of that folder; set stages.pretokenize.text_tokenizer to its "
+            "tokenizer.json, or its text.json where it is a model of ours",
             field="init_from",
         )
     if config.init_from and not files:
         return
     if config.init_from:
-        check_start(config.init_from, tokens.text_tokenizer)
-    check_alignment(config, expected_config(config, tokens, tokenizer and tokenizer.model))
+        start.check_files(config.init_from, tokens.text_tokenizer)
+    model = expected_config(config, tokens, tokenizer and tokenizer.model)
+    check_model(config, model)
+    check_adapter(config, model)
     fits.check_kinds(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
 
 
-def check_start(uri: str, text_tokenizer: str) -> None:
-    """Check that the checkpoint to start from has weights, and the text tokenizer that the tokens are made with."""
-    require_folder_of_weights(uri, "init_from")
-    try:
-        digest = read_text_tokenizer(text_tokenizer).digest
-    except Exception:  # pretokenize says so
-        return
-    check_text_tokenizer(uri, digest)
-
-
-def check_alignment(config: Config, model: UnifiedConfig) -> None:
+def check_model(config: Config, model: UnifiedConfig) -> None:
     with within():
-        if config.alignment:
-            config.alignment.check(model.layers)
+        config.check_model(model)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
@@ -94,9 +94,13 @@ def run(context: StageContext) -> dict:
     tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
+    ledger, corpora = continuing.begin(context)
     checkpoint.check(context.state)
-    job = Job(context.config, tokens, tokenizer, context.output, context.state, context.progress, context.tracker)
+    places = context.output, context.state, context.progress, context.tracker
+    job = Job(context.config, tokens, tokenizer, *places, ledger, corpora)
     launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
+    if context.config.keep_checkpoint:
+        continuing.keep_checkpoint(context)
     return storage.load_json(storage.join(context.state, "metrics.json")) | left_out
 
 
@@ -120,7 +124,10 @@ def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -
             file=tokens.uri,
         )
     if config.init_from:
-        check_text_tokenizer(config.init_from, facts["text_digest"])
+        start.check_text(config.init_from, facts["text_digest"])
     model = unified_config(config, facts["vocab_size"], visual_sizes(facts), facts["specials"])
+    if config.init_from:
+        start.check_pictures(config.init_from, model, tokenizer)
     feature_dim(config, facts)
-    check_alignment(config, model)
+    check_model(config, model)
+    check_adapter(config, model)

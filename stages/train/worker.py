@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
 from omniloom.infra import storage
 from omniloom.infra.figures import finite
+from omniloom.infra.secrets import redact_uris
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
+from omniloom.infra.training.sequence import SequenceGroup
 from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
+from omniloom.models.meta import without_memory
 from omniloom.models.text import TextTokenizer
+from omniloom.models.unified.adapter import lora, peft
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.llama.load import is_text_parameter, load_llama
+from omniloom.models.unified.llama.load import is_text_parameter, load_llama, new_rows
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment
 from omniloom.models.unified.objectives.objective import UnifiedObjective, part_of
+from omniloom.models.unified.own_start import load_own
+from omniloom.stages.checkpoints import start
 from omniloom.stages.checkpoints.language_model import local_folder
+from omniloom.stages.checkpoints.own_model import model_folder, own_config
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+from omniloom.stages.data.books import Books
+from omniloom.stages.data.index import Index
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
+from omniloom.stages.train import ledger
+from omniloom.stages.train.config import Config, TrainEngineConfig, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.samples import with_tokenizers
@@ -38,11 +49,31 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     tokens, held_out = (TokenSet(job.tokens, split, config.cache_bytes) for split in ("train", "validation"))
     text = TextTokenizer.load(tokens.text_json)
+    model_config = unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials)
+    for split in (tokens, held_out):
+        split.facts |= _statistics(job) | start.latent_statistics(config.init_from, model_config)
     torch.manual_seed(config.seed)
-    model = _model(config, unified_config(config, text.vocab_size, visual_sizes(tokens.facts), text.specials))
-    engine = _engine(_objective(model, config, tokens.facts), config, ranks)
-    trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks)
-    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type)
+    model, new_tokens = _model(config, model_config)
+    if config.adapter:
+        lora.attach(model, config.adapter, new_tokens)
+    engine = _engine(_objective(model, config, tokens.facts, sequence_group(config.engine)), config, ranks)
+    books, earlier = _books(job, tokens)
+    trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
+    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books)
+
+
+def _statistics(job: Job) -> dict[str, Any]:
+    """Mean and deviation of latents as the weights of a training that goes on have learnt them: the first tokens'."""
+    first = job.ledger["periods"][0]["tokens"] if job.ledger else {}
+    return {name: first[name] for name in ("latent_mean", "latent_std") if name in first}
+
+
+def _books(job: Job, tokens: TokenSet) -> tuple[Books | None, list[Index]]:
+    """The books of a training that goes on from another, and the indices of what that one had to train on."""
+    if job.ledger is None or len(job.ledger["periods"]) == 1:
+        return None, []
+    indices = [TokenSet(artifact, "train").index for artifact in job.corpora[:-1]] + [tokens.index]
+    return ledger.open_books(job.ledger, indices), ledger.earlier(job.ledger, indices)
 
 
 def train_worker(job: Job) -> None:
@@ -66,29 +97,48 @@ def train_worker(job: Job) -> None:
         parameters = _write_weights(engine, trainer.model_config, Path(folder, "unified.safetensors"))
         if rank == 0:
             _save(folder, parameters, trainer, last | loop.guard.save(job.output))
+            if job.ledger:
+                closed = ledger.closed(job.ledger, config.steps, loader.position, loop.guard.bad.state["found"])
+                storage.write_json(storage.join(job.output, ledger.FILE), closed)
+    _write_adapter(engine, job, trainer.model_config)
     dist.barrier()
 
 
-def _model(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
-    """The model before its first step. Under ZeRO-3, which divides rank 0's, it is without memory on the others."""
+def _model(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, Sequence[int]]:
+    """The model before its first step, and the tokens that its start did not know. Under ZeRO-3, which divides rank
+    0's, it is without memory on the others."""
     if config.engine.zero_stage < 3:
         return _start(config, model_config)
-    model = _start(config, model_config) if dist.get_rank() == 0 else None
-    shape = gathered(model and model.config)[0]
-    return model or _without_memory(shape)
+    made = _start(config, model_config) if dist.get_rank() == 0 else None
+    shape, new_tokens = gathered(made and (made[0].config, made[1]))[0]
+    return made or (without_memory(UnifiedModel, shape), new_tokens)
 
 
-def _start(config: Config, model_config: UnifiedConfig) -> UnifiedModel:
-    """The model before its first step: new, or with the weights of the checkpoint that the config names. That may hold
-    a head of its own where its config says that it is tied; the model's config then says so."""
+def _start(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, Sequence[int]]:
+    """The model before its first step: new, or with the weights of what the config names; and the tokens that this did
+    not know. A checkpoint may hold a head of its own where its config says that it is tied; the model's config then
+    says so."""
     if not config.init_from:
-        return UnifiedModel(model_config)
+        return UnifiedModel(model_config), ()
+    if own := model_folder(config.init_from):
+        return load_own(local_folder(own), own_config(own), model_config), ()
     folder = local_folder(config.init_from)
     added = read_text_tokenizer(str(folder / "tokenizer.json")).added
-    return load_llama(folder, new_tokens=added, **{f.name: getattr(model_config, f.name) for f in fields(model_config)})
+    model = load_llama(
+        folder, new_tokens=added, **{f.name: getattr(model_config, f.name) for f in fields(model_config)}
+    )
+    known = start.known_config(config.init_from).vocab_size
+    return model, new_rows(known, model.config.vocab_size, added)
 
 
-def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjective:
+def sequence_group(engine: TrainEngineConfig) -> SequenceGroup | None:
+    """The ranks that this one shares rows out with; None where each has its own. Every rank must call it."""
+    return SequenceGroup(engine.sequence_parallel) if engine.sequence_parallel > 1 else None
+
+
+def _objective(
+    model: UnifiedModel, config: Config, facts: dict, sequence: SequenceGroup | None = None
+) -> UnifiedObjective:
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {
@@ -102,6 +152,7 @@ def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjec
         **config.loss.model_dump(exclude={"task_weights"}),
         pixel_diffusion=config.pixel_diffusion,
         objectives=config.trained,
+        sequence=sequence,
         **alignment,
     )
     model.checkpoint_activations = config.engine.activation_checkpointing
@@ -109,46 +160,77 @@ def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjec
 
 
 def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
+    trains = _trains(config, objective.model.config)
+
     def lr_scale(name: str) -> float:
+        if not trains(name):
+            return 0.0
         if is_text_parameter(name.removeprefix("model.")):
             return config.lr_scale.text
         # The projection starts at random, so that frozen it would tell hidden states nothing.
         return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
 
-    passes = config.workers.passes(config.batch_rows, ranks)
+    together = config.engine.sequence_parallel
+    passes = config.workers.passes(config.batch_rows, ranks, together)
     return Engine(
         objective,
         config.optimizer,
         config.engine,
         config.steps,
-        micro_batch=-(-config.batch_rows // (ranks * passes)),
+        micro_batch=-(-config.batch_rows // (ranks // together * passes)),
         accumulate=passes,
         lr_scale=lr_scale,
         part_of=part_of,
         compile_parts=objective.compile_parts,
+        frozen_from=_frozen_from(config),
     )
 
 
-def _without_memory(config: UnifiedConfig) -> UnifiedModel:
-    with torch.device("meta"):
-        return UnifiedModel(config)
+def _frozen_from(config: Config) -> str | None:
+    """A digest of the weights that an adapter is trained on, as rank 0 reads them; None without an adapter."""
+    if not (config.adapter and config.init_from):
+        return None
+    return gathered(start.weights_digest(config.init_from) if dist.get_rank() == 0 else None)[0]
+
+
+def _trains(config: Config, model_config: UnifiedConfig) -> Callable[[str], bool]:
+    """Whether the training may change a parameter of its objective, by name: with an adapter, what that says."""
+    if not (config.adapter and config.init_from):
+        return lambda name: True
+    of_model = lora.trains(config.adapter, model_config, start.known_config(config.init_from))
+    return lambda name: not name.startswith("model.") or of_model(name.removeprefix("model."))
 
 
 def _write_weights(engine: Engine, config: UnifiedConfig, file: Path) -> int:
-    """The model's weights (EMA where kept) into a file of rank 0, one at a time, so that no rank holds a copy of them
-    all; gives their number. Every rank must call it."""
-    model = _without_memory(config)
+    """The model's weights (EMA where kept), adapters merged, into a file of rank 0, one at a time, so that no rank
+    holds a copy of them all; gives their number. Every rank must call it."""
+    model = without_memory(UnifiedModel, config)
     wanted = dict(sorted(stored_state(model).items()))
-    weights = engine.tensors(names=[f"model.{name}" for name in wanted])
+    added = lora.additions(cast(UnifiedObjective, engine.module).model)
+    weights = engine.tensors(names=[f"model.{name}" for name in lora.wanted(wanted, added)])
     named = ((name.removeprefix("model."), value) for name, value in weights)
-    write_whole(file if dist.get_rank() == 0 else None, wanted, named)
+    write_whole(file if dist.get_rank() == 0 else None, wanted, lora.merged(named, added))
     return sum(p.numel() for p in model.parameters())
+
+
+def _write_adapter(engine: Engine, job: Job, config: UnifiedConfig) -> None:
+    """`adapter/` of the artifact: where training started from a language model's folder, what was trained of it, for
+    others that have the folder. Every rank must call it."""
+    adapter, base = job.config.adapter, job.config.init_from
+    if not (adapter and base) or model_folder(base) or not peft.is_whole(adapter, config):
+        return
+    names = [name for name, _ in engine.module.named_parameters() if ".adapters." in name]
+    found = {name.removeprefix("model."): value for name, value in engine.tensors(names=names) if value is not None}
+    if dist.get_rank() == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            peft.write(Path(folder), adapter, config, found, redact_uris(base))
+            storage.copy_tree(folder, storage.join(job.output, "adapter"))
 
 
 def _save(folder: str, parameters: int, trainer: UnifiedTrainer, last: dict[str, float]) -> None:
     """`model/` and `report/` of the artifact, and the stage's metrics. `folder` has the model's weights."""
     job = trainer.job
-    model = _without_memory(trainer.model_config)
+    model = without_memory(UnifiedModel, trainer.model_config)
     with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
     storage.copy_tree(folder, storage.join(job.output, "model"))
     trainer.history.save(storage.join(job.output, "report", "history.jsonl"))

@@ -109,7 +109,7 @@ def _rank(rank: int, attempt: Attempt, number: int, folder: str, tokens: Any, vi
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(attempt.ranks)}
     torch.set_num_threads(1)
-    _record(Path(folder, "seen", f"{number:02d}-{rank}.jsonl"), rank, attempt)
+    record(Path(folder, "seen", f"{number:02d}-{rank}.jsonl"))
     if attempt.kill_step is not None and rank == attempt.kill_rank:
         _kill(attempt)
     dist.init_process_group("gloo", f"file://{folder}/store-{number}", rank=rank, world_size=attempt.ranks)
@@ -118,7 +118,7 @@ def _rank(rank: int, attempt: Attempt, number: int, folder: str, tokens: Any, vi
     dist.destroy_process_group()
 
 
-def _record(file: Path, rank: int, attempt: Attempt) -> None:
+def record(file: Path) -> None:
     """Write down what this rank collates: by step, for each of its rows what stands in it and its seed."""
     from omniloom.stages.data.documents import Documents
     from omniloom.stages.train.rows import RowLoader

@@ -20,7 +20,7 @@ OMNILOOM = [sys.executable, "-m", "omniloom.pipelines.cli"]
 _LOOK_SECONDS = 0.25
 _ROUND_SECONDS = 600.0  # a pipeline that has not ended by then has not recovered
 _RERUNS = 20  # of the driver in a round
-_APART_SECONDS = 5.0  # between faults that end processes
+_APART_SECONDS = 3.0  # between faults that end processes
 _DONE = float("inf")
 
 
@@ -90,16 +90,14 @@ class Play:
                 self._inject(fault, reached)
 
     def _has_its_turn(self, fault: Injected, now: float) -> bool:
-        """Those that end processes come one at a time, so that each has its own time; or, where they need no rank, two
-        in quick succession. A data stage may make nothing in between."""
+        """Those that end processes come one after the other: those of one moment in quick succession, others when what
+        they disturb has recovered from those before."""
         if fault.kind in kinds.QUIET:
             return True
         loud = [(other, moment) for other, moment, _ in self.under_way if other.kind not in kinds.QUIET]
         if any(now - moment < _APART_SECONDS for _, moment in loud):
             return False
-        if fault.stage in DATA:
-            return all(other.stage in DATA for other, _ in loud)
-        return not loud or (len(loud) == 1 and fault.kind in kinds.ANYWHERE and fault.at == loud[0][0].at)
+        return all((other.stage, other.at) == (fault.stage, fault.at) for other, _ in loud)
 
     def _inject(self, fault: Injected, reached: dict[str, float]) -> None:
         moment = time.monotonic()

@@ -10,14 +10,17 @@ import faults as kinds
 
 DATA = ("ingest", "pretokenize", "evaluate")
 PLACES = ("disk", "s3")
-# Faults of a round by stage: of texts, and of pictures.
-_SLOTS = (
-    {"ingest": 2, "pretokenize": 2, "train": 6, "evaluate": 2},
-    {"ingest": 2, "tokenizer_image": 3, "pretokenize": 2, "train": 4, "evaluate": 2},
+# How often a round disturbs each stage, of texts and of pictures: each time by some faults in quick succession, the
+# next of which meets what goes on again after the one before.
+_TIMES = (
+    {"ingest": 1, "pretokenize": 1, "train": 3, "evaluate": 1},
+    {"ingest": 1, "tokenizer_image": 1, "pretokenize": 1, "train": 2, "evaluate": 1},
 )
+_IN_SUCCESSION = {"data": 4, "training": 6}
+_WEIGHTS = {"head lost": 3}  # so much rarer than others: three nodes start again
 _EVERY = 20  # steps between checkpoints
 # The least and the most steps after which a training is disturbed.
-_STEPS = {("train", False): (20, 300), ("train", True): (20, 140), ("tokenizer_image", True): (20, 80)}
+_STEPS = {("train", False): (40, 300), ("train", True): (40, 140), ("tokenizer_image", True): (40, 80)}
 
 
 @dataclass
@@ -44,12 +47,15 @@ class Round:
     commit: str = ""
 
 
-def possible(stage: str, place: str) -> set[str]:
-    """The kinds that a stage can meet where the pipeline works in this place."""
-    found = kinds.ANYWHERE.keys() | kinds.OF_PLACE[place].keys()
+def possible(stage: str, place: str, first: bool = False) -> set[str]:
+    """The kinds that a stage can meet where the pipeline works in this place; as the `first` of several those that this
+    stage or place alone has."""
+    own = kinds.OF_PLACE[place].keys()
     if stage not in DATA:
-        return found | kinds.IN_TRAINING.keys()
-    return found | kinds.IN_DATA.keys() if stage != "evaluate" else found
+        own = own | kinds.IN_TRAINING.keys()
+    elif stage != "evaluate":
+        own = own | kinds.IN_DATA.keys()
+    return set(own) if first else {*kinds.ANYWHERE, *kinds.OF_PLACE[place]}
 
 
 def plan(seed: int, number: int) -> Round:
@@ -63,13 +69,12 @@ def plan(seed: int, number: int) -> Round:
 def _plan(rng: random.Random, used: Counter[str], number: int) -> Round:
     place, pictures = PLACES[number % 2], number % 4 == 3
     found = []
-    for stage, count in _SLOTS[pictures].items():
-        first, last = _STEPS.get((stage, pictures), (0, 0))
-        # Two at one moment follow each other at once: the second may meet what the first has ended.
-        apart = rng.sample(range(first, last + 1, _EVERY), count - count // 3) if last else [0] * count
-        moments = sorted([*apart, *apart[: count - len(apart)]])
-        for at in moments:
-            kind = min(sorted(possible(stage, place)), key=lambda kind: (used[kind], rng.random()))
-            used[kind] += 1
-            found.append(Injected(stage, at, kind))
+    for stage, times in _TIMES[pictures].items():
+        least, most = _STEPS.get((stage, pictures), (0, 0))
+        for at in sorted(rng.sample(range(least, most + 1, _EVERY), times)):
+            for number_there in range(_IN_SUCCESSION["data" if stage in DATA else "training"]):
+                some = sorted(possible(stage, place, number_there == 0))
+                kind = min(some, key=lambda kind: (used[kind], rng.random()))
+                used[kind] += _WEIGHTS.get(kind, 1)
+                found.append(Injected(stage, at, kind))
     return Round(number, place, pictures, found)

@@ -84,6 +84,24 @@ def test_token_mode(monkeypatch, tmp_path):
     assert use_token(create=False) and os.environ["RAY_AUTH_MODE"] == "token"
 
 
+def test_another_head_in_its_place_is_noticed_at_once(monkeypatch):
+    """Which nothing else tells: what this process waits for never comes."""
+    ids = iter(["a1", "a1", "b2"])
+    monkeypatch.setattr("omniloom.infra.cluster.head_id", lambda address: next(ids))
+    now = [0.0]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        head = Head(Cluster(f"127.0.0.1:{listener.getsockname()[1]}", (Node(1),), False, True, "a1"))
+        for _ in range(2):
+            now[0] += 3
+            head.require()
+        now[0] += 3
+        with pytest.raises(OmniLoomError, match="another one in its place.*the next run goes on from here"):
+            head.require()
+
+
 @pytest.mark.parametrize("local, patience", [(True, 8), (False, 45)])
 def test_a_head_that_is_gone_is_noticed(monkeypatch, local, patience):
     """Before Ray ends the process, which it does a minute after the head."""

@@ -128,6 +128,40 @@ def test_the_drivers_wish_ends_the_training(ended):
         ended.after(stopping.Stopped("stopped after step 7 of 9"))
 
 
+def _preempted() -> Exception:
+    from ray.train.v2.api.exceptions import PreemptionError
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    return PreemptionError(PreemptionInfo(None, {}), drain_timed_out=True)
+
+
+def _while_starting() -> Exception:
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    return ControllerError(WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize."))
+
+
+def _silent() -> Exception:
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    return WorkerGroupError("pages", {1: WorkerHealthCheckTimeoutError("A worker health check has been hanging")})
+
+
+@pytest.mark.parametrize(
+    "failure, words",
+    [
+        (_while_starting, "a worker process died while the workers started"),
+        (_preempted, "a machine of it was taken away"),
+        (_silent, "a worker process did not answer for long"),
+    ],
+)
+def test_what_ray_train_itself_says_is_tried_again(ended, failure, words):
+    launch._after(failure(), ended.argument, ended.workers, ended.retries)
+    assert ended.notes == [f"{words}; training goes on from step 0 (restart 1 of 2)"] and ended.pauses == [1.0]
+
+
 def test_too_few_machines_are_waited_for(ended):
     from ray.train import ControllerError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError

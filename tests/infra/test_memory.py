@@ -10,6 +10,7 @@ import torch
 from allocated import Case
 
 from omniloom.infra.training.config import EngineConfig
+from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.attention import BlockAttend
 from omniloom.models.unified.blocks import make_blocks
 from omniloom.models.unified.config import UnifiedConfig
@@ -31,6 +32,12 @@ CASES = {
     "bf16": Case(CONFIG, EngineConfig(zero_stage=1, precision="bf16"), rows=2),
     "large vocabulary": Case(replace(CONFIG, vocab_size=8192), ENGINE),
     "gau": Case(UnifiedConfig(**{**SHAPE, "hidden": 192}, block="gau"), ENGINE),
+    "adapter": Case(CONFIG, ENGINE, adapter=AdapterConfig(rank=8)),
+    "adapter, zero 2, bf16": Case(CONFIG, EngineConfig(zero_stage=2, precision="bf16"), adapter=AdapterConfig(rank=8)),
+    "adapter, dropout": Case(CONFIG, ENGINE, rows=2, adapter=AdapterConfig(rank=8, dropout=0.1)),
+    "adapter, recomputed": Case(
+        CONFIG, EngineConfig(zero_stage=1, activation_checkpointing=True), rows=2, adapter=AdapterConfig(rank=8)
+    ),
     "long skips": Case(UnifiedConfig(**{**SHAPE, "layers": 4}, long_skips=True), ENGINE),
 }
 

@@ -88,7 +88,9 @@ def test_more_done_than_before_is_heard(board):
 
 def test_a_clock_that_is_set_hides_no_progress(monkeypatch):
     board = ProgressBoard()
-    progress = pickle.loads(pickle.dumps(Progress("train", board)))
+    elsewhere = Progress("train")
+    elsewhere._last = 1e9  # on a machine that is up for long
+    progress = pickle.loads(pickle.dumps(elsewhere))
     progress.board = board
     monkeypatch.setattr("time.time", iter([90000.0, 3600.0, 3600.0, 3600.0]).__next__)
     for done, seconds in ((1, 0.0), (2, 10.0)):  # ten seconds later the clock shows a day before

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,9 +27,9 @@ def connected():
 
 
 class Tries:
-    """A stage whose body does `does(try, state)`, counted from 0; `restarts` failures in a row are allowed."""
+    """A stage whose body does `does(try, state, progress)`, counted from 0; so many failures in a row are allowed."""
 
-    def __init__(self, connected, folder: Path, does, restarts: int = 2):
+    def __init__(self, connected, folder: Path, does, restarts: int = 2, grace: float = 0.0):
         self.folder, self.notes = folder, []
         state, count = str(folder / "state"), str(folder / "tries")
         os.makedirs(state)
@@ -36,11 +37,13 @@ class Tries:
         def run(context):
             with open(count, "a") as file:
                 file.write(".")
-            does(len(open(count).read()) - 1, state)
+            does(len(open(count).read()) - 1, state, context.progress)
             return {"done": 1}
 
         needs = SimpleNamespace(cpus=0, gpus=0)
-        stage = SimpleNamespace(run=run, needs=lambda config: needs, restarts=lambda config: restarts)
+        stage = SimpleNamespace(
+            run=run, needs=lambda config: needs, restarts=lambda config: restarts, grace=lambda config: grace
+        )
         self.planned = SimpleNamespace(name="data", stage=stage, config=None)
         self.board = start_board()
         tracker = SimpleNamespace(close=lambda *seconds: None, log_text=lambda *text: None)
@@ -56,7 +59,7 @@ class Tries:
 
 
 def test_a_killed_body_goes_on(connected, tmp_path):
-    def dies_twice(number, state):
+    def dies_twice(number, state, progress):
         if number < 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,8 +68,40 @@ def test_a_killed_body_goes_on(connected, tmp_path):
     assert ["restart 1 of 2" in tries.notes[0], "restart 2 of 2" in tries.notes[1]] == [True, True]
 
 
+def test_a_training_that_is_told_to_end_keeps_what_is_done_and_goes_on(connected, tmp_path):
+    def told_once(number, state, progress):
+        assert progress.is_to_stop() is None
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not (who := progress.is_to_stop()):  # what its ranks ask
+                time.sleep(0.05)
+            Path(state, "step-1.json").write_text(who)
+            raise RuntimeError("they have ended")
+
+    tries = Tries(connected, tmp_path, told_once, restarts=0, grace=30.0)
+    began = time.monotonic()
+    with pytest.raises(BodyLost):
+        tries.run()
+    assert tries.count == 1 and time.monotonic() - began < 20
+    assert Path(tmp_path, "state", "step-1.json").read_text() == "a signal to the stage's process"
+    tries = Tries(connected, tmp_path / "again", told_once, restarts=1, grace=30.0)
+    assert tries.run() == {"done": 1} and tries.count == 2
+    assert "it goes on in another process (restart 1 of 1)" in tries.notes[-1]
+
+
+def test_a_training_that_does_not_end_when_told_is_ended(connected, tmp_path):
+    def deaf_once(number, state, progress):
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(300)
+
+    tries = Tries(connected, tmp_path, deaf_once, restarts=1, grace=1.0)
+    began = time.monotonic()
+    assert tries.run() == {"done": 1} and tries.count == 2 and time.monotonic() - began < 60
+
+
 def test_progress_allows_more(connected, tmp_path):
-    def dies_after_each_shard(number, state):
+    def dies_after_each_shard(number, state, progress):
         Path(state, f"{number}.json").write_text("{}")
         if number < 4:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -76,14 +111,14 @@ def test_progress_allows_more(connected, tmp_path):
 
 
 def test_a_body_that_dies_at_the_same_place_ends_with_a_clear_word(connected, tmp_path):
-    tries = Tries(connected, tmp_path, lambda number, state: os.kill(os.getpid(), signal.SIGKILL), restarts=1)
+    tries = Tries(connected, tmp_path, lambda number, state, progress: os.kill(os.getpid(), signal.SIGKILL), restarts=1)
     with pytest.raises(BodyLost, match="died 2 times in a row without progress.*was killed.*the next run goes on"):
         tries.run()
     assert tries.count == 2
 
 
 def test_a_storage_that_is_away_is_tried_again_and_a_wrong_file_is_not(connected, tmp_path):
-    def away_once(number, state):
+    def away_once(number, state, progress):
         if number == 0:
             raise ConnectionResetError(104, "Connection reset by peer")
         raise ValueError("no PNG")

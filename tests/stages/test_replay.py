@@ -26,7 +26,7 @@ def asked(folder: Path, tokens, settings, step: int, **fields) -> Replay:
     uri = folder / "state" / "history.jsonl"
     curve = [row for row in history.load(str(uri)) if "loss" in row] if uri.exists() else []
     job = Job(settings, tokens, None, "", "", corpora.Silent(), corpora.Silent())
-    return replace(Replay(job, str(folder / "state"), step, curve, [], 1), **fields)
+    return replace(Replay(job, str(folder / "state"), step, curve, [], 1, step), **fields)
 
 
 def test_a_spike_that_stopped_the_training_is_named(tmp_path):

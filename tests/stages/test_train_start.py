@@ -42,34 +42,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Path:
     """A folder with the tokenizer of a language model, whose ids are none of ours."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    folder = tmp_path_factory.mktemp("llama")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        ["a red square moves", "the green square"] * 3,
-        trainers.BpeTrainer(vocab_size=290, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
-    )
-    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=12,
-            rms_norm_eps=1e-5,
-            bos_token_id=tokenizer.token_to_id("<|begin_of_text|>"),
-            eos_token_id=tokenizer.token_to_id("<|end_of_text|>"),
-        )
-    ).save_pretrained(folder, max_shard_size="20KB")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return corpora.language_model(tmp_path_factory.mktemp("llama"))
 
 
 def pretokenize(folder: Path, text: TextTokenizer, visual):

@@ -73,7 +73,7 @@ def load_llama(
     with open_checkpoint(folder) as checkpoint, torch.no_grad():
         if config.tied and _has_own_head(checkpoint, (own_vocabulary, config.width)):
             config = replace(config, tied=False)
-        model = _allocate(config, dtype)
+        model = allocate(config, dtype)
         wanted = _sources(config, own_vocabulary)
         for name in (name for find in _NAMED for name, _ in find(model)):
             if is_text_parameter(name) and name not in wanted:
@@ -103,8 +103,9 @@ def _has_own_head(checkpoint: Checkpoint, shape: tuple[int, int]) -> bool:
     return _HEAD in checkpoint and not torch.equal(checkpoint.read(_HEAD, shape), checkpoint.read(_EMBEDDING, shape))
 
 
-def _allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
-    """The model with its visual parts initialised and memory for the rest."""
+def allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
+    """The model with its visual parts drawn from torch's global generator, and memory for the rest, which holds
+    nothing yet."""
     # A model of one block has the same visual parts, and drawing it costs little.
     fresh = UnifiedModel(replace(config, layers=1, vocab_size=8, specials=SpecialIds()))
     with torch.device("meta"):
@@ -158,6 +159,12 @@ def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str
                 for part in ("q", "k")
             }
     return wanted
+
+
+def new_rows(own_vocabulary: int, vocab_size: int, new_tokens: Collection[int]) -> list[int]:
+    """The rows of a vocabulary of `vocab_size` tokens that a file of `own_vocabulary` tokens, of which its tokenizer
+    lacked `new_tokens`, has no trained weights for."""
+    return sorted({*range(own_vocabulary, vocab_size), *(row for row in new_tokens if row < vocab_size)})
 
 
 def _fill(new: Tensor, known: Tensor) -> None:

@@ -43,6 +43,13 @@ def _generators(seed: Seed, rows: int, stream: int, device: torch.device | str) 
     return [make(int(value), "cpu") for value in seed]
 
 
+def row_seeds(seed: Seed, rows: int) -> list[int]:
+    """A seed for each of the rows, of draws that are none of a stream's."""
+    if isinstance(seed, torch.Generator):
+        return torch.randint(_SEED_RANGE - 1, (rows,), generator=seed, device=seed.device).tolist()
+    return [seed + row for row in range(rows)] if isinstance(seed, int) else [int(value) for value in seed]
+
+
 def draw_noise(config: DiffusionConfig, batch: Batch, channels: int, seed: Seed, stream: int) -> tuple[Tensor, Tensor]:
     """Noise (B, L, C), also where it is not needed, and path times (B, S) before any cap; on the device of the
     generators."""

@@ -1,0 +1,85 @@
+"""What `train` starts from: a language model's folder as `transformers` saves one, or a trained model of ours. In: the
+URI that `init_from` names. Out: configs, checks and a digest, whichever of the two it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.infra.contents import read_contents
+from omniloom.infra.errors import InputError
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.llama.config import config_from_llama
+from omniloom.stages.checkpoints import language_model, own_model
+from omniloom.stages.checkpoints.language_model import FIELD, FILES
+from omniloom.stages.checkpoints.outside import require_folder_of_weights
+from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
+
+
+def start_config(
+    uri: str, chosen: dict[str, Any], vocab_size: int, sizes: dict[str, int | None], specials: dict[str, int] | None
+) -> UnifiedConfig:
+    """The model to train, as of `language_model.start_config`; a model of ours keeps its own vocabulary."""
+    if folder := own_model.model_folder(uri):
+        return own_model.start_config(folder, chosen, sizes)
+    return language_model.start_config(uri, chosen, vocab_size, {"latent_dim": None, **sizes}, specials)
+
+
+def known_config(uri: str) -> UnifiedConfig:
+    """The config of what has weights there: of a language model, one without pictures."""
+    if folder := own_model.model_folder(uri):
+        return own_model.own_config(folder)
+    where = storage.join(uri, "config.json")
+    try:
+        return config_from_llama(json.loads(storage.read_bytes(where)), where, latent_dim=None)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
+
+
+def text_file(uri: str) -> str:
+    """The URI of its text tokenizer, which the corpus has to be in the ids of."""
+    folder = own_model.model_folder(uri)
+    return storage.join(folder, "text.json") if folder else storage.join(uri, "tokenizer.json")
+
+
+def check_files(uri: str, text_tokenizer: str) -> None:
+    """Check that it has weights, and the text tokenizer that the tokens are made with."""
+    if folder := own_model.model_folder(uri):
+        own_model.check_files(folder)
+    else:
+        require_folder_of_weights(uri, FIELD)
+    try:
+        digest = read_text_tokenizer(text_tokenizer).digest
+    except Exception:  # pretokenize says so
+        return
+    check_text(uri, digest)
+
+
+def check_text(uri: str, digest: str) -> None:
+    """Check that the tokens, sealed with `digest`, are made by its text tokenizer."""
+    if folder := own_model.model_folder(uri):
+        own_model.check_text(folder, digest)
+    else:
+        language_model.check_text_tokenizer(uri, digest)
+
+
+def check_pictures(uri: str, model: UnifiedConfig, tokenizer: Artifact | None) -> None:
+    """Check that what `model`, the one to train, goes on with of its pictures is made by the same tokenizer."""
+    if tokenizer and (folder := own_model.model_folder(uri)):
+        own_model.check_pictures(folder, model, tokenizer)
+
+
+def latent_statistics(uri: str | None, model: UnifiedConfig) -> dict[str, list[float]]:
+    """The facts about latents that hold for it in place of the tokens' own."""
+    folder = own_model.model_folder(uri) if uri else None
+    return own_model.latent_statistics(folder, model) if folder else {}
+
+
+def weights_digest(uri: str) -> str:
+    """sha256 over the names and contents of the files that are read of it."""
+    found = read_contents(own_model.model_folder(uri) or uri, "folder", FILES)
+    return hashlib.sha256(json.dumps([[file.path, file.identity] for file in found]).encode()).hexdigest()
