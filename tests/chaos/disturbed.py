@@ -41,7 +41,7 @@ def write_corpus(folder: Path) -> None:
 def settings(corpus: Path, pictures: bool) -> dict:
     workers = {
         "count": 2, "cpus": 1, "log_every": 10, "checkpoint_every": CHECKPOINT_EVERY, "hang_seconds": 8,
-        "grace_seconds": 20,
+        "grace_seconds": 20, "max_failures": 6,
     }  # fmt: skip
     sources: list[dict] = [{"kind": "text", "uri": str(corpus / "texts")}]
     stages: dict[str, dict] = {

@@ -63,8 +63,15 @@ class Scene:
             self.later.pop(0)[1]()
 
     def one(self, *words: str) -> tuple[int, psutil.Process] | None:
-        found = self.world.nodes.workers(*words)
+        found = [(node, worker) for node, worker in self.world.nodes.workers(*words) if not _is_stopped(worker)]
         return self.random.choice(found) if found else None
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return True
 
 
 Fault = Callable[[Scene, str], str | None]  # (scene, stage) -> what was done; None where no victim was there
@@ -92,7 +99,7 @@ def _driver(number: signal.Signals) -> Fault:
 
 
 def _all_ranks_stopped(scene: Scene, stage: str) -> str | None:
-    ranks = scene.world.nodes.workers(*RANK)
+    ranks = [(node, rank) for node, rank in scene.world.nodes.workers(*RANK) if not _is_stopped(rank)]
     for _, rank in ranks:
         rank.send_signal(signal.SIGSTOP)
     return f"SIGSTOP to {len(ranks)} ranks" if ranks else None
@@ -100,7 +107,9 @@ def _all_ranks_stopped(scene: Scene, stage: str) -> str | None:
 
 def _node(scene: Scene, stage: str) -> str | None:
     busy = {node for node, _ in scene.world.nodes.workers(*RANK, BODY.format(stage)) if node}
-    number = scene.random.choice(sorted(busy or range(1, len(CPUS))))
+    if not (choice := sorted(busy) or [number for number in range(1, len(CPUS)) if scene.world.nodes.has(number)]):
+        return None
+    number = scene.random.choice(choice)
     scene.world.nodes.kill(number)
     scene.after(2.0, lambda: number in scene.world.nodes.processes or scene.world.nodes.start(number))
     return f"node {number} gone, with all its processes; another one comes"
@@ -132,7 +141,7 @@ def _drained(scene: Scene, stage: str) -> str | None:
     busy = [node for node, _ in scene.world.nodes.workers(*RANK) if node]
     if not busy:
         return None
-    number, seconds = scene.random.choice(busy), 20
+    number, seconds = scene.random.choice(busy), 15
     command = [sys.executable, "-c", _DRAIN, scene.world.nodes.address, scene.world.nodes.labels[number], str(seconds)]
     done = subprocess.run(
         command, env=scene.world.nodes.env, capture_output=True, text=True, errors="replace", timeout=30
@@ -187,18 +196,22 @@ def _damage(scene: Scene, file: str, how: str) -> None:
 
 def _full(scene: Scene, stage: str) -> str | None:
     filler = Path(scene.root).parent / "filler"
+    if filler.exists():
+        return None
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 20))
     with contextlib.suppress(OSError), open(filler, "ab", buffering=0) as file:
         while True:
             file.write(bytes(512))
-    scene.after(12.0, lambda: filler.unlink(missing_ok=True))
-    return "no byte left for 12 s"
+    scene.after(6.0, lambda: filler.unlink(missing_ok=True))
+    return "no byte left for 6 s"
 
 
 def _storage(mode: str, seconds: float) -> Fault:
     def fault(scene: Scene, stage: str) -> str | None:
+        if scene.world.proxy.mode != "well":
+            return None
         scene.world.proxy.mode = mode
         scene.after(seconds, lambda: setattr(scene.world.proxy, "mode", "well"))
         return f"{mode} for {seconds:g} s"
@@ -208,22 +221,27 @@ def _storage(mode: str, seconds: float) -> Fault:
 
 def _tracking(how: str) -> Fault:
     def fault(scene: Scene, stage: str) -> str | None:
+        server = scene.world.server
+        if not server.answers():
+            return None
         if how == "killed":
-            scene.world.server.kill()
-            scene.after(6.0, scene.world.server.start)
-        else:
-            scene.world.server.signal(signal.SIGSTOP)
-            scene.after(10.0, lambda: scene.world.server.signal(signal.SIGCONT))
-        return how
+            server.kill()
+            scene.after(4.0, server.start)
+            return "killed, started again after 4 s"
+        server.signal(signal.SIGSTOP)
+        scene.after(8.0, lambda: server.signal(signal.SIGCONT))
+        return "stopped for 8 s"
 
     return fault
 
 
 def _clock(scene: Scene, stage: str) -> str | None:
     whose, hours = scene.random.choice(("driver", "nodes")), scene.random.choice((-26, -1, 1, 26))
+    if scene.world.clocks[whose]:
+        return None
     scene.world.set_clock(whose, hours)
-    scene.after(15.0, lambda: scene.world.set_clock(whose, 0))
-    return f"the clock of the {whose} {hours:+d} h for 15 s"
+    scene.after(10.0, lambda: scene.world.set_clock(whose, 0))
+    return f"the clock of the {whose} {hours:+d} h for 10 s"
 
 
 def checkpoints(root: str, stage: str) -> list[str]:
@@ -233,7 +251,10 @@ def checkpoints(root: str, stage: str) -> list[str]:
 
 
 # They end nobody's process: each comes when it is due, whatever else is under way.
-QUIET = {"clock set", "storage slow", "MLflow killed", "MLflow hangs"}
+QUIET = {
+    *("clock set", "MLflow killed", "MLflow hangs", "disk full"),
+    *("storage slow", "storage refuses", "storage breaks", "storage busy"),
+}
 # They work for a while: what was done in it does not say that anything has recovered.
 LASTING = {"node drained", "disk full", "storage refuses", "storage breaks", "storage busy"}
 ANYWHERE: dict[str, Fault] = {
@@ -262,10 +283,10 @@ IN_DATA: dict[str, Fault] = {"worker killed": _signalled(signal.SIGKILL, *SHARDS
 OF_PLACE: dict[str, dict[str, Fault]] = {
     "disk": {"disk full": _full},
     "s3": {
-        "storage refuses": _storage("refuses", 6),
-        "storage breaks": _storage("breaks", 6),
-        "storage busy": _storage("busy", 6),
-        "storage slow": _storage("slow", 8),
+        "storage refuses": _storage("refuses", 4),
+        "storage breaks": _storage("breaks", 4),
+        "storage busy": _storage("busy", 4),
+        "storage slow": _storage("slow", 6),
     },
 }
 EVERY = {*ANYWHERE, *IN_TRAINING, *IN_DATA, *(kind for found in OF_PLACE.values() for kind in found)}

@@ -80,7 +80,7 @@ class Nodes:
     def wait_for_all(self) -> None:
         """Every node has joined."""
         deadline = time.monotonic() + _START_SECONDS
-        while not all("Ray runtime started" in log.read_text(errors="replace") for log in self.logs.values()):
+        while not all(map(self._told, self.logs)):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"a node did not start; see {self.folder}")
             self.mend()
@@ -132,6 +132,14 @@ class Nodes:
             return []
         self._family |= {member.pid: member for member in found}
         return found
+
+    def has(self, number: int) -> bool:
+        """Whether the node has joined, and is there."""
+        process = self.processes.get(number)
+        return process is not None and process.poll() is None and self._told(number)
+
+    def _told(self, number: int) -> bool:
+        return "Ray runtime started" in self.logs[number].read_text(errors="replace")
 
     def members(self, number: int) -> list[psutil.Process]:
         """The processes of a node."""

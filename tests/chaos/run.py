@@ -4,7 +4,7 @@ pipelines came out equal.
 
     python tests/chaos/run.py --faults 100 --seed 1 [--seconds 240] [--folder build/chaos]
 
-A round is one pipeline with about 20 faults. What is done is kept in the folder: started again with the same seed the
+A round is one pipeline with about 30 faults. What is done is kept in the folder: started again with the same seed the
 tool goes on. After `--seconds` it begins no round and injects no fault, and lets the pipeline come to its end.
 """
 

@@ -27,15 +27,19 @@ class Server:
     def __enter__(self) -> Server:
         self.start()
         deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-                return self
-            except OSError:
-                if time.monotonic() > deadline:
-                    self.kill()
-                    raise
-                time.sleep(0.3)
+        while not self.answers():
+            if time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"MLflow did not start; see {self.folder}")
+            time.sleep(0.3)
+        return self
+
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+            return True
+        except OSError:
+            return False
 
     def __exit__(self, *exception) -> None:
         self.kill()

@@ -26,6 +26,7 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.clocks: dict[str, float] = {}  # hours that each is ahead
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> World:
@@ -42,7 +43,7 @@ class World:
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for whose in _CLOCKS:
-            (self.folder / f"clock-{whose}").write_bytes(struct.pack("d", 0.0))
+            self.set_clock(whose, 0)
         keys, self.proxy = self._stack.enter_context(disturbed.s3())
         env = {
             **keys,
@@ -66,6 +67,7 @@ class World:
                 self.nodes.wait_for_all()
 
     def set_clock(self, whose: str, hours: float) -> None:
+        self.clocks[whose] = hours
         (self.folder / f"clock-{whose}").write_bytes(struct.pack("d", 3600.0 * hours))
 
     def driver_env(self) -> dict[str, str]:
