@@ -126,6 +126,7 @@ def _adopt(
     rows = stream["rows"] + stream["row"]
     known = [period for period in old["periods"] if period["step"] < step]
     ledger["periods"] = [*known, books.period(context.config, context.fingerprint, context.tokens, step, rows)]
+    ledger["not_applied"] = books.closed_by(old, manifest)["not_applied"]
     storage.remove(storage.join(target, name))
     storage.copy_tree(storage.join(folder, name), storage.join(target, name))
     if storage.exists(history):
