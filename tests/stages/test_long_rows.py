@@ -4,6 +4,7 @@ with one rank's, also where they go on with another division."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import corpora
@@ -17,6 +18,7 @@ from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.launch import single_process
 from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
@@ -87,6 +89,13 @@ def tokens(tmp_path_factory, visual):
 def test_what_cannot_be_shared_out_is_refused(fields, told):
     with pytest.raises(ValidationError, match=told):
         config(**fields)
+
+
+def test_an_objective_that_needs_all_predictions_at_once_is_named(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "next_code", replace(OBJECTIVES["next_code"], separable=False))
+    with pytest.raises(ValidationError, match="engine.sequence_parallel: expected 1 with next_code"):
+        config(2, 2, objectives={"latent_diffusion": 1, "next_code": 1})
+    assert config(2, 1, objectives={"next_code": 1}).trained == ("next_code",)
 
 
 def test_tokenizers_have_no_rows():
