@@ -41,7 +41,7 @@ def config(count: int = 1, size: int = 1, **fields) -> Config:
             "steps": 6,
             "seed": 3,
             "optimizer": {"lr": 5e-3, "warmup_steps": 3},
-            "validate_every": 3,
+            "validate_every": 6,
             "validation_rows": 3,
             "samples": {"count": 0},
             "engine": engine,
