@@ -221,6 +221,13 @@ def test_what_is_trained_is_counted(config, start, whole):
     assert ("norm.weight" in sizes) == ("norms" in whole) and ("embed.weight" in sizes) == ("vocabulary" in whole)
 
 
+def test_an_adapter_of_llama_3_8b_has_as_many_numbers_as_pefts():
+    """PEFT counts 41,943,040 at rank 16 on all of its linear layers."""
+    shape = {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "hidden": 14336, "qk_norm": False, "tied": False}
+    llama = UnifiedConfig(vocab_size=128256, **shape)
+    assert trained_parameters(AdapterConfig(rank=16), llama, llama) == (41_943_040, 0)
+
+
 def dropped(seeds: list[int], number: int = 0, share: float = 0.25) -> Tensor:
     layer = Dropout(share, number)
     seed_dropout([layer], seeds)
