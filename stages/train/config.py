@@ -92,6 +92,24 @@ class AlignmentConfig(BaseModel):
             raise ValueError(f"alignment.layer: expected at most the model's {layers}, got {self.layer}")
 
 
+class TrainEngineConfig(EngineConfig):
+    """Numerics and sharding of the unified model's training."""
+
+    sequence_parallel: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
+    """Workers that share out the places of each row, for rows that do not fit on one GPU (DeepSpeed-Ulysses): a divisor
+    of workers.count and of the attention heads. `batch_rows` stays the rows of a step: workers.count /
+    sequence_parallel groups divide them."""
+
+    def check_heads(self, model: UnifiedConfig) -> None:
+        """ValueError where the model's heads cannot be shared out."""
+        if model.attention_heads % self.sequence_parallel:
+            whose = "model.hidden / head_dim" if model.block == "gau" else "model.heads"
+            raise ValueError(
+                f"engine.sequence_parallel: expected a divisor of the attention heads, {whose} = "
+                f"{model.attention_heads}, got {self.sequence_parallel}"
+            )
+
+
 class SampleConfig(DrawingConfig):
     count: int = Field(16, ge=0)
     """Validation captions that are drawn."""
@@ -142,7 +160,7 @@ class TrainConfig(BaseModel):
     """Seed of weights, documents and noise."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """The optimizer."""
-    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
+    engine: TrainEngineConfig = Field(default_factory=lambda: TrainEngineConfig(ema_decay=0.999))
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
@@ -209,12 +227,41 @@ class TrainConfig(BaseModel):
                 model.check_uses(written if written < type(self.model).model_fields.keys() else ())  # a dump has all
             except FieldError as error:
                 raise error.below("model") from None
-            if self.alignment:
-                self.alignment.check(model.layers)
-        parts = self.workers.most * self.workers.accumulate
-        if self.batch_rows % parts:
-            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
+            self.check_model(model)
+        self._check_groups()
         return self
+
+    def check_model(self, model: UnifiedConfig) -> None:
+        """ValueError where the model has not what other fields ask of it."""
+        if self.alignment:
+            self.alignment.check(model.layers)
+        self.engine.check_heads(model)
+
+    def _check_groups(self) -> None:
+        """That workers form whole groups, and the rows of a step divide by their forward passes."""
+        workers, size = self.workers, self.engine.sequence_parallel
+        if size > 1 and workers.least != workers.most:
+            raise ValueError(
+                f"engine.sequence_parallel: expected 1 with a range of workers.count, of which {size} may not divide "
+                f"every number; or set workers.count to one number"
+            )
+        if workers.most % size:
+            raise ValueError(
+                f"engine.sequence_parallel: expected a divisor of workers.count {workers.most}, got {size}"
+            )
+        if size > 1 and (whole := [name for name in self.trained if not OBJECTIVES[name].separable]):
+            raise ValueError(
+                f"engine.sequence_parallel: expected 1 with {', '.join(whole)}, whose predictions cannot be shared out "
+                "(`VisualObjective.separable`)"
+            )
+        if size > 1 and self.adapter and self.adapter.dropout:
+            raise ValueError(
+                f"adapter.dropout: expected 0 with engine.sequence_parallel {size}, as it is drawn for whole rows"
+            )
+        parts = workers.most // size * workers.accumulate
+        if self.batch_rows % parts:
+            told = "workers.count * accumulate" + (" / engine.sequence_parallel" if size > 1 else "")
+            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by {told} = {parts}")
 
     @property
     def identity(self) -> dict[str, str]:

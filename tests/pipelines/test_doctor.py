@@ -52,6 +52,21 @@ def test_a_tokenizers_figures(model, tokens):
     )
 
 
+def test_workers_that_share_rows_out_have_an_nth_of_each():
+    def told(**fields) -> dict:
+        values = raw("demo")
+        train = values["stages"]["train"]
+        train["workers"] = {**train.get("workers", {}), "count": 2, "accumulate": fields.pop("accumulate", 1)}
+        train["engine"] = {**train.get("engine", {}), **fields}
+        train["packing"]["length"] = 511  # 256 for one of two, 512 together
+        return sizes(validate(values, "demo"))["train"]
+
+    whole, shared = told(), told(sequence_parallel=2, accumulate=2)
+    assert shared["tokens_per_worker_and_pass"] * 511 == whole["tokens_per_worker_and_pass"] * 256
+    assert shared["activations_bytes"] == pytest.approx(whole["activations_bytes"] / 2, rel=0.1)
+    assert shared["weights_bytes"] == whole["weights_bytes"]  # ZeRO goes over all workers
+
+
 def test_a_frozen_encoder_has_weights_alone(tmp_path):
     values = raw("demo")
     values["stages"]["tokenizer_image"]["model"] = {
