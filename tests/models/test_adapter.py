@@ -246,6 +246,17 @@ def test_what_is_dropped_of_a_row_follows_from_its_seed_alone():
     assert (dropped([2**63 + 5, -1], share=0.9) == 0).float().mean() == pytest.approx(0.9, abs=0.02)
 
 
+def test_ranks_that_share_rows_out_drop_what_one_rank_drops():
+    layer, rows = Dropout(0.25, 3), torch.ones(2, 50, 40)
+    seed_dropout([layer], [7, 11])
+    whole = layer(rows)
+    for first, count in ((0, 17), (17, 17), (34, 17)):  # the last of 3 ranks has one place of padding
+        seed_dropout([layer], [7, 11], first, 50)
+        part = layer(torch.ones(2, count, 40))
+        assert torch.equal(part[:, : 50 - first], whole[:, first : first + count])
+    assert not part[:, 16:].any()
+
+
 def test_dropout_is_of_training_and_of_what_the_adapter_sees_alone():
     model = adapted(LLAMA, adapter(dropout=0.5))
     assert sorted(layer.number for layer in dropouts(model)) == list(range(3 * 4))
