@@ -21,6 +21,7 @@ from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients, clear, complete
 from omniloom.infra.training.memory import BUCKET
+from omniloom.infra.training.optimizers import AdamW
 from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
@@ -89,7 +90,7 @@ class Engine(EngineWeights):
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+        adam = AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         self._offload = offload = config.offload and config.zero_stage > 0
         if offload:
@@ -235,21 +236,22 @@ def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[st
 
     Weight decay is for matrices; norms, biases, and embeddings of one axis go without (as in GPT-2's recipe).
     """
-    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         scale = float(lr_scale(name))
         if not parameter.requires_grad:
             continue
         if scale:
             # ZeRO-3 leaves of a divided parameter one axis without length.
-            groups.setdefault((scale, len(getattr(parameter, "ds_shape", parameter.shape)) >= 2), []).append(parameter)
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+            groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
         else:
             parameter.requires_grad_(False)
     if not groups:
         raise ValueError("lr_scale: every parameter has 0, which leaves nothing to train")
     return [
-        {"params": groups[scale, matrix], "weight_decay": weight_decay if matrix else 0.0, "lr_scale": scale}
-        for scale, matrix in sorted(groups, key=lambda key: (key[0], not key[1]))
+        {"params": groups[scale, decay], "weight_decay": decay, "lr_scale": scale}
+        for scale, decay in sorted(groups, key=lambda key: (key[0], -key[1]))
     ]
 
 

@@ -2,9 +2,10 @@
 and what the other stages need so that a step sees its own alone.
 
 DeepSpeed copies each gradient three times on its way to the optimizer, measures them one by one and waits for the norm
-on the host. Here a parameter's `grad` is a view of its group's flat buffer, so that the backward pass writes where the
-reduction reads: a reduce-scatter a group, a norm and a product of this rank's shard, which the optimizer then takes
-as it is. What DeepSpeed keeps (flat weights, shards of the optimizer's state, checkpoints) stays its own.
+on the host. Here a parameter's gradient is moved, as soon as the backward pass has it and while it is in the caches, to
+its place in its group's flat buffer, where later passes of the step add to it: then a reduce-scatter a group, a norm
+and a product of this rank's shard, which the optimizer takes as it is. What DeepSpeed keeps (flat weights, shards of
+the optimizer's state, checkpoints) stays its own.
 
 With `communication` bf16 the gradients travel as bf16 and are added up in fp32: each rank is sent every other rank's
 copy of its own shard (an all-to-all) and sums them itself, as a collective's own additions would round to bf16 one
@@ -59,33 +60,52 @@ class FlatGradients:
         self.ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.flat = [torch.zeros_like(weights) for weights in optimizer.bit16_groups_flat]
-        self.views: list[tuple[torch.nn.Parameter, Tensor]] = []
-        self._where: dict[torch.nn.Parameter, tuple[int, int]] = {}
-        for number, (flat, parameters) in enumerate(zip(self.flat, optimizer.bit16_groups, strict=True)):
-            for parameter in parameters:
-                first = parameter.data.storage_offset() - optimizer.bit16_groups_flat[number].storage_offset()
-                self.views.append((parameter, flat[first : first + parameter.numel()].view_as(parameter)))
-                self._where[parameter] = number, first
-        self.shards: list[Tensor] = []
+        self.shards = [flat.chunk(self.ranks)[self.rank] for flat in self.flat]
+        self._views: dict[torch.nn.Parameter, Tensor] = {}
+        self._shares: dict[torch.nn.Parameter, Tensor] = {}
+        self._parts: list[list[Tensor]] = []  # by group the shares of its parameters
+        for flat, shard, weights, parameters in zip(
+            self.flat, self.shards, optimizer.bit16_groups_flat, optimizer.bit16_groups, strict=True
+        ):
+            parts = [part for p in parameters if (part := self._place(p, flat, shard, weights)) is not None]
+            self._parts.append(parts or [shard.new_zeros(1)])
         self._norm = torch.empty(0)
         self._begun = False
 
+    def _place(self, parameter: torch.nn.Parameter, flat: Tensor, shard: Tensor, weights: Tensor) -> Tensor | None:
+        """Give a parameter's gradient its place in its group's buffer; gives what this rank's shard holds of it."""
+        first, count = parameter.data.storage_offset() - weights.storage_offset(), parameter.numel()
+        self._views[parameter] = flat[first : first + count].view_as(parameter)
+        parameter.register_post_accumulate_grad_hook(self._take)
+        begin, end = (min(max(0, at - self.rank * len(shard)), len(shard)) for at in (first, first + count))
+        if begin == end:
+            return None
+        self._shares[parameter] = shard[begin:end]
+        return self._shares[parameter]
+
+    def _take(self, parameter: torch.nn.Parameter) -> None:
+        """Move a gradient that the first backward pass of a step has made; later ones add to it where it is."""
+        if parameter.grad is not (view := self._views[parameter]):
+            parameter.grad = view.copy_(parameter.grad)
+
     def begin(self) -> None:
-        """Zeros for a step's backward passes to add to; nothing before those that follow its first."""
+        """Forget the last step's gradients; nothing before the backward passes that follow a step's first."""
         if not self._begun:
-            torch._foreach_zero_(self.flat)
-            for parameter, view in self.views:
-                parameter.grad = view
+            for parameter in self._views:
+                parameter.grad = None
         self._begun = True
 
     def reduce(self) -> Tensor:
         """Make this rank's shards those of the mean over the ranks. Gives the norm of the whole gradient, on the
         device. Every rank must call it."""
-        self.shards = [self._reduced(flat) for flat in self.flat]
+        if without := [view for parameter, view in self._views.items() if parameter.grad is None]:
+            torch._foreach_zero_(without)
+        for flat, shard in zip(self.flat, self.shards, strict=True):
+            self._reduce(flat, shard)
         if self.ranks > 1:
             torch._foreach_mul_(self.shards, 1 / self.ranks)
         # In DeepSpeed's order of additions, so that a training goes on under stage 2 bit for bit.
-        squares = torch.stack([torch.stack(torch._foreach_norm(parts)).square().sum() for parts in self._parts()])
+        squares = torch.stack([torch.stack(torch._foreach_norm(parts)).square().sum() for parts in self._parts])
         if self.ranks > 1:
             dist.all_reduce(squares)
         self._norm = torch.linalg.vector_norm(squares.sqrt())
@@ -93,18 +113,7 @@ class FlatGradients:
 
     def share(self, parameter: torch.nn.Parameter) -> Tensor | None:
         """What this rank's shard holds of a parameter's gradient, flat."""
-        number, first = self._where[parameter]
-        size = len(self.shards[number])
-        begin, end = (min(max(0, at - self.rank * size), size) for at in (first, first + parameter.numel()))
-        return self.shards[number][begin:end] if begin < end else None
-
-    def _parts(self) -> list[list[Tensor]]:
-        """By group the shares of its parameters; zeros where this rank has none of the group."""
-        found: list[list[Tensor]] = [[] for _ in self.shards]
-        for parameter, (number, _) in self._where.items():
-            if (share := self.share(parameter)) is not None:
-                found[number].append(share)
-        return [parts or [shard.new_zeros(1)] for parts, shard in zip(found, self.shards, strict=True)]
+        return self._shares.get(parameter)
 
     def hand_over(self, clip: float) -> None:
         """Let the optimizer step by the reduced shards, with a norm of `clip` at most where that is above 0."""
@@ -114,15 +123,14 @@ class FlatGradients:
             self.optimizer.averaged_gradients[number] = _Shard(shard)
         self._begun = False
 
-    def _reduced(self, flat: Tensor) -> Tensor:
-        """The sum over the ranks of this rank's shard of a group."""
+    def _reduce(self, flat: Tensor, shard: Tensor) -> None:
+        """Make the shard of a group, a part of `flat`, the sum over the ranks."""
         if self.ranks == 1:
-            return flat
-        shard = flat.chunk(self.ranks)[self.rank]
+            return
         if self.communication == flat.dtype and flat.is_cuda:
             dist.reduce_scatter_single(shard, flat)
-            return shard
+            return
         sent = flat.to(self.communication)  # gloo's own reduce-scatter costs several times an all-to-all
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent)
-        return torch.sum(received.view(self.ranks, -1), dim=0, dtype=flat.dtype, out=shard)
+        torch.sum(received.view(self.ranks, -1), dim=0, dtype=flat.dtype, out=shard)

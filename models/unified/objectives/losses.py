@@ -15,11 +15,10 @@ value, V codes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.models.unified.batch import Batch, VisualTask
@@ -29,7 +28,9 @@ from omniloom.models.unified.diffusion.diffusion import corrupt, residual, warn_
 from omniloom.models.unified.diffusion.formulations import formulation
 from omniloom.models.unified.diffusion.multiscale import coarse_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_masks, draw_noise
+from omniloom.models.unified.objectives.entropy import entropy_sums
 from omniloom.models.unified.representations import OBJECTIVES, RGB, VisualObjective
+from omniloom.models.unified.sequence import RowShare
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Shown:
     places  int64 (A,): the flat places (b*L + l) whose predictions `error` is given
     times   float (B, S) of the segments, of a diffusion
     masked  bool (K,): positions where a learned token enters instead
-    extras  what else `error` needs
+    extras  what else `error` needs; of a `separable` objective, tensors with a row for each prediction, or None
+    share   where ranks share rows out, this one's: then `error` is given the predictions at its places alone
     """
 
     values: Tensor
@@ -48,19 +50,26 @@ class Shown:
     times: Tensor | None = None
     masked: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    share: RowShare | None = None
+    _everywhere: Tensor | None = None  # `places` of all ranks, in whole rows
+
+    def shared_out(self, share: RowShare) -> Shown:
+        """With the places and extras of this rank's predictions; values and masks stay those of whole rows."""
+        which, places = share.mine(self.places)
+        extras = {name: a if a is None else a.index_select(0, which) for name, a in self.extras.items()}
+        return replace(self, places=places, extras=extras, share=share, _everywhere=self.places)
+
+    def of_all_ranks(self, x_AC: Tensor) -> Tensor:
+        """(A, C) of the predictions that `error` is given -> those of all ranks, in the order of whole rows."""
+        if self.share is None or self._everywhere is None:
+            return x_AC
+        here = x_AC.new_zeros(self.share.rows * self.share.count, x_AC.shape[1]).index_copy(0, self.places, x_AC)
+        return self.share.gathered(here).index_select(0, self._everywhere)
 
 
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:
     """A tensor that was drawn on the host, on `device`; a GPU is not waited for."""
     return drawn.pin_memory().to(device, non_blocking=True) if drawn.device.type != device.type else drawn
-
-
-def entropy_sum(logits_AV: Tensor, labels_A: Tensor, weights_A: Tensor | None) -> Tensor:
-    """Sum over targets of the cross entropy in float32, times their weights where there are any."""
-    logits_AV = logits_AV.float()
-    if weights_A is None:
-        return F.cross_entropy(logits_AV, labels_A, reduction="sum")
-    return (F.cross_entropy(logits_AV, labels_A, reduction="none") * weights_A).sum()
 
 
 def _target_weights(task: VisualTask) -> Tensor | None:
@@ -90,7 +99,6 @@ class DiffusionLoss:
             "noise": noise_KC[task.targets],
             "clean": clean_KC[task.targets],
             "time": time_K1[task.targets],
-            "noisy": noisy_KC,
             "weights": _target_weights(task),
         }
         return Shown(
@@ -112,7 +120,8 @@ class DiffusionLoss:
         if self.config.multiscale > 1:
             grids = [grid for _, grid, _, loss in batch.tasks[self.name].segments if loss]
             patch = math.isqrt(residual_NC.shape[1] // RGB) if self.pixels else 1
-            total = total + coarse_error(residual_NC, grids, self.config.multiscale, patch)
+            coarse = coarse_error(shown.of_all_ranks(residual_NC), grids, self.config.multiscale, patch)
+            total = total + (coarse / shown.share.group.size if shown.share else coarse)  # each rank has it all
         return total
 
 
@@ -129,7 +138,7 @@ class NextCodeLoss:
         return Shown(part.values[task.rows], part.index[target_rows_N] - 1, extras=extras)
 
     def error(self, logits_NV: Tensor, shown: Shown, batch: Batch) -> Tensor:
-        return entropy_sum(logits_NV, shown.extras["codes"], shown.extras["weights"])
+        return entropy_sums(logits_NV, shown.extras["codes"], shown.extras["weights"])[0]
 
 
 class MaskedCodeLoss:
@@ -156,4 +165,4 @@ class MaskedCodeLoss:
         )
 
     def error(self, logits_AV: Tensor, shown: Shown, batch: Batch) -> Tensor:
-        return entropy_sum(logits_AV, shown.extras["codes"], shown.extras["weights"])
+        return entropy_sums(logits_AV, shown.extras["codes"], shown.extras["weights"])[0]

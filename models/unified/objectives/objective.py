@@ -30,8 +30,10 @@ from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment, alignment_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_patch_masks, row_seeds
-from omniloom.models.unified.objectives.losses import Shown, entropy_sum, to_device
+from omniloom.models.unified.objectives.entropy import entropy_sums
+from omniloom.models.unified.objectives.losses import Shown, to_device
 from omniloom.models.unified.representations import OBJECTIVES, objective_row
+from omniloom.models.unified.sequence import RowShare, SequenceGroup
 
 
 class UnifiedObjective(nn.Module):
@@ -45,6 +47,8 @@ class UnifiedObjective(nn.Module):
                      (arXiv 2204.02311, section 5.1); of text
     alignment        projects hidden states onto a frozen encoder's features, or None; alignment_weight: of its loss;
                      alignment_layer: the number of blocks behind which the states are taken, a third of them by default
+    sequence         ranks that share out the places of each row (`models.unified.sequence`), or None: each is given the
+                     same whole batch and seed, and its loss and logs are the sums over the targets at its places
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class UnifiedObjective(nn.Module):
         alignment: FeatureAlignment | None = None,
         alignment_weight: float = 0.5,
         alignment_layer: int | None = None,
+        sequence: SequenceGroup | None = None,
     ):
         super().__init__()
         own = {
@@ -75,9 +80,11 @@ class UnifiedObjective(nn.Module):
             **self.weights,
         )
         _check_representations(model.config, objectives)
-        self.model, self.text_weight, self.z_loss = model, text_weight, z_loss
+        self.model, self.text_weight, self.z_loss, self.sequence = model, text_weight, z_loss, sequence
+        if sequence:
+            _check_separable(objectives)
         self.dropouts = dropouts(model)
-        self._entropy_sum = entropy_sum
+        self._entropy_sums = entropy_sums
         diffusions = {"latents": diffusion, "pixels": pixel_diffusion}
         self.losses: dict[str, Any] = {
             name: resolve(row.loss)(row, model.config, diffusions.get(row.representation.name))
@@ -93,7 +100,7 @@ class UnifiedObjective(nn.Module):
         """Compile the blocks (`UnifiedModel.compile_blocks`) and the text loss, which eagerly reads and writes the
         logits, the largest tensor of a step, over and over. For training alone."""
         self.model.compile_blocks()
-        self._entropy_sum = torch.compile(entropy_sum, dynamic=True)  # targets differ in number from batch to batch
+        self._entropy_sums = torch.compile(entropy_sums, dynamic=True)  # targets differ in number from batch to batch
 
     def show(self, batch: Batch, seed: Seed) -> dict[str, Shown]:
         """By objective, what the network is shown."""
@@ -114,10 +121,14 @@ class UnifiedObjective(nn.Module):
         return to_device(torch.from_numpy(masked_K), batch.ids.device)
 
     def predict(
-        self, batch: Batch, shown: Mapping[str, Shown], layer_states: dict[int, Tensor] | None = None
+        self,
+        batch: Batch,
+        shown: Mapping[str, Shown],
+        layer_states: dict[int, Tensor] | None = None,
+        share: RowShare | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The network's text logits (T, V), and by objective its predictions (A, C). layer_states
-        as in `UnifiedModel.backbone`."""
+        """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
+        as in `UnifiedModel.forward`."""
         values = {name: part.values for name, part in batch.parts.items()}
         times: dict[str, Tensor] = {}
         masked: dict[str, Tensor] = {}
@@ -132,7 +143,7 @@ class UnifiedObjective(nn.Module):
                 none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
                 masked[kind] = none_M.index_copy(0, rows_K, own.masked)
         joined = {kind: torch.cat(several) for kind, several in places.items()}
-        logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states)
+        logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states, share)
         pieces = {kind: iter(outputs[kind].split([len(p) for p in several])) for kind, several in places.items()}
         return logits_TV, {name: next(pieces[OBJECTIVES[name].representation.name]) for name in shown}
 
@@ -141,36 +152,40 @@ class UnifiedObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, float32 scalar, and logs: loss, text_loss, z_loss where it is used, the error of each objective as
         {objective}_loss, or as visual_loss where there is only one, and alignment_loss: their sums over this batch's
-        own targets, by its number of targets.
+        own targets, by its number of targets. Of several ranks that share rows out each has a share of these.
 
         counts  the targets to normalise by, as in `Batch.targets`; this batch's own by default. For means over
                 all of R ranks and A accumulation steps, where the engine averages gradients over both, pass the total
                 of each divided by R * A. What has no targets adds exactly 0.
         """
         shown = self.show(batch, seed)
+        share = RowShare(self.sequence, *batch.ids.shape) if self.sequence else None
+        if share:
+            batch, shown = share.of(batch), {name: own.shared_out(share) for name, own in shown.items()}
         alignment = self.alignment if self.training else None
         layer_states = {self.alignment_layer: torch.empty(0)} if alignment else {}
         if self.training and self.dropouts:
-            seed_dropout(self.dropouts, row_seeds(seed, len(batch.ids)))
-        logits_TV, predictions = self.predict(batch, shown, layer_states)
-        terms = [("text_loss", "text", self.text_weight, self._text_error(logits_TV, batch))]
+            places = (share.first, share.length) if share else (0, 0)
+            seed_dropout(self.dropouts, row_seeds(seed, len(batch.ids)), *places)
+        logits_TV, predictions = self.predict(batch, shown, layer_states, share)
+        labels_T = batch.labels.flatten()[batch.label_index]
+        text, entropy, squares = self._entropy_sums(logits_TV, labels_T, batch.label_weights, self.z_loss)
+        terms = [("text_loss", "text", self.text_weight, text)]
         for name, loss in self.losses.items():
-            error = loss.error(predictions[name].float(), shown[name], batch)
+            values = predictions[name] if OBJECTIVES[name].representation.discrete else predictions[name].float()
+            error = loss.error(values, shown[name], batch)
             terms.append((loss_name(name, self.losses), name, self.weights[name], error))
-        if self.z_loss:
-            terms.append(("z_loss", "text", self.text_weight * self.z_loss, _square_of_partition(logits_TV, batch)))
         if alignment:
-            error = alignment_error(alignment, layer_states[self.alignment_layer].flatten(0, 1), batch)
+            error = alignment_error(alignment, layer_states[self.alignment_layer].flatten(0, 1), batch, share)
             terms.append(("alignment_loss", "alignment", self.alignment_weight, error))
         loss, logs = 0.0, {}
         for log, count, weight, error in terms:
             loss = loss + weight * error / _count(counts, count, batch)
             logs[log] = error.detach() / max(batch.targets[count], 1)
+        logs["text_loss"] = entropy / max(batch.targets["text"], 1)
+        if self.z_loss:
+            logs["z_loss"] = squares / max(batch.targets["text"], 1)
         return loss, {"loss": loss.detach(), **logs}
-
-    def _text_error(self, logits_TV: Tensor, batch: Batch) -> Tensor:
-        labels_T = batch.labels.flatten()[batch.label_index]
-        return self._entropy_sum(logits_TV, labels_T, batch.label_weights)
 
 
 def _with_weights(own: dict[str, float], others: Mapping[str, float]) -> dict[str, float]:
@@ -184,6 +199,12 @@ def _check_not_negative(**numbers: float) -> None:
     for name, value in numbers.items():
         if value < 0:
             raise ValueError(f"UnifiedObjective.{name}: expected a number not below 0, got {value!r}")
+
+
+def _check_separable(objectives: Sequence[str]) -> None:
+    """ValueError for objectives whose predictions cannot be shared out."""
+    if whole := [name for name in objectives if not OBJECTIVES[name].separable]:
+        raise ValueError(f"UnifiedObjective.sequence: {', '.join(whole)} is not separable")
 
 
 def _check_representations(config: UnifiedConfig, objectives: Sequence[str]) -> None:
@@ -201,12 +222,6 @@ def _alignment_layer(layer: int | None, layers: int) -> int:
     if not 1 <= layer <= layers:
         raise ValueError(f"UnifiedObjective.alignment_layer: expected 1 to {layers}, got {layer}")
     return layer
-
-
-def _square_of_partition(logits_TV: Tensor, batch: Batch) -> Tensor:
-    """Sum over text targets of logsumexp^2, times their weights where there are any."""
-    squares_T = logits_TV.float().logsumexp(dim=-1).square()
-    return (squares_T if batch.label_weights is None else squares_T * batch.label_weights).sum()
 
 
 def loss_name(objective: str, trained: Iterable[str]) -> str:
