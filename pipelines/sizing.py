@@ -141,7 +141,8 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     model = expected_config(stage, tokens, tokenizer)
     trained, frozen = parameters_of(stage, model)
     workers, accumulate = stage.workers.most, stage.workers.accumulate
-    pass_tokens = stage.batch_rows // workers // accumulate * stage.packing.length
+    together = stage.engine.sequence_parallel
+    pass_tokens = stage.batch_rows // (workers // together) // accumulate * -(-stage.packing.length // together)
     on_cpu = not stage.workers.gpus
     adapted, dropped = stage.adapter.kept(model) if stage.adapter else (0, 0)
     one = Pass(
@@ -150,6 +151,7 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
         scores=pass_tokens * min(stage.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
         bf16=stage.engine.precision == "bf16",
         recompute=stage.engine.activation_checkpointing,
+        sequence_parallel=together,
         adapted=adapted,
         dropped=dropped,
     )

@@ -161,15 +161,19 @@ class WorkersConfig(BaseModel):
         """The fewest workers that training goes on with."""
         return self.count if isinstance(self.count, int) else self.count.min
 
-    def passes(self, rows: int, ranks: int) -> int:
-        """Forward passes of a step of so many rows on so many ranks: on the most of them `accumulate`, on fewer as many
-        as leave no pass with more rows, as far as every pass has one."""
-        at_once = max(1, rows // (self.most * self.accumulate))
-        return max(1, min(-(-rows // (ranks * at_once)), rows // ranks))
+    def passes(self, rows: int, ranks: int, together: int = 1) -> int:
+        """Forward passes of a step of so many rows on so many ranks, of which so many take the same rows together: on
+        the most of them `accumulate`, on fewer as many as leave no pass with more rows, as far as every pass has
+        one."""
+        groups = ranks // together
+        at_once = max(1, rows // (self.most // together * self.accumulate))
+        return max(1, min(-(-rows // (groups * at_once)), rows // groups))
 
-    def division(self, rows: int, rank: int, ranks: int) -> list[range]:
-        """The rows of a step that a rank takes, by forward pass; sizes differ by at most one over all ranks."""
-        passes = self.passes(rows, ranks)
+    def division(self, rows: int, rank: int, ranks: int, together: int = 1) -> list[range]:
+        """The rows of a step that a rank takes, by forward pass; sizes differ by at most one over all ranks. Ranks side
+        by side take the same rows, so many `together`."""
+        passes = self.passes(rows, ranks, together)
+        rank, ranks = rank // together, ranks // together
         bounds = [rows * part // (ranks * passes) for part in range(rank * passes, (rank + 1) * passes + 1)]
         return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
 

@@ -27,7 +27,7 @@ from omniloom.models.unified.mask import BLOCK, BlockTables, QueryBlocks, dense_
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _repeated(x: Tensor, heads: int) -> Tensor:
+def repeated(x: Tensor, heads: int) -> Tensor:
     """Grouped heads written out (B, H, K, D), as CPUs' kernels take no groups."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
@@ -39,7 +39,7 @@ class DenseAttend:
     mask: Tensor
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (_repeated(x, q.shape[1]) for x in (k, v))
+        k, v = (repeated(x, q.shape[1]) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
 
 
@@ -50,7 +50,7 @@ class BlockAttend:
     blocks: QueryBlocks
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (_repeated(x, q.shape[1]) for x in (k, v))
+        k, v = (repeated(x, q.shape[1]) for x in (k, v))
         attend = _block_attention if torch.compiler.is_compiling() else _BlockAttention.apply
         return attend(q, k, v, self.blocks.spans, self.blocks.bias)[0]
 

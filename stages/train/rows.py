@@ -84,13 +84,14 @@ class RowLoader:
     def seek(self, position: dict[str, Any]) -> None:
         stream, since = position["stream"], position.get("left_out_since", {})
         step, _ = self._books.place(stream["rows"] + stream["row"])
-        self._left_out = {name: since.get(name, step) for name in position.get("left_out", ())}
+        self._left_out = dict.fromkeys(position.get("left_out", ()), step) | since  # what is left out stays so
         self._enter(stream)
 
     def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[PackedRow]]:
         """The micro-batches, the position after them, and what they were made of."""
         rows = self._stream.next(self.config.batch_rows)
-        mine = self.config.workers.division(len(rows), self.rank, self.ranks)
+        together = self.config.engine.sequence_parallel
+        mine = self.config.workers.division(len(rows), self.rank, self.ranks, together)
         packed = [[self._packed(step, number, rows[number]) for number in numbers] for numbers in mine]
         batches = [
             (

@@ -16,6 +16,7 @@ from omniloom.infra.figures import finite
 from omniloom.infra.secrets import redact_uris
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
+from omniloom.infra.training.sequence import SequenceGroup
 from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
@@ -36,7 +37,7 @@ from omniloom.stages.data.books import Books
 from omniloom.stages.data.index import Index
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import ledger
-from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
+from omniloom.stages.train.config import Config, TrainEngineConfig, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.samples import with_tokenizers
@@ -55,7 +56,7 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     model, new_tokens = _model(config, model_config)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
-    engine = _engine(_objective(model, config, tokens.facts), config, ranks)
+    engine = _engine(_objective(model, config, tokens.facts, sequence_group(config.engine)), config, ranks)
     books, earlier = _books(job, tokens)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
     return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books)
@@ -130,7 +131,14 @@ def _start(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, S
     return model, new_rows(known, model.config.vocab_size, added)
 
 
-def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjective:
+def sequence_group(engine: TrainEngineConfig) -> SequenceGroup | None:
+    """The ranks that this one shares rows out with; None where each has its own. Every rank must call it."""
+    return SequenceGroup(engine.sequence_parallel) if engine.sequence_parallel > 1 else None
+
+
+def _objective(
+    model: UnifiedModel, config: Config, facts: dict, sequence: SequenceGroup | None = None
+) -> UnifiedObjective:
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {
@@ -144,6 +152,7 @@ def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjec
         **config.loss.model_dump(exclude={"task_weights"}),
         pixel_diffusion=config.pixel_diffusion,
         objectives=config.trained,
+        sequence=sequence,
         **alignment,
     )
     model.checkpoint_activations = config.engine.activation_checkpointing
@@ -161,13 +170,14 @@ def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
         # The projection starts at random, so that frozen it would tell hidden states nothing.
         return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
 
-    passes = config.workers.passes(config.batch_rows, ranks)
+    together = config.engine.sequence_parallel
+    passes = config.workers.passes(config.batch_rows, ranks, together)
     return Engine(
         objective,
         config.optimizer,
         config.engine,
         config.steps,
-        micro_batch=-(-config.batch_rows // (ranks * passes)),
+        micro_batch=-(-config.batch_rows // (ranks // together * passes)),
         accumulate=passes,
         lr_scale=lr_scale,
         part_of=part_of,

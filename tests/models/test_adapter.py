@@ -15,7 +15,7 @@ from torch import Tensor
 from omniloom.models.checks import FieldError
 from omniloom.models.unified.adapter import lora
 from omniloom.models.unified.adapter.config import AdapterConfig, targets_of, trained_parameters
-from omniloom.models.unified.adapter.dropout import Dropout, seed_dropout
+from omniloom.models.unified.adapter.dropout import Dropout, dropouts, seed_dropout
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.model import UnifiedModel
 
@@ -211,7 +211,7 @@ def test_what_is_trained_is_counted(config, start, whole):
     sizes = {name: p.numel() for name, p in model.named_parameters() if trains(name)}
     added = sum(size for name, size in sizes.items() if name not in own)
     assert trained_parameters(options, config, known) == (added, sum(sizes.values()) - added)
-    fresh = {n for n in own if n.startswith(("pixel_", "code_", "latent_", "time.")) or ".skip." in n}
+    fresh = {n for n in own if n.startswith(("pixel_", "code_", "visual_", "time.")) or ".skip." in n}
     if start == "a language model":
         assert fresh <= set(sizes)
     assert ("blocks.0.mlp.down.weight" in own) == (config.block == "llama")
@@ -219,6 +219,13 @@ def test_what_is_trained_is_counted(config, start, whole):
         name.startswith("blocks.") and name in own and "norm" not in name and ".skip." not in name for name in sizes
     )
     assert ("norm.weight" in sizes) == ("norms" in whole) and ("embed.weight" in sizes) == ("vocabulary" in whole)
+
+
+def test_an_adapter_of_llama_3_8b_has_as_many_numbers_as_pefts():
+    """PEFT counts 41,943,040 at rank 16 on all of its linear layers."""
+    shape = {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "hidden": 14336, "qk_norm": False, "tied": False}
+    llama = UnifiedConfig(vocab_size=128256, **shape)
+    assert trained_parameters(AdapterConfig(rank=16), llama, llama) == (41_943_040, 0)
 
 
 def dropped(seeds: list[int], number: int = 0, share: float = 0.25) -> Tensor:
@@ -239,12 +246,24 @@ def test_what_is_dropped_of_a_row_follows_from_its_seed_alone():
     assert (dropped([2**63 + 5, -1], share=0.9) == 0).float().mean() == pytest.approx(0.9, abs=0.02)
 
 
+def test_ranks_that_share_rows_out_drop_what_one_rank_drops():
+    layer, rows = Dropout(0.25, 3), torch.ones(2, 50, 40)
+    seed_dropout([layer], [7, 11])
+    whole = layer(rows)
+    for first, count in ((0, 17), (17, 17), (34, 17)):  # the last of 3 ranks has one place of padding
+        seed_dropout([layer], [7, 11], first, 50)
+        part = layer(torch.ones(2, count, 40))
+        assert torch.equal(part[:, : 50 - first], whole[:, first : first + count])
+    assert not part[:, 16:].any()
+
+
 def test_dropout_is_of_training_and_of_what_the_adapter_sees_alone():
     model = adapted(LLAMA, adapter(dropout=0.5))
+    assert sorted(layer.number for layer in dropouts(model)) == list(range(3 * 4))
     with torch.no_grad():
         with pytest.raises(ValueError, match="expected 2 seeds, one a row"):
             model.text_logits(IDS)
-        seed_dropout([m for m in model.modules() if isinstance(m, Dropout)], [1, 2])
+        seed_dropout(dropouts(model), [1, 2])
         torch.manual_seed(0)
         assert torch.equal(model.text_logits(IDS), UnifiedModel(LLAMA).text_logits(IDS))
         random_adapters(model)
@@ -276,7 +295,7 @@ def test_new_rows_are_added_to_the_rows_of_their_tokens_alone():
 def test_blocks_with_adapters_compile():
     model = adapted(LLAMA, adapter(dropout=0.2))
     random_adapters(model, std=0.05)
-    seed_dropout([m for m in model.modules() if isinstance(m, Dropout)], [1, 2])
+    seed_dropout(dropouts(model), [1, 2])
     model.text_logits(IDS).sum().backward()
     expected = {name: p.grad.clone() for name, p in of_adapters(model).items()}
     model.zero_grad()
