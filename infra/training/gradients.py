@@ -85,8 +85,9 @@ class FlatGradients:
 
     def _take(self, parameter: torch.nn.Parameter) -> None:
         """Move a gradient that the first backward pass of a step has made; later ones add to it where it is."""
-        if parameter.grad is not (view := self._views[parameter]):
-            parameter.grad = view.copy_(parameter.grad)
+        made = parameter.grad
+        if made is not None and made is not (view := self._views[parameter]):
+            parameter.grad = view.copy_(made)
 
     def begin(self) -> None:
         """Forget the last step's gradients; nothing before the backward passes that follow a step's first."""
