@@ -162,7 +162,7 @@ class Engine(EngineWeights):
             norm = torch.nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
         accepted = self._is_accepted(norm, parts)
         if self._gradients:
-            self._gradients.hand_over(clip)
+            self._gradients.clip(clip)
         self.released()
         with contextlib.nullcontext() if accepted else self._optimizer_stands_still():
             self.engine.step()
