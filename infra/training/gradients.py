@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from omniloom.infra.training.exchange import gather_shards, sum_shards
+from omniloom.infra.training.muon import FlatMatrices, Muon
 
 
 @torch.no_grad()
@@ -62,6 +63,8 @@ class FlatGradients:
         self._norm = torch.empty(0)
         self._begun = False
         optimizer.step = self._step  # in place of DeepSpeed's
+        if isinstance(optimizer.optimizer, Muon):
+            optimizer.optimizer.layout = self._layout()
 
     def _place(self, parameter: torch.nn.Parameter, flat: Tensor, shard: Tensor, weights: Tensor) -> Tensor | None:
         """Give a parameter's gradient its place in its group's buffer; gives what this rank's shard holds of it."""
@@ -73,6 +76,21 @@ class FlatGradients:
             return None
         self._shares[parameter] = shard[begin:end]
         return self._shares[parameter]
+
+    def _layout(self) -> dict[int, FlatMatrices]:
+        """Where the parameters of groups for Muon lie."""
+        found = {}
+        for number, (flat, shard) in enumerate(zip(self.flat, self.shards, strict=True)):
+            if "momentum" not in self.optimizer.param_groups[number]:
+                continue
+            places = []
+            for parameter in self.optimizer.bit16_groups[number]:
+                if (share := self._shares.get(parameter)) is not None:
+                    matrix = self._views[parameter]
+                    begin, within = (share.storage_offset() - of.storage_offset() for of in (shard, matrix))
+                    places.append((matrix, slice(within, within + len(share)), slice(begin, begin + len(share))))
+            found[number] = FlatMatrices(flat, places)
+        return found
 
     def _take(self, parameter: torch.nn.Parameter) -> None:
         """Move a gradient that the first backward pass of a step has made; later ones add to it where it is."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 from omniloom.infra.errors import InputError
-from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, WorkersConfig
 from omniloom.models.checks import FieldError
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
@@ -140,7 +140,7 @@ class TrainConfig(BaseModel):
     """Optimizer steps."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, documents and noise."""
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    optimizer: BlocksOptimizerConfig = Field(default_factory=BlocksOptimizerConfig)
     """The optimizer."""
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
     """Numerics and sharding."""
@@ -186,6 +186,10 @@ class TrainConfig(BaseModel):
                 "alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
                 "pictures it is of"
             )
+        if self.optimizer.muon and (self.engine.zero_stage > 1 or self.engine.offload):
+            raise ValueError(
+                "optimizer.muon: sees matrices whole; set engine.zero_stage to 0 or 1 and engine.offload to false"
+            )
         if self.adapter and not self.init_from:
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
@@ -220,7 +224,6 @@ class TrainConfig(BaseModel):
 
 
 Config = TrainConfig
-
 
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
 

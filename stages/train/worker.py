@@ -37,6 +37,7 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import ledger
 from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
+from omniloom.stages.train.memory import device_memory, needs_room
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.samples import with_tokenizers
 from omniloom.stages.train.trainer import UnifiedTrainer
@@ -145,8 +146,16 @@ def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjec
         objectives=config.trained,
         **alignment,
     )
-    model.checkpoint_activations = config.engine.activation_checkpointing
+    model.checkpoint_activations = _blocks_again(config, model.config)
     return objective
+
+
+def _blocks_again(config: Config, shape: UnifiedConfig) -> bool:
+    """Whether blocks are computed again in the backward pass: on all ranks, where one has no room to keep them."""
+    if config.engine.activation_checkpointing != "auto":
+        return config.engine.activation_checkpointing
+    mine = needs_room(config, shape, dist.get_world_size(), device_memory(bool(config.workers.gpus)))
+    return any(gathered(mine))
 
 
 def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
@@ -170,6 +179,7 @@ def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
         accumulate=passes,
         lr_scale=lr_scale,
         part_of=part_of,
+        is_in_block=lambda name: part_of(name) == "backbone",
         compile_parts=objective.compile_parts,
         frozen_from=_frozen_from(config),
     )
