@@ -80,7 +80,7 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
         return Forecast()
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
     units = config.steps * config.batch_rows * config.packing.length
-    flops = token_flops(model, config.packing.length)
+    flops = token_flops(model, config.packing.length, config.adapter)
     checkpoint = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
     if before := _earlier(planned):
         useful = units * (1 - before.metrics.get("padding", 0.0))
@@ -128,12 +128,14 @@ def _earlier(planned: PlannedStage) -> Artifact | None:
 
 def _cost_then(before: Artifact, config: TrainConfig, model: UnifiedConfig) -> float | None:
     """Operations a token of the run before, with the sizes that its inputs have now; None where it ran on another kind
-    of device or in another precision."""
+    of device or in another precision, or from another start, whose sizes are not known."""
     then = _as(TrainConfig, before)
     if then is None or not _on_such(before, config.workers):
         return None
     if then.engine.precision != config.engine.precision:
         return None
+    if then.init_from or config.init_from:
+        return token_flops(model, then.packing.length, then.adapter) if then.init_from == config.init_from else None
     sizes = {name: getattr(model, name) for name in ("vocab_size", "latent_dim", "pixel_dim", "codebook_size")}
     return token_flops(UnifiedConfig(**then.model.model_dump(), **sizes), then.packing.length)
 

@@ -46,6 +46,11 @@ def replay_step(plan: Plan, step: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = next((storage.load_json(uri)["found"] for uri in bad if storage.exists(uri)), [])
     kept = checkpoint.newest_facts(state)
     ranks = kept["ranks"] if kept else planned.config.workers.most
+    if ranks % (size := planned.config.engine.sequence_parallel):
+        raise InputError(
+            f"the training ran on {ranks} workers, which {size} does not divide; give the number that it ran with",
+            field=f"stages.{_STAGE}.engine.sequence_parallel",
+        )
     known, state, at_most = _books(plan, planned, state, step)
     corpora = continuing.corpora(plan.store, known)[:-1] if known else ()
     job = Job(planned.config, tokens, tokenizer, "", "", _Quiet(), _Quiet(), known, (*corpora, tokens))

@@ -13,6 +13,7 @@ import torch
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.memory import passing_memory, state_memory
+from omniloom.infra.training.sequence import SequenceGroup
 from omniloom.models.unified.adapter import lora
 from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
 from omniloom.models.unified.batch import Batch, collate
@@ -36,6 +37,7 @@ class Case:
     accumulate: int = 1
     caption: int = 160
     ranks: int = 1
+    sequence_parallel: int = 1
     adapter: AdapterConfig | None = None
 
     def batch(self, seed: int = 0) -> Batch:
@@ -67,12 +69,13 @@ def measured(case: Case, seed: int = 0) -> Taken:
     with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
         model = UnifiedModel(case.config)
         model.checkpoint_activations = case.engine.activation_checkpointing
+        group = SequenceGroup(case.sequence_parallel) if case.sequence_parallel > 1 else None
         scale_of = None
         if case.adapter:
             lora.attach(model, case.adapter)
             trains = lora.trains(case.adapter, case.config, case.config)
             scale_of = lambda name: float(trains(name.removeprefix("model.")))  # noqa: E731
-        objective = UnifiedObjective(model, DiffusionConfig(), objectives=("latent_diffusion",))
+        objective = UnifiedObjective(model, DiffusionConfig(), objectives=("latent_diffusion",), sequence=group)
         engine = Engine(
             objective, OptimizerConfig(), case.engine, 100, case.rows, accumulate=case.accumulate, lr_scale=scale_of
         )
@@ -101,11 +104,12 @@ def predicted(case: Case) -> Taken:
         parameters, frozen = added + whole, parameters - whole
     adapted, dropped = case.adapter.kept(case.config) if case.adapter else (0, 0)
     one = Pass(
-        positions=batch.ids.numel(),
-        labels=batch.targets["text"],
-        scores=batch.plan.bias.numel(),
+        positions=batch.ids.numel() // case.sequence_parallel,
+        labels=batch.targets["text"] // case.sequence_parallel,
+        scores=batch.plan.bias.numel() // case.sequence_parallel,
         bf16=case.engine.precision == "bf16",
         recompute=case.engine.activation_checkpointing,
+        sequence_parallel=case.sequence_parallel,
         adapted=adapted,
         dropped=dropped,
     )

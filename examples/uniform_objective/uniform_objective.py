@@ -10,4 +10,5 @@ ROW = VisualObjective(
     stream=16,
     loss="uniform_module:UniformCodeLoss",
     draw="uniform_module:denoise",
+    separable=True,
 )

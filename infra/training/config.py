@@ -75,9 +75,8 @@ class EngineConfig(BaseModel):
     """What gradients travel between workers as; they are added up in fp32 in both. bf16 needs zero_stage 1."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of the weights' moving average; 0 keeps none."""
-    activation_checkpointing: bool | Literal["auto"] = Field(False, json_schema_extra=PLACEMENT)
-    """Compute activations again in the backward pass, which saves memory and costs time. auto, of stage `train`: where
-    a worker's device has no room to keep them."""
+    activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
+    """Compute activations again in the backward pass, which saves memory and costs time."""
     compile: bool = Field(False, json_schema_extra=PLACEMENT)
     """Compile the blocks with torch.compile."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
@@ -178,15 +177,19 @@ class WorkersConfig(BaseModel):
         """The fewest workers that training goes on with."""
         return self.count if isinstance(self.count, int) else self.count.min
 
-    def passes(self, rows: int, ranks: int) -> int:
-        """Forward passes of a step of so many rows on so many ranks: on the most of them `accumulate`, on fewer as many
-        as leave no pass with more rows, as far as every pass has one."""
-        at_once = max(1, rows // (self.most * self.accumulate))
-        return max(1, min(-(-rows // (ranks * at_once)), rows // ranks))
+    def passes(self, rows: int, ranks: int, together: int = 1) -> int:
+        """Forward passes of a step of so many rows on so many ranks, of which so many take the same rows together: on
+        the most of them `accumulate`, on fewer as many as leave no pass with more rows, as far as every pass has
+        one."""
+        groups = ranks // together
+        at_once = max(1, rows // (self.most // together * self.accumulate))
+        return max(1, min(-(-rows // (groups * at_once)), rows // groups))
 
-    def division(self, rows: int, rank: int, ranks: int) -> list[range]:
-        """The rows of a step that a rank takes, by forward pass; sizes differ by at most one over all ranks."""
-        passes = self.passes(rows, ranks)
+    def division(self, rows: int, rank: int, ranks: int, together: int = 1) -> list[range]:
+        """The rows of a step that a rank takes, by forward pass; sizes differ by at most one over all ranks. Ranks side
+        by side take the same rows, so many `together`."""
+        passes = self.passes(rows, ranks, together)
+        rank, ranks = rank // together, ranks // together
         bounds = [rows * part // (ranks * passes) for part in range(rank * passes, (rank + 1) * passes + 1)]
         return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
 

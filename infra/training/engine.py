@@ -22,6 +22,7 @@ from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients, clear, complete
 from omniloom.infra.training.memory import BUCKET
 from omniloom.infra.training.muon import Muon
+from omniloom.infra.training.optimizers import AdamW
 from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
 
@@ -94,7 +95,7 @@ class Engine(EngineWeights):
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
-        kind = Muon if muon else torch.optim.AdamW
+        kind = Muon if muon else AdamW
         stepping = kind(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         self._offload = offload = config.offload and config.zero_stage > 0

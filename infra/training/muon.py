@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from omniloom.infra.training.exchange import gather_shards
+from omniloom.infra.training.optimizers import AdamW
 
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic, as published
 _STEPS = 5
@@ -35,7 +36,7 @@ class FlatMatrices:
     places: Sequence[tuple[Tensor, slice, slice]]
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """Groups with "momentum" are matrices for Muon, the others for AdamW. A step overwrites the gradients of the first.
     `layout` is by number of a group, under ZeRO 1, where every rank must step."""
 

@@ -11,11 +11,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def shared(items: Sequence[Item], do: Callable[[Item], Result], together: bool = False) -> list[Result]:
+def shared(items: Sequence[Item], do: Callable[[Item], Result], together: bool = False, group: int = 1) -> list[Result]:
     """[do(item) for item in items], of which each rank does its part. With `together` every rank calls `do` equally
-    often, as a collective needs: one that has less to do repeats an item. Every rank must call it; results are
-    pickled."""
-    rank, size = ranks()
+    often, as a collective needs: one that has less to do repeats an item. Where ranks side by side do each item
+    together, a `group` of so many, each gives a result of it, one behind the other. Every rank must call it; results
+    are pickled."""
+    rank, size = (number // group for number in ranks())
     mine = list(range(rank, len(items), size))
     done = [(number, do(items[number])) for number in mine]
     if together and len(mine) < -(-len(items) // size):

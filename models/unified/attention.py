@@ -15,17 +15,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from omniloom.models.unified.mask import BLOCK, BlockTables, QueryBlocks, dense_mask
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _repeated(x: Tensor, heads: int) -> Tensor:
+def repeated(x: Tensor, heads: int) -> Tensor:
     """Grouped heads written out (B, H, K, D), as CPUs' kernels take no groups."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
@@ -37,7 +39,7 @@ class DenseAttend:
     mask: Tensor
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (_repeated(x, q.shape[1]) for x in (k, v))
+        k, v = (repeated(x, q.shape[1]) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
 
 
@@ -48,8 +50,9 @@ class BlockAttend:
     blocks: QueryBlocks
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (_repeated(x, q.shape[1]) for x in (k, v))
-        return _block_attention(q, k, v, self.blocks.spans, self.blocks.bias)[0]
+        k, v = (repeated(x, q.shape[1]) for x in (k, v))
+        attend = _block_attention if torch.compiler.is_compiling() else _BlockAttention.apply
+        return attend(q, k, v, self.blocks.spans, self.blocks.bias)[0]
 
 
 @dataclass
@@ -103,8 +106,7 @@ def attend_for(plan: QueryBlocks | BlockTables | None, start: Tensor, end: Tenso
     return BlockAttend(plan) if isinstance(plan, QueryBlocks) else FlexAttend(plan, start.int(), end.int())
 
 
-# Operators of their own, so that a compiler takes a pass over the documents for one node of its graph and does not
-# compile anew for every batch. Probabilities are kept for the backward pass: no more than the seen part of the scores.
+# Probabilities are kept for the backward pass: no more than the seen part of the scores.
 
 
 def _runs(spans: Tensor, bias: Tensor):
@@ -115,8 +117,7 @@ def _runs(spans: Tensor, bias: Tensor):
         at += size
 
 
-@torch.library.custom_op("omniloom::block_attention", mutates_args=())
-def _block_attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     heads, scale = q.shape[1], 1 / math.sqrt(q.shape[-1])
     out, kept = torch.zeros_like(q), q.new_empty((heads, len(bias)))
     for row, i, j, mask, at in _runs(spans, bias):
@@ -129,13 +130,7 @@ def _block_attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, bias: Tenso
     return out, kept
 
 
-@_block_attention.register_fake
-def _(q, k, v, spans, bias):
-    return torch.empty_like(q), q.new_empty((q.shape[1], bias.shape[0]))
-
-
-@torch.library.custom_op("omniloom::block_attention_backward", mutates_args=())
-def _block_attention_backward(
+def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, spans: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, scale = q.shape[1], 1 / math.sqrt(q.shape[-1])
@@ -150,19 +145,55 @@ def _block_attention_backward(
     return grad_q, grad_k, grad_v
 
 
+class _BlockAttention(torch.autograd.Function):
+    """Where nothing is compiled: the first call of an operator of one's own would import the compiler."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        out, kept = _forward(*inputs)
+        ctx.mark_non_differentiable(kept)
+        _keep(ctx, inputs, (out, kept))
+        return out, kept
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *_backward(grad, *ctx.saved_tensors), None, None
+
+
+# Operators of their own, so that a compiler takes a pass over the documents for one node of its graph and does not
+# compile anew for every batch.
+
+
+@torch.library.custom_op("omniloom::block_attention", mutates_args=())
+def _block_attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return _forward(q, k, v, spans, bias)
+
+
+@_block_attention.register_fake
+def _(q, k, v, spans, bias):
+    return torch.empty_like(q), q.new_empty((q.shape[1], bias.shape[0]))
+
+
+@torch.library.custom_op("omniloom::block_attention_backward", mutates_args=())
+def _block_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, spans: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward(grad, q, k, v, kept, spans, bias)
+
+
 @_block_attention_backward.register_fake
 def _(grad, q, k, v, kept, spans, bias):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, spans, bias = inputs
     ctx.save_for_backward(q, k, v, output[1], spans, bias)
 
 
-def _backward(ctx, grad, _):
-    q, k, v, kept, spans, bias = ctx.saved_tensors
-    return *_block_attention_backward(grad, q, k, v, kept, spans, bias), None, None
+def _compiled_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_block_attention_backward(grad, *ctx.saved_tensors), None, None
 
 
-_block_attention.register_autograd(_backward, setup_context=_keep)
+_block_attention.register_autograd(_compiled_backward, setup_context=_keep)

@@ -248,6 +248,11 @@ class UnifiedConfig(Conditional):
         return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
 
     @property
+    def attention_heads(self) -> int:
+        """Heads that attend in a block."""
+        return self.hidden // self.head_dim if self.block == "gau" else self.heads
+
+    @property
     def representations(self) -> tuple[str, ...]:
         """Names of the representations of pictures that the model has parts for, in the table's order."""
         return tuple(name for name, row in REPRESENTATIONS.items() if getattr(self, row.size) is not None)

@@ -10,13 +10,15 @@ computed again and the optimizer are not, nor are embeddings, norms and other el
 alignment, which is none of the model. The text head acts at labels alone, visual inputs and both ends of a unet at
 visual positions, visual outputs where predictions are asked for; of masked_code that is 2 / pi of its targets on
 average, the mean of `corruption.mask_ratio`. A unet's convolutions count their padding at a picture's edges, and its
-time, as that of a flow head, every segment that a row may have. Frozen parts count as if they were trained.
+time, as that of a flow head, every segment that a row may have. Beside an adapter a frozen matrix of the blocks or of
+the head costs 4, and the adapter's own 6; other frozen parts count as if they were trained.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS
 
@@ -28,15 +30,15 @@ _ATTENTION = 12
 _AROUND, _CHILDREN = 9, 4  # inputs of a unet's convolutions: at one resolution, and from positions to a cell
 
 
-def step_flops(config: UnifiedConfig, batch: Batch) -> int:
+def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | None = None) -> int:
     """Operations of one forward and backward pass of the objective over the batch."""
     c = config
     useful = batch.document_index >= 0
     positions, pairs = int(useful.sum()), int((batch.end - batch.start)[useful].sum())
     block, attended = _block(c)
-    total = c.layers * (_TRAINED * block * positions + _ATTENTION * attended * pairs)
+    total = c.layers * (_matrices(c, block, adapter) * positions + _ATTENTION * attended * pairs)
     total += _skips(c) * positions
-    total += _TRAINED * c.vocab_size * c.width * batch.targets["text"]
+    total += _head(c, adapter) * batch.targets["text"]
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
         asked = round(
@@ -50,11 +52,25 @@ def step_flops(config: UnifiedConfig, batch: Batch) -> int:
     return total
 
 
-def token_flops(config: UnifiedConfig, length: int) -> float:
+def token_flops(config: UnifiedConfig, length: int, adapter: AdapterConfig | None = None) -> float:
     """As `step_flops`, of one token before there is a batch: a text target that sees half of a row of `length`."""
     block, attended = _block(config)
-    layers = config.layers * (_TRAINED * block + _ATTENTION * attended * length / 2)
-    return layers + _skips(config) + _TRAINED * config.vocab_size * config.width
+    layers = config.layers * (_matrices(config, block, adapter) + _ATTENTION * attended * length / 2)
+    return layers + _skips(config) + _head(config, adapter)
+
+
+def _matrices(c: UnifiedConfig, block: int, adapter: AdapterConfig | None) -> int:
+    """Operations a position of a block's matrices, of which there are `block` parameters."""
+    if adapter is None:
+        return _TRAINED * block
+    factors = adapter.rank * sum(target.rows + target.inputs for target in adapter.chosen(c).values())
+    return _FIRST * block + _TRAINED * factors
+
+
+def _head(c: UnifiedConfig, adapter: AdapterConfig | None) -> int:
+    """Operations a target of the text head."""
+    is_frozen = adapter is not None and "vocabulary" not in adapter.trained_whole
+    return (_FIRST if is_frozen else _TRAINED) * c.vocab_size * c.width
 
 
 def _block(c: UnifiedConfig) -> tuple[int, int]:

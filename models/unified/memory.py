@@ -12,6 +12,7 @@ fragments, and of compiled blocks what the compiler decides to compute again ins
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from omniloom.models.unified.config import UnifiedConfig, num_parameters
@@ -31,6 +32,7 @@ class Pass:
                attention writes them out (`BlockAttend`, on CPUs); 0 under FlexAttention
     bf16       whether products are computed in bf16
     recompute  whether blocks are computed again in the backward pass
+    sequence_parallel  workers that share the rows out: positions, labels and scores are those of one, an Nth
     adapted    channels of a block that an adapter's first factors give
     dropped    channels of a block that go into an adapter by dropout, which keeps a copy and a mask
     """
@@ -40,6 +42,7 @@ class Pass:
     scores: int = 0
     bf16: bool = False
     recompute: bool = False
+    sequence_parallel: int = 1
     adapted: int = 0
     dropped: int = 0
 
@@ -52,20 +55,25 @@ class Pass:
 def block_bytes(c: UnifiedConfig, p: Pass) -> int:
     """What one block keeps for the backward pass, without its input, which is the block's before."""
     kept = _gau(c, p) if c.block == "gau" else _llama(c, p)
-    heads = c.hidden // c.head_dim if c.block == "gau" else c.heads
     adapters = p.width * p.adapted + (p.width + 1) * p.dropped
-    return p.positions * (kept + adapters) + p.width * heads * p.scores
+    return p.positions * (kept + adapters) + p.width * c.attention_heads * p.scores
 
 
 def _llama(c: UnifiedConfig, p: Pass) -> int:
     """Bytes a position."""
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    grouped = c.kv_heads != c.heads and bool(p.scores)  # CPUs' kernels take no groups: keys and values written out
-    whole = c.qk_norm or not grouped  # values are a view of one product, which then stays whole
+    shared_out = p.sequence_parallel > 1
+    kv_heads = math.lcm(c.kv_heads, p.sequence_parallel)  # as they are sent
+    grouped = kv_heads != c.heads and bool(p.scores)  # CPUs' kernels take no groups: keys and values written out
+    # Values are a view of one product, which then stays whole; what other workers sent is no view of it.
+    whole = c.qk_norm or not (grouped or shared_out)
     held = 2 * c.width  # normed, into attention and into SwiGLU
     held += queries + 2 * keys if whole else 0
-    held += queries  # turned queries
-    held += 2 * queries if grouped else keys  # turned keys, and values where they are written out
+    if shared_out:
+        held += queries + 2 * kv_heads * c.head_dim + (2 * queries if grouped else 0)  # as received
+    else:
+        held += queries  # turned queries
+        held += 2 * queries if grouped else keys  # turned keys, and values where they are written out
     held += 0 if p.scores else queries  # attention's output, which FlexAttention keeps
     held += queries + 3 * c.hidden  # into the output; gates and values; into the last product
     statistics = 2 + (c.heads + c.kv_heads if c.qk_norm else 0) + (0 if p.scores else c.heads)
@@ -77,7 +85,7 @@ def _gau(c: UnifiedConfig, p: Pass) -> int:
     heads, inner = c.hidden // c.head_dim, c.head_dim + 2 * c.hidden
     held = c.width + 2 * inner  # normed; before and behind SiLU
     held += 2 * c.hidden if c.qk_norm else 0  # scaled queries and keys, before their norms
-    held += 2 * c.hidden  # turned
+    held += (3 if p.sequence_parallel > 1 else 2) * c.hidden  # turned; with values, as received
     held += 2 * c.hidden + (0 if p.scores else c.hidden)  # attended; gated
     statistics = 1 + (2 * heads if c.qk_norm else 0) + (0 if p.scores else heads)
     turned = p.width * c.head_dim if p.bf16 else 0

@@ -31,6 +31,7 @@ from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.positions import rotary
 from omniloom.models.unified.representations import REPRESENTATIONS
+from omniloom.models.unified.sequence import RowShare
 
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
@@ -167,11 +168,25 @@ class UnifiedModel(nn.Module):
         if names:
             embedded_times = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
         for name, part in parts.items():
-            x_MD, sources[name] = self.embed_visual(
-                name, values[name], embedded_times.get(name), part.segment, part.tables, (masked or {}).get(name)
+            places, x_MD, sources[name] = self._entered(
+                name, part, values[name], embedded_times.get(name), (masked or {}).get(name)
             )
-            x_ND = x_ND.index_copy(0, part.index, x_MD.to(x_ND.dtype))
+            x_ND = x_ND.index_copy(0, places, x_MD.to(x_ND.dtype))
         return x_ND.view_as(text_BND), sources
+
+    def _entered(
+        self, name: str, part: VisualPart, values: Tensor, time: Tensor | None, masked: Tensor | None
+    ) -> tuple[Tensor, Tensor, VisualInput | None]:
+        """The places of a part's positions that are here, the input there, and what `visual_head` may look back at: of
+        those positions, but under a unet, which goes through whole pictures, of all."""
+        segment, here = part.segment, part.here
+        if here and part.tables is None:
+            values, segment = values.index_select(0, here.rows), segment.index_select(0, here.rows)
+            masked = None if masked is None else masked.index_select(0, here.rows)
+        x, source = self.embed_visual(name, values, time, segment, part.tables, masked)
+        if here is None:
+            return part.index, x, source
+        return here.places, x if part.tables is None else x.index_select(0, here.rows), source
 
     def backbone(
         self,
@@ -241,6 +256,7 @@ class UnifiedModel(nn.Module):
         places: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
         layer_states: dict[int, Tensor] | None = None,
+        share: RowShare | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
@@ -248,20 +264,41 @@ class UnifiedModel(nn.Module):
         places         by representation: int64 (A,), the flat places (b*L + l) to predict
         masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
         layer_states   as in `backbone`
+        share          where ranks share rows out, this one's places of them: `batch` is `share.of` whole rows, places
+                       are flat places b*n + i of this rank, values and masked those of whole rows
         Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
         part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
         """
         x_BLD, sources = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
+        if share:
+            attend = share.attention(attend)
         hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states)
         hidden_LD = hidden_BLD.flatten(0, 1)  # B * L places, one after the other
-        outputs = {}
-        for name, part in batch.parts.items():
-            hidden_from = part.index if self.config.patchifier(name) == "unet" else places[name]
-            # A part lists its places in ascending order. Codes are not looked back at.
-            rows_A = None if sources[name] is None else torch.searchsorted(part.index, places[name])
-            outputs[name] = self.visual_head(name, hidden_LD.index_select(0, hidden_from), sources[name], rows_A)
+        outputs = {
+            name: self._predicted(name, part, hidden_LD, places[name], sources[name], share)
+            for name, part in batch.parts.items()
+        }
         return self.text_head(hidden_LD.index_select(0, batch.label_index)), outputs
+
+    def _predicted(
+        self,
+        name: str,
+        part: VisualPart,
+        hidden_LD: Tensor,
+        places_A: Tensor,
+        source: VisualInput | None,
+        share: RowShare | None,
+    ) -> Tensor:
+        """(A, C), of the hidden states of all places that are here."""
+        # A part lists its places in ascending order. Codes are not looked back at.
+        listed = part.here.places if part.here else part.index
+        rows_A = None if source is None else torch.searchsorted(listed, places_A)
+        if self.config.patchifier(name) != "unet":
+            return self.visual_head(name, hidden_LD.index_select(0, places_A), source, rows_A)
+        if share and part.here and rows_A is not None:
+            hidden_LD, rows_A = share.gathered(hidden_LD), part.here.rows.index_select(0, rows_A)
+        return self.visual_head(name, hidden_LD.index_select(0, part.index), source, rows_A)
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile the blocks, one at a time and in place (regional compilation): as they share their code, the first

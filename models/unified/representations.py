@@ -50,6 +50,8 @@ class VisualObjective:
     draw: "module:name" of what draws a picture on a canvas (`models.unified.generation.draw`).
     causal: whether a segment sees itself causally.
     predicted: the share of its targets, on average, whose predictions are asked for; for counts of FLOPs.
+    separable: whether ranks may share its predictions out: its error is a sum over predictions, and each tensor in
+        `Shown.extras` has a row for each of them (`models.unified.sequence`).
     """
 
     name: str
@@ -59,6 +61,7 @@ class VisualObjective:
     draw: str
     causal: bool = False
     predicted: float = 1.0
+    separable: bool = False
 
     @property
     def mask_stream(self) -> int:
@@ -82,10 +85,25 @@ REPRESENTATIONS = {
 }
 _LOSSES, _DRAW = "omniloom.models.unified.objectives.losses", "omniloom.models.unified.generation.draw"
 _OURS = (
-    VisualObjective("latent_diffusion", REPRESENTATIONS["latents"], 0, f"{_LOSSES}:DiffusionLoss", f"{_DRAW}:diffuse"),
-    VisualObjective("pixel_diffusion", REPRESENTATIONS["pixels"], 1, f"{_LOSSES}:DiffusionLoss", f"{_DRAW}:diffuse"),
     VisualObjective(
-        "next_code", REPRESENTATIONS["codes"], 2, f"{_LOSSES}:NextCodeLoss", f"{_DRAW}:write_codes", causal=True
+        "latent_diffusion",
+        REPRESENTATIONS["latents"],
+        0,
+        f"{_LOSSES}:DiffusionLoss",
+        f"{_DRAW}:diffuse",
+        separable=True,
+    ),
+    VisualObjective(
+        "pixel_diffusion", REPRESENTATIONS["pixels"], 1, f"{_LOSSES}:DiffusionLoss", f"{_DRAW}:diffuse", separable=True
+    ),
+    VisualObjective(
+        "next_code",
+        REPRESENTATIONS["codes"],
+        2,
+        f"{_LOSSES}:NextCodeLoss",
+        f"{_DRAW}:write_codes",
+        causal=True,
+        separable=True,
     ),
     VisualObjective(
         "masked_code",
@@ -94,6 +112,7 @@ _OURS = (
         f"{_LOSSES}:MaskedCodeLoss",
         f"{_DRAW}:unmask",
         predicted=2 / math.pi,  # the mean of `corruption.mask_ratio`
+        separable=True,
     ),
 )
 

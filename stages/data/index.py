@@ -273,11 +273,11 @@ class Index:
         would map 64 KiB around each, which takes longer than to read it, and counts as this process's memory."""
         column = self.column(name)
         counts = np.broadcast_to(counts, starts.shape)
-        if not isinstance(self._maps[name], np.memmap):
+        if not isinstance(held := self._maps[name], np.memmap):
             return column[ragged(starts, counts)]
         if len(starts) and not (starts[1:] - starts[:-1] - counts[:-1]).any():  # all of it side by side
             starts, counts = starts[:1], np.array([counts.sum()])
-        size, header = column.itemsize, self._maps[name].offset
+        size, header = column.itemsize, held.offset
         file, pread = self._files[name].fileno(), os.pread
         places = zip((counts * size).tolist(), (header + starts * size).tolist(), strict=True)
         return np.frombuffer(b"".join([pread(file, length, at) for length, at in places]), column.dtype)

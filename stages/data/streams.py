@@ -9,7 +9,9 @@ are numbered alike whatever is trained.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -110,7 +112,7 @@ class Stream:
             return float(self.index.column("text.tokens").sum())
         count = self.index.count(self.kind)
         step = max(1, count // _SAMPLE)
-        for places in (np.arange(0, count, step), *np.array_split(np.arange(count), 1 + (count >> 16))):
+        for places in chain([np.arange(0, count, step)], _pieces(count)):
             if self.kind == "text":
                 fits = np.ones(len(places), bool)
                 tokens = self.index.tokens(places).astype(float)
@@ -120,3 +122,8 @@ class Stream:
             if fits.any():
                 return float(tokens[fits].mean() * fits.mean() * count)
         return 0.0
+
+
+def _pieces(count: int) -> Iterator[np.ndarray]:
+    for at in range(0, count, 1 << 16):
+        yield np.arange(at, min(at + (1 << 16), count))

@@ -152,8 +152,6 @@ class TokenizerStageConfig(BaseModel):
         for name in ("adversarial_start", "discriminator_warmup", "adversarial_ramp", "adaptive_weight"):
             if getattr(self.loss, name) and not self.discriminator:
                 raise ValueError(f"loss.{name}: has no effect: there is no discriminator")
-        if self.engine.activation_checkpointing == "auto":
-            raise ValueError("engine.activation_checkpointing: auto is for stage train; expected true or false")
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self

@@ -28,7 +28,8 @@ def measure(engine: Engine, loader: RowLoader, step: int) -> list[dict[str, Any]
     if engine.collective:
         return []
     mine = [found for row in loader.taken(step) for found in _of_row(engine, loader, row)]
-    return [found for part in gathered(mine) for found in part]
+    group = engine.module.sequence
+    return [found for part in gathered([] if group and group.rank else mine) for found in part]
 
 
 def _of_row(engine: Engine, loader: RowLoader, row: PackedRow) -> list[dict[str, Any]]:
@@ -68,6 +69,8 @@ def _loss_and_norm(engine: Engine, batch: Batch, seed: int, targets: dict[str, i
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     loss, _ = module(batch.to(engine.device), [seed], targets)
     # Not `backward`, which would add to the gradient of the step and wake DeepSpeed's hooks.
-    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-    norms = [torch.linalg.vector_norm(g.detach().double()) for g in gradients if g is not None]
-    return loss.detach(), torch.linalg.vector_norm(torch.stack(norms))
+    gradients = [g.detach() for g in torch.autograd.grad(loss, trained, allow_unused=True) if g is not None]
+    loss = loss.detach()
+    if module.sequence:  # each rank has a share of both
+        module.sequence.add_up([loss, *gradients])
+    return loss, torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.double()) for g in gradients]))

@@ -6,7 +6,7 @@ In: the pipeline's YAML. Out: `Config`, and `UnifiedConfig` where the facts of t
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
@@ -92,6 +92,27 @@ class AlignmentConfig(BaseModel):
             raise ValueError(f"alignment.layer: expected at most the model's {layers}, got {self.layer}")
 
 
+class TrainEngineConfig(EngineConfig):
+    """Numerics and sharding of the unified model's training."""
+
+    activation_checkpointing: bool | Literal["auto"] = Field(False, json_schema_extra=PLACEMENT)  # type: ignore[assignment]
+    """Compute activations again in the backward pass, which saves memory and costs time; auto: where a worker's device
+    has no room to keep them."""
+    sequence_parallel: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
+    """Workers that share out the places of each row, for rows that do not fit on one GPU (DeepSpeed-Ulysses): a divisor
+    of workers.count and of the attention heads. `batch_rows` stays the rows of a step: workers.count /
+    sequence_parallel groups divide them."""
+
+    def check_heads(self, model: UnifiedConfig) -> None:
+        """ValueError where the model's heads cannot be shared out."""
+        if model.attention_heads % self.sequence_parallel:
+            whose = "model.hidden / head_dim" if model.block == "gau" else "model.heads"
+            raise ValueError(
+                f"engine.sequence_parallel: expected a divisor of the attention heads, {whose} = "
+                f"{model.attention_heads}, got {self.sequence_parallel}"
+            )
+
+
 class SampleConfig(DrawingConfig):
     count: int = Field(16, ge=0)
     """Validation captions that are drawn."""
@@ -142,7 +163,7 @@ class TrainConfig(BaseModel):
     """Seed of weights, documents and noise."""
     optimizer: BlocksOptimizerConfig = Field(default_factory=BlocksOptimizerConfig)
     """The optimizer."""
-    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(ema_decay=0.999))
+    engine: TrainEngineConfig = Field(default_factory=lambda: TrainEngineConfig(ema_decay=0.999))
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
@@ -160,6 +181,16 @@ class TrainConfig(BaseModel):
     """Packed rows of the validation split that losses are measured on."""
     samples: SampleConfig = Field(default_factory=SampleConfig, json_schema_extra=PLACEMENT)
     """Held-out captions that are drawn while it trains."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _is_a_place(cls, init_from: str | None) -> str | None:
+        if init_from and init_from.startswith("models:/"):
+            raise ValueError(
+                "expected a folder's path or URI, got a model of the registry; name its train artifact, "
+                "STORAGE/artifacts/train/FINGERPRINT, by the version's tag omniloom.fingerprint"
+            )
+        return init_from
 
     @field_validator("objectives")
     @classmethod
@@ -203,12 +234,41 @@ class TrainConfig(BaseModel):
                 model.check_uses(written if written < type(self.model).model_fields.keys() else ())  # a dump has all
             except FieldError as error:
                 raise error.below("model") from None
-            if self.alignment:
-                self.alignment.check(model.layers)
-        parts = self.workers.most * self.workers.accumulate
-        if self.batch_rows % parts:
-            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by workers.count * accumulate = {parts}")
+            self.check_model(model)
+        self._check_groups()
         return self
+
+    def check_model(self, model: UnifiedConfig) -> None:
+        """ValueError where the model has not what other fields ask of it."""
+        if self.alignment:
+            self.alignment.check(model.layers)
+        self.engine.check_heads(model)
+
+    def _check_groups(self) -> None:
+        """That workers form whole groups, and the rows of a step divide by their forward passes."""
+        workers, size = self.workers, self.engine.sequence_parallel
+        if size > 1 and workers.least != workers.most:
+            raise ValueError(
+                f"engine.sequence_parallel: expected 1 with a range of workers.count, of which {size} may not divide "
+                f"every number; or set workers.count to one number"
+            )
+        if workers.most % size:
+            raise ValueError(
+                f"engine.sequence_parallel: expected a divisor of workers.count {workers.most}, got {size}"
+            )
+        if size > 1 and (whole := [name for name in self.trained if not OBJECTIVES[name].separable]):
+            raise ValueError(
+                f"engine.sequence_parallel: expected 1 with {', '.join(whole)}, whose predictions cannot be shared out "
+                "(`VisualObjective.separable`)"
+            )
+        if size > 1 and self.adapter and self.adapter.dropout:
+            raise ValueError(
+                f"adapter.dropout: expected 0 with engine.sequence_parallel {size}, as it is drawn for whole rows"
+            )
+        parts = workers.most // size * workers.accumulate
+        if self.batch_rows % parts:
+            told = "workers.count * accumulate" + (" / engine.sequence_parallel" if size > 1 else "")
+            raise ValueError(f"batch_rows: {self.batch_rows} does not divide by {told} = {parts}")
 
     @property
     def identity(self) -> dict[str, str]:
@@ -280,14 +340,15 @@ def unified_config(
 
 def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:
     """The model's config as pretokenize's config (`tokens`) and the tokenizer's architecture tell before there are any;
-    what an unknown architecture, None, would make is taken to be there, as the start has it."""
+    what an unknown architecture, None, would make is taken to be there, as the start has it. Tokens for a start are in
+    its vocabulary, to which theirs may add a few rows."""
     start = known_config(config.init_from) if config.init_from and not tokenizer else None
     sizes = {
         "latent_dim": tokenizer.latent_dim if tokenizer else start and start.latent_dim or 1,
         "codebook_size": tokenizer.codebook_size if tokenizer else start and start.codebook_size or 1,
         "pixel_dim": tokens.pixel_patch and patch_numbers(tokens.pixel_patch),
     }
-    return unified_config(config, tokens.vocab_size, sizes, None)
+    return unified_config(config, 0 if config.init_from else tokens.vocab_size, sizes, None)
 
 
 def parameters_of(config: TrainConfig, model: UnifiedConfig) -> tuple[int, int]:
@@ -300,9 +361,17 @@ def parameters_of(config: TrainConfig, model: UnifiedConfig) -> tuple[int, int]:
 
 
 def check_adapter(config: TrainConfig, model: UnifiedConfig) -> None:
-    """InputError where the adapter does not fit the model."""
+    """InputError where the adapter does not fit the model, or has an option that changes nothing."""
+    if config.adapter is None or config.init_from is None:
+        return
     try:
-        if config.adapter:
-            config.adapter.chosen(model)
+        config.adapter.chosen(model)
     except FieldError as error:
         raise InputError(error.reason, field=f"adapter.{error.field}") from None
+    known = known_config(config.init_from).representations
+    if "visual" in config.adapter.trained_whole and not {*known} & {*model.representations}:
+        raise InputError(
+            "visual has no effect: the start has no parts for the pictures that are trained on, and those that are "
+            "new are trained anyway",
+            field="adapter.trained_whole",
+        )

@@ -18,8 +18,10 @@ _USABLE = 0.85  # of a device's memory: the rest is the allocator's, the driver'
 
 def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
     """A worker's forward and backward pass at its largest: every place a text target. `auto` keeps activations."""
-    passes = config.workers.passes(config.batch_rows, workers)
-    positions = -(-config.batch_rows // (workers * passes)) * config.packing.length
+    together = config.engine.sequence_parallel
+    passes = config.workers.passes(config.batch_rows, workers, together)
+    rows = -(-config.batch_rows // (workers // together * passes))
+    positions = rows * -(-config.packing.length // together)
     on_cpu = not config.workers.gpus
     adapted, dropped = config.adapter.kept(model) if config.adapter else (0, 0)
     return Pass(
@@ -28,6 +30,7 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
         scores=positions * min(config.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
         bf16=config.engine.precision == "bf16",
         recompute=config.engine.activation_checkpointing is True,
+        sequence_parallel=together,
         adapted=adapted,
         dropped=dropped,
     )
@@ -37,7 +40,7 @@ def needs_room(config: TrainConfig, model: UnifiedConfig, workers: int, memory: 
     """Whether a worker with so many bytes has no room to keep what its blocks compute."""
     trained, frozen = parameters_of(config, model)
     state = sum(state_memory(trained, config.engine, workers, frozen).values())
-    passes = config.workers.passes(config.batch_rows, workers)
+    passes = config.workers.passes(config.batch_rows, workers, config.engine.sequence_parallel)
     beside = sum(passing_memory(trained, config.engine, workers, passes, 0, 0).values())
     return recomputes(model, one_pass(config, model, workers), _USABLE * memory - state - beside)
 

@@ -90,7 +90,8 @@ class RowLoader:
     def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[PackedRow]]:
         """The micro-batches, the position after them, and what they were made of."""
         rows = self._stream.next(self.config.batch_rows)
-        mine = self.config.workers.division(len(rows), self.rank, self.ranks)
+        together = self.config.engine.sequence_parallel
+        mine = self.config.workers.division(len(rows), self.rank, self.ranks, together)
         packed = [[self._packed(step, number, rows[number]) for number in numbers] for numbers in mine]
         batches = [
             (

@@ -5,7 +5,8 @@ In: pretokenize's tokens and, for pictures, their tokenizer; what `init_from` na
 training where `continue_from` names one.
 Out: `model/` (all that sampling needs, `models.model`), `ledger.json` (what it was given, `stages.train.ledger`),
 `report/history.jsonl` (the curves), `report/samples.png` (validation captions, drawn; `samples_OBJECTIVE.png` by each
-where there are several), and with `keep_checkpoint` `resume/` (the last checkpoint).
+where there are several), and with `keep_checkpoint` `resume/` (the last checkpoint); `adapter/` for PEFT, where an
+adapter was trained on a language model's folder.
 """
 
 from __future__ import annotations
@@ -66,16 +67,15 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     if config.init_from:
         start.check_files(config.init_from, tokens.text_tokenizer)
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
-    check_alignment(config, model)
+    check_model(config, model)
     check_adapter(config, model)
     fits.check_kinds(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
 
 
-def check_alignment(config: Config, model: UnifiedConfig) -> None:
+def check_model(config: Config, model: UnifiedConfig) -> None:
     with within():
-        if config.alignment:
-            config.alignment.check(model.layers)
+        config.check_model(model)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
@@ -129,5 +129,5 @@ def check_tokens(config: Config, tokens: Artifact, tokenizer: Artifact | None) -
     if config.init_from:
         start.check_pictures(config.init_from, model, tokenizer)
     feature_dim(config, facts)
-    check_alignment(config, model)
+    check_model(config, model)
     check_adapter(config, model)

@@ -42,6 +42,7 @@ class UnifiedTrainer:
     ):
         self.job, self.config, self.engine, self.engines = job, job.config, engine, {"model": engine}
         self.text, self.facts, self.ranks = text, held_out.facts, ranks
+        self.together = self.config.engine.sequence_parallel  # ranks that have the same rows
         self.model_config = engine.module.model.config
         self.loss_names = {"text": "text_loss", **{n: loss_name(n, self.config.trained) for n in self.config.trained}}
         self.step_names = self.loss_names | ({"alignment": "alignment_loss"} if self.config.alignment else {})
@@ -54,8 +55,10 @@ class UnifiedTrainer:
     def train_step(self, step: int, batch: MicroBatches) -> tuple[dict[str, float | torch.Tensor], float]:
         passes = len(batch)
         totals = reduce_sum(*(sum(micro.targets[name] for micro, _ in batch) for name in self.step_names))
-        # The engine averages gradients over ranks and passes, so totals are divided by that many.
-        counts = {n: total / (self.ranks * passes) for n, total in zip(self.step_names, totals, strict=True)}
+        # The engine averages gradients over ranks and passes, so totals are divided by that many. Ranks that share rows
+        # out have counted the same targets.
+        parts = self.ranks * passes * self.together
+        counts = {n: total / parts for n, total in zip(self.step_names, totals, strict=True)}
         part_norms = self.config.workers.logs(step + 1, self.config.steps)
         sums: dict[str, float | torch.Tensor] = {}
         for micro, seeds in batch:
@@ -70,8 +73,8 @@ class UnifiedTrainer:
             sums |= gradient
         useful = sum(micro.tokens["text"] + micro.tokens["visual"] for micro, _ in batch)
         places = useful + sum(micro.tokens["padding"] for micro, _ in batch)
-        flops = sum(step_flops(self.model_config, micro) for micro, _ in batch)
-        return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful
+        flops = sum(step_flops(self.model_config, micro, self.config.adapter) for micro, _ in batch) / self.together
+        return sums | {"padding": 1 - useful / places, "flops": float(flops)}, useful / self.together
 
     def kind(self, batch: MicroBatches) -> str:
         return ""
@@ -83,7 +86,7 @@ class UnifiedTrainer:
         with self.engine.evaluated() as module:
             was_training = module.training
             module.eval()
-            metrics = mean_losses(module, self.rows, self.engine, self.loss_names)
+            metrics = mean_losses(module, self.rows, self.engine, self.loss_names, self.together)
             if self.first:
                 self.history.add(metrics, step)
                 storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
@@ -116,10 +119,10 @@ class UnifiedTrainer:
 
 @torch.no_grad()
 def mean_losses(
-    objective: UnifiedObjective, batches: MicroBatches, engine: Any, loss_names: dict[str, str]
+    objective: UnifiedObjective, batches: MicroBatches, engine: Any, loss_names: dict[str, str], together: int = 1
 ) -> dict[str, float]:
     """Mean losses over targets as `validation_NAME`; `loss_names` maps what is counted to what its loss is called. The
-    ranks share the batches out; every rank must call it."""
+    ranks share the batches out, so many `together` each batch's rows; every rank must call it."""
 
     def measure(number: int) -> dict[str, float]:
         batch, seeds = batches[number]
@@ -127,7 +130,7 @@ def mean_losses(
         return {name: float(logs[logged]) * batch.targets[name] for name, logged in loss_names.items()}
 
     with engine.autocast():
-        found = shared(range(len(batches)), measure, engine.collective)
+        found = shared(range(len(batches)), measure, engine.collective, together)
     sums = {name: sum((row[name] for row in found), 0.0) for name in loss_names}
     counts = {name: sum(batch.targets[name] for batch, _ in batches) for name in loss_names}
     return {f"validation_{logged}": sums[name] / counts[name] for name, logged in loss_names.items() if counts[name]}

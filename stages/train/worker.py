@@ -16,9 +16,11 @@ from omniloom.infra.figures import finite
 from omniloom.infra.secrets import redact_uris
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
+from omniloom.infra.training.sequence import SequenceGroup
 from omniloom.infra.training.shards import gathered
 from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
+from omniloom.models.meta import without_memory
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified.adapter import lora, peft
 from omniloom.models.unified.config import UnifiedConfig
@@ -35,7 +37,7 @@ from omniloom.stages.data.books import Books
 from omniloom.stages.data.index import Index
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import ledger
-from omniloom.stages.train.config import Config, held_features, unified_config, visual_sizes
+from omniloom.stages.train.config import Config, TrainEngineConfig, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.memory import device_memory, needs_room
 from omniloom.stages.train.rows import RowLoader
@@ -55,7 +57,7 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     model, new_tokens = _model(config, model_config)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
-    engine = _engine(_objective(model, config, tokens.facts), config, ranks)
+    engine = _engine(_objective(model, config, tokens.facts, sequence_group(config.engine)), config, ranks)
     books, earlier = _books(job, tokens)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
     return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books)
@@ -110,7 +112,7 @@ def _model(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, S
         return _start(config, model_config)
     made = _start(config, model_config) if dist.get_rank() == 0 else None
     shape, new_tokens = gathered(made and (made[0].config, made[1]))[0]
-    return made or (_without_memory(shape), new_tokens)
+    return made or (without_memory(UnifiedModel, shape), new_tokens)
 
 
 def _start(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, Sequence[int]]:
@@ -130,7 +132,14 @@ def _start(config: Config, model_config: UnifiedConfig) -> tuple[UnifiedModel, S
     return model, new_rows(known, model.config.vocab_size, added)
 
 
-def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjective:
+def sequence_group(engine: TrainEngineConfig) -> SequenceGroup | None:
+    """The ranks that this one shares rows out with; None where each has its own. Every rank must call it."""
+    return SequenceGroup(engine.sequence_parallel) if engine.sequence_parallel > 1 else None
+
+
+def _objective(
+    model: UnifiedModel, config: Config, facts: dict, sequence: SequenceGroup | None = None
+) -> UnifiedObjective:
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {
@@ -144,6 +153,7 @@ def _objective(model: UnifiedModel, config: Config, facts: dict) -> UnifiedObjec
         **config.loss.model_dump(exclude={"task_weights"}),
         pixel_diffusion=config.pixel_diffusion,
         objectives=config.trained,
+        sequence=sequence,
         **alignment,
     )
     model.checkpoint_activations = _blocks_again(config, model.config)
@@ -169,13 +179,14 @@ def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
         # The projection starts at random, so that frozen it would tell hidden states nothing.
         return config.lr_scale.visual or (config.lr_scale.text if name.startswith("alignment.") else 0.0)
 
-    passes = config.workers.passes(config.batch_rows, ranks)
+    together = config.engine.sequence_parallel
+    passes = config.workers.passes(config.batch_rows, ranks, together)
     return Engine(
         objective,
         config.optimizer,
         config.engine,
         config.steps,
-        micro_batch=-(-config.batch_rows // (ranks * passes)),
+        micro_batch=-(-config.batch_rows // (ranks // together * passes)),
         accumulate=passes,
         lr_scale=lr_scale,
         part_of=part_of,
@@ -200,15 +211,10 @@ def _trains(config: Config, model_config: UnifiedConfig) -> Callable[[str], bool
     return lambda name: not name.startswith("model.") or of_model(name.removeprefix("model."))
 
 
-def _without_memory(config: UnifiedConfig) -> UnifiedModel:
-    with torch.device("meta"):
-        return UnifiedModel(config)
-
-
 def _write_weights(engine: Engine, config: UnifiedConfig, file: Path) -> int:
     """The model's weights (EMA where kept), adapters merged, into a file of rank 0, one at a time, so that no rank
     holds a copy of them all; gives their number. Every rank must call it."""
-    model = _without_memory(config)
+    model = without_memory(UnifiedModel, config)
     wanted = dict(sorted(stored_state(model).items()))
     added = lora.additions(cast(UnifiedObjective, engine.module).model)
     weights = engine.tensors(names=[f"model.{name}" for name in lora.wanted(wanted, added)])
@@ -234,7 +240,7 @@ def _write_adapter(engine: Engine, job: Job, config: UnifiedConfig) -> None:
 def _save(folder: str, parameters: int, trainer: UnifiedTrainer, last: dict[str, float]) -> None:
     """`model/` and `report/` of the artifact, and the stage's metrics. `folder` has the model's weights."""
     job = trainer.job
-    model = _without_memory(trainer.model_config)
+    model = without_memory(UnifiedModel, trainer.model_config)
     with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
     storage.copy_tree(folder, storage.join(job.output, "model"))
     trainer.history.save(storage.join(job.output, "report", "history.jsonl"))

@@ -14,8 +14,10 @@ import corpora
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from demo_stages import NAMES
+from safetensors.torch import load_file
 
 from omniloom.infra import cluster, storage
 from omniloom.pipelines.config import load
@@ -281,6 +283,43 @@ def test_it_runs_in_memory_and_on_s3(config, corpus, s3, tmp_path, monkeypatch):
         assert again(moved, until="pretokenize") == set()
     assert again(moved, until="train") == {"train"}  # checkpoints and the bundle on S3 too
     assert "unified.safetensors" in storage.list_files(make_plan(load(str(moved)))["train"].uri + "/model")
+
+
+def test_a_model_is_adapted_to_other_data_and_evaluated(config, tmp_path):
+    """From the artifact of this pipeline's model, by an adapter, on pictures that it has not seen."""
+    base = make_plan(load(str(config)))
+    model = base["train"].artifact
+    write_corpus(tmp_path / "corpus")
+    for number in range(40):
+        picture = 255 - corpora.square(list(corpora.COLOURS)[number % 4], (number % 13, number * 7 % 17), 24)
+        name = f"{list(corpora.COLOURS)[number % 4]}/{number}.png"
+        storage.write_bytes(str(tmp_path / "corpus" / "images" / name), encode_png(picture))
+    values = settings(tmp_path / "corpus", str(config.parent / "store")) | {"name": "adapted"}
+    stages = values["stages"]
+    stages["tokenizer_image"] = stages["tokenizer_joint"] = None
+    values["pins"] = {"tokenizer_joint": base["tokenizer_joint"].fingerprint}
+    stages["pretokenize"] = {
+        **{key: value for key, value in stages["pretokenize"].items() if key != "vocab_size"},
+        "text_tokenizer": model.file("model", "text.json"),
+    }
+    stages["train"] = {
+        **{key: value for key, value in stages["train"].items() if key != "model"},
+        "init_from": model.uri,
+        "adapter": {"rank": 4, "targets": ["q_proj", "v_proj", "down_proj"]},
+        "optimizer": {"lr": 2e-2, "warmup_steps": 2},
+    }
+    (tmp_path / "adapted.yaml").write_text(yaml.safe_dump(values))
+    plan = make_plan(load(str(tmp_path / "adapted.yaml")))
+    run(plan, Display())
+    assert plan.done == {"ingest", "pretokenize", "train", "evaluate"}
+    plan = make_plan(load(str(tmp_path / "adapted.yaml")))
+    adapted = plan["train"].artifact
+    assert plan["train"].status == "cached" and adapted.manifest["outside"]["init_from"]["digest"]
+    assert np.isfinite(plan["evaluate"].artifact.metrics["caption_accuracy"])
+    before, after = (load_file(Path(a.uri) / "model" / "unified.safetensors") for a in (model, adapted))
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {f"blocks.{n}.{name}.weight" for n in range(2) for name in ("attention.qkv", "mlp.down")}
+    assert after.keys() == before.keys() and not storage.exists(adapted.file("adapter"))
 
 
 def test_killed_with_9_in_training_it_goes_on_from_the_checkpoint(config):

@@ -15,7 +15,7 @@ from torch import Tensor
 from omniloom.models.checks import FieldError
 from omniloom.models.unified.adapter import lora
 from omniloom.models.unified.adapter.config import AdapterConfig, targets_of, trained_parameters
-from omniloom.models.unified.adapter.dropout import Dropout, seed_dropout
+from omniloom.models.unified.adapter.dropout import Dropout, dropouts, seed_dropout
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.model import UnifiedModel
 
@@ -211,7 +211,7 @@ def test_what_is_trained_is_counted(config, start, whole):
     sizes = {name: p.numel() for name, p in model.named_parameters() if trains(name)}
     added = sum(size for name, size in sizes.items() if name not in own)
     assert trained_parameters(options, config, known) == (added, sum(sizes.values()) - added)
-    fresh = {n for n in own if n.startswith(("pixel_", "code_", "latent_", "time.")) or ".skip." in n}
+    fresh = {n for n in own if n.startswith(("pixel_", "code_", "visual_", "time.")) or ".skip." in n}
     if start == "a language model":
         assert fresh <= set(sizes)
     assert ("blocks.0.mlp.down.weight" in own) == (config.block == "llama")
@@ -241,10 +241,11 @@ def test_what_is_dropped_of_a_row_follows_from_its_seed_alone():
 
 def test_dropout_is_of_training_and_of_what_the_adapter_sees_alone():
     model = adapted(LLAMA, adapter(dropout=0.5))
+    assert sorted(layer.number for layer in dropouts(model)) == list(range(3 * 4))
     with torch.no_grad():
         with pytest.raises(ValueError, match="expected 2 seeds, one a row"):
             model.text_logits(IDS)
-        seed_dropout([m for m in model.modules() if isinstance(m, Dropout)], [1, 2])
+        seed_dropout(dropouts(model), [1, 2])
         torch.manual_seed(0)
         assert torch.equal(model.text_logits(IDS), UnifiedModel(LLAMA).text_logits(IDS))
         random_adapters(model)
@@ -276,7 +277,7 @@ def test_new_rows_are_added_to_the_rows_of_their_tokens_alone():
 def test_blocks_with_adapters_compile():
     model = adapted(LLAMA, adapter(dropout=0.2))
     random_adapters(model, std=0.05)
-    seed_dropout([m for m in model.modules() if isinstance(m, Dropout)], [1, 2])
+    seed_dropout(dropouts(model), [1, 2])
     model.text_logits(IDS).sum().backward()
     expected = {name: p.grad.clone() for name, p in of_adapters(model).items()}
     model.zero_grad()

@@ -22,6 +22,13 @@ from omniloom.models.tokenizer.quantizers.config import VQConfig
 import torch
 quantizer = VectorQuantizer(VQConfig("vq", 8, 4)).train()
 quantizer(torch.randn(16, 4), update=True)
+from omniloom.models.meta import without_memory
+from omniloom.models.unified.attention import BlockAttend
+from omniloom.models.unified.mask import query_blocks
+assert without_memory(torch.nn.Embedding, 5, 3).weight.is_meta
+q, k, v = torch.randn(3, 1, 2, 8, 4, requires_grad=True)
+start, end = torch.zeros(1, 8, dtype=torch.int64), torch.arange(1, 9)[None]
+BlockAttend(query_blocks(start.numpy(), end.numpy(), [(0, 0, 8)]))(q, k, v).sum().backward()
 print("torch._dynamo" in sys.modules)
 """
 

@@ -10,6 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from omniloom.models.unified.adapter import lora
+from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.batch import Batch, collate
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
@@ -126,3 +128,23 @@ def test_the_head_of_masked_codes_is_counted_in_the_mean() -> None:
     counted = batch.targets["masked_code"] - difference / head
     assert counted <= asked == pytest.approx(counted, rel=0.1)  # a share of 24 codes is rounded up
     assert torch.equal(batch.ids, causal.ids)
+
+
+@pytest.mark.parametrize("block", ["llama", "gau"])
+def test_frozen_matrices_beside_an_adapter_have_no_gradient_to_compute(block: str) -> None:
+    config = UnifiedConfig(vocab_size=50, width=32, layers=3, heads=4, time_dim=16, latent_dim=3, block=block)
+    adapter = AdapterConfig(rank=4, targets=("v_proj", "o_proj"))
+    documents = row(config, ("latent_diffusion",))
+    length = sum(segment.length for document in documents for segment in document)
+    batch = collate([documents, documents], length, config)
+    objective = UnifiedObjective(UnifiedModel(config), DiffusionConfig(), objectives=("latent_diffusion",))
+    lora.attach(objective.model, adapter)
+    trains = lora.trains(adapter, config, replace(config, latent_dim=None))
+    for name, parameter in objective.model.named_parameters():
+        parameter.requires_grad_(trains(name))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        objective(replace(batch, plan=None), 0)[0].backward()
+    pairs, attended = int((batch.end - batch.start).sum()), 64 if block == "gau" else 32
+    hidden = 12 * config.layers * attended * (2 * length**2 - pairs)
+    assert step_flops(config, batch, adapter) + hidden == counter.get_total_flops()
+    assert step_flops(config, batch, adapter) < 0.85 * step_flops(config, batch)

@@ -52,6 +52,21 @@ def test_a_tokenizers_figures(model, tokens):
     )
 
 
+def test_workers_that_share_rows_out_have_an_nth_of_each():
+    def told(**fields) -> dict:
+        values = raw("demo")
+        train = values["stages"]["train"]
+        train["workers"] = {**train.get("workers", {}), "count": 2, "accumulate": fields.pop("accumulate", 1)}
+        train["engine"] = {**train.get("engine", {}), **fields}
+        train["packing"]["length"] = 511  # 256 for one of two, 512 together
+        return sizes(validate(values, "demo"))["train"]
+
+    whole, shared = told(), told(sequence_parallel=2, accumulate=2)
+    assert shared["tokens_per_worker_and_pass"] * 511 == whole["tokens_per_worker_and_pass"] * 256
+    assert shared["activations_bytes"] == pytest.approx(whole["activations_bytes"] / 2, rel=0.1)
+    assert shared["weights_bytes"] == whole["weights_bytes"]  # ZeRO goes over all workers
+
+
 def test_a_frozen_encoder_has_weights_alone(tmp_path):
     values = raw("demo")
     values["stages"]["tokenizer_image"]["model"] = {
@@ -73,6 +88,26 @@ def test_a_frozen_encoder_has_weights_alone(tmp_path):
     assert found["tokenizer_joint"]["parameters"] == image["parameters"]
     batch = validate(values, "demo").stages.tokenizer_image.data.image_batch
     assert image["image_tokens_per_step"] == batch * 16
+
+
+def test_frozen_weights_beside_an_adapter_have_neither_gradients_nor_states(tmp_path):
+    llama = corpora.language_model(tmp_path / "llama")
+    values = raw("demo")
+    values["stages"]["pretokenize"] |= {"text_tokenizer": str(llama / "tokenizer.json")}
+    del values["stages"]["pretokenize"]["vocab_size"]
+    del values["stages"]["train"]["model"]
+    values["stages"]["train"] |= {"init_from": str(llama)}
+    whole = sizes(validate(values, "demo"))["train"]
+    assert "trained_parameters" not in whole
+    values["stages"]["train"] |= {"adapter": {"rank": 2}}
+    found = sizes(validate(values, "demo"))["train"]
+    trained, frozen = found["trained_parameters"], found["parameters"] - found["trained_parameters"]
+    matrices = 2 * 2 * sum((48 + 32, 24 + 32, 24 + 32, 32 + 48, 48 + 32, 48 + 32, 32 + 48))  # layers, rank, both sides
+    assert matrices < trained < found["parameters"] < whole["parameters"] + matrices + 1000
+    config = validate(values, "demo").stages.train
+    assert (config.engine.zero_stage, config.workers.count, bool(config.engine.ema_decay)) == (1, 2, True)
+    assert found["weights_bytes"] == 4 * (trained + -(-trained // 2) + frozen)
+    assert (found["gradients_bytes"], found["optimizer_bytes"]) == (4 * trained, 8 * -(-trained // 2))
 
 
 def test_what_starts_from_a_pinned_artifact_is_not_sized(tmp_path):

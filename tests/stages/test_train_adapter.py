@@ -216,6 +216,28 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, llama, tokens, visual
     assert not torch.equal(undropped["blocks.1.mlp.down.weight"], straight["blocks.1.mlp.down.weight"])
 
 
+def test_in_bf16_with_blocks_that_are_computed_again(tmp_path, llama, tokens, visual):
+    """What is dropped is dropped again: as without, but for the order of sums."""
+    engine = {"zero_stage": 2, "precision": "bf16", "ema_decay": 0.5}
+    dropped = ADAPTER | {"dropout": 0.3}
+    kept, again = (
+        train(
+            tmp_path / name,
+            config(llama, adapter=dropped, engine=engine | {"activation_checkpointing": r}),
+            tokens,
+            visual,
+        )
+        for name, r in (("kept", False), ("again", True))
+    )
+    start = start_of(llama)
+    for name, value in kept.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-3, atol=1e-4)
+        assert value.dtype == torch.float32
+        if name.endswith("norm.weight") and is_text_parameter(name):
+            assert torch.equal(value, start[name])
+    assert (kept["blocks.0.mlp.down.weight"] - start["blocks.0.mlp.down.weight"]).abs().max() > 1e-3
+
+
 def test_it_goes_on_under_another_zero_stage(tmp_path, llama, tokens, visual):
     straight = train(tmp_path / "straight", config(llama), tokens, visual)
     with pytest.raises(corpora.Killed):
@@ -308,13 +330,21 @@ def more_latents(artifact: Artifact) -> list[torch.Tensor]:
     ]
 
 
+def test_pictures_parts_of_a_model_of_ours_are_trained_where_they_are_named(tmp_path, own, more, visual):
+    settings = own_settings(own, adapter={"rank": 4, "targets": ["v_proj"], "trained_whole": ["visual"]})
+    trained = train(tmp_path, settings, more, visual)
+    for name, value in load_file(own / "unified.safetensors").items():
+        moved = name.startswith(("visual_", "time.")) or name.endswith("qkv.weight")
+        assert torch.equal(trained[name], value) != moved, name
+
+
 def test_parts_that_a_model_of_ours_lacks_are_trained(tmp_path, own, more, visual):
     settings = own_settings(own, objectives={"latent_diffusion": 0.5, "pixel_diffusion": 0.5})
     trained = train(tmp_path, settings, more, visual)
     before = load_file(own / "unified.safetensors")
     fresh = set(trained) - set(before)
     assert {name.partition(".")[0] for name in fresh} == {"pixel_in", "pixel_norm", "pixel_out"}
-    assert all(torch.equal(trained[name], value) for name, value in before.items() if name.startswith("latent_"))
+    assert all(torch.equal(trained[name], value) for name, value in before.items() if name.startswith("visual_"))
     assert {key for key in checkpoint_keys(tmp_path) if key.startswith("weight/model.pixel_")} == {
         f"weight/model.{name}" for name in fresh
     }
@@ -357,6 +387,7 @@ def context(settings: Config, tokens: Artifact, visual: Artifact, folder: Path) 
         ({"lr_scale": {"text": 0}}, "lr_scale.text: is 0, which leaves the adapter untrained"),
         ({"adapter": {"rank": 0}}, "expected a positive integer, got 0"),
         ({"adapter": {"r": 4}}, "r\n"),
+        ({"init_from": "models:/mine@champion"}, "expected a folder's path or URI, got a model of the registry"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused(llama, fields, message):
@@ -370,6 +401,7 @@ def test_a_config_that_cannot_be_meant_is_refused(llama, fields, message):
     [
         ({"targets": ["q_porj"]}, "adapter.targets", "unknown matrix 'q_porj'; did you mean 'q_proj'?"),
         ({"targets": ["query"]}, "adapter.targets", "expected some of q_proj, k_proj, v_proj, o_proj"),
+        ({"trained_whole": ["visual"]}, "adapter.trained_whole", "visual has no effect: the start has no parts"),
         ({"rank": 33}, "adapter.rank", "expected at most 24, as k_proj is 24 x 32, got 33"),
     ],
 )

@@ -22,6 +22,18 @@ IGNORE = -100  # in place of a label
 
 
 @dataclass
+class Here:
+    """Those of a part's positions that one rank of several has (`models.unified.sequence`).
+
+    rows    int64 (m,): which of the M positions
+    places  int64 (m,): their flat places on this rank
+    """
+
+    rows: Tensor
+    places: Tensor
+
+
+@dataclass
 class VisualPart:
     """The M positions of one representation, in the order of their places.
 
@@ -29,12 +41,14 @@ class VisualPart:
     values   clean: float32 (M, C), or int64 (M,) codes
     segment  int64 (M,): b*S + s, of the s-th visual segment of row b
     tables   neighbours on the segments' grids, where the config has a unet for them
+    here     where ranks share rows out, this rank's positions; else None
     """
 
     index: Tensor
     values: Tensor
     segment: Tensor
     tables: GridTables | None = None
+    here: Here | None = None
 
 
 @dataclass

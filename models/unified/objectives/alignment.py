@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from omniloom.models.unified.batch import Batch
 from omniloom.models.unified.positions import Grid
 from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.models.unified.sequence import RowShare
 
 
 class FeatureAlignment(nn.Module):
@@ -48,9 +49,9 @@ class FeatureAlignment(nn.Module):
         return 1 - F.cosine_similarity(self.mlp(hidden_KD).float(), features_KF.float(), dim=-1)
 
 
-def alignment_error(module: FeatureAlignment, hidden: Tensor, batch: Batch) -> Tensor:
-    """The sum, float32 scalar, over the batch's targets; hidden (B*L, D), of all its places. `module` runs also where
-    no target has features."""
+def alignment_error(module: FeatureAlignment, hidden: Tensor, batch: Batch, share: RowShare | None = None) -> Tensor:
+    """The sum, float32 scalar, over the batch's targets; hidden (B*L, D), of all its places; where ranks share rows
+    out, over this rank's, of whose places hidden is. `module` runs also where no target has features."""
     places, features, weights = [], [], []
     for name, task in batch.tasks.items():
         if task.features is None or task.has_features is None:
@@ -61,8 +62,11 @@ def alignment_error(module: FeatureAlignment, hidden: Tensor, batch: Batch) -> T
         weights.append(has.float() if task.weights is None else has * task.weights[task.targets])
     if not features:
         raise ValueError("batch: expected features to align with; collate lays them out for a feature_dim")
-    places_K = torch.cat(places)
-    error_K = module(hidden.index_select(0, places_K), torch.cat(features)) * torch.cat(weights)
+    places_K, features_KF, weights_K = (torch.cat(several) for several in (places, features, weights))
+    if share:
+        which, places_K = share.mine(places_K)
+        features_KF, weights_K = (a.index_select(0, which) for a in (features_KF, weights_K))
+    error_K = module(hidden.index_select(0, places_K), features_KF) * weights_K
     # Summed by place, so that rounding does not depend on what else the batch holds.
     return error_K.new_zeros(len(hidden)).index_copy(0, places_K, error_K).view(batch.ids.shape).sum()
 

@@ -15,7 +15,7 @@ value, V codes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -30,6 +30,7 @@ from omniloom.models.unified.diffusion.multiscale import coarse_error
 from omniloom.models.unified.objectives.corruption import Seed, draw_masks, draw_noise
 from omniloom.models.unified.objectives.entropy import entropy_sums
 from omniloom.models.unified.representations import OBJECTIVES, RGB, VisualObjective
+from omniloom.models.unified.sequence import RowShare
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Shown:
     places  int64 (A,): the flat places (b*L + l) whose predictions `error` is given
     times   float (B, S) of the segments, of a diffusion
     masked  bool (K,): positions where a learned token enters instead
-    extras  what else `error` needs
+    extras  what else `error` needs; of a `separable` objective, tensors with a row for each prediction, or None
+    share   where ranks share rows out, this one's: then `error` is given the predictions at its places alone
     """
 
     values: Tensor
@@ -48,6 +50,21 @@ class Shown:
     times: Tensor | None = None
     masked: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    share: RowShare | None = None
+    _everywhere: Tensor | None = None  # `places` of all ranks, in whole rows
+
+    def shared_out(self, share: RowShare) -> Shown:
+        """With the places and extras of this rank's predictions; values and masks stay those of whole rows."""
+        which, places = share.mine(self.places)
+        extras = {name: a if a is None else a.index_select(0, which) for name, a in self.extras.items()}
+        return replace(self, places=places, extras=extras, share=share, _everywhere=self.places)
+
+    def of_all_ranks(self, x_AC: Tensor) -> Tensor:
+        """(A, C) of the predictions that `error` is given -> those of all ranks, in the order of whole rows."""
+        if self.share is None or self._everywhere is None:
+            return x_AC
+        here = x_AC.new_zeros(self.share.rows * self.share.count, x_AC.shape[1]).index_copy(0, self.places, x_AC)
+        return self.share.gathered(here).index_select(0, self._everywhere)
 
 
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:
@@ -82,7 +99,6 @@ class DiffusionLoss:
             "noise": noise_KC[task.targets],
             "clean": clean_KC[task.targets],
             "time": time_K1[task.targets],
-            "noisy": noisy_KC,
             "weights": _target_weights(task),
         }
         return Shown(
@@ -104,7 +120,8 @@ class DiffusionLoss:
         if self.config.multiscale > 1:
             grids = [grid for _, grid, _, loss in batch.tasks[self.name].segments if loss]
             patch = math.isqrt(residual_NC.shape[1] // RGB) if self.pixels else 1
-            total = total + coarse_error(residual_NC, grids, self.config.multiscale, patch)
+            coarse = coarse_error(shown.of_all_ranks(residual_NC), grids, self.config.multiscale, patch)
+            total = total + (coarse / shown.share.group.size if shown.share else coarse)  # each rank has it all
         return total
 
 

@@ -33,6 +33,7 @@ from omniloom.models.unified.objectives.corruption import Seed, draw_patch_masks
 from omniloom.models.unified.objectives.entropy import entropy_sums
 from omniloom.models.unified.objectives.losses import Shown, to_device
 from omniloom.models.unified.representations import OBJECTIVES, objective_row
+from omniloom.models.unified.sequence import RowShare, SequenceGroup
 
 
 class UnifiedObjective(nn.Module):
@@ -46,6 +47,8 @@ class UnifiedObjective(nn.Module):
                      (arXiv 2204.02311, section 5.1); of text
     alignment        projects hidden states onto a frozen encoder's features, or None; alignment_weight: of its loss;
                      alignment_layer: the number of blocks behind which the states are taken, a third of them by default
+    sequence         ranks that share out the places of each row (`models.unified.sequence`), or None: each is given the
+                     same whole batch and seed, and its loss and logs are the sums over the targets at its places
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class UnifiedObjective(nn.Module):
         alignment: FeatureAlignment | None = None,
         alignment_weight: float = 0.5,
         alignment_layer: int | None = None,
+        sequence: SequenceGroup | None = None,
     ):
         super().__init__()
         own = {
@@ -76,7 +80,9 @@ class UnifiedObjective(nn.Module):
             **self.weights,
         )
         _check_representations(model.config, objectives)
-        self.model, self.text_weight, self.z_loss = model, text_weight, z_loss
+        self.model, self.text_weight, self.z_loss, self.sequence = model, text_weight, z_loss, sequence
+        if sequence:
+            _check_separable(objectives)
         self.dropouts = dropouts(model)
         self._entropy_sums = entropy_sums
         diffusions = {"latents": diffusion, "pixels": pixel_diffusion}
@@ -115,10 +121,14 @@ class UnifiedObjective(nn.Module):
         return to_device(torch.from_numpy(masked_K), batch.ids.device)
 
     def predict(
-        self, batch: Batch, shown: Mapping[str, Shown], layer_states: dict[int, Tensor] | None = None
+        self,
+        batch: Batch,
+        shown: Mapping[str, Shown],
+        layer_states: dict[int, Tensor] | None = None,
+        share: RowShare | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The network's text logits (T, V), and by objective its predictions (A, C). layer_states
-        as in `UnifiedModel.backbone`."""
+        """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
+        as in `UnifiedModel.forward`."""
         values = {name: part.values for name, part in batch.parts.items()}
         times: dict[str, Tensor] = {}
         masked: dict[str, Tensor] = {}
@@ -133,7 +143,7 @@ class UnifiedObjective(nn.Module):
                 none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
                 masked[kind] = none_M.index_copy(0, rows_K, own.masked)
         joined = {kind: torch.cat(several) for kind, several in places.items()}
-        logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states)
+        logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states, share)
         pieces = {kind: iter(outputs[kind].split([len(p) for p in several])) for kind, several in places.items()}
         return logits_TV, {name: next(pieces[OBJECTIVES[name].representation.name]) for name in shown}
 
@@ -142,18 +152,21 @@ class UnifiedObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, float32 scalar, and logs: loss, text_loss, z_loss where it is used, the error of each objective as
         {objective}_loss, or as visual_loss where there is only one, and alignment_loss: their sums over this batch's
-        own targets, by its number of targets.
+        own targets, by its number of targets. Of several ranks that share rows out each has a share of these.
 
         counts  the targets to normalise by, as in `Batch.targets`; this batch's own by default. For means over
                 all of R ranks and A accumulation steps, where the engine averages gradients over both, pass the total
                 of each divided by R * A. What has no targets adds exactly 0.
         """
         shown = self.show(batch, seed)
+        share = RowShare(self.sequence, *batch.ids.shape) if self.sequence else None
+        if share:
+            batch, shown = share.of(batch), {name: own.shared_out(share) for name, own in shown.items()}
         alignment = self.alignment if self.training else None
         layer_states = {self.alignment_layer: torch.empty(0)} if alignment else {}
         if self.training and self.dropouts:
             seed_dropout(self.dropouts, row_seeds(seed, len(batch.ids)))
-        logits_TV, predictions = self.predict(batch, shown, layer_states)
+        logits_TV, predictions = self.predict(batch, shown, layer_states, share)
         labels_T = batch.labels.flatten()[batch.label_index]
         text, entropy, squares = self._entropy_sums(logits_TV, labels_T, batch.label_weights, self.z_loss)
         terms = [("text_loss", "text", self.text_weight, text)]
@@ -162,7 +175,7 @@ class UnifiedObjective(nn.Module):
             error = loss.error(values, shown[name], batch)
             terms.append((loss_name(name, self.losses), name, self.weights[name], error))
         if alignment:
-            error = alignment_error(alignment, layer_states[self.alignment_layer].flatten(0, 1), batch)
+            error = alignment_error(alignment, layer_states[self.alignment_layer].flatten(0, 1), batch, share)
             terms.append(("alignment_loss", "alignment", self.alignment_weight, error))
         loss, logs = 0.0, {}
         for log, count, weight, error in terms:
@@ -185,6 +198,12 @@ def _check_not_negative(**numbers: float) -> None:
     for name, value in numbers.items():
         if value < 0:
             raise ValueError(f"UnifiedObjective.{name}: expected a number not below 0, got {value!r}")
+
+
+def _check_separable(objectives: Sequence[str]) -> None:
+    """ValueError for objectives whose predictions cannot be shared out."""
+    if whole := [name for name in objectives if not OBJECTIVES[name].separable]:
+        raise ValueError(f"UnifiedObjective.sequence: {', '.join(whole)} is not separable")
 
 
 def _check_representations(config: UnifiedConfig, objectives: Sequence[str]) -> None:
