@@ -57,10 +57,12 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     model, new_tokens = _model(config, model_config)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
-    engine = _engine(_objective(model, config, tokens.facts, sequence_group(config.engine)), config, ranks)
+    objective = _objective(model, config, tokens.facts, sequence_group(config.engine))
+    engine = _engine(objective, config, ranks)
     books, earlier = _books(job, tokens)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
-    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books)
+    loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books, objective.draw_ahead)
+    return engine, trainer, loader
 
 
 def _statistics(job: Job) -> dict[str, Any]:
