@@ -24,15 +24,19 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
-    return _SwiGLU.apply(gate_up)
+    return _SwiGLU.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up)
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return _gated(gate_up)
 
     @staticmethod
     @once_differentiable
@@ -52,7 +56,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return _Rotate.apply(x, cos, sin)
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turned(x, cos, sin, back=False)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
@@ -83,19 +87,25 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     if torch.compiler.is_compiling() or x.device.type != "cpu":  # other devices have a kernel for it
         weight = None if weight is None else weight.to(wide)
         return F.rms_norm(x.to(wide), x.shape[-1:], weight, eps).to(x.dtype)
-    return _RMSNorm.apply(x, weight, eps)
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
+
+
+def _normed(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of x, and the scale (..., 1) that x was multiplied with."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # One pass for the sum of squares; the root is taken back, as there is no reduction without it.
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
+    scale = square.add_(eps).rsqrt_()
+    out = x * scale
+    return (out if weight is None else out.mul_(weight)).to(x.dtype), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        # One pass for the sum of squares; the root is taken back, as there is no reduction without it.
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
-        scale = square.add_(eps).rsqrt_()
+        out, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        out = x * scale
-        return (out if weight is None else out.mul_(weight)).to(x.dtype)
+        return out
 
     @staticmethod
     @once_differentiable

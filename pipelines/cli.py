@@ -14,13 +14,13 @@ import typer
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
-from omniloom.pipelines.commands import cluster, look, model, pipeline, replay
+from omniloom.pipelines.commands import cluster, look, model, pipeline, replay, who_saw
 
 COMMANDS = (
     *(pipeline.plan, pipeline.run, pipeline.status, pipeline.verify),
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
     *(model.sample, model.sampler),
-    replay.replay,
+    *(replay.replay, who_saw.who_saw),
     *(look.ui, look.doctor, look.presets, look.schema),
 )
 app = typer.Typer(

@@ -5,14 +5,15 @@ The model's code is a file of ours that MLflow stores as source (models from cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.tracking.config import TrackingSettings
 from omniloom.infra.tracking.courier import courier
 from omniloom.infra.tracking.failures import short
-from omniloom.infra.tracking.registration import Champion, RegisteredModel, held_by_alias
+from omniloom.infra.tracking.registration import FINGERPRINT_TAG, Champion, RegisteredModel, held_by_alias
 from omniloom.infra.tracking.runs import RunHandle
 from omniloom.infra.tracking.sink import Sink
 
@@ -89,3 +90,16 @@ def bundle_folder(uri: str) -> Path:
         raise InputError(
             f"is no model of this project in the registry: {short(error)}", field="MODEL", file=uri
         ) from None
+
+
+def versions(settings: TrackingSettings, fingerprints: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """By fingerprint, the versions of that content in the registry: {"name", "version", "aliases"}. `Unreachable` or
+    `Refused` where the store does not say."""
+    sink = Sink(settings)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for fingerprint in fingerprints:
+        for page in sink.call("search_model_versions", f"tag.`{FINGERPRINT_TAG}` = '{fingerprint}'"):
+            version = sink.call("get_model_version", page.name, page.version)
+            facts = {"name": page.name, "version": str(page.version), "aliases": list(version.aliases)}
+            found.setdefault(fingerprint, []).append(facts)
+    return found

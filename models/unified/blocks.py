@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omniloom.models.fused import rotate, swiglu
+from omniloom.models.linear import Linear
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
 from omniloom.models.unified.config import UnifiedConfig
@@ -34,8 +35,8 @@ class Attention(nn.Module):
     def __init__(self, config: UnifiedConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
-        self.out = nn.Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
+        self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
+        self.out = Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -54,8 +55,8 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(swiglu(self.gate_up(x)))
@@ -74,12 +75,12 @@ class GatedAttentionUnit(nn.Module):
     def __init__(self, config: UnifiedConfig):
         super().__init__()
         self.head_dim, self.hidden = config.head_dim, config.hidden
-        self.zvu = nn.Linear(config.width, self.head_dim + 2 * self.hidden, bias=config.qkv_bias)
+        self.zvu = Linear(config.width, self.head_dim + 2 * self.hidden, bias=config.qkv_bias)
         # Of one axis, so that weight decay, which is for matrices, leaves them alone.
         self.scale, self.offset = (nn.Parameter(torch.empty(2 * self.hidden)) for _ in range(2))
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.out = nn.Linear(self.hidden, config.width, bias=config.out_bias)
+        self.out = Linear(self.hidden, config.width, bias=config.out_bias)
 
     def reset_scales(self) -> None:
         """Heads differ from the start; queries and keys are as large as z."""
@@ -106,7 +107,7 @@ class _MayMerge(nn.Module):
 
     def __init__(self, config: UnifiedConfig, skip: bool):
         super().__init__()
-        self.skip = nn.Linear(2 * config.width, config.width, bias=False) if skip else None
+        self.skip = Linear(2 * config.width, config.width, bias=False) if skip else None
 
     def merge(self, x: Tensor, earlier: Tensor | None) -> Tensor:
         if self.skip is None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from omniloom.models.linear import Linear
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
@@ -74,7 +75,7 @@ class UnifiedModel(nn.Module):
             self.time = TimeEmbedding(config.time_dim, config.width)
         self.blocks = make_blocks(config)
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size, bias=False)
         for row in rows:
             setattr(self, f"{row.prefix}_norm", RMSNorm(config.width, config.norm_eps))
             if config.patchifier(row.name) == "unet":

@@ -1,7 +1,7 @@
 """Speed of the unified model: a training step and a generation. Needs nothing but torch (and numpy).
 
     python tests/benchmarks/unified.py train                  2 cores: ours, a dense transcription, transfusion-pytorch
-    python tests/benchmarks/unified.py generate               with the cache and without
+    python tests/benchmarks/unified.py generate               ours, transfusion-pytorch, transformers; without the cache
     python tests/benchmarks/unified.py train --device cuda --preset 1b   model FLOPs utilisation on one GPU
 
 Ways that are compared take turns within each repeat and run the same documents; the figures are medians, of a training
@@ -12,6 +12,7 @@ patch of a document, framing and padding apart.
 transfusion-pytorch itself where it is installed (`transfusion_peer`), at its usual size of 256 x 4. Ours is measured at
 its number of parameters, as deep as it and as `--width`, `--layers` say, and at its backbone's shape; each in fp32 and
 bf16, on documents of one length and on ragged ones. With `--three-ways --repeats 3 --warmup 1` that takes 4 minutes.
+`generate` does so with writing and drawing, `transformers` in place of the transcription.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1, 0)]
 
+import generation  # noqa: E402
 import transfusion_peer  # noqa: E402
 from dense_peer import DensePeer  # noqa: E402
 from sampling_cases import visual  # noqa: E402
@@ -368,7 +370,14 @@ def train_gpu(o: argparse.Namespace, config: UnifiedConfig, length: int) -> None
 
 
 def generate(o: argparse.Namespace) -> None:
-    """Equal output with the cache and without, where without means every token and every step reads all again."""
+    """Against the peers (`generation`); and equal output with the cache and without, where without means every token
+    and every step reads all again."""
+    shapes = {name: argparse.Namespace(**{**vars(o), **shape}) for name, shape in SHAPES.items()}
+    for shape in shapes.values():
+        shape.kv_heads = shape.heads
+    generation.three_ways(o, {name: config_of(shape) for name, shape in shapes.items()})
+    if o.three_ways:
+        return
     torch.manual_seed(0)
     config = config_of(o)
     model = UnifiedModel(config).to(o.device).eval()
@@ -430,7 +439,7 @@ def generate(o: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "generate"))
-    parser.add_argument("--three-ways", action="store_true", help="train: what is compared with the peers, no more")
+    parser.add_argument("--three-ways", action="store_true", help="what is compared with the peers, no more")
     parser.add_argument("--preset", choices=PRESETS, default="peer")
     for name in PRESETS["peer"]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)

@@ -87,3 +87,13 @@ def test_compiled_they_are_the_same():
     torch.testing.assert_close(compiled(x), run(x))
     (one,), (other,) = (torch.autograd.grad(f(x).square().sum(), [x]) for f in (compiled, run))
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_without_gradients_are_those_with_them(name):
+    torch.manual_seed(0)
+    function, _, given = CASES[name](torch.float32)
+    expected = function(*given)
+    with torch.no_grad():
+        value = function(*given)
+    assert torch.equal(value, expected) and not value.requires_grad

@@ -84,6 +84,36 @@ def test_text_with_the_cache_equals_recomputation(scheme: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("block", ["llama", "gau"])
+def test_prefixes_of_very_different_lengths_are_read_as_if_each_were_alone(block: str) -> None:
+    """Several passes, and rows of one length in neighbouring places and apart; pictures in some of them."""
+    config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, block=block)
+    model, rng = build(config), np.random.default_rng(0)
+    documents = [prefix_for_text(rng.integers(6, 40, size).tolist(), S) for size in (70, 2, 2, 200, 70, 110, 2)]
+    documents[5] = prefix_for_text(rng.integers(6, 40, 90).tolist(), S, latents((1, 3, 2)), (1, 3, 2))
+    state, hidden = GenerationState.prefill(model, documents)
+    tokens = rng.integers(6, 40, (3, len(documents))).tolist()
+    alone = [GenerationState.prefill(model, [document]) for document in documents]
+    shown = torch.from_numpy(np.stack([latents((1, 4, 5), seed) for seed in range(len(documents))]))
+    for step in range(3):
+        torch.testing.assert_close(hidden, torch.cat([own for _, own in alone]), atol=1e-5, rtol=1e-4)
+        drawn = state.feed_visual("latent_diffusion", shown, (1, 4, 5), 0.5, keep=False)
+        for row, (own, _) in enumerate(alone):
+            expected = own.feed_visual("latent_diffusion", shown[row : row + 1], (1, 4, 5), 0.5, keep=False)
+            torch.testing.assert_close(drawn[row : row + 1], expected, atol=1e-5, rtol=1e-4)
+        hidden = state.feed_text(tokens[step])
+        alone = [(own, own.feed_text([token])) for (own, _), token in zip(alone, tokens[step], strict=True)]
+    assert state.lengths == [own.lengths[0] for own, _ in alone] and state.last == [own.last[0] for own, _ in alone]
+
+
+def test_what_is_drawn_may_be_trained_on() -> None:
+    drawn = generate_visual(build(), prefixes(), GRID, visual(diffusion=DIFFUSION, num_steps=1))
+    weight = torch.ones(3, requires_grad=True)
+    (drawn * weight).sum().backward()
+    assert torch.equal(weight.grad, drawn.sum((0, 1, 2, 3)))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     ("grid", "sampler", "of_images"),
     [((1, 2, 3), "euler", None), ((3, 2, 2), "heun", 1.5), ((1, 5, 4), "euler", 2.0), ((1, 2, 2), "euler", 1.0)],

@@ -4,6 +4,7 @@ each document keeps its place in the order, and what cannot change is refused by
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,14 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.base import Continued
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
-from omniloom.stages.train import continuing, ledger, uses
+from omniloom.stages.train import continuing, ledger
 from omniloom.stages.train.config import Config
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
+from omniloom.stages.train.uses import Uses
 from omniloom.stages.train.worker import assemble, train_worker
 
+Given = tuple[int, int, str]  # step, row, path of a document
 WORDS = ["red", "green", "blue", "square", "moves", "the", "a"]
 SETTINGS = {
     "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16},
@@ -72,7 +75,7 @@ class Training:
 
     def __init__(self, folder: Path, tokens: Artifact, settings: Config, before: Continued | None = None):
         self.folder, self.tokens, self.settings = folder, tokens, settings
-        self.given: list[tuple[int, int, str]] = []  # step, row, path of each document
+        self.given: list[Given] = []
         self.context = SimpleNamespace(
             stage="train",
             pipeline="test",
@@ -152,12 +155,12 @@ def test_with_the_same_recipe_it_is_the_same_training(tmp_path, monkeypatch, fin
     assert losses[0] == losses[1] and len(losses[0]) == 18
 
 
-def told(training: Training, *corpora_then: Artifact, name: int) -> list[tuple[int, int, str]]:
-    """What the training's books say of a text, as `Training.given` has it."""
+def told(training: Training, *corpora_then: Artifact, numbers: Iterable[int]) -> list[Given]:
+    """What the training's books say of texts, as `Training.given` has it."""
     books = ledger.read(training.context.output)
     indices = [TokenSet(artifact, "train").index for artifact in corpora_then]
-    found = uses.uses(books, indices, hashlib.sha256(str(name).encode()).hexdigest())
-    return [(use["step"], use["row"], f"{name}.txt") for use in found]
+    names = {hashlib.sha256(str(n).encode()).hexdigest(): f"{n}.txt" for n in numbers}
+    return [(use["step"], use["row"], names[use["id"]]) for use in Uses(books, indices).of(list(names))]
 
 
 def test_another_corpus_goes_on_where_the_order_stood_and_the_books_tell_what_each_text_was_used_for(
@@ -174,7 +177,8 @@ def test_another_corpus_goes_on_where_the_order_stood_and_the_books_tell_what_ea
     second = Training(tmp_path / "second", new, changed, first.continued(new)).run(monkeypatch)
     whole = [*given, *second.given]
     of_each = {n: [entry for entry in whole if entry[2] == f"{n}.txt"] for n in range(230)}
-    assert all(told(second, old, new, name=n) == of_each[n] for n in range(230))
+    assert sorted(told(second, old, new, numbers=range(230))) == sorted(whole)
+    assert all(told(second, old, new, numbers=[n]) == of_each[n] for n in (*removed[:2], 3, 4, 205, 206))
     assert not any(of_each[n] for n in removed)
     # A text that is cut stands in two rows of a window, so that windows tell how often it came.
     times = {n: len({row // 8 for step, row, _ in of_each[n] for row in [second_row(step, row)]}) for n in kept}

@@ -12,89 +12,23 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from omniloom.models.unified.attention import DenseAttend
 from omniloom.models.unified.batch import Document, collate, document_length
 from omniloom.models.unified.diffusion.samplers import Time
-from omniloom.models.unified.mask import dense_mask
+from omniloom.models.unified.generation.layer_cache import Feed, Layer
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.patchify import VisualInput, grid_tables
 from omniloom.models.unified.positions import Grid, place
 from omniloom.models.unified.representations import OBJECTIVES
 
-_GROWTH = 64
-
-
-def _attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Without a mask. The query heads that share keys become queries of one head, so that no keys are copied."""
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
-    return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
-
-
-class _Layer:
-    """One layer's keys and values, (B, kv_heads, capacity, head_dim) each."""
-
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        self.keys, self.values = keys, values  # None until something is fed
-        self.places: slice | Tensor = slice(0, 0)  # of what is fed; the same ones in every row, or (B, N)
-        self.reach = 0
-
-    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
-            shape = (*keys.shape[:2], 0, keys.shape[3])
-            self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
-        held_keys, held_values = self._grow(self.reach)
-        return self._written(held_keys, keys), self._written(held_values, values)
-
-    def _written(self, held: Tensor, new: Tensor) -> Tensor:
-        held = held[:, :, : self.reach]
-        if torch.is_grad_enabled():
-            held = held.clone()
-        if isinstance(self.places, slice):
-            held[:, :, self.places] = new
-            return held
-        return held.scatter_(2, self.places[:, None, :, None].expand_as(new), new)
-
-    def held(self) -> tuple[Tensor, Tensor]:
-        """Keys and values; RuntimeError before the first feed, which says how many rows there are."""
-        if self.keys is None or self.values is None:
-            raise RuntimeError("a layer holds no keys before something is fed")
-        return self.keys, self.values
-
-    def _grow(self, capacity: int) -> tuple[Tensor, Tensor]:
-        """What is held, with room for `capacity` places."""
-        keys, values = self.held()
-        missing = capacity - keys.shape[2]
-        if missing > 0:
-            # Half as much again, so that one token at a time does not copy the cache every time.
-            missing = max(missing, _GROWTH, keys.shape[2] // 2)
-            keys, values = (F.pad(a, (0, 0, 0, missing)) for a in (keys, values))
-            self.keys, self.values = keys, values
-        return keys, values
-
-    def select(self, rows: Tensor) -> _Layer:
-        keys, values = self.held()
-        return _Layer(keys[rows], values[rows])
-
-    def put(self, rows: Tensor, other: _Layer, used: int) -> None:
-        for mine, theirs in zip(self._grow(used), other.held()):
-            mine[rows, :, :used] = theirs[:, :, :used]
-
-    def stack(self, other: _Layer, size: int) -> _Layer:
-        """The first `size` places of both, this layer's rows first."""
-        keys, values = (
-            torch.cat((mine[:, :, :size], theirs[:, :, :size]))
-            for mine, theirs in zip(self._grow(size), other._grow(size))
-        )
-        return _Layer(keys, values)
+_PADDING = 32  # places of a row that are read in vain rather than in another pass
 
 
 class GenerationState:
     """Caches of B requests. Make it with `prefill`."""
 
-    def __init__(self, model: UnifiedModel, layers: list[_Layer], lengths: list[int], last: list[int]):
+    def __init__(self, model: UnifiedModel, layers: list[Layer], lengths: list[int], last: list[int]):
         self.model, self.layers, self.lengths, self.last = model, layers, lengths, last
         self.given: VisualInput | None = None  # of the last `feed_visual`, for the head
 
@@ -110,35 +44,42 @@ class GenerationState:
         for index, length in enumerate(lengths):
             if not length:
                 raise ValueError(f"prefixes[{index}]: expected at least one token, <bos> for example")
+        parts = _alike(lengths)
+        if len(parts) == 1:
+            return cls._read(model, prefixes)
+        read = [cls._read(model, [prefixes[row] for row in rows]) for rows in parts]
+        order = torch.tensor([row for rows in parts for row in rows]).argsort().to(read[0][1].device)
+        layers = [Layer.room(layer, len(prefixes), max(lengths)) for layer in read[0][0].layers]
+        whole = cls(model, layers, [0] * len(prefixes), [-1] * len(prefixes))
+        for rows, (state, _) in zip(parts, read):
+            whole.put(rows, state)
+        return whole, torch.cat([hidden for _, hidden in read])[order]
+
+    @classmethod
+    def _read(cls, model: UnifiedModel, prefixes: Sequence[Document]) -> tuple[GenerationState, Tensor]:
+        """`prefill` in one pass, of prefixes that are padded to the longest."""
+        lengths = [document_length(prefix) for prefix in prefixes]
         batch = collate([[prefix] for prefix in prefixes], max(lengths), model.config, device=None)
         last = [_end(prefix, model.config.rope_scheme, model.config.axes) for prefix in prefixes]
-        state = cls(model, [_Layer() for _ in model.blocks], [0] * len(lengths), [-1] * len(lengths))
+        state = cls(model, [Layer() for _ in model.blocks], [0] * len(lengths), [-1] * len(lengths))
         batch = batch.to(state.device)
         clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
         values = {name: part.values for name, part in batch.parts.items()}
         x, _ = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
-        hidden = state._run(x, batch.positions, lengths, batch.end)
+        text = all(segment.kind == "text" for prefix in prefixes for segment in prefix)
+        hidden = state._run(x, batch.positions, lengths, "causal" if text else batch.end)
         state.last = last
         ends = torch.tensor(lengths, device=state.device) - 1
         return state, hidden[torch.arange(len(lengths), device=state.device), ends]
 
-    def _run(self, x: Tensor, positions: Tensor, advance: list[int], sees: Tensor | None = None) -> Tensor:
+    def _run(self, x: Tensor, positions: Tensor, advance: list[int], sees: Tensor | str | None = None) -> Tensor:
         """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
         fed, as many as `sees` (B, N) says, or all."""
-        B, N, _ = x.shape
-        begin, reach = min(self.lengths), max(self.lengths) + N
-        begins = torch.tensor(self.lengths, device=self.device)[:, None]
-        even = begin + N == reach
-        places = slice(begin, reach) if even else begins + torch.arange(N, device=self.device)
+        feed = Feed(self.lengths, x.shape[1], self.device, sees)
         for layer in self.layers:
-            layer.places, layer.reach = places, reach
-        if even and sees is None:
-            attend = _attend_to_all
-        else:
-            end = (begins + (N if sees is None else sees)).expand(B, N)
-            attend = DenseAttend(dense_mask(torch.zeros_like(end), end, reach))
+            layer.feed = feed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
-            hidden = self.model.backbone(x, positions, attend, self.layers)
+            hidden = self.model.backbone(x, positions, feed.attend, self.layers)
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 
@@ -210,6 +151,18 @@ class GenerationState:
         size = max(max(self.lengths), max(other.lengths))
         layers = [mine.stack(theirs, size) for mine, theirs in zip(self.layers, other.layers)]
         return GenerationState(self.model, layers, self.lengths + other.lengths, self.last + other.last)
+
+
+def _alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows that are read together, the longest first: none is padded by more than a quarter, or `_PADDING`."""
+    parts: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        longest = lengths[parts[-1][0]] if parts else 0
+        if parts and longest - lengths[row] <= max(_PADDING, longest // 4):
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return [sorted(rows) for rows in parts]
 
 
 def _end(document: Document, scheme: str, axes: int) -> int:

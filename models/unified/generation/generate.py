@@ -34,7 +34,6 @@ def seed_list(seeds: Seeds, count: int) -> list[int]:
     return seeds
 
 
-@torch.no_grad()
 def generate_visual(
     model: UnifiedModel, prefixes: Sequence[Document], grid_thw: Grid, visual: VisualSampling, seeds: Seeds = 0
 ) -> Tensor:
@@ -52,12 +51,14 @@ def generate_visual(
     seeds = seed_list(seeds, len(prefixes))
     if not prefixes:
         return nothing(model.config, grid, visual)
-    state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, visual, model.config.specials))
-    values = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual)
-    return values.reshape(len(prefixes), *grid, *values.shape[2:])
+    with torch.inference_mode():
+        state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, visual, model.config.specials))
+        values = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual)
+    # A copy made here is a tensor like any other, which a caller may train on.
+    return values.clone().reshape(len(prefixes), *grid, *values.shape[2:])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_interleaved(
     model: UnifiedModel,
     prefixes: Sequence[Document],

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from omniloom.models.unified.batch import Document, Segment, visual_segment
 from omniloom.models.unified.config import SpecialIds
@@ -72,13 +71,13 @@ class Request:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.uniforms = torch.empty(0)
+        self.uniforms: list[float] = []
 
-    def uniform(self, step: int) -> Tensor:
-        """The number in [0, 1) that step's token is drawn by, a scalar."""
+    def uniform(self, step: int) -> float:
+        """The number in [0, 1) that step's token is drawn by."""
         if step % _UNIFORMS == 0:
             # Blocks of fixed size: what a request draws depends neither on the batch nor on the limit.
-            self.uniforms = torch.rand(_UNIFORMS, generator=self.generator)
+            self.uniforms = torch.rand(_UNIFORMS, generator=self.generator).tolist()
         return self.uniforms[step % _UNIFORMS]
 
     def write(self, token: int) -> None:
@@ -114,10 +113,11 @@ class InterleavedWriter:
         self.grids = drawing.grids(special)
         self.stops = set([special.eos] if stop_ids is None else stop_ids)
         specials = {special.pad, special.bos, special.boi, special.bov, special.eoi, special.eos}
-        self.forbidden = sorted(specials - self.stops - set(self.grids))
+        forbidden = sorted(specials - self.stops - set(self.grids))
         self.requests = [Request(prefix, seed, text.max_new_tokens) for prefix, seed in zip(prefixes, seeds)]
         self.rows = list(self.requests)  # of the state; ended ones leave it in time
         self.state, self.hidden_RD = GenerationState.prefill(model, prefixes)
+        self.forbidden = torch.tensor(forbidden, dtype=torch.int64, device=self.state.device)
 
     def run(self) -> list[list[Segment]]:
         """By request, the segments behind its prefix."""
@@ -139,13 +139,13 @@ class InterleavedWriter:
 
     def _sample(self, step: int) -> list[int]:
         """The next token of each row."""
-        logits_RV = self.model.text_head(self.hidden_RD).float()
-        logits_RV[:, self.forbidden] = -torch.inf
-        full = [row for row, request in enumerate(self.rows) if request.pictures >= self.drawing.max_visuals]
-        for row in full:
-            logits_RV[row, list(self.grids)] = -torch.inf
-        uniforms_R = torch.stack([request.uniform(step) for request in self.rows])
-        return sample_tokens(logits_RV, uniforms_R.to(logits_RV.device), self.text).tolist()
+        logits_RV = self.model.text_head(self.hidden_RD).float().index_fill_(1, self.forbidden, -torch.inf)
+        if self.grids:
+            full = [row for row, request in enumerate(self.rows) if request.pictures >= self.drawing.max_visuals]
+            for row in full:
+                logits_RV[row, list(self.grids)] = -torch.inf
+        uniforms = [request.uniform(step) for request in self.rows] if self.text.temperature else [0.0] * len(self.rows)
+        return sample_tokens(logits_RV, torch.tensor(uniforms, device=logits_RV.device), self.text).tolist()
 
     def _write(self, tokens: Sequence[int]) -> dict[int, list[int]]:
         """Write each row's token into its request. Returns the rows that open a picture, by the token that does."""
