@@ -46,10 +46,10 @@ def continued(plan: Trainings, planned: PlannedStage) -> Continued | None:
         raise InputError("other processes cannot read a checkpoint in this storage", field="storage")
     with within(f"stages.{planned.name}.{FIELD}"):
         own = _state(plan.store, planned.name, planned.fingerprint)
-        if storage.exists(storage.join(own, "checkpoints")) and (begun := ledger.read(own)):
+        if steps_of(own) and (begun := ledger.read(own)):
             return Continued(begun, own, "", corpora(plan.store, begun))
         found = earlier(plan.store, planned.name, before.training)
-        _require_step(found.state, before)
+        _require_step(planned.name, found.state, before)
         return found
 
 
@@ -77,14 +77,14 @@ def _no_books(uri: str) -> str:
     return f"{uri} has no {ledger.FILE}: a version of OmniLoom trained it that kept none; it cannot be gone on from"
 
 
-def _require_step(state: str, before: Any) -> None:
+def _require_step(stage: str, state: str, before: Any) -> None:
     steps = steps_of(state)
     if before.step in steps:
         return
     if not steps and state.endswith(f"/{_FINISHED}"):
         raise InputError(
-            f"training {before.training} is finished and kept no checkpoint; train it with keep_checkpoint: true for "
-            "that",
+            f"training {before.training} is finished and kept no checkpoint; with stages.{stage}.keep_checkpoint: true "
+            f"a training keeps one (--force {stage} trains it again)",
             field="training",
         )
     there = ", ".join(map(str, steps)) or "none"

@@ -1,5 +1,5 @@
-"""Group: how the ranks of Ray Train hear that their training is to end: from a signal, the driver, or a node that is
-drained. It is told to `stopping`, whose agreement ends all of them after one step.
+"""Group: the ranks of Ray Train, and how they hear that their training is to end: from a signal, the driver, or a node
+that is drained. It is told to `stopping`, whose agreement ends all of them after one step.
 """
 
 from __future__ import annotations
@@ -11,13 +11,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import torch.distributed as dist
+from ray.train.torch import TorchTrainer
 from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.controller import TrainController
 
-from omniloom.infra.training import stopping
+from omniloom.infra.training import ready, stopping
 
 _INTERVAL = 1.0  # seconds between questions
+
+
+class Trainer(TorchTrainer):
+    """Ray Train's own, whose controller runs in a process that waits for it (`ready`)."""
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        made = ray.remote(num_cpus=0, label_selector=here, runtime_env=ready.control_environment())(TrainController)
+        controller: Any = made.remote(**given)
+        if threading.current_thread() is threading.main_thread():
+            self._register_sigint_handler(controller)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
 
 @dataclass

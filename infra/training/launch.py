@@ -89,10 +89,9 @@ def _number(workers: WorkersConfig) -> str:
 def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig, name: str, work: str) -> None:
     import pyarrow.fs
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig, RunConfig
 
-    from omniloom.infra.training.group import GroupConfig
+    from omniloom.infra.training.group import GroupConfig, Trainer
 
     os.environ |= ready.settings(workers)
     count = workers.count
@@ -109,7 +108,7 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
         failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         worker_runtime_env=ready.environment(workers),
     )
-    TorchTrainer(
+    Trainer(
         _enter,
         train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
         scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus > 0, resources_per_worker=resources),

@@ -1,4 +1,5 @@
-"""Ready: processes that have imported what every rank needs, before Ray Train asks for the ranks.
+"""Ready: processes that have imported what every rank needs, before Ray Train asks for the ranks; and those for the
+actors by which Ray Train itself looks after them.
 
 The imports take seconds, of every rank at once. Ray's nodes start such processes when they are asked to, keep them for
 a while, and give them to the first actors that ask for the same runtime environment: the ranks. Where a node does not,
@@ -22,6 +23,8 @@ _POLL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"  # half of it passes between the las
 _POLLED_RANKS = 64  # a second
 _ASKED_SECONDS = 5.0
 _MODULES = ("torch.distributed", "ray.train.torch", "omniloom.infra.training.group", "omniloom.infra.training.loop")
+_CONTROL_MODULES = ("ray.train.v2._internal.execution.controller",)
+_CONTROL_ACTORS = 3  # Ray Train's controller, what its reports meet at, and what removes its placement groups
 _GPUS = "OMNILOOM_RANK_GPUS"
 _JOB_HOOK = "OMNILOOM_JOB_HOOK"
 
@@ -33,20 +36,33 @@ def settings(workers: WorkersConfig) -> dict[str, str]:
 
 def environment(workers: WorkersConfig) -> dict[str, Any]:
     """The runtime environment of ranks, on top of this process's own: their processes run `prepare` first."""
+    return {"env_vars": _hooked("prepare") | {_GPUS: f"{workers.gpus:g}"}}
+
+
+def control_environment() -> dict[str, Any]:
+    """That of Ray Train's controller and of the actors that it makes, which run `prepare_control` first. By this
+    process's variables, `settings` among them."""
+    from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
+    from ray.train.v2._internal.constants import (
+        DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+        get_env_vars_to_propagate,
+    )
+
+    train = {RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE}
+    return {"env_vars": train | get_env_vars_to_propagate() | _hooked("prepare_control")}
+
+
+def _hooked(name: str) -> dict[str, str]:
     hook = _hook()
     job_hook = _own().get("env_vars", {}).get(hook)
     # Of one actor Ray takes a hook by its variable alone, in place of the job's.
-    variables = {hook: f"{__name__}.prepare", _GPUS: f"{workers.gpus:g}"} | ({_JOB_HOOK: job_hook} if job_hook else {})
-    return {"env_vars": variables}
+    return {hook: f"{__name__}.{name}"} | ({_JOB_HOOK: job_hook} if job_hook else {})
 
 
 def prepare() -> None:
     """In a process that is to be a rank: the job's own hook, then the imports. No GPU is looked at: Ray says which are
     the rank's when it becomes one. DeepSpeed looks when it is imported."""
-    from ray._private.runtime_env.setup_hook import load_and_execute_setup_hook
-
-    if (job_hook := os.environ.get(_JOB_HOOK)) and (error := load_and_execute_setup_hook(job_hook)):
-        raise RuntimeError(error)
+    _run_job_hook()
     with contextlib.suppress(Exception):  # what cannot be imported is told where it is used
         for name in _MODULES:
             importlib.import_module(name)
@@ -56,30 +72,56 @@ def prepare() -> None:
             import_deepspeed()
 
 
+def prepare_control() -> None:
+    """The same in a process that is to be one of Ray Train's own actors."""
+    _run_job_hook()
+    with contextlib.suppress(Exception):
+        for name in _CONTROL_MODULES:
+            importlib.import_module(name)
+
+
+def _run_job_hook() -> None:
+    from ray._private.runtime_env.setup_hook import load_and_execute_setup_hook
+
+    if (job_hook := os.environ.get(_JOB_HOOK)) and (error := load_and_execute_setup_hook(job_hook)):
+        raise RuntimeError(error)
+
+
 def start(workers: WorkersConfig) -> int:
-    """Ask the nodes that have room for ranks to start their processes; gives how many were asked for. To be called in a
-    task or driver of the job that the ranks will belong to."""
+    """Ask the nodes that have room for ranks to start their processes, and this node for those of Ray Train's actors;
+    gives how many ranks were asked for. To be called in a task or driver of the job that the ranks will belong to."""
+    import ray
+
+    ranks, left, here = _told(_of_ranks(workers)), workers.most, ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        if node["NodeID"] == here:
+            _ask(node, _told(_of_control(workers)), _CONTROL_ACTORS)
+        count = min(left, _room(node["Resources"], workers))
+        if count and _ask(node, ranks, count):
+            left -= count
+    return workers.most - left
+
+
+def _ask(node: dict[str, Any], environment: Any, count: int) -> bool:
+    """Whether a node was asked for so many processes."""
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
     messages: Any = node_manager_pb2  # protobuf makes its names at import
-    info, left = _told(_of_ranks(workers)), workers.most
-    for node in ray.nodes():
-        count = min(left, _room(node["Resources"], workers) if node["Alive"] else 0)
-        if not count:
-            continue
-        request = messages.PrestartWorkersRequest(
-            job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-            runtime_env_info=info,
-            keep_alive_duration_secs=KEPT_SECONDS,
-            num_workers=count,
-        )
-        channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
-        with contextlib.suppress(Exception):  # a node that dies, or a Ray that knows no such question
-            node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_ASKED_SECONDS)
-            left -= count
-    return workers.most - left
+    request = messages.PrestartWorkersRequest(
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+        runtime_env_info=environment,
+        keep_alive_duration_secs=KEPT_SECONDS,
+        num_workers=count,
+    )
+    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+    with contextlib.suppress(Exception):  # a node that dies, or a Ray that knows no such question
+        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_ASKED_SECONDS)
+        return True
+    return False
 
 
 def _room(resources: dict[str, float], workers: WorkersConfig) -> int:
@@ -92,16 +134,14 @@ def _room(resources: dict[str, float], workers: WorkersConfig) -> int:
 def _of_ranks(workers: WorkersConfig) -> dict[str, Any]:
     """The whole runtime environment of ranks, as Ray puts it together: the job's, that of Ray Train's controller, and
     their own."""
-    from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
-    from ray.train.v2._internal.constants import (
-        DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
-        get_env_vars_to_propagate,
-    )
+    control = _of_control(workers)
+    return control | {"env_vars": control["env_vars"] | environment(workers)["env_vars"]}
 
+
+def _of_control(workers: WorkersConfig) -> dict[str, Any]:
+    """The whole one of Ray Train's controller, whose actors inherit it."""
     own = _own()
-    train = {RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE}
-    train |= get_env_vars_to_propagate() | settings(workers)
-    return own | {"env_vars": own.get("env_vars", {}) | train | environment(workers)["env_vars"]}
+    return own | {"env_vars": own.get("env_vars", {}) | control_environment()["env_vars"] | settings(workers)}
 
 
 def _told(environment: dict[str, Any]) -> Any:

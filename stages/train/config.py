@@ -123,7 +123,7 @@ class ContinueConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     training: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """The earlier training's fingerprint, as `plan` and `status --json` show it; finished or not, in this storage."""
+    """The earlier training's fingerprint, all 64 digits as `plan --json` shows it; finished or not, in this storage."""
     step: int = Field(ge=1)
     """How many of its steps are done there: one that it has a checkpoint of."""
 

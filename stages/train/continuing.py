@@ -8,7 +8,7 @@ between the two is said here, and nothing else does.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omniloom.infra import storage
@@ -126,12 +126,34 @@ def _adopt(
     rows = stream["rows"] + stream["row"]
     known = [period for period in old["periods"] if period["step"] < step]
     ledger["periods"] = [*known, books.period(context.config, context.fingerprint, context.tokens, step, rows)]
+    ledger["not_applied"] = books.closed_by(old, manifest)["not_applied"]
     storage.remove(storage.join(target, name))
     storage.copy_tree(storage.join(folder, name), storage.join(target, name))
     if storage.exists(history):
         storage.copy_file(history, storage.join(context.state, "history.jsonl"))
     storage.write_json(storage.join(context.state, books.FILE), ledger)
     storage.write_json(storage.join(target, f"{name}.json"), manifest)
+
+
+def trained_before(ledger: books.Ledger, corpora: Sequence[Artifact], progress: Any) -> dict[str, int]:
+    """Counts of documents that are held out now and that an earlier corpus of the training had to train on, which are
+    told; empty of a training with one corpus."""
+    from omniloom.stages.data.parts import held_before
+    from omniloom.stages.data.tokens import TokenSet
+
+    others = books.earlier(ledger, [TokenSet(artifact, "train").index for artifact in corpora])
+    if not others:
+        return {}
+    counts = {
+        split: int(held_before(TokenSet(corpora[-1], split).index, others).sum()) for split in ("validation", "test")
+    }
+    if any(counts.values()):
+        held = " and ".join(f"{count:,} of {split}" for split, count in counts.items() if count)
+        progress.note(
+            f"of the documents that are held out now {held} were there to train on before the change; losses on the "
+            "validation split leave them out, evaluate does not"
+        )
+    return {f"{split}_trained_before": count for split, count in counts.items()}
 
 
 def keep_checkpoint(context: StageContext) -> None:

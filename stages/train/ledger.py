@@ -66,13 +66,14 @@ def read(folder: str) -> Ledger | None:
 
 def closed(ledger: Ledger, steps: int, position: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Ledger:
     """The ledger of a training that came to a step, where its loader's position is this; `found` are bad steps, as
-    `infra.training.bad_steps` keeps them."""
+    `infra.training.bad_steps` keeps them, beside those of the training that it went on from."""
+    not_applied = {bad["step"] for bad in found if bad["action"] != "reload" and not bad["documents"]}
     return {
         **ledger,
         "steps": steps,
         "position": position["stream"],
         "left_out": position.get("left_out_since", {}),
-        "not_applied": sorted({b["step"] for b in found if b["action"] != "reload" and not b["documents"]}),
+        "not_applied": sorted(not_applied.union(ledger.get("not_applied", ()))),
     }
 
 

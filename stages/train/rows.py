@@ -90,7 +90,7 @@ class RowLoader:
     def seek(self, position: dict[str, Any]) -> None:
         stream, since = position["stream"], position.get("left_out_since", {})
         step, _ = self._books.place(stream["rows"] + stream["row"])
-        self._left_out = {name: since.get(name, step) for name in position.get("left_out", ())}
+        self._left_out = dict.fromkeys(position.get("left_out", ()), step) | since  # what is left out stays so
         self._enter(stream)
 
     def _load(self, step: int) -> tuple[MicroBatches, dict[str, Any], list[PackedRow]]:

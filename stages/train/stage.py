@@ -101,7 +101,8 @@ def run(context: StageContext) -> dict:
     launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
     if context.config.keep_checkpoint:
         continuing.keep_checkpoint(context)
-    return storage.load_json(storage.join(context.state, "metrics.json")) | left_out
+    metrics = storage.load_json(storage.join(context.state, "metrics.json"))
+    return metrics | left_out | continuing.trained_before(ledger, corpora, context.progress)
 
 
 def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, int]:

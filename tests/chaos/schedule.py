@@ -13,14 +13,14 @@ PLACES = ("disk", "s3")
 # How often a round disturbs each stage, of texts and of pictures: each time by some faults in quick succession, the
 # next of which meets what goes on again after the one before.
 _TIMES = (
-    {"ingest": 1, "pretokenize": 1, "train": 3, "evaluate": 1},
+    {"ingest": 1, "pretokenize": 1, "train": 5, "evaluate": 1},
     {"ingest": 1, "tokenizer_image": 1, "pretokenize": 1, "train": 2, "evaluate": 1},
 )
-_IN_SUCCESSION = {"data": 4, "training": 6}
+_IN_SUCCESSION = {"data": 5, "training": 6}
 _WEIGHTS = {"head lost": 3}  # so much rarer than others: three nodes start again
 _EVERY = 20  # steps between checkpoints
 # The least and the most steps after which a training is disturbed.
-_STEPS = {("train", False): (40, 300), ("train", True): (40, 140), ("tokenizer_image", True): (40, 80)}
+_STEPS = {("train", False): (40, 260), ("train", True): (40, 140), ("tokenizer_image", True): (40, 80)}
 
 
 @dataclass

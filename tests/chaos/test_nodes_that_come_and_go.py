@@ -25,7 +25,7 @@ from omniloom.infra.training.checkpoint import newest_step  # noqa: E402
 
 pytestmark = pytest.mark.slow
 OMNILOOM = [sys.executable, "-m", "omniloom.pipelines.cli"]
-STEPS = 320
+STEPS = 200
 LIMIT = 400.0
 # Every Python that has this in a folder of its PYTHONPATH; a rank then tells what it collates. MASTER_PORT is another
 # one in each attempt.
@@ -55,7 +55,7 @@ def patch():
     record(Path(os.environ["SEEN"], f"{{time.time_ns():020d}}-" + "-".join(told) + ".jsonl"))
     step_of = UnifiedTrainer.train_step
     def train_step(self, step, batch):
-        time.sleep(float(os.environ["STEP_SECONDS"]))
+        time.sleep(float(os.environ["ALONE_SECONDS"]) if os.environ["WORLD_SIZE"] == "1" else 0)
         return step_of(self, step, batch)
     UnifiedTrainer.train_step = train_step
 
@@ -161,22 +161,22 @@ def test_a_node_leaves_and_one_comes(tmp_path):
     config, hooks = config_in(tmp_path), tmp_path / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(RECORDER.format(here=str(HERE)))
-    env = {"PYTHONPATH": str(hooks), "SEEN": str(tmp_path / "plain"), "STEP_SECONDS": "0", "OMP_NUM_THREADS": "1"}
-
-    prepared = Training(config, tmp_path / "store", os.environ | env, "cluster.num_cpus=2", "--until", "pretokenize")
-    prepared.end()
-    shutil.copytree(tmp_path / "store", tmp_path / "disturbed")
+    env = {"PYTHONPATH": str(hooks), "SEEN": str(tmp_path / "plain"), "ALONE_SECONDS": "0", "OMP_NUM_THREADS": "1"}
     plain = Seen(tmp_path / "plain")
-    undisturbed = Training(
-        config, tmp_path / "store", os.environ | env, "cluster.num_cpus=3", "stages.train.workers.count=1"
-    )
+    alone = ("cluster.num_cpus=3", "stages.train.workers.count=1", "--until", "train")
+    undisturbed = Training(config, tmp_path / "store", os.environ | env, *alone)
     undisturbed.end()
+    shutil.copytree(tmp_path / "store", tmp_path / "disturbed")
+    shutil.rmtree(tmp_path / "disturbed" / "artifacts" / "train")
 
     seen = Seen(tmp_path / "seen")
-    with Nodes(tmp_path / "nodes", env | {"SEEN": str(seen.folder), "STEP_SECONDS": "0.3"}) as nodes:
-        training = Training(config, tmp_path / "disturbed", nodes.env, f"cluster.address={nodes.address}")
+    # Slow enough while one is left for Ray to look at what has come.
+    with Nodes(tmp_path / "nodes", env | {"SEEN": str(seen.folder), "ALONE_SECONDS": "1"}) as nodes:
+        training = Training(
+            config, tmp_path / "disturbed", nodes.env, f"cluster.address={nodes.address}", "--until", "train"
+        )
         try:
-            training.wait_for(lambda: training.step() >= 40)
+            training.wait_for(lambda: training.step() >= 20)
             assert seen.sizes() == [2]
             (number, _), *_ = nodes.workers("RayTrainWorker")
             nodes.kill(number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import allocated
 import pytest
@@ -10,6 +12,7 @@ import torch
 from allocated import Case
 
 from omniloom.infra.training.config import EngineConfig
+from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.attention import BlockAttend
 from omniloom.models.unified.blocks import make_blocks
@@ -55,6 +58,26 @@ def test_memory_is_predicted(name):
     if CASES[name].accumulate == 1:  # else gradients stay, which the most of a step has in it
         assert told.state == pytest.approx(found.state, rel=0.03)
     assert told.peak == pytest.approx(found.peak, rel=0.1)
+
+
+def _on_rank(path: list[str], folder: str, case: Case) -> None:
+    sys.path[:0] = path
+    import torch.distributed as dist
+
+    taken = allocated.measured(case)
+    if dist.get_rank() == case.ranks - 1:  # whose places are padded, where some are
+        torch.save(taken, Path(folder, "taken.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_that_share_rows_out_keep_an_nth_of_each(tmp_path, ranks):
+    alone = Case(CONFIG, ENGINE, length=2047)
+    case = replace(alone, ranks=ranks, sequence_parallel=ranks)
+    run_on_ranks(_on_rank, ranks, sys.path, str(tmp_path), case)
+    found, whole = torch.load(tmp_path / "taken.pt", weights_only=False), allocated.measured(alone)
+    assert found.peak - found.state < 1.15 * (whole.peak - whole.state) / ranks
+    assert allocated.predicted(case).peak == pytest.approx(found.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])

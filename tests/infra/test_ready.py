@@ -75,7 +75,11 @@ def test_ranks_get_the_processes_that_wait(tmp_path):
     assert [rank["age"] > 0 for rank in warm] == [True, True, False, False]  # started before it; after the kill
     assert all(rank["imported"] and rank["variable"] == "told" for rank in cold + warm)
     assert len({rank["pid"] for rank in cold + warm}) == 6
+    started = [set(ranks[0]["started"]) & _OF_A_TRAINING for ranks in (cold, warm)]
+    assert started == [_OF_A_TRAINING, set()]
 
+
+_OF_A_TRAINING = {f"ray::{name}" for name in ("PlacementGroupCleaner", "SynchronizationActor", "TrainController.run")}
 
 _TRAINING = """
 import glob, json, os, sys, time
@@ -97,6 +101,7 @@ def rank(job):
         "age": job.began - here.create_time(),
         "imported": "deepspeed" in sys.modules,
         "variable": os.environ.get("JOB_VARIABLE"),
+        "started": [p.name() for p in here.parent().children() if p.create_time() > job.began],
     }
     killed = storage.join(job.state, "killed")
     first = not storage.exists(killed)
@@ -122,7 +127,7 @@ import ray
 body = ray.remote(train).options(num_cpus=0)
 cold = ray.get(body.remote("cold"))
 assert ray.get(ray.remote(ready.start).options(num_cpus=0).remote(workers)) == 2
-time.sleep(5)
+time.sleep(25)
 warm = ray.get(body.remote("warm", kills=True))
 print(json.dumps(cold)); print(json.dumps(warm))
 """

@@ -221,6 +221,13 @@ def test_what_is_trained_is_counted(config, start, whole):
     assert ("norm.weight" in sizes) == ("norms" in whole) and ("embed.weight" in sizes) == ("vocabulary" in whole)
 
 
+def test_an_adapter_of_llama_3_8b_has_as_many_numbers_as_pefts():
+    """PEFT counts 41,943,040 at rank 16 on all of its linear layers."""
+    shape = {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "hidden": 14336, "qk_norm": False, "tied": False}
+    llama = UnifiedConfig(vocab_size=128256, **shape)
+    assert trained_parameters(AdapterConfig(rank=16), llama, llama) == (41_943_040, 0)
+
+
 def dropped(seeds: list[int], number: int = 0, share: float = 0.25) -> Tensor:
     layer = Dropout(share, number)
     seed_dropout([layer], seeds)
@@ -237,6 +244,17 @@ def test_what_is_dropped_of_a_row_follows_from_its_seed_alone():
         assert agree == pytest.approx(0.25**2 + 0.75**2, abs=0.03)
     assert (both == 0).float().mean() == pytest.approx(0.25, abs=0.03)
     assert (dropped([2**63 + 5, -1], share=0.9) == 0).float().mean() == pytest.approx(0.9, abs=0.02)
+
+
+def test_ranks_that_share_rows_out_drop_what_one_rank_drops():
+    layer, rows = Dropout(0.25, 3), torch.ones(2, 50, 40)
+    seed_dropout([layer], [7, 11])
+    whole = layer(rows)
+    for first, count in ((0, 17), (17, 17), (34, 17)):  # the last of 3 ranks has one place of padding
+        seed_dropout([layer], [7, 11], first, 50)
+        part = layer(torch.ones(2, count, 40))
+        assert torch.equal(part[:, : 50 - first], whole[:, first : first + count])
+    assert not part[:, 16:].any()
 
 
 def test_dropout_is_of_training_and_of_what_the_adapter_sees_alone():

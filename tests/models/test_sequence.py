@@ -154,6 +154,20 @@ def test_activations_that_are_computed_again_give_the_same():
     check("plain", {name: sum(share[name] for share in shares) for name in shares[0]})
 
 
+@pytest.mark.slow
+def test_compiled_blocks_exchange_within_one_graph(process_group):
+    """By DeepSpeed's operator, of a group of one."""
+    from omniloom.infra.training.sequence import SequenceGroup
+
+    found, wanted = objective("grouped"), objective("grouped")
+    for block in found.model.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    batch = collate(rows(), 157, config("grouped"), feature_dim=6)
+    compiled, eager = (figures(module, batch, SequenceGroup(1)) for module in (found, wanted))
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-4, msg=name)
+
+
 def test_what_cannot_be_shared_out_is_refused(monkeypatch):
     row = replace(OBJECTIVES["next_code"], separable=False)
     monkeypatch.setitem(OBJECTIVES, "next_code", row)

@@ -284,6 +284,15 @@ def test_a_changed_config_says_what_goes_on_with_it(pipeline):
     assert not pipeline.plan().warnings
 
 
+def test_what_it_goes_on_from_is_a_part_of_the_fingerprint(pipeline):
+    first = pipeline.plan()["train"].fingerprint
+    asked = f"stages.train.continue_from={{training: {first}, step: 8}}"
+    prints = {pipeline.plan(*more, "stages.train.steps=16")["train"].fingerprint for more in ((), (asked,))}
+    assert len(prints) == 2
+    planned = pipeline.plan(asked, "stages.train.steps=16")["train"]
+    assert f"continue_from: {first}@8" in planned.reason
+
+
 def refused(pipeline: Pipeline, *more: str) -> str:
     with pytest.raises(InputError) as caught:
         pipeline.plan(*more)
@@ -302,6 +311,30 @@ def test_what_cannot_go_on_is_refused_before_anything_runs(pipeline):
     nothing = f"stages.train.continue_from={{training: {'ab' * 32}, step: 8}}"
     assert f"continue_from.training: no training {'ab' * 32} of train in" in refused(pipeline, nothing)
     assert "string should match pattern" in refused(pipeline, "stages.train.continue_from={training: abc, step: 1}")
+
+
+def test_a_finished_training_without_a_checkpoint_says_what_keeps_one(pipeline):
+    alone = Pipeline(pipeline.folder)
+    kept = alone.run("stages.train.keep_checkpoint=false", "stages.train.steps=4")
+    asked = [f"stages.train.continue_from={{training: {kept.fingerprint}, step: 4}}", "stages.train.steps=16"]
+    assert "is finished and kept no checkpoint; with stages.train.keep_checkpoint: true" in refused(pipeline, *asked)
+
+
+def test_a_training_that_has_begun_to_go_on_needs_the_earlier_one_no_more(pipeline):
+    first = pipeline.plan()["train"].fingerprint
+    asked = [f"stages.train.continue_from={{training: {first}, step: 8}}", "stages.train.steps=20"]
+    with pytest.raises(corpora.Killed):
+        pipeline.run(*asked, dies_at=14)
+    resume = pipeline.folder / "runs" / "artifacts" / "train" / first / "resume"
+    resume.rename(resume.with_name("away"))
+    try:
+        assert pipeline.plan(*asked)["train"].status == "resume"
+        made = pipeline.run(*asked)
+    finally:
+        resume.with_name("away").rename(resume)
+    assert made.metrics["steps"] == 20
+    assert sorted({step for step, _, _ in pipeline.given[made.fingerprint]}) == list(range(8, 20))
+    assert made.manifest["continue_from"] == f"{first}@8"
 
 
 def test_added_data_asks_for_the_tokenizer_that_the_training_has(pipeline):

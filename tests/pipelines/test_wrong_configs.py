@@ -245,6 +245,9 @@ WRONG = {
         at="stages.train.packing.length",
     ),
     "rows that workers cannot share": sets("stages.train.batch_rows", "7", "7 does not divide by"),
+    "a row that workers cannot share": sets(
+        "stages.train.engine.sequence_parallel", "3", "expected a divisor of the attention heads, model.heads = 2"
+    ),
     "clips that workers cannot share": sets("stages.tokenizer_image.data.image_batch", "7", "does not divide by"),
     "accumulation of a tokenizer": sets("stages.tokenizer_image.workers.accumulate", "2", "one forward pass"),
     # What the sources do not give.

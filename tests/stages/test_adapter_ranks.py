@@ -33,8 +33,10 @@ def _rank(rank: int, ranks: int, name: str, folder: str, about: tuple, path: lis
         train_worker(
             Job(Config.model_validate(values), tokens, visual, **places, progress=progress, tracker=corpora.Silent())
         )
-    except corpora.Killed:
-        os._exit(0)
+    except (corpora.Killed, RuntimeError):
+        if not killed_at:
+            raise
+        os._exit(0)  # the others lose it, and end too
     dist.destroy_process_group()
 
 

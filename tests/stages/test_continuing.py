@@ -4,6 +4,7 @@ each document keeps its place in the order, and what cannot change is refused by
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,12 @@ import pytest
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
+from omniloom.pipelines.continuing import steps_of
 from omniloom.stages.base import Continued
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
 from omniloom.stages.train import continuing, ledger
-from omniloom.stages.train.config import Config
+from omniloom.stages.train.config import Config, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.uses import Uses
@@ -263,3 +265,78 @@ def test_tokens_of_other_tokenizers_are_refused(tmp_path, monkeypatch):
     second = Training(tmp_path / "second", tokens, after(first, 6), first.continued())
     with pytest.raises(InputError, match="continue_from: the tokens are made with another text tokenizer"):
         continuing.begin(second.context)
+
+
+def test_a_training_that_was_killed_while_it_brought_the_checkpoint_begins_again(tmp_path, monkeypatch):
+    tokens = texts(tmp_path / "tokens", range(40))
+    first = Training(tmp_path / "first", tokens, config()).run(monkeypatch, dies_at=8)
+    second = Training(tmp_path / "second", tokens, after(first, 6), first.continued())
+    write = storage.write_json
+
+    def killed(uri: str, value: dict) -> None:
+        if uri.endswith("step-00000006.json"):
+            raise corpora.Killed
+        write(uri, value)
+
+    monkeypatch.setattr(storage, "write_json", killed)
+    with pytest.raises(corpora.Killed):
+        continuing.begin(second.context)
+    monkeypatch.undo()
+    assert steps_of(second.context.state) == [] and ledger.read(second.context.state)
+    second.run(monkeypatch)
+    assert [period["step"] for period in ledger.read(second.context.output)["periods"]] == [0, 6]
+    assert second.given[0][0] == 6
+
+
+def test_what_is_held_out_and_was_trained_on_is_counted(tmp_path):
+    old = texts(tmp_path / "old", range(30), range(900, 904))
+    new = texts(tmp_path / "new", range(10, 50), range(0, 14))
+    periods = [ledger.period(config(), "a" * 64, tokens, n, n) for n, tokens in enumerate((old, new))]
+    told = corpora.Silent()
+    assert continuing.trained_before({"periods": periods}, (old, new), told) == {
+        "validation_trained_before": 14,
+        "test_trained_before": 0,
+    }
+    assert "14 of validation were there to train on" in told.notes[0]
+    assert continuing.trained_before({"periods": periods[:1]}, (old,), told) == {} and len(told.notes) == 1
+
+
+def test_what_was_left_out_on_the_way_and_steps_that_changed_nothing_are_in_the_books(tmp_path):
+    tokens = TokenSet(texts(tmp_path / "tokens", range(12)), "train")
+    settings = config()
+    model = unified_config(settings, tokens.facts["vocab_size"], visual_sizes(tokens.facts), tokens.facts["specials"])
+    names = [tokens.row(number)["id"] for number in range(12)]
+    given: list[tuple[int, int, str]] = []
+
+    def take(loader: RowLoader, steps: range) -> dict:
+        for step in steps:
+            loader.at(step)
+            for row in loader.taken(step):
+                given.extend((step, row.number, names[placed.index]) for placed in row.documents)
+        loader.close()
+        return json.loads(json.dumps(loader.position))
+
+    position = take(RowLoader(tokens, model, settings, 0, 1), range(5))
+    for bad, steps in (([names[3]], range(5, 9)), ([names[3], names[8]], range(9, 20))):
+        loader = RowLoader(tokens, model, settings, 0, 1)
+        loader.seek({**position, "left_out": bad})
+        position = take(loader, steps)
+    assert position["left_out_since"] == {names[3]: 5, names[8]: 9}
+    loader = RowLoader(tokens, model, settings, 0, 1)
+    loader.seek(position)  # as where bad steps are judged no more
+    position = take(loader, range(20, 24))
+    assert position["left_out_since"] == {names[3]: 5, names[8]: 9}
+    periods = [ledger.period(settings, "a" * 64, tokens._shards.artifact)]
+    found = [
+        {"step": 2, "action": "skip", "documents": []},
+        {"step": 4, "action": "rollback", "documents": [{"id": names[3]}]},
+        {"step": 6, "action": "reload", "documents": []},
+        {"step": 7, "action": "rollback", "documents": []},
+    ]
+    uses = Uses(ledger.closed({"periods": periods, "not_applied": [1]}, 24, position, found), [tokens.index])
+    told = uses.of(names)
+    assert sorted((use["step"], use["row"], use["id"]) for use in told) == sorted(given)
+    assert {use["step"] for use in told if not use["applied"]} == {1, 2, 7}
+    forgotten = Uses({**uses.ledger, "left_out": {}}, [tokens.index]).of([names[3]])
+    assert len(forgotten) > sum(name == names[3] for *_, name in given)
+    assert uses.why_not(names[3]) == "left out from step 5 on, where it was to blame for a bad one"

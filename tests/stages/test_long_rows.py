@@ -4,6 +4,7 @@ with one rank's, also where they go on with another division."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import corpora
@@ -17,6 +18,7 @@ from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.launch import single_process
 from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
@@ -39,7 +41,7 @@ def config(count: int = 1, size: int = 1, **fields) -> Config:
             "steps": 6,
             "seed": 3,
             "optimizer": {"lr": 5e-3, "warmup_steps": 3},
-            "validate_every": 3,
+            "validate_every": 6,
             "validation_rows": 3,
             "samples": {"count": 0},
             "engine": engine,
@@ -89,6 +91,13 @@ def test_what_cannot_be_shared_out_is_refused(fields, told):
         config(**fields)
 
 
+def test_an_objective_that_needs_all_predictions_at_once_is_named(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "next_code", replace(OBJECTIVES["next_code"], separable=False))
+    with pytest.raises(ValidationError, match="engine.sequence_parallel: expected 1 with next_code"):
+        config(2, 2, objectives={"latent_diffusion": 1, "next_code": 1})
+    assert config(2, 1, objectives={"next_code": 1}).trained == ("next_code",)
+
+
 def test_tokenizers_have_no_rows():
     with pytest.raises(ValidationError, match="sequence_parallel"):
         TokenizerConfig.model_validate({"engine": {"sequence_parallel": 1}})
@@ -129,14 +138,18 @@ def test_the_loaders_of_a_group_give_the_same_rows_and_noise(tokens):
 # ---- trainings by real ranks ----
 
 
-def _on_rank(path: list[str], folder: str, settings: Config, tokens, visual) -> None:
+def _on_rank(path: list[str], jobs: list[tuple[str, Config]], tokens, visual) -> None:
     sys.path[:0] = path
-    output, state = (str(Path(folder, name)) for name in ("output", "state"))
-    train_worker(Job(settings, tokens, visual, output, state, corpora.Silent(), corpora.Silent()))
+    for folder, settings in jobs:
+        output, state = (str(Path(folder, name)) for name in ("output", "state"))
+        train_worker(Job(settings, tokens, visual, output, state, corpora.Silent(), corpora.Silent()))
 
 
-def train(folder: Path, settings: Config, tokens, visual) -> None:
-    run_on_ranks(_on_rank, settings.workers.count, sys.path, str(folder), settings, tokens, visual)
+def train(jobs: dict[Path, Config], tokens, visual) -> None:
+    """Each in its folder, those of one number of workers by the same processes."""
+    for count in sorted({settings.workers.count for settings in jobs.values()}):
+        mine = [(str(folder), settings) for folder, settings in jobs.items() if settings.workers.count == count]
+        run_on_ranks(_on_rank, count, sys.path, mine, tokens, visual)
 
 
 def outcome(folder: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
@@ -162,33 +175,39 @@ MIX = {
 }
 
 
+def divided(count: int, size: int, stage: int, **fields) -> Config:
+    return config(count, size, engine={"zero_stage": stage}, **MIX, **fields)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tokens, visual) -> Path:
     """What one rank trains that has each row for itself."""
     folder = tmp_path_factory.mktemp("alone")
-    train(folder, config(**MIX), tokens, visual)
+    train({folder: divided(1, 1, 1)}, tokens, visual)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "size", "stage"), [(2, 1, 1), (2, 2, 0), (2, 2, 1), (2, 2, 3), (4, 2, 2), (4, 4, 1)])
-def test_ranks_that_share_rows_out_train_as_one(tmp_path, alone, tokens, visual, count, size, stage):
-    train(tmp_path, config(count, size, engine={"zero_stage": stage}, **MIX), tokens, visual)
-    agree(tmp_path, alone)
+def test_ranks_that_share_rows_out_train_as_one(tmp_path, alone, tokens, visual):
+    divisions = [(2, 1, 1), (2, 2, 0), (2, 2, 1), (2, 2, 3), (4, 2, 2), (4, 4, 1)]
+    train({tmp_path / f"{one}": divided(*one) for one in divisions}, tokens, visual)
+    for one in divisions:
+        agree(tmp_path / f"{one}", alone)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [((2, 2, 1), (1, 1, 1)), ((2, 1, 3), (4, 2, 1)), ((4, 2, 2), (2, 2, 3))])
-def test_it_goes_on_with_another_division(tmp_path, alone, tokens, visual, before, after):
-    for steps, (count, size, stage) in ((3, before), (6, after)):
-        train(tmp_path, config(count, size, engine={"zero_stage": stage}, steps=steps, **MIX), tokens, visual)
-    agree(tmp_path, alone)
+def test_it_goes_on_with_another_division(tmp_path, alone, tokens, visual):
+    changes = [((2, 2, 1), (1, 1, 1)), ((2, 1, 3), (4, 2, 1)), ((4, 2, 2), (2, 2, 3))]
+    train({tmp_path / f"{one[0]}": divided(*one[0], steps=3) for one in changes}, tokens, visual)
+    train({tmp_path / f"{one[0]}": divided(*one[1]) for one in changes}, tokens, visual)
+    for one in changes:
+        agree(tmp_path / f"{one[0]}", alone)
 
 
 @pytest.mark.slow
 def test_a_step_is_replayed_by_ranks_that_share_rows_out(tmp_path, alone, tokens, visual):
     """Each document's loss and gradient norm are those that one rank finds."""
-    train(tmp_path, config(2, 2, **MIX), tokens, visual)
+    train({tmp_path: divided(2, 2, 1)}, tokens, visual)
 
     def replayed(folder: Path, settings: Config) -> dict:
         job = Job(settings, tokens, visual, "", "", corpora.Silent(), corpora.Silent())
@@ -196,8 +215,8 @@ def test_a_step_is_replayed_by_ranks_that_share_rows_out(tmp_path, alone, tokens
         return replay(Replay(job, str(folder / "state"), 4, curve, [], settings.workers.count))
 
     with single_process():
-        wanted = replayed(alone, config(**MIX))
-    found = replayed(tmp_path, config(2, 2, **MIX))
+        wanted = replayed(alone, divided(1, 1, 1))
+    found = replayed(tmp_path, divided(2, 2, 1))
     assert found["equal"] is wanted["equal"] is True and len(found["documents"]) == len(wanted["documents"]) > 4
     by_place = [{(d["id"], d["row"], d["task"]): d for d in one["documents"]} for one in (found, wanted)]
     assert by_place[0].keys() == by_place[1].keys()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, OmniLoomError
+from omniloom.models.linear import Linear
 from omniloom.models.model import OmniLoom
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified import SpecialIds, load_llama
@@ -133,7 +134,7 @@ def test_the_exported_model_is_the_start_with_the_adapter_that_peft_reads(tmp_pa
         after, ours = reference(line).logits, model.model.text_logits(line)[..., :known]
     assert (after - before).abs().max() > 0.05
     assert (ours - after[..., :known]).abs().max() < 1e-5
-    assert type(model.model.blocks[0].attention.qkv) is torch.nn.Linear
+    assert type(model.model.blocks[0].attention.qkv) is Linear
     assert model.text_to_image(["a red square"], VisualSampling(num_steps=2)).shape == (1, 24, 24, 3)
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniloom.models.linear import Linear
 from omniloom.models.unified.adapter.config import AdapterConfig, Target, filled, is_norm
 from omniloom.models.unified.adapter.dropout import Dropout
 from omniloom.models.unified.config import UnifiedConfig
@@ -41,7 +42,7 @@ class LowRank(nn.Module):
         return F.linear(self.scale * F.linear(x, self.A), self.B)  # scaled where it is small
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(Linear):
     """A Linear with the weights of `linear` and adapters of some of its rows."""
 
     def __init__(self, linear: nn.Linear, targets: Mapping[str, Target], adapter: AdapterConfig, number: int):
@@ -81,7 +82,7 @@ class NewRowsEmbedding(nn.Embedding):
         return super().forward(ids) + F.embedding(at, self.new_rows) * is_new
 
 
-class NewRowsHead(nn.Linear):
+class NewRowsHead(Linear):
     """A head without a bias with the weights of `head`, to some `rows` of which `new_rows` are added; the embedding's
     own where it is given."""
 

@@ -177,7 +177,8 @@ class UnifiedObjective(nn.Module):
         alignment = self.alignment if self.training else None
         layer_states = {self.alignment_layer: torch.empty(0)} if alignment else {}
         if self.training and self.dropouts:
-            seed_dropout(self.dropouts, row_seeds(seed, len(batch.ids)))
+            places = (share.first, share.length) if share else (0, 0)
+            seed_dropout(self.dropouts, row_seeds(seed, len(batch.ids)), *places)
         logits_TV, predictions = self.predict(batch, shown, layer_states, share)
         labels_T = batch.labels.flatten()[batch.label_index]
         text, entropy, squares = self._entropy_sums(logits_TV, labels_T, batch.label_weights, self.z_loss)
