@@ -43,7 +43,7 @@ class Muon(AdamW):
     layout: Mapping[int, FlatMatrices] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         groups = self.param_groups
         self.param_groups = [group for group in groups if "momentum" not in group]
         try:
@@ -58,19 +58,19 @@ class Muon(AdamW):
     def _step_matrices(self, group: dict[str, Any], flat: FlatMatrices | None) -> None:
         for weights in group["params"]:
             if weights.grad is not None:
-                self._gather_momentum(weights, group["momentum"])
+                self._gather_momentum(weights, weights.grad, group["momentum"])
         for weights, matrix, within in _matrices(group, flat):
             weights.mul_(1 - group["lr"] * group["weight_decay"])
             update = orthogonal(matrix).reshape(-1)[within].view_as(weights)
             weights.add_(update, alpha=-group["lr"] * _RMS * math.sqrt(max(matrix.shape)))
 
-    def _gather_momentum(self, weights: Tensor, momentum: float) -> None:
+    def _gather_momentum(self, weights: Tensor, gradient: Tensor, momentum: float) -> None:
         """Take the gradient into the momentum, and make it Nesterov's."""
         state = self.state[weights]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weights)
-        state["momentum_buffer"].lerp_(weights.grad, 1 - momentum)
-        weights.grad.lerp_(state["momentum_buffer"], momentum)
+        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        gradient.lerp_(state["momentum_buffer"], momentum)
 
 
 def _matrices(group: dict[str, Any], flat: FlatMatrices | None) -> Iterator[tuple[Tensor, Tensor, slice]]:
