@@ -52,7 +52,7 @@ def _is_slow_in_autocast() -> bool:
 def multiplies_bf16_slowly() -> bool:
     """Whether this CPU multiplies bf16 slower than float32: x86 without AMX, but for AMD's with AVX512-BF16. Told from
     what it is and not from its speed of the moment, so that a training's last digits are the same on it every time."""
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # of PyTorch 2.12 on
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of PyTorch 2.12 on
     if found.get("architecture") != "x86_64" or found.get("amx_tile"):
         return False
     return not (found.get("avx512_bf16") and "AMD" in found.get("cpu_name", ""))

@@ -94,9 +94,9 @@ class FlatGradients:
 
     def _take(self, parameter: torch.nn.Parameter) -> None:
         """Move a gradient that the first backward pass of a step has made; later ones add to it where it is."""
-        view, gradient = self._views[parameter], parameter.grad
-        if gradient is not None and gradient is not view:
-            parameter.grad = view.copy_(gradient)
+        made = parameter.grad
+        if made is not None and made is not (view := self._views[parameter]):
+            parameter.grad = view.copy_(made)
 
     def begin(self) -> None:
         """Forget the last step's gradients; nothing before the backward passes that follow a step's first."""

@@ -10,23 +10,20 @@ its documentation says, its time solver set to Euler, so that its evaluations ar
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # the peer's bars; read when tqdm is imported
+import numpy as np
+import torch
+import transfusion_peer
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transfusion_peer  # noqa: E402
-
-from omniloom.models.unified.config import UnifiedConfig, num_parameters  # noqa: E402
-from omniloom.models.unified.diffusion.config import DiffusionConfig  # noqa: E402
-from omniloom.models.unified.generation.generate import generate_text, generate_visual  # noqa: E402
-from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling  # noqa: E402
-from omniloom.models.unified.layouts import prefix_for_text  # noqa: E402
-from omniloom.models.unified.model import UnifiedModel  # noqa: E402
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.generate import generate_text, generate_visual
+from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
+from omniloom.models.unified.layouts import prefix_for_text
+from omniloom.models.unified.model import UnifiedModel
 
 PROMPT, CAPTION, REQUESTS, GUIDANCE = 32, 256, 16, 3.0
 REPEATS = 3

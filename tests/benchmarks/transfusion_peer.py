@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,7 +32,10 @@ def installed() -> bool:
 
 
 def build(vocab: int, latent_dim: int, side: int, width: int, layers: int, heads: int) -> nn.Module:
-    """A model of that backbone, whose heads have width / heads channels."""
+    """A model of that backbone, whose heads have width / heads channels. It draws without telling."""
+    peer = importlib.import_module("transfusion_pytorch.transfusion")
+    peer.tqdm = partial(peer.tqdm, disable=True)
+    peer.logger.disable("transfusion_pytorch")
     return importlib.import_module("transfusion_pytorch").Transfusion(
         num_text_tokens=vocab,
         dim_latent=latent_dim,
@@ -59,7 +63,6 @@ def text(model: nn.Module, prompts: np.ndarray) -> Callable[[int], Tensor]:
 
 def pictures(model: nn.Module, captions: np.ndarray, side: int, guidance: float) -> Callable[[int], list]:
     """Draws a picture behind each caption in a number of steps, all in one batch."""
-    importlib.import_module("transfusion_pytorch.transfusion").logger.disable("transfusion_pytorch")
 
     def draw(steps: int) -> list:
         drawn = model.sample_many(

@@ -18,8 +18,10 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
 from omniloom.models.unified.diffusion.samplers import sample
+from omniloom.models.unified.generation import choice
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import draw_and_go_on, draw_visual, open_diffusion, sample_tokens
+from omniloom.models.unified.generation.choice import sample_tokens
+from omniloom.models.unified.generation.draw import draw_and_go_on, draw_visual, open_diffusion
 from omniloom.models.unified.generation.generate import (
     Drawing,
     generate_interleaved,
@@ -326,6 +328,43 @@ def test_sampling_follows_the_distribution() -> None:
     assert shares(temperature=1.0, top_p=0.85) == close(0.5, 0.3, 0.15, 0)
     assert shares(temperature=0.0) == [1, 0, 0, 0]
     assert shares(temperature=0.5) == close(0.25, 0.09, 0.0225, 0.0025)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"top_p": 0.9}, {"top_p": 1.0}, {"top_k": 40}, {"top_k": 300, "top_p": 0.7}], ids=str
+)
+@pytest.mark.parametrize("spread", [0.1, 4.0])
+@pytest.mark.parametrize("steps", [None, 0.5, 100.0])
+def test_the_likeliest_of_many_tokens_give_what_all_give(
+    how: dict[str, float], spread: float, steps: float | None
+) -> None:
+    """Flat and peaked distributions, logits that are many times equal, tokens that are forbidden, and no numbers."""
+    torch.manual_seed(0)
+    logits, uniforms = spread * torch.randn(64, 5000), torch.rand(64)
+    if steps:
+        logits = (logits / steps).round() * steps
+    logits[:, 7] = -torch.inf
+    logits[0, 3], logits[1] = torch.nan, -torch.inf
+    uniforms[2], uniforms[3] = 0, 1 - 2**-24
+    text = TextSampling(temperature=0.8, **how)  # type: ignore[arg-type]
+    expected = choice._by_all(logits.double() / 0.8, uniforms.double(), text)
+    assert torch.equal(sample_tokens(logits, uniforms, text), expected)
+    if spread == 4.0 and not steps:
+        _, sure = choice._by_the_likeliest(logits.double() / 0.8, uniforms.double(), text, 600)
+        assert sure[4:].float().mean() > 0.95
+
+
+@pytest.mark.parametrize("top_p", [None, 0.5, 0.7, 0.95])
+def test_what_is_sure_of_a_few_likeliest_is_right(top_p: float | None) -> None:
+    torch.manual_seed(0)
+    uniforms = torch.linspace(0, 1 - 2**-24, 2001, dtype=torch.float64)
+    logits = torch.randn(1, 12, dtype=torch.float64).expand(len(uniforms), -1)
+    text = TextSampling(temperature=1.0, top_p=top_p)
+    expected = choice._by_all(logits, uniforms, text)
+    for head in range(1, 13):
+        tokens, sure = choice._by_the_likeliest(logits, uniforms, text, head)
+        assert torch.equal(tokens[sure], expected[sure])
+        assert head < 3 or sure.any()
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 3), st.none() | st.integers(1, 14), st.none() | st.floats(0.05, 1))

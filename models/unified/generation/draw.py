@@ -21,7 +21,8 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
 from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, sample
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
+from omniloom.models.unified.generation.choice import sample_tokens
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.objectives.corruption import mask_ratio
 from omniloom.models.unified.positions import Grid
 
@@ -46,28 +47,6 @@ def nothing(config: UnifiedConfig, grid: Grid, how: VisualSampling) -> Tensor:
     if kind.discrete:
         return torch.zeros((0, *grid), dtype=torch.int64)
     return torch.zeros((0, *grid, getattr(config, kind.size)))
-
-
-def sample_tokens(logits: Tensor, uniforms: Tensor, how: TextSampling | VisualSampling) -> Tensor:
-    """One token a row by inverting the distribution function at `uniforms` (B,) in [0, 1).
-
-    logits (B, V); -inf forbids. `how.temperature` 0 takes the likeliest. top_k keeps the k likeliest; top_p the
-    smallest set of likeliest tokens that holds at least that probability. Returns int64 (B,).
-    """
-    if how.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits, order = (logits.double() / how.temperature).sort(dim=-1, descending=True, stable=True)
-    probabilities = logits.softmax(dim=-1)
-    if how.top_k is not None:
-        probabilities[:, how.top_k :] = 0
-    if how.top_p is not None:
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= how.top_p * probabilities.sum(-1, keepdim=True), 0)
-    total = probabilities.cumsum(dim=-1)
-    drawn = torch.searchsorted(total, uniforms.double()[:, None] * total[:, -1:], right=True)
-    allowed = (probabilities > 0).sum(dim=-1, keepdim=True)
-    # Of logits that are no numbers nothing is allowed; any token is as good then, as at temperature 0.
-    return order.gather(1, torch.minimum(drawn, allowed - 1).clamp(min=0))[:, 0]
 
 
 def draw_visual(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> Tensor:

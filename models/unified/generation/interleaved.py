@@ -18,7 +18,8 @@ import torch
 from omniloom.models.unified.batch import Document, Segment, visual_segment
 from omniloom.models.unified.config import SpecialIds
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import draw_and_go_on, sample_tokens
+from omniloom.models.unified.generation.choice import sample_tokens
+from omniloom.models.unified.generation.draw import draw_and_go_on
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.layouts import without
 from omniloom.models.unified.model import UnifiedModel
