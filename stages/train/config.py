@@ -167,7 +167,7 @@ class TrainConfig(BaseModel):
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
-    continue_from: ContinueConfig | None = Field(None, json_schema_extra=PLACEMENT)  # `identity` enters in its place
+    continue_from: ContinueConfig | None = Field(None, json_schema_extra=PLACEMENT)  # see `enters_fingerprint`
     """The step of an earlier training to go on from; null: step 0. What may differ from it: docs/books.md."""
     keep_checkpoint: bool = Field(False, json_schema_extra=PLACEMENT)
     """Keep the last checkpoint in the artifact, so that a finished training can be gone on from; it is as large as the
@@ -271,8 +271,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"batch_rows: {self.batch_rows} does not divide by {told} = {parts}")
 
     @property
-    def identity(self) -> dict[str, str]:
-        """What enters the fingerprint beside the fields."""
+    def enters_fingerprint(self) -> dict[str, str]:
+        """What counts in the fingerprint beside the fields: where the training goes on from."""
         before = self.continue_from
         return {"continue_from": f"{before.training}@{before.step}"} if before else {}
 
