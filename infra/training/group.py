@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # compiled
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.execution.context import get_train_context
@@ -27,11 +28,11 @@ class Trainer(TorchTrainer):
     """Ray Train's own, whose controller runs in a process that waits for it (`ready`)."""
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
-        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         made = ray.remote(num_cpus=0, label_selector=here, runtime_env=ready.control_environment())(TrainController)
         controller: Any = made.remote(**given)
         if threading.current_thread() is threading.main_thread():
-            self._register_sigint_handler(controller)
+            self._register_sigint_handler(controller)  # type: ignore[attr-defined]  # its base is not typed
         ray.get(controller.run.remote())
         return ray.get(controller.get_result.remote())
 

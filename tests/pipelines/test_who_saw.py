@@ -110,7 +110,7 @@ class Pipeline:
             "config": canonical(planned.config, planned.name),
             "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
             "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
-            **getattr(planned.config, "identity", {}),
+            **getattr(planned.config, "enters_fingerprint", {}),
             "sources": planned.sources,
             "outside": planned.outside,
             "metrics": metrics,
@@ -224,6 +224,8 @@ def test_who_saw_is_what_the_loader_gave_out(pipeline, omniloom):
         if record["split"] != "train":
             assert found["answer"].endswith(f"held out ({record['split']}); no training step saw it")
             assert [row["why"] for row in found["trainings"][0]["unused"]] == [f"held out: {record['split']}"]
+        elif not told:
+            assert [row["why"] for row in found["trainings"][0]["unused"]] == ["not reached yet"]
         assert bool(found["learnt_from"]) == (record["split"] == "train")  # the text tokenizer
     assert splits == {"train", "validation", "test"}
     digest = pipeline.plan()["train"].artifact.digest
@@ -269,7 +271,7 @@ def test_wrong_requests_are_told(pipeline, omniloom, tmp_path):
     code, _, err = omniloom("who-saw", "a.txt", pipeline.file, f"storage={tmp_path}")
     assert code == 2 and f"CONFIG: nothing was ingested in {tmp_path} yet" in err
     code, _, err = omniloom("who-saw", "a.txt", str(tmp_path / "none.yaml"))
-    assert code == 2 and "no such config file" in err
+    assert code == 2 and "none.yaml: is no storage that something was made in, and no such config file" in err
     code, _, err = omniloom("who-saw", "a.txt", str(pipeline.folder / "runs"), "seed=1")
     assert code == 2 and "overrides are of a config" in err
 

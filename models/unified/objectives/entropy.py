@@ -71,10 +71,12 @@ class _EntropySums(torch.autograd.Function):
                     gradient.mul_(weights[some, None])
                 ctx.gradient[some] = gradient
         squares = partition.square_() if z_loss else partition.zero_()
-        sums = [(of_rows if weights is None else of_rows * weights).sum() for of_rows in (entropy, squares)]
-        ctx.mark_non_differentiable(*sums)
+        if weights is not None:
+            entropy, squares = entropy * weights, squares * weights
+        total, total_squares = entropy.sum(), squares.sum()
+        ctx.mark_non_differentiable(total, total_squares)
         ctx.set_materialize_grads(False)
-        return sums[0] + z_loss * sums[1], *sums
+        return total + z_loss * total_squares, total, total_squares
 
     @staticmethod
     @once_differentiable
