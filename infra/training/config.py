@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from omniloom.infra.fields import PLACEMENT
+from omniloom.infra.fields import LATER, PLACEMENT
 
 HANG_SECONDS = 60.0  # no shorter silence counts as a hang, unless a config says otherwise
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +42,22 @@ class OptimizerConfig(BaseModel):
             return self.lr
         progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         return self.lr * (self.final_lr_ratio + (1 - self.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class MuonConfig(BaseModel):
+    """Muon with Nesterov's momentum, scaled to updates as large as AdamW's (arXiv 2502.16982)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    momentum: Decay = 0.95
+    """Decay of the average of the gradient."""
+
+
+class BlocksOptimizerConfig(OptimizerConfig):
+    """An optimizer of a model that has blocks."""
+
+    muon: MuonConfig | None = Field(None, json_schema_extra=LATER)
+    """Muon for the matrices of the blocks, at the same `lr` and `weight_decay`, and AdamW for all else; null: AdamW for
+    all. Needs engine.zero_stage 0 or 1, without offload."""
 
 
 class EngineConfig(BaseModel):
