@@ -78,7 +78,7 @@ class EngineConfig(BaseModel):
     activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
     """Compute activations again in the backward pass, which saves memory and costs time."""
     compile: bool = Field(False, json_schema_extra=PLACEMENT)
-    """Compile the blocks with torch.compile."""
+    """Compile the blocks with torch.compile. What was compiled is kept on each machine, below $OMNILOOM_CACHE."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     """What follows a step whose loss or gradient is not finite or a spike: the training stops; its update is left out;
     or training goes back to the last checkpoint and leaves out the documents to blame, or the step where none stands

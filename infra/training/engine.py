@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.distributed as dist
 
+from omniloom.infra.training import compiled
 from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
 from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, MuonConfig, OptimizerConfig
@@ -120,7 +121,9 @@ class Engine(EngineWeights):
                 "wall_clock_breakdown": False,
             },
         )
-        if config.compile:  # ZeRO-3's hooks are DeepSpeed's to compile around
+        if config.compile:
+            compiled.keep()
+            # ZeRO-3's hooks are DeepSpeed's to compile around.
             (compile_parts if compile_parts and config.zero_stage < 3 else self.engine.compile)()
         self._gradients: FlatGradients | None = None
         if flat:
