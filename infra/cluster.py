@@ -32,6 +32,7 @@ from omniloom.infra.secrets import redact
 
 _CONNECT_SECONDS = 5.0
 _HEAD_INTERVAL = 2.0
+_RECOGNISED_SECONDS = 30.0  # for which a head that always answered is taken for the same
 _HEAD_SECONDS = {"local": 8.0, "attached": 45.0}  # a head of a cluster may be restarted within Ray's minute
 _MESSAGE_CHARACTERS = 200
 _MESSAGE_SECONDS = 30.0  # between two messages of the same words
@@ -269,30 +270,35 @@ class Head:
     def __init__(self, cluster: Cluster):
         self.address, self.patience = cluster.address, _HEAD_SECONDS["local" if cluster.local else "attached"]
         self.id, self.gone = cluster.id, False
-        self._asked = self._answered = time.monotonic()
+        self._asked = self._answered = self._recognised = time.monotonic()
 
     def require(self) -> None:
         """To be called often; raises `OmniLoomError` once nothing has listened there for some time, or another head."""
-        if time.monotonic() - self._asked < _HEAD_INTERVAL:
+        now = time.monotonic()
+        if now - self._asked < _HEAD_INTERVAL:
             return
-        self._asked = time.monotonic()
+        silent, self._asked = self._answered < self._asked, now
         try:
             _reach(self.address, _HEAD_INTERVAL)
-            found = head_id(self.address) if self.id else ""
-            self._answered = time.monotonic()
+            same = self._is_the_same(silent)
+            self._answered = now
         except OSError as error:
-            if time.monotonic() - self._answered > self.patience:
-                self.gone = True
-                raise OmniLoomError(
-                    f"Ray's head (GCS) at {self.address} is gone: {error}; the next run goes on from here"
-                ) from error
+            if now - self._answered > self.patience:
+                raise self._lost(str(error)) from error
             return
-        if found != self.id:
-            self.gone = True
-            raise OmniLoomError(
-                f"Ray's head (GCS) at {self.address} is gone, and another one in its place knows nothing of this run; "
-                "the next run goes on from here"
-            )
+        if not same:
+            raise self._lost("another one in its place knows nothing of this run")
+
+    def _is_the_same(self, silent: bool) -> bool:
+        """Whether the same head answers; asked where nobody did the last time, and now and then."""
+        if not self.id or not (silent or self._asked - self._recognised > _RECOGNISED_SECONDS):
+            return True
+        self._recognised = self._asked
+        return head_id(self.address) == self.id
+
+    def _lost(self, why: str) -> OmniLoomError:
+        self.gone = True
+        return OmniLoomError(f"Ray's head (GCS) at {self.address} is gone: {why}; the next run goes on from here")
 
 
 def head_id(address: str) -> str:

@@ -42,6 +42,11 @@ class Where:
             if overrides:
                 raise InputError("overrides are of a config, and this is a storage", field=overrides[0], file=place)
             return Where(storage.absolute(place))
+        try:
+            configs.find(place)
+        except InputError as error:
+            why = f"is no storage that something was made in, and {error.message}"
+            raise InputError(why, file=place) from None
         loaded = configs.load(place, list(overrides))
         return Where(loaded.storage, loaded)
 

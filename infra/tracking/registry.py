@@ -98,8 +98,9 @@ def versions(settings: TrackingSettings, fingerprints: Sequence[str]) -> dict[st
     sink = Sink(settings)
     found: dict[str, list[dict[str, Any]]] = {}
     for fingerprint in fingerprints:
-        for page in sink.call("search_model_versions", f"tag.`{FINGERPRINT_TAG}` = '{fingerprint}'"):
-            version = sink.call("get_model_version", page.name, page.version)
-            facts = {"name": page.name, "version": str(page.version), "aliases": list(version.aliases)}
+        held = sink.call("search_model_versions", f"tag.`{FINGERPRINT_TAG}` = '{fingerprint}'")
+        for version in sorted(held, key=lambda version: (version.name, int(version.version))):
+            aliases = sink.call("get_model_version", version.name, version.version).aliases  # a search tells none
+            facts = {"name": version.name, "version": str(version.version), "aliases": list(aliases)}
             found.setdefault(fingerprint, []).append(facts)
     return found

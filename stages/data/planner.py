@@ -102,6 +102,11 @@ class Planner:
         """The share of the tokens of each stream that has one at a step; they sum to 1."""
         return self._shares(shares_at(self.config.mixture, step))
 
+    @property
+    def trained(self) -> set[str]:
+        """The streams that ever have a share."""
+        return {name for mixture in stages(self.config.mixture) for name in self._shares(mixture)}
+
     def _shares(self, mixture: Mapping[Kind, float]) -> dict[str, float]:
         kinds: dict[Kind, float] = {}
         for name, stream in self.streams.items():

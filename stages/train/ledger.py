@@ -101,9 +101,9 @@ def config_of(period: Mapping[str, Any]) -> Config:
 def open_books(ledger: Ledger, indices: Sequence[Index]) -> Books:
     """The books of a ledger. `indices` are those of each period's tokens, of the train split; where two periods follow
     each other with the same tokens, they may be two."""
-    from omniloom.stages.data.books import Books
+    from omniloom.stages.data.books import Books, Period
     from omniloom.stages.data.parts import parts_of
-    from omniloom.stages.train.rows import period as opened
+    from omniloom.stages.data.planner import Planner
 
     known: list[Index] = []
     digests: list[str] = []
@@ -113,7 +113,9 @@ def open_books(ledger: Ledger, indices: Sequence[Index]) -> Books:
             known, digests = [*known, index], [*digests, told["tokens"]["digest"]]
         name = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
         parts = parts_of(known, storage.cache_folder() / f"parts-{name}")
-        periods.append(opened(parts, config_of(told), told["step"], told["rows"]))
+        config = config_of(told)
+        planner = Planner(parts, config.packing, config.seed, config.objectives)
+        periods.append(Period(told["step"], told["rows"], config.batch_rows, planner))
     return Books(periods)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from omniloom.stages.data.books import RowStream, Use
+from omniloom.stages.data.books import Use
 from omniloom.stages.data.index import Index, id_hash
 from omniloom.stages.train.ledger import Ledger, open_books
 
@@ -55,11 +55,13 @@ class Uses:
         """Why a document that the tokens hold to train on was in no row."""
         if name in self.ledger["left_out"]:
             return f"left out from step {self.ledger['left_out'][name]} on, where it was to blame for a bad one"
-        if not (units := self._units([name])):
+        units, reached = self._units([name]), self.ledger["position"]["streams"]
+        trained = set[str]().union(*(period.planner.trained for period in self.books.periods))
+        if not trained & units.keys():
             return "nothing of its kind is trained on, or fits into a row"
-        reached = RowStream(self.books, self.ledger["position"]).window().after
-        ahead = [self._streams[key].positions(u, 0).min() >= reached.get(key, (0, 0))[0] for key, u in units.items()]
-        return "not reached yet" if all(ahead) else "it fits into no row"
+        # What the running window holds is in rows that are not all given out.
+        ahead = [self._streams[key].positions(u, 0).max() >= reached.get(key, (0, 0))[0] for key, u in units.items()]
+        return "not reached yet" if any(ahead) else "it fits into no row"
 
 
 def _facts(use: Use) -> dict[str, Any]:

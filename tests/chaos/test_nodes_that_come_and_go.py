@@ -152,7 +152,7 @@ def test_another_head_in_the_place_of_the_first_ends_the_run_with_a_clear_word(t
                 training.process.kill()
             training.process.wait()
         told = training.log.read_text()
-        assert "and another one in its place knows nothing of this run" in told and "again:  omniloom run" in told
+        assert "another one in its place knows nothing of this run" in told and "again:  omniloom run" in told
         nodes.wait_for_all()
         run("--until", "pretokenize").end()
 

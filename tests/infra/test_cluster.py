@@ -84,22 +84,36 @@ def test_token_mode(monkeypatch, tmp_path):
     assert use_token(create=False) and os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_another_head_in_its_place_is_noticed_at_once(monkeypatch):
-    """Which nothing else tells: what this process waits for never comes."""
-    ids = iter(["a1", "a1", "b2"])
-    monkeypatch.setattr("omniloom.infra.cluster.head_id", lambda address: next(ids))
-    now = [0.0]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        head = Head(Cluster(f"127.0.0.1:{listener.getsockname()[1]}", (Node(1),), False, True, "a1"))
-        for _ in range(2):
-            now[0] += 3
+@pytest.mark.parametrize("was_away", [True, False])
+def test_another_head_in_its_place_is_noticed(monkeypatch, was_away):
+    """Which nothing else tells: what this process waits for never comes. At once where nobody had answered before."""
+    now, asked, reached = [100.0], [], [True]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("omniloom.infra.cluster.head_id", lambda address: asked.append(now[0]) or ids[-1])
+
+    def reach(address, seconds):
+        if not reached[-1]:
+            raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr("omniloom.infra.cluster._reach", reach)
+    ids = ["a1"]
+    head = Head(Cluster("127.0.0.1:1", (Node(1),), False, True, "a1"))
+    for _ in range(24):
+        now[0] += 5
+        head.require()
+    assert 3 <= len(asked) <= 4 and not head.gone
+    ids.append("b2")
+    if was_away:
+        reached.append(False)
+        now[0] += 5
+        head.require()
+        reached.append(True)
+    changed = now[0]
+    with pytest.raises(OmniLoomError, match="another one in its place.*the next run goes on from here"):
+        while now[0] < changed + 60:
+            now[0] += 5
             head.require()
-        now[0] += 3
-        with pytest.raises(OmniLoomError, match="another one in its place.*the next run goes on from here"):
-            head.require()
+    assert head.gone and now[0] - changed <= (5 if was_away else 35)
 
 
 @pytest.mark.parametrize("local, patience", [(True, 8), (False, 45)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from omniloom.infra.tracking import RegisteredModel, Tracker, TrackingConfig, register_model, replay, resolve_tracking
+from omniloom.infra.tracking.registry import versions
 
 SERVING = Path(__file__).parents[2] / "stages/inference/serving.py"
 
@@ -288,3 +290,23 @@ def test_names_that_the_registry_would_refuse_are_refused_when_the_config_is_rea
 @pytest.mark.parametrize("name", ["digits", "Größe 2", "a.b-c_d", "x" * 300, "猫", None])
 def test_names_that_the_registry_takes(name):
     assert TrackingConfig(register_as=name).register_as == name
+
+
+@pytest.mark.slow
+def test_versions_are_found_by_what_they_hold(tmp_path):
+    from mlflow import MlflowClient
+
+    settings = resolve_tracking(TrackingConfig(system_metrics=False), str(tmp_path / "st"))
+    (tmp_path / "st").mkdir()
+    client = MlflowClient(settings.uri)
+    for name, fingerprint in (("digits", "a" * 64), ("digits", "b" * 64), ("others", "a" * 64)):
+        with contextlib.suppress(Exception):  # it is there
+            client.create_registered_model(name)
+        client.create_model_version(name, str(tmp_path), tags={"omniloom.fingerprint": fingerprint})
+    client.set_registered_model_alias("digits", "champion", "1")
+    assert versions(settings, ["a" * 64, "c" * 64]) == {
+        "a" * 64: [
+            {"name": "digits", "version": "1", "aliases": ["champion"]},
+            {"name": "others", "version": "1", "aliases": []},
+        ]
+    }

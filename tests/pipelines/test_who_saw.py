@@ -21,6 +21,7 @@ from omniloom.pipelines import cli, continuing
 from omniloom.pipelines.config import load
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.plan import Plan, make_plan
+from omniloom.pipelines.replaying import replay_step
 from omniloom.stages.base import StageContext
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
@@ -110,7 +111,7 @@ class Pipeline:
             "config": canonical(planned.config, planned.name),
             "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
             "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
-            **getattr(planned.config, "identity", {}),
+            **getattr(planned.config, "enters_fingerprint", {}),
             "sources": planned.sources,
             "outside": planned.outside,
             "metrics": metrics,
@@ -224,6 +225,8 @@ def test_who_saw_is_what_the_loader_gave_out(pipeline, omniloom):
         if record["split"] != "train":
             assert found["answer"].endswith(f"held out ({record['split']}); no training step saw it")
             assert [row["why"] for row in found["trainings"][0]["unused"]] == [f"held out: {record['split']}"]
+        elif not told:
+            assert [row["why"] for row in found["trainings"][0]["unused"]] == ["not reached yet"]
         assert bool(found["learnt_from"]) == (record["split"] == "train")  # the text tokenizer
     assert splits == {"train", "validation", "test"}
     digest = pipeline.plan()["train"].artifact.digest
@@ -269,7 +272,7 @@ def test_wrong_requests_are_told(pipeline, omniloom, tmp_path):
     code, _, err = omniloom("who-saw", "a.txt", pipeline.file, f"storage={tmp_path}")
     assert code == 2 and f"CONFIG: nothing was ingested in {tmp_path} yet" in err
     code, _, err = omniloom("who-saw", "a.txt", str(tmp_path / "none.yaml"))
-    assert code == 2 and "no such config file" in err
+    assert code == 2 and "none.yaml: is no storage that something was made in, and no such config file" in err
     code, _, err = omniloom("who-saw", "a.txt", str(pipeline.folder / "runs"), "seed=1")
     assert code == 2 and "overrides are of a config" in err
 
@@ -366,6 +369,16 @@ def test_it_goes_on_with_what_was_added_and_who_saw_tells_both_trainings_apart(c
             whose = {use["step"]: use["training"] for use in uses.get(second, ())}
             assert all(training == (first if step < 8 else second) for step, training in whose.items())
             assert not uses.get(first) or folder == "texts"
+
+
+def test_a_step_behind_the_change_is_replayed_bit_for_bit_from_where_it_went_on(changed):
+    plan = changed.plan(*overrides(changed))
+    found = replay_step(plan, 10)
+    assert (found["from"], found["row"]["step"], found["equal"]) == (8, 12, True)
+    given = {path for step, _, path in changed.given[plan["train"].fingerprint] if step == 10}
+    assert {document["path"] for document in found["documents"]} == given
+    with pytest.raises(InputError, match=f"expected at least 8, .* what was before is {changed.first}'s"):
+        replay_step(plan, 3)
 
 
 def test_a_training_under_way_is_known_as_far_as_its_last_checkpoint(pipeline, omniloom):
