@@ -27,7 +27,6 @@ _NEEDED = (
     "av",
     "pillow",
     "tokenizers",
-    "torchmetrics",
     "safetensors",
     "scikit-learn",
 )

@@ -202,7 +202,7 @@ def _address(planned: PlannedStage, plan: Plan) -> None:
 def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
     sources = planned.sources["digest"] if planned.sources else None
     version = planned.stage.module.VERSION
-    made_from = made_from | getattr(planned.config, "identity", {})
+    made_from = made_from | getattr(planned.config, "enters_fingerprint", {})
     return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 
 

@@ -24,7 +24,7 @@ def change(planned: PlannedStage, previous: Artifact | None, inputs: Mapping[str
     if changes := config_changes(planned, previous):
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         reasons.append("config: " + ", ".join(changes[:3]) + more)
-    now = getattr(planned.config, "identity", {})
+    now = getattr(planned.config, "enters_fingerprint", {})
     reasons += [f"{name}: {value}" for name, value in now.items() if old.get(name) != value]
     others = [
         name for name in inputs if old["inputs"].get(name) not in (inputs[name].fingerprint, inputs[name].identity)

@@ -341,7 +341,7 @@ class _Run:
             "config": canonical(planned.config, planned.name),
             "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
             "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
-            **getattr(planned.config, "identity", {}),
+            **getattr(planned.config, "enters_fingerprint", {}),
             "sources": planned.sources,
             "outside": planned.outside,
             "metrics": metrics,

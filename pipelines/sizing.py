@@ -12,7 +12,7 @@ from typing import Any
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.training.config import EngineConfig
 from omniloom.infra.training.memory import passing_memory, state_memory
-from omniloom.models.unified.memory import Pass, pass_memory
+from omniloom.models.unified.memory import pass_memory
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
 from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
@@ -20,8 +20,7 @@ from omniloom.stages.tokenizer.architecture import architecture
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config, parameters_of
-
-_DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
+from omniloom.stages.train.memory import one_pass
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:
@@ -141,20 +140,7 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     model = expected_config(stage, tokens, tokenizer)
     trained, frozen = parameters_of(stage, model)
     workers, accumulate = stage.workers.most, stage.workers.accumulate
-    together = stage.engine.sequence_parallel
-    pass_tokens = stage.batch_rows // (workers // together) // accumulate * -(-stage.packing.length // together)
-    on_cpu = not stage.workers.gpus
-    adapted, dropped = stage.adapter.kept(model) if stage.adapter else (0, 0)
-    one = Pass(
-        positions=pass_tokens,
-        labels=pass_tokens,  # the most that there can be
-        scores=pass_tokens * min(stage.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
-        bf16=stage.engine.precision == "bf16",
-        recompute=stage.engine.activation_checkpointing,
-        sequence_parallel=together,
-        adapted=adapted,
-        dropped=dropped,
-    )
+    one = one_pass(stage, model, workers)
     taken = pass_memory(model, one)
     passing = passing_memory(
         trained, stage.engine, workers, accumulate, taken["activations"] + taken["casts"], taken["logits"]
@@ -165,7 +151,7 @@ def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
             **({"trained_parameters": trained} if stage.adapter else {}),
             "workers": workers,
             "tokens_per_step": stage.batch_rows * stage.packing.length,
-            "tokens_per_worker_and_pass": pass_tokens,
+            "tokens_per_worker_and_pass": one.positions,
             **_state(trained, frozen, stage.engine, workers),
             **_bytes(passing),
         }

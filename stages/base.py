@@ -6,7 +6,8 @@ it that makes that role, so that a stage which reads and makes `records` stands 
 
 A stage's module has
     Config      a pydantic model, `extra="forbid"`; its fields carry the marks of `infra.fields`: `PLACEMENT` where one
-                says only how or where the stage runs, `PATH` or `path_to(...)` where it names an outside file or folder
+                says only how or where the stage runs, `PATH` or `path_to(...)` where it names an outside file or
+                folder; an attribute `enters_fingerprint`, a mapping of texts, counts beside them
     VERSION     an int, raised when the stage's output changes meaning
     run(context) -> dict of metrics; writes the artifact's files under `context.output`; a stage that makes `records`
                 returns `stages.data.records.counts` of them among its metrics, which later stages read

@@ -85,6 +85,7 @@ def measured(case: Case, seed: int = 0) -> Taken:
                 engine.backward(engine(batch, list(range(case.rows)))[0])
                 engine.step(step)
             seconds.append(time.thread_time() - began)
+            gc.collect()  # tensors in cycles are of no step, and go when the collector happens to run
             torch.empty(_MARK, dtype=torch.uint8)  # an allocation that stands out: clocks may differ
     events = sorted(
         (event.start_ns(), event.nbytes())

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from omniloom.infra.fields import PLACEMENT
+from omniloom.infra.fields import LATER, PLACEMENT
 
 HANG_SECONDS = 60.0  # no shorter silence counts as a hang, unless a config says otherwise
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -44,6 +44,22 @@ class OptimizerConfig(BaseModel):
         return self.lr * (self.final_lr_ratio + (1 - self.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+class MuonConfig(BaseModel):
+    """Muon with Nesterov's momentum, scaled to updates as large as AdamW's (arXiv 2502.16982)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    momentum: Decay = 0.95
+    """Decay of the average of the gradient."""
+
+
+class BlocksOptimizerConfig(OptimizerConfig):
+    """An optimizer of a model that has blocks."""
+
+    muon: MuonConfig | None = Field(None, json_schema_extra=LATER)
+    """Muon for the matrices of the blocks, at the same `lr` and `weight_decay`, and AdamW for all else; null: AdamW for
+    all. Needs engine.zero_stage 0 or 1, without offload."""
+
+
 class EngineConfig(BaseModel):
     """Numerics and ZeRO. The ZeRO stage moves memory and traffic, not results, so it is placement."""
 
@@ -62,7 +78,7 @@ class EngineConfig(BaseModel):
     activation_checkpointing: bool = Field(False, json_schema_extra=PLACEMENT)
     """Compute activations again in the backward pass, which saves memory and costs time."""
     compile: bool = Field(False, json_schema_extra=PLACEMENT)
-    """Compile the blocks with torch.compile."""
+    """Compile the blocks with torch.compile. What was compiled is kept on each machine, below $OMNILOOM_CACHE."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     """What follows a step whose loss or gradient is not finite or a spike: the training stops; its update is left out;
     or training goes back to the last checkpoint and leaves out the documents to blame, or the step where none stands

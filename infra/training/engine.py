@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.distributed as dist
 
+from omniloom.infra.training import compiled
 from omniloom.infra.training.accelerated import import_deepspeed
 from omniloom.infra.training.average import MovingAverage
-from omniloom.infra.training.config import EngineConfig, OptimizerConfig
+from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, MuonConfig, OptimizerConfig
 from omniloom.infra.training.dividing import divide
 from omniloom.infra.training.gradients import FlatGradients, clear, complete
 from omniloom.infra.training.memory import BUCKET
+from omniloom.infra.training.muon import Muon
 from omniloom.infra.training.optimizers import AdamW
 from omniloom.infra.training.shards import parts, ranks
 from omniloom.infra.training.weights import EngineWeights
@@ -48,6 +50,8 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    `is_in_block` says of a parameter's name whether it is a block's, whose matrices `optimizer.muon` is for.
+
     `frozen_from` is a digest of what the frozen parameters were read from: checkpoints then hold it in their place, and
     an engine that goes on has read them itself. Without it checkpoints hold them.
 
@@ -72,6 +76,7 @@ class Engine(EngineWeights):
         accumulate: int = 1,
         lr_scale: Callable[[str], float] | None = None,
         part_of: Callable[[str], str] = lambda name: "all",
+        is_in_block: Callable[[str], bool] = lambda name: False,
         compile_parts: Callable[[], None] | None = None,
         frozen_from: str | None = None,
     ):
@@ -86,11 +91,13 @@ class Engine(EngineWeights):
             _enter_inside(module, self.autocast)
         if config.zero_stage == 3 and ranks()[1] > 1:
             divide(module, self.device)
-        groups = _groups(module, optimizer.weight_decay, scale_of)
+        muon = optimizer.muon if isinstance(optimizer, BlocksOptimizerConfig) else None
+        groups = _groups(module, optimizer.weight_decay, scale_of, muon, is_in_block)
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
-        adam = AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+        kind = Muon if muon else AdamW
+        stepping = kind(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         zero: dict = {"stage": config.zero_stage, "reduce_bucket_size": bucket}
         self._offload = offload = config.offload and config.zero_stage > 0
         if offload:
@@ -100,7 +107,7 @@ class Engine(EngineWeights):
             zero |= {"contiguous_gradients": False, "overlap_comm": False, "compute_grad_norm": False}
         self.engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=adam,
+            optimizer=stepping,
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": micro_batch,
@@ -114,7 +121,9 @@ class Engine(EngineWeights):
                 "wall_clock_breakdown": False,
             },
         )
-        if config.compile:  # ZeRO-3's hooks are DeepSpeed's to compile around
+        if config.compile:
+            compiled.keep()
+            # ZeRO-3's hooks are DeepSpeed's to compile around.
             (compile_parts if compile_parts and config.zero_stage < 3 else self.engine.compile)()
         self._gradients: FlatGradients | None = None
         if flat:
@@ -163,7 +172,7 @@ class Engine(EngineWeights):
             norm = torch.nn.utils.clip_grad_norm_(self._trained, clip or math.inf)
         accepted = self._is_accepted(norm, parts)
         if self._gradients:
-            self._gradients.hand_over(clip)
+            self._gradients.clip(clip)
         self.released()
         with contextlib.nullcontext() if accepted else self._optimizer_stands_still():
             self.engine.step()
@@ -231,27 +240,39 @@ def _enter_inside(module: torch.nn.Module, context: Callable[[], contextlib.Abst
     module.forward = inside
 
 
-def _groups(module: torch.nn.Module, weight_decay: float, lr_scale: Callable[[str], float]) -> list[dict]:
-    """Optimizer groups by learning rate and weight decay; parameters of scale 0 lose `requires_grad`.
+def _groups(
+    module: torch.nn.Module,
+    weight_decay: float,
+    lr_scale: Callable[[str], float],
+    muon: MuonConfig | None,
+    is_in_block: Callable[[str], bool],
+) -> list[dict]:
+    """Optimizer groups by optimizer, learning rate and weight decay; parameters of scale 0 lose `requires_grad`.
 
     Weight decay is for matrices; norms, biases, and embeddings of one axis go without (as in GPT-2's recipe).
     """
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         scale = float(lr_scale(name))
         if not parameter.requires_grad:
             continue
         if scale:
             # ZeRO-3 leaves of a divided parameter one axis without length.
-            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
-            groups.setdefault((scale, weight_decay if is_matrix else 0.0), []).append(parameter)
+            axes = len(getattr(parameter, "ds_shape", parameter.shape))
+            is_for_muon = muon is not None and axes == 2 and is_in_block(name)
+            groups.setdefault((is_for_muon, scale, weight_decay if axes >= 2 else 0.0), []).append(parameter)
         else:
             parameter.requires_grad_(False)
     if not groups:
         raise ValueError("lr_scale: every parameter has 0, which leaves nothing to train")
     return [
-        {"params": groups[scale, decay], "weight_decay": decay, "lr_scale": scale}
-        for scale, decay in sorted(groups, key=lambda key: (key[0], -key[1]))
+        {
+            "params": groups[is_for_muon, scale, decay],
+            "weight_decay": decay,
+            "lr_scale": scale,
+            **({"momentum": muon.momentum} if muon and is_for_muon else {}),
+        }
+        for is_for_muon, scale, decay in sorted(groups, key=lambda key: (key[0], key[1], -key[2]))
     ]
 
 

@@ -3,14 +3,9 @@ and what the other stages need so that a step sees its own alone.
 
 DeepSpeed copies each gradient three times on its way to the optimizer, measures them one by one and waits for the norm
 on the host. Here a parameter's gradient is moved, as soon as the backward pass has it and while it is in the caches, to
-its place in its group's flat buffer, where later passes of the step add to it: then a reduce-scatter a group, a norm
-and a product of this rank's shard, which the optimizer takes as it is. What DeepSpeed keeps (flat weights, shards of
-the optimizer's state, checkpoints) stays its own.
-
-With `communication` bf16 the gradients travel as bf16 and are added up in fp32: each rank is sent every other rank's
-copy of its own shard (an all-to-all) and sums them itself, as a collective's own additions would round to bf16 one
-after the other. It halves what a rank sends; but a ring's reduce-scatter crosses from machine to machine once for all
-GPUs of one, an all-to-all once for each, so that it pays within a machine and may not between many.
+its place in its group's flat buffer, where later passes of the step add to it: then a sum over ranks, a norm and a
+product of this rank's shards, by which the optimizer steps all groups at once. What DeepSpeed keeps (flat weights,
+shards of the optimizer's state, checkpoints) stays its own.
 """
 
 from __future__ import annotations
@@ -20,6 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from omniloom.infra.training.exchange import gather_shards, sum_shards
+from omniloom.infra.training.muon import FlatMatrices, Muon
 
 
 @torch.no_grad()
@@ -45,13 +43,6 @@ def complete(optimizer: Any) -> None:
     optimizer.finalize_gradient_accumulation_boundary()
 
 
-class _Shard:
-    """What DeepSpeed's ZeRO optimizer asks of gradients that are flat already."""
-
-    def __init__(self, flat_partition: Tensor):
-        self.flat_partition = flat_partition
-
-
 class FlatGradients:
     """Of the parameters of DeepSpeed's ZeRO-1 `optimizer`, whose engine leaves the reduction to us."""
 
@@ -71,6 +62,9 @@ class FlatGradients:
             self._parts.append(parts or [shard.new_zeros(1)])
         self._norm = torch.empty(0)
         self._begun = False
+        optimizer.step = self._step  # in place of DeepSpeed's
+        if isinstance(optimizer.optimizer, Muon):
+            optimizer.optimizer.layout = self._layout()
 
     def _place(self, parameter: torch.nn.Parameter, flat: Tensor, shard: Tensor, weights: Tensor) -> Tensor | None:
         """Give a parameter's gradient its place in its group's buffer; gives what this rank's shard holds of it."""
@@ -82,6 +76,21 @@ class FlatGradients:
             return None
         self._shares[parameter] = shard[begin:end]
         return self._shares[parameter]
+
+    def _layout(self) -> dict[int, FlatMatrices]:
+        """Where the parameters of groups for Muon lie."""
+        found = {}
+        for number, (flat, shard) in enumerate(zip(self.flat, self.shards, strict=True)):
+            if "momentum" not in self.optimizer.param_groups[number]:
+                continue
+            places = []
+            for parameter in self.optimizer.bit16_groups[number]:
+                if (share := self._shares.get(parameter)) is not None:
+                    matrix = self._views[parameter]
+                    begin, within = (share.storage_offset() - of.storage_offset() for of in (shard, matrix))
+                    places.append((matrix, slice(within, within + len(share)), slice(begin, begin + len(share))))
+            found[number] = FlatMatrices(flat, places)
+        return found
 
     def _take(self, parameter: torch.nn.Parameter) -> None:
         """Move a gradient that the first backward pass of a step has made; later ones add to it where it is."""
@@ -101,9 +110,8 @@ class FlatGradients:
         device. Every rank must call it."""
         if without := [view for parameter, view in self._views.items() if parameter.grad is None]:
             torch._foreach_zero_(without)
-        for flat, shard in zip(self.flat, self.shards, strict=True):
-            self._reduce(flat, shard)
         if self.ranks > 1:
+            sum_shards(self.flat, self.communication)
             torch._foreach_mul_(self.shards, 1 / self.ranks)
         # In DeepSpeed's order of additions, so that a training goes on under stage 2 bit for bit.
         squares = torch.stack([torch.stack(torch._foreach_norm(parts)).square().sum() for parts in self._parts])
@@ -116,22 +124,21 @@ class FlatGradients:
         """What this rank's shard holds of a parameter's gradient, flat."""
         return self._shares.get(parameter)
 
-    def hand_over(self, clip: float) -> None:
-        """Let the optimizer step by the reduced shards, with a norm of `clip` at most where that is above 0."""
-        if clip:
-            torch._foreach_mul_(self.shards, 1 / ((self._norm + 1e-6) / clip).clamp(min=1.0))
-        for number, shard in enumerate(self.shards):
-            self.optimizer.averaged_gradients[number] = _Shard(shard)
+    def clip(self, most: float) -> None:
+        """Let the optimizer step by the reduced shards, with a norm of `most` at most where that is above 0."""
+        if most:
+            torch._foreach_mul_(self.shards, 1 / ((self._norm + 1e-6) / most).clamp(min=1.0))
         self._begun = False
 
-    def _reduce(self, flat: Tensor, shard: Tensor) -> None:
-        """Make the shard of a group, a part of `flat`, the sum over the ranks."""
-        if self.ranks == 1:
-            return
-        if self.communication == flat.dtype and flat.is_cuda:
-            dist.reduce_scatter_single(shard, flat)
-            return
-        sent = flat.to(self.communication)  # gloo's own reduce-scatter costs several times an all-to-all
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent)
-        torch.sum(received.view(self.ranks, -1), dim=0, dtype=flat.dtype, out=shard)
+    @torch.no_grad()
+    def _step(self) -> None:
+        """The optimizer's step of this rank's shards, and the weights of all."""
+        own = self.optimizer.single_partition_of_fp32_groups
+        for weights, shard in zip(own, self.shards, strict=True):
+            weights.grad = shard
+        self.optimizer.optimizer.step()
+        for weights, copies in zip(own, self.optimizer.parallel_partitioned_bit16_groups, strict=True):
+            weights.grad = None
+            copies[self.rank].copy_(weights)
+        if self.ranks > 1:
+            gather_shards(self.optimizer.bit16_groups_flat)

@@ -40,7 +40,7 @@ def _document(folder: str) -> dict[str, Any] | None:
     """The folder's config.json; None where there is none that could be a model's."""
     try:
         found = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
-    except (OSError, ValueError):
+    except Exception:  # what a store says of an address that it cannot have is of no type: those who read on name it
         return None
     return found if isinstance(found, dict) else None
 

@@ -7,7 +7,8 @@ one. Documents are the same where their ids and the lengths of their segments ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,24 +37,26 @@ def parts_of(corpora: Sequence[Index], keep: Path | None = None) -> list[Part]:
     what joining the ids gave, by the corpora that it names."""
     if len(corpora) == 1:
         return [Part(corpora[0])]
+    keys = functools.cache(lambda number: _keys(corpora[number]))
     return [
-        Part(index, _kept(keep and keep / f"{number}.npy", corpora, number)) for number, index in enumerate(corpora)
+        Part(index, _kept(keep and keep / f"{number}.npy", keys, number, len(corpora) - 1))
+        for number, index in enumerate(corpora)
     ]
 
 
-def _kept(file: Path | None, corpora: Sequence[Index], number: int) -> np.ndarray:
+def _kept(file: Path | None, keys: Callable[[int], np.ndarray], number: int, last: int) -> np.ndarray:
     def join(target: Path) -> None:
         with disk.writing(str(target)) as sink:
-            np.save(sink, _documents(corpora, number))
+            np.save(sink, _documents(keys, number, last))
 
-    return _documents(corpora, number) if file is None else np.load(once(file, join), mmap_mode="r")
+    return _documents(keys, number, last) if file is None else np.load(once(file, join), mmap_mode="r")
 
 
-def _documents(corpora: Sequence[Index], number: int) -> np.ndarray:
-    own = _keys(corpora[number])
-    found = np.arange(len(own)) if number == len(corpora) - 1 else _places(own, _keys(corpora[-1]))
-    for earlier in corpora[:number]:
-        found[_places(own, _keys(earlier)) >= 0] = -1
+def _documents(keys: Callable[[int], np.ndarray], number: int, last: int) -> np.ndarray:
+    own = keys(number)
+    found = np.arange(len(own)) if number == last else _places(own, keys(last))
+    for earlier in range(number):
+        found[_places(own, keys(earlier)) >= 0] = -1
     return found
 
 

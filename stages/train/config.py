@@ -6,12 +6,12 @@ In: the pipeline's YAML. Out: `Config`, and `UnifiedConfig` where the facts of t
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 from omniloom.infra.errors import InputError
-from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, WorkersConfig
 from omniloom.models.checks import FieldError
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
@@ -95,6 +95,9 @@ class AlignmentConfig(BaseModel):
 class TrainEngineConfig(EngineConfig):
     """Numerics and sharding of the unified model's training."""
 
+    activation_checkpointing: bool | Literal["auto"] = Field(False, json_schema_extra=PLACEMENT)  # type: ignore[assignment]
+    """Compute activations again in the backward pass, which saves memory and costs time; auto: where a worker's device
+    has no room to keep them."""
     sequence_parallel: int = Field(1, ge=1, json_schema_extra=PLACEMENT)
     """Workers that share out the places of each row, for rows that do not fit on one GPU (DeepSpeed-Ulysses): a divisor
     of workers.count and of the attention heads. `batch_rows` stays the rows of a step: workers.count /
@@ -158,13 +161,13 @@ class TrainConfig(BaseModel):
     """Optimizer steps."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, documents and noise."""
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    optimizer: BlocksOptimizerConfig = Field(default_factory=BlocksOptimizerConfig)
     """The optimizer."""
     engine: TrainEngineConfig = Field(default_factory=lambda: TrainEngineConfig(ema_decay=0.999))
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
-    continue_from: ContinueConfig | None = Field(None, json_schema_extra=PLACEMENT)  # `identity` enters in its place
+    continue_from: ContinueConfig | None = Field(None, json_schema_extra=PLACEMENT)  # see `enters_fingerprint`
     """The step of an earlier training to go on from; null: step 0. What may differ from it: docs/books.md."""
     keep_checkpoint: bool = Field(False, json_schema_extra=PLACEMENT)
     """Keep the last checkpoint in the artifact, so that a finished training can be gone on from; it is as large as the
@@ -213,6 +216,10 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
                 "pictures it is of"
+            )
+        if self.optimizer.muon and (self.engine.zero_stage > 1 or self.engine.offload):
+            raise ValueError(
+                "optimizer.muon: sees matrices whole; set engine.zero_stage to 0 or 1 and engine.offload to false"
             )
         if self.adapter and not self.init_from:
             raise ValueError(
@@ -264,8 +271,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"batch_rows: {self.batch_rows} does not divide by {told} = {parts}")
 
     @property
-    def identity(self) -> dict[str, str]:
-        """What enters the fingerprint beside the fields."""
+    def enters_fingerprint(self) -> dict[str, str]:
+        """What counts in the fingerprint beside the fields: where the training goes on from."""
         before = self.continue_from
         return {"continue_from": f"{before.training}@{before.step}"} if before else {}
 
@@ -277,7 +284,6 @@ class TrainConfig(BaseModel):
 
 
 Config = TrainConfig
-
 
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from omniloom.models.unified.batch import Batch, Document, Segment, collate
 from omniloom.models.unified.config import UnifiedConfig
@@ -22,6 +23,7 @@ from omniloom.stages.data.shares import most
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train.config import Config, feature_dim
 
+Draw = Callable[[Batch, list[int]], dict[str, tuple[Tensor, ...]]]
 MicroBatches = list[tuple[Batch, list[int]]]  # a forward pass each, with a seed per row
 
 
@@ -45,6 +47,9 @@ _AHEAD = 4  # steps whose tokens are brought to this machine
 class RowLoader:
     """`at(step)`: this rank's micro-batches, one a forward pass. Collates one step ahead.
 
+    `draw` gives what a step draws of a batch and its rows' seeds (`UnifiedObjective.draw_ahead`): drawn here, it is in
+    the batch; without it the step draws. For a GPU batches are in page-locked memory.
+
     `books` are those of a training that was changed on the way; `tokens` and `config` are of their last period. A
     document that is left out leaves its places in its row empty at the end; all others stay in their rows.
     """
@@ -58,9 +63,10 @@ class RowLoader:
         ranks: int,
         device: str = "cpu",
         books: Books | None = None,
+        draw: Draw | None = None,
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
-        self.device, self.feature_dim = device, feature_dim(config, tokens.facts)
+        self.device, self.feature_dim, self._draw = device, feature_dim(config, tokens.facts), draw
         tokens.index.read_ahead()
         self._books = books or Books([period(tokens.index, config)])
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
@@ -93,13 +99,7 @@ class RowLoader:
         together = self.config.engine.sequence_parallel
         mine = self.config.workers.division(len(rows), self.rank, self.ranks, together)
         packed = [[self._packed(step, number, rows[number]) for number in numbers] for numbers in mine]
-        batches = [
-            (
-                self.collate([[self.segments(placed) for placed in row.documents] for row in some]),
-                [row.seed for row in some],
-            )
-            for some in packed
-        ]
+        batches = [self._micro_batch(some) for some in packed]
         first, last = mine[0].start, mine[-1].stop
         if self.tokens.remote:
             coming = enumerate(self._stream.coming(_AHEAD * len(rows)))
@@ -111,6 +111,13 @@ class RowLoader:
             ]
             self.tokens.ahead(np.concatenate([np.empty(0, np.int64), *wanted]))
         return batches, dict(self._stream.position), [row for some in packed for row in some]
+
+    def _micro_batch(self, rows: Sequence[PackedRow]) -> tuple[Batch, list[int]]:
+        batch = self.collate([[self.segments(placed) for placed in row.documents] for row in rows])
+        seeds = [row.seed for row in rows]
+        if self._draw:
+            batch.drawn = self._draw(batch, seeds)
+        return (batch if self.device == "cpu" else batch.pinned()), seeds
 
     def _packed(self, step: int, number: int, held: tuple[Window, int]) -> PackedRow:
         # A row's noise depends on its place in the run alone, never on ranks or batches.

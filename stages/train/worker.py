@@ -39,6 +39,7 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train import ledger
 from omniloom.stages.train.config import Config, TrainEngineConfig, held_features, unified_config, visual_sizes
 from omniloom.stages.train.job import Job
+from omniloom.stages.train.memory import device_memory, needs_room
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.samples import with_tokenizers
 from omniloom.stages.train.trainer import UnifiedTrainer
@@ -56,10 +57,12 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     model, new_tokens = _model(config, model_config)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
-    engine = _engine(_objective(model, config, tokens.facts, sequence_group(config.engine)), config, ranks)
+    objective = _objective(model, config, tokens.facts, sequence_group(config.engine))
+    engine = _engine(objective, config, ranks)
     books, earlier = _books(job, tokens)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
-    return engine, trainer, RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books)
+    loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books, objective.draw_ahead)
+    return engine, trainer, loader
 
 
 def _statistics(job: Job) -> dict[str, Any]:
@@ -155,8 +158,16 @@ def _objective(
         sequence=sequence,
         **alignment,
     )
-    model.checkpoint_activations = config.engine.activation_checkpointing
+    model.checkpoint_activations = _blocks_again(config, model.config)
     return objective
+
+
+def _blocks_again(config: Config, shape: UnifiedConfig) -> bool:
+    """Whether blocks are computed again in the backward pass: on all ranks, where one has no room to keep them."""
+    if config.engine.activation_checkpointing != "auto":
+        return config.engine.activation_checkpointing
+    mine = needs_room(config, shape, dist.get_world_size(), device_memory(bool(config.workers.gpus)))
+    return any(gathered(mine))
 
 
 def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
@@ -181,6 +192,7 @@ def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
         accumulate=passes,
         lr_scale=lr_scale,
         part_of=part_of,
+        is_in_block=lambda name: part_of(name) == "backbone",
         compile_parts=objective.compile_parts,
         frozen_from=_frozen_from(config),
     )

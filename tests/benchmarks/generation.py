@@ -10,6 +10,7 @@ its documentation says, its time solver set to Euler, so that its evaluations ar
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -121,12 +122,16 @@ def three_ways(o: argparse.Namespace, configs: Mapping[str, UnifiedConfig]) -> N
     """configs: our shapes by what they are equal to the peer in."""
     peer = transfusion_peer.build(o.vocab, o.latent_dim, o.side, 256, 4, 4) if transfusion_peer.installed() else None
     if peer is None:
-        print(f"{PEER} is not installed here: compared with {LLAMA} alone (transfusion_peer.py)")
+        print(f"{PEER} is not installed here (transfusion_peer.py says how)")
     rng = np.random.default_rng(0)
     prompts = rng.integers(6, o.vocab, (REQUESTS, PROMPT))
     captions = rng.integers(6, o.vocab, (REQUESTS, CAPTION))
     ours = {f"ours, {name}": built(config) for name, config in configs.items()}
-    same = {f"{LLAMA}, {name}": llama(config) for name, config in configs.items() if name != "equal shape"}
+    same = {}
+    if importlib.util.find_spec("transformers") is None:
+        print(f"{LLAMA} is not installed here")
+    else:
+        same = {f"{LLAMA}, {name}": llama(config) for name, config in configs.items() if name != "equal shape"}
     sizes = {f"ours, {name}": num_parameters(config) for name, config in configs.items()}
     models = {**same, PEER: peer} if peer else same
     sizes |= {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}

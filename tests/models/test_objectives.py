@@ -582,3 +582,24 @@ def test_patches_of_pixels_are_lossless() -> None:
     assert torch.equal(full_to_half(patches_to_pixels(patches, 3)), pixels)
     with pytest.raises(ValueError, match="multiples of 4, got 6x9"):
         pixels_to_patches(pixels, 4)
+
+
+def test_what_is_drawn_ahead_is_what_a_step_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, patch_mask_low=0.2, patch_mask_high=0.8)
+    rows = [[drawing(name, i) for i, name in enumerate(ALL)], [describing("masked_code", max_time=0.5)]]
+    objective = UnifiedObjective(build(config), DiffusionConfig(), objectives=ALL).train()
+    batch, seeds = collate(rows, 64, config), [3, 4]
+    drawn = objective.draw_ahead(batch, seeds)
+    assert {"latent_diffusion", "pixel_diffusion/patches", "masked_code"} <= drawn.keys()
+    expected, logs = objective(batch, seeds)
+    ahead = replace(batch, drawn=drawn).to("cpu")
+    for module in ("losses", "objective"):
+        for name in ("draw_noise", "draw_masks", "draw_patch_masks"):
+            monkeypatch.setattr(f"omniloom.models.unified.objectives.{module}.{name}", None, raising=False)
+    loss, same = objective(ahead, seeds)  # nothing is left to draw
+    assert torch.equal(loss, expected) and all(torch.equal(same[name], value) for name, value in logs.items())
+    noise, times = drawn["latent_diffusion"]
+    other, _ = objective(replace(batch, drawn={**drawn, "latent_diffusion": (noise + 1, times)}), seeds)
+    assert not torch.equal(other, expected)
+    with pytest.raises(TypeError):
+        objective(batch, seeds)

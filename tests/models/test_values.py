@@ -29,6 +29,7 @@ FILLED = {
     "DenseAttend",
     "FlexAttend",
     "GridTables",
+    "Here",
     "QueryBlocks",
     "Segment",
     "Shown",

@@ -21,6 +21,7 @@ from omniloom.pipelines import cli, continuing
 from omniloom.pipelines.config import load
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.plan import Plan, make_plan
+from omniloom.pipelines.replaying import replay_step
 from omniloom.stages.base import StageContext
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
@@ -110,7 +111,7 @@ class Pipeline:
             "config": canonical(planned.config, planned.name),
             "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
             "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
-            **getattr(planned.config, "identity", {}),
+            **getattr(planned.config, "enters_fingerprint", {}),
             "sources": planned.sources,
             "outside": planned.outside,
             "metrics": metrics,
@@ -368,6 +369,16 @@ def test_it_goes_on_with_what_was_added_and_who_saw_tells_both_trainings_apart(c
             whose = {use["step"]: use["training"] for use in uses.get(second, ())}
             assert all(training == (first if step < 8 else second) for step, training in whose.items())
             assert not uses.get(first) or folder == "texts"
+
+
+def test_a_step_behind_the_change_is_replayed_bit_for_bit_from_where_it_went_on(changed):
+    plan = changed.plan(*overrides(changed))
+    found = replay_step(plan, 10)
+    assert (found["from"], found["row"]["step"], found["equal"]) == (8, 12, True)
+    given = {path for step, _, path in changed.given[plan["train"].fingerprint] if step == 10}
+    assert {document["path"] for document in found["documents"]} == given
+    with pytest.raises(InputError, match=f"expected at least 8, .* what was before is {changed.first}'s"):
+        replay_step(plan, 3)
 
 
 def test_a_training_under_way_is_known_as_far_as_its_last_checkpoint(pipeline, omniloom):

@@ -9,6 +9,7 @@ from typing import Any
 import corpora
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from omniloom.infra.training.loop import Loader
@@ -37,7 +38,7 @@ def rows(tmp_path_factory) -> Callable[[int], Loader]:
     settings = {"packing": {"length": 64, "window_rows": 4}, "batch_rows": 6, "workers": {"count": 2}}
     config = Config.model_validate({"model": {"width": 32, "layers": 2, "heads": 2}, **settings})
     model = unified_config(config, tokens.facts["vocab_size"], visual_sizes(tokens.facts), tokens.facts["specials"])
-    return lambda rank: RowLoader(tokens, model, config, rank, 2)
+    return lambda rank, draw=None: RowLoader(tokens, model, config, rank, 2, draw=draw)
 
 
 @pytest.fixture(params=["clips", "rows"])
@@ -91,3 +92,13 @@ def test_ranks_take_different_parts_of_a_step_and_stand_at_one_position(loader):
     assert batches[0] != batches[1] and parts[0].position == parts[1].position
     for part in parts:
         part.close()
+
+
+def test_a_loader_draws_for_each_of_its_passes_by_the_seeds_of_their_rows(rows):
+    plain, drawing = rows(1), rows(1, lambda batch, seeds: {"seeds": (torch.tensor(seeds), batch.ids.sum())})
+    for step in range(3):
+        for (batch, seeds), (same, _) in zip(drawing.at(step), plain.at(step), strict=True):
+            of_seeds, of_ids = batch.drawn["seeds"]
+            assert of_seeds.tolist() == seeds and of_ids == same.ids.sum() and same.drawn == {}
+    drawing.close()
+    plain.close()

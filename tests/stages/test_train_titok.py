@@ -144,7 +144,7 @@ def test_the_joint_stage_carries_it_on(image_stage, joint_stage):
     pixels = as_pixels(SQUARES)
     with torch.no_grad():
         (wanted, codes), (found, again) = ((m(pixels)[0], m.encode(pixels).codes) for m in (first, second))
-    assert (codes == again).float().mean() > 0.9  # the codebook moved by two batches
+    assert (codes == again).float().mean() > 0.8  # of 24; the codebook moved by two batches
     assert (wanted - found).abs().mean() < 0.05
 
 

@@ -7,7 +7,8 @@ a value, F of a feature.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,7 @@ class Batch:
     targets         counts that losses are normalised by, host integers: text, each objective's targets, and where
                     `collate` has a feature_dim, alignment: those that have features
     label_weights   float32 (T,) of the labels' losses; None where all are 1
+    drawn           by name what objectives draw of the rows' seeds, where it was drawn (`UnifiedObjective.draw_ahead`)
     """
 
     ids: Tensor
@@ -110,29 +112,29 @@ class Batch:
     targets: dict[str, int]
     plan: QueryBlocks | BlockTables | None = None
     label_weights: Tensor | None = None
+    drawn: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`; a plan made for CPUs does not go with it to another."""
         if isinstance(self.plan, QueryBlocks) and torch.device(device).type != "cpu":
             return replace(self, plan=None).to(device, non_blocking)
-        return Batch(**{f.name: to_device(getattr(self, f.name), device, non_blocking) for f in fields(self)})
+        return _changed(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, from where a GPU takes it without the host waiting."""
+        return _changed(self, Tensor.pin_memory)
 
 
-def to_device(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
-    """A field of a batch with its tensors on `device`, those in dataclasses, tuples and dictionaries too."""
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with `change` made to each tensor, those in dataclasses, tuples and dictionaries too."""
     if isinstance(value, QueryBlocks):  # its loops are the host's
         return value
-    if isinstance(value, Tensor | GridTables):
-        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, Tensor):
+        return change(value)
     if isinstance(value, dict):
-        return {name: to_device(part, device, non_blocking) for name, part in value.items()}
-    if isinstance(value, BlockTables):
-        return BlockTables(
-            **{
-                f.name: tuple(to_device(part, device, non_blocking) for part in getattr(value, f.name))
-                for f in fields(value)
-            }
-        )
-    if isinstance(value, VisualPart | VisualTask):
-        return type(value)(**{f.name: to_device(getattr(value, f.name), device, non_blocking) for f in fields(value)})
+        return {name: _changed(part, change) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_changed(part, change) for part in value)
+    if isinstance(value, Batch | BlockTables | GridTables | VisualPart | VisualTask):
+        return type(value)(**{f.name: _changed(getattr(value, f.name), change) for f in fields(value)})
     return value

@@ -154,7 +154,7 @@ class Layer:
 
     def select(self, rows: Tensor) -> Layer:
         keys, values = self.held()
-        return Layer(keys[rows], values[rows])
+        return Layer(keys.index_select(0, rows), values.index_select(0, rows))
 
     def put(self, rows: Tensor, other: Layer, used: int) -> None:
         for mine, theirs in zip(self._grow(used), other.held()):

@@ -72,6 +72,12 @@ def to_device(drawn: Tensor, device: torch.device) -> Tensor:
     return drawn.pin_memory().to(device, non_blocking=True) if drawn.device.type != device.type else drawn
 
 
+def drawn(loss: Any, name: str, batch: Batch, seed: Seed) -> tuple[Tensor, ...]:
+    """What `loss.draw_ahead` gives, on the batch's device: that which was drawn ahead by this name, where it was."""
+    found = batch.drawn[name] if name in batch.drawn else loss.draw_ahead(batch, seed)
+    return tuple(to_device(part, batch.ids.device) for part in found)
+
+
 def _target_weights(task: VisualTask) -> Tensor | None:
     """float32 (N,); None where all are 1."""
     return None if task.weights is None else task.weights[task.targets]
@@ -85,14 +91,18 @@ class DiffusionLoss:
         self.pixels = row.representation.name == "pixels"
         warn_wide_patches(diffusion, getattr(config, row.representation.size), config.width)
 
+    def draw_ahead(self, batch: Batch, seed: Seed) -> tuple[Tensor, Tensor]:
+        """Noise (K, C) and times (B, S) before any cap."""
+        task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
+        noise_BLC, times_BS = draw_noise(self.config, batch, part.values.shape[1], seed, self.stream)
+        return noise_BLC.flatten(0, 1)[torch.from_numpy(task.places).to(noise_BLC.device)], times_BS
+
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
-        device, row = batch.ids.device, formulation(self.config)
-        noise_BLC, uncapped_BS = draw_noise(self.config, batch, part.values.shape[1], seed, self.stream)
-        noise_BLC, uncapped_BS = to_device(noise_BLC, device), to_device(uncapped_BS, device)
+        row = formulation(self.config)
+        noise_KC, uncapped_BS = drawn(self, self.name, batch, seed)
         times_BS = uncapped_BS * task.caps.view_as(uncapped_BS)
-        index_K = part.index[task.rows]
-        noise_KC, clean_KC = noise_BLC.flatten(0, 1)[index_K], part.values[task.rows]
+        index_K, clean_KC = part.index[task.rows], part.values[task.rows]
         time_K1 = times_BS.flatten()[part.segment[task.rows]][:, None]
         noisy_KC = corrupt(self.config, clean_KC, noise_KC, time_K1)
         extras = {
@@ -148,18 +158,23 @@ class MaskedCodeLoss:
         self.name, self.stream = row.name, row.draw_stream
         self.mask: int = getattr(config, row.representation.size)
 
-    def show(self, batch: Batch, seed: Seed) -> Shown:
-        task, part, device = batch.tasks[self.name], batch.parts["codes"], batch.ids.device
+    def draw_ahead(self, batch: Batch, seed: Seed) -> tuple[Tensor, Tensor, Tensor]:
+        """Which of the K positions are masked, bool (K,); which are predicted, int64 (A,), and their weights."""
+        task = batch.tasks[self.name]
         masked_K, weight_K = (torch.from_numpy(a) for a in draw_masks(batch, self.name, seed, self.stream))
         is_target = torch.tensor([loss for *_, loss in task.segments], dtype=torch.bool)
         sizes = torch.tensor([math.prod(grid) for _, grid, *_ in task.segments], dtype=torch.int64)
         predicted_A = (masked_K & is_target.repeat_interleave(sizes)).nonzero()[:, 0]
-        weight_A, predicted_A = to_device(weight_K[predicted_A], device), to_device(predicted_A, device)
+        return masked_K, predicted_A, weight_K[predicted_A]
+
+    def show(self, batch: Batch, seed: Seed) -> Shown:
+        task, part = batch.tasks[self.name], batch.parts["codes"]
+        masked_K, predicted_A, weight_A = drawn(self, self.name, batch, seed)
         if task.weights is not None:
             weight_A = weight_A * task.weights[predicted_A]
         codes_K = part.values[task.rows]
         return Shown(
-            torch.where(to_device(masked_K, device), self.mask, codes_K),
+            torch.where(masked_K, self.mask, codes_K),
             part.index[task.rows][predicted_A],
             extras={"codes": codes_K[predicted_A], "weights": weight_A},
         )

@@ -102,6 +102,16 @@ class UnifiedObjective(nn.Module):
         self.model.compile_blocks()
         self._entropy_sums = torch.compile(entropy_sums, dynamic=True)  # targets differ in number from batch to batch
 
+    def draw_ahead(self, batch: Batch, seed: Seed) -> dict[str, tuple[Tensor, ...]]:
+        """For `Batch.drawn`: what a training step would draw of the seed, so that the thread that loads batches draws
+        it, on the host, and the step need not."""
+        made = {name: loss.draw_ahead(batch, seed) for name, loss in self.losses.items() if hasattr(loss, "draw_ahead")}
+        if self.model.config.patch_mask_high > 0:
+            for name in self.losses:
+                if not OBJECTIVES[name].representation.discrete:
+                    made[_patches(name)] = (self._draw_patches(batch, name, seed),)
+        return made
+
     def show(self, batch: Batch, seed: Seed) -> dict[str, Shown]:
         """By objective, what the network is shown."""
         for name, task in batch.tasks.items():
@@ -111,14 +121,16 @@ class UnifiedObjective(nn.Module):
         if self.training and self.model.config.patch_mask_high > 0:
             for name, own in shown.items():
                 if own.times is not None:
-                    own.masked = self._patch_mask(batch, name, seed)
+                    ahead = batch.drawn.get(_patches(name))
+                    masked_K = ahead[0] if ahead else self._draw_patches(batch, name, seed)
+                    own.masked = to_device(masked_K, batch.ids.device)
         return shown
 
-    def _patch_mask(self, batch: Batch, name: str, seed: Seed) -> Tensor:
+    def _draw_patches(self, batch: Batch, name: str, seed: Seed) -> Tensor:
         """bool (K,)"""
         config, stream = self.model.config, OBJECTIVES[name].mask_stream
         masked_K = draw_patch_masks(config.patch_mask_low, config.patch_mask_high, batch, name, seed, stream)
-        return to_device(torch.from_numpy(masked_K), batch.ids.device)
+        return torch.from_numpy(masked_K)
 
     def predict(
         self,
@@ -222,6 +234,11 @@ def _alignment_layer(layer: int | None, layers: int) -> int:
     if not 1 <= layer <= layers:
         raise ValueError(f"UnifiedObjective.alignment_layer: expected 1 to {layers}, got {layer}")
     return layer
+
+
+def _patches(objective: str) -> str:
+    """Of `Batch.drawn`: which positions enter as a learned token."""
+    return f"{objective}/patches"
 
 
 def loss_name(objective: str, trained: Iterable[str]) -> str:

@@ -1,0 +1,55 @@
+"""What a worker's pass of `train` takes, and whether its blocks are computed again in the backward pass to fit. In: the
+stage's config and the model's. Out: as the formulas of `models.unified.memory` want it, and what they say. No torch but
+to ask a GPU how large it is.
+"""
+
+from __future__ import annotations
+
+import os
+
+from omniloom.infra.training.memory import passing_memory, state_memory
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.memory import Pass, recomputes
+from omniloom.stages.train.config import TrainConfig, parameters_of
+
+_DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
+_USABLE = 0.85  # of a device's memory: the rest is the allocator's, the driver's and what the formulas leave out
+
+
+def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
+    """A worker's forward and backward pass at its largest: every place a text target. `auto` keeps activations."""
+    together = config.engine.sequence_parallel
+    passes = config.workers.passes(config.batch_rows, workers, together)
+    rows = -(-config.batch_rows // (workers // together * passes))
+    positions = rows * -(-config.packing.length // together)
+    on_cpu = not config.workers.gpus
+    adapted, dropped = config.adapter.kept(model) if config.adapter else (0, 0)
+    return Pass(
+        positions=positions,
+        labels=positions,
+        scores=positions * min(config.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
+        bf16=config.engine.precision == "bf16",
+        recompute=config.engine.activation_checkpointing is True,
+        sequence_parallel=together,
+        adapted=adapted,
+        dropped=dropped,
+    )
+
+
+def needs_room(config: TrainConfig, model: UnifiedConfig, workers: int, memory: int) -> bool:
+    """Whether a worker with so many bytes has no room to keep what its blocks compute."""
+    trained, frozen = parameters_of(config, model)
+    state = sum(state_memory(trained, config.engine, workers, frozen).values())
+    passes = config.workers.passes(config.batch_rows, workers, config.engine.sequence_parallel)
+    beside = sum(passing_memory(trained, config.engine, workers, passes, 0, 0).values())
+    return recomputes(model, one_pass(config, model, workers), _USABLE * memory - state - beside)
+
+
+def device_memory(gpu: bool) -> int:
+    """Bytes of this worker's GPU, or of its share of the machine's memory."""
+    if gpu:
+        import torch
+
+        return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0))).total_memory
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return whole // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
