@@ -68,7 +68,10 @@ class World:
 
     def set_clock(self, whose: str, hours: float) -> None:
         self.clocks[whose] = hours
-        (self.folder / f"clock-{whose}").write_bytes(struct.pack("d", 3600.0 * hours))
+        # In place: processes have the file mapped, and one that were empty for a moment would end them.
+        file = os.open(self.folder / f"clock-{whose}", os.O_WRONLY | os.O_CREAT)
+        os.write(file, struct.pack("d", 3600.0 * hours))
+        os.close(file)
 
     def driver_env(self) -> dict[str, str]:
         return {**self.nodes.env, "CHAOS_CLOCK": str(self.folder / "clock-driver")}
