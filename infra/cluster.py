@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -27,13 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from omniloom.infra import nodes
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.fields import PATH, PLACEMENT
+from omniloom.infra.head import head_id, reach
 from omniloom.infra.nodes import Node
 from omniloom.infra.secrets import redact
 
 _CONNECT_SECONDS = 5.0
-_HEAD_INTERVAL = 2.0
-_RECOGNISED_SECONDS = 30.0  # for which a head that always answered is taken for the same
-_HEAD_SECONDS = {"local": 8.0, "attached": 45.0}  # a head of a cluster may be restarted within Ray's minute
 _MESSAGE_CHARACTERS = 200
 _MESSAGE_SECONDS = 30.0  # between two messages of the same words
 # Unix sockets take 107 characters, and Ray puts about 65 behind its temporary folder.
@@ -263,61 +260,6 @@ def expect_deaths() -> None:
     _ending.set()
 
 
-class Head:
-    """Watches whether the head of a cluster (its GCS) is there: without it Ray ends this process after a minute, and
-    with another one in its place, which knows nothing of this run, it waits for ever."""
-
-    def __init__(self, cluster: Cluster):
-        self.address, self.patience = cluster.address, _HEAD_SECONDS["local" if cluster.local else "attached"]
-        self.id, self.gone = cluster.id, False
-        self._asked = self._answered = self._recognised = time.monotonic()
-
-    def require(self) -> None:
-        """To be called often; raises `OmniLoomError` once nothing has listened there for some time, or another head."""
-        now = time.monotonic()
-        if now - self._asked < _HEAD_INTERVAL:
-            return
-        silent, self._asked = self._answered < self._asked, now
-        try:
-            _reach(self.address, _HEAD_INTERVAL)
-            same = self._is_the_same(silent)
-            self._answered = now
-        except OSError as error:
-            if now - self._answered > self.patience:
-                raise self._lost(str(error)) from error
-            return
-        if not same:
-            raise self._lost("another one in its place knows nothing of this run")
-
-    def _is_the_same(self, silent: bool) -> bool:
-        """Whether the same head answers; asked where nobody did the last time, and now and then."""
-        if not self.id or not (silent or self._asked - self._recognised > _RECOGNISED_SECONDS):
-            return True
-        self._recognised = self._asked
-        return head_id(self.address) == self.id
-
-    def _lost(self, why: str) -> OmniLoomError:
-        self.gone = True
-        return OmniLoomError(f"Ray's head (GCS) at {self.address} is gone: {why}; the next run goes on from here")
-
-
-def head_id(address: str) -> str:
-    """The id of the cluster whose GCS answers there; ConnectionError where none does."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of a compiled module
-    from ray.exceptions import RayError
-
-    try:
-        return GcsClient(address=address).cluster_id.hex()
-    except (RayError, RuntimeError) as error:
-        raise ConnectionError(_first_line(error)) from error
-
-
-def _reach(address: str, seconds: float) -> None:
-    """Open and close a connection to HOST:PORT; OSError where nothing listens."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), seconds).close()
-
-
 def _runtime_env(env: Mapping[str, str] | None, local: bool) -> dict | None:
     settings: dict = {"env_vars": dict(env)} if env else {}
     if not local:
@@ -399,7 +341,7 @@ def _require_listener(address: str, field: str) -> None:
     if "://" in address or not host or not port.isdigit():
         raise InputError(f"expected HOST:PORT of a Ray cluster, or 'local', got {address!r}", field=field)
     try:
-        _reach(address, _CONNECT_SECONDS)
+        reach(address, _CONNECT_SECONDS)
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}", field=field) from error
 

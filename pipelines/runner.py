@@ -22,6 +22,7 @@ from omniloom.infra import cluster, storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.infra.figures import finite
+from omniloom.infra.head import Head
 from omniloom.infra.lease import Holder, Lease
 from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
@@ -107,7 +108,7 @@ class _Run:
         self.board = start_board()
         self.bodies = Bodies(connected, display.note, self.board)
         self.ahead = Ahead(plan)
-        self.head = cluster.Head(connected)
+        self.head = Head(connected.address, connected.id, connected.local)
         self.interrupted = threading.Event()
 
     def execute(self) -> None:

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from omniloom.infra.cluster import Cluster, Head, _own_signals, _short_messages, connect, expect_deaths, use_token
+from omniloom.infra.cluster import _own_signals, _short_messages, connect, expect_deaths, use_token
 from omniloom.infra.errors import InputError, OmniLoomError
-from omniloom.infra.nodes import Node
+from omniloom.infra.head import Head
 
 LOCAL = """
 import os, psutil
@@ -89,15 +89,15 @@ def test_another_head_in_its_place_is_noticed(monkeypatch, was_away):
     """Which nothing else tells: what this process waits for never comes. At once where nobody had answered before."""
     now, asked, reached = [100.0], [], [True]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr("omniloom.infra.cluster.head_id", lambda address: asked.append(now[0]) or ids[-1])
+    monkeypatch.setattr("omniloom.infra.head.head_id", lambda address: asked.append(now[0]) or ids[-1])
 
     def reach(address, seconds):
         if not reached[-1]:
             raise ConnectionRefusedError("refused")
 
-    monkeypatch.setattr("omniloom.infra.cluster._reach", reach)
+    monkeypatch.setattr("omniloom.infra.head.reach", reach)
     ids = ["a1"]
-    head = Head(Cluster("127.0.0.1:1", (Node(1),), False, True, "a1"))
+    head = Head("127.0.0.1:1", "a1", local=False)
     for _ in range(24):
         now[0] += 5
         head.require()
@@ -124,7 +124,7 @@ def test_a_head_that_is_gone_is_noticed(monkeypatch, local, patience):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        head = Head(Cluster(f"127.0.0.1:{listener.getsockname()[1]}", (Node(1),), local, True))
+        head = Head(f"127.0.0.1:{listener.getsockname()[1]}", "", local)
         for _ in range(50):
             now[0] += 3
             head.require()
