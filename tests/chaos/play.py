@@ -18,7 +18,7 @@ from omniloom.infra import storage
 ROOT = Path(__file__).resolve().parents[2]
 OMNILOOM = [sys.executable, "-m", "omniloom.pipelines.cli"]
 _LOOK_SECONDS = 0.4
-_ROUND_SECONDS = 600.0  # a pipeline that has not ended by then has not recovered
+_ROUND_SECONDS = 1200.0  # a pipeline that has not ended by then has not recovered
 _RERUNS = 20  # of the driver in a round
 _APART_SECONDS = 2.0  # between faults that end processes
 _DONE = float("inf")

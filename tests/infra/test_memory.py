@@ -16,7 +16,7 @@ from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.attention import BlockAttend
 from omniloom.models.unified.blocks import make_blocks
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.config import UnifiedConfig, num_parameters
 from omniloom.models.unified.memory import Pass, block_bytes, pass_memory, recomputes
 from omniloom.models.unified.positions import rotary
 
@@ -56,7 +56,9 @@ def group(process_group, monkeypatch):
 def test_memory_is_predicted(name):
     found, told = allocated.measured(CASES[name]), allocated.predicted(CASES[name])
     if CASES[name].accumulate == 1:  # else gradients stay, which the most of a step has in it
-        assert told.state == pytest.approx(found.state, rel=0.03)
+        # Under ZeRO-3 DeepSpeed may leave weights gathered, not always the same ones: at most a copy of them all.
+        gathered = 4 * num_parameters(CASES[name].config) if CASES[name].engine.zero_stage == 3 else 0
+        assert 0.97 * found.state <= told.state + gathered and told.state <= 1.03 * found.state
     assert told.peak == pytest.approx(found.peak, rel=0.1)
 
 
@@ -90,6 +92,8 @@ def test_what_a_block_keeps_is_counted(changed, bf16):
     config = UnifiedConfig(**{**SHAPE, **changed})
     batch = Case(config, ENGINE).batch()
     block = make_blocks(config)[0]
+    for parameter in block.parameters():  # some are the model's to draw
+        torch.nn.init.normal_(parameter, std=0.02)
     x = torch.randn(1, 512, config.width, requires_grad=True)
     turns = [a[:, None] for a in rotary(batch.positions, config.head_dim)]
     # Of the whole batch, or of the weights: not a block's.
