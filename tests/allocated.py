@@ -86,6 +86,7 @@ def measured(case: Case, seed: int = 0) -> Taken:
                 engine.step(step)
             seconds.append(time.thread_time() - began)
             gc.collect()  # tensors in cycles are of no step, and go when the collector happens to run
+            time.sleep(0.05)  # the group's threads let go of what they have reduced when they come to it
             torch.empty(_MARK, dtype=torch.uint8)  # an allocation that stands out: clocks may differ
     events = sorted(
         (event.start_ns(), event.nbytes())
