@@ -62,7 +62,7 @@ elastic: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/chaos/elastic.py --schedules 20
 
 bench-checkpoint: setup
-	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/benchmarks/checkpoint.py --tokens 32
+	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/benchmarks/checkpoint.py --tokens 128
 
 bench-tokenizer: setup
 	$(BIN)/python tests/benchmarks/tokenizer.py --schemes
