@@ -114,9 +114,8 @@ class Progress:
             return None
         if not hasattr(self.board.is_to_stop, "remote"):
             return self.board.is_to_stop(self.stage)
-        import ray
-
-        return ray.get(self.board.is_to_stop.remote(self.stage), timeout=_BOARD_SECONDS)
+        # Ray's own patience goes by the wall clock, which may be set back.
+        return self.board.is_to_stop.remote(self.stage).future().result(timeout=_BOARD_SECONDS)
 
     def _send(self, state: dict) -> None:
         self._call(self.board.update, state)

@@ -218,11 +218,10 @@ class _Run:
 
     def _show_progress(self) -> dict[str, dict]:
         """What the board says of each stage; nothing where it does not answer."""
-        import ray
-
         states: dict[str, dict] = {}
         with contextlib.suppress(Exception):  # a busy board must not end a run
-            states = ray.get(self.board.read.remote(), timeout=2)
+            # Ray's own patience goes by the wall clock: where that is set back, it would wait for as long.
+            states = self.board.read.remote().future().result(timeout=2)
             self.display.update(states)
         return states
 
