@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from omniloom.infra.waiting import settled
+
 _ANSWER_SECONDS = 60.0  # a worker process starts in some seconds
 
 
@@ -49,7 +51,7 @@ def ask_each(function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[st
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             options = task.options(num_cpus=0, scheduling_strategy=there, max_retries=1)
             asked[options.remote(*arguments)] = node["NodeManagerHostname"]
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    answered, silent = settled(list(asked), _ANSWER_SECONDS)
     for reference in silent:
         ray.cancel(reference, force=True)
     for reference in answered:

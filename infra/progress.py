@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from omniloom.infra.waiting import answer
+
 _BOARD_SECONDS = 10.0  # for an answer of the board
 
 
@@ -114,8 +116,7 @@ class Progress:
             return None
         if not hasattr(self.board.is_to_stop, "remote"):
             return self.board.is_to_stop(self.stage)
-        # Ray's own patience goes by the wall clock, which may be set back.
-        return self.board.is_to_stop.remote(self.stage).future().result(timeout=_BOARD_SECONDS)
+        return answer(self.board.is_to_stop.remote(self.stage), _BOARD_SECONDS)
 
     def _send(self, state: dict) -> None:
         self._call(self.board.update, state)

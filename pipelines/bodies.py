@@ -18,6 +18,7 @@ from omniloom.infra.training import hangs
 from omniloom.infra.training.config import HANG_SECONDS
 from omniloom.infra.training.rhythm import Rhythm
 from omniloom.infra.training.watch import Watch, stacks
+from omniloom.infra.waiting import settled
 from omniloom.pipelines.planned import PlannedStage
 from omniloom.stages.base import Stage, StageContext
 
@@ -74,7 +75,7 @@ class Bodies:
         """What the body gives; BodyLost where nobody will ever tell."""
         import ray
 
-        while not ray.wait([reference], timeout=_LOOK_SECONDS, fetch_local=False)[0]:
+        while not settled([reference], _LOOK_SECONDS)[0]:
             if self._abandoned.is_set():
                 raise BodyLost("nobody knows what became of it")
         return ray.get(reference)
@@ -119,10 +120,10 @@ class Bodies:
         with contextlib.suppress(Exception):  # a cluster that is gone has nothing left to end
             if tasks and grace:
                 self.board.ask_to_stop.remote(list(running))
-                _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=grace)
+                _, tasks = settled(tasks, grace)
             for task in tasks:
                 ray.cancel(task)
-            _, left = ray.wait(tasks, num_returns=len(tasks), timeout=_CANCEL_SECONDS)
+            _, left = settled(tasks, _CANCEL_SECONDS)
             for task in left:
                 ray.cancel(task, force=True)
 

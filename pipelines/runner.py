@@ -28,6 +28,7 @@ from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
+from omniloom.infra.waiting import answer
 from omniloom.pipelines import continuing, installed, room, run_card
 from omniloom.pipelines.ahead import Ahead
 from omniloom.pipelines.bodies import Bodies
@@ -220,8 +221,7 @@ class _Run:
         """What the board says of each stage; nothing where it does not answer."""
         states: dict[str, dict] = {}
         with contextlib.suppress(Exception):  # a busy board must not end a run
-            # Ray's own patience goes by the wall clock: where that is set back, it would wait for as long.
-            states = self.board.read.remote().future().result(timeout=2)
+            states = answer(self.board.read.remote(), 2)
             self.display.update(states)
         return states
 
