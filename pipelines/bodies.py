@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 from omniloom.infra import storage
@@ -75,7 +76,8 @@ class Bodies:
         """What the body gives; BodyLost where nobody will ever tell."""
         import ray
 
-        while not settled([reference], _LOOK_SECONDS)[0]:
+        future = reference.future()  # one for all looks: each that is made is kept until the body ends
+        while not wait([future], _LOOK_SECONDS).done:
             if self._abandoned.is_set():
                 raise BodyLost("nobody knows what became of it")
         return ray.get(reference)
