@@ -335,15 +335,7 @@ class _Run:
         """`began`: by the clock that people read, and by one that nobody sets."""
         started, seconds, ended = began[0], time.monotonic() - began[1], time.time()
         return {
-            "stage": planned.name,
-            "version": planned.stage.module.VERSION,
-            "fingerprint": planned.fingerprint,
-            "config": canonical(planned.config, planned.name),
-            "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
-            "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
-            **getattr(planned.config, "enters_fingerprint", {}),
-            "sources": planned.sources,
-            "outside": planned.outside,
+            **identity_facts(planned, inputs),
             "metrics": metrics,
             "code": revision(),
             "packages": package_versions(),
@@ -357,6 +349,21 @@ class _Run:
             },
             "mlflow_run_id": tracker.run_id(2.0),
         }
+
+
+def identity_facts(planned: PlannedStage, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    """What a manifest says of what its artifact is, and was made from."""
+    return {
+        "stage": planned.name,
+        "version": planned.stage.module.VERSION,
+        "fingerprint": planned.fingerprint,
+        "config": canonical(planned.config, planned.name),
+        "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
+        "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
+        **getattr(planned.config, "enters_fingerprint", {}),
+        "sources": planned.sources,
+        "outside": planned.outside,
+    }
 
 
 def package_versions() -> dict[str, str]:

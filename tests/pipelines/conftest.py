@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from demo_stages import NAMES
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
+from omniloom.pipelines import cli
 from omniloom.pipelines.config import PipelineConfig, load
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.plan import Plan, make_plan
@@ -81,6 +83,23 @@ class Workspace:
     def files(self) -> dict[str, int]:
         """Every file with its modification time: what must not change where nothing may be written."""
         return {str(path): path.stat().st_mtime_ns for path in self.storage.rglob("*")}
+
+
+@pytest.fixture
+def omniloom(tmp_path, monkeypatch, capsys):
+    """Calls the command in this process, in an empty folder; gives (exit code, stdout, stderr)."""
+    empty = tmp_path / "cwd"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["omniloom", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture

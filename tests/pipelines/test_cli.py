@@ -20,23 +20,6 @@ from omniloom.pipelines import cli
 PLAN_SECONDS, RUN_SECONDS = 3.0, 4.5  # of CPU, which a busy machine takes no more of; an idle one needs under half
 
 
-@pytest.fixture
-def omniloom(workspace, tmp_path, monkeypatch, capsys):
-    """Calls the command in this process, in an empty folder; gives (exit code, stdout, stderr)."""
-    empty = tmp_path / "cwd"
-    empty.mkdir()
-    monkeypatch.chdir(empty)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["omniloom", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return call
-
-
 def timed(*command: str) -> tuple[subprocess.CompletedProcess, float]:
     """A Python process that ran to its end, and the CPU seconds that it took."""
 

@@ -4,7 +4,6 @@ refused, and who saw which file, against what the training's loader gave out."""
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,20 +12,20 @@ import corpora
 import numpy as np
 import pytest
 import yaml
+from loaded import Given, note_what_is_given
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
-from omniloom.pipelines import cli, continuing
+from omniloom.pipelines import continuing
 from omniloom.pipelines.config import load
-from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.plan import Plan, make_plan
 from omniloom.pipelines.replaying import replay_step
+from omniloom.pipelines.runner import identity_facts
 from omniloom.stages.base import StageContext
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
 from omniloom.stages.train import stage as train
-from omniloom.stages.train.rows import RowLoader
 
 WORDS = ["red", "green", "blue", "square", "moves", "the", "a"]
 TRAIN = {
@@ -40,7 +39,6 @@ TRAIN = {
     "validation_rows": 2,
     "samples": {"count": 0},
 }
-Given = tuple[int, int, str]  # step, row, path
 
 
 def write_texts(folder: Path, numbers: range) -> None:
@@ -105,15 +103,7 @@ class Pipeline:
 
     def publish(self, plan: Plan, planned, work: str, inputs: dict, metrics: dict) -> Artifact:
         facts = {
-            "stage": planned.name,
-            "version": planned.stage.module.VERSION,
-            "fingerprint": planned.fingerprint,
-            "config": canonical(planned.config, planned.name),
-            "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
-            "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
-            **getattr(planned.config, "enters_fingerprint", {}),
-            "sources": planned.sources,
-            "outside": planned.outside,
+            **identity_facts(planned, inputs),
             "metrics": metrics,
             "pipeline": plan.config.name,
             "times": {"ended_unix": 1.0, "seconds": 1.0},
@@ -132,21 +122,12 @@ class _InThisProcess:
         self.given, self.patch = given, pytest.MonkeyPatch()
 
     def __enter__(self) -> None:
-        at = RowLoader.at
-
-        def noted(loader: RowLoader, step: int):
-            batches = at(loader, step)
-            for row in loader.taken(step):
-                found = ((step, row.number, loader.tokens.origin(p.index)["path"]) for p in row.documents)
-                self.given.extend(found)
-            return batches
-
         def tokenized(context: StageContext, shards: list[str], text_uri: str) -> None:
             tokenizer = ShardTokenizer(context.config, None, text_uri, context.output, context.state)
             for index, uri in enumerate(shards):
                 tokenizer({"index": index, "uri": uri})
 
-        self.patch.setattr(RowLoader, "at", noted)
+        note_what_is_given(self.patch, self.given)
         self.patch.setattr(storage, "is_process_local", lambda uri: True)  # ingest then asks no Ray
         self.patch.setattr(pretokenize, "_tokenize", tokenized)
         self.patch.setattr(train, "launch", lambda function, job, *rest: function(job))
@@ -187,18 +168,6 @@ def changed(pipeline) -> Pipeline:
 def overrides(pipeline: Pipeline, **changes: str | None) -> list[str]:
     chosen = {**pipeline.changes, **changes}
     return [f"{key}={value}" for key, value in chosen.items() if value is not None]
-
-
-@pytest.fixture
-def omniloom(monkeypatch, capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["omniloom", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return call
 
 
 def answer(omniloom, pipeline: Pipeline, file: str, *arguments: str) -> dict:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import corpora
 import numpy as np
 import pytest
+from loaded import Given, note_what_is_given
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
@@ -27,7 +28,6 @@ from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.uses import Uses
 from omniloom.stages.train.worker import assemble, train_worker
 
-Given = tuple[int, int, str]  # step, row, path of a document
 WORDS = ["red", "green", "blue", "square", "moves", "the", "a"]
 SETTINGS = {
     "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16},
@@ -93,16 +93,7 @@ class Training:
     def run(self, monkeypatch, dies_at: int | None = None) -> Training:
         books, artifacts = continuing.begin(self.context)
         progress = corpora.KilledAt(dies_at) if dies_at else corpora.Silent()
-        at = RowLoader.at
-
-        def noted(loader: RowLoader, step: int):
-            batches = at(loader, step)
-            for row in loader.taken(step):
-                found = ((step, row.number, loader.tokens.origin(p.index)["path"]) for p in row.documents)
-                self.given.extend(found)
-            return batches
-
-        monkeypatch.setattr(RowLoader, "at", noted)
+        note_what_is_given(monkeypatch, self.given)
         job = Job(
             self.settings, self.tokens, None, self.context.output, self.context.state, progress, corpora.Silent(),
             books, artifacts,
