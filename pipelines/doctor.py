@@ -27,6 +27,7 @@ _NEEDED = (
     "av",
     "pillow",
     "tokenizers",
+    "torchmetrics",
     "safetensors",
     "scikit-learn",
 )

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -40,20 +39,6 @@ def test_ssim_of_constant_pictures_is_its_luminance_term():
     noise = RNG.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     assert reconstruction(noise, noise)["ssim"] == pytest.approx(1.0)
     assert reconstruction(noise, 255 - noise)["ssim"] < 0
-
-
-@pytest.mark.parametrize("shape", [(5, 32, 32), (3, 12, 17), (2, 8, 7), (1, 64, 48)])
-def test_reconstruction_is_torchmetrics(shape):
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-    rng = np.random.default_rng(1)
-    a = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    b = np.clip(a + rng.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
-    x, y = (torch.from_numpy(values).permute(0, 3, 1, 2).double() for values in (a, b))
-    found = reconstruction(a, b)
-    psnr = peak_signal_noise_ratio(y, x, data_range=255.0, reduction="none", dim=(1, 2, 3))
-    assert found["psnr"] == pytest.approx(float(psnr.mean()), abs=1e-5)
-    assert found["ssim"] == pytest.approx(float(structural_similarity_index_measure(y, x, data_range=255.0)), abs=1e-9)
 
 
 def plain_coverage(real, drawn, k):
