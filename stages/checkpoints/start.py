@@ -40,12 +40,6 @@ def known_config(uri: str) -> UnifiedConfig:
         raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
 
 
-def text_file(uri: str) -> str:
-    """The URI of its text tokenizer, which the corpus has to be in the ids of."""
-    folder = own_model.model_folder(uri)
-    return storage.join(folder, "text.json") if folder else storage.join(uri, "tokenizer.json")
-
-
 def check_files(uri: str, text_tokenizer: str) -> None:
     """Check that it has weights, and the text tokenizer that the tokens are made with."""
     if folder := own_model.model_folder(uri):
