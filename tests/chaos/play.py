@@ -44,7 +44,8 @@ class Play:
                 return False
             for fault, *_ in self.under_way:
                 fault.by_itself = False
-            time.sleep(1.0)
+            self.scene.settle()
+            self.scene.world.nodes.wait_for_all()  # a cluster that lacks nodes refuses the command, which is right
         return False
 
     def _drive(self, deadline: float) -> int:
