@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
 
 VERSION = 4
+BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 
