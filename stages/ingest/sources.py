@@ -13,9 +13,11 @@ from collections import Counter
 
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
 from omniloom.stages.ingest.listing import SourceFile, list_files
+from omniloom.stages.ingest.recognition import line, recognized
 from omniloom.stages.ingest.suffixes import COMPANIONS, suffix
 
 
@@ -102,13 +104,13 @@ def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
     refused = Counter(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject)
     if refused:
         return f"{message}; {', '.join(f'{n} {reason}' for reason, n in refused.most_common(3))}"
-    suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
-    kinds = Counter({name: sum(suffixes[ending] for ending in known.suffixes) for name, known in KINDS.items()})
-    name, count = kinds.most_common(1)[0]
-    if count and name != config.kind:
-        more = f", {needed}" if (needed := KINDS[name].needs_options) else ""
-        return f"{message}; {count} look like {name}, which `{{kind: {name}, uri: {config.uri}{more}}}` reads"
-    if files and not count:
+    found = [pair for pair in recognized(Glimpse(kind.root, files)) if pair[0] != config.kind]
+    if found:
+        name, recognition = found[0]
+        reads = line({"kind": name, "uri": config.uri, **recognition.options})
+        return f"{message}; {len(recognition.paths)} look like {name}, which `{reads}` reads"
+    if files and not any(suffix(file.path) in kind.suffixes for file in files):
+        suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
         most = ", ".join(f"{n} {ending}" for ending, n in suffixes.most_common(3))
         return f"{message}; it holds {most}, which no kind reads"
     return message
