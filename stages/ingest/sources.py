@@ -14,9 +14,11 @@ from collections.abc import Iterator
 
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
 from omniloom.stages.ingest.listing import SourceFile, list_files
+from omniloom.stages.ingest.recognition import line, recognized
 from omniloom.stages.ingest.suffixes import COMPANIONS, suffix
 
 
@@ -54,13 +56,19 @@ def _listed(kind: SourceKind) -> list[tuple[str, SourceFile]]:
 
 
 def items(config: Config, notes: Counter | None = None) -> Iterator[dict]:
-    """What is to be ingested, in the order of the sources and of the paths within each; a large item in its pieces.
+    """What is to be ingested, in the order of the sources and of the paths within each.
 
     `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
     """
     notes = Counter() if notes is None else notes
-    for index in range(len(config.sources)):
-        kind = _opened(config, index)
+    for kind in (_opened(config, index) for index in range(len(config.sources))):
+        yield from kind.items(_contents(kind), notes)
+
+
+def pieces(config: Config, notes: Counter | None = None) -> Iterator[dict]:
+    """`items`, the large ones in pieces."""
+    notes = Counter() if notes is None else notes
+    for kind in (_opened(config, index) for index in range(len(config.sources))):
         for item in kind.items(_contents(kind), notes):
             yield from _pieces(kind, item, config)
 
@@ -112,13 +120,13 @@ def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
     refused = Counter(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject)
     if refused:
         return f"{message}; {', '.join(f'{n} {reason}' for reason, n in refused.most_common(3))}"
-    suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
-    kinds = Counter({name: sum(suffixes[ending] for ending in known.suffixes) for name, known in KINDS.items()})
-    name, count = kinds.most_common(1)[0]
-    if count and name != config.kind:
-        more = f", {needed}" if (needed := KINDS[name].needs_options) else ""
-        return f"{message}; {count} look like {name}, which `{{kind: {name}, uri: {config.uri}{more}}}` reads"
-    if files and not count:
+    found = [pair for pair in recognized(Glimpse(kind.root, files)) if pair[0] != config.kind]
+    if found:
+        name, recognition = found[0]
+        reads = line({"kind": name, "uri": config.uri, **recognition.options})
+        return f"{message}; {len(recognition.paths)} look like {name}, which `{reads}` reads"
+    if files and not any(suffix(file.path) in kind.suffixes for file in files):
+        suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
         most = ", ".join(f"{n} {ending}" for ending, n in suffixes.most_common(3))
         return f"{message}; it holds {most}, which no kind reads"
     return message

@@ -37,7 +37,8 @@ from omniloom.stages.ingest.groups import done, grouped, ingest_group, keys_uri
 if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
 
-VERSION = 5
+VERSION = 6
+BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 
@@ -55,7 +56,7 @@ def run(context: StageContext) -> dict:
     """
     config: Config = context.config
     notes: Counter = Counter()
-    groups = list(grouped(sources.items(config, notes), config))
+    groups = list(grouped(sources.pieces(config, notes), config))
     if not groups:
         raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     output, state = context.output, context.state

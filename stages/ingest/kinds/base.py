@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import ManifestFile
 from omniloom.stages.ingest.options import SourceConfig
@@ -41,8 +42,8 @@ class SourceKind(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     # All texts and documents of one file lie in one split, as chunks of a book must; not so where each is on its own.
     one_file_one_split: ClassVar[bool] = True
-    # Options without which the kind cannot be used, as a message offers them: "text_field: text".
-    needs_options: ClassVar[str] = ""
+    # Options without which the kind cannot be used, as `recognize` offers them by default: {"text_field": "text"}.
+    usual_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any, index: int, limits: Limits = DEFAULT_LIMITS, chunk_chars: int = 2000):
         self.config, self.index, self.limits, self.chunk_chars = config, index, limits, chunk_chars
@@ -57,6 +58,15 @@ class SourceKind(ABC):
     @abstractmethod
     def makes(cls, config: Any) -> str:
         """Which of `records.KINDS` (image, video, text, document) a source with these options gives."""
+
+    # ---- recognition: what files of this kind look like, where no config says it ----
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """The options with which a source that looks like this kind would be read; None where it does not. A kind that
+        can tell more than by suffixes looks into a few files, and gives a larger `strength`."""
+        paths = glimpse.having(cls.suffixes)
+        return Recognition(frozenset(paths), cls.usual_options) if paths else None
 
     # ---- planning: from names and small files alone, on every plan ----
 

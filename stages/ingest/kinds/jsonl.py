@@ -31,7 +31,7 @@ class Jsonl(SourceKind):
     Config = JsonlConfig
     suffixes = (".jsonl", ".ndjson")
     one_file_one_split = False
-    needs_options = "text_field: text"
+    usual_options = {"text_field": "text"}
 
     @classmethod
     def makes(cls, config: JsonlConfig) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Literal
 
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding, texts
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig
 from omniloom.stages.ingest.rejects import Reject
+
+_NOTES = re.compile(r"(readme|license|licence|copying|changelog|changes|notice|authors|citation)\b", re.IGNORECASE)
 
 
 class TextConfig(SourceConfig):
@@ -29,6 +34,13 @@ class Text(SourceKind):
     @classmethod
     def makes(cls, config: TextConfig) -> str:
         return "text"
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """Texts, less those that tell a person about the other files."""
+        paths = glimpse.having(cls.suffixes)
+        found = frozenset(path for path in paths if not _NOTES.match(posixpath.basename(path)))
+        return Recognition(found) if found else None
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
         """By bytes, where a section begins."""
