@@ -13,6 +13,7 @@ from collections import Counter
 
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
 from omniloom.stages.ingest.listing import SourceFile, list_files
@@ -103,10 +104,10 @@ def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
     refused = Counter(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject)
     if refused:
         return f"{message}; {', '.join(f'{n} {reason}' for reason, n in refused.most_common(3))}"
-    found = [pair for pair in recognized(kind.root, files) if pair[0] != config.kind]
+    found = [pair for pair in recognized(Glimpse(kind.root, files)) if pair[0] != config.kind]
     if found:
         name, recognition = found[0]
-        reads = line(name, config.uri, recognition)
+        reads = line({"kind": name, "uri": config.uri, **recognition.options})
         return f"{message}; {len(recognition.paths)} look like {name}, which `{reads}` reads"
     if files and not any(suffix(file.path) in kind.suffixes for file in files):
         suffixes = Counter(suffix(file.path) or "no suffix" for file in files)

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from omniloom.infra import storage
 from omniloom.stages.data import records
-from omniloom.stages.data.media.identity import LOOK_BYTES, SKETCH
+from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES, SKETCH
 from omniloom.stages.ingest import twins
 
 HELD_OUT = ("test", "validation")  # in the order in which a cluster takes them
@@ -84,7 +84,7 @@ def assign(
     `keys` maps shards' names to the URIs of their keys, in order; `dropped` to records that are no more.
     """
     with tempfile.TemporaryFile() as pictures, tempfile.TemporaryFile() as clips, tempfile.TemporaryFile() as texts:
-        corpus = _Corpus(_Rows(pictures, LOOK_BYTES), _Rows(clips, LOOK_BYTES), _Rows(texts, 4 * SKETCH))
+        corpus = _Corpus(_Rows(pictures, LOOK_BYTES), _Rows(clips, CLIP_FRAMES * LOOK_BYTES), _Rows(texts, 4 * SKETCH))
         for name, uri in keys.items():
             gone = dropped.get(name, set())
             for row in _read_keys(uri):
@@ -184,7 +184,7 @@ class _Corpus:
         pictures = twins.near_pictures(self.looks.array(np.uint8))
         groups = np.concatenate(
             [
-                np.array(self._of_clips, np.int64)[twins.near_pictures(self.clips.array(np.uint8), twins.CLIPS)],
+                np.array(self._of_clips, np.int64)[twins.near_pictures(self.clips.array(np.uint8))],
                 np.array(self._texts, np.int64)[twins.near_texts(self.sketches.array(np.uint32))],
             ]
         )

@@ -36,7 +36,8 @@ from omniloom.stages.ingest.config import Config
 if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
 
-VERSION = 4
+VERSION = 5
+BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 

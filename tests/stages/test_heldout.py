@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from omniloom.infra import storage
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_mp4, probe_image, probe_video
-from omniloom.stages.data.media.identity import SKETCH, picture_look, text_sketch
+from omniloom.stages.data.media.identity import LOOK_BYTES, SKETCH, picture_look, text_sketch
 from omniloom.stages.ingest import splits, twins
 from omniloom.stages.ingest import stage as ingest
 
@@ -222,8 +222,40 @@ def test_twins_are_found_among_many():
     assert {(i, 2800 + i) for i in range(200)} <= found and len(found) < 220
 
 
+def look(pixels: np.ndarray) -> np.ndarray:
+    return np.frombuffer(picture_look(np.ascontiguousarray(pixels)), np.uint8)
+
+
+def test_pictures_that_were_cut_are_found_wherever_they_were_cut():
+    """By a twentieth of each axis at any end, or at every edge, and stored again."""
+    pictures = [photo(200, 240) for _ in range(100)]
+    cuts = [
+        np.s_[10:, 12:],
+        np.s_[:-10, :-12],
+        np.s_[10:, :-12],
+        np.s_[5:-5, 6:-6],
+        np.s_[10:-10, 12:-12],
+        np.s_[3:-7, 9:-3],
+    ]
+    cut = [picture[cuts[number % len(cuts)]] for number, picture in enumerate(pictures)]
+    again = [np.asarray(Image.open(io.BytesIO(saved(picture, "JPEG", quality=70)))) for picture in cut]
+    found = twins.near_pictures(np.stack([look(picture) for picture in [*pictures, *again]]))
+    planted = {(number, 100 + number) for number in range(100)}
+    assert len(planted & set(map(tuple, found.tolist()))) >= 99 and len(found) <= 100
+
+
+def test_what_differs_at_one_place_is_another_picture():
+    """An eye that is shut: little over the whole, much where it is."""
+    pictures = [photo(128, 128) for _ in range(20)]
+    others = [picture.copy() for picture in pictures]
+    for other in others:
+        other[40:60, 40:60] = 255 - other[40:60, 40:60]
+    found = twins.near_pictures(np.stack([look(picture) for picture in [*pictures, *others]]))
+    assert len(found) <= 1
+
+
 def test_pictures_without_contrast_are_no_twins():
-    flat = np.stack([np.full(768, level, np.uint8) for level in range(100, 110)])
+    flat = np.stack([np.full(LOOK_BYTES, level, np.uint8) for level in range(100, 110)])
     assert not len(twins.near_pictures(flat)) and not len(twins.near_pictures(flat[:0]))
     assert not len(twins.near_texts(np.empty((0, SKETCH), np.uint32)))
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Iterator
 from typing import Literal
 
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig
+
+_NOTES = re.compile(r"(readme|license|licence|copying|changelog|changes|notice|authors|citation)\b", re.IGNORECASE)
 
 
 class TextConfig(SourceConfig):
@@ -25,6 +30,13 @@ class Text(SourceKind):
     @classmethod
     def makes(cls, config: TextConfig) -> str:
         return "text"
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """Texts, less those that tell a person about the other files."""
+        paths = glimpse.having(cls.suffixes)
+        texts = frozenset(path for path in paths if not _NOTES.match(posixpath.basename(path)))
+        return Recognition(texts) if texts else None
 
     def read(self, item: dict) -> Iterator[dict]:
         from omniloom.stages.ingest import rows, texts
