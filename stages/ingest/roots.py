@@ -66,9 +66,10 @@ class Root:
         except Exception as error:
             raise unreadable(error, path) from error
 
-    def blocks(self, path: str) -> Iterator[bytes]:
-        """The content of a file block by block, of which none is empty; after a failure it goes on where it was."""
-        file, at = None, 0
+    def blocks(self, path: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` to `stop` of a file block by block, of which none is empty; after a failure it goes on
+        where it was."""
+        file, at = None, start
 
         def block() -> bytes:
             nonlocal file
@@ -77,7 +78,7 @@ class Root:
                 file = self.fs.open(self.uri(path), "rb")
                 file.seek(at)
             try:
-                return file.read(_BLOCK)
+                return file.read(_BLOCK if stop is None else min(_BLOCK, stop - at))
             except Exception:
                 file = None
                 raise
