@@ -14,7 +14,6 @@ decoding. What holds of records otherwise than their shards say lies beside thes
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -95,6 +94,11 @@ def split_of(record_id: str, fractions: Mapping[str, float]) -> str:
 def shard_name(index: int, part: int = 0) -> str:
     """Where a shard lies: the number `part` of those that come from what is number `index` of the work."""
     return f"records/shard-{index:06d}-{part:04d}.parquet"
+
+
+def group_of(name: str) -> int:
+    """The number of the work that a shard comes from, by its name, shard-000012-0000.parquet."""
+    return int(name.split("-")[1])
 
 
 def shards(artifact_uri: str) -> list[str]:

@@ -5,11 +5,10 @@ one after another and closes a shard where the next row would bring it above `sh
 where it has `shard_items`. So a group gives a shard, or several where its files hold more than their own bytes (lines
 that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a row group.
 
-Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... Besides, in the stage's state, for each of them
-    keys/shard-000012-0000.parquet     what `ingest.splits` asks for of its records
-    rejects/shard-000012-0000.jsonl    {source, path, part, code, message} of what was read with them and is of no use
-and groups/000012.json, written last: the reports on the group's shards. A group without it is read again from its
-beginning and gives the same shards, so a kill leaves nothing behind that is not written over.
+Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... and beside each lie its keys and rejects
+(`stages.ingest.keys`); in the stage's state groups/000012.json, written last: the reports on the group's shards. A
+group without it is read again from its beginning and gives the same shards, so a kill leaves nothing behind that is not
+written over.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ from omniloom.stages.ingest.config import Config
 _REJECTS = 65536  # that a worker holds
 
 
-def grouped(items: Iterable[dict], config: Config) -> Iterator[dict]:
-    """Items in order, cut where a group would come to more than `shard_items` or `shard_bytes`."""
+def grouped(items: Iterable[dict], config: Config, index: int = 0) -> Iterator[dict]:
+    """Items in order, cut where a group would come to more than `shard_items` or `shard_bytes`. `index` is the number
+    of the first group."""
     group: list[dict] = []
-    index = size = count = 0
+    size = count = 0
     for item in items:
         rows = item.get("rows", 1)
         if group and (count + rows > config.shard_items or size + item["size"] > config.shard_bytes):
@@ -40,16 +40,20 @@ def grouped(items: Iterable[dict], config: Config) -> Iterator[dict]:
 
 
 def done(state: str, group: dict) -> list[dict] | None:
-    """The reports of a group that an earlier run has done."""
+    """The reports of a group of these items that an earlier run has done."""
     found = storage.read_json(_marker(state, group))
-    return found["shards"] if found else None
+    return found["shards"] if found and found["items"] == _digest(group) else None
+
+
+def _digest(group: dict) -> str:
+    return blake2b(json.dumps(group["items"], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def ingest_group(group: dict, config: Config, output: str, state: str) -> Iterator[dict]:
     """Read one group's items and write its shards; a group that is done already is not read again.
 
     A report for each: {"name": of the shard, "records", "files", "asked"}. The last two are of the items that were read
-    to their ends: how many files begin among them, and [item, source, paths] where reading one asked for other files.
+    to their ends: how many files begin with them, and [item, source, paths] where reading one asked for other files.
     """
     if (reports := done(state, group)) is not None:
         yield from reports

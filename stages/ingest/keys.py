@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import RESUME
+from omniloom.stages.data import records
 from omniloom.stages.ingest import splits
 from omniloom.stages.ingest.in_order import Group, Order, in_order
 
@@ -63,11 +64,6 @@ def write_table(output: str, name: str, table: pa.Table) -> None:
 
 def read(output: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.read_table(io.BytesIO(storage.read_bytes(keys_uri(output, name))), columns=columns, schema=SCHEMA)
-
-
-def group_of(name: str) -> int:
-    """The number of the group that a shard is of: `shard-000012-0000.parquet`."""
-    return int(name.split("-")[1])
 
 
 class Corpus:
@@ -130,7 +126,7 @@ class Corpus:
 def _by_group(names: list[str]) -> dict[int, list[tuple[int, str]]]:
     found: dict[int, list[tuple[int, str]]] = {}
     for number, name in enumerate(names):
-        found.setdefault(group_of(name), []).append((number, name))
+        found.setdefault(records.group_of(name), []).append((number, name))
     return found
 
 

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,12 @@ import pyarrow.parquet as pq
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import RESUME, Artifact
+from omniloom.stages.data.records import KINDS
 from omniloom.stages.ingest import growth
+from omniloom.stages.ingest.in_order import Order
+
+if TYPE_CHECKING:
+    from omniloom.stages.ingest.settling import Settled
 
 ITEMS = f"{RESUME}items.parquet"
 SCHEMA = pa.schema(
@@ -100,6 +105,11 @@ class Files:
         """`facts`: as `sources.listing` gives them, of all files that may be read."""
         self._tables[source] = growth.file_table(facts)
 
+    def table(self) -> np.ndarray:
+        """Of all sources, as the next run compares it."""
+        tables = list(self._tables.values())
+        return np.sort(np.concatenate(tables), order="path")
+
     def content(self, source: int, paths: list[str]) -> int:
         """What changes where the content of one of these files does, or one is there that was missing."""
         table = self._tables[source]
@@ -124,6 +134,8 @@ class Items:
         self._last_file: tuple | None = None
         self.files = 0
         self.count = 0
+        self.unread_files: set[int] = set()
+        self.unread_bytes = 0
 
     def unread(self, items: Iterable[dict]) -> Iterator[dict]:
         """The items that are not known, each with its number under "number"."""
@@ -144,6 +156,8 @@ class Items:
                         self._known.generation[place],
                     )
                 else:
+                    self.unread_files.add(int(self._file_numbers[-1][number]))
+                    self.unread_bytes += item["size"]
                     yield {**item, "number": first + number}
 
     def _key(self, item: dict) -> bytes:
@@ -178,32 +192,52 @@ class Items:
             self._columns[batch][:, number] = group["index"], place, len(self._known.generations)
         return group
 
-    def read(self, group: int, item: int, source: int, paths: list[str]) -> None:
+    def asked(self, group: int, item: int, source: int, paths: list[str]) -> None:
         """Reading an item asked for these files besides its own."""
         self._reads[group, item] = source, paths
 
-    # ---- once all are known ----
+    # ---- once all are placed ----
 
-    @property
-    def table(self) -> np.ndarray:
+    def order(self) -> Order:
+        return Order(self._table())
+
+    def _table(self) -> np.ndarray:
         """int (3, items): group, item and generation of each."""
         return np.concatenate(self._columns, axis=1) if self._columns else np.empty((3, 0), np.uint32)
 
-    @property
-    def file_numbers(self) -> np.ndarray:
-        """The number of the file of each item."""
-        return np.concatenate(self._file_numbers) if self._file_numbers else np.empty(0, np.int64)
+    def files_without(self, records: np.ndarray) -> int:
+        """How many files gave none of so many `records` of each item."""
+        numbers = np.concatenate(self._file_numbers)
+        return int((np.bincount(numbers, weights=records, minlength=self.files) == 0).sum())
 
-    def to_bytes(self) -> bytes:
-        """For the next run."""
+    def write(self, output: str, settled: Settled) -> None:
+        """What the next run asks for, below the output."""
+        storage.write_bytes(storage.join(output, growth.FILES), growth.to_bytes(self._files.table()))
+        storage.write_bytes(storage.join(output, ITEMS), self._to_bytes())
+        generations = self._known.generations
+        of_records = self._table()[2][settled.places]
+        kept = [
+            {**known, "kept": _by_kind(settled.kinds[of_records <= number])} for number, known in enumerate(generations)
+        ]
+        lineage = {"records": _by_kind(settled.kinds), "generations": kept}
+        storage.write_bytes(storage.join(output, growth.LINEAGE), json.dumps(lineage).encode())
+
+    def _to_bytes(self) -> bytes:
         keys = np.frombuffer(b"".join(self._keys), "<u8").reshape(-1, 2)
         order = np.argsort(keys[:, 0], kind="stable")
-        group, item, generation = self.table[:, order]
-        found = [self._reads.get(place) for place in zip(group.tolist(), item.tolist(), strict=True)]
+        group, item, generation = self._table()[:, order]
         columns: list[Any] = [keys[order, 0], keys[order, 1], group, item, generation]
-        columns.append([read and read[1] for read in found])
-        columns.append([read and self._files.content(*read) for read in found])
+        if self._reads:
+            found = [self._reads.get(place) for place in zip(group.tolist(), item.tolist(), strict=True)]
+            columns.append([read and read[1] for read in found])
+            columns.append([read and self._files.content(*read) for read in found])
+        else:
+            columns += [pa.nulls(len(order)), pa.nulls(len(order))]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         sink = io.BytesIO()
         pq.write_table(pa.table(arrays, schema=SCHEMA), sink, compression="zstd", use_dictionary=False)
         return sink.getvalue()
+
+
+def _by_kind(kinds: np.ndarray) -> dict[str, int]:
+    return {kind: int((kinds == code).sum()) for code, kind in enumerate(KINDS)}

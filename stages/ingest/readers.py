@@ -63,7 +63,7 @@ class Reader:
             row["group"] = group_key("file", item["path"])
         else:
             row["group"] = None
-        row["license"] = item.get("license") or self.kind.config.license
+        row["license"] = item.get("license") or row.get("license") or self.kind.config.license
         row["synthetic"] = bool(row.get("synthetic") or item.get("synthetic") or self.kind.config.synthetic)
         meta = {**item.get("meta", {}), **row.get("meta", {})}
         row["meta"] = json.dumps(meta, ensure_ascii=False, default=str)

@@ -13,6 +13,7 @@ import posixpath
 import stat
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -93,6 +94,11 @@ class Root:
         finally:
             if file:
                 file.close()
+
+    def open(self, path: str) -> Any:
+        """A file as a stream of bytes that can seek; MediaError where it is none."""
+        self._check(path)
+        return self.fs.open(self.uri(path), "rb")
 
     def _check(self, path: str, size: int | None = None) -> int | None:
         """The size of a regular file inside the root; MediaError for anything else."""

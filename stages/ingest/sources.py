@@ -63,11 +63,24 @@ def _listed(kind: SourceKind, contents: Contents) -> list[tuple[str, SourceFile]
 def items(
     config: Config, notes: Counter | None = None, listed: Callable[[int, list[dict]], None] | None = None
 ) -> Iterator[dict]:
-    """What is to be ingested, in the order of the sources and of the paths within each; a large item in its pieces.
+    """What is to be ingested, in the order of the sources and of the paths within each.
 
     `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread. `listed` is told
     the number of a source and what `listing` says of it, before its items come.
     """
+    for _, item in _items(config, notes, listed):
+        yield item
+
+
+def pieces(
+    config: Config, notes: Counter | None = None, listed: Callable[[int, list[dict]], None] | None = None
+) -> Iterator[dict]:
+    """`items`, the large ones in pieces."""
+    for kind, item in _items(config, notes, listed):
+        yield from _pieces(kind, item, config)
+
+
+def _items(config: Config, notes: Counter | None, listed) -> Iterator[tuple[SourceKind, dict]]:
     notes = Counter() if notes is None else notes
     for index in range(len(config.sources)):
         kind = _opened(config, index)
@@ -75,7 +88,7 @@ def items(
         if listed:
             listed(index, _facts(index, _listed(kind, contents)))
         for item in kind.items(contents, notes):
-            yield from _pieces(kind, item, config)
+            yield kind, item
 
 
 def _pieces(kind: SourceKind, item: dict, config: Config) -> list[dict]:

@@ -78,7 +78,7 @@ def test_pieces_of_json_lines_give_the_records_of_the_whole_file(memory, mark, e
     ]
     for size in (1, 100, 300):
         cfg = config(f"{memory}/in", shard_bytes=size)
-        pieces = [item for item in sources.items(cfg) if item["path"] == "a.jsonl"]
+        pieces = [item for item in sources.pieces(cfg) if item["path"] == "a.jsonl"]
         assert len(pieces) > 1
         assert pieces[0]["from"] == 0 and all(a["to"] == b["from"] for a, b in zip(pieces, pieces[1:], strict=False))
         cut = take(cfg, f"{memory}/{size}")
@@ -93,7 +93,7 @@ def test_pieces_of_other_encodings(memory, name):
     fields = {"encoding": name}
     whole = take(config(f"{memory}/in", **fields), f"{memory}/whole")
     cfg = config(f"{memory}/in", shard_bytes=50, **fields)
-    assert (len(list(sources.items(cfg))) == 1) == (name == "utf-16")
+    assert (len(list(sources.pieces(cfg))) == 1) == (name == "utf-16")
     assert take(cfg, f"{memory}/cut").rows == whole.rows and len(whole.rows) == 30
 
 
@@ -124,7 +124,7 @@ def test_a_small_file_of_lines_that_name_pictures_is_read_in_pieces(memory):
     fields = {"image_field": "image", "caption_field": "caption"}
     whole = take(config(f"{memory}/in", **fields), f"{memory}/whole")
     cfg = config(f"{memory}/in", shard_items=7, **fields)
-    assert [item["rows"] for item in sources.items(cfg)] == [7] * 8 + [4]
+    assert [item["rows"] for item in sources.pieces(cfg)] == [7] * 8 + [4]
     cut = take(cfg, f"{memory}/cut")
     assert cut.rows == whole.rows and len(whole.rows) == 60 and cut.metrics["files"] == 1
 
@@ -145,7 +145,7 @@ def test_pieces_of_a_text_give_the_chunks_of_the_whole_file(memory, monkeypatch,
         assert "".join(row["text"] for row in whole.rows) == text.replace("\r\n", "\n")
     for size in (1, 1500):
         cfg = config(f"{memory}/in", "text", shard_bytes=size, **fields)
-        assert len([item for item in sources.items(cfg) if "from" in item]) > 3
+        assert len([item for item in sources.pieces(cfg) if "from" in item]) > 3
         cut = take(cfg, f"{memory}/{size}")
         assert cut.rows == whole.rows and cut.metrics["files"] == 1 and cut.metrics["files_rejected"] == 0
 
@@ -184,7 +184,7 @@ def test_shards_close_by_what_they_hold(memory):
     lines = "".join(json.dumps({"image": f"{n:02d}.png"}) + "\n" for n in range(30))
     storage.write_bytes(f"{memory}/in/all.jsonl", lines.encode())
     cfg = config(f"{memory}/in", image_field="image", shard_bytes=5000)
-    assert len(list(groups.grouped(sources.items(cfg), cfg))) == 1
+    assert len(list(groups.grouped(sources.pieces(cfg), cfg))) == 1
     found = take(cfg, f"{memory}/work")
     sizes = [
         [records.row_bytes(row) for row in records.iterate_shard(uri)] for uri in records.shards(found.context.output)
@@ -197,7 +197,7 @@ def test_a_group_that_is_killed_between_its_shards_gives_the_same(memory, monkey
     for n in range(12):
         storage.write_bytes(f"{memory}/in/{n:02d}.txt", f"text number {n}, of its own".encode())
     cfg = config(f"{memory}/in", "text", shard_bytes=WHOLE)
-    (group,) = groups.grouped(sources.items(cfg), cfg)
+    (group,) = groups.grouped(sources.pieces(cfg), cfg)
     cfg = cfg.model_copy(update={"shard_items": 5})
     whole = list(groups.ingest_group(group, cfg, f"{memory}/1/out", f"{memory}/1/state"))
     assert [report["records"] for report in whole] == [5, 5, 2] and sum(report["files"] for report in whole) == 12

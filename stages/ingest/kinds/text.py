@@ -39,8 +39,8 @@ class Text(SourceKind):
     def recognize(cls, glimpse: Glimpse) -> Recognition | None:
         """Texts, less those that tell a person about the other files."""
         paths = glimpse.having(cls.suffixes)
-        texts = frozenset(path for path in paths if not _NOTES.match(posixpath.basename(path)))
-        return Recognition(texts) if texts else None
+        found = frozenset(path for path in paths if not _NOTES.match(posixpath.basename(path)))
+        return Recognition(found) if found else None
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
         """By bytes, where a section begins."""
