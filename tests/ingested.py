@@ -39,7 +39,7 @@ def take(*given, **fields):
     config = ingest.Config.model_validate({"sources": list(given), **fields})
     root = f"memory://roots-{time.monotonic_ns()}"
     context = SimpleNamespace(
-        config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None
+        config=config, output=f"{root}/output", state=f"{root}/state", predecessor=None, progress=lambda *a, **k: None
     )
     ingest.listing(config)
     metrics = ingest.run(context)
