@@ -95,9 +95,8 @@ def jsonl(rows) -> str:
 
 
 def context_of(root: str, config, **fields) -> SimpleNamespace:
-    return SimpleNamespace(
-        config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None, **fields
-    )
+    places = {"output": f"{root}/output", "state": f"{root}/state", "predecessor": None}
+    return SimpleNamespace(config=config, progress=lambda *a, **k: None, **places, **fields)
 
 
 def ingested(root: str, *sources: dict, **fields) -> str:

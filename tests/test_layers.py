@@ -21,7 +21,8 @@ FORBIDDEN = {
     "infra": {"models", "stages", "pipelines"},
     "stages": {"pipelines"},
 }
-OPTIONAL = {"pynvml", "transfusion_pytorch"}  # where a machine has NVIDIA GPUs; where a benchmark finds its peer
+# Where a machine has NVIDIA GPUs; where a benchmark finds its peer; where an extra is installed.
+OPTIONAL = {"pynvml", "transfusion_pytorch", "py3langid"}
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}
 # What the plan reads must not load what only a running stage needs.

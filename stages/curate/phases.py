@@ -1,15 +1,16 @@
 """Phases of curation: the filters up to a comparison, and the comparison; what a worker does with one shard in one.
 
-A phase reads what the one before it left of a shard: a `View`, which is a file and the rows of it that are left. It
-writes a shard only where a record was changed, and last of all the artifact's. Each shard of each phase is written down
-when it is done, and what a comparison decided before it is acted on: a killed run goes on after its last shard.
+A phase reads what the one before it left of a shard: a view, {"uri", "rows"}, which is a file and the rows of it that
+are left, or null for all. It writes a shard only where its steps change records, and last of all the artifact's. Each
+shard of each phase is written down when it is done, and what a comparison decided before it is acted on: a killed run
+goes on after its last shard.
 
 Below the state, PP the phase and NNNNN the shard:
     PP/NNNNN.json          the report: the view that is left, counts and samples by step
     PP/left/NNNNN.jsonl    {source, path, part, step, reason} of each record and caption that went in it
     PP/signed/NNNNN.parquet   the signatures for its comparison
     PP/decided.json, PP/decided/NNNNN.json   what the comparison decided
-    PP/records/shard-NNNNN.parquet   the shard, where records were changed
+    PP/records/shard-*.parquet   shards with changed records
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ def _held(comparison: Comparison | None) -> list[Numbered]:
 class _Done:
     """What comes of a shard in one phase."""
 
-    rows: list[dict] = field(default_factory=list)
+    records: int = 0
     kept: list[int] = field(default_factory=list)  # of the rows of the view's file
-    changed: bool = False
+    signed: list[tuple] = field(default_factory=list)
     left: list[dict] = field(default_factory=list)
     samples: dict[str, list[dict]] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
@@ -102,60 +103,76 @@ class Work:
         marker = phase.place(self.state, f"{number:05d}.json")
         if (report := storage.read_json(marker)) is not None:
             return report
+        done = _Done()
         try:
-            done = self._rows(phase, task)
+            view = self._view(phase, task, done)
         except InputError as error:
             return {"error": {"message": error.message, "field": error.field, "file": error.file}}
-        view = self._written(phase, number, task["view"], done)
+        if phase.comparison:
+            signatures.write(phase.place(self.state, "signed", f"{number:05d}.parquet"), done.signed)
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done.left)
         storage.write_bytes(phase.place(self.state, "left", f"{number:05d}.jsonl"), lines.encode())
-        report = {"view": view, "records": len(done.rows), "counts": dict(done.counts), "samples": done.samples}
+        report = {"view": view, "records": done.records, "counts": dict(done.counts), "samples": done.samples}
         storage.write_json(marker, report)
         return report
 
-    def _rows(self, phase: Phase, task: Mapping) -> _Done:
-        done, view = _Done(), task["view"]
+    def _view(self, phase: Phase, task: Mapping, done: _Done) -> dict:
+        """What is left of the view, written where it is to be, and signed where it is compared next."""
+        view, decided = task["view"], self._decided(phase, task["shard"])
+        target = self._target(phase, view, decided)
+        items = self._items(phase, task, decided, done)
+        if target is None:
+            for position, item in items:
+                done.kept.append(position)
+                self._keep(phase, position, item, done)
+            return {"uri": view["uri"], "rows": done.kept if len(done.left) or view["rows"] is not None else None}
+        with records.shard_writer(target) as writer:
+            for number, (_, item) in enumerate(items):
+                writer.add(item.row)
+                self._keep(phase, number, item, done)
+            writer.flush()
+            if writer.refused:
+                first = writer.refused[0]
+                raise InputError(f"{first['source']}: {first['path']} cannot be written: {first['message']}")
+        return {"uri": target, "rows": None}
+
+    def _keep(self, phase: Phase, position: int, item: Item, done: _Done) -> None:
+        done.records += 1
+        if phase.comparison:
+            done.signed += _signed(phase.comparison.step, position, item)
+
+    def _decided(self, phase: Phase, shard: int) -> dict:
+        before = self.phases[phase.number - 1] if phase.number else None
+        return (before and storage.read_json(before.place(self.state, "decided", f"{shard:05d}.json"))) or {}
+
+    def _target(self, phase: Phase, view: Mapping, decided: Mapping) -> str | None:
+        """Where the shard is written; None where no record of it is changed, which the next phase then reads where it
+        is, or nothing is to be written."""
+        name = view["uri"].rpartition("/")[2]
+        if phase.comparison is None:
+            return self.output and storage.join(self.output, "records", name)
+        changes = (
+            phase.number == 0
+            and bool(self.held_out)
+            or any(one.step.changes for one in phase.filters)
+            or any(caption >= 0 for of_row in decided.values() for caption, *_ in of_row)
+        )
+        return phase.place(self.state, "records", name) if changes else None
+
+    def _items(self, phase: Phase, task: Mapping, decided: Mapping, done: _Done) -> Iterator[tuple[int, Item]]:
+        """(row of the view's file, record) of all that is left."""
+        view = task["view"]
         kept = None if view["rows"] is None else set(view["rows"])
-        decided = storage.read_json(_decided(self.phases[phase.number - 1], self.state, task["shard"])) or {}
         for position, row in enumerate(records.iterate_shard(view["uri"], batch_size=16)):
             if kept is not None and position not in kept:
                 continue
             if row["source"] in self.held_out and row["split"] != "test":
-                row, done.changed = {**row, "split": "test"}, True
+                row = {**row, "split": "test"}
             item = _as_decided(Item(row), decided.get(str(position), ()), task["before"], done)
             items = [item] if item else []
             for one in phase.filters:
                 items = [out for item in items for out in _filtered(one, item, done)]
-            done.rows += [item.row for item in items]
-            done.kept += [position] * len(items)
-        return done
-
-    def _written(self, phase: Phase, number: int, view: Mapping, done: _Done) -> dict:
-        """What is left, written where it is to be; and signed, where it is compared next."""
-        whole = view["rows"] is None and not done.changed and not done.left
-        if phase.comparison is None:
-            if self.output is not None:
-                target = storage.join(self.output, records.shard_name(number))
-                storage.copy_file(view["uri"], target) if whole else records.write_shard(target, done.rows)
-            return dict(view)
-        positions = range(len(done.rows)) if done.changed else done.kept
-        if done.changed:
-            uri = phase.place(self.state, records.shard_name(number))
-            records.write_shard(uri, done.rows)
-            left = {"uri": uri, "rows": None}
-        else:
-            left = {"uri": view["uri"], "rows": view["rows"] if whole else done.kept}
-        signed = [
-            values
-            for position, row in zip(positions, done.rows, strict=True)
-            for values in _signed(phase.comparison.step, position, row)
-        ]
-        signatures.write(phase.place(self.state, "signed", f"{number:05d}.parquet"), signed)
-        return left
-
-
-def _decided(phase: Phase, state: str, shard: int) -> str:
-    return phase.place(state, "decided", f"{shard:05d}.json")
+            yield from ((position, item) for item in items)
 
 
 def _as_decided(item: Item, decided: Any, label: str, done: _Done) -> Item | None:
@@ -169,7 +186,6 @@ def _as_decided(item: Item, decided: Any, label: str, done: _Done) -> Item | Non
     for _, reason, like in decided:
         _leave(item, label, reason, done, like, "caption")
     gone = {caption for caption, *_ in decided}
-    done.changed = True
     return Item(item.changed(captions=[c for number, c in enumerate(item.captions) if number not in gone]))
 
 
@@ -190,7 +206,6 @@ def _filtered(one: Numbered, item: Item, done: _Done) -> Iterator[Item]:
     elif isinstance(said, str):
         _leave(item, one.label, said, done)
     else:
-        done.changed = True
         done.counts[f"{one.label}.made"] += len(said)
         if len(said) == 1 and len(said[0]["captions"] or ()) < len(item.captions):
             gone = [caption for caption in item.captions if caption not in (said[0]["captions"] or ())]
@@ -217,11 +232,10 @@ def shown(item: Item) -> dict:
     return {"png": base64.b64encode(png).decode() if png else None, "words": words[:300]}
 
 
-def _signed(step: Comparison, position: int, row: dict) -> Iterator[tuple]:
-    item = Item(row)
+def _signed(step: Comparison, position: int, item: Item) -> Iterator[tuple]:
     if item.kind not in step.kinds:
         return
-    worth, split = signatures.worth(row), records.SPLITS.index(row["split"])
+    worth, split = signatures.worth(item.row), records.SPLITS.index(item.row["split"])
     counts: Counter = Counter()
     for table, signature in step.sign(item):
         yield table, position, counts[table], split, worth, signature

@@ -1,7 +1,7 @@
 """Curation: leaves out records that are no use, cuts recordings into clips, and keeps apart what models are judged by.
 
 In: records. Out, below the artifact:
-    records/shard-00000.parquet   the records that are left, in their order, in shards of the same names
+    records/shard-*.parquet       the records that are left, in their order, in shards of the same names
     curation/left_out.jsonl       {source, path, part, step, what, reason} of each record and caption that went
     curation.html                 what went by each step and why, with samples
 

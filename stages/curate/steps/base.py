@@ -37,6 +37,8 @@ class Step(ABC):
     kinds: ClassVar[tuple[str, ...]]
     # Records may come out that hold other content than those that went in: they are compared with what is held out.
     makes_content: ClassVar[bool] = False
+    # Rows may take a record's place.
+    changes: ClassVar[bool] = False
 
     def __init__(self, config: Any):
         self.config = config

@@ -34,6 +34,7 @@ class CaptionsConfig(StepConfig):
 class Captions(Filter):
     Config = CaptionsConfig
     kinds = ("image", "video")
+    changes = True
 
     def apply(self, item):
         captions = item.captions

@@ -44,6 +44,7 @@ class Function(Filter):
     Config = FunctionConfig
     kinds = ("image", "video", "text", "document")
     makes_content = True
+    changes = True
 
     @classmethod
     def check(cls, config):

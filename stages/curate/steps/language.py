@@ -33,6 +33,7 @@ class LanguageConfig(StepConfig):
 class Language(Filter):
     Config = LanguageConfig
     kinds = ("image", "video", "text", "document")
+    changes = True
 
     @classmethod
     def check(cls, config):

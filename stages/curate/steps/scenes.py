@@ -32,6 +32,7 @@ class Scenes(Filter):
     Config = ScenesConfig
     kinds = ("video",)
     makes_content = True
+    changes = True
 
     def apply(self, item):
         from omniloom.stages.curate import scenes
