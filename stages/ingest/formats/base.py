@@ -19,13 +19,32 @@ Wanted = Callable[[Sequence[str]], list[str]]
 Row = tuple[int, "dict | Reject"]  # its number in the file, from 1; what it holds, or why it is none
 
 
-@dataclass(frozen=True)
+@dataclass
 class Files:
     """Where a source's files lie, and how they are read: in which encoding, and up to how many bytes a row."""
 
     root: Root
     encoding: str
     max_bytes: int
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        return self.root.blocks(path)
+
+
+@dataclass
+class Heads(Files):
+    """The same of the files' first bytes alone; `whole` tells afterwards whether those were all."""
+
+    whole: bool = True
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        size = 0
+        for block in super().blocks(path):
+            if size >= _HEAD_BYTES:
+                self.whole = False
+                return
+            size += len(block)
+            yield block
 
 
 @dataclass(frozen=True)
@@ -109,31 +128,16 @@ class SourceBytes(io.RawIOBase):
         super().close()
 
 
-class Head:
-    """The first blocks of a file, about `_HEAD_BYTES`; `whole` tells afterwards whether that was all."""
-
-    def __init__(self, blocks: Iterator[bytes]):
-        self._blocks, self.whole = blocks, True
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for block in self._blocks:
-            if size >= _HEAD_BYTES:
-                self.whole = False
-                return
-            size += len(block)
-            yield block
-
-
-def peek_rows(head: Head, rows: Iterator[Row]) -> Peek:
-    """The fields of the rows that are read of a file's head."""
+def peek_rows(known: Format, files: Files, path: str) -> Peek:
+    """The fields of the rows of a file's head, where each row has fields of its own."""
+    heads = Heads(files.root, files.encoding, files.max_bytes)
     names: dict[str, None] = {}
-    for number, row in rows:
+    for number, row in known.rows(heads, {"path": path}, list):
         if isinstance(row, dict):
             names |= dict.fromkeys(nested_names(row))
         if number >= _HEAD_ROWS:
             return Peek(list(names), False, False)
-    return Peek(list(names), head.whole, False)
+    return Peek(list(names), heads.whole, False)
 
 
 def nested_names(row: dict, prefix: str = "", depth: int = 3) -> list[str]:

@@ -42,7 +42,7 @@ class Delimited(Format):
         return Peek([name.strip() for name in names if name.strip()], True)
 
     def _lines(self, files: Files, path: str) -> Lines:
-        return Lines(files.root.blocks(path), files.encoding, files.max_bytes)
+        return Lines(files.blocks(path), files.encoding, files.max_bytes)
 
 
 def _delimiters(path: str) -> str:

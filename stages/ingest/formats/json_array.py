@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omniloom.stages.ingest.formats.base import Files, Format, Head, Peek, Row, Wanted, peek_rows
+from omniloom.stages.ingest.formats.base import Files, Format, Peek, Row, Wanted, peek_rows
 from omniloom.stages.ingest.formats.json_stream import objects
 
 
@@ -17,11 +17,7 @@ class JsonArray(Format):
         self.field = field
 
     def rows(self, files: Files, item: dict, wanted: Wanted) -> Iterator[Row]:
-        return self._rows(files, files.root.blocks(item["path"]))
+        return objects(files.blocks(item["path"]), files.max_bytes, files.encoding, self.field)
 
     def peek(self, files: Files, path: str) -> Peek:
-        head = Head(files.root.blocks(path))
-        return peek_rows(head, self._rows(files, iter(head)))
-
-    def _rows(self, files: Files, blocks: Iterator[bytes]) -> Iterator[Row]:
-        return objects(blocks, files.max_bytes, files.encoding, self.field)
+        return peek_rows(self, files, path)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding
-from omniloom.stages.ingest.formats.base import Files, Format, Head, Peek, Row, Wanted, peek_rows
+from omniloom.stages.ingest.formats.base import Files, Format, Peek, Row, Wanted, peek_rows
 from omniloom.stages.ingest.formats.json_rows import parse_row
 from omniloom.stages.ingest.rejects import Reject
 
@@ -16,15 +16,8 @@ class JsonLines(Format):
 
     def rows(self, files: Files, item: dict, wanted: Wanted) -> Iterator[Row]:
         """A line's number is its row's; blank lines are none."""
-        return self._rows(files, files.root.blocks(item["path"]))
-
-    def peek(self, files: Files, path: str) -> Peek:
-        head = Head(files.root.blocks(path))
-        return peek_rows(head, self._rows(files, iter(head)))
-
-    def _rows(self, files: Files, blocks: Iterator[bytes]) -> Iterator[Row]:
         limit, empty = files.max_bytes, True
-        lines = encoding.lines(blocks, limit, files.encoding)
+        lines = encoding.lines(files.blocks(item["path"]), limit, files.encoding)
         for number, (line, line_encoding) in enumerate(lines, 1):
             if line is None:
                 empty = False
@@ -37,3 +30,6 @@ class JsonLines(Format):
                     yield number, Reject(error.code, error.message)
         if empty:
             raise MediaError("empty", "no line in the file")
+
+    def peek(self, files: Files, path: str) -> Peek:
+        return peek_rows(self, files, path)

@@ -59,6 +59,21 @@ def objects(
             yield number + 1, Reject("invalid_json", "more text behind the array's end")
 
 
+def array_fields(blocks: Iterator[bytes], encoding: str = "utf-8") -> list[str]:
+    """The keys of an object at the top whose values are arrays of objects, as far as the blocks go."""
+    text, found = _Text(blocks, encoding), []
+    try:
+        for key in _members(text):
+            if text.peek() == "[":
+                text.at += 1
+                found += [key] if text.peek() == "{" else []
+                text.text, text.at = "[" + text.text[text.at :], 0
+            _skip(text)
+    except (_Ends, MediaError):
+        pass
+    return found
+
+
 class _Text:
     """What of the text has been read and not used: `text` from `at` on."""
 
@@ -141,24 +156,30 @@ def _enter(text: _Text, field: str) -> None:
     """Go to the first value of the array under the key `field` of the object at hand."""
     keys: list[str] = []
     try:
-        if text.peek() != "{":
-            raise MediaError("invalid_json", f"expected an object with the key {field!r}, got {text.peek()!r}")
-        text.at += 1
-        while (following := text.after(",")) != "}":
-            keys.append(_key(text))
-            if text.peek() != ":":
-                raise MediaError("invalid_json", f"expected ':' behind the key {keys[-1]!r:.80}")
-            text.at += 1
-            following = text.peek()
-            if keys[-1] == field:
-                if following != "[":
-                    raise MediaError("invalid_json", f"{field}: expected an array, got {following!r}")
+        for key in _members(text):
+            keys.append(key)
+            if key == field:
+                if text.peek() != "[":
+                    raise MediaError("invalid_json", f"{field}: expected an array, got {text.peek()!r}")
                 text.at += 1
                 return
             _skip(text)
     except _Ends:
         raise MediaError("invalid_json", f"the file ends before an array {field!r}") from None
     raise MediaError("missing_field", f"no array {field!r}; the keys are {', '.join(keys)[:300] or 'none'}")
+
+
+def _members(text: _Text) -> Iterator[str]:
+    """The keys of the object at hand. At each of them the text is before the value, which the caller goes behind."""
+    if text.peek() != "{":
+        raise MediaError("invalid_json", f"expected an object, got {text.peek()!r}")
+    text.at += 1
+    while text.after(",") != "}":
+        key = _key(text)
+        if text.peek() != ":":
+            raise MediaError("invalid_json", f"expected ':' behind the key {key!r:.80}")
+        text.at += 1
+        yield key
 
 
 def _key(text: _Text) -> str:
