@@ -190,7 +190,7 @@ class _Listing:
 
     def _sha256(self, path: str) -> str:
         digest = hashlib.sha256()
-        for block in self.root.blocks(path):
+        for block in self.root.raw_blocks(path):
             digest.update(block)
         return digest.hexdigest()
 

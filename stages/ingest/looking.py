@@ -172,7 +172,7 @@ def _examine(source: Proposed, items: int, seconds: float, samples: int) -> None
     """Read a few items of the source, from all over it."""
     config = _config(source.options)
     try:
-        found = sources.items(config)
+        found = list(sources.items(config))
     except InputError as error:
         source.problem = error.message
         return

@@ -8,11 +8,12 @@ are followed to what lies inside the root, and elsewhere where the source says `
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import fsspec
@@ -21,9 +22,11 @@ from fsspec.implementations.local import LocalFileSystem
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
+from omniloom.stages.ingest.compressed import decompressed
 from omniloom.stages.ingest.options import SourceConfig
 from omniloom.stages.ingest.paths import lies_in, type_of
 from omniloom.stages.ingest.retrying import patiently, unreadable
+from omniloom.stages.ingest.suffixes import compression
 
 # The demo's corpus; loaded at first use.
 fsspec.register_implementation("digits", "omniloom.stages.ingest.digits.DigitsFileSystem")
@@ -63,13 +66,32 @@ class Root:
             known = patiently(lambda: self._check(path, size))
             if limit and known and known > limit:
                 raise MediaError("too_large", f"{known} bytes, at most {limit}")
+            if compression(path):
+                return _joined(self.blocks(path), limit)
             return patiently(lambda: self.fs.cat_file(self.uri(path)))
         except Exception as error:
             raise unreadable(error, path) from error
 
-    def blocks(self, path: str) -> Iterator[bytes]:
-        """The content of a file block by block, of which none is empty; after a failure it goes on where it was."""
-        file, at = None, 0
+    def blocks(self, path: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
+        """The bytes from `start` to `stop` of a file block by block, of which none is empty; of a compressed file those
+        of what it holds, for which all before them is read too."""
+        ending = compression(path)
+        if ending is None:
+            yield from self.raw_blocks(path, start, stop)
+            return
+        at = 0
+        with contextlib.closing(self.raw_blocks(path)) as raw:
+            for block in decompressed(raw, ending):
+                if data := block[max(0, start - at) : None if stop is None else max(0, stop - at)]:
+                    yield data
+                at += len(block)
+                if stop is not None and at >= stop:
+                    return
+
+    def raw_blocks(self, path: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
+        """The bytes from `start` to `stop` of a file as they lie there, block by block; after a failure it goes on
+        where it was."""
+        file, at = None, start
 
         def block() -> bytes:
             nonlocal file
@@ -78,7 +100,7 @@ class Root:
                 file = self.fs.open(self.uri(path), "rb")
                 file.seek(at)
             try:
-                return file.read(_BLOCK)
+                return file.read(_BLOCK if stop is None else min(_BLOCK, stop - at))
             except Exception:
                 file = None
                 raise
@@ -159,3 +181,12 @@ class Root:
                 names = {}  # no folder, or one that cannot be read: nothing is found in it
             self._names[folder] = names
         return self._names[folder]
+
+
+def _joined(blocks: Iterable[bytes], limit: int | None) -> bytes:
+    data = bytearray()
+    for block in blocks:
+        data += block
+        if limit and len(data) > limit:
+            raise MediaError("too_large", f"more than {limit} bytes once it is decompressed")
+    return bytes(data)

@@ -10,6 +10,7 @@ A missing root, one without any file of the source's kind, and a manifest that d
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
@@ -54,17 +55,32 @@ def _listed(kind: SourceKind) -> list[tuple[str, SourceFile]]:
     return listed
 
 
-def items(config: Config, notes: Counter | None = None) -> list[dict]:
+def items(config: Config, notes: Counter | None = None) -> Iterator[dict]:
     """What is to be ingested, in the order of the sources and of the paths within each.
 
     `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
     """
-    collected: list[dict] = []
     notes = Counter() if notes is None else notes
-    for index in range(len(config.sources)):
-        kind = _opened(config, index)
-        collected += kind.items(_contents(kind), notes)
-    return collected
+    for kind in (_opened(config, index) for index in range(len(config.sources))):
+        yield from kind.items(_contents(kind), notes)
+
+
+def pieces(config: Config, notes: Counter | None = None) -> Iterator[dict]:
+    """`items`, the large ones in pieces."""
+    notes = Counter() if notes is None else notes
+    for kind in (_opened(config, index) for index in range(len(config.sources))):
+        for item in kind.items(_contents(kind), notes):
+            yield from _pieces(kind, item, config)
+
+
+def _pieces(kind: SourceKind, item: dict, config: Config) -> list[dict]:
+    """The pieces of an item; one that cannot be looked into is one, and the worker that reads it says why."""
+    if "reject" in item:
+        return [item]
+    try:
+        return list(kind.cut(item, config.shard_bytes, config.shard_items))
+    except Exception:
+        return [item]
 
 
 def _opened(config: Config, index: int) -> SourceKind:

@@ -1,7 +1,7 @@
 """Ingest: raw folders into records. The first stage; what the others learn from passes through here.
 
 In: the config's sources (any fsspec URI). Out, below the artifact:
-    records/shard-00000.parquet   records (see `stages.data.records`), in the order of the sources
+    records/shard-000000-0000.parquet   records (see `stages.data.records`), in the order of the sources
     rejects/rejects.jsonl         {source, path, part, code, message} of every item that cannot be used
     duplicates/duplicates.jsonl   {source, path, part, id, shard} of every item whose content came before
     duplicates/captions.jsonl     {source, path, part, shard, captions} of every record that has its duplicates' too
@@ -16,8 +16,8 @@ No item stops the rest: whatever reading one raises becomes its reject.
 
 What is held out is unseen: see `stages.ingest.splits`.
 
-Files are grouped in a fixed order, one group gives one shard, and Ray Data works on the groups side by side.
-A group that is done is written down in the stage's state, so that a killed run goes on after its last shard.
+Files, and pieces of large ones, are grouped in a fixed order, and Ray Data works on the groups side by side; a killed
+run goes on with the groups that are not done: see `stages.ingest.groups`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
 from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.groups import done, grouped, ingest_group, keys_uri
 
 if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
 
-VERSION = 5
+VERSION = 6
 BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
@@ -55,24 +56,22 @@ def run(context: StageContext) -> dict:
     """
     config: Config = context.config
     notes: Counter = Counter()
-    groups = group_items(sources.items(config, notes), config)
+    groups = list(grouped(sources.pieces(config, notes), config))
     if not groups:
         raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     output, state = context.output, context.state
-    done = {}
-    for index, report in _reports(groups, config, output, state):
-        done[index] = report
-        context.progress(sum(r["files"] for r in done.values()), sum(len(g["items"]) for g in groups), "files")
-    reports = [done[index] for index in sorted(done)]
-    rejects = [{**reject, "message": redact(reject["message"])} for report in reports for reject in report["rejects"]]
-    storage.write_bytes(storage.join(output, "rejects", "rejects.jsonl"), _jsonl(rejects))
-    duplicates, counts = settle(output, state, config.splits.model_dump())
-    metrics = _metrics(output, reports, rejects, duplicates) | counts | notes
+    counts, total = _Counts(), len({_file(item) for group in groups for item in group["items"]})
+    for reports in _reports(groups, config, output, state):
+        counts.add(reports)
+        context.progress(counts.files, total, "files")
+    first = _join_rejects(output, state)
+    duplicates, splits = settle(output, state, config.splits.model_dump())
+    metrics = _metrics(output, counts, len(duplicates)) | splits | notes
     if not metrics["records"]:
-        reasons = ", ".join(f"{code} {count}" for code, count in Counter(r["code"] for r in rejects).most_common(5))
-        first = f"; the first: {rejects[0]['path']}: {rejects[0]['message']}" if rejects else ""
+        reasons = ", ".join(f"{code} {count}" for code, count in counts.codes.most_common(5))
         raise InputError(
-            f"no record came out of {metrics['files']} files; rejects: {reasons}{first}",
+            f"no record came out of {metrics['files']} files; rejects: {reasons}"
+            + (f"; the first: {first['path']}: {first['message']}" if first else ""),
             field="sources",
         )
     if metrics["synthetic_fraction"] > config.max_synthetic_fraction:
@@ -82,6 +81,43 @@ def run(context: StageContext) -> dict:
             field="max_synthetic_fraction",
         )
     return metrics
+
+
+class _Counts:
+    """Sums over the reports of groups."""
+
+    def __init__(self) -> None:
+        self.codes: Counter = Counter()
+        self._whole, self._rejected = 0, 0
+        self._cut: dict[tuple, bool] = {}  # files read in pieces: whether a record came of one
+
+    def add(self, reports: list[dict]) -> None:
+        for report in reports:
+            self.codes.update(report["codes"])
+            self._whole += report["files"]
+            self._rejected += report["files_rejected"]
+            for *file, usable in report["pieces"]:
+                self._cut[tuple(file)] = usable or self._cut.get(tuple(file), False)
+
+    @property
+    def files(self) -> int:
+        return self._whole + len(self._cut)
+
+    @property
+    def files_rejected(self) -> int:
+        return self._rejected + sum(not usable for usable in self._cut.values())
+
+
+def _join_rejects(output: str, state: str) -> dict | None:
+    """Write the rejects of all shards, in order, to one file; the first of them."""
+    first = None
+    with storage.writing(storage.join(output, "rejects", "rejects.jsonl")) as file:
+        for name in storage.list_files(storage.join(state, "rejects")):
+            for reject in _read_jsonl(storage.join(state, "rejects", name)):
+                reject["message"] = redact(reject["message"])
+                first = first or reject
+                file.write(_jsonl([reject]))
+    return first
 
 
 def summary(metrics: dict) -> str:
@@ -106,62 +142,6 @@ def summary(metrics: dict) -> str:
     return "; ".join(
         [", ".join(told), *(text.format(f"{metrics[name]:,}") for name, text in notes.items() if metrics.get(name))]
     )
-
-
-def group_items(items: list[dict], config: Config) -> list[dict]:
-    """[{"index", "items"}]: items in order, cut where a group reaches `shard_items` or `shard_bytes`."""
-    groups: list[list[dict]] = []
-    current: list[dict] = []
-    size = 0
-    for item in items:
-        if current and (len(current) >= config.shard_items or size + item["size"] > config.shard_bytes):
-            groups.append(current)
-            current, size = [], 0
-        current.append(item)
-        size += item["size"]
-    groups += [current] if current else []
-    return [{"index": index, "items": group} for index, group in enumerate(groups)]
-
-
-def ingest_group(group: dict, config: Config, output: str, state: str) -> dict:
-    """Read one group's items and write its shard; a group that is done already is not read again.
-
-    Returns {"files", "records", "rejects": [...], "files_rejected"}; written to `state` after the shard.
-    """
-    from omniloom.stages.data import records
-    from omniloom.stages.ingest import splits
-    from omniloom.stages.ingest.readers import Reader
-
-    if (report := storage.read_json(_marker(state, group))) is not None:
-        return report
-    fractions = config.splits.model_dump()
-    readers: dict[int, Reader] = {}
-    rows, rejects, files_rejected = [], [], 0
-    for item in group["items"]:
-        index = item["source"]
-        name = config.source_name(index)
-        reader = readers.get(index) or readers.setdefault(index, Reader(config, index))
-        usable = False
-        for row in reader.read(item):
-            if "code" in row:
-                rejects.append({"source": name, **row})
-            else:
-                usable = True
-                row = {**row, "source": name}
-                rows.append({**row, "split": splits.own_split(row, fractions)})
-        files_rejected += not usable
-    rows, broken = records.writable(rows)
-    rejects += broken
-    splits.write_keys(_keys(state, group["index"]), rows)
-    records.write_shard(storage.join(output, records.shard_name(group["index"])), rows)
-    report = {
-        "files": len(group["items"]),
-        "records": len(rows),
-        "rejects": rejects,
-        "files_rejected": files_rejected,
-    }
-    storage.write_json(_marker(state, group), report)
-    return report
 
 
 def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[dict], dict[str, int]]:
@@ -190,7 +170,7 @@ def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[d
     splits_plan = storage.join(state, "splits.json")
     if (assigned := splits.read_plan(splits_plan)) is None:
         names = [uri.rsplit("/", 1)[-1] for uri in records.shards(output)]
-        assigned = splits.assign({name: _keys(state, number) for number, name in enumerate(names)}, dropped, fractions)
+        assigned = splits.assign({name: keys_uri(state, name) for name in names}, dropped, fractions)
         splits.write_plan(splits_plan, *assigned)
     moved, counts = assigned
     for name in sorted({*dropped, *captioned, *moved}):
@@ -201,10 +181,6 @@ def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[d
             moved.get(name, {}),
         )
     return duplicates, counts
-
-
-def _keys(state: str, index: int) -> str:
-    return storage.join(state, "keys", f"{index:05d}.parquet")
 
 
 def _find_duplicates(shards: list[str]) -> tuple[list[dict], list[dict]]:
@@ -238,14 +214,12 @@ def _merged(shards: list[str], added: dict[bytes, list[str]]) -> list[dict]:
     return changed
 
 
-def _reports(groups: list[dict], config: Config, output: str, state: str) -> Iterator[tuple[int, dict]]:
-    """(index, report) of each group as it is done: by Ray Data, or here where other processes cannot see
-    the data.
-    """
+def _reports(groups: list[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
+    """The reports of each group as it is done: by Ray Data, or here where other processes cannot see the data."""
     left = []
     for group in groups:  # an earlier run's shards need no worker
-        if (report := storage.read_json(_marker(state, group))) is not None:
-            yield group["index"], report
+        if (reports := done(state, group)) is not None:
+            yield reports
         else:
             left.append(group)
     if not left:
@@ -253,7 +227,7 @@ def _reports(groups: list[dict], config: Config, output: str, state: str) -> Ite
     uris = [output, *(source.uri for source in config.sources)]
     if any(storage.is_process_local(uri) for uri in uris):
         for group in left:
-            yield group["index"], ingest_group(group, config, output, state)
+            yield list(ingest_group(group, config, output, state))
         return
     import ray
     from ray.data import DataContext, TaskPoolStrategy
@@ -265,33 +239,33 @@ def _reports(groups: list[dict], config: Config, output: str, state: str) -> Ite
 
     def work(row: dict) -> dict:
         # JSON on both ways: Arrow would force one type on fields that differ between items.
-        group = json.loads(row["group"])
-        report = ingest_group(group, Config.model_validate_json(settings), output, state)
-        return {"index": group["index"], "report": json.dumps(report)}
+        reports = ingest_group(json.loads(row["group"]), Config.model_validate_json(settings), output, state)
+        return {"reports": json.dumps(list(reports))}
 
     dataset = ray.data.from_items([{"group": json.dumps(group)} for group in left], override_num_blocks=len(left))
     for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers), max_retries=RETRIES).iter_rows():
-        yield int(row["index"]), json.loads(row["report"])
+        yield json.loads(row["reports"])
 
 
-def _marker(state: str, group: dict) -> str:
-    return storage.join(state, "shards", f"{group['index']:05d}.json")
-
-
-def _metrics(output: str, reports: list[dict], rejects: list[dict], duplicates: list[dict]) -> dict:
+def _metrics(output: str, read: _Counts, duplicates: int) -> dict:
     from omniloom.stages.data import records
 
-    counts = records.counts(output)
+    counts, rejects = records.counts(output), read.codes.total()
     return {
-        "files": sum(report["files"] for report in reports),
-        "items": counts["records"] + len(rejects) + len(duplicates),
+        "files": read.files,
+        "items": counts["records"] + rejects + duplicates,
         "records": counts["records"],
-        "rejects": len(rejects),
-        "duplicates": len(duplicates),
-        "files_rejected": sum(report["files_rejected"] for report in reports),
+        "rejects": rejects,
+        "duplicates": duplicates,
+        "files_rejected": read.files_rejected,
         **counts,
-        **{f"rejects_{code}": count for code, count in sorted(Counter(r["code"] for r in rejects).items())},
+        **{f"rejects_{code}": count for code, count in sorted(read.codes.items())},
     }
+
+
+def _file(item: dict) -> tuple[int, str, int]:
+    """What tells files apart; what is not read in pieces counts by itself."""
+    return item["source"], item["path"], -1 if "from" in item else id(item)
 
 
 def _read_jsonl(uri: str) -> list[dict]:

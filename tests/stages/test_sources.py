@@ -213,7 +213,7 @@ def test_text_survives_its_encoding(text):
         assert decode_text(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()) == text
 
 
-def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay():
+def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay(tmp_path):
     rows = [
         {
             "id": f"{i:064x}",
@@ -230,10 +230,16 @@ def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay():
         }
         for i, (caption, width) in enumerate([("fine", 1), ("\ud800", 1), ("wide", 2**40), ("well", 1)])
     ]
-    good, bad = records.writable(rows)
-    assert [row["path"] for row in good] == ["0.png", "3.png"]
+    with records.shard_writer(str(tmp_path / records.shard_name(0))) as writer:
+        for row in rows:
+            writer.add(row)
+    assert [row["path"] for row in records.iterate(str(tmp_path))] == ["0.png", "3.png"]
+    bad = writer.refused
     assert [(row["source"], row["path"], row["code"]) for row in bad] == [
         ("s", "1.png", "failed"),
         ("s", "2.png", "failed"),
     ]
-    assert all(row["message"].encode() for row in bad) and records.encode_shard(good)
+    assert all(row["message"].encode() for row in bad)
+    with pytest.raises(ValueError, match="2 rows do not fit"):
+        records.write_shard(str(tmp_path / "other.parquet"), rows)
+    assert not (tmp_path / "other.parquet").exists()

@@ -117,7 +117,21 @@ class SourceKind(ABC):
         gets one of them. `notes` counts what a person should be told."""
         return [self.item(file) for file in contents.of_kind]
 
-    # ---- reading: one item, in a worker ----
+    def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
+        """The pieces of a large item, which are read side by side, in order: each of about `size` bytes and, where an
+        item names files or holds many small things, `count` records.
+
+        A piece is the item with "from" and "to" in the kind's own unit (bytes of a file of JSON lines, row groups of a
+        Parquet file), the "part" that its first record has, its own "size" and, as far as it is known, "rows", how many
+        records it gives. `read` gives of a piece the records that begin in it: those of all pieces together are those
+        of the item. What a piece holds may depend on `size` and `count`, what the records are may not.
+
+        By default an item is one piece. It is called for every item when the work is planned, so look into large files
+        alone; after an error the item is read in one piece, which tells of it.
+        """
+        yield item
+
+    # ---- reading: one item, or a piece of one, in a worker ----
 
     @abstractmethod
     def read(self, item: dict) -> Iterator[dict | Reject]:
