@@ -44,7 +44,7 @@ def with_captions(kind: SourceKind, items: list[dict], files: list[SourceFile], 
         )
         for path in metadata(kind, files)
     ]
-    named = [manifest for manifest in tables if fields.names_files(manifest)]
+    named = [manifest for manifest in tables if fields.names_files(manifest, kind.metadata_fields)]
     notes["metadata_unread"] += len(tables) - len(named)
     items = _with_rows(kind, items, named, _names(kind, files)) if named else items
     notes["metadata_captions"] += sum("captions" in item for item in items)

@@ -91,11 +91,10 @@ def caption_fields(manifest: Manifest, captions: Captions) -> list[str]:
     return candidates[:1]
 
 
-def names_files(manifest: Manifest) -> bool:
-    """Whether a manifest that nobody configured is one of files and what is on them."""
-    return bool(_known(manifest.keys, FILE_FIELDS)) and bool(
-        captions_of(manifest.keys) or UNNAMED.label_field in manifest.keys
-    )
+def names_files(manifest: Manifest, captions: Captions = UNNAMED) -> bool:
+    """Whether a manifest that nobody named is one of files and what is on them."""
+    said = captions.caption_field or captions_of(manifest.keys) or captions.label_field in manifest.keys
+    return bool(_known(manifest.keys, FILE_FIELDS) and said)
 
 
 def row_caption(row: dict) -> tuple[str | None, Reject | None]:

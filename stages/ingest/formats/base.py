@@ -14,6 +14,7 @@ from omniloom.stages.ingest.roots import Root
 
 _HEAD_BYTES = 2 << 20  # of a file whose rows each have fields of their own
 _HEAD_ROWS = 1000
+SHORT_ROW = 32  # bytes of a row that names a file, at least
 # Of the names of a file's columns, those that are read; None where a format gives all of a row at once.
 Wanted = Callable[[Sequence[str]], list[str]]
 Row = tuple[int, "dict | Reject"]  # its number in the file, from 1; what it holds, or why it is none
@@ -27,8 +28,9 @@ class Files:
     encoding: str
     max_bytes: int
 
-    def blocks(self, path: str) -> Iterator[bytes]:
-        return self.root.blocks(path)
+    def blocks(self, item: dict) -> Iterator[bytes]:
+        """The bytes of a file, or of the piece of it that an item is."""
+        return self.root.blocks(item["path"], item.get("from", 0), item.get("to"))
 
 
 @dataclass
@@ -37,9 +39,9 @@ class Heads(Files):
 
     whole: bool = True
 
-    def blocks(self, path: str) -> Iterator[bytes]:
+    def blocks(self, item: dict) -> Iterator[bytes]:
         size = 0
-        for block in super().blocks(path):
+        for block in super().blocks(item):
             if size >= _HEAD_BYTES:
                 self.whole = False
                 return
@@ -72,7 +74,8 @@ class Format(ABC):
         """The columns, from the file's head or foot."""
 
     def cut(self, files: Files, item: dict, size: int, count: int) -> Iterator[dict]:
-        """The pieces of a large file, see `SourceKind.cut`; by default it is one."""
+        """The pieces of a large file, see `SourceKind.cut`; by default it is one. `rows` gets one of them, and gives
+        its rows the numbers that they have in the file."""
         yield item
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,12 +56,17 @@ class Lance(Format):
 
 
 def opened(files: Files, path: str) -> Any:
-    """The dataset at a path below the root; InputError without the library, MediaError where it cannot be read."""
+    """The dataset at a path below the root, or the root itself of that name; InputError without the library, MediaError
+    where it cannot be read."""
     try:
         import lance
     except ImportError:
         raise InputError("reading Lance takes a package that is not installed: pip install 'omniloom[lance]'") from None
+    root = files.root
+    place = root.uri(path)
+    if posixpath.basename(root.path) == path and not root.fs.exists(place):
+        place = root.path
     try:
-        return lance.dataset(files.root.fs.unstrip_protocol(files.root.uri(path)))
+        return lance.dataset(root.fs.unstrip_protocol(place))
     except Exception as error:  # the library's own, for what is missing, damaged or out of reach
         raise MediaError("invalid_table", f"no Lance dataset: {one_line(error)}") from None

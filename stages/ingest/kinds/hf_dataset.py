@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
@@ -35,6 +35,7 @@ from omniloom.stages.ingest.suffixes import IMAGES, VIDEOS, suffix
 
 _ROWS = (*Parquet.suffixes, *Arrow.suffixes, *JsonLines.suffixes, *JsonArray.suffixes, *Delimited.suffixes)
 _MEDIA = (*IMAGES, *VIDEOS)
+T = TypeVar("T")
 
 
 class HfDatasetConfig(RowsConfig):
@@ -77,18 +78,25 @@ class HfDataset(RowFiles):
         return super().matters(path) or posixpath.basename(path) == "README.md" or path.startswith("refs/")
 
     def check(self, contents: Contents) -> None:
+        refused = [file.reject for file in contents.of_kind if file.reject]
+        if refused and len(refused) == len(contents.of_kind):
+            code, message = refused[0]
+            raise InputError(
+                f"{self.root.place}: none of its {len(refused)} files can be read: {code}: {message}",
+                field=self.root.uri_field,
+            )
         rows, media = self._data(contents)
         if rows:
             super().check(replace(contents, of_kind=rows))
         else:
-            self._folder.check(replace(contents, of_kind=media))
+            self._in_folder(lambda: self._folder.check(replace(contents, of_kind=media)))
 
     def items(self, contents: Contents, notes: Counter) -> list[dict]:
         """One per file of rows; where there is none, one per picture or video."""
         rows, media = self._data(contents)
         if rows:
             return super().items(replace(contents, of_kind=rows), notes)
-        items = self._folder.items(replace(contents, of_kind=media), notes)
+        items = self._in_folder(lambda: self._folder.items(replace(contents, of_kind=media), notes))
         return self._labelled(items) if not notes["metadata_captions"] else items
 
     def _data(self, contents: Contents) -> tuple[list[SourceFile], list[SourceFile]]:
@@ -137,6 +145,14 @@ class HfDataset(RowFiles):
         named |= {"license_field": self.config.license_field or "license", "group_field": self.config.group_field}
         folder.metadata_fields = UNNAMED.model_copy(update=named)
         return folder
+
+    def _in_folder(self, call: Callable[[], T]) -> T:
+        """What a call to the folder gives; its errors name the options of this kind."""
+        try:
+            return call()
+        except InputError as error:
+            field = (error.field or "").replace(f"{self.field}.captions", self.field)
+            raise InputError(error.message, field=field) from None
 
     def _labelled(self, items: list[dict]) -> list[dict]:
         """Labels by the names of folders, where these are classes: several, and no splits."""

@@ -67,7 +67,7 @@ class Lance(RowFiles):
         """The folders of datasets, each with the size of its data."""
         sizes: dict[str, int] = {}
         for file in contents.of_kind:
-            folder = folder_of(file.path)
+            folder = folder_of(file.path) or posixpath.basename(self.root.path)
             sizes[folder] = sizes.get(folder, 0) + file.size
         return [SourceFile(folder, size, "") for folder, size in sorted(sizes.items())]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -116,7 +117,8 @@ class RowFiles(SourceKind):
             )
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
-        return self.format_of(item["path"]).cut(self.files, item, size, count)
+        """By bytes or rows; by `count` rows where they name files, each of which may be large."""
+        return self.format_of(item["path"]).cut(self.files, item, size, count if self.names_files else sys.maxsize)
 
     # ---- reading ----
 
