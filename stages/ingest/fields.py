@@ -147,8 +147,8 @@ def facts(row: dict, captions: Captions, caption_fields: list[str]) -> tuple[dic
     result: dict[str, Any] = {}
     texts: list[str] = []
     bad: list[Reject] = []
-    for name in caption_fields:
-        more, wrong = caption_texts(row.get(name), name)
+    for field in caption_fields:
+        more, wrong = caption_texts(row.get(field), field)
         texts, bad = texts + more, bad + wrong
     if texts:
         result["captions"] = list(dict.fromkeys(texts))

@@ -85,11 +85,9 @@ def _media(column: str, values: list, path: str, glimpse: Glimpse) -> _Found | N
     """That a column holds pictures or videos, or names them."""
     if not values:
         return None
-    for at, value in enumerate(values):
-        if isinstance(value, list) and len(value) == 1:
-            values[at] = value[0]
-    contents = [_content(value) for value in values]
-    if all(contents):
+    values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
+    contents = [content for value in values if (content := _content(value))]
+    if len(contents) == len(values):
         option = "video_field" if all(map(_is_video, contents)) else "image_field"
         return _Found({option: column})
     names = [value.get("path") if isinstance(value, dict) else value for value in values]

@@ -27,6 +27,7 @@ from omniloom.stages.ingest.kinds.obelics import Obelics
 from omniloom.stages.ingest.kinds.parquet import Parquet
 from omniloom.stages.ingest.kinds.text import Text
 from omniloom.stages.ingest.kinds.video_folder import VideoFolder
+from omniloom.stages.ingest.kinds.webdataset import WebDataset
 from omniloom.stages.ingest.options import SourceConfig
 
 GROUP = "omniloom.sources"
@@ -48,19 +49,9 @@ def _problem(name: str, part: Any) -> str | None:
 
 
 _OURS: tuple[type[SourceKind], ...] = (
-    ImageFolder,
-    VideoFolder,
-    Text,
-    Jsonl,
-    Interleaved,
-    Parquet,
-    Csv,
-    Json,
-    HfDataset,
-    Coco,
-    Obelics,
-    Mmc4,
-    Lance,
+    *(ImageFolder, VideoFolder, Text, Interleaved),
+    *(Jsonl, Json, Csv, Parquet, WebDataset),
+    *(HfDataset, Coco, Obelics, Mmc4, Lance),
 )
 _OTHERS, UNUSABLE = extensions.load(GROUP, [kind.name() for kind in _OURS], _problem)
 KINDS: dict[str, type[SourceKind]] = {**{kind.name(): kind for kind in _OURS}, **_OTHERS}
