@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -20,8 +21,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.core import has_magic, split_protocol
@@ -92,6 +94,19 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     fs.makedirs(fs._parent(path), exist_ok=True)
     fs.pipe_file(path, data)
+
+
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, which is at `uri`, whole, once the block is left without an error. An object
+    store gets it in one request, from memory."""
+    if is_local(uri):
+        with disk.writing(filesystem(uri)[1]) as local:
+            yield local
+        return
+    remote = io.BytesIO()
+    yield remote
+    write_bytes(uri, remote.getvalue())
 
 
 def read_json(uri: str) -> dict | None:
