@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
+from collections.abc import Iterable
 from typing import cast
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import fields, manifests
+from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest
@@ -62,6 +64,41 @@ def metadata(kind: SourceKind, files: list[SourceFile]) -> list[str]:
 
 def _names(kind: SourceKind, files: list[SourceFile]) -> Names:
     return Names(kind.root, (file.path for file in files))
+
+
+# ---- recognition ----
+
+_TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".tab")
+
+
+def recognize(glimpse: Glimpse, media: frozenset[str]) -> Recognition:
+    """Media files with the captions that name them: metadata that are read by themselves, else a manifest, else texts
+    beside them; without captions where there is nothing of the kind."""
+    names = Names(glimpse.root, media)
+    metadata = [path for path in glimpse.named(manifests.METADATA) if _naming(glimpse, path, names)]
+    if metadata:
+        return Recognition(media.union(metadata), {}, BY_REFERENCE)
+    tables = [path for path in glimpse.having(_TABLES) if _naming(glimpse, path, names)]
+    if len(tables) == 1:
+        return Recognition(media.union(tables), {"captions": {"manifest": tables[0]}}, BY_REFERENCE)
+    texts = beside(media, Names(glimpse.root, glimpse.having(SIDECARS)))
+    if 2 * len(texts) >= len(media):
+        return Recognition(media.union(texts.values()), {"captions": {"from": "sidecar"}}, BY_REFERENCE)
+    return Recognition(media)
+
+
+def _naming(glimpse: Glimpse, path: str, names: Names) -> bool:
+    """Whether the first rows of a table name media files, in one field, and say something of them in another."""
+    manifest = Manifest(path, list(enumerate(glimpse.rows(path), 1)), "captions", (posixpath.dirname(path), ""))
+    if not fields.names_files(manifest):
+        return False
+    try:
+        key = fields.file_field(manifest, None, names)
+        fields.caption_field(manifest, fields.DEFAULTS)
+    except InputError:  # several fields may be meant: a person has to choose
+        return False
+    found = [names.find(row.get(key), manifest.starts) for _, row in manifest.rows if isinstance(row, dict)]
+    return 2 * sum(path is not None for path in found) > len(found)
 
 
 # ---- rows of manifests ----
@@ -186,14 +223,19 @@ def _with_sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile])
 
 
 def _sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> dict[str, str]:
-    """Path of a media file -> that of the text beside it: of its name with another suffix, or with one more."""
     names = Names(kind.root, (file.path for file in files if suffix(file.path) in SIDECARS))
+    return beside((item["path"] for item in items), names)
+
+
+def beside(media: Iterable[str], names: Names) -> dict[str, str]:
+    """Path of a media file -> that of the text beside it: of its name with another suffix, or with one more. `names`
+    has the texts."""
     texts: dict[str, str] = {}
-    for item in items if names.paths else ():
-        stems = dict.fromkeys((posixpath.splitext(item["path"])[0], item["path"]))
+    for path in media if names.paths else ():
+        stems = dict.fromkeys((posixpath.splitext(path)[0], path))
         text = next((text for stem in stems for ending in SIDECARS if (text := names.find(stem + ending))), None)
-        if text and text != item["path"]:
-            texts[item["path"]] = text
+        if text and text != path:
+            texts[path] = text
     return texts
 
 

@@ -74,7 +74,7 @@ def caption_field(manifest: Manifest, captions: Captions) -> str | None:
     """The field of the captions, as `file_field`; None where the rows have labels or meta alone."""
     if captions.caption_field:
         return _present(manifest, captions.caption_field, "caption_field")
-    candidates = _captions_of(manifest.keys)
+    candidates = captions_of(manifest.keys)
     if len(candidates) > 1 and not _equal(manifest, candidates):
         raise InputError(
             f"{manifest.name}: {' and '.join(map(repr, candidates))} may both be captions; set "
@@ -94,14 +94,14 @@ def caption_field(manifest: Manifest, captions: Captions) -> str | None:
 def names_files(manifest: Manifest) -> bool:
     """Whether a manifest that nobody configured is one of files and what is on them."""
     return bool(_known(manifest.keys, FILE_FIELDS)) and bool(
-        _captions_of(manifest.keys) or DEFAULTS.label_field in manifest.keys
+        captions_of(manifest.keys) or DEFAULTS.label_field in manifest.keys
     )
 
 
-def row_caption(row: dict, configured: str | None) -> tuple[str | None, Reject | None]:
-    """The field of one row's caption where rows come one by one: the configured one, else the known one that it has."""
-    candidates = [configured] if configured else _captions_of(row)
-    if len(candidates) > 1:
+def row_caption(row: dict) -> tuple[str | None, Reject | None]:
+    """The field of one row's caption where rows come one by one and nobody named it: the known one that it has."""
+    candidates = captions_of([key for key, value in row.items() if value is not None])
+    if len(candidates) > 1 and any(row[key] != row[candidates[0]] for key in candidates):
         return None, Reject(
             "bad_caption", f"{' and '.join(map(repr, candidates))} may both be captions; set caption_field"
         )
@@ -126,7 +126,9 @@ def _present(manifest: Manifest, key: str, name: str) -> str:
     return key
 
 
-def _captions_of(keys: Iterable[str]) -> list[str]:
+def captions_of(keys: Iterable[str]) -> list[str]:
+    """Those of the keys that captions usually have: several are a choice to make."""
+    keys = list(keys)
     return next((matches for tier in CAPTION_FIELDS if (matches := _known(keys, tier))), [])
 
 

@@ -7,7 +7,7 @@ In: a root and its listing. Out: a `Glimpse`, which each kind's `SourceKind.reco
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from omniloom.stages.ingest.suffixes import suffix
 BY_NAME = 1  # the files' suffixes are of the kind
 BY_CONTENT = 2  # a file was looked into, and its fields or its structure are of the kind
 BY_REFERENCE = 3  # a file that was looked into names, or goes with, other files that are there
+BY_DOCUMENT = 4  # those other files are parts of what it holds, and mean little without it
 
 HEAD_BYTES = 1 << 18  # of a file that is peeked at
 
@@ -31,12 +32,14 @@ class Recognition:
     """That some files look like a kind of source.
 
     `paths`: of the files that would become records, or say something of records (captions beside pictures, pictures
-    that rows name). `options`: of the kind's config, beside `kind` and `uri`.
+    that rows name). `options`: of the kind's config, beside `kind` and `uri`. `below`: a folder of the root that has to
+    be the source's `uri`, where names in its files go by that one.
     """
 
     paths: frozenset[str]
     options: dict[str, Any] = field(default_factory=dict)
     strength: int = BY_NAME
+    below: str = ""
 
 
 class Glimpse:
@@ -46,6 +49,12 @@ class Glimpse:
         self.root = root
         self.files = {file.path: file for file in files if not file.reject}
         self._heads: dict[str, bytes] = {}
+
+    def without(self, paths: Collection[str]) -> Glimpse:
+        """The same less some files."""
+        rest = Glimpse(self.root, (file for path, file in self.files.items() if path not in paths))
+        rest._heads = self._heads
+        return rest
 
     @cached_property
     def paths(self) -> list[str]:

@@ -16,6 +16,7 @@ from fsspec.asyn import AsyncFileSystem
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.data.media.limits import MediaError, one_line
+from omniloom.stages.ingest.archives import ArchiveFileSystem
 from omniloom.stages.ingest.paths import encodable, hidden, lies_in, type_of
 from omniloom.stages.ingest.retrying import patiently, unreadable
 from omniloom.stages.ingest.roots import Root
@@ -48,6 +49,8 @@ class _Listing:
 
     def files(self) -> list[SourceFile]:
         try:
+            if self.root.names is not None:
+                return sorted(self._named(self.root.names), key=lambda file: file.path)
             info = patiently(lambda: self.root.fs.info(self.root.path))
             if info["type"] == "file":
                 self.root.is_file = True
@@ -65,6 +68,23 @@ class _Listing:
             message = f"cannot be read: {self.root.place}: {type(error).__name__}: {one_line(error)}"
             raise InputError(message, field=self.root.uri_field) from error
 
+    def _named(self, names: list[str]) -> list[SourceFile]:
+        """The files that braces stand for. One that is not there is a reject; InputError where none is."""
+        found = [self._one(name) for name in dict.fromkeys(names)]
+        if all(file.reject and file.reject[0] == "missing_file" for file in found):
+            raise InputError(
+                f"none of {len(found)} files is there: {self.root.uri(names[0])} to {self.root.uri(names[-1])}",
+                field=self.root.uri_field,
+            )
+        return found
+
+    def _one(self, name: str) -> SourceFile:
+        try:
+            return self._file(name, patiently(lambda: self.root.fs.info(self.root.uri(name))))
+        except Exception as error:
+            reason = unreadable(error, name)
+            return replace(_refused(name, reason.code, reason.message), beyond=False)
+
     def _store(self) -> list[SourceFile]:
         """The listing of an object store, which has no folders that could be closed."""
         prefix = self.root.fs._strip_protocol(self.root.path).rstrip("/") + "/"
@@ -73,7 +93,7 @@ class _Listing:
         return [
             self._file(path, info)
             for path, info in paths
-            if path and not path.endswith("/") and not any(part.startswith(".") for part in path.split("/"))
+            if path and not path.endswith("/") and ("reject" in info or not hidden(path))
         ]
 
     def _walk(self) -> list[SourceFile]:
@@ -173,11 +193,11 @@ class _Listing:
         size = info.get("size") or 0
         if not encodable(path):
             return SourceFile(ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8"))
-        reject = None
+        reject = info.get("reject")
         if info["type"] == "unreadable":
             reason = unreadable(info["error"], path)
             return replace(_refused(path, reason.code, reason.message), identity=reason.code)  # it may be a folder
-        elif info["type"] != "file":
+        elif info["type"] != "file" and not reject:
             kind = type_of(info["mode"]) if info["type"] == "other" and "mode" in info else info["type"]
             reject = ("not_a_file", f"is a {kind}")
         identity = _identity(info)
@@ -190,7 +210,7 @@ class _Listing:
 
     def _sha256(self, path: str) -> str:
         digest = hashlib.sha256()
-        for block in self.root.blocks(path):
+        for block in self.root.raw_blocks(path):
             digest.update(block)
         return digest.hexdigest()
 
@@ -201,8 +221,12 @@ def _refused(path: str, code: str, message: str) -> SourceFile:
 
 
 def _lists_all(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether the filesystem lists everything below a prefix at once, as object stores do."""
-    return isinstance(fs, AsyncFileSystem) and type(fs)._find is not AsyncFileSystem._find
+    """Whether the filesystem lists everything below a prefix at once, as object stores and archives do."""
+    return (
+        isinstance(fs, ArchiveFileSystem)
+        or isinstance(fs, AsyncFileSystem)
+        and type(fs)._find is not AsyncFileSystem._find
+    )
 
 
 def _identity(info: dict) -> str:

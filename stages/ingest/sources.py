@@ -10,9 +10,11 @@ A missing root, one without any file of the source's kind, and a manifest that d
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
 from omniloom.stages.ingest.listing import SourceFile, list_files
@@ -29,19 +31,25 @@ def listing(config: Config) -> list[dict]:
     facts, errors = [], []
     for index in range(len(config.sources)):
         try:
-            listed = _listed(_opened(config, index))
+            kind = _opened(config, index)
+            contents = _contents(kind)
+            listed = _listed(kind, contents)
+            kind.check(contents)
         except InputError as error:
             errors.append(error)
             continue
-        facts += [{"source": index, "path": path, "size": f.size, "identity": f.identity} for path, f in listed]
+        facts += _facts(index, listed)
     if errors:
         raise together(errors)
     return facts
 
 
-def _listed(kind: SourceKind) -> list[tuple[str, SourceFile]]:
+def _facts(index: int, listed: Iterable[tuple[str, SourceFile]]) -> list[dict]:
+    return [{"source": index, "path": path, "size": f.size, "identity": f.identity} for path, f in listed]
+
+
+def _listed(kind: SourceKind, contents: Contents) -> list[tuple[str, SourceFile]]:
     """Every file that has a part in the source's records, by the path that stands for it."""
-    contents = _contents(kind)
     chosen = {file.path for file in contents.of_kind}
     listed = [(file.path, file) for file in contents.files if file.path in chosen or kind.matters(file.path)]
     if kind.manifest and kind.manifest.below is None:
@@ -49,21 +57,48 @@ def _listed(kind: SourceKind) -> list[tuple[str, SourceFile]]:
         listed.append((outside.path, outside))
     if kind.media_root:
         listed += [(f"media_root/{file.path}", file) for file in list_files(kind.media_root)]
-    kind.check(contents)
     return listed
 
 
-def items(config: Config, notes: Counter | None = None) -> list[dict]:
+def items(
+    config: Config, notes: Counter | None = None, listed: Callable[[int, list[dict]], None] | None = None
+) -> Iterator[dict]:
     """What is to be ingested, in the order of the sources and of the paths within each.
 
-    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
+    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread. `listed` is told
+    the number of a source and what `listing` says of it, before its items come.
     """
-    collected: list[dict] = []
+    for _, item in _items(config, notes, listed):
+        yield item
+
+
+def pieces(
+    config: Config, notes: Counter | None = None, listed: Callable[[int, list[dict]], None] | None = None
+) -> Iterator[dict]:
+    """`items`, the large ones in pieces."""
+    for kind, item in _items(config, notes, listed):
+        yield from _pieces(kind, item, config)
+
+
+def _items(config: Config, notes: Counter | None, listed) -> Iterator[tuple[SourceKind, dict]]:
     notes = Counter() if notes is None else notes
     for index in range(len(config.sources)):
         kind = _opened(config, index)
-        collected += kind.items(_contents(kind), notes)
-    return collected
+        contents = _contents(kind)
+        if listed:
+            listed(index, _facts(index, _listed(kind, contents)))
+        for item in kind.items(contents, notes):
+            yield kind, item
+
+
+def _pieces(kind: SourceKind, item: dict, config: Config) -> list[dict]:
+    """The pieces of an item; one that cannot be looked into is one, and the worker that reads it says why."""
+    if "reject" in item:
+        return [item]
+    try:
+        return list(kind.cut(item, config.shard_bytes, config.shard_items))
+    except Exception:
+        return [item]
 
 
 def _opened(config: Config, index: int) -> SourceKind:
@@ -103,10 +138,10 @@ def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
     refused = Counter(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject)
     if refused:
         return f"{message}; {', '.join(f'{n} {reason}' for reason, n in refused.most_common(3))}"
-    found = [pair for pair in recognized(kind.root, files) if pair[0] != config.kind]
+    found = [pair for pair in recognized(Glimpse(kind.root, files)) if pair[0] != config.kind]
     if found:
         name, recognition = found[0]
-        reads = line(name, config.uri, recognition)
+        reads = line({"kind": name, "uri": config.uri, **recognition.options})
         return f"{message}; {len(recognition.paths)} look like {name}, which `{reads}` reads"
     if files and not any(suffix(file.path) in kind.suffixes for file in files):
         suffixes = Counter(suffix(file.path) or "no suffix" for file in files)

@@ -44,8 +44,10 @@ def test_a_kind_is_recognized_by_its_suffixes_unless_it_says_more(tmp_path, monk
     seen = glimpse(tmp_path, {"a.jsonl": b"{}", "b.txt": b"x", "c.txt": b"x"})
     assert KINDS["text"].recognize(seen) == Recognition(frozenset({"b.txt", "c.txt"}), {}, BY_NAME)
     assert KINDS["video_folder"].recognize(seen) is None
-    assert [name for name, _ in recognized(seen.root, seen.files.values())][0] == "text"
+    assert [name for name, _ in recognized(seen)][0] == "text"
     sure = classmethod(lambda cls, glimpse: Recognition(frozenset({"a.jsonl"}), {"text_field": "t"}, BY_CONTENT))
     monkeypatch.setattr(KINDS["jsonl"], "recognize", sure)
-    name, found = recognized(seen.root, seen.files.values())[0]
-    assert line(name, "/data/ä, b", found) == "{kind: jsonl, uri: '/data/ä, b', text_field: t}"
+    name, found = recognized(seen)[0]
+    assert (
+        line({"kind": name, "uri": "/data/ä, b", **found.options}) == "{kind: jsonl, uri: '/data/ä, b', text_field: t}"
+    )

@@ -42,12 +42,14 @@ class SourceKind(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     # All texts and documents of one file lie in one split, as chunks of a book must; not so where each is on its own.
     one_file_one_split: ClassVar[bool] = True
+    # Whether a zip or a tar is a file of this kind; to all others it is the folder that it would unpack to.
+    reads_archives: ClassVar[bool] = False
     # Options without which the kind cannot be used, as `recognize` offers them by default: {"text_field": "text"}.
     usual_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any, index: int, limits: Limits = DEFAULT_LIMITS, chunk_chars: int = 2000):
         self.config, self.index, self.limits, self.chunk_chars = config, index, limits, chunk_chars
-        self.root = Root(config, index)
+        self.root = Root(config, index, opens_archives=not self.reads_archives)
         self.field = self.root.field
 
     @classmethod
@@ -115,7 +117,21 @@ class SourceKind(ABC):
         gets one of them. `notes` counts what a person should be told."""
         return [self.item(file) for file in contents.of_kind]
 
-    # ---- reading: one item, in a worker ----
+    def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
+        """The pieces of a large item, which are read side by side, in order: each of about `size` bytes and, where an
+        item names files or holds many small things, `count` records.
+
+        A piece is the item with "from" and "to" in the kind's own unit (bytes of a file of JSON lines, row groups of a
+        Parquet file), the "part" that its first record has, its own "size" and, as far as it is known, "rows", how many
+        records it gives. `read` gives of a piece the records that begin in it: those of all pieces together are those
+        of the item. What a piece holds may depend on `size` and `count`, what the records are may not.
+
+        By default an item is one piece. It is called for every item when the work is planned, so look into large files
+        alone; after an error the item is read in one piece, which tells of it.
+        """
+        yield item
+
+    # ---- reading: one item, or a piece of one, in a worker ----
 
     @abstractmethod
     def read(self, item: dict) -> Iterator[dict | Reject]:
@@ -125,7 +141,7 @@ class SourceKind(ABC):
     # ---- for subclasses ----
 
     def item(self, file: SourceFile) -> dict:
-        item = {"source": self.index, "path": file.path, "size": file.size}
+        item = {"source": self.index, "path": file.path, "size": file.size, "identity": file.identity}
         return {**item, "reject": list(file.reject)} if file.reject else item
 
     def rejected(self, path: str, reject: Reject) -> dict:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from omniloom.stages.ingest import captions as captioning
 from omniloom.stages.ingest import encoding, manifests
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import ManifestFile
@@ -34,6 +35,12 @@ class MediaFolder(SourceKind):
     @classmethod
     def makes(cls, config: MediaFolderConfig) -> str:
         return cls.medium
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """Media files, with the captions that lie beside them: metadata.jsonl or .csv, another manifest, texts."""
+        paths = frozenset(glimpse.having(cls.suffixes))
+        return captioning.recognize(glimpse, paths) if paths else None
 
     # ---- planning ----
 
