@@ -17,9 +17,12 @@ import torch
 
 from omniloom.infra import storage
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
 from omniloom.stages.data.clips import decode
+from omniloom.stages.data.documents import Documents
+from omniloom.stages.data.packing import Placed
 from omniloom.stages.data.token_shards import from_bf16, to_bf16
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.pretokenize import encoders
@@ -289,3 +292,30 @@ def test_an_actor_gets_some_shards_at_a_time_and_every_shard_goes_to_one():
         parts = [part["shards"] for part in pretokenize._parts(todo, actors)]
         assert [shard for part in parts for shard in part] == todo and max(map(len, parts)) <= 8
         assert len(parts) >= min(count, 4 * actors)
+
+
+def test_training_draws_latents_anew_in_each_row_and_the_same_of_a_rows_seed(tmp_path, corpus):
+    """Against the normal distribution of the posterior itself: what is drawn has its mean and deviation."""
+    tokens = tokens_of(tmp_path / "kept", corpus, kl(tmp_path), config(log_variances=True))
+    model = UnifiedConfig(vocab_size=300, latent_dim=4, width=32, layers=1, heads=2, time_dim=16)
+    documents = Documents(tokens, model)
+    (image, *_), (text, *_) = tokens.indices("image"), tokens.indices("text")
+    (several, *_) = tokens.indices("document")
+    placed = Placed(int(image), "draw", 30)
+
+    def latents(place: Placed, seed: int | None = None) -> list[np.ndarray]:
+        return [s.latents for s in documents.segments(place, seed) if s.kind == "visual"]
+
+    (mean,) = latents(placed)
+    token = tokens.document(int(image))[-1]
+    np.testing.assert_allclose(mean * documents.std + documents.mean, token.latents, atol=1e-6)
+    draws = np.stack([latents(placed, seed)[0] for seed in range(2000)])
+    z = (draws - mean) * documents.std / np.exp(0.5 * token.log_variances)
+    assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01
+    assert np.abs(np.corrcoef(z.reshape(2000, -1).T) - np.eye(z[0].size)).max() < 0.12  # places know nothing of another
+    assert (latents(placed, 5)[0] == draws[5]).all() and (draws[5] != draws[6]).all()
+    both = latents(Placed(int(several), "document", 60, stop=3), 5)
+    means = latents(Placed(int(several), "document", 60, stop=3))
+    noise = [(a - b) / np.abs(a - b).max() for a, b in zip(both, means, strict=True)]
+    assert len(both) == 2 and not np.allclose(noise[0].ravel()[:16], noise[1].ravel()[:16])
+    assert [s.ids.tolist() for s in documents.segments(Placed(int(text), "text", 4, stop=4), 5)]
