@@ -162,5 +162,9 @@ def rejects_uri(state: str, name: str) -> str:
     return storage.join(state, "rejects", f"{name.removesuffix('.parquet')}.jsonl")
 
 
+def marker_name(group: dict) -> str:
+    return f"{group['index']:06d}.json"
+
+
 def _marker(state: str, group: dict) -> str:
-    return storage.join(state, "groups", f"{group['index']:06d}.json")
+    return storage.join(state, "groups", marker_name(group))

@@ -69,7 +69,7 @@ def look(uri: str, items: int = 100, seconds: float = 15.0, samples: int = 3) ->
     """Look at what lies at `uri`. Of each source at most `items` are read, for about `seconds` at most. InputError
     where there is nothing."""
     root = Root(SourceConfig(kind="any", uri=uri), 0)
-    files = list_files(root)
+    files = list(list_files(root))
     proposed, unread = _sources(root, files)
     for source in proposed:
         _examine(source, items, seconds, samples)
@@ -92,7 +92,7 @@ def _counted(names: Iterable[str]) -> dict[str, int]:
 # ---- which sources ----
 
 
-def _sources(root: Root, files: list[SourceFile]) -> tuple[list[Proposed], list[str]]:
+def _sources(root: Root, files: Iterable[SourceFile]) -> tuple[list[Proposed], list[str]]:
     """The sources that read what is there, and the paths that none has a use for."""
     glimpse = Glimpse(root, files)
     proposed: list[Proposed] = []

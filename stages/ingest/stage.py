@@ -16,7 +16,7 @@ No item stops the rest: whatever reading one raises becomes its reject.
 
 What is held out is unseen: see `stages.ingest.splits`.
 
-Files, and pieces of large ones, are grouped in a fixed order, and Ray Data works on the groups side by side; a killed
+Files, and pieces of large ones, are grouped in a fixed order, and Ray works on the groups side by side; a killed
 run goes on with the groups that are not done: see `stages.ingest.groups`.
 """
 
@@ -24,15 +24,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
+from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact
 from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.groups import done, grouped, ingest_group, keys_uri
+from omniloom.stages.ingest.groups import done, grouped, ingest_group, keys_uri, marker_name
 
 if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
@@ -43,7 +44,7 @@ BUILDS_ON = ("sources", "max_synthetic_fraction")
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 
 
-def listing(config: Config) -> list[dict]:
+def listing(config: Config) -> Sequence[dict]:
     """Facts about the sources' files, which stand in for inputs; InputError for a missing or an empty
     source.
     """
@@ -56,11 +57,11 @@ def run(context: StageContext) -> dict:
     """
     config: Config = context.config
     notes: Counter = Counter()
-    groups = list(grouped(sources.pieces(config, notes), config))
+    groups = Packed(grouped(sources.pieces(config, notes), config), together=1)
     if not groups:
         raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     output, state = context.output, context.state
-    counts, total = _Counts(), len({_file(item) for group in groups for item in group["items"]})
+    counts, total = _Counts(), _files(groups)
     for reports in _reports(groups, config, output, state):
         counts.add(reports)
         context.progress(counts.files, total, "files")
@@ -153,11 +154,12 @@ def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[d
     """
     from omniloom.stages.data import records
     from omniloom.stages.ingest import splits
+    from omniloom.stages.ingest.duplicates import find_duplicates
 
     plan = storage.join(output, "duplicates", "duplicates.jsonl")
     captions_plan = storage.join(output, "duplicates", "captions.jsonl")
     if not storage.exists(plan):
-        duplicates, captions = _find_duplicates(records.shards(output))
+        duplicates, captions = find_duplicates(records.shards(output))
         storage.write_bytes(captions_plan, _jsonl(captions))
         storage.write_bytes(plan, _jsonl(duplicates))
     duplicates, captions = _read_jsonl(plan), _read_jsonl(captions_plan)
@@ -183,68 +185,42 @@ def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[d
     return duplicates, counts
 
 
-def _find_duplicates(shards: list[str]) -> tuple[list[dict], list[dict]]:
-    """Rows whose id came before; and those that came first and get captions of the rows after them."""
-    from omniloom.stages.data import records
-
-    duplicates: list[dict] = []
-    seen: set[bytes] = set()
-    added: dict[bytes, list[str]] = {}
-    for shard in shards:
-        for row in records.iterate_shard(shard, columns=("id", "source", "path", "part", "captions"), batch_size=4096):
-            captions, key = row.pop("captions"), bytes.fromhex(row["id"])
-            if key in seen:
-                duplicates.append({**row, "shard": shard.rsplit("/", 1)[-1]})
-                added.setdefault(key, []).extend(captions or ())
-            seen.add(key)
-    return duplicates, _merged(shards, {key: captions for key, captions in added.items() if captions})
-
-
-def _merged(shards: list[str], added: dict[bytes, list[str]]) -> list[dict]:
-    """{source, path, part, shard, captions} of the first record of each id in `added` that says something new of it."""
-    from omniloom.stages.data import records
-
-    changed = []
-    for shard in shards if added else ():
-        for row in records.iterate_shard(shard, columns=("id", "source", "path", "part", "captions"), batch_size=4096):
-            own = row.pop("captions") or []
-            both = list(dict.fromkeys([*own, *added.pop(bytes.fromhex(row.pop("id")), ())]))
-            if len(both) > len(own):
-                changed.append({**row, "shard": shard.rsplit("/", 1)[-1], "captions": both})
-    return changed
-
-
-def _reports(groups: list[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
-    """The reports of each group as it is done: by Ray Data, or here where other processes cannot see the data."""
-    left = []
+def _reports(groups: Iterable[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
+    """The reports of each group as it is done: by Ray tasks, or here where other processes cannot see the data."""
+    known = storage.list_files(storage.join(state, "groups"))
     for group in groups:  # an earlier run's shards need no worker
-        if (reports := done(state, group)) is not None:
-            yield reports
-        else:
-            left.append(group)
-    if not left:
-        return
-    uris = [output, *(source.uri for source in config.sources)]
-    if any(storage.is_process_local(uri) for uri in uris):
+        if marker_name(group) in known:
+            yield done(state, group) or []
+    left = (group for group in groups if marker_name(group) not in known)
+    if any(storage.is_process_local(uri) for uri in (output, *(source.uri for source in config.sources))):
         for group in left:
             yield list(ingest_group(group, config, output, state))
         return
+    yield from _by_ray(left, config, output, state)
+
+
+def _by_ray(groups: Iterable[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
+    """At any time as many groups are with Ray as workers may run, or twice as many as there are CPUs, so that a cluster
+    which grows sees that there is work; the driver holds none before or after."""
     import ray
-    from ray.data import DataContext, TaskPoolStrategy
 
     from omniloom.stages.base import RETRIES
 
-    DataContext.get_current().enable_progress_bars = False
+    task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(_work)
     settings = config.model_dump_json(by_alias=True)
+    running: list = []
+    for group in groups:
+        running.append(task.remote(group, settings, output, state))
+        while len(running) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+            ready, running = ray.wait(running)
+            yield from ray.get(ready)
+    while running:
+        ready, running = ray.wait(running)
+        yield from ray.get(ready)
 
-    def work(row: dict) -> dict:
-        # JSON on both ways: Arrow would force one type on fields that differ between items.
-        reports = ingest_group(json.loads(row["group"]), Config.model_validate_json(settings), output, state)
-        return {"reports": json.dumps(list(reports))}
 
-    dataset = ray.data.from_items([{"group": json.dumps(group)} for group in left], override_num_blocks=len(left))
-    for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers), max_retries=RETRIES).iter_rows():
-        yield json.loads(row["reports"])
+def _work(group: dict, settings: str, output: str, state: str) -> list[dict]:
+    return list(ingest_group(group, Config.model_validate_json(settings), output, state))
 
 
 def _metrics(output: str, read: _Counts, duplicates: int) -> dict:
@@ -263,9 +239,15 @@ def _metrics(output: str, read: _Counts, duplicates: int) -> dict:
     }
 
 
-def _file(item: dict) -> tuple[int, str, int]:
-    """What tells files apart; what is not read in pieces counts by itself."""
-    return item["source"], item["path"], -1 if "from" in item else id(item)
+def _files(groups: Iterable[dict]) -> int:
+    """How many files, or other items, there are to read."""
+    whole, cut = 0, set()
+    for item in (item for group in groups for item in group["items"]):
+        if "from" in item:
+            cut.add((item["source"], item["path"]))
+        else:
+            whole += 1
+    return whole + len(cut)
 
 
 def _read_jsonl(uri: str) -> list[dict]:
