@@ -187,8 +187,8 @@ class _Listing:
             return {"name": name, "type": "unreadable", "size": 0, "error": error}
 
     def _followed(self, path: str) -> SourceFile | _Folder | None:
-        """What a symbolic link means: a file, or a reject; a folder that is to be walked under the link's name; None for
-        one that is met at its own place."""
+        """What a symbolic link means: a file, or a reject; a folder to be walked under the link's name; None for one that
+        is met at its own place."""
         option = f"{self.root.field}.follow_links: true follows it"
         if self.root.escapes(path):
             # The target is none of ours: neither its size nor its time is told.
