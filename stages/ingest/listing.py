@@ -21,6 +21,7 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.data.media.limits import MediaError, one_line
+from omniloom.stages.ingest.archives import ArchiveFileSystem
 from omniloom.stages.ingest.paths import encodable, hidden, lies_in, type_of
 from omniloom.stages.ingest.retrying import patiently, unreadable
 from omniloom.stages.ingest.roots import Root
@@ -82,6 +83,9 @@ class _Listing:
 
     def files(self) -> Iterator[SourceFile]:
         try:
+            if self.root.names is not None:
+                yield from sorted(self._named(self.root.names), key=lambda file: file.path)
+                return
             info = patiently(lambda: self.root.fs.info(self.root.path))
             if info["type"] == "file":
                 self.root.is_file = True
@@ -99,6 +103,23 @@ class _Listing:
             message = f"cannot be read: {self.root.place}: {type(error).__name__}: {one_line(error)}"
             raise InputError(message, field=self.root.uri_field) from error
 
+    def _named(self, names: list[str]) -> list[SourceFile]:
+        """The files that braces stand for. One that is not there is a reject; InputError where none is."""
+        found = [self._one(name) for name in dict.fromkeys(names)]
+        if all(file.reject and file.reject[0] == "missing_file" for file in found):
+            raise InputError(
+                f"none of {len(found)} files is there: {self.root.uri(names[0])} to {self.root.uri(names[-1])}",
+                field=self.root.uri_field,
+            )
+        return found
+
+    def _one(self, name: str) -> SourceFile:
+        try:
+            return self._file(name, patiently(lambda: self.root.fs.info(self.root.uri(name))))
+        except Exception as error:
+            reason = unreadable(error, name)
+            return _refused(name, reason.code, reason.message)._replace(beyond=False)
+
     def _store(self) -> Iterator[SourceFile]:
         """The listing of an object store, which has no folders that could be closed."""
         fs = self.root.fs
@@ -109,7 +130,7 @@ class _Listing:
             found = iter(sorted(patiently(lambda: fs.find(self.root.path, detail=True)).items()))
         for name, info in found:
             path = name.removeprefix(prefix)
-            if path and not path.endswith("/") and not any(part.startswith(".") for part in path.split("/")):
+            if path and not path.endswith("/") and ("reject" in info or not hidden(path)):
                 yield self._file(path, info)
 
     def _walk(self) -> Iterator[SourceFile]:
@@ -187,8 +208,8 @@ class _Listing:
             return {"name": name, "type": "unreadable", "size": 0, "error": error}
 
     def _followed(self, path: str) -> SourceFile | _Folder | None:
-        """What a symbolic link means: a file, or a reject; a folder to be walked under the link's name; None for one that
-        is met at its own place."""
+        """What a symbolic link means: a file or a reject; a folder to be walked under the link's name; None for one
+        that is met at its own place."""
         option = f"{self.root.field}.follow_links: true follows it"
         if self.root.escapes(path):
             # The target is none of ours: neither its size nor its time is told.
@@ -216,11 +237,11 @@ class _Listing:
         size = info.get("size") or 0
         if not encodable(path):
             return SourceFile(ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8"))
-        reject = None
+        reject = info.get("reject")
         if info["type"] == "unreadable":
             reason = unreadable(info["error"], path)
             return _refused(path, reason.code, reason.message)._replace(identity=reason.code)  # it may be a folder
-        elif info["type"] != "file":
+        elif info["type"] != "file" and not reject:
             kind = type_of(info["mode"]) if info["type"] == "other" and "mode" in info else info["type"]
             reject = ("not_a_file", f"is a {kind}")
         identity = _identity(info)
@@ -233,7 +254,7 @@ class _Listing:
 
     def _sha256(self, path: str) -> str:
         digest = hashlib.sha256()
-        for block in self.root.blocks(path):
+        for block in self.root.raw_blocks(path):
             digest.update(block)
         return digest.hexdigest()
 
@@ -274,8 +295,12 @@ def _refused(path: str, code: str, message: str) -> SourceFile:
 
 
 def _lists_all(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether the filesystem lists everything below a prefix at once, as object stores do."""
-    return isinstance(fs, AsyncFileSystem) and type(fs)._find is not AsyncFileSystem._find
+    """Whether the filesystem lists everything below a prefix at once, as object stores and archives do."""
+    return (
+        isinstance(fs, ArchiveFileSystem)
+        or isinstance(fs, AsyncFileSystem)
+        and type(fs)._find is not AsyncFileSystem._find
+    )
 
 
 def _identity(info: dict) -> str:

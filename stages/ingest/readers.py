@@ -16,7 +16,6 @@ from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.kinds.table import open_source
 from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.retrying import patiently
 from omniloom.stages.ingest.splits import group_key
 
 
@@ -25,8 +24,7 @@ class Reader:
 
     def __init__(self, config: Config, index: int):
         self.kind = open_source(config.sources[index], index, config.limits, config.chunk_chars)
-        root = self.kind.root
-        root.is_file = patiently(lambda: root.fs.isfile(root.path))
+        self.kind.root.settle()
 
     def read(self, item: dict) -> Iterator[dict]:
         """Rows and rejects of one item, told apart by the key `code` of a reject. Raises for no content

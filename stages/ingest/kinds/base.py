@@ -43,12 +43,14 @@ class SourceKind(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     # All texts and documents of one file lie in one split, as chunks of a book must; not so where each is on its own.
     one_file_one_split: ClassVar[bool] = True
+    # Whether a zip or a tar is a file of this kind; to all others it is the folder that it would unpack to.
+    reads_archives: ClassVar[bool] = False
     # Options without which the kind cannot be used, as `recognize` offers them by default: {"text_field": "text"}.
     usual_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any, index: int, limits: Limits = DEFAULT_LIMITS, chunk_chars: int = 2000):
         self.config, self.index, self.limits, self.chunk_chars = config, index, limits, chunk_chars
-        self.root = Root(config, index)
+        self.root = Root(config, index, opens_archives=not self.reads_archives)
         self.field = self.root.field
 
     @classmethod

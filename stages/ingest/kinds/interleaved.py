@@ -85,10 +85,10 @@ class Interleaved(SourceKind):
         if not pictures.paths:
             return None
         for path in glimpse.having((".jsonl", ".ndjson")):
-            if found := _of_manifest(glimpse, path, pictures):
-                return found
+            if recognition := _of_manifest(glimpse, path, pictures):
+                return recognition
         documents = glimpse.having(cls.suffixes)
-        found = set()
+        found: set[str | None] = set()
         for path in documents[:_PEEKED]:
             links = [unquote(link).strip() for pair in _LINK.findall(glimpse.text(path)) for link in pair if link]
             found |= {pictures.find(link, (posixpath.dirname(path), "")) for link in links} - {None}

@@ -14,6 +14,7 @@ from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.options import FORMER_FIELDS
 from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.row_mapping import RowMapping, RowsConfig
+from omniloom.stages.ingest.suffixes import compression
 
 _SHORT_LINE = 32  # bytes of a line that names a file, at least
 
@@ -47,10 +48,10 @@ class Jsonl(SourceKind):
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
         """By bytes, at ends of lines; and by `count` lines where they name files, each of which may be large. The whole
-        file is looked through for its lines' numbers."""
+        file is looked through for its lines' numbers. A compressed file, in which no place can be found, is one."""
         if not self.names_files:
             count = sys.maxsize
-        if item["size"] <= min(size, count * _SHORT_LINE):
+        if item["size"] <= min(size, count * _SHORT_LINE) or compression(item["path"]):
             yield item
             return
         blocks = self.root.blocks(item["path"])

@@ -14,6 +14,7 @@ from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig
 from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.suffixes import compression
 
 _NOTES = re.compile(r"(readme|license|licence|copying|changelog|changes|notice|authors|citation)\b", re.IGNORECASE)
 
@@ -43,9 +44,9 @@ class Text(SourceKind):
         return Recognition(found) if found else None
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
-        """By bytes, where a section begins."""
+        """By bytes, where a section begins. A compressed file, in which no place can be found, is one."""
         step = max(1, size // texts.SECTION) * texts.SECTION
-        if not self._has_sections(item) or item["size"] <= step:
+        if not self._has_sections(item) or item["size"] <= step or compression(item["path"]):
             yield item
             return
         head = next(self.root.blocks(item["path"], 0, 4), b"")
@@ -60,7 +61,10 @@ class Text(SourceKind):
             start = stop
 
     def _has_sections(self, item: dict) -> bool:
-        return item["size"] > texts.SECTION and self.limits.max_bytes >= texts.SECTION
+        large = (
+            item["size"] > texts.SECTION or compression(item["path"]) is not None
+        )  # how large once read, no one knows
+        return large and self.limits.max_bytes >= texts.SECTION
 
     def _line(self, item: dict, at: int) -> int:
         """Where the first line at or behind byte `at` begins, or the file ends."""
