@@ -164,7 +164,8 @@ def single_process():
     settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
+    backend, on = ("nccl", torch.device("cuda", 0)) if torch.cuda.is_available() else ("gloo", None)
+    dist.init_process_group(backend, rank=0, world_size=1, device_id=on)
     try:
         yield
     finally:

@@ -62,14 +62,11 @@ class FlexAttend:
     tables: BlockTables
     start: Tensor
     end: Tensor
-    is_hopper: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.flex_attention import flex_attention
 
-        how: dict[str, Any] = {"block_mask": self.block_mask(), "enable_gqa": q.shape[1] != k.shape[1]}
-        if self.is_hopper and q.shape[-1] == 128 and q.dtype == torch.bfloat16:
-            how["kernel_options"] = _HOPPER_TILES
+        how = {"block_mask": self.block_mask(), "enable_gqa": q.shape[1] != k.shape[1]}
         if torch.compiler.is_compiling() or not q.is_cuda:
             return flex_attention(q, k, v, **how)
         with torch.compiler.set_stance("default"):  # whatever runs eagerly around it, as evaluation in training does
@@ -94,28 +91,6 @@ class FlexAttend:
         )
 
 
-# Heads of 128 in bf16 on an H200, 16 query and 4 key heads, a row of 8,192 with documents of 200 to 3,000 tokens and
-# pictures of 1,024: forward 0.235 ms against 0.265 with PyTorch's own choice (128 queries by 64 keys, 8 warps),
-# backward 0.93 against 1.06. Documents are short: smaller tiles waste less on what lies between two of them.
-_HOPPER_TILES = {
-    "fwd_BLOCK_M": 64,
-    "fwd_BLOCK_N": 64,
-    "fwd_num_warps": 4,
-    "fwd_num_stages": 3,
-    "bwd_BLOCK_M1": 64,
-    "bwd_BLOCK_N1": 64,
-    "bwd_BLOCK_M2": 64,
-    "bwd_BLOCK_N2": 64,
-    "bwd_num_warps": 4,
-    "bwd_num_stages": 2,
-}
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-
-
 @cache
 def _compiled_flex():
     """Without a compiler around it FlexAttention would write out every score."""
@@ -128,9 +103,7 @@ def attend_for(plan: QueryBlocks | BlockTables | None, start: Tensor, end: Tenso
     """The backend that a batch's plan is for; without a plan the dense one."""
     if plan is None:
         return DenseAttend(dense_mask(start, end))
-    if isinstance(plan, QueryBlocks):
-        return BlockAttend(plan)
-    return FlexAttend(plan, start.int(), end.int(), _is_hopper(start.device))
+    return BlockAttend(plan) if isinstance(plan, QueryBlocks) else FlexAttend(plan, start.int(), end.int())
 
 
 # Probabilities are kept for the backward pass: no more than the seen part of the scores.

@@ -2,7 +2,7 @@
 
 In: rows as dictionaries. Out: Parquet shards `records/shard-000000-0000.parquet`, one row per item, in the order of
 the sources. A row holds the media as the bytes that the source had (never re-encoded) with the facts found by
-decoding.
+decoding. What holds of records otherwise than their shards say lies beside these (`stages.data.changes`).
 
 | kind     | media        | text    | segments | caption, captions, label |
 | image    | image bytes  | null    | null     | may be null or empty     |
@@ -14,16 +14,15 @@ decoding.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omniloom.infra import storage
+from omniloom.stages.data import changes
 
 SCHEMA_VERSION = 2
 KINDS = ("image", "video", "text", "document")
@@ -70,6 +69,7 @@ SCHEMA = pa.schema(
 )
 
 _DICTIONARY = ["kind", "split", "format", "label", "source", "license"]
+WRITER = {"compression": "zstd", "use_dictionary": _DICTIONARY}
 _ROW_GROUP_BYTES = 16 << 20
 
 
@@ -96,6 +96,11 @@ def shard_name(index: int, part: int = 0) -> str:
     return f"records/shard-{index:06d}-{part:04d}.parquet"
 
 
+def group_of(name: str) -> int:
+    """The number of the work that a shard comes from, by its name, shard-000012-0000.parquet."""
+    return int(name.split("-")[1])
+
+
 def shards(artifact_uri: str) -> list[str]:
     """URIs of the record shards below an artifact of records, in the order of the sources."""
     names = sorted(storage.list_files(storage.join(artifact_uri, "records")))
@@ -113,7 +118,7 @@ def shard_writer(uri: str) -> Iterator[ShardWriter]:
     """What takes the rows of a shard, which is there, whole, once the block is left without an error."""
     with (
         storage.writing(uri) as file,
-        pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as parquet,
+        pq.ParquetWriter(file, SCHEMA, **WRITER) as parquet,
     ):
         writer = ShardWriter(parquet)
         yield writer
@@ -188,40 +193,20 @@ def key_of(row: Mapping) -> Key:
     return row["source"], row["path"], row["part"]
 
 
-def drop_rows(
-    uri: str,
-    keys: set[Key],
-    captions: Mapping[Key, list[str]] = MappingProxyType({}),
-    splits: Mapping[Key, str] = MappingProxyType({}),
-) -> None:
-    """Rewrite a shard without the rows of `keys`, and with the `captions` and `splits` of others; repeating it changes
-    nothing."""
-    fs, path = storage.filesystem(uri)
-    sink = io.BytesIO()
+def rewrite_without(source: str, target: str, rows: set[int]) -> None:
+    """A shard without these of its rows, at another place. A row group at a time is in memory."""
+    fs, path = storage.filesystem(source)
+    at = 0
     with (
         fs.open(path, "rb") as file,
-        pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer,
+        storage.writing(target) as sink,
+        pq.ParquetWriter(sink, SCHEMA, **WRITER) as writer,
     ):
         reader = pq.ParquetFile(file)
         for group in range(reader.num_row_groups):
             table = reader.read_row_group(group)
-            columns = [table.column(name).to_pylist() for name in ("source", "path", "part")]
-            found = list(zip(*columns, strict=True))
-            if captions:
-                new = [captions.get(key) for key in found]
-                table = _with(_with(table, "captions", new), "caption", [c and c[0] for c in new])
-            if splits:
-                table = _with(table, "split", [splits.get(key) for key in found])
-            writer.write_table(table.filter(pa.array([key not in keys for key in found], pa.bool_())))
-    storage.write_bytes(uri, sink.getvalue())
-
-
-def _with(table: pa.Table, name: str, new: list) -> pa.Table:
-    """The table with values of one column replaced where `new` has one."""
-    values = [b if b else a for a, b in zip(table.column(name).to_pylist(), new, strict=True)]
-    return table.set_column(
-        table.schema.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type)
-    )
+            writer.write_table(table.filter(pa.array([row not in rows for row in range(at, at + len(table))])))
+            at += len(table)
 
 
 def iterate(
@@ -247,7 +232,8 @@ def iterate_shard(
     columns: Iterable[str] | None = None,
     batch_size: int = 64,
 ) -> Iterator[dict]:
-    """The records of one shard. Raises ValueError for a file of another schema version."""
+    """The records of one shard, as `stages.data.changes` has them. Raises ValueError for a file of another schema
+    version."""
     wanted = list(columns) if columns is not None else list(SCHEMA.names)
     kinds = list(kinds) if kinds is not None else None
     fs, path = storage.filesystem(uri)
@@ -257,7 +243,10 @@ def iterate_shard(
         if version != str(SCHEMA_VERSION):
             raise ValueError(f"{uri}: records of schema version {version}, expected {SCHEMA_VERSION}")
         read = list(dict.fromkeys([*wanted, "kind", "split"]))
+        changed, at = changes.of_shard(uri), 0
         for batch in reader.iter_batches(batch_size=batch_size, columns=read):
+            count = len(batch)
+            batch, at = changed.apply(batch, at) if changed else batch, at + count
             if kinds is not None:
                 batch = batch.filter(pc.is_in(batch.column("kind"), pa.array(kinds, pa.string())))
             if split is not None:

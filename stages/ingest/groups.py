@@ -5,18 +5,17 @@ one after another and closes a shard where the next row would bring it above `sh
 where it has `shard_items`. So a group gives a shard, or several where its files hold more than their own bytes (lines
 that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a row group.
 
-Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... Besides, in the stage's state, for each of them
-    keys/shard-000012-0000.parquet     what `ingest.splits` asks for of its records
-    rejects/shard-000012-0000.jsonl    {source, path, part, code, message} of what was read with them and is of no use
-and groups/000012.json, written last: the reports on the group's shards. A group without it is read again from its
-beginning and gives the same shards, so a kill leaves nothing behind that is not written over.
+Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... and beside each lie its keys and rejects
+(`stages.ingest.keys`); in the stage's state groups/000012.json, written last: the reports on the group's shards. A
+group without it is read again from its beginning and gives the same shards, so a kill leaves nothing behind that is not
+written over.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 
 from omniloom.infra import storage
 from omniloom.stages.ingest.config import Config
@@ -24,10 +23,11 @@ from omniloom.stages.ingest.config import Config
 _REJECTS = 65536  # that a worker holds
 
 
-def grouped(items: Iterable[dict], config: Config) -> Iterator[dict]:
-    """Items in order, cut where a group would come to more than `shard_items` or `shard_bytes`."""
+def grouped(items: Iterable[dict], config: Config, index: int = 0) -> Iterator[dict]:
+    """Items in order, cut where a group would come to more than `shard_items` or `shard_bytes`. `index` is the number
+    of the first group."""
     group: list[dict] = []
-    index = size = count = 0
+    size = count = 0
     for item in items:
         rows = item.get("rows", 1)
         if group and (count + rows > config.shard_items or size + item["size"] > config.shard_bytes):
@@ -40,17 +40,20 @@ def grouped(items: Iterable[dict], config: Config) -> Iterator[dict]:
 
 
 def done(state: str, group: dict) -> list[dict] | None:
-    """The reports of a group that an earlier run has done."""
+    """The reports of a group of these items that an earlier run has done."""
     found = storage.read_json(_marker(state, group))
-    return found["shards"] if found else None
+    return found["shards"] if found and found["items"] == _digest(group) else None
+
+
+def _digest(group: dict) -> str:
+    return blake2b(json.dumps(group["items"], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def ingest_group(group: dict, config: Config, output: str, state: str) -> Iterator[dict]:
     """Read one group's items and write its shards; a group that is done already is not read again.
 
-    A report for each: {"name": of the shard, None where no record is left for one, "records", "codes": rejects by
-    reason, "files", "files_rejected", "pieces"}. The last three are of the items that were read to their ends: how many
-    are whole files, of how many of these no record came, and [source, path, whether a record came of it] of each piece.
+    A report for each: {"name": of the shard, "records", "files", "asked"}. The last two are of the items that were read
+    to their ends: how many files begin with them, and [item, source, paths] where reading one asked for other files.
     """
     if (reports := done(state, group)) is not None:
         yield from reports
@@ -59,7 +62,7 @@ def ingest_group(group: dict, config: Config, output: str, state: str) -> Iterat
     while reading.left or not reports:
         reports.append(reading.shard(output, state, len(reports)))
         yield reports[-1]
-    storage.write_json(_marker(state, group), {"shards": reports})
+    storage.write_json(_marker(state, group), {"shards": reports, "items": _digest(group)})
 
 
 class _Reading:
@@ -67,8 +70,8 @@ class _Reading:
 
     def __init__(self, group: dict, config: Config):
         self._group, self._config = group, config
-        self._files, self._rejected = 0, 0
-        self._pieces: list[list] = []
+        self._files = 0
+        self._asked: list[list] = []
         self._rows = self._read()
         self._row = next(self._rows, {})  # the one to be taken next; empty at the end
 
@@ -83,52 +86,42 @@ class _Reading:
 
         fractions = self._config.splits.model_dump()
         readers: dict[int, Reader] = {}
-        for item in self._group["items"]:
+        for number, item in enumerate(self._group["items"]):
             index = item["source"]
             source = self._config.source_name(index)
             reader = readers.get(index) or readers.setdefault(index, Reader(self._config, index))
-            usable = False
             for row in reader.read(item):
-                row["source"] = source
+                row |= {"source": source, "item": number}
                 if "code" not in row:
-                    usable = True
                     row["split"] = splits.own_split(row, fractions)
                 yield row
-            if "from" in item:
-                self._pieces.append([index, item["path"], usable])
-            else:
-                self._files += 1
-                self._rejected += not usable
+            self._files += not item.get("from")
+            if asked := reader.asked(item):
+                self._asked.append([number, index, asked])
 
     def shard(self, output: str, state: str, number: int) -> dict:
         """Write the next shard with what belongs to it; the report on it."""
         from omniloom.stages.data import records
-        from omniloom.stages.ingest import splits
+        from omniloom.stages.ingest import keys
 
         path = records.shard_name(self._group["index"], number)
         name = path.rpartition("/")[2]
         rejects = self._refused([])
-        keys: list[dict] = []
+        found: list[dict] = []
         if self.left and "code" not in self._row:
             with records.shard_writer(storage.join(output, path)) as writer:
                 for row in self._held(rejects):
                     writer.add(row)
-                    keys.append({column: row.get(column) for column in splits.KEYS.names})
-            rejects += writer.refused
+                    found.append(keys.of_row(row))
+            items = {records.key_of(row): row["item"] for row in found}
+            rejects += [{**reject, "item": items[records.key_of(reject)]} for reject in writer.refused]
             gone = {records.key_of(reject) for reject in writer.refused}
-            keys = [key for key in keys if records.key_of(key) not in gone]
-            splits.write_keys(keys_uri(state, name), keys)
+            found = [row for row in found if records.key_of(row) not in gone]
+            keys.write(output, name, found)
         lines = (json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
-        storage.write_bytes(rejects_uri(state, name), "".join(lines).encode())
-        report = {
-            "name": name,
-            "records": len(keys),
-            "codes": Counter(reject["code"] for reject in rejects),
-            "files": self._files,
-            "files_rejected": self._rejected,
-            "pieces": self._pieces,
-        }
-        self._files, self._rejected, self._pieces = 0, 0, []
+        storage.write_bytes(keys.rejects_uri(output, name), "".join(lines).encode())
+        report = {"name": name, "records": len(found), "files": self._files, "asked": self._asked}
+        self._files, self._asked = 0, []
         return report
 
     def _refused(self, rejects: list[dict]) -> list[dict]:
@@ -151,15 +144,6 @@ class _Reading:
             yield self._row
             self._row = next(self._rows, {})
             self._refused(rejects)
-
-
-def keys_uri(state: str, name: str) -> str:
-    """Where the keys of the records of a shard lie."""
-    return storage.join(state, "keys", name)
-
-
-def rejects_uri(state: str, name: str) -> str:
-    return storage.join(state, "rejects", f"{name.removesuffix('.parquet')}.jsonl")
 
 
 def marker_name(group: dict) -> str:

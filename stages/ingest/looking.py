@@ -99,7 +99,7 @@ def _sources(root: Root, files: Iterable[SourceFile]) -> tuple[list[Proposed], l
     while found := surest(glimpse):
         name, recognition = found
         options = {"kind": name, "uri": _below(root, recognition.below), **recognition.options}
-        if not root.is_file:
+        if not root.is_file and not (root.is_archive and KINDS[name].reads_archives):
             start = f"{recognition.below}/" if recognition.below else ""
             below = [file.path.removeprefix(start) for file in files if file.path.startswith(start)]
             options |= _parted(options, {path.removeprefix(start) for path in recognition.paths}, below)

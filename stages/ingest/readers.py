@@ -41,6 +41,17 @@ class Reader:
         except Exception as error:
             yield Reject.of(error, path).row(path, part)
 
+    def asked(self, item: dict) -> list[str]:
+        """The files besides its own that reading an item asked for, as the listing names them; to be called once it
+        has been read."""
+        found = []
+        for root, prefix in ((self.kind.root, ""), (self.kind.media_root, "media_root/")):
+            if root:
+                found += [prefix + path for path in root.asked]
+                root.asked = []
+        own = item["path"] if "identity" in item else None
+        return [path for path in dict.fromkeys(found) if path != own]
+
     def _completed(self, row: dict, item: dict) -> dict:
         row.setdefault("part", item.get("part", 0))
         row["path"] = item["path"]

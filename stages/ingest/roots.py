@@ -64,6 +64,7 @@ class Root:
         self.local = isinstance(self.fs, LocalFileSystem)
         self.real = os.path.realpath(self.path) if self.local else self.path
         self.is_file = False
+        self.asked: list[str] = []  # paths of files, there or not, that were to be read
         self.is_archive = opens_archives and suffix(self.path) in ARCHIVES and self._holds("isfile")
         if self.is_archive:
             self.fs, self.path = archives.opened(self.fs, self.path), ""
@@ -153,6 +154,7 @@ class Root:
 
     def _check(self, path: str, size: int | None = None) -> int | None:
         """The size of a regular file inside the root; MediaError for anything else."""
+        self.asked.append(path)
         if self.escapes(path):
             raise MediaError(
                 "outside_root",

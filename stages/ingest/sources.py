@@ -10,7 +10,7 @@ A missing root, one without any file of the source's kind, and a manifest that d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import eq
 
 from omniloom.infra.errors import InputError, together
@@ -56,7 +56,10 @@ def listing(config: Config) -> Facts:
     facts, errors = Facts(), []
     for index in range(len(config.sources)):
         try:
-            _list(_opened(config, index), facts)
+            kind = _opened(config, index)
+            contents = _contents(kind)
+            _list(kind, contents, facts)
+            kind.check(contents)
         except InputError as error:
             errors.append(error)
     if errors:
@@ -64,34 +67,47 @@ def listing(config: Config) -> Facts:
     return facts
 
 
-def _list(kind: SourceKind, facts: Facts) -> None:
+def _list(kind: SourceKind, contents: Contents, facts: Facts) -> None:
     """Add every file that has a part in the source's records, by the path that stands for it."""
-    contents = _contents(kind)
     all_of_kind = kind.root.is_file
     facts.add(kind.index, contents.files.where(lambda f: all_of_kind or _is_item(kind, f) or kind.matters(f.path)))
     if kind.manifest and kind.manifest.below is None:
         facts.add(kind.index, [kind.manifest.outside()])
     if kind.media_root:
         facts.add(kind.index, list_files(kind.media_root), "media_root/")
-    kind.check(contents)
 
 
-def items(config: Config, notes: Counter | None = None) -> Iterator[dict]:
+def items(
+    config: Config, notes: Counter | None = None, listed: Callable[[int, Facts], None] | None = None
+) -> Iterator[dict]:
     """What is to be ingested, in the order of the sources and of the paths within each.
 
-    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
+    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread. `listed` is told
+    the number of a source and what `listing` says of it, before its items come.
     """
-    notes = Counter() if notes is None else notes
-    for kind in (_opened(config, index) for index in range(len(config.sources))):
-        yield from kind.items(_contents(kind), notes)
+    for _, item in _items(config, notes, listed):
+        yield item
 
 
-def pieces(config: Config, notes: Counter | None = None) -> Iterator[dict]:
+def pieces(
+    config: Config, notes: Counter | None = None, listed: Callable[[int, Facts], None] | None = None
+) -> Iterator[dict]:
     """`items`, the large ones in pieces."""
+    for kind, item in _items(config, notes, listed):
+        yield from _pieces(kind, item, config)
+
+
+def _items(config: Config, notes: Counter | None, listed) -> Iterator[tuple[SourceKind, dict]]:
     notes = Counter() if notes is None else notes
-    for kind in (_opened(config, index) for index in range(len(config.sources))):
-        for item in kind.items(_contents(kind), notes):
-            yield from _pieces(kind, item, config)
+    for index in range(len(config.sources)):
+        kind = _opened(config, index)
+        contents = _contents(kind)
+        if listed:
+            facts = Facts()
+            _list(kind, contents, facts)
+            listed(index, facts)
+        for item in kind.items(contents, notes):
+            yield kind, item
 
 
 def _pieces(kind: SourceKind, item: dict, config: Config) -> list[dict]:

@@ -33,12 +33,15 @@ from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact
 from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.groups import done, grouped, ingest_group, keys_uri, marker_name
+from omniloom.stages.ingest.groups import done, grouped, ingest_group, marker_name
 
 if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
+    from omniloom.stages.ingest.keys import Corpus
+    from omniloom.stages.ingest.known import Items
+    from omniloom.stages.ingest.settling import Settled
 
-VERSION = 6
+VERSION = 7
 BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
@@ -52,24 +55,42 @@ def listing(config: Config) -> Sequence[dict]:
 
 
 def run(context: StageContext) -> dict:
-    """Ingest everything. The returned metrics count items, kinds, splits and reasons; InputError if nothing
-    is left.
+    """Ingest what of the sources the predecessor has not, and take over the rest. The returned metrics count items,
+    kinds, splits and reasons; InputError if nothing is left.
     """
+    from omniloom.stages.data import records
+    from omniloom.stages.ingest.keys import Corpus
+    from omniloom.stages.ingest.known import Files, Items, Known
+    from omniloom.stages.ingest.settling import settle
+    from omniloom.stages.ingest.taking import take_over, tidy
+
     config: Config = context.config
     notes: Counter = Counter()
-    groups = Packed(grouped(sources.pieces(config, notes), config), together=1)
-    if not groups:
-        raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     output, state = context.output, context.state
-    counts, total = _Counts(), _files(groups)
+    known, files = Known(context.predecessor), Files()
+    items = Items(known, files, [_identity(config, index) for index in range(len(config.sources))])
+    unread = items.unread(sources.pieces(config, notes, files.add))
+    groups = Packed(map(items.placed, grouped(unread, config, known.groups)), together=1)
+    if not items.count:
+        raise InputError("empty corpus: the sources' manifests name no item", field="sources")
+    order = items.order()
+    names = take_over(known, order, output, state)
+    done_files = items.files - items.unread_files
     for reports in _reports(groups, config, output, state):
-        counts.add(reports)
-        context.progress(counts.files, total, "files")
-    first = _join_rejects(output, state)
-    duplicates, splits = settle(output, state, config.splits.model_dump())
-    metrics = _metrics(output, counts, len(duplicates)) | splits | notes
+        for report in reports:
+            names.add(report["name"])
+            done_files += report["files"]
+            for item, source, paths in report["asked"]:
+                items.asked(records.group_of(report["name"]), item, source, paths)
+        context.progress(min(done_files, items.files), items.files, "files")
+    tidy(output, names)
+    corpus = Corpus(output, order)
+    codes, first = _join_rejects(corpus)
+    settled = settle(corpus, items.count, config.splits.model_dump())
+    items.write(output, settled)
+    metrics = _metrics(items, settled, codes) | notes
     if not metrics["records"]:
-        reasons = ", ".join(f"{code} {count}" for code, count in counts.codes.most_common(5))
+        reasons = ", ".join(f"{code} {count}" for code, count in codes.most_common(5))
         raise InputError(
             f"no record came out of {metrics['files']} files; rejects: {reasons}"
             + (f"; the first: {first['path']}: {first['message']}" if first else ""),
@@ -84,41 +105,24 @@ def run(context: StageContext) -> dict:
     return metrics
 
 
-class _Counts:
-    """Sums over the reports of groups."""
-
-    def __init__(self) -> None:
-        self.codes: Counter = Counter()
-        self._whole, self._rejected = 0, 0
-        self._cut: dict[tuple, bool] = {}  # files read in pieces: whether a record came of one
-
-    def add(self, reports: list[dict]) -> None:
-        for report in reports:
-            self.codes.update(report["codes"])
-            self._whole += report["files"]
-            self._rejected += report["files_rejected"]
-            for *file, usable in report["pieces"]:
-                self._cut[tuple(file)] = usable or self._cut.get(tuple(file), False)
-
-    @property
-    def files(self) -> int:
-        return self._whole + len(self._cut)
-
-    @property
-    def files_rejected(self) -> int:
-        return self._rejected + sum(not usable for usable in self._cut.values())
+def _identity(config: Config, index: int) -> str:
+    """What stands for a source, wherever it lies and whatever its number is: its name and its options."""
+    own = config.sources[index].model_dump_json(exclude={"uri", "name"}, by_alias=True)
+    return f"{config.source_name(index)} {own}"
 
 
-def _join_rejects(output: str, state: str) -> dict | None:
-    """Write the rejects of all shards, in order, to one file; the first of them."""
+def _join_rejects(corpus: Corpus) -> tuple[Counter, dict | None]:
+    """Write the rejects, in order, to one file for people; counts by reason, and the first of them."""
+    codes: Counter = Counter()
     first = None
-    with storage.writing(storage.join(output, "rejects", "rejects.jsonl")) as file:
-        for name in storage.list_files(storage.join(state, "rejects")):
-            for reject in _read_jsonl(storage.join(state, "rejects", name)):
-                reject["message"] = redact(reject["message"])
-                first = first or reject
-                file.write(_jsonl([reject]))
-    return first
+    with storage.writing(storage.join(corpus.output, "rejects", "rejects.jsonl")) as file:
+        for reject in corpus.rejects():
+            told = {name: reject[name] for name in ("source", "path", "part", "code")}
+            told["message"] = redact(reject["message"])
+            codes[told["code"]] += 1
+            first = first or told
+            file.write((json.dumps(told, ensure_ascii=False) + "\n").encode())
+    return codes, first
 
 
 def summary(metrics: dict) -> str:
@@ -145,53 +149,15 @@ def summary(metrics: dict) -> str:
     )
 
 
-def settle(output: str, state: str, fractions: dict[str, float]) -> tuple[list[dict], dict[str, int]]:
-    """Drop every record whose id came before, in the order of the shards, and bring the others to their splits; returns
-    what was dropped, and counts of `stages.ingest.splits`.
-
-    The record that stays gets the captions of those that go. What is to change is written down before any shard is
-    touched: a killed pass is repeated from the same lists. A shard is written again once at most.
-    """
-    from omniloom.stages.data import records
-    from omniloom.stages.ingest import splits
-    from omniloom.stages.ingest.duplicates import find_duplicates
-
-    plan = storage.join(output, "duplicates", "duplicates.jsonl")
-    captions_plan = storage.join(output, "duplicates", "captions.jsonl")
-    if not storage.exists(plan):
-        duplicates, captions = find_duplicates(records.shards(output))
-        storage.write_bytes(captions_plan, _jsonl(captions))
-        storage.write_bytes(plan, _jsonl(duplicates))
-    duplicates, captions = _read_jsonl(plan), _read_jsonl(captions_plan)
-    dropped: dict[str, set] = {}
-    for row in duplicates:
-        dropped.setdefault(row["shard"], set()).add(records.key_of(row))
-    captioned: dict[str, dict] = {}
-    for row in captions:
-        captioned.setdefault(row["shard"], {})[records.key_of(row)] = row["captions"]
-    splits_plan = storage.join(state, "splits.json")
-    if (assigned := splits.read_plan(splits_plan)) is None:
-        names = [uri.rsplit("/", 1)[-1] for uri in records.shards(output)]
-        assigned = splits.assign({name: keys_uri(state, name) for name in names}, dropped, fractions)
-        splits.write_plan(splits_plan, *assigned)
-    moved, counts = assigned
-    for name in sorted({*dropped, *captioned, *moved}):
-        records.drop_rows(
-            storage.join(output, "records", name),
-            dropped.get(name, set()),
-            captioned.get(name, {}),
-            moved.get(name, {}),
-        )
-    return duplicates, counts
-
-
 def _reports(groups: Iterable[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
     """The reports of each group as it is done: by Ray tasks, or here where other processes cannot see the data."""
-    known = storage.list_files(storage.join(state, "groups"))
-    for group in groups:  # an earlier run's shards need no worker
-        if marker_name(group) in known:
-            yield done(state, group) or []
-    left = (group for group in groups if marker_name(group) not in known)
+    begun = storage.list_files(storage.join(state, "groups"))
+    finished: set[int] = set()
+    for group in groups if begun else ():  # an earlier run's shards need no worker
+        if marker_name(group) in begun and (reports := done(state, group)) is not None:
+            finished.add(group["index"])
+            yield reports
+    left = (group for group in groups if group["index"] not in finished)
     if any(storage.is_process_local(uri) for uri in (output, *(source.uri for source in config.sources))):
         for group in left:
             yield list(ingest_group(group, config, output, state))
@@ -223,37 +189,17 @@ def _work(group: dict, settings: str, output: str, state: str) -> list[dict]:
     return list(ingest_group(group, Config.model_validate_json(settings), output, state))
 
 
-def _metrics(output: str, read: _Counts, duplicates: int) -> dict:
-    from omniloom.stages.data import records
-
-    counts, rejects = records.counts(output), read.codes.total()
+def _metrics(items: Items, settled: Settled, codes: Counter) -> dict:
+    counts, rejects = settled.counts, codes.total()
     return {
-        "files": read.files,
-        "items": counts["records"] + rejects + duplicates,
+        "files": items.files,
+        "items": counts["records"] + rejects + settled.duplicates,
         "records": counts["records"],
         "rejects": rejects,
-        "duplicates": duplicates,
-        "files_rejected": read.files_rejected,
+        "duplicates": settled.duplicates,
+        "files_rejected": items.files_without(settled.records),
         **counts,
-        **{f"rejects_{code}": count for code, count in sorted(read.codes.items())},
+        **{f"rejects_{code}": count for code, count in sorted(codes.items())},
+        "files_read": items.unread_files,
+        "bytes_read": items.unread_bytes,
     }
-
-
-def _files(groups: Iterable[dict]) -> int:
-    """How many files, or other items, there are to read."""
-    whole, cut = 0, set()
-    for item in (item for group in groups for item in group["items"]):
-        if "from" in item:
-            cut.add((item["source"], item["path"]))
-        else:
-            whole += 1
-    return whole + len(cut)
-
-
-def _read_jsonl(uri: str) -> list[dict]:
-    # Lines end with a line feed alone: a path may hold other ends.
-    return [json.loads(line) for line in storage.read_bytes(uri).split(b"\n") if line]
-
-
-def _jsonl(rows: list[dict]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

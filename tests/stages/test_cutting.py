@@ -44,7 +44,9 @@ def config(root, kind: str = "jsonl", *, shard_bytes: int = WHOLE, shard_items: 
 
 
 def take(cfg, work) -> SimpleNamespace:
-    context = SimpleNamespace(config=cfg, output=f"{work}/out", state=f"{work}/state", progress=lambda *a, **k: None)
+    context = SimpleNamespace(
+        config=cfg, output=f"{work}/out", state=f"{work}/state", predecessor=None, progress=lambda *a, **k: None
+    )
     metrics = ingest.run(context)
     rows = sorted(records.iterate(context.output), key=records.key_of)
     rejects = [json.loads(line) for line in storage.read_bytes(f"{work}/out/rejects/rejects.jsonl").splitlines()]

@@ -142,7 +142,7 @@ class SourceKind(ABC):
     # ---- for subclasses ----
 
     def item(self, file: SourceFile) -> dict:
-        item = {"source": self.index, "path": file.path, "size": file.size}
+        item = {"source": self.index, "path": file.path, "size": file.size, "identity": file.identity}
         return {**item, "reject": list(file.reject)} if file.reject else item
 
     def rejected(self, path: str, reject: Reject) -> dict:

@@ -22,6 +22,7 @@ from omniloom.stages.ingest.kinds.jsonl import Jsonl
 from omniloom.stages.ingest.kinds.parquet import Parquet
 from omniloom.stages.ingest.kinds.text import Text
 from omniloom.stages.ingest.kinds.video_folder import VideoFolder
+from omniloom.stages.ingest.kinds.webdataset import WebDataset
 from omniloom.stages.ingest.options import SourceConfig
 
 GROUP = "omniloom.sources"
@@ -42,7 +43,10 @@ def _problem(name: str, part: Any) -> str | None:
     return None
 
 
-_OURS: tuple[type[SourceKind], ...] = (ImageFolder, VideoFolder, Text, Jsonl, Interleaved, Parquet, Csv, Json)
+_OURS: tuple[type[SourceKind], ...] = (
+    *(ImageFolder, VideoFolder, Text, Interleaved),
+    *(Jsonl, Json, Csv, Parquet, WebDataset),
+)
 _OTHERS, UNUSABLE = extensions.load(GROUP, [kind.name() for kind in _OURS], _problem)
 KINDS: dict[str, type[SourceKind]] = {**{kind.name(): kind for kind in _OURS}, **_OTHERS}
 
