@@ -19,7 +19,7 @@ from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names, normal_path
-from omniloom.stages.ingest.options import Captions
+from omniloom.stages.ingest.options import UNNAMED, Captions
 from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
 
@@ -45,7 +45,7 @@ def with_captions(kind: SourceKind, contents: Contents, notes: Counter) -> Itera
         )
         for path in metadata(kind, files)
     ]
-    named = [manifest for manifest in tables if fields.names_files(manifest)]
+    named = [manifest for manifest in tables if fields.names_files(manifest, kind.metadata_fields)]
     notes["metadata_unread"] += len(tables) - len(named)
     if not named:
         return items
@@ -97,7 +97,7 @@ def _naming(glimpse: Glimpse, path: str, names: Names) -> bool:
         return False
     try:
         key = fields.file_field(manifest, None, names)
-        fields.caption_field(manifest, fields.DEFAULTS)
+        fields.caption_fields(manifest, UNNAMED)
     except InputError:  # several fields may be meant: a person has to choose
         return False
     found = [names.find(row.get(key), manifest.starts) for _, row in manifest.rows if isinstance(row, dict)]
@@ -133,9 +133,9 @@ def _use_rows(
     named: dict[str, str],
 ) -> list[bool]:
     """Put the rows' facts into the items and what is wrong into `rejected`; whether each row named a file that is."""
-    captions = kind.config.captions or fields.DEFAULTS
+    captions = kind.config.captions or kind.metadata_fields
     key = fields.file_field(manifest, captions.file_field, names)
-    caption = fields.caption_field(manifest, captions) if key else None
+    caption = fields.caption_fields(manifest, captions) if key else []
     fields.check_fields(manifest, captions)
     used: list[bool] = []
     for line, row in manifest.rows:
@@ -186,7 +186,7 @@ def _add(item: dict, facts: dict) -> list[Reject]:
 
 
 def _mismatch(kind: SourceKind, manifest: Manifest, names: Names, matched: int, rows: int) -> str:
-    captions = kind.config.captions or fields.DEFAULTS
+    captions = kind.config.captions or kind.metadata_fields
     key = fields.file_field(manifest, captions.file_field, names)
     if key is None:
         keys = ", ".join(manifest.keys) or "none, for no line of it is a row"

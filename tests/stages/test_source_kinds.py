@@ -36,8 +36,13 @@ OWN = {
     "parquet": OF_ROWS,
     "csv": OF_ROWS | {"columns"},
     "json": OF_ROWS | {"rows_field"},
+    "hf_dataset": OF_ROWS | {"subset", "split"},
+    "lance": OF_ROWS,
+    "coco": {"annotations"},
+    "obelics": {"media_root"},
+    "mmc4": {"media_root"},
 }
-NEEDED = {kind: {"text_field": "t"} for kind in ("jsonl", "parquet", "csv", "json")}
+NEEDED = {kind: {"text_field": "t"} for kind in ("jsonl", "parquet", "csv", "json", "hf_dataset", "lance")}
 WERE_ONE = ("image_folder", "video_folder", "text", "jsonl", "interleaved")
 # What a source of each kind was when one class held the options of all.
 FORMER = {
