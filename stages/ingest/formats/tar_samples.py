@@ -127,8 +127,9 @@ class Sample:
             raise MediaError("too_large", f"{member.name[:200]}: {size} bytes, at most {limit}")
         data = self.held[name] if name in self.held else self._content(member)
         if last in _TEXTS or last in _CLASSES:
-            text = encoding.decode(data, self.files.encoding).strip()
-            return int(text) if last in _CLASSES and re.fullmatch(r"-?\d{1,18}", text) else text
+            text = encoding.decode(data, self.files.encoding)
+            number = text.strip() if last in _CLASSES else ""
+            return int(number) if re.fullmatch(r"-?\d{1,18}", number) else text
         if last == "json":
             try:
                 return json.loads(data)
