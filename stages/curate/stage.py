@@ -66,7 +66,7 @@ def listing(config: Config) -> list[dict]:
     from omniloom.stages.curate.held_out import sets_of
 
     try:
-        return found + sources.listing(sets_of(config))
+        return [*found, *sources.listing(sets_of(config))]
     except InputError as error:
         error.field = (error.field or "").replace("sources", "evaluation_sets", 1)
         raise

@@ -252,6 +252,12 @@ def test_an_evaluation_set_that_overlaps_is_refused_with_the_names_of_files(memo
     with pytest.raises(InputError) as error:
         curated(memory, corpus, **fields)
     assert error.value.field == "on_overlap"
+    config = curate.Config.model_validate(fields)
+    assert [facts["path"] for facts in curate.listing(config)] == ["q0.jpg", "q1.jpg", "q9.png"]
+    config.evaluation_sets[0].uri += "/nothing"
+    with pytest.raises(InputError) as missing:
+        curate.listing(config)
+    assert missing.value.field == "evaluation_sets.0.uri"
     assert "2 records that would be trained on are copies of what models are judged by" in str(error.value)
     assert "image_folder_0: 0.png shows the same as bench: q0.jpg" in str(error.value)
     assert "image_folder_0: 1.png shows the same as bench: q1.jpg" in str(error.value)

@@ -136,7 +136,7 @@ def test_a_caption_that_is_said_of_many_stays_with_few(memory):
     files = {row["file"]: saved(drawn.photo(32, 40)) for row in rows}
     source = {"kind": "image_folder", "uri": put(f"{memory}/in", {**files, "m.jsonl": jsonl(rows)})}
     corpus = ingested(memory, {**source, "captions": {"manifest": "m.jsonl"}}, shard_items=7)
-    found = curated(memory, corpus, {"kind": "near_captions", "most": 3})
+    found = curated(memory, corpus, {"kind": "near_captions", "max_records": 3})
     assert len(found.rows) == 30 and found.metrics["left_out"] == 0
     captions = [caption for row in found.rows for caption in row["captions"]]
     assert len(captions) == 33 and sum("persons" in caption.lower() for caption in captions) == 3

@@ -35,7 +35,7 @@ class NearCaptionsConfig(StepConfig):
     """Captions that are said, or nearly said, of many records: all but a few lose them."""
     similarity: float = Field(default=0.8, ge=0.5, le=1)
     """The share of their runs of four letters that two captions have in common, at least, to be the same."""
-    most: int = Field(default=1, ge=1)
+    max_records: int = Field(default=1, ge=1)
     """How many records keep a caption that is said of more."""
 
 
@@ -67,7 +67,7 @@ class NearCaptions(Comparison):
 
     def decide(self, table, signed):
         leaders = _leaders(signed, self.config.similarity, _CAPTION_RUN)
-        yield *_behind(signed, leaders, self.config.most), "is said of others, such as"
+        yield *_behind(signed, leaders, self.config.max_records), "is said of others, such as"
 
 
 def _leaders(signed, similarity, run):
