@@ -25,6 +25,7 @@ from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.checkpoints.vision_encoder import encoder_config
 from omniloom.stages.data import records, tokens
 from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.pretokenize import taken
 from omniloom.stages.pretokenize.config import FEATURES, Config
 from omniloom.stages.pretokenize.stats import combine
 from omniloom.stages.tokenizer.config import is_warm_up
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from omniloom.models.text import TextTokenizer
 
 VERSION = 5
+BUILDS_ON = ("text_tokenizer", "vocab_size")
 
 
 def needs(config: Config) -> Needs:
@@ -71,12 +73,13 @@ def run(context: StageContext) -> dict:
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
         storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
-    shards = records.shards(corpus.uri)
-    _tokenize(context, shards, text_uri)
-    write_indices(context.output, context.state)
-    stats = [storage.load_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
-    facts = combine(stats)
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
+    shards, notes = taken.numbered(corpus, context.predecessor), storage.join(context.output, taken.NOTES)
+    taken.take_over(shards, context.predecessor, text.digest, context.output, context.state)
+    _tokenize(context, shards, text_uri, notes)
+    write_indices(context.output, notes)
+    stats = [storage.load_json(storage.join(notes, "shards", f"{shard.number:05d}.json")) for shard in shards]
+    facts = combine(stats)
     storage.write_json(
         storage.join(context.output, "tokens.json"),
         {
@@ -102,13 +105,13 @@ def run(context: StageContext) -> dict:
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
 
 
-def _tokenize(context: StageContext, shards: list[str], text_uri: str) -> None:
-    """Make the token shards that are missing, in a pool of actors."""
+def _tokenize(context: StageContext, shards: list[taken.Shard], text_uri: str, notes: str) -> None:
+    """Make the token shards that are missing, in a pool of actors, which note down what is of each in `notes`."""
     import ray
 
     config: Config = context.config
-    done = storage.list_files(storage.join(context.state, "shards"))
-    todo = [{"index": i, "uri": uri} for i, uri in enumerate(shards) if f"{i:05d}.json" not in done]
+    done = storage.list_files(storage.join(notes, "shards"))
+    todo = [{"index": s.number, "uri": s.uri} for s in shards if f"{s.number:05d}.json" not in done]
     context.progress(len(shards) - len(todo), len(shards), "shards")
     if todo:
         actors = min(config.workers, len(todo))
@@ -119,7 +122,7 @@ def _tokenize(context: StageContext, shards: list[str], text_uri: str) -> None:
                 "visual": context.tokenizer,
                 "text_uri": text_uri,
                 "output": context.output,
-                "state": context.state,
+                "state": notes,
             },
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=config.cpus,
