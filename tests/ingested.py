@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import time
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,3 +48,23 @@ def take(*given, **fields):
     rejects = {(row["path"], row["code"]): row["message"] for row in map(json.loads, filter(None, written))}
     assert metrics["items"] == metrics["records"] + metrics["rejects"] + metrics["duplicates"]
     return metrics, rows, rejects
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return sink.getvalue()
+
+
+def tarred(files: dict[str, bytes], format: int = tarfile.PAX_FORMAT, special=()) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=format) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for info in special:
+            archive.addfile(info)
+    return sink.getvalue()

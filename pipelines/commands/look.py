@@ -90,6 +90,9 @@ def _told(seen: Look) -> Iterator[str]:
         yield from _source(source)
     if seen.unread:
         yield ""
+        for source in seen.dismissed:
+            why = source.problem or next((f"{code}: {why}" for code, why in source.reasons.items()), "no record in it")
+            yield f"not {source.options['kind']}, as some look: {_one_line(why)}"
         yield f"no kind of source reads {sum(seen.unread.values()):,} files: {_most(seen.unread)}"
     if not seen.sources:
         yield "nothing here looks like a source; the kinds are described in docs/sources.md"
@@ -99,9 +102,6 @@ def _told(seen: Look) -> Iterator[str]:
 def _source(source: Proposed) -> Iterator[str]:
     of = f"{source.items:,} items, {_bytes(source.size)}"
     yield f"{source.options['kind']} ({source.makes} records): {of}"
-    if source.problem:
-        yield f"  cannot be read as it is: {_one_line(source.problem)}"
-        return
     captions = f", {source.captioned:,} with captions" if source.makes in ("image", "video") else ""
     yield f"  looked into {source.looked_at:,} of them: {source.records:,} records{captions}"
     for code, count in source.rejects.items():

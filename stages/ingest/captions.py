@@ -19,7 +19,7 @@ from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names, normal_path
-from omniloom.stages.ingest.options import Captions
+from omniloom.stages.ingest.options import UNNAMED, Captions
 from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
 
@@ -44,7 +44,7 @@ def with_captions(kind: SourceKind, items: list[dict], files: list[SourceFile], 
         )
         for path in metadata(kind, files)
     ]
-    named = [manifest for manifest in tables if fields.names_files(manifest)]
+    named = [manifest for manifest in tables if fields.names_files(manifest, kind.metadata_fields)]
     notes["metadata_unread"] += len(tables) - len(named)
     items = _with_rows(kind, items, named, _names(kind, files)) if named else items
     notes["metadata_captions"] += sum("captions" in item for item in items)
@@ -94,7 +94,7 @@ def _naming(glimpse: Glimpse, path: str, names: Names) -> bool:
         return False
     try:
         key = fields.file_field(manifest, None, names)
-        fields.caption_field(manifest, fields.DEFAULTS)
+        fields.caption_fields(manifest, UNNAMED)
     except InputError:  # several fields may be meant: a person has to choose
         return False
     found = [names.find(row.get(key), manifest.starts) for _, row in manifest.rows if isinstance(row, dict)]
@@ -130,9 +130,9 @@ def _use_rows(
     named: dict[str, str],
 ) -> list[bool]:
     """Put the rows' facts into the items and what is wrong into `rejected`; whether each row named a file that is."""
-    captions = kind.config.captions or fields.DEFAULTS
+    captions = kind.config.captions or kind.metadata_fields
     key = fields.file_field(manifest, captions.file_field, names)
-    caption = fields.caption_field(manifest, captions) if key else None
+    caption = fields.caption_fields(manifest, captions) if key else []
     fields.check_fields(manifest, captions)
     used: list[bool] = []
     for line, row in manifest.rows:
@@ -183,7 +183,7 @@ def _add(item: dict, facts: dict) -> list[Reject]:
 
 
 def _mismatch(kind: SourceKind, manifest: Manifest, names: Names, matched: int, rows: int) -> str:
-    captions = kind.config.captions or fields.DEFAULTS
+    captions = kind.config.captions or kind.metadata_fields
     key = fields.file_field(manifest, captions.file_field, names)
     if key is None:
         keys = ", ".join(manifest.keys) or "none, for no line of it is a row"

@@ -4,7 +4,8 @@ In: a URI. Out: a `Look`: how many files of which suffix, and for each source th
 records of a few items with their captions, and what of these cannot be used and why.
 
 The kinds are asked one after the other (`SourceKind.recognize`): the surest takes its files, the others look again at
-what is left. Where a source would read files of another, `include` or `exclude` parts them.
+what is left. A source of which nothing can be read is dismissed, and the next surest tried. Where a source would read
+files of another, `include` or `exclude` parts them. Archives that are left are looked into as roots.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import glob
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -24,14 +25,14 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.glimpse import Glimpse
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
 from omniloom.stages.ingest.listing import SourceFile, list_files
 from omniloom.stages.ingest.options import SourceConfig
 from omniloom.stages.ingest.readers import Reader
-from omniloom.stages.ingest.recognition import surest
+from omniloom.stages.ingest.recognition import recognized
 from omniloom.stages.ingest.roots import Root
-from omniloom.stages.ingest.suffixes import suffix
+from omniloom.stages.ingest.suffixes import ARCHIVES, suffix
 
 _OF_ONE_ITEM = 20  # records of an item that holds many, so that one large file is not all that is looked at
 _DEPTHS = 4  # how many folders a pattern may begin with, less one
@@ -42,7 +43,7 @@ class Proposed:
     """A source as the config would have it, and what was seen of it."""
 
     options: dict[str, Any]
-    makes: str  # image, video, text or document
+    makes: str = ""  # image, video, text or document
     items: int = 0
     size: int = 0
     looked_at: int = 0  # items
@@ -60,9 +61,10 @@ class Look:
     files: int
     size: int
     suffixes: dict[str, int]  # files by suffix, the most first
-    unread: dict[str, int]  # likewise, of files that no source reads
     refused: dict[str, int]  # files by the reason why they cannot be looked at
-    sources: list[Proposed]
+    unread: dict[str, int] = field(default_factory=dict)  # files by suffix that no source reads
+    sources: list[Proposed] = field(default_factory=list)
+    dismissed: list[Proposed] = field(default_factory=list)  # what files looked like, and were not
 
 
 def look(uri: str, items: int = 100, seconds: float = 15.0, samples: int = 3) -> Look:
@@ -70,18 +72,16 @@ def look(uri: str, items: int = 100, seconds: float = 15.0, samples: int = 3) ->
     where there is nothing."""
     root = Root(SourceConfig(kind="any", uri=uri), 0)
     files = list_files(root)
-    proposed, unread = _sources(root, files)
-    for source in proposed:
-        _examine(source, items, seconds, samples)
-    return Look(
+    seen = Look(
         uri=root.place,
         files=len(files),
         size=sum(file.size for file in files),
         suffixes=_counted(suffix(file.path) or "no suffix" for file in files),
-        unread=_counted(suffix(path) or "no suffix" for path in unread),
         refused=_counted(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject),
-        sources=proposed,
     )
+    unread = _Looking(root, files, seen, _Bounds(items, seconds, samples)).propose()
+    seen.unread = _counted(suffix(path) or "no suffix" for path in unread)
+    return seen
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:
@@ -92,20 +92,59 @@ def _counted(names: Iterable[str]) -> dict[str, int]:
 # ---- which sources ----
 
 
-def _sources(root: Root, files: list[SourceFile]) -> tuple[list[Proposed], list[str]]:
-    """The sources that read what is there, and the paths that none has a use for."""
-    glimpse = Glimpse(root, files)
-    proposed: list[Proposed] = []
-    while found := surest(glimpse):
-        name, recognition = found
-        options = {"kind": name, "uri": _below(root, recognition.below), **recognition.options}
-        if not root.is_file:
-            start = f"{recognition.below}/" if recognition.below else ""
-            below = [file.path.removeprefix(start) for file in files if file.path.startswith(start)]
-            options |= _parted(options, {path.removeprefix(start) for path in recognition.paths}, below)
-        proposed.append(Proposed(options, KINDS[name].makes(_config(options).sources[0])))
-        glimpse = glimpse.without(recognition.paths)
-    return proposed, glimpse.paths
+@dataclass(frozen=True)
+class _Bounds:
+    items: int
+    seconds: float
+    samples: int
+
+
+class _Looking:
+    """Proposes sources for what one root holds, and adds them to `seen`."""
+
+    def __init__(self, root: Root, files: list[SourceFile], seen: Look, bounds: _Bounds):
+        self.root, self.files, self.seen, self.bounds = root, files, seen, bounds
+
+    def propose(self) -> list[str]:
+        """The paths that no source has a use for."""
+        glimpse = Glimpse(self.root, self.files)
+        while taken := self._next(glimpse):
+            glimpse = glimpse.without(taken)
+        archives = [] if self.root.is_archive else [path for path in glimpse.having(ARCHIVES) if self._archive(path)]
+        return glimpse.without(archives).paths
+
+    def _next(self, glimpse: Glimpse) -> Collection[str]:
+        """Propose the surest source that can read something; the paths that it takes, none where there is no such."""
+        for name, recognition in recognized(glimpse):
+            source = self._proposed(name, recognition)
+            if source.problem is None and source.records:
+                self.seen.sources.append(source)
+                return recognition.paths
+            self.seen.dismissed.append(source)
+        return ()
+
+    def _proposed(self, name: str, recognition: Recognition) -> Proposed:
+        options = {"kind": name, "uri": _below(self.root, recognition.below), **recognition.options}
+        source = Proposed(options)
+        try:
+            if not self.root.is_file and not (self.root.is_archive and KINDS[name].reads_archives):
+                start = f"{recognition.below}/" if recognition.below else ""
+                below = [file.path.removeprefix(start) for file in self.files if file.path.startswith(start)]
+                options |= _parted(options, {path.removeprefix(start) for path in recognition.paths}, below)
+            _examine(source, self.bounds)
+        except InputError as error:
+            source.problem = error.message
+        return source
+
+    def _archive(self, path: str) -> bool:
+        """Whether there are sources for what an archive among the files holds."""
+        root = Root(SourceConfig(kind="any", uri=_below(self.root, path)), 0)
+        before = len(self.seen.sources)
+        try:
+            _Looking(root, list_files(root), self.seen, self.bounds).propose()
+        except InputError as error:
+            self.seen.dismissed.append(Proposed({"kind": "archive", "uri": root.place}, problem=error.message))
+        return len(self.seen.sources) > before
 
 
 def _below(root: Root, folder: str) -> str:
@@ -168,21 +207,19 @@ def _ending(path: str) -> str:
 # ---- what is in them ----
 
 
-def _examine(source: Proposed, items: int, seconds: float, samples: int) -> None:
-    """Read a few items of the source, from all over it."""
+def _examine(source: Proposed, bounds: _Bounds) -> None:
+    """Read a few items of the source, from all over it; InputError where it cannot be planned."""
     config = _config(source.options)
-    try:
-        found = list(sources.items(config))
-    except InputError as error:
-        source.problem = error.message
-        return
+    source.makes = KINDS[config.sources[0].kind].makes(config.sources[0])
+    sources.listing(config)
+    found = list(sources.items(config))
     source.items, source.size = len(found), sum(item["size"] for item in found)
-    chosen = found[:: max(1, -(-len(found) // items))]
-    reader, until = Reader(config, 0), time.monotonic() + seconds
+    chosen = found[:: max(1, -(-len(found) // bounds.items))]
+    reader, until = Reader(config, 0), time.monotonic() + bounds.seconds
     for item in chosen:
         source.looked_at += 1
         for row in islice(reader.read(item), _OF_ONE_ITEM):
-            _count(source, row, samples)
+            _count(source, row, bounds.samples)
         if time.monotonic() > until:
             break
 

@@ -20,10 +20,6 @@ def recognized(glimpse: Glimpse) -> list[tuple[str, Recognition]]:
     return sorted(known, key=lambda pair: (-pair[1].strength, -len(pair[1].paths)))
 
 
-def surest(glimpse: Glimpse) -> tuple[str, Recognition] | None:
-    return next(iter(recognized(glimpse)), None)
-
-
 def line(source: dict[str, Any]) -> str:
     """A source as one line of a config."""
     return yaml.safe_dump(source, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9).strip()

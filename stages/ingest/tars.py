@@ -80,7 +80,8 @@ class Forward(io.RawIOBase):
 
 def members(file: Any, start: int = 0) -> Iterator[Member | Damage]:
     """The members whose headers lie at `start`, where one is, or behind it. The caller may move the file meanwhile."""
-    position, first, extended = start, None, {}
+    position, first = start, None
+    extended: dict[str, str] = {}
     while True:
         header = _at(file, position, BLOCK)
         if len(header) < BLOCK:

@@ -37,12 +37,17 @@ class PretokenizeConfig(BaseModel):
     hidden states with; null keeps none."""
     precision: str = Field("fp32", pattern="^(fp32|bf16)$")
     """Arithmetic of the visual tokenizer."""
-    batch_size: int = Field(64, ge=1, json_schema_extra=PLACEMENT)
-    """Images a forward pass."""
-    workers: int = Field(2, ge=1, json_schema_extra=PLACEMENT)
-    """Actors."""
+    latents: str = Field("fp32", pattern="^(fp32|bf16)$")
+    """What latents are kept in; bf16 takes half the room, at 8 bits of precision."""
+    log_variances: bool = False
+    """Of a KL tokenizer, whether the log-variances of its latents are kept beside their means: training then draws the
+    latents of a picture anew each time it sees it."""
+    batch_size: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
+    """Images a forward pass, or frames of videos; null: 64 on a GPU, 16 on CPUs."""
+    workers: int | None = Field(None, ge=1, json_schema_extra=PLACEMENT)
+    """Actors; null: as many as the cluster has GPUs for, or CPUs where they take no GPU."""
     cpus: float = Field(1, gt=0, json_schema_extra=PLACEMENT)
-    """CPUs of an actor."""
+    """CPUs of an actor: threads that decode ahead of the device, and that text is tokenized in."""
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
     """GPUs of an actor."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,15 @@ def read(kind: str, uri: Any, limits: dict | None = None, **options) -> tuple[li
     reader = Reader(config, 0)
     rows = [row for item in sources.items(config) for row in reader.read(item)]
     return [row for row in rows if "code" not in row], [row for row in rows if "code" in row]
+
+
+def cut(kind: str, path: Path, size: int, count: int, **options) -> tuple[list[dict], list, list]:
+    """(pieces, what they give, what the whole file gives) of a source that is one file."""
+    config = Config.model_validate({"sources": [{"kind": kind, "uri": str(path), **options}]})
+    (item,) = sources.items(config)
+    opened = Reader(config, 0)
+    pieces = sources._pieces(opened.kind, item, config.model_copy(update={"shard_bytes": size, "shard_items": count}))
+    return pieces, [row for piece in pieces for row in opened.read(piece)], list(opened.read(item))
 
 
 def picture(number: int, size: int = 12) -> bytes:

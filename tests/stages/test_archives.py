@@ -11,7 +11,7 @@ import zipfile
 
 import pyarrow as pa
 import pytest
-from ingested import lines, picture, put, take
+from ingested import lines, picture, put, take, tarred, zipped
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
@@ -27,26 +27,6 @@ FILES = {
     ".hidden/c.png": picture(),
     "__MACOSX/a/._0.png": b"resource fork",
 }
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return sink.getvalue()
-
-
-def tarred(files: dict[str, bytes], format: int = tarfile.PAX_FORMAT, special=()) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=format) as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-        for info in special:
-            archive.addfile(info)
-    return sink.getvalue()
 
 
 def zstd(data: bytes) -> bytes:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources_read import picture, read
+from sources_read import cut, picture, read
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.identity import text_identity
@@ -108,7 +108,7 @@ def written(folder: Path, kind: str, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl"])
 @pytest.mark.parametrize(
     "options, option, missing",
     [
@@ -286,3 +286,102 @@ def test_an_encoding_is_that_of_the_option(tmp_path):
     (tmp_path / "b.csv").write_bytes("t;u\nBäume;1\n".encode("latin-1"))
     rows, _ = read("csv", tmp_path, text_field="t", encoding="latin-1")
     assert [row["id"] for row in rows] == [text_identity("Äpfel"), text_identity("Bäume")]
+
+
+# ---- pieces of large files ----
+
+
+ROWS = [{"t": f"{n} " + 'é[]{}\\" ,\n;' * (n % 5), "i": n, "image": f"{n % 3}.png"} for n in range(60)]
+
+
+@pytest.mark.parametrize("size, count", [(1, 1000), (150, 1000), (1000, 1000), (10**9, 7), (10**9, 10**9)])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl", "wrapped", "objects"])
+@pytest.mark.parametrize("field", ["text_field", "image_field"])
+def test_pieces_give_what_the_file_gives(tmp_path, kind, size, count, field):
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path := tmp_path / "a.parquet", row_group_size=17)
+    elif kind in ("wrapped", "objects"):
+        text = json.dumps({"info": ["]"], "data": ROWS, "z": 1}, ensure_ascii=False, indent=1)
+        text = text if kind == "wrapped" else "\ufeff" + "\n".join(map(json.dumps, ROWS))
+        (path := tmp_path / "a.json").write_text(text)
+    else:
+        path = written(tmp_path, kind, ROWS)
+    options = {field: "t" if field == "text_field" else "image", "rows_field": "data" if kind == "wrapped" else None}
+    name = {"wrapped": "json", "objects": "json"}.get(kind, kind)
+    options = {key: value for key, value in options.items() if value}
+    pieces, parted, whole = cut(name, path, size, count, **options)
+    assert parted == whole and len(whole) == 60
+    if count < 10 and field == "image_field":
+        assert len(pieces) >= 60 // count and all(piece["rows"] <= count for piece in pieces)
+    if size == 150:
+        assert len(pieces) > 3
+    if count == size == 10**9:
+        assert len(pieces) == 1 and "from" not in pieces[0]
+
+
+@pytest.mark.parametrize(
+    "kind, data",
+    [
+        ("json", b'[{"t": "a"}, {"t": nope}, 7, {"t": "b"}, {"t": "c'),
+        ("json", b'[{"t": "a"}, {"t": "b"} '),
+        ("json", b'[{"t": "a"}, {"t": "b"}] [{"t": "c"}]'),
+        ("json", b"[]"),
+        ("json", b'{"t": "a"}, } {"t": "b"}'),
+        ("json", '[{"t": "ä"}, {"t": "b"}]'.encode("utf-16")),
+        ("csv", b't,u\na,1\n"b\nb",2\nc,d,3\n\xff,4\n"unclosed,5\nx'),
+        ("csv", b"t,u\ra,1\rb,2\rc,3\r"),
+        ("csv", "t\nä\nb\n".encode("utf-16")),
+        ("csv", b"t\r\na\r\n\r\nb\r\n"),
+        ("jsonl", b'{"t": "a"}\n\nnope\n{"t": "b"}'),
+    ],
+)
+def test_pieces_of_what_is_wrong_give_the_same_rejects(tmp_path, kind, data):
+    (tmp_path / f"a.{kind}").write_bytes(data)
+    _, parted, whole = cut(kind, tmp_path / f"a.{kind}", 1, 1000, text_field="t")
+    assert parted == whole
+
+
+# ---- what lies elsewhere ----
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The URL of pictures 0.png to 3.png."""
+    import functools
+    import http.server
+    import threading
+
+    (tmp_path / "served").mkdir()
+    for n in range(4):
+        (tmp_path / f"served/{n}.png").write_bytes(picture(n))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_uris_are_fetched_on_request_and_local_files_never(tmp_path, server):
+    here = (tmp_path / "served/1.png").as_uri()
+    names = [f"{server}/0.png", f"{server}/gone.png", here, f"simplecache::{here}", "/etc/hostname", "memory://2"]
+    (tmp_path / "rows").mkdir()
+    path = written(tmp_path / "rows", "csv", [{"url": name, "caption": "a"} for name in names])
+    records, rejects = read("csv", path, image_field="url", remote=True)
+    assert [(row["id"], json.loads(row["meta"])["file"]) for row in records] == [(IDS[0], names[0])]
+    assert [code for _, code in coded(rejects)] == [
+        *("missing_file", "remote_media", "remote_media", "missing_file", "missing_file"),
+    ]
+    records, rejects = read("csv", path, image_field="url")
+    assert not records and {row["code"] for row in rejects} == {"remote_media", "missing_file"}
+    assert "remote: true fetches" in rejects[0]["message"]
+    with pytest.raises(ValueError, match="remote: goes with image_field or video_field"):
+        read("csv", path, text_field="caption", remote=True)
+
+
+def test_pictures_of_web_documents_are_fetched_and_those_that_are_gone_left_out(tmp_path, server):
+    rows = [{"texts": ["a", None, None], "images": [None, f"{server}/gone.png", f"{server}/3.png"]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    (record,), (reject,) = read("obelics", tmp_path / "a.jsonl", remote=True)
+    assert [s["type"] for s in record["segments"]] == ["text", "image"] and reject["code"] == "missing_file"

@@ -14,18 +14,39 @@ from omniloom.stages.ingest.roots import Root
 
 _HEAD_BYTES = 2 << 20  # of a file whose rows each have fields of their own
 _HEAD_ROWS = 1000
+SHORT_ROW = 32  # bytes of a row that names a file, at least
 # Of the names of a file's columns, those that are read; None where a format gives all of a row at once.
 Wanted = Callable[[Sequence[str]], list[str]]
 Row = tuple[int, "dict | Reject"]  # its number in the file, from 1; what it holds, or why it is none
 
 
-@dataclass(frozen=True)
+@dataclass
 class Files:
     """Where a source's files lie, and how they are read: in which encoding, and up to how many bytes a row."""
 
     root: Root
     encoding: str
     max_bytes: int
+
+    def blocks(self, item: dict) -> Iterator[bytes]:
+        """The bytes of a file, or of the piece of it that an item is."""
+        return self.root.blocks(item["path"], item.get("from", 0), item.get("to"))
+
+
+@dataclass
+class Heads(Files):
+    """The same of the files' first bytes alone; `whole` tells afterwards whether those were all."""
+
+    whole: bool = True
+
+    def blocks(self, item: dict) -> Iterator[bytes]:
+        size = 0
+        for block in super().blocks(item):
+            if size >= _HEAD_BYTES:
+                self.whole = False
+                return
+            size += len(block)
+            yield block
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,8 @@ class Format(ABC):
         """The columns, from the file's head or foot."""
 
     def cut(self, files: Files, item: dict, size: int, count: int) -> Iterator[dict]:
-        """The pieces of a large file, see `SourceKind.cut`; by default it is one."""
+        """The pieces of a large file, see `SourceKind.cut`; by default it is one. `rows` gets one of them, and gives
+        its rows the numbers that they have in the file."""
         yield item
 
 
@@ -109,31 +131,16 @@ class SourceBytes(io.RawIOBase):
         super().close()
 
 
-class Head:
-    """The first blocks of a file, about `_HEAD_BYTES`; `whole` tells afterwards whether that was all."""
-
-    def __init__(self, blocks: Iterator[bytes]):
-        self._blocks, self.whole = blocks, True
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for block in self._blocks:
-            if size >= _HEAD_BYTES:
-                self.whole = False
-                return
-            size += len(block)
-            yield block
-
-
-def peek_rows(head: Head, rows: Iterator[Row]) -> Peek:
-    """The fields of the rows that are read of a file's head."""
+def peek_rows(known: Format, files: Files, path: str) -> Peek:
+    """The fields of the rows of a file's head, where each row has fields of its own."""
+    heads = Heads(files.root, files.encoding, files.max_bytes)
     names: dict[str, None] = {}
-    for number, row in rows:
+    for number, row in known.rows(heads, {"path": path}, list):
         if isinstance(row, dict):
             names |= dict.fromkeys(nested_names(row))
         if number >= _HEAD_ROWS:
             return Peek(list(names), False, False)
-    return Peek(list(names), head.whole, False)
+    return Peek(list(names), heads.whole, False)
 
 
 def nested_names(row: dict, prefix: str = "", depth: int = 3) -> list[str]:

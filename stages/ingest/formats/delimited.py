@@ -12,10 +12,10 @@ from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding as encodings
-from omniloom.stages.ingest.formats.base import Files, Format, Peek, Row, Wanted
+from omniloom.stages.ingest.formats.base import SHORT_ROW, Files, Format, Peek, Row, Wanted
 from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import suffix
+from omniloom.stages.ingest.suffixes import compression, suffix
 
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 
@@ -30,19 +30,60 @@ class Delimited(Format):
 
     def rows(self, files: Files, item: dict, wanted: Wanted) -> Iterator[Row]:
         """The number of a row is that of the line that it begins in."""
-        empty = True
-        for row in table(self._lines(files, item["path"]), _delimiters(item["path"]), self.columns):
+        lines = Lines(files.blocks(item), item.get("encoding", files.encoding), files.max_bytes)
+        delimiters = item.get("delimiter", _delimiters(item["path"]))
+        empty = "from" not in item
+        for row in table(lines, delimiters, item.get("columns", self.columns), item.get("part", 1)):
             empty = False
             yield row
         if empty:
             raise MediaError("empty", "no row in the table")
 
     def peek(self, files: Files, path: str) -> Peek:
-        names = self.columns or next(_reader(self._lines(files, path), _delimiters(path)), [])
+        lines = Lines(files.blocks({"path": path}), files.encoding, files.max_bytes)
+        names = self.columns or next(_reader(lines, _delimiters(path)), [])
         return Peek([name.strip() for name in names if name.strip()], True)
 
-    def _lines(self, files: Files, path: str) -> Lines:
-        return Lines(files.root.blocks(path), files.encoding, files.max_bytes)
+    def cut(self, files: Files, item: dict, size: int, count: int) -> Iterator[dict]:
+        """By bytes, where a row begins. The whole file is looked through, for a quoted cell may hold ends of lines. A
+        compressed file, in which no place can be found, is one piece."""
+        if item["size"] <= min(size, count * SHORT_ROW) or compression(item["path"]):
+            yield item
+            return
+        marked = _MarkedLines(files.blocks(item), files.encoding, files.max_bytes)
+        if not encodings.has_lines(marked.encoding):
+            yield item
+            return
+        known = {"columns": self.columns, "encoding": marked.encoding}
+        reader = _reader(marked, _delimiters(item["path"]))
+        start, part, rows = 0, 1, 0
+        for cells in _readable(reader):
+            if not known["columns"]:
+                known["columns"] = [cell.strip() for cell in cells]
+                start, part = marked.end, reader.line_num + 1
+                continue
+            rows += 1
+            if marked.end - start >= size or rows >= count:
+                yield _piece(item, known, reader, start, marked.end, part, rows)
+                start, part, rows = marked.end, reader.line_num + 1, 0
+        if marked.end > start:
+            yield _piece(item, known, reader, start, marked.end, part, rows)
+
+
+def _piece(item: dict, known: dict, reader: Any, start: int, stop: int, part: int, rows: int) -> dict:
+    piece = {"from": start, "to": stop, "size": stop - start, "part": part, "rows": rows}
+    return {**item, **known, **piece, "delimiter": reader.dialect.delimiter}
+
+
+def _readable(reader: Any) -> Iterator[list[str]]:
+    """The rows of a table; those that are none have no cells."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield []
 
 
 def _delimiters(path: str) -> str:
@@ -76,6 +117,25 @@ class Lines:
         return line
 
 
+class _MarkedLines(Lines):
+    """The same; `end` is the place in the file behind the line that came last."""
+
+    def __init__(self, blocks: Iterator[bytes], encoding: str, limit: int):
+        self.limit, self.too_long = limit, False
+        head = next(blocks, b"")
+        self.encoding, self.end = encodings.by_mark(head, encoding)
+        self._bytes = io.BufferedReader(_Blocks(chain([head[self.end :]], blocks)), 1 << 20)
+
+    def __next__(self) -> str:
+        line = self._bytes.readline()
+        if not line:
+            raise StopIteration
+        self.end += len(line)
+        if b"\r" in line.rstrip(b"\r\n"):
+            raise ValueError("a carriage return within a line: what is a line is another matter then")
+        return line.decode(self.encoding, "replace")[: self.limit]
+
+
 class _Blocks(io.RawIOBase):
     """Blocks of bytes as a stream."""
 
@@ -97,13 +157,16 @@ class _Blocks(io.RawIOBase):
         return size
 
 
-def table(lines: Lines, delimiters: str, columns: Sequence[str] = ()) -> Iterator[tuple[int, dict | Reject]]:
+def table(
+    lines: Lines, delimiters: str, columns: Sequence[str] = (), first: int = 1
+) -> Iterator[tuple[int, dict | Reject]]:
     """(line, row) of a table, in which empty cells are left out; a line that is no row comes as `Reject`. `columns`
-    are the names where no line has them. The delimiter is the one that the first line has most of."""
+    are the names where no line has them, and `first` is the first line's number. The delimiter is the one that the
+    first line has most of."""
     reader = _reader(lines, delimiters)
     names = list(columns)
     while True:
-        line = reader.line_num + 1
+        line = reader.line_num + first
         try:
             cells = next(reader)
         except StopIteration:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omniloom.stages.ingest.formats.base import Files, Format, Head, Peek, Row, Wanted, peek_rows
-from omniloom.stages.ingest.formats.json_stream import objects
+from omniloom.stages.ingest.formats.base import SHORT_ROW, Files, Format, Peek, Row, Wanted, peek_rows
+from omniloom.stages.ingest.formats.json_stream import objects, ranges
+from omniloom.stages.ingest.suffixes import compression
 
 
 class JsonArray(Format):
@@ -17,11 +18,19 @@ class JsonArray(Format):
         self.field = field
 
     def rows(self, files: Files, item: dict, wanted: Wanted) -> Iterator[Row]:
-        return self._rows(files, files.root.blocks(item["path"]))
+        blocks, encoding = files.blocks(item), item.get("encoding", files.encoding)
+        if "from" not in item:
+            return objects(blocks, files.max_bytes, encoding, self.field)
+        return objects(blocks, files.max_bytes, encoding, within=item["within"], first=item["part"])
+
+    def cut(self, files: Files, item: dict, size: int, count: int) -> Iterator[dict]:
+        """By bytes, between values. The whole file is looked through for them. A compressed file, in which no place can
+        be found, is one piece."""
+        if item["size"] <= min(size, count * SHORT_ROW) or compression(item["path"]):
+            yield item
+            return
+        for piece in ranges(files.blocks(item), size, count, files.encoding, self.field):
+            yield {**item, **piece, "size": piece["to"] - piece["from"]} if piece else item
 
     def peek(self, files: Files, path: str) -> Peek:
-        head = Head(files.root.blocks(path))
-        return peek_rows(head, self._rows(files, iter(head)))
-
-    def _rows(self, files: Files, blocks: Iterator[bytes]) -> Iterator[Row]:
-        return objects(blocks, files.max_bytes, files.encoding, self.field)
+        return peek_rows(self, files, path)

@@ -30,33 +30,93 @@ class _Ends(Exception):
 
 
 def objects(
-    blocks: Iterator[bytes], limit: int, encoding: str = "utf-8", field: str | None = None
+    blocks: Iterator[bytes],
+    limit: int,
+    encoding: str = "utf-8",
+    field: str | None = None,
+    within: str | None = None,
+    first: int = 1,
 ) -> Iterator[tuple[int, dict | Reject]]:
     """(number, row) of the objects of an array at the top, or under the key `field` of an object at the top, or that
-    come one after another; numbers begin with 1. An object of more than `limit` characters is a reject. MediaError
-    where there is no such array."""
-    text = _Text(blocks, encoding)
-    if not (opening := text.peek()):
-        raise MediaError("empty", "no value in the file")
-    if field is not None:
-        _enter(text, field)
-    elif opening == "[":
-        text.at += 1
-    in_array = field is not None or opening == "["
-    number = 0
+    come one after another. An object of more than `limit` characters is a reject. MediaError where there is no such
+    array. Of a piece of a text, `within` says what `ranges` does, and `first` is its first object's number."""
+    text, number = _Text(blocks, encoding), first - 1
+    ending = _begin(text, field) if within is None else within
     try:
-        while (following := text.after(",")) and not (in_array and following == "]"):
+        while (following := text.after(",")) and not (ending and following == "]"):
             number += 1
             yield number, _row(text, limit)
     except _Ends:
         yield number, Reject("invalid_json", "the file ends within a value")
         return
-    if in_array and following != "]":
+    if ending in ("]", "] and the end") and following != "]":
         yield number + 1, Reject("invalid_json", "the file ends within the array")
-    elif in_array and field is None:
+    elif ending == "] and the end":
         text.at += 1
         if text.peek():
             yield number + 1, Reject("invalid_json", "more text behind the array's end")
+
+
+def _begin(text: _Text, field: str | None) -> str:
+    """Go before the first object. What has to end the objects: "]", nothing else behind it, or anything ("")."""
+    if not (opening := text.peek()):
+        raise MediaError("empty", "no value in the file")
+    if field is not None:
+        _enter(text, field)
+        return "]"
+    text.at += opening == "["
+    return "] and the end" if opening == "[" else ""
+
+
+def ranges(
+    blocks: Iterator[bytes], size: int, count: int, encoding: str = "utf-8", field: str | None = None
+) -> Iterator[dict]:
+    """{"from", "to", "part", "rows", "within", "encoding"} of pieces of the same text, each of about `size` bytes or
+    `count` objects; an empty one where objects cannot be found in the bytes. MediaError as of `objects`."""
+    head = next(blocks, b"")
+    name, skip = encodings.by_mark(head, encoding)
+    if not _of_bytes(name):
+        yield {}
+        return
+    text = _Text(chain([head[skip:]], blocks), "latin-1")  # a character a byte
+    ending, part, rows = _begin(text, field), 1, 0
+    start = text.passed + text.at
+    try:
+        while (following := text.after(",")) and not (ending and following == "]"):
+            _skip(text)
+            rows += 1
+            at = text.passed + text.at
+            if at - start >= size or rows >= count:
+                piece = {"from": start + skip, "to": at + skip, "part": part, "rows": rows}
+                yield {**piece, "within": ending and "array", "encoding": name}
+                start, part, rows = at, part + rows, 0
+    except _Ends:
+        rows += 1
+    while text.more():
+        text.at = len(text.text)
+    end = text.passed + len(text.text) + skip
+    yield {"from": start + skip, "to": end, "part": part, "rows": rows, "within": ending, "encoding": name}
+
+
+def _of_bytes(encoding: str) -> bool:
+    """Whether brackets and quotes are bytes of their own, which no other character has in it."""
+    name = codecs.lookup(encoding).name
+    return name in ("utf-8", "ascii") or name.startswith(("iso8859", "cp125"))
+
+
+def array_fields(blocks: Iterator[bytes], encoding: str = "utf-8") -> list[str]:
+    """The keys of an object at the top whose values are arrays of objects, as far as the blocks go."""
+    text, found = _Text(blocks, encoding), []
+    try:
+        for key in _members(text):
+            if text.peek() == "[":
+                text.at += 1
+                found += [key] if text.peek() == "{" else []
+                text.text, text.at = "[" + text.text[text.at :], 0
+            _skip(text)
+    except (_Ends, MediaError):
+        pass
+    return found
 
 
 class _Text:
@@ -69,10 +129,12 @@ class _Text:
         self._decoder = codecs.getincrementaldecoder(self.encoding)("surrogateescape")
         self._blocks = chain([head[skip:]], blocks)
         self.text, self.at, self.ended = "", 0, False
+        self.passed = 0  # characters before `text`
 
     def more(self, least: int = 1) -> bool:
         """Read on by `least` characters or a few more; whether there were any."""
         parts, size = [self.text[self.at :]], 0
+        self.passed += self.at
         while size < least and not self.ended:
             block = next(self._blocks, None)
             self.ended = block is None
@@ -109,7 +171,7 @@ def _row(text: _Text, limit: int) -> dict | Reject:
         try:
             value, end = _DECODER.raw_decode(text.text, start)
         except (ValueError, RecursionError) as error:
-            wrong = "nested too deep" if isinstance(error, RecursionError) else str(error)
+            wrong = _told(error, start)
             end = _end(text.text, start)
         # A number, or a wrong value, may go on in the next block.
         if 0 < end < len(text.text) or end and (text.ended or not wrong and isinstance(value, dict)):
@@ -122,8 +184,15 @@ def _row(text: _Text, limit: int) -> dict | Reject:
         if held > limit:
             _skip(text)
             return _too_large(limit)
-        if not text.more(held):  # twice as much, so that a long value is not parsed again for every block
+        if not text.more(held) and not end:  # twice as much: a long value is not parsed again for every block
             raise _Ends
+
+
+def _told(error: Exception, start: int) -> str:
+    """What is wrong with the value that starts there; places are counted from its first character."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (char {error.pos - start})"
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
 
 
 def _too_large(limit: int) -> Reject:
@@ -141,24 +210,30 @@ def _enter(text: _Text, field: str) -> None:
     """Go to the first value of the array under the key `field` of the object at hand."""
     keys: list[str] = []
     try:
-        if text.peek() != "{":
-            raise MediaError("invalid_json", f"expected an object with the key {field!r}, got {text.peek()!r}")
-        text.at += 1
-        while (following := text.after(",")) != "}":
-            keys.append(_key(text))
-            if text.peek() != ":":
-                raise MediaError("invalid_json", f"expected ':' behind the key {keys[-1]!r:.80}")
-            text.at += 1
-            following = text.peek()
-            if keys[-1] == field:
-                if following != "[":
-                    raise MediaError("invalid_json", f"{field}: expected an array, got {following!r}")
+        for key in _members(text):
+            keys.append(key)
+            if key == field:
+                if text.peek() != "[":
+                    raise MediaError("invalid_json", f"{field}: expected an array, got {text.peek()!r}")
                 text.at += 1
                 return
             _skip(text)
     except _Ends:
         raise MediaError("invalid_json", f"the file ends before an array {field!r}") from None
     raise MediaError("missing_field", f"no array {field!r}; the keys are {', '.join(keys)[:300] or 'none'}")
+
+
+def _members(text: _Text) -> Iterator[str]:
+    """The keys of the object at hand. At each of them the text is before the value, which the caller goes behind."""
+    if text.peek() != "{":
+        raise MediaError("invalid_json", f"expected an object, got {text.peek()!r}")
+    text.at += 1
+    while text.after(",") != "}":
+        key = _key(text)
+        if text.peek() != ":":
+            raise MediaError("invalid_json", f"expected ':' behind the key {key!r:.80}")
+        text.at += 1
+        yield key
 
 
 def _key(text: _Text) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import IO, TYPE_CHECKING, Any
 
 from omniloom.stages.data.media.limits import MediaError, one_line
-from omniloom.stages.ingest.formats.base import Files, Format, Peek, Row, SourceBytes, Wanted
+from omniloom.stages.ingest.formats.base import SHORT_ROW, Files, Format, Peek, Row, SourceBytes, Wanted
 from omniloom.stages.ingest.rejects import Reject
 
 if TYPE_CHECKING:
@@ -23,31 +24,52 @@ class Parquet(Format):
     suffixes = (".parquet",)
 
     def rows(self, files: Files, item: dict, wanted: Wanted) -> Iterator[Row]:
-        """The rows of the file, or of its row groups "from" (included) to "to" (not included). A group that cannot be
-        read is one reject."""
+        """The rows of the file, or those from number "from" to "to", both counted from 0 and the last not included. A
+        row group that cannot be read is one reject."""
         with SourceBytes(files, item["path"]) as file:
-            parquet = _opened(file)
+            parquet = opened(file)
+            first, last = item.get("from", 0), item.get("to", parquet.metadata.num_rows)
             columns = wanted(parquet.schema_arrow.names)
             classes = class_names(parquet.schema_arrow)
-            starts = _starts(parquet.metadata)
-            for group in range(item.get("from", 0), item.get("to", parquet.num_row_groups)):
-                yield from _group(parquet, group, columns, starts[group] + 1, classes)
+            for group, (start, stop) in enumerate(pairwise(_starts(parquet.metadata))):
+                if start < last and stop > first:
+                    for number, row in _group(parquet, group, columns, start + 1, classes):
+                        if first < number <= last:
+                            yield number, row
+
+    def cut(self, files: Files, item: dict, size: int, count: int) -> Iterator[dict]:
+        """Between row groups, and within those of more than `count` rows."""
+        if item["size"] <= min(size, count * SHORT_ROW):
+            yield item
+            return
+        with SourceBytes(files, item["path"]) as file:
+            metadata = opened(file).metadata
+        start = held = 0
+        for group, (first, stop) in enumerate(pairwise(_starts(metadata))):
+            each = metadata.row_group(group).total_byte_size / max(1, stop - first)
+            at = first
+            while at < stop:
+                step = min(stop - at, count - (at - start))
+                at, held = at + step, held + step * each
+                if held >= size or at - start >= count or at == metadata.num_rows:
+                    yield {**item, "from": start, "to": at, "size": int(held), "part": start + 1, "rows": at - start}
+                    start, held = at, 0
 
     def peek(self, files: Files, path: str) -> Peek:
         with SourceBytes(files, path) as file:
-            return Peek(schema_names(_opened(file).schema_arrow), True)
+            return Peek(schema_names(opened(file).schema_arrow), True)
 
 
 def all_rows(data: bytes) -> Iterator[Row]:
     """Every row of a small file."""
-    parquet = _opened(io.BytesIO(data))
+    parquet = opened(io.BytesIO(data))
     number = 1
     for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
         yield from batch_rows(batch, number, class_names(parquet.schema_arrow))
         number += batch.num_rows
 
 
-def _opened(file: IO[bytes] | io.RawIOBase) -> pq.ParquetFile:
+def opened(file: IO[bytes] | io.RawIOBase) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

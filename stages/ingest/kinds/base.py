@@ -15,7 +15,7 @@ from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
 from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import ManifestFile
-from omniloom.stages.ingest.options import SourceConfig
+from omniloom.stages.ingest.options import UNNAMED, Captions, SourceConfig
 from omniloom.stages.ingest.rejects import Reject, printable
 from omniloom.stages.ingest.roots import Root
 from omniloom.stages.ingest.suffixes import suffix
@@ -46,6 +46,8 @@ class SourceKind(ABC):
     reads_archives: ClassVar[bool] = False
     # Options without which the kind cannot be used, as `recognize` offers them by default: {"text_field": "text"}.
     usual_options: ClassVar[dict[str, Any]] = {}
+    # The fields of manifests that the config does not name, such as metadata.jsonl.
+    metadata_fields: Captions = UNNAMED
 
     def __init__(self, config: Any, index: int, limits: Limits = DEFAULT_LIMITS, chunk_chars: int = 2000):
         self.config, self.index, self.limits, self.chunk_chars = config, index, limits, chunk_chars

@@ -24,7 +24,7 @@ class CsvConfig(RowsConfig):
 class Csv(RowFiles):
     Config = CsvConfig
     suffixes = Delimited.suffixes
-    usual_options = {"text_field": "text"}
+    known = (Delimited(),)
 
     @cached_property
     def formats(self) -> tuple[Delimited]:

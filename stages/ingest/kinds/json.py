@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
+from omniloom.stages.ingest import row_recognition
+from omniloom.stages.ingest.formats import json_stream
 from omniloom.stages.ingest.formats.json_array import JsonArray
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.row_files import RowFiles
 from omniloom.stages.ingest.row_mapping import RowsConfig
 
@@ -23,7 +27,17 @@ class JsonConfig(RowsConfig):
 class Json(RowFiles):
     Config = JsonConfig
     suffixes = JsonArray.suffixes
-    usual_options = {"text_field": "text"}
+    known = (JsonArray(),)
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """By what the first rows hold, of the array that an object at the top holds where it does."""
+        paths = glimpse.having(cls.suffixes)
+        field = next(iter(json_stream.array_fields(iter([glimpse.head(paths[0])]))), None) if paths else None
+        if field is None:
+            return super().recognize(glimpse)
+        found = row_recognition.recognize(glimpse, paths, (JsonArray(field),), cls.usual_options)
+        return replace(found, options={"rows_field": field, **found.options}) if found else None
 
     @cached_property
     def formats(self) -> tuple[JsonArray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Literal
 
 from omniloom.stages.ingest.formats import parquet
@@ -20,8 +19,4 @@ class ParquetConfig(RowsConfig):
 class Parquet(RowFiles):
     Config = ParquetConfig
     suffixes = parquet.Parquet.suffixes
-    usual_options = {"text_field": "text"}
-
-    @cached_property
-    def formats(self) -> tuple[parquet.Parquet]:
-        return (parquet.Parquet(),)
+    known = (parquet.Parquet(),)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest import fields
+from omniloom.stages.ingest import fields, row_recognition
 from omniloom.stages.ingest.formats.base import Files, Format, Peek
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.rejects import Reject
@@ -20,19 +21,26 @@ _PEEKED = 64  # files at most that are looked into for a column, on every plan
 
 
 class RowFiles(SourceKind):
-    """A row is a record. A kind has `formats`, and `record` and `named_fields` where its rows mean something of their
-    own."""
+    """A row is a record. A kind has `known` formats, and overrides `record` and `named_fields` where its rows mean
+    something of their own."""
 
     one_file_one_split = False
+    usual_options = {"text_field": "text"}
+    known: ClassVar[Sequence[Format]]  # the formats, where no option says more of them
 
     @classmethod
     def makes(cls, config: RowsConfig) -> str:
         return config.record_kind
 
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """By what the first rows hold."""
+        return row_recognition.recognize(glimpse, glimpse.having(cls.suffixes), cls.known, cls.usual_options)
+
     @cached_property
-    @abstractmethod
     def formats(self) -> Sequence[Format]:
         """How the files are read, by their suffixes; the first one where a suffix says nothing."""
+        return self.known
 
     def format_of(self, path: str) -> Format:
         return next((known for known in self.formats if suffix(path) in known.suffixes), self.formats[0])
@@ -109,7 +117,8 @@ class RowFiles(SourceKind):
             )
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
-        return self.format_of(item["path"]).cut(self.files, item, size, count)
+        """By bytes or rows; by `count` rows where they name files, each of which may be large."""
+        return self.format_of(item["path"]).cut(self.files, item, size, count if self.names_files else sys.maxsize)
 
     # ---- reading ----
 
