@@ -31,6 +31,7 @@ from omniloom.infra.errors import InputError, OmniLoomError
 
 MANIFEST = "manifest.json"
 RESUME = "resume/"
+TAKEN_OVER = "taken-over.json"  # in the state of a work folder
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,16 @@ class ArtifactStore:
         """
         output = storage.join(work, "output")
         storage.sync(output)
-        manifest = {**facts, "files": integrity.describe(output)}
+        manifest = {**facts, "files": integrity.describe(output, self.taken_over(work))}
         if same := self._equal(Artifact(stage, fingerprint, output, manifest)):
             manifest["same_as"] = same
         storage.write_json(storage.join(work, "publish.json"), manifest)
         return self._place(stage, fingerprint, work, manifest)
+
+    @staticmethod
+    def taken_over(work: str) -> dict[str, dict]:
+        """{bytes, sha256} by path of the output's files that are an earlier artifact's."""
+        return storage.read_json(storage.join(work, "state", TAKEN_OVER)) or {}
 
     def _equal(self, made: Artifact) -> str | None:
         """What stands for an older artifact of the stage that holds the same: the one that the pipeline used last,

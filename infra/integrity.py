@@ -12,19 +12,22 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from omniloom.infra import storage
 
 
-def describe(folder: str) -> list[dict]:
-    """{path, bytes, sha256} of every file below the folder, sorted by path."""
+def describe(folder: str, known: Mapping[str, dict] = MappingProxyType({})) -> list[dict]:
+    """{path, bytes, sha256} of every file below the folder, sorted by path. `known` has {bytes, sha256} by path of
+    files that need not be read again."""
     sizes = storage.list_files(folder)
-    return [
-        {"path": path, "bytes": size, "sha256": digest}
-        for (path, size), digest in zip(sizes.items(), _hashes(folder, list(sizes)), strict=True)
-    ]
+    found = {path: known[path]["sha256"] for path, size in sizes.items() if known.get(path, {}).get("bytes") == size}
+    unread = [path for path in sizes if path not in found]
+    found |= dict(zip(unread, _hashes(folder, unread), strict=True))
+    return [{"path": path, "bytes": size, "sha256": found[path]} for path, size in sizes.items()]
 
 
 def describe_bytes(data: bytes) -> dict:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -20,8 +21,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.core import has_magic, split_protocol
@@ -92,6 +95,19 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     fs.makedirs(fs._parent(path), exist_ok=True)
     fs.pipe_file(path, data)
+
+
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, which is at `uri`, whole, once the block is left without an error. An object
+    store gets it in one request, from memory."""
+    if is_local(uri):
+        with disk.writing(filesystem(uri)[1]) as local:
+            yield local
+        return
+    remote = io.BytesIO()
+    yield remote
+    write_bytes(uri, remote.getvalue())
 
 
 def read_json(uri: str) -> dict | None:
@@ -195,6 +211,32 @@ def _copy(source: str, target: str) -> None:
         return
     with source_fs.open(source_path, "rb") as reader, target_fs.open(target_path, "wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def share_file(source: str, target: str) -> None:
+    """The file at another place too, without its content passing through here where the store can: a hard link on a
+    local disk, a copy within an object store. Whoever changes one of them writes a new file, and not into it.
+
+    On a local disk it is not synced: see `sync`.
+    """
+    if is_local(source) and is_local(target):
+        old, new = filesystem(source)[1], filesystem(target)[1]
+        if os.path.exists(new) and os.path.samefile(old, new):
+            return
+        os.makedirs(os.path.dirname(new), exist_ok=True)
+        temporary = os.path.join(os.path.dirname(new), f"{disk.UNFINISHED}{uuid.uuid4().hex}")
+        try:
+            os.link(old, temporary)
+            os.replace(temporary, new)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:  # another disk, or one without links
+            pass
+    elif type(filesystem(source)[0]) is type(filesystem(target)[0]):
+        _copy(source, target)
+        return
+    copy_file(source, target)
 
 
 def copy_tree(source: str, target: str, without: str | None = None) -> None:

@@ -14,14 +14,14 @@ import typer
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
-from omniloom.pipelines.commands import cluster, look, model, pipeline, replay, who_saw
+from omniloom.pipelines.commands import about, cluster, look, model, pipeline, replay, who_saw
 
 COMMANDS = (
     *(pipeline.plan, pipeline.run, pipeline.status, pipeline.verify),
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
     *(model.sample, model.sampler),
     *(replay.replay, who_saw.who_saw),
-    *(look.ui, look.doctor, look.presets, look.schema),
+    *(look.look, about.ui, about.doctor, about.presets, about.schema),
 )
 app = typer.Typer(
     no_args_is_help=True,

@@ -19,6 +19,7 @@ from omniloom.infra.training.config import WorkersConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.flops import token_flops
 from omniloom.pipelines.checks import with_upstream
+from omniloom.pipelines.predecessors import builds_on
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config, parameters_of
@@ -107,14 +108,22 @@ def _tokenizer(planned: PlannedStage) -> Forecast:
 
 
 def _body(planned: PlannedStage, plan: Plan) -> Forecast:
-    """A stage that reads a corpus takes as much longer as that has become larger."""
+    """A stage that reads a corpus takes as much longer as that has become larger; one that builds on what it made
+    before takes what the new part of it does."""
     before = _earlier(planned)
     if before is None:
         return Forecast()
     size = 1.0
-    if planned.sources and (was := (before.manifest.get("sources") or {}).get("bytes")):
+    if (grown := next((p.grown for p in plan.stages if p.grown), None)) and builds_on(planned) is not None:
+        size = min(1.0, grown.files.bytes / max(1, _bytes_read(grown.earlier)))
+    elif planned.sources and (was := (before.manifest.get("sources") or {}).get("bytes")):
         size = planned.sources["bytes"] / was
     return Forecast(seconds=before.manifest["times"]["seconds"] * size, basis=_when(before))
+
+
+def _bytes_read(earlier: Artifact) -> int:
+    """Of the files that an ingest has read itself, which may have been few; of one from before it was kept, of all."""
+    return earlier.metrics.get("bytes_read") or (earlier.manifest.get("sources") or {}).get("bytes") or 0
 
 
 def _earlier(planned: PlannedStage) -> Artifact | None:

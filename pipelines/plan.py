@@ -6,7 +6,7 @@ nothing into the storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +14,17 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore, some
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.secrets import redact
-from omniloom.pipelines import continuing
+from omniloom.pipelines import continuing, kept, predecessors
 from omniloom.pipelines.checks import check_counts, misfits, refuse
 from omniloom.pipelines.config import PipelineConfig, naming, placed
-from omniloom.pipelines.fingerprint import digest, fingerprint
+from omniloom.pipelines.fingerprint import digest_of_rows, fingerprint
 from omniloom.pipelines.graph import Graph
 from omniloom.pipelines.outside import digests, outside_contents, unreadable
-from omniloom.pipelines.planned import PlannedStage
+from omniloom.pipelines.planned import Grown, PlannedStage
 from omniloom.pipelines.reasons import change, config_changes
 from omniloom.pipelines.selection import Selection
 from omniloom.stages.base import Stage
+from omniloom.stages.ingest import growth
 
 
 @dataclass
@@ -180,14 +181,27 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
 
 def _look(stage: Stage, plan: Plan) -> PlannedStage:
     """The stage with what lies outside: its sources, and the files that its config names."""
-    config, sources, outside = getattr(plan.config.stages, stage.name), None, {}
+    config, files, outside = getattr(plan.config.stages, stage.name), None, {}
     if config is not None and not plan.graph.missing(stage):
-        sources, outside = _sources(stage, config), outside_contents(config, plan.contents)
-    return PlannedStage(stage, config, plan.graph.inputs[stage.name], "", "", None, sources, outside)
+        files, outside = _listing(stage, config), outside_contents(config, plan.contents)
+    sources = _facts(files) if files else None
+    return PlannedStage(stage, config, plan.graph.inputs[stage.name], "", "", None, sources, outside, listing=files)
 
 
 def _address(planned: PlannedStage, plan: Plan) -> None:
     """Find the stage's artifact by its config, by what lies outside and by what is known of its inputs now."""
+    pins = plan.config.pins
+    if planned.kept:
+        planned.config = getattr(plan.config.stages, planned.name)
+        planned.outside, planned.kept = outside_contents(planned.config, plan.contents), None
+    _find(planned, plan)
+    if planned.config is not None and planned.name not in pins:
+        kept.settle(planned, plan)
+        if planned.kept and planned.artifact is None:
+            _find(planned, plan)
+
+
+def _find(planned: PlannedStage, plan: Plan) -> None:
     pins = plan.config.pins
     if planned.config is not None and not plan.graph.missing(planned.stage):
         made_by = _fingerprint(planned, {name: plan[name].identity for name in planned.inputs.values()})
@@ -206,13 +220,25 @@ def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
     return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 
 
-def _sources(stage: Stage, config: Any) -> dict | None:
+def _facts(files: Sequence[Mapping]) -> dict:
+    """What the plan says of a listing, of which there may be millions of rows."""
+    size = 0
+
+    def rows() -> Iterator[Mapping]:
+        nonlocal size
+        for file in files:
+            size += file.get("size") or 0
+            yield file
+
+    return {"digest": digest_of_rows(rows()), "files": len(files), "bytes": size}
+
+
+def _listing(stage: Stage, config: Any) -> Sequence[Mapping] | None:
     listing = getattr(stage.module, "listing", None)
     if listing is None:
         return None
     with within(f"stages.{stage.name}"):
-        files = listing(config)
-    return {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
+        return listing(config)
 
 
 def _judge(planned: PlannedStage, plan: Plan) -> None:
@@ -220,12 +246,20 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
     previous = plan.store.last_used(plan.config.name, planned.name)
     planned.known = known = planned.artifact or previous
     planned.last_seconds = known.manifest["times"]["seconds"] if known else None
+    planned.grown = _grown(planned, plan, previous)
     stale = _stale(planned, plan)
     planned.expected = planned.artifact
     if planned.artifact and not stale and not again:
-        planned.status, planned.reason = "cached", "up to date" + _drift_note(planned, plan)
+        own = planned.kept and planned.stage.makes == "tokenizer"
+        planned.status = "cached"
+        planned.reason = (f"kept; {planned.kept.why}" if own and planned.kept else "up to date") + _drift_note(
+            planned, plan
+        )
         return
     reason = again or stale or change(planned, previous, plan.inputs(planned))
+    if planned.kept:
+        what = "the text tokenizer" if planned.stage.makes == "tokens" else "it"
+        reason += f"; {what} {'stays' if planned.kept.stays else 'is trained again'}: {planned.kept.why}"
     if not again and not planned.artifact:
         stays = _stays(planned, plan)
         planned.expected = stays or (previous if previous and not config_changes(planned, previous) else None)
@@ -246,6 +280,16 @@ def _judge(planned: PlannedStage, plan: Plan) -> None:
         planned.status, planned.reason = "resume", f"was interrupted; {reason}"
     else:
         planned.status, planned.reason = "run", reason
+
+
+def _grown(planned: PlannedStage, plan: Plan, previous: Artifact | None) -> Grown | None:
+    """What has become of the sources since the artifact of the last run, where the next is built on that."""
+    if planned.artifact or not planned.listing or previous is None or not predecessors.fits(planned, previous, {}):
+        return None
+    earlier = plan.store.find(planned.name, previous.fingerprint)
+    if earlier is None or (old := growth.known_files(earlier)) is None:
+        return None
+    return Grown(earlier, growth.compare(old, growth.file_table(planned.listing)))
 
 
 def _judge_pinned(planned: PlannedStage, plan: Plan) -> None:
@@ -271,6 +315,8 @@ def _stale(planned: PlannedStage, plan: Plan) -> str | None:
     if damaged := _damaged(planned.artifact, plan):
         return damaged
     for name, made_from in planned.artifact.manifest["input_digests"].items():
+        if planned.kept and planned.artifact is planned.kept.earlier and plan[name].stage.makes == "records":
+            continue
         current = plan[name].artifact
         if current and current.digest != made_from:
             return f"input changed: {name} (made again, with other content)"

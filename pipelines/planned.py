@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omniloom.infra.artifacts import Artifact
 from omniloom.stages.base import Stage
+from omniloom.stages.ingest.growth import FileChanges, Growth
+
+TEXT = "text_tokenizer"  # the field of a stage that makes tokens
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What a stage's sources have become since the artifact that its next one will be built on."""
+
+    earlier: Artifact
+    files: FileChanges
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tokenizer, or tokens with their text tokenizer, of an earlier state of the corpus: whether it `stays`, by its
+    `retrain`."""
+
+    earlier: Artifact
+    growth: Growth
+    retrain: str
+    stays: bool
+
+    @property
+    def why(self) -> str:
+        return f"{self.growth} (retrain: {self.retrain})"
 
 
 @dataclass
@@ -25,6 +52,9 @@ class PlannedStage:
     known: Artifact | None = None  # what it made, now or the last time
     expected: Artifact | None = None  # what it comes out as, as far as nothing says that it will be another
     drift: bool = False  # pinned to an artifact that the config would not make
+    listing: Sequence[Mapping] | None = None  # of the sources
+    grown: Grown | None = None
+    kept: Kept | None = None
 
     @property
     def name(self) -> str:
@@ -40,7 +70,7 @@ class PlannedStage:
         return self.status in ("run", "resume")
 
     def to_dict(self) -> dict:
-        return {
+        told = {
             "name": self.name,
             "status": self.status,
             "reason": self.reason,
@@ -48,3 +78,8 @@ class PlannedStage:
             "artifact": self.uri,
             "last_seconds": self.last_seconds,
         }
+        if self.grown:
+            told["files"] = {name: getattr(self.grown.files, name) for name in ("added", "removed", "changed", "bytes")}
+        if self.kept:
+            told["growth"] = {"new": self.kept.growth.new, "gone": self.kept.growth.gone, "kept": self.kept.stays}
+        return told

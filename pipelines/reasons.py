@@ -12,7 +12,7 @@ from typing import Any
 from omniloom.infra.artifacts import Artifact
 from omniloom.pipelines.fingerprint import BY_CONTENT, canonical, differences
 from omniloom.pipelines.outside import changed_files
-from omniloom.pipelines.planned import PlannedStage
+from omniloom.pipelines.planned import TEXT, PlannedStage
 
 
 def change(planned: PlannedStage, previous: Artifact | None, inputs: Mapping[str, PlannedStage]) -> str:
@@ -35,13 +35,16 @@ def change(planned: PlannedStage, previous: Artifact | None, inputs: Mapping[str
         if (artifact := inputs[name].artifact) is None or artifact.digest != old["input_digests"].get(name)
     ]:
         reasons.append("input changed: " + ", ".join(changed))
-    if planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
+    if planned.grown and planned.grown.files:
+        reasons.append(str(planned.grown.files))
+    elif planned.sources and (old.get("sources") or {}).get("digest") != planned.sources["digest"]:
         before, now = (
             f"{facts['files']} files, {facts['bytes']} bytes"
             for facts in (old.get("sources") or {"files": 0, "bytes": 0}, planned.sources)
         )
         reasons.append(f"sources changed: {before} -> " + (now if now != before else "as many, not the same"))
-    reasons += changed_files(old, planned.outside, planned.name)
+    outside = {field: facts for field, facts in planned.outside.items() if field != TEXT or not planned.kept}
+    reasons += changed_files(old, outside, planned.name)
     if old["version"] != planned.stage.module.VERSION:
         reasons.append(f"version {old['version']} -> {planned.stage.module.VERSION}")
     if not reasons and others:  # they hold the same, which nobody noted down
@@ -56,6 +59,7 @@ def config_changes(planned: PlannedStage, previous: Artifact) -> list[str]:
         f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
         for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
         if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
+        and not (path == TEXT and (planned.kept or old.get("learnt_from")))  # which no config names
     ]
 
 

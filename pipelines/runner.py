@@ -29,7 +29,7 @@ from omniloom.infra.progress import Progress, start_board
 from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
 from omniloom.infra.waiting import answer
-from omniloom.pipelines import continuing, installed, room, run_card
+from omniloom.pipelines import continuing, installed, kept, predecessors, room, run_card
 from omniloom.pipelines.ahead import Ahead
 from omniloom.pipelines.bodies import Bodies
 from omniloom.pipelines.config import placed
@@ -271,6 +271,7 @@ class _Run:
             upstream = artifact.manifest.get("mlflow_run_id")
             if upstream:
                 tracker.set_tags({f"omniloom.upstream.{artifact.stage}": upstream})
+        digests = self.plan.made_from(planned) or {}
         place, reachable_inputs = work, inputs
         if storage.is_process_local(work):
             # Workers are other processes: they get a folder of this machine, and the driver carries the files.
@@ -280,6 +281,14 @@ class _Run:
             reachable_inputs = {
                 role: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for role, a in inputs.items()
             }
+        earlier = predecessors.settled(
+            self.store,
+            self.plan.config.name,
+            planned,
+            digests,
+            work,
+            planned.name in self.plan.selection.force or bool(planned.artifact),
+        )
         context = StageContext(
             planned.name,
             planned.fingerprint,
@@ -290,11 +299,12 @@ class _Run:
             tracker,
             self.plan.config.name,
             continuing.continued(self.plan.trainings, planned),
+            earlier,
         )
         began = time.time(), time.monotonic()
         status = "FAILED"
         try:
-            self.store.begin_work(planned.name, planned.fingerprint, self.plan.made_from(planned) or {})
+            self.store.begin_work(planned.name, planned.fingerprint, digests)
             Holder.write(context.state, lease.owner)
             metrics = finite(self.bodies.run(planned, context))
             if place != work:
@@ -361,6 +371,8 @@ def identity_facts(planned: PlannedStage, inputs: dict[str, Artifact]) -> dict[s
         "inputs": {artifact.stage: artifact.fingerprint for artifact in inputs.values()},
         "input_digests": {artifact.stage: artifact.digest for artifact in inputs.values()},
         **getattr(planned.config, "enters_fingerprint", {}),
+        **kept.learnt_from(planned),
+        "made_of": kept.made_of(planned, inputs),
         "sources": planned.sources,
         "outside": planned.outside,
     }

@@ -12,13 +12,16 @@ A stage's module has
     run(context) -> dict of metrics; writes the artifact's files under `context.output`; a stage that makes `records`
                 returns `stages.data.records.counts` of them among its metrics, which later stages read
     needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
-    listing(config) -> list of facts about outside sources that stand in for inputs (optional)
+    listing(config) -> a sequence of facts about outside sources that stand in for inputs (optional)
     check(config, upstream, files) raises InputError for what cannot fit, as far as configs tell; with `files`, for
         outside files that are not there too (optional)
     check_counts(config, upstream, counts) -> warnings; raises InputError for what cannot fit the corpus that the
         counts, the metrics of the records that the stage reads, are of (optional)
     resolved(config, upstream) -> the config with what it takes from upstream in it, as later stages' checks see it
         (optional; without it they see nothing of a stage that another distribution adds)
+    BUILDS_ON  names of config fields that may be others in an earlier artifact of the stage for `run` to build on it:
+        the context's `predecessor` is the last one whose version, other fields, outside files and inputs but the
+        records are as now (optional; without it `run` makes everything anew)
     summary(metrics) -> the line that says what the stage did (optional; by default its first metrics)
 `upstream` maps a role (records, tokenizer, tokens, model; of a study its stage's name) to the config of the stage that
 makes it: None where that is not known, as of a pinned artifact or an added stage, and no key where no stage makes it.
@@ -163,7 +166,8 @@ class StageContext:
 
     `inputs` maps each role that the stage reads to its artifact; an optional one may be missing. `work` is the URI of
     this stage's work folder: `output` becomes the artifact, `state` is kept for a resume and dropped after publication.
-    `tracker` is the stage's MLflow run. `continued` is there where the config asks to go on from an earlier training.
+    `tracker` is the stage's MLflow run. `continued` is there where the config asks to go on from an earlier training,
+    `predecessor` where there is an earlier artifact that the stage's module builds on.
     """
 
     stage: str
@@ -175,6 +179,7 @@ class StageContext:
     tracker: Any
     pipeline: str = ""
     continued: Continued | None = None
+    predecessor: Artifact | None = None
 
     @property
     def records(self) -> Artifact:

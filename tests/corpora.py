@@ -20,7 +20,7 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.models.text import TextTokenizer
 from omniloom.stages.data import index as index_module
-from omniloom.stages.data import records, tokens
+from omniloom.stages.data import records, token_shards
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
 from omniloom.stages.ingest.rows import media_row
@@ -179,7 +179,7 @@ def token_rows(
     longest_text: int = 60,
     pixel_patch: int | None = None,
 ) -> list[dict]:
-    """Documents of every kind in the form that `tokens.write_shard` takes; the tokenizer's patches are 4x8x8."""
+    """Documents of every kind in the form that `token_shards.write_shard` takes; the tokenizer's patches are 4x8x8."""
 
     def visual(grid):
         count = int(np.prod(grid))
@@ -250,12 +250,12 @@ def pretokenize(
     """A token artifact: `splits` maps a split to the rows of each of its shards, beside those that lie there."""
     for split, shards in splits.items():
         for number, rows in enumerate(shards):
-            tokens.write_shard(str(folder / "tokens" / split / f"shard-{number:05d}.arrow"), rows)
+            token_shards.write_shard(str(folder / "tokens" / split / f"shard-{number:05d}.arrow"), rows)
     write_indices(str(folder), str(folder.parent / "state"))
     storage.write_json(
         str(folder / "tokens.json"),
         {
-            "schema_version": tokens.SCHEMA_VERSION,
+            "schema_version": token_shards.SCHEMA_VERSION,
             "visual_tokenizer": "test",
             "visual_digest": visual_digest,
             "text_digest": text.digest,
@@ -298,18 +298,11 @@ def _lengths(documents: list[tuple[str, list[tuple[str, int]]]], ids: np.ndarray
     return index_module.Lengths(kinds, counts, segments, segments, ids)
 
 
-def tokenizer(folder: Path, channels: int = 4) -> Artifact:
+def tokenizer(folder: Path, channels: int = 4, quantizer=None) -> Artifact:
     """An untrained visual tokenizer as the tokenizer stages save one: 8x8 patches of a 24x24 picture are 3x3."""
-    import json
-    from dataclasses import asdict
-
-    from safetensors.torch import save_file
-
     from omniloom.models.tokenizer.config import TokenizerConfig
-    from omniloom.models.tokenizer.omni import OmniTokenizer
     from omniloom.models.tokenizer.quantizers.config import VQConfig
 
-    torch.manual_seed(0)
     config = TokenizerConfig(
         patch_size=8,
         temporal_patch=4,
@@ -319,8 +312,27 @@ def tokenizer(folder: Path, channels: int = 4) -> Artifact:
         spatial_layers="t",
         temporal_layers=1,
         decoder_spatial_layers="t",
-        quantizer=VQConfig(codebook_size=64, latent_dim=channels),
+        quantizer=quantizer or VQConfig(codebook_size=64, latent_dim=channels),
     )
+    return save_tokenizer(folder, config)
+
+
+def demo_tokenizer(folder: Path) -> Artifact:
+    """That of the demo, untrained."""
+    from omniloom.pipelines.config import load
+
+    return save_tokenizer(folder, load("demo", []).stages.tokenizer_image.model)
+
+
+def save_tokenizer(folder: Path, config) -> Artifact:
+    import json
+    from dataclasses import asdict
+
+    from safetensors.torch import save_file
+
+    from omniloom.models.tokenizer.omni import OmniTokenizer
+
+    torch.manual_seed(0)
     (folder / "tokenizer").mkdir(parents=True)
     save_file(
         {name: value.contiguous() for name, value in OmniTokenizer(config).state_dict().items()},

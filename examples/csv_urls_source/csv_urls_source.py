@@ -16,6 +16,7 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.base import PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
+from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.kinds import Contents, Reject, SourceConfig, SourceKind
 from omniloom.stages.ingest.manifests import Manifest, read_manifest
 
@@ -46,6 +47,12 @@ class CsvUrls(SourceKind):
     @classmethod
     def makes(cls, config: CsvUrlsConfig) -> str:
         return "image"
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """Tables with a column `url` of URIs."""
+        paths = [p for p in glimpse.having(cls.suffixes) if any("://" in row.get("url", "") for row in glimpse.rows(p))]
+        return Recognition(frozenset(paths), strength=BY_REFERENCE) if paths else None
 
     def check(self, contents: Contents) -> None:
         for file in contents.of_kind:

@@ -4,8 +4,11 @@ and what the other stages need so that a step sees its own alone.
 DeepSpeed copies each gradient three times on its way to the optimizer, measures them one by one and waits for the norm
 on the host. Here a parameter's gradient is moved, as soon as the backward pass has it and while it is in the caches, to
 its place in its group's flat buffer, where later passes of the step add to it: then a sum over ranks, a norm and a
-product of this rank's shards, by which the optimizer steps all groups at once. What DeepSpeed keeps (flat weights,
-shards of the optimizer's state, checkpoints) stays its own.
+product of this rank's shards, by which the optimizer steps all groups at once.
+
+DeepSpeed keeps this rank's share of the weights twice, for optimizers whose numbers are wider than the module's. Here
+both are fp32: the optimizer steps the module's own, and a copy of the share less is held and made a step. What else
+DeepSpeed keeps (flat weights, shards of the optimizer's state) stays its own.
 """
 
 from __future__ import annotations
@@ -62,6 +65,11 @@ class FlatGradients:
             self._parts.append(parts or [shard.new_zeros(1)])
         self._norm = torch.empty(0)
         self._begun = False
+        for own, copies in zip(
+            optimizer.single_partition_of_fp32_groups, optimizer.parallel_partitioned_bit16_groups, strict=True
+        ):
+            own.data = copies[self.rank]
+        optimizer._link_all_hp_params()  # where parameters lie in it
         optimizer.step = self._step  # in place of DeepSpeed's
         if isinstance(optimizer.optimizer, Muon):
             optimizer.optimizer.layout = self._layout()
@@ -137,8 +145,7 @@ class FlatGradients:
         for weights, shard in zip(own, self.shards, strict=True):
             weights.grad = shard
         self.optimizer.optimizer.step()
-        for weights, copies in zip(own, self.optimizer.parallel_partitioned_bit16_groups, strict=True):
+        for weights in own:
             weights.grad = None
-            copies[self.rank].copy_(weights)
         if self.ranks > 1:
             gather_shards(self.optimizer.bit16_groups_flat)

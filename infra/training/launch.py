@@ -154,6 +154,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def single_process():
     """A process group of one rank in this process, where none exists: for tests and for debugging a stage."""
+    import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -163,7 +164,8 @@ def single_process():
     settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
-    dist.init_process_group("gloo", rank=0, world_size=1)
+    backend, on = ("nccl", torch.device("cuda", 0)) if torch.cuda.is_available() else ("gloo", None)
+    dist.init_process_group(backend, rank=0, world_size=1, device_id=on)
     try:
         yield
     finally:

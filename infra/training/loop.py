@@ -173,6 +173,8 @@ class Loop:
         for step in range(start, self.steps):
             self._done = step
             self._step(step, window)
+            if step == start:
+                saver.prepare()
             if self.guard.why:
                 watch.enters("bad step")
                 saver.finish()

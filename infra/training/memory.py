@@ -2,8 +2,9 @@
 section 3) as `infra.training.engine` sets it up. Standard library only, so that a plan can ask.
 
     stage 0   weights, two moments; gradients live from the backward pass to the step
-    stage 1   besides this worker's share of the weights as the optimizer steps it; gradients in flat buffers that stay
-    stage 2   gradients pass through a bucket, and of their sum this worker keeps its share until the step
+    stage 1   gradients in flat buffers that stay
+    stage 2   besides this worker's share of the weights as the optimizer steps it; gradients pass through a bucket, and
+              of their sum this worker keeps its share until the step
     stage 3   weights too are shares; what a pass gathers of them stays within it up to a billion numbers
 """
 
@@ -24,7 +25,7 @@ def state_memory(parameters: int, engine: EngineConfig, workers: int, frozen: in
     offload = engine.offload and stage > 0
     weights = share if stage == 3 else parameters
     frozen = -(-frozen // workers) if stage == 3 else frozen
-    own = share if stage and not offload else 0
+    own = share if stage > 1 and not offload else 0
     gradients = {1: parameters, 3: share}.get(stage, 0)
     return {
         "weights": _NUMBER * (weights + frozen + own),

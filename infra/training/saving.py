@@ -4,8 +4,9 @@ Each rank writes what it holds (`shards`) to its own disk and brings it to the c
 rank 0 writes the manifest that makes it count (`checkpoint`).
 
     start       buffers, and what lies on a GPU, are copied to host memory, which is kept for the next save
-    training    goes on; the next optimizer step waits until what lies in host memory anyway is in the file, which a
-                forward and a backward pass mostly hide: a copy of it would be most of the training's memory again
+    training    goes on. Where weights or optimizer states lie in host memory anyway, the next optimizer step waits
+                until they are in the file, which a forward and a backward pass mostly hide: a copy of them would be
+                most of the training's memory again
     background  write, hash, sync, send; a part's manifest a rank; then rank 0's
 
 One save is under way at a time. What fails is told at the next one, which is tried all the same.
@@ -27,6 +28,7 @@ import torch
 from omniloom.infra import disk, integrity, storage
 from omniloom.infra.lease import Holder
 from omniloom.infra.training import tensors
+from omniloom.infra.training.host_copies import HostCopies
 from omniloom.infra.training.manifests import FORMAT, manifests
 from omniloom.infra.training.shards import Shard, gathered, ranks, shards
 
@@ -59,7 +61,7 @@ class Saver:
         self.note = note
         # A worker whose run is gone must not write into the next one's checkpoints; rank 0, which completes them, asks.
         self._holder = Holder(state) if ranks()[0] == 0 else None
-        self._copies: dict[tuple[str, str], torch.Tensor] = {}  # of what lies on a GPU, pinned
+        self._copies: HostCopies | None = None  # of what lies on a GPU
         self._save: _Save | None = None
 
     def __enter__(self) -> Saver:
@@ -69,6 +71,22 @@ class Saver:
         """A training that fails leaves the save that is under way the time to end, without asking the other ranks."""
         if kind and self._save:
             self._save.join(_LEFT_SECONDS)
+        if self._copies:
+            self._copies.close()
+
+    def prepare(self) -> None:
+        """Make room in the background for what a save copies, once the optimizer has its states: after a step."""
+        self._make_room(self._held())
+
+    def _held(self) -> dict[str, list[Shard]]:
+        return {name: list(shards(engine)) for name, engine in self.engines.items()}
+
+    def _make_room(self, held: dict[str, list[Shard]]) -> None:
+        on_gpu = {(name, s.key): s.values for name, some in held.items() for s in some if s.values.is_cuda}
+        if on_gpu and not (self._copies and self._copies.fits(on_gpu)):
+            if self._copies:
+                self._copies.close()
+            self._copies = HostCopies(on_gpu)
 
     def start(self, step: int, position: dict[str, Any]) -> None:
         """Begin the checkpoint after `step` steps; returns when training may go on. Every rank must call it."""
@@ -82,10 +100,13 @@ class Saver:
         facts = {"step": step, "ranks": size, "position": position, "id": uuid.uuid4().hex}
         facts = gathered(facts | ({"frozen_from": frozen} if frozen else {}))[0]
         self._save = _Save(storage.join(self.parent, f"step-{step:08d}"), facts, self._complete)
+        held = self._held()
+        self._make_room(held)
         for name, engine in self.engines.items():
-            self._save.add(name, [self._stays(name, shard) for shard in shards(engine)])
-            engine.hold(self._save.read)
-        if torch.cuda.is_available():
+            self._save.add(name, [self._stays(name, shard) for shard in held[name]])
+            if engine.steps_in_host_memory:
+                engine.hold(self._save.read)
+        if self._copies:
             torch.cuda.synchronize()
         self._save.start()
 
@@ -117,13 +138,10 @@ class Saver:
 
     def _stays(self, engine: str, shard: Shard) -> Shard:
         """The numbers in host memory: what lies there is what it is until `hold` ends."""
-        if shard.values.device.type == "cpu":
+        if self._copies is None or shard.values.device.type == "cpu":
             return shard
-        key = (engine, shard.key)
-        if key not in self._copies:
-            self._copies[key] = torch.empty(shard.values.shape, dtype=shard.values.dtype, pin_memory=True)
-        self._copies[key].copy_(shard.values, non_blocking=True)
-        return Shard(shard.key, shard.shape, shard.start, self._copies[key])
+        copy = self._copies[engine, shard.key].copy_(shard.values, non_blocking=True)
+        return Shard(shard.key, shard.shape, shard.start, copy)
 
     def _complete(self, manifest: dict[str, Any], folder: str) -> None:
         """Declare the checkpoint complete, and drop those that are not kept."""

@@ -34,6 +34,11 @@ class EngineWeights:
     def module(self) -> torch.nn.Module:
         return self.engine.module
 
+    @property
+    def steps_in_host_memory(self) -> bool:
+        """Whether an optimizer step changes what lies in host memory."""
+        return self.device.type == "cpu" or (self.config.offload and self.config.zero_stage > 0)
+
     def hold(self, read: threading.Event) -> None:
         """Weights and optimizer states stay as they are until `read` is set: what changes them waits for it."""
         self._held = read

@@ -1,70 +1,140 @@
-"""`ui`, `doctor`, `presets`, `schema`: what there is to look at before and after a run."""
+"""`look`: what a source holds, before any config is written, and the config that reads it.
+
+All that is printed is one YAML file: what was seen stands in it as comments.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import Annotated
+import posixpath
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides
+from omniloom.infra.secrets import redact, redact_uris
+from omniloom.pipelines.commands.arguments import AsJson
 
-UI_PORT = 5000
+if TYPE_CHECKING:
+    from omniloom.stages.ingest.looking import Look, Proposed
 
-
-def ui(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    port: Annotated[int, typer.Option(metavar="N", help="Port on 127.0.0.1.")] = UI_PORT,
-) -> None:
-    """Serve the pipeline's MLflow UI on 127.0.0.1 until Ctrl-C."""
-    from omniloom.infra.tracking import relocate, resolve_tracking
-    from omniloom.infra.tracking.pages import serve
-    from omniloom.pipelines.config import load, naming
-
-    loaded = load(config, overrides or [])
-    settings = resolve_tracking(loaded.tracking, loaded.storage)
-    relocate(settings)  # of a storage that was moved the UI finds the files too
-    with naming(loaded):
-        serve(settings, port)
+_WIDTH = 110  # of a sample's text
+_SUFFIXES = 8
 
 
-def doctor(
-    config: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="CONFIG", help="Also size this pipeline: parameters, memory per worker, tokens per step."
-        ),
-    ] = None,
-    overrides: Overrides = None,
+def look(
+    uri: Annotated[
+        str,
+        typer.Argument(metavar="URI", help="A folder, a file or an archive, on any filesystem that fsspec reaches."),
+    ],
+    items: Annotated[int, typer.Option(metavar="N", min=1, help="Items of each source that are read.")] = 100,
+    samples: Annotated[int, typer.Option(metavar="N", min=0, help="Records of each source that are shown.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is missing here, and what a pipeline needs.
+    """Say what a source holds, and print the config that reads it.
 
-    Here is this machine, or the cluster at cluster.address. Exit code 1 where something needed is missing.
+    Counts, sizes, samples with captions, and what cannot be used and why stand in it as comments, so that
+    `omniloom look URI > corpus.yaml` is followed by `omniloom run corpus.yaml`. Writes nothing.
     """
-    from omniloom.pipelines import doctor as checks
+    from omniloom.stages.ingest.looking import look as look_at
 
-    report = checks.examine(config, overrides or [])
-    print(json.dumps(report, indent=2) if as_json else checks.render(report))
-    if not all(check["ok"] or not check["needed"] for check in report["checks"]):
+    seen = look_at(uri, items=items, samples=samples)
+    if as_json:
+        print(json.dumps(redact(_described(seen)), indent=2, ensure_ascii=False))
+    else:
+        for line in _page(seen):
+            print(line)
+    if not seen.sources:
         raise typer.Exit(1)
 
 
-def presets() -> None:
-    """List the presets: what each is for, and where its file is."""
-    from omniloom.pipelines.preset_files import PRESETS
-    from omniloom.pipelines.tables import presets_table, show
-
-    show(presets_table(PRESETS))
+def _described(seen: Look) -> dict[str, Any]:
+    return dataclasses.asdict(seen) | {"config": _config(seen) if seen.sources else None}
 
 
-def schema(
-    markdown: bool = typer.Option(False, "--markdown", help="As a page to read: docs/config.md."),
-) -> None:
-    """Print the JSON Schema of the config, with every key described."""
-    from omniloom.pipelines import reference
-    from omniloom.pipelines.config import PipelineConfig
+def _config(seen: Look) -> dict[str, Any]:
+    name = _name(seen.uri)
+    sources = [source.options for source in seen.sources]
+    return {"name": name, "storage": f"runs/{name}", "stages": {"ingest": {"sources": sources}}}
 
-    document = PipelineConfig.model_json_schema()
-    print(reference.markdown(document) if markdown else json.dumps(document, indent=2))
+
+def _name(uri: str) -> str:
+    """A pipeline's name after the folder or file."""
+    last = posixpath.basename(redact_uris(uri).rstrip("/")).split(".")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("._-") or "corpus"
+
+
+def _page(seen: Look) -> Iterator[str]:
+    yield from (f"# {line}".rstrip() for line in _told(seen))
+    if seen.sources:
+        config = _config(seen)
+        yield f"name: {config['name']}"
+        yield f"storage: {config['storage']}"
+        yield "stages:"
+        yield "  ingest:"
+        yield "    sources:"
+        from omniloom.stages.ingest.recognition import line
+
+        yield from (f"      - {line(source.options)}" for source in seen.sources)
+
+
+def _told(seen: Look) -> Iterator[str]:
+    yield f"{_one_line(redact_uris(seen.uri))}: {seen.files:,} files, {_bytes(seen.size)} ({_most(seen.suffixes)})"
+    for reason, count in islice(seen.refused.items(), _SUFFIXES):
+        yield f"  {count:,} cannot be looked at: {_one_line(reason)}"
+    for source in seen.sources:
+        yield ""
+        yield from _source(source)
+    if seen.unread:
+        yield ""
+        for source in seen.dismissed:
+            why = source.problem or next((f"{code}: {why}" for code, why in source.reasons.items()), "no record in it")
+            yield f"not {source.options['kind']}, as some look: {_one_line(why)}"
+        yield f"no kind of source reads {sum(seen.unread.values()):,} files: {_most(seen.unread)}"
+    if not seen.sources:
+        yield "nothing here looks like a source; the kinds are described in docs/sources.md"
+    yield ""
+
+
+def _source(source: Proposed) -> Iterator[str]:
+    of = f"{source.items:,} items, {_bytes(source.size)}"
+    yield f"{source.options['kind']} ({source.makes} records): {of}"
+    captions = f", {source.captioned:,} with captions" if source.makes in ("image", "video") else ""
+    yield f"  looked into {source.looked_at:,} of them: {source.records:,} records{captions}"
+    for code, count in source.rejects.items():
+        yield f"  rejects: {count:,} {code}; the first: {_one_line(source.reasons[code])}"
+    for sample in source.samples:
+        yield f"  {_one_line(sample['path'])}{_facts(sample)}"
+        yield from (f"    {_one_line(text)}" for text in (*sample["captions"][:3], sample["text"]) if text.strip())
+
+
+def _facts(sample: dict[str, Any]) -> str:
+    facts = [f"part {sample['part']}"] if sample.get("part") else []
+    if "width" in sample:
+        facts.append(f"{sample['width']}x{sample['height']}")
+    if "duration" in sample:
+        facts.append(f"{sample['duration']:.1f} s")
+    if "label" in sample:
+        facts.append(f"label {sample['label']}")
+    return f" ({_one_line(', '.join(facts))})" if facts else ""
+
+
+def _one_line(text: str) -> str:
+    """Within one comment, whatever line ends and control characters the text has."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in redact(text)).split())
+    return text if len(text) <= _WIDTH else f"{text[:_WIDTH]}..."
+
+
+def _most(suffixes: dict[str, int]) -> str:
+    most = [f"{count:,} {_one_line(name)}" for name, count in islice(suffixes.items(), _SUFFIXES)]
+    return ", ".join(most) + (", ..." if len(suffixes) > _SUFFIXES else "")
+
+
+def _bytes(size: int) -> str:
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"

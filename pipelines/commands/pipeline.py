@@ -13,8 +13,8 @@ import typer
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, redact_override
 from omniloom.pipelines import signals
+from omniloom.pipelines.commands.about import UI_PORT
 from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides, planned
-from omniloom.pipelines.commands.look import UI_PORT
 from omniloom.pipelines.options import selection_options
 from omniloom.pipelines.selection import Selection
 

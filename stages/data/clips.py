@@ -61,7 +61,7 @@ def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int, total: i
     Without limits: ingest has accepted the data under its own. Raises `MediaError` where it cannot be decoded.
     """
     if kind == "image":
-        return media.resize_center_crop(media.decode_image(data, media.NO_LIMITS), shape)[None]
+        return media.decode_image_to(data, shape, media.NO_LIMITS)[None]
     return media.decode_video(data, media.NO_LIMITS, num_frames=frames, size=shape, total=total)
 
 

@@ -17,10 +17,18 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.packing import Placed, Task
 
+Seed = tuple[int, ...]
+_POSTERIOR = 7  # apart from what else is drawn by the row's seed
+
 
 class Documents:
-    """`segments(placed)` of one token set; they weigh as much as `task_weights` says of their view. With `features` the
-    targets of diffusions have those that the tokens hold of them."""
+    """`segments(placed, seed)` of one token set; they weigh as much as `task_weights` says of their view. With
+    `features` the targets of diffusions have those that the tokens hold of them.
+
+    Where the tokens hold log-variances, latents are drawn from the posterior: what is drawn for a picture is a function
+    of the seed, which is that of the row's noise, of the document and of the picture's place in it. Without a seed they
+    are its mean.
+    """
 
     def __init__(
         self,
@@ -34,19 +42,19 @@ class Documents:
         self.mean = np.array(tokens.facts["latent_mean"], dtype=np.float32)
         self.std = np.array(tokens.facts["latent_std"], dtype=np.float32)
 
-    def picture(self, token, objective: str) -> tuple:
+    def picture(self, token, objective: str, seed: Seed | None = None) -> tuple:
         """Values and grid of a visual token, as the objective is about them."""
         kind = OBJECTIVES[objective].representation.name
         if kind == "latents":
-            return (token.latents - self.mean) / self.std, token.grid
+            return (_drawn(token, seed) - self.mean) / self.std, token.grid
         if kind == "codes":
             return token.codes, token.grid
         from omniloom.models.pixels import full_range
 
         return full_range(token.pixels.astype("float32")), token.pixel_grid
 
-    def segments(self, placed: Placed) -> list:
-        found = self._arranged(placed)
+    def segments(self, placed: Placed, seed: int | None = None) -> list:
+        found = self._arranged(placed, seed)
         for segment in found:
             segment.weight = self.task_weights.get(placed.view, 1.0)
             if self.features and segment.kind == "visual" and segment.loss:
@@ -65,7 +73,7 @@ class Documents:
             return None
         return features_on_grid(torch.from_numpy(token.features.copy()), token.feature_grid, grid).numpy()
 
-    def _arranged(self, placed: Placed) -> list:
+    def _arranged(self, placed: Placed, seed: int | None) -> list:
         from omniloom.models.unified.batch import Segment
         from omniloom.models.unified.layouts import text_to_visual, visual_to_text
 
@@ -75,17 +83,17 @@ class Documents:
             ids = np.concatenate([[special.bos], document[0].ids, [special.eos]])[placed.start : placed.stop]
             return [Segment("text", ids=ids)]
         if placed.view == "document":
-            return self._interleaved(document, placed)
+            return self._interleaved(document, placed, seed)
         captions = [token.ids for token in document if token.kind == "text"]
         caption = np.asarray(captions[placed.caption] if captions else [], np.int64)
         objective = placed.objective
-        values, grid = self.picture(_first_picture(document), objective)
+        values, grid = self.picture(_first_picture(document), objective, _of(seed, placed, 0))
         if placed.view == "describe":
             return visual_to_text(values, grid, caption, special, objective, placed.context_time)
         condition = caption[:0] if "text" in placed.dropped else caption
         return text_to_visual(condition, values, grid, special, placed.caption_loss, objective)
 
-    def _interleaved(self, document: list, placed: Placed) -> list:
+    def _interleaved(self, document: list, placed: Placed, seed: int | None) -> list:
         from omniloom.models.unified.batch import Segment, document_length, visual_segment
         from omniloom.models.unified.layouts import without
 
@@ -97,7 +105,7 @@ class Documents:
             loss = number == placed.target
             if loss:
                 segments = without(segments, placed.dropped, self.specials)
-            values, grid = self.picture(token, placed.objective)
+            values, grid = self.picture(token, placed.objective, _of(seed, placed, number))
             time = None if loss else placed.context_time
             segments.append(visual_segment(placed.objective, values, grid, loss, time))
         if placed.target >= 0:
@@ -108,6 +116,19 @@ class Documents:
         elif room > 0:
             segments.append(Segment("text", ids=np.array([self.specials.eos])))
         return segments
+
+
+def _of(seed: int | None, placed: Placed, number: int) -> Seed | None:
+    """The seed of one of a document's pictures in a row of this seed."""
+    return None if seed is None else (seed, _POSTERIOR, placed.index, number)
+
+
+def _drawn(token, seed: Seed | None) -> np.ndarray:
+    """A picture's latents (n, C): drawn where their distribution is known and there is a seed."""
+    if token.log_variances is None or seed is None:
+        return token.latents
+    noise = np.random.default_rng(seed).standard_normal(token.latents.shape, np.float32)
+    return token.latents + np.exp(0.5 * token.log_variances) * noise
 
 
 def _first_picture(document: list):

@@ -1,8 +1,8 @@
 """Records: the schema of what ingest and other stages that make records write, and every later stage reads.
 
-In: rows as dictionaries. Out: Parquet shards `records/shard-00000.parquet`, one row per item, in the order of
+In: rows as dictionaries. Out: Parquet shards `records/shard-000000-0000.parquet`, one row per item, in the order of
 the sources. A row holds the media as the bytes that the source had (never re-encoded) with the facts found by
-decoding.
+decoding. What holds of records otherwise than their shards say lies beside these (`stages.data.changes`).
 
 | kind     | media        | text    | segments | caption, captions, label |
 | image    | image bytes  | null    | null     | may be null or empty     |
@@ -13,16 +13,16 @@ decoding.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omniloom.infra import storage
+from omniloom.stages.data import changes
 
 SCHEMA_VERSION = 2
 KINDS = ("image", "video", "text", "document")
@@ -69,6 +69,7 @@ SCHEMA = pa.schema(
 )
 
 _DICTIONARY = ["kind", "split", "format", "label", "source", "license"]
+WRITER = {"compression": "zstd", "use_dictionary": _DICTIONARY}
 _ROW_GROUP_BYTES = 16 << 20
 
 
@@ -90,8 +91,14 @@ def split_of(record_id: str, fractions: Mapping[str, float]) -> str:
     return "train" if fractions.get("train", 0.0) > 0 else "validation" if fractions.get("validation") else "test"
 
 
-def shard_name(index: int) -> str:
-    return f"records/shard-{index:05d}.parquet"
+def shard_name(index: int, part: int = 0) -> str:
+    """Where a shard lies: the number `part` of those that come from what is number `index` of the work."""
+    return f"records/shard-{index:06d}-{part:04d}.parquet"
+
+
+def group_of(name: str) -> int:
+    """The number of the work that a shard comes from, by its name, shard-000012-0000.parquet."""
+    return int(name.split("-")[1])
 
 
 def shards(artifact_uri: str) -> list[str]:
@@ -100,15 +107,68 @@ def shards(artifact_uri: str) -> list[str]:
     return [storage.join(artifact_uri, "records", name) for name in names if name.endswith(".parquet")]
 
 
-def encode_shard(rows: list[dict]) -> bytes:
-    """Rows (missing keys are null) as one Parquet file; row groups of about 16 MiB so that readers can
-    stream.
+def row_bytes(row: Mapping) -> int:
+    """What a row holds: bytes of its media and characters of its texts, those of its segments included."""
+    size = len(row.get("media") or b"") + len(row.get("text") or "")
+    return size + sum(len(s.get("media") or b"") + len(s.get("text") or "") for s in row.get("segments") or ())
+
+
+@contextlib.contextmanager
+def shard_writer(uri: str) -> Iterator[ShardWriter]:
+    """What takes the rows of a shard, which is there, whole, once the block is left without an error."""
+    with (
+        storage.writing(uri) as file,
+        pq.ParquetWriter(file, SCHEMA, **WRITER) as parquet,
+    ):
+        writer = ShardWriter(parquet)
+        yield writer
+        writer.flush()
+
+
+class ShardWriter:
+    """Holds a row group at a time (about 16 MiB of rows), so that readers can stream and nobody holds a shard.
+
+    `refused` are the rejects {source, path, part, code, message} of rows that do not fit the schema.
     """
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer:
-        for group in _row_groups(rows):
-            writer.write_table(pa.Table.from_pylist([_with_captions(row) for row in group], schema=SCHEMA))
-    return sink.getvalue()
+
+    def __init__(self, parquet: pq.ParquetWriter):
+        self.refused: list[dict] = []
+        self._parquet, self._size = parquet, 0
+        self._rows: list[dict] = []
+
+    def add(self, row: dict) -> None:
+        """A row; missing keys are null."""
+        self._rows.append(_with_captions(row))
+        self._size += row_bytes(row)
+        if self._size >= _ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        rows, self._rows, self._size = self._rows, [], 0
+        if rows:
+            self._parquet.write_table(self._table(rows))
+
+    def _table(self, rows: list[dict]) -> pa.Table:
+        try:
+            return pa.Table.from_pylist(rows, schema=SCHEMA)
+        except Exception:  # one of them: which, and why
+            good = [row for row in rows if self._fits(row)]
+            return pa.Table.from_pylist(good, schema=SCHEMA)
+
+    def _fits(self, row: dict) -> bool:
+        try:
+            pa.Table.from_pylist([row], schema=SCHEMA)
+        except Exception as error:
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self.refused.append(
+                {
+                    **{name: row[name] for name in ("source", "path", "part")},
+                    "code": "failed",
+                    "message": message.encode("utf-8", "backslashreplace").decode(),
+                }
+            )
+            return False
+        return True
 
 
 def _with_captions(row: dict) -> dict:
@@ -116,33 +176,14 @@ def _with_captions(row: dict) -> dict:
     return row if row.get("captions") or not row.get("caption") else {**row, "captions": [row["caption"]]}
 
 
-def writable(rows: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Rows that fit the schema, and for each other the reject {source, path, part, code, message} that says why."""
-    try:
-        pa.Table.from_pylist([{**row, "media": None} for row in rows], schema=SCHEMA)
-        return rows, []
-    except Exception:  # one of them: which, and why
-        good, bad = [], []
+def write_shard(uri: str, rows: Iterable[dict]) -> None:
+    """A shard of these rows. ValueError for one that does not fit the schema."""
+    with shard_writer(uri) as writer:
         for row in rows:
-            try:
-                pa.Table.from_pylist([row], schema=SCHEMA)
-                good.append(row)
-            except Exception as error:
-                message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                bad.append(
-                    {
-                        "source": row["source"],
-                        "path": row["path"],
-                        "part": row["part"],
-                        "code": "failed",
-                        "message": message.encode("utf-8", "backslashreplace").decode(),
-                    }
-                )
-        return good, bad
-
-
-def write_shard(uri: str, rows: list[dict]) -> None:
-    storage.write_bytes(uri, encode_shard(rows))
+            writer.add(row)
+        writer.flush()
+        if writer.refused:
+            raise ValueError(f"{uri}: {len(writer.refused)} rows do not fit: {writer.refused[0]}")
 
 
 Key = tuple[str, str, int]  # (source, path, part), which no two records of an artifact share
@@ -152,40 +193,20 @@ def key_of(row: Mapping) -> Key:
     return row["source"], row["path"], row["part"]
 
 
-def drop_rows(
-    uri: str,
-    keys: set[Key],
-    captions: Mapping[Key, list[str]] = MappingProxyType({}),
-    splits: Mapping[Key, str] = MappingProxyType({}),
-) -> None:
-    """Rewrite a shard without the rows of `keys`, and with the `captions` and `splits` of others; repeating it changes
-    nothing."""
-    fs, path = storage.filesystem(uri)
-    sink = io.BytesIO()
+def rewrite_without(source: str, target: str, rows: set[int]) -> None:
+    """A shard without these of its rows, at another place. A row group at a time is in memory."""
+    fs, path = storage.filesystem(source)
+    at = 0
     with (
         fs.open(path, "rb") as file,
-        pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=_DICTIONARY) as writer,
+        storage.writing(target) as sink,
+        pq.ParquetWriter(sink, SCHEMA, **WRITER) as writer,
     ):
         reader = pq.ParquetFile(file)
         for group in range(reader.num_row_groups):
             table = reader.read_row_group(group)
-            columns = [table.column(name).to_pylist() for name in ("source", "path", "part")]
-            found = list(zip(*columns, strict=True))
-            if captions:
-                new = [captions.get(key) for key in found]
-                table = _with(_with(table, "captions", new), "caption", [c and c[0] for c in new])
-            if splits:
-                table = _with(table, "split", [splits.get(key) for key in found])
-            writer.write_table(table.filter(pa.array([key not in keys for key in found], pa.bool_())))
-    storage.write_bytes(uri, sink.getvalue())
-
-
-def _with(table: pa.Table, name: str, new: list) -> pa.Table:
-    """The table with values of one column replaced where `new` has one."""
-    values = [b if b else a for a, b in zip(table.column(name).to_pylist(), new, strict=True)]
-    return table.set_column(
-        table.schema.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type)
-    )
+            writer.write_table(table.filter(pa.array([row not in rows for row in range(at, at + len(table))])))
+            at += len(table)
 
 
 def iterate(
@@ -211,7 +232,8 @@ def iterate_shard(
     columns: Iterable[str] | None = None,
     batch_size: int = 64,
 ) -> Iterator[dict]:
-    """The records of one shard. Raises ValueError for a file of another schema version."""
+    """The records of one shard, as `stages.data.changes` has them. Raises ValueError for a file of another schema
+    version."""
     wanted = list(columns) if columns is not None else list(SCHEMA.names)
     kinds = list(kinds) if kinds is not None else None
     fs, path = storage.filesystem(uri)
@@ -221,12 +243,22 @@ def iterate_shard(
         if version != str(SCHEMA_VERSION):
             raise ValueError(f"{uri}: records of schema version {version}, expected {SCHEMA_VERSION}")
         read = list(dict.fromkeys([*wanted, "kind", "split"]))
+        changed, at = changes.of_shard(uri), 0
         for batch in reader.iter_batches(batch_size=batch_size, columns=read):
+            count = len(batch)
+            batch, at = changed.apply(batch, at) if changed else batch, at + count
             if kinds is not None:
                 batch = batch.filter(pc.is_in(batch.column("kind"), pa.array(kinds, pa.string())))
             if split is not None:
                 batch = batch.filter(pc.equal(batch.column("split"), split))
             yield from batch.select(wanted).to_pylist()
+
+
+def count(uri: str) -> int:
+    """How many records a shard has."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:
+        return pq.ParquetFile(file).metadata.num_rows
 
 
 def counts(artifact_uri: str) -> dict[str, int | float]:
@@ -246,16 +278,3 @@ def counts(artifact_uri: str) -> dict[str, int | float]:
             numbers["uncaptioned"] += not row["captions"]
             numbers["multipage"] += "pages" in json.loads(row["meta"])
     return numbers | {"synthetic_fraction": numbers["synthetic"] / max(1, numbers["records"])}
-
-
-def _row_groups(rows: list[dict]) -> Iterator[list[dict]]:
-    group, size = [], 0
-    for row in rows:
-        group.append(row)
-        size += len(row.get("media") or b"") + len(row.get("text") or "")
-        size += sum(len(s.get("media") or b"") for s in row.get("segments") or ())
-        if size >= _ROW_GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group or not rows:
-        yield group

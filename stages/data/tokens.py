@@ -8,10 +8,12 @@
     text.json                        the text tokenizer
 
 A visual segment holds codes (t*h*w, absent for continuous tokenizers) and latents (t*h*w*C, position-major), both in
-the order time, row, column, with its grid (t, h, w); and where they were asked for its raw pixels, in patches of one
-frame with a grid of their own, and a frozen encoder's features (m*F, position-major), on a grid of the latents' frames
-and of rows and columns of their own. Texts of an image or a video are captions of it, of which any one may stand with
-it; those of an interleaved document stand where they are. `loss` False marks a segment that is never a target.
+the order time, row, column, with its grid (t, h, w); of a KL tokenizer, where they were asked for, also the
+log-variances of the posterior whose means the latents then are, to draw from; and where they were asked for its raw
+pixels, in patches of one frame with a grid of their own, and a frozen encoder's features (m*F, position-major), on a
+grid of the latents' frames and of rows and columns of their own. Texts of an image or a video are captions of it, of
+which any one may stand with it; those of an interleaved document stand where they are. `loss` False marks a segment
+that is never a target.
 """
 
 from __future__ import annotations
@@ -29,53 +31,15 @@ import pyarrow.compute as pc
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data.arrow import map_table
-from omniloom.stages.data.index import Lengths, lengths_of
 from omniloom.stages.data.shards import Shards, open_index
-
-SCHEMA_VERSION = 5
-
-SEGMENT = pa.struct(
-    [
-        pa.field("kind", pa.string(), nullable=False),  # "text" or "visual"
-        pa.field("ids", pa.list_(pa.int32())),
-        pa.field("codes", pa.list_(pa.int32())),
-        pa.field("latents", pa.list_(pa.float32())),
-        pa.field("grid", pa.list_(pa.int32())),
-        pa.field("pixels", pa.list_(pa.uint8())),
-        pa.field("pixel_grid", pa.list_(pa.int32())),
-        pa.field("features", pa.large_list(pa.float16())),  # a shard's may be more than 2^31
-        pa.field("feature_grid", pa.list_(pa.int32())),
-        pa.field("loss", pa.bool_(), nullable=False),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # the record's kind
-        pa.field("label", pa.string()),
-        pa.field("source", pa.string()),  # the record's source and file, over which draws are spread
-        pa.field("path", pa.string()),
-        pa.field("bytes", pa.int32(), nullable=False),  # UTF-8 bytes of the text, for bits per byte
-        pa.field("segments", pa.list_(SEGMENT), nullable=False),
-    ],
-    metadata={"omniloom.tokens": str(SCHEMA_VERSION)},
-)
-
-
-def write_shard(uri: str, rows: list[dict]) -> Lengths:
-    """Writes the rows, and gives what the index keeps of them."""
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(table, max_chunksize=1024)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
-    return lengths_of(table)
+from omniloom.stages.data.token_shards import SCHEMA, SCHEMA_VERSION, from_bf16
 
 
 @dataclass(frozen=True)
 class StoredSegment:
     """One segment as numpy views: `ids` of a text; `codes` (or None), `latents` (n, C) and `grid` of a visual one, and
-    `pixels`, uint8 (m, p*p*3), with `pixel_grid` (or None), `features`, float16 (m, F), with `feature_grid` (or None).
+    `pixels`, uint8 (m, p*p*3), with `pixel_grid` (or None), `features`, float16 (m, F), with `feature_grid` (or None),
+    `log_variances` (n, C) of the latents (or None). Latents in bf16 come as float32, a copy.
     """
 
     kind: str
@@ -88,6 +52,7 @@ class StoredSegment:
     pixel_grid: tuple[int, int, int] | None = None
     features: np.ndarray | None = None
     feature_grid: tuple[int, int, int] | None = None
+    log_variances: np.ndarray | None = None
 
     @property
     def text_ids(self) -> np.ndarray:
@@ -130,8 +95,8 @@ class TokenSet:
         return {name: columns.rows[name][row].as_py() for name in ("id", "kind", "label", "bytes")}
 
     def origin(self, index: int) -> dict[str, Any]:
-        """Where a document comes from: the record's id, its source and file, and the shard of tokens, which has the
-        number of the records' shard, with the document's row in it."""
+        """Where a document comes from: the record's id, its source and file, and the shard of tokens, with the
+        document's row in it."""
         columns, row = self._find(index)
         places, rows = self.index.shard_of(np.array([index]))
         found = {name: columns.rows[name][row].as_py() for name in ("id", "source", "path")}
@@ -195,10 +160,8 @@ class _Columns:
         fields = segments.values
         self.kind = pc.equal(fields.field("kind"), "text").to_numpy(zero_copy_only=False)
         self.loss = fields.field("loss").to_numpy(zero_copy_only=False)
-        self.lists = {
-            name: (fields.field(name).offsets.to_numpy(), fields.field(name).values.to_numpy())
-            for name in ("ids", "codes", "latents", "grid", "pixels", "pixel_grid", "features", "feature_grid")
-        }
+        held = {field.name: fields.field(field.name) for field in fields.type if field.name not in ("kind", "loss")}
+        self.lists = {name: (lists.offsets.to_numpy(), lists.values.to_numpy()) for name, lists in held.items()}
 
     def __len__(self) -> int:
         return len(self._documents) - 1
@@ -215,7 +178,7 @@ class _Columns:
                 tokens.append(StoredSegment("text", self._list("ids", segment), None, None, None, loss))
                 continue
             codes = self._list("codes", segment)
-            latents, grid = self._placed("latents", "grid", segment)
+            latents, grid = self._floats("latents", segment)
             tokens.append(
                 StoredSegment(
                     "visual",
@@ -226,9 +189,17 @@ class _Columns:
                     loss,
                     *self._placed("pixels", "pixel_grid", segment),
                     *self._placed("features", "feature_grid", segment),
+                    self._floats("log_variances", segment)[0] if "log_variances" in self.lists else None,
                 )
             )
         return tokens
+
+    def _floats(self, name: str, segment: int) -> tuple:
+        """Values of the latents' places (n, C) as float32, and their grid; None for values that are not kept."""
+        values, grid = self._placed(name, "grid", segment)
+        if values is None or not values.size:
+            return None, grid
+        return from_bf16(values) if values.dtype == np.uint16 else values, grid
 
     def _placed(self, name: str, grid_name: str, segment: int) -> tuple:
         """Values (n, ...) and their grid of n places; None for both where there is no grid."""

@@ -20,7 +20,7 @@ from omniloom.stages.evaluate.config import Config
 from omniloom.stages.evaluate.gate import judge
 from omniloom.stages.evaluate.measures import measured
 
-VERSION = 3
+VERSION = 4
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
 
 

@@ -9,47 +9,52 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
+from collections.abc import Iterable
 from typing import cast
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import fields, manifests
-from omniloom.stages.ingest.kinds.base import SourceKind
+from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
+from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names, normal_path
-from omniloom.stages.ingest.options import Captions
+from omniloom.stages.ingest.options import UNNAMED, Captions
 from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
 
 
-def with_captions(kind: SourceKind, items: list[dict], files: list[SourceFile], notes: Counter) -> list[dict]:
-    """The items of the source `kind` with what `config.captions` says of them. `files` is all that the folder holds;
-    `notes` counts metadata_captions, metadata_unread and sidecars_unread."""
+def with_captions(kind: SourceKind, contents: Contents, notes: Counter) -> Iterable[dict]:
+    """The items of the source `kind` with what `config.captions` says of them. `notes` counts metadata_captions,
+    metadata_unread and sidecars_unread."""
     captions: Captions | None = kind.config.captions
+    files, items = contents.files, map(kind.item, contents.of_kind)
     if kind.manifest:
         manifest = kind.manifest.read(("", posixpath.dirname(kind.manifest.below or "")))
         if not manifest.rows:
             raise InputError(f"{manifest.name}: holds no row", field=manifest.field)
-        return _with_rows(kind, items, [manifest], _names(kind, files))
+        return _with_rows(kind, list(items), [manifest], _names(kind, files))
     if captions and captions.from_ == "sidecar":
-        return _with_sidecars(kind, items, files)
-    notes["sidecars_unread"] += len(_sidecars(kind, items, files))
+        return _with_sidecars(kind, list(items), contents)
+    notes["sidecars_unread"] += len(_sidecars(kind, contents))
     if captions:
-        return [{**item, **_named(captions, item["path"])} for item in items]
+        return ({**item, **_named(captions, item["path"])} for item in items)
     tables = [
         manifests.read_manifest(
             kind.root, kind.root.uri(path), path, f"{kind.field}.captions", (posixpath.dirname(path), "")
         )
         for path in metadata(kind, files)
     ]
-    named = [manifest for manifest in tables if fields.names_files(manifest)]
+    named = [manifest for manifest in tables if fields.names_files(manifest, kind.metadata_fields)]
     notes["metadata_unread"] += len(tables) - len(named)
-    items = _with_rows(kind, items, named, _names(kind, files)) if named else items
-    notes["metadata_captions"] += sum("captions" in item for item in items)
-    return items
+    if not named:
+        return items
+    captioned = _with_rows(kind, list(items), named, _names(kind, files))
+    notes["metadata_captions"] += sum("captions" in item for item in captioned)
+    return captioned
 
 
-def metadata(kind: SourceKind, files: list[SourceFile]) -> list[str]:
+def metadata(kind: SourceKind, files: Iterable[SourceFile]) -> list[str]:
     """Paths of the manifests that the datasets library would take: at the top or in any folder."""
     if kind.config.captions:
         return []
@@ -60,8 +65,43 @@ def metadata(kind: SourceKind, files: list[SourceFile]) -> list[str]:
     ]
 
 
-def _names(kind: SourceKind, files: list[SourceFile]) -> Names:
+def _names(kind: SourceKind, files: Iterable[SourceFile]) -> Names:
     return Names(kind.root, (file.path for file in files))
+
+
+# ---- recognition ----
+
+_TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".tab")
+
+
+def recognize(glimpse: Glimpse, media: frozenset[str]) -> Recognition:
+    """Media files with the captions that name them: metadata that are read by themselves, else a manifest, else texts
+    beside them; without captions where there is nothing of the kind."""
+    names = Names(glimpse.root, media)
+    metadata = [path for path in glimpse.named(manifests.METADATA) if _naming(glimpse, path, names)]
+    if metadata:
+        return Recognition(media.union(metadata), {}, BY_REFERENCE)
+    tables = [path for path in glimpse.having(_TABLES) if _naming(glimpse, path, names)]
+    if len(tables) == 1:
+        return Recognition(media.union(tables), {"captions": {"manifest": tables[0]}}, BY_REFERENCE)
+    texts = beside(media, Names(glimpse.root, glimpse.having(SIDECARS)))
+    if 2 * len(texts) >= len(media):
+        return Recognition(media.union(texts.values()), {"captions": {"from": "sidecar"}}, BY_REFERENCE)
+    return Recognition(media)
+
+
+def _naming(glimpse: Glimpse, path: str, names: Names) -> bool:
+    """Whether the first rows of a table name media files, in one field, and say something of them in another."""
+    manifest = Manifest(path, list(enumerate(glimpse.rows(path), 1)), "captions", (posixpath.dirname(path), ""))
+    if not fields.names_files(manifest):
+        return False
+    try:
+        key = fields.file_field(manifest, None, names)
+        fields.caption_fields(manifest, UNNAMED)
+    except InputError:  # several fields may be meant: a person has to choose
+        return False
+    found = [names.find(row.get(key), manifest.starts) for _, row in manifest.rows if isinstance(row, dict)]
+    return 2 * sum(path is not None for path in found) > len(found)
 
 
 # ---- rows of manifests ----
@@ -93,9 +133,9 @@ def _use_rows(
     named: dict[str, str],
 ) -> list[bool]:
     """Put the rows' facts into the items and what is wrong into `rejected`; whether each row named a file that is."""
-    captions = kind.config.captions or fields.DEFAULTS
+    captions = kind.config.captions or kind.metadata_fields
     key = fields.file_field(manifest, captions.file_field, names)
-    caption = fields.caption_field(manifest, captions) if key else None
+    caption = fields.caption_fields(manifest, captions) if key else []
     fields.check_fields(manifest, captions)
     used: list[bool] = []
     for line, row in manifest.rows:
@@ -146,7 +186,7 @@ def _add(item: dict, facts: dict) -> list[Reject]:
 
 
 def _mismatch(kind: SourceKind, manifest: Manifest, names: Names, matched: int, rows: int) -> str:
-    captions = kind.config.captions or fields.DEFAULTS
+    captions = kind.config.captions or kind.metadata_fields
     key = fields.file_field(manifest, captions.file_field, names)
     if key is None:
         keys = ", ".join(manifest.keys) or "none, for no line of it is a row"
@@ -174,26 +214,31 @@ def _some(values: list) -> str:
 # ---- texts beside the files, and names ----
 
 
-def _with_sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> list[dict]:
-    texts = _sidecars(kind, items, files)
+def _with_sidecars(kind: SourceKind, items: list[dict], contents: Contents) -> list[dict]:
+    texts = _sidecars(kind, contents)
     if not texts:
         raise InputError(
             f"no picture of {kind.root.place} has a text of its name beside it (a.png and a.txt or a.caption); "
-            f"the folder holds: {_some(sorted(file.path for file in files))}",
+            f"the folder holds: {_some([file.path for file in contents.files])}",
             field=f"{kind.field}.captions.from",
         )
     return [{**item, "sidecar": texts[item["path"]]} if item["path"] in texts else item for item in items]
 
 
-def _sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> dict[str, str]:
-    """Path of a media file -> that of the text beside it: of its name with another suffix, or with one more."""
-    names = Names(kind.root, (file.path for file in files if suffix(file.path) in SIDECARS))
+def _sidecars(kind: SourceKind, contents: Contents) -> dict[str, str]:
+    names = Names(kind.root, (file.path for file in contents.files if suffix(file.path) in SIDECARS))
+    return beside((file.path for file in contents.of_kind), names)
+
+
+def beside(media: Iterable[str], names: Names) -> dict[str, str]:
+    """Path of a media file -> that of the text beside it: of its name with another suffix, or with one more. `names`
+    has the texts."""
     texts: dict[str, str] = {}
-    for item in items if names.paths else ():
-        stems = dict.fromkeys((posixpath.splitext(item["path"])[0], item["path"]))
+    for path in media if names.paths else ():
+        stems = dict.fromkeys((posixpath.splitext(path)[0], path))
         text = next((text for stem in stems for ending in SIDECARS if (text := names.find(stem + ending))), None)
-        if text and text != item["path"]:
-            texts[item["path"]] = text
+        if text and text != path:
+            texts[path] = text
     return texts
 
 

@@ -63,10 +63,10 @@ class IngestConfig(Strict):
     """About how many characters of a text file make one record."""
     max_synthetic_fraction: float = Field(default=0.0, ge=0, le=1)
     """The largest share of the records that may have been made by a model of this project; more is an error."""
-    shard_items: int = Field(default=512, ge=1)
-    """The most items in one shard of records. A worker reads one shard's items at a time."""
+    shard_items: int = Field(default=8192, ge=1)
+    """The most records in one shard."""
     shard_bytes: int = Field(default=64 << 20, ge=1)
-    """About how many bytes of files go into one shard."""
+    """The most bytes of media and texts in one shard, unless a single record has more. Work is divided by it, too."""
     num_workers: int | None = Field(default=None, ge=1, json_schema_extra=PLACEMENT)
     """How many shards are worked on at once; by default as many as there are CPUs."""
 

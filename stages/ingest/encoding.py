@@ -50,6 +50,11 @@ def no_nul(text: str) -> str:
     return text
 
 
+def has_lines(encoding: str) -> bool:
+    """Whether lines can be found in the bytes: not so in UTF-16."""
+    return "\n".encode(encoding) == b"\n"
+
+
 def lines(blocks: Iterator[bytes], limit: int, encoding: str = "utf-8") -> Iterator[tuple[bytes | None, str]]:
     """(line without its end, its encoding), read as a stream; None for a line of more than `limit` bytes.
 
@@ -58,10 +63,38 @@ def lines(blocks: Iterator[bytes], limit: int, encoding: str = "utf-8") -> Itera
     first = next(blocks, b"")
     encoding, skip = by_mark(first, encoding)
     blocks = chain([first[skip:]], blocks)
-    if "\n".encode(encoding) != b"\n":
+    if not has_lines(encoding):
         blocks, encoding = _recoded(blocks, encoding), "utf-8"
     for line in _split(blocks, limit):
         yield line, encoding
+
+
+def line_ranges(blocks: Iterator[bytes], size: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, lines) of ranges of bytes that hold whole lines, each closed by the line that brings it to `size`
+    bytes or `count` lines; in order and without gaps."""
+    start = at = held = 0
+    block = b"\n"
+    for block in blocks:
+        done = 0  # of this block
+        while end := _closing(block, done, at - start + done, held, size, count):
+            yield start, at + end, held + block.count(b"\n", done, end)
+            start, held, done = at + end, 0, end
+        held += block.count(b"\n", done)
+        at += len(block)
+    if at > start:
+        yield start, at, held + (not block.endswith(b"\n"))
+
+
+def _closing(block: bytes, done: int, size_held: int, lines_held: int, size: int, count: int) -> int:
+    """The end of the line in this block that closes a range, of which `size_held` bytes and `lines_held` lines come
+    before `done`; 0 where none does."""
+    by_size = block.find(b"\n", max(done, done + size - size_held - 1)) + 1
+    if lines_held + block.count(b"\n", done, by_size or len(block)) < count:
+        return by_size
+    at = done - 1
+    for _ in range(count - lines_held):
+        at = block.find(b"\n", at + 1)
+    return at + 1
 
 
 def _recoded(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:

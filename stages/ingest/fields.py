@@ -12,7 +12,7 @@ from typing import Any
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names
-from omniloom.stages.ingest.options import PLACEHOLDER, Captions
+from omniloom.stages.ingest.options import PLACEHOLDER, UNNAMED, Captions
 from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
 
@@ -70,11 +70,11 @@ def file_field(manifest: Manifest, configured: str | None, names: Names) -> str 
     return next(iter(candidates or usual), None)
 
 
-def caption_field(manifest: Manifest, captions: Captions) -> str | None:
-    """The field of the captions, as `file_field`; None where the rows have labels or meta alone."""
-    if captions.caption_field:
-        return _present(manifest, captions.caption_field, "caption_field")
-    candidates = _captions_of(manifest.keys)
+def caption_fields(manifest: Manifest, captions: Captions) -> list[str]:
+    """The fields of the captions, as `file_field`; none where the rows have labels or meta alone."""
+    if named := captions.caption_field:
+        return [_present(manifest, name, "caption_field") for name in ([named] if isinstance(named, str) else named)]
+    candidates = captions_of(manifest.keys)
     if len(candidates) > 1 and not _equal(manifest, candidates):
         raise InputError(
             f"{manifest.name}: {' and '.join(map(repr, candidates))} may both be captions; set "
@@ -88,20 +88,19 @@ def caption_field(manifest: Manifest, captions: Captions) -> str | None:
             "captions.caption_field to the one of captions",
             field=manifest.field,
         )
-    return candidates[0] if candidates else None
+    return candidates[:1]
 
 
-def names_files(manifest: Manifest) -> bool:
-    """Whether a manifest that nobody configured is one of files and what is on them."""
-    return bool(_known(manifest.keys, FILE_FIELDS)) and bool(
-        _captions_of(manifest.keys) or DEFAULTS.label_field in manifest.keys
-    )
+def names_files(manifest: Manifest, captions: Captions = UNNAMED) -> bool:
+    """Whether a manifest that nobody named is one of files and what is on them."""
+    said = captions.caption_field or captions_of(manifest.keys) or captions.label_field in manifest.keys
+    return bool(_known(manifest.keys, FILE_FIELDS) and said)
 
 
-def row_caption(row: dict, configured: str | None) -> tuple[str | None, Reject | None]:
-    """The field of one row's caption where rows come one by one: the configured one, else the known one that it has."""
-    candidates = [configured] if configured else _captions_of(row)
-    if len(candidates) > 1:
+def row_caption(row: dict) -> tuple[str | None, Reject | None]:
+    """The field of one row's caption where rows come one by one and nobody named it: the known one that it has."""
+    candidates = captions_of([key for key, value in row.items() if value is not None])
+    if len(candidates) > 1 and any(row[key] != row[candidates[0]] for key in candidates):
         return None, Reject(
             "bad_caption", f"{' and '.join(map(repr, candidates))} may both be captions; set caption_field"
         )
@@ -111,7 +110,7 @@ def row_caption(row: dict, configured: str | None) -> tuple[str | None, Reject |
 def check_fields(manifest: Manifest, captions: Captions) -> None:
     """InputError for a field that was asked for and that no row has."""
     for name in ("label_field", "license_field", "group_field"):
-        if (key := getattr(captions, name)) and key != getattr(DEFAULTS, name):
+        if (key := getattr(captions, name)) and key != getattr(UNNAMED, name):
             _present(manifest, key, name)
     for key in captions.meta_fields:
         _present(manifest, key, "meta_fields")
@@ -126,7 +125,9 @@ def _present(manifest: Manifest, key: str, name: str) -> str:
     return key
 
 
-def _captions_of(keys: Iterable[str]) -> list[str]:
+def captions_of(keys: Iterable[str]) -> list[str]:
+    """Those of the keys that captions usually have: several are a choice to make."""
+    keys = list(keys)
     return next((matches for tier in CAPTION_FIELDS if (matches := _known(keys, tier))), [])
 
 
@@ -141,12 +142,16 @@ def _equal(manifest: Manifest, keys: list[str]) -> bool:
 # ---- values ----
 
 
-def facts(row: dict, captions: Captions, caption: str | None) -> tuple[dict, list[Reject]]:
+def facts(row: dict, captions: Captions, caption_fields: list[str]) -> tuple[dict, list[Reject]]:
     """What a row says of its file, and what of it cannot be used."""
     result: dict[str, Any] = {}
-    texts, bad = caption_texts(row.get(caption) if caption else None, caption or "")
+    texts: list[str] = []
+    bad: list[Reject] = []
+    for field in caption_fields:
+        more, wrong = caption_texts(row.get(field), field)
+        texts, bad = texts + more, bad + wrong
     if texts:
-        result["captions"] = texts
+        result["captions"] = list(dict.fromkeys(texts))
     for key, name in (
         ("label", captions.label_field),
         ("license", captions.license_field),
@@ -202,6 +207,3 @@ def fill(template: str, row: dict) -> str:
 def marked(row: dict) -> bool:
     """Whether a manifest row says that a model of this project made the sample."""
     return row.get("synthetic") is True or "omniloom" in row
-
-
-DEFAULTS = Captions(from_="file")  # the fields of a manifest that nobody configured

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omniloom.infra import storage
-from omniloom.stages.data import records
+from omniloom.stages.data import changes, records
 
 _COLUMNS = ["source", "path", "part", "id", "kind", "split"]
 _READERS = 16
@@ -67,7 +67,11 @@ _COPIES = "duplicates/duplicates.jsonl"
 def _rows(uri: str, where: pc.Expression) -> list[dict[str, Any]]:
     fs, path = storage.filesystem(uri)
     with fs.open(path, "rb") as file:
-        return pq.read_table(file, columns=_COLUMNS, filters=where).to_pylist()
+        found = pq.read_table(file, columns=_COLUMNS, filters=where).to_pylist()
+    if not found or not changes.of_shard(uri):
+        return found
+    paths = {row["path"] for row in found}
+    return [row for row in records.iterate_shard(uri, columns=_COLUMNS, batch_size=4096) if row["path"] in paths]
 
 
 def _lines(uri: str, names: Sequence[FileName]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Manifests: rows that say of files what is on them, as JSON lines or as a table (CSV, TSV).
+"""Manifests: rows that say of files what is on them, as JSON lines, a table (CSV, TSV, Parquet), a JSON array, or
+annotations as COCO has them.
 
 In: a manifest's bytes. Out: rows with their line numbers; a line that is no row is a `Reject`, and the others stay.
 What the fields of a row mean, `stages.ingest.fields` says.
@@ -8,16 +9,11 @@ A manifest that was asked for and cannot be read is an `InputError`: what it say
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import posixpath
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from fsspec.core import split_protocol
 
@@ -25,14 +21,17 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding as encodings
+from omniloom.stages.ingest.formats import coco, delimited
+from omniloom.stages.ingest.formats.json_rows import parse_row
+from omniloom.stages.ingest.formats.json_stream import objects
 from omniloom.stages.ingest.listing import SourceFile, list_files
-from omniloom.stages.ingest.paths import encodable, hidden
+from omniloom.stages.ingest.paths import hidden
 from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.roots import Root
+from omniloom.stages.ingest.suffixes import suffix
 
-METADATA = ("metadata.jsonl", "metadata.csv")  # names that the datasets library gives a manifest
-_TABLES = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
-_DEEPEST = 100  # levels of a JSON row
+# Names that the datasets library gives a manifest.
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _ROW_BYTES = 1 << 30  # of a manifest, which is read whole
 
 
@@ -76,7 +75,7 @@ class ManifestFile:
         below = None if self.root.is_file else self.root.relative(self.uri)
         return None if below is None or hidden(below) else below
 
-    def check(self, files: list[SourceFile]) -> None:
+    def check(self, files: Iterable[SourceFile]) -> None:
         """InputError where it should be among the `files` below the root and is not."""
         if self.below is not None and self.below not in {file.path for file in files}:
             raise InputError(f"no such file: {self.uri}", field=self.field)
@@ -89,7 +88,7 @@ class ManifestFile:
             raise InputError(f"is a folder, expected a file: {self.uri}", field=elsewhere.uri_field)
         return files[0]
 
-    def size(self, files: list[SourceFile]) -> int:
+    def size(self, files: Iterable[SourceFile]) -> int:
         below = self.below
         return next((file.size for file in files if file.path == below), 0) if below else self.outside().size
 
@@ -118,9 +117,19 @@ def read_manifest(root: Root, uri: str, below: str | None, field: str, starts: t
 
 
 def parse(data: bytes, name: str, encoding: str) -> list[tuple[int, dict | Reject]]:
-    """(line, row) of a manifest; a line that is no row comes as `Reject`. MediaError where nothing can be read."""
-    if delimiters := _TABLES.get(posixpath.splitext(name)[1].lower()):
-        return list(_table(data, delimiters, encoding))
+    """(line, row) of a manifest, by the suffix of its `name`; what is no row comes as `Reject`. Rows of JSON and
+    of Parquet have numbers for lines. MediaError where nothing can be read."""
+    ending = suffix(name)
+    if delimiters := delimited.DELIMITERS.get(ending):
+        return list(delimited.table(delimited.Lines(iter([data]), encoding, len(data) + 1), delimiters))
+    if ending == ".parquet":
+        from omniloom.stages.ingest.formats import parquet
+
+        return list(parquet.all_rows(data))
+    if ending == ".json":
+        if (annotations := coco.parse(data, encoding)) is not None:
+            return list(enumerate(coco.rows(annotations), 1))
+        return list(objects(iter([data]), _ROW_BYTES, encoding))
     rows: list[tuple[int, dict | Reject]] = []
     for number, (line, line_encoding) in enumerate(encodings.lines(iter([data]), _ROW_BYTES, encoding), 1):
         if line and line.strip():
@@ -129,76 +138,3 @@ def parse(data: bytes, name: str, encoding: str) -> list[tuple[int, dict | Rejec
             except MediaError as error:
                 rows.append((number, Reject(error.code, error.message)))
     return rows
-
-
-def _table(data: bytes, delimiters: str, encoding: str) -> Iterator[tuple[int, dict | Reject]]:
-    encoding, skip = encodings.by_mark(data, encoding)
-    try:
-        # Bytes that are wrong become lone surrogates, which cost their row and no other.
-        text = data[skip:].decode(encoding, "surrogateescape")
-    except UnicodeError as error:
-        raise encodings.undecodable(error, encoding, skip, len(data)) from None
-    head = re.sub(r'"[^"]*"', "", text.split("\n", 1)[0])
-    delimiter = max(delimiters, key=head.count)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    columns: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, Reject("bad_manifest_row", str(error))
-            continue
-        if columns is None:
-            columns = [cell.strip() for cell in cells]
-        elif len(cells) > len(columns):
-            yield line, Reject("bad_manifest_row", f"{len(cells)} columns, the first line names {len(columns)}")
-        elif not all(map(encodable, cells)):
-            yield line, Reject("invalid_utf8" if encoding == "utf-8" else "invalid_encoding", f"not {encoding}")
-        elif any(cells):
-            yield line, {column: _cell(cell) for column, cell in zip(columns, cells, strict=False) if column and cell}
-
-
-def _cell(cell: str) -> Any:
-    """A table's cell; one that holds a JSON list of texts stands for them."""
-    if cell.startswith("["):
-        try:
-            value = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-            return value
-    return cell
-
-
-def parse_row(line: bytes, encoding: str = "utf-8") -> dict:
-    """A JSON object out of one line; MediaError with the reason for anything else."""
-    try:
-        row = json.loads(line.decode(encoding))
-    except UnicodeError as error:
-        raise MediaError("invalid_json", encodings.undecodable(error, encoding).message) from None
-    except RecursionError:
-        raise MediaError("invalid_json", "nested too deep") from None
-    except ValueError as error:
-        raise MediaError("invalid_json", str(error)) from None
-    if not isinstance(row, dict):
-        raise MediaError("invalid_json", f"expected an object, got {type(row).__name__}")
-    if line.count(b"[") + line.count(b"{") > _DEEPEST and _depth(row) > _DEEPEST:
-        raise MediaError("invalid_json", f"nested too deep: more than {_DEEPEST} levels")
-    return row
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return depth

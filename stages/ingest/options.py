@@ -85,9 +85,9 @@ class Captions(Strict):
     file_field: str | None = None
     """The manifest's field that names the media file, relative to the source's `uri`. By default the one of file,
     file_name, image, path and similar names that the rows have."""
-    caption_field: str | None = None
-    """The manifest's field of the caption, a text or a list of texts. By default the one of caption, captions, text
-    and similar names that the rows have."""
+    caption_field: str | list[str] | None = None
+    """The manifest's field of the caption, a text or a list of texts; or several such fields. By default the one of
+    caption, captions, text and similar names that the rows have."""
     label_field: str | None = "label"
     """The manifest's field of the label, a text or a number."""
     group_field: str | None = None
@@ -130,3 +130,6 @@ def refuse(config: BaseModel, names: tuple[str, ...], goes_with: str) -> None:
         field = type(config).model_fields[name]
         if getattr(config, name) != field.get_default(call_default_factory=True):
             raise ValueError(f"{name}: goes with {goes_with}")
+
+
+UNNAMED = Captions(from_="file")  # the fields of a manifest that nobody configured

@@ -16,7 +16,6 @@ from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.kinds.table import open_source
 from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.retrying import patiently
 from omniloom.stages.ingest.splits import group_key
 
 
@@ -25,8 +24,7 @@ class Reader:
 
     def __init__(self, config: Config, index: int):
         self.kind = open_source(config.sources[index], index, config.limits, config.chunk_chars)
-        root = self.kind.root
-        root.is_file = patiently(lambda: root.fs.isfile(root.path))
+        self.kind.root.settle()
 
     def read(self, item: dict) -> Iterator[dict]:
         """Rows and rejects of one item, told apart by the key `code` of a reject. Raises for no content
@@ -43,6 +41,17 @@ class Reader:
         except Exception as error:
             yield Reject.of(error, path).row(path, part)
 
+    def asked(self, item: dict) -> list[str]:
+        """The files besides its own that reading an item asked for, as the listing names them; to be called once it
+        has been read."""
+        found = []
+        for root, prefix in ((self.kind.root, ""), (self.kind.media_root, "media_root/")):
+            if root:
+                found += [prefix + path for path in root.asked]
+                root.asked = []
+        own = item["path"] if "identity" in item else None
+        return [path for path in dict.fromkeys(found) if path != own]
+
     def _completed(self, row: dict, item: dict) -> dict:
         row.setdefault("part", item.get("part", 0))
         row["path"] = item["path"]
@@ -52,7 +61,7 @@ class Reader:
             row["group"] = group_key("file", item["path"])
         else:
             row["group"] = None
-        row["license"] = item.get("license") or self.kind.config.license
+        row["license"] = item.get("license") or row.get("license") or self.kind.config.license
         row["synthetic"] = bool(row.get("synthetic") or item.get("synthetic") or self.kind.config.synthetic)
         meta = {**item.get("meta", {}), **row.get("meta", {})}
         row["meta"] = json.dumps(meta, ensure_ascii=False, default=str)

@@ -2,17 +2,22 @@
 
 In: a source of the config. Out: bytes, or `MediaError` with the reason. `listing` tells which files there are.
 
+A zip or a tar is the folder that it would unpack to, see `archives`, unless who reads it reads archives. Braces in the
+URI stand for several files.
+
 Errors that pass are tried again. Nothing but regular files is ever opened: a FIFO would wait for ever. Symbolic links
 are followed to what lies inside the root, and elsewhere where the source says `follow_links`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -20,9 +25,13 @@ from fsspec.implementations.local import LocalFileSystem
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
+from omniloom.stages.ingest import archives
+from omniloom.stages.ingest.braces import expand, folder, has_braces
+from omniloom.stages.ingest.compressed import decompressed
 from omniloom.stages.ingest.options import SourceConfig
 from omniloom.stages.ingest.paths import lies_in, type_of
 from omniloom.stages.ingest.retrying import patiently, unreadable
+from omniloom.stages.ingest.suffixes import ARCHIVES, compression, suffix
 
 # The demo's corpus; loaded at first use.
 fsspec.register_implementation("digits", "omniloom.stages.ingest.digits.DigitsFileSystem")
@@ -31,21 +40,48 @@ _BLOCK = 1 << 20
 
 
 class Root:
-    """A root, a folder or one file, on any filesystem; `uri_field` is where the config names it."""
+    """A root, a folder, an archive or one file, on any filesystem; `uri_field` is where the config names it.
 
-    def __init__(self, source: SourceConfig, index: int, uri: str | None = None, name: str = "uri"):
+    `names`: below `place`, of the files that the root is, where braces in the URI stand for them; else None.
+    """
+
+    def __init__(
+        self, source: SourceConfig, index: int, uri: str | None = None, name: str = "uri", opens_archives: bool = True
+    ):
         self.source, self.index = source, index
         self.field = f"sources.{index}"
         self.uri_field = f"{self.field}.{name}"
         self.place = storage.absolute(uri or source.uri)
+        self.names: list[str] | None = None
         try:
             self.fs, self.path = storage.filesystem(self.place)
+            if has_braces(self.place) and not self._holds("exists"):
+                self.place, pattern = storage.absolute(folder(self.place)), self.place
+                self.fs, self.path = storage.filesystem(self.place)
+                self.names = expand(storage.absolute(pattern).removeprefix(self.place).lstrip("/"))
         except (ValueError, ImportError) as error:
             raise InputError(f"{uri or source.uri!r} cannot be opened: {error}", field=self.uri_field) from None
         self.local = isinstance(self.fs, LocalFileSystem)
         self.real = os.path.realpath(self.path) if self.local else self.path
         self.is_file = False
+        self.asked: list[str] = []  # paths of files, there or not, that were to be read
+        self.is_archive = opens_archives and suffix(self.path) in ARCHIVES and self._holds("isfile")
+        if self.is_archive:
+            self.fs, self.path = archives.opened(self.fs, self.path), ""
+            self.local, self.real = False, self.place
         self._names: dict[str, dict[str, list[str]]] = {}
+
+    def _holds(self, question: str) -> bool:
+        """What the filesystem says of the path; not so where it cannot be asked, which whoever lists it tells."""
+        try:
+            return getattr(self.fs, question)(self.path)
+        except Exception:
+            return False
+
+    def settle(self) -> None:
+        """Find out whether the root is one file, where it has not been listed."""
+        if self.names is None and not self.is_archive:
+            self.is_file = patiently(lambda: self.fs.isfile(self.path))
 
     def uri(self, path: str) -> str:
         """The filesystem's own path of a file below the root."""
@@ -62,13 +98,32 @@ class Root:
             known = patiently(lambda: self._check(path, size))
             if limit and known and known > limit:
                 raise MediaError("too_large", f"{known} bytes, at most {limit}")
+            if compression(path):
+                return _joined(self.blocks(path), limit)
             return patiently(lambda: self.fs.cat_file(self.uri(path)))
         except Exception as error:
             raise unreadable(error, path) from error
 
-    def blocks(self, path: str) -> Iterator[bytes]:
-        """The content of a file block by block, of which none is empty; after a failure it goes on where it was."""
-        file, at = None, 0
+    def blocks(self, path: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
+        """The bytes from `start` to `stop` of a file block by block, of which none is empty; of a compressed file those
+        of what it holds, for which all before them is read too."""
+        ending = compression(path)
+        if ending is None:
+            yield from self.raw_blocks(path, start, stop)
+            return
+        at = 0
+        with contextlib.closing(self.raw_blocks(path)) as raw:
+            for block in decompressed(raw, ending):
+                if data := block[max(0, start - at) : None if stop is None else max(0, stop - at)]:
+                    yield data
+                at += len(block)
+                if stop is not None and at >= stop:
+                    return
+
+    def raw_blocks(self, path: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
+        """The bytes from `start` to `stop` of a file as they lie there, block by block; after a failure it goes on
+        where it was."""
+        file, at = None, start
 
         def block() -> bytes:
             nonlocal file
@@ -77,7 +132,7 @@ class Root:
                 file = self.fs.open(self.uri(path), "rb")
                 file.seek(at)
             try:
-                return file.read(_BLOCK)
+                return file.read(_BLOCK if stop is None else min(_BLOCK, stop - at))
             except Exception:
                 file = None
                 raise
@@ -92,8 +147,14 @@ class Root:
             if file:
                 file.close()
 
+    def open(self, path: str) -> Any:
+        """A file as a stream of bytes that can seek; MediaError where it is none."""
+        self._check(path)
+        return self.fs.open(self.uri(path), "rb")
+
     def _check(self, path: str, size: int | None = None) -> int | None:
         """The size of a regular file inside the root; MediaError for anything else."""
+        self.asked.append(path)
         if self.escapes(path):
             raise MediaError(
                 "outside_root",
@@ -107,6 +168,8 @@ class Root:
         if size is not None:
             return size
         info = self.fs.info(self.uri(path))
+        if "reject" in info:
+            raise MediaError(*info["reject"])
         if info["type"] != "file":
             raise MediaError("not_a_file", f"{path[:200]} is a {info['type']}")
         return info.get("size")
@@ -153,3 +216,12 @@ class Root:
                 names = {}  # no folder, or one that cannot be read: nothing is found in it
             self._names[folder] = names
         return self._names[folder]
+
+
+def _joined(blocks: Iterable[bytes], limit: int | None) -> bytes:
+    data = bytearray()
+    for block in blocks:
+        data += block
+        if limit and len(data) > limit:
+            raise MediaError("too_large", f"more than {limit} bytes once it is decompressed")
+    return bytes(data)

@@ -10,59 +10,114 @@ A missing root, one without any file of the source's kind, and a manifest that d
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from operator import eq
 
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
-from omniloom.stages.ingest.listing import SourceFile, list_files
+from omniloom.stages.ingest.listing import Files, SourceFile, list_files
+from omniloom.stages.ingest.recognition import line, recognized
 from omniloom.stages.ingest.suffixes import COMPANIONS, suffix
 
 
-def listing(config: Config) -> list[dict]:
-    """[{"source", "path", "size", "identity"}] of what each source offers, in order: cheap, nothing is decoded.
+class Facts(Sequence[dict]):
+    """{"source", "path", "size", "identity"} of what the sources offer, in order, made anew by each iteration."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, str, Sequence[SourceFile]]] = []
+
+    def add(self, source: int, files: Sequence[SourceFile], below: str = "") -> None:
+        self._parts.append((source, below, files))
+
+    def __iter__(self) -> Iterator[dict]:
+        for source, below, files in self._parts:
+            for file in files:
+                yield {"source": source, "path": below + file.path, "size": file.size, "identity": file.identity}
+
+    def __len__(self) -> int:
+        return sum(len(files) for _, _, files in self._parts)
+
+    def __getitem__(self, index):
+        return list(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+
+def listing(config: Config) -> Facts:
+    """Facts of what each source offers: cheap, nothing is decoded.
 
     Raises InputError for roots that are missing or hold no file of the source's kind, and for small manifests that do
     not fit their folder; one tells of all sources.
     """
-    facts, errors = [], []
+    facts, errors = Facts(), []
     for index in range(len(config.sources)):
         try:
-            listed = _listed(_opened(config, index))
+            kind = _opened(config, index)
+            contents = _contents(kind)
+            _list(kind, contents, facts)
+            kind.check(contents)
         except InputError as error:
             errors.append(error)
-            continue
-        facts += [{"source": index, "path": path, "size": f.size, "identity": f.identity} for path, f in listed]
     if errors:
         raise together(errors)
     return facts
 
 
-def _listed(kind: SourceKind) -> list[tuple[str, SourceFile]]:
-    """Every file that has a part in the source's records, by the path that stands for it."""
-    contents = _contents(kind)
-    chosen = {file.path for file in contents.of_kind}
-    listed = [(file.path, file) for file in contents.files if file.path in chosen or kind.matters(file.path)]
+def _list(kind: SourceKind, contents: Contents, facts: Facts) -> None:
+    """Add every file that has a part in the source's records, by the path that stands for it."""
+    all_of_kind = kind.root.is_file
+    facts.add(kind.index, contents.files.where(lambda f: all_of_kind or _is_item(kind, f) or kind.matters(f.path)))
     if kind.manifest and kind.manifest.below is None:
-        outside = kind.manifest.outside()
-        listed.append((outside.path, outside))
+        facts.add(kind.index, [kind.manifest.outside()])
     if kind.media_root:
-        listed += [(f"media_root/{file.path}", file) for file in list_files(kind.media_root)]
-    kind.check(contents)
-    return listed
+        facts.add(kind.index, list_files(kind.media_root), "media_root/")
 
 
-def items(config: Config, notes: Counter | None = None) -> list[dict]:
+def items(
+    config: Config, notes: Counter | None = None, listed: Callable[[int, Facts], None] | None = None
+) -> Iterator[dict]:
     """What is to be ingested, in the order of the sources and of the paths within each.
 
-    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread.
+    `notes` counts what a person should be told: metadata_captions, metadata_unread, sidecars_unread. `listed` is told
+    the number of a source and what `listing` says of it, before its items come.
     """
-    collected: list[dict] = []
+    for _, item in _items(config, notes, listed):
+        yield item
+
+
+def pieces(
+    config: Config, notes: Counter | None = None, listed: Callable[[int, Facts], None] | None = None
+) -> Iterator[dict]:
+    """`items`, the large ones in pieces."""
+    for kind, item in _items(config, notes, listed):
+        yield from _pieces(kind, item, config)
+
+
+def _items(config: Config, notes: Counter | None, listed) -> Iterator[tuple[SourceKind, dict]]:
     notes = Counter() if notes is None else notes
     for index in range(len(config.sources)):
         kind = _opened(config, index)
-        collected += kind.items(_contents(kind), notes)
-    return collected
+        contents = _contents(kind)
+        if listed:
+            facts = Facts()
+            _list(kind, contents, facts)
+            listed(index, facts)
+        for item in kind.items(contents, notes):
+            yield kind, item
+
+
+def _pieces(kind: SourceKind, item: dict, config: Config) -> list[dict]:
+    """The pieces of an item; one that cannot be looked into is one, and the worker that reads it says why."""
+    if "reject" in item:
+        return [item]
+    try:
+        return list(kind.cut(item, config.shard_bytes, config.shard_items))
+    except Exception:
+        return [item]
 
 
 def _opened(config: Config, index: int) -> SourceKind:
@@ -74,7 +129,7 @@ def _contents(kind: SourceKind) -> Contents:
     files = list_files(kind.root)
     if kind.manifest:
         kind.manifest.check(files)
-    contents = Contents(files, files if kind.root.is_file else [file for file in files if _is_item(kind, file)])
+    contents = Contents(files, files if kind.root.is_file else files.where(lambda file: _is_item(kind, file)))
     if not kind.holds_some(contents):
         raise InputError(_nothing(kind, files), field=kind.root.uri_field)
     return contents
@@ -91,7 +146,7 @@ def _known_suffixes() -> set[str]:
     return {*COMPANIONS, *(ending for kind in KINDS.values() for ending in kind.suffixes)}
 
 
-def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
+def _nothing(kind: SourceKind, files: Files) -> str:
     """Why a source is empty, what its files look like, and the line of the config that reads them."""
     config = kind.config
     seen = f"{len(files)} files, none of them" if files else "an empty folder, no file"
@@ -102,13 +157,13 @@ def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
     refused = Counter(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject)
     if refused:
         return f"{message}; {', '.join(f'{n} {reason}' for reason, n in refused.most_common(3))}"
-    suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
-    kinds = Counter({name: sum(suffixes[ending] for ending in known.suffixes) for name, known in KINDS.items()})
-    name, count = kinds.most_common(1)[0]
-    if count and name != config.kind:
-        more = f", {needed}" if (needed := KINDS[name].needs_options) else ""
-        return f"{message}; {count} look like {name}, which `{{kind: {name}, uri: {config.uri}{more}}}` reads"
-    if files and not count:
+    found = [pair for pair in recognized(Glimpse(kind.root, files)) if pair[0] != config.kind]
+    if found:
+        name, recognition = found[0]
+        reads = line({"kind": name, "uri": config.uri, **recognition.options})
+        return f"{message}; {len(recognition.paths)} look like {name}, which `{reads}` reads"
+    if files and not any(suffix(file.path) in kind.suffixes for file in files):
+        suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
         most = ", ".join(f"{n} {ending}" for ending, n in suffixes.most_common(3))
         return f"{message}; it holds {most}, which no kind reads"
     return message

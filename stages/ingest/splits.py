@@ -1,7 +1,6 @@
 """Splits: held out means unseen. Which of train, validation and test each record lies in, once all are known.
 
-In: of each record what `write_keys` was given when its shard was written. Out: the records whose split is another than
-their own key says, and counts.
+In: of each record what `stages.ingest.keys` keeps. Out: the split of each, the one that its own key says, and counts.
 
 1. A record's key is its group's, where it has one (a `group` of its manifest; the file of a text or a document), else
    its content's identity. `records.split_of` of the key is the split that the record has by itself.
@@ -19,19 +18,15 @@ Memory: some 300 bytes a record; looks and sketches lie in a temporary file.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from omniloom.infra import storage
 from omniloom.stages.data import records
-from omniloom.stages.data.media.identity import LOOK_BYTES, SKETCH
+from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES, SKETCH
 from omniloom.stages.ingest import twins
 
 HELD_OUT = ("test", "validation")  # in the order in which a cluster takes them
@@ -62,55 +57,33 @@ def own_split(row: Mapping, fractions: Mapping[str, float]) -> str:
     return records.split_of(row["group"] or row["id"], fractions)
 
 
-def write_keys(uri: str, rows: list[dict]) -> None:
-    """`rows`: dictionaries of `KEYS`, in the order of a shard's records."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=KEYS), sink, compression="zstd")
-    storage.write_bytes(uri, sink.getvalue())
+def assign(rows: Iterable[Mapping], fractions: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """The split of each record and the one that it has by itself, as places in `records.SPLITS`; and counts.
 
-
-def _read_keys(uri: str) -> Iterator[dict]:
-    for batch in pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).iter_batches(batch_size=1024):
-        yield from batch.to_pylist()
-
-
-def assign(
-    keys: Mapping[str, str],
-    dropped: Mapping[str, set[records.Key]],
-    fractions: Mapping[str, float],
-) -> tuple[dict[str, dict[records.Key, str]], dict[str, int]]:
-    """By shard the records that get another split than their own, and counts.
-
-    `keys` maps shards' names to the URIs of their keys, in order; `dropped` to records that are no more.
+    `rows`: dictionaries of `KEYS`, in the order of the sources.
     """
     with tempfile.TemporaryFile() as pictures, tempfile.TemporaryFile() as clips, tempfile.TemporaryFile() as texts:
-        corpus = _Corpus(_Rows(pictures, LOOK_BYTES), _Rows(clips, LOOK_BYTES), _Rows(texts, 4 * SKETCH))
-        for name, uri in keys.items():
-            gone = dropped.get(name, set())
-            for row in _read_keys(uri):
-                if records.key_of(row) not in gone:
-                    corpus.add(row)
+        corpus = _Corpus(_Rows(pictures, LOOK_BYTES), _Rows(clips, CLIP_FRAMES * LOOK_BYTES), _Rows(texts, 4 * SKETCH))
+        for row in rows:
+            corpus.add(row)
         clusters, near = corpus.clusters()
     splits, by_need = _Shares(corpus, clusters, fractions).splits()
-    changed: dict[str, dict[records.Key, str]] = {}
-    number = 0
-    for name, uri in keys.items():
-        gone = dropped.get(name, set())
-        for row in _read_keys(uri):
-            if (key := records.key_of(row)) in gone:
-                continue
-            split = splits[clusters[corpus.nodes[number]]]
-            if split != own_split(row, fractions):
-                changed.setdefault(name, {})[key] = split
-            number += 1
-    sizes = np.bincount(np.unique(clusters[corpus.nodes], return_inverse=True)[1]) if number else np.zeros(1, int)
-    return changed, {
-        "groups": len(corpus.positions),
-        "near_twins": near,
-        "split_clusters": int((sizes > 0).sum()),
-        "largest_cluster": int(sizes.max()),
-        "held_out_for_want": by_need,
-    }
+    codes = {split: code for code, split in enumerate(records.SPLITS)}
+    nodes = np.array(corpus.nodes, np.int64)
+    of_nodes = np.array([codes[splits[cluster]] for cluster in clusters.tolist()], np.uint8)
+    own = np.array([codes[records.split_of(key, fractions)] for key in corpus.positions], np.uint8)
+    sizes = np.bincount(np.unique(clusters[nodes], return_inverse=True)[1]) if len(nodes) else np.zeros(1, int)
+    return (
+        of_nodes[nodes],
+        own[nodes],
+        {
+            "groups": len(corpus.positions),
+            "near_twins": near,
+            "split_clusters": int((sizes > 0).sum()),
+            "largest_cluster": int(sizes.max()),
+            "held_out_for_want": by_need,
+        },
+    )
 
 
 class _Rows:
@@ -184,7 +157,7 @@ class _Corpus:
         pictures = twins.near_pictures(self.looks.array(np.uint8))
         groups = np.concatenate(
             [
-                np.array(self._of_clips, np.int64)[twins.near_pictures(self.clips.array(np.uint8), twins.CLIPS)],
+                np.array(self._of_clips, np.int64)[twins.near_pictures(self.clips.array(np.uint8))],
                 np.array(self._texts, np.int64)[twins.near_texts(self.sketches.array(np.uint32))],
             ]
         )
@@ -297,18 +270,3 @@ class _Shares:
             return 0
         splits[chosen] = split
         return sum(of_kind.get(chosen, 0) for of_kind in self.kinds.values())
-
-
-def read_plan(uri: str) -> tuple[dict[str, dict[records.Key, str]], dict[str, int]] | None:
-    """What `write_plan` has written; None where nothing is."""
-    if not (plan := storage.read_json(uri)):
-        return None
-    return (
-        {name: {tuple(key): split for *key, split in rows} for name, rows in plan["changes"].items()},
-        plan["counts"],
-    )
-
-
-def write_plan(uri: str, changes: Mapping[str, Mapping[records.Key, str]], counts: Mapping[str, int]) -> None:
-    rows = {name: [[*key, split] for key, split in of_shard.items()] for name, of_shard in changes.items()}
-    storage.write_bytes(uri, json.dumps({"changes": rows, "counts": counts}).encode())

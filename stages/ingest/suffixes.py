@@ -20,5 +20,23 @@ COMPANIONS = (
 SIDECARS = (".txt", ".caption")
 
 
+# How files are compressed; the suffix before it says what they hold.
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".tbz": ".bz2", ".txz": ".xz", ".tzst": ".zst"}  # of .tar.gz and so on
+ARCHIVES = (".zip", ".tar")
+
+
 def suffix(path: str) -> str:
-    return posixpath.splitext(path)[1].lower()
+    """The suffix in small letters; of a compressed file that of what it holds: .txt of a.txt.gz, .tar of a.tgz."""
+    stem, ending = posixpath.splitext(path)
+    ending = ending.lower()
+    if ending in _SHORT:
+        return ".tar"
+    inner = posixpath.splitext(stem)[1].lower() if ending in COMPRESSED else ""
+    return inner or ending
+
+
+def compression(path: str) -> str | None:
+    """How the file is compressed: the one of `COMPRESSED`; None where it is not."""
+    ending = posixpath.splitext(path)[1].lower()
+    return ending if ending in COMPRESSED else _SHORT.get(ending)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding
 
+# Bytes of a section, up to the end of a line: a large file is cut into chunks section by section, so that no chunk
+# depends on where in the file somebody begins to read.
+SECTION = 4 << 20
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 
 
@@ -19,6 +23,39 @@ def decode_text(data: bytes, name: str = "utf-8") -> str:
     if not text.strip():
         raise MediaError("empty", "nothing but white space")
     return text
+
+
+def sections(blocks: Iterator[bytes], start: int, limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """(where it begins, its bytes) of each section of a file whose bytes from `start`, where a section begins, are
+    `blocks`; None in place of more than `limit` bytes.
+
+    A section ends with the first line that reaches a multiple of `SECTION`, so it can be found from anywhere.
+    """
+    data, size = bytearray(), 0  # of the section at `start`; `data` is dropped where there is too much of it
+    for block in blocks:
+        at = 0
+        while at < len(block):
+            wanted = (start // SECTION + 1) * SECTION - start - size  # bytes until a line's end closes the section
+            end = block.find(b"\n", max(at, at + wanted - 1)) + 1 or len(block)
+            closed = block.endswith(b"\n", at, end) and end - at >= wanted
+            if size + end - at <= limit:
+                data += block[at:end]
+            else:
+                data.clear()
+            size, at = size + end - at, end
+            if closed:
+                yield start, bytes(data) if size <= limit else None
+                start, size = start + size, 0
+                data.clear()
+    if size:
+        yield start, bytes(data) if size <= limit else None
+
+
+def first_part(start: int, chunk_chars: int) -> int:
+    """The part of the first chunk of the section that begins at `start`: behind those of all sections before it, for
+    half of `chunk_chars` is the mean of the shortest chunks, and a section is shorter than two where it counts as one.
+    """
+    return start // SECTION * (4 * SECTION // chunk_chars + 2)
 
 
 def chunk_text(text: str, chunk_chars: int) -> list[str]:

@@ -1,80 +1,104 @@
-"""Near twins: pictures that are copies of one another, re-encoded, scaled or cut a little at the edges; texts that
-share most of what they say.
+"""Near twins: pictures that are copies of one another, re-encoded, scaled or cut at the edges, and clips of such
+frames; texts that share most of what they say.
 
 In: the looks and sketches of `stages.data.media.identity`, one row each. Out: pairs of rows, int64 (n, 2), each once,
 the first below the second.
 
-Both go two steps. Candidates come from tables of a locality-sensitive hash: rows with an equal hash lie side by side
-once a table is sorted, and each is paired with those next to it, so that memory and work grow with the number of rows
-alone. Then each pair is looked at: two pictures are laid upon one another (shift and scale of both axes, by least
-squares) and what is left has to be small, in levels and against their contrast; of two texts' sketches enough has to
-agree. Nothing is drawn: the projections come from a fixed seed.
+Both go two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing
+scheme based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and
+each is paired with those next to it. Then each pair is looked at: see `stages.ingest.registration` for pictures; of
+two texts' sketches enough has to agree. Nothing is drawn: the projections come from a fixed seed.
+
+A picture that was cut is near the same cut of the other, so each is looked up as a whole and by `WINDOWS`, the parts
+of it that a cut of up to 5% at every edge comes close to.
+
+Cost. Of n rows each table takes a sort, n log n. A picture's tables have as many projections as keep the rows of one
+hash few, 4 for thousands of pictures and about 2 more for each tenfold, and as many tables as find a copy by so many
+projections: 22 for thousands, twice as many for each tenfold. Memory: 200 bytes a row, and the candidates; looks may be
+a memory map.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from omniloom.stages.data.media.identity import LOOK_SIDE, SKETCH
+from omniloom.stages.data.media.identity import SKETCH
+from omniloom.stages.ingest import registration
+from omniloom.stages.ingest.registration import WINDOWS
 
-_BLOCK = 8192  # rows worked on at once
+_BLOCK = 4096  # rows worked on at once
+_PAIRS = 512  # pairs of pictures laid upon one another at once
 _NEIGHBOURS = 8  # rows that a row is paired with in one table, at most
-_TABLES, _PROJECTIONS, _WIDTH = 16, 4, 0.5
-_MOST_COARSE = 0.45  # of two coarse shapes' distance
-# Levels of 255; of a side; of the contrast, for pictures and for clips, many of which share their background.
-_MOST_ERROR, _MOST_MOVED, PICTURES, CLIPS = 10.0, 0.09, 0.22, 0.12
-_BANDS, _AGREEING = 16, 0.75  # of a sketch: bands that are looked up, and the share of values that have to agree
+_LEAST_PROJECTIONS, _MOST_PROJECTIONS, _CROWD = 4, 8, 16  # of a table; mean rows of one hash that call for one more
+_WIDTH, _TOGETHER, _MISSED = 0.5, 0.68, 0.01  # of a hash's cell; that a copy lies in the same; that no table has it
+_MOST_COARSE = 0.35  # of two coarse shapes' distance
+_BANDS, AGREEING = 16, 0.75  # of a sketch: bands that are looked up, and the share of values that have to agree
 
 
-def near_pictures(looks: np.ndarray, most: float = PICTURES) -> np.ndarray:
-    """Pairs of rows of uint8 (n, LOOK_SIDE ** 2 * 3), which may be a memory map; `most` may be left between two, as a
-    share of their contrast: PICTURES or CLIPS."""
-    blocks = [looks[at : at + _BLOCK] for at in range(0, max(1, len(looks)), _BLOCK)]
-    coarse = np.concatenate([_coarse(block) for block in blocks])
-    limits = np.minimum(_MOST_ERROR, most * np.concatenate([_contrast(block) for block in blocks]))
+def near_pictures(looks: np.ndarray) -> np.ndarray:
+    """Pairs of rows of uint8 (n, frames * LOOK_BYTES), which may be a memory map: one frame of pictures, four of clips.
 
-    def alike(pairs: np.ndarray) -> np.ndarray:
-        close = np.square(coarse[pairs[:, 0]] - coarse[pairs[:, 1]]).sum(1) <= _MOST_COARSE**2
-        first, second = pairs[close].T
-        close[close] = _alike(looks[first], looks[second], np.minimum(limits[first], limits[second]))
-        return close
+    The frames of both rows of a pair have to be alike, each in its place.
+    """
+    whole = _coarse(looks, 0)
+    count = max(1, len(looks))
+    found = np.empty(0, np.int64)
+    for window in range(len(WINDOWS)):
+        parts = _coarse(looks, window) if window else whole
+        codes = np.setdiff1d(_candidates(whole, parts), found)
+        for start in range(0, len(codes), _PAIRS):
+            pairs = np.stack(divmod(codes[start : start + _PAIRS], count), axis=1)
+            alike = registration.alike(looks[pairs[:, 0]], looks[pairs[:, 1]], np.array(WINDOWS[window]))
+            pairs = np.sort(pairs[alike], axis=1)
+            found = np.union1d(found, pairs[:, 0] * count + pairs[:, 1])
+    return np.stack([found // count, found % count], axis=1)
 
-    found = _Pairs()
-    for keys, fine in _picture_tables(coarse):
-        for pairs in _neighbours(keys, fine):
-            found.add(pairs, alike)
-    return found.all()
 
-
-def near_texts(sketches: np.ndarray) -> np.ndarray:
-    """Pairs of rows of uint32 (n, SKETCH)."""
-    found = _Pairs()
-    rows = SKETCH // _BANDS
+def near_texts(sketches: np.ndarray, agreeing: float = AGREEING) -> np.ndarray:
+    """Pairs of rows of uint32 (n, SKETCH) of which a share of at least `agreeing` of the values is the same."""
+    found = np.empty(0, np.int64)
+    count, rows = max(1, len(sketches)), SKETCH // _BANDS
     for band in range(_BANDS):
         part = np.ascontiguousarray(sketches[:, band * rows : (band + 1) * rows]).astype(np.uint64)
         keys = np.zeros(len(part), np.uint64)
         for column in part.T:
             keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        new = []
         for pairs in _neighbours(keys, sketches[:, 0]):
-            found.add(pairs, lambda pairs: (sketches[pairs[:, 0]] == sketches[pairs[:, 1]]).mean(1) >= _AGREEING)
-    return found.all()
+            for start in range(0, len(pairs), _BLOCK):
+                first, second = np.sort(pairs[start : start + _BLOCK], axis=1).T
+                close = (sketches[first] == sketches[second]).mean(1) >= agreeing
+                new.append(first[close] * count + second[close])
+        found = np.unique(np.concatenate([found, *new]))
+    return np.stack([found // count, found % count], axis=1)
 
 
-class _Pairs:
-    """Pairs that were found, each once."""
+def _candidates(whole: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Codes `i * n + j`, sorted, of rows i of which the whole is near the part of j."""
+    count, same = len(whole), whole is parts
+    codes = np.empty(0, np.int64)
+    rows = whole if same else np.concatenate([whole, parts])
+    for keys, fine in _tables(rows):
+        new = []
+        for pairs in _neighbours(keys, fine):
+            pairs = pairs if same else _across(pairs, count)
+            for start in range(0, len(pairs), _BLOCK):
+                first, second = pairs[start : start + _BLOCK].T
+                apart = whole[first].astype(np.float32) - parts[second]
+                close = (np.square(apart).sum(1) <= _MOST_COARSE**2) & (first != second)
+                new.append(first[close] * count + second[close])
+        codes = np.unique(np.concatenate([codes, *new]))
+    return codes
 
-    def __init__(self):
-        self._found: set[tuple[int, int]] = set()
 
-    def add(self, pairs: np.ndarray, alike) -> None:
-        for start in range(0, len(pairs), _BLOCK):
-            part = np.sort(pairs[start : start + _BLOCK], axis=1)
-            self._found |= set(map(tuple, part[alike(part)].tolist()))
-
-    def all(self) -> np.ndarray:
-        return np.array(sorted(self._found), np.int64).reshape(-1, 2)
+def _across(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Of pairs of rows of wholes, then parts, those of a whole and a part: as rows of both."""
+    first, second = np.sort(pairs, axis=1).T
+    kept = (first < count) & (second >= count)
+    return np.stack([first[kept], second[kept] - count], axis=1)
 
 
 def _neighbours(keys: np.ndarray, fine: np.ndarray) -> Iterator[np.ndarray]:
@@ -88,56 +112,35 @@ def _neighbours(keys: np.ndarray, fine: np.ndarray) -> Iterator[np.ndarray]:
         yield np.stack([order[same], order[same + step]], axis=1)
 
 
-def _picture_tables(coarse: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(key, fine order) of all rows, a table at a time. A key is where a picture lies in a grid over random
-    directions."""
+def _tables(coarse: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(key, fine order) of all rows, a table at a time. A key is where a row lies in a grid over random directions."""
     rng = np.random.default_rng(20)
-    for _ in range(_TABLES):
-        directions = rng.standard_normal((16, _PROJECTIONS)).astype(np.float32)
-        cells = np.floor(coarse @ directions / _WIDTH + rng.random(_PROJECTIONS, dtype=np.float32)).astype(np.int64)
-        yield (cells + 128) @ (256 ** np.arange(_PROJECTIONS)), coarse @ rng.standard_normal(16).astype(np.float32)
+    projections = _LEAST_PROJECTIONS
+    while projections < _MOST_PROJECTIONS and _crowding(_keys(coarse, np.random.default_rng(21), projections)) > _CROWD:
+        projections += 1
+    for _ in range(math.ceil(math.log(_MISSED) / math.log(1 - _TOGETHER**projections))):
+        keys = _keys(coarse, rng, projections)
+        yield keys, _projected(coarse, rng.standard_normal((coarse.shape[1], 1)).astype(np.float32))[:, 0]
 
 
-def _coarse(looks: np.ndarray) -> np.ndarray:
-    """float32 (n, 16): 4 x 4 means of the luminance, centred, of length 1, so that neither brightness nor contrast
-    counts; flat pictures are 0."""
-    side = LOOK_SIDE // 4
-    means = looks.reshape(-1, 4, side, 4, side, 3).astype(np.float32).mean((2, 4))
-    grey = means @ np.array([0.299, 0.587, 0.114], np.float32)
-    grey = grey.reshape(-1, 16)
-    grey -= grey.mean(1, keepdims=True)
-    return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-3)
+def _keys(coarse: np.ndarray, rng: np.random.Generator, projections: int) -> np.ndarray:
+    directions = rng.standard_normal((coarse.shape[1], projections)).astype(np.float32)
+    cells = _projected(coarse, directions) / _WIDTH + rng.random(projections, dtype=np.float32)
+    return (np.floor(cells).astype(np.int64) + 128) @ (256 ** np.arange(projections))
 
 
-def _alike(a: np.ndarray, b: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """bool (n,): whether two looks show one picture, once it is shifted and scaled a little: what is then left between
-    them is at most `limit` levels."""
-    a, b = _pixels(a), _pixels(b)
-    left = (b - a).reshape(len(a), LOOK_SIDE**2 * 3)
-    plausible = np.sqrt(np.square(left).mean(1)) <= 3 * limit  # of what a little movement can explain
-    moves, left = _moves((a[plausible] + b[plausible]) / 2), left[plausible]
-    normal = np.einsum("nip,njp->nij", moves, moves) + 1e-3 * np.eye(4)
-    by = np.linalg.solve(normal, np.einsum("nip,np->ni", moves, left)[..., None])[..., 0]
-    error = np.sqrt(np.square(left - np.einsum("ni,nip->np", by, moves)).mean(1))
-    moved = (np.abs(by[:, :2]) + np.abs(by[:, 2:])).max(1)  # of a side, at its edge
-    plausible[plausible] = (error <= limit[plausible]) & (moved <= _MOST_MOVED)
-    return plausible
+def _projected(coarse: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    blocks = [coarse[at : at + _BLOCK].astype(np.float32) @ directions for at in range(0, max(1, len(coarse)), _BLOCK)]
+    return np.concatenate(blocks)
 
 
-def _pixels(looks: np.ndarray) -> np.ndarray:
-    return looks.reshape(-1, LOOK_SIDE, LOOK_SIDE, 3).astype(np.float32)
+def _crowding(keys: np.ndarray) -> float:
+    """The mean, over all rows, of the rows that have the same key."""
+    counts = np.unique(keys, return_counts=True)[1].astype(float)
+    return float(np.square(counts).sum() / max(1.0, counts.sum()))
 
 
-def _contrast(looks: np.ndarray) -> np.ndarray:
-    """Levels (n,) by which the pixels of a look differ from their mean."""
-    looks = _pixels(looks)
-    return np.sqrt(np.square(looks - looks.mean((1, 2), keepdims=True)).mean((1, 2, 3)))
-
-
-def _moves(looks: np.ndarray) -> np.ndarray:
-    """float (n, 4, pixels): what a picture changes by when its rows or columns are shifted by a side, or scaled about
-    the middle so that an edge moves by a side."""
-    slopes = [np.gradient(looks, 1 / LOOK_SIDE, axis=axis) for axis in (1, 2)]
-    places = (np.arange(LOOK_SIDE) + 0.5) / LOOK_SIDE * 2 - 1
-    scaled = [slopes[0] * places[:, None, None], slopes[1] * places[None, :, None]]
-    return np.stack([*slopes, *scaled], axis=1).reshape(len(looks), 4, LOOK_SIDE**2 * 3)
+def _coarse(looks: np.ndarray, window: int) -> np.ndarray:
+    """float16 (n, frames * 24): the coarse shape of the part in a window of every row."""
+    blocks = [looks[at : at + _BLOCK] for at in range(0, max(1, len(looks)), _BLOCK)]
+    return np.concatenate([registration.coarse(block, np.array(WINDOWS[window])) for block in blocks])

@@ -1,33 +1,50 @@
-"""One shard of records into token shards: what each actor of stage `pretokenize` does."""
+"""Shards of records into token shards: what each actor of stage `pretokenize` does.
+
+Some shards at a time, one after the other through the same batches, so that a batch ends with what an actor was given,
+not with each shard. On the way a document is
+
+    read       texts are tokenized by many, pictures given to the decoding threads, as many as CPUs are reserved
+    decoded    its pictures wait for as many of their shape as are encoded together
+    encoded    it waits for those before it: rows stand in the order of the records
+    written    a record batch at a time; a shard is done when its last document is written
+
+and what is on the way is bounded at every station, whatever the size of a shard.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
+import warnings
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import OmniLoomError
 from omniloom.models.patches import pixels_to_patches
-from omniloom.models.pixels import half_range
 from omniloom.models.text import TextTokenizer
-from omniloom.models.unified.objectives.alignment import on_frames
-from omniloom.stages.checkpoints.tokenizer import load_tokenizer
-from omniloom.stages.checkpoints.vision_encoder import load_encoder
-from omniloom.stages.data import records, tokens
-from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.data import records
 from omniloom.stages.data.clips import decode_record
-from omniloom.stages.pretokenize.config import FEATURES, Config
+from omniloom.stages.data.token_shards import ShardWriter, shard_writer
+from omniloom.stages.pretokenize.config import Config
+from omniloom.stages.pretokenize.encoders import Encoders, Pass
 from omniloom.stages.pretokenize.index import lengths_uri
-from omniloom.stages.pretokenize.stats import Stats
+from omniloom.stages.pretokenize.stats import Stats, weight
 
-Pending = dict[tuple[str, tuple[int, int]], list[tuple[dict, np.ndarray]]]  # (kind, shape): (segment to fill, pixels)
+_COLUMNS = ("id", "kind", "split", "media", "captions", "label", "text", "segments", "width", "height", "frames")
+_COLUMNS += ("source", "path", "meta")
+_TOGETHER = 256  # records whose texts are tokenized together
+_TOGETHER_BYTES = 8 << 20
+_HELD = 256 << 20  # bytes of documents that wait for one before them, until that no longer waits for a full batch
 
 
 @contextlib.contextmanager
@@ -42,130 +59,272 @@ def _naming(record: dict) -> Iterator[None]:
         raise OmniLoomError(f"{record['source']}: {record['path']}: {type(error).__name__}: {reason}") from error
 
 
-class _Visual:
-    """The encoders of pictures: the tokenizer, and where the config names one a vision encoder."""
+class _Output:
+    """The token shards, one a split, of one shard of records, and what is noted down of them."""
 
-    def __init__(self, config: Config, visual: Artifact, device: str):
-        self.tokenizer = load_tokenizer(visual).to(device)
-        self.encoder = load_encoder(config.features, FEATURES).to(device) if config.features else None
-        self.aspects, self.batch_size = Aspects(config.aspects, self.tokenizer.config.patch_size), config.batch_size
+    def __init__(self, owner: ShardTokenizer, index: int):
+        self._owner, self.index = owner, index
+        channels = owner.encoders.tokenizer.latent_dim if owner.encoders else 0
+        self.stats = Stats(channels, counts_codes=bool(weight(index)))
+        self.expected: int | None = None  # documents, once all are read
+        self.written = 0
+        self._stack = contextlib.ExitStack()
+        self._writers: dict[str, ShardWriter] = {}
 
-    def shape(self, width: int, height: int, size: int) -> tuple[int, int]:
-        """(height, width) that a picture is brought to."""
-        return self.aspects.shape(self.aspects.bucket(width, height), size)
+    def add(self, document: _Document) -> None:
+        split = document.split
+        if split not in self._writers:
+            uri = storage.join(self._owner.output, "tokens", split, f"shard-{self.index:05d}.arrow")
+            bf16 = self._owner.config.latents == "bf16"
+            self._writers[split] = self._stack.enter_context(shard_writer(uri, bf16))
+        self._writers[split].add(document.row)
+        self.stats.count(document.row, split, document.language)
+        self.written += 1
 
-    def features(self, pixels: torch.Tensor, t: int) -> np.ndarray | None:
-        """The encoder's features of clips (B, 3, T, H, W) of t latent frames: float16 (B, t, h, w, F)."""
-        if self.encoder is None:
-            return None
-        frames, patch = pixels.transpose(1, 2).flatten(0, 1), self.encoder.config.patch_size
-        size = [max(1, round(side / patch)) * patch for side in frames.shape[2:]]
-        if size != list(frames.shape[2:]):
-            frames = F.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True)
-        features = torch.cat([self.encoder(part).float() for part in frames.split(self.batch_size)])
-        clips = features.unflatten(0, (len(pixels), -1))
-        return torch.stack([on_frames(clip, t) for clip in clips]).half().cpu().numpy()
+    def close(self) -> None:
+        """All is on the disk; what says that the shard is done comes last."""
+        self._stack.close()
+        for split, writer in self._writers.items():
+            storage.write_bytes(lengths_uri(self._owner.state, split, self.index), writer.lengths.to_bytes())
+        told = json.dumps(self.stats.to_dict()).encode()
+        storage.write_bytes(storage.join(self._owner.state, "shards", f"{self.index:05d}.json"), told)
+
+    def abandon(self, *error: Any) -> None:
+        """Nothing of it stays."""
+        self._stack.__exit__(*error)
+
+
+@dataclass
+class _Picture:
+    document: _Document
+    segment: dict
+    kind: str
+    shape: tuple[int, int]
+    frames: int
+    bytes: int = 0  # of what it was encoded to
+
+
+@dataclass
+class _Document:
+    row: dict
+    split: str
+    language: str
+    output: _Output
+    pictures: list[_Picture] = field(default_factory=list)
+    waiting: int = 0  # pictures that are not encoded yet
 
 
 class ShardTokenizer:
-    """An actor of the pool: one shard of records in, a token shard per split out, with counts and latent sums."""
+    """An actor of the pool: shards of records in, a token shard per split out of each, with counts and sums."""
 
     def __init__(self, config: Config, visual: Artifact | None, text_uri: str, output: str, state: str):
         self.config, self.output, self.state = config, output, state
         self.device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(max(1, int(config.cpus)))
-        self.visual = _Visual(config, visual, self.device) if visual else None
+        self.threads = max(1, int(config.cpus))
+        torch.set_num_threads(self.threads)
+        os.environ["RAYON_NUM_THREADS"] = str(self.threads)  # the text tokenizer's; read once, at its first use
+        sys.setswitchinterval(1e-3)  # a decoding thread gives way to the one that keeps the device at work
+        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")  # what decoding threads silence is the process's
+        self.encoders = Encoders(config, visual, self.device) if visual else None
         self.text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
 
-    def __call__(self, item: dict) -> dict:
-        rows: dict[str, list[dict]] = {}
-        pending: Pending = {}
-        stats = Stats(self.visual.tokenizer.latent_dim if self.visual else 0)
-        for record in records.iterate_shard(item["uri"]):
-            if record["kind"] != "text" and self.visual is None:
-                stats.add("documents_left_out")
-                continue
+    def __call__(self, shard: dict) -> dict:
+        """One shard, {index, uri}."""
+        return self.tokenize([shard])
+
+    def tokenize(self, shards: list[dict]) -> dict:
+        """These shards, each {index, uri}, through the same batches."""
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        try:
+            _Passage(self, pool).run(shards)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return {"done": len(shards)}
+
+
+class _Passage:
+    """Shards on their way through an actor."""
+
+    def __init__(self, owner: ShardTokenizer, pool: ThreadPoolExecutor):
+        self.owner, self.config, self.encoders, self._pool = owner, owner.config, owner.encoders, pool
+        batch = self.encoders.batch_size if self.encoders else 0
+        self._ahead, self._most_ahead = 0, 2 * batch + 4 * owner.threads  # frames that are being decoded
+        self._decoding: deque[tuple[_Picture, Future]] = deque()
+        self._full: dict[tuple[str, tuple[int, int]], list[tuple[_Picture, np.ndarray]]] = {}
+        self._flying: tuple[Pass, list[_Picture]] | None = None  # what the device is at
+        self._documents: deque[_Document] = deque()  # that are not written, in the order of the records
+        self._held = 0
+        self._outputs: deque[_Output] = deque()
+
+    def run(self, shards: list[dict]) -> None:
+        try:
+            for shard in shards:
+                self._outputs.append(output := _Output(self.owner, shard["index"]))
+                count = 0
+                for some in _together(records.iterate_shard(shard["uri"], columns=_COLUMNS)):
+                    taken = self._taken(some, output)
+                    count += len(taken)
+                    for document in self._read(taken, output):
+                        self._documents.append(document)
+                        self._encode_decoded(self._most_ahead)
+                    self._write()
+                output.expected = count
+            self._encode_decoded(0)
+            for key in list(self._full):
+                self._encode(key)
+            self._land()
+            self._write()
+        except BaseException as error:
+            for output in self._outputs:
+                output.abandon(type(error), error, error.__traceback__)
+            raise
+
+    def _taken(self, some: list[dict], output: _Output) -> list[dict]:
+        """The records but for those with pictures where there is no tokenizer of pictures."""
+        if self.encoders:
+            return some
+        taken = [record for record in some if record["kind"] == "text"]
+        if len(taken) < len(some):
+            output.stats.add("documents_left_out", len(some) - len(taken))
+        return taken
+
+    def _read(self, some: list[dict], output: _Output) -> Iterator[_Document]:
+        texts = [text for record in some for text in _texts(record)]
+        ids = iter(self.owner.text.encode_batch(texts))
+        for record in some:
+            document = _Document({}, record["split"], _language(record), output)
             with _naming(record):
-                segments = self._segments(record, pending)
-            text = " ".join(s["_text"] for s in segments if "_text" in s)
-            rows.setdefault(record["split"], []).append(
-                {
-                    "id": record["id"],
-                    "kind": record["kind"],
-                    "label": record["label"],
-                    "source": record["source"],
-                    "path": record["path"],
-                    "bytes": len(text.encode()),
-                    "segments": segments,
-                }
-            )
-            for segment in segments:
-                segment.pop("_text", None)
-                segment["_train"] = record["split"] == "train"
-            for waiting in pending.values():
-                if len(waiting) >= self.config.batch_size:
-                    self._encode(waiting, stats)
-        for waiting in pending.values():
-            self._encode(waiting, stats)
-        for split, split_rows in rows.items():
-            for row in split_rows:
-                stats.count(row, split)
-                for segment in row["segments"]:
-                    segment.pop("_train", None)
-            shard = storage.join(self.output, "tokens", split, f"shard-{item['index']:05d}.arrow")
-            lengths = tokens.write_shard(shard, split_rows)
-            storage.write_bytes(lengths_uri(self.state, split, item["index"]), lengths.to_bytes())
-        storage.write_bytes(
-            storage.join(self.state, "shards", f"{item['index']:05d}.json"), json.dumps(stats.to_dict()).encode()
-        )
-        return {"index": item["index"]}
+                segments = [
+                    {"kind": "text", "ids": np.array(next(ids), np.int32), "loss": True}
+                    if picture is None
+                    else self._picture(document, record, picture)
+                    for picture in _parts(record)
+                ]
+            words = [text.encode() for text in _texts(record)]
+            document.row = {
+                **{name: record[name] for name in ("id", "kind", "label", "source", "path")},
+                "bytes": sum(map(len, words)) + max(0, len(words) - 1),  # with a space between two
+                "segments": segments,
+            }
+            document.waiting = len(document.pictures)
+            yield document
 
-    def _segments(self, record: dict, pending: Pending) -> list[dict]:
-        def text(value: str) -> dict:
-            return {"kind": "text", "ids": self.text.encode(value), "loss": True, "_text": value}
+    def _picture(self, document: _Document, record: dict, item: dict) -> dict:
+        """The segment of a picture, which is now being decoded. `item`: the record, or a document's segment."""
+        assert self.encoders is not None  # without it no record with pictures is taken
+        kind = "video" if record["kind"] == "video" else "image"
+        shape, frames = self.encoders.shape(item, kind), self.config.frames if kind == "video" else 1
+        segment: dict[str, Any] = {"kind": "visual", "loss": True, "decoded": frames * shape[0] * shape[1]}
+        picture = _Picture(document, segment, kind, shape, frames)
+        document.pictures.append(picture)
+        decoded = self._pool.submit(self._decode, record, shape, None if item is record else item)
+        self._decoding.append((picture, decoded))
+        self._ahead += frames
+        return segment
 
-        def visual(item: dict, kind: str) -> dict:
-            """`item`: the record, or a document's segment."""
-            size = self.config.image_size if kind == "image" else self.config.video_size
-            shape = self._pictures.shape(item["width"], item["height"], size)
-            segment = {"kind": "visual", "loss": True}
-            pixels = decode_record(record, shape, self.config.frames, None if item is record else item)
-            if self.config.pixel_patch:
-                patches = pixels_to_patches(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None], self.config.pixel_patch)
-                segment |= {"pixels": patches.numpy().ravel(), "pixel_grid": list(patches.shape[1:4])}
-            pending.setdefault((kind, shape), []).append((segment, pixels))
-            return segment
+    def _decode(self, record: dict, shape: tuple[int, int], item: dict | None) -> tuple[np.ndarray, dict]:
+        """In a thread: the pixels, and what is kept of them."""
+        with _naming(record):
+            pixels = decode_record(record, shape, self.config.frames, item)
+            if not self.config.pixel_patch:
+                return pixels, {}
+            patches = pixels_to_patches(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None], self.config.pixel_patch)
+            return pixels, {"pixels": patches.numpy().ravel(), "pixel_grid": list(patches.shape[1:4])}
 
-        kind = record["kind"]
-        if kind == "text":
-            return [text(record["text"])]
-        if kind in ("image", "video"):
-            return [*map(text, record["captions"] or ()), visual(record, kind)]
-        return [text(s["text"]) if s["type"] == "text" else visual(s, "image") for s in record["segments"]]
+    def _encode_decoded(self, most: int) -> None:
+        """Encodes what is decoded until at most so many frames are ahead."""
+        while self._decoding and self._ahead > most:
+            picture, decoded = self._decoding.popleft()
+            self._ahead -= picture.frames
+            pixels, kept = decoded.result()
+            picture.segment |= kept
+            key = picture.kind, picture.shape
+            waiting = self._full.setdefault(key, [])
+            waiting.append((picture, pixels))
+            if len(waiting) == self._encoders.clips(picture.kind):
+                self._encode(key)
 
-    def _encode(self, waiting: list[tuple[dict, Any]], stats: Stats) -> None:
-        """Fill the segments of clips of one kind and shape."""
-        for start in range(0, len(waiting), self.config.batch_size):
-            part = waiting[start : start + self.config.batch_size]
-            pixels = torch.from_numpy(np.stack([clip for _, clip in part])).to(self.device)
-            pixels = half_range(pixels.permute(0, 4, 1, 2, 3).float())
-            with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                encoded = self._pictures.tokenizer.encode(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-                features = self._pictures.features(pixels, encoded.latents.shape[2])
-            latents = encoded.latents.float().permute(0, 2, 3, 4, 1).cpu().numpy()
-            codes = None if encoded.codes is None else encoded.codes.int().cpu().numpy()
-            for i, (segment, _) in enumerate(part):
-                segment["latents"] = latents[i].ravel()
-                segment["codes"] = None if codes is None else codes[i].ravel()
-                segment["grid"] = list(latents[i].shape[:3])
-                if features is not None:
-                    segment |= {"features": features[i].ravel(), "feature_grid": list(features[i].shape[:3])}
-                if segment["_train"]:
-                    stats.add_latents(latents[i].reshape(-1, latents.shape[-1]))
-        waiting.clear()
+    def _encode(self, key: tuple[str, tuple[int, int]]) -> None:
+        """What waits of one kind and shape: the device begins with it, and what it had before is taken from it."""
+        waiting = self._full.pop(key)
+        made = self._encoders.encode([pixels for _, pixels in waiting], self._encoders.clips(key[0]))
+        self._land()
+        self._flying = made, [picture for picture, _ in waiting]
+        if self.owner.device == "cpu":
+            self._land()
+
+    def _land(self) -> None:
+        if self._flying:
+            made, pictures = self._flying
+            self._flying = None
+            for picture, segment in zip(pictures, made.segments(len(pictures)), strict=True):
+                picture.segment |= segment
+                picture.document.waiting -= 1
+                picture.bytes = sum(v.nbytes for v in picture.segment.values() if isinstance(v, np.ndarray))
+                self._held += picture.bytes
+
+    def _write(self) -> None:
+        """The documents that wait for none before them, and the shards that are done by that."""
+        while self._documents:
+            while self._documents and not self._documents[0].waiting:
+                document = self._documents.popleft()
+                self._held -= sum(picture.bytes for picture in document.pictures)
+                document.output.add(document)
+            if self._held <= _HELD or not self._relieve():
+                break
+        while self._outputs and self._outputs[0].written == self._outputs[0].expected:
+            self._outputs[0].close()
+            self._outputs.popleft()
+
+    def _relieve(self) -> bool:
+        """Encodes what the first document waits for though its batch is not full; False where that is not decoded."""
+        wanted = {(picture.kind, picture.shape) for picture in self._documents[0].pictures} & set(self._full)
+        for key in wanted:
+            self._encode(key)
+        self._land()
+        return bool(wanted) and not self._documents[0].waiting
 
     @property
-    def _pictures(self) -> _Visual:
-        if self.visual is None:
-            raise OmniLoomError("there is a picture, and no visual tokenizer to encode it with")
-        return self.visual
+    def _encoders(self) -> Encoders:
+        assert self.encoders is not None  # without it no record with pictures is taken
+        return self.encoders
+
+
+def _together(found: Iterator[dict]) -> Iterator[list[dict]]:
+    """The records in turn, some at a time."""
+    some: list[dict] = []
+    size = 0
+    for record in found:
+        some.append(record)
+        size += len(record["media"] or b"") + len(record["text"] or "")
+        size += sum(len(s["media"] or b"") + len(s["text"] or "") for s in record["segments"] or ())
+        if len(some) == _TOGETHER or size >= _TOGETHER_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _parts(record: dict) -> list[dict | None]:
+    """What the document's segments are made of, in their order: None for a text, else what has the picture."""
+    if record["kind"] == "text":
+        return [None]
+    if record["kind"] in ("image", "video"):
+        return [*(None for _ in record["captions"] or ()), record]
+    return [None if part["type"] == "text" else part for part in record["segments"]]
+
+
+def _texts(record: dict) -> list[str]:
+    """The texts of those segments that are texts."""
+    if record["kind"] == "text":
+        return [record["text"]]
+    if record["kind"] in ("image", "video"):
+        return list(record["captions"] or ())
+    return [part["text"] for part in record["segments"] if part["type"] == "text"]
+
+
+def _language(record: dict) -> str:
+    """As the record's `meta` has it; empty where it says nothing."""
+    meta = record["meta"]
+    found = json.loads(meta).get("language") if meta and '"language"' in meta else None
+    return found if isinstance(found, str) else ""

@@ -3,15 +3,16 @@ features where they are asked for, once, for every later epoch.
 
 In: records and the last visual tokenizer; without one, texts alone are taken, and what holds pictures is
 counted as `documents_left_out`. Out: see `stages.data.tokens`. A pool of Ray Data actors holds the visual tokenizer;
-each takes one shard of records at a time and writes its token shards, so that a killed run goes on with the shards that
-are missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that is nearest to
-its own, so that its grid has the shape of the picture. Features are those of the picture scaled to the nearest
-multiples of the encoder's patch; of a video, the mean over the frames of a latent frame.
+each takes a few shards of records at a time and writes the token shards of each, so that a killed run goes on with the
+shards that are missing and no decoded pixel crosses a process. A picture is brought to the ratio of `aspects` that is
+nearest to its own, so that its grid has the shape of the picture. Features are those of the picture scaled to the
+nearest multiples of the encoder's patch; of a video, the mean over the frames of a latent frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
 from omniloom.infra import storage
@@ -19,20 +20,26 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict, patch_size_of
 from omniloom.models.tokenizer.config import IMAGES_ALONE, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.quantizers.config import GaussianConfig
 from omniloom.stages.base import RETRIES, Needs, StageContext
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.checkpoints.vision_encoder import encoder_config
-from omniloom.stages.data import records, tokens
+from omniloom.stages.data import records, token_shards
 from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.pretokenize import taken
 from omniloom.stages.pretokenize.config import FEATURES, Config
 from omniloom.stages.pretokenize.stats import combine
 from omniloom.stages.tokenizer.config import is_warm_up
 
 if TYPE_CHECKING:
     from omniloom.models.text import TextTokenizer
+    from omniloom.stages.pretokenize.bits import Lossless
 
-VERSION = 5
+VERSION = 6
+BUILDS_ON = ("text_tokenizer", "vocab_size")
+_SHARDS_TOGETHER = 8
+_ROUNDS = 4  # parts of an actor, where there are shards enough
 
 
 def needs(config: Config) -> Needs:
@@ -60,6 +67,7 @@ def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[st
 
 def run(context: StageContext) -> dict:
     from omniloom.models.text import TextTokenizer
+    from omniloom.stages.pretokenize.bits import lossless
     from omniloom.stages.pretokenize.index import write_indices
 
     config: Config = context.config
@@ -71,16 +79,20 @@ def run(context: StageContext) -> dict:
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
         storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
-    shards = records.shards(corpus.uri)
-    _tokenize(context, shards, text_uri)
-    write_indices(context.output, context.state)
-    stats = [storage.load_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
-    facts = combine(stats)
     text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
+    shards, notes = taken.numbered(corpus, context.predecessor), storage.join(context.output, taken.NOTES)
+    taken.take_over(shards, context.predecessor, text.digest, context.output, context.state)
+    with ThreadPoolExecutor(1, thread_name_prefix="card") as beside:  # as long as actors tokenize
+        seen = beside.submit(lossless, corpus, config, patch_size_of(model)) if model else None
+        _tokenize(context, shards, text_uri, notes)
+    write_indices(context.output, notes)
+    stats = [storage.load_json(storage.join(notes, "shards", f"{shard.number:05d}.json")) for shard in shards]
+    facts = combine(stats)
+    bits = _card(context, stats, facts, model, seen and seen.result())
     storage.write_json(
         storage.join(context.output, "tokens.json"),
         {
-            "schema_version": tokens.SCHEMA_VERSION,
+            "schema_version": token_shards.SCHEMA_VERSION,
             "visual_tokenizer": visual and visual.fingerprint,
             "visual_digest": visual and visual.digest,
             "text_digest": text.digest,
@@ -99,27 +111,49 @@ def run(context: StageContext) -> dict:
         },
     )
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
-    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+    return {name: value for name, value in facts.items() if isinstance(value, int | float)} | bits
 
 
-def _tokenize(context: StageContext, shards: list[str], text_uri: str) -> None:
-    """Make the token shards that are missing, in a pool of actors."""
+def _card(
+    context: StageContext, stats: list[dict], facts: dict, model: AnyTokenizerConfig | None, seen: Lossless | None
+) -> dict:
+    """Writes the card into the artifact and the stage's MLflow run, shows its bits, and gives them as metrics."""
+    from omniloom.stages.pretokenize import card
+    from omniloom.stages.pretokenize.bits import conditional
+
+    config: Config = context.config
+    codes = model.codebook_size if model else None
+    numbers = len(facts["latent_mean"]) * (2 if config.log_variances else 1)
+    stored = numbers * (16 if config.latents == "bf16" else 32)
+    known = conditional(context.output, codes) if codes else None
+    made = card.make(stats, facts, codes, stored, seen, known)
+    storage.write_json(storage.join(context.output, "card.json"), made)
+    storage.write_bytes(storage.join(context.output, "card.md"), card.text(made).encode())
+    context.tracker.log_text(card.text(made), "card.md")
+    if made["bits"]:
+        context.progress.note("\n" + card.bits_table(made))
+    return card.metrics(made)
+
+
+def _tokenize(context: StageContext, shards: list[taken.Shard], text_uri: str, notes: str) -> None:
+    """Make the token shards that are missing, in a pool of actors, which note down what is of each in `notes`."""
     import ray
 
     config: Config = context.config
-    done = storage.list_files(storage.join(context.state, "shards"))
-    todo = [{"index": i, "uri": uri} for i, uri in enumerate(shards) if f"{i:05d}.json" not in done]
+    done = storage.list_files(storage.join(notes, "shards"))
+    todo = [{"index": s.number, "uri": s.uri} for s in shards if f"{s.number:05d}.json" not in done]
     context.progress(len(shards) - len(todo), len(shards), "shards")
     if todo:
-        actors = min(config.workers, len(todo))
-        stream = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+        actors = min(config.workers or _room(config), len(todo))
+        parts = _parts(todo, actors)
+        stream = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
             cast(Any, _Actor),
             fn_constructor_kwargs={
                 "config": config,
                 "visual": context.tokenizer,
                 "text_uri": text_uri,
                 "output": context.output,
-                "state": context.state,
+                "state": notes,
             },
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=config.cpus,
@@ -127,8 +161,26 @@ def _tokenize(context: StageContext, shards: list[str], text_uri: str) -> None:
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
-        for count, _ in enumerate(stream.iter_rows(), len(shards) - len(todo) + 1):
-            context.progress(count, len(shards), "shards")
+        made = len(shards) - len(todo)
+        for part in stream.iter_rows():
+            made += part["done"]
+            context.progress(made, len(shards), "shards")
+
+
+def _room(config: Config) -> int:
+    """How many actors the cluster has room for; one at least."""
+    import ray
+
+    found = ray.cluster_resources()
+    fits = [found.get("CPU", 0) // config.cpus] + ([found.get("GPU", 0) // config.gpus] if config.gpus else [])
+    return max(1, int(min(fits)))
+
+
+def _parts(todo: list[dict], actors: int) -> list[dict]:
+    """What an actor is given at a time: several shards, so that batches are full from one to the next, but so few that
+    none waits long for the others at the end, or does much again where it was killed."""
+    size = min(_SHARDS_TOGETHER, max(1, len(todo) // (_ROUNDS * actors)))
+    return [{"shards": todo[at : at + size]} for at in range(0, len(todo), size)]
 
 
 class _Actor:
@@ -139,8 +191,8 @@ class _Actor:
 
         self._tokenizer = ShardTokenizer(**arguments)
 
-    def __call__(self, item: dict) -> dict:
-        return self._tokenizer(item)
+    def __call__(self, part: dict) -> dict:
+        return self._tokenizer.tokenize(list(part["shards"]))
 
 
 def pictures_in(counts: Mapping[str, Any]) -> set[str]:
@@ -170,6 +222,10 @@ def check_fit(config: Config, model: AnyTokenizerConfig, kinds: Collection[str])
                     )
         if "video" in kinds and (alone := IMAGES_ALONE.get(model.architecture)):
             raise ValueError(f"the corpus holds videos, and the tokenizer is {alone}, which is for images alone")
+        if config.log_variances and not isinstance(getattr(model, "quantizer", None), GaussianConfig):
+            raise ValueError(
+                "log_variances: the tokenizer's latents have none, expected one whose quantizer is of kind kl"
+            )
         if config.features and isinstance(model, TiTokConfig):
             raise ValueError("features: the latents of a TiTok stand for no place in the picture, expected null")
         if isinstance(model, TiTokConfig):

@@ -25,7 +25,7 @@ from omniloom.stages.tokenizer import stage as tokenizer
 from omniloom.stages.tokenizer.config import Config as TrainingConfig
 from omniloom.stages.tokenizer.job import Job
 
-VERSION = 2
+VERSION = 3
 
 
 class QuantizerStudyConfig(BaseModel):

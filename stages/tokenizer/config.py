@@ -20,6 +20,7 @@ from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.stages.base import PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.data.aspects import Aspects, check_names
+from omniloom.stages.retrain import Retrain
 
 
 class DataConfig(BaseModel):
@@ -129,6 +130,10 @@ class TokenizerStageConfig(BaseModel):
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
     """Where the training runs."""
+    retrain: Retrain = "never"
+    """When the corpus has grown: never keeps the tokenizer, always trains it again, `when_changed_by 20%` trains it
+    again where more than that is new, or gone. With never, too, one is trained where most of the corpus that the last
+    learnt from is gone."""
     validate_every: int = Field(500, ge=1, json_schema_extra=PLACEMENT)
     """Steps between validations."""
     validation_examples: int = Field(64, ge=1, json_schema_extra=PLACEMENT)

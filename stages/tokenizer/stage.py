@@ -26,7 +26,7 @@ from omniloom.stages.tokenizer.job import Job
 
 __all__ = ["VERSION", "Config", "KLConfig", "check", "check_counts", "needs", "resolved", "run"]
 
-VERSION = 5
+VERSION = 6
 
 
 def needs(config: Config) -> Needs:

@@ -35,7 +35,7 @@ def measure(engine: Engine, loader: RowLoader, step: int) -> list[dict[str, Any]
 def _of_row(engine: Engine, loader: RowLoader, row: PackedRow) -> list[dict[str, Any]]:
     found = []
     for number, placed in enumerate(row.documents):
-        alone = loader.collate([[loader.segments(placed)]])
+        alone = loader.collate([[loader.segments(placed, row.seed)]])
         loss, norm = _loss_and_norm(engine, loader.collate([_muted(loader, row, number)]), row.seed, alone.targets)
         if not (loss.isfinite() and norm.isfinite()):
             loss, norm = _loss_and_norm(engine, alone, row.seed, alone.targets)
@@ -56,7 +56,7 @@ def _of_row(engine: Engine, loader: RowLoader, row: PackedRow) -> list[dict[str,
 
 def _muted(loader: RowLoader, row: PackedRow, kept: int) -> Sequence[Document]:
     """The row's documents, of which one alone has a weight."""
-    documents = [loader.segments(placed) for placed in row.documents]
+    documents = [loader.segments(placed, row.seed) for placed in row.documents]
     for number, segments in enumerate(documents):
         for segment in segments if number != kept else ():
             segment.weight, segment.features = 0.0, None

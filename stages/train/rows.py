@@ -113,7 +113,7 @@ class RowLoader:
         return batches, dict(self._stream.position), [row for some in packed for row in some]
 
     def _micro_batch(self, rows: Sequence[PackedRow]) -> tuple[Batch, list[int]]:
-        batch = self.collate([[self.segments(placed) for placed in row.documents] for row in rows])
+        batch = self.collate([[self.segments(placed, row.seed) for placed in row.documents] for row in rows])
         seeds = [row.seed for row in rows]
         if self._draw:
             batch.drawn = self._draw(batch, seeds)
@@ -129,9 +129,9 @@ class RowLoader:
             row = [placed for placed in row if self.tokens.row(placed.index)["id"] not in self._left_out]
         return PackedRow(number, seed, row)
 
-    def segments(self, placed: Placed) -> list[Segment]:
-        """A document's segments, made anew each time."""
-        return self._documents.segments(placed)
+    def segments(self, placed: Placed, seed: int) -> list[Segment]:
+        """A document's segments in a row of that seed, made anew each time."""
+        return self._documents.segments(placed, seed)
 
     def collate(self, rows: Sequence[Sequence[Document]]) -> Batch:
         return collate(rows, self.config.packing.length, self.model_config, self.device, self.feature_dim)
@@ -177,10 +177,9 @@ def validation_rows(
         return []
     rows = RowStream(planner).take(config.validation_rows)
     documents = Documents(held_out, model_config)
-    return [
-        (
-            collate([[documents.segments(placed) for placed in row]], config.packing.length, model_config, device),
-            [hash_seed(config.seed, 4, number)],
-        )
-        for number, row in enumerate(rows)
-    ]
+    found = []
+    for number, row in enumerate(rows):
+        seed = hash_seed(config.seed, 4, number)
+        built = [documents.segments(placed, seed) for placed in row]
+        found.append((collate([built], config.packing.length, model_config, device), [seed]))
+    return found

@@ -43,6 +43,7 @@ from omniloom.infra.artifacts import Artifact  # noqa: E402
 from omniloom.infra.training.launch import single_process  # noqa: E402
 from omniloom.infra.training.memory import state_memory  # noqa: E402
 from omniloom.infra.training.saving import Saver  # noqa: E402
+from omniloom.infra.training.weights import EngineWeights  # noqa: E402
 from omniloom.models.text import TextTokenizer  # noqa: E402
 from omniloom.models.unified.attention import DenseAttend, attend_for  # noqa: E402
 from omniloom.models.unified.batch import Segment, collate  # noqa: E402
@@ -68,12 +69,31 @@ MIXED = {"latent_diffusion": 2.0, "masked_code": 1.0}
 class Told(corpora.Silent):
     """A tracker and a progress display that print the rows as the stage logs them, and when steps end."""
 
-    def __init__(self) -> None:
+    def __init__(self, profiled: range = range(0)) -> None:
         super().__init__()
         self.ended: list[float] = []
+        self.profiled = profiled  # steps
+        self.profile = torch.profiler.profile(activities=torch.profiler.supported_activities())
 
     def __call__(self, done: int, total: int, what: str, **facts: Any) -> None:
         self.ended.append(time.perf_counter())
+        if done == self.profiled.start and self.profiled:
+            self.profile.start()
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("warn")  # names the lines that wait for the device
+        if done == self.profiled.stop and self.profiled:
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("default")
+            self.profile.stop()
+
+    def where_time_went(self) -> str:
+        """Kernels of the profiled steps by what they took, per step."""
+        rows = [(row.key, row.self_device_time_total, row.count) for row in self.profile.key_averages()]
+        on_device = sorted((row for row in rows if row[1]), key=lambda row: -row[1])
+        steps = len(self.profiled)
+        whole = sum(row[1] for row in on_device) / steps / 1e3
+        lines = [f"{us / steps / 1e3:8.2f} ms {n / steps:7.1f} times  {name[:110]}" for name, us, n in on_device]
+        return "\n".join([f"  {whole:.1f} ms of the device a step:", *lines[:45]])
 
     def log_metrics(self, metrics: dict, step: int = 0, tokens: int | None = None) -> None:
         super().log_metrics(metrics, step, tokens)
@@ -133,13 +153,18 @@ def tokenizer(folder: Path) -> Artifact:
 # ---- parts ----
 
 
-def train(small: bool, rows: int = 1, steps: int = 24, model: dict | None = None, length: int = 8192) -> None:
-    """The body of stage `train` on one rank, from its config to the saved model."""
+def train(
+    small: bool, rows: int = 1, steps: int = 72, model: dict | None = None, length: int = 8192, profile: int = 0
+) -> None:
+    """The body of stage `train` on one rank, from its config to the saved model. The last steps but one are profiled,
+    as many as `profile` says, and are no part of the rates."""
     on_gpu = torch.cuda.is_available() and not small
     with tempfile.TemporaryDirectory() as name, single_process():
         folder = Path(name)
-        tokens, told = generated(folder, small), Told()
         steps, length = (6, 256) if small else (steps, length)
+        every = max(1, steps // 6)
+        profiled = range(steps - 1 - profile, steps - 1) if profile else range(0)
+        tokens, told = generated(folder, small), Told(profiled)
         config = Config.model_validate(
             {
                 "model": {**(SMALL if small else BILLION), **(model or {})},
@@ -161,9 +186,9 @@ def train(small: bool, rows: int = 1, steps: int = 24, model: dict | None = None
                 "workers": {
                     "count": 1,
                     "gpus": int(on_gpu),
-                    "checkpoint_every": steps // 2,
+                    "checkpoint_every": 5 * steps // 6,
                     "keep_checkpoints": 1,
-                    "log_every": max(1, steps // 6),
+                    "log_every": every,
                 },
                 "validate_every": steps,
                 "validation_rows": 1,
@@ -183,11 +208,14 @@ def train(small: bool, rows: int = 1, steps: int = 24, model: dict | None = None
             )
         pauses: list[float] = []
         timed(Saver, "start", pauses)
+        waits: list[float] = []
+        timed(EngineWeights, "released", waits, drained=False)
         job = Job(config, tokens, tokenizer(folder), str(folder / "output"), str(folder / "state"), told, told)
         began = time.perf_counter()
         train_worker(job)
         parameters = num_parameters(built)
-        rates = [row for _, row in told.metrics if "tokens_per_second" in row]
+        unprofiled = steps - 1 - profile if profile else steps
+        rates = [row for step, row in told.metrics if "tokens_per_second" in row and step <= unprofiled]
         settled = rates[len(rates) // 2 :]  # behind compilation
         facts_told = [
             f"{parameters / 1e6:,.1f} M parameters, {rows} x {length}",
@@ -195,25 +223,27 @@ def train(small: bool, rows: int = 1, steps: int = 24, model: dict | None = None
             f"{middle(settled, 'flops_per_second') / 1e12:.3g} TFLOP/s",
             f"padding {middle(settled, 'padding'):.1%}",
             f"first step after {told.ended[0] - began:.0f} s",
-            f"a checkpoint holds up {pauses[0]:.2f} s",
+            f"a checkpoint holds up {pauses[0]:.2f} s, and the step behind it {max(waits):.2f} s",
         ]
         if "model_flops_utilization" in settled[0]:
             facts_told.append(f"MFU {middle(settled, 'model_flops_utilization'):.1%}")
         if on_gpu:
             facts_told.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
         print("  " + ", ".join(facts_told))
+        if profile:
+            print(told.where_time_went())
 
 
 def middle(rows: list[dict], name: str) -> float:
     return statistics.median(row[name] for row in rows)
 
 
-def timed(owner: type, name: str, seconds: list[float]) -> None:
-    """Note how long each call of a method takes, with what the GPU still had to do before it left out."""
+def timed(owner: type, name: str, seconds: list[float], drained: bool = True) -> None:
+    """Note how long each call of a method takes; `drained` leaves out what the GPU still had to do before it."""
     method = getattr(owner, name)
 
     def around(*arguments: Any, **named: Any) -> Any:
-        if torch.cuda.is_available():
+        if drained and torch.cuda.is_available():
             torch.cuda.synchronize()
         began = time.perf_counter()
         made = method(*arguments, **named)
@@ -291,12 +321,12 @@ def precision(small: bool) -> None:
 
 
 def other(model: dict) -> Callable[[bool], None]:
-    return lambda small: train(small, steps=12, model={**({} if small else QUARTER), **model}, length=4096)
+    return lambda small: train(small, steps=24, model={**({} if small else QUARTER), **model}, length=4096)
 
 
 # A part, and the seconds that it may take.
 PARTS: dict[str, tuple[Callable[[bool], None], float]] = {
-    "train-1": (lambda small: train(small, 1), 200),
+    "train-1": (lambda small: train(small, 1, profile=2), 200),
     "train-2": (lambda small: train(small, 2), 180),
     "flex": (flex, 60),
     "gau": (other({"block": "gau", "kv_heads": None}), 75),

@@ -28,7 +28,8 @@ from omniloom.stages.data import records
 from omniloom.stages.ingest import stage
 config = stage.Config.model_validate({**json.loads(sys.argv[1]), "shard_items": 4})
 out = "memory://out"  # so that one process does it, without Ray
-metrics = stage.run(types.SimpleNamespace(config=config, output=out, state="memory://state", progress=lambda *a: None))
+places = {"output": out, "state": "memory://state", "predecessor": None}
+metrics = stage.run(types.SimpleNamespace(config=config, progress=lambda *a: None, **places))
 rows = [{**row, "media": row["media"].hex()} for row in records.iterate(out)]
 rejects = [json.loads(line) for line in storage.read_bytes(out + "/rejects/rejects.jsonl").splitlines()]
 print(json.dumps({"metrics": metrics, "rows": rows, "rejects": rejects}))
@@ -167,7 +168,7 @@ import json, sys
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.stages.ingest import stage
 config = stage.Config.model_validate({"sources": [json.loads(sys.argv[1])]})
-print(json.dumps([stage.listing(config), canonical(config.sources[0])]))
+print(json.dumps([list(stage.listing(config)), canonical(config.sources[0])]))
 """
 
 

@@ -142,9 +142,9 @@ NOT_IDENTITY = re.compile(
   | stages\.ingest\.(sources\.\d+\.(uri|media_root)|num_workers)
   | stages\.(tokenizer_image|tokenizer_joint|train)\.(
         workers\..*|validate_every|validation_(examples|rows)|(data\.)?cache_bytes|samples\..*
-      | engine\.(zero_stage|offload|activation_checkpointing|compile|sequence_parallel))
+      | retrain|engine\.(zero_stage|offload|activation_checkpointing|compile|sequence_parallel))
   | stages\.train\.(continue_from|keep_checkpoint)
-  | stages\.pretokenize\.(batch_size|workers|cpus|gpus)
+  | stages\.pretokenize\.(batch_size|retrain|workers|cpus|gpus)
   | stages\.evaluate\.(cpus|gpus)
 """,
     re.VERBOSE,

@@ -314,7 +314,9 @@ def test_added_data_asks_for_the_tokenizer_that_the_training_has(pipeline):
     text = pipeline.plan()["pretokenize"].artifact.file("text.json")
     added = Pipeline(pipeline.folder, sources=["texts", "more"])
     asked = [f"stages.train.continue_from={{training: {first}, step: 8}}", "stages.train.steps=16"]
-    told = refused(added, *asked)
+    kept = added.plan(*asked)["pretokenize"]
+    assert kept.config.text_tokenizer == text and "the text tokenizer stays: " in kept.reason
+    told = refused(added, *asked, "stages.pretokenize.retrain=always")
     assert "stages.pretokenize.text_tokenizer: the training goes on with the text tokenizer that it has" in told
     assert f"; set it to {text}" in told
     plan = added.plan(*asked, f"stages.pretokenize.text_tokenizer={text}")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
-from omniloom.stages.data import records
+from omniloom.stages.data import changes, records
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.ingest import stage as ingest
 
@@ -49,7 +49,7 @@ def take(*given, **fields):
     config = ingest.Config.model_validate({"sources": list(given), **fields})
     root = f"memory://captions-{time.monotonic_ns()}"
     context = SimpleNamespace(
-        config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None
+        config=config, output=f"{root}/output", state=f"{root}/state", predecessor=None, progress=lambda *a, **k: None
     )
     ingest.listing(config)
     metrics = ingest.run(context)
@@ -425,18 +425,20 @@ def test_a_killed_pass_over_duplicates_gives_the_same_captions(tmp_path, monkeyp
         },
     )
     config = ingest.Config.model_validate({"sources": [images(tmp_path, {"manifest": "m.jsonl"})], "shard_items": 1})
-    root, real, calls = f"memory://killed-{time.monotonic_ns()}", records.drop_rows, []
-    context = SimpleNamespace(config=config, output=f"{root}/o", state=f"{root}/s", progress=lambda *a, **k: None)
+    root, real, calls = f"memory://killed-{time.monotonic_ns()}", changes.write, []
+    context = SimpleNamespace(
+        config=config, output=f"{root}/o", state=f"{root}/s", predecessor=None, progress=lambda *a, **k: None
+    )
 
     def dies(*given):
         calls.append(given)
         real(*given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records, "drop_rows", dies)
+    monkeypatch.setattr(changes, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         ingest.run(context)
-    monkeypatch.setattr(records, "drop_rows", real)
+    monkeypatch.setattr(changes, "write", real)
     for _ in range(2):
         metrics = ingest.run(context)
         assert [row["captions"] for row in records.iterate(context.output)] == [["A", "B"], ["C"]]

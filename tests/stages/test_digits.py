@@ -48,6 +48,7 @@ def corpus(tmp_path_factory):
             config=CONFIG,
             output=f"{root}/output",
             state=f"{root}/state",
+            predecessor=None,
             progress=lambda *args, **facts: None,
         )
         yield SimpleNamespace(

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
-from omniloom.stages.data import records
+from omniloom.stages.data import changes, records
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
 from omniloom.stages.ingest import stage as ingest
 
@@ -63,6 +63,7 @@ class Result:
             config=cfg,
             output=f"{root}/output",
             state=f"{root}/state",
+            predecessor=None,
             progress=lambda *a, **k: self.calls.append(a),
         )
         self.metrics = ingest.run(self.context)
@@ -468,20 +469,23 @@ def test_a_killed_run_goes_on_after_its_last_shard_and_gives_the_same_bytes(memo
     with pytest.raises(KeyboardInterrupt):
         Result(cfg, f"{memory}/cut")
     assert done == [0, 1, 2]
-    # Killed once more, in the middle of removing duplicates: after the list is written, before a shard is.
+    # Killed once more, in the middle of settling: after the lists for people are written, before what readers see is.
     monkeypatch.setattr(
         ingest, "ingest_group", lambda group, *rest: (done.append(group["index"]), real(group, *rest))[1]
     )
-    real_drop = records.drop_rows
-    monkeypatch.setattr(records, "drop_rows", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+    real_write = changes.write
+    monkeypatch.setattr(changes, "write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         Result(cfg, f"{memory}/cut")
     assert done == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(records, "drop_rows", real_drop)
+    monkeypatch.setattr(changes, "write", real_write)
     resumed = Result(cfg, f"{memory}/cut")
     assert done == [0, 1, 2, 3, 4] and resumed.metrics == whole.metrics
-    for a, b in zip(records.shards(whole.context.output), records.shards(resumed.context.output), strict=True):
-        assert storage.read_bytes(a) == storage.read_bytes(b)
+    files = storage.list_files(whole.context.output)
+    assert changes.FILE in files and files == storage.list_files(resumed.context.output)
+    for name in files:
+        a, b = (storage.read_bytes(f"{r.context.output}/{name}") for r in (whole, resumed))
+        assert a == b, name
 
 
 def test_samples_of_our_own_models_are_told_and_stop_a_run_unless_allowed(memory):

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from omniloom.stages.data.media.decode import (
     Limits,
     MediaError,
     decode_image,
+    decode_image_to,
     decode_video,
     encode_mp4,
     encode_png,
@@ -450,3 +451,40 @@ _CLIPS = [encode_mp4(grey_levels(4), 8), video(grey_levels(4), "libvpx-vp9", "we
 def test_the_limits_are_known_without_a_decoder():
     code = "import sys, omniloom.stages.ingest.config as c; assert not {'av', 'PIL', 'numpy', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """What a photograph is like: more of the low frequencies than of the high ones."""
+    coarse = np.random.default_rng(3).integers(0, 256, (max(2, height // 24), max(2, width // 24), 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("sides", [(403, 517), (1201, 811), (640, 640), (131, 97)])
+def test_a_jpeg_is_decoded_to_no_more_than_twice_what_is_needed_and_shows_the_same(sides, orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data, decoded = saved(Image.fromarray(smooth(*sides)), "JPEG", quality=92, exif=exif), []
+    load = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile, "load", lambda image: (decoded.append(image.size), load(image))[1]
+    )
+    for size in ((48, 48), (64, 96)):
+        decoded.clear()
+        found, whole = decode_image_to(data, size), resize_center_crop(decode_image(data), size)
+        assert found.shape == (*size, 3)
+        upright = sides[::-1] if orientation >= 5 else sides
+        scale = max(size[0] / upright[0], size[1] / upright[1])
+        part = next(part for part in (8, 4, 2, 1) if part == 1 or min(sides) / part >= 2 * scale * min(sides))
+        assert decoded[0] == (-(-sides[1] // part), -(-sides[0] // part))
+        if part == 1:
+            assert np.array_equal(found, whole)
+        else:
+            error = np.abs(found.astype(int) - whole.astype(int))
+            assert error.mean() < 1.5 and np.percentile(error, 99) <= 8
+
+
+def test_what_is_no_jpeg_is_scaled_from_all_of_its_pixels():
+    for format_ in ("PNG", "WEBP"):
+        data = saved(Image.fromarray(smooth(300, 400)), format_)
+        assert np.array_equal(decode_image_to(data, (32, 40)), resize_center_crop(decode_image(data), (32, 40)))

@@ -66,7 +66,13 @@ def ingested(tmp_path_factory) -> Artifact:
         {"sources": [source], "splits": {"train": 0.5, "validation": 0.0, "test": 0.5}}
     )
     ingest.run(
-        SimpleNamespace(config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None)
+        SimpleNamespace(
+            config=config,
+            output=f"{root}/output",
+            state=f"{root}/state",
+            predecessor=None,
+            progress=lambda *a, **k: None,
+        )
     )
     storage.copy_tree(f"{root}/output", str(folder))
     storage.remove(root)

@@ -10,52 +10,15 @@ import subprocess
 import tempfile
 import time
 import unicodedata
-from types import SimpleNamespace
 
 import fsspec
-import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from ingested import lines, picture, put, take
 
-from omniloom.infra import storage
 from omniloom.infra.errors import InputError
-from omniloom.stages.data import records
-from omniloom.stages.data.media.decode import encode_png
 from omniloom.stages.ingest import readers, retrying, roots, rows, sources
 from omniloom.stages.ingest import stage as ingest
-
-RNG = np.random.default_rng(5)
-
-
-def picture() -> bytes:
-    return encode_png(RNG.integers(0, 256, (9, 11, 3), np.uint8))
-
-
-def put(folder, files: dict[str, bytes | str]) -> str:
-    for path, content in files.items():
-        data = content.encode() if isinstance(content, str) else content
-        storage.write_bytes(storage.join(str(folder), path), data)
-    return str(folder)
-
-
-def lines(*rows) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def take(*given, **fields):
-    """Metrics, records by path and rejects as (path, code) -> message of an ingest; the listing is made before it."""
-    config = ingest.Config.model_validate({"sources": list(given), **fields})
-    root = f"memory://roots-{time.monotonic_ns()}"
-    context = SimpleNamespace(
-        config=config, output=f"{root}/output", state=f"{root}/state", progress=lambda *a, **k: None
-    )
-    ingest.listing(config)
-    metrics = ingest.run(context)
-    rows = {(row["path"], row["part"]): row for row in records.iterate(context.output)}
-    written = storage.read_bytes(f"{context.output}/rejects/rejects.jsonl").split(b"\n")
-    rejects = {(row["path"], row["code"]): row["message"] for row in map(json.loads, filter(None, written))}
-    assert metrics["items"] == metrics["records"] + metrics["rejects"] + metrics["duplicates"]
-    return metrics, rows, rejects
 
 
 def records_of(config: ingest.Config, item: dict) -> list[dict]:

@@ -23,15 +23,27 @@ from omniloom.stages.ingest.manifests import parse, parse_row
 from omniloom.stages.ingest.row_mapping import RowMapping
 
 OF_ALL = {"uri", "name", "include", "exclude", "follow_links", "encoding", "license", "synthetic", "hash"}
-OF_ROWS = {"text_field", "template", "image_field", "video_field", "caption_field", "label_field"}
+OF_ROWS = {
+    *("text_field", "template", "image_field", "video_field", "conversations_field", "caption_field", "label_field"),
+    *("group_field", "license_field", "media_root", "remote"),
+}
 OWN = {
     "image_folder": {"captions"},
     "video_folder": {"captions"},
     "text": set(),
-    "jsonl": OF_ROWS | {"group_field", "media_root"},
+    "jsonl": OF_ROWS,
     "interleaved": {"manifest", "group_field", "links", "media_root"},
+    "parquet": OF_ROWS,
+    "csv": OF_ROWS | {"columns"},
+    "json": OF_ROWS | {"rows_field"},
+    "hf_dataset": OF_ROWS | {"subset", "split"},
+    "lance": OF_ROWS,
+    "coco": {"annotations"},
+    "obelics": {"media_root", "remote"},
+    "mmc4": {"media_root", "remote"},
 }
-NEEDED = {"jsonl": {"text_field": "t"}}
+NEEDED = {kind: {"text_field": "t"} for kind in ("jsonl", "parquet", "csv", "json", "hf_dataset", "lance")}
+WERE_ONE = ("image_folder", "video_folder", "text", "jsonl", "interleaved")
 # What a source of each kind was when one class held the options of all.
 FORMER = {
     "captions": None,
@@ -80,7 +92,8 @@ def test_each_kind_takes_its_own_options_and_refuses_the_others(kind):
         ("jsonl", {"caption_field": "c"}, "caption_field: goes with image_field or video_field"),
         ("jsonl", {"label_field": "l"}, "label_field: goes with image_field or video_field"),
         ("jsonl", {"image_field": "i"}, "text_field and image_field exclude each other"),
-        ("jsonl", {"text_field": None}, "kind jsonl needs one of text_field, template, image_field, video_field"),
+        ("jsonl", {"text_field": None}, "kind jsonl needs one of text_field, template, image_field, video_field, con"),
+        ("csv", {"conversations_field": "c"}, "text_field and conversations_field exclude each other"),
         ("interleaved", {"group_field": "g"}, "group_field: goes with manifest"),
         ("image_folder", {"captions": {"from": "folder", "file_field": "f"}}, "file_field: goes with manifest"),
         ("image_folder", {"captions": {"from": "sidecar", "meta_fields": ["m"]}}, "meta_fields: goes with manifest"),
@@ -92,7 +105,7 @@ def test_options_without_a_use_are_refused(kind, options, said):
     assert message.startswith(said)
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", WERE_ONE)
 def test_a_source_is_what_it_was_when_one_class_held_all_options(kind):
     assert canonical(source(kind)) == {**FORMER, "kind": kind, **NEEDED.get(kind, {})}
 
@@ -119,8 +132,10 @@ def test_every_option_of_ingest_is_described():
 
 def test_what_sources_make_is_known_from_their_options():
     media = [source("jsonl", text_field=None, **{f"{kind}_field": "f"}) for kind in ("image", "video")]
-    made = [(s, Config(sources=[s]).kinds) for s in [*map(source, OWN), *media]]
+    made = [(s, Config(sources=[s]).kinds) for s in [*map(source, WERE_ONE), *media]]
     assert [kind for _, (kind,) in made] == ["image", "video", "text", "text", "document", "image", "video"]
+    talks = [source("json", text_field=None, conversations_field="c", **more) for more in ({}, {"image_field": "i"})]
+    assert [Config(sources=[talk]).kinds for talk in talks] == [{"text"}, {"document"}]
 
 
 def test_a_row_of_a_table_is_mapped_as_a_line_of_json_is(tmp_path):

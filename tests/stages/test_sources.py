@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniloom.infra import storage
-from omniloom.stages.data import records
+from omniloom.stages.data import changes, records
 from omniloom.stages.ingest import fields, names
 from omniloom.stages.ingest import stage as ingest
 from omniloom.stages.ingest.texts import chunk_text, decode_text
@@ -167,9 +167,25 @@ def test_shards_can_be_read_in_parts(tmp_path):
     assert list(found) == [{"path": "3"}, {"path": "9"}]
     shard = str(tmp_path / records.shard_name(0))
     assert pq.ParquetFile(shard).num_row_groups > 1
-    for _ in range(2):  # repeating it changes nothing
-        records.drop_rows(shard, {("s", "2", 0), ("s", "11", 0)})
-        assert [row["path"] for row in records.iterate(str(tmp_path))] == [str(i) for i in range(11) if i != 2]
+    own = changes.Changes({2, 11}, {4: ["new", "newer"]}, {9: "test"})
+    changes.write(str(tmp_path), {"shard-000000-0000.parquet": own})
+    for batch in (1, 5, 64):
+        rows = list(records.iterate(str(tmp_path), batch_size=batch))
+        assert [row["path"] for row in rows] == [str(i) for i in range(11) if i != 2]
+        said = {row["path"]: (row["caption"], row["captions"], row["split"]) for row in rows}
+        assert said["4"] == ("new", ["new", "newer"], "validation") and said["9"] == (None, None, "test")
+        assert said["3"] == (None, None, "train")
+    assert list(records.iterate(str(tmp_path), kinds=["text"], split="test", columns=["path"])) == [
+        {"path": "5"},
+        {"path": "9"},
+    ]
+    assert next(records.iterate(str(tmp_path), split="validation", kinds=["image"], columns=["caption"])) == {
+        "caption": "new"
+    }
+    records.rewrite_without(shard, str(tmp_path / records.shard_name(2)), {0, 5, 11})
+    assert [row["path"] for row in records.iterate_shard(str(tmp_path / records.shard_name(2)))] == [
+        str(i) for i in range(12) if i not in (0, 5, 11)
+    ]
 
 
 def test_records_of_another_version_are_refused(tmp_path):
@@ -213,7 +229,7 @@ def test_text_survives_its_encoding(text):
         assert decode_text(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()) == text
 
 
-def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay():
+def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay(tmp_path):
     rows = [
         {
             "id": f"{i:064x}",
@@ -230,10 +246,16 @@ def test_a_row_that_no_shard_can_hold_is_a_reject_and_the_others_stay():
         }
         for i, (caption, width) in enumerate([("fine", 1), ("\ud800", 1), ("wide", 2**40), ("well", 1)])
     ]
-    good, bad = records.writable(rows)
-    assert [row["path"] for row in good] == ["0.png", "3.png"]
+    with records.shard_writer(str(tmp_path / records.shard_name(0))) as writer:
+        for row in rows:
+            writer.add(row)
+    assert [row["path"] for row in records.iterate(str(tmp_path))] == ["0.png", "3.png"]
+    bad = writer.refused
     assert [(row["source"], row["path"], row["code"]) for row in bad] == [
         ("s", "1.png", "failed"),
         ("s", "2.png", "failed"),
     ]
-    assert all(row["message"].encode() for row in bad) and records.encode_shard(good)
+    assert all(row["message"].encode() for row in bad)
+    with pytest.raises(ValueError, match="2 rows do not fit"):
+        records.write_shard(str(tmp_path / "other.parquet"), rows)
+    assert not (tmp_path / "other.parquet").exists()

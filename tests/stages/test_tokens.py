@@ -17,7 +17,8 @@ from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.stages.data import index as index_module
 from omniloom.stages.data import shards
 from omniloom.stages.data.arrow import map_table
-from omniloom.stages.data.tokens import TokenSet, write_shard
+from omniloom.stages.data.token_shards import write_shard
+from omniloom.stages.data.tokens import TokenSet
 
 TEXT = corpora.text_tokenizer()
 

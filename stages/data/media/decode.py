@@ -11,7 +11,7 @@ What a model of this project makes carries a mark: the PNG text chunk or the mp4
 
 from __future__ import annotations
 
-from omniloom.stages.data.media.images import ImageInfo, decode_image, encode_png, probe_image
+from omniloom.stages.data.media.images import ImageInfo, decode_image, decode_image_to, encode_png, probe_image
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, MARK, NO_LIMITS, Limits, MediaError
 from omniloom.stages.data.media.scaling import resize, resize_center_crop
 from omniloom.stages.data.media.videos import VideoInfo, decode_video, encode_mp4, probe_video
@@ -25,6 +25,7 @@ __all__ = [
     "MediaError",
     "VideoInfo",
     "decode_image",
+    "decode_image_to",
     "decode_video",
     "encode_mp4",
     "encode_png",

@@ -3,7 +3,7 @@
 In: what is decoded. Out: an identity, a look and a sketch.
 
     identity   64 hex digits, sha256: of a picture's pixels and size, of a clip's frames, of a text
-    look       a picture in LOOK_SIDE x LOOK_SIDE pixels, RGB bytes; of a clip four frames of it in the quarters
+    look       a picture in LOOK_SIDE x LOOK_SIDE pixels, RGB bytes; of a clip so four frames of it, one after another
     sketch     MinHash of a text's runs of characters: the share of equal values is the share of runs that two texts
                have in common (Broder, "On the resemblance and containment of documents", 1997)
 """
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-LOOK_SIDE = 16
+LOOK_SIDE = 32
 LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3
+CLIP_FRAMES = 4
 SKETCH = 64  # values of a sketch
 _RUN = 9  # characters of a run: letters and digits, so that neither case, spaces nor punctuation count
 _LEAST_RUNS = 48  # of a text that has a sketch: of short ones too much is alike by chance
@@ -65,9 +66,9 @@ class ClipIdentity:
         return self._digest.hexdigest()
 
     def look(self) -> bytes:
-        """The first frame, those after one and two thirds, and the last, in the quarters of a picture."""
-        chosen = [self._kept[round(i * (len(self._kept) - 1) / 3)] for i in range(4)]
-        return np.block([[[chosen[0]], [chosen[1]]], [[chosen[2]], [chosen[3]]]]).tobytes()
+        """The first frame, those after one and two thirds, and the last."""
+        steps = CLIP_FRAMES - 1
+        return b"".join(self._kept[round(i * (len(self._kept) - 1) / steps)].tobytes() for i in range(CLIP_FRAMES))
 
 
 def _row_bytes(frame: Any, number: int) -> int:
@@ -81,9 +82,8 @@ def _row_bytes(frame: Any, number: int) -> int:
 
 
 def _small(frame: Any) -> np.ndarray:
-    half = LOOK_SIDE // 2
-    small = frame.reformat(LOOK_SIDE, LOOK_SIDE, format="rgb24", interpolation="AREA").to_ndarray()
-    return small.reshape(half, 2, half, 2, 3).mean((1, 3)).round().astype(np.uint8)
+    small = frame.reformat(2 * LOOK_SIDE, 2 * LOOK_SIDE, format="rgb24", interpolation="AREA").to_ndarray()
+    return small.reshape(LOOK_SIDE, 2, LOOK_SIDE, 2, 3).mean((1, 3)).round().astype(np.uint8)
 
 
 def text_identity(text: str) -> str:

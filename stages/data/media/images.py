@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pillow_heif
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from omniloom.models.cover import Size, centre_box, cover
 from omniloom.stages.data.media import containers, image_checks
 from omniloom.stages.data.media.identity import picture_identity, picture_look
 from omniloom.stages.data.media.limits import (
     DECODE_ERRORS,
     DEFAULT_LIMITS,
     MARK,
+    NO_LIMITS,
     Limits,
     MediaError,
     check_array,
@@ -32,6 +35,7 @@ from omniloom.stages.data.media.limits import (
     one_line,
     parse_mark,
 )
+from omniloom.stages.data.media.scaling import resize, resize_center_crop
 
 # Formats that are decoded in this process; EPS and the like would start other programs.
 IMAGE_FORMATS = (
@@ -65,6 +69,7 @@ class ImageInfo:
     mark: Any = None
     identity: str = ""  # of the pixels, as `stages.data.media.identity` has it; its look
     look: bytes = b""
+    orientation: int = 1  # as EXIF numbers it
 
 
 def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
@@ -73,6 +78,26 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     What is damaged and can be shown is shown, in any shape.
     """
     return _decode_image(data, limits)[0]
+
+
+def decode_image_to(data: bytes, size: Size, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """The image scaled to cover `size` = (height, width) and cut at the centre: uint8 (H, W, 3).
+
+    Equal to `resize_center_crop` of `decode_image`, but of a JPEG that has more than twice the sides that are needed:
+    it is decoded to a half, a quarter or an eighth of them, twice of what is needed at least, without the frequencies
+    that scaling would take away (the scaled inverse transform of libjpeg).
+    """
+    pixels, info = _decode_image(data, limits, enough=size)
+    if pixels.shape[:2] == (info.height, info.width):
+        return resize_center_crop(pixels, size)
+    part = 2 ** round(math.log2(info.height / pixels.shape[0]))
+    # Sides are rounded up: the picture as it is stored ends inside the last pixel, which may now be the first one.
+    right = pixels.shape[1] - info.width / part if info.orientation in (2, 3, 6, 7) else 0.0
+    down = pixels.shape[0] - info.height / part if info.orientation in (3, 4, 7, 8) else 0.0
+    box = centre_box((info.height, info.width), size)
+    return resize(
+        pixels, size, (box[0] / part + right, box[1] / part + down, box[2] / part + right, box[3] / part + down)
+    )
 
 
 def probe_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageInfo:
@@ -84,7 +109,10 @@ def probe_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageInfo:
     return replace(info, identity=picture_identity(pixels), look=picture_look(pixels))
 
 
-def _decode_image(data: bytes, limits: Limits, intact: bool = False) -> tuple[np.ndarray, ImageInfo]:
+def _decode_image(
+    data: bytes, limits: Limits, intact: bool = False, enough: Size | None = None
+) -> tuple[np.ndarray, ImageInfo]:
+    """The pixels, which a JPEG may have fewer of where those that cover twice `enough` are, and what the whole is."""
     check_bytes(data, limits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large images and odd EXIF; the limits decide here
@@ -93,10 +121,17 @@ def _decode_image(data: bytes, limits: Limits, intact: bool = False) -> tuple[np
         if min(image.size) < 1:
             raise MediaError("corrupt", f"{image.width}x{image.height} pixels")
         format_ = (image.format or "").lower()
-        jpeg = image_checks.read_jpeg(data) if format_ in ("jpeg", "mpo") else None
+        bounded = intact or limits.max_scan_pixels < NO_LIMITS.max_scan_pixels
+        jpeg = image_checks.read_jpeg(data) if bounded and format_ in ("jpeg", "mpo") else None
         if jpeg:
             image_checks.check_scans(jpeg, *image.size, limits)
         try:
+            width, height = image.size
+            orientation = _orientation(image)
+            lies = orientation >= 5  # on one of its sides
+            if enough and format_ in ("jpeg", "mpo"):
+                needed = cover(height, width, *(enough[::-1] if lies else enough))
+                image.draft(None, (2 * needed[1], 2 * needed[0]))
             image.load()
             mark = _image_mark(image)
             _clear_exact_colour(image, data)
@@ -111,8 +146,11 @@ def _decode_image(data: bytes, limits: Limits, intact: bool = False) -> tuple[np
             image_checks.check_jpeg(jpeg)
         elif intact and format_ == "png":
             image_checks.check_png(data)
-    height, width = array.shape[:2]
-    return array, ImageInfo(width, height, format_, mark)
+    if enough is None:
+        height, width = array.shape[:2]
+    elif lies:
+        height, width = width, height
+    return array, ImageInfo(width, height, format_, mark, orientation=orientation)
 
 
 def _open(data: bytes, limits: Limits) -> Image.Image:
@@ -144,6 +182,15 @@ def _unidentified(data: bytes) -> MediaError:
     if containers.looks_like_video(data):
         return MediaError("not_an_image", "a video, which a source of kind video_folder takes")
     return MediaError("not_an_image", "no known image format")
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the picture is stored, as EXIF numbers it: 1 upright, 5 to 8 on one of its sides."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except DECODE_ERRORS:
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

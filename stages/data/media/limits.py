@@ -40,7 +40,8 @@ class Limits:
     """
 
     max_bytes: int = 256 << 20
-    """Bytes of a file as stored; of a file of JSON lines, bytes of a line."""
+    """Bytes of a file as stored; of a file of JSON lines, bytes of a line. A text file may have more than this where it
+    has ends of lines at which it can be read in parts of 4 MiB."""
     max_pixels: int = 64_000_000
     """Width x height of an image or of a video's frame."""
     min_side: int = 4

@@ -13,9 +13,10 @@ from PIL import Image
 from omniloom.models.cover import Box, Size, centre_box
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """To `size` = (height, width), bicubic and free of aliasing; aspect not kept."""
-    return _resample(image, size, (0.0, 0.0, float(image.shape[-2]), float(image.shape[-3])))
+def resize(image: np.ndarray, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
+    """The picture, or the part of it in `box`, to `size` = (height, width), bicubic and free of aliasing; aspect not
+    kept."""
+    return _resample(image, size, box or (0.0, 0.0, float(image.shape[-2]), float(image.shape[-3])))
 
 
 def resize_center_crop(

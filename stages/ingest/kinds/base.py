@@ -6,15 +6,16 @@ import fnmatch
 import typing
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
-from omniloom.stages.ingest.listing import SourceFile
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
+from omniloom.stages.ingest.listing import Files, SourceFile
 from omniloom.stages.ingest.manifests import ManifestFile
-from omniloom.stages.ingest.options import SourceConfig
+from omniloom.stages.ingest.options import UNNAMED, Captions, SourceConfig
 from omniloom.stages.ingest.rejects import Reject, printable
 from omniloom.stages.ingest.roots import Root
 from omniloom.stages.ingest.suffixes import suffix
@@ -22,10 +23,11 @@ from omniloom.stages.ingest.suffixes import suffix
 
 @dataclass(frozen=True)
 class Contents:
-    """What a source holds: all files, sorted by path, and those among them that are of the source's kind."""
+    """What a source holds: all files, sorted by path, and those among them that are of the source's kind. There may be
+    millions: iterate, and hold no list of them that is not needed."""
 
-    files: list[SourceFile]
-    of_kind: list[SourceFile]
+    files: Files
+    of_kind: Files
 
 
 class SourceKind(ABC):
@@ -41,12 +43,16 @@ class SourceKind(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     # All texts and documents of one file lie in one split, as chunks of a book must; not so where each is on its own.
     one_file_one_split: ClassVar[bool] = True
-    # Options without which the kind cannot be used, as a message offers them: "text_field: text".
-    needs_options: ClassVar[str] = ""
+    # Whether a zip or a tar is a file of this kind; to all others it is the folder that it would unpack to.
+    reads_archives: ClassVar[bool] = False
+    # Options without which the kind cannot be used, as `recognize` offers them by default: {"text_field": "text"}.
+    usual_options: ClassVar[dict[str, Any]] = {}
+    # The fields of manifests that the config does not name, such as metadata.jsonl.
+    metadata_fields: Captions = UNNAMED
 
     def __init__(self, config: Any, index: int, limits: Limits = DEFAULT_LIMITS, chunk_chars: int = 2000):
         self.config, self.index, self.limits, self.chunk_chars = config, index, limits, chunk_chars
-        self.root = Root(config, index)
+        self.root = Root(config, index, opens_archives=not self.reads_archives)
         self.field = self.root.field
 
     @classmethod
@@ -57,6 +63,15 @@ class SourceKind(ABC):
     @abstractmethod
     def makes(cls, config: Any) -> str:
         """Which of `records.KINDS` (image, video, text, document) a source with these options gives."""
+
+    # ---- recognition: what files of this kind look like, where no config says it ----
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """The options with which a source that looks like this kind would be read; None where it does not. A kind that
+        can tell more than by suffixes looks into a few files, and gives a larger `strength`."""
+        paths = glimpse.having(cls.suffixes)
+        return Recognition(frozenset(paths), cls.usual_options) if paths else None
 
     # ---- planning: from names and small files alone, on every plan ----
 
@@ -100,12 +115,26 @@ class SourceKind(ABC):
         """What can be told to be wrong before anything is read: raise `InputError` with a field below `self.field`."""
         return None
 
-    def items(self, contents: Contents, notes: Counter) -> list[dict]:
+    def items(self, contents: Contents, notes: Counter) -> Iterable[dict]:
         """What is to be read, in order, each a dictionary that JSON can hold, made by `item` or `rejected`; `read`
         gets one of them. `notes` counts what a person should be told."""
-        return [self.item(file) for file in contents.of_kind]
+        return map(self.item, contents.of_kind)
 
-    # ---- reading: one item, in a worker ----
+    def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
+        """The pieces of a large item, which are read side by side, in order: each of about `size` bytes and, where an
+        item names files or holds many small things, `count` records.
+
+        A piece is the item with "from" and "to" in the kind's own unit (bytes of a file of JSON lines, row groups of a
+        Parquet file), the "part" that its first record has, its own "size" and, as far as it is known, "rows", how many
+        records it gives. `read` gives of a piece the records that begin in it: those of all pieces together are those
+        of the item. What a piece holds may depend on `size` and `count`, what the records are may not.
+
+        By default an item is one piece. It is called for every item when the work is planned, so look into large files
+        alone; after an error the item is read in one piece, which tells of it.
+        """
+        yield item
+
+    # ---- reading: one item, or a piece of one, in a worker ----
 
     @abstractmethod
     def read(self, item: dict) -> Iterator[dict | Reject]:
@@ -115,7 +144,7 @@ class SourceKind(ABC):
     # ---- for subclasses ----
 
     def item(self, file: SourceFile) -> dict:
-        item = {"source": self.index, "path": file.path, "size": file.size}
+        item = {"source": self.index, "path": file.path, "size": file.size, "identity": file.identity}
         return {**item, "reject": list(file.reject)} if file.reject else item
 
     def rejected(self, path: str, reject: Reject) -> dict:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urldefrag
+from urllib.parse import unquote, urldefrag
 
 from pydantic import Field, model_validator
 
@@ -14,16 +16,22 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.base import PATH, PLACEMENT, path_to
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import encoding, fields, texts
+from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest, ManifestFile
+from omniloom.stages.ingest.names import Names
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig, refuse
 from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.references import References
 from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.suffixes import IMAGES
 
 if TYPE_CHECKING:
     from omniloom.stages.ingest.markdown import Picture
+
+_LINK = re.compile(r"!\[[^\]]*\]\(<?([^)>\s]+)|!\[\[([^\]|]+)")  # a good guess; what counts, the parser says
+_PEEKED = 20  # documents that are looked into to recognize the kind
 
 
 class InterleavedConfig(SourceConfig):
@@ -69,6 +77,23 @@ class Interleaved(SourceKind):
     def references(self) -> References:
         return References(self, self.config.links)
 
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """Documents that name pictures which are there: rows of a manifest, or Markdown. All pictures beside those are
+        taken for theirs, for which of them are named only reading every document tells."""
+        pictures = Names(glimpse.root, glimpse.having(IMAGES))
+        if not pictures.paths:
+            return None
+        for path in glimpse.having((".jsonl", ".ndjson")):
+            if recognition := _of_manifest(glimpse, path, pictures):
+                return recognition
+        documents = glimpse.having(cls.suffixes)
+        found: set[str | None] = set()
+        for path in documents[:_PEEKED]:
+            links = [unquote(link).strip() for pair in _LINK.findall(glimpse.text(path)) for link in pair if link]
+            found |= {pictures.find(link, (posixpath.dirname(path), "")) for link in links} - {None}
+        return Recognition(_beside(found, pictures, documents), strength=BY_DOCUMENT) if found else None
+
     # ---- planning ----
 
     def is_item(self, path: str) -> bool:
@@ -77,13 +102,13 @@ class Interleaved(SourceKind):
     def holds_some(self, contents: Contents) -> bool:
         return self.manifest is not None or super().holds_some(contents)
 
-    def items(self, contents: Contents, notes: Counter) -> list[dict]:
+    def items(self, contents: Contents, notes: Counter) -> Iterable[dict]:
         """One per Markdown file; with a manifest one per row of it, with "segments"."""
         if self.manifest:
             return self._documents(self.manifest.read(), contents.files)
         return super().items(contents, notes)
 
-    def _documents(self, manifest: Manifest, files: list[SourceFile]) -> list[dict]:
+    def _documents(self, manifest: Manifest, files: Iterable[SourceFile]) -> list[dict]:
         """One item per manifest row {file, segments: [{type, text | file, alt}]}; its part is the manifest's line."""
         sizes = {file.path: file.size for file in files}
         items = []
@@ -182,3 +207,25 @@ class Interleaved(SourceKind):
             return rows.image_segment(self.references.first(places), alt, self.limits)
         except MediaError as error:
             raise MediaError(error.code, f"image {places[0][1][:200]}: {error.message}") from None
+
+
+def _of_manifest(glimpse: Glimpse, path: str, pictures: Names) -> Recognition | None:
+    """That a file is a manifest of documents whose pictures go by the root, or by the manifest's folder."""
+    rows = [row for row in glimpse.rows(path) if isinstance(row.get("segments"), list)]
+    files = [part.get("file") for row in rows for part in row["segments"] if isinstance(part, dict)]
+    documents = Names(glimpse.root, glimpse.having(Interleaved.suffixes))
+    for start in dict.fromkeys(("", posixpath.dirname(path))):
+        if found := {pictures.find(name, (start,)) for name in files} - {None}:
+            named = {documents.find(row.get("file"), (start,)) for row in rows} - {None}
+            texts = _beside(named, documents, ())
+            manifest = posixpath.relpath(path, start or ".")
+            return Recognition(
+                texts | _beside(found, pictures, {path}), {"manifest": manifest}, BY_DOCUMENT, below=start
+            )
+    return None
+
+
+def _beside(found: set, names: Names, others: Iterable[str]) -> frozenset[str]:
+    """All files of the folders in which some were found, and others."""
+    folders = {posixpath.dirname(path) for path in found}
+    return frozenset(others) | {path for path in names.paths if posixpath.dirname(path) in folders}

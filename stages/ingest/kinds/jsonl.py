@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
 from typing import Literal
 
-from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding, manifests
-from omniloom.stages.ingest.kinds.base import SourceKind
+from omniloom.stages.ingest.formats.json_lines import JsonLines
+from omniloom.stages.ingest.kinds.row_files import RowFiles
 from omniloom.stages.ingest.options import FORMER_FIELDS
-from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.row_mapping import RowMapping, RowsConfig
+from omniloom.stages.ingest.row_mapping import RowsConfig
 
 
 class JsonlConfig(RowsConfig):
-    """JSON lines, each a record. One of text_field, template, image_field and video_field says what a line is."""
+    """JSON lines, each a record. One of text_field, template, image_field, video_field and conversations_field says
+    what a line is."""
 
     CANONICAL = FORMER_FIELDS
 
@@ -23,51 +20,7 @@ class JsonlConfig(RowsConfig):
     """JSON lines, each a record."""
 
 
-class Jsonl(SourceKind):
+class Jsonl(RowFiles):
     Config = JsonlConfig
-    suffixes = (".jsonl", ".ndjson")
-    one_file_one_split = False
-    needs_options = "text_field: text"
-
-    @classmethod
-    def makes(cls, config: JsonlConfig) -> str:
-        return config.record_kind
-
-    @property
-    def names_files(self) -> bool:
-        return bool(self.config.media_field)
-
-    @cached_property
-    def mapping(self) -> RowMapping:
-        return RowMapping(self)
-
-    def read(self, item: dict) -> Iterator[dict | Reject]:
-        """A record or a reject per line, with the line's number as its part. A file that fails half way keeps what
-        came before."""
-        part, empty = 0, True
-        blocks = self.root.blocks(item["path"])
-        try:
-            for part, (line, line_encoding) in enumerate(
-                encoding.lines(blocks, self.limits.max_bytes, self.config.encoding), 1
-            ):
-                if line is None or line.strip():
-                    empty = False
-                    yield from self._line(line, line_encoding, item["path"], part)
-        except Exception as error:
-            yield Reject.of(error, item["path"], part + 1 if part else 0)
-            return
-        if empty:
-            raise MediaError("empty", "no line in the file")
-
-    def _line(self, line: bytes | None, line_encoding: str, path: str, part: int) -> Iterator[dict | Reject]:
-        """The record of a line, or the reject; and a reject for each value that the record goes without."""
-        try:
-            if line is None:
-                raise MediaError("too_large", f"a line of more than {self.limits.max_bytes} bytes")
-            record, rejects = self.mapping.record(manifests.parse_row(line, line_encoding), path)
-        except Exception as error:
-            yield Reject.of(error, path, part)
-            return
-        yield {**record, "part": part}
-        for problem in rejects:
-            yield Reject(problem.code, problem.message, part)
+    suffixes = JsonLines.suffixes
+    known = (JsonLines(),)

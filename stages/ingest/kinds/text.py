@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Literal
 
+from omniloom.stages.data.media.limits import MediaError
+from omniloom.stages.ingest import encoding, texts
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig
+from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.suffixes import compression
+
+_NOTES = re.compile(r"(readme|license|licence|copying|changelog|changes|notice|authors|citation)\b", re.IGNORECASE)
 
 
 class TextConfig(SourceConfig):
@@ -26,9 +36,75 @@ class Text(SourceKind):
     def makes(cls, config: TextConfig) -> str:
         return "text"
 
-    def read(self, item: dict) -> Iterator[dict]:
-        from omniloom.stages.ingest import rows, texts
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """Texts, less those that tell a person about the other files."""
+        paths = glimpse.having(cls.suffixes)
+        found = frozenset(path for path in paths if not _NOTES.match(posixpath.basename(path)))
+        return Recognition(found) if found else None
 
-        text = texts.decode_text(self.content(item["path"], item["size"]), self.config.encoding)
-        for part, chunk in enumerate(texts.chunk_text(text, self.chunk_chars)):
-            yield rows.text_row(chunk, part)
+    def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
+        """By bytes, where a section begins. A compressed file, in which no place can be found, is one."""
+        step = max(1, size // texts.SECTION) * texts.SECTION
+        if not self._has_sections(item) or item["size"] <= step or compression(item["path"]):
+            yield item
+            return
+        head = next(self.root.blocks(item["path"], 0, 4), b"")
+        name, _ = encoding.by_mark(head, self.config.encoding)
+        if not encoding.has_lines(name):
+            yield item
+            return
+        start = 0
+        while start < item["size"]:
+            stop = self._line(item, start // texts.SECTION * texts.SECTION + step)
+            yield {**item, "from": start, "to": stop, "size": stop - start, "encoding": name}
+            start = stop
+
+    def _has_sections(self, item: dict) -> bool:
+        large = (
+            item["size"] > texts.SECTION or compression(item["path"]) is not None
+        )  # how large once read, no one knows
+        return large and self.limits.max_bytes >= texts.SECTION
+
+    def _line(self, item: dict, at: int) -> int:
+        """Where the first line at or behind byte `at` begins, or the file ends."""
+        start = at - 1
+        for block in self.root.blocks(item["path"], start, item["size"]):
+            if end := block.find(b"\n") + 1:
+                return start + end
+            start += len(block)
+        return item["size"]
+
+    def read(self, item: dict) -> Iterator[dict | Reject]:
+        """A record per chunk. Of a large file each section is read by itself, and is a reject by itself."""
+        from omniloom.stages.ingest import rows
+
+        empty = "from" not in item
+        name = item.get("encoding", self.config.encoding)
+        for start, data in self._sections(item, name):
+            part = texts.first_part(start, self.chunk_chars)
+            try:
+                if data is None:
+                    raise MediaError("too_large", f"no end of a line in {self.limits.max_bytes} bytes")
+                chunks = texts.chunk_text(texts.decode_text(data, name), self.chunk_chars)
+            except MediaError as error:
+                if error.code != "empty":
+                    empty = False
+                    where = f"in the bytes from {start}: " if start else ""
+                    yield Reject(error.code, where + error.message, part)
+                continue
+            empty = False
+            for number, chunk in enumerate(chunks, part):
+                yield rows.text_row(chunk, number)
+        if empty:
+            raise MediaError("empty", "nothing but white space" if item["size"] else "the file has no bytes")
+
+    def _sections(self, item: dict, name: str) -> Iterator[tuple[int, bytes | None]]:
+        """(where it begins, its bytes) of each section of the file, or of the piece."""
+        if "from" not in item and not self._has_sections(item):
+            return iter([(0, self.content(item["path"], item["size"]))])
+        blocks = self.root.blocks(item["path"], item.get("from", 0), item.get("to"))
+        head = next(blocks, b"")
+        if not encoding.has_lines(encoding.by_mark(head, name)[0]):
+            return iter([(0, self.content(item["path"], item["size"]))])
+        return texts.sections(chain([head], blocks), item.get("from", 0), self.limits.max_bytes)

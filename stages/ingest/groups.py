@@ -1,0 +1,154 @@
+"""Groups: items in order, as a worker takes them, and the shards that it makes of them.
+
+A group is {"index", "items"}: items or pieces of items (`SourceKind.cut`) of about a shard in all. A worker reads them
+one after another and closes a shard where the next row would bring it above `shard_bytes` of rows (media included), or
+where it has `shard_items`. So a group gives a shard, or several where its files hold more than their own bytes (lines
+that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a row group.
+
+Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... and beside each lie its keys and rejects
+(`stages.ingest.keys`); in the stage's state groups/000012.json, written last: the reports on the group's shards. A
+group without it is read again from its beginning and gives the same shards, so a kill leaves nothing behind that is not
+written over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+
+from omniloom.infra import storage
+from omniloom.stages.ingest.config import Config
+
+_REJECTS = 65536  # that a worker holds
+
+
+def grouped(items: Iterable[dict], config: Config, index: int = 0) -> Iterator[dict]:
+    """Items in order, cut where a group would come to more than `shard_items` or `shard_bytes`. `index` is the number
+    of the first group."""
+    group: list[dict] = []
+    size = count = 0
+    for item in items:
+        rows = item.get("rows", 1)
+        if group and (count + rows > config.shard_items or size + item["size"] > config.shard_bytes):
+            yield {"index": index, "items": group}
+            index, group, size, count = index + 1, [], 0, 0
+        group.append(item)
+        size, count = size + item["size"], count + rows
+    if group:
+        yield {"index": index, "items": group}
+
+
+def done(state: str, group: dict) -> list[dict] | None:
+    """The reports of a group of these items that an earlier run has done."""
+    found = storage.read_json(_marker(state, group))
+    return found["shards"] if found and found["items"] == _digest(group) else None
+
+
+def _digest(group: dict) -> str:
+    return blake2b(json.dumps(group["items"], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def ingest_group(group: dict, config: Config, output: str, state: str) -> Iterator[dict]:
+    """Read one group's items and write its shards; a group that is done already is not read again.
+
+    A report for each: {"name": of the shard, "records", "files", "asked"}. The last two are of the items that were read
+    to their ends: how many files begin with them, and [item, source, paths] where reading one asked for other files.
+    """
+    if (reports := done(state, group)) is not None:
+        yield from reports
+        return
+    reading, reports = _Reading(group, config), []
+    while reading.left or not reports:
+        reports.append(reading.shard(output, state, len(reports)))
+        yield reports[-1]
+    storage.write_json(_marker(state, group), {"shards": reports, "items": _digest(group)})
+
+
+class _Reading:
+    """Rows and rejects of a group, taken shard by shard."""
+
+    def __init__(self, group: dict, config: Config):
+        self._group, self._config = group, config
+        self._files = 0
+        self._asked: list[list] = []
+        self._rows = self._read()
+        self._row = next(self._rows, {})  # the one to be taken next; empty at the end
+
+    @property
+    def left(self) -> bool:
+        return bool(self._row)
+
+    def _read(self) -> Iterator[dict]:
+        """Rows with their source and split, and rejects, which have a `code`."""
+        from omniloom.stages.ingest import splits
+        from omniloom.stages.ingest.readers import Reader
+
+        fractions = self._config.splits.model_dump()
+        readers: dict[int, Reader] = {}
+        for number, item in enumerate(self._group["items"]):
+            index = item["source"]
+            source = self._config.source_name(index)
+            reader = readers.get(index) or readers.setdefault(index, Reader(self._config, index))
+            for row in reader.read(item):
+                row |= {"source": source, "item": number}
+                if "code" not in row:
+                    row["split"] = splits.own_split(row, fractions)
+                yield row
+            self._files += not item.get("from")
+            if asked := reader.asked(item):
+                self._asked.append([number, index, asked])
+
+    def shard(self, output: str, state: str, number: int) -> dict:
+        """Write the next shard with what belongs to it; the report on it."""
+        from omniloom.stages.data import records
+        from omniloom.stages.ingest import keys
+
+        path = records.shard_name(self._group["index"], number)
+        name = path.rpartition("/")[2]
+        rejects = self._refused([])
+        found: list[dict] = []
+        if self.left and "code" not in self._row:
+            with records.shard_writer(storage.join(output, path)) as writer:
+                for row in self._held(rejects):
+                    writer.add(row)
+                    found.append(keys.of_row(row))
+            items = {records.key_of(row): row["item"] for row in found}
+            rejects += [{**reject, "item": items[records.key_of(reject)]} for reject in writer.refused]
+            gone = {records.key_of(reject) for reject in writer.refused}
+            found = [row for row in found if records.key_of(row) not in gone]
+            keys.write(output, name, found)
+        lines = (json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
+        storage.write_bytes(keys.rejects_uri(output, name), "".join(lines).encode())
+        report = {"name": name, "records": len(found), "files": self._files, "asked": self._asked}
+        self._files, self._asked = 0, []
+        return report
+
+    def _refused(self, rejects: list[dict]) -> list[dict]:
+        """Take rejects up to the next row; no more than are to be held at once."""
+        while self.left and "code" in self._row and len(rejects) < _REJECTS:
+            rejects.append(self._row)
+            self._row = next(self._rows, {})
+        return rejects
+
+    def _held(self, rejects: list[dict]) -> Iterator[dict]:
+        """Take the rows of a shard, the rejects between them apart."""
+        from omniloom.stages.data.records import row_bytes
+
+        size = count = 0
+        while self.left and "code" not in self._row and count < self._config.shard_items:
+            size += row_bytes(self._row)
+            if count and size > self._config.shard_bytes:
+                return
+            count += 1
+            yield self._row
+            self._row = next(self._rows, {})
+            self._refused(rejects)
+
+
+def marker_name(group: dict) -> str:
+    return f"{group['index']:06d}.json"
+
+
+def _marker(state: str, group: dict) -> str:
+    return storage.join(state, "groups", marker_name(group))

@@ -1,0 +1,44 @@
+"""JSON files of many objects: each is a record. The files are read as streams, whatever their size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal
+
+from omniloom.stages.ingest import row_recognition
+from omniloom.stages.ingest.formats import json_stream
+from omniloom.stages.ingest.formats.json_array import JsonArray
+from omniloom.stages.ingest.glimpse import Glimpse, Recognition
+from omniloom.stages.ingest.kinds.row_files import RowFiles
+from omniloom.stages.ingest.row_mapping import RowsConfig
+
+
+class JsonConfig(RowsConfig):
+    """JSON files, each an array of objects, an object that holds such an array, or objects one after another. Each
+    object is a record."""
+
+    kind: Literal["json"]
+    """JSON files of many objects, each a record."""
+    rows_field: str | None = None
+    """The key of the array of rows where a file is one object, such as `data`."""
+
+
+class Json(RowFiles):
+    Config = JsonConfig
+    suffixes = JsonArray.suffixes
+    known = (JsonArray(),)
+
+    @classmethod
+    def recognize(cls, glimpse: Glimpse) -> Recognition | None:
+        """By what the first rows hold, of the array that an object at the top holds where it does."""
+        paths = glimpse.having(cls.suffixes)
+        field = next(iter(json_stream.array_fields(iter([glimpse.head(paths[0])]))), None) if paths else None
+        if field is None:
+            return super().recognize(glimpse)
+        found = row_recognition.recognize(glimpse, paths, (JsonArray(field),), cls.usual_options)
+        return replace(found, options={"rows_field": field, **found.options}) if found else None
+
+    @cached_property
+    def formats(self) -> tuple[JsonArray]:
+        return (JsonArray(self.config.rows_field),)
