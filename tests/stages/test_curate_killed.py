@@ -31,8 +31,9 @@ from types import SimpleNamespace
 from omniloom.stages.curate import stage
 stage._by_ray = lambda work, tasks, workers: ((task["shard"], work(task)) for task in tasks)
 steps, corpus, root = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-context = SimpleNamespace(config=stage.Config(steps=steps), records=SimpleNamespace(uri=corpus), output=f"{root}/output",
-                          state=f"{root}/state", progress=lambda *a, **k: None)
+places = {"output": f"{root}/output", "state": f"{root}/state"}
+config, records = stage.Config(steps=steps), SimpleNamespace(uri=corpus)
+context = SimpleNamespace(config=config, records=records, progress=lambda *a, **k: None, **places)
 print("begins", flush=True)
 stage.run(context)
 """
@@ -73,6 +74,10 @@ def start(folder, uri: str) -> subprocess.Popen:
     return process
 
 
+def hashes(folder: str) -> dict[str, str]:
+    return {name: storage.sha256(f"{folder}/{name}") for name in storage.list_files(folder)}
+
+
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_artifact(tmp_path):
     root = f"memory://killed-{time.monotonic_ns()}"
@@ -84,10 +89,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_artifact(tmp_path
     began = time.monotonic()
     assert start(tmp_path / "whole", uri).wait() == 0
     seconds = time.monotonic() - began
-    expected = {
-        name: storage.sha256(f"{tmp_path}/whole/output/{name}")
-        for name in storage.list_files(f"{tmp_path}/whole/output")
-    }
+    expected = hashes(f"{tmp_path}/whole/output")
     moments, kills = random.Random(7), 0
     for attempt in range(20):
         folder = tmp_path / f"killed{attempt // 5}"  # four artifacts, each killed up to five times
@@ -102,7 +104,6 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_artifact(tmp_path
     for number in range(4):
         folder = tmp_path / f"killed{number}"
         assert start(folder, uri).wait() == 0
-        output = f"{folder}/output"
-        assert {name: storage.sha256(f"{output}/{name}") for name in storage.list_files(output)} == expected
+        assert hashes(f"{folder}/output") == expected
     rows = list(records.iterate(f"{tmp_path}/whole/output"))
     assert sum(row["kind"] == "video" for row in rows) == 12 and sum(row["kind"] == "text" for row in rows) == 60
