@@ -26,6 +26,7 @@ from omniloom.stages.ingest.kinds.mmc4 import Mmc4
 from omniloom.stages.ingest.kinds.obelics import Obelics
 from omniloom.stages.ingest.kinds.parquet import Parquet
 from omniloom.stages.ingest.kinds.text import Text
+from omniloom.stages.ingest.kinds.url_list import UrlList
 from omniloom.stages.ingest.kinds.video_folder import VideoFolder
 from omniloom.stages.ingest.kinds.webdataset import WebDataset
 from omniloom.stages.ingest.options import SourceConfig
@@ -51,7 +52,7 @@ def _problem(name: str, part: Any) -> str | None:
 _OURS: tuple[type[SourceKind], ...] = (
     *(ImageFolder, VideoFolder, Text, Interleaved),
     *(Jsonl, Json, Csv, Parquet, WebDataset),
-    *(HfDataset, Coco, Obelics, Mmc4, Lance),
+    *(HfDataset, Coco, Obelics, Mmc4, Lance, UrlList),
 )
 _OTHERS, UNUSABLE = extensions.load(GROUP, [kind.name() for kind in _OURS], _problem)
 KINDS: dict[str, type[SourceKind]] = {**{kind.name(): kind for kind in _OURS}, **_OTHERS}
