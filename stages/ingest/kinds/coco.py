@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -99,7 +99,7 @@ class Coco(SourceKind):
         items = [{**self.item(file), **found[file.path]} for file in contents.of_kind if file.path in found]
         return items + rejected
 
-    def _tables(self, files: list[SourceFile]) -> Iterator[Manifest]:
+    def _tables(self, files: Iterable[SourceFile]) -> Iterator[Manifest]:
         if self.manifest:
             yield self.manifest.read()
             return
@@ -137,7 +137,7 @@ class _Pictures:
     """Pictures by what annotations call them: a path from the root or the annotations' folder, else the bare name that
     one picture has, or that one has in a folder whose name the annotations' own name ends with (train2017)."""
 
-    def __init__(self, kind: SourceKind, files: list[SourceFile]):
+    def __init__(self, kind: SourceKind, files: Iterable[SourceFile]):
         self._names = Names(kind.root, (file.path for file in files))
         self._bare: dict[str, list[str]] = {}
         for file in files:
