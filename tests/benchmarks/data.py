@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import io
 import json
 import shutil
@@ -147,7 +148,7 @@ def items(parts: list[str], repeats: int = 5) -> None:
 
 def datatrove(folder: Path) -> Callable[[], None] | None:
     try:
-        from datatrove.pipeline.readers import JsonlReader
+        JsonlReader = importlib.import_module("datatrove.pipeline.readers").JsonlReader
     except ImportError:
         return None
 
