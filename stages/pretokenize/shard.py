@@ -40,8 +40,10 @@ from omniloom.stages.pretokenize.encoders import Encoders, Pass
 from omniloom.stages.pretokenize.index import lengths_uri
 from omniloom.stages.pretokenize.stats import Stats, weight
 
-_COLUMNS = ("id", "kind", "split", "media", "captions", "label", "text", "segments", "width", "height", "frames")
-_COLUMNS += ("source", "path", "meta")
+_COLUMNS = (
+    *("id", "kind", "split", "media", "captions", "label", "text", "segments", "width", "height", "frames"),
+    *("source", "path", "meta"),
+)
 _TOGETHER = 256  # records whose texts are tokenized together
 _TOGETHER_BYTES = 8 << 20
 _HELD = 256 << 20  # bytes of documents that wait for one before them, until that no longer waits for a full batch
