@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -70,8 +70,20 @@ def _outside(value: Any, mark: Mapping[str, Any]) -> Any:
 
 def digest(value: Any) -> str:
     """sha256 (64 hex digits) of the canonical form of `value`."""
-    text = json.dumps(canonical(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_text(canonical(value)).encode()).hexdigest()
+
+
+def digest_of_rows(rows: Iterable[Any]) -> str:
+    """The `digest` of a list, of which one row is held at a time."""
+    found = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        found.update(("," * bool(number) + _text(canonical(row, f"value.{number}"))).encode())
+    found.update(b"]")
+    return found.hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def fingerprint(

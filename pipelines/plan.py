@@ -6,7 +6,7 @@ nothing into the storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from omniloom.infra.secrets import redact
 from omniloom.pipelines import continuing, kept, predecessors
 from omniloom.pipelines.checks import check_counts, misfits, refuse
 from omniloom.pipelines.config import PipelineConfig, naming, placed
-from omniloom.pipelines.fingerprint import digest, fingerprint
+from omniloom.pipelines.fingerprint import digest_of_rows, fingerprint
 from omniloom.pipelines.graph import Graph
 from omniloom.pipelines.outside import digests, outside_contents, unreadable
 from omniloom.pipelines.planned import Grown, PlannedStage
@@ -184,7 +184,7 @@ def _look(stage: Stage, plan: Plan) -> PlannedStage:
     config, files, outside = getattr(plan.config.stages, stage.name), None, {}
     if config is not None and not plan.graph.missing(stage):
         files, outside = _listing(stage, config), outside_contents(config, plan.contents)
-    sources = files and {"digest": digest(files), "files": len(files), "bytes": sum(f.get("size") or 0 for f in files)}
+    sources = _facts(files) if files else None
     return PlannedStage(stage, config, plan.graph.inputs[stage.name], "", "", None, sources, outside, listing=files)
 
 
@@ -220,7 +220,20 @@ def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
     return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 
 
-def _listing(stage: Stage, config: Any) -> list[dict] | None:
+def _facts(files: Sequence[Mapping]) -> dict:
+    """What the plan says of a listing, of which there may be millions of rows."""
+    size = 0
+
+    def rows() -> Iterator[Mapping]:
+        nonlocal size
+        for file in files:
+            size += file.get("size") or 0
+            yield file
+
+    return {"digest": digest_of_rows(rows()), "files": len(files), "bytes": size}
+
+
+def _listing(stage: Stage, config: Any) -> Sequence[Mapping] | None:
     listing = getattr(stage.module, "listing", None)
     if listing is None:
         return None

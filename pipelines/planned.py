@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class PlannedStage:
     known: Artifact | None = None  # what it made, now or the last time
     expected: Artifact | None = None  # what it comes out as, as far as nothing says that it will be another
     drift: bool = False  # pinned to an artifact that the config would not make
-    listing: list[dict] | None = None  # of the sources
+    listing: Sequence[Mapping] | None = None  # of the sources
     grown: Grown | None = None
     kept: Kept | None = None
 

@@ -12,7 +12,7 @@ A stage's module has
     run(context) -> dict of metrics; writes the artifact's files under `context.output`; a stage that makes `records`
                 returns `stages.data.records.counts` of them among its metrics, which later stages read
     needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
-    listing(config) -> list of facts about outside sources that stand in for inputs (optional)
+    listing(config) -> a sequence of facts about outside sources that stand in for inputs (optional)
     check(config, upstream, files) raises InputError for what cannot fit, as far as configs tell; with `files`, for
         outside files that are not there too (optional)
     check_counts(config, upstream, counts) -> warnings; raises InputError for what cannot fit the corpus that the

@@ -254,6 +254,13 @@ def iterate_shard(
             yield from batch.select(wanted).to_pylist()
 
 
+def count(uri: str) -> int:
+    """How many records a shard has."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:
+        return pq.ParquetFile(file).metadata.num_rows
+
+
 def counts(artifact_uri: str) -> dict[str, int | float]:
     """Metrics of every stage that makes records, which later stages read: how many there are,
     of each kind (in all, and to train on) and in each split, how many a model of this project made, and the captions of

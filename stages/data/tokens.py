@@ -95,8 +95,8 @@ class TokenSet:
         return {name: columns.rows[name][row].as_py() for name in ("id", "kind", "label", "bytes")}
 
     def origin(self, index: int) -> dict[str, Any]:
-        """Where a document comes from: the record's id, its source and file, and the shard of tokens, which has the
-        number of the records' shard, with the document's row in it."""
+        """Where a document comes from: the record's id, its source and file, and the shard of tokens, with the
+        document's row in it."""
         columns, row = self._find(index)
         places, rows = self.index.shard_of(np.array([index]))
         found = {name: columns.rows[name][row].as_py() for name in ("id", "source", "path")}

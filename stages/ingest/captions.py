@@ -15,7 +15,7 @@ from typing import cast
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import fields, manifests
 from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
-from omniloom.stages.ingest.kinds.base import SourceKind
+from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names, normal_path
@@ -24,20 +24,21 @@ from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
 
 
-def with_captions(kind: SourceKind, items: list[dict], files: list[SourceFile], notes: Counter) -> list[dict]:
-    """The items of the source `kind` with what `config.captions` says of them. `files` is all that the folder holds;
-    `notes` counts metadata_captions, metadata_unread and sidecars_unread."""
+def with_captions(kind: SourceKind, contents: Contents, notes: Counter) -> Iterable[dict]:
+    """The items of the source `kind` with what `config.captions` says of them. `notes` counts metadata_captions,
+    metadata_unread and sidecars_unread."""
     captions: Captions | None = kind.config.captions
+    files, items = contents.files, map(kind.item, contents.of_kind)
     if kind.manifest:
         manifest = kind.manifest.read(("", posixpath.dirname(kind.manifest.below or "")))
         if not manifest.rows:
             raise InputError(f"{manifest.name}: holds no row", field=manifest.field)
-        return _with_rows(kind, items, [manifest], _names(kind, files))
+        return _with_rows(kind, list(items), [manifest], _names(kind, files))
     if captions and captions.from_ == "sidecar":
-        return _with_sidecars(kind, items, files)
-    notes["sidecars_unread"] += len(_sidecars(kind, items, files))
+        return _with_sidecars(kind, list(items), contents)
+    notes["sidecars_unread"] += len(_sidecars(kind, contents))
     if captions:
-        return [{**item, **_named(captions, item["path"])} for item in items]
+        return ({**item, **_named(captions, item["path"])} for item in items)
     tables = [
         manifests.read_manifest(
             kind.root, kind.root.uri(path), path, f"{kind.field}.captions", (posixpath.dirname(path), "")
@@ -46,12 +47,14 @@ def with_captions(kind: SourceKind, items: list[dict], files: list[SourceFile], 
     ]
     named = [manifest for manifest in tables if fields.names_files(manifest, kind.metadata_fields)]
     notes["metadata_unread"] += len(tables) - len(named)
-    items = _with_rows(kind, items, named, _names(kind, files)) if named else items
-    notes["metadata_captions"] += sum("captions" in item for item in items)
-    return items
+    if not named:
+        return items
+    captioned = _with_rows(kind, list(items), named, _names(kind, files))
+    notes["metadata_captions"] += sum("captions" in item for item in captioned)
+    return captioned
 
 
-def metadata(kind: SourceKind, files: list[SourceFile]) -> list[str]:
+def metadata(kind: SourceKind, files: Iterable[SourceFile]) -> list[str]:
     """Paths of the manifests that the datasets library would take: at the top or in any folder."""
     if kind.config.captions:
         return []
@@ -62,7 +65,7 @@ def metadata(kind: SourceKind, files: list[SourceFile]) -> list[str]:
     ]
 
 
-def _names(kind: SourceKind, files: list[SourceFile]) -> Names:
+def _names(kind: SourceKind, files: Iterable[SourceFile]) -> Names:
     return Names(kind.root, (file.path for file in files))
 
 
@@ -211,20 +214,20 @@ def _some(values: list) -> str:
 # ---- texts beside the files, and names ----
 
 
-def _with_sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> list[dict]:
-    texts = _sidecars(kind, items, files)
+def _with_sidecars(kind: SourceKind, items: list[dict], contents: Contents) -> list[dict]:
+    texts = _sidecars(kind, contents)
     if not texts:
         raise InputError(
             f"no picture of {kind.root.place} has a text of its name beside it (a.png and a.txt or a.caption); "
-            f"the folder holds: {_some(sorted(file.path for file in files))}",
+            f"the folder holds: {_some([file.path for file in contents.files])}",
             field=f"{kind.field}.captions.from",
         )
     return [{**item, "sidecar": texts[item["path"]]} if item["path"] in texts else item for item in items]
 
 
-def _sidecars(kind: SourceKind, items: list[dict], files: list[SourceFile]) -> dict[str, str]:
-    names = Names(kind.root, (file.path for file in files if suffix(file.path) in SIDECARS))
-    return beside((item["path"] for item in items), names)
+def _sidecars(kind: SourceKind, contents: Contents) -> dict[str, str]:
+    names = Names(kind.root, (file.path for file in contents.files if suffix(file.path) in SIDECARS))
+    return beside((file.path for file in contents.of_kind), names)
 
 
 def beside(media: Iterable[str], names: Names) -> dict[str, str]:

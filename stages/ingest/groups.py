@@ -146,5 +146,9 @@ class _Reading:
             self._refused(rejects)
 
 
+def marker_name(group: dict) -> str:
+    return f"{group['index']:06d}.json"
+
+
 def _marker(state: str, group: dict) -> str:
-    return storage.join(state, "groups", f"{group['index']:06d}.json")
+    return storage.join(state, "groups", marker_name(group))

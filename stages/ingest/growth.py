@@ -66,8 +66,8 @@ def file_table(facts: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Facts of a listing as they are kept, sorted by place."""
     import numpy as np
 
-    rows = [(place(fact["source"], fact["path"]), _hash(fact["identity"]), fact.get("size") or 0) for fact in facts]
-    table = np.array(rows, np.dtype([("path", "<u8"), ("identity", "<u8"), ("bytes", "<u8")]))
+    rows = ((place(fact["source"], fact["path"]), _hash(fact["identity"]), fact.get("size") or 0) for fact in facts)
+    table = np.fromiter(rows, np.dtype([("path", "<u8"), ("identity", "<u8"), ("bytes", "<u8")]))
     table.sort(order="path")
     return table
 

@@ -127,14 +127,15 @@ class Items:
         """`names`: what stands for each source, whatever its number."""
         self._known, self._files, self._names = known, files, names
         self._seen: Counter[bytes] = Counter()  # of what cannot be read, which may come more than once
-        self._keys: list[bytes] = []
+        self._keys = bytearray()
         self._columns: list[np.ndarray] = []  # (3, n): group, item and generation of n items
         self._file_numbers: list[np.ndarray] = []
         self._reads: dict[tuple[int, int], tuple[int, list[str]]] = {}
         self._last_file: tuple | None = None
         self.files = 0
         self.count = 0
-        self.unread_files: set[int] = set()
+        self.unread_files = 0
+        self._last_unread = -1  # of the files, which come in order
         self.unread_bytes = 0
 
     def unread(self, items: Iterable[dict]) -> Iterator[dict]:
@@ -145,7 +146,7 @@ class Items:
             places = self._known.find(keys)
             columns = np.full((3, len(batch)), _NONE)
             self._columns.append(columns)
-            self._keys += keys
+            self._keys += b"".join(keys)
             self._file_numbers.append(np.array([self._file(item) for item in batch], np.int64))
             first, self.count = self.count, self.count + len(batch)
             for number, (item, place) in enumerate(zip(batch, places.tolist(), strict=True)):
@@ -156,7 +157,8 @@ class Items:
                         self._known.generation[place],
                     )
                 else:
-                    self.unread_files.add(int(self._file_numbers[-1][number]))
+                    file = int(self._file_numbers[-1][number])
+                    self.unread_files, self._last_unread = self.unread_files + (file != self._last_unread), file
                     self.unread_bytes += item["size"]
                     yield {**item, "number": first + number}
 
@@ -223,7 +225,7 @@ class Items:
         storage.write_bytes(storage.join(output, growth.LINEAGE), json.dumps(lineage).encode())
 
     def _to_bytes(self) -> bytes:
-        keys = np.frombuffer(b"".join(self._keys), "<u8").reshape(-1, 2)
+        keys = np.frombuffer(self._keys, "<u8").reshape(-1, 2)
         order = np.argsort(keys[:, 0], kind="stable")
         group, item, generation = self._table()[:, order]
         columns: list[Any] = [keys[order, 0], keys[order, 1], group, item, generation]

@@ -7,13 +7,18 @@ import hashlib
 import os
 import posixpath
 import stat
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
+from itertools import compress, islice
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.data.media.limits import MediaError, one_line
 from omniloom.stages.ingest.archives import ArchiveFileSystem
@@ -22,8 +27,7 @@ from omniloom.stages.ingest.retrying import patiently, unreadable
 from omniloom.stages.ingest.roots import Root
 
 
-@dataclass(frozen=True)
-class SourceFile:
+class SourceFile(NamedTuple):
     """`identity` changes when the content does: an etag, a modification time, or the content's sha256.
 
     `beyond` marks a link or a folder behind which there may be files of any kind; its `reject` says why none is read.
@@ -36,9 +40,39 @@ class SourceFile:
     beyond: bool = False
 
 
-def list_files(root: Root) -> list[SourceFile]:
+class _Folder(NamedTuple):
+    """A folder to be walked; `real`: where it really is, if that is outside the root."""
+
+    path: str
+    real: str | None
+
+
+class Files(Sequence[SourceFile]):
+    """Files of a listing in order: all, or those that a mask says. Millions of them take little memory; each iteration
+    makes the objects anew."""
+
+    def __init__(self, packed: Packed, mask: bytearray | None = None):
+        self._packed, self._mask = packed, mask
+        self._count = len(packed) if mask is None else sum(mask)
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        files = map(SourceFile._make, self._packed)
+        return files if self._mask is None else compress(files, self._mask)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):
+        return list(self)[index] if isinstance(index, slice) else next(islice(self, range(self._count)[index], None))
+
+    def where(self, wanted: Callable[[SourceFile], bool]) -> Files:
+        """Those of all files that are wanted."""
+        return Files(self._packed, bytearray(map(wanted, map(SourceFile._make, self._packed))))
+
+
+def list_files(root: Root) -> Files:
     """Every file below the root, sorted by path; hidden ones (a part begins with a dot) are not looked at."""
-    return _Listing(root).files()
+    return Files(Packed(tuple(file) for file in _Listing(root).files()))
 
 
 class _Listing:
@@ -47,19 +81,20 @@ class _Listing:
     def __init__(self, root: Root):
         self.root = root
 
-    def files(self) -> list[SourceFile]:
+    def files(self) -> Iterator[SourceFile]:
         try:
             if self.root.names is not None:
-                return sorted(self._named(self.root.names), key=lambda file: file.path)
+                yield from sorted(self._named(self.root.names), key=lambda file: file.path)
+                return
             info = patiently(lambda: self.root.fs.info(self.root.path))
             if info["type"] == "file":
                 self.root.is_file = True
                 name = posixpath.basename(self.root.path)  # of a signed URL with its query, which no record may hold
-                return [self._file(name if self.root.local else redact_uris(name), info)]
+                yield self._file(name if self.root.local else redact_uris(name), info)
+                return
             if info["type"] != "directory" and not (self.root.local and os.path.isdir(self.root.path)):
                 raise InputError(f"is neither a file nor a folder: {self.root.place}", field=self.root.uri_field)
-            found = self._store() if _lists_all(self.root.fs) else self._walk()
-            return sorted(found, key=lambda file: file.path)
+            yield from self._store() if _lists_all(self.root.fs) else self._walk()
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"no such file or folder: {self.root.place}", field=self.root.uri_field) from None
         except InputError:
@@ -83,60 +118,68 @@ class _Listing:
             return self._file(name, patiently(lambda: self.root.fs.info(self.root.uri(name))))
         except Exception as error:
             reason = unreadable(error, name)
-            return replace(_refused(name, reason.code, reason.message), beyond=False)
+            return _refused(name, reason.code, reason.message)._replace(beyond=False)
 
-    def _store(self) -> list[SourceFile]:
+    def _store(self) -> Iterator[SourceFile]:
         """The listing of an object store, which has no folders that could be closed."""
-        prefix = self.root.fs._strip_protocol(self.root.path).rstrip("/") + "/"
-        found = patiently(lambda: self.root.fs.find(self.root.path, detail=True))
-        paths = ((name.removeprefix(prefix), info) for name, info in found.items())
-        return [
-            self._file(path, info)
-            for path, info in paths
-            if path and not path.endswith("/") and ("reject" in info or not hidden(path))
-        ]
+        fs = self.root.fs
+        prefix = fs._strip_protocol(self.root.path).rstrip("/") + "/"
+        if hasattr(fs, "call_s3"):
+            found = _s3_objects(fs, prefix)
+        else:
+            found = iter(sorted(patiently(lambda: fs.find(self.root.path, detail=True)).items()))
+        for name, info in found:
+            path = name.removeprefix(prefix)
+            if path and not path.endswith("/") and ("reject" in info or not hidden(path)):
+                yield self._file(path, info)
 
-    def _walk(self) -> list[SourceFile]:
-        """Folder by folder, in the order of the names. A folder that cannot be listed is a file with a reject.
+    def _walk(self) -> Iterator[SourceFile]:
+        """Folder by folder, in the order of the paths. A folder that cannot be listed is a file with a reject.
 
         A folder outside the root, which a followed link leads to, is walked once, so that links cannot make a circle.
         """
-        found: list[SourceFile] = []
-        waiting: list[tuple[str, str | None]] = [("", None)]  # below the root; where it really is, if outside
-        walked: set[str] = set()
+        walked: set[str] = set()  # folders outside the root
+        waiting: list[Iterator[SourceFile | _Folder]] = [iter([_Folder("", None)])]
         while waiting:
-            folder, real = waiting.pop()
-            if real is not None:
-                if self._met(real):
-                    continue
-                if real in walked:
-                    found.append(_refused(f"{folder}/", "repeated", "a folder that another link leads to"))
-                    continue
-                walked.add(real)
-            try:
-                entries = sorted(self._entries(folder), key=lambda entry: entry[0])
-            except Exception as error:
-                if not folder:
-                    raise
-                reason = unreadable(error, folder)
-                reject = (reason.code, f"the folder cannot be listed: {reason.message}")
-                found.append(replace(_refused(f"{folder}/", *reject), identity=reason.code))
+            found = next(waiting[-1], None)
+            if found is None:
+                waiting.pop()
+            elif isinstance(found, SourceFile):
+                yield found
+            elif found.real is not None and self._met(found.real):
                 continue
-            below: list[tuple[str, str | None]] = []
-            for name, info in entries:
-                path = posixpath.join(folder, name)
-                if name.startswith("."):
-                    continue
-                if info["type"] == "directory":
-                    below.append((path, real and posixpath.join(real, name)))
-                elif not (info.get("islink") and self.root.local):
-                    found.append(self._file(path, info))
-                elif isinstance(target := self._followed(path), str):
-                    below.append((path, target))
-                elif target:
-                    found.append(target)
-            waiting += reversed(below)
-        return found
+            elif found.real is not None and found.real in walked:
+                yield _refused(f"{found.path}/", "repeated", "a folder that another link leads to")
+            else:
+                walked.update([found.real] if found.real is not None else [])
+                waiting.append(iter(self._in_order(found)))
+
+    def _in_order(self, folder: _Folder) -> list[SourceFile | _Folder]:
+        """What a folder holds, as paths are sorted: a folder's own path ends with a slash."""
+        try:
+            entries = self._entries(folder.path)
+        except Exception as error:
+            if not folder.path:
+                raise
+            reason = unreadable(error, folder.path)
+            refused = _refused(f"{folder.path}/", reason.code, f"the folder cannot be listed: {reason.message}")
+            return [refused._replace(identity=reason.code)]
+        found: list[tuple[str, SourceFile | _Folder]] = []
+        for name, info in entries:
+            if name.startswith("."):
+                continue
+            path = f"{folder.path}/{name}" if folder.path else name
+            entry: SourceFile | _Folder | None
+            if info["type"] == "directory":
+                entry = _Folder(path, folder.real and posixpath.join(folder.real, name))
+            elif not (info.get("islink") and self.root.local):
+                entry = self._file(path, info)
+            else:
+                entry = self._followed(path)
+            if entry:
+                found.append((name + "/" if isinstance(entry, _Folder) else name, entry))
+        found.sort(key=itemgetter(0))
+        return [entry for _, entry in found]
 
     def _met(self, real: str) -> bool:
         """Whether the walk meets a folder at its own place: it lies in the root and is not hidden."""
@@ -145,6 +188,8 @@ class _Listing:
     def _entries(self, folder: str) -> list[tuple[str, dict]]:
         """(name, info) of what a folder holds; where one of them cannot be looked at, the others still can."""
         place = self.root.uri(folder) if folder else self.root.path
+        if self.root.local:
+            return patiently(lambda: _scan(place))
         try:
             listed = patiently(lambda: self.root.fs.ls(place, detail=True))
         except Exception as cause:
@@ -162,10 +207,9 @@ class _Listing:
         except Exception as error:
             return {"name": name, "type": "unreadable", "size": 0, "error": error}
 
-    def _followed(self, path: str) -> SourceFile | str | None:
-        """What a symbolic link means: a file, or a reject; the real path of a folder that is to be walked under the
-        link's name; None for a folder that is met at its own place.
-        """
+    def _followed(self, path: str) -> SourceFile | _Folder | None:
+        """What a symbolic link means: a file or a reject; a folder to be walked under the link's name; None for one
+        that is met at its own place."""
         option = f"{self.root.field}.follow_links: true follows it"
         if self.root.escapes(path):
             # The target is none of ours: neither its size nor its time is told.
@@ -184,7 +228,7 @@ class _Listing:
         if self._met(real):
             return None
         return (
-            real
+            _Folder(path, real)
             if self.root.source.follow_links
             else _refused(path, "outside_root", f"a symbolic link to a hidden folder; {option}")
         )
@@ -196,7 +240,7 @@ class _Listing:
         reject = info.get("reject")
         if info["type"] == "unreadable":
             reason = unreadable(info["error"], path)
-            return replace(_refused(path, reason.code, reason.message), identity=reason.code)  # it may be a folder
+            return _refused(path, reason.code, reason.message)._replace(identity=reason.code)  # it may be a folder
         elif info["type"] != "file" and not reject:
             kind = type_of(info["mode"]) if info["type"] == "other" and "mode" in info else info["type"]
             reject = ("not_a_file", f"is a {kind}")
@@ -213,6 +257,36 @@ class _Listing:
         for block in self.root.raw_blocks(path):
             digest.update(block)
         return digest.hexdigest()
+
+
+def _scan(folder: str) -> list[tuple[str, dict]]:
+    """(name, info) of what a folder of a local disk holds, as a filesystem's `ls` has it."""
+    with os.scandir(folder) as entries:
+        return [(entry.name, _facts(entry)) for entry in entries]
+
+
+def _facts(entry: os.DirEntry) -> dict:
+    try:
+        facts = entry.stat(follow_symlinks=False)
+    except OSError as error:
+        return {"type": "unreadable", "size": 0, "error": error}
+    if stat.S_ISREG(facts.st_mode):
+        return {"type": "file", "size": facts.st_size, "mtime": facts.st_mtime}
+    kind = "directory" if stat.S_ISDIR(facts.st_mode) else "other"
+    return {"type": kind, "mode": facts.st_mode, "islink": stat.S_ISLNK(facts.st_mode), "mtime": facts.st_mtime}
+
+
+def _s3_objects(fs: Any, prefix: str) -> Iterator[tuple[str, dict]]:
+    """(name, info) of the objects below a prefix, page by page, in the order of the names."""
+    bucket, _, key = prefix.partition("/")
+    asked: dict = {"Bucket": bucket, "Prefix": key}
+    while asked:
+        page = patiently(partial(fs.call_s3, "list_objects_v2", **asked))
+        for found in page.get("Contents", ()):
+            info = {"type": "file", "size": found["Size"], "ETag": found.get("ETag")}
+            yield f"{bucket}/{found['Key']}", info | {"LastModified": found.get("LastModified")}
+        following = page.get("NextContinuationToken")
+        asked = asked | {"ContinuationToken": following} if following else {}
 
 
 def _refused(path: str, code: str, message: str) -> SourceFile:

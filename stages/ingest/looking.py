@@ -71,7 +71,7 @@ def look(uri: str, items: int = 100, seconds: float = 15.0, samples: int = 3) ->
     """Look at what lies at `uri`. Of each source at most `items` are read, for about `seconds` at most. InputError
     where there is nothing."""
     root = Root(SourceConfig(kind="any", uri=uri), 0)
-    files = list_files(root)
+    files = list(list_files(root))
     seen = Look(
         uri=root.place,
         files=len(files),

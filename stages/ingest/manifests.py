@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,7 +75,7 @@ class ManifestFile:
         below = None if self.root.is_file else self.root.relative(self.uri)
         return None if below is None or hidden(below) else below
 
-    def check(self, files: list[SourceFile]) -> None:
+    def check(self, files: Iterable[SourceFile]) -> None:
         """InputError where it should be among the `files` below the root and is not."""
         if self.below is not None and self.below not in {file.path for file in files}:
             raise InputError(f"no such file: {self.uri}", field=self.field)
@@ -87,7 +88,7 @@ class ManifestFile:
             raise InputError(f"is a folder, expected a file: {self.uri}", field=elsewhere.uri_field)
         return files[0]
 
-    def size(self, files: list[SourceFile]) -> int:
+    def size(self, files: Iterable[SourceFile]) -> int:
         below = self.below
         return next((file.size for file in files if file.path == below), 0) if below else self.outside().size
 

@@ -11,11 +11,14 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
+from omniloom.infra import storage
 from omniloom.stages.data.media.limits import MediaError
+from omniloom.stages.ingest.fetching import fetch
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.names import normal_path
 from omniloom.stages.ingest.roots import Root
 
+_TIMEOUT = 30.0  # seconds that one try to fetch a file over HTTP may take
 Place = tuple[Root, str]  # a root and a path below it
 
 
@@ -24,11 +27,25 @@ class References:
     `links` maps the beginnings of links to the beginnings of the paths that they stand for."""
 
     def __init__(self, kind: SourceKind, links: Mapping[str, str] | None = None):
-        self.root, self.media_root, self.links = kind.root, kind.media_root, links or {}
+        self.config, self.root, self.media_root, self.links = kind.config, kind.root, kind.media_root, links or {}
         self.max_bytes, self.outside_allowed = kind.limits.max_bytes, bool(kind.config.media_root)
+        self.remote = bool(getattr(kind.config, "remote", None))
 
     def read(self, link: str, document: str) -> bytes:
-        return self.first(self.places(link, document))
+        """The content of what a link means: of a file, or with the option `remote` of what lies at a URI."""
+        try:
+            places = self.places(link, document)
+        except MediaError as error:
+            # Never files of this machine, nor chains such as cache::file:// that lead to them.
+            elsewhere = "://" in link and "::" not in link and not storage.is_local(link)
+            if error.code != "remote_media" or not self.remote or not elsewhere:
+                raise
+            return fetch(link, self.max_bytes, _TIMEOUT)
+        return self.first(places)
+
+    @property
+    def _hint(self) -> str:
+        return "; remote: true fetches others" if hasattr(self.config, "remote") else ""
 
     def first(self, places: list[Place]) -> bytes:
         """The content of the first file that is there. MediaError of the first place where none is."""
@@ -53,7 +70,7 @@ class References:
         whole = link.startswith("/") or "://" in link
         inside = [(root, path) for root in roots if whole and (path := root.relative(link))]
         if not inside and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|//", link):
-            raise MediaError("remote_media", f"{link[:200]}: only files below the source's root are read")
+            raise MediaError("remote_media", f"{link[:200]}: only files below the source's root are read{self._hint}")
         candidates = [(root, normal_path(path)) for root, path in inside]
         for spelt in dict.fromkeys((link, unquote(link))):
             for root in () if inside else roots:

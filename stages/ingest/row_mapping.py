@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from omniloom.infra.secrets import redact_uris
 from omniloom.stages.base import LATER, PATH, PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import cells, encoding, fields
@@ -53,6 +54,8 @@ class RowsConfig(SourceConfig):
     media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PATH | PLACEMENT)
     """A folder beside or above `uri` in which rows may name images and videos, relative to the file that holds the row
     or to this folder. By default nothing outside `uri` is read."""
+    remote: bool | None = Field(default=None, json_schema_extra=LATER)
+    """Fetch images and videos that rows name by a URI (http, https, s3, ...). By default such rows are rejects."""
 
     @field_validator("template")
     @classmethod
@@ -69,7 +72,7 @@ class RowsConfig(SourceConfig):
         if len(chosen) > 1 and set(chosen) != {"image_field", "conversations_field"}:
             raise ValueError(f"{' and '.join(chosen)} exclude each other")
         if not self.media_field:
-            refuse(self, ("caption_field", "label_field", "media_root"), "image_field or video_field")
+            refuse(self, ("caption_field", "label_field", "media_root", "remote"), "image_field or video_field")
         if self.conversations_field:
             refuse(self, ("caption_field", "label_field"), "image_field or video_field alone")
         return self
@@ -152,7 +155,7 @@ class RowMapping:
         record = rows.media_row(kind, data, self.limits)
         captions, rejects = self._captions(row)
         label, wrong = fields.short_text(*_value(row, self.config.label_field))
-        meta = {**record.get("meta", {}), **({"file": name} if name else {})}
+        meta = {**record.get("meta", {}), **({"file": redact_uris(name)} if name else {})}
         return record | {**rows.captioned(captions), "label": label, "meta": meta}, [
             *rejects,
             *([wrong] if wrong else []),

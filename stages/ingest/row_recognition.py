@@ -20,7 +20,7 @@ from omniloom.stages.ingest.names import Names
 from omniloom.stages.ingest.suffixes import IMAGES, VIDEOS, suffix
 
 _ROWS = 20  # of a file that are looked at
-_FILES = 3  # that are looked into
+_FILES = 16  # that are looked into
 _TEXTS = ("text", "content", "body", "document", "article", "passage", "raw_content")
 _PAIRS = (
     ("instruction", "input", "output"),
@@ -50,15 +50,26 @@ def first_rows(glimpse: Glimpse, path: str, known: Format) -> list[dict]:
 
 
 def recognize(glimpse: Glimpse, paths: list[str], formats: Iterable[Format], usual: dict) -> Recognition | None:
-    """The options with which the rows of these files would be read, by those of the first files."""
+    """The options with which the rows of the first files would be read, and those of the files whose rows are alike.
+    Of many files the first of all are looked into; the others are taken to be as those of their folders."""
     if not paths:
         return None
-    for path in paths[:_FILES]:
-        known = next((known for known in formats if suffix(path) in known.suffixes), None)
-        rows = first_rows(glimpse, path, known) if known else []
-        if rows and (found := _found(rows, path, glimpse)):
-            return Recognition(frozenset(paths) | found.named, found.options, found.strength)
-    return Recognition(frozenset(paths), usual, BY_NAME)
+    formats = tuple(formats)
+    looked = {path: _looked_into(glimpse, path, formats) for path in paths[:_FILES]}
+    first = next((found for found in looked.values() if found), None)
+    if first is None:
+        return Recognition(frozenset(paths), usual, BY_NAME)
+    alike = {path: found for path, found in looked.items() if found and found.options == first.options}
+    others = {posixpath.dirname(path) for path in looked if path not in alike}
+    rest = [path for path in paths[_FILES:] if posixpath.dirname(path) not in others]
+    named = {name for found in alike.values() for name in found.named}
+    return Recognition(frozenset([*alike, *rest]) | named, first.options, first.strength)
+
+
+def _looked_into(glimpse: Glimpse, path: str, formats: tuple[Format, ...]) -> _Found | None:
+    known = next((known for known in formats if suffix(path) in known.suffixes), None)
+    rows = first_rows(glimpse, path, known) if known else []
+    return _found(rows, path, glimpse) if rows else None
 
 
 def _found(rows: list[dict], path: str, glimpse: Glimpse) -> _Found | None:

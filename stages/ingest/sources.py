@@ -10,58 +10,75 @@ A missing root, one without any file of the source's kind, and a manifest that d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import eq
 
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
-from omniloom.stages.ingest.listing import SourceFile, list_files
+from omniloom.stages.ingest.listing import Files, SourceFile, list_files
 from omniloom.stages.ingest.recognition import line, recognized
-from omniloom.stages.ingest.suffixes import COMPANIONS, suffix
+from omniloom.stages.ingest.suffixes import ARCHIVES, COMPANIONS, suffix
 
 
-def listing(config: Config) -> list[dict]:
-    """[{"source", "path", "size", "identity"}] of what each source offers, in order: cheap, nothing is decoded.
+class Facts(Sequence[dict]):
+    """{"source", "path", "size", "identity"} of what the sources offer, in order, made anew by each iteration."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, str, Sequence[SourceFile]]] = []
+
+    def add(self, source: int, files: Sequence[SourceFile], below: str = "") -> None:
+        self._parts.append((source, below, files))
+
+    def __iter__(self) -> Iterator[dict]:
+        for source, below, files in self._parts:
+            for file in files:
+                yield {"source": source, "path": below + file.path, "size": file.size, "identity": file.identity}
+
+    def __len__(self) -> int:
+        return sum(len(files) for _, _, files in self._parts)
+
+    def __getitem__(self, index):
+        return list(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+
+def listing(config: Config) -> Facts:
+    """Facts of what each source offers: cheap, nothing is decoded.
 
     Raises InputError for roots that are missing or hold no file of the source's kind, and for small manifests that do
     not fit their folder; one tells of all sources.
     """
-    facts, errors = [], []
+    facts, errors = Facts(), []
     for index in range(len(config.sources)):
         try:
             kind = _opened(config, index)
             contents = _contents(kind)
-            listed = _listed(kind, contents)
+            _list(kind, contents, facts)
             kind.check(contents)
         except InputError as error:
             errors.append(error)
-            continue
-        facts += _facts(index, listed)
     if errors:
         raise together(errors)
     return facts
 
 
-def _facts(index: int, listed: Iterable[tuple[str, SourceFile]]) -> list[dict]:
-    return [{"source": index, "path": path, "size": f.size, "identity": f.identity} for path, f in listed]
-
-
-def _listed(kind: SourceKind, contents: Contents) -> list[tuple[str, SourceFile]]:
-    """Every file that has a part in the source's records, by the path that stands for it."""
-    chosen = {file.path for file in contents.of_kind}
-    listed = [(file.path, file) for file in contents.files if file.path in chosen or kind.matters(file.path)]
+def _list(kind: SourceKind, contents: Contents, facts: Facts) -> None:
+    """Add every file that has a part in the source's records, by the path that stands for it."""
+    all_of_kind = kind.root.is_file
+    facts.add(kind.index, contents.files.where(lambda f: all_of_kind or _is_item(kind, f) or kind.matters(f.path)))
     if kind.manifest and kind.manifest.below is None:
-        outside = kind.manifest.outside()
-        listed.append((outside.path, outside))
+        facts.add(kind.index, [kind.manifest.outside()])
     if kind.media_root:
-        listed += [(f"media_root/{file.path}", file) for file in list_files(kind.media_root)]
-    return listed
+        facts.add(kind.index, list_files(kind.media_root), "media_root/")
 
 
 def items(
-    config: Config, notes: Counter | None = None, listed: Callable[[int, list[dict]], None] | None = None
+    config: Config, notes: Counter | None = None, listed: Callable[[int, Facts], None] | None = None
 ) -> Iterator[dict]:
     """What is to be ingested, in the order of the sources and of the paths within each.
 
@@ -73,7 +90,7 @@ def items(
 
 
 def pieces(
-    config: Config, notes: Counter | None = None, listed: Callable[[int, list[dict]], None] | None = None
+    config: Config, notes: Counter | None = None, listed: Callable[[int, Facts], None] | None = None
 ) -> Iterator[dict]:
     """`items`, the large ones in pieces."""
     for kind, item in _items(config, notes, listed):
@@ -86,7 +103,9 @@ def _items(config: Config, notes: Counter | None, listed) -> Iterator[tuple[Sour
         kind = _opened(config, index)
         contents = _contents(kind)
         if listed:
-            listed(index, _facts(index, _listed(kind, contents)))
+            facts = Facts()
+            _list(kind, contents, facts)
+            listed(index, facts)
         for item in kind.items(contents, notes):
             yield kind, item
 
@@ -110,7 +129,7 @@ def _contents(kind: SourceKind) -> Contents:
     files = list_files(kind.root)
     if kind.manifest:
         kind.manifest.check(files)
-    contents = Contents(files, files if kind.root.is_file else [file for file in files if _is_item(kind, file)])
+    contents = Contents(files, files if kind.root.is_file else files.where(lambda file: _is_item(kind, file)))
     if not kind.holds_some(contents):
         raise InputError(_nothing(kind, files), field=kind.root.uri_field)
     return contents
@@ -127,7 +146,7 @@ def _known_suffixes() -> set[str]:
     return {*COMPANIONS, *(ending for kind in KINDS.values() for ending in kind.suffixes)}
 
 
-def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
+def _nothing(kind: SourceKind, files: Files) -> str:
     """Why a source is empty, what its files look like, and the line of the config that reads them."""
     config = kind.config
     seen = f"{len(files)} files, none of them" if files else "an empty folder, no file"
@@ -146,5 +165,8 @@ def _nothing(kind: SourceKind, files: list[SourceFile]) -> str:
     if files and not any(suffix(file.path) in kind.suffixes for file in files):
         suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
         most = ", ".join(f"{n} {ending}" for ending, n in suffixes.most_common(3))
-        return f"{message}; it holds {most}, which no kind reads"
+        archive = next((file.path for file in files if suffix(file.path) in ARCHIVES), None)
+        inside = line({"kind": config.kind, "uri": kind.root.uri(archive)}) if archive else ""
+        hint = f"; `{inside}` looks into one of them" if archive and not kind.root.is_archive else ""
+        return f"{message}; it holds {most}, which no kind reads{hint}"
     return message

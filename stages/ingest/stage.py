@@ -16,7 +16,7 @@ No item stops the rest: whatever reading one raises becomes its reject.
 
 What is held out is unseen: see `stages.ingest.splits`.
 
-Files, and pieces of large ones, are grouped in a fixed order, and Ray Data works on the groups side by side; a killed
+Files, and pieces of large ones, are grouped in a fixed order, and Ray works on the groups side by side; a killed
 run goes on with the groups that are not done: see `stages.ingest.groups`.
 """
 
@@ -24,15 +24,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
+from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact
 from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.groups import done, grouped, ingest_group
+from omniloom.stages.ingest.groups import done, grouped, ingest_group, marker_name
 
 if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
@@ -46,7 +47,7 @@ BUILDS_ON = ("sources", "max_synthetic_fraction")
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
 
 
-def listing(config: Config) -> list[dict]:
+def listing(config: Config) -> Sequence[dict]:
     """Facts about the sources' files, which stand in for inputs; InputError for a missing or an empty
     source.
     """
@@ -69,12 +70,12 @@ def run(context: StageContext) -> dict:
     known, files = Known(context.predecessor), Files()
     items = Items(known, files, [_identity(config, index) for index in range(len(config.sources))])
     unread = items.unread(sources.pieces(config, notes, files.add))
-    groups = [items.placed(group) for group in grouped(unread, config, known.groups)]
+    groups = Packed(map(items.placed, grouped(unread, config, known.groups)), together=1)
     if not items.count:
         raise InputError("empty corpus: the sources' manifests name no item", field="sources")
     order = items.order()
     names = take_over(known, order, output, state)
-    done_files = items.files - len(items.unread_files)
+    done_files = items.files - items.unread_files
     for reports in _reports(groups, config, output, state):
         for report in reports:
             names.add(report["name"])
@@ -148,37 +149,44 @@ def summary(metrics: dict) -> str:
     )
 
 
-def _reports(groups: list[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
-    """The reports of each group as it is done: by Ray Data, or here where other processes cannot see the data."""
-    left = []
-    for group in groups:  # an earlier run's shards need no worker
-        if (reports := done(state, group)) is not None:
+def _reports(groups: Iterable[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
+    """The reports of each group as it is done: by Ray tasks, or here where other processes cannot see the data."""
+    begun = storage.list_files(storage.join(state, "groups"))
+    finished: set[int] = set()
+    for group in groups if begun else ():  # an earlier run's shards need no worker
+        if marker_name(group) in begun and (reports := done(state, group)) is not None:
+            finished.add(group["index"])
             yield reports
-        else:
-            left.append(group)
-    if not left:
-        return
-    uris = [output, *(source.uri for source in config.sources)]
-    if any(storage.is_process_local(uri) for uri in uris):
+    left = (group for group in groups if group["index"] not in finished)
+    if any(storage.is_process_local(uri) for uri in (output, *(source.uri for source in config.sources))):
         for group in left:
             yield list(ingest_group(group, config, output, state))
         return
+    yield from _by_ray(left, config, output, state)
+
+
+def _by_ray(groups: Iterable[dict], config: Config, output: str, state: str) -> Iterator[list[dict]]:
+    """At any time as many groups are with Ray as workers may run, or twice as many as there are CPUs, so that a cluster
+    which grows sees that there is work; the driver holds none before or after."""
     import ray
-    from ray.data import DataContext, TaskPoolStrategy
 
     from omniloom.stages.base import RETRIES
 
-    DataContext.get_current().enable_progress_bars = False
+    task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(_work)
     settings = config.model_dump_json(by_alias=True)
+    running: list = []
+    for group in groups:
+        running.append(task.remote(group, settings, output, state))
+        while len(running) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+            ready, running = ray.wait(running)
+            yield from ray.get(ready)
+    while running:
+        ready, running = ray.wait(running)
+        yield from ray.get(ready)
 
-    def work(row: dict) -> dict:
-        # JSON on both ways: Arrow would force one type on fields that differ between items.
-        reports = ingest_group(json.loads(row["group"]), Config.model_validate_json(settings), output, state)
-        return {"reports": json.dumps(list(reports))}
 
-    dataset = ray.data.from_items([{"group": json.dumps(group)} for group in left], override_num_blocks=len(left))
-    for row in dataset.map(work, compute=TaskPoolStrategy(config.num_workers), max_retries=RETRIES).iter_rows():
-        yield json.loads(row["reports"])
+def _work(group: dict, settings: str, output: str, state: str) -> list[dict]:
+    return list(ingest_group(group, Config.model_validate_json(settings), output, state))
 
 
 def _metrics(items: Items, settled: Settled, codes: Counter) -> dict:
@@ -192,6 +200,6 @@ def _metrics(items: Items, settled: Settled, codes: Counter) -> dict:
         "files_rejected": items.files_without(settled.records),
         **counts,
         **{f"rejects_{code}": count for code, count in sorted(codes.items())},
-        "files_read": len(items.unread_files),
+        "files_read": items.unread_files,
         "bytes_read": items.unread_bytes,
     }

@@ -27,6 +27,7 @@ from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 from omniloom.stages.checkpoints.vision_encoder import encoder_config
 from omniloom.stages.data import records, token_shards
 from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.pretokenize import taken
 from omniloom.stages.pretokenize.config import FEATURES, Config
 from omniloom.stages.pretokenize.stats import combine
 from omniloom.stages.tokenizer.config import is_warm_up
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from omniloom.stages.pretokenize.bits import Lossless
 
 VERSION = 6
+BUILDS_ON = ("text_tokenizer", "vocab_size")
 _SHARDS_TOGETHER = 8
 _ROUNDS = 4  # parts of an actor, where there are shards enough
 
@@ -77,15 +79,16 @@ def run(context: StageContext) -> dict:
     text_uri = storage.join(context.state, "text.json")
     if not storage.exists(text_uri):
         storage.write_bytes(text_uri, _text_tokenizer(config, corpus).encode())
-    shards = records.shards(corpus.uri)
+    text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
+    shards, notes = taken.numbered(corpus, context.predecessor), storage.join(context.output, taken.NOTES)
+    taken.take_over(shards, context.predecessor, text.digest, context.output, context.state)
     with ThreadPoolExecutor(1, thread_name_prefix="card") as beside:  # as long as actors tokenize
         seen = beside.submit(lossless, corpus, config, patch_size_of(model)) if model else None
-        _tokenize(context, shards, text_uri)
-    write_indices(context.output, context.state)
-    stats = [storage.load_json(storage.join(context.state, "shards", f"{i:05d}.json")) for i in range(len(shards))]
+        _tokenize(context, shards, text_uri, notes)
+    write_indices(context.output, notes)
+    stats = [storage.load_json(storage.join(notes, "shards", f"{shard.number:05d}.json")) for shard in shards]
     facts = combine(stats)
     bits = _card(context, stats, facts, model, seen and seen.result())
-    text = TextTokenizer.load(storage.read_bytes(text_uri).decode())
     storage.write_json(
         storage.join(context.output, "tokens.json"),
         {
@@ -132,13 +135,13 @@ def _card(
     return card.metrics(made)
 
 
-def _tokenize(context: StageContext, shards: list[str], text_uri: str) -> None:
-    """Make the token shards that are missing, in a pool of actors."""
+def _tokenize(context: StageContext, shards: list[taken.Shard], text_uri: str, notes: str) -> None:
+    """Make the token shards that are missing, in a pool of actors, which note down what is of each in `notes`."""
     import ray
 
     config: Config = context.config
-    done = storage.list_files(storage.join(context.state, "shards"))
-    todo = [{"index": i, "uri": uri} for i, uri in enumerate(shards) if f"{i:05d}.json" not in done]
+    done = storage.list_files(storage.join(notes, "shards"))
+    todo = [{"index": s.number, "uri": s.uri} for s in shards if f"{s.number:05d}.json" not in done]
     context.progress(len(shards) - len(todo), len(shards), "shards")
     if todo:
         actors = min(config.workers or _room(config), len(todo))
@@ -150,7 +153,7 @@ def _tokenize(context: StageContext, shards: list[str], text_uri: str) -> None:
                 "visual": context.tokenizer,
                 "text_uri": text_uri,
                 "output": context.output,
-                "state": context.state,
+                "state": notes,
             },
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=config.cpus,

@@ -168,7 +168,7 @@ import json, sys
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.stages.ingest import stage
 config = stage.Config.model_validate({"sources": [json.loads(sys.argv[1])]})
-print(json.dumps([stage.listing(config), canonical(config.sources[0])]))
+print(json.dumps([list(stage.listing(config)), canonical(config.sources[0])]))
 """
 
 

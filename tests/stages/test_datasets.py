@@ -15,11 +15,10 @@ from sources_read import cut, picture, read
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
-from omniloom.stages.ingest import hugging_face
+from omniloom.stages.ingest import hugging_face, recognition
 from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.listing import list_files
 from omniloom.stages.ingest.options import SourceConfig
-from omniloom.stages.ingest.recognition import surest
 from omniloom.stages.ingest.roots import Root
 from omniloom.stages.ingest.rows import media_row
 
@@ -346,7 +345,7 @@ def test_without_the_library_the_error_names_the_extra(tmp_path, monkeypatch):
 
 def recognized(folder: Path) -> tuple[str, dict]:
     root = Root(SourceConfig(kind="any", uri=str(folder)), 0)
-    name, found = surest(Glimpse(root, list_files(root)))
+    name, found = recognition.recognized(Glimpse(root, list_files(root)))[0]
     return name, found.options
 
 

@@ -144,11 +144,15 @@ def recipes() -> dict:
 FOLDERS: dict[str, tuple[Callable[[], dict], dict[str, int], set[str], int]] = {
     "camera_roll": (camera_roll, {"image": 4, "video": 2}, set(), 0),
     "kohya": (kohya, {"image": 4}, {f"my style, number {n}" for n in range(4)}, 0),
+    "llava": (llava, {"document": 3}, set(), 0),
+    "coco": (coco, {"image": 3}, {f"picture {n}, said {k}" for n in range(3) for k in range(2)}, 0),
     "hugging_face": (hugging_face, {"image": 3}, {f"number {n}" for n in range(3)}, 0),
     "webdataset": (webdataset, {"image": 6}, {f"number {n}" for n in range(6)}, 0),
+    "parquet": (parquet, {"image": 4}, {f"number {n}" for n in range(4)}, 0),
     "zip_of_pictures": (zip_of_pictures, {"image": 3}, set(), 0),
     "packed_texts": (packed_texts, {"text": 3}, set(), 0),
     "mixed": (mixed, {"image": 4, "video": 2, "text": 1}, set(), 2),
+    "chats": (chats, {"text": 5}, set(), 0),
     "recipes": (recipes, {"document": 3}, set(), 0),
 }
 

@@ -341,3 +341,47 @@ def test_pieces_of_what_is_wrong_give_the_same_rejects(tmp_path, kind, data):
     (tmp_path / f"a.{kind}").write_bytes(data)
     _, parted, whole = cut(kind, tmp_path / f"a.{kind}", 1, 1000, text_field="t")
     assert parted == whole
+
+
+# ---- what lies elsewhere ----
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The URL of pictures 0.png to 3.png."""
+    import functools
+    import http.server
+    import threading
+
+    (tmp_path / "served").mkdir()
+    for n in range(4):
+        (tmp_path / f"served/{n}.png").write_bytes(picture(n))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_uris_are_fetched_on_request_and_local_files_never(tmp_path, server):
+    here = (tmp_path / "served/1.png").as_uri()
+    names = [f"{server}/0.png", f"{server}/gone.png", here, f"simplecache::{here}", "/etc/hostname", "memory://2"]
+    (tmp_path / "rows").mkdir()
+    path = written(tmp_path / "rows", "csv", [{"url": name, "caption": "a"} for name in names])
+    records, rejects = read("csv", path, image_field="url", remote=True)
+    assert [(row["id"], json.loads(row["meta"])["file"]) for row in records] == [(IDS[0], names[0])]
+    assert [code for _, code in coded(rejects)] == [
+        *("missing_file", "remote_media", "remote_media", "missing_file", "missing_file"),
+    ]
+    records, rejects = read("csv", path, image_field="url")
+    assert not records and {row["code"] for row in rejects} == {"remote_media", "missing_file"}
+    assert "remote: true fetches" in rejects[0]["message"]
+    with pytest.raises(ValueError, match="remote: goes with image_field or video_field"):
+        read("csv", path, text_field="caption", remote=True)
+
+
+def test_pictures_of_web_documents_are_fetched_and_those_that_are_gone_left_out(tmp_path, server):
+    rows = [{"texts": ["a", None, None], "images": [None, f"{server}/gone.png", f"{server}/3.png"]}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    (record,), (reject,) = read("obelics", tmp_path / "a.jsonl", remote=True)
+    assert [s["type"] for s in record["segments"]] == ["text", "image"] and reject["code"] == "missing_file"

@@ -25,7 +25,7 @@ from omniloom.stages.ingest.row_mapping import RowMapping
 OF_ALL = {"uri", "name", "include", "exclude", "follow_links", "encoding", "license", "synthetic", "hash"}
 OF_ROWS = {
     *("text_field", "template", "image_field", "video_field", "conversations_field", "caption_field", "label_field"),
-    *("group_field", "license_field", "media_root"),
+    *("group_field", "license_field", "media_root", "remote"),
 }
 OWN = {
     "image_folder": {"captions"},
@@ -39,8 +39,8 @@ OWN = {
     "hf_dataset": OF_ROWS | {"subset", "split"},
     "lance": OF_ROWS,
     "coco": {"annotations"},
-    "obelics": {"media_root"},
-    "mmc4": {"media_root"},
+    "obelics": {"media_root", "remote"},
+    "mmc4": {"media_root", "remote"},
 }
 NEEDED = {kind: {"text_field": "t"} for kind in ("jsonl", "parquet", "csv", "json", "hf_dataset", "lance")}
 WERE_ONE = ("image_folder", "video_folder", "text", "jsonl", "interleaved")

@@ -90,16 +90,21 @@ def text_identity(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def text_sketch(text: str) -> bytes | None:
-    """uint32 (SKETCH,) as bytes; None of a text that is too short. The least values of several sketches, place by
-    place, are the sketch of their texts together."""
+def text_runs(text: str, run: int = _RUN) -> np.ndarray:
+    """uint64 (n,): a hash of each run of so many letters and digits, in order; empty where the text is shorter."""
     letters = np.frombuffer(_NO_LETTER.sub("", text.lower()).encode("utf-32-le"), np.uint32).astype(np.uint64)
-    if len(letters) < _RUN + _LEAST_RUNS:
-        return None
-    runs = np.zeros(len(letters) - _RUN + 1, np.uint64)
-    for place in range(_RUN):
+    runs = np.zeros(max(0, len(letters) - run + 1), np.uint64)
+    for place in range(run):
         runs = (runs ^ letters[place : place + len(runs)]) * np.uint64(0x100000001B3)
-    runs ^= runs >> np.uint64(29)
+    return runs ^ (runs >> np.uint64(29))
+
+
+def text_sketch(text: str, run: int = _RUN, least: int = _LEAST_RUNS) -> bytes | None:
+    """uint32 (SKETCH,) as bytes; None of a text of fewer runs than `least`. The least values of several sketches, place
+    by place, are the sketch of their texts together."""
+    runs = text_runs(text, run)
+    if len(runs) < max(1, least):
+        return None
     values = (runs[:, None] * _FACTORS + _SUMMANDS) >> np.uint64(32)
     return values.min(axis=0).astype(np.uint32).tobytes()
 

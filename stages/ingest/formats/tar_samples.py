@@ -30,7 +30,7 @@ _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _TEXTS = ("txt", "text", "caption", "transcript")
 _CLASSES = ("cls", "cls2", "index", "inx", "id")
 _PEEKED = 64  # samples
-_MEDIA = {"image": IMAGES, "video": tuple(ending for ending in VIDEOS if ending != ".gif")}
+_MEDIA = {"image": IMAGES, "video": VIDEOS}
 
 
 class TarSamples(Format):
@@ -127,8 +127,9 @@ class Sample:
             raise MediaError("too_large", f"{member.name[:200]}: {size} bytes, at most {limit}")
         data = self.held[name] if name in self.held else self._content(member)
         if last in _TEXTS or last in _CLASSES:
-            text = encoding.decode(data, self.files.encoding).strip()
-            return int(text) if last in _CLASSES and re.fullmatch(r"-?\d{1,18}", text) else text
+            text = encoding.decode(data, self.files.encoding)
+            number = text.strip() if last in _CLASSES else ""
+            return int(number) if re.fullmatch(r"-?\d{1,18}", number) else text
         if last == "json":
             try:
                 return json.loads(data)
@@ -189,8 +190,9 @@ def _samples(file: Any, files: Files, start: int = 0, stop: int | None = None) -
 
 
 def media(names: Collection[str]) -> dict[str, str]:
-    """image and video -> the name of the file that is one, the first that is a suffix and no more, if there is one."""
-    plain = sorted(names, key=lambda name: "." in name)
+    """image and video -> the name of the file that is one, if there is one: rather one whose name is a suffix and no
+    more, and a GIF, which may be either, where there is no other."""
+    plain = sorted(names, key=lambda name: ("." in name, name == "gif"))
     found = {what: [name for name in plain if suffix(f"x.{name}") in endings] for what, endings in _MEDIA.items()}
     return {what: choices[0] for what, choices in found.items() if choices and what not in names}
 

@@ -6,14 +6,14 @@ import fnmatch
 import typing
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
 from omniloom.stages.ingest.glimpse import Glimpse, Recognition
-from omniloom.stages.ingest.listing import SourceFile
+from omniloom.stages.ingest.listing import Files, SourceFile
 from omniloom.stages.ingest.manifests import ManifestFile
 from omniloom.stages.ingest.options import UNNAMED, Captions, SourceConfig
 from omniloom.stages.ingest.rejects import Reject, printable
@@ -23,10 +23,11 @@ from omniloom.stages.ingest.suffixes import suffix
 
 @dataclass(frozen=True)
 class Contents:
-    """What a source holds: all files, sorted by path, and those among them that are of the source's kind."""
+    """What a source holds: all files, sorted by path, and those among them that are of the source's kind. There may be
+    millions: iterate, and hold no list of them that is not needed."""
 
-    files: list[SourceFile]
-    of_kind: list[SourceFile]
+    files: Files
+    of_kind: Files
 
 
 class SourceKind(ABC):
@@ -114,10 +115,10 @@ class SourceKind(ABC):
         """What can be told to be wrong before anything is read: raise `InputError` with a field below `self.field`."""
         return None
 
-    def items(self, contents: Contents, notes: Counter) -> list[dict]:
+    def items(self, contents: Contents, notes: Counter) -> Iterable[dict]:
         """What is to be read, in order, each a dictionary that JSON can hold, made by `item` or `rejected`; `read`
         gets one of them. `notes` counts what a person should be told."""
-        return [self.item(file) for file in contents.of_kind]
+        return map(self.item, contents.of_kind)
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
         """The pieces of a large item, which are read side by side, in order: each of about `size` bytes and, where an

@@ -14,7 +14,7 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.base import path_to
 from omniloom.stages.ingest import fields
 from omniloom.stages.ingest.formats import json_stream
-from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
+from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest, ManifestFile, read_manifest
@@ -52,7 +52,7 @@ class Coco(SourceKind):
             fields = json_stream.array_fields(iter([glimpse.head(path)]))
             text = glimpse.text(path)
             if "images" in fields and ('"caption"' in text or '"sentences"' in text or '"annotations"' not in fields):
-                return Recognition(frozenset(pictures) | {path}, {"annotations": path}, BY_REFERENCE)
+                return Recognition(frozenset(pictures) | {path}, {"annotations": path}, BY_DOCUMENT)
         return None
 
     # ---- planning ----

@@ -102,13 +102,13 @@ class Interleaved(SourceKind):
     def holds_some(self, contents: Contents) -> bool:
         return self.manifest is not None or super().holds_some(contents)
 
-    def items(self, contents: Contents, notes: Counter) -> list[dict]:
+    def items(self, contents: Contents, notes: Counter) -> Iterable[dict]:
         """One per Markdown file; with a manifest one per row of it, with "segments"."""
         if self.manifest:
             return self._documents(self.manifest.read(), contents.files)
         return super().items(contents, notes)
 
-    def _documents(self, manifest: Manifest, files: list[SourceFile]) -> list[dict]:
+    def _documents(self, manifest: Manifest, files: Iterable[SourceFile]) -> list[dict]:
         """One item per manifest row {file, segments: [{type, text | file, alt}]}; its part is the manifest's line."""
         sizes = {file.path: file.size for file in files}
         items = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from omniloom.stages.ingest import captions as captioning
@@ -69,20 +69,19 @@ class MediaFolder(SourceKind):
         if self._quick_to_read(contents.files):
             self.items(contents, Counter())  # raises where the captions do not fit
 
-    def _quick_to_read(self, files: list[SourceFile]) -> bool:
+    def _quick_to_read(self, files: Iterable[SourceFile]) -> bool:
         """Whether there are captions that can be looked at on every plan: what they take to read is small."""
         if self.manifest:
             return self.manifest.size(files) <= _CHECKED_BYTES
         if self.config.captions:
             return self.config.captions.from_ == "sidecar"
-        sizes = {file.path: file.size for file in files}
-        metadata = captioning.metadata(self, files)
-        return bool(metadata) and sum(sizes[path] for path in metadata) <= _CHECKED_BYTES
+        metadata = set(captioning.metadata(self, files))
+        return bool(metadata) and sum(file.size for file in files if file.path in metadata) <= _CHECKED_BYTES
 
-    def items(self, contents: Contents, notes: Counter) -> list[dict]:
+    def items(self, contents: Contents, notes: Counter) -> Iterable[dict]:
         """One per file, with "captions", "label", "license", "group", "meta", "synthetic" and "sidecar" as far as they
         are known; then what manifests say that cannot be used."""
-        return captioning.with_captions(self, super().items(contents, notes), contents.files, notes)
+        return captioning.with_captions(self, contents, notes)
 
     # ---- reading ----
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar
 
 from omniloom.infra.errors import InputError
@@ -78,10 +79,9 @@ class RowFiles(SourceKind):
         columns of a table."""
         missing = dict.fromkeys(self.named_fields())
         names: dict[str, None] = {}
-        files = [file for file in contents.of_kind if not file.reject]
-        step = max(1, len(files) // _PEEKED)
+        step = max(1, len(contents.of_kind) // _PEEKED)
         whole = step == 1
-        for peek in self._peeks(files[::step]):
+        for peek in self._peeks(islice(contents.of_kind, 0, None, step)):
             names |= dict.fromkeys(peek.columns)
             whole = whole and peek.whole
             self._one_caption(peek)
@@ -97,8 +97,10 @@ class RowFiles(SourceKind):
                 field=f"{self.field}.{option}",
             )
 
-    def _peeks(self, files: list[SourceFile]) -> Iterator[Peek]:
+    def _peeks(self, files: Iterable[SourceFile]) -> Iterator[Peek]:
         for file in files:
+            if file.reject:
+                continue
             try:
                 yield self.format_of(file.path).peek(self.files, file.path)
             except Exception:

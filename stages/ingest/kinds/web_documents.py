@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from omniloom.stages.base import PATH, PLACEMENT
+from omniloom.stages.base import LATER, PATH, PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import cells, encoding, row_recognition
 from omniloom.stages.ingest.formats.arrow import Arrow
@@ -31,6 +31,8 @@ class WebDocumentsConfig(SourceConfig):
     media_root: str | None = Field(default=None, min_length=1, json_schema_extra=PATH | PLACEMENT)
     """A folder beside or above `uri` in which rows may name images, relative to the file that holds the row or to this
     folder. By default nothing outside `uri` is read."""
+    remote: bool | None = Field(default=None, json_schema_extra=LATER)
+    """Fetch images that rows name by a URI (http, https, s3, ...). By default they are left out."""
 
 
 class WebDocuments(RowFiles):

@@ -40,7 +40,7 @@ class WebDatasetConfig(RowsConfig):
 
     @model_validator(mode="after")
     def _nothing_outside(self) -> WebDatasetConfig:
-        refuse(self, ("media_root",), "files that name others; a tar holds its samples itself")
+        refuse(self, ("media_root", "remote"), "files that name others; a tar holds its samples itself")
         return self
 
 
