@@ -67,7 +67,7 @@ class _Output:
     def __init__(self, owner: ShardTokenizer, index: int):
         self._owner, self.index = owner, index
         channels = owner.encoders.tokenizer.latent_dim if owner.encoders else 0
-        self.stats = Stats(channels, counts_codes=bool(weight(index)))
+        self.stats = Stats(channels, weight(index))
         self.expected: int | None = None  # documents, once all are read
         self.written = 0
         self._stack = contextlib.ExitStack()
