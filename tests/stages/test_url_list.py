@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from email.utils import formatdate
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, name = self.server, "/" + self.path.rsplit("/", 1)[-1].split("?")[0]
         with server.lock:
             server.hits[self.path] += 1
+            server.times.append(time.monotonic())
             server.now += 1
             server.most = max(server.most, server.now)
             server.agents.add(self.headers["User-Agent"])
@@ -105,7 +107,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(downloads, "FIRST_WAIT", 0.01)
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.daemon_threads = True
-    running.hits, running.agents, running.ranges = Counter(), set(), []
+    running.hits, running.agents, running.ranges, running.times = Counter(), set(), [], []
     running.now = running.most = running.pause = 0
     running.lock = threading.Lock()
     threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -176,6 +178,14 @@ def test_a_server_that_is_busy_lost_or_asks_to_wait(server, tmp_path):
     plain = put(tmp_path / "plain", {name.split("/")[1]: PICTURES["/" + name.split("/")[1]] for name in names})
     _, rows, _ = take({"kind": "image_folder", "uri": plain})
     assert {row["id"] for row in records.values()} == {row["id"] for row in rows.values()}
+
+
+def test_nobody_asks_a_host_that_wants_to_be_left_alone(server, tmp_path):
+    urls = [f"{server.at}/{name}\n" for name in ("later/1.png", "2.png", "3.png")]
+    _, records, _ = take({"kind": "url_list", "uri": put(tmp_path / "lists", {"a.txt": "".join(urls)}), "per_host": 1})
+    assert len(records) == 3 and len(server.times) == 4
+    gaps = [later - before for before, later in pairwise(server.times)]
+    assert sum(gap >= 0.9 for gap in gaps) == 1  # the second that the host asked for, in which none of the others came
 
 
 def test_what_cannot_be_fetched_is_a_reject_with_its_reason(server, tmp_path):
