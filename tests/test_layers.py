@@ -22,7 +22,7 @@ FORBIDDEN = {
     "stages": {"pipelines"},
 }
 # Where a machine has NVIDIA GPUs; where a benchmark finds its peer; where an extra is installed.
-OPTIONAL = {"pynvml", "transfusion_pytorch", "py3langid", "lance"}
+OPTIONAL = {"pynvml", "transfusion_pytorch", "datatrove", "py3langid", "lance"}
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}
 # What the plan reads must not load what only a running stage needs.

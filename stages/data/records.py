@@ -69,7 +69,13 @@ SCHEMA = pa.schema(
 )
 
 _DICTIONARY = ["kind", "split", "format", "label", "source", "license"]
-WRITER = {"compression": "zstd", "use_dictionary": _DICTIONARY}
+_LEAVES = [name for name in SCHEMA.names if name not in ("captions", "segments")]
+_LEAVES += ["captions.list.element", *(f"segments.list.element.{field.name}" for field in SEGMENT)]
+# Media are compressed already: as they are they cost no time, neither here nor where they are read.
+WRITER = {
+    "compression": {name: "none" if name.endswith("media") else "zstd" for name in _LEAVES},
+    "use_dictionary": _DICTIONARY,
+}
 _ROW_GROUP_BYTES = 16 << 20
 
 

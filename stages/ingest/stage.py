@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from omniloom.stages.ingest.known import Items
     from omniloom.stages.ingest.settling import Settled
 
-VERSION = 7
+VERSION = 8
 BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
