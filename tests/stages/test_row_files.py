@@ -91,6 +91,15 @@ def test_a_class_has_its_name_where_the_file_says_it(tmp_path):
     assert [row["label"] for row in rows] == ["dog", "cat", None]
 
 
+def test_folders_may_be_columns_and_a_file_may_have_no_row(tmp_path):
+    for label, texts in (("cat", ["a"]), ("big%20dog", ["b"]), ("__HIVE_DEFAULT_PARTITION__", ["c"]), ("none", [])):
+        (tmp_path / f"who={label}").mkdir()
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / f"who={label}/0.parquet")
+    rows, (reject,) = read("parquet", tmp_path, template="{text} {who}", exclude="*DEFAULT*")
+    assert sorted(row["text"] for row in rows) == ["a cat", "b big dog"]
+    assert (reject["path"], reject["code"]) == ("who=none/0.parquet", "empty")
+
+
 # ---- columns ----
 
 
