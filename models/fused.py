@@ -3,7 +3,7 @@ gradient. Written out in plain operators, autograd keeps and copies what these n
 together again, products of one operand each. At width 384 on a CPU that is a tenth of a training step.
 
     swiglu      silu(gate) * up of the two halves of one matrix product (arXiv 2002.05202)
-    rotate      pairs of channels turned by an angle (arXiv 2104.09864)
+    rotate      pairs of channels turned by an angle (arXiv 2104.09864); rotated_heads: queries and keys of a product
     rms_norm    x / rms(x) * weight (arXiv 1910.07467)
 
 A compiler fuses the plain formulas by itself, and gets them. Gradients of gradients are refused.
@@ -11,12 +11,15 @@ A compiler fuses the plain formulas by itself, and gets them. Gradients of gradi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_CACHED = 1 << 17  # numbers of the last of some tensors that are gone through together
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -33,21 +36,34 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
+    """The gradient is written over the input, the largest tensor of a block, which nothing else needs by then. Where
+    something does, autograd refuses its backward pass. An input that is a leaf is left as it is."""
+
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
+        ctx.is_leaf = gate_up.is_leaf
         return _gated(gate_up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        given = torch.empty_like(gate_up)
-        of_gate, of_up = given.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=of_up)
-        torch.ops.aten.silu_backward(grad * up, gate, grad_input=of_gate)
+        given = gate_up.clone() if ctx.is_leaf else gate_up.contiguous()
+        for given_, grad_ in _pieces(given, grad):
+            gate, up = given_.chunk(2, dim=-1)
+            of_value = grad_ * up
+            torch.mul(grad_, F.silu(gate), out=up)
+            torch.ops.aten.silu_backward(of_value, gate, grad_input=gate)
         return given
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows (n, channels) of tensors (..., channels) that have the same leading axes, so few at a time that what is
+    computed in between stays in a core's cache; on other devices all rows."""
+    rows = [x.reshape(-1, x.shape[-1]) for x in tensors]
+    size = max(1, _CACHED // rows[-1].shape[1]) if rows[0].device.type == "cpu" else max(1, len(rows[0]))
+    return zip(*(x.split(size) for x in rows), strict=True)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -60,11 +76,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return _turn(x, cos, sin, back, torch.empty(x.shape, dtype=x.dtype, device=x.device))
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool, out: Tensor) -> Tensor:
     (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     sign = -1.0 if back else 1.0
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
+    torch.mul(x, torch.cat((cos, cos), dim=-1), out=out)  # whole channels: half of them are short loops
+    out_first.addcmul_(second, sin, value=-sign)
+    out_second.addcmul_(first, sin, value=sign)
     return out
 
 
@@ -79,6 +99,42 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, sin, back=True), None, None
+
+
+def rotated_heads(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, (heads + 2 kv_heads) head_dim) -> queries and keys, turned, and values: (B, heads or kv_heads, N,
+    head_dim), in memory place by place. Their gradients become one tensor without being put together."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        q, k, v = _cut(qkv, heads, kv_heads, 2 * cos.shape[-1])
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+    return _RotatedHeads.apply(qkv, cos, sin, heads, kv_heads)
+
+
+def _cut(qkv: Tensor, heads: int, kv_heads: int, head_dim: int) -> tuple[Tensor, ...]:
+    return qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+
+
+class _RotatedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        ctx.shape, ctx.cut = qkv.shape, (heads, kv_heads, 2 * cos.shape[-1])
+        v = _cut(qkv, *ctx.cut)[2]
+        both = qkv.unflatten(-1, (-1, ctx.cut[2])).transpose(1, 2).narrow(1, 0, heads + kv_heads)
+        turned = both.new_empty(both.transpose(1, 2).shape).transpose(1, 2)
+        q, k = _turn(both, cos, sin, False, turned).split((heads, kv_heads), dim=1)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        given = grad_q.new_empty(ctx.shape)
+        q, k, v = _cut(given, *ctx.cut)
+        _turn(grad_q, cos, sin, True, q), _turn(grad_k, cos, sin, True, k), v.copy_(grad_v)
+        return given, None, None, None, None
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -112,14 +168,15 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """With n = x * scale, g = grad * weight: scale * (g - n * mean(g * n)) of x, the sum of grad * n of weight."""
         x, weight, scale = ctx.saved_tensors
-        normed = x * scale
-        product = grad * normed
-        of_weight = None
-        if weight is not None:
-            of_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
-            mean = (product @ weight.to(product.dtype)).unsqueeze_(-1).div_(x.shape[-1])
-            given = grad * weight
-        else:
-            mean, given = product.mean(-1, keepdim=True), grad.to(normed.dtype)
-        given = given.addcmul(normed, mean, value=-1) if weight is None else given.addcmul_(normed, mean, value=-1)
-        return given.mul_(scale).to(x.dtype), of_weight, None
+        given, of_weight = x.new_empty(x.shape, dtype=scale.dtype), scale.new_zeros(x.shape[-1])
+        for x_, scale_, grad_, given_ in _pieces(x, scale, grad, given):
+            normed = x_ * scale_
+            product = grad_ * normed
+            if weight is None:
+                mean, part = product.mean(-1, keepdim=True), given_.copy_(grad_)
+            else:
+                of_weight += product.sum(0)
+                mean = (product @ weight.to(product.dtype)).unsqueeze_(-1).div_(x.shape[-1])
+                part = torch.mul(grad_, weight, out=given_)
+            part.addcmul_(normed, mean, value=-1).mul_(scale_)
+        return given.to(x.dtype), None if weight is None else of_weight.to(weight.dtype), None

@@ -15,9 +15,10 @@ from omniloom.models.tokenizer.quantizers import kinds as quantizers
 from omniloom.models.unified import representations
 from omniloom.pipelines import extensions as stages
 from omniloom.pipelines.config import PipelineConfig
+from omniloom.stages.curate.steps import table as curation
 from omniloom.stages.ingest.kinds import table as sources
 
-GROUPS = (stages.GROUP, sources.GROUP, quantizers.GROUP, representations.GROUP)
+GROUPS = (stages.GROUP, sources.GROUP, curation.GROUP, quantizers.GROUP, representations.GROUP)
 
 
 def check(config: PipelineConfig) -> None:

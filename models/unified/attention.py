@@ -51,8 +51,10 @@ class BlockAttend:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (repeated(x, q.shape[1]) for x in (k, v))
-        attend = _block_attention if torch.compiler.is_compiling() else _BlockAttention.apply
-        return attend(q, k, v, self.blocks.spans, self.blocks.bias)[0]
+        spans, bias = self.blocks.spans, self.blocks.bias
+        if torch.compiler.is_compiling():
+            return _block_attention(q, k, v, spans, bias)[0]
+        return _BlockAttention.apply(q, k, v, spans, bias)
 
 
 @dataclass
@@ -106,27 +108,47 @@ def attend_for(plan: QueryBlocks | BlockTables | None, start: Tensor, end: Tenso
     return BlockAttend(plan) if isinstance(plan, QueryBlocks) else FlexAttend(plan, start.int(), end.int())
 
 
-# Probabilities are kept for the backward pass: no more than the seen part of the scores.
+# Probabilities are kept for the backward pass: no more than the seen part of the scores, a run after the other.
 
 
-def _runs(spans: Tensor, bias: Tensor):
+def _runs(spans: Tensor, bias: Tensor, heads: int):
+    """Of each run: its row, queries and keys as (first, number), mask, and probabilities as (first, shape)."""
     at = 0
     for row, first, last, begin, stop in spans.tolist():
-        size = (last - first) * (stop - begin)
-        yield row, slice(first, last), slice(begin, stop), bias[at : at + size].view(1, last - first, stop - begin), at
-        at += size
+        n, m = last - first, stop - begin
+        yield row, (first, n), (begin, m), bias.narrow(0, at, n * m).view(1, n, m), (heads * at, (heads, n, m))
+        at += n * m
+
+
+def _of_run(kept: Tensor, place: tuple[int, tuple[int, ...]]) -> Tensor:
+    first, shape = place
+    return kept.narrow(0, first, math.prod(shape)).view(shape)
+
+
+def _by_place(like: Tensor) -> Tensor:
+    """Empty, of that shape (B, H, N, D), but in memory as (B, N, H, D): as one matrix product of all heads gives it
+    and the next one takes it, so that nothing is copied in between."""
+    B, H, N, D = like.shape
+    return like.new_empty(B, N, H, D).transpose(1, 2)
+
+
+def _made(like: Tensor, spans: Tensor) -> Tensor:
+    """For what the runs write; 0 at padding, which is in none."""
+    made = _by_place(like)
+    all_written = int((spans[:, 2] - spans[:, 1]).sum()) == like.shape[0] * like.shape[2]
+    return made if all_written else made.zero_()
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     heads, scale = q.shape[1], 1 / math.sqrt(q.shape[-1])
-    out, kept = torch.zeros_like(q), q.new_empty((heads, len(bias)))
-    for row, i, j, mask, at in _runs(spans, bias):
+    out, kept = _made(q, spans), q.new_empty(heads * len(bias))
+    keys = k.transpose(2, 3)
+    for row, i, j, mask, place in _runs(spans, bias, heads):
         scores = torch.baddbmm(
-            mask.to(q.dtype).expand(heads, -1, -1), q[row, :, i], k[row, :, j].transpose(1, 2), alpha=scale
+            mask.to(q.dtype).expand(heads, -1, -1), q[row].narrow(1, *i), keys[row].narrow(2, *j), alpha=scale
         )
-        weights = scores.softmax(dim=-1)
-        out[row, :, i] = weights @ v[row, :, j]
-        kept[:, at : at + mask.numel()] = weights.flatten(1)
+        weights = torch.softmax(scores, -1, out=_of_run(kept, place))
+        out[row].narrow(1, *i).copy_(torch.bmm(weights, v[row].narrow(1, *j)))
     return out, kept
 
 
@@ -134,30 +156,39 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, spans: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, scale = q.shape[1], 1 / math.sqrt(q.shape[-1])
-    grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for row, i, j, mask, at in _runs(spans, bias):
-        weights, g = kept[:, at : at + mask.numel()].view(heads, *mask.shape[1:]), grad[row, :, i]
-        grad_v[row, :, j] += weights.transpose(1, 2) @ g
-        inner = torch._softmax_backward_data(g @ v[row, :, j].transpose(1, 2), weights, -1, weights.dtype)
-        inner *= scale
-        grad_q[row, :, i] = inner @ k[row, :, j]
-        grad_k[row, :, j] += inner.transpose(1, 2) @ q[row, :, i]
+    grad_q, grad_k, grad_v = (_made(x, spans) for x in (q, k, v))
+    values, document = v.transpose(2, 3), None
+    for row, i, j, _, place in reversed(list(_runs(spans, bias, heads))):
+        # A document's last queries see all of its keys; their part is written, others are added.
+        adds, document = document == (row, j[0]), (row, j[0])
+        weights, g = _of_run(kept, place), grad[row].narrow(1, *i)
+        _put(grad_v[row].narrow(1, *j), torch.bmm(weights.transpose(1, 2), g), 1.0, adds)
+        inner = torch._softmax_backward_data(torch.bmm(g, values[row].narrow(2, *j)), weights, -1, weights.dtype)
+        _put(grad_q[row].narrow(1, *i), torch.bmm(inner, k[row].narrow(1, *j)), scale)
+        _put(grad_k[row].narrow(1, *j), torch.bmm(inner.transpose(1, 2), q[row].narrow(1, *i)), scale, adds)
     return grad_q, grad_k, grad_v
+
+
+def _put(out: Tensor, x: Tensor, scale: float, adds: bool = False) -> None:
+    """out = scale x, or out += scale x."""
+    if adds:
+        out.add_(x, alpha=scale)
+    else:
+        torch.mul(x, scale, out=out)
 
 
 class _BlockAttention(torch.autograd.Function):
     """Where nothing is compiled: the first call of an operator of one's own would import the compiler."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
         out, kept = _forward(*inputs)
-        ctx.mark_non_differentiable(kept)
         _keep(ctx, inputs, (out, kept))
-        return out, kept
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_backward(grad, *ctx.saved_tensors), None, None
 
 
@@ -172,7 +203,7 @@ def _block_attention(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, bias: Tenso
 
 @_block_attention.register_fake
 def _(q, k, v, spans, bias):
-    return torch.empty_like(q), q.new_empty((q.shape[1], bias.shape[0]))
+    return _by_place(q), q.new_empty(q.shape[1] * bias.shape[0])
 
 
 @torch.library.custom_op("omniloom::block_attention_backward", mutates_args=())
@@ -184,7 +215,7 @@ def _block_attention_backward(
 
 @_block_attention_backward.register_fake
 def _(grad, q, k, v, kept, spans, bias):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return _by_place(q), _by_place(k), _by_place(v)
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:

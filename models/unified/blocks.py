@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniloom.models.fused import rotate, swiglu
+from omniloom.models.fused import rotate, rotated_heads, swiglu
 from omniloom.models.linear import Linear
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
@@ -37,16 +37,21 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
         self.out = Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None) -> Tensor:
         """x (B, N, width); cos, sin (B, 1, N, head_dim / 2)."""
         B, N, _ = x.shape
-        qkv = self.qkv(x).view(B, N, -1, self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        qkv = self.qkv(x)
+        cos, sin = cos.to(qkv.dtype), sin.to(qkv.dtype)
+        if self.qk_norm:
+            heads = qkv.view(B, N, -1, self.head_dim).transpose(1, 2)
+            q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        else:
+            q, k, v = rotated_heads(qkv, cos, sin, self.heads, self.kv_heads)
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, -1))

@@ -104,9 +104,12 @@ def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
     numbers = p.labels * c.vocab_size
     widened = min(numbers, AT_ONCE if p.scores else AT_ONCE_ON_GPU) * (2 if p.bf16 else 1)
     logits = 2 * p.width * numbers + _FLOAT32 * widened
-    # Gradients of SwiGLU's output, which comes from an adapter too and is added, and of what goes in; of a GAU's
-    # SiLU and of what its heads give.
-    inner = (4 if p.adapted else 3) * c.hidden
+    # Gradients of SwiGLU's output, which comes from an adapter too and is added, and of what goes in, which takes its
+    # place but where a compiler decides. Computed again, an adapter's parts are all there before they are added. Of a
+    # GAU's SiLU and of what its heads give.
+    inner = (1 if p.scores else 3) * c.hidden + (c.hidden if p.adapted else 0)
+    if p.adapted and p.recompute:
+        inner = 4 * c.hidden
     if c.block == "gau":
         inner = 3 * (c.head_dim + 2 * c.hidden) + (3 if p.adapted else 2) * c.hidden
     within = p.width * inner * p.positions

@@ -172,11 +172,18 @@ class Arranger:
         )
 
     def pictures(
-        self, index: Index, kind: str, places: np.ndarray, epochs: np.ndarray, positions: np.ndarray, seed: int
+        self,
+        index: Index,
+        kind: str,
+        places: np.ndarray,
+        epochs: np.ndarray,
+        positions: np.ndarray,
+        seed: int,
+        source: str | None = None,
     ) -> tuple[np.ndarray, Arranged]:
         """Images, videos and interleaved documents: which of them can be placed, and those as they are arranged, but
-        for their numbers. `places` are theirs in their kind, `positions` theirs in the stream of that seed, in its
-        `epochs`."""
+        for their numbers. `places` are theirs in their kind, `positions` theirs in the stream of that seed and
+        `source`, in its `epochs`."""
         latents, pixels = self._represented(index, kind, places)
         longest = self._longest(latents, pixels)
         chosen = np.flatnonzero(self.fits(kind, longest)[0])
@@ -188,7 +195,13 @@ class Arranger:
         if kind == "document":
             columns = self._interleaved(held, positions, seed)
         else:
-            columns = self._captioned(held, self._caption(longest.at(chosen), places, epochs, seed), positions, seed)
+            asked = self.config.source(source)
+            if asked.caption_weights is None:
+                caption = self._caption(longest.at(chosen), places, epochs, seed)
+            else:
+                caption = self._weighted(longest.at(chosen), positions, seed, asked.caption_weights)
+            dropout = self._dropout.get("text", 0.0) if asked.caption_dropout is None else asked.caption_dropout
+            columns = self._captioned(held, caption, positions, seed, dropout)
         return chosen, Arranged.of(
             len(places),
             position=positions,
@@ -212,15 +225,40 @@ class Arranger:
         found[some] = number[order][(starts + place)[some]]
         return found
 
+    def _weighted(self, longest: Segments, positions: np.ndarray, seed: int, weights: Sequence[float]) -> np.ndarray:
+        """Which of a picture's captions that fit stands with it at its position, by the weights of their numbers; those
+        that have none by these are as likely as each other."""
+        _, fitting = self.captions(longest)
+        starts, found = longest.ends - longest.counts, np.zeros(len(positions), np.int64)
+        number = np.arange(len(longest.values)) - np.repeat(starts, longest.counts)
+        place = np.cumsum(longest.values >= 0) - (longest.values >= 0)  # among the captions of all pictures
+        place -= np.repeat(np.append(place, 0)[starts], longest.counts)
+        weight = np.where(fitting, np.asarray(weights, float)[np.minimum(place, len(weights) - 1)], 0.0)
+        none = longest.sums(weight > 0) == 0
+        weight = np.where(np.repeat(none, longest.counts), fitting.astype(float), weight)
+        reached = np.cumsum(weight)
+        before = np.concatenate([[0.0], reached])[starts]
+        total = np.concatenate([[0.0], reached])[longest.ends] - before
+        some = np.flatnonzero(longest.sums(fitting))
+        asked = before + uniform(positions, hash_seed(seed, _CAPTION)) * total
+        at = np.searchsorted(reached, asked[some], side="right")
+        # Rounding may lead to one beside those that have a weight.
+        chosen = np.flatnonzero(weight > 0)
+        first = np.searchsorted(chosen, starts[some])
+        last = np.searchsorted(chosen, longest.ends[some]) - 1
+        at = chosen[np.clip(np.searchsorted(chosen, at), first, last)]
+        found[some] = number[at]
+        return found
+
     def _captioned(
-        self, held: Segments, caption: np.ndarray, positions: np.ndarray, seed: int
+        self, held: Segments, caption: np.ndarray, positions: np.ndarray, seed: int, dropout: float
     ) -> dict[str, np.ndarray]:
         starts = held.ends - held.counts
         tokens = held.values[starts + caption]
         tokens = np.where(tokens < 0, 0, tokens)  # the picture itself, where there is no caption
         total = 2 + tokens + held.sums(np.where(held.values < 0, held.sizes, 0))
         describe = (tokens > 0) & (uniform(positions, hash_seed(seed, _ORDER)) >= self.config.caption_first)
-        unsaid = (tokens == 0) | (uniform(positions, hash_seed(seed, _TEXT)) < self._dropout.get("text", 0.0))
+        unsaid = (tokens == 0) | (uniform(positions, hash_seed(seed, _TEXT)) < dropout)
         unsaid &= ~describe
         return {
             "view": np.where(describe, DESCRIBE, DRAW),

@@ -10,6 +10,10 @@
     index/SPLIT/KIND.segments.npy    tokens of each segment in the representations by latents: of a text n, of a
                                      picture -n, the two that frame it not counted
     index/SPLIT/KIND.pixels.npy      the same by pixels, where the tokens hold any
+    index/SPLIT/sources.json         "sources", the names of the documents' sources, as they come, and by kind in
+                                     "bounds" where each begins in KIND.order, and the last one ends
+    index/SPLIT/KIND.order.npy       places of the kind's documents, one source after the other and rising in each;
+                                     only of several sources
 
 pretokenize's workers make a `Lengths` of each shard, from which `write` makes the index: it holds one shard at a time
 in memory, whatever their number. A token artifact without an index is read once for it.
@@ -17,6 +21,7 @@ in memory, whatever their number. A token artifact without an index is read once
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import threading
@@ -37,6 +42,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _CHUNK = 1 << 20
 _CLIPPED = (1 << 16) - 1
 _SMALL = 1 << 16  # bytes of a file that is read rather than mapped
+_SOURCES = 1 << 16
 _AHEAD = 1 << 22  # bytes that are read at once to have them near
 
 
@@ -49,16 +55,24 @@ class Lengths:
     segments: np.ndarray  # int32 (segments,), see KIND.segment
     pixels: np.ndarray  # int32 (segments,), see KIND.pixels
     ids: np.ndarray  # uint64 (documents,)
+    sources: np.ndarray | None = None  # str (documents,); None of tokens that do not say
 
     def to_bytes(self) -> bytes:
         sink = BytesIO()
-        np.savez(sink, **{field.name: getattr(self, field.name) for field in fields(self)})
+        held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sources"}
+        if self.sources is not None:
+            names, numbers = np.unique(self.sources, return_inverse=True)
+            held |= {"sources": names, "source": numbers.astype(np.uint16)}
+        np.savez(sink, **held)
         return sink.getvalue()
 
     @staticmethod
     def from_bytes(data: bytes) -> Lengths:
         with np.load(BytesIO(data)) as held:
-            return Lengths(**held)
+            found = dict(held)
+        if "source" in found:
+            found["sources"] = found["sources"][found.pop("source")]
+        return Lengths(**found)
 
 
 def id_hash(name: str) -> int:
@@ -77,12 +91,14 @@ def lengths_of(table: pa.Table) -> Lengths:
         words = np.diff(held.field("ids").offsets.to_numpy())
         segments.append(np.where(text, words, -_places(held.field("grid"))))
         pixels.append(np.where(text, words, -_places(held.field("pixel_grid"))))
+    sources = table["source"].to_pylist()
     return Lengths(
         kinds.astype(np.uint8),
         np.concatenate(counts).astype(np.int64),
         np.concatenate(segments).astype(np.int32),
         np.concatenate(pixels).astype(np.int32),
         ids,
+        np.array(["" if name is None else name for name in sources], np.str_),
     )
 
 
@@ -112,7 +128,9 @@ def write(folder: Path, shards: Iterable[tuple[int, Lengths]]) -> None:
         return columns[name]
 
     listed, ids, total, pixels = column("shards", SHARD), column("id", "<u8"), 0, False
+    names: dict[str, int] | None = {}  # None where a shard does not say
     for number, held in shards:
+        names = _name(held, names, column("source", "<u2"))
         listed.add(number=[number], documents=[len(held.kinds)])
         ids.add(held.ids)
         pixels |= bool((held.pixels < 0).any())
@@ -142,6 +160,22 @@ def write(folder: Path, shards: Iterable[tuple[int, Lengths]]) -> None:
             (folder / f"{kind}.pixels.npy").unlink(missing_ok=True)
     if "text.unsorted" in columns:
         _sort_texts(folder)
+    if names:
+        _sort_by_source(folder, list(names))
+    (folder / "source.npy").unlink(missing_ok=True)
+
+
+def _name(held: Lengths, names: dict[str, int] | None, column: _Column) -> dict[str, int] | None:
+    """Notes down the source of each document by the number of its name."""
+    if held.sources is None or names is None:
+        return None
+    found, numbers = np.unique(held.sources, return_inverse=True)
+    for name in found.tolist():
+        names.setdefault(name, len(names))
+    if len(names) > _SOURCES:
+        raise ValueError(f"expected at most {_SOURCES:,} sources, got more")
+    column.add(np.array([names[name] for name in found.tolist()], np.uint16)[numbers])
+    return names
 
 
 class _Column:
@@ -202,6 +236,39 @@ def _sort_texts(folder: Path) -> None:
     unsorted.unlink()
 
 
+def _sort_by_source(folder: Path, names: list[str]) -> None:
+    """sources.json and KIND.order of the sources in the order of their names, a piece of a kind in memory at a time."""
+    order = np.argsort(np.array(names, np.str_), kind="stable")
+    rank = np.empty(len(names), np.int64)
+    rank[order] = np.arange(len(names))
+    source, bounds = np.load(folder / "source.npy", mmap_mode="r"), {}
+    for kind in KINDS:
+        if not (file := folder / f"{kind}.documents.npy").exists():
+            continue
+        documents = np.load(file, mmap_mode="r")["document"]
+        count = len(documents) - (kind != "text")
+        pieces = [(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
+
+        def ranks(start: int, stop: int, documents=documents) -> np.ndarray:
+            return rank[source[documents[start:stop].astype(np.int64)]]
+
+        counts = sum((np.bincount(ranks(*piece), minlength=len(names)) for piece in pieces), np.zeros(len(names), int))
+        free = np.cumsum(counts) - counts  # the next place of each source
+        bounds[kind] = [*free.tolist(), count]
+        if len(names) == 1 or not count:
+            continue
+        found = np.lib.format.open_memmap(folder / f"{kind}.order.npy", "w+", np.dtype("<u8"), (count,))
+        for start, stop in pieces:
+            mine = ranks(start, stop)
+            chosen = np.argsort(mine, kind="stable")
+            times = np.bincount(mine, minlength=len(names))
+            found[np.arange(stop - start) + np.repeat(free - (np.cumsum(times) - times), times)] = chosen + start
+            free += times
+        found.flush()
+    told = {"sources": [names[number] for number in order], "bounds": bounds}
+    (folder / "sources.json").write_text(json.dumps(told), encoding="utf-8")
+
+
 def ragged(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The places start, start + 1, ... of each run, one run after the other, int64 (sum of counts,)."""
     ends = np.cumsum(counts)
@@ -218,6 +285,21 @@ class Index:
         shards = self.column("shards")
         self.shards, self._sizes = shards["number"], shards["documents"].astype(np.int64)
         self._ends = np.cumsum(self._sizes)
+        known = folder / "sources.json"
+        told = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {"sources": [], "bounds": {}}
+        self.sources: tuple[str, ...] = tuple(told["sources"])  # in the order of names; () where it is not known
+        self._bounds_of: dict[str, list[int]] = told["bounds"]
+
+    def of_source(self, kind: str, source: str) -> range:
+        """Where a source's documents stand among the kind's in the order of sources."""
+        if kind not in self._bounds_of or source not in self.sources:
+            return range(0)
+        number = self.sources.index(source)
+        return range(self._bounds_of[kind][number], self._bounds_of[kind][number + 1])
+
+    def ordered(self, kind: str, places: np.ndarray) -> np.ndarray:
+        """The places in their kind of what stands at these places in the order of sources, int64."""
+        return places if len(self.sources) < 2 else self._read(f"{kind}.order", places).astype(np.int64)
 
     def column(self, name: str) -> np.ndarray:
         """One of the arrays; empty where the split has nothing of it."""
@@ -304,7 +386,7 @@ class Index:
 
     def release(self) -> None:
         """Gives back the memory that mapped pages take in this process; they are mapped again when they are read."""
-        for held in self._maps.values():
+        for held in list(self._maps.values()):  # other threads look up columns
             _advise(held, mmap.MADV_DONTNEED)
 
 

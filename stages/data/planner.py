@@ -3,17 +3,20 @@
     window     so many tokens of documents of each stream as its share of `window_rows` rows, packed best-fit into rows
     row        documents side by side, at most `length` tokens
 
-A stream that was given more than its share, by the last document, gets as much less in the next window. Planning
-touches lengths alone; only the rows that a rank trains on are read.
+A stream that was given more than its share, by the last document, gets as much less in the next window. One that may
+be seen for so many epochs ends after them, and the others take its share from the next window on. Planning touches
+lengths alone; only the rows that a rank trains on are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from omniloom.infra.errors import InputError
 from omniloom.models.unified.representations import Objective
 from omniloom.stages.data.arrange import TEXT, Arranged, Arranger, placed
 from omniloom.stages.data.bestfit import pack
@@ -22,6 +25,8 @@ from omniloom.stages.data.packing import Kind, PackingConfig, Placed
 from omniloom.stages.data.parts import Part
 from omniloom.stages.data.shares import Shares, most, shares_at, stages
 from omniloom.stages.data.streams import Stream
+
+_EPOCHS = "packing.sources"  # the field whose `epochs` end
 
 Cursors = dict[str, tuple[int, float]]  # by stream: its next position, and the tokens that it is owed
 
@@ -82,10 +87,10 @@ class Planner:
         self.arranger = self._arranger(0)
         kinds: tuple[Kind, ...] = KINDS if self.arranger.names else ("text",)
         streams = {
-            f"{kind}+{number}" if number else kind: Stream(part, kind, config.length, seed, number)
+            name: stream
             for number, part in enumerate(parts)
             for kind in kinds
-            if part.index.count(kind)
+            for name, stream in self._of(part, kind, number)
         }
         sizes = {name: stream.tokens(self.arranger) for name, stream in streams.items()}
         self.streams = {name: stream for name, stream in streams.items() if sizes[name]}
@@ -94,32 +99,81 @@ class Planner:
         if not empty and not all(map(self._shares, stages(config.mixture))):
             raise ValueError("packing.mixture: leaves nothing to train on")
 
+    def _of(self, part: Part, kind: Kind, number: int) -> Iterator[tuple[str, Stream]]:
+        """The streams of a part's kind, by names that no other corpus of the training gives to another."""
+        later = f"+{number}" if number else ""
+        if not self.config.by_source:
+            if part.index.count(kind):
+                yield kind + later, Stream(part, kind, self.config.length, self.seed, number)
+            return
+        if len(part.index) and not part.index.sources:
+            raise InputError(
+                "the tokens do not say of which source a document is, as those of an older version; make them again "
+                "(--force pretokenize)",
+                field="packing.sources" if self.config.sources else "packing.temperature",
+            )
+        for source in part.index.sources:
+            if part.index.of_source(kind, source):
+                epochs = self.config.source(source).epochs or math.inf
+                stream = Stream(part, kind, self.config.length, self.seed, number, source, epochs)
+                yield f"{kind}/{source}{later}", stream
+
     def _arranger(self, step: int) -> Arranger:
         ever, now = most(self._objectives), shares_at(self._objectives, step)
         return Arranger(self.config, {name: now[name] for name, share in ever.items() if share})
 
-    def shares_at(self, step: int) -> dict[str, float]:
-        """The share of the tokens of each stream that has one at a step; they sum to 1."""
-        return self._shares(shares_at(self.config.mixture, step))
+    def shares_at(self, step: int, before: Cursors | None = None) -> dict[str, float]:
+        """The share of the tokens of each stream that has one at a step; they sum to 1. What has given all that it may
+        where the streams stand `before` has none."""
+        used_up = {
+            name for name, (at, _) in (before or {}).items() if name in self.streams and at >= self.streams[name].limit
+        }
+        return self._shares(shares_at(self.config.mixture, step), used_up)
 
     @property
     def trained(self) -> set[str]:
         """The streams that ever have a share."""
         return {name for mixture in stages(self.config.mixture) for name in self._shares(mixture)}
 
-    def _shares(self, mixture: Mapping[Kind, float]) -> dict[str, float]:
+    @property
+    def kinds(self) -> set[Kind]:
+        """Those of which something can be placed."""
+        return {stream.kind for stream in self.streams.values()}
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that there are until all that is trained on is used up; infinite where it may be seen without end."""
+        epochs = ((self.streams[name], self._sizes[name]) for name in self.trained)
+        return sum(stream.limit / stream.count * size for stream, size in epochs)
+
+    def _shares(self, mixture: Mapping[Kind, float], used_up: Collection[str] = ()) -> dict[str, float]:
+        streams = {name: stream for name, stream in self.streams.items() if name not in used_up}
+        sizes: dict[tuple[Kind, str | None], float] = {}  # of the parts of a kind and source together
+        for name, stream in streams.items():
+            group = stream.kind, stream.source
+            sizes[group] = sizes.get(group, 0.0) + self._sizes[name]
+        weights = {group: self._weight(group[1], size) for group, size in sizes.items()}
         kinds: dict[Kind, float] = {}
-        for name, stream in self.streams.items():
-            kinds[stream.kind] = kinds.get(stream.kind, 0.0) + self._sizes[name]
+        for (kind, _), weight in weights.items():
+            kinds[kind] = kinds.get(kind, 0.0) + weight
         natural = sum(size for kind, size in kinds.items() if kind not in mixture)
-        rest = max(0.0, 1 - sum(mixture[kind] for kind in kinds if kind in mixture))
-        shares = {kind: mixture[kind] if kind in mixture else rest * size / natural for kind, size in kinds.items()}
-        total = sum(shares.values()) or 1.0
-        return {
-            name: shares[stream.kind] / total * self._sizes[name] / kinds[stream.kind]
-            for name, stream in self.streams.items()
-            if shares[stream.kind] > 0
+        rest = max(0.0, 1 - sum(mixture[kind] for kind, size in kinds.items() if size and kind in mixture))
+        shares = {
+            kind: (mixture[kind] if kind in mixture else rest * size / natural) if size else 0.0
+            for kind, size in kinds.items()
         }
+        total = sum(shares.values()) or 1.0
+        found = {}
+        for name, stream in streams.items():
+            group = stream.kind, stream.source
+            if shares[stream.kind] > 0 and weights[group] > 0:
+                of_kind = weights[group] / kinds[stream.kind]
+                found[name] = shares[stream.kind] / total * self._sizes[name] / sizes[group] * of_kind
+        return found
+
+    def _weight(self, source: str | None, size: float) -> float:
+        """What a kind and source of so many tokens has beside the others."""
+        return self.config.source(source).weight * size ** (1 / (self.config.temperature or 1.0))
 
     def start(self) -> Cursors:
         """Where the streams stand before the first window."""
@@ -130,29 +184,34 @@ class Planner:
         rank and every run of this seed."""
         budget, arranger = self.config.window_rows * self.config.length, self._arranger(step)
         parts, after = [Arranged.of(0)], dict(before)
-        for name, share in self.shares_at(step).items():
+        if not (shares := self.shares_at(step, before)):
+            raise InputError("every source has been seen for its epochs; raise some, or lower steps", field=_EPOCHS)
+        for name, share in shares.items():
             position, owed = before.get(name, (0, 0.0))
-            drawn = self._draw(name, position, owed + share * budget, arranger)
-            if len(drawn):
-                position = int(drawn.position[-1]) + 1
+            drawn, position = self._draw(name, position, owed + share * budget, arranger)
             after[name] = position, owed + share * budget - int(drawn.length.sum())
             parts.append(drawn)
         return self._packed(Arranged.joined(parts), number, after)
 
-    def _draw(self, name: str, position: int, tokens: float, arranger: Arranger) -> Arranged:
-        """From a position on, the documents of a stream that it takes to reach so many tokens."""
+    def _draw(self, name: str, position: int, tokens: float, arranger: Arranger) -> tuple[Arranged, int]:
+        """From a position on, the documents of a stream that it takes to reach so many tokens, as far as it goes, and
+        the position behind them."""
         stream, parts = self.streams[name], [Arranged.of(0)]
-        mean = self._sizes[name] / stream.count
-        while tokens > 0:
-            count = min(int(1.1 * tokens / mean) + 16, 1 << 18)
-            found = stream.arranged(np.arange(position, position + count), arranger)
-            position += count
+        mean, at = self._sizes[name] / stream.count, position
+        while tokens > 0 and at < stream.limit:
+            count = int(min(int(1.1 * tokens / mean) + 16, 1 << 18, stream.limit - at))
+            found = stream.arranged(np.arange(at, at + count), arranger)
+            at += count
             reached = np.cumsum(found.length)
             enough = int(np.searchsorted(reached, tokens)) + 1
             parts.append(found.at(slice(0, enough)))
             tokens -= int(parts[-1].length.sum())
         drawn = Arranged.joined(parts)
-        return replace(drawn, stream=np.full(len(drawn), list(self.streams).index(name)))
+        if at >= stream.limit and tokens > 0:
+            position = at  # what is left cannot be placed
+        elif len(drawn):
+            position = int(drawn.position[-1]) + 1
+        return replace(drawn, stream=np.full(len(drawn), list(self.streams).index(name))), position
 
     def _packed(self, documents: Arranged, number: int, after: Cursors) -> Window:
         rng = np.random.default_rng((self.seed, 3, number))

@@ -4,7 +4,7 @@ read, a piece of the index at a time.
     KIND_too_long            documents that are longer than a row, or begin with a picture that is
     KIND_captions_too_long   captions that a picture does not fit into a row with, where others of it do
     KIND_no_caption          pictures without a caption where caption_first is 0
-    KIND_no_share            documents of a kind that has no share
+    KIND_no_share            documents of a kind, or of a kind and source, that has no share
     KIND_no_objective        documents with pictures where nothing is trained on them
     document_cut             interleaved documents of which only the beginning fits
     document_pictures_cut    their pictures behind the cut
@@ -32,8 +32,9 @@ def left_out(planner: Planner) -> Counter[str]:
         if kind != "text" and not planner.arranger.names:
             found[f"{kind}_no_objective"] = count
             continue
-        if kind in planner.streams and kind not in planner.shares:
-            found[f"{kind}_no_share"] = count
+        without = [s for name, s in planner.streams.items() if s.kind == kind and name not in planner.shares]
+        if without:
+            found[f"{kind}_no_share"] = sum(stream.documents_in for stream in without)
         if kind != "text":
             for held in _pieces(planner, kind):
                 found.update(_of_pictures(planner.arranger, kind, held))

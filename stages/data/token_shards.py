@@ -110,7 +110,8 @@ class ShardWriter:
     @property
     def lengths(self) -> Lengths:
         """Of what was written, in its order."""
-        return Lengths(*(np.concatenate([getattr(part, f.name) for part in self._lengths]) for f in fields(Lengths)))
+        parts = ([getattr(part, f.name) for part in self._lengths] for f in fields(Lengths))
+        return Lengths(*map(np.concatenate, parts))
 
 
 def _batch(rows: list[dict], made: pa.Schema) -> pa.RecordBatch:

@@ -179,6 +179,9 @@ class _Columns:
                 continue
             codes = self._list("codes", segment)
             latents, grid = self._floats("latents", segment)
+            pixels, pixel_grid = self._placed("pixels", "pixel_grid", segment)
+            features, feature_grid = self._placed("features", "feature_grid", segment)
+            kept = "log_variances" in self.lists
             tokens.append(
                 StoredSegment(
                     "visual",
@@ -187,9 +190,11 @@ class _Columns:
                     latents,
                     grid,
                     loss,
-                    *self._placed("pixels", "pixel_grid", segment),
-                    *self._placed("features", "feature_grid", segment),
-                    self._floats("log_variances", segment)[0] if "log_variances" in self.lists else None,
+                    pixels,
+                    pixel_grid,
+                    features,
+                    feature_grid,
+                    self._floats("log_variances", segment)[0] if kept else None,
                 )
             )
         return tokens

@@ -64,7 +64,7 @@ class Reader:
         row["license"] = item.get("license") or row.get("license") or self.kind.config.license
         row["synthetic"] = bool(row.get("synthetic") or item.get("synthetic") or self.kind.config.synthetic)
         meta = {**item.get("meta", {}), **row.get("meta", {})}
-        row["meta"] = json.dumps(meta, ensure_ascii=False, default=str)
+        row["meta"] = json.dumps(meta, ensure_ascii=False, default=str) if meta else "{}"
         if not encodable(row["meta"]):
             row["meta"] = json.dumps(meta, default=str)
         return row

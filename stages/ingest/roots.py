@@ -37,6 +37,7 @@ from omniloom.stages.ingest.suffixes import ARCHIVES, compression, suffix
 fsspec.register_implementation("digits", "omniloom.stages.ingest.digits.DigitsFileSystem")
 
 _BLOCK = 1 << 20
+_FOLDERS = 4096  # whose real places are remembered
 
 
 class Root:
@@ -70,6 +71,7 @@ class Root:
             self.fs, self.path = archives.opened(self.fs, self.path), ""
             self.local, self.real = False, self.place
         self._names: dict[str, dict[str, list[str]]] = {}
+        self._real_folders: dict[str, str] = {}
 
     def _holds(self, question: str) -> bool:
         """What the filesystem says of the path; not so where it cannot be asked, which whoever lists it tells."""
@@ -100,7 +102,7 @@ class Root:
                 raise MediaError("too_large", f"{known} bytes, at most {limit}")
             if compression(path):
                 return _joined(self.blocks(path), limit)
-            return patiently(lambda: self.fs.cat_file(self.uri(path)))
+            return patiently(lambda: _content(self.uri(path)) if self.local else self.fs.cat_file(self.uri(path)))
         except Exception as error:
             raise unreadable(error, path) from error
 
@@ -178,7 +180,15 @@ class Root:
         """True where a symbolic link on the way leads out of the root and is not to be followed."""
         if self.is_file or not self.local or self.source.follow_links:
             return False
-        return not lies_in(os.path.realpath(self.uri(path)), self.real)
+        folder, name = os.path.split(self.uri(path))
+        if (real := self._real_folders.get(folder)) is None:
+            if len(self._real_folders) > _FOLDERS:
+                self._real_folders.clear()
+            real = self._real_folders[folder] = os.path.realpath(folder)
+        place = os.path.join(real, name)
+        if name in (".", "..") or os.path.islink(place):
+            place = os.path.realpath(place)
+        return not lies_in(place, self.real)
 
     # ---- names ----
 
@@ -225,3 +235,8 @@ def _joined(blocks: Iterable[bytes], limit: int | None) -> bytes:
         if limit and len(data) > limit:
             raise MediaError("too_large", f"more than {limit} bytes once it is decompressed")
     return bytes(data)
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()

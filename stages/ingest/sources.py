@@ -20,7 +20,7 @@ from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
 from omniloom.stages.ingest.listing import Files, SourceFile, list_files
 from omniloom.stages.ingest.recognition import line, recognized
-from omniloom.stages.ingest.suffixes import COMPANIONS, suffix
+from omniloom.stages.ingest.suffixes import ARCHIVES, COMPANIONS, suffix
 
 
 class Facts(Sequence[dict]):
@@ -165,5 +165,8 @@ def _nothing(kind: SourceKind, files: Files) -> str:
     if files and not any(suffix(file.path) in kind.suffixes for file in files):
         suffixes = Counter(suffix(file.path) or "no suffix" for file in files)
         most = ", ".join(f"{n} {ending}" for ending, n in suffixes.most_common(3))
-        return f"{message}; it holds {most}, which no kind reads"
+        archive = next((file.path for file in files if suffix(file.path) in ARCHIVES), None)
+        inside = line({"kind": config.kind, "uri": kind.root.uri(archive)}) if archive else ""
+        hint = f"; `{inside}` looks into one of them" if archive and not kind.root.is_archive else ""
+        return f"{message}; it holds {most}, which no kind reads{hint}"
     return message

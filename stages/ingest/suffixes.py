@@ -22,6 +22,7 @@ SIDECARS = (".txt", ".caption")
 
 # How files are compressed; the suffix before it says what they hold.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_SPELT = {".zstd": ".zst", ".gzip": ".gz", ".bz": ".bz2"}
 _SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".tbz": ".bz2", ".txz": ".xz", ".tzst": ".zst"}  # of .tar.gz and so on
 ARCHIVES = (".zip", ".tar")
 
@@ -32,11 +33,12 @@ def suffix(path: str) -> str:
     ending = ending.lower()
     if ending in _SHORT:
         return ".tar"
-    inner = posixpath.splitext(stem)[1].lower() if ending in COMPRESSED else ""
+    inner = posixpath.splitext(stem)[1].lower() if _SPELT.get(ending, ending) in COMPRESSED else ""
     return inner or ending
 
 
 def compression(path: str) -> str | None:
     """How the file is compressed: the one of `COMPRESSED`; None where it is not."""
     ending = posixpath.splitext(path)[1].lower()
+    ending = _SPELT.get(ending, ending)
     return ending if ending in COMPRESSED else _SHORT.get(ending)

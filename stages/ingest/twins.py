@@ -7,7 +7,8 @@ the first below the second.
 Both go two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing
 scheme based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and
 each is paired with those next to it. Then each pair is looked at: see `stages.ingest.registration` for pictures; of
-two texts' sketches enough has to agree. Nothing is drawn: the projections come from a fixed seed.
+two texts' sketches enough has to agree (of texts that share half of what they say 94 in 100 are looked at). Nothing is
+drawn: the projections come from a fixed seed.
 
 A picture that was cut is near the same cut of the other, so each is looked up as a whole and by `WINDOWS`, the parts
 of it that a cut of up to 5% at every edge comes close to.
@@ -26,7 +27,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omniloom.stages.data.media.identity import SKETCH
 from omniloom.stages.ingest import registration
 from omniloom.stages.ingest.registration import WINDOWS
 
@@ -37,7 +37,8 @@ _NEIGHBOURS = 8  # rows that a row is paired with in one table, at most
 _LEAST_PROJECTIONS, _MOST_PROJECTIONS, _CROWD = 4, 8, 16  # of a table; mean rows of one hash that call for one more
 _WIDTH, _TOGETHER, _MISSED = 0.5, 0.68, 0.01  # of a hash's cell; that a copy lies in the same; that no table has it
 _MOST_COARSE = 0.35  # of two coarse shapes' distance
-_BANDS, AGREEING = 16, 0.75  # of a sketch: bands that are looked up, and the share of values that have to agree
+_BANDS, _ROWS = 21, 3  # of a sketch: bands that are looked up, and values of each
+AGREEING = 0.55  # the share of values that have to agree
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ def near_texts(sketches: np.ndarray, agreeing: float = AGREEING, since: Since | 
 
 
 def _band(sketches: np.ndarray, band: int) -> np.ndarray:
-    rows = SKETCH // _BANDS
-    part = np.ascontiguousarray(sketches[:, band * rows : (band + 1) * rows]).astype(np.uint64)
+    part = np.ascontiguousarray(sketches[:, band * _ROWS : (band + 1) * _ROWS]).astype(np.uint64)
     keys = np.zeros(len(part), np.uint64)
     for column in part.T:
         keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)

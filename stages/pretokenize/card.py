@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from omniloom.stages.pretokenize.bits import Lossless, entropy
-from omniloom.stages.pretokenize.stats import GROUP, weight
+from omniloom.stages.pretokenize.stats import GROUP
 
 _COUNTS = ("documents", "text_tokens", "visual_tokens", "bytes")
 _CHANNELS = 16  # that the text shows
@@ -75,10 +75,10 @@ def _bits(
     """Bits a pixel, but for `pictures`, `measured` (of them without loss) and `codes_used`."""
     total: Counter[str] = Counter()
     codes: Counter[int] = Counter()
-    for number, shard in enumerate(stats):
+    for shard in stats:
         total.update(shard["pictures"].get(kind, {}))
         for code, times in zip(*shard["codes"].get(kind, ([], [])), strict=True):
-            codes[code] += times * weight(number)
+            codes[code] += times * shard["stands_for"]
     a_pixel = total["places"] / total["pixels"]
     found: dict[str, float | int] = {"pictures": total["pictures"], "raw": 24.0}
     if kind == "image" and seen and seen.pixels:

@@ -40,8 +40,10 @@ from omniloom.stages.pretokenize.encoders import Encoders, Pass
 from omniloom.stages.pretokenize.index import lengths_uri
 from omniloom.stages.pretokenize.stats import Stats, weight
 
-_COLUMNS = ("id", "kind", "split", "media", "captions", "label", "text", "segments", "width", "height", "frames")
-_COLUMNS += ("source", "path", "meta")
+_COLUMNS = (
+    *("id", "kind", "split", "media", "captions", "label", "text", "segments", "width", "height", "frames"),
+    *("source", "path", "meta"),
+)
 _TOGETHER = 256  # records whose texts are tokenized together
 _TOGETHER_BYTES = 8 << 20
 _HELD = 256 << 20  # bytes of documents that wait for one before them, until that no longer waits for a full batch
@@ -65,7 +67,7 @@ class _Output:
     def __init__(self, owner: ShardTokenizer, index: int):
         self._owner, self.index = owner, index
         channels = owner.encoders.tokenizer.latent_dim if owner.encoders else 0
-        self.stats = Stats(channels, counts_codes=bool(weight(index)))
+        self.stats = Stats(channels, weight(index))
         self.expected: int | None = None  # documents, once all are read
         self.written = 0
         self._stack = contextlib.ExitStack()

@@ -26,8 +26,8 @@ class Stats:
     """Of one shard: counts, counts by `GROUP`, of pictures by kind the places and pixels and how often each code
     occurs, and the sums that give the latents' mean and standard deviation over the train split."""
 
-    def __init__(self, channels: int, counts_codes: bool = True):
-        self._counts_codes = counts_codes
+    def __init__(self, channels: int, stands_for: int = 1):
+        self.stands_for = stands_for  # shards, where codes are counted
         self.counts: Counter[str] = Counter()
         self.groups: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         self.pictures: dict[str, Counter[str]] = defaultdict(Counter)
@@ -63,7 +63,7 @@ class Stats:
         found["pictures"] += 1
         found["places"] += places
         found["pixels"] += segment["decoded"]
-        if self._counts_codes and "codes" in segment:
+        if self.stands_for and "codes" in segment:
             self._codes[kind].append(segment["codes"])
             if len(self._codes[kind]) == _TOGETHER:
                 self._fold(kind)
@@ -101,6 +101,7 @@ class Stats:
             "codes": {
                 kind: [sorted(found), [found[code] for code in sorted(found)]] for kind, found in self.codes.items()
             },
+            "stands_for": self.stands_for,
             "number": self.number,
             **{name: getattr(self, name).tolist() for name in ("sum", "squares", "variance")},
             "least": self.least.tolist() if self.number else None,

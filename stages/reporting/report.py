@@ -36,14 +36,18 @@ def render(report: Mapping[str, Any]) -> str:
     - `metrics`: {name: value}, shown as a table;
     - `curves`: [{`title`, `series`: {name: [(step, value)]}, optionally `x`, `y`, `log`}];
     - `images`: [{`png`: bytes, `caption`}];
-    - `samples`: [{`prompt`, `output`, optionally `expected`, `png`}].
+    - `samples`: [{`prompt`, `output`, optionally `expected`, `png`}]; `headings` are other words for the three.
     A key that is none of these raises `ValueError`, so that nothing is left out unseen.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     _known(report, {"title", "facts", "verdict", "headline", "sections"}, "report")
     for number, section in enumerate(report.get("sections", [])):
-        _known(section, {"title", "text", "tables", "metrics", "curves", "images", "samples"}, f"sections.{number}")
+        _known(
+            section,
+            {"title", "text", "tables", "metrics", "curves", "images", "samples", "headings"},
+            f"sections.{number}",
+        )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

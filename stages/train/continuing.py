@@ -21,7 +21,8 @@ from omniloom.stages.train.config import Config
 
 # Fields, with all that is below them. Those of `_kept_in_part` may change as far as it says.
 MAY_CHANGE = (
-    *(f"packing.{name}" for name in ("mixture", "caption_first", "caption_loss", "condition_dropout")),
+    *(f"packing.{name}" for name in ("mixture", "temperature", "sources")),
+    *(f"packing.{name}" for name in ("caption_first", "caption_loss", "condition_dropout")),
     *(f"packing.{name}" for name in ("noisy_context", "context_max_time", "window_rows")),
     *("objectives", "loss", "lr_scale", "alignment", "batch_rows", "steps"),
     *(f"optimizer.{name}" for name in ("lr", "betas", "eps", "weight_decay", "warmup_steps", "schedule")),
@@ -58,6 +59,12 @@ def refusals(old: Config, new: Config, step: int) -> list[InputError]:
 
 
 def _kept_in_part(old: Config, new: Config) -> Iterator[InputError]:
+    if old.packing.by_source != new.packing.by_source:
+        yield InputError(
+            "each source of a kind has an order of its own from the first step on or none has: expected temperature or "
+            f"sources to be {'given' if old.packing.by_source else 'null'} as in the training that it goes on from",
+            field="packing.sources",
+        )
     if old.trained != new.trained:
         yield InputError(
             f"expected shares of {_named(old.trained)}, whose parts the model has, got {_named(new.trained)}; a "

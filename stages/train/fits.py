@@ -35,6 +35,21 @@ def check_kinds(packing: PackingConfig, records: Any) -> None:
             )
 
 
+def check_sources(packing: PackingConfig, records: Any) -> None:
+    """From the configs alone: that the sources that something is said of are there."""
+    if packing.sources and hasattr(records, "source_name"):
+        _named(packing, [records.source_name(number) for number in range(len(records.sources))])
+
+
+def _named(packing: PackingConfig, known: Sequence[str]) -> None:
+    for name in packing.sources or ():
+        if name not in known:
+            raise InputError(
+                f"there is no source of that name, expected some of {', '.join(sorted(known))}",
+                field=f"packing.sources.{name}",
+            )
+
+
 def check_pictures(packing: PackingConfig, trained: Sequence[str], upstream: Mapping[str, Any]) -> None:
     """From the configs alone: that an image and a video, whose sizes they set, fit into a row."""
     tokenizer, tokens = upstream.get("tokenizer"), upstream.get("tokens")
@@ -76,9 +91,11 @@ def check_corpus(packing: PackingConfig, trained: Sequence[str], counts: Mapping
         )
 
 
-def check_tokens(index: Index, packing: PackingConfig, objectives: Shares[Objective], seed: int) -> dict[str, int]:
+def check_tokens(
+    index: Index, packing: PackingConfig, objectives: Shares[Objective], seed: int, rows: int = 0
+) -> dict[str, int]:
     """{"left_out_KIND_REASON": documents} of the train split; InputError where a kind that has a share has nothing that
-    fits. Reasons are those of `stages.data.survey`."""
+    fits, or sources are used up before so many rows. Reasons are those of `stages.data.survey`."""
     if not len(index):
         raise InputError("the train split of the tokens holds no documents")
     trained = get_args(Kind) if any(most(objectives).values()) else ("text",)
@@ -88,16 +105,24 @@ def check_tokens(index: Index, packing: PackingConfig, objectives: Shares[Object
                 f"{kind} has a share of {share:g}, and the train split holds none",
                 field=f"packing.mixture.{kind}",
             )
+    if index.sources:
+        _named(packing, index.sources)
     planner = Planner(index, packing, seed, objectives, empty=True)
     found = survey.left_out(planner)
     for kind in trained:
-        if _share(packing, kind) != 0 and index.count(kind) and kind not in planner.streams:
+        if _share(packing, kind) != 0 and index.count(kind) and kind not in planner.kinds:
             raise _nothing_fits(planner, found, kind)
     if not planner.shares:
         present = ", ".join(f"{_PLURAL[kind]} {index.count(kind):,}" for kind in get_args(Kind))
         raise InputError(
             f"leaves nothing to train on: what has a share is not in the train split ({present})",
             field="packing.mixture",
+        )
+    if planner.tokens < rows * packing.length:
+        raise InputError(
+            f"all may be seen for so many epochs that there are {planner.tokens:,.0f} tokens, and {rows:,} rows of "
+            f"{packing.length:,} take {rows * packing.length:,}; raise some `epochs`, or lower steps",
+            field="packing.sources",
         )
     return {f"left_out_{name}": count for name, count in sorted(found.items())}
 

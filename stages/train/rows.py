@@ -162,10 +162,8 @@ def validation_rows(
 ) -> MicroBatches:
     """Packed rows of the validation split, the same at every validation, where all tasks weigh alike; empty where the
     split holds nothing that fits. What one of the `earlier` corpora of the training had to train on is not in them."""
-    packing = config.packing.model_copy(
+    packing = config.packing.held_out().model_copy(
         update={
-            "condition_dropout": 0.0,
-            "noisy_context": 0.0,
             "window_rows": config.validation_rows,
             "mixture": most(config.packing.mixture),  # of a schedule all that it ever has
         }

@@ -70,6 +70,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     check_model(config, model)
     check_adapter(config, model)
     fits.check_kinds(config.packing, upstream.get("records"))
+    fits.check_sources(config.packing, upstream.get("records"))
     fits.check_pictures(config.packing, config.trained, upstream)
 
 
@@ -109,7 +110,8 @@ def left_out_of(config: Config, tokens: Artifact, progress: Any) -> dict[str, in
     """Counts of the documents that are left out of training and of its validation, which are told; InputError where a
     kind that has a share has none that fits."""
     arguments = config.packing, config.objectives, config.seed
-    left_out = fits.check_tokens(TokenSet(tokens, "train").index, *arguments)
+    rows = 0 if config.continue_from else config.steps * config.batch_rows
+    left_out = fits.check_tokens(TokenSet(tokens, "train").index, *arguments, rows)
     if told := fits.told(left_out):
         progress.note(told)
     return left_out | fits.check_held_out(TokenSet(tokens, "validation").index, *arguments)

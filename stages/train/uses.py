@@ -47,7 +47,7 @@ class Uses:
         found = {}
         for key, stream in self._streams.items():
             places = _places(stream.index, stream.kind, held[id(stream.index)])
-            if units := [stream.units_of(place) for place in places]:
+            if units := [own for place in places if len(own := stream.units_of(place))]:
                 found[key] = np.concatenate(units)
         return found
 

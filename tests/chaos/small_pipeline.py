@@ -19,6 +19,7 @@ from omniloom.infra.artifacts import Artifact, ArtifactStore
 from omniloom.stages.base import StageContext
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
+from omniloom.stages.pretokenize.taken import NOTES
 from omniloom.stages.tokenizer import stage as train_tokenizer
 from omniloom.stages.tokenizer import worker as tokenizer_worker
 from omniloom.stages.train import stage as train_unified
@@ -126,8 +127,9 @@ def _pretokenize(work: str, made: dict[str, Artifact], progress: Any) -> dict:
     text = storage.join(context.state, "text.json")
     if not storage.exists(text):
         storage.write_bytes(text, pretokenize._text_tokenizer(TOKENS, made["ingest"]).encode())
-    actor = ShardTokenizer(TOKENS, context.tokenizer, text, context.output, context.state)
-    done = storage.list_files(storage.join(context.state, "shards"))
+    notes = storage.join(context.output, NOTES)
+    actor = ShardTokenizer(TOKENS, context.tokenizer, text, context.output, notes)
+    done = storage.list_files(storage.join(notes, "shards"))
     for index, uri in enumerate(records.shards(made["ingest"].uri)):
         if f"{index:05d}.json" not in done:
             actor({"index": index, "uri": uri})

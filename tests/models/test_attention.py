@@ -232,6 +232,19 @@ def test_runs_of_queries_in_lower_precision(dtype, tolerance):
         assert (a.double() - b).norm() < 2 * tolerance * b.norm()
 
 
+def test_what_comes_out_lies_place_by_place():
+    """So that the product behind takes it without a copy, and gradients go the same way."""
+    start, end, spans, _ = batch_of([[[(False, 130), (True, 9)]]], 3)
+    attend = BlockAttend(query_blocks(start, end, spans))
+    q, k, v = (
+        x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+        for x in inputs(1, start.shape[1], kv_heads=4)
+    )
+    out = attend(q, k, v)
+    assert out.transpose(1, 2).is_contiguous()
+    assert all(g.transpose(1, 2).is_contiguous() for g in torch.autograd.grad(out.square().sum(), (q, k, v)))
+
+
 def test_the_operators_keep_pytorchs_contracts():
     start, end, spans, _ = batch_of([[[(False, 130), (True, 9)]]], 3)
     blocks = query_blocks(start, end, spans)

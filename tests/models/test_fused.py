@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omniloom.models.fused import rms_norm, rotate, swiglu
+from omniloom.models.fused import rms_norm, rotate, rotated_heads, swiglu
 
 
 def plain_swiglu(gate_up: Tensor) -> Tensor:
@@ -35,8 +35,29 @@ def angles(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
+def heads_of(qkv: Tensor, turn, cos: Tensor, sin: Tensor) -> Tensor:
+    """Three heads of queries, one of keys and one of values, of 8 channels; all in one."""
+    q, k, v = qkv.unflatten(-1, (5, 8)).transpose(1, 2).split((3, 1, 1), dim=1)
+    return torch.cat((turn(q, cos, sin), turn(k, cos, sin), v), dim=1)
+
+
 CASES = {
     "swiglu": lambda dtype: (swiglu, plain_swiglu, [draw(2, 5, 12, dtype=dtype)]),
+    "swiglu of a product": lambda dtype: (
+        lambda x: swiglu(x * 2),
+        lambda x: plain_swiglu(x * 2),
+        [draw(9, 12, dtype=dtype)],
+    ),
+    "swiglu of columns": lambda dtype: (
+        lambda x: swiglu(x.t() * 2),
+        lambda x: plain_swiglu(x.t() * 2),
+        [draw(12, 9, dtype=dtype)],
+    ),
+    "rotated heads": lambda dtype: (
+        lambda x, *turns: torch.cat(rotated_heads(x, *turns, 3, 1), dim=1),
+        lambda x, *turns: heads_of(x, plain_rotate, *turns),
+        [draw(2, 5, 40, dtype=dtype), *angles(dtype)],
+    ),
     "rotate": lambda dtype: (rotate, plain_rotate, [draw(2, 3, 5, 8, dtype=dtype), *angles(dtype)]),
     # As attention has it: heads between positions and channels.
     "rotate strided": lambda dtype: (
@@ -54,9 +75,11 @@ CASES = {
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
+@pytest.mark.parametrize("cached", [1 << 17, 24], ids=["at once", "in pieces"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_the_plain_formula(name, dtype):
+def test_values_and_gradients_are_those_of_the_plain_formula(name, dtype, cached, monkeypatch):
+    monkeypatch.setattr("omniloom.models.fused._CACHED", cached)
     torch.manual_seed(0)
     fused, plain, given = CASES[name](dtype)
     if dtype == torch.float64 and len(given) > 1 and torch.is_tensor(given[1]) and given[1].dtype == torch.float32:
@@ -97,3 +120,31 @@ def test_values_without_gradients_are_those_with_them(name):
     with torch.no_grad():
         value = function(*given)
     assert torch.equal(value, expected) and not value.requires_grad
+
+
+def test_the_input_of_swiglu_becomes_its_gradient_and_a_leaf_stays():
+    torch.manual_seed(0)
+    leaf = draw(4, 6, dtype=torch.float32)
+    before = leaf.detach().clone()
+    swiglu(leaf).sum().backward()
+    assert torch.equal(leaf.detach(), before)
+    product = leaf * 3
+    (given,) = torch.autograd.grad(swiglu(product).sum(), product)
+    assert given.data_ptr() == product.data_ptr()
+    product = leaf * 3
+    loss = swiglu(product).sum() + product.square().sum()  # whose gradient needs it, and comes first or not at all
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+
+def test_heads_lie_as_the_next_products_take_them():
+    """Nothing is copied between the products of a block."""
+    x, turns = draw(2, 5, 40, dtype=torch.float32), angles(torch.float32)
+    product = x * 2
+    q, k, v = rotated_heads(product, *turns, 3, 1)
+    assert v.untyped_storage().data_ptr() == product.untyped_storage().data_ptr()
+    assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+    assert q.stride()[-1] == 1 and q.stride()[1] == 8
+    given = torch.autograd.grad(q.sum() + k.sum() + v.sum(), product)[0]
+    assert given.is_contiguous()

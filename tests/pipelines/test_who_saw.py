@@ -25,6 +25,7 @@ from omniloom.pipelines.runner import identity_facts
 from omniloom.stages.base import StageContext
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
+from omniloom.stages.pretokenize.taken import Shard
 from omniloom.stages.train import stage as train
 
 WORDS = ["red", "green", "blue", "square", "moves", "the", "a"]
@@ -122,10 +123,9 @@ class _InThisProcess:
         self.given, self.patch = given, pytest.MonkeyPatch()
 
     def __enter__(self) -> None:
-        def tokenized(context: StageContext, shards: list[str], text_uri: str) -> None:
-            tokenizer = ShardTokenizer(context.config, None, text_uri, context.output, context.state)
-            for index, uri in enumerate(shards):
-                tokenizer({"index": index, "uri": uri})
+        def tokenized(context: StageContext, shards: list[Shard], text_uri: str, notes: str) -> None:
+            tokenizer = ShardTokenizer(context.config, None, text_uri, context.output, notes)
+            tokenizer.tokenize([{"index": shard.number, "uri": shard.uri} for shard in shards])
 
         note_what_is_given(self.patch, self.given)
         self.patch.setattr(storage, "is_process_local", lambda uri: True)  # ingest then asks no Ray

@@ -17,6 +17,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from omniloom.infra.errors import InputError
 from omniloom.models.text import TextTokenizer
 from omniloom.stages.data.books import Books, Period, RowStream
 from omniloom.stages.data.index import id_hash
@@ -63,7 +64,8 @@ def token_row(kind: str, number: int, longer: bool) -> dict:
         }
         for what, n in document(kind, number, longer)[1]
     ]
-    return {"id": name_of(number), "kind": kind, "label": None, "bytes": 1, "segments": segments}
+    row = {"id": name_of(number), "kind": kind, "label": None, "source": f"s{number // 100}", "bytes": 1}
+    return {**row, "segments": segments}
 
 
 @dataclass
@@ -78,6 +80,8 @@ class Change:
     ranks: int
     batch_rows: int
     dropout: float
+    temperature: float
+    of_sources: dict[str, dict]  # both of a history whose sources have streams of their own
 
 
 shares = st.dictionaries(st.sampled_from(KINDS), st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0]), max_size=4)
@@ -100,6 +104,14 @@ changes = st.builds(
     ranks=st.sampled_from([1, 2, 4]),
     batch_rows=st.sampled_from([4, 8]),
     dropout=st.sampled_from([0.0, 0.3]),
+    temperature=st.sampled_from([0.5, 1.0, 4.0]),
+    of_sources=st.dictionaries(
+        st.sampled_from([f"s{number}" for number in range(6)]),
+        st.sampled_from(
+            [{"weight": 0}, {"weight": 3}, {"epochs": 1}, {"epochs": 2.5, "weight": 2}, {"caption_weights": [1, 0, 3]}]
+        ),
+        min_size=1,
+    ),
 )
 # A source has documents of several kinds; whose they are follows from the number.
 sources = st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=9), min_size=6, max_size=6)
@@ -134,7 +146,8 @@ class Given:
 class History:
     """A training that goes on, from its position alone, through changes."""
 
-    def __init__(self, folder: Path, sources: list[list[str]], seed: int):
+    def __init__(self, folder: Path, sources: list[list[str]], seed: int, by_source: bool):
+        self.by_source = by_source
         self.folder, self.seed, self.step, self.position = folder, seed, 0, None
         self.kinds = {100 * source + n: kind for source, kinds in enumerate(sources) for n, kind in enumerate(kinds)}
         self.periods: list[Period] = []
@@ -167,6 +180,7 @@ class History:
                     "window_rows": 6,
                     "mixture": change.mixture,
                     "condition_dropout": change.dropout,
+                    **({"temperature": change.temperature, "sources": change.of_sources} if self.by_source else {}),
                 },
                 "objectives": change.objectives,
                 "batch_rows": change.batch_rows,
@@ -198,6 +212,11 @@ class History:
                 loader.seek(json.loads(json.dumps(self.position)))
         reference = RowStream(books, loaders[0].position["stream"])
         for _ in range(change.steps):
+            try:
+                RowStream(books, reference.position).next(2 * change.batch_rows)  # as far as loaders look ahead
+            except InputError as error:
+                assert "every source has been seen for its epochs" in str(error) and self.by_source
+                break
             seeds = [seed for loader in loaders for _, some in loader.at(self.step) for seed in some]
             taken = sorted((row for loader in loaders for row in loader.taken(self.step)), key=lambda row: row.number)
             assert seeds == [hash_seed(self.seed, self.step, row) for row in range(change.batch_rows)]
@@ -226,15 +245,17 @@ class History:
         return next(period for period in self.periods if period.planner is window.planner)
 
 
-histories = sources, st.lists(changes, min_size=1, max_size=5), st.integers(0, 1000)
+histories = sources, st.lists(changes, min_size=1, max_size=5), st.integers(0, 1000), st.booleans()
 # Shrinking a history takes minutes; what fails is printed as it is.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
 @settings(max_examples=5, deadline=None, phases=PHASES)
 @given(*histories)
-def test_of_any_history_no_document_is_repeated_or_lost_and_the_ledger_is_what_was_given(sources, changes, seed):
-    check(sources, changes, seed)
+def test_of_any_history_no_document_is_repeated_or_lost_and_the_ledger_is_what_was_given(
+    sources, changes, seed, by_source
+):
+    check(sources, changes, seed, by_source)
 
 
 @pytest.mark.slow
@@ -243,9 +264,9 @@ def test_of_200_histories_no_document_is_repeated_or_lost_and_the_ledger_is_what
     settings(max_examples=50, deadline=None, phases=PHASES)(given(*histories)(check))()
 
 
-def check(sources, changes, seed) -> None:
+def check(sources, changes, seed, by_source) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        history = History(Path(folder), sources, seed)
+        history = History(Path(folder), sources, seed, by_source)
         for change in changes:
             history.go_on(change)
         if history.periods:
@@ -267,7 +288,9 @@ def check_epochs(history: History) -> None:
         earlier = {i for held in history.corpora[:part] for i in held}
         times: Counter = Counter()
         units = stream.unit(np.arange(passed))
-        places, starts, stops = stream.pieces(units) if stream.kind == "text" else (units, units * 0, units * 0)
+        places, starts, stops = (
+            stream.pieces(units) if stream.kind == "text" else (stream.places(units), units * 0, units * 0)
+        )
         numbers = stream.index.documents(stream.kind, places).tolist()
         for position, (number, start, stop) in enumerate(zip(numbers, starts.tolist(), stops.tolist(), strict=True)):
             known = history.corpora[part][number]
@@ -301,7 +324,8 @@ def check_uses(history: History) -> None:
     assert [use.step for use in uses] == sorted(use.step for use in uses)
     # One document by itself, found by its place in its kind.
     for name, stream in list(streams.items())[:1]:
-        corpus, place = history.corpora[int(name.partition("+")[2] or 0)], stream.index.count(stream.kind) // 2
+        corpus = history.corpora[int(name.partition("+")[2] or 0)]
+        place = int(stream.places(np.array([stream.documents_in // 2]))[0])
         known = corpus[int(stream.index.documents(stream.kind, np.array([place]))[0])]
         own = {(u.step, u.row, u.placed) for u in books.uses(position, {name: stream.units_of(place)})}
         mine = [g for g in history.given if g.document == known and g.stream == name]

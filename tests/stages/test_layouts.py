@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts import LAYOUTS, Corpus
+from PIL import Image
 from sources_read import picture
 
 from omniloom.stages.data.media.decode import encode_mp4
@@ -36,10 +37,13 @@ def small(tmp_path_factory) -> Corpus:
     rows += [{"file": "a/7.png", "caption": ["seven", "sieben"]}, {"file": "a/2.png", "caption": "two again"}]
     rows += [{"file": "a/8.png", "caption": "eight"}, {"file": "a/8.png", "caption": "huit"}]
     (folder / "images/manifest.jsonl").write_text(lines(rows))
+    frames = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(3)]
+    frames[0].save(folder / "videos/moving.gif", save_all=True, append_images=frames[1:])
     for n in range(3):
         clip = np.kron(rng.integers(0, 256, (4, 3, 3, 3), np.uint8), np.ones((1, 16, 16, 1), np.uint8))
         (folder / f"videos/{n}.mp4").write_bytes(encode_mp4(clip, 8))
     rows = [{"file": f"{n}.mp4", "caption": [f"clip {n}", f"Film {n}"][: n + 1]} for n in range(3)]
+    rows.append({"file": "moving.gif", "caption": "noise"})
     (folder / "videos/manifest.jsonl").write_text(lines(rows))
     book = "\n\n".join(f"Paragraph {n}. " + 'Some wörds\tand a "quote". ' * (n % 9) for n in range(60))
     (folder / "text/book.txt").write_bytes(book.replace("\n", "\r\n").encode())
@@ -71,7 +75,7 @@ def records(given: list[dict], pieces: bool = False) -> tuple[list[tuple], list[
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_records_are_the_same_in_every_layout(small, tmp_path, layout):
     expected, _ = records(LAYOUTS["folders"](small, tmp_path))
-    assert [sum(row[0] == kind for row in expected) for kind in ("image", "video", "document")] == [9, 3, 3]
+    assert [sum(row[0] == kind for row in expected) for kind in ("image", "video", "document")] == [9, 4, 3]
     assert sorted(len(row[2]) for row in expected if row[0] == "image") == [1] * 6 + [2] * 3
     given = LAYOUTS[layout](small, tmp_path)
     for pieces in (False, True):

@@ -613,6 +613,8 @@ def test_what_nothing_is_said_of():
         "caption_first": 0.5,
         "caption_loss": True,
         "condition_dropout": 0.1,
+        "temperature": None,
+        "sources": None,
         "noisy_context": 0.0,
         "context_max_time": 0.3,
         "window_rows": 256,

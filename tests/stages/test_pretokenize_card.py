@@ -84,10 +84,10 @@ def test_codes_of_a_shard_count_for_those_that_it_stands_for():
     for shards in (1, 256, 512, 1000, 20_000):
         assert abs(sum(map(weight, range(shards))) - shards) < max(1, shards / 128)
     assert sum(map(bool, map(weight, range(1 << 20)))) == 256 + 12 * 128
-    known, rare = Stats(2), Stats(2)
+    known, rare = Stats(2), Stats(2, stands_for=2)
     known.count(row("image", visual(np.zeros((1, 1, 4)))), "train")
     rare.count(row("image", visual(np.ones((1, 1, 4)))), "train")
-    empty = Stats(2, counts_codes=False)
+    empty = Stats(2, stands_for=0)
     empty.count(row("image", visual(np.ones((1, 1, 4)))), "train")
     stats = [known.to_dict()] * 256 + [rare.to_dict(), empty.to_dict()] * 128
     made = card.make(stats, combine(stats), 4, 64, None, None)

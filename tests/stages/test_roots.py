@@ -566,7 +566,8 @@ def test_home_is_expanded_and_a_missing_root_is_told_in_full(tmp_path, monkeypat
         ({"a.png": b"x", "b.jpg": b"x"}, "text", "2 look like image_folder, which `{kind: image_folder, uri: "),
         ({"a.mp4": b"x"}, "image_folder", "1 look like video_folder, which `{kind: video_folder, uri: "),
         ({"a.jsonl": b"x"}, "text", "text_field: text}` reads"),
-        ({"a.tar": b"x"}, "image_folder", "1 .tar, which no kind"),
+        ({"a.tar": b"x"}, "image_folder", "1 .tar, which no kind reads; `{kind: image_folder, uri: "),
+        ({"a.zip": b"x"}, "text", "a.zip}` looks into one of them"),
         ({}, "text", "an empty folder, no file of kind text"),
     ],
 )

@@ -94,9 +94,10 @@ def check_scans(jpeg: Jpeg, width: int, height: int, limits: Limits) -> None:
         )
 
 
-def check_jpeg(jpeg: Jpeg) -> None:
-    """Raises `truncated` or `corrupt` for a JPEG that decoders show in spite of damage."""
-    if damage := _jpeg_damage(bytes(jpeg.coded)):
+def check_jpeg(jpeg: Jpeg, decoded: bool = False) -> None:
+    """Raises `truncated` or `corrupt` for a JPEG that decoders show in spite of damage. `decoded`: whole, and without
+    a warning."""
+    if damage := None if decoded else _jpeg_damage(bytes(jpeg.coded)):
         raise MediaError("corrupt", damage)
     if jpeg.components and not jpeg.complete:
         raise MediaError("truncated", f"only {jpeg.scans} scans, which leave the picture coarse")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
+import simplejpeg
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from omniloom.models.cover import Size, centre_box, cover
@@ -132,10 +133,16 @@ def _decode_image(
             if enough and format_ in ("jpeg", "mpo"):
                 needed = cover(height, width, *(enough[::-1] if lies else enough))
                 image.draft(None, (2 * needed[1], 2 * needed[0]))
-            image.load()
+            plain = format_ == "jpeg" and image.mode in ("L", "RGB") and orientation == 1
+            checked = _checked_jpeg(data) if intact and plain else None
+            if checked is None:
+                image.load()
             mark = _image_mark(image)
-            _clear_exact_colour(image, data)
-            array = _to_rgb(_upright(image))
+            if checked is None:
+                _clear_exact_colour(image, data)
+                array = _to_rgb(_upright(image))
+            else:
+                array = checked
         except MediaError:
             raise
         except Image.DecompressionBombError as error:
@@ -143,7 +150,7 @@ def _decode_image(
         except DECODE_ERRORS as error:
             raise _damaged(error, data) from None
         if intact and jpeg:
-            image_checks.check_jpeg(jpeg)
+            image_checks.check_jpeg(jpeg, decoded=checked is not None)
         elif intact and format_ == "png":
             image_checks.check_png(data)
     if enough is None:
@@ -151,6 +158,15 @@ def _decode_image(
     elif lies:
         height, width = width, height
     return array, ImageInfo(width, height, format_, mark, orientation=orientation)
+
+
+def _checked_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of a JPEG that libjpeg decodes without a warning, equal to Pillow's; None for any other, of which has
+    to be found out what is wrong with it."""
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError:
+        return None
 
 
 def _open(data: bytes, limits: Limits) -> Image.Image:
@@ -190,7 +206,7 @@ def _orientation(image: Image.Image) -> int:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except DECODE_ERRORS:
         return 1
-    return found if found in range(1, 9) else 1
+    return int(found) if found in range(1, 9) else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -30,7 +30,7 @@ _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _TEXTS = ("txt", "text", "caption", "transcript")
 _CLASSES = ("cls", "cls2", "index", "inx", "id")
 _PEEKED = 64  # samples
-_MEDIA = {"image": IMAGES, "video": tuple(ending for ending in VIDEOS if ending != ".gif")}
+_MEDIA = {"image": IMAGES, "video": VIDEOS}
 
 
 class TarSamples(Format):
@@ -190,8 +190,9 @@ def _samples(file: Any, files: Files, start: int = 0, stop: int | None = None) -
 
 
 def media(names: Collection[str]) -> dict[str, str]:
-    """image and video -> the name of the file that is one, the first that is a suffix and no more, if there is one."""
-    plain = sorted(names, key=lambda name: "." in name)
+    """image and video -> the name of the file that is one, if there is one: rather one whose name is a suffix and no
+    more, and a GIF, which may be either, where there is no other."""
+    plain = sorted(names, key=lambda name: ("." in name, name == "gif"))
     found = {what: [name for name in plain if suffix(f"x.{name}") in endings] for what, endings in _MEDIA.items()}
     return {what: choices[0] for what, choices in found.items() if choices and what not in names}
 

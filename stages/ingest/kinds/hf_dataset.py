@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -27,7 +27,7 @@ from omniloom.stages.ingest.kinds.image_folder import ImageFolder
 from omniloom.stages.ingest.kinds.media_folder import MediaFolder
 from omniloom.stages.ingest.kinds.row_files import RowFiles
 from omniloom.stages.ingest.kinds.video_folder import VideoFolder
-from omniloom.stages.ingest.listing import SourceFile
+from omniloom.stages.ingest.listing import Files
 from omniloom.stages.ingest.options import UNNAMED
 from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.row_mapping import RowsConfig
@@ -78,11 +78,10 @@ class HfDataset(RowFiles):
         return super().matters(path) or posixpath.basename(path) == "README.md" or path.startswith("refs/")
 
     def check(self, contents: Contents) -> None:
-        refused = [file.reject for file in contents.of_kind if file.reject]
-        if refused and len(refused) == len(contents.of_kind):
-            code, message = refused[0]
+        first = next(iter(contents.of_kind), None)
+        if first and first.reject and all(file.reject for file in contents.of_kind):
             raise InputError(
-                f"{self.root.place}: none of its {len(refused)} files can be read: {code}: {message}",
+                f"{self.root.place}: none of its files can be read: {first.reject[0]}: {first.reject[1]}",
                 field=self.root.uri_field,
             )
         rows, media = self._data(contents)
@@ -91,30 +90,32 @@ class HfDataset(RowFiles):
         else:
             self._in_folder(lambda: self._folder.check(replace(contents, of_kind=media)))
 
-    def items(self, contents: Contents, notes: Counter) -> list[dict]:
+    def items(self, contents: Contents, notes: Counter) -> Iterable[dict]:
         """One per file of rows; where there is none, one per picture or video."""
         rows, media = self._data(contents)
         if rows:
             return super().items(replace(contents, of_kind=rows), notes)
         items = self._in_folder(lambda: self._folder.items(replace(contents, of_kind=media), notes))
-        return self._labelled(items) if not notes["metadata_captions"] else items
+        captioned = any(posixpath.basename(file.path) in manifests.METADATA for file in contents.of_kind)
+        return items if captioned else self._labelled(media, items)
 
-    def _data(self, contents: Contents) -> tuple[list[SourceFile], list[SourceFile]]:
+    def _data(self, contents: Contents) -> tuple[Files, Files]:
         """(files of rows, media files) of the subset and the split. Where a folder holds media beside metadata files,
         it has no files of rows."""
-        files = contents.of_kind
+        paths = [file.path for file in contents.of_kind]
         if not self.root.is_file:
-            kept = self._chosen([file.path for file in contents.files], [file.path for file in files])
-            files = [file for file in files if file.path in kept or file.reject]
-        media = [file for file in files if suffix(file.path) in _MEDIA]
-        rows = [file for file in files if suffix(file.path) in _ROWS]
-        if media and all(posixpath.basename(file.path) in manifests.METADATA for file in rows):
-            rows = []
-        return rows, [file for file in media if suffix(file.path) in self._folder.suffixes]
+            chosen = self._chosen(contents.files, paths)
+            paths = [file.path for file in contents.of_kind if file.path in chosen or file.reject]
+        media = {path for path in paths if suffix(path) in _MEDIA}
+        rows = {path for path in paths if suffix(path) in _ROWS}
+        if media and all(posixpath.basename(path) in manifests.METADATA for path in rows):
+            rows = set()
+        media = {path for path in media if suffix(path) in self._folder.suffixes}
+        return contents.files.where(lambda file: file.path in rows), contents.files.where(lambda f: f.path in media)
 
-    def _chosen(self, paths: list[str], data: list[str]) -> set[str]:
+    def _chosen(self, files: Files, data: list[str]) -> set[str]:
         try:
-            folder = hugging_face.snapshot(paths, self._text("refs/main").strip() or None)
+            folder = hugging_face.snapshot((file.path for file in files), self._text("refs/main").strip() or None)
         except ValueError as error:
             raise InputError(f"{self.root.place}: {error}", field=self.root.uri_field) from None
         start = f"{folder}/" if folder else ""
@@ -154,12 +155,12 @@ class HfDataset(RowFiles):
             field = (error.field or "").replace(f"{self.field}.captions", self.field)
             raise InputError(error.message, field=field) from None
 
-    def _labelled(self, items: list[dict]) -> list[dict]:
+    def _labelled(self, files: Files, items: Iterable[dict]) -> Iterable[dict]:
         """Labels by the names of folders, where these are classes: several, and no splits."""
-        names = {posixpath.basename(posixpath.dirname(item["path"])) for item in items}
+        names = {posixpath.basename(posixpath.dirname(file.path)) for file in files}
         if len(names) < 2 or any(not name or hugging_face.split_of(f"{name}/") for name in names):
             return items
-        return [{**item, "label": posixpath.basename(posixpath.dirname(item["path"]))} for item in items]
+        return ({**item, "label": posixpath.basename(posixpath.dirname(item["path"]))} for item in items)
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
         return iter([item]) if self._is_media(item) else super().cut(item, size, count)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from collections import Counter
 from typing import Literal
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.packed import Packed
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import row_recognition
 from omniloom.stages.ingest.formats import lance
 from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents
 from omniloom.stages.ingest.kinds.row_files import RowFiles
-from omniloom.stages.ingest.listing import SourceFile
+from omniloom.stages.ingest.listing import Files, SourceFile
 from omniloom.stages.ingest.row_mapping import RowsConfig
 
 
@@ -63,13 +65,30 @@ class Lance(RowFiles):
         """One per dataset."""
         return [self.item(dataset) for dataset in self._datasets(contents)]
 
-    def _datasets(self, contents: Contents) -> list[SourceFile]:
-        """The folders of datasets, each with the size of its data."""
+    def _datasets(self, contents: Contents) -> Files:
+        """The folders of datasets, each with the size of its data; all its files tell whether it has changed."""
         sizes: dict[str, int] = {}
         for file in contents.of_kind:
-            folder = folder_of(file.path) or posixpath.basename(self.root.path)
+            folder = folder_of(file.path)
             sizes[folder] = sizes.get(folder, 0) + file.size
-        return [SourceFile(folder, size, "") for folder, size in sorted(sizes.items())]
+        identities = {folder: hashlib.sha256() for folder in sizes}
+        for file in contents.files:
+            for folder in folders_above(file.path):
+                if folder in identities:
+                    identities[folder].update(f"{file.path} {file.identity}\n".encode())
+        name = posixpath.basename(self.root.path)
+        return Files(
+            Packed(
+                tuple(SourceFile(folder or name, size, identities[folder].hexdigest()))
+                for folder, size in sorted(sizes.items())
+            )
+        )
+
+
+def folders_above(path: str) -> list[str]:
+    """The folders that a path lies in, the root as an empty one."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 def folder_of(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar
 
 from omniloom.infra.errors import InputError
@@ -29,7 +30,7 @@ class RowFiles(SourceKind):
     known: ClassVar[Sequence[Format]]  # the formats, where no option says more of them
 
     @classmethod
-    def makes(cls, config: RowsConfig) -> str:
+    def makes(cls, config: Any) -> str:
         return config.record_kind
 
     @classmethod
@@ -78,10 +79,9 @@ class RowFiles(SourceKind):
         columns of a table."""
         missing = dict.fromkeys(self.named_fields())
         names: dict[str, None] = {}
-        files = [file for file in contents.of_kind if not file.reject]
-        step = max(1, len(files) // _PEEKED)
+        step = max(1, len(contents.of_kind) // _PEEKED)
         whole = step == 1
-        for peek in self._peeks(files[::step]):
+        for peek in self._peeks(islice(contents.of_kind, 0, None, step)):
             names |= dict.fromkeys(peek.columns)
             whole = whole and peek.whole
             self._one_caption(peek)
@@ -97,8 +97,10 @@ class RowFiles(SourceKind):
                 field=f"{self.field}.{option}",
             )
 
-    def _peeks(self, files: list[SourceFile]) -> Iterator[Peek]:
+    def _peeks(self, files: Iterable[SourceFile]) -> Iterator[Peek]:
         for file in files:
+            if file.reject:
+                continue
             try:
                 yield self.format_of(file.path).peek(self.files, file.path)
             except Exception:
@@ -133,6 +135,9 @@ class RowFiles(SourceKind):
             if not number and "from" not in item:
                 raise  # the whole file's reject
             yield Reject.of(error, path, number + 1 if number else item.get("part", 0))
+            return
+        if not number and item.get("part", 1) == 1 and not item.get("rows"):
+            yield Reject("empty", "no row in the file", 0)
 
     def _row(self, row: dict | Reject, path: str, number: int) -> Iterator[dict | Reject]:
         """The record of a row, or the reject; and a reject for each value that the record goes without."""

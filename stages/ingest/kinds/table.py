@@ -16,12 +16,14 @@ from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.kinds.coco import Coco
 from omniloom.stages.ingest.kinds.csv import Csv
+from omniloom.stages.ingest.kinds.energon import Energon
 from omniloom.stages.ingest.kinds.hf_dataset import HfDataset
 from omniloom.stages.ingest.kinds.image_folder import ImageFolder
 from omniloom.stages.ingest.kinds.interleaved import Interleaved
 from omniloom.stages.ingest.kinds.json import Json
 from omniloom.stages.ingest.kinds.jsonl import Jsonl
 from omniloom.stages.ingest.kinds.lance import Lance
+from omniloom.stages.ingest.kinds.mds import MdsShards
 from omniloom.stages.ingest.kinds.mmc4 import Mmc4
 from omniloom.stages.ingest.kinds.obelics import Obelics
 from omniloom.stages.ingest.kinds.parquet import Parquet
@@ -52,7 +54,7 @@ def _problem(name: str, part: Any) -> str | None:
 _OURS: tuple[type[SourceKind], ...] = (
     *(ImageFolder, VideoFolder, Text, Interleaved),
     *(Jsonl, Json, Csv, Parquet, WebDataset),
-    *(HfDataset, Coco, Obelics, Mmc4, Lance, UrlList),
+    *(HfDataset, Coco, Obelics, Mmc4, Lance, MdsShards, Energon, UrlList),
 )
 _OTHERS, UNUSABLE = extensions.load(GROUP, [kind.name() for kind in _OURS], _problem)
 KINDS: dict[str, type[SourceKind]] = {**{kind.name(): kind for kind in _OURS}, **_OTHERS}

@@ -1,0 +1,168 @@
+"""Ingest, measured beside bare loops over the same files, in one process and in turns; and how it grows.
+
+    python tests/benchmarks/data.py items [pictures videos jsonl texts]     CPU time of one thread, ratio to the loop
+    python tests/benchmarks/data.py listing [COUNT ...]                     seconds and memory of listing and grouping
+    python tests/benchmarks/data.py settle [COUNT ...]                      the same of what follows, for texts
+    python tests/benchmarks/data.py large [GIGABYTES]                       one JSONL of texts, one that names pictures
+
+The loops read, check and decode what ingest has to, and keep nothing: pictures are opened, decoded and brought to RGB
+(Pillow), videos decoded (PyAV), lines parsed and hashed, texts decoded and hashed. Where `datatrove` is installed its
+reader of JSON lines is a third column. Ratios are the loop's time over ours; 1 is as fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import io
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+GOALS = {"pictures": 0.85, "videos": 0.9, "jsonl": 0.5, "texts": 0.5}
+
+
+def cpu(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+# ---- what is read ----
+
+
+def picture(rng: np.random.Generator, side: int = 256) -> bytes:
+    from PIL import Image
+
+    coarse = rng.integers(0, 256, (12, 12, 3), np.uint8)
+    image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    noise = rng.integers(-12, 13, (side, side, 3))
+    sink = io.BytesIO()
+    Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)).save(sink, "JPEG", quality=85)
+    return sink.getvalue()
+
+
+def sentence(rng: np.random.Generator, words: int) -> str:
+    return " ".join(f"w{n:x}" for n in rng.zipf(1.3, words) % 50_000)
+
+
+def make(folder: Path, part: str, count: int) -> dict:
+    """Files for a part, and the source that reads them."""
+    rng = np.random.default_rng(7)
+    folder.mkdir(parents=True)
+    if part == "pictures":
+        for n in range(count):
+            (folder / f"{n:06d}.jpg").write_bytes(picture(rng))
+        return {"kind": "image_folder", "uri": str(folder)}
+    if part == "videos":
+        from omniloom.stages.data.media.decode import encode_mp4
+
+        for n in range(count):
+            frames = np.repeat(rng.integers(0, 256, (48, 24, 32, 3), np.uint8), 10, 1).repeat(10, 2)
+            (folder / f"{n:04d}.mp4").write_bytes(encode_mp4(frames, 24))
+        return {"kind": "video_folder", "uri": str(folder)}
+    if part == "jsonl":
+        with open(folder / "a.jsonl", "w") as file:
+            for n in range(count):
+                file.write(json.dumps({"text": sentence(rng, 180), "url": f"https://example.org/{n}"}) + "\n")
+        return {"kind": "jsonl", "uri": str(folder), "text_field": "text"}
+    for n in range(count):
+        (folder / f"{n:06d}.txt").write_text(sentence(rng, 180))
+    return {"kind": "text", "uri": str(folder)}
+
+
+COUNTS = {"pictures": 600, "videos": 12, "jsonl": 8000, "texts": 4000}
+
+
+# ---- the loops ----
+
+
+def bare_pictures(folder: Path) -> None:
+    from PIL import Image
+
+    for path in sorted(folder.iterdir()):
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            image.convert("RGB").load()
+
+
+def bare_videos(folder: Path) -> None:
+    import av
+
+    for path in sorted(folder.iterdir()):
+        with av.open(io.BytesIO(path.read_bytes())) as container:
+            for _ in container.decode(video=0):
+                pass
+
+
+def bare_jsonl(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            for line in file:
+                hashlib.sha256(json.loads(line)["text"].encode()).hexdigest()
+
+
+def bare_texts(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        hashlib.sha256(path.read_bytes().decode().encode()).hexdigest()
+
+
+BARE = {"pictures": bare_pictures, "videos": bare_videos, "jsonl": bare_jsonl, "texts": bare_texts}
+
+
+def ours(source: dict, work: Path) -> Callable[[], None]:
+    from omniloom.stages.ingest import sources
+    from omniloom.stages.ingest.config import Config
+    from omniloom.stages.ingest.groups import grouped, ingest_group
+
+    config = Config.model_validate({"sources": [source]})
+
+    def run() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        for group in grouped(sources.pieces(config), config):
+            for _ in ingest_group(group, config, str(work / "output"), str(work / "state")):
+                pass
+
+    return run
+
+
+def items(parts: list[str], repeats: int = 5) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            source = make(Path(folder) / part, part, COUNTS[part])
+            ways = {"loop": lambda part=part: BARE[part](Path(folder) / part), "ours": ours(source, Path(folder) / "w")}
+            if part == "jsonl" and (peer := datatrove(Path(folder) / part)):
+                ways["datatrove"] = peer
+            best = dict.fromkeys(ways, float("inf"))
+            for _ in range(repeats):
+                for name, way in ways.items():
+                    best[name] = min(best[name], cpu(way))
+            told = ", ".join(f"{name} {1e6 * t / COUNTS[part]:.0f} us" for name, t in best.items())
+            print(f"{part}: {told}; ratio {best['loop'] / best['ours']:.2f} (goal {GOALS[part]})", flush=True)
+
+
+def datatrove(folder: Path) -> Callable[[], None] | None:
+    try:
+        JsonlReader = importlib.import_module("datatrove.pipeline.readers").JsonlReader
+    except ImportError:
+        return None
+
+    def run() -> None:
+        for _ in JsonlReader(str(folder))(rank=0, world_size=1):
+            pass
+
+    return run
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["items", "listing", "settle", "large"])
+    parser.add_argument("more", nargs="*")
+    given = parser.parse_args()
+    if given.what == "items":
+        items(given.more or list(COUNTS))
