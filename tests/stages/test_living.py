@@ -392,6 +392,11 @@ def tokenized(corpus: Corpus, monkeypatch, records_of: Artifact, settings, earli
     return corpus.store.publish("pretokenize", name, work, facts), read
 
 
+def words(seed: int) -> str:
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefghijklmnop", k=rng.randrange(2, 8))) for _ in range(60))
+
+
 def documents(tokens: Artifact) -> list[tuple]:
     found = []
     for split in records.SPLITS:
@@ -405,13 +410,13 @@ def documents(tokens: Artifact) -> list[tuple]:
 def test_only_what_is_new_is_tokenized(monkeypatch):
     corpus = Corpus(sources=[{"kind": "text", "uri": "ROOT/txt", "name": "txt"}])
     for n in range(24):
-        corpus.put(f"txt/{n:02d}.txt", f"This is text number {n}, and no other one. " * (n + 1))
+        corpus.put(f"txt/{n:02d}.txt", words(n))
     before = corpus.ingest()
     settings = pretokenize.Config(vocab_size=300)
     first, read = tokenized(corpus, monkeypatch, before, settings)
     assert read == [0, 1, 2, 3, 4, 5]
     corpus.put("txt/05b.txt", "Something new between the others, which nobody has said. ")
-    corpus.put("txt/30.txt", "This is text number 3, and no other one. " * 4)  # a copy
+    corpus.put("txt/30.txt", words(3))  # a copy
     corpus.remove("txt/09.txt")
     now = corpus.ingest(before)
     kept = settings.model_copy(update={"text_tokenizer": first.file("text.json")})
