@@ -51,6 +51,11 @@ def run(config: ConfigPath, overrides: Overrides = None, *, selection: Selection
 
     On this machine's own Ray, or on the cluster at cluster.address.
     """
+    bring_up(config, overrides, selection)
+
+
+def bring_up(config: str, overrides: list[str] | None, selection: Selection) -> None:
+    """Plan, run, and say how it ended."""
     with signals.interruptible():
         made = planned(config, overrides, selection)
         from omniloom.infra.cluster import settle

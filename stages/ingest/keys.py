@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omniloom.infra import storage
+from omniloom.infra import integrity, storage
 from omniloom.infra.artifacts import RESUME
 from omniloom.stages.data import records
 from omniloom.stages.ingest import splits
@@ -52,14 +52,16 @@ def rejects_uri(output: str, name: str) -> str:
     return storage.join(output, f"{RESUME}rejects", f"{name}.jsonl")
 
 
-def write(output: str, name: str, rows: list[dict]) -> None:
-    write_table(output, name, pa.Table.from_pylist(rows, schema=SCHEMA))
+def write(output: str, name: str, rows: list[dict]) -> dict:
+    """{bytes, sha256} of what is written."""
+    return write_table(output, name, pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def write_table(output: str, name: str, table: pa.Table) -> None:
+def write_table(output: str, name: str, table: pa.Table) -> dict:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(keys_uri(output, name), sink.getvalue())
+    return integrity.describe_bytes(sink.getvalue())
 
 
 def read(output: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:

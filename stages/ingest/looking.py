@@ -14,7 +14,7 @@ import glob
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -102,7 +102,7 @@ class _Bounds:
 class _Looking:
     """Proposes sources for what one root holds, and adds them to `seen`."""
 
-    def __init__(self, root: Root, files: list[SourceFile], seen: Look, bounds: _Bounds):
+    def __init__(self, root: Root, files: Sequence[SourceFile], seen: Look, bounds: _Bounds):
         self.root, self.files, self.seen, self.bounds = root, files, seen, bounds
 
     def propose(self) -> list[str]:

@@ -170,7 +170,8 @@ def _captions(columns: list[str], values: dict[str, list], taken: set) -> dict[s
 
 
 def _text(columns: list[str], values: dict[str, list]) -> dict[str, Any]:
-    lowered = {column.lower(): column for column in reversed(columns) if _length(values[column]) > 0}
+    texts = [column for column in columns if _length(values[column]) > 0 and "://" not in values[column][0][:9]]
+    lowered = {column.lower(): column for column in reversed(texts)}
     for name in _TEXTS:
         if name in lowered:
             return {"text_field": lowered[name]}

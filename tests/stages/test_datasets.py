@@ -117,12 +117,13 @@ def test_pictures_of_coco_have_all_their_captions(tmp_path):
     captions = [(1, "a"), (2, "b"), (1, "c "), (1, "a"), (7, "of none"), (2, 5)]
     coco(tmp_path, "captions_train2017.json", {1: "0001.jpg", 2: "0002.jpg", 3: "0003.jpg"}, captions)
     coco(tmp_path, "captions_val2017.json", {1: "0001.jpg"}, [(1, "d")])
+    coco(tmp_path, "captions_de_val2017.json", {1: "0001.jpg"}, [(1, "D"), (1, "d")])
     (tmp_path / "annotations/instances_val2017.json").write_text('{"images": [], "annotations": [{"image_id": 1}]}')
     records, rejects = read("coco", tmp_path)
     assert [(r["path"], r["captions"], r["license"]) for r in records] == [
         ("train2017/0001.jpg", ["a", "c"], "CC BY"),
         ("train2017/0002.jpg", ["b"], "CC BY"),
-        ("val2017/0001.jpg", ["d"], "CC BY"),
+        ("val2017/0001.jpg", ["D", "d"], "CC BY"),
     ]
     assert sorted(row["code"] for row in rejects) == ["bad_caption", "bad_manifest_row", "missing_file"]
     outside = str(tmp_path / "annotations/captions_val2017.json")
@@ -380,6 +381,12 @@ def test_each_layout_is_recognized_with_options_that_read_it(tmp_path):
         pictures(folder, "train2017/0.png")
         coco(folder, "captions_train2017.json", {1: "0.png"}, [(1, "a")])
 
+    def of_coco_twice(folder: Path) -> None:
+        of_coco(folder)
+        pictures(folder, "val2017/1.png")
+        coco(folder, "captions_val2017.json", {1: "1.png"}, [(1, "a")])
+        (folder / "annotations/instances_val2017.json").write_text('{"images": [{"id": 1}], "annotations": []}')
+
     def obelics(folder: Path) -> None:
         rows = [{"images": [None, picture(0)], "texts": ["one", None]}]
         pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
@@ -387,6 +394,7 @@ def test_each_layout_is_recognized_with_options_that_read_it(tmp_path):
     make("llava", llava)
     make("flickr", flickr)
     make("coco", of_coco)
+    make("coco twice", of_coco_twice)
     make("obelics", obelics)
     assert found == {
         "laion": ("parquet", {"image_field": "jpg", "license_field": "license"}),
@@ -404,5 +412,6 @@ def test_each_layout_is_recognized_with_options_that_read_it(tmp_path):
         ),
         "flickr": ("image_folder", {"captions": {"manifest": "captions.csv"}}),
         "coco": ("coco", {"annotations": "annotations/captions_train2017.json"}),
+        "coco twice": ("coco", {}),
         "obelics": ("obelics", {}),
     }

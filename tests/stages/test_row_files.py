@@ -91,6 +91,15 @@ def test_a_class_has_its_name_where_the_file_says_it(tmp_path):
     assert [row["label"] for row in rows] == ["dog", "cat", None]
 
 
+def test_folders_may_be_columns_and_a_file_may_have_no_row(tmp_path):
+    for label, texts in (("cat", ["a"]), ("big%20dog", ["b"]), ("__HIVE_DEFAULT_PARTITION__", ["c"]), ("none", [])):
+        (tmp_path / f"who={label}").mkdir()
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / f"who={label}/0.parquet")
+    rows, (reject,) = read("parquet", tmp_path, template="{text} {who}", exclude="*DEFAULT*")
+    assert sorted(row["text"] for row in rows) == ["a cat", "b big dog"]
+    assert (reject["path"], reject["code"]) == ("who=none/0.parquet", "empty")
+
+
 # ---- columns ----
 
 
@@ -182,6 +191,14 @@ def test_json_is_an_array_an_object_that_holds_one_or_objects(tmp_path, text, op
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     rows, rejects = read("json", tmp_path, text_field="t", **options)
     assert [(row["text"], row["part"]) for row in rows] == [("one", 1), ("two", 2)] and not rejects
+
+
+def test_an_object_that_holds_the_rows_is_told(tmp_path):
+    (tmp_path / "a.json").write_text('{"version": "1", "tags": ["a"], "data": [{"t": "one"}]}')
+    with pytest.raises(InputError, match="no row has a field 't'.*rows_field: data reads the array in it"):
+        read("json", tmp_path, text_field="t")
+    with pytest.raises(InputError, match="no row has a field 'u'; the fields are t$"):
+        read("json", tmp_path, text_field="u", rows_field="data")
 
 
 @pytest.mark.parametrize(

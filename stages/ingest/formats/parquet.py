@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from omniloom.stages.data.media.limits import MediaError, one_line
 from omniloom.stages.ingest.formats.base import SHORT_ROW, Files, Format, Peek, Row, SourceBytes, Wanted
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 1024
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 class Parquet(Format):
-    suffixes = (".parquet",)
+    suffixes = (".parquet", ".pq")
 
     def rows(self, files: Files, item: dict, wanted: Wanted) -> Iterator[Row]:
         """The rows of the file, or those from number "from" to "to", both counted from 0 and the last not included. A
@@ -29,13 +31,16 @@ class Parquet(Format):
         with SourceBytes(files, item["path"]) as file:
             parquet = opened(file)
             first, last = item.get("from", 0), item.get("to", parquet.metadata.num_rows)
-            columns = wanted(parquet.schema_arrow.names)
+            names, folders = parquet.schema_arrow.names, partitions(item["path"])
+            chosen = wanted([*names, *(name for name in folders if name not in names)])
+            columns = [name for name in chosen if name in names]
+            folders = {name: folders[name] for name in chosen if name not in names}
             classes = class_names(parquet.schema_arrow)
             for group, (start, stop) in enumerate(pairwise(_starts(parquet.metadata))):
                 if start < last and stop > first:
                     for number, row in _group(parquet, group, columns, start + 1, classes):
                         if first < number <= last:
-                            yield number, row
+                            yield number, row if isinstance(row, Reject) else row | folders
 
     def cut(self, files: Files, item: dict, size: int, count: int) -> Iterator[dict]:
         """Between row groups, and within those of more than `count` rows."""
@@ -57,7 +62,8 @@ class Parquet(Format):
 
     def peek(self, files: Files, path: str) -> Peek:
         with SourceBytes(files, path) as file:
-            return Peek(schema_names(opened(file).schema_arrow), True)
+            names = schema_names(opened(file).schema_arrow)
+        return Peek(list(dict.fromkeys([*names, *partitions(path)])), True)
 
 
 def all_rows(data: bytes) -> Iterator[Row]:
@@ -77,6 +83,12 @@ def opened(file: IO[bytes] | io.RawIOBase) -> pq.ParquetFile:
         return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, ValueError, NotImplementedError) as error:
         raise MediaError("invalid_table", f"no Parquet file: {one_line(error)}") from None
+
+
+def partitions(path: str) -> dict[str, str]:
+    """The columns that folders stand for: {"label": "cat"} of label=cat/0.parquet."""
+    pairs = (folder.partition("=") for folder in path.split("/")[:-1])
+    return {name: unquote(value) for name, found, value in pairs if found and name and value != _NO_VALUE}
 
 
 def _starts(metadata: pq.FileMetaData) -> list[int]:

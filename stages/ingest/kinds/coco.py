@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -47,13 +47,14 @@ class Coco(SourceKind):
     @classmethod
     def recognize(cls, glimpse: Glimpse) -> Recognition | None:
         """JSON whose top is an object with images and annotations, or with images and their sentences."""
-        pictures = glimpse.having(IMAGES)
-        for path in glimpse.having((".json",)) if pictures else ():
-            fields = json_stream.array_fields(iter([glimpse.head(path)]))
-            text = glimpse.text(path)
-            if "images" in fields and ('"caption"' in text or '"sentences"' in text or '"annotations"' not in fields):
-                return Recognition(frozenset(pictures) | {path}, {"annotations": path}, BY_DOCUMENT)
-        return None
+        pictures, tables = glimpse.having(IMAGES), glimpse.having((".json",))
+        found = [path for path in tables if pictures and _is_annotations(glimpse, path)]
+        if not found:
+            return None
+        folders = {posixpath.dirname(path) for path in found}
+        others = [path for path in tables if posixpath.dirname(path) in folders]
+        options = {"annotations": found[0]} if len(found) == 1 else {}
+        return Recognition(frozenset(pictures).union(others), options, BY_DOCUMENT)
 
     # ---- planning ----
 
@@ -99,7 +100,7 @@ class Coco(SourceKind):
         items = [{**self.item(file), **found[file.path]} for file in contents.of_kind if file.path in found]
         return items + rejected
 
-    def _tables(self, files: list[SourceFile]) -> Iterator[Manifest]:
+    def _tables(self, files: Iterable[SourceFile]) -> Iterator[Manifest]:
         if self.manifest:
             yield self.manifest.read()
             return
@@ -133,11 +134,18 @@ class Coco(SourceKind):
         yield {**row, **rows.captioned(item.get("captions", []))}
 
 
+def _is_annotations(glimpse: Glimpse, path: str) -> bool:
+    """Whether the beginning of a JSON file is that of captions; of a long one the annotations come late."""
+    arrays, text = json_stream.array_fields(iter([glimpse.head(path)])), glimpse.text(path)
+    later = '"annotations"' not in text and "caption" in posixpath.basename(path)
+    return "images" in arrays and ('"caption"' in text or '"sentences"' in text or later)
+
+
 class _Pictures:
     """Pictures by what annotations call them: a path from the root or the annotations' folder, else the bare name that
     one picture has, or that one has in a folder whose name the annotations' own name ends with (train2017)."""
 
-    def __init__(self, kind: SourceKind, files: list[SourceFile]):
+    def __init__(self, kind: SourceKind, files: Iterable[SourceFile]):
         self._names = Names(kind.root, (file.path for file in files))
         self._bare: dict[str, list[str]] = {}
         for file in files:

@@ -30,7 +30,7 @@ class RowFiles(SourceKind):
     known: ClassVar[Sequence[Format]]  # the formats, where no option says more of them
 
     @classmethod
-    def makes(cls, config: RowsConfig) -> str:
+    def makes(cls, config: Any) -> str:
         return config.record_kind
 
     @classmethod
@@ -135,6 +135,9 @@ class RowFiles(SourceKind):
             if not number and "from" not in item:
                 raise  # the whole file's reject
             yield Reject.of(error, path, number + 1 if number else item.get("part", 0))
+            return
+        if not number and item.get("part", 1) == 1 and not item.get("rows"):
+            yield Reject("empty", "no row in the file", 0)
 
     def _row(self, row: dict | Reject, path: str, number: int) -> Iterator[dict | Reject]:
         """The record of a row, or the reject; and a reject for each value that the record goes without."""

@@ -80,7 +80,7 @@ class UrlList(RowFiles):
     names_files = False
 
     @classmethod
-    def makes(cls, config: UrlListConfig) -> str:
+    def makes(cls, config: Any) -> str:
         return config.media
 
     @cached_property
