@@ -31,7 +31,9 @@ from omniloom.infra.errors import InputError, OmniLoomError
 
 MANIFEST = "manifest.json"
 RESUME = "resume/"
-TAKEN_OVER = "taken-over.json"  # in the state of a work folder
+# In the state of a work folder: of files of its output {bytes, sha256} by path, which need not be read again to be
+# published: those of an earlier artifact, and those whose writers took the hash as they wrote.
+TAKEN_OVER, WRITTEN = "taken-over.json", "written.json"
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class ArtifactStore:
         """
         output = storage.join(work, "output")
         storage.sync(output)
-        manifest = {**facts, "files": integrity.describe(output, self.taken_over(work))}
+        manifest = {**facts, "files": integrity.describe(output, self.taken_over(work) | self._written(work))}
         if same := self._equal(Artifact(stage, fingerprint, output, manifest)):
             manifest["same_as"] = same
         storage.write_json(storage.join(work, "publish.json"), manifest)
@@ -193,6 +195,10 @@ class ArtifactStore:
     def taken_over(work: str) -> dict[str, dict]:
         """{bytes, sha256} by path of the output's files that are an earlier artifact's."""
         return storage.read_json(storage.join(work, "state", TAKEN_OVER)) or {}
+
+    @staticmethod
+    def _written(work: str) -> dict[str, dict]:
+        return storage.read_json(storage.join(work, "state", WRITTEN)) or {}
 
     def _equal(self, made: Artifact) -> str | None:
         """What stands for an older artifact of the stage that holds the same: the one that the pipeline used last,

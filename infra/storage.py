@@ -23,8 +23,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.core import has_magic, split_protocol
@@ -38,6 +39,7 @@ from omniloom.infra.once import once
 _UNCACHED = {"s3": {"use_listings_cache": False}, "s3a": {"use_listings_cache": False}}
 # `dbfs:/x`, and `digits:/`, which another part of a path follows.
 _ONE_SLASH = re.compile(r"(?!file:|local:)[A-Za-z][A-Za-z0-9+.-]+:/")
+_TOGETHER = 16  # files that are copied at a time
 _MEMORY = threading.Lock()  # `memory://` looks before it creates, which its threads must do one at a time
 
 
@@ -93,8 +95,44 @@ def write_bytes(uri: str, data: bytes) -> None:
         with disk.writing(path) as file:
             file.write(data)
         return
-    fs.makedirs(fs._parent(path), exist_ok=True)
+    _make_parent(fs, path)
     fs.pipe_file(path, data)
+
+
+def _make_parent(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """The folder of a file, where the filesystem has folders; to ask S3 for one costs a request and gives nothing."""
+    if not _is_s3(fs):
+        fs.makedirs(fs._parent(path), exist_ok=True)
+
+
+def _is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    return hasattr(fs, "call_s3")
+
+
+class Digest:
+    """A file to write that knows what was written: its bytes and their sha256."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._hash, self._bytes = file, hashlib.sha256(), 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self._bytes += len(memoryview(data).cast("B"))
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True  # the file is closed by who opened it
+
+    def facts(self) -> dict:
+        """{bytes, sha256}."""
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
 
 
 @contextlib.contextmanager
@@ -152,7 +190,7 @@ def create_exclusively(uri: str, data: bytes) -> bool:
     """
     fs, path = filesystem(uri)
     if not is_local(uri):
-        fs.makedirs(fs._parent(path), exist_ok=True)
+        _make_parent(fs, path)
     try:
         if is_local(uri):
             with disk.writing(path, exclusive=True) as file:
@@ -205,7 +243,7 @@ def _copy(source: str, target: str) -> None:
     """Copy one file, on a local disk without syncing it."""
     source_fs, source_path = filesystem(source)
     target_fs, target_path = filesystem(target)
-    target_fs.makedirs(target_fs._parent(target_path), exist_ok=True)
+    _make_parent(target_fs, target_path)
     if type(source_fs) is type(target_fs):
         source_fs.cp_file(source_path, target_path)  # `copy` would read `[` and `*` in a name as a pattern
         return
@@ -241,9 +279,9 @@ def share_file(source: str, target: str) -> None:
 
 def copy_tree(source: str, target: str, without: str | None = None) -> None:
     """Copy every file below a folder, but for those whose path there begins with `without`."""
-    for name in list_files(source):
-        if without is None or not name.startswith(without):
-            _copy(join(source, name), join(target, name))
+    names = [name for name in list_files(source) if without is None or not name.startswith(without)]
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        list(pool.map(lambda name: _copy(join(source, name), join(target, name)), names))
     sync(target)
 
 
@@ -264,18 +302,37 @@ def move_files(source: str, target: str, names: Iterable[str]) -> None:
     for folder in sorted(folders):
         disk.make_folder(folder)
     left = {os.path.dirname(filesystem(source)[1]) for source, _ in pairs} if folders else set()
-    for pair in pairs:
-        _move(*pair)
+    if folders:
+        for pair in pairs:
+            _move(*pair)
+    else:
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            list(pool.map(lambda pair: _move(*pair), pairs))
+        _remove_files([old for old, _ in pairs])
     disk.sync(folders)
     disk.sync(left - folders)  # else what was moved away could be there again beside what takes its place
 
 
 def _move(source: str, target: str) -> None:
+    """Within a local disk a rename; elsewhere a copy, and what was copied is still to be removed."""
     if is_local(source) and is_local(target):
         os.replace(filesystem(source)[1], filesystem(target)[1])
+    else:
+        copy_file(source, target)
+
+
+def _remove_files(uris: list[str]) -> None:
+    """Remove files that are there; of S3 a thousand with one request."""
+    if not uris or not _is_s3(fs := filesystem(uris[0])[0]):
+        for uri in uris:
+            remove(uri)
         return
-    copy_file(source, target)
-    remove(source)
+    places = [fs.split_path(filesystem(uri)[1])[:2] for uri in uris]
+    for start in range(0, len(places), 1000):
+        bucket, some = places[start][0], places[start : start + 1000]
+        fs.call_s3(
+            "delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for _, key in some], "Quiet": True}
+        )
 
 
 def remove(uri: str) -> None:

@@ -123,22 +123,26 @@ def row_bytes(row: Mapping) -> int:
 def shard_writer(uri: str) -> Iterator[ShardWriter]:
     """What takes the rows of a shard, which is there, whole, once the block is left without an error."""
     with (
-        storage.writing(uri) as file,
-        pq.ParquetWriter(file, SCHEMA, **WRITER) as parquet,
+        storage.writing(uri) as target,
+        contextlib.closing(pq.ParquetWriter(file := storage.Digest(target), SCHEMA, **WRITER)) as parquet,
     ):
         writer = ShardWriter(parquet)
         yield writer
         writer.flush()
+        parquet.close()
+        writer.facts = file.facts()
 
 
 class ShardWriter:
     """Holds a row group at a time (about 16 MiB of rows), so that readers can stream and nobody holds a shard.
 
-    `refused` are the rejects {source, path, part, code, message} of rows that do not fit the schema.
+    `refused` are the rejects {source, path, part, code, message} of rows that do not fit the schema. `facts` are the
+    {bytes, sha256} of the shard once it is written.
     """
 
     def __init__(self, parquet: pq.ParquetWriter):
         self.refused: list[dict] = []
+        self.facts: dict = {}
         self._parquet, self._size = parquet, 0
         self._rows: list[dict] = []
 

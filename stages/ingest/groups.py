@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
-from omniloom.infra import storage
+from omniloom.infra import integrity, storage
 from omniloom.stages.ingest.config import Config
 
 _REJECTS = 65536  # that a worker holds
@@ -52,8 +52,9 @@ def _digest(group: dict) -> str:
 def ingest_group(group: dict, config: Config, output: str, state: str) -> Iterator[dict]:
     """Read one group's items and write its shards; a group that is done already is not read again.
 
-    A report for each: {"name": of the shard, "records", "files", "asked"}. The last two are of the items that were read
-    to their ends: how many files begin with them, and [item, source, paths] where reading one asked for other files.
+    A report for each: {"name": of the shard, "records", "files", "asked", "written"}: of the items that were read to
+    their ends how many files begin with them, and [item, source, paths] where reading one asked for other files; and by
+    path the {bytes, sha256} of what was written.
     """
     if (reports := done(state, group)) is not None:
         yield from reports
@@ -108,6 +109,7 @@ class _Reading:
         name = path.rpartition("/")[2]
         rejects = self._refused([])
         found: list[dict] = []
+        written: dict[str, dict] = {}
         if self.left and "code" not in self._row:
             with records.shard_writer(storage.join(output, path)) as writer:
                 for row in self._held(rejects):
@@ -117,10 +119,12 @@ class _Reading:
             rejects += [{**reject, "item": items[records.key_of(reject)]} for reject in writer.refused]
             gone = {records.key_of(reject) for reject in writer.refused}
             found = [row for row in found if records.key_of(row) not in gone]
-            keys.write(output, name, found)
-        lines = (json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
-        storage.write_bytes(keys.rejects_uri(output, name), "".join(lines).encode())
-        report = {"name": name, "records": len(found), "files": self._files, "asked": self._asked}
+            written = {path: writer.facts, keys.keys_uri("", name): keys.write(output, name, found)}
+        lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects).encode()
+        storage.write_bytes(keys.rejects_uri(output, name), lines)
+        written[keys.rejects_uri("", name)] = integrity.describe_bytes(lines)
+        counts = {"records": len(found), "files": self._files}
+        report = {"name": name, **counts, "asked": self._asked, "written": written}
         self._files, self._asked = 0, []
         return report
 

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import WRITTEN
 from omniloom.infra.errors import InputError
 from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact
@@ -76,17 +77,20 @@ def run(context: StageContext) -> dict:
     order = items.order()
     names = take_over(known, order, output, state)
     done_files = items.files - items.unread_files
+    written: dict[str, dict] = {}
     for reports in _reports(groups, config, output, state):
         for report in reports:
             names.add(report["name"])
             done_files += report["files"]
+            written |= report["written"]
             for item, source, paths in report["asked"]:
                 items.asked(records.group_of(report["name"]), item, source, paths)
         context.progress(min(done_files, items.files), items.files, "files")
+    storage.write_json(storage.join(state, WRITTEN), written)
     tidy(output, names)
     corpus = Corpus(output, order)
     codes, first = _join_rejects(corpus)
-    settled = settle(corpus, items.count, config.splits.model_dump())
+    settled = settle(corpus, items.count, config.splits.model_dump(), context.predecessor)
     items.write(output, settled)
     metrics = _metrics(items, settled, codes) | notes
     if not metrics["records"]:
