@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -301,6 +302,20 @@ def test_what_save_to_disk_wrote_is_read(tmp_path, whole):
         (IDS[0], "cat", 1), (IDS[1], "dog", 2), (IDS[2], "cat", 3),
     ]  # fmt: skip
     assert not rejects
+
+
+def test_a_place_in_an_arrow_file_that_is_wrong_costs_its_rows_and_not_the_process(tmp_path):
+    table = pa.table({"text": [f"t{n}" for n in range(9)]})
+    path = tmp_path / "data-00000-of-00001.arrow"
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    data = path.read_bytes()
+    places = struct.pack("<6i", 0, 2, 4, 6, 8, 10)
+    assert data.count(places) == 1
+    path.write_bytes(data.replace(places, struct.pack("<6i", 0, 2, 4, 1 << 30, 8, 10)))
+    rows, rejects = read("hf_dataset", tmp_path, text_field="text")
+    assert {"t0", "t1", "t5", "t6", "t7", "t8"} <= {row["text"] for row in rows}
+    assert set(codes(rejects)) >= {(3, "invalid_table"), (4, "invalid_table")}
 
 
 def test_a_folder_of_pictures_has_its_captions_from_metadata_else_its_labels_from_folders(tmp_path):
