@@ -116,6 +116,10 @@ class _Looking:
     def _next(self, glimpse: Glimpse) -> Collection[str]:
         """Propose the surest source that can read something; the paths that it takes, none where there is no such."""
         for name, recognition in recognized(glimpse):
+            if KINDS[name].fetches and self.seen.sources:
+                problem = f"{len(recognition.paths)} files name what lies on the web, and there are others to read"
+                self.seen.dismissed.append(Proposed({"kind": name, "uri": self.root.place}, problem=problem))
+                return recognition.paths
             source = self._proposed(name, recognition)
             if source.problem is None and source.records:
                 self.seen.sources.append(source)
