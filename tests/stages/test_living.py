@@ -425,6 +425,9 @@ def test_only_what_is_new_is_tokenized(monkeypatch):
     anew, _ = tokenized(corpus, monkeypatch, corpus.ingest(), kept)
     assert documents(second) == documents(anew) and len(documents(second)) == 24
     facts = [storage.load_json(a.file("tokens.json")) for a in (second, anew)]
-    assert facts[0] == facts[1] and second.metrics == anew.metrics
+    assert facts[0] == facts[1] and anew.metrics.items() <= second.metrics.items()
+    told = {name: second.metrics[f"bytes_per_token_{name}"] for name in ("new", "before")}
+    assert told["new"] > 0 and told["before"] > 0 and told["new"] != told["before"]
+    assert "bytes_per_token_new" not in anew.metrics
     other, read = tokenized(corpus, monkeypatch, now, settings.model_copy(update={"vocab_size": 290}), first)
     assert len(read) == 7 and documents(other) != documents(second)  # by another text tokenizer
