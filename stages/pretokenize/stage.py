@@ -113,7 +113,8 @@ def run(context: StageContext) -> dict:
         },
     )
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
-    return {name: value for name, value in facts.items() if isinstance(value, int | float)} | bits
+    numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+    return numbers | bits | taken.drift(shards, stats, context.predecessor)
 
 
 def _card(

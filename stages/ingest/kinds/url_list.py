@@ -78,6 +78,7 @@ class UrlList(RowFiles):
     Config = UrlListConfig
     suffixes = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".json", *UrlLines.suffixes)
     names_files = False
+    fetches = True
 
     @classmethod
     def makes(cls, config: Any) -> str:
