@@ -1,8 +1,9 @@
 """What a stage that would run takes: seconds, units a second, checkpoints, GPU-hours. In: a plan. Out: figures.
 
 The rate is what the stage reached when it last ran in this storage (`units_per_second` of a training's metrics), times
-what one unit costs more or less now. Without such a run, a training on devices whose `workers.peak_tflops` is given is
-taken to use 40% of it. Torch is not imported, and nothing is read but manifests that the plan has found.
+what one unit costs more or less now: operations on GPUs, and on CPUs a core's seconds, which small models spend on
+other things too. Without such a run, a training on devices whose `workers.peak_tflops` is given is taken to use 40% of
+it. Torch is not imported, and nothing is read but manifests that the plan has found.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from omniloom.infra.nodes import gib
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.flops import token_flops
+from omniloom.models.unified.seconds import pass_seconds, update_seconds
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.predecessors import builds_on
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config, parameters_of
+from omniloom.stages.train.memory import one_pass
 
 if TYPE_CHECKING:
     from omniloom.pipelines.plan import Plan
@@ -81,13 +84,13 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
         return Forecast()
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
     units = config.steps * config.batch_rows * config.packing.length
-    flops = token_flops(model, config.packing.length, config.adapter)
     checkpoint = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
     if before := _earlier(planned):
         useful = units * (1 - before.metrics.get("padding", 0.0))
         if cost := _cost_then(before, config, model):
-            return _timed(useful, before, flops / cost, config.workers, "tokens", checkpoint)
+            return _timed(useful, before, _cost(config, model) / cost, config.workers, "tokens", checkpoint)
     if config.workers.peak_tflops:
+        flops = token_flops(model, config.packing.length, config.adapter)
         rate = _UTILIZATION * config.workers.peak_tflops * 1e12 * config.workers.most / flops
         return _with_hours(units / rate, rate, config.workers, "tokens", f"{_UTILIZATION:.0%} of the peak", checkpoint)
     return Forecast(**checkpoint)
@@ -136,17 +139,30 @@ def _earlier(planned: PlannedStage) -> Artifact | None:
 
 
 def _cost_then(before: Artifact, config: TrainConfig, model: UnifiedConfig) -> float | None:
-    """Operations a token of the run before, with the sizes that its inputs have now; None where it ran on another kind
+    """What a token cost in the run before, with the sizes that its inputs have now; None where it ran on another kind
     of device or in another precision, or from another start, whose sizes are not known."""
     then = _as(TrainConfig, before)
     if then is None or not _on_such(before, config.workers):
         return None
     if then.engine.precision != config.engine.precision:
         return None
+    count = before.metrics.get("workers", config.workers.most)
+    then = then.model_copy(update={"workers": config.workers.model_copy(update={"count": int(count)})})
     if then.init_from or config.init_from:
-        return token_flops(model, then.packing.length, then.adapter) if then.init_from == config.init_from else None
+        return _cost(then, model) if then.init_from == config.init_from else None
     sizes = {name: getattr(model, name) for name in ("vocab_size", "latent_dim", "pixel_dim", "codebook_size")}
-    return token_flops(UnifiedConfig(**then.model.model_dump(), **sizes), then.packing.length)
+    return _cost(then, UnifiedConfig(**then.model.model_dump(), **sizes))
+
+
+def _cost(config: TrainConfig, model: UnifiedConfig) -> float:
+    """Of a token: operations, on CPUs seconds of a core."""
+    workers, together = config.workers, config.engine.sequence_parallel
+    if workers.gpus:
+        return token_flops(model, config.packing.length, config.adapter)
+    one = one_pass(config, model, workers.most)
+    passes = workers.passes(config.batch_rows, workers.most, together)
+    step = passes * pass_seconds(model, one, config.adapter) + update_seconds(parameters_of(config, model)[0])
+    return step * workers.most / (config.batch_rows * config.packing.length)
 
 
 def _as(kind: type[_Settings], before: Artifact) -> _Settings | None:

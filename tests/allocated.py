@@ -1,10 +1,12 @@
-"""What a training takes as torch's allocator saw it: every allocation and release, summed up. A process's own peak
-would count imports too, and no page that was never written."""
+"""What a training takes: memory as torch's allocator saw it, every allocation and release, summed up (a process's own
+peak would count imports too, and no page that was never written); and the seconds of a step. Each with what the
+formulas say."""
 
 from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,7 @@ from omniloom.models.unified.layouts import text_to_visual
 from omniloom.models.unified.memory import Pass, pass_memory
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.seconds import pass_seconds, update_seconds
 
 STEPS = 3
 _MARK = 7_654_321
@@ -54,37 +57,62 @@ class Case:
 
 @dataclass(frozen=True)
 class Taken:
-    """Bytes that stay between steps, and the most of a step; seconds of the fastest step, of one thread."""
+    """Bytes that stay between steps, and the most of a step."""
 
     state: int
     peak: int
-    seconds: float = 0.0
+
+
+def stepper(case: Case, seed: int = 0) -> Callable[[int], None]:
+    """Trains the step of that number; a process group must exist."""
+    batch = case.batch(seed)
+    model = UnifiedModel(case.config)
+    model.checkpoint_activations = case.engine.activation_checkpointing
+    group = SequenceGroup(case.sequence_parallel) if case.sequence_parallel > 1 else None
+    scale_of = None
+    if case.adapter:
+        lora.attach(model, case.adapter)
+        trains = lora.trains(case.adapter, case.config, case.config)
+        scale_of = lambda name: float(trains(name.removeprefix("model.")))  # noqa: E731
+    objective = UnifiedObjective(model, DiffusionConfig(), objectives=("latent_diffusion",), sequence=group)
+    engine = Engine(
+        objective, OptimizerConfig(), case.engine, 100, case.rows, accumulate=case.accumulate, lr_scale=scale_of
+    )
+
+    def run(step: int) -> None:
+        for _ in range(case.accumulate):
+            engine.backward(engine(batch, list(range(case.rows)))[0])
+            engine.step(step)
+
+    return run
+
+
+def seconds(cases: Mapping[str, Case], turns: int) -> dict[str, float]:
+    """Of a step, CPU seconds of this thread: the least of some, in which the cases take turns. The first warms up."""
+    made, found = {name: stepper(case) for name, case in cases.items()}, dict.fromkeys(cases, float("inf"))
+    for turn in range(turns + 1):
+        for name, step in made.items():
+            began = time.thread_time()
+            step(turn)
+            if turn:
+                found[name] = min(found[name], time.thread_time() - began)
+    return found
+
+
+def predicted_seconds(case: Case) -> float:
+    """Of a core that is as the formulas' is."""
+    update = update_seconds(num_parameters(case.config))
+    return case.accumulate * pass_seconds(case.config, _one_pass(case), case.adapter) + update
 
 
 def measured(case: Case, seed: int = 0) -> Taken:
     """Of this rank; a process group must exist."""
-    batch, activity = case.batch(seed), torch.profiler.ProfilerActivity.CPU
-    seconds = []
+    activity = torch.profiler.ProfilerActivity.CPU
     gc.collect()  # what earlier trainings have left must not be released within this one
     with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
-        model = UnifiedModel(case.config)
-        model.checkpoint_activations = case.engine.activation_checkpointing
-        group = SequenceGroup(case.sequence_parallel) if case.sequence_parallel > 1 else None
-        scale_of = None
-        if case.adapter:
-            lora.attach(model, case.adapter)
-            trains = lora.trains(case.adapter, case.config, case.config)
-            scale_of = lambda name: float(trains(name.removeprefix("model.")))  # noqa: E731
-        objective = UnifiedObjective(model, DiffusionConfig(), objectives=("latent_diffusion",), sequence=group)
-        engine = Engine(
-            objective, OptimizerConfig(), case.engine, 100, case.rows, accumulate=case.accumulate, lr_scale=scale_of
-        )
+        run = stepper(case, seed)
         for step in range(STEPS):
-            began = time.thread_time()
-            for _ in range(case.accumulate):
-                engine.backward(engine(batch, list(range(case.rows)))[0])
-                engine.step(step)
-            seconds.append(time.thread_time() - began)
+            run(step)
             gc.collect()  # tensors in cycles are of no step, and go when the collector happens to run
             time.sleep(0.05)  # the group's threads let go of what they have reduced when they come to it
             torch.empty(_MARK, dtype=torch.uint8)  # an allocation that stands out: clocks may differ
@@ -96,25 +124,14 @@ def measured(case: Case, seed: int = 0) -> Taken:
     sizes = np.array([size for _, size in events])
     total, marks = np.cumsum(sizes), np.flatnonzero(sizes == _MARK)
     last = slice(marks[-2] + 2, marks[-1])  # behind the release of the mark before
-    return Taken(int(total[last.stop - 1]), int(total[last].max()), min(seconds))
+    return Taken(int(total[last.stop - 1]), int(total[last].max()))
 
 
 def predicted(case: Case) -> Taken:
-    batch, parameters, frozen = case.batch(), num_parameters(case.config), 0
+    parameters, frozen, one = num_parameters(case.config), 0, _one_pass(case)
     if case.adapter:
         added, whole = trained_parameters(case.adapter, case.config, case.config)
         parameters, frozen = added + whole, parameters - whole
-    adapted, dropped = case.adapter.kept(case.config) if case.adapter else (0, 0)
-    one = Pass(
-        positions=batch.ids.numel() // case.sequence_parallel,
-        labels=batch.targets["text"] // case.sequence_parallel,
-        scores=batch.plan.bias.numel() // case.sequence_parallel,
-        bf16=case.engine.precision == "bf16",
-        recompute=case.engine.activation_checkpointing,
-        sequence_parallel=case.sequence_parallel,
-        adapted=adapted,
-        dropped=dropped,
-    )
     state = sum(state_memory(parameters, case.engine, case.ranks, frozen).values())
     taken = pass_memory(case.config, one)
     passing = passing_memory(
@@ -126,3 +143,18 @@ def predicted(case: Case) -> Taken:
         taken["logits"],
     )
     return Taken(state, state + sum(passing.values()))
+
+
+def _one_pass(case: Case) -> Pass:
+    batch = case.batch()
+    adapted, dropped = case.adapter.kept(case.config) if case.adapter else (0, 0)
+    return Pass(
+        positions=batch.ids.numel() // case.sequence_parallel,
+        labels=batch.targets["text"] // case.sequence_parallel,
+        scores=batch.plan.bias.numel() // case.sequence_parallel,
+        bf16=case.engine.precision == "bf16",
+        recompute=case.engine.activation_checkpointing,
+        sequence_parallel=case.sequence_parallel,
+        adapted=adapted,
+        dropped=dropped,
+    )

@@ -35,10 +35,7 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
     c = config
     useful = batch.document_index >= 0
     positions, pairs = int(useful.sum()), int((batch.end - batch.start)[useful].sum())
-    block, attended = _block(c)
-    total = c.layers * (_matrices(c, block, adapter) * positions + _ATTENTION * attended * pairs)
-    total += _skips(c) * positions
-    total += _head(c, adapter) * batch.targets["text"]
+    total = int(dense_flops(c, positions, pairs, batch.targets["text"], adapter))
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
         asked = round(
@@ -54,9 +51,17 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
 
 def token_flops(config: UnifiedConfig, length: int, adapter: AdapterConfig | None = None) -> float:
     """As `step_flops`, of one token before there is a batch: a text target that sees half of a row of `length`."""
+    return dense_flops(config, 1, length / 2, 1, adapter)
+
+
+def dense_flops(
+    config: UnifiedConfig, positions: int, pairs: float, labels: int, adapter: AdapterConfig | None = None
+) -> float:
+    """Operations of the blocks at so many positions, with so many pairs of them in attention, and of the text head at
+    so many labels."""
     block, attended = _block(config)
-    layers = config.layers * (_matrices(config, block, adapter) + _ATTENTION * attended * length / 2)
-    return layers + _skips(config) + _head(config, adapter)
+    layers = config.layers * (_matrices(config, block, adapter) * positions + _ATTENTION * attended * pairs)
+    return layers + _skips(config) * positions + _head(config, adapter) * labels
 
 
 def _matrices(c: UnifiedConfig, block: int, adapter: AdapterConfig | None) -> int:

@@ -91,3 +91,17 @@ def _by_number(earlier: Artifact) -> dict[int, list[dict]]:
         if folder.startswith(("tokens/", f"{RESUME}lengths/")) or folder == f"{RESUME}shards":
             found.setdefault(int(name.partition(".")[0].removeprefix("shard-")), []).append(entry)
     return found
+
+
+def drift(shards: list[Shard], stats: list[dict], earlier: Artifact | None) -> dict[str, float]:
+    """How well the text tokenizer does on what is new: bytes a token in shards that the earlier tokens do not know, and
+    in the others. Empty where either has no texts."""
+    known, sums = _known(earlier), {"new": [0, 0], "before": [0, 0]}
+    for shard, found in zip(shards, stats, strict=True):
+        part = sums["before" if shard.name in known else "new"]
+        for *_, counts in found["groups"]:
+            part[0] += counts.get("bytes", 0)
+            part[1] += counts.get("text_tokens", 0)
+    if not (sums["new"][1] and sums["before"][1]):
+        return {}
+    return {f"bytes_per_token_{when}": read / count for when, (read, count) in sums.items()}

@@ -7,12 +7,15 @@ import json
 import pytest
 
 from omniloom.infra.artifacts import Artifact
+from omniloom.models.unified.config import num_parameters
 from omniloom.models.unified.flops import token_flops
+from omniloom.models.unified.seconds import pass_seconds, update_seconds
 from omniloom.pipelines import forecast
 from omniloom.pipelines.config import load
 from omniloom.pipelines.forecast import duration
 from omniloom.pipelines.plan import make_plan
 from omniloom.stages.train.config import expected_config
+from omniloom.stages.train.memory import one_pass
 
 METRICS = {
     "train": {"steps": 100, "units": 50_000.0, "units_per_second": 1000.0, "seconds": 50.0, "padding": 0.0},
@@ -53,12 +56,19 @@ def test_the_same_again_takes_as_long(tmp_path):
     assert "0123456789ab" in train.basis
 
 
-def test_a_larger_model_takes_as_much_longer_as_it_computes(tmp_path):
-    wide = "stages.train.model.layers=12"
-    plan = planned(tmp_path, wide)
+@pytest.mark.parametrize("gpus", [1, 0])
+def test_a_larger_model_takes_as_much_longer_as_it_computes(tmp_path, gpus):
+    wide, there = "stages.train.model.layers=12", f"stages.train.workers={{count: 2, gpus: {gpus}}}"
+    plan = planned(tmp_path, wide, there, made_with=(there,), gpus=gpus)
     config, tokens, tokenizer = (plan[n].config for n in ("train", "pretokenize", "tokenizer_image"))
     models = [load("demo", [wide] * many).stages.train for many in (1, 0)]
-    now, then = (token_flops(expected_config(m, tokens, tokenizer.model), config.packing.length) for m in models)
+    sized = [expected_config(m, tokens, tokenizer.model) for m in models]
+    now, then = (token_flops(model, config.packing.length) for model in sized)
+    if not gpus:  # 8 rows in two workers' passes; what is around the blocks stays as it was
+        one = [one_pass(config, model, 2) for model in sized]
+        now, then = (
+            pass_seconds(model, p) + update_seconds(num_parameters(model)) for model, p in zip(sized, one, strict=True)
+        )
     rate = forecast.of(plan)["train"].units_per_second
     assert now > 1.5 * then and rate == pytest.approx(1000 * then / now)
 
@@ -66,7 +76,10 @@ def test_a_larger_model_takes_as_much_longer_as_it_computes(tmp_path):
 def test_workers_share_what_there_is_to_do(tmp_path):
     alone = forecast.of(planned(tmp_path, "stages.train.workers.count=1", workers=2))["train"]
     both = forecast.of(planned(tmp_path, workers=2))["train"]
-    assert alone.units_per_second == both.units_per_second / 2
+    # One worker's passes have twice the rows, so that fewer calls are made for them.
+    assert both.units_per_second == 1000 and 1.0 < alone.units_per_second / 500 < 1.1
+    devices = "stages.train.workers={count: 1, gpus: 1}"
+    assert forecast.of(planned(tmp_path, devices, workers=2, gpus=1))["train"].units_per_second == 500
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,10 @@ class UrlList(RowFiles):
     Config = UrlListConfig
     suffixes = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".json", *UrlLines.suffixes)
     names_files = False
+    fetches = True
 
     @classmethod
-    def makes(cls, config: UrlListConfig) -> str:
+    def makes(cls, config: Any) -> str:
         return config.media
 
     @cached_property
