@@ -106,7 +106,7 @@ def test_a_thousand_planted_copies_of_pictures(memory):
 
 @pytest.mark.slow
 def test_a_thousand_planted_copies_of_texts(memory):
-    found = curated(memory, planted_texts(memory, 3000, 1000, 0.06), {"kind": "near_texts"})
+    found = curated(memory, planted_texts(memory, 3000, 1000, 0.05), {"kind": "near_texts"})
     hit, false, across = copies_left(found.rows, 3000, 1000)
     assert hit >= 950 and false <= 3 and across == 0, (hit, false, across)
 
