@@ -265,6 +265,14 @@ def test_an_evaluation_set_that_overlaps_is_refused_with_the_names_of_files(memo
     assert "image_folder_0: 1.png shows the same as bench: q1.jpg" in str(error.value)
 
 
+def test_an_evaluation_set_of_which_nothing_can_be_read_is_told(memory, drawn):
+    corpus, _ = judged(memory, drawn)
+    sets = [{"kind": "image_folder", "uri": put(f"{memory}/bad", {"a.png": b"no picture"})}]
+    with pytest.raises(InputError, match="no record came out of it; the first: a.png: ") as error:
+        curated(memory, corpus, evaluation_sets=sets)
+    assert error.value.field == "evaluation_sets.0"
+
+
 def test_an_evaluation_set_that_overlaps_leaves_train(memory, drawn):
     corpus, fields = judged(memory, drawn, on_overlap="drop")
     found = curated(memory, corpus, {"kind": "near_pictures"}, **fields)
