@@ -133,7 +133,8 @@ class _Looking:
         try:
             if not self.root.is_file and not (self.root.is_archive and KINDS[name].reads_archives):
                 start = f"{recognition.below}/" if recognition.below else ""
-                below = [file.path.removeprefix(start) for file in self.files if file.path.startswith(start)]
+                files = (file for file in self.files if file.path.startswith(start) and not file.reject)
+                below = [file.path.removeprefix(start) for file in files]
                 options |= _parted(options, {path.removeprefix(start) for path in recognition.paths}, below)
             _examine(source, self.bounds)
         except InputError as error:

@@ -132,7 +132,7 @@ class _Corpus:
         self._texts: list[int] = []  # of each sketch: the group
         self._grouped_texts: dict[int, np.ndarray] = {}
 
-    def add(self, row: dict) -> None:
+    def add(self, row: Mapping) -> None:
         node = self._node(row)
         self.nodes.append(node)
         self.strata.append(self.names.setdefault((row["source"], row["kind"]), len(self.names)))

@@ -146,6 +146,10 @@ def img2dataset() -> dict:
     return files | {"00000.parquet": sink.getvalue(), "00000_stats.json": b'{"count": 3}'}
 
 
+def pairs() -> dict:
+    return {"qa.csv": "question,answer\nWhat is it?,A question.\nWho says so?,Nobody at all.\n"}
+
+
 def recipes() -> dict:
     pages = {f"posts/{n}.md": f"# Dish {n}\n\n![dish]({n}.png)\n\nStir {n} times.\n".encode() for n in range(3)}
     return pages | {f"posts/{n}.png": picture(n) for n in range(3)}
@@ -165,6 +169,7 @@ FOLDERS: dict[str, tuple[Callable[[], dict], dict[str, int], set[str], int]] = {
     "mixed": (mixed, {"image": 4, "video": 2, "text": 1}, set(), 2),
     "chats": (chats, {"text": 5}, set(), 0),
     "img2dataset": (img2dataset, {"image": 3}, {f"number {n}" for n in range(3)}, 0),
+    "pairs": (pairs, {"text": 2}, set(), 0),
     "recipes": (recipes, {"document": 3}, set(), 0),
 }
 
