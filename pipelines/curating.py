@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
 
 from omniloom.infra import cluster, storage
@@ -33,7 +35,9 @@ def dry_run(plan: Plan, progress: Callable[[int, int, str], None]) -> dict:
         from omniloom.stages.curate.stage import curate
 
         installed.check(plan.config)
-        with naming(plan.config):
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # this process is what a person looks at
+        with naming(plan.config), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             try:
                 found = curate(planned.config, before.artifact.uri, state, None, progress)
             except InputError as error:

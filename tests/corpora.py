@@ -320,11 +320,11 @@ def tokenizer(folder: Path, channels: int = 4, quantizer=None) -> Artifact:
     return save_tokenizer(folder, config)
 
 
-def demo_tokenizer(folder: Path) -> Artifact:
-    """That of the demo, untrained."""
+def preset_tokenizer(folder: Path, preset: str) -> Artifact:
+    """That of a preset, untrained."""
     from omniloom.pipelines.config import load
 
-    return save_tokenizer(folder, load("demo", []).stages.tokenizer_image.model)
+    return save_tokenizer(folder, load(preset, ["data=/data"]).stages.tokenizer_image.model)
 
 
 def save_tokenizer(folder: Path, config) -> Artifact:

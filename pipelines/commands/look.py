@@ -88,11 +88,12 @@ def _told(seen: Look) -> Iterator[str]:
     for source in seen.sources:
         yield ""
         yield from _source(source)
-    if seen.unread:
+    if seen.unread or seen.dismissed:
         yield ""
         for source in seen.dismissed:
             why = source.problem or next((f"{code}: {why}" for code, why in source.reasons.items()), "no record in it")
             yield f"not {source.options['kind']}, as some look: {_one_line(why)}"
+    if seen.unread:
         yield f"no kind of source reads {sum(seen.unread.values()):,} files: {_most(seen.unread)}"
     if not seen.sources:
         yield "nothing here looks like a source; the kinds are described in docs/sources.md"

@@ -81,7 +81,8 @@ def _shown(signed: Signatures, row: int) -> dict | None:
 
 
 def _refuse(decided: Mapping[int, Mapping[str, list]], uris: Sequence[str]) -> None:
-    told, count = [], 0
+    told: list[str] = []
+    count = 0
     for number in sorted(decided):
         for position, row in enumerate(records.iterate_shard(uris[number], columns=("source", "path", "part"))):
             for _, reason, _ in decided[number].get(str(position), ()):

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from omniloom.infra.errors import InputError
 from omniloom.stages.curate.config import Config
 from omniloom.stages.curate.item import Item
 from omniloom.stages.curate.signatures import HELD, Outside, Signatures
@@ -168,6 +169,7 @@ def read_evaluation(config: Config, shards: Sequence[str]) -> tuple[list[Outside
 
 
 def _rows_of_sets(config: Config) -> Iterator[dict]:
+    """The records of the evaluation sets. InputError for one that gives none: it would be compared with nothing."""
     from omniloom.stages.ingest import sources
     from omniloom.stages.ingest.readers import Reader
 
@@ -176,10 +178,17 @@ def _rows_of_sets(config: Config) -> Iterator[dict]:
     sets = sets_of(config)
     readers = [Reader(sets, index) for index in range(len(sets.sources))]
     empty = dict.fromkeys(("media", "text", "segments", "captions", "frames", "width", "height"))
+    found, why = Counter[int](), dict[int, str]()
     for item in sources.items(sets, Counter()):
         for row in readers[item["source"]].read(item):
-            if "code" not in row:
+            if "code" in row:
+                why.setdefault(item["source"], f"; the first: {row['path']}: {row['message']}")
+            else:
+                found[item["source"]] += 1
                 yield {**empty, **row, "source": sets.source_name(item["source"]), "split": "test"}
+    for index in range(len(sets.sources)):
+        if not found[index]:
+            raise InputError(f"no record came out of it{why.get(index, '')}", field=f"evaluation_sets.{index}")
 
 
 def sets_of(config: Config) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from omniloom.stages.curate.config import Config
     from omniloom.stages.curate.phases import Phase
 
-_SAMPLES = 8  # of one step
+_SAMPLES, _REASONS = 8, 12  # of one step
 
 
 def name_of(label: str) -> str:
@@ -60,12 +59,14 @@ def render(config: Config, phases: Sequence[Phase], reports: Sequence[Sequence[d
 
 def _section(label: str, samples: list[dict], counts: Counter, goes: str) -> dict:
     shown = sorted(samples, key=_order)[:_SAMPLES]
-    reasons = Counter(re.sub(r"[\d.,]+", "N", one["reason"].split(":")[0]) for one in samples)
-    text = f"{counts[f'{label}.records']:,} records and {counts[f'{label}.captions']:,} captions {goes}."
+    prefix = f"{label}.because."
+    reasons = Counter({name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)})
+    rows = [[reason, n] for reason, n in sorted(reasons.items(), key=lambda one: (-one[1], one[0]))[:_REASONS]]
+    gone = [f"{n:,} {what}" for what in ("records", "captions") if (n := counts[f"{label}.{what}"])]
     return {
         "title": label,
-        "text": text,
-        "tables": [{"columns": ["reason", "of the samples"], "rows": [[r, n] for r, n in reasons.most_common(8)]}],
+        "text": f"{' and '.join(gone)} {goes}.",
+        "tables": [{"columns": ["reason", "records"], "rows": rows}] if rows else [],
         "headings": ["record and reason", "what it holds", "what the other holds"],
         "samples": [_sample(one, goes) for one in shown],
     }

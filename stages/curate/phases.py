@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from omniloom.stages.curate.steps.base import Comparison, Filter
 from omniloom.stages.data import records
 from omniloom.stages.data.media.limits import MediaError
 
+_NUMBER = re.compile(r"\d[\d.,]*")
 _SAMPLES = 3  # of what goes by one step of one shard that are kept with their pictures
 
 
@@ -181,7 +183,7 @@ def _as_decided(item: Item, decided: Any, label: str, done: _Done) -> Item | Non
         return item
     if any(caption < 0 for caption, *_ in decided):
         _, reason, like = next(one for one in decided if one[0] < 0)
-        _leave(item, label, reason, done, like)
+        _leave(item, label, reason, done, like, decided=True)
         return None
     for _, reason, like in decided:
         _leave(item, label, reason, done, like, "caption")
@@ -215,13 +217,17 @@ def _filtered(one: Numbered, item: Item, done: _Done) -> Iterator[Item]:
             yield item if row is item.row else Item(row)
 
 
-def _leave(item: Item, label: str, reason: str, done: _Done, like: Any = None, what: str = "record") -> None:
+def _leave(
+    item: Item, label: str, reason: str, done: _Done, like: Any = None, what: str = "record", decided: bool = False
+) -> None:
     row = item.row
     done.counts[f"{label}.{what}s"] += 1
     line = {"source": row["source"], "path": row["path"], "part": row["part"], "step": label, "what": what}
     done.left.append({**line, "reason": reason})
+    if what == "record" and not decided:
+        done.counts[f"{label}.because.{_NUMBER.sub('N', reason.partition(': ')[0])}"] += 1
     samples = done.samples.setdefault(label, [])
-    if len(samples) < _SAMPLES:
+    if len(samples) < _SAMPLES or like:  # of what a comparison decided few have a picture beside them
         samples.append({**line, "reason": reason, "like": like, **shown(item)})
 
 

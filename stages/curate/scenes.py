@@ -23,12 +23,15 @@ _CLOCK = 90_000  # ticks a second of what is written
 def cuts(data: bytes, threshold: float, min_seconds: float, longest: int) -> list[int]:
     """The numbers of the frames that begin a scene, but for the first: rising."""
     found: list[tuple[int, float]] = []
-    before, begun = None, 0.0
+    before: np.ndarray | None = None
+    begun = end = 0.0
     with opened(data, media.NO_LIMITS) as video:
         for number, (moment, frame) in enumerate(_timed(video)):
             hsv = np.asarray(Image.fromarray(small_frame(frame, longest)).convert("HSV"), np.int16)
-            same = before is not None and before.shape == hsv.shape
-            if same and np.abs(hsv - before).mean() > threshold and moment - begun >= min_seconds:
+            differ, begun = 0.0, begun if number else moment
+            if before is not None and before.shape == hsv.shape:
+                differ = float(np.abs(hsv - before).mean())
+            if differ > threshold and moment - begun >= min_seconds:
                 found.append((number, moment))
                 begun = moment
             before, end = hsv, moment

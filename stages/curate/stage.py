@@ -42,7 +42,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     for number, step in enumerate(config.steps):
         with within(f"steps.{number}"):
             STEPS[step.kind].check(step)
-    ingest = upstream.get("records")
+    ingest: Any = upstream.get("records")
     if names := [ingest.source_name(index) for index in range(len(getattr(ingest, "sources", ())))]:
         for number, name in enumerate(config.evaluation_sources):
             if name not in names:

@@ -231,8 +231,9 @@ class Arranger:
         _, fitting = self.captions(longest)
         starts, found = longest.ends - longest.counts, np.zeros(len(positions), np.int64)
         number = np.arange(len(longest.values)) - np.repeat(starts, longest.counts)
-        place = np.cumsum(longest.values >= 0) - (longest.values >= 0)  # among the captions of all pictures
-        place -= np.repeat(np.append(place, 0)[starts], longest.counts)
+        is_caption = (longest.values >= 0).astype(np.int64)
+        before_it = np.append(np.cumsum(is_caption) - is_caption, 0)  # captions, of all pictures
+        place = before_it[:-1] - np.repeat(before_it[starts], longest.counts)
         weight = np.where(fitting, np.asarray(weights, float)[np.minimum(place, len(weights) - 1)], 0.0)
         none = longest.sums(weight > 0) == 0
         weight = np.where(np.repeat(none, longest.counts), fitting.astype(float), weight)

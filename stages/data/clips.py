@@ -2,16 +2,18 @@
 
 What a step trains on is a function of (seed, step) alone; a rank takes its slice of it. A step has clips of one kind,
 one bucket of aspect ratios and one size, so that nothing is padded (`stages.data.aspects`, `stages.data.order`).
-Encoded bytes lie in a local, memory-mapped Arrow file that is written once per machine; decoded clips stay in memory up
-to a limit.
+Encoded bytes are read where they lie (`stages.data.in_place`), where the records do on a local disk, and else from a
+memory-mapped Arrow file that is written once per machine; decoded clips stay in memory up to a limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from omniloom.models.cover import cover
 from omniloom.stages.data import records
 from omniloom.stages.data.arrow import map_table
 from omniloom.stages.data.aspects import Aspects
+from omniloom.stages.data.in_place import MappedFile, NotInPlaceError, locate
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.order import BucketOrder
 from omniloom.stages.data.spread import spread
@@ -32,26 +35,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _COLUMNS = ("id", "kind", "media", "frames", "caption", "label", "width", "height", "source", "path", "captions")
+_SHARD = pa.field("shard", pa.int32())  # the place of a record's shard among those of the artifact
+_OPEN = 512  # shards that are mapped at a time
 _VALIDATION_BATCH = 16  # clips at once
 
 
 def _local_table(corpus: Artifact, kind: str, split: str) -> pa.Table:
-    """The encoded media of one kind and split, memory-mapped from this machine's cache."""
+    """The records of one kind and split with their encoded media, or with where these lie: memory-mapped, of this
+    machine's cache."""
+    folder = storage.cache_folder() / f"clips-{corpus.digest[:32]}"
+    if storage.local_path(corpus.uri):
+        with contextlib.suppress(NotInPlaceError):  # records of an older version
+            return map_table(
+                once(folder / f"{kind}-{split}-places.arrow", lambda file: _locate(corpus, kind, split, file))
+            )
+    return map_table(once(folder / f"{kind}-{split}-named.arrow", lambda file: _copy(corpus, kind, split, file)))
 
-    def write(file: Path) -> None:
-        schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
-        with disk.writing(str(file)) as sink, pa.ipc.new_file(sink, schema) as writer:
-            rows: list[dict] = []
-            for row in records.iterate(corpus.uri, kinds=[kind], split=split, columns=_COLUMNS):
-                rows.append(row)
-                if len(rows) == 256:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                    rows = []
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
-    return map_table(
-        once(storage.cache_folder() / f"clips-{corpus.digest[:32]}" / f"{kind}-{split}-named.arrow", write)
-    )
+def _locate(corpus: Artifact, kind: str, split: str, target: Path) -> None:
+    columns = [name for name in _COLUMNS if name != "media"]
+    fields = [records.SCHEMA.field(name) for name in columns]
+    schema = pa.schema([*fields, pa.field("at", pa.int64()), pa.field("length", pa.int64()), _SHARD])
+    with disk.writing(str(target)) as sink, pa.ipc.new_file(sink, schema) as writer:
+        for number, uri in enumerate(records.shards(corpus.uri)):
+            found = locate(uri, cast(Path, storage.local_path(uri)), columns, kind, split)
+            writer.write_table(found.append_column(_SHARD, pa.array([number] * len(found), _SHARD.type)))
+
+
+def _copy(corpus: Artifact, kind: str, split: str, target: Path) -> None:
+    schema = pa.schema([records.SCHEMA.field(name) for name in _COLUMNS])
+    with disk.writing(str(target)) as sink, pa.ipc.new_file(sink, schema) as writer:
+        rows: list[dict] = []
+        for row in records.iterate(corpus.uri, kinds=[kind], split=split, columns=_COLUMNS):
+            rows.append(row)
+            if len(rows) == 256:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def decode(kind: str, data: bytes, shape: tuple[int, int], frames: int, total: int | None = None) -> np.ndarray:
@@ -91,6 +111,8 @@ class ClipStore:
     ):
         self.kind, self.frames = kind, frames if kind == "video" else 1
         self.table = _local_table(corpus, kind, split)
+        self._shards = records.shards(corpus.uri) if "at" in self.table.schema.names else []
+        self._mapped = lru_cache(_OPEN)(MappedFile)
         self.shapes = [aspects.shape(bucket, size) for bucket in range(len(aspects.names))]
         self.bucket_of = aspects.buckets(*(self.table[name].to_numpy() for name in ("width", "height")))
         self._kept: dict[int, np.ndarray] = {}
@@ -101,7 +123,10 @@ class ClipStore:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if (clip := self._kept.get(index)) is None:
-            record = {name: self.table[name][index].as_py() for name in _COLUMNS}
+            record = {name: self.table[name][index].as_py() for name in self.table.schema.names}
+            if self._shards:
+                file = storage.local_path(self._shards[record["shard"]])
+                record["media"] = self._mapped(file).read(record["at"], record["length"])
             clip = decode_record(record, self.shapes[self.bucket_of[index]], self.frames)
             if self._room >= clip.nbytes:  # the first to come stay: each epoch visits all, so no order is better
                 self._room -= clip.nbytes

@@ -72,6 +72,7 @@ _DICTIONARY = ["kind", "split", "format", "label", "source", "license"]
 _LEAVES = [name for name in SCHEMA.names if name not in ("captions", "segments")]
 _LEAVES += ["captions.list.element", *(f"segments.list.element.{field.name}" for field in SEGMENT)]
 # Media are compressed already: as they are they cost no time, neither here nor where they are read.
+_TEXTS = {"text", "captions.list.element", "segments.list.element.text"}
 WRITER = {
     "compression": {name: "none" if name.endswith("media") else "zstd" for name in _LEAVES},
     "use_dictionary": _DICTIONARY,
@@ -264,11 +265,17 @@ def iterate_shard(
             yield from batch.select(wanted).to_pylist()
 
 
-def count(uri: str) -> int:
-    """How many records a shard has."""
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as file:
-        return pq.ParquetFile(file).metadata.num_rows
+def text_bytes(artifact_uri: str) -> int:
+    """How many bytes of texts and captions there are, by the shards' own words."""
+    size = 0
+    for shard in shards(artifact_uri):
+        fs, path = storage.filesystem(shard)
+        with fs.open(path, "rb") as file:
+            metadata = pq.ParquetFile(file).metadata
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            columns = map(group.column, range(group.num_columns))
+            size += sum(column.total_uncompressed_size for column in columns if column.path_in_schema in _TEXTS)
+    return size
 
 
 def counts(artifact_uri: str) -> dict[str, int | float]:

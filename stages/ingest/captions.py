@@ -21,7 +21,7 @@ from omniloom.stages.ingest.manifests import Manifest
 from omniloom.stages.ingest.names import Names, normal_path
 from omniloom.stages.ingest.options import UNNAMED, Captions
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
+from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, TEXTS_BESIDE, suffix
 
 
 def with_captions(kind: SourceKind, contents: Contents, notes: Counter) -> Iterable[dict]:
@@ -36,7 +36,7 @@ def with_captions(kind: SourceKind, contents: Contents, notes: Counter) -> Itera
         return _with_rows(kind, list(items), [manifest], _names(kind, files))
     if captions and captions.from_ == "sidecar":
         return _with_sidecars(kind, list(items), contents)
-    notes["sidecars_unread"] += len(_sidecars(kind, contents))
+    notes["sidecars_unread"] += len(_sidecars(kind, contents, TEXTS_BESIDE))
     if captions:
         return ({**item, **_named(captions, item["path"])} for item in items)
     tables = [
@@ -84,10 +84,14 @@ def recognize(glimpse: Glimpse, media: frozenset[str]) -> Recognition:
     tables = [path for path in glimpse.having(_TABLES) if _naming(glimpse, path, names)]
     if len(tables) == 1:
         return Recognition(media.union(tables), {"captions": {"manifest": tables[0]}}, BY_REFERENCE)
-    texts = beside(media, Names(glimpse.root, glimpse.having(SIDECARS)))
-    if 2 * len(texts) >= len(media):
-        return Recognition(media.union(texts.values()), {"captions": {"from": "sidecar"}}, BY_REFERENCE)
-    return Recognition(media)
+    texts = beside(media, Names(glimpse.root, glimpse.having(TEXTS_BESIDE)))
+    objects = beside(media, Names(glimpse.root, glimpse.having((".json",))))
+    rows = [glimpse.rows(path, 1) for path in list(objects.values())[:20]]
+    says = any(row and fields.captions_of(row[0]) for row in rows)
+    if 2 * len(texts) >= len(media) or (says and 2 * len(objects) >= len(media)):
+        taken = media.union(texts.values(), objects.values())
+        return Recognition(taken, {"captions": {"from": "sidecar"}}, BY_REFERENCE)
+    return Recognition(media.union(objects.values()))
 
 
 def _naming(glimpse: Glimpse, path: str, names: Names) -> bool:
@@ -215,18 +219,18 @@ def _some(values: list) -> str:
 
 
 def _with_sidecars(kind: SourceKind, items: list[dict], contents: Contents) -> list[dict]:
-    texts = _sidecars(kind, contents)
+    texts = _sidecars(kind, contents, SIDECARS)
     if not texts:
         raise InputError(
-            f"no picture of {kind.root.place} has a text of its name beside it (a.png and a.txt or a.caption); "
+            f"no picture of {kind.root.place} has a text of its name beside it (a.png and a.txt, a.caption or a.json); "
             f"the folder holds: {_some([file.path for file in contents.files])}",
             field=f"{kind.field}.captions.from",
         )
     return [{**item, "sidecar": texts[item["path"]]} if item["path"] in texts else item for item in items]
 
 
-def _sidecars(kind: SourceKind, contents: Contents) -> dict[str, str]:
-    names = Names(kind.root, (file.path for file in contents.files if suffix(file.path) in SIDECARS))
+def _sidecars(kind: SourceKind, contents: Contents, endings: tuple[str, ...]) -> dict[str, str]:
+    names = Names(kind.root, (file.path for file in contents.files if suffix(file.path) in endings))
     return beside((file.path for file in contents.of_kind), names)
 
 

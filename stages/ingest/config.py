@@ -66,7 +66,8 @@ class IngestConfig(Strict):
     shard_items: int = Field(default=8192, ge=1)
     """The most records in one shard."""
     shard_bytes: int = Field(default=64 << 20, ge=1)
-    """The most bytes of media and texts in one shard, unless a single record has more. Work is divided by it, too."""
+    """About how many bytes of media and texts one shard holds: 15% more at most, unless a single record has more. Work
+    is divided by it, too."""
     num_workers: int | None = Field(default=None, ge=1, json_schema_extra=PLACEMENT)
     """How many shards are worked on at once; by default as many as there are CPUs."""
 

@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
@@ -61,10 +62,17 @@ class Glimpse:
         """Of all files, below the root, sorted."""
         return list(self.files)
 
+    @cached_property
+    def by_suffix(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self.paths:
+            found.setdefault(suffix(path), []).append(path)
+        return found
+
     def having(self, suffixes: Iterable[str]) -> list[str]:
         """The paths with one of these suffixes (in small letters, with the dot)."""
-        wanted = set(suffixes)
-        return [path for path in self.paths if suffix(path) in wanted]
+        found = [self.by_suffix[ending] for ending in dict.fromkeys(suffixes) if ending in self.by_suffix]
+        return sorted(chain(*found)) if len(found) > 1 else list(*found)
 
     def named(self, names: Iterable[str]) -> list[str]:
         """The paths of files that are called so, in any folder."""

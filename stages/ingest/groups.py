@@ -1,8 +1,8 @@
 """Groups: items in order, as a worker takes them, and the shards that it makes of them.
 
 A group is {"index", "items"}: items or pieces of items (`SourceKind.cut`) of about a shard in all. A worker reads them
-one after another and closes a shard where the next row would bring it above `shard_bytes` of rows (media included), or
-where it has `shard_items`. So a group gives a shard, or several where its files hold more than their own bytes (lines
+one after another and closes a shard where the next row would bring it far above `shard_bytes` of rows (media included)
+or it has `shard_items`. So a group gives a shard, or several where its files hold more than their own bytes (lines
 that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a row group.
 
 Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... and beside each lie its keys and rejects
@@ -21,6 +21,7 @@ from omniloom.infra import integrity, storage
 from omniloom.stages.ingest.config import Config
 
 _REJECTS = 65536  # that a worker holds
+_OVER = 1.15  # times `shard_bytes` at most, so that a piece which holds a little more than was expected is one shard
 
 
 def grouped(items: Iterable[dict], config: Config, index: int = 0) -> Iterator[dict]:
@@ -29,12 +30,12 @@ def grouped(items: Iterable[dict], config: Config, index: int = 0) -> Iterator[d
     group: list[dict] = []
     size = count = 0
     for item in items:
-        rows = item.get("rows", 1)
-        if group and (count + rows > config.shard_items or size + item["size"] > config.shard_bytes):
+        rows, held = item.get("rows", 1), item.get("held", item["size"])
+        if group and (count + rows > config.shard_items or size + held > config.shard_bytes):
             yield {"index": index, "items": group}
             index, group, size, count = index + 1, [], 0, 0
         group.append(item)
-        size, count = size + item["size"], count + rows
+        size, count = size + held, count + rows
     if group:
         yield {"index": index, "items": group}
 
@@ -142,7 +143,7 @@ class _Reading:
         size = count = 0
         while self.left and "code" not in self._row and count < self._config.shard_items:
             size += row_bytes(self._row)
-            if count and size > self._config.shard_bytes:
+            if count and size > _OVER * self._config.shard_bytes:
                 return
             count += 1
             yield self._row

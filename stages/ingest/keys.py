@@ -30,6 +30,9 @@ SCHEMA = pa.schema(
         pa.field("multipage", pa.bool_(), nullable=False),
     ]
 )
+_COLUMNS = [
+    f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SCHEMA
+]  # as Parquet names them
 _OWN = pa.schema(
     [pa.field("place", pa.int64()), pa.field("shard", pa.uint32()), pa.field("row", pa.uint32())]
 )  # of the record's item among all; of the record
@@ -59,7 +62,10 @@ def write(output: str, name: str, rows: list[dict]) -> dict:
 
 def write_table(output: str, name: str, table: pa.Table) -> dict:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    # Looks and sketches are of bytes at random: neither a dictionary nor compression makes them smaller.
+    plain = {name: "none" for name in ("looks.list.element", "sketch")}
+    packed = {name: "zstd" for name in _COLUMNS if name not in plain}
+    pq.write_table(table, sink, compression={**packed, **plain}, use_dictionary=["kind", "source", "path", "group"])
     storage.write_bytes(keys_uri(output, name), sink.getvalue())
     return integrity.describe_bytes(sink.getvalue())
 

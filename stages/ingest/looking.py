@@ -14,7 +14,7 @@ import glob
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -102,7 +102,7 @@ class _Bounds:
 class _Looking:
     """Proposes sources for what one root holds, and adds them to `seen`."""
 
-    def __init__(self, root: Root, files: list[SourceFile], seen: Look, bounds: _Bounds):
+    def __init__(self, root: Root, files: Sequence[SourceFile], seen: Look, bounds: _Bounds):
         self.root, self.files, self.seen, self.bounds = root, files, seen, bounds
 
     def propose(self) -> list[str]:
@@ -116,6 +116,10 @@ class _Looking:
     def _next(self, glimpse: Glimpse) -> Collection[str]:
         """Propose the surest source that can read something; the paths that it takes, none where there is no such."""
         for name, recognition in recognized(glimpse):
+            if KINDS[name].fetches and self.seen.sources:
+                problem = f"{len(recognition.paths)} files name what lies on the web, and there are others to read"
+                self.seen.dismissed.append(Proposed({"kind": name, "uri": self.root.place}, problem=problem))
+                return recognition.paths
             source = self._proposed(name, recognition)
             if source.problem is None and source.records:
                 self.seen.sources.append(source)
@@ -129,7 +133,8 @@ class _Looking:
         try:
             if not self.root.is_file and not (self.root.is_archive and KINDS[name].reads_archives):
                 start = f"{recognition.below}/" if recognition.below else ""
-                below = [file.path.removeprefix(start) for file in self.files if file.path.startswith(start)]
+                files = (file for file in self.files if file.path.startswith(start) and not file.reject)
+                below = [file.path.removeprefix(start) for file in files]
                 options |= _parted(options, {path.removeprefix(start) for path in recognition.paths}, below)
             _examine(source, self.bounds)
         except InputError as error:

@@ -99,7 +99,7 @@ class Captions(Strict):
     """Fields of the manifest that are kept in the record's `meta`."""
     from_: Literal["folder", "file", "sidecar"] | None = Field(default=None, alias="from")
     """In place of a manifest: sidecar takes the text of the .txt or .caption file of the same name beside the media
-    file; file and folder take its name or its folder's name."""
+    file, or the captions in its .json; file and folder take its name or its folder's name."""
     template: str = "{name}"
     """With `from: file` or `from: folder`, the caption; {name} stands for the name, with `_` and `-` as spaces."""
 

@@ -20,6 +20,18 @@ def recognized(glimpse: Glimpse) -> list[tuple[str, Recognition]]:
     return sorted(known, key=lambda pair: (-pair[1].strength, -len(pair[1].paths)))
 
 
+class _OneLine(yaml.SafeDumper):
+    """Texts with line ends in double quotes, in which they are written as \\n."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_OneLine.add_representer(str, _text)
+
+
 def line(source: dict[str, Any]) -> str:
     """A source as one line of a config."""
-    return yaml.safe_dump(source, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9).strip()
+    style: dict[str, Any] = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True, "width": 10**9}
+    return yaml.dump(source, Dumper=_OneLine, **style).strip()

@@ -60,7 +60,7 @@ def alike(whole: np.ndarray, cut: np.ndarray, window: np.ndarray) -> np.ndarray:
     for _ in range(_STEPS):
         windows = _nearer(one, other, windows)
     verdicts = _nothing_left(one, _warp(other, windows)) & (_edges_moved(windows, window) <= _MOST_MOVED)
-    return verdicts.reshape(len(whole), frames).all(1)
+    return np.asarray(verdicts.reshape(len(whole), frames).all(axis=1))
 
 
 def _pixels(looks: np.ndarray) -> np.ndarray:

@@ -22,10 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data import changes
 from omniloom.stages.data.changes import Changes
 from omniloom.stages.data.records import KINDS, SPLITS
 from omniloom.stages.ingest import splits
+from omniloom.stages.ingest.compared import Compared
 from omniloom.stages.ingest.keys import Corpus
 
 _COLUMNS = ("id", "kind", "captions", "synthetic", "multipage")
@@ -61,8 +63,8 @@ class _Rows:
         return parts[0]
 
 
-def settle(corpus: Corpus, items: int, fractions: dict[str, float]) -> Settled:
-    """`items`: how many there are."""
+def settle(corpus: Corpus, items: int, fractions: dict[str, float], earlier: Artifact | None = None) -> Settled:
+    """`items`: how many there are. `earlier`: the artifact that the corpus is built on."""
     found = _read(corpus)
     stays = _first(found["high"], found["low"])
     made = {name: Changes() for name in corpus.names}
@@ -70,7 +72,9 @@ def settle(corpus: Corpus, items: int, fractions: dict[str, float]) -> Settled:
         made[corpus.names[shard]].dropped.add(row)
     captions = found["captions"].copy()
     _write_duplicates(corpus, found, stays, made, captions)
-    codes, own, counts = splits.assign(_kept(corpus, stays), fractions)
+    compared = Compared(earlier)
+    codes, own, counts = splits.assign(_kept(corpus, stays), fractions, compared)
+    compared.write(corpus.output)
     shards, rows = found["shard"][stays], found["row"][stays]
     for n in np.flatnonzero(codes != own).tolist():
         made[corpus.names[shards[n]]].splits[int(rows[n])] = SPLITS[codes[n]]
@@ -170,7 +174,7 @@ def _kept(corpus: Corpus, stays: np.ndarray) -> Iterator[dict]:
     for run in corpus.runs(splits.KEYS.names):
         mask = stays[at : at + len(run)]
         at += len(run)
-        for batch in run.filter(pa.array(mask)).to_batches(1024):
+        for batch in (run if mask.all() else run.filter(pa.array(mask))).to_batches(1024):
             yield from batch.to_pylist()
 
 

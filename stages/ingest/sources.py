@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import eq
 
 from omniloom.infra.errors import InputError, together
+from omniloom.stages.ingest import cutting
 from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
@@ -94,7 +95,7 @@ def pieces(
 ) -> Iterator[dict]:
     """`items`, the large ones in pieces."""
     for kind, item in _items(config, notes, listed):
-        yield from _pieces(kind, item, config)
+        yield from cutting.pieces(kind, item, config)
 
 
 def _items(config: Config, notes: Counter | None, listed) -> Iterator[tuple[SourceKind, dict]]:
@@ -108,16 +109,6 @@ def _items(config: Config, notes: Counter | None, listed) -> Iterator[tuple[Sour
             listed(index, facts)
         for item in kind.items(contents, notes):
             yield kind, item
-
-
-def _pieces(kind: SourceKind, item: dict, config: Config) -> list[dict]:
-    """The pieces of an item; one that cannot be looked into is one, and the worker that reads it says why."""
-    if "reject" in item:
-        return [item]
-    try:
-        return list(kind.cut(item, config.shard_bytes, config.shard_items))
-    except Exception:
-        return [item]
 
 
 def _opened(config: Config, index: int) -> SourceKind:

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from omniloom.stages.data import records
 from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES, SKETCH
-from omniloom.stages.ingest import twins
+from omniloom.stages.ingest.compared import Compared
 
 HELD_OUT = ("test", "validation")  # in the order in which a cluster takes them
 _DECORATION = 16  # documents that hold a picture, at most, for it to bind them
@@ -57,21 +57,23 @@ def own_split(row: Mapping, fractions: Mapping[str, float]) -> str:
     return records.split_of(row["group"] or row["id"], fractions)
 
 
-def assign(rows: Iterable[Mapping], fractions: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+def assign(
+    rows: Iterable[Mapping], fractions: Mapping[str, float], compared: Compared | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """The split of each record and the one that it has by itself, as places in `records.SPLITS`; and counts.
 
-    `rows`: dictionaries of `KEYS`, in the order of the sources.
+    `rows`: dictionaries of `KEYS`, in the order of the sources. `compared` is what an earlier run has compared.
     """
     with tempfile.TemporaryFile() as pictures, tempfile.TemporaryFile() as clips, tempfile.TemporaryFile() as texts:
         corpus = _Corpus(_Rows(pictures, LOOK_BYTES), _Rows(clips, CLIP_FRAMES * LOOK_BYTES), _Rows(texts, 4 * SKETCH))
         for row in rows:
             corpus.add(row)
-        clusters, near = corpus.clusters()
+        clusters, near = corpus.clusters(compared or Compared())
     splits, by_need = _Shares(corpus, clusters, fractions).splits()
     codes = {split: code for code, split in enumerate(records.SPLITS)}
     nodes = np.array(corpus.nodes, np.int64)
     of_nodes = np.array([codes[splits[cluster]] for cluster in clusters.tolist()], np.uint8)
-    own = np.array([codes[records.split_of(key, fractions)] for key in corpus.positions], np.uint8)
+    own = _own(corpus.positions, fractions)
     sizes = np.bincount(np.unique(clusters[nodes], return_inverse=True)[1]) if len(nodes) else np.zeros(1, int)
     return (
         of_nodes[nodes],
@@ -84,6 +86,15 @@ def assign(rows: Iterable[Mapping], fractions: Mapping[str, float]) -> tuple[np.
             "held_out_for_want": by_need,
         },
     )
+
+
+def _own(keys: list[str], fractions: Mapping[str, float]) -> np.ndarray:
+    """Places in `records.SPLITS` of what `records.split_of` says of each key."""
+    position = np.frombuffer(bytes.fromhex("".join(key[:16] for key in keys)), ">u8").astype(np.float64) / 2**64
+    test, validation = (fractions.get(split, 0.0) for split in HELD_OUT)
+    rest = records.SPLITS.index(records.split_of("f" * 16, fractions))
+    found = np.where(position < test + validation, records.SPLITS.index("validation"), rest)
+    return np.where(position < test, records.SPLITS.index("test"), found).astype(np.uint8)
 
 
 class _Rows:
@@ -115,18 +126,20 @@ class _Corpus:
         self._groups: dict[bytes, int] = {}
         self._pictures: dict[bytes, int] = {}  # identity -> row of its look
         self._of_clips: list[int] = []  # of each clip's look: the group
+        self._clip_ids: list[bytes] = []
         self._bonds: list[tuple[int, int]] = []  # (group, picture)
         self._documents: list[tuple[int, int]] = []  # likewise, of documents, which a decoration does not bind
         self._texts: list[int] = []  # of each sketch: the group
         self._grouped_texts: dict[int, np.ndarray] = {}
 
-    def add(self, row: dict) -> None:
+    def add(self, row: Mapping) -> None:
         node = self._node(row)
         self.nodes.append(node)
         self.strata.append(self.names.setdefault((row["source"], row["kind"]), len(self.names)))
         if row["kind"] == "video":  # each of them once: duplicates are gone
             self.clips.append(row["looks"][0])
             self._of_clips.append(node)
+            self._clip_ids.append(bytes.fromhex(row["id"]))
         for identity, look in zip(row["pictures"], row["looks"], strict=True) if row["kind"] != "video" else ():
             key = bytes.fromhex(identity)
             if (picture := self._pictures.get(key)) is None:
@@ -149,16 +162,18 @@ class _Corpus:
         self.positions.append(row["group"] or row["id"])
         return len(self.positions) - 1
 
-    def clusters(self) -> tuple[np.ndarray, int]:
+    def clusters(self, compared: Compared) -> tuple[np.ndarray, int]:
         """int64 (groups,): the cluster of each, named by one of its members; and the records that have a near twin."""
         for node, sketch in self._grouped_texts.items():
             self.sketches.append(sketch.tobytes())
             self._texts.append(node)
-        pictures = twins.near_pictures(self.looks.array(np.uint8))
+        pictures = compared.near_pictures("pictures", list(self._pictures), self.looks.array(np.uint8))
         groups = np.concatenate(
             [
-                np.array(self._of_clips, np.int64)[twins.near_pictures(self.clips.array(np.uint8))],
-                np.array(self._texts, np.int64)[twins.near_texts(self.sketches.array(np.uint32))],
+                np.array(self._of_clips, np.int64)[
+                    compared.near_pictures("clips", self._clip_ids, self.clips.array(np.uint8))
+                ],
+                np.array(self._texts, np.int64)[compared.near_texts(self.sketches.array(np.uint32))],
             ]
         )
         count = len(self.positions)
@@ -226,7 +241,8 @@ class _Shares:
 
     def splits(self) -> tuple[dict[int, str], int]:
         """{cluster: split}, and how many records rule 4 has moved."""
-        splits = {cluster: records.split_of(key, self.fractions) for cluster, key in self.least.items()}
+        own = _own(list(self.least.values()), self.fractions).tolist()
+        splits = {cluster: records.SPLITS[code] for cluster, code in zip(self.least, own, strict=True)}
         if self.fractions.get("train", 0.0) <= 0:
             return splits, 0
         for cluster, split in splits.items():

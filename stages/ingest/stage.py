@@ -90,7 +90,7 @@ def run(context: StageContext) -> dict:
     tidy(output, names)
     corpus = Corpus(output, order)
     codes, first = _join_rejects(corpus)
-    settled = settle(corpus, items.count, config.splits.model_dump())
+    settled = settle(corpus, items.count, config.splits.model_dump(), context.predecessor)
     items.write(output, settled)
     metrics = _metrics(items, settled, codes) | notes
     if not metrics["records"]:

@@ -17,7 +17,8 @@ COMPANIONS = (
     *(".txt", ".caption", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".html", ".htm"),
     *(".xml", ".parquet", ".pdf", ".py", ".sha256", ".md5", ".srt", ".vtt"),
 )
-SIDECARS = (".txt", ".caption")
+TEXTS_BESIDE = (".txt", ".caption")
+SIDECARS = (*TEXTS_BESIDE, ".json")
 
 
 # How files are compressed; the suffix before it says what they hold.

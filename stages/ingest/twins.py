@@ -22,7 +22,8 @@ a memory map.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from omniloom.stages.ingest.registration import WINDOWS
 
 _BLOCK = 4096  # rows worked on at once
 _PAIRS = 512  # pairs of pictures laid upon one another at once
+_TABLES_TOGETHER = 16
 _NEIGHBOURS = 8  # rows that a row is paired with in one table, at most
 _LEAST_PROJECTIONS, _MOST_PROJECTIONS, _CROWD = 4, 8, 16  # of a table; mean rows of one hash that call for one more
 _WIDTH, _TOGETHER, _MISSED = 0.5, 0.68, 0.01  # of a hash's cell; that a copy lies in the same; that no table has it
@@ -39,17 +41,46 @@ _BANDS, _ROWS = 21, 3  # of a sketch: bands that are looked up, and values of ea
 AGREEING = 0.55  # the share of values that have to agree
 
 
-def near_pictures(looks: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Since:
+    """What of the rows was compared before: only what may have changed is compared again.
+
+    `asked`, bool (n,): rows that are new, or had a near twin. `gone`: the shapes of rows that are no more (of texts
+    their sketches). Rows that share no hash with any of these are compared with the same rows as before, of which none
+    was a near twin.
+    """
+
+    asked: np.ndarray
+    gone: np.ndarray
+
+
+def shapes(looks: np.ndarray) -> np.ndarray:
+    """float16 (n, windows, frames * 24): the coarse shapes of each row, as a whole and of the parts in `WINDOWS`."""
+    return np.stack([_coarse(looks, window) for window in range(len(WINDOWS))], axis=1)
+
+
+def projections(coarse: np.ndarray) -> np.ndarray:
+    """How many a table of each window has, int (windows,)."""
+    return np.array([_projections(_compared(coarse, window)) for window in range(coarse.shape[1])])
+
+
+def near_pictures(
+    looks: np.ndarray,
+    coarse: np.ndarray | None = None,
+    since: Since | None = None,
+    projected: np.ndarray | None = None,
+) -> np.ndarray:
     """Pairs of rows of uint8 (n, frames * LOOK_BYTES), which may be a memory map: one frame of pictures, four of clips.
 
-    The frames of both rows of a pair have to be alike, each in its place.
+    The frames of both rows of a pair have to be alike, each in its place. `coarse` are the rows' `shapes`, `projected`
+    their `projections`; rows were compared `since` by as many.
     """
-    whole = _coarse(looks, 0)
+    coarse = shapes(looks) if coarse is None else coarse
+    projected = projections(coarse) if projected is None else projected
     count = max(1, len(looks))
     found = np.empty(0, np.int64)
     for window in range(len(WINDOWS)):
-        parts = _coarse(looks, window) if window else whole
-        codes = np.setdiff1d(_candidates(whole, parts), found)
+        codes = np.setdiff1d(_candidates(coarse, window, int(projected[window]), since), found)
         for start in range(0, len(codes), _PAIRS):
             pairs = np.stack(divmod(codes[start : start + _PAIRS], count), axis=1)
             alike = registration.alike(looks[pairs[:, 0]], looks[pairs[:, 1]], np.array(WINDOWS[window]))
@@ -58,17 +89,15 @@ def near_pictures(looks: np.ndarray) -> np.ndarray:
     return np.stack([found // count, found % count], axis=1)
 
 
-def near_texts(sketches: np.ndarray, agreeing: float = AGREEING) -> np.ndarray:
+def near_texts(sketches: np.ndarray, agreeing: float = AGREEING, since: Since | None = None) -> np.ndarray:
     """Pairs of rows of uint32 (n, SKETCH) of which a share of at least `agreeing` of the values is the same."""
     found = np.empty(0, np.int64)
     count = max(1, len(sketches))
     for band in range(_BANDS):
-        part = np.ascontiguousarray(sketches[:, band * _ROWS : (band + 1) * _ROWS]).astype(np.uint64)
-        keys = np.zeros(len(part), np.uint64)
-        for column in part.T:
-            keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        keys = _band(sketches, band)
+        rows = None if since is None else _sharing(keys, np.append(keys[since.asked], _band(since.gone, band)))
         new = []
-        for pairs in _neighbours(keys, sketches[:, 0]):
+        for pairs in _neighbours(keys, sketches[:, 0], rows):
             for start in range(0, len(pairs), _BLOCK):
                 first, second = np.sort(pairs[start : start + _BLOCK], axis=1).T
                 close = (sketches[first] == sketches[second]).mean(1) >= agreeing
@@ -77,15 +106,32 @@ def near_texts(sketches: np.ndarray, agreeing: float = AGREEING) -> np.ndarray:
     return np.stack([found // count, found % count], axis=1)
 
 
-def _candidates(whole: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Codes `i * n + j`, sorted, of rows i of which the whole is near the part of j."""
-    count, same = len(whole), whole is parts
+def _band(sketches: np.ndarray, band: int) -> np.ndarray:
+    part = np.ascontiguousarray(sketches[:, band * _ROWS : (band + 1) * _ROWS]).astype(np.uint64)
+    keys = np.zeros(len(part), np.uint64)
+    for column in part.T:
+        keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
+    return keys
+
+
+def _compared(coarse: np.ndarray, window: int) -> np.ndarray:
+    """What is looked up: the wholes, and the parts in the window."""
+    return np.concatenate([coarse[:, 0], coarse[:, window]]) if window else coarse[:, 0]
+
+
+def _candidates(coarse: np.ndarray, window: int, projected: int, since: Since | None) -> np.ndarray:
+    """Codes `i * n + j`, sorted, of rows i of which the whole is near the part of j in a window."""
+    whole, parts, count = coarse[:, 0], coarse[:, window], len(coarse)
     codes = np.empty(0, np.int64)
-    rows = whole if same else np.concatenate([whole, parts])
-    for keys, fine in _tables(rows):
+    rows = _compared(coarse, window)
+    asked, gone = None, rows[:0]
+    if since is not None:
+        asked, gone = np.flatnonzero(np.tile(since.asked, 2 if window else 1)), _compared(since.gone, window)
+    for keys, others, fine in _tables(rows, gone, projected):
+        chosen = None if asked is None else _sharing(keys, np.append(keys[asked], others))
         new = []
-        for pairs in _neighbours(keys, fine):
-            pairs = pairs if same else _across(pairs, count)
+        for pairs in _neighbours(keys, fine, chosen):
+            pairs = _across(pairs, count) if window else pairs
             for start in range(0, len(pairs), _BLOCK):
                 first, second = pairs[start : start + _BLOCK].T
                 apart = whole[first].astype(np.float32) - parts[second]
@@ -95,6 +141,18 @@ def _candidates(whole: np.ndarray, parts: np.ndarray) -> np.ndarray:
     return codes
 
 
+def _sharing(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The rows, rising, that have one of the wanted keys."""
+    few = np.zeros(1 << 16, bool)
+    few[_short(wanted)] = True
+    rows = np.flatnonzero(few[_short(keys)])
+    return rows[np.isin(keys[rows], wanted)]
+
+
+def _short(keys: np.ndarray) -> np.ndarray:
+    return ((keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).astype(np.int64)
+
+
 def _across(pairs: np.ndarray, count: int) -> np.ndarray:
     """Of pairs of rows of wholes, then parts, those of a whole and a part: as rows of both."""
     first, second = np.sort(pairs, axis=1).T
@@ -102,32 +160,75 @@ def _across(pairs: np.ndarray, count: int) -> np.ndarray:
     return np.stack([first[kept], second[kept] - count], axis=1)
 
 
-def _neighbours(keys: np.ndarray, fine: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows with equal keys in pairs: each with the next few in the order of `fine`."""
-    order = np.lexsort((fine, keys))
+def _neighbours(keys: np.ndarray, fine: np.ndarray | Fine, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Rows with equal keys in pairs: each with the next few in the order of `fine`. `rows`: of these alone, which are
+    all that have their keys."""
+    values = fine if isinstance(fine, np.ndarray) else fine(rows)
+    if rows is not None:
+        keys = keys[rows]
+        values = values[rows] if isinstance(fine, np.ndarray) else values
+    order = np.lexsort((values, keys))
     sorted_keys = keys[order]
+    found = order if rows is None else rows[order]
     for step in range(1, min(_NEIGHBOURS, len(keys) - 1) + 1):
         same = np.flatnonzero(sorted_keys[step:] == sorted_keys[:-step])
         if not len(same):
             break
-        yield np.stack([order[same], order[same + step]], axis=1)
+        yield np.stack([found[same], found[same + step]], axis=1)
 
 
-def _tables(coarse: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(key, fine order) of all rows, a table at a time. A key is where a row lies in a grid over random directions."""
-    rng = np.random.default_rng(20)
+Fine = Callable[[np.ndarray | None], np.ndarray]  # of these rows, or of all
+
+
+def _projections(coarse: np.ndarray) -> int:
     projections = _LEAST_PROJECTIONS
-    while projections < _MOST_PROJECTIONS and _crowding(_keys(coarse, np.random.default_rng(21), projections)) > _CROWD:
+    while projections < _MOST_PROJECTIONS:
+        keys = _keys(coarse, [_grid(np.random.default_rng(21), coarse.shape[1], projections)])[:, 0]
+        if _crowding(keys) <= _CROWD:
+            break
         projections += 1
-    for _ in range(math.ceil(math.log(_MISSED) / math.log(1 - _TOGETHER**projections))):
-        keys = _keys(coarse, rng, projections)
-        yield keys, _projected(coarse, rng.standard_normal((coarse.shape[1], 1)).astype(np.float32))[:, 0]
+    return projections
 
 
-def _keys(coarse: np.ndarray, rng: np.random.Generator, projections: int) -> np.ndarray:
-    directions = rng.standard_normal((coarse.shape[1], projections)).astype(np.float32)
-    cells = _projected(coarse, directions) / _WIDTH + rng.random(projections, dtype=np.float32)
-    return (np.floor(cells).astype(np.int64) + 128) @ (256 ** np.arange(projections))
+def _tables(coarse: np.ndarray, others: np.ndarray, projections: int) -> Iterator[tuple[np.ndarray, np.ndarray, Fine]]:
+    """Keys of all rows and of the others, and the fine order of rows, a table at a time. A key is where a row lies in a
+    grid over random directions."""
+    rng = np.random.default_rng(20)
+    width = coarse.shape[1]
+    count = math.ceil(math.log(_MISSED) / math.log(1 - _TOGETHER**projections))
+    drawn = [(_grid(rng, width, projections), rng.standard_normal((width, 1)).astype(np.float32)) for _ in range(count)]
+    for start in range(0, count, _TABLES_TOGETHER):
+        some = drawn[start : start + _TABLES_TOGETHER]
+        keys, keys_of_others = (_keys(rows, [grid for grid, _ in some]) for rows in (coarse, others))
+        for place, (_, direction) in enumerate(some):
+            yield keys[:, place], keys_of_others[:, place], _order(coarse, direction)
+
+
+def _order(coarse: np.ndarray, direction: np.ndarray) -> Fine:
+    def fine(rows: np.ndarray | None) -> np.ndarray:
+        return _projected(coarse if rows is None else coarse[rows], direction)[:, 0]
+
+    return fine
+
+
+Grid = tuple[np.ndarray, np.ndarray]  # directions (width, projections), offsets (projections,)
+
+
+def _grid(rng: np.random.Generator, width: int, projections: int) -> Grid:
+    return rng.standard_normal((width, projections)).astype(np.float32), rng.random(projections, dtype=np.float32)
+
+
+def _keys(coarse: np.ndarray, grids: list[Grid]) -> np.ndarray:
+    """uint64 (n, grids): a byte for each direction of a grid, of at most eight."""
+    directions = np.concatenate([directions for directions, _ in grids], axis=1)
+    offsets = np.concatenate([offsets for _, offsets in grids])
+    keys = np.zeros((len(coarse), len(grids), 8), np.uint8)
+    for at in range(0, len(coarse), _BLOCK):
+        cells = np.floor(coarse[at : at + _BLOCK].astype(np.float32) @ directions / _WIDTH + offsets) + 128
+        keys[at : at + _BLOCK, :, : len(grids[0][1])] = (
+            cells.astype(np.int16).astype(np.uint8).reshape(len(cells), len(grids), -1)
+        )
+    return keys.view(np.uint64)[..., 0]
 
 
 def _projected(coarse: np.ndarray, directions: np.ndarray) -> np.ndarray:

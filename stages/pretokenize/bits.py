@@ -8,7 +8,7 @@ they do say, and what it is where a neighbour is known what they say beside that
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -88,12 +88,13 @@ def entropy(times: np.ndarray) -> float:
     return float((share * -np.log2(share)).sum())
 
 
-def conditional(output: str, codebook_size: int) -> dict[str, float] | None:
+def conditional(output: str, codebook_size: int, shards: Collection[int]) -> dict[str, float] | None:
     """Bits of a code whose left, or upper, neighbour is known, of images: a code length that counts over every second
     picture give to the others, so that it is reached, where a plain estimate would be too low for want of data. None
-    where there are too few."""
+    where there are too few. `shards` are the numbers of those that hold images."""
     grids: list[np.ndarray] = []
-    for uri in spread_out(sorted(f"tokens/{name}" for name in storage.list_files(storage.join(output, "tokens")))):
+    names = sorted(name for name in storage.list_files(storage.join(output, "tokens")) if _number(name) in shards)
+    for uri in spread_out([f"tokens/{name}" for name in names]):
         grids += _grids(storage.join(output, uri), _CODES - sum(grid.size for grid in grids))
         if sum(grid.size for grid in grids) >= _CODES:
             break
@@ -105,6 +106,11 @@ def conditional(output: str, codebook_size: int) -> dict[str, float] | None:
         for name, axis in (("left", 2), ("upper", 1))
         if any(grid.shape[axis] > 1 for grid in known) and any(grid.shape[axis] > 1 for grid in asked)
     }
+
+
+def _number(name: str) -> int:
+    """Of a shard, by its name, SPLIT/shard-00012.arrow."""
+    return int(name.rpartition("-")[2].removesuffix(".arrow"))
 
 
 def _grids(uri: str, room: int) -> list[np.ndarray]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from omniloom.models.text import TextTokenizer
     from omniloom.stages.pretokenize.bits import Lossless
 
+_LEARNT_BYTES = 256 << 20  # of text that a tokenizer is trained on
 VERSION = 6
 BUILDS_ON = ("text_tokenizer", "vocab_size")
 _SHARDS_TOGETHER = 8
@@ -83,12 +84,14 @@ def run(context: StageContext) -> dict:
     shards, notes = taken.numbered(corpus, context.predecessor), storage.join(context.output, taken.NOTES)
     taken.take_over(shards, context.predecessor, text.digest, context.output, context.state)
     with ThreadPoolExecutor(1, thread_name_prefix="card") as beside:  # as long as actors tokenize
-        seen = beside.submit(lossless, corpus, config, patch_size_of(model)) if model else None
+        shows = model and "image" in pictures_in(corpus.metrics)
+        seen = beside.submit(lossless, corpus, config, patch_size_of(model)) if shows else None
         _tokenize(context, shards, text_uri, notes)
     write_indices(context.output, notes)
     stats = [storage.load_json(storage.join(notes, "shards", f"{shard.number:05d}.json")) for shard in shards]
     facts = combine(stats)
-    bits = _card(context, stats, facts, model, seen and seen.result())
+    with_images = [shard.number for shard, found in zip(shards, stats, strict=True) if "image" in found["pictures"]]
+    bits = _card(context, stats, facts, model, seen and seen.result(), with_images)
     storage.write_json(
         storage.join(context.output, "tokens.json"),
         {
@@ -111,11 +114,17 @@ def run(context: StageContext) -> dict:
         },
     )
     storage.write_bytes(storage.join(context.output, "text.json"), text.to_json().encode())
-    return {name: value for name, value in facts.items() if isinstance(value, int | float)} | bits
+    numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+    return numbers | bits | taken.drift(shards, stats, context.predecessor)
 
 
 def _card(
-    context: StageContext, stats: list[dict], facts: dict, model: AnyTokenizerConfig | None, seen: Lossless | None
+    context: StageContext,
+    stats: list[dict],
+    facts: dict,
+    model: AnyTokenizerConfig | None,
+    seen: Lossless | None,
+    with_images: Collection[int],
 ) -> dict:
     """Writes the card into the artifact and the stage's MLflow run, shows its bits, and gives them as metrics."""
     from omniloom.stages.pretokenize import card
@@ -125,7 +134,7 @@ def _card(
     codes = model.codebook_size if model else None
     numbers = len(facts["latent_mean"]) * (2 if config.log_variances else 1)
     stored = numbers * (16 if config.latents == "bf16" else 32)
-    known = conditional(context.output, codes) if codes else None
+    known = conditional(context.output, codes, with_images) if codes else None
     made = card.make(stats, facts, codes, stored, seen, known)
     storage.write_json(storage.join(context.output, "card.json"), made)
     storage.write_bytes(storage.join(context.output, "card.md"), card.text(made).encode())
@@ -257,8 +266,13 @@ def _named_text_tokenizer(uri: str) -> TextTokenizer:
 
 
 def _texts(corpus: Artifact) -> Iterator[str]:
-    """Captions and texts of the train split, in order: held-out text teaches the tokenizer nothing."""
-    for row in records.iterate(corpus.uri, split="train", columns=["captions", "text", "segments"]):
+    """Captions and texts of the train split, in order: held-out text teaches the tokenizer nothing. Of a large corpus
+    that share of the records, by their ids, which has about `_LEARNT_BYTES`.
+    """
+    share = _LEARNT_BYTES / max(1, records.text_bytes(corpus.uri))
+    for row in records.iterate(corpus.uri, split="train", columns=["id", "captions", "text", "segments"]):
+        if int(row["id"][-8:], 16) >= share * 2**32:  # the other end than the one that splits go by
+            continue
         yield from row["captions"] or ()
         if row["text"]:
             yield row["text"]

@@ -17,7 +17,10 @@ import hashlib
 import importlib
 import io
 import json
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -159,10 +162,92 @@ def datatrove(folder: Path) -> Callable[[], None] | None:
     return run
 
 
+# ---- growth ----
+
+
+def generated() -> type:
+    """A filesystem of as many small texts as its path says, a thousand a folder, which are made as they are listed."""
+    from fsspec import AbstractFileSystem
+
+    class Generated(AbstractFileSystem):
+        protocol = "generated"
+
+        def info(self, path, **_):
+            name = self._strip_protocol(path).rsplit("/", 1)[-1]
+            if name.endswith(".txt"):
+                return {"name": path, "type": "file", "size": 800, "mtime": 1.7e9 + int(name[4:-4]) / 7}
+            return {"name": path, "type": "directory", "size": 0}
+
+        def ls(self, path, detail=True, **_):
+            path = self._strip_protocol(path).strip("/")
+            count, _, folder = path.partition("/")
+            if folder:
+                names = [f"{path}/text{int(folder) * 1000 + n:09d}.txt" for n in range(1000)]
+            else:
+                names = [f"{path}/{n:06d}" for n in range(int(count) // 1000)]
+            return [self.info(name) for name in names] if detail else names
+
+    return Generated
+
+
+def list_one(count: int) -> None:
+    """What a plan and the stage's body do with a listing, in this process."""
+    import fsspec
+
+    fsspec.register_implementation("generated", generated())
+    from omniloom.infra.packed import Packed
+    from omniloom.pipelines.fingerprint import digest_of_rows
+    from omniloom.stages.ingest import sources
+    from omniloom.stages.ingest.config import Config
+    from omniloom.stages.ingest.groups import grouped
+    from omniloom.stages.ingest.known import Files, Items, Known
+
+    config = Config.model_validate({"sources": [{"kind": "text", "uri": f"generated://{count}"}]})
+    start = time.process_time()
+    facts = sources.listing(config)
+    digest_of_rows(facts)
+    planned = time.process_time() - start
+    del facts
+    start = time.process_time()
+    files = Files()
+    items = Items(Known(None), files, ["text"])
+    groups = Packed(map(items.placed, grouped(items.unread(sources.pieces(config, listed=files.add)), config)), 1)
+    print(
+        json.dumps(
+            {
+                "count": count,
+                "plan": planned,
+                "groups": time.process_time() - start,
+                "number": len(groups),
+                "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
+
+
+def listing(counts: list[int]) -> None:
+    told = []
+    for count in counts:
+        made = subprocess.run(
+            [sys.executable, __file__, "list_one", str(count)], capture_output=True, text=True, check=True
+        )
+        told.append(json.loads(made.stdout))
+        print(
+            f"{count:,}: plan {told[-1]['plan']:.1f} s, groups {told[-1]['groups']:.1f} s CPU, {told[-1]['MB']:.0f} MB"
+        )
+    for name in ("plan", "groups"):
+        logs = np.log([[row["count"], row[name]] for row in told])
+        print(f"{name}: grows with exponent {np.polyfit(logs[:, 0], logs[:, 1], 1)[0]:.2f} (goal 1.05)")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["items", "listing", "settle", "large"])
+    parser.add_argument("what", choices=["items", "listing", "list_one", "large"])
     parser.add_argument("more", nargs="*")
     given = parser.parse_args()
     if given.what == "items":
         items(given.more or list(COUNTS))
+    elif given.what == "listing":
+        listing([int(count) for count in given.more] or [100_000, 1_000_000, 10_000_000])
+    elif given.what == "list_one":
+        list_one(int(given.more[0]))

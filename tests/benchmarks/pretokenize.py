@@ -4,9 +4,9 @@
     python tests/benchmarks/pretokenize.py --texts [--items 4096]
 
 Both ways take turns in one process, the fastest of some rounds counts. Pictures are those of the folder, in turn until
-there are enough, or noise where none is given; the tokenizer is the demo's, untrained. Beside the bare encoder, over
-pixels that lie in memory, stands the bare loop, which decodes in the same thread that encodes. Texts are of about 300
-words each, of the words of installed packages' documentation.
+there are enough, or noise where none is given; the tokenizer is that of a preset, untrained. Beside the bare encoder,
+over pixels that lie in memory, stands the bare loop, which decodes in the same thread that encodes. Texts are of about
+300 words each, of the words of installed packages' documentation.
 
 `cpu` is the CPU seconds of the whole process, all threads; `wall` what a clock says. On a machine that is shared the
 former is the one to compare, and decoding counts in it though a CPU beside the device does it.
@@ -83,28 +83,33 @@ def pictures(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, floa
     for number in range(args.shards):
         shards.append({"index": number, "uri": str(folder / f"{number}.parquet")})
         records.write_shard(shards[-1]["uri"], rows[number * each : (number + 1) * each])
-    tokenizer = corpora.demo_tokenizer(folder / "tokenizer")
+    tokenizer = corpora.preset_tokenizer(folder / "tokenizer", args.preset)
     text = folder / "text.json"
     text.write_text(corpora.text_tokenizer().to_json())
     config = Config(
-        image_size=args.size, cpus=args.threads, gpus=float(args.device == "cuda"), batch_size=args.batch_size
+        image_size=args.size,
+        precision=args.precision,
+        cpus=args.threads,
+        gpus=float(args.device == "cuda"),
+        batch_size=args.batch_size,
     )
     actor = ShardTokenizer(config, tokenizer, str(text), str(folder / "out"), str(folder / "state"))
     model, size = load_tokenizer(tokenizer).to(args.device), actor.encoders.batch_size
     shape = (args.size, args.size)
     pixels = torch.from_numpy(np.stack([decode("image", file, shape, 1)[0] for file in held])).permute(0, 3, 1, 2)
 
-    @torch.no_grad()
+    def encoded(batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
+            return model.encode(half_range(batch.to(args.device).float())).latents.cpu()
+
     def bare() -> None:
         for batch in pixels.split(size):
-            model.encode(half_range(batch.to(args.device).float())).latents.cpu()
+            encoded(batch)
 
-    @torch.no_grad()
     def loop() -> None:
         for at in range(0, len(held), size):
             batch = np.stack([decode("image", file, shape, 1)[0] for file in held[at : at + size]])
-            batch = torch.from_numpy(batch).permute(0, 3, 1, 2).to(args.device)
-            model.encode(half_range(batch.float())).latents.cpu()
+            encoded(torch.from_numpy(batch).permute(0, 3, 1, 2))
 
     bare()
     return measured(
@@ -143,11 +148,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images")
     parser.add_argument("--texts", action="store_true")
+    parser.add_argument("--preset", default="demo", help="whose tokenizer")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--items", type=int, default=1024)
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()

@@ -186,3 +186,23 @@ def test_braces(tmp_path):
     assert take({"kind": "text", "uri": folder_ + "/lit{0..1}.txt"})[0]["records"] == 1
     with pytest.raises(InputError, match="none of 3 files is there"):
         take({"kind": "image_folder", "uri": folder_ + "/{5..7}.png"})
+
+
+@pytest.mark.slow
+def test_archives_and_shards_of_an_object_store(s3, unpacked, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+    for name in ("corpus.zip", "corpus.tar", "corpus.tar.gz"):
+        storage.write_bytes(f"{s3}/archives/{name}", ARCHIVES[name])
+        assert made(f"{s3}/archives/{name}") == unpacked, name
+    samples = {f"{n}.png": PICTURES[f"a/{n}.png"] for n in range(3)} | {
+        f"{n}.txt": f"number {n}".encode() for n in range(3)
+    }
+    ordered = dict(sorted(samples.items()))
+    storage.write_bytes(f"{s3}/shards/s-000.tar", tarred(ordered))
+    storage.write_bytes(f"{s3}/shards/s-001.tar.gz", gzip.compress(tarred(ordered)))
+    storage.write_bytes(f"{s3}/rows/a.jsonl.zst", zstd(lines({"text": "from a store"}).encode()))
+    for uri in (f"{s3}/shards", f"{s3}/shards/s-{{000..000}}.tar", f"{s3}/shards/s-001.tar.gz"):
+        metrics, records, rejects = take({"kind": "webdataset", "uri": uri}, shard_bytes=1024)
+        assert {row["caption"] for row in records.values()} == {"number 0", "number 1", "number 2"} and not rejects
+    metrics, _, _ = take({"kind": "jsonl", "uri": f"{s3}/rows", "text_field": "text"})
+    assert metrics["records"] == 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import sys
 import time
 from importlib.util import find_spec
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from corpora import Killed
 from curation_cases import Drawn, context_of, curated, ingested, jsonl, paths, put, saved
+from PIL import Image, ImageFilter
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
@@ -69,8 +73,6 @@ def test_size_by_side_pixels_and_aspect(memory, drawn):
 
 
 def test_blur_goes_and_what_is_sharp_stays(memory, drawn):
-    from PIL import Image, ImageFilter
-
     sharp = drawn.photo(200, 240)
     soft = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(6)))
     corpus = pictures(memory, {"sharp.png": sharp, "soft.png": soft, "tiny.png": drawn.photo(4, 60)[:4]})
@@ -263,6 +265,14 @@ def test_an_evaluation_set_that_overlaps_is_refused_with_the_names_of_files(memo
     assert "image_folder_0: 1.png shows the same as bench: q1.jpg" in str(error.value)
 
 
+def test_an_evaluation_set_of_which_nothing_can_be_read_is_told(memory, drawn):
+    corpus, _ = judged(memory, drawn)
+    sets = [{"kind": "image_folder", "uri": put(f"{memory}/bad", {"a.png": b"no picture"})}]
+    with pytest.raises(InputError, match="no record came out of it; the first: a.png: ") as error:
+        curated(memory, corpus, evaluation_sets=sets)
+    assert error.value.field == "evaluation_sets.0"
+
+
 def test_an_evaluation_set_that_overlaps_leaves_train(memory, drawn):
     corpus, fields = judged(memory, drawn, on_overlap="drop")
     found = curated(memory, corpus, {"kind": "near_pictures"}, **fields)
@@ -419,7 +429,7 @@ def test_a_killed_curation_goes_on_to_the_same_artifact(memory, monkeypatch):
             monkeypatch.setattr(storage, "write_bytes", write)
     assert deaths > 8 and content(context.output) == expected
     assert whole.metrics["left_out_near_pictures"] == 24 and whole.metrics["left_out_near_texts"] == 12
-    assert whole.metrics["records_video"] == 8
+    assert [whole.metrics[f"records_{kind}"] for kind in ("image", "video", "text")] == [24, 8, 12]
 
 
 def test_what_no_step_touches_is_what_ingest_wrote(memory, drawn):
@@ -437,6 +447,8 @@ def test_the_page_shows_what_went_beside_what_it_is_like(memory, drawn):
     for text in ("0.near_pictures", "1.size", "shows the same as image_folder_0: &lt;b&gt;.png", "8x8 pixels"):
         assert text in found.page
     assert found.page.count("data:image/png;base64,") == 2 and "<b>.png" not in found.page
+    wide = [Image.open(io.BytesIO(base64.b64decode(png))) for png in re.findall(r"base64,([^\"\']+)", found.page)]
+    assert wide[0].width > 2 * 128 and wide[1].width == 8  # the copy beside the one that stays; alone
 
 
 def test_nothing_left_is_an_error(memory, drawn):

@@ -12,7 +12,7 @@ import pytest
 from omniloom.infra import storage
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.ingest import encoding, groups, sources, texts
+from omniloom.stages.ingest import cutting, encoding, groups, sources, texts
 from omniloom.stages.ingest import stage as ingest
 from omniloom.stages.ingest.kinds.table import open_source
 
@@ -78,7 +78,7 @@ def test_pieces_of_json_lines_give_the_records_of_the_whole_file(memory, mark, e
         (5, "invalid_json"),
         (22, "missing_field"),
     ]
-    for size in (1, 100, 300):
+    for size in (1, 100, 200):
         cfg = config(f"{memory}/in", shard_bytes=size)
         pieces = [item for item in sources.pieces(cfg) if item["path"] == "a.jsonl"]
         assert len(pieces) > 1
@@ -186,13 +186,11 @@ def test_shards_close_by_what_they_hold(memory):
     lines = "".join(json.dumps({"image": f"{n:02d}.png"}) + "\n" for n in range(30))
     storage.write_bytes(f"{memory}/in/all.jsonl", lines.encode())
     cfg = config(f"{memory}/in", image_field="image", shard_bytes=5000)
-    assert len(list(groups.grouped(sources.pieces(cfg), cfg))) == 1
-    found = take(cfg, f"{memory}/work")
-    sizes = [
-        [records.row_bytes(row) for row in records.iterate_shard(uri)] for uri in records.shards(found.context.output)
-    ]
-    assert sum(map(len, sizes)) == 30 and all(sum(shard) <= 5000 for shard in sizes)
-    assert all(sum(shard) + following[0] > 5000 for shard, following in zip(sizes, sizes[1:], strict=False))
+    (group,) = groups.grouped(sources.items(cfg), cfg)  # in one piece
+    list(groups.ingest_group(group, cfg, f"{memory}/out", f"{memory}/state"))
+    sizes = [[records.row_bytes(row) for row in records.iterate_shard(uri)] for uri in records.shards(f"{memory}/out")]
+    assert sum(map(len, sizes)) == 30 and all(sum(shard) <= 1.15 * 5000 for shard in sizes)
+    assert all(sum(shard) + following[0] > 1.15 * 5000 for shard, following in zip(sizes, sizes[1:], strict=False))
 
 
 def test_a_group_that_is_killed_between_its_shards_gives_the_same(memory, monkeypatch):
@@ -222,4 +220,29 @@ def test_a_file_that_cannot_be_looked_into_is_one_item_and_its_reader_says_why(m
     cfg = config(f"{memory}/in", shard_bytes=100)
     kind = open_source(cfg.sources[0], 0)
     item = {"source": 0, "path": "gone.jsonl", "size": 1 << 30}
-    assert sources._pieces(kind, item, cfg) == [item]
+    assert cutting.pieces(kind, item, cfg) == [item]
+
+
+@pytest.mark.parametrize("waste", [0, 400])
+def test_pieces_are_cut_by_what_their_records_hold(memory, waste):
+    """Each gives a shard that is full to a fifth, whether lines name pictures or hold much that no record has."""
+    for n in range(240):
+        storage.write_bytes(f"{memory}/in/{n:03d}.png", picture(14 + n % 3))
+    lines = [json.dumps({"image": f"{n:03d}.png", "other": "x" * waste}) for n in range(240)]
+    storage.write_bytes(f"{memory}/in/all.jsonl", "\n".join(lines).encode())
+    limit = 30_000
+    cfg = config(f"{memory}/in", image_field="image", shard_bytes=limit)
+    found = take(cfg, f"{memory}/work")
+    held = [
+        sum(records.row_bytes(row) for row in records.iterate_shard(uri))
+        for uri in records.shards(found.context.output)
+    ]
+    assert len(held) > 5 and all(0.8 * limit <= size <= 1.2 * limit for size in held[:-1]) and len(found.rows) == 240
+    texts_of = "".join(json.dumps({"text": f"{n:04d} " * 40, "other": "x" * waste}) + "\n" for n in range(2000))
+    storage.write_bytes(f"{memory}/texts/a.jsonl", texts_of.encode())
+    found = take(config(f"{memory}/texts", shard_bytes=limit), f"{memory}/work2")
+    held = [
+        sum(records.row_bytes(row) for row in records.iterate_shard(uri))
+        for uri in records.shards(found.context.output)
+    ]
+    assert len(held) > 5 and all(0.8 * limit <= size <= 1.2 * limit for size in held[:-1])

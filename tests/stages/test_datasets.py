@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import struct
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sources_read import cut, picture, read
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
 from omniloom.stages.ingest import hugging_face, recognition
+from omniloom.stages.ingest.formats import coco as coco_format
 from omniloom.stages.ingest.glimpse import Glimpse
 from omniloom.stages.ingest.listing import list_files
 from omniloom.stages.ingest.options import SourceConfig
+from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.roots import Root
 from omniloom.stages.ingest.rows import media_row
 
@@ -299,6 +304,20 @@ def test_what_save_to_disk_wrote_is_read(tmp_path, whole):
     assert not rejects
 
 
+def test_a_place_in_an_arrow_file_that_is_wrong_costs_its_rows_and_not_the_process(tmp_path):
+    table = pa.table({"text": [f"t{n}" for n in range(9)]})
+    path = tmp_path / "data-00000-of-00001.arrow"
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    data = path.read_bytes()
+    places = struct.pack("<6i", 0, 2, 4, 6, 8, 10)
+    assert data.count(places) == 1
+    path.write_bytes(data.replace(places, struct.pack("<6i", 0, 2, 4, 1 << 30, 8, 10)))
+    rows, rejects = read("hf_dataset", tmp_path, text_field="text")
+    assert {"t0", "t1", "t5", "t6", "t7", "t8"} <= {row["text"] for row in rows}
+    assert set(codes(rejects)) >= {(3, "invalid_table"), (4, "invalid_table")}
+
+
 def test_a_folder_of_pictures_has_its_captions_from_metadata_else_its_labels_from_folders(tmp_path):
     pictures(tmp_path, "train/cat/0.png", "train/dog/1.png", "test/dog/2.png")
     records, _ = read("hf_dataset", tmp_path, image_field="image", split="train")
@@ -415,3 +434,48 @@ def test_each_layout_is_recognized_with_options_that_read_it(tmp_path):
         "coco twice": ("coco", {}),
         "obelics": ("obelics", {}),
     }
+
+
+# ---- anything in any field ----
+
+KEYS = ["from", "value", "role", "content", "type", "text", "image", "path"]
+WORDS = ["<image>", "0.png", "image", "user"]
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+SAID = {name: ANY for name in ("id", "file_name", "image_id", "caption", "license", "sentences", "name")}
+ANNOTATIONS = st.lists(ANY | st.fixed_dictionaries({}, optional=SAID), max_size=4)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(ANY, ANY), min_size=1, max_size=4))
+@pytest.mark.parametrize(
+    "kind, names, options",
+    [
+        ("jsonl", ("c", "i"), {"conversations_field": "c", "image_field": "i"}),
+        ("jsonl", ("c", "i"), {"conversations_field": "c"}),
+        ("jsonl", ("i", "a.b"), {"image_field": "i", "caption_field": ["a.b", "i.text"], "license_field": "i"}),
+        ("obelics", ("texts", "images"), {}),
+        ("mmc4", ("text_list", "image_info"), {}),
+    ],
+)
+def test_whatever_a_row_holds_it_is_a_record_or_a_reject_with_a_reason(tmp_path, kind, names, options, pairs):
+    pictures(tmp_path, "0.png")
+    rows = [dict(zip(names, pair, strict=True)) for pair in pairs] + [
+        dict.fromkeys((*names, "a"), {"b": [{"text": 0}]})
+    ]
+    rows += [{"a": {"b": ""}, "i": {"text": ""}}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records, rejects = read(kind, tmp_path / "a.jsonl", **options)
+    told = {row["part"] for row in (*records, *rejects)}
+    assert told == set(range(1, len(rows) + 1)) and "failed" not in {row["code"] for row in rejects}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.sampled_from(["images", "annotations", "licenses"]), ANNOTATIONS))
+def test_whatever_annotations_hold_they_are_rows_or_rejects(value):
+    data = json.dumps(value).encode()
+    annotations = coco_format.parse(data)
+    assert annotations is None or all(isinstance(row, dict | Reject) for row in coco_format.rows(annotations))

@@ -16,9 +16,12 @@ from PIL import Image, ImageFilter
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore
 from omniloom.stages.data import changes, records
+from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.ingest import growth
 from omniloom.stages.ingest import stage as ingest
 from omniloom.stages.ingest.in_order import Group, Order, in_order
+from omniloom.stages.pretokenize import stage as pretokenize
+from omniloom.stages.pretokenize.shard import ShardTokenizer
 
 COLUMNS = ("id", "kind", "split", "label", "source", "path", "part", "caption", "captions", "license", "meta")
 _numbers = itertools.count()
@@ -356,3 +359,75 @@ def test_rows_of_shards_come_in_the_order_of_items():
 
     found = [row for run in in_order(order, load) for row in run]
     assert found == [(0, 0), (0, 0), (1, 0), (0, 2), (2, 0), (0, 1), (1, 1), (1, 1)]  # item 3 is none of these
+
+
+def tokenized(corpus: Corpus, monkeypatch, records_of: Artifact, settings, earlier: Artifact | None = None):
+    """Tokens of an ingest's records, and the numbers of the shards that were tokenized for them."""
+    read = []
+
+    def here(context, shards, text_uri, notes):
+        done = storage.list_files(f"{notes}/shards")
+        tokenizer = ShardTokenizer(context.config, None, text_uri, context.output, notes)
+        for shard in shards:
+            if f"{shard.number:05d}.json" not in done:
+                read.append(shard.number)
+                tokenizer({"index": shard.number, "uri": shard.uri})
+
+    monkeypatch.setattr(pretokenize, "_tokenize", here)
+    name = f"{next(_numbers):064x}"
+    work = corpus.store.work_uri("pretokenize", name)
+    context = SimpleNamespace(
+        config=settings,
+        records=records_of,
+        tokenizer=None,
+        output=f"{work}/output",
+        state=f"{work}/state",
+        predecessor=earlier,
+        progress=lambda *a: None,
+        tracker=SimpleNamespace(log_text=lambda *a: None),
+    )
+    metrics = pretokenize.run(context)
+    facts = {"stage": "pretokenize", "fingerprint": name, "metrics": metrics, "pipeline": ""}
+    facts["times"] = {"ended_unix": 1.0}
+    return corpus.store.publish("pretokenize", name, work, facts), read
+
+
+def words(seed: int) -> str:
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefghijklmnop", k=rng.randrange(2, 8))) for _ in range(60))
+
+
+def documents(tokens: Artifact) -> list[tuple]:
+    found = []
+    for split in records.SPLITS:
+        held = TokenSet(tokens, split)
+        for n in range(len(held)):
+            row = held.row(n)
+            found.append((split, row["id"], row["bytes"], [segment.text_ids.tolist() for segment in held.document(n)]))
+    return sorted(found)
+
+
+def test_only_what_is_new_is_tokenized(monkeypatch):
+    corpus = Corpus(sources=[{"kind": "text", "uri": "ROOT/txt", "name": "txt"}])
+    for n in range(24):
+        corpus.put(f"txt/{n:02d}.txt", words(n))
+    before = corpus.ingest()
+    settings = pretokenize.Config(vocab_size=300)
+    first, read = tokenized(corpus, monkeypatch, before, settings)
+    assert read == [0, 1, 2, 3, 4, 5]
+    corpus.put("txt/05b.txt", "Something new between the others, which nobody has said. ")
+    corpus.put("txt/30.txt", words(3))  # a copy
+    corpus.remove("txt/09.txt")
+    now = corpus.ingest(before)
+    kept = settings.model_copy(update={"text_tokenizer": first.file("text.json")})
+    second, read = tokenized(corpus, monkeypatch, now, kept, first)
+    assert read == [2, 6]  # the shard that a file has left, and the new one
+    anew, _ = tokenized(corpus, monkeypatch, corpus.ingest(), kept)
+    assert documents(second) == documents(anew) and len(documents(second)) == 24
+    facts = [storage.load_json(a.file("tokens.json")) for a in (second, anew)]
+    assert facts[0] == facts[1] and anew.metrics.items() <= second.metrics.items()
+    told = {name: second.metrics[f"bytes_per_token_{name}"] for name in ("new", "before")}
+    assert told["new"] > 0 and told["before"] > 0 and told["new"] != told["before"]
+    assert "bytes_per_token_new" not in anew.metrics
+    other, read = tokenized(corpus, monkeypatch, now, settings.model_copy(update={"vocab_size": 290}), first)
+    assert len(read) == 7 and documents(other) != documents(second)  # by another text tokenizer

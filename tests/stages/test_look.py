@@ -142,3 +142,24 @@ def test_as_json(tmp_path, capsys):
     (source,) = said["sources"]
     assert (source["items"], source["records"], source["rejects"]) == (2, 1, {"empty": 1})
     assert said["suffixes"] == {".png": 2}
+
+
+def test_captions_in_json_beside_the_pictures(tmp_path):
+    put(
+        tmp_path,
+        {
+            "a.png": picture(),
+            "a.json": b'\xef\xbb\xbf{"caption": ["one", "two"], "width": 3}',
+            "b.png": picture(),
+            "b.png.json": b'{"title": "b.png", "description": "told by a phone"}',
+            "c.png": picture(),
+            "c.txt": "the text counts",
+            "c.json": b'{"caption": "not this"}',
+            "d.png": picture(),
+            "d.json": b"[1]",
+        },
+    )
+    _, rows, rejects = take({"kind": "image_folder", "uri": str(tmp_path), "captions": {"from": "sidecar"}})
+    found = {path: row["captions"] for (path, _), row in rows.items()}
+    assert found == {"a.png": ["one", "two"], "b.png": ["told by a phone"], "c.png": ["the text counts"], "d.png": []}
+    assert set(rejects) == {("d.json", "bad_caption")}

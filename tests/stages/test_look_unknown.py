@@ -135,6 +135,21 @@ def chats() -> dict:
     }
 
 
+def img2dataset() -> dict:
+    files: dict[str, bytes] = {}
+    for n in range(3):
+        facts = {"caption": f"number {n}", "url": f"http://127.0.0.1:9/{n}.jpg", "status": "success"}
+        files |= {f"00000/00000000{n}.jpg": picture(n, "JPEG"), f"00000/00000000{n}.json": json.dumps(facts).encode()}
+    sink = io.BytesIO()
+    urls = [f"http://127.0.0.1:9/{n}.jpg" for n in range(3)]
+    pq.write_table(pa.table({"url": urls, "caption": ["a", "b", "c"]}), sink)
+    return files | {"00000.parquet": sink.getvalue(), "00000_stats.json": b'{"count": 3}'}
+
+
+def pairs() -> dict:
+    return {"qa.csv": "question,answer\nWhat is it?,A question.\nWho says so?,Nobody at all.\n"}
+
+
 def recipes() -> dict:
     pages = {f"posts/{n}.md": f"# Dish {n}\n\n![dish]({n}.png)\n\nStir {n} times.\n".encode() for n in range(3)}
     return pages | {f"posts/{n}.png": picture(n) for n in range(3)}
@@ -153,6 +168,8 @@ FOLDERS: dict[str, tuple[Callable[[], dict], dict[str, int], set[str], int]] = {
     "packed_texts": (packed_texts, {"text": 3}, set(), 0),
     "mixed": (mixed, {"image": 4, "video": 2, "text": 1}, set(), 2),
     "chats": (chats, {"text": 5}, set(), 0),
+    "img2dataset": (img2dataset, {"image": 3}, {f"number {n}" for n in range(3)}, 0),
+    "pairs": (pairs, {"text": 2}, set(), 0),
     "recipes": (recipes, {"document": 3}, set(), 0),
 }
 

@@ -114,7 +114,7 @@ def chain(rng, count: int, stay: float, size: int = 16, sides=(1, 8, 8)) -> list
 
 
 def test_a_code_beside_its_neighbour_takes_what_is_left_to_say(tmp_path):
-    found = bits.conditional(written(tmp_path, chain(np.random.default_rng(0), 600, 0.8)), 16)
+    found = bits.conditional(written(tmp_path, chain(np.random.default_rng(0), 600, 0.8)), 16, range(3))
     same = 0.8 + 0.2 / 16
     exact = -same * math.log2(same) - (1 - same) * math.log2((1 - same) / 15)
     assert found["left"] == pytest.approx(exact, abs=0.02)
@@ -125,9 +125,10 @@ def test_few_codes_of_a_large_vocabulary_are_not_called_cheap(tmp_path):
     """A plain estimate would be near 0: of 2^14 codes hardly a pair occurs twice."""
     rng = np.random.default_rng(1)
     pictures = [rng.integers(0, 1 << 14, (1, 8, 8)) for _ in range(64)]
-    found = bits.conditional(written(tmp_path, pictures), 1 << 14)
+    found = bits.conditional(written(tmp_path, pictures), 1 << 14, range(3))
     assert all(13.5 < value < 15.5 for value in found.values())
-    assert bits.conditional(written(tmp_path / "one", pictures[:1], shards=1), 1 << 14) is None
+    assert bits.conditional(written(tmp_path / "one", pictures[:1], shards=1), 1 << 14, range(1)) is None
+    assert bits.conditional(str(tmp_path), 1 << 14, {3}) is None  # not one of those
 
 
 def test_what_is_written_without_loss_is_what_the_encoder_sees(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import yaml
+
 from omniloom.stages.ingest.glimpse import BY_CONTENT, BY_NAME, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.table import KINDS
 from omniloom.stages.ingest.listing import list_files
@@ -51,3 +53,10 @@ def test_a_kind_is_recognized_by_its_suffixes_unless_it_says_more(tmp_path, monk
     assert (
         line({"kind": name, "uri": "/data/ä, b", **found.options}) == "{kind: jsonl, uri: '/data/ä, b', text_field: t}"
     )
+
+
+def test_a_line_is_one_line_whatever_its_options_hold():
+    for text in ("{question}\n{answer}", "a\tb", "ü — ä, b: c # d", "\u2028", "'\"", "*.png", "- x"):
+        source = {"kind": "csv", "template": text, "include": [text]}
+        written = line(source)
+        assert len(written.splitlines()) == 1 and yaml.safe_load(f"sources:\n  - {written}")["sources"] == [source]

@@ -193,6 +193,14 @@ def test_json_is_an_array_an_object_that_holds_one_or_objects(tmp_path, text, op
     assert [(row["text"], row["part"]) for row in rows] == [("one", 1), ("two", 2)] and not rejects
 
 
+def test_an_object_that_holds_the_rows_is_told(tmp_path):
+    (tmp_path / "a.json").write_text('{"version": "1", "tags": ["a"], "data": [{"t": "one"}]}')
+    with pytest.raises(InputError, match="no row has a field 't'.*rows_field: data reads the array in it"):
+        read("json", tmp_path, text_field="t")
+    with pytest.raises(InputError, match="no row has a field 'u'; the fields are t$"):
+        read("json", tmp_path, text_field="u", rows_field="data")
+
+
 @pytest.mark.parametrize(
     "text, kept, wrong",
     [

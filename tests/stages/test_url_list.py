@@ -19,6 +19,7 @@ from ingested import lines, picture, put, take
 
 from omniloom.stages.data.media.decode import encode_mp4
 from omniloom.stages.ingest import downloads
+from omniloom.stages.ingest.kinds import url_list
 from omniloom.stages.ingest.looking import look
 
 PICTURES = {f"/{n}.png": picture() for n in range(12)}
@@ -34,6 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, name = self.server, "/" + self.path.rsplit("/", 1)[-1].split("?")[0]
         with server.lock:
             server.hits[self.path] += 1
+            server.times.append((time.monotonic(), self.path))
             server.now += 1
             server.most = max(server.most, server.now)
             server.agents.add(self.headers["User-Agent"])
@@ -105,7 +107,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(downloads, "FIRST_WAIT", 0.01)
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.daemon_threads = True
-    running.hits, running.agents, running.ranges = Counter(), set(), []
+    running.hits, running.agents, running.ranges, running.times = Counter(), set(), [], []
     running.now = running.most = running.pause = 0
     running.lock = threading.Lock()
     threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -178,6 +180,14 @@ def test_a_server_that_is_busy_lost_or_asks_to_wait(server, tmp_path):
     assert {row["id"] for row in records.values()} == {row["id"] for row in rows.values()}
 
 
+def test_nobody_asks_a_host_that_wants_to_be_left_alone(server, tmp_path):
+    urls = [f"{server.at}/later/1.png\n", *(f"{server.at}/{n}.png\n" for n in range(2, 12))]
+    _, records, _ = take({"kind": "url_list", "uri": put(tmp_path / "lists", {"a.txt": "".join(urls)}), "per_host": 1})
+    refused = next(number for number, (_, path) in enumerate(server.times) if path == "/later/1.png")
+    assert len(records) == 11 and len(server.times) == 12
+    assert server.times[refused + 1][0] - server.times[refused][0] >= 0.9  # the second in which nobody was to come
+
+
 def test_what_cannot_be_fetched_is_a_reject_with_its_reason(server, tmp_path):
     urls = [f"{server.at}/{name}" for name in ("0.png", "never", "round", "slow", "endless")]
     urls += ["http://127.0.0.1:9/refused.png", "file:///etc/hosts", "ftp://127.0.0.1/a.png", "http://[bad/", "nothing"]
@@ -218,6 +228,13 @@ def test_pieces_of_a_list_give_each_row_once(server, tmp_path):
         _, records, _ = take({"kind": "url_list", "uri": folder}, shard_items=items)
         made.append([(row["id"], row["part"], row["caption"]) for row in records.values()])
     assert made[0] == made[1] and len(made[0]) == 12
+
+
+def test_a_large_file_waits_in_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(url_list, "_HELD_BYTES", 100)
+    folder = put(tmp_path / "lists", {"a.txt": "".join(f"{server.at}/{n}.png\n" for n in range(4))})
+    _, records, rejects = take({"kind": "url_list", "uri": folder})
+    assert len(records) == 4 and not rejects and set(server.hits.values()) == {1}
 
 
 def test_videos_are_told_by_their_addresses(server, tmp_path, monkeypatch):

@@ -98,7 +98,8 @@ def read(item_source: Config, items: list[dict]) -> list[tuple]:
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_pieces_of_any_size_give_every_sample_once(tmp_path, format):
-    long = "folder/" + "n" * 150 if format != tarfile.USTAR_FORMAT else "n"
+    # Of pax the name in a member's own header is another: ö is ? there.
+    long = {tarfile.USTAR_FORMAT: "n", tarfile.GNU_FORMAT: "folder/" + "n" * 150, tarfile.PAX_FORMAT: "ö"}[format]
     files: dict[str, bytes] = {}
     for n in range(40):
         files |= sample(f"{long}{n:03d}", png=picture(), txt=f"number {n}" * (n * n), json={"n": n})

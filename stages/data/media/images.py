@@ -206,7 +206,7 @@ def _orientation(image: Image.Image) -> int:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except DECODE_ERRORS:
         return 1
-    return int(found) if found in range(1, 9) else 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -25,7 +25,7 @@ class Arrow(Format):
             columns, classes, number = wanted(schema.names), class_names(schema), 1
             try:
                 for batch in batches:
-                    yield from batch_rows(batch.select(columns), number, classes)
+                    yield from _checked(batch.select(columns), number, classes)
                     number += batch.num_rows
             except Exception as error:
                 yield number, Reject("invalid_table", f"rows from {number} on cannot be read: {one_line(error)}")
@@ -33,6 +33,28 @@ class Arrow(Format):
     def peek(self, files: Files, path: str) -> Peek:
         with SourceBytes(files, path) as file:
             return Peek(schema_names(_opened(file)[0]), True)
+
+
+def _checked(batch: pa.RecordBatch, number: int, classes: dict[str, list[str]]) -> Iterator[Row]:
+    """The rows of a batch whose places in memory were looked at first: Arrow trusts them, and a damaged one would end
+    the process."""
+    import pyarrow as pa
+
+    try:
+        batch.validate(full=True)
+        yield from batch_rows(batch, number, classes)
+        return
+    except pa.ArrowInvalid:
+        pass
+    for at in range(batch.num_rows):
+        row = batch.slice(at, 1)
+        try:
+            row.validate(full=True)
+        except pa.ArrowInvalid as error:
+            code = "invalid_utf8" if "UTF8" in str(error) else "invalid_table"
+            yield number + at, Reject(code, one_line(error))
+        else:
+            yield from batch_rows(row, number + at, classes)
 
 
 def _opened(file: SourceBytes) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

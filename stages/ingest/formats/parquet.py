@@ -81,7 +81,9 @@ def opened(file: IO[bytes] | io.RawIOBase) -> pq.ParquetFile:
 
     try:
         return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowException, ValueError, NotImplementedError) as error:
+    except (pa.ArrowException, ValueError, NotImplementedError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the filesystem; what cannot be parsed has no number
+            raise
         raise MediaError("invalid_table", f"no Parquet file: {one_line(error)}") from None
 
 

@@ -45,6 +45,8 @@ class SourceKind(ABC):
     one_file_one_split: ClassVar[bool] = True
     # Whether a zip or a tar is a file of this kind; to all others it is the folder that it would unpack to.
     reads_archives: ClassVar[bool] = False
+    # Whether reading goes out to the web: `look` proposes it where nothing else is to be read.
+    fetches: ClassVar[bool] = False
     # Options without which the kind cannot be used, as `recognize` offers them by default: {"text_field": "text"}.
     usual_options: ClassVar[dict[str, Any]] = {}
     # The fields of manifests that the config does not name, such as metadata.jsonl.

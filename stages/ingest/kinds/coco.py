@@ -14,7 +14,7 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.base import path_to
 from omniloom.stages.ingest import fields
 from omniloom.stages.ingest.formats import json_stream
-from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
+from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
 from omniloom.stages.ingest.manifests import Manifest, ManifestFile, read_manifest
@@ -54,7 +54,7 @@ class Coco(SourceKind):
         folders = {posixpath.dirname(path) for path in found}
         others = [path for path in tables if posixpath.dirname(path) in folders]
         options = {"annotations": found[0]} if len(found) == 1 else {}
-        return Recognition(frozenset(pictures).union(others), options, BY_REFERENCE)
+        return Recognition(frozenset(pictures).union(others), options, BY_DOCUMENT)
 
     # ---- planning ----
 

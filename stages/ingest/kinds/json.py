@@ -6,10 +6,12 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
+from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import row_recognition
 from omniloom.stages.ingest.formats import json_stream
 from omniloom.stages.ingest.formats.json_array import JsonArray
-from omniloom.stages.ingest.glimpse import Glimpse, Recognition
+from omniloom.stages.ingest.glimpse import HEAD_BYTES, Glimpse, Recognition
+from omniloom.stages.ingest.kinds.base import Contents
 from omniloom.stages.ingest.kinds.row_files import RowFiles
 from omniloom.stages.ingest.row_mapping import RowsConfig
 
@@ -38,6 +40,18 @@ class Json(RowFiles):
             return super().recognize(glimpse)
         found = row_recognition.recognize(glimpse, paths, (JsonArray(field),), cls.usual_options)
         return replace(found, options={"rows_field": field, **found.options}) if found else None
+
+    def check(self, contents: Contents) -> None:
+        """As of all rows; where a file is one object that holds arrays, the error says so."""
+        try:
+            super().check(contents)
+        except InputError as error:
+            arrays = [] if self.config.rows_field else self._arrays(next(iter(contents.of_kind)).path)
+            hint = f"; the file is one object: rows_field: {arrays[0]} reads the array in it" if arrays else ""
+            raise InputError(error.message + hint, field=error.field) from None
+
+    def _arrays(self, path: str) -> list[str]:
+        return json_stream.array_fields(self.root.blocks(path, 0, HEAD_BYTES), self.config.encoding)
 
     @cached_property
     def formats(self) -> tuple[JsonArray]:

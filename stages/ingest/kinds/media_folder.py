@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from omniloom.stages.ingest import captions as captioning
-from omniloom.stages.ingest import encoding, manifests
+from omniloom.stages.ingest import encoding, fields, manifests
+from omniloom.stages.ingest.formats.json_rows import parse_row
 from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.listing import SourceFile
@@ -92,9 +93,20 @@ class MediaFolder(SourceKind):
         captions = item.get("captions", [])
         if sidecar := item.get("sidecar"):
             try:
-                text = encoding.no_nul(encoding.decode(self.content(sidecar), self.config.encoding))
-                captions = [text.replace("\r\n", "\n").strip()]
+                captions, problems = self._said(sidecar)
+                yield from (Reject(problem.code, problem.message, path=sidecar) for problem in problems)
             except Exception as error:
                 reason = Reject.of(error, sidecar)
                 yield Reject("bad_caption", f"{reason.code}: {reason.message}", path=sidecar)
         yield {**row, **rows.captioned(captions), "label": item.get("label")}
+
+    def _said(self, sidecar: str) -> tuple[list[str], list[Reject]]:
+        """The captions in a text, which is one, or in a JSON object, by their usual names."""
+        data = self.content(sidecar)
+        if suffix(sidecar) != ".json":
+            return [encoding.no_nul(encoding.decode(data, self.config.encoding)).replace("\r\n", "\n").strip()], []
+        known, skip = encoding.by_mark(data, self.config.encoding)
+        row = parse_row(data[skip:], known)
+        name, ambiguous = fields.row_caption(row)
+        captions, problems = fields.caption_texts(row.get(name) if name else None, name or "")
+        return captions, [*problems, *([ambiguous] if ambiguous else [])]

@@ -1,0 +1,56 @@
+"""Near twins among what is new come out as those of all rows at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
+from omniloom.stages.data.media.identity import SKETCH, picture_look
+from omniloom.stages.ingest import twins
+from omniloom.stages.ingest.compared import NAME, Compared
+
+RNG = np.random.default_rng(11)
+
+
+def look(seed: int, side: int) -> np.ndarray:
+    """Of a picture of a few, brought to a side: copies of one are near twins."""
+    noise = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
+    image = Image.fromarray(noise).resize((128, 128), Image.Resampling.BICUBIC).resize((side, side))
+    return np.frombuffer(picture_look(np.asarray(image)), np.uint8)
+
+
+def sketch(seed: int, other: int) -> np.ndarray:
+    """Of a text of a few, with a share of it said otherwise."""
+    found = np.random.default_rng(seed).integers(0, 1 << 32, SKETCH, np.uint32)
+    found[RNG.permutation(SKETCH)[:other]] = RNG.integers(0, 1 << 32, other, np.uint32)
+    return found
+
+
+def noted(compared: Compared, folder: str) -> Artifact:
+    compared.write(folder)
+    return Artifact("ingest", "0" * 64, folder, {})
+
+
+def named(pairs: np.ndarray, names: list[bytes]) -> set[frozenset]:
+    return {frozenset((names[a], names[b])) for a, b in pairs.tolist()}
+
+
+@pytest.mark.parametrize("kind", ["pictures", "texts"])
+def test_what_is_new_is_compared_as_all_at_once(tmp_path, kind):
+    texts = kind == "texts"
+    made = {RNG.bytes(NAME): sketch(n % 82, n % 9) if texts else look(n % 82, 100 + n // 82 * 9) for n in range(90)}
+    names, given = list(made), []
+    earlier = None
+    for step, numbers in enumerate([range(2, 85), [*range(1, 70), *range(71, 86)], [*range(0, 60), *range(70, 90)]]):
+        now = [names[n] for n in numbers]
+        rows = np.stack([made[name] for name in now])
+        compared = Compared(earlier)
+        found = compared.near_texts(rows) if texts else compared.near_pictures("pictures", now, rows)
+        whole = twins.near_texts(rows) if texts else twins.near_pictures(rows)
+        assert named(found, now) == named(whole, now) and len(whole) >= 1
+        given.append(len(whole))
+        earlier = noted(compared, str(tmp_path / str(step)))
+    assert len(set(given)) > 1 and storage.exists(str(tmp_path / "0" / "resume"))
