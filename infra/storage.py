@@ -277,6 +277,17 @@ def share_file(source: str, target: str) -> None:
     copy_file(source, target)
 
 
+def share_files(source: str, target: str, names: Iterable[str]) -> None:
+    """`share_file` of these below one folder to below another; in a store many at a time."""
+    pairs = [(join(source, name), join(target, name)) for name in names]
+    if is_local(source) and is_local(target):
+        for pair in pairs:
+            share_file(*pair)
+        return
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        list(pool.map(lambda pair: share_file(*pair), pairs))
+
+
 def copy_tree(source: str, target: str, without: str | None = None) -> None:
     """Copy every file below a folder, but for those whose path there begins with `without`."""
     names = [name for name in list_files(source) if without is None or not name.startswith(without)]

@@ -1,4 +1,4 @@
-"""What a stage that would run takes: seconds, units a second, checkpoints, GPU-hours. In: a plan. Out: figures.
+"""What a stage that would run takes: seconds, units a second, memory, checkpoints, GPU-hours. In: a plan. Out: figures.
 
 The rate is what the stage reached when it last ran in this storage (`units_per_second` of a training's metrics), times
 what one unit costs more or less now: operations on GPUs, and on CPUs a core's seconds, which small models spend on
@@ -25,7 +25,7 @@ from omniloom.pipelines.predecessors import builds_on
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config, parameters_of
-from omniloom.stages.train.memory import one_pass
+from omniloom.stages.train.memory import one_pass, worker_memory
 
 if TYPE_CHECKING:
     from omniloom.pipelines.plan import Plan
@@ -52,6 +52,7 @@ class Forecast:
     gpu_hours: float | None = None
     cpu_hours: float | None = None
     basis: str = ""
+    worker_memory_bytes: dict[str, int] | None = None  # at the moment that takes most, by what takes it
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value not in (None, "")}
@@ -84,16 +85,17 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
         return Forecast()
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
     units = config.steps * config.batch_rows * config.packing.length
-    checkpoint = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
+    fixed = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
+    fixed["worker_memory_bytes"] = worker_memory(config, model)
     if before := _earlier(planned):
         useful = units * (1 - before.metrics.get("padding", 0.0))
         if cost := _cost_then(before, config, model):
-            return _timed(useful, before, _cost(config, model) / cost, config.workers, "tokens", checkpoint)
+            return _timed(useful, before, _cost(config, model) / cost, config.workers, "tokens", fixed)
     if config.workers.peak_tflops:
         flops = token_flops(model, config.packing.length, config.adapter)
         rate = _UTILIZATION * config.workers.peak_tflops * 1e12 * config.workers.most / flops
-        return _with_hours(units / rate, rate, config.workers, "tokens", f"{_UTILIZATION:.0%} of the peak", checkpoint)
-    return Forecast(**checkpoint)
+        return _with_hours(units / rate, rate, config.workers, "tokens", f"{_UTILIZATION:.0%} of the peak", fixed)
+    return Forecast(**fixed)
 
 
 def _tokenizer(planned: PlannedStage) -> Forecast:
@@ -178,13 +180,13 @@ def _trains(config: TokenizerConfig) -> tuple:
 
 
 def _timed(
-    units: float, before: Artifact, cost: float, workers: WorkersConfig, unit: str, checkpoint: dict[str, Any]
+    units: float, before: Artifact, cost: float, workers: WorkersConfig, unit: str, fixed: dict[str, Any]
 ) -> Forecast:
     """At the rate of the run before, for as many workers as there are now; start and end take what they took."""
     metrics = before.metrics
     rate = _rate(before) / cost * workers.most / metrics.get("workers", workers.most)
     around = max(0.0, before.manifest["times"]["seconds"] - metrics["seconds"])
-    return _with_hours(around + units / rate, rate, workers, unit, _when(before), checkpoint)
+    return _with_hours(around + units / rate, rate, workers, unit, _when(before), fixed)
 
 
 def _rate(before: Artifact) -> float:
@@ -199,7 +201,7 @@ def _on_such(before: Artifact, workers: WorkersConfig) -> bool:
 
 
 def _with_hours(
-    seconds: float, rate: float, workers: WorkersConfig, unit: str, basis: str, checkpoint: dict[str, Any]
+    seconds: float, rate: float, workers: WorkersConfig, unit: str, basis: str, fixed: dict[str, Any]
 ) -> Forecast:
     gpus, cpus = workers.most * workers.gpus, workers.most * workers.cpus
     return Forecast(
@@ -209,7 +211,7 @@ def _with_hours(
         gpu_hours=gpus * seconds / 3600 if gpus else None,
         cpu_hours=cpus * seconds / 3600,
         basis=basis,
-        **checkpoint,
+        **fixed,
     )
 
 
@@ -237,6 +239,8 @@ def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
     """What each training takes, and all together, in words."""
     for name, f in found.items():
         parts = [f"{f.units_per_second:,.0f} {f.unit} a second ({f.basis})"] if f.units_per_second else []
+        if f.worker_memory_bytes:
+            parts.append(f"{gib(sum(f.worker_memory_bytes.values()))} a worker")
         if f.checkpoint_bytes:
             parts.append(f"checkpoints of {gib(f.checkpoint_bytes)}")
         if f.checkpoint_pause_seconds:

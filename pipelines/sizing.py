@@ -11,8 +11,7 @@ from typing import Any
 
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.training.config import EngineConfig
-from omniloom.infra.training.memory import passing_memory, state_memory
-from omniloom.models.unified.memory import pass_memory
+from omniloom.infra.training.memory import state_memory
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
 from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
@@ -20,7 +19,7 @@ from omniloom.stages.tokenizer.architecture import architecture
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config, parameters_of
-from omniloom.stages.train.memory import one_pass
+from omniloom.stages.train.memory import one_pass, worker_memory
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:
@@ -139,20 +138,14 @@ def _built(stage, model):
 def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
     model = expected_config(stage, tokens, tokenizer)
     trained, frozen = parameters_of(stage, model)
-    workers, accumulate = stage.workers.most, stage.workers.accumulate
-    one = one_pass(stage, model, workers)
-    taken = pass_memory(model, one)
-    passing = passing_memory(
-        trained, stage.engine, workers, accumulate, taken["activations"] + taken["casts"], taken["logits"]
-    )
+    workers = stage.workers.most
     return _with_total(
         {
             "parameters": trained + frozen,
             **({"trained_parameters": trained} if stage.adapter else {}),
             "workers": workers,
             "tokens_per_step": stage.batch_rows * stage.packing.length,
-            "tokens_per_worker_and_pass": one.positions,
-            **_state(trained, frozen, stage.engine, workers),
-            **_bytes(passing),
+            "tokens_per_worker_and_pass": one_pass(stage, model, workers).positions,
+            **_bytes(worker_memory(stage, model)),
         }
     )

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # compiled
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller import TrainController
 
@@ -25,7 +26,12 @@ _INTERVAL = 1.0  # seconds between questions
 
 
 class Trainer(TorchTrainer):
-    """Ray Train's own, whose controller runs in a process that waits for it (`ready`)."""
+    """Ray Train's own, whose controller runs in a process that waits for it (`ready`). It hands out none of Ray's
+    datasets: without them no actor is started that would."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # its base is not typed
+        return [callback for callback in made if not isinstance(callback, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}

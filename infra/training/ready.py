@@ -25,6 +25,7 @@ _ASKED_SECONDS = 5.0
 _MODULES = ("torch.distributed", "ray.train.torch", "omniloom.infra.training.group", "omniloom.infra.training.loop")
 _CONTROL_MODULES = ("ray.train.v2._internal.execution.controller",)
 _CONTROL_ACTORS = 3  # Ray Train's controller, what its reports meet at, and what removes its placement groups
+_COORDINATOR = "AutoscalingCoordinator"  # its name and namespace; one more, which the first training of a Ray starts
 _GPUS = "OMNILOOM_RANK_GPUS"
 _JOB_HOOK = "OMNILOOM_JOB_HOOK"
 
@@ -97,11 +98,21 @@ def start(workers: WorkersConfig) -> int:
         if not node["Alive"]:
             continue
         if node["NodeID"] == here:
-            _ask(node, _told(_of_control(workers)), _CONTROL_ACTORS)
+            _ask(node, _told(_of_control(workers)), _CONTROL_ACTORS + (not _has_coordinator()))
         count = min(left, _room(node["Resources"], workers))
         if count and _ask(node, ranks, count):
             left -= count
     return workers.most - left
+
+
+def _has_coordinator() -> bool:
+    import ray
+
+    try:
+        ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
+    except ValueError:
+        return False
+    return True
 
 
 def _ask(node: dict[str, Any], environment: Any, count: int) -> bool:

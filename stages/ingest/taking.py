@@ -34,6 +34,7 @@ def take_over(known: Known, order: Order, output: str, state: str) -> set[str]:
             for name, entries in shards.items():
                 if _take(known.artifact, name, entries, None if whole else order, output, noted):
                     names.add(name)
+    storage.share_files(known.artifact.uri, output, noted)
     storage.write_json(storage.join(state, TAKEN_OVER), noted)
     return names
 
@@ -74,6 +75,5 @@ def _take(
                 keys.write_table(output, name, keys.read(artifact.uri, name).take(pa.array(kept)))
     for entry in entries:
         if entry["path"] not in anew:
-            storage.share_file(artifact.file(entry["path"]), storage.join(output, entry["path"]))
             noted[entry["path"]] = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
     return True

@@ -77,16 +77,18 @@ def take_over(shards: list[Shard], earlier: Artifact | None, text_digest: str, o
         for shard in shards:
             if known.get(shard.name) == shard.facts and shard.facts["sha256"]:
                 for entry in files.get(shard.number, ()):
-                    storage.share_file(earlier.file(entry["path"]), storage.join(output, entry["path"]))
                     noted[entry["path"]] = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+        done = {path for path in noted if path.startswith(f"{RESUME}shards/")}  # says that a shard is done: comes last
+        for paths in (noted.keys() - done, done):
+            storage.share_files(earlier.uri, output, sorted(paths))
     storage.write_json(storage.join(state, TAKEN_OVER), noted)
     storage.write_json(storage.join(output, _SHARDS), {"shards": {shard.name: shard.facts for shard in shards}})
 
 
 def _by_number(earlier: Artifact) -> dict[int, list[dict]]:
-    """The files of each token shard; what says that a shard is done comes last."""
+    """The files of each token shard."""
     found: dict[int, list[dict]] = {}
-    for entry in sorted(earlier.manifest["files"], key=lambda entry: entry["path"].startswith(f"{RESUME}shards/")):
+    for entry in earlier.manifest["files"]:
         folder, _, name = entry["path"].rpartition("/")
         if folder.startswith(("tokens/", f"{RESUME}lengths/")) or folder == f"{RESUME}shards":
             found.setdefault(int(name.partition(".")[0].removeprefix("shard-")), []).append(entry)

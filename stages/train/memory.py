@@ -9,7 +9,7 @@ import os
 
 from omniloom.infra.training.memory import passing_memory, state_memory
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.memory import Pass, recomputes
+from omniloom.models.unified.memory import Pass, pass_memory, recomputes
 from omniloom.stages.train.config import TrainConfig, parameters_of
 
 _DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
@@ -34,6 +34,21 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
         adapted=adapted,
         dropped=dropped,
     )
+
+
+def worker_memory(config: TrainConfig, model: UnifiedConfig) -> dict[str, int]:
+    """Bytes of a worker at the moment of a step that takes most, by what takes them; where there may be several numbers
+    of workers, on the most of them."""
+    trained, frozen = parameters_of(config, model)
+    workers = config.workers.most
+    passes = config.workers.passes(config.batch_rows, workers, config.engine.sequence_parallel)
+    taken = pass_memory(model, one_pass(config, model, workers))
+    return {
+        **state_memory(trained, config.engine, workers, frozen),
+        **passing_memory(
+            trained, config.engine, workers, passes, taken["activations"] + taken["casts"], taken["logits"]
+        ),
+    }
 
 
 def needs_room(config: TrainConfig, model: UnifiedConfig, workers: int, memory: int) -> bool:

@@ -14,6 +14,7 @@ from omniloom.pipelines import forecast
 from omniloom.pipelines.config import load
 from omniloom.pipelines.forecast import duration
 from omniloom.pipelines.plan import make_plan
+from omniloom.pipelines.sizing import sizes
 from omniloom.stages.train.config import expected_config
 from omniloom.stages.train.memory import one_pass
 
@@ -104,13 +105,23 @@ def test_gpus_without_a_run_are_taken_to_reach_a_share_of_their_peak(tmp_path):
     assert train.checkpoint_pause_seconds == pytest.approx(train.checkpoint_bytes / 2 / 20e9)
 
 
+def test_memory_of_a_worker_is_what_doctor_says(tmp_path):
+    """Without a run before; by what takes it."""
+    config = load("demo", [f"storage={tmp_path}", "stages.train.workers={count: 2, accumulate: 2}"])
+    told = forecast.of(make_plan(config))["train"].worker_memory_bytes
+    size = sizes(config)["train"]
+    assert {f"{name}_bytes": value for name, value in told.items()}.items() <= size.items()
+    assert sum(told.values()) == size["memory_per_worker_bytes"] and min(told["weights"], told["activations"]) > 0
+
+
 def test_plans_tell_it_in_both_forms(tmp_path):
     plan = planned(tmp_path)
     found = forecast.of(plan)
     stages = {stage["name"]: stage for stage in json.loads(json.dumps(forecast.described(plan, found)))["stages"]}
     assert stages["train"]["predicted"]["unit"] == "tokens"
     lines = list(forecast.lines(found))
-    assert any(line.startswith("train: 1,000 tokens a second") for line in lines)
+    train = next(line for line in lines if line.startswith("train: 1,000 tokens a second"))
+    assert " MiB a worker; checkpoints of " in train
     assert lines[-1].startswith("predicted: ") and "CPU-hours" in lines[-1]
 
 

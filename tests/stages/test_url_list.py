@@ -19,6 +19,7 @@ from ingested import lines, picture, put, take
 
 from omniloom.stages.data.media.decode import encode_mp4
 from omniloom.stages.ingest import downloads
+from omniloom.stages.ingest.kinds import url_list
 from omniloom.stages.ingest.looking import look
 
 PICTURES = {f"/{n}.png": picture() for n in range(12)}
@@ -227,6 +228,13 @@ def test_pieces_of_a_list_give_each_row_once(server, tmp_path):
         _, records, _ = take({"kind": "url_list", "uri": folder}, shard_items=items)
         made.append([(row["id"], row["part"], row["caption"]) for row in records.values()])
     assert made[0] == made[1] and len(made[0]) == 12
+
+
+def test_a_large_file_waits_in_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(url_list, "_HELD_BYTES", 100)
+    folder = put(tmp_path / "lists", {"a.txt": "".join(f"{server.at}/{n}.png\n" for n in range(4))})
+    _, records, rejects = take({"kind": "url_list", "uri": folder})
+    assert len(records) == 4 and not rejects and set(server.hits.values()) == {1}
 
 
 def test_videos_are_told_by_their_addresses(server, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ URL_FIELDS = (
     *("image", "img", "src", "link", "uri", "image_link"),
 )
 _URL = re.compile(r"https?://\S+", re.IGNORECASE)
+_HELD_BYTES = 4 << 20  # of a file that waits in memory for those before it
 _MOST_PIECES = 256  # of one list: each is read up to where the piece begins
 
 
@@ -153,6 +154,7 @@ class UrlList(RowFiles):
             return
         try:
             data = fetched.result()
+            data = self.downloader.get(self._url(row)) if data is None else data
         except Exception as error:
             yield Reject.of(error, path, number)
             return
@@ -197,8 +199,10 @@ class UrlList(RowFiles):
         config = self.config
         return Downloader(storage.absolute(cache), self.limits.max_bytes, config.timeout, config.per_host, agent)
 
-    def _fetch(self, row: dict) -> bytes:
-        return self.downloader.get(self._url(row))
+    def _fetch(self, row: dict) -> bytes | None:
+        """The content, if it is small; a large one waits in the cache until it is its turn."""
+        data = self.downloader.get(self._url(row))
+        return data if len(data) <= _HELD_BYTES else None
 
     def _url(self, row: dict) -> str:
         value = cells.value_at(row, self.config.url_field) if self.config.url_field else _usual_url(row)
