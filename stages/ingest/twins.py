@@ -32,6 +32,7 @@ from omniloom.stages.ingest.registration import WINDOWS
 
 _BLOCK = 4096  # rows worked on at once
 _PAIRS = 512  # pairs of pictures laid upon one another at once
+_POSSIBLE = 1 << 16  # pairs of them of which the places are compared at once
 _TABLES_TOGETHER = 16
 _NEIGHBOURS = 8  # rows that a row is paired with in one table, at most
 _LEAST_PROJECTIONS, _MOST_PROJECTIONS, _CROWD = 4, 8, 16  # of a table; mean rows of one hash that call for one more
@@ -81,6 +82,7 @@ def near_pictures(
     found = np.empty(0, np.int64)
     for window in range(len(WINDOWS)):
         codes = np.setdiff1d(_candidates(coarse, window, int(projected[window]), since), found)
+        codes = _possible(looks, codes, window)
         for start in range(0, len(codes), _PAIRS):
             pairs = np.stack(divmod(codes[start : start + _PAIRS], count), axis=1)
             alike = registration.alike(looks[pairs[:, 0]], looks[pairs[:, 1]], np.array(WINDOWS[window]))
@@ -139,6 +141,20 @@ def _candidates(coarse: np.ndarray, window: int, projected: int, since: Since | 
                 new.append(first[close] * count + second[close])
         codes = np.unique(np.concatenate([codes, *new]))
     return codes
+
+
+def _possible(looks: np.ndarray, codes: np.ndarray, window: int) -> np.ndarray:
+    """Of pairs' codes those of which the looks, as they lie, are near enough to be laid upon one another."""
+    kept, count = [np.empty(0, np.int64)], max(1, len(looks))
+    for start in range(0, len(codes), _POSSIBLE):
+        some = codes[start : start + _POSSIBLE]
+        (wholes, first), (parts, second) = (np.unique(rows, return_inverse=True) for rows in divmod(some, count))
+        near = registration.could_be(
+            registration.places(looks, wholes, np.array(WINDOWS[0]))[first],
+            registration.places(looks, parts, np.array(WINDOWS[window]))[second],
+        )
+        kept.append(some[near])
+    return np.concatenate(kept)
 
 
 def _sharing(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
