@@ -75,8 +75,8 @@ def _same_but_for_records(planned: PlannedStage, earlier: Artifact, plan: Plan) 
     if not free and any(a is None or a.digest != old["input_digests"].get(name) for name, a in now.items()):
         return False
     changed = differences(old["config"], canonical(planned.config, planned.name))
-    outside = [{f: facts["digest"] for f, facts in known.items()} for known in (old["outside"], planned.outside)]
-    return {path for path, _, _ in [*changed, *differences(*outside)]} <= free
+    was, is_now = ({f: facts["digest"] for f, facts in known.items()} for known in (old["outside"], planned.outside))
+    return {path for path, _, _ in [*changed, *differences(was, is_now)]} <= free
 
 
 def _growth(planned: PlannedStage, earlier: Artifact, plan: Plan) -> Growth | None:

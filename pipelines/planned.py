@@ -70,7 +70,7 @@ class PlannedStage:
         return self.status in ("run", "resume")
 
     def to_dict(self) -> dict:
-        told = {
+        told: dict[str, Any] = {
             "name": self.name,
             "status": self.status,
             "reason": self.reason,

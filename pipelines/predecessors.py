@@ -36,10 +36,10 @@ def fits(planned: PlannedStage, earlier: Artifact, digests: Mapping[str, str]) -
     if any(old["input_digests"][name] != digests[name] for name in others):
         return False
     config = differences(old["config"], canonical(planned.config, planned.name))
-    outside = [
+    before, now = (
         {field: facts["digest"] for field, facts in known.items()} for known in (old["outside"], planned.outside)
-    ]
-    changed = [path for path, _, _ in [*config, *differences(*outside)]]
+    )
+    changed = [path for path, _, _ in [*config, *differences(before, now)]]
     return all(path.split(".")[0] in free for path in changed)
 
 

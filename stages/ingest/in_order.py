@@ -25,10 +25,10 @@ class Order:
         self._ids = ids[self._places]
         groups = np.unique(table[0])
         starts = np.searchsorted(self._ids, groups.astype(np.uint64) << np.uint64(32))
-        firsts = np.minimum.reduceat(self._places, starts) if len(groups) else []
+        firsts = np.minimum.reduceat(self._places, starts) if len(groups) else starts
         self._counts = dict(zip(groups.tolist(), np.diff([*starts, len(ids)]).tolist(), strict=True))
         # The first item of each group.
-        self.groups: dict[int, int] = dict(zip(groups.tolist(), np.asarray(firsts).tolist(), strict=True))
+        self.groups: dict[int, int] = dict(zip(groups.tolist(), firsts.tolist(), strict=True))
 
     def count(self, group: int) -> int:
         """Of the items in a group."""
@@ -76,7 +76,7 @@ def in_order(order: Order, load: Callable[[int], Group[T]]) -> Iterator[T]:
         if not active:
             continue
         _, number, group = heapq.heappop(active)
-        others = [entry[0] for entry in (*active[:1], *waiting[-1:])]
+        others = [*(place for place, _, _ in active[:1]), *(first for first, _ in waiting[-1:])]
         yield group.until(min(others, default=None))
         if group.next is not None:
             heapq.heappush(active, (group.next, number, group))

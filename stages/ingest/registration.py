@@ -82,14 +82,14 @@ def could_be(whole: np.ndarray, cut: np.ndarray) -> np.ndarray:
 def alike(whole: np.ndarray, cut: np.ndarray, window: np.ndarray) -> np.ndarray:
     """bool (n,): whether each look of `whole` shows what lies in about the window of that of `cut`, in every frame."""
     frames = whole.shape[1] // LOOK_BYTES
-    verdicts = _fits(_small(whole), _small(cut), window).reshape(len(whole), frames).all(axis=1)
+    verdicts = np.asarray(_fits(_small(whole), _small(cut), window).reshape(len(whole), frames).all(axis=1))
     if not len(rows := np.flatnonzero(verdicts)):
-        return np.asarray(verdicts)
+        return verdicts
     one, other = _pixels(whole[rows]), _pixels(cut[rows])
     windows = _registered(one, other, window)
     sure = _nothing_left(one, _warp(other, windows)) & (_edges_moved(windows, window) <= _MOST_MOVED)
     verdicts[rows] = sure.reshape(len(rows), frames).all(axis=1)
-    return np.asarray(verdicts)
+    return verdicts
 
 
 def _fits(one: np.ndarray, other: np.ndarray, window: np.ndarray) -> np.ndarray:

@@ -159,7 +159,7 @@ def _told(corpus: Corpus, found: _Rows, wanted: list[int]) -> dict[int, dict]:
     of_shards: dict[int, list[int]] = {}
     for n in wanted:
         of_shards.setdefault(int(found["shard"][n]), []).append(n)
-    told = {}
+    told: dict[int, dict] = {}
     for shard, numbers in of_shards.items():
         name = corpus.names[shard]
         table = keys.read(corpus.output, name, ["source", "path", "part", "id", "captions"])

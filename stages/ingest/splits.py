@@ -153,7 +153,7 @@ class _Corpus:
             self.sketches.append(row["sketch"])
             self._texts.append(node)
 
-    def _node(self, row: dict) -> int:
+    def _node(self, row: Mapping) -> int:
         if row["group"]:
             key = bytes.fromhex(row["group"])
             if (node := self._groups.get(key)) is not None:

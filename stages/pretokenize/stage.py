@@ -73,7 +73,7 @@ def run(context: StageContext) -> dict:
 
     config: Config = context.config
     corpus, visual = context.records, context.tokenizer
-    model = visual and config_from_dict(storage.load_json(visual.file("tokenizer", "config.json")))
+    model = config_from_dict(storage.load_json(visual.file("tokenizer", "config.json"))) if visual else None
     if model:
         check_fit(config, model, pictures_in(corpus.metrics))
     feature_dim = encoder_config(config.features, FEATURES).width if model and config.features else None
@@ -84,14 +84,15 @@ def run(context: StageContext) -> dict:
     shards, notes = taken.numbered(corpus, context.predecessor), storage.join(context.output, taken.NOTES)
     taken.take_over(shards, context.predecessor, text.digest, context.output, context.state)
     with ThreadPoolExecutor(1, thread_name_prefix="card") as beside:  # as long as actors tokenize
-        shows = model and "image" in pictures_in(corpus.metrics)
-        seen = beside.submit(lossless, corpus, config, patch_size_of(model)) if shows else None
+        seen = None
+        if model and "image" in pictures_in(corpus.metrics):
+            seen = beside.submit(lossless, corpus, config, patch_size_of(model))
         _tokenize(context, shards, text_uri, notes)
     write_indices(context.output, notes)
     stats = [storage.load_json(storage.join(notes, "shards", f"{shard.number:05d}.json")) for shard in shards]
     facts = combine(stats)
     with_images = [shard.number for shard, found in zip(shards, stats, strict=True) if "image" in found["pictures"]]
-    bits = _card(context, stats, facts, model, seen and seen.result(), with_images)
+    bits = _card(context, stats, facts, model, seen.result() if seen else None, with_images)
     storage.write_json(
         storage.join(context.output, "tokens.json"),
         {
