@@ -195,7 +195,7 @@ def test_it_shows_in_the_schema_the_plan_and_the_errors(installed, tmp_path):
         (f"{{{mine}, timeout: 0}}", "sources.0.timeout", "greater than 0"),
         (f"{{{mine}, captions: {{from: file}}}}", "sources.0.captions", "did you mean 'caption_column'?"),
         (f"{{kind: csv_url, uri: {path}}}", "sources.0.kind", "'csv_urls'"),
-        (f"{{kind: text, uri: {path.parent}}}", "sources.0.uri", f"{{kind: csv_urls, uri: {path.parent}}}"),
+        (f"{{kind: text, uri: {path.parent}}}", "sources.0.uri", f"{{kind: url_list, uri: {path.parent}}}"),
     )
     configs = []
     for number, source in enumerate([f"{{{mine}}}", *(source for source, _, _ in wrong)]):

@@ -298,7 +298,9 @@ def test_every_spelling_of_a_manifest_is_the_same(files):
 
 # Text fields whose name or description sounds like a path and that are none: names, relations within a source.
 NO_PATHS = re.compile(
-    r"(captions\.|sources\.)?(file_field|image_field|video_field|include|exclude|from|template|links|encoding)$"
+    r"(captions\.|sources\.)?"
+    r"(file_field|image_field|video_field|rows_field|url_field|include|exclude|from|template|links|encoding)$"
+    r"|steps\.function$"
 )
 SOUNDS_LIKE_A_PATH = re.compile(
     r"\b(ur[il]s?|paths?|folders?|files?|root|dir|checkpoint|weights|safetensors|\.json|\.pth)\b|_(dir|root|path|uri|file)$"

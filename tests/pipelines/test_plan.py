@@ -56,10 +56,10 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
     }
     every = graph.Graph(graph.KNOWN_NAMES)
     assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
-    assert every.inputs["tokenizer_kl"] == {"records": "ingest", "tokenizer": "tokenizer_joint"}
+    assert every.inputs["tokenizer_kl"] == {"records": "curate", "tokenizer": "tokenizer_joint"}
     assert every.inputs["train"] == {"tokens": "pretokenize", "tokenizer": "tokenizer_kl"}
     assert every.inputs["objective_study"] == {
-        "records": "ingest",
+        "records": "curate",
         "tokenizer": "tokenizer_kl",
         "tokens": "pretokenize",
     }
@@ -81,7 +81,11 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
 @pytest.mark.parametrize(
     "names, field, message",
     [
-        (["tokenizer_image"], "stages.tokenizer_image", r"reads records, .*; configure stages.ingest, "),
+        (
+            ["tokenizer_image"],
+            "stages.tokenizer_image",
+            r"reads records, .*; configure stages.curate or stages.ingest, ",
+        ),
         (
             ["ingest", "train"],
             "stages.train",
