@@ -64,7 +64,7 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
         "tokens": "pretokenize",
     }
     assert every.inputs["evaluate"] == {
-        "records": "ingest",
+        "records": "curate",
         "tokenizer": "tokenizer_kl",
         "tokens": "pretokenize",
         "model": "train",

@@ -85,8 +85,8 @@ def decode_image_to(data: bytes, size: Size, limits: Limits = DEFAULT_LIMITS) ->
     """The image scaled to cover `size` = (height, width) and cut at the centre: uint8 (H, W, 3).
 
     Equal to `resize_center_crop` of `decode_image`, but of a JPEG that has four times the sides that are needed or
-    more: it is decoded to a half, a quarter or an eighth of them, twice of what is needed at least, without the frequencies
-    that scaling would take away (the scaled inverse transform of libjpeg).
+    more: it is decoded to a half, a quarter or an eighth of them, twice of what is needed at least, without the
+    frequencies that scaling would take away (the scaled inverse transform of libjpeg).
     """
     pixels, info = _decode_image(data, limits, enough=size)
     if pixels.shape[:2] == (info.height, info.width):
