@@ -2,8 +2,8 @@
 
     python tests/benchmarks/data.py items [pictures videos jsonl texts]     CPU time of one thread, ratio to the loop
     python tests/benchmarks/data.py listing [COUNT ...]                     seconds and memory of listing and grouping
-    python tests/benchmarks/data.py settle [COUNT ...]                      the same of what follows, for texts
-    python tests/benchmarks/data.py large [GIGABYTES]                       one JSONL of texts, one that names pictures
+    python tests/benchmarks/data.py large [GIGABYTES] [texts pictures]      one JSONL of texts, one that names pictures,
+                                                                            through `omniloom run` on Ray
 
 The loops read, check and decode what ingest has to, and keep nothing: pictures are opened, decoded and brought to RGB
 (Pillow), videos decoded (PyAV), lines parsed and hashed, texts decoded and hashed. Where `datatrove` is installed its
@@ -240,6 +240,86 @@ def listing(counts: list[int]) -> None:
         print(f"{name}: grows with exponent {np.polyfit(logs[:, 0], logs[:, 1], 1)[0]:.2f} (goal 1.05)")
 
 
+# ---- one large file ----
+
+
+def large_file(folder: Path, what: str, size: float) -> dict:
+    """One JSONL of about `size` bytes of texts, or that names about as many bytes of pictures."""
+    folder.mkdir(parents=True)
+    rng, held = np.random.default_rng(3), 0
+    with open(folder / "rows.jsonl", "w") as rows:
+        for n in range(1 << 62):
+            if held >= size:
+                break
+            if what == "texts":
+                line = json.dumps({"text": sentence(rng, 180)})
+                held += len(line)
+            else:
+                data = picture(rng)
+                (folder / f"{n:07d}.jpg").write_bytes(data)
+                line = json.dumps({"image": f"{n:07d}.jpg", "caption": sentence(rng, 8)})
+                held += len(data)
+            rows.write(line + "\n")
+    field = {"text_field": "text"} if what == "texts" else {"image_field": "image", "caption_field": "caption"}
+    return {"kind": "jsonl", "uri": str(folder / "rows.jsonl"), **field}
+
+
+def large(gigabytes: float, whats: list[str]) -> None:
+    """What ingest of one file takes: seconds, cores that were busy, its largest process, how full shards are."""
+    import yaml
+
+    limit = 64 << 20
+    for what in whats:
+        with tempfile.TemporaryDirectory(prefix="omniloom-large-") as name:
+            folder = Path(name)
+            source = large_file(folder / "in", what, gigabytes * 1e9)
+            ingest = {"sources": [source], "shard_bytes": limit, "shard_items": 1 << 30}
+            stages = {"ingest": ingest}
+            config = {"name": "large", "storage": str(folder / "runs"), "stages": stages}
+            (folder / "large.yaml").write_text(yaml.safe_dump(config))
+            began = time.monotonic()
+            run = subprocess.Popen(
+                [sys.executable, "-m", "omniloom.pipelines.cli", "run", str(folder / "large.yaml")],
+                stdout=subprocess.DEVNULL,
+            )
+            largest, busy = watched(run)
+            seconds = time.monotonic() - began
+            if run.returncode:
+                sys.exit(f"{what}: the run ended with {run.returncode}")
+            sizes = [path.stat().st_size / limit for path in sorted((folder / "runs").rglob("records/*.parquet"))]
+            full = sizes[:-1] or sizes  # the last one has what is left
+            print(
+                f"{what}: {gigabytes:g} GB in {seconds:.0f} s, {busy / seconds:.2f} cores busy, largest process "
+                f"{largest[1] / 1e9:.2f} GB ({largest[0]}), {len(sizes)} shards of {min(full):.2f} to {max(full):.2f} "
+                "of the limit",
+                flush=True,
+            )
+
+
+def watched(run: subprocess.Popen) -> tuple[tuple[str, int], float]:
+    """Until it ends: the name and the resident memory of its largest process, what is shared with others left out; and
+    the CPU seconds of it and all that it started."""
+    import psutil
+
+    seconds: dict[int, float] = {}
+    largest = ("", 0)
+    while run.poll() is None:
+        try:
+            family = [parent := psutil.Process(run.pid), *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            break
+        for process in family:
+            try:
+                memory, times = process.memory_info(), process.cpu_times()
+                seconds[process.pid] = times.user + times.system
+                if (own := memory.rss - memory.shared) > largest[1]:
+                    largest = (" ".join(process.cmdline())[-40:] or process.name(), own)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        time.sleep(0.5)
+    return largest, sum(seconds.values())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["items", "listing", "list_one", "large"])
@@ -249,5 +329,7 @@ if __name__ == "__main__":
         items(given.more or list(COUNTS))
     elif given.what == "listing":
         listing([int(count) for count in given.more] or [100_000, 1_000_000, 10_000_000])
+    elif given.what == "large":
+        large(float((given.more or ["5"])[0]), given.more[1:] or ["texts", "pictures"])
     elif given.what == "list_one":
         list_one(int(given.more[0]))
