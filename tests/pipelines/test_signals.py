@@ -32,9 +32,14 @@ cli.main()
 LINE = "interrupted; the next run goes on from here"
 
 
+def none_ignored() -> None:
+    """Whoever runs the tests in the background has SIGINT ignored, or with nohup SIGHUP, which processes inherit."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*arguments: str, **options) -> subprocess.Popen:
-    # Whoever runs the tests in the background has SIGINT ignored, which processes inherit.
-    options = {"stderr": subprocess.PIPE, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options}
+    options = {"stderr": subprocess.PIPE, "preexec_fn": none_ignored, **options}
     process = subprocess.Popen([sys.executable, "-c", RUN, *arguments], stdout=subprocess.PIPE, text=True, **options)
     assert process.stdout.readline() == "runs\n"
     return process
