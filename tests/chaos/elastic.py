@@ -127,9 +127,9 @@ def record(file: Path) -> None:
     segments, load = Documents.segments, RowLoader._load
     placed: list[Any] = []
 
-    def noted(self: Documents, what: Any) -> Any:
+    def noted(self: Documents, what: Any, seed: int | None = None) -> Any:
         placed.append(what)
-        return segments(self, what)
+        return segments(self, what, seed)
 
     def loaded(self: RowLoader, step: int) -> Any:
         placed.clear()
