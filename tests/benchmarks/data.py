@@ -290,8 +290,8 @@ def large(gigabytes: float, whats: list[str]) -> None:
             full = sizes[:-1] or sizes  # the last one has what is left
             print(
                 f"{what}: {gigabytes:g} GB in {seconds:.0f} s, {busy / seconds:.2f} cores busy, largest process "
-                f"{largest[1] / 1e9:.2f} GB ({largest[0]}), {len(sizes)} shards of {min(full):.2f} to {max(full):.2f} "
-                "of the limit",
+                f"{largest[1] / 1e9:.2f} GB ({largest[0]}), {len(sizes)} shards, "
+                f"files of {min(full):.2f} to {max(full):.2f} of the limit (which is of rows before compression)",
                 flush=True,
             )
 
