@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from omniloom.stages.base import PLACEMENT
+from omniloom.stages.by_kind import any_of
 from omniloom.stages.curate.steps.base import StepConfig
 from omniloom.stages.curate.steps.table import STEPS, UNUSABLE
 from omniloom.stages.ingest.config import Source
 from omniloom.stages.ingest.options import Strict
 
-
-def _of_a_kind(step: Any) -> Any:
-    """The step as it is; ValueError where it names no kind, or one that is installed and cannot be used."""
-    if isinstance(step, dict) and "kind" not in step:
-        raise ValueError(f"kind: is missing; the kinds are {', '.join(STEPS)}")
-    kind = step.get("kind") if isinstance(step, dict) else None
-    if isinstance(kind, str) and kind in UNUSABLE:
-        raise ValueError(f"kind: {kind} cannot be used; it is {UNUSABLE[kind]}")
-    return step
-
-
 if TYPE_CHECKING:
     AnyStep = StepConfig
 else:
-    _configs = reduce(or_, (step.Config for step in STEPS.values()))
-    AnyStep = Annotated[Annotated[_configs, Field(discriminator="kind")], BeforeValidator(_of_a_kind)]
+    AnyStep = any_of(STEPS, UNUSABLE)
 
 
 class CurateConfig(Strict):

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from omniloom.stages.base import PLACEMENT
+from omniloom.stages.by_kind import any_of
 from omniloom.stages.data.media.limits import Limits
 from omniloom.stages.ingest.kinds.table import KINDS, UNUSABLE
 from omniloom.stages.ingest.options import SourceConfig, Strict
 
-
-def _of_a_kind(source: Any) -> Any:
-    """The source as it is; ValueError where it names no kind, or one that an installed distribution offers and that
-    cannot be used."""
-    if isinstance(source, dict) and "kind" not in source:
-        raise ValueError(f"kind: is missing; the kinds are {', '.join(KINDS)}")
-    kind = source.get("kind") if isinstance(source, dict) else None
-    if isinstance(kind, str) and kind in UNUSABLE:
-        raise ValueError(f"kind: {kind} cannot be used; it is {UNUSABLE[kind]}")
-    return source
-
-
 if TYPE_CHECKING:
     Source = SourceConfig
 else:
-    _configs = reduce(or_, (kind.Config for kind in KINDS.values()))
-    Source = Annotated[Annotated[_configs, Field(discriminator="kind")], BeforeValidator(_of_a_kind)]
+    Source = any_of(KINDS, UNUSABLE)
 
 
 class Splits(Strict):

@@ -8,10 +8,10 @@ An entry point's name is the step's kind, its value a `steps.base.Step`:
 
 from __future__ import annotations
 
-import typing
 from typing import Any
 
 from omniloom.models import extensions
+from omniloom.stages import by_kind
 from omniloom.stages.curate.steps.base import Comparison, Filter, Step, StepConfig
 from omniloom.stages.curate.steps.blur import Blur
 from omniloom.stages.curate.steps.captions import Captions
@@ -31,17 +31,14 @@ GROUP = "omniloom.curation"
 
 def _problem(name: str, part: Any) -> str | None:
     """The reason why an entry point cannot be a step."""
-    if not (isinstance(part, type) and issubclass(part, Filter | Comparison)):
-        return "is no subclass of omniloom.stages.curate.steps.Filter or Comparison"
-    if part.__abstractmethods__:
-        return f"lacks {', '.join(sorted(part.__abstractmethods__))}"
-    if not (isinstance(getattr(part, "Config", None), type) and issubclass(part.Config, StepConfig)):
-        return "lacks Config, a subclass of omniloom.stages.curate.steps.StepConfig"
-    if not getattr(part, "kinds", ()):
-        return "lacks kinds, those of the records that it looks at"
-    if typing.get_args(part.Config.model_fields["kind"].annotation) != (name,):
-        return f'has a Config without the line `kind: Literal["{name}"]`, the name of its entry point'
-    return None
+    base = "omniloom.stages.curate.steps"
+    return by_kind.problem(
+        name,
+        part,
+        {f"{base}.Filter": Filter, "Comparison": Comparison},
+        (f"{base}.StepConfig", StepConfig),
+        has="kinds, those of the records that it looks at",
+    )
 
 
 _OURS: tuple[type[Step], ...] = (

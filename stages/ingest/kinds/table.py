@@ -8,10 +8,10 @@ An entry point's name is the kind's name, its value a `SourceKind`:
 
 from __future__ import annotations
 
-import typing
 from typing import Any
 
 from omniloom.models import extensions
+from omniloom.stages import by_kind
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.kinds.coco import Coco
@@ -38,17 +38,14 @@ GROUP = "omniloom.sources"
 
 def _problem(name: str, part: Any) -> str | None:
     """The reason why an entry point cannot be a kind of source."""
-    if not (isinstance(part, type) and issubclass(part, SourceKind)):
-        return "is no subclass of omniloom.stages.ingest.kinds.SourceKind"
-    if part.__abstractmethods__:
-        return f"lacks {', '.join(sorted(part.__abstractmethods__))}"
-    if not (isinstance(getattr(part, "Config", None), type) and issubclass(part.Config, SourceConfig)):
-        return "lacks Config, a subclass of omniloom.stages.ingest.kinds.SourceConfig"
-    if not getattr(part, "suffixes", ()):
-        return "lacks suffixes, those of the files that it reads"
-    if typing.get_args(part.Config.model_fields["kind"].annotation) != (name,):
-        return f'has a Config without the line `kind: Literal["{name}"]`, the name of its entry point'
-    return None
+    base = "omniloom.stages.ingest.kinds"
+    return by_kind.problem(
+        name,
+        part,
+        {f"{base}.SourceKind": SourceKind},
+        (f"{base}.SourceConfig", SourceConfig),
+        has="suffixes, those of the files that it reads",
+    )
 
 
 _OURS: tuple[type[SourceKind], ...] = (
