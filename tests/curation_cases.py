@@ -8,6 +8,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+from ingested import put as put
 from PIL import Image
 
 from omniloom.infra import storage
@@ -82,12 +83,6 @@ def saved(pixels: np.ndarray, format_: str = "PNG", **options) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(sink, format_, **options)
     return sink.getvalue()
-
-
-def put(uri: str, files: dict[str, bytes | str]) -> str:
-    for name, content in files.items():
-        storage.write_bytes(f"{uri}/{name}", content.encode() if isinstance(content, str) else content)
-    return uri
 
 
 def jsonl(rows) -> str:

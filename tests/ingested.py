@@ -34,20 +34,28 @@ def lines(*rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def take(*given, **fields):
-    """Metrics, records by path and rejects as (path, code) -> message of an ingest; the listing is made before it."""
+def listed(*given, **fields) -> tuple[dict, list[dict], list[dict]]:
+    """Metrics, records and rejects of an ingest; the listing is made before it."""
     config = ingest.Config.model_validate({"sources": list(given), **fields})
-    root = f"memory://roots-{time.monotonic_ns()}"
+    root = f"memory://ingested-{time.monotonic_ns()}"
     context = SimpleNamespace(
         config=config, output=f"{root}/output", state=f"{root}/state", predecessor=None, progress=lambda *a, **k: None
     )
     ingest.listing(config)
     metrics = ingest.run(context)
-    rows = {(row["path"], row["part"]): row for row in records.iterate(context.output)}
     written = storage.read_bytes(f"{context.output}/rejects/rejects.jsonl").split(b"\n")
-    rejects = {(row["path"], row["code"]): row["message"] for row in map(json.loads, filter(None, written))}
     assert metrics["items"] == metrics["records"] + metrics["rejects"] + metrics["duplicates"]
-    return metrics, rows, rejects
+    return metrics, list(records.iterate(context.output)), [json.loads(line) for line in written if line]
+
+
+def take(*given, **fields):
+    """The same, records by path and part, and the messages of rejects by path and code."""
+    metrics, rows, rejects = listed(*given, **fields)
+    return (
+        metrics,
+        {(row["path"], row["part"]): row for row in rows},
+        {(row["path"], row["code"]): row["message"] for row in rejects},
+    )
 
 
 def zipped(files: dict[str, bytes]) -> bytes:

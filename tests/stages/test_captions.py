@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ingested import listed, put
 from PIL import Image
 from pydantic import ValidationError
 
@@ -38,28 +39,8 @@ def table(*rows, **dialect) -> str:
     return sink.getvalue()
 
 
-def put(folder, files: dict[str, bytes | str]) -> str:
-    for path, content in files.items():
-        data = content.encode() if isinstance(content, str) else content
-        storage.write_bytes(storage.join(str(folder), path), data)
-    return str(folder)
-
-
-def take(*given, **fields):
-    config = ingest.Config.model_validate({"sources": list(given), **fields})
-    root = f"memory://captions-{time.monotonic_ns()}"
-    context = SimpleNamespace(
-        config=config, output=f"{root}/output", state=f"{root}/state", predecessor=None, progress=lambda *a, **k: None
-    )
-    ingest.listing(config)
-    metrics = ingest.run(context)
-    written = storage.read_bytes(f"{context.output}/rejects/rejects.jsonl").split(b"\n")
-    rejects = [json.loads(line) for line in written if line]
-    return metrics, list(records.iterate(context.output)), rejects
-
-
 def captions(*given, **fields) -> dict[str, list[str]]:
-    return {row["path"]: row["captions"] for row in take(*given, **fields)[1]}
+    return {row["path"]: row["captions"] for row in listed(*given, **fields)[1]}
 
 
 def images(uri, captions=None, **fields) -> dict:
@@ -116,7 +97,7 @@ def test_what_is_wrong_in_a_table_costs_its_row(tmp_path):
         ["2.png", "long " * 50_000],
     ]
     put(tmp_path, {**THREE, "m.csv": table(*rows).encode() + b"0.png,caf\xe9\r\n"})
-    metrics, found, rejects = take(images(tmp_path, {"manifest": "m.csv"}))
+    metrics, found, rejects = listed(images(tmp_path, {"manifest": "m.csv"}))
     assert [row["captions"] for row in found] == [["two\nlines"], ["a", "b"], [("long " * 50_000).strip()]]
     assert [row["label"] for row in found] == [None, "7", None]
     assert {(r["path"], r["code"]) for r in rejects} == {
@@ -140,7 +121,7 @@ def test_encodings(tmp_path, encoding, name):
     if encoding in ("utf-16", "utf-32"):  # the byte order mark tells
         assert captions(images(tmp_path, {"manifest": name})) == {"0.png": [word]}
     text = {"kind": "text", "uri": put(tmp_path / "text", {"a.txt": word.encode(encoding)}), "encoding": encoding}
-    assert take(text)[1][0]["text"] == word
+    assert listed(text)[1][0]["text"] == word
     said = "".join(json.dumps({"text": f"{word} {i}"}, ensure_ascii=False) + "\r\n" for i in range(3))
     rows = {
         "kind": "jsonl",
@@ -148,18 +129,18 @@ def test_encodings(tmp_path, encoding, name):
         "encoding": encoding,
         "text_field": "text",
     }
-    assert [row["text"] for row in take(rows)[1]] == [f"{word} {i}" for i in range(3)]
+    assert [row["text"] for row in listed(rows)[1]] == [f"{word} {i}" for i in range(3)]
 
 
 def test_another_encoding_than_the_files_names_the_option(tmp_path):
     put(tmp_path, {"a.txt": "café".encode("latin-1"), "b.txt": "plain"})
-    _, _, (reject,) = take({"kind": "text", "uri": str(tmp_path)})
+    _, _, (reject,) = listed({"kind": "text", "uri": str(tmp_path)})
     assert reject["code"] == "invalid_utf8"
     assert "at byte 3 of 4" in reject["message"] and "`encoding`" in reject["message"]
     with pytest.raises(ValidationError, match="an encoding that Python knows"):
-        take({"kind": "text", "uri": str(tmp_path), "encoding": "klingon"})
+        listed({"kind": "text", "uri": str(tmp_path), "encoding": "klingon"})
     put(tmp_path, {"rows/a.jsonl": b'{"text": "caf\xe9"}\n{"text": "fine"}\n'})
-    _, (row,), (reject,) = take({"kind": "jsonl", "uri": str(tmp_path / "rows"), "text_field": "text"})
+    _, (row,), (reject,) = listed({"kind": "jsonl", "uri": str(tmp_path / "rows"), "text_field": "text"})
     assert row["text"] == "fine" and reject["part"] == 1 and "`encoding`" in reject["message"]
 
 
@@ -182,22 +163,22 @@ def test_metadata_in_the_folder_is_read_by_itself(tmp_path, kind, name):
 
     put(tmp_path, {**files, **{f"{path.split('/')[0]}/{name}": content(path.split("/")[0]) for path in files}})
     source = {"kind": kind, "uri": str(tmp_path)}
-    metrics, found, rejects = take(source)
+    metrics, found, rejects = listed(source)
     assert {row["path"]: row["captions"] for row in found} == {path: [path.split("/")[0]] for path in files}
     assert metrics["metadata_captions"] == len(files) and "metadata.jsonl" in ingest.summary(metrics) and not rejects
-    listed = ingest.listing(ingest.Config.model_validate({"sources": [source]}))
-    assert f"train/{name}" in {fact["path"] for fact in listed}  # a change of it is a change of the corpus
-    metrics, found, _ = take({**source, "exclude": f"*{name}"})
+    facts = ingest.listing(ingest.Config.model_validate({"sources": [source]}))
+    assert f"train/{name}" in {fact["path"] for fact in facts}  # a change of it is a change of the corpus
+    metrics, found, _ = listed({**source, "exclude": f"*{name}"})
     assert metrics["uncaptioned"] == len(files) and not metrics.get("metadata_captions")
 
 
 def test_metadata_about_other_things_is_left_alone_and_told(tmp_path):
     put(tmp_path, {**THREE, "metadata.jsonl": lines({"dataset": "x", "license": "y"})})
-    metrics, _, _ = take(images(tmp_path))
+    metrics, _, _ = listed(images(tmp_path))
     assert metrics["uncaptioned"] == 3 and "1 metadata files name no files" in ingest.summary(metrics)
     put(tmp_path, {"metadata.jsonl": lines({"file_name": "elsewhere.png", "text": "y"})})
     with pytest.raises(InputError, match="exclude it"):
-        take(images(tmp_path))
+        listed(images(tmp_path))
 
 
 def test_manifests_beside_the_folder_and_by_absolute_paths(tmp_path):
@@ -307,20 +288,20 @@ def test_a_manifest_of_more_or_of_fewer_files_than_the_folder_has_fits(tmp_path)
             "fewer.jsonl": lines(*written("file", "caption")[:1]),
         },
     )
-    metrics, found, rejects = take(images(tmp_path, {"manifest": "more.jsonl"}))
+    metrics, found, rejects = listed(images(tmp_path, {"manifest": "more.jsonl"}))
     assert metrics["uncaptioned"] == 0 and metrics["rejects_missing_file"] == 20
-    metrics, _, _ = take(images(tmp_path, {"manifest": "fewer.jsonl"}))
+    metrics, _, _ = listed(images(tmp_path, {"manifest": "fewer.jsonl"}))
     assert (metrics["uncaptioned"], metrics["rejects"]) == (2, 0)
     assert ingest.summary(metrics).endswith("uncaptioned 2 of 3")
     put(tmp_path, {"labels.jsonl": lines(*({"file": name, "label": i} for i, name in enumerate(THREE)))})
-    metrics, found, _ = take(images(tmp_path, {"manifest": "labels.jsonl"}))
+    metrics, found, _ = listed(images(tmp_path, {"manifest": "labels.jsonl"}))
     assert [row["label"] for row in found] == ["0", "1", "2"] and metrics["uncaptioned"] == 3
 
 
 def test_rows_of_files_that_are_left_out_say_nothing_about_the_fit(tmp_path):
     rows = [{"file": f"other/{i}.png", "caption": "c"} for i in range(9)] + written("file", "caption")
     put(tmp_path, {**THREE, "m.jsonl": lines(*rows)})
-    metrics, found, rejects = take(images(tmp_path, {"manifest": "m.jsonl"}, exclude="other/*"))
+    metrics, found, rejects = listed(images(tmp_path, {"manifest": "m.jsonl"}, exclude="other/*"))
     assert rejects == [] and {row["path"]: row["captions"] for row in found} == EXPECTED
 
 
@@ -335,7 +316,7 @@ def test_the_summary_names_the_reasons_and_the_uncaptioned(tmp_path):
             "m.jsonl": lines(*written("file", "caption")[:2], {"file": "2.png", "caption": 3}),
         },
     )
-    metrics, _, _ = take(images(tmp_path, {"manifest": "m.jsonl"}))
+    metrics, _, _ = listed(images(tmp_path, {"manifest": "m.jsonl"}))
     assert ingest.summary(metrics) == (
         "files 7, items 7, records 3, rejects 4 (empty 2, bad_caption 1, not_an_image 1), duplicates 0, "
         "uncaptioned 1 of 3"
@@ -355,7 +336,7 @@ def test_rows_and_lists_add_up_and_what_is_wrong_costs_itself_alone(tmp_path):
         {"file": "2.png", "label": True},
     ]
     put(tmp_path, {**THREE, "m.jsonl": lines(*rows)})
-    metrics, found, rejects = take(images(tmp_path, {"manifest": "m.jsonl"}, license="CC0"))
+    metrics, found, rejects = listed(images(tmp_path, {"manifest": "m.jsonl"}, license="CC0"))
     assert [(row["captions"], row["caption"], row["label"], row["license"]) for row in found] == [
         (["a", "b"], "a", "x", "CC0"),
         ([], None, None, "CC0"),
@@ -402,13 +383,13 @@ def test_captions_of_one_picture_in_several_rows_files_shards_and_sources_are_me
         {"kind": "jsonl", "uri": str(tmp_path / "three"), "image_field": "image"},
     ]
     for shard_items in (1, 100):
-        metrics, found, rejects = take(*given, shard_items=shard_items)
+        metrics, found, rejects = listed(*given, shard_items=shard_items)
         assert {row["path"]: row["captions"] for row in found} == {
             "a.png": ["first", "second", "third", "fourth"],
             "b.png": ["b"],
         }
         assert metrics["duplicates"] == 4 and [r["code"] for r in rejects] == ["bad_caption"]
-    metrics, found, _ = take(images(tmp_path / "three", include="*.png"), given[1])
+    metrics, found, _ = listed(images(tmp_path / "three", include="*.png"), given[1])
     assert [row["captions"] for row in found] == [["second"]] and found[0]["caption"] == "second"
 
 
@@ -453,14 +434,14 @@ def test_rows_of_a_jsonl_with_media_keep_their_picture(tmp_path):
     ]
     put(tmp_path, {**THREE, "rows.jsonl": lines(*rows)})
     source = {"kind": "jsonl", "uri": str(tmp_path), "image_field": "image"}
-    _, found, rejects = take(source)
+    _, found, rejects = listed(source)
     assert [row["captions"] for row in found] == [[], [], ["x", "y"]]
     assert [(reject["part"], reject["code"]) for reject in rejects] == [
         (1, "bad_caption"),
         (2, "bad_caption"),
         (3, "bad_manifest_row"),
     ]
-    _, found, _ = take({**source, "caption_field": "text"})
+    _, found, _ = listed({**source, "caption_field": "text"})
     assert [row["captions"] for row in found] == [[], ["b"], ["x", "y"]]
 
 
@@ -486,7 +467,7 @@ def test_sidecars(tmp_path):
         },
     )
     source = images(tmp_path, {"from": "sidecar"})
-    metrics, found, rejects = take(source)
+    metrics, found, rejects = listed(source)
     assert {row["path"]: row["captions"] for row in found} == {
         "a.png": ["one picture,\nof two lines"],
         "sub/b.jpg.png": ["another"],
@@ -502,7 +483,7 @@ def test_sidecars(tmp_path):
     put(tmp_path, {"a.txt": "other words"})
     assert ingest.listing(config) != before
     for other in (None, {"from": "file"}, {"from": "folder"}):  # they are there, and nobody asked for them
-        metrics, _, _ = take(images(tmp_path, other))
+        metrics, _, _ = listed(images(tmp_path, other))
         assert "5 texts beside pictures were not read (captions: {from: sidecar} reads them)" in ingest.summary(metrics)
 
 
@@ -518,7 +499,7 @@ def test_pages_that_are_not_taken_are_told(tmp_path):
     frames[0].save(tmp_path / "pages.tiff", save_all=True, append_images=frames[1:])
     frames[1].save(tmp_path / "one.tiff")
     frames[2].save(tmp_path / "one.png")
-    metrics, found, _ = take(images(tmp_path))
+    metrics, found, _ = listed(images(tmp_path))
     pages = {row["path"]: json.loads(row["meta"]).get("pages") for row in found}
     assert pages == {"one.png": None, "one.tiff": None, "pages.tiff": 3} and metrics["multipage"] == 1
     assert "1 pictures with several pages" in ingest.summary(metrics)
@@ -528,7 +509,7 @@ def test_meta_that_utf8_cannot_spell_stops_nothing(tmp_path):
     deep = json.loads("[" * 90 + "]" * 90)
     rows = [{"file": "0.png", "caption": "c", "note": "\ud800"}, {"file": "1.png", "caption": "d", "note": deep}]
     put(tmp_path, {**THREE, "m.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
-    _, found, rejects = take(images(tmp_path, {"manifest": "m.jsonl", "meta_fields": ["note"]}))
+    _, found, rejects = listed(images(tmp_path, {"manifest": "m.jsonl", "meta_fields": ["note"]}))
     assert rejects == [] and [json.loads(row["meta"]) for row in found] == [{"note": "\ud800"}, {"note": deep}, {}]
 
 
@@ -556,10 +537,10 @@ def test_captions_on_an_object_store(s3):
             "m.csv": table(["file", "caption"], ["a.png", "A"], [f"{s3}/in/sub/b.png", "by URI"], ["../m.csv", "no"]),
         },
     )
-    metrics, found, rejects = take(images(f"{s3}/in", {"manifest": "../m.csv"}))
+    metrics, found, rejects = listed(images(f"{s3}/in", {"manifest": "../m.csv"}))
     assert {row["path"]: row["captions"] for row in found} == {"a.png": ["A"], "sub/b.png": ["by URI"]}
     assert [reject["code"] for reject in rejects] == ["outside_root"]
     assert captions(images(f"{s3}/in", {"from": "sidecar"})) == {"a.png": [], "sub/b.png": ["B"]}
-    _, found, rejects = take({"kind": "jsonl", "uri": f"{s3}/in", "image_field": "image"})
+    _, found, rejects = listed({"kind": "jsonl", "uri": f"{s3}/in", "image_field": "image"})
     assert [(row["part"], row["captions"]) for row in found] == [(1, ["row"]), (3, ["whole"])]
     assert [(reject["part"], reject["code"]) for reject in rejects] == [(2, "missing_file"), (4, "remote_media")]

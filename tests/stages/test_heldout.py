@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
 from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from curation_cases import jsonl as lines
+from curation_cases import put, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -37,22 +38,6 @@ def photo(height: int = 96, width: int = 128) -> np.ndarray:
     """A scene: a few smooth areas with edges between them, and texture."""
     coarse = Image.fromarray(RNG.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), 3)
     return np.clip(np.asarray(coarse, float) + RNG.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
-def saved(pixels: np.ndarray, format_: str = "PNG", **options) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, format_, **options)
-    return sink.getvalue()
-
-
-def put(uri: str, files: dict[str, bytes | str]) -> str:
-    for name, content in files.items():
-        storage.write_bytes(f"{uri}/{name}", content.encode() if isinstance(content, str) else content)
-    return uri
-
-
-def lines(rows) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def ingested(root: str, *sources: dict, **fields) -> SimpleNamespace:
