@@ -15,12 +15,13 @@ from curation_cases import put, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from sklearn.datasets import load_digits
 
 from omniloom.infra import storage
 from omniloom.stages.data import changes, records
 from omniloom.stages.data.media.decode import encode_mp4, probe_image, probe_video
 from omniloom.stages.data.media.identity import LOOK_BYTES, SKETCH, picture_look, text_sketch
-from omniloom.stages.ingest import splits, twins
+from omniloom.stages.ingest import registration, splits, twins
 from omniloom.stages.ingest import stage as ingest
 
 EVEN = {"train": 0.4, "validation": 0.3, "test": 0.3}
@@ -398,3 +399,20 @@ def test_no_shard_is_written_again_and_a_repeated_pass_changes_nothing(memory):
     ingest.run(found.context)
     assert [(row["path"], row["split"]) for row in records.iterate(found.context.output)] == before
     assert [storage.read_bytes(uri) for uri in records.shards(found.context.output)] == written
+
+
+def test_pictures_that_are_drawn_alike_are_told_apart_before_they_are_laid_upon_one_another(monkeypatch):
+    """Of digits thousands of pairs are near; each that is laid upon another costs half a millisecond."""
+    digits = load_digits().images[:500]
+    grey = [np.asarray(Image.fromarray((image * 15.9).astype(np.uint8)).resize((32, 32), 3)) for image in digits]
+    looks = np.stack([np.frombuffer(picture_look(np.repeat(image[..., None], 3, 2)), np.uint8) for image in grey])
+    shapes = twins.shapes(looks)
+    near = sum(
+        len(twins._candidates(shapes, window, number, None))
+        for window, number in enumerate(twins.projections(shapes).tolist())
+    )
+    laid: list[int] = []
+    registered = registration._registered
+    monkeypatch.setattr(registration, "_registered", lambda one, *rest: laid.append(len(one)) or registered(one, *rest))
+    assert len(twins.near_pictures(looks)) == 0
+    assert near > 5000 and sum(laid) < near / 10
