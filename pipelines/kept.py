@@ -22,8 +22,8 @@ from omniloom.pipelines.graph import Graph
 from omniloom.pipelines.outside import outside_contents
 from omniloom.pipelines.planned import TEXT, Kept, PlannedStage
 from omniloom.pipelines.selection import Selection
-from omniloom.stages.ingest import growth
-from omniloom.stages.ingest.growth import Growth
+from omniloom.stages.ingest.increments import growth
+from omniloom.stages.ingest.increments.growth import Growth
 from omniloom.stages.retrain import allows
 
 

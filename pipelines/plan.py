@@ -24,7 +24,7 @@ from omniloom.pipelines.planned import Grown, PlannedStage
 from omniloom.pipelines.reasons import change, config_changes
 from omniloom.pipelines.selection import Selection
 from omniloom.stages.base import Stage
-from omniloom.stages.ingest import growth
+from omniloom.stages.ingest.increments import growth
 
 
 @dataclass

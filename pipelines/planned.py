@@ -8,7 +8,7 @@ from typing import Any
 
 from omniloom.infra.artifacts import Artifact
 from omniloom.stages.base import Stage
-from omniloom.stages.ingest.growth import FileChanges, Growth
+from omniloom.stages.ingest.increments.growth import FileChanges, Growth
 
 TEXT = "text_tokenizer"  # the field of a stage that makes tokens
 

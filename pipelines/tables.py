@@ -153,7 +153,7 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
     records, model, evaluation = (_made(plan, role) for role in ("records", "model", "evaluation"))
     if records:
         lines += [
-            f"note: the {split} split is empty: {left}; stages.ingest.splits or more data change that"
+            f"note: the {split} split is empty: {left}; stages.ingest.splitting.splits or more data change that"
             for split, left in (
                 ("validation", "training has nothing to be validated on"),
                 ("test", "evaluate has nothing to measure"),

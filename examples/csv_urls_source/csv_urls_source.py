@@ -16,9 +16,9 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.base import PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
+from omniloom.stages.ingest.annotations.manifests import Manifest, read_manifest
 from omniloom.stages.ingest.kinds import Contents, Reject, SourceConfig, SourceKind
-from omniloom.stages.ingest.manifests import Manifest, read_manifest
+from omniloom.stages.ingest.look.glimpse import BY_REFERENCE, Glimpse, Recognition
 
 
 class CsvUrlsConfig(SourceConfig):
@@ -88,8 +88,9 @@ class CsvUrls(SourceKind):
         return read_manifest(self.root, self.root.uri(path), path, f"{self.field}.uri")
 
     def read(self, item: dict) -> Iterator[dict | Reject]:
-        from omniloom.stages.ingest import fields, rows
-        from omniloom.stages.ingest.fetching import fetch
+        from omniloom.stages.ingest import rows
+        from omniloom.stages.ingest.annotations import fields
+        from omniloom.stages.ingest.files.fetching import fetch
 
         url = item["url"]
         if not isinstance(url, str) or not ("://" in url or url.startswith("/")):

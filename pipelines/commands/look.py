@@ -19,7 +19,7 @@ from omniloom.infra.secrets import redact, redact_uris
 from omniloom.pipelines.commands.arguments import AsJson
 
 if TYPE_CHECKING:
-    from omniloom.stages.ingest.looking import Look, Proposed
+    from omniloom.stages.ingest.look.looking import Look, Proposed
 
 _WIDTH = 110  # of a sample's text
 _SUFFIXES = 8
@@ -39,7 +39,7 @@ def look(
     Counts, sizes, samples with captions, and what cannot be used and why stand in it as comments, so that
     `omniloom look URI > corpus.yaml` is followed by `omniloom run corpus.yaml`. Writes nothing.
     """
-    from omniloom.stages.ingest.looking import look as look_at
+    from omniloom.stages.ingest.look.looking import look as look_at
 
     seen = look_at(uri, items=items, samples=samples)
     if as_json:
@@ -76,7 +76,7 @@ def _page(seen: Look) -> Iterator[str]:
         yield "stages:"
         yield "  ingest:"
         yield "    sources:"
-        from omniloom.stages.ingest.recognition import line
+        from omniloom.stages.ingest.look.recognition import line
 
         yield from (f"      - {line(source.options)}" for source in seen.sources)
 

@@ -28,7 +28,7 @@ from omniloom.stages.curate.steps.base import Comparison
 from omniloom.stages.data import records
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.media.identity import SKETCH, picture_look, text_runs, text_sketch
-from omniloom.stages.ingest import twins
+from omniloom.stages.ingest.splitting import twins
 
 _RUN, _ONE_IN = 40, 16  # letters of a run; runs of which one counts
 _LEAST_RUNS, _CONTAINED = 3, 0.5  # counted runs of a text that can be looked for; the share that has to be found

@@ -11,8 +11,8 @@ a shard at a time, up to a comparison, which is made where the stage runs, of si
 held-out split, so nothing that ingest put on one side of a split comes to the other; where steps make new content, what
 is trained on and has a near twin that is held out goes (`stages.curate.held_out`).
 
-Memory: a worker holds one shard; the stage 25 bytes a signature and what `stages.ingest.twins` says. Everything is
-written down as it is done: a killed run goes on after its last shard, and ends with the same records.
+Memory: a worker holds one shard; the stage 25 bytes a signature and what `stages.ingest.splitting.twins` says.
+Everything is written down as it is done: a killed run goes on after its last shard, and ends with the same records.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
             "id", pa.string(), nullable=False
         ),  # 64 hex digits: what it holds, decoded: `stages.data.media.identity`
         pa.field("kind", pa.string(), nullable=False),  # one of KINDS
-        pa.field("split", pa.string(), nullable=False),  # one of SPLITS, as `stages.ingest.splits` has it
+        pa.field("split", pa.string(), nullable=False),  # one of SPLITS, as `stages.ingest.splitting.splits` has it
         pa.field("media", pa.binary()),  # encoded bytes as in the source
         pa.field("format", pa.string()),  # what the bytes are: png, jpeg, mp4, ... not the file's suffix
         pa.field("caption", pa.string()),  # the first of `captions`
@@ -83,7 +83,8 @@ _ROW_GROUP_BYTES = 16 << 20
 def split_of(record_id: str, fractions: Mapping[str, float]) -> str:
     """The split that an id or a group's key falls in: its first 64 bits as a number in [0, 1) cut by `fractions`.
 
-    `fractions` maps each of SPLITS to a share; they sum to 1. What a record's split is, `stages.ingest.splits` says.
+    `fractions` maps each of SPLITS to a share; they sum to 1. `stages.ingest.splitting.splits` says what a
+    record's split is.
     The held-out splits lie at the low end: growing the test share never moves a record from test elsewhere.
     """
     total = sum(fractions.get(split, 0.0) for split in SPLITS)

@@ -6,9 +6,9 @@ or it has `shard_items`. So a group gives a shard, or several where its files ho
 that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a row group.
 
 Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... and beside each lie its keys and rejects
-(`stages.ingest.keys`); in the stage's state groups/000012.json, written last: the reports on the group's shards. A
-group without it is read again from its beginning and gives the same shards, so a kill leaves nothing behind that is not
-written over.
+(`stages.ingest.splitting.keys`); in the stage's state groups/000012.json, written last: the reports on the group's
+shards. A group without it is read again from its beginning and gives the same shards, so a kill leaves nothing behind
+that is not written over.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class _Reading:
 
     def _read(self) -> Iterator[dict]:
         """Rows with their source and split, and rejects, which have a `code`."""
-        from omniloom.stages.ingest import splits
         from omniloom.stages.ingest.readers import Reader
+        from omniloom.stages.ingest.splitting import splits
 
         fractions = self._config.splits.model_dump()
         readers: dict[int, Reader] = {}
@@ -104,7 +104,7 @@ class _Reading:
     def shard(self, output: str, state: str, number: int) -> dict:
         """Write the next shard with what belongs to it; the report on it."""
         from omniloom.stages.data import records
-        from omniloom.stages.ingest import keys
+        from omniloom.stages.ingest.splitting import keys
 
         path = records.shard_name(self._group["index"], number)
         name = path.rpartition("/")[2]

@@ -13,10 +13,10 @@ import json
 from collections.abc import Iterator
 
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.files.paths import encodable
 from omniloom.stages.ingest.kinds.table import open_source
-from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.splits import group_key
+from omniloom.stages.ingest.splitting.splits import group_key
 
 
 class Reader:

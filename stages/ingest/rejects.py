@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omniloom.stages.data.media.limits import MediaError, one_line
-from omniloom.stages.ingest.paths import encodable
-from omniloom.stages.ingest.retrying import unreadable
+from omniloom.stages.ingest.files.paths import encodable
+from omniloom.stages.ingest.files.retrying import unreadable
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from operator import eq
 from omniloom.infra.errors import InputError, together
 from omniloom.stages.ingest import cutting
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.glimpse import Glimpse
+from omniloom.stages.ingest.files.listing import Files, SourceFile, list_files
+from omniloom.stages.ingest.files.suffixes import ARCHIVES, COMPANIONS, suffix
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
-from omniloom.stages.ingest.listing import Files, SourceFile, list_files
-from omniloom.stages.ingest.recognition import line, recognized
-from omniloom.stages.ingest.suffixes import ARCHIVES, COMPANIONS, suffix
+from omniloom.stages.ingest.look.glimpse import Glimpse
+from omniloom.stages.ingest.look.recognition import line, recognized
 
 
 class Facts(Sequence[dict]):

@@ -14,7 +14,7 @@ folders of images and videos.
 
 No item stops the rest: whatever reading one raises becomes its reject.
 
-What is held out is unseen: see `stages.ingest.splits`.
+What is held out is unseen: see `stages.ingest.splitting.splits`.
 
 Files, and pieces of large ones, are grouped in a fixed order, and Ray works on the groups side by side; a killed
 run goes on with the groups that are not done: see `stages.ingest.groups`.
@@ -38,9 +38,9 @@ from omniloom.stages.ingest.groups import done, grouped, ingest_group, marker_na
 
 if TYPE_CHECKING:
     from omniloom.stages.base import StageContext
-    from omniloom.stages.ingest.keys import Corpus
-    from omniloom.stages.ingest.known import Items
-    from omniloom.stages.ingest.settling import Settled
+    from omniloom.stages.ingest.increments.known import Items
+    from omniloom.stages.ingest.splitting.keys import Corpus
+    from omniloom.stages.ingest.splitting.settling import Settled
 
 VERSION = 8
 BUILDS_ON = ("sources", "max_synthetic_fraction")
@@ -60,10 +60,10 @@ def run(context: StageContext) -> dict:
     kinds, splits and reasons; InputError if nothing is left.
     """
     from omniloom.stages.data import records
-    from omniloom.stages.ingest.keys import Corpus
-    from omniloom.stages.ingest.known import Files, Items, Known
-    from omniloom.stages.ingest.settling import settle
-    from omniloom.stages.ingest.taking import take_over, tidy
+    from omniloom.stages.ingest.increments.known import Files, Items, Known
+    from omniloom.stages.ingest.increments.taking import take_over, tidy
+    from omniloom.stages.ingest.splitting.keys import Corpus
+    from omniloom.stages.ingest.splitting.settling import settle
 
     config: Config = context.config
     notes: Counter = Counter()

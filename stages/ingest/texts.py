@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding
+from omniloom.stages.ingest.files import encoding
 
 # Bytes of a section, up to the end of a line: a large file is cut into chunks section by section, so that no chunk
 # depends on where in the file somebody begins to read.

@@ -200,7 +200,7 @@ def list_one(count: int) -> None:
     from omniloom.stages.ingest import sources
     from omniloom.stages.ingest.config import Config
     from omniloom.stages.ingest.groups import grouped
-    from omniloom.stages.ingest.known import Files, Items, Known
+    from omniloom.stages.ingest.increments.known import Files, Items, Known
 
     config = Config.model_validate({"sources": [{"kind": "text", "uri": f"generated://{count}"}]})
     start = time.process_time()

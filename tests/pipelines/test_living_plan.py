@@ -12,7 +12,7 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import ArtifactStore
 from omniloom.pipelines import forecast, predecessors
 from omniloom.pipelines.kept import learnt_from, made_of
-from omniloom.stages.ingest import growth
+from omniloom.stages.ingest.increments import growth
 
 IMAGES = "stages.tokenizer_image.retrain"
 

@@ -437,7 +437,10 @@ WRONG = {
     "a size that is no list": sets("stages.tokenizer_image.data.sizes", "32", "expected a list, such as [32]"),
     "steps in words": sets("stages.train.steps", "many", "valid integer"),
     "shares that do not sum": line(
-        "splits: {train: 0.8,", "splits: {train: 0.9,", "stages.ingest.splits", "train + validation + test = 1, got 1.1"
+        "splits: {train: 0.8,",
+        "splits: {train: 0.9,",
+        "stages.ingest.splits",
+        "train + validation + test = 1, got 1.1",
     ),
     # Options that have no effect on what is chosen.
     "a codebook of an FSQ": sets(

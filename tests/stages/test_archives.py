@@ -15,7 +15,7 @@ from ingested import lines, picture, put, take, tarred, zipped
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest.braces import expand, folder, has_braces
+from omniloom.stages.ingest.files.braces import expand, folder, has_braces
 
 PICTURES = {f"a/{n}.png": picture() for n in range(3)}
 FILES = {

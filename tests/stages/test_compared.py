@@ -9,8 +9,8 @@ from PIL import Image
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data.media.identity import SKETCH, picture_look
-from omniloom.stages.ingest import twins
-from omniloom.stages.ingest.compared import NAME, Compared
+from omniloom.stages.ingest.splitting import twins
+from omniloom.stages.ingest.splitting.compared import NAME, Compared
 
 RNG = np.random.default_rng(11)
 

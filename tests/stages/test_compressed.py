@@ -13,10 +13,10 @@ from ingested import lines, picture, put, take
 
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import texts
-from omniloom.stages.ingest.compressed import decompressed
+from omniloom.stages.ingest.files.compressed import decompressed
+from omniloom.stages.ingest.files.roots import Root
+from omniloom.stages.ingest.files.suffixes import compression, suffix
 from omniloom.stages.ingest.options import SourceConfig
-from omniloom.stages.ingest.roots import Root
-from omniloom.stages.ingest.suffixes import compression, suffix
 
 WAYS = {
     ".gz": gzip.compress,

@@ -12,8 +12,9 @@ import pytest
 from omniloom.infra import storage
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.ingest import cutting, encoding, groups, sources, texts
+from omniloom.stages.ingest import cutting, groups, sources, texts
 from omniloom.stages.ingest import stage as ingest
+from omniloom.stages.ingest.files import encoding
 from omniloom.stages.ingest.kinds.table import open_source
 
 RNG = np.random.default_rng(3)

@@ -18,13 +18,14 @@ from sources_read import cut, picture, read
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
-from omniloom.stages.ingest import hugging_face, recognition
+from omniloom.stages.ingest.annotations import hugging_face
+from omniloom.stages.ingest.files.listing import list_files
+from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.formats import coco as coco_format
-from omniloom.stages.ingest.glimpse import Glimpse
-from omniloom.stages.ingest.listing import list_files
+from omniloom.stages.ingest.look import recognition
+from omniloom.stages.ingest.look.glimpse import Glimpse
 from omniloom.stages.ingest.options import SourceConfig
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import Root
 from omniloom.stages.ingest.rows import media_row
 
 IDS = [media_row("image", picture(n), DEFAULT_LIMITS)["id"] for n in range(4)]

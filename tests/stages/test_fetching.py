@@ -10,8 +10,8 @@ import pytest
 
 from omniloom.infra import storage
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import retrying
-from omniloom.stages.ingest.fetching import fetch
+from omniloom.stages.ingest.files import retrying
+from omniloom.stages.ingest.files.fetching import fetch
 
 
 @pytest.fixture

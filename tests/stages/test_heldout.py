@@ -21,8 +21,8 @@ from omniloom.infra import storage
 from omniloom.stages.data import changes, records
 from omniloom.stages.data.media.decode import encode_mp4, probe_image, probe_video
 from omniloom.stages.data.media.identity import LOOK_BYTES, SKETCH, picture_look, text_sketch
-from omniloom.stages.ingest import registration, splits, twins
 from omniloom.stages.ingest import stage as ingest
+from omniloom.stages.ingest.splitting import registration, splits, twins
 
 EVEN = {"train": 0.4, "validation": 0.3, "test": 0.3}
 RNG = np.random.default_rng(5)

@@ -17,9 +17,9 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore
 from omniloom.stages.data import changes, records
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.ingest import growth
 from omniloom.stages.ingest import stage as ingest
-from omniloom.stages.ingest.in_order import Group, Order, in_order
+from omniloom.stages.ingest.increments import growth
+from omniloom.stages.ingest.increments.in_order import Group, Order, in_order
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from omniloom.stages.ingest import sources
+from omniloom.stages.ingest.annotations.markdown import Picture, front_matter, split_markdown
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.markdown import Picture, front_matter, split_markdown
 from omniloom.stages.ingest.readers import Reader
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "interleaved"

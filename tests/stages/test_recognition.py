@@ -6,12 +6,12 @@ import json
 
 import yaml
 
-from omniloom.stages.ingest.glimpse import BY_CONTENT, BY_NAME, Glimpse, Recognition
+from omniloom.stages.ingest.files.listing import list_files
+from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.kinds.table import KINDS
-from omniloom.stages.ingest.listing import list_files
+from omniloom.stages.ingest.look.glimpse import BY_CONTENT, BY_NAME, Glimpse, Recognition
+from omniloom.stages.ingest.look.recognition import line, recognized
 from omniloom.stages.ingest.options import SourceConfig
-from omniloom.stages.ingest.recognition import line, recognized
-from omniloom.stages.ingest.roots import Root
 
 
 def glimpse(folder, files: dict[str, bytes]) -> Glimpse:

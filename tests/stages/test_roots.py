@@ -17,8 +17,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ingested import lines, picture, put, take
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest import readers, retrying, roots, rows, sources
+from omniloom.stages.ingest import readers, rows, sources
 from omniloom.stages.ingest import stage as ingest
+from omniloom.stages.ingest.files import retrying, roots
 
 
 def records_of(config: ingest.Config, item: dict) -> list[dict]:

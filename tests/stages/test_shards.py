@@ -12,7 +12,7 @@ import pytest
 from ingested import picture, put, take, tarred
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest.looking import look
+from omniloom.stages.ingest.look.looking import look
 
 PICTURES = [picture() for _ in range(6)]
 

@@ -15,12 +15,12 @@ from omniloom.models import extensions
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest import sources
+from omniloom.stages.ingest.annotations.manifests import parse, parse_row
+from omniloom.stages.ingest.annotations.row_mapping import RowMapping
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.files.listing import list_files
 from omniloom.stages.ingest.kinds import SourceConfig, SourceKind
 from omniloom.stages.ingest.kinds import table as kinds
-from omniloom.stages.ingest.listing import list_files
-from omniloom.stages.ingest.manifests import parse, parse_row
-from omniloom.stages.ingest.row_mapping import RowMapping
 
 OF_ALL = {"uri", "name", "include", "exclude", "follow_links", "encoding", "license", "synthetic", "hash"}
 OF_ROWS = {

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from omniloom.infra import storage
 from omniloom.stages.data import changes, records
-from omniloom.stages.ingest import fields, names
 from omniloom.stages.ingest import stage as ingest
+from omniloom.stages.ingest.annotations import fields, names
 from omniloom.stages.ingest.texts import chunk_text, decode_text
 
 IDS = st.binary(max_size=8).map(lambda content: hashlib.sha256(content).hexdigest())

@@ -18,9 +18,9 @@ import pytest
 from ingested import lines, picture, put, take
 
 from omniloom.stages.data.media.decode import encode_mp4
-from omniloom.stages.ingest import downloads
+from omniloom.stages.ingest.files import downloads
 from omniloom.stages.ingest.kinds import url_list
-from omniloom.stages.ingest.looking import look
+from omniloom.stages.ingest.look.looking import look
 
 PICTURES = {f"/{n}.png": picture() for n in range(12)}
 

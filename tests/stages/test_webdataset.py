@@ -16,7 +16,7 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.decode import encode_mp4
 from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.looking import look
+from omniloom.stages.ingest.look.looking import look
 from omniloom.stages.ingest.readers import Reader
 
 

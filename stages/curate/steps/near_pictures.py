@@ -1,7 +1,7 @@
 """Step `near_pictures`: of pictures and clips that show the same the best stays.
 
 Copies that were re-encoded, scaled, or cut by up to 5% at their edges are found by a perceptual hash, and each pair is
-laid upon one another at 32 x 32 pixels: see `stages.ingest.twins` and `stages.ingest.registration`.
+laid upon one another at 32 x 32 pixels: see `stages.ingest.splitting.twins` and `stages.ingest.splitting.registration`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def copies(signed):
     import numpy as np
 
     from omniloom.stages.curate.signatures import first_of_each
-    from omniloom.stages.ingest import twins
+    from omniloom.stages.ingest.splitting import twins
 
     preference, gone = signed.preference(), np.zeros(len(signed), bool)
     leave, like = [np.empty(0, np.int64)], [np.empty(0, np.int64)]

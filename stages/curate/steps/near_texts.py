@@ -80,7 +80,7 @@ def _leaders(signed, similarity, run):
 
     from omniloom.stages.curate.signatures import first_of_each, grouped
     from omniloom.stages.data.media.identity import SKETCH
-    from omniloom.stages.ingest import twins
+    from omniloom.stages.ingest.splitting import twins
 
     preference = signed.preference()
     sketches = signed.as_type(np.uint32, SKETCH)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from omniloom.stages.ingest.files.retrying import patiently
+from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.retrying import patiently
-from omniloom.stages.ingest.roots import Root
 
 _HEAD_BYTES = 2 << 20  # of a file whose rows each have fields of their own
 _HEAD_ROWS = 1000

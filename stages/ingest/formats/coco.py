@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding as encodings
+from omniloom.stages.ingest.files import encoding as encodings
 from omniloom.stages.ingest.rejects import Reject
 
 

@@ -11,11 +11,11 @@ from itertools import chain
 from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding as encodings
+from omniloom.stages.ingest.files import encoding as encodings
+from omniloom.stages.ingest.files.paths import encodable
+from omniloom.stages.ingest.files.suffixes import compression, suffix
 from omniloom.stages.ingest.formats.base import SHORT_ROW, Files, Format, Peek, Row, Wanted
-from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import compression, suffix
 
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from omniloom.stages.ingest.files.suffixes import compression
 from omniloom.stages.ingest.formats.base import SHORT_ROW, Files, Format, Peek, Row, Wanted, peek_rows
 from omniloom.stages.ingest.formats.json_stream import objects, ranges
-from omniloom.stages.ingest.suffixes import compression
 
 
 class JsonArray(Format):

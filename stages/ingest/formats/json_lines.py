@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import chain
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding
+from omniloom.stages.ingest.files import encoding
+from omniloom.stages.ingest.files.suffixes import compression
 from omniloom.stages.ingest.formats.base import SHORT_ROW, Files, Format, Peek, Row, Wanted, peek_rows
 from omniloom.stages.ingest.formats.json_rows import parse_row
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import compression
 
 
 class JsonLines(Format):

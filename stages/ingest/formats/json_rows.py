@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest.encoding import undecodable
+from omniloom.stages.ingest.files.encoding import undecodable
 
 _DEEPEST = 100  # levels of a row
 

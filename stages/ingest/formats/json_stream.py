@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding as encodings
+from omniloom.stages.ingest.files import encoding as encodings
 from omniloom.stages.ingest.formats.json_rows import checked_row
 from omniloom.stages.ingest.rejects import Reject
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import tars
+from omniloom.stages.ingest.files import tars
+from omniloom.stages.ingest.files.suffixes import compression
 from omniloom.stages.ingest.formats.base import Files, Format, Peek, Row, SourceBytes, Wanted
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import compression
 
 _HEAD_BYTES = 64 << 20  # of offsets and names, at most
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding, fields, tars
+from omniloom.stages.ingest.annotations import fields
+from omniloom.stages.ingest.files import encoding, tars
+from omniloom.stages.ingest.files.suffixes import IMAGES, VIDEOS, compression, suffix
 from omniloom.stages.ingest.formats.base import Files, Format, Peek, Row, SourceBytes, Wanted, nested_names
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import IMAGES, VIDEOS, compression, suffix
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _TEXTS = ("txt", "text", "caption", "transcript")

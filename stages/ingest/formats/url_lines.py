@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding
+from omniloom.stages.ingest.files import encoding
 from omniloom.stages.ingest.formats.base import Files, Format, Peek, Row, Wanted
 from omniloom.stages.ingest.rejects import Reject
 

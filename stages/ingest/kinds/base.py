@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, Limits
-from omniloom.stages.ingest.glimpse import Glimpse, Recognition
-from omniloom.stages.ingest.listing import Files, SourceFile
-from omniloom.stages.ingest.manifests import ManifestFile
+from omniloom.stages.ingest.annotations.manifests import ManifestFile
+from omniloom.stages.ingest.files.listing import Files, SourceFile
+from omniloom.stages.ingest.files.roots import Root
+from omniloom.stages.ingest.files.suffixes import suffix
+from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.options import UNNAMED, Captions, SourceConfig
 from omniloom.stages.ingest.rejects import Reject, printable
-from omniloom.stages.ingest.roots import Root
-from omniloom.stages.ingest.suffixes import suffix
 
 
 @dataclass(frozen=True)

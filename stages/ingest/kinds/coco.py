@@ -12,16 +12,16 @@ from pydantic import Field
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.base import path_to
-from omniloom.stages.ingest import fields
+from omniloom.stages.ingest.annotations import fields
+from omniloom.stages.ingest.annotations.manifests import Manifest, ManifestFile, read_manifest
+from omniloom.stages.ingest.annotations.names import Names
+from omniloom.stages.ingest.files.listing import SourceFile
+from omniloom.stages.ingest.files.suffixes import IMAGES, suffix
 from omniloom.stages.ingest.formats import json_stream
-from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
-from omniloom.stages.ingest.listing import SourceFile
-from omniloom.stages.ingest.manifests import Manifest, ManifestFile, read_manifest
-from omniloom.stages.ingest.names import Names
+from omniloom.stages.ingest.look.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.options import UNNAMED, SourceConfig
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import IMAGES, suffix
 
 _CHECKED_BYTES = 4 << 20  # of annotations that are read on every plan; larger ones when they are ingested
 

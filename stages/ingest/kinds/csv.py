@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
 from omniloom.stages.ingest.formats.delimited import Delimited
 from omniloom.stages.ingest.kinds.row_files import RowFiles
-from omniloom.stages.ingest.row_mapping import RowsConfig
 
 
 class CsvConfig(RowsConfig):

@@ -12,12 +12,12 @@ import yaml
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import cells
-from omniloom.stages.ingest.braces import expand
+from omniloom.stages.ingest.annotations import cells
+from omniloom.stages.ingest.annotations.manifests import ManifestFile
+from omniloom.stages.ingest.files.braces import expand
 from omniloom.stages.ingest.formats.tar_samples import TarSamples
-from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.webdataset import WebDataset, WebDatasetConfig
-from omniloom.stages.ingest.manifests import ManifestFile
+from omniloom.stages.ingest.look.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.rejects import Reject
 
 _META, _DATASET, _SPLIT = ".nv-meta", "dataset.yaml", "split.yaml"

@@ -15,23 +15,24 @@ from typing import Any, Literal, TypeVar
 
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import hugging_face, manifests, row_recognition
+from omniloom.stages.ingest.annotations import hugging_face, manifests
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
+from omniloom.stages.ingest.files.listing import Files
+from omniloom.stages.ingest.files.suffixes import IMAGES, VIDEOS, suffix
 from omniloom.stages.ingest.formats.arrow import Arrow
 from omniloom.stages.ingest.formats.delimited import Delimited
 from omniloom.stages.ingest.formats.json_array import JsonArray
 from omniloom.stages.ingest.formats.json_lines import JsonLines
 from omniloom.stages.ingest.formats.parquet import Parquet
-from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents
 from omniloom.stages.ingest.kinds.image_folder import ImageFolder
 from omniloom.stages.ingest.kinds.media_folder import MediaFolder
 from omniloom.stages.ingest.kinds.row_files import RowFiles
 from omniloom.stages.ingest.kinds.video_folder import VideoFolder
-from omniloom.stages.ingest.listing import Files
+from omniloom.stages.ingest.look import row_recognition
+from omniloom.stages.ingest.look.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.options import UNNAMED
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.row_mapping import RowsConfig
-from omniloom.stages.ingest.suffixes import IMAGES, VIDEOS, suffix
 
 _ROWS = (*Parquet.suffixes, *Arrow.suffixes, *JsonLines.suffixes, *JsonArray.suffixes, *Delimited.suffixes)
 _MEDIA = (*IMAGES, *VIDEOS)

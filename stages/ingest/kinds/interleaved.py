@@ -15,20 +15,22 @@ from pydantic import Field, model_validator
 from omniloom.infra.errors import InputError
 from omniloom.stages.base import PATH, PLACEMENT, path_to
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding, fields, texts
-from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
+from omniloom.stages.ingest import texts
+from omniloom.stages.ingest.annotations import fields
+from omniloom.stages.ingest.annotations.manifests import Manifest, ManifestFile
+from omniloom.stages.ingest.annotations.names import Names
+from omniloom.stages.ingest.annotations.references import References
+from omniloom.stages.ingest.files import encoding
+from omniloom.stages.ingest.files.listing import SourceFile
+from omniloom.stages.ingest.files.paths import encodable
+from omniloom.stages.ingest.files.suffixes import IMAGES
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
-from omniloom.stages.ingest.listing import SourceFile
-from omniloom.stages.ingest.manifests import Manifest, ManifestFile
-from omniloom.stages.ingest.names import Names
+from omniloom.stages.ingest.look.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig, refuse
-from omniloom.stages.ingest.paths import encodable
-from omniloom.stages.ingest.references import References
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import IMAGES
 
 if TYPE_CHECKING:
-    from omniloom.stages.ingest.markdown import Picture
+    from omniloom.stages.ingest.annotations.markdown import Picture
 
 _LINK = re.compile(r"!\[[^\]]*\]\(<?([^)>\s]+)|!\[\[([^\]|]+)")  # a good guess; what counts, the parser says
 _PEEKED = 20  # documents that are looked into to recognize the kind
@@ -153,7 +155,7 @@ class Interleaved(SourceKind):
     def _markdown(self, item: dict) -> tuple[list[dict], dict]:
         """The segments of a Markdown file, and what its front matter says of it."""
         from omniloom.stages.ingest import rows
-        from omniloom.stages.ingest.markdown import Picture, front_matter, split_markdown
+        from omniloom.stages.ingest.annotations.markdown import Picture, front_matter, split_markdown
 
         text = texts.decode_text(self.content(item["path"], item["size"]), self.config.encoding)
         front, text = front_matter(text)

@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import Literal
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest import row_recognition
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
 from omniloom.stages.ingest.formats import json_stream
 from omniloom.stages.ingest.formats.json_array import JsonArray
-from omniloom.stages.ingest.glimpse import HEAD_BYTES, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents
 from omniloom.stages.ingest.kinds.row_files import RowFiles
-from omniloom.stages.ingest.row_mapping import RowsConfig
+from omniloom.stages.ingest.look import row_recognition
+from omniloom.stages.ingest.look.glimpse import HEAD_BYTES, Glimpse, Recognition
 
 
 class JsonConfig(RowsConfig):

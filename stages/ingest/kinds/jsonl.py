@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
 from omniloom.stages.ingest.formats.json_lines import JsonLines
 from omniloom.stages.ingest.kinds.row_files import RowFiles
 from omniloom.stages.ingest.options import FORMER_FIELDS
-from omniloom.stages.ingest.row_mapping import RowsConfig
 
 
 class JsonlConfig(RowsConfig):

@@ -10,13 +10,13 @@ from typing import Literal
 from omniloom.infra.errors import InputError
 from omniloom.infra.packed import Packed
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import row_recognition
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
+from omniloom.stages.ingest.files.listing import Files, SourceFile
 from omniloom.stages.ingest.formats import lance
-from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents
 from omniloom.stages.ingest.kinds.row_files import RowFiles
-from omniloom.stages.ingest.listing import Files, SourceFile
-from omniloom.stages.ingest.row_mapping import RowsConfig
+from omniloom.stages.ingest.look import row_recognition
+from omniloom.stages.ingest.look.glimpse import BY_REFERENCE, Glimpse, Recognition
 
 
 class LanceConfig(RowsConfig):

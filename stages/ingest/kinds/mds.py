@@ -6,10 +6,10 @@ import posixpath
 from dataclasses import replace
 from typing import Literal
 
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
 from omniloom.stages.ingest.formats.mds import Mds
-from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.row_files import RowFiles
-from omniloom.stages.ingest.row_mapping import RowsConfig
+from omniloom.stages.ingest.look.glimpse import BY_DOCUMENT, Glimpse, Recognition
 
 
 class MdsConfig(RowsConfig):

@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-from omniloom.stages.ingest import captions as captioning
-from omniloom.stages.ingest import encoding, fields, manifests
+from omniloom.stages.ingest.annotations import captions as captioning
+from omniloom.stages.ingest.annotations import fields, manifests
+from omniloom.stages.ingest.annotations.manifests import ManifestFile
+from omniloom.stages.ingest.files import encoding
+from omniloom.stages.ingest.files.listing import SourceFile
+from omniloom.stages.ingest.files.suffixes import COMPANIONS, SIDECARS, suffix
 from omniloom.stages.ingest.formats.json_rows import parse_row
-from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
-from omniloom.stages.ingest.listing import SourceFile
-from omniloom.stages.ingest.manifests import ManifestFile
+from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.options import FORMER_FIELDS, Captions, SourceConfig
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, suffix
 
 _CHECKED_BYTES = 4 << 20  # of a manifest that is checked when the sources are listed; a larger one when they are read
 

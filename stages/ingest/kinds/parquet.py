@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
 from omniloom.stages.ingest.formats import parquet
 from omniloom.stages.ingest.kinds.row_files import RowFiles
-from omniloom.stages.ingest.row_mapping import RowsConfig
 
 
 class ParquetConfig(RowsConfig):

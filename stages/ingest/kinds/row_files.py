@@ -9,14 +9,15 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest import fields, row_recognition
+from omniloom.stages.ingest.annotations import fields
+from omniloom.stages.ingest.annotations.row_mapping import RowMapping, RowsConfig
+from omniloom.stages.ingest.files.listing import SourceFile
+from omniloom.stages.ingest.files.suffixes import suffix
 from omniloom.stages.ingest.formats.base import Files, Format, Peek
-from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
-from omniloom.stages.ingest.listing import SourceFile
+from omniloom.stages.ingest.look import row_recognition
+from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.row_mapping import RowMapping, RowsConfig
-from omniloom.stages.ingest.suffixes import suffix
 
 _PEEKED = 64  # files at most that are looked into for a column, on every plan
 

@@ -9,12 +9,13 @@ from itertools import chain
 from typing import Literal
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding, texts
-from omniloom.stages.ingest.glimpse import Glimpse, Recognition
+from omniloom.stages.ingest import texts
+from omniloom.stages.ingest.files import encoding
+from omniloom.stages.ingest.files.suffixes import compression
 from omniloom.stages.ingest.kinds.base import SourceKind
+from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import compression
 
 _NOTES = re.compile(r"(readme|license|licence|copying|changelog|changes|notice|authors|citation)\b", re.IGNORECASE)
 

@@ -18,18 +18,18 @@ from omniloom.infra import storage
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.base import PATH, PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import cells, fields
+from omniloom.stages.ingest.annotations import cells, fields
+from omniloom.stages.ingest.files.suffixes import VIDEOS, suffix
 from omniloom.stages.ingest.formats.base import Files, Format, Row
 from omniloom.stages.ingest.formats.delimited import Delimited
 from omniloom.stages.ingest.formats.json_array import JsonArray
 from omniloom.stages.ingest.formats.json_lines import JsonLines
 from omniloom.stages.ingest.formats.parquet import Parquet
 from omniloom.stages.ingest.formats.url_lines import UrlLines
-from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.row_files import RowFiles
+from omniloom.stages.ingest.look.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.options import SourceConfig
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import VIDEOS, suffix
 
 URL_FIELDS = (
     *("url", "image_url", "img_url", "video_url", "contenturl"),
@@ -192,7 +192,7 @@ class UrlList(RowFiles):
 
     @cached_property
     def downloader(self):
-        from omniloom.stages.ingest.downloads import Downloader
+        from omniloom.stages.ingest.files.downloads import Downloader
 
         cache = self.config.cache or str(storage.cache_folder() / "downloads")
         agent = self.config.user_agent or f"OmniLoom/{version('omniloom')} (dataset download)"

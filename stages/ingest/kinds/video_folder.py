@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from omniloom.stages.ingest.files.suffixes import VIDEOS
 from omniloom.stages.ingest.kinds.media_folder import MediaFolder, MediaFolderConfig
-from omniloom.stages.ingest.suffixes import VIDEOS
 
 
 class VideoFolderConfig(MediaFolderConfig):

@@ -11,18 +11,20 @@ from pydantic import Field
 
 from omniloom.stages.base import LATER, PATH, PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import cells, encoding, row_recognition
+from omniloom.stages.ingest.annotations import cells
+from omniloom.stages.ingest.annotations.references import References
+from omniloom.stages.ingest.files import encoding
+from omniloom.stages.ingest.files.paths import encodable
+from omniloom.stages.ingest.files.suffixes import IMAGES, suffix
 from omniloom.stages.ingest.formats.arrow import Arrow
 from omniloom.stages.ingest.formats.json_array import JsonArray
 from omniloom.stages.ingest.formats.json_lines import JsonLines
 from omniloom.stages.ingest.formats.parquet import Parquet
-from omniloom.stages.ingest.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.row_files import RowFiles
+from omniloom.stages.ingest.look import row_recognition
+from omniloom.stages.ingest.look.glimpse import BY_DOCUMENT, Glimpse, Recognition
 from omniloom.stages.ingest.options import SourceConfig
-from omniloom.stages.ingest.paths import encodable
-from omniloom.stages.ingest.references import References
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import IMAGES, suffix
 
 _PEEKED = 3  # files that are looked into to recognize the kind
 

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from omniloom.stages.ingest.annotations.row_mapping import RowsConfig
+from omniloom.stages.ingest.files.suffixes import suffix
 from omniloom.stages.ingest.formats.base import Files
 from omniloom.stages.ingest.formats.tar_samples import TarSamples, media, parts
-from omniloom.stages.ingest.glimpse import BY_CONTENT, BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.kinds.row_files import RowFiles
+from omniloom.stages.ingest.look.glimpse import BY_CONTENT, BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.options import refuse
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.row_mapping import RowsConfig
-from omniloom.stages.ingest.suffixes import suffix
 
 MEANINGS = ("text_field", "template", "image_field", "video_field", "conversations_field")
 _PEEKED_BYTES = 1 << 20  # of a JSON or a text in a tar that is looked into

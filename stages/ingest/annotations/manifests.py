@@ -2,7 +2,7 @@
 annotations as COCO has them.
 
 In: a manifest's bytes. Out: rows with their line numbers; a line that is no row is a `Reject`, and the others stay.
-What the fields of a row mean, `stages.ingest.fields` says.
+What the fields of a row mean, `stages.ingest.annotations.fields` says.
 
 A manifest that was asked for and cannot be read is an `InputError`: what it says of the files was wanted.
 """
@@ -20,15 +20,15 @@ from fsspec.core import split_protocol
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding as encodings
+from omniloom.stages.ingest.files import encoding as encodings
+from omniloom.stages.ingest.files.listing import SourceFile, list_files
+from omniloom.stages.ingest.files.paths import hidden
+from omniloom.stages.ingest.files.roots import Root
+from omniloom.stages.ingest.files.suffixes import suffix
 from omniloom.stages.ingest.formats import coco, delimited
 from omniloom.stages.ingest.formats.json_rows import parse_row
 from omniloom.stages.ingest.formats.json_stream import objects
-from omniloom.stages.ingest.listing import SourceFile, list_files
-from omniloom.stages.ingest.paths import hidden
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.roots import Root
-from omniloom.stages.ingest.suffixes import suffix
 
 # Names that the datasets library gives a manifest.
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

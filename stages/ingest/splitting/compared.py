@@ -14,8 +14,8 @@ import numpy as np
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import RESUME, Artifact
-from omniloom.stages.ingest import twins
-from omniloom.stages.ingest.twins import Since
+from omniloom.stages.ingest.splitting import twins
+from omniloom.stages.ingest.splitting.twins import Since
 
 FILE = f"{RESUME}compared.npz"
 NAME = 32  # bytes

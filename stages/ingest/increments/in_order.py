@@ -1,7 +1,7 @@
 """What lies by shards, in the order of the sources: as it would lie had all been read at once.
 
-In: what each group of shards holds, and where the items of this run lie (`stages.ingest.known`). Out: runs of it,
-without what is of no item any more. Groups are opened when their first item comes and held until their last.
+In: what each group of shards holds, and where the items of this run lie (`stages.ingest.increments.known`). Out: runs
+of it, without what is of no item any more. Groups are opened when their first item comes and held until their last.
 """
 
 from __future__ import annotations

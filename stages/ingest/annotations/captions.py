@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from typing import cast
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest import fields, manifests
-from omniloom.stages.ingest.glimpse import BY_REFERENCE, Glimpse, Recognition
+from omniloom.stages.ingest.annotations import fields, manifests
+from omniloom.stages.ingest.annotations.manifests import Manifest
+from omniloom.stages.ingest.annotations.names import Names, normal_path
+from omniloom.stages.ingest.files.listing import SourceFile
+from omniloom.stages.ingest.files.suffixes import COMPANIONS, SIDECARS, TEXTS_BESIDE, suffix
 from omniloom.stages.ingest.kinds.base import Contents, SourceKind
-from omniloom.stages.ingest.listing import SourceFile
-from omniloom.stages.ingest.manifests import Manifest
-from omniloom.stages.ingest.names import Names, normal_path
+from omniloom.stages.ingest.look.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.options import UNNAMED, Captions
 from omniloom.stages.ingest.rejects import Reject
-from omniloom.stages.ingest.suffixes import COMPANIONS, SIDECARS, TEXTS_BESIDE, suffix
 
 
 def with_captions(kind: SourceKind, contents: Contents, notes: Counter) -> Iterable[dict]:

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from omniloom.infra.errors import InputError
-from omniloom.stages.ingest.manifests import Manifest
-from omniloom.stages.ingest.names import Names
+from omniloom.stages.ingest.annotations.manifests import Manifest
+from omniloom.stages.ingest.annotations.names import Names
+from omniloom.stages.ingest.files.paths import encodable
 from omniloom.stages.ingest.options import PLACEHOLDER, UNNAMED, Captions
-from omniloom.stages.ingest.paths import encodable
 from omniloom.stages.ingest.rejects import Reject
 
 FILE_FIELDS = (

@@ -6,9 +6,9 @@ the first below the second.
 
 Both go two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing
 scheme based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and
-each is paired with those next to it. Then each pair is looked at: see `stages.ingest.registration` for pictures; of
-two texts' sketches enough has to agree (of texts that share half of what they say 94 in 100 are looked at). Nothing is
-drawn: the projections come from a fixed seed.
+each is paired with those next to it. Then each pair is looked at: see `stages.ingest.splitting.registration` for
+pictures; of two texts' sketches enough has to agree (of texts that share half of what they say 94 in 100 are looked
+at). Nothing is drawn: the projections come from a fixed seed.
 
 A picture that was cut is near the same cut of the other, so each is looked up as a whole and by `WINDOWS`, the parts
 of it that a cut of up to 5% at every edge comes close to.
@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omniloom.stages.ingest import registration
-from omniloom.stages.ingest.registration import WINDOWS
+from omniloom.stages.ingest.splitting import registration
+from omniloom.stages.ingest.splitting.registration import WINDOWS
 
 _BLOCK = 4096  # rows worked on at once
 _PAIRS = 512  # pairs of pictures laid upon one another at once

@@ -15,11 +15,12 @@ from pydantic import Field, field_validator, model_validator
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.base import LATER, PATH, PLACEMENT
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import cells, encoding, fields
+from omniloom.stages.ingest.annotations import cells, fields
+from omniloom.stages.ingest.annotations.references import References
+from omniloom.stages.ingest.files import encoding
+from omniloom.stages.ingest.files.paths import encodable
 from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.options import PLACEHOLDER, SourceConfig, refuse
-from omniloom.stages.ingest.paths import encodable
-from omniloom.stages.ingest.references import References
 from omniloom.stages.ingest.rejects import Reject
 
 _ONE_OF = ("text_field", "template", "image_field", "video_field", "conversations_field")
@@ -175,7 +176,8 @@ class RowMapping:
 
     def _conversation(self, row: dict, path: str) -> dict:
         """A text, or a document with the row's pictures."""
-        from omniloom.stages.ingest import conversations, rows
+        from omniloom.stages.ingest import rows
+        from omniloom.stages.ingest.annotations import conversations
 
         field, image_field = self.config.conversations_field or "", self.config.image_field
         parts = conversations.parts(*_value(row, field), pictures=bool(image_field))

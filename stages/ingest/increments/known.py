@@ -3,11 +3,11 @@
 In: the items of this run in their order, and the artifact that it builds on. Out: the items that are to be read; of all
 of them, where their records lie; and for the next run, under `resume/`:
 
-    files.npy       the listing (`stages.ingest.growth`)
+    files.npy       the listing (`stages.ingest.increments.growth`)
     items.parquet   one row an item, rising by its key: where its records lie (`group` of shards, its number `item`
                     there), the `generation` that read it, and the paths of other files that it `reads`, with what
                     stood for their content then
-    lineage.json    how many records are left of each artifact that it was built on (`stages.ingest.growth`)
+    lineage.json    how many records are left of each artifact that it was built on (`stages.ingest.increments.growth`)
 
 An item is known where its key is: what the source's options, its manifests and the listing say of it, with the identity
 of its file; and where every other file that reading it asked for is, or is missing, as it was. So an item is read again
@@ -31,11 +31,11 @@ import pyarrow.parquet as pq
 from omniloom.infra import storage
 from omniloom.infra.artifacts import RESUME, Artifact
 from omniloom.stages.data.records import KINDS
-from omniloom.stages.ingest import growth
-from omniloom.stages.ingest.in_order import Order
+from omniloom.stages.ingest.increments import growth
+from omniloom.stages.ingest.increments.in_order import Order
 
 if TYPE_CHECKING:
-    from omniloom.stages.ingest.settling import Settled
+    from omniloom.stages.ingest.splitting.settling import Settled
 
 ITEMS = f"{RESUME}items.parquet"
 SCHEMA = pa.schema(

@@ -13,11 +13,11 @@ from itertools import islice
 from typing import Any
 
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, MediaError
-from omniloom.stages.ingest import cells, conversations, fields
+from omniloom.stages.ingest.annotations import cells, conversations, fields
+from omniloom.stages.ingest.annotations.names import Names
+from omniloom.stages.ingest.files.suffixes import IMAGES, VIDEOS, suffix
 from omniloom.stages.ingest.formats.base import Format, Heads
-from omniloom.stages.ingest.glimpse import BY_CONTENT, BY_NAME, BY_REFERENCE, Glimpse, Recognition
-from omniloom.stages.ingest.names import Names
-from omniloom.stages.ingest.suffixes import IMAGES, VIDEOS, suffix
+from omniloom.stages.ingest.look.glimpse import BY_CONTENT, BY_NAME, BY_REFERENCE, Glimpse, Recognition
 
 _ROWS = 20  # of a file that are looked at
 _FILES = 16  # that are looked into

@@ -21,10 +21,10 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.data.media.limits import MediaError, one_line
-from omniloom.stages.ingest.archives import ArchiveFileSystem
-from omniloom.stages.ingest.paths import encodable, hidden, lies_in, type_of
-from omniloom.stages.ingest.retrying import patiently, unreadable
-from omniloom.stages.ingest.roots import Root
+from omniloom.stages.ingest.files.archives import ArchiveFileSystem
+from omniloom.stages.ingest.files.paths import encodable, hidden, lies_in, type_of
+from omniloom.stages.ingest.files.retrying import patiently, unreadable
+from omniloom.stages.ingest.files.roots import Root
 
 
 class SourceFile(NamedTuple):

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from omniloom.stages.ingest.paths import encodable
-from omniloom.stages.ingest.roots import Root
+from omniloom.stages.ingest.files.paths import encodable
+from omniloom.stages.ingest.files.roots import Root
 
 
 class Names:

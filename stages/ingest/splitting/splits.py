@@ -1,13 +1,14 @@
 """Splits: held out means unseen. Which of train, validation and test each record lies in, once all are known.
 
-In: of each record what `stages.ingest.keys` keeps. Out: the split of each, the one that its own key says, and counts.
+In: of each record what `stages.ingest.splitting.keys` keeps. Out: the split of each, the one that its own key says, and
+counts.
 
 1. A record's key is its group's, where it has one (a `group` of its manifest; the file of a text or a document), else
    its content's identity. `records.split_of` of the key is the split that the record has by itself.
-2. Groups with a picture in common (a document's and a folder's too), or near twins (`stages.ingest.twins`), are one
-   cluster. A cluster lies where the most held-out of its groups does: test before validation before train. So records
-   that come later never take one out of test. A picture in more than `_DECORATION` documents binds none of them.
-3. A cluster of more than `_SMALL` records that is over twice a split's share of a kind stays in train.
+2. Groups with a picture in common (a document's and a folder's too), or near twins (`stages.ingest.splitting.twins`),
+   are one cluster. A cluster lies where the most held-out of its groups does: test before validation before train. So
+   records that come later never take one out of test. A picture in more than `_DECORATION` documents binds none of
+them. 3. A cluster of more than `_SMALL` records that is over twice a split's share of a kind stays in train.
 4. Where the records of a source come in large groups (four books) and nothing is in a held-out split, the one of its
    clusters with the lowest key that is not too large goes there; the smallest, where all are. This alone can change
    back as a corpus grows: a file with a lower key then takes its place.
@@ -27,7 +28,7 @@ import pyarrow as pa
 
 from omniloom.stages.data import records
 from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES, SKETCH
-from omniloom.stages.ingest.compared import Compared
+from omniloom.stages.ingest.splitting.compared import Compared
 
 HELD_OUT = ("test", "validation")  # in the order in which a cluster takes them
 _DECORATION = 16  # documents that hold a picture, at most, for it to bind them

@@ -27,9 +27,9 @@ from fsspec.spec import AbstractFileSystem
 
 from omniloom.infra import disk, storage
 from omniloom.infra.once import once
-from omniloom.stages.ingest import tars
-from omniloom.stages.ingest.compressed import decompressed
-from omniloom.stages.ingest.suffixes import compression, suffix
+from omniloom.stages.ingest.files import tars
+from omniloom.stages.ingest.files.compressed import decompressed
+from omniloom.stages.ingest.files.suffixes import compression, suffix
 
 _BLOCK = 1 << 20
 _IDENTITY = ("name", "size", "mtime", "etag", "ETag", "LastModified")  # of an archive: what changes when it does

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from omniloom.stages.ingest.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.kinds.table import KINDS
+from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 
 
 def recognized(glimpse: Glimpse) -> list[tuple[str, Recognition]]:

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, image, link
 from markdown_it.token import Token
 
-from omniloom.stages.ingest.suffixes import IMAGES, suffix
+from omniloom.stages.ingest.files.suffixes import IMAGES, suffix
 
 _FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:(.*?)\n)?\1[ \t]*(?:\n|\Z)", re.DOTALL)
 _FRONT_MATTER_CHARS = 1 << 16  # nothing longer is looked at: YAML is slow to read

@@ -17,7 +17,7 @@ from fsspec.asyn import sync
 from omniloom.infra import storage
 from omniloom.infra.secrets import redact_uris
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest.retrying import patiently, unreadable
+from omniloom.stages.ingest.files.retrying import patiently, unreadable
 
 _BLOCK = 1 << 20
 

@@ -1,9 +1,9 @@
 """Taking over: the shards of an earlier artifact that still hold records of this corpus, without reading the sources.
 
-In: the items of this run (`stages.ingest.known`). Out: in the output those shards with their keys and rejects, shared
-with the earlier artifact as far as the store can (`storage.share_file`). What such a shard holds of items that are gone
-is dropped by `stages.data.changes`; where that is more than `_MOST_GONE` of its records, the shard is written anew
-without it, and where it is all of them, there is no such shard.
+In: the items of this run (`stages.ingest.increments.known`). Out: in the output those shards with their keys and
+rejects, shared with the earlier artifact as far as the store can (`storage.share_file`). What such a shard holds of
+items that are gone is dropped by `stages.data.changes`; where that is more than `_MOST_GONE` of its records, the shard
+is written anew without it, and where it is all of them, there is no such shard.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pyarrow as pa
 from omniloom.infra import storage
 from omniloom.infra.artifacts import RESUME, TAKEN_OVER, Artifact
 from omniloom.stages.data import records
-from omniloom.stages.ingest import keys
-from omniloom.stages.ingest.in_order import Order
-from omniloom.stages.ingest.known import Known
+from omniloom.stages.ingest.increments.in_order import Order
+from omniloom.stages.ingest.increments.known import Known
+from omniloom.stages.ingest.splitting import keys
 
 _MOST_GONE = 0.25
 

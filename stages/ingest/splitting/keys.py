@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from omniloom.infra import integrity, storage
 from omniloom.infra.artifacts import RESUME
 from omniloom.stages.data import records
-from omniloom.stages.ingest import splits
-from omniloom.stages.ingest.in_order import Group, Order, in_order
+from omniloom.stages.ingest.increments.in_order import Group, Order, in_order
+from omniloom.stages.ingest.splitting import splits
 
 SCHEMA = pa.schema(
     [

@@ -14,10 +14,11 @@ from itertools import chain
 from typing import Any
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import encoding, manifests
-from omniloom.stages.ingest.listing import SourceFile
-from omniloom.stages.ingest.roots import Root
-from omniloom.stages.ingest.suffixes import suffix
+from omniloom.stages.ingest.annotations import manifests
+from omniloom.stages.ingest.files import encoding
+from omniloom.stages.ingest.files.listing import SourceFile
+from omniloom.stages.ingest.files.roots import Root
+from omniloom.stages.ingest.files.suffixes import suffix
 
 # How sure a recognition is. Of two kinds that could read the same files the surer one does.
 BY_NAME = 1  # the files' suffixes are of the kind

@@ -25,13 +25,13 @@ from fsspec.implementations.local import LocalFileSystem
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest import archives
-from omniloom.stages.ingest.braces import expand, folder, has_braces
-from omniloom.stages.ingest.compressed import decompressed
+from omniloom.stages.ingest.files import archives
+from omniloom.stages.ingest.files.braces import expand, folder, has_braces
+from omniloom.stages.ingest.files.compressed import decompressed
+from omniloom.stages.ingest.files.paths import lies_in, type_of
+from omniloom.stages.ingest.files.retrying import patiently, unreadable
+from omniloom.stages.ingest.files.suffixes import ARCHIVES, compression, suffix
 from omniloom.stages.ingest.options import SourceConfig
-from omniloom.stages.ingest.paths import lies_in, type_of
-from omniloom.stages.ingest.retrying import patiently, unreadable
-from omniloom.stages.ingest.suffixes import ARCHIVES, compression, suffix
 
 # The demo's corpus; loaded at first use.
 fsspec.register_implementation("digits", "omniloom.stages.ingest.digits.DigitsFileSystem")

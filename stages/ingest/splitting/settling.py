@@ -4,7 +4,7 @@ In: the keys of all records, in the order of the sources. Out: `stages.data.chan
 duplicates for people, and counts.
 
 1. Of records with one content the first stays, with the captions of all.
-2. Each of those lies in the split that `stages.ingest.splits` gives it.
+2. Each of those lies in the split that `stages.ingest.splitting.splits` gives it.
 3. Records of an item that is no more are dropped.
 
 All of it follows from the keys alone, whichever shards the records lie in: a corpus that has grown is settled as one
@@ -26,18 +26,18 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data import changes
 from omniloom.stages.data.changes import Changes
 from omniloom.stages.data.records import KINDS, SPLITS
-from omniloom.stages.ingest import splits
-from omniloom.stages.ingest.compared import Compared
-from omniloom.stages.ingest.keys import Corpus
+from omniloom.stages.ingest.splitting import splits
+from omniloom.stages.ingest.splitting.compared import Compared
+from omniloom.stages.ingest.splitting.keys import Corpus
 
 _COLUMNS = ("id", "kind", "captions", "synthetic", "multipage")
 
 
 @dataclass
 class Settled:
-    """`counts` are those of `stages.data.records.counts` and of `stages.ingest.splits`. `records` has for each item's
-    place how many records were read of it; of the records that are left `places` are those of their items, and
-    `kinds` places in KINDS."""
+    """`counts` are those of `stages.data.records.counts` and of `stages.ingest.splitting.splits`. `records` has for
+    each item's place how many records were read of it; of the records that are left `places` are those of their items,
+    and `kinds` places in KINDS."""
 
     counts: dict[str, int | float]
     duplicates: int
@@ -154,7 +154,7 @@ def _write_duplicates(corpus: Corpus, found: _Rows, stays: np.ndarray, made: dic
 
 def _told(corpus: Corpus, found: _Rows, wanted: list[int]) -> dict[int, dict]:
     """Of some of the records what the lists of duplicates say, and the name of the shard."""
-    from omniloom.stages.ingest import keys
+    from omniloom.stages.ingest.splitting import keys
 
     of_shards: dict[int, list[int]] = {}
     for n in wanted:

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 
 from omniloom.infra import storage
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest.fetching import fetch
+from omniloom.stages.ingest.annotations.names import normal_path
+from omniloom.stages.ingest.files.fetching import fetch
+from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.kinds.base import SourceKind
-from omniloom.stages.ingest.names import normal_path
-from omniloom.stages.ingest.roots import Root
 
 _TIMEOUT = 30.0  # seconds that one try to fetch a file over HTTP may take
 Place = tuple[Root, str]  # a root and a path below it

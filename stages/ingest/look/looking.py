@@ -25,14 +25,14 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.stages.ingest import sources
 from omniloom.stages.ingest.config import Config
-from omniloom.stages.ingest.glimpse import Glimpse, Recognition
+from omniloom.stages.ingest.files.listing import SourceFile, list_files
+from omniloom.stages.ingest.files.roots import Root
+from omniloom.stages.ingest.files.suffixes import ARCHIVES, suffix
 from omniloom.stages.ingest.kinds.table import KINDS, open_source
-from omniloom.stages.ingest.listing import SourceFile, list_files
+from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
+from omniloom.stages.ingest.look.recognition import recognized
 from omniloom.stages.ingest.options import SourceConfig
 from omniloom.stages.ingest.readers import Reader
-from omniloom.stages.ingest.recognition import recognized
-from omniloom.stages.ingest.roots import Root
-from omniloom.stages.ingest.suffixes import ARCHIVES, suffix
 
 _OF_ONE_ITEM = 20  # records of an item that holds many, so that one large file is not all that is looked at
 _DEPTHS = 4  # how many folders a pattern may begin with, less one

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from omniloom.stages.data.media.limits import MediaError
-from omniloom.stages.ingest.references import References
+from omniloom.stages.ingest.annotations.references import References
 
 # Base64 of the first bytes of PNG, JPEG, GIF, WebP (RIFF), BMP and MP4.
 _BASE64_HEADS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "AAAA")
