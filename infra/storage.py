@@ -220,6 +220,12 @@ def list_files(uri: str) -> dict[str, int]:
     }
 
 
+def modified_unix(uri: str) -> float:
+    """When the file was written. NotImplementedError of a filesystem that does not tell."""
+    fs, path = filesystem(uri)
+    return fs.modified(path).timestamp()
+
+
 def sha256(uri: str) -> str:
     fs, path = filesystem(uri)
     digest = hashlib.sha256()

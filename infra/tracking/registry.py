@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.tracking.address import sqlite_path
 from omniloom.infra.tracking.config import TrackingSettings
 from omniloom.infra.tracking.courier import courier
 from omniloom.infra.tracking.failures import short
@@ -90,6 +91,32 @@ def bundle_folder(uri: str) -> Path:
         raise InputError(
             f"is no model of this project in the registry: {short(error)}", field="MODEL", file=uri
         ) from None
+
+
+def origin(uri: str) -> tuple[str | None, list[str]]:
+    """Of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION` of the store that $MLFLOW_TRACKING_URI
+    names: the fingerprint of the training that made it, and the storages that it may lie in. InputError where there is
+    no such model."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    name, at, rest = uri.removeprefix("models:/").partition("@")
+    try:
+        if at:
+            version = client.get_model_version_by_alias(name, rest)
+        else:
+            name, _, number = name.rpartition("/")
+            version = client.get_model_version(name, number)
+        run = client.get_run(version.run_id)
+        parent = run.data.tags.get("mlflow.parentRunId")
+        params = client.get_run(parent).data.params if parent else run.data.params
+    except mlflow.MlflowException as error:
+        raise InputError(
+            f"is no model of this project in the registry: {short(error)}", field="MODEL", file=uri
+        ) from None
+    beside = sqlite_path(mlflow.get_tracking_uri())  # a storage that was moved took its database along
+    places = [str(beside.parent)] if beside else []
+    return version.tags.get(FINGERPRINT_TAG), [*places, *filter(None, [params.get("storage")])]
 
 
 def versions(settings: TrackingSettings, fingerprints: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
