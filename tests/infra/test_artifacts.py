@@ -385,7 +385,9 @@ def test_before_use_only_what_was_written_since_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
     store, read, sha256 = ArtifactStore(str(tmp_path / "storage")), [], storage.sha256
     made = publish(store, FILES)
-    monkeypatch.setattr(storage, "sha256", lambda uri, *size: (read.append(uri.rpartition("/")[2]), sha256(uri, *size))[1])
+    monkeypatch.setattr(
+        storage, "sha256", lambda uri, size: (read.append(uri.rpartition("/")[2]), sha256(uri, size))[1]
+    )
     assert store.examine(made, remembered=True) == [] and read == []  # hashed when it was published
     shard = tmp_path / "storage" / "artifacts" / "ingest" / FINGERPRINT / "records" / "shard-0.bin"
     times = shard.stat()
