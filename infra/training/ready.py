@@ -15,6 +15,7 @@ import os
 from typing import Any
 
 from omniloom.infra.training.config import WorkersConfig
+from omniloom.infra.training.heap import KEEPS_FREED
 
 KEPT_SECONDS = 120  # for how long Ray keeps a process that no rank came for
 # Ray Train's own patience with a process that answers nothing at all, which no thread of its own can notice.
@@ -36,8 +37,10 @@ def settings(workers: WorkersConfig) -> dict[str, str]:
 
 
 def environment(workers: WorkersConfig) -> dict[str, Any]:
-    """The runtime environment of ranks, on top of this process's own: their processes run `prepare` first."""
-    return {"env_vars": _hooked("prepare") | {_GPUS: f"{workers.gpus:g}"}}
+    """The runtime environment of ranks, on top of this process's own: their processes run `prepare` first. Those on
+    CPUs keep what they free; on GPUs steps have their memory there, and what a save took of the host's goes back."""
+    heap = {} if workers.gpus else KEEPS_FREED
+    return {"env_vars": heap | _hooked("prepare") | {_GPUS: f"{workers.gpus:g}"}}
 
 
 def control_environment() -> dict[str, Any]:

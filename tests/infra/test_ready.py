@@ -73,7 +73,7 @@ def test_ranks_get_the_processes_that_wait(tmp_path):
     cold, warm = (json.loads(line) for line in result.stdout.splitlines()[-2:])
     assert [rank["age"] > 0 for rank in cold] == [False, False]  # started for the training
     assert [rank["age"] > 0 for rank in warm] == [True, True, False, False]  # started before it; after the kill
-    assert all(rank["imported"] and rank["variable"] == "told" for rank in cold + warm)
+    assert all(rank["imported"] and rank["keeps"] and rank["variable"] == "told" for rank in cold + warm)
     assert len({rank["pid"] for rank in cold + warm}) == 6
     started = [set(ranks[0]["started"]) & {*_OF_A_TRAINING, *_OF_THE_FIRST, _OF_DATASETS} for ranks in (cold, warm)]
     assert started == [_OF_A_TRAINING | _OF_THE_FIRST, set()]
@@ -103,6 +103,7 @@ def rank(job):
         "age": job.began - here.create_time(),
         "imported": "deepspeed" in sys.modules,
         "variable": os.environ.get("JOB_VARIABLE"),
+        "keeps": "MALLOC_ARENA_MAX=1" in open("/proc/self/environ").read(),  # from the process's start on
         "started": [p.name() for p in here.parent().children() if p.create_time() > job.began],
     }
     killed = storage.join(job.state, "killed")
