@@ -27,6 +27,7 @@ from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin
 from omniloom.pipelines.paths import make_absolute
 from omniloom.pipelines.preset_files import PRESETS, preset_names
+from omniloom.pipelines.prices import PricesConfig
 from omniloom.stages.base import Stage
 
 
@@ -75,6 +76,8 @@ class PipelineConfig(BaseModel):
     """How runs are logged to MLflow."""
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     """The Ray cluster that runs."""
+    prices: PricesConfig = Field(default_factory=PricesConfig)
+    """What the machines cost, for `plan` to tell of a pipeline."""
     pins: dict[str, str] = Field(default_factory=dict)
     """Stage -> URI of a finished artifact that stands in for what the stage would make."""
     stages: StagesConfig

@@ -9,7 +9,7 @@ it. Torch is not imported, and nothing is read but manifests that the plan has f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from omniloom.models.unified.flops import token_flops
 from omniloom.models.unified.seconds import pass_seconds, update_seconds
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.predecessors import builds_on
+from omniloom.pipelines.prices import PricesConfig
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config, parameters_of
@@ -49,8 +50,10 @@ class Forecast:
     units_per_second: float | None = None
     checkpoint_bytes: int | None = None
     checkpoint_pause_seconds: float | None = None
-    gpu_hours: float | None = None
+    gpu_hours: float | None = None  # of the stage's body and its workers
     cpu_hours: float | None = None
+    cost: float | None = None  # by the config's `prices`
+    currency: str = ""
     basis: str = ""
     worker_memory_bytes: dict[str, int] | None = None  # at the moment that takes most, by what takes it
 
@@ -64,10 +67,16 @@ def of(plan: Plan) -> dict[str, Forecast]:
     found = {}
     for planned in plan.to_execute:
         if planned.config is not None:
-            forecast = _of(planned, upstream[planned.name], plan)
+            forecast = _priced(_of(planned, upstream[planned.name], plan), plan.config.prices)
             if forecast.to_dict():
                 found[planned.name] = forecast
     return found
+
+
+def _priced(forecast: Forecast, prices: PricesConfig) -> Forecast:
+    if (cost := prices.cost(forecast.cpu_hours, forecast.gpu_hours)) is None:
+        return forecast
+    return replace(forecast, cost=cost, currency=prices.currency)
 
 
 def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan) -> Forecast:
@@ -123,7 +132,13 @@ def _body(planned: PlannedStage, plan: Plan) -> Forecast:
         size = min(1.0, grown.files.bytes / max(1, _bytes_read(grown.earlier)))
     elif planned.sources and (was := (before.manifest.get("sources") or {}).get("bytes")):
         size = planned.sources["bytes"] / was
-    return Forecast(seconds=before.manifest["times"]["seconds"] * size, basis=_when(before))
+    seconds, needs = before.manifest["times"]["seconds"] * size, planned.stage.needs(planned.config)
+    hours = _hours(seconds, needs.cpus + needs.worker_cpus, needs.gpus + needs.worker_gpus)
+    return Forecast(seconds=seconds, basis=_when(before), **hours)
+
+
+def _hours(seconds: float, cpus: float, gpus: float) -> dict[str, float | None]:
+    return {f"{kind}_hours": n * seconds / 3600 if n else None for kind, n in (("cpu", cpus), ("gpu", gpus))}
 
 
 def _bytes_read(earlier: Artifact) -> int:
@@ -203,16 +218,8 @@ def _on_such(before: Artifact, workers: WorkersConfig) -> bool:
 def _with_hours(
     seconds: float, rate: float, workers: WorkersConfig, unit: str, basis: str, fixed: dict[str, Any]
 ) -> Forecast:
-    gpus, cpus = workers.most * workers.gpus, workers.most * workers.cpus
-    return Forecast(
-        seconds,
-        unit,
-        rate,
-        gpu_hours=gpus * seconds / 3600 if gpus else None,
-        cpu_hours=cpus * seconds / 3600,
-        basis=basis,
-        **fixed,
-    )
+    hours = _hours(seconds, workers.most * workers.cpus, workers.most * workers.gpus)
+    return Forecast(seconds, unit, rate, basis=basis, **hours, **fixed)
 
 
 def _checkpoint(parameters: int, ema: float, workers: WorkersConfig) -> dict[str, Any]:
@@ -245,11 +252,15 @@ def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
             parts.append(f"checkpoints of {gib(f.checkpoint_bytes)}")
         if f.checkpoint_pause_seconds:
             parts[-1] += f", each a pause of {f.checkpoint_pause_seconds:.1f} s"
+        if f.cost is not None:
+            parts.append(f"{f.cost:,.2f} {f.currency}")
         if parts:
             yield f"{name}: " + "; ".join(parts)
     if seconds := sum(f.seconds or 0.0 for f in found.values()):
         hours = {kind: sum(getattr(f, f"{kind}_hours") or 0.0 for f in found.values()) for kind in ("gpu", "cpu")}
-        spent = [f"{value:.3g} {kind.upper()}-hours of workers" for kind, value in hours.items() if value]
+        spent = [f"{value:.3g} {kind.upper()}-hours" for kind, value in hours.items() if value]
+        if costs := [(f.cost, f.currency) for f in found.values() if f.cost is not None]:
+            spent.append(f"{sum(cost for cost, _ in costs):,.2f} {costs[0][1]}")
         yield ", ".join([f"predicted: {duration(seconds)}", *spent])
 
 

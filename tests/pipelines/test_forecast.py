@@ -125,6 +125,27 @@ def test_plans_tell_it_in_both_forms(tmp_path):
     assert lines[-1].startswith("predicted: ") and "CPU-hours" in lines[-1]
 
 
+def test_hours_have_a_price_where_the_config_gives_one(tmp_path):
+    """A CPU's and a GPU's hour; of every stage whose time is known."""
+    devices = "stages.train.workers={count: 2, cpus: 3, gpus: 1}"
+    plan = planned(tmp_path, devices, "prices={cpu_hour: 0.5, gpu_hour: 4, currency: EUR}", gpus=1)
+    found = forecast.of(plan)
+    train, tokens = found["train"], found["pretokenize"]
+    assert train.cost == pytest.approx((2 * 3 * 0.5 + 2 * 4) * train.seconds / 3600)
+    needs = plan["pretokenize"].stage.needs(plan["pretokenize"].config)
+    assert tokens.cost == pytest.approx(0.5 * (needs.cpus + needs.worker_cpus) * 60 / 3600) and tokens.cost > 0
+    lines = list(forecast.lines(found))
+    total = sum(f.cost for f in found.values() if f.cost is not None)
+    assert lines[-1].endswith(f"{total:,.2f} EUR") and any(line.startswith("pretokenize: ") for line in lines)
+    only_gpus = forecast.of(planned(tmp_path, devices, "prices.gpu_hour=4", gpus=1))
+    assert only_gpus["train"].cost == pytest.approx(8 * train.seconds / 3600) and only_gpus["pretokenize"].cost is None
+
+
+def test_without_prices_nothing_is_said_of_cost(tmp_path):
+    found = forecast.of(planned(tmp_path))
+    assert all(f.cost is None for f in found.values()) and "USD" not in "".join(forecast.lines(found))
+
+
 def test_what_never_ran_is_not_guessed(tmp_path):
     found = forecast.of(make_plan(load("demo", [f"storage={tmp_path}"])))
     assert set(found) == {"train"} and found["train"].seconds is None
