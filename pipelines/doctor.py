@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from omniloom.infra import cluster, storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
-from omniloom.pipelines import room
+from omniloom.pipelines import measuring, room
 from omniloom.pipelines.checks import check_all
-from omniloom.pipelines.config import PipelineConfig, load, placed
+from omniloom.pipelines.config import PipelineConfig, load, naming, placed
 from omniloom.pipelines.sizing import sizes
 
 _NEEDED = (
@@ -33,8 +33,9 @@ _NEEDED = (
 )
 
 
-def examine(config: str | None, overrides: list[str]) -> dict:
-    """{"checks": [{"name", "ok", "needed", "says"}], "sizes": {...} or None}; InputError for a wrong config."""
+def examine(config: str | None, overrides: list[str], measure: bool = False) -> dict:
+    """{"checks": [{"name", "ok", "needed", "says"}], "sizes": {...} or None}; InputError for a wrong config. `measure`
+    adds to the sizes of what is trained what its steps take on this machine."""
     loaded = load(config, overrides, files=True) if config else None
     sized = None
     checks = [_python(), *(_package(name) for name in _NEEDED), _compiler(), _memory(), _accelerators()]
@@ -44,6 +45,10 @@ def examine(config: str | None, overrides: list[str]) -> dict:
         checks.append(_tracking(loaded))
         sized = sizes(loaded)
         checks += _room(loaded, sized)
+        if measure:
+            with naming(loaded):
+                taken = measuring.measure(loaded)
+            sized = {stage: size | taken.get(stage, {}) for stage, size in sized.items()}
     return redact({"checks": checks, "sizes": sized})
 
 
@@ -61,6 +66,8 @@ def render(report: dict) -> str:
 def _readable(name: str, value) -> str:
     if name.endswith("bytes"):
         return f"{value / 2**30:.2f} GiB"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

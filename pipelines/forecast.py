@@ -2,7 +2,8 @@
 
 The rate is what the stage reached when it last ran in this storage (`units_per_second` of a training's metrics), times
 what one unit costs more or less now: operations on GPUs, and on CPUs a core's seconds, which small models spend on
-other things too. Without such a run, a training on devices whose `workers.peak_tflops` is given is taken to use 40% of
+other things too. Without such a run it is what was measured on this machine, scaled so (`pipelines.measuring`); and
+without that, a training on devices whose `workers.peak_tflops` is given is taken to use 40% of
 it. Torch is not imported, and nothing is read but manifests that the plan has found.
 """
 
@@ -14,19 +15,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
+from omniloom.infra import cluster
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.nodes import gib
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.flops import token_flops
-from omniloom.models.unified.seconds import pass_seconds, update_seconds
+from omniloom.pipelines import measuring
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.predecessors import builds_on
 from omniloom.pipelines.prices import PricesConfig
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
 from omniloom.stages.train.config import expected_config, parameters_of
-from omniloom.stages.train.memory import one_pass, worker_memory
+from omniloom.stages.train.cost import token_cost
+from omniloom.stages.train.memory import worker_memory
 
 if TYPE_CHECKING:
     from omniloom.pipelines.plan import Plan
@@ -81,13 +84,13 @@ def _priced(forecast: Forecast, prices: PricesConfig) -> Forecast:
 
 def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan) -> Forecast:
     if isinstance(planned.config, TrainConfig):
-        return _train(planned, upstream)
+        return _train(planned, upstream, cluster.starts_here(plan.config.cluster))
     if isinstance(planned.config, TokenizerConfig):
         return _tokenizer(planned)
     return _body(planned, plan)
 
 
-def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
+def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool) -> Forecast:
     config: TrainConfig = planned.config
     tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
     if tokens is None:
@@ -99,7 +102,10 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any]) -> Forecast:
     if before := _earlier(planned):
         useful = units * (1 - before.metrics.get("padding", 0.0))
         if cost := _cost_then(before, config, model):
-            return _timed(useful, before, _cost(config, model) / cost, config.workers, "tokens", fixed)
+            return _timed(useful, before, token_cost(config, model) / cost, config.workers, "tokens", fixed)
+    if here and (measured := measuring.known(config)):
+        rate = config.workers.most / (measured.factor * token_cost(config, model))
+        return _with_hours(units / rate, rate, config.workers, "tokens", f"as measured here on {measured.on}", fixed)
     if config.workers.peak_tflops:
         flops = token_flops(model, config.packing.length, config.adapter)
         rate = _UTILIZATION * config.workers.peak_tflops * 1e12 * config.workers.most / flops
@@ -137,7 +143,7 @@ def _body(planned: PlannedStage, plan: Plan) -> Forecast:
     return Forecast(seconds=seconds, basis=_when(before), **hours)
 
 
-def _hours(seconds: float, cpus: float, gpus: float) -> dict[str, float | None]:
+def _hours(seconds: float, cpus: float, gpus: float) -> dict[str, Any]:
     return {f"{kind}_hours": n * seconds / 3600 if n else None for kind, n in (("cpu", cpus), ("gpu", gpus))}
 
 
@@ -166,20 +172,9 @@ def _cost_then(before: Artifact, config: TrainConfig, model: UnifiedConfig) -> f
     count = before.metrics.get("workers", config.workers.most)
     then = then.model_copy(update={"workers": config.workers.model_copy(update={"count": int(count)})})
     if then.init_from or config.init_from:
-        return _cost(then, model) if then.init_from == config.init_from else None
+        return token_cost(then, model) if then.init_from == config.init_from else None
     sizes = {name: getattr(model, name) for name in ("vocab_size", "latent_dim", "pixel_dim", "codebook_size")}
-    return _cost(then, UnifiedConfig(**then.model.model_dump(), **sizes))
-
-
-def _cost(config: TrainConfig, model: UnifiedConfig) -> float:
-    """Of a token: operations, on CPUs seconds of a core."""
-    workers, together = config.workers, config.engine.sequence_parallel
-    if workers.gpus:
-        return token_flops(model, config.packing.length, config.adapter)
-    one = one_pass(config, model, workers.most)
-    passes = workers.passes(config.batch_rows, workers.most, together)
-    step = passes * pass_seconds(model, one, config.adapter) + update_seconds(parameters_of(config, model)[0])
-    return step * workers.most / (config.batch_rows * config.packing.length)
+    return token_cost(then, UnifiedConfig(**then.model.model_dump(), **sizes))
 
 
 def _as(kind: type[_Settings], before: Artifact) -> _Settings | None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from omniloom.infra.errors import InputError
 from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides
 
 UI_PORT = 5000
@@ -37,6 +38,9 @@ def doctor(
         ),
     ] = None,
     overrides: Overrides = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time a few steps of its training here, for `plan` to predict by.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what is missing here, and what a pipeline needs.
@@ -45,7 +49,9 @@ def doctor(
     """
     from omniloom.pipelines import doctor as checks
 
-    report = checks.examine(config, overrides or [])
+    if measure and config is None:
+        raise InputError("--measure times the steps of a pipeline; name its config: omniloom doctor CONFIG --measure")
+    report = checks.examine(config, overrides or [], measure)
     print(json.dumps(report, indent=2) if as_json else checks.render(report))
     if not all(check["ok"] or not check["needed"] for check in report["checks"]):
         raise typer.Exit(1)

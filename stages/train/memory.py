@@ -12,7 +12,7 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.memory import Pass, pass_memory, recomputes
 from omniloom.stages.train.config import TrainConfig, parameters_of
 
-_DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
+DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
 _USABLE = 0.85  # of a device's memory: the rest is the allocator's, the driver's and what the formulas leave out
 
 
@@ -27,7 +27,7 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
     return Pass(
         positions=positions,
         labels=positions,
-        scores=positions * min(config.packing.length, _DOCUMENT) // 2 if on_cpu else 0,
+        scores=positions * min(config.packing.length, DOCUMENT) // 2 if on_cpu else 0,
         bf16=config.engine.precision == "bf16",
         recompute=config.engine.activation_checkpointing is True,
         sequence_parallel=together,

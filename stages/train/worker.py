@@ -58,8 +58,8 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     model, new_tokens = _model(config, model_config)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
-    objective = _objective(model, config, tokens.facts, sequence_group(config.engine))
-    engine = _engine(objective, config, ranks)
+    objective = objective_of(model, config, tokens.facts, sequence_group(config.engine))
+    engine = engine_of(objective, config, ranks)
     books, earlier = _books(job, tokens)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
     loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books, objective.draw_ahead)
@@ -140,7 +140,7 @@ def sequence_group(engine: TrainEngineConfig) -> SequenceGroup | None:
     return SequenceGroup(engine.sequence_parallel) if engine.sequence_parallel > 1 else None
 
 
-def _objective(
+def objective_of(
     model: UnifiedModel, config: Config, facts: dict, sequence: SequenceGroup | None = None
 ) -> UnifiedObjective:
     alignment: dict[str, Any] = {}
@@ -171,7 +171,7 @@ def _blocks_again(config: Config, shape: UnifiedConfig) -> bool:
     return any(gathered(mine))
 
 
-def _engine(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
+def engine_of(objective: UnifiedObjective, config: Config, ranks: int) -> Engine:
     trains = _trains(config, objective.model.config)
 
     def lr_scale(name: str) -> float:

@@ -1,0 +1,111 @@
+"""What this machine's trainings take, measured: kept in the machine's cache, where `plan` finds it. In: the config of a
+pipeline. Out: seconds of steps.
+
+The formulas by which `plan` scales a run (`pipelines.forecast`) have one unknown factor on a machine, which a few steps
+at one size tell for all others: seconds that are measured, over those that are calculated. There is one by device,
+precision and number of CPUs of a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omniloom.infra import cluster, storage
+from omniloom.infra.errors import InputError
+from omniloom.infra.training.heap import KEEPS_FREED
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.pipelines.checks import with_upstream
+from omniloom.pipelines.config import PipelineConfig
+from omniloom.stages.train.config import TrainConfig, expected_config
+from omniloom.stages.train.cost import step_cost
+
+
+@dataclass(frozen=True)
+class Measured:
+    """factor: seconds a unit of what the formulas calculate; on: the day."""
+
+    factor: float
+    on: str
+
+
+def known(config: TrainConfig) -> Measured | None:
+    """What was measured for such workers; None where nothing was."""
+    try:
+        return Measured(**json.loads(_file(config).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def measure(config: PipelineConfig) -> dict[str, dict[str, Any]]:
+    """By training of the unified model: a worker's seconds a step, and tokens a second of all workers. InputError where
+    this machine would not run them."""
+    if not cluster.starts_here(config.cluster):
+        raise InputError("--measure is of this machine, and names another; leave it out", field="cluster.address")
+    found = {}
+    for stage, own, upstream in with_upstream(config):
+        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
+        if not isinstance(own, TrainConfig) or tokens is None or _left_out(own):
+            continue
+        model = expected_config(own, tokens, tokenizer and tokenizer.model)
+        seconds = _step_seconds(own, model, f"stages.{stage.name}")
+        _keep(own, Measured(seconds / step_cost(own, model), f"{datetime.now(UTC):%Y-%m-%d}"))
+        tokens_a_second = own.batch_rows * own.packing.length / seconds
+        found[stage.name] = {"seconds_per_step": seconds, "tokens_per_second": tokens_a_second}
+    return found
+
+
+def _left_out(config: TrainConfig) -> bool:
+    """Steps that one process cannot do, or whose data cannot be made up."""
+    return config.engine.sequence_parallel > 1 or config.alignment is not None
+
+
+def _step_seconds(config: TrainConfig, model: UnifiedConfig, field: str) -> float:
+    with _as_of_ranks(config), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_in_process, config, model).result()
+        except BrokenProcessPool:
+            raise InputError(
+                "a step was killed, by lack of memory as it seems; take a smaller one", field=field
+            ) from None
+
+
+def _in_process(config: TrainConfig, model: UnifiedConfig) -> float:
+    from omniloom.stages.train.measured import step_seconds
+
+    return step_seconds(config, model, config.workers.most)
+
+
+@contextmanager
+def _as_of_ranks(config: TrainConfig) -> Iterator[None]:
+    """Processes that start inside have the heap of ranks."""
+    before = dict(os.environ)
+    os.environ |= {} if config.workers.gpus else KEEPS_FREED
+    try:
+        yield
+    finally:
+        for name in KEEPS_FREED:
+            os.environ.pop(name, None)
+        os.environ |= before
+
+
+def _file(config: TrainConfig) -> Path:
+    device = "gpu" if config.workers.gpus else f"{config.workers.cpus:g}-cpus"
+    return storage.cache_folder() / "measured" / f"{device}-{config.engine.precision}.json"
+
+
+def _keep(config: TrainConfig, measured: Measured) -> None:
+    file = _file(config)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(asdict(measured)))
+    partial.replace(file)
