@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 
 from omniloom.stages.data import records
-from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES, SKETCH
+from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES
+from omniloom.stages.data.media.sketches import SKETCH
 from omniloom.stages.ingest.splitting.compared import Compared
 
 HELD_OUT = ("test", "validation")  # in the order in which a cluster takes them
@@ -56,6 +57,15 @@ def group_key(kind: str, name: str) -> str:
 
 def own_split(row: Mapping, fractions: Mapping[str, float]) -> str:
     return records.split_of(row["group"] or row["id"], fractions)
+
+
+def own_splits(keys: bytes, fractions: Mapping[str, float]) -> np.ndarray:
+    """The splits of many keys, as places in `records.SPLITS`, uint8. `keys`: the first eight bytes of each."""
+    position = np.frombuffer(keys, ">u8").astype(np.float64) / 2**64
+    test, validation = (fractions.get(split, 0.0) for split in HELD_OUT)
+    rest = records.SPLITS.index(records.split_of("f" * 16, fractions))
+    found = np.where(position < test + validation, records.SPLITS.index("validation"), rest)
+    return np.where(position < test, records.SPLITS.index("test"), found).astype(np.uint8)
 
 
 def assign(
@@ -91,11 +101,7 @@ def assign(
 
 def _own(keys: list[str], fractions: Mapping[str, float]) -> np.ndarray:
     """Places in `records.SPLITS` of what `records.split_of` says of each key."""
-    position = np.frombuffer(bytes.fromhex("".join(key[:16] for key in keys)), ">u8").astype(np.float64) / 2**64
-    test, validation = (fractions.get(split, 0.0) for split in HELD_OUT)
-    rest = records.SPLITS.index(records.split_of("f" * 16, fractions))
-    found = np.where(position < test + validation, records.SPLITS.index("validation"), rest)
-    return np.where(position < test, records.SPLITS.index("test"), found).astype(np.uint8)
+    return own_splits(bytes.fromhex("".join(key[:16] for key in keys)), fractions)
 
 
 class _Rows:

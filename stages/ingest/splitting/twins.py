@@ -1,8 +1,8 @@
 """Near twins: pictures that are copies of one another, re-encoded, scaled or cut at the edges, and clips of such
 frames; texts that share most of what they say.
 
-In: the looks and sketches of `stages.data.media.identity`, one row each. Out: pairs of rows, int64 (n, 2), each once,
-the first below the second.
+In: the looks of `stages.data.media.identity` and the sketches of `stages.data.media.sketches`, one row each. Out: pairs
+of rows, int64 (n, 2), each once, the first below the second.
 
 Both go two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing
 scheme based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from omniloom.stages.data.media.sketches import densified
 from omniloom.stages.ingest.splitting import registration
 from omniloom.stages.ingest.splitting.registration import WINDOWS
 
@@ -93,11 +94,12 @@ def near_pictures(
 
 def near_texts(sketches: np.ndarray, agreeing: float = AGREEING, since: Since | None = None) -> np.ndarray:
     """Pairs of rows of uint32 (n, SKETCH) of which a share of at least `agreeing` of the values is the same."""
+    sketches, gone = densified(sketches), densified(since.gone) if since else sketches[:0]
     found = np.empty(0, np.int64)
     count = max(1, len(sketches))
     for band in range(_BANDS):
         keys = _band(sketches, band)
-        rows = None if since is None else _sharing(keys, np.append(keys[since.asked], _band(since.gone, band)))
+        rows = None if since is None else _sharing(keys, np.append(keys[since.asked], _band(gone, band)))
         new = []
         for pairs in _neighbours(keys, sketches[:, 0], rows):
             for start in range(0, len(pairs), _BLOCK):
