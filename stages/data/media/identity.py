@@ -38,9 +38,12 @@ class ClipIdentity:
     The look is made of at most 32 frames, thinned out on the way."""
 
     def __init__(self):
+        from av.video.reformatter import VideoReformatter
+
         self._digest = hashlib.sha256(b"clip ")
         self._kept: list[np.ndarray] = []
         self._count, self._every = 0, 1
+        self._scaler = VideoReformatter()  # one for all frames: to set one up costs more than a frame
 
     def add(self, frame: Any) -> None:
         shape = f"{frame.width}x{frame.height} {frame.rotation} {frame.format.name} "
@@ -50,7 +53,7 @@ class ClipIdentity:
             facts.update(np.ascontiguousarray(rows[:, : _row_bytes(frame, number)]).data)
         self._digest.update(facts.digest())
         if self._count % self._every == 0:
-            self._kept.append(_small(frame))
+            self._kept.append(self._small(frame))
             if len(self._kept) == 2 * _KEPT_FRAMES:
                 self._kept, self._every = self._kept[::2], self._every * 2
         self._count += 1
@@ -61,7 +64,13 @@ class ClipIdentity:
     def look(self) -> bytes:
         """The first frame, those after one and two thirds, and the last."""
         steps = CLIP_FRAMES - 1
-        return b"".join(self._kept[round(i * (len(self._kept) - 1) / steps)].tobytes() for i in range(CLIP_FRAMES))
+        chosen = [self._kept[round(i * (len(self._kept) - 1) / steps)] for i in range(CLIP_FRAMES)]
+        quarters = (frame.reshape(LOOK_SIDE, 2, LOOK_SIDE, 2, 3) for frame in chosen)
+        return b"".join(frame.mean((1, 3)).round().astype(np.uint8).tobytes() for frame in quarters)
+
+    def _small(self, frame: Any) -> np.ndarray:
+        side = 2 * LOOK_SIDE
+        return self._scaler.reformat(frame, side, side, format="rgb24", interpolation="AREA").to_ndarray()
 
 
 def _row_bytes(frame: Any, number: int) -> int:
@@ -72,11 +81,6 @@ def _row_bytes(frame: Any, number: int) -> int:
     if len(frame.planes) == 1:
         return (plane.width * frame.format.padded_bits_per_pixel + 7) // 8
     return plane.width * sum((component.bits + 7) // 8 for component in components)
-
-
-def _small(frame: Any) -> np.ndarray:
-    small = frame.reformat(2 * LOOK_SIDE, 2 * LOOK_SIDE, format="rgb24", interpolation="AREA").to_ndarray()
-    return small.reshape(LOOK_SIDE, 2, LOOK_SIDE, 2, 3).mean((1, 3)).round().astype(np.uint8)
 
 
 def text_identity(text: str) -> str:
