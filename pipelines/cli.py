@@ -14,13 +14,13 @@ import typer
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
-from omniloom.pipelines.commands import about, cluster, curate, look, model, pipeline, replay, who_saw
+from omniloom.pipelines.commands import about, cluster, compare, curate, look, model, pipeline, replay, who_saw
 
 COMMANDS = (
     *(pipeline.plan, pipeline.run, pipeline.status, pipeline.verify, curate.curate),
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
     *(model.sample, model.sampler),
-    *(replay.replay, who_saw.who_saw),
+    *(compare.compare, replay.replay, who_saw.who_saw),
     *(look.look, about.ui, about.doctor, about.presets, about.schema),
 )
 app = typer.Typer(

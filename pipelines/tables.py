@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,9 @@ from omniloom.infra.secrets import redact
 from omniloom.infra.tracking import resolve_tracking
 from omniloom.pipelines.forecast import Forecast, duration
 from omniloom.pipelines.plan import Plan
+
+if TYPE_CHECKING:
+    from omniloom.stages.evaluate.comparing import Comparison
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
 
@@ -222,3 +226,16 @@ def _size(number: float) -> str:
         if number < 1024 or unit == "TiB":
             return f"{number:.1f} {unit}"
     raise AssertionError
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Two evaluations, A and B: a figure a row."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("figure", "A", "B", "B - A", "95% interval", "p", "items", "B is"):
+        table.add_column(column, overflow="fold")
+    colours = {"better": "green", "worse": "red", "undecided": "dim"}
+    for row in found.figures:
+        ends = "-" if row.low is None else f"{row.low:+.3g} to {row.high:+.3g}"
+        numbers = (f"{row.first:.4g}", f"{row.second:.4g}", f"{row.difference:+.3g}", ends, f"{row.p:.2g}")
+        table.add_row(row.measure, *numbers, str(row.items), f"[{colours[row.decision]}]{row.decision}[/]")
+    return table

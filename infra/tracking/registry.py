@@ -13,7 +13,13 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.tracking.config import TrackingSettings
 from omniloom.infra.tracking.courier import courier
 from omniloom.infra.tracking.failures import short
-from omniloom.infra.tracking.registration import FINGERPRINT_TAG, Champion, RegisteredModel, held_by_alias
+from omniloom.infra.tracking.registration import (
+    EVALUATION_TAG,
+    FINGERPRINT_TAG,
+    Champion,
+    RegisteredModel,
+    held_by_alias,
+)
 from omniloom.infra.tracking.runs import RunHandle
 from omniloom.infra.tracking.sink import Sink
 
@@ -31,6 +37,7 @@ def register_model(
     example: list[dict[str, Any]] | None = None,
     timeout: float = 300.0,
     no_worse: Mapping[str, Better] | None = None,
+    better_than: str | None = None,
 ) -> tuple[RegisteredModel | None, str | None]:
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
@@ -40,7 +47,8 @@ def register_model(
     the content: a model that is registered with it already is not copied again, and only gets `alias`. `alias` (such as
     `champion`) moves to this version: pass it only when evaluation passed. `no_worse` names metrics and which way each
     is better: where the alias has come to a version that is better by one of them before this is delivered, it stays
-    there. `example`: some input rows, of text and numbers, that the registry shows.
+    there, unless that is of the fingerprint `better_than`, which this was found better than. `example`: some input
+    rows, of text and numbers, that the registry shows.
     Returns (the version, None), or (None, why not) where the registry refuses it, or where tracking did not take it
     within `timeout` seconds; it then waits like all else, and `bundle` has to stay where it is until then.
     """
@@ -56,6 +64,7 @@ def register_model(
         metrics or {},
         example,
         no_worse or {},
+        better_than,
     )
     arrived = run.flush(timeout)
     sink = courier(run.settings).sink
@@ -76,6 +85,15 @@ def champion(run: RunHandle, name: str, alias: str) -> Champion | None:
     return held_by_alias(Sink(run.settings), name, alias)
 
 
+def run_files(run: RunHandle, run_id: str, folder: str, target: str | Path) -> Path | None:
+    """A folder of another run's files, copied below `target`; None where that run has none. `Unreachable` or `Refused`
+    where the store does not say."""
+    sink = Sink(run.settings)
+    if not sink.call("list_artifacts", run_id, folder):
+        return None
+    return Path(sink.call("download_artifacts", run_id, folder, str(target)))
+
+
 def bundle_folder(uri: str) -> Path:
     """The bundle of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in a local folder. The store is
     the one that $MLFLOW_TRACKING_URI names. InputError where it has no such model."""
@@ -90,6 +108,31 @@ def bundle_folder(uri: str) -> Path:
         raise InputError(
             f"is no model of this project in the registry: {short(error)}", field="MODEL", file=uri
         ) from None
+
+
+def measured_by(uri: str) -> str | None:
+    """The id of the run that measured a registered model last; None where that is not known. The store is the one that
+    $MLFLOW_TRACKING_URI names. InputError where it has no such model."""
+    import mlflow
+
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, _, number = (name, "", "") if at else name.rpartition("/")
+    client = mlflow.MlflowClient()
+    try:
+        version = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
+    except mlflow.MlflowException as error:
+        raise InputError(f"is no model of the registry: {short(error)}", file=uri) from None
+    return version.tags.get(EVALUATION_TAG)
+
+
+def downloaded(uri: str, target: str | Path, name: str) -> Path:
+    """Files of a run below `target`. InputError that names `name` where the run has none."""
+    import mlflow
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    except (mlflow.MlflowException, OSError) as error:
+        raise InputError(f"has no files at {uri}: {short(error)}", file=name) from None
 
 
 def versions(settings: TrackingSettings, fingerprints: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
