@@ -289,6 +289,7 @@ class _Run:
             work,
             planned.name in self.plan.selection.force or bool(planned.artifact),
         )
+        output = self.store.begin_work(planned.name, planned.fingerprint, digests)
         context = StageContext(
             planned.name,
             planned.fingerprint,
@@ -300,11 +301,11 @@ class _Run:
             self.plan.config.name,
             continuing.continued(self.plan.trainings, planned),
             earlier,
+            output if place == work else None,
         )
         began = time.time(), time.monotonic()
         status = "FAILED"
         try:
-            self.store.begin_work(planned.name, planned.fingerprint, digests)
             Holder.write(context.state, lease.owner)
             metrics = finite(self.bodies.run(planned, context))
             if place != work:

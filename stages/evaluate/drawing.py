@@ -40,11 +40,11 @@ def draw(evaluation: Evaluation) -> None:
         if asked:
             same = set(named[: len(asked)]) == set(asked)
             others = drawn[: len(asked)] if same else _drawn(evaluation, asked, objective)
-            distance, *parts = metrics.frechet_parts(
+            distance, of_real, of_drawn = metrics.frechet_parts(
                 _real(evaluation, evaluation.images, asked), _features(evaluation, others)
             )
             name = _distance_name(evaluation, evaluation.suffix(objective))
-            evaluation.add(name, evaluation.ids(asked), distance + sum(parts))
+            evaluation.add(name, evaluation.ids(asked), distance + of_real + of_drawn)
 
 
 def _features(evaluation: Evaluation, pictures: Sequence[np.ndarray]) -> np.ndarray:

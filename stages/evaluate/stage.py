@@ -76,7 +76,7 @@ def _write(context: StageContext, evaluation: Any) -> None:
     output, tracker = context.output, context.tracker
     name = tracker.settings.register_as
     held = _champion(context, name)
-    against = _against(context, evaluation, held) if held and not isinstance(held, str) else held
+    against = held if held is None or isinstance(held, str) else _against(context, evaluation, held)
     verdict = judge(context.config.gate, evaluation.metrics, against)
     evaluation.metrics["gate_passed"] = None if verdict.passed is None else int(verdict.passed)
     evaluation.metrics = metrics = finite(evaluation.metrics)

@@ -37,8 +37,8 @@ def reconstruct(evaluation: Evaluation) -> None:
                 batch = np.stack([clips[int(i)] for i in chosen])
                 recons = _reconstructed(evaluation, batch)
                 frames = [x.reshape(-1, *x.shape[2:]) for x in (batch, recons)]
-                for name, values in metrics.reconstruction(*frames).items():
-                    means = values.reshape(len(chosen), -1).mean(axis=1)  # of a clip's frames
+                for name, of_frames in metrics.reconstruction(*frames).items():
+                    means = of_frames.reshape(len(chosen), -1).mean(axis=1)  # of a clip's frames
                     found.setdefault(name, {}).update(zip(chosen.tolist(), means.tolist(), strict=True))
                 shown |= {
                     int(i): pair for i, pair in zip(chosen, zip(batch, recons, strict=True), strict=True) if i in wanted
