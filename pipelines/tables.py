@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from omniloom.infra.secrets import redact
 from omniloom.infra.tracking import resolve_tracking
 from omniloom.pipelines.forecast import Forecast, duration
 from omniloom.pipelines.plan import Plan
+from omniloom.pipelines.preset_files import purposes
 
 if TYPE_CHECKING:
     from omniloom.stages.evaluate.comparing import Comparison
@@ -89,7 +89,7 @@ def status_table(plan: Plan, rows: list[dict]) -> Table:
             row["name"],
             f"[{_COLOURS[row['status']]}]{row['status']}[/]",
             row["fingerprint"][:8] if row["artifact"] else "-",
-            _size(row["bytes"]),
+            shown_size(row["bytes"]),
             f"{row['seconds']:.0f} s" if row["seconds"] else "-",
             (row["mlflow_run_id"] or "-")[:8],
             shown_metrics(row["metrics"], 3),
@@ -143,10 +143,8 @@ def presets_table(folder: Path) -> Table:
     table = Table(title=str(folder), title_justify="left", box=None, pad_edge=False)
     table.add_column("preset", no_wrap=True)
     table.add_column("what it is", overflow="fold")
-    for file in sorted(folder.glob("*.yaml")):
-        lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
-        text = " ".join(line.lstrip("# ") for line in lines if not line.startswith("#     "))
-        table.add_row(file.stem, text.rstrip(":"))
+    for name, what in purposes().items():
+        table.add_row(name, what)
     return table
 
 
@@ -218,7 +216,8 @@ def _example_request(model: Artifact) -> str:
     return "--prompt " + json.dumps(" ".join(caption.split()).replace('"', "'"), ensure_ascii=False)
 
 
-def _size(number: float) -> str:
+def shown_size(number: float) -> str:
+    """`12 B`, `3.4 KiB`."""
     if number < 1024:
         return f"{number:g} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):

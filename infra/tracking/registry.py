@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.tracking.address import sqlite_path
 from omniloom.infra.tracking.config import TrackingSettings
 from omniloom.infra.tracking.courier import courier
 from omniloom.infra.tracking.failures import short
@@ -110,19 +111,48 @@ def bundle_folder(uri: str) -> Path:
         ) from None
 
 
+def origin(uri: str) -> tuple[str | None, list[str]]:
+    """Of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION` of the store that $MLFLOW_TRACKING_URI
+    names: the fingerprint of the training that made it, and the storages that it may lie in. InputError where there is
+    no such model."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    version = _version(client, uri)
+    try:
+        run = client.get_run(version.run_id)
+        parent = run.data.tags.get("mlflow.parentRunId")
+        params = client.get_run(parent).data.params if parent else run.data.params
+    except mlflow.MlflowException as error:
+        raise _no_model(uri, error) from None
+    beside = sqlite_path(mlflow.get_tracking_uri())  # a storage that was moved took its database along
+    places = [str(beside.parent)] if beside else []
+    return version.tags.get(FINGERPRINT_TAG), [*places, *filter(None, [params.get("storage")])]
+
+
 def measured_by(uri: str) -> str | None:
-    """The id of the run that measured a registered model last; None where that is not known. The store is the one that
-    $MLFLOW_TRACKING_URI names. InputError where it has no such model."""
+    """The id of the run that measured a registered model last, by its name as `origin` takes it; None where that is not
+    known. InputError where there is no such model."""
+    import mlflow
+
+    return _version(mlflow.MlflowClient(), uri).tags.get(EVALUATION_TAG)
+
+
+def _version(client: Any, uri: str) -> Any:
     import mlflow
 
     name, at, alias = uri.removeprefix("models:/").partition("@")
-    name, _, number = (name, "", "") if at else name.rpartition("/")
-    client = mlflow.MlflowClient()
     try:
-        version = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
+        if at:
+            return client.get_model_version_by_alias(name, alias)
+        name, _, number = name.rpartition("/")
+        return client.get_model_version(name, number)
     except mlflow.MlflowException as error:
-        raise InputError(f"is no model of the registry: {short(error)}", file=uri) from None
-    return version.tags.get(EVALUATION_TAG)
+        raise _no_model(uri, error) from None
+
+
+def _no_model(uri: str, error: Exception) -> InputError:
+    return InputError(f"is no model of this project in the registry: {short(error)}", field="MODEL", file=uri)
 
 
 def downloaded(uri: str, target: str | Path, name: str) -> Path:

@@ -355,8 +355,8 @@ def test_two_evaluations_are_compared_by_their_runs_and_by_their_names_in_the_re
     kept = [items["bits_per_byte"] for items in found]
     assert len(kept[0].ids) == 40 and kept[0].mean < kept[1].mean == kept[2].mean
     for name, said in (
-        ("models:/named@nobody", "is no model of the registry"),
-        ("models:/no-such/1", "is no model of the registry"),
+        ("models:/named@nobody", "is no model of this project in the registry"),
+        ("models:/no-such/1", "is no model of this project in the registry"),
         (f"runs:/{'0' * 32}", "has no files at"),
     ):
         with pytest.raises(InputError, match=said):
