@@ -144,7 +144,7 @@ class Columns:
             own = b"".join(bytes.fromhex(group[:16]) if group else bytes(8) for group in groups)
             of_groups = np.repeat(np.frombuffer(own, np.uint8).reshape(-1, 8), counts, axis=0)
             firsts = np.where(np.repeat(named, counts)[:, None], of_groups, firsts)
-        codes = own_splits(firsts.tobytes(), self._fractions)
+        codes = own_splits(np.ascontiguousarray(firsts).view(">u8")[:, 0], self._fractions)
         of_runs = zip(Facts._fields, zip(*self._runs, strict=True), strict=True)
         kinds = {"synthetic": pa.bool_(), "item": pa.uint32()}
         held = {name: _repeated(pa.array(v, kinds.get(name, pa.string())), counts) for name, v in of_runs}
@@ -155,7 +155,9 @@ class Columns:
             "split": pa.array(np.array(SPLITS, object)[codes], pa.string()),
             "text": _strings(b"".join(encoded), np.cumsum([0, *map(len, encoded)])),
             "part": pa.array(self._parts, pa.int32()),
-            "sketch": _sketches(self._texts),
+            "sketch": (sketches := _sketches(self._texts)),
+            "sketched": sketches.is_valid(),
+            "captioned": pa.array(np.zeros(count, np.uint32)),
             "multipage": pa.repeat(pa.scalar(False), count),
         }
 
