@@ -14,9 +14,10 @@ import typer
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
-from omniloom.pipelines.commands import about, cluster, curate, look, model, pipeline, replay, who_saw
+from omniloom.pipelines.commands import about, cluster, curate, init, look, model, pipeline, replay, who_saw
 
 COMMANDS = (
+    init.init,
     *(pipeline.plan, pipeline.run, pipeline.status, pipeline.verify, curate.curate),
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
     *(model.sample, model.sampler),

@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from omniloom.infra import storage
+from omniloom.infra import npy, storage
 from omniloom.infra.artifacts import RESUME, Artifact
 from omniloom.stages.ingest.splitting import twins
 from omniloom.stages.ingest.splitting.twins import Since
@@ -36,10 +36,10 @@ class Compared:
         self._old: dict[str, _Part] = {}
         self._new: dict[str, _Part] = {}
         if earlier:
-            with np.load(io.BytesIO(storage.read_bytes(earlier.file(FILE)))) as held:
-                for kind in {name.partition(".")[0] for name in held.files}:
-                    fields = ("names", "shapes", "paired", "projections")
-                    self._old[kind] = _Part(*(held[f"{kind}.{field}"] for field in fields))
+            held = npy.load_all(io.BytesIO(storage.read_bytes(earlier.file(FILE))))
+            for kind in {name.partition(".")[0] for name in held}:
+                fields = ("names", "shapes", "paired", "projections")
+                self._old[kind] = _Part(*(held[f"{kind}.{field}"] for field in fields))
 
     def write(self, output: str) -> None:
         arrays = {f"{kind}.{name}": array for kind, part in self._new.items() for name, array in vars(part).items()}
