@@ -57,11 +57,15 @@ def run(plan: Plan, display: Display) -> None:
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
     with _connection(plan) as connect, display:
-        with Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
+        with (
+            Record(plan.config.storage, plan.config.name, plan.artifacts) as record,
+            RunLog(plan.store.root, record.id) as log,
+        ):
             display.log = log
             plan.store.remove_leftovers()
             for damage in plan.examine_inputs():
                 display.note(damage)
+            record.uses(plan.artifacts)
             _check_blocked(plan)
             for text in plan.warnings:
                 display.note(text)
@@ -192,6 +196,7 @@ class _Run:
         for text in self.plan.warnings:
             if text not in known:
                 self.display.note(text)
+        self.record.uses(self.plan.artifacts)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
         self.display.finish(
             planned.name,
@@ -304,6 +309,7 @@ class _Run:
             work,
             planned.name in self.plan.selection.force or bool(planned.artifact),
         )
+        output = self.store.begin_work(planned.name, planned.fingerprint, digests)
         context = StageContext(
             planned.name,
             planned.fingerprint,
@@ -315,11 +321,11 @@ class _Run:
             self.plan.config.name,
             continuing.continued(self.plan.trainings, planned),
             earlier,
+            output if place == work else None,
         )
         began = time.time(), time.monotonic()
         status = "FAILED"
         try:
-            self.store.begin_work(planned.name, planned.fingerprint, digests)
             Holder.write(context.state, lease.owner)
             metrics = finite(self.bodies.run(planned, context))
             if place != work:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import names_below
 from omniloom.stages.data import changes
 
 SCHEMA_VERSION = 2
@@ -111,7 +112,7 @@ def group_of(name: str) -> int:
 
 def shards(artifact_uri: str) -> list[str]:
     """URIs of the record shards below an artifact of records, in the order of the sources."""
-    names = sorted(storage.list_files(storage.join(artifact_uri, "records")))
+    names = names_below(artifact_uri, "records")
     return [storage.join(artifact_uri, "records", name) for name in names if name.endswith(".parquet")]
 
 
