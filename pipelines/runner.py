@@ -56,11 +56,15 @@ def run(plan: Plan, display: Display) -> None:
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
     with _connection(plan) as connect, display:
-        with Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
+        with (
+            Record(plan.config.storage, plan.config.name, plan.artifacts) as record,
+            RunLog(plan.store.root, record.id) as log,
+        ):
             display.log = log
             plan.store.remove_leftovers()
             for damage in plan.examine_inputs():
                 display.note(damage)
+            record.uses(plan.artifacts)
             _check_blocked(plan)
             for text in plan.warnings:
                 display.note(text)
@@ -182,6 +186,7 @@ class _Run:
         for text in self.plan.warnings:
             if text not in known:
                 self.display.note(text)
+        self.record.uses(self.plan.artifacts)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
         self.display.finish(
             planned.name,

@@ -22,6 +22,7 @@ from omniloom.infra.tree import copy_tree
 log = logger(__name__)
 
 FINGERPRINT_TAG = "omniloom.fingerprint"
+EVALUATION_TAG = "omniloom.evaluation"  # the run that measured a version last
 _MODEL_NAME = "model"
 
 
@@ -39,11 +40,13 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that holds an alias, the fingerprint of its model, and the figures it was registered with last."""
+    """The version that holds an alias, the fingerprint of its model, the figures it was registered with last, and the
+    id of the run that measured them, where that is known."""
 
     version: str
     fingerprint: str | None
     metrics: Mapping[str, float]
+    evaluation: str | None = None
 
 
 class Store(Protocol):
@@ -113,6 +116,7 @@ def _send(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
         versions = json.dumps([{"name": name, "version": str(version)}])
         with contextlib.suppress(Refused):
             store.call("set_logged_model_tags", model_id, {"mlflow.modelVersions": versions})
+    store.call("set_model_version_tag", name, version, EVALUATION_TAG, run_id)
     if event["alias"] and not _held_by_better(store, event):
         store.call("set_registered_model_alias", name, event["alias"], version)
     store.not_registered.pop((name, fingerprint), None)
@@ -246,15 +250,15 @@ def held_by_alias(store: Store, name: str, alias: str) -> Champion | None:
     logged = store.call("get_logged_model", model_id).metrics if model_id else ()
     # A model that was measured again has figures of each time; the last ones are meant.
     metrics = {metric.key: metric.value for metric in sorted(logged or (), key=lambda metric: metric.timestamp)}
-    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics)
+    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics, version.tags.get(EVALUATION_TAG))
 
 
 def _held_by_better(store: Store, event: dict) -> bool:
-    """Whether the alias is held by another model that is better by one of the event's `no_worse`, or is not known to be
-    no better."""
+    """Whether the alias is held by another model than the one that this was found better than, which is better by one
+    of the event's `no_worse`, or is not known to be no better."""
     wanted = event.get("no_worse") or {}
     held = held_by_alias(store, event["name"], event["alias"]) if wanted else None
-    if held is None or held.fingerprint == event["fingerprint"]:
+    if held is None or held.fingerprint in (event["fingerprint"], event.get("better_than")):
         return False
     own, theirs = event["metrics"], held.metrics
     return not all(

@@ -174,6 +174,7 @@ class RunHandle:
         metrics: Mapping[str, Any],
         example: list[dict[str, Any]] | None,
         no_worse: Mapping[str, str],
+        better_than: str | None,
     ) -> None:
         """A model for the registry: see `registry.register_model`."""
         self._append(
@@ -186,6 +187,7 @@ class RunHandle:
             metrics=finite(metrics),
             example=finite(example),
             no_worse=dict(no_worse),
+            better_than=better_than,
         )
 
     # --- its life
