@@ -3,7 +3,8 @@
     STORAGE/artifacts/STAGE/FINGERPRINT/   manifest.json and the files it names; published, read-only
     STORAGE/work/STAGE/FINGERPRINT/        output/ (becomes the artifact) and state/: checkpoints/ and history.jsonl,
                                            which trainings go on from; all else says what of the output is done;
-                                           inputs.json, the digests of what it is made from
+                                           inputs.json, the digests of what it is made from; in-place.json where
+                                           there is no output/, since the files are written where they will lie
     STORAGE/replaced/STAGE/...             what a forced run put aside
     STORAGE/damaged/STAGE/FINGERPRINT.json which files were found damaged, until the artifact is made again
     STORAGE/pipelines/NAME/STAGE.json      which artifact the pipeline used last
@@ -11,6 +12,12 @@
 `manifest.json` is written last: no manifest, no artifact. Publishing can be interrupted anywhere, by a power cut too,
 and is finished by the next run, because the complete manifest is first written down in the work folder. Whoever
 finishes what another process began looks at the files first: only what they are can be declared.
+
+On a local disk the output is renamed into the artifact's folder. An object store would copy it, so there a stage writes
+in place: into the artifact's folder itself, which is no artifact without its manifest. A run goes on with the files
+that lie there, or removes them where it begins anew; where an artifact lies there that is to be replaced, the output is
+written apart and copied, so that the old one stays until the new one is whole. Readers take the files that the manifest
+names (`names_below`), never a listing: a process that lost its lease may still write beside them.
 
 An artifact that comes out as an older one of its stage did, file by file, says so in its manifest (`same_as`, the
 older one's fingerprint): what is made from it has the fingerprints that it would have with the older one, so that what
@@ -22,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +42,8 @@ RESUME = "resume/"
 # In the state of a work folder: of files of its output {bytes, sha256} by path, which need not be read again to be
 # published: those of an earlier artifact, and those whose writers took the hash as they wrote.
 TAKEN_OVER, WRITTEN = "taken-over.json", "written.json"
+_IN_PLACE = "in-place.json"  # of a work folder
+_PLACE = re.compile(r".*/artifacts/\w+/[0-9a-f]{64}(?=/|$)")  # of an artifact
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class Artifact:
         """A local folder with the files: the artifact's own, or this machine's copy, named by what it holds, without
         what a later training goes on from."""
         files = [entry for entry in self.manifest["files"] if not entry["path"].startswith(RESUME)]
-        folder = storage.localize(self.uri, f"{self.stage}-{files_digest(self.manifest['files'])}", RESUME)
+        digest = files_digest(self.manifest["files"])
+        folder = storage.localize(self.uri, f"{self.stage}-{digest}", [entry["path"] for entry in files])
         if not storage.is_local(self.uri) and (bad := integrity.wrong(str(folder), files)):
             storage.remove(str(folder))
             raise OmniLoomError(
@@ -90,6 +101,24 @@ def _clear(work: str) -> None:
 def some(paths: list[str]) -> str:
     """The first few of them, for a message."""
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def names_below(uri: str, folder: str) -> list[str]:
+    """The names of the files right below a folder of an artifact, sorted: those that its manifest names, or while it is
+    made, and has none, those that lie there."""
+    manifest = storage.read_json(storage.join(uri, MANIFEST))
+    if manifest is None:
+        return [name for name in storage.list_files(storage.join(uri, folder)) if "/" not in name]
+    paths = (entry["path"].rpartition("/") for entry in manifest["files"])
+    return sorted(name for parent, _, name in paths if parent == folder)
+
+
+def require_finished(uri: str) -> None:
+    """InputError where the place is an artifact's folder, or below one, and the artifact is not published (yet)."""
+    if (place := _PLACE.match(uri)) and not storage.exists(storage.join(place[0], MANIFEST)):
+        raise InputError(
+            f"is not finished: {place[0]} has no {MANIFEST}; let the run that makes it end, or run it again", file=uri
+        )
 
 
 def check_folder(uri: str, local: str) -> None:
@@ -147,9 +176,23 @@ class ArtifactStore:
         begun_from = storage.read_json(storage.join(work, "inputs.json")) if made_from else None
         return bool(storage.list_files(work)) and begun_from in (None, made_from)
 
-    def begin_work(self, stage: str, fingerprint: str, made_from: dict[str, str]) -> None:
-        """Note down the digests of the inputs that the work is from: it does not go on from others."""
-        storage.write_json(storage.join(self.work_uri(stage, fingerprint), "inputs.json"), made_from)
+    def begin_work(self, stage: str, fingerprint: str, made_from: dict[str, str]) -> str:
+        """Begin, or go on: the URI of the folder that the stage writes into. Notes down the digests of the inputs that
+        the work is from: it does not go on from others."""
+        work = self.work_uri(stage, fingerprint)
+        inputs, in_place = storage.join(work, "inputs.json"), storage.join(work, _IN_PLACE)
+        begun = storage.exists(inputs)
+        if self.find(stage, fingerprint):
+            storage.remove(in_place)
+        elif not (begun or storage.is_local(work) or storage.is_process_local(work)):
+            storage.remove(self.artifact_uri(stage, fingerprint))  # of work that was given up
+            storage.write_json(in_place, {})
+        storage.write_json(inputs, made_from)
+        return self._output(stage, fingerprint, work)
+
+    def _output(self, stage: str, fingerprint: str, work: str) -> str:
+        in_place = storage.exists(storage.join(work, _IN_PLACE))
+        return self.artifact_uri(stage, fingerprint) if in_place else storage.join(work, "output")
 
     def damage(self, artifact: Artifact) -> list[str]:
         """Paths that are missing, of another size, or that `examine` has found damaged. Reads no content."""
@@ -179,11 +222,11 @@ class ArtifactStore:
             storage.remove(note)
 
     def publish(self, stage: str, fingerprint: str, work: str, facts: dict) -> Artifact:
-        """Turn `work`/output into the artifact. `facts` are the manifest's fields other than `files`.
+        """Turn the output into the artifact. `facts` are the manifest's fields other than `files`.
 
         An artifact that is already there under the fingerprint (a forced or damaged one) is put aside, not lost.
         """
-        output = storage.join(work, "output")
+        output = self._output(stage, fingerprint, work)
         storage.sync(output)
         manifest = {**facts, "files": integrity.describe(output, self.taken_over(work) | self._written(work))}
         if same := self._equal(Artifact(stage, fingerprint, output, manifest)):
@@ -233,10 +276,10 @@ class ArtifactStore:
             _clear(work)
             return None
         target = self.artifact_uri(stage, fingerprint)
-        output = storage.join(work, "output")
-        waiting = storage.list_files(output)
-        for folder in (output, target):
-            files = [e for e in manifest["files"] if (e["path"] in waiting) == (folder == output)]
+        output = self._output(stage, fingerprint, work)
+        waiting = storage.list_files(output) if output != target else {}
+        for folder in {output, target}:
+            files = [e for e in manifest["files"] if (e["path"] in waiting) == (folder != target)]
             if bad := integrity.wrong(folder, files, remembered=False):
                 say(
                     f"was made and not yet published when it was interrupted, and is damaged ({some(bad)} in {folder});"
@@ -262,19 +305,24 @@ class ArtifactStore:
         storage.remove(storage.join(work, "publish.json"))
 
     def _place(self, stage: str, fingerprint: str, work: str, manifest: dict) -> Artifact:
-        target, output = self.artifact_uri(stage, fingerprint), storage.join(work, "output")
-        replaces = storage.join(work, "replaces.json")
-        if current := self.find(stage, fingerprint):
-            storage.write_json(replaces, current.manifest)
-        if old := storage.read_json(replaces):
-            self._put_aside(Artifact(stage, fingerprint, target, old))
+        target, output = self.artifact_uri(stage, fingerprint), self._output(stage, fingerprint, work)
+        if output != target:
+            self._make_room(stage, fingerprint, work)
+            waiting = storage.list_files(output)
+            storage.move_files(output, target, [e["path"] for e in manifest["files"] if e["path"] in waiting])
         self._forget(stage, fingerprint)
-        waiting = storage.list_files(output)
-        storage.move_files(output, target, [e["path"] for e in manifest["files"] if e["path"] in waiting])
         storage.write_json(storage.join(target, MANIFEST), manifest)
         integrity.remember(target, manifest["files"])
         _clear(work)
         return Artifact(stage, fingerprint, target, manifest)
+
+    def _make_room(self, stage: str, fingerprint: str, work: str) -> None:
+        """Put aside the artifact that is to be replaced, if there is one."""
+        replaces = storage.join(work, "replaces.json")
+        if current := self.find(stage, fingerprint):
+            storage.write_json(replaces, current.manifest)
+        if old := storage.read_json(replaces):
+            self._put_aside(Artifact(stage, fingerprint, self.artifact_uri(stage, fingerprint), old))
 
     def _put_aside(self, artifact: Artifact) -> None:
         target = storage.join(
@@ -291,6 +339,28 @@ class ArtifactStore:
         paths = [entry["path"] for entry in artifact.manifest["files"]]
         storage.move_files(artifact.uri, target, [path for path in paths if path in present])
         storage.write_json(storage.join(target, MANIFEST), artifact.manifest)
+
+    def placed_unix(self, artifact: Artifact) -> float:
+        """When the artifact came to this storage, made or copied."""
+        ended = artifact.manifest["times"]["ended_unix"]
+        try:
+            return max(ended, storage.modified_unix(artifact.file(MANIFEST)))
+        except (NotImplementedError, OSError):
+            return ended
+
+    def drop(self, artifact: Artifact, in_use: Callable[[], bool]) -> bool:
+        """Delete the artifact; False, and it stays, where it is in use. To be called under its stage's lease.
+
+        The manifest goes first and `in_use` is asked after that: a run that has noted down by then that it uses the
+        artifact is seen here, and one that notes it down later looks for the manifest after that.
+        """
+        storage.remove(artifact.file(MANIFEST))
+        if in_use():
+            storage.write_json(artifact.file(MANIFEST), artifact.manifest)
+            return False
+        storage.remove(artifact.uri)
+        self._forget(artifact.stage, artifact.fingerprint)
+        return True
 
     def remove_leftovers(self) -> None:
         """Remove what writes that were killed left behind, where this storage is a local disk."""

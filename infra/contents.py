@@ -16,6 +16,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 
 from omniloom.infra import integrity, storage
+from omniloom.infra.artifacts import require_finished
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact_uris
 
@@ -40,6 +41,7 @@ def read_contents(uri: str, kind: str = "any", reads: Sequence[str] = (), beside
     """
     try:
         is_file, sizes = _look(uri, reads, beside)
+        require_finished(uri)
         if kind != "any" and is_file != (kind == "file"):
             raise InputError(f"is a {'file' if is_file else 'folder'}, expected a {kind}: {redact_uris(uri)}")
         if not is_file and reads:

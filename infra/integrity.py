@@ -25,8 +25,7 @@ def describe(folder: str, known: Mapping[str, dict] = MappingProxyType({})) -> l
     files that need not be read again."""
     sizes = storage.list_files(folder)
     found = {path: known[path]["sha256"] for path, size in sizes.items() if known.get(path, {}).get("bytes") == size}
-    unread = [path for path in sizes if path not in found]
-    found |= dict(zip(unread, _hashes(folder, unread), strict=True))
+    found |= _hashes(folder, {path: size for path, size in sizes.items() if path not in found})
     return [{"path": path, "bytes": size, "sha256": found[path]} for path, size in sizes.items()]
 
 
@@ -35,9 +34,11 @@ def describe_bytes(data: bytes) -> dict:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _hashes(folder: str, paths: list[str]) -> list[str]:
+def _hashes(folder: str, sizes: Mapping[str, int | None]) -> dict[str, str]:
+    """sha256 by path; the sizes are those that the files are known to have."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing runs outside of Python's lock
-        return list(pool.map(lambda path: storage.sha256(storage.join(folder, path)), paths))
+        found = pool.map(lambda path: storage.sha256(storage.join(folder, path), sizes[path]), sizes)
+        return dict(zip(sizes, found, strict=True))
 
 
 def wrong_sizes(folder: str, files: list[dict]) -> list[str]:
@@ -53,8 +54,8 @@ def wrong(folder: str, files: list[dict], remembered: bool = True) -> list[str]:
     facts = _facts(folder, present)  # before the content is read: what is written meanwhile has others
     known = _recall(folder) if remembered else {}
     unsure = [entry for entry in present if not facts or known.get(entry["path"]) != facts[entry["path"]]]
-    found = _hashes(folder, [entry["path"] for entry in unsure])
-    bad |= {entry["path"] for entry, digest in zip(unsure, found, strict=True) if digest != entry["sha256"]}
+    found = _hashes(folder, {entry["path"]: entry["bytes"] for entry in unsure})
+    bad |= {entry["path"] for entry in unsure if found[entry["path"]] != entry["sha256"]}
     if unsure:
         _remember(folder, {path: known for path, known in facts.items() if path not in bad})
     return [entry["path"] for entry in files if entry["path"] in bad]
@@ -71,7 +72,7 @@ def hashes(folder: str, paths: list[str], versions: dict[str, list]) -> dict[str
     states = {**_states(folder, paths), **versions}  # before the content is read
     known = _recall(folder)
     unread = [path for path in paths if path not in states or known.get(path, [None])[1:] != states[path]]
-    read = dict(zip(unread, _hashes(folder, unread), strict=True))
+    read = _hashes(folder, {path: versions[path][0] if path in versions else None for path in unread})
     # A file that was written within the clock's grain could be written again without another time.
     settled = {path for path in read if path in states and (path in versions or time.time_ns() - states[path][3] > 2e9)}
     if settled:

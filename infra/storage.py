@@ -39,6 +39,7 @@ from omniloom.infra.once import once
 _UNCACHED = {"s3": {"use_listings_cache": False}, "s3a": {"use_listings_cache": False}}
 # `dbfs:/x`, and `digits:/`, which another part of a path follows.
 _ONE_SLASH = re.compile(r"(?!file:|local:)[A-Za-z][A-Za-z0-9+.-]+:/")
+_AT_ONCE = 32 << 20  # bytes of a file that is read whole
 _TOGETHER = 16  # files that are copied at a time
 _MEMORY = threading.Lock()  # `memory://` looks before it creates, which its threads must do one at a time
 
@@ -81,8 +82,12 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
-    fs, path = filesystem(uri)
-    return fs.cat_file(path)
+    return whole(*filesystem(uri))
+
+
+def whole(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """What a file holds, with one request: s3fs would ask for its size first, to read a large one in pieces."""
+    return fs.cat_file(path, max_concurrency=1) if _is_s3(fs) else fs.cat_file(path)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -220,8 +225,17 @@ def list_files(uri: str) -> dict[str, int]:
     }
 
 
-def sha256(uri: str) -> str:
+def modified_unix(uri: str) -> float:
+    """When the file was written. NotImplementedError of a filesystem that does not tell."""
     fs, path = filesystem(uri)
+    return fs.modified(path).timestamp()
+
+
+def sha256(uri: str, size: int | None = None) -> str:
+    """Of a file's content; one that is known to be of a small `size` is read with one request."""
+    fs, path = filesystem(uri)
+    if not is_local(uri) and size is not None and size <= _AT_ONCE:
+        return hashlib.sha256(whole(fs, path)).hexdigest()
     digest = hashlib.sha256()
     with fs.open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -288,9 +302,9 @@ def share_files(source: str, target: str, names: Iterable[str]) -> None:
         list(pool.map(lambda pair: share_file(*pair), pairs))
 
 
-def copy_tree(source: str, target: str, without: str | None = None) -> None:
-    """Copy every file below a folder, but for those whose path there begins with `without`."""
-    names = [name for name in list_files(source) if without is None or not name.startswith(without)]
+def copy_tree(source: str, target: str, names: Iterable[str] | None = None) -> None:
+    """Copy these files below a folder, by default all."""
+    names = list_files(source) if names is None else names
     with ThreadPoolExecutor(_TOGETHER) as pool:
         list(pool.map(lambda name: _copy(join(source, name), join(target, name)), names))
     sync(target)
@@ -366,16 +380,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OMNILOOM_CACHE", Path(tempfile.gettempdir()) / f"omniloom-cache-{os.getuid()}"))
 
 
-def localize(uri: str, digest: str, without: str | None = None) -> Path:
-    """A local folder with the files of the folder `uri`: itself where it is local, else a cached copy, which lacks the
-    files whose path begins with `without`.
+def localize(uri: str, digest: str, names: Iterable[str] | None = None) -> Path:
+    """A local folder with the files of the folder `uri`: itself where it is local, else a cached copy of these files,
+    by default of all.
 
     `digest` names the content (an artifact's fingerprint), so that a copy is made once per machine and content.
     """
     if (path := local_path(uri)) is not None:
         return path
     remove_leftovers(str(cache_folder()))
-    return once(cache_folder() / digest, lambda target: copy_tree(uri, str(target), without))
+    return once(cache_folder() / digest, lambda target: copy_tree(uri, str(target), names))
 
 
 def remove_leftovers(folder: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omniloom.infra import storage
-from omniloom.infra.artifacts import RESUME, Artifact, ArtifactStore
+from omniloom.infra.artifacts import MANIFEST, RESUME, Artifact, ArtifactStore
 from omniloom.infra.errors import InputError, OmniLoomError, within
 from omniloom.pipelines.config import PipelineConfig, placed
 from omniloom.pipelines.planned import PlannedStage
@@ -196,11 +196,13 @@ def _text_digest(uri: str) -> str:
 def trainings(store: ArtifactStore, stage: str) -> dict[str, str]:
     """By fingerprint, the folder that has the ledger of each training of a stage: its artifact, or its state."""
     found = {}
-    for place, suffix in (("work", f"/state/{ledger.FILE}"), ("artifacts", f"/{ledger.FILE}")):
+    for place, parts in (("work", ("state", ledger.FILE)), ("artifacts", (ledger.FILE,))):
         root = storage.join(store.root, place, stage)
-        for name in storage.list_files(root):
-            if name.endswith(suffix) and name.count("/") == suffix.count("/"):
-                found[name.partition("/")[0]] = storage.join(root, name.removesuffix(f"/{ledger.FILE}"))
+        names = storage.list_files(root)
+        for name in names:
+            training, *below = name.split("/")
+            if tuple(below) == parts and (place == "work" or f"{training}/{MANIFEST}" in names):
+                found[training] = storage.join(root, name.removesuffix(f"/{ledger.FILE}"))
     return found
 
 

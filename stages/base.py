@@ -166,6 +166,7 @@ class StageContext:
 
     `inputs` maps each role that the stage reads to its artifact; an optional one may be missing. `work` is the URI of
     this stage's work folder: `output` becomes the artifact, `state` is kept for a resume and dropped after publication.
+    `written_to` is where the output lies, where that is not in the work folder.
     `tracker` is the stage's MLflow run. `continued` is there where the config asks to go on from an earlier training,
     `predecessor` where there is an earlier artifact that the stage's module builds on.
     """
@@ -180,6 +181,7 @@ class StageContext:
     pipeline: str = ""
     continued: Continued | None = None
     predecessor: Artifact | None = None
+    written_to: str | None = None
 
     @property
     def records(self) -> Artifact:
@@ -201,7 +203,7 @@ class StageContext:
 
     @property
     def output(self) -> str:
-        return storage.join(self.work, "output")
+        return self.written_to or storage.join(self.work, "output")
 
     @property
     def state(self) -> str:

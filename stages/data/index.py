@@ -36,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from omniloom.infra import npy
 from omniloom.stages.data.packing import Kind
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -68,8 +69,7 @@ class Lengths:
 
     @staticmethod
     def from_bytes(data: bytes) -> Lengths:
-        with np.load(BytesIO(data)) as held:
-            found = dict(held)
+        found = npy.load_all(BytesIO(data))
         if "source" in found:
             found["sources"] = found["sources"][found.pop("source")]
         return Lengths(**found)
@@ -210,7 +210,7 @@ def _sort_texts(folder: Path) -> None:
     """text.unsorted into text.documents: by counting, a piece in memory at a time; what is longer than a counter holds
     is few, and sorted after it."""
     unsorted = folder / "text.unsorted.npy"
-    given = np.load(unsorted, mmap_mode="r")
+    given = npy.load(unsorted, mapped=True)
     found = np.lib.format.open_memmap(folder / "text.documents.npy", "w+", TEXT, given.shape)
     pieces = range(0, len(given), _CHUNK)
 
@@ -241,11 +241,11 @@ def _sort_by_source(folder: Path, names: list[str]) -> None:
     order = np.argsort(np.array(names, np.str_), kind="stable")
     rank = np.empty(len(names), np.int64)
     rank[order] = np.arange(len(names))
-    source, bounds = np.load(folder / "source.npy", mmap_mode="r"), {}
+    source, bounds = npy.load(folder / "source.npy", mapped=True), {}
     for kind in KINDS:
         if not (file := folder / f"{kind}.documents.npy").exists():
             continue
-        documents = np.load(file, mmap_mode="r")["document"]
+        documents = npy.load(file, mapped=True)["document"]
         count = len(documents) - (kind != "text")
         pieces = [(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
 
@@ -307,7 +307,7 @@ class Index:
             file = self.folder / f"{name}.npy"
             if not file.exists():
                 return np.empty(0, np.int64)
-            held = np.load(file, mmap_mode="r" if file.stat().st_size > _SMALL else None)
+            held = npy.load(file, mapped=file.stat().st_size > _SMALL)
             # Documents are drawn from all over it, so that what lies beside a number is not wanted.
             _advise(held, mmap.MADV_RANDOM)
             self._maps[name] = held

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omniloom.infra import disk
+from omniloom.infra import disk, npy
 from omniloom.infra.once import once
 from omniloom.stages.data.index import KINDS, Index, ragged
 from omniloom.stages.data.order import mixed
@@ -49,7 +49,7 @@ def _kept(file: Path | None, keys: Callable[[int], np.ndarray], number: int, las
         with disk.writing(str(target)) as sink:
             np.save(sink, _documents(keys, number, last))
 
-    return _documents(keys, number, last) if file is None else np.load(once(file, join), mmap_mode="r")
+    return _documents(keys, number, last) if file is None else npy.load(once(file, join), mapped=True)
 
 
 def _documents(keys: Callable[[int], np.ndarray], number: int, last: int) -> np.ndarray:

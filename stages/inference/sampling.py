@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omniloom.infra import storage
-from omniloom.infra.artifacts import check_folder
+from omniloom.infra.artifacts import check_folder, require_finished
 from omniloom.infra.errors import InputError
 from omniloom.stages.inference.loops import without_loop
 from omniloom.stages.inference.options import text_sampling, visual_sampling
@@ -62,6 +62,7 @@ def load(model: str, device: str | None = None) -> OmniLoom:
     for candidate in (uri, storage.join(uri, "model")):
         weights = storage.join(candidate, "unified.safetensors")
         if storage.exists(weights):
+            require_finished(candidate)
             # A model that is trained again under the same name is another: the copy is named by place and state.
             fs, path = storage.filesystem(weights)
             digest = hashlib.sha256(f"{candidate} {fs.checksum(path)}".encode()).hexdigest()

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from omniloom.infra import storage
+from omniloom.infra import integrity, storage
+from omniloom.infra.artifacts import WRITTEN
 from omniloom.infra.figures import finite
 from omniloom.infra.secrets import redact_uris
 from omniloom.infra.training.engine import Engine
@@ -245,6 +246,9 @@ def _save(folder: str, parameters: int, trainer: UnifiedTrainer, last: dict[str,
     model = without_memory(UnifiedModel, trainer.model_config)
     with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
     storage.copy_tree(folder, storage.join(job.output, "model"))
+    # Known from the local files: what lies in a store need not be read back to be published.
+    written = {f"model/{file['path']}": file for file in integrity.describe(folder)}
+    storage.write_json(storage.join(job.state, WRITTEN), written)
     trainer.history.save(storage.join(job.output, "report", "history.jsonl"))
     storage.write_json(storage.join(job.output, "report", "prompts.json"), {"captions": trainer.captions})
     validation = storage.read_json(storage.join(job.state, "validation.json")) or {}

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/data.py items [pictures videos jsonl texts]     CPU time of one thread, ratio to the loop
     python tests/benchmarks/data.py listing [COUNT ...]                     seconds and memory of listing and grouping
+    python tests/benchmarks/data.py growing [pictures texts tokens]         CPU time of a run with 1% of new files
     python tests/benchmarks/data.py large [GIGABYTES] [texts pictures]      one JSONL of texts, one that names pictures,
                                                                             through `omniloom run` on Ray
 
@@ -322,13 +323,18 @@ def watched(run: subprocess.Popen) -> tuple[tuple[str, int], float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["items", "listing", "list_one", "large"])
+    parser.add_argument("what", choices=["items", "listing", "list_one", "growing", "large"])
     parser.add_argument("more", nargs="*")
     given = parser.parse_args()
     if given.what == "items":
         items(given.more or list(COUNTS))
     elif given.what == "listing":
         listing([int(count) for count in given.more] or [100_000, 1_000_000, 10_000_000])
+    elif given.what == "growing":
+        from growing import COUNTS as GROWING
+        from growing import growing
+
+        growing(given.more or list(GROWING))
     elif given.what == "large":
         large(float((given.more or ["5"])[0]), given.more[1:] or ["texts", "pictures"])
     elif given.what == "list_one":

@@ -9,8 +9,17 @@ import time
 import pytest
 
 from omniloom.infra import integrity, storage
-from omniloom.infra.artifacts import MANIFEST, ArtifactStore, check_folder, files_digest, some
-from omniloom.infra.errors import OmniLoomError
+from omniloom.infra.artifacts import (
+    MANIFEST,
+    ArtifactStore,
+    check_folder,
+    files_digest,
+    names_below,
+    require_finished,
+    some,
+)
+from omniloom.infra.contents import read_contents
+from omniloom.infra.errors import InputError, OmniLoomError
 
 FINGERPRINT = "f" * 64
 FILES = {"records/shard-0.bin": b"zero", "records/shard-1.bin": b"one", "report/history.jsonl": b"curve"}
@@ -376,7 +385,9 @@ def test_before_use_only_what_was_written_since_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
     store, read, sha256 = ArtifactStore(str(tmp_path / "storage")), [], storage.sha256
     made = publish(store, FILES)
-    monkeypatch.setattr(storage, "sha256", lambda uri: (read.append(uri.rpartition("/")[2]), sha256(uri))[1])
+    monkeypatch.setattr(
+        storage, "sha256", lambda uri, size: (read.append(uri.rpartition("/")[2]), sha256(uri, size))[1]
+    )
     assert store.examine(made, remembered=True) == [] and read == []  # hashed when it was published
     shard = tmp_path / "storage" / "artifacts" / "ingest" / FINGERPRINT / "records" / "shard-0.bin"
     times = shard.stat()
@@ -415,3 +426,119 @@ def test_last_used_is_written_only_when_it_changes(tmp_path):
     assert record.stat().st_mtime == 1
     store.set_last_used("demo", publish(store, OTHER_FILES, ended=200.0))
     assert record.stat().st_mtime > 1
+
+
+class InPlace:
+    """Work on a store where a move is a copy: the stage writes where its files will lie."""
+
+    def __init__(self, root: str):
+        self.store = ArtifactStore(root)
+        self.work = self.store.work_uri("ingest", FINGERPRINT)
+        self.place = self.store.artifact_uri("ingest", FINGERPRINT)
+
+    def begin(self, files: dict[str, bytes]) -> str:
+        output = self.store.begin_work("ingest", FINGERPRINT, {"records": "d"})
+        for path, content in files.items():
+            storage.write_bytes(storage.join(output, path), content)
+        fill(self.store, {"shards/0.json": b"{}"}, "state")
+        return output
+
+    def publish(self, ended: float = 100.0):
+        return self.store.publish("ingest", FINGERPRINT, self.work, facts(ended))
+
+
+def test_on_an_object_store_files_are_written_where_they_will_lie(s3, monkeypatch):
+    there = InPlace(s3)
+    assert there.begin(FILES) == there.place
+    assert there.store.find("ingest", FINGERPRINT) is None and there.store.all() == []
+    with pytest.raises(InputError, match=r"is not finished: .*manifest\.json"):
+        require_finished(storage.join(there.place, "records"))
+    with pytest.raises(InputError, match="is not finished"):
+        read_contents(storage.join(there.place, "records"), "folder")
+    monkeypatch.setattr(storage, "copy_file", None)  # nothing is copied
+    made = there.publish()
+    assert made == there.store.find("ingest", FINGERPRINT) and contents(made.uri) == FILES
+    assert there.store.examine(made) == [] and not there.store.has_work("ingest", FINGERPRINT)
+    require_finished(made.file("records"))
+
+
+def test_elsewhere_the_output_is_in_the_work_folder(tmp_path):
+    for root in (str(tmp_path), f"memory://{tmp_path.name}"):
+        there = InPlace(root)
+        assert there.begin(FILES) == storage.join(there.work, "output")
+        assert contents(there.publish().uri) == FILES
+
+
+def test_work_in_place_goes_on_and_what_was_given_up_goes(s3):
+    there = InPlace(s3)
+    there.begin({"a.bin": b"a"})
+    there.begin({"b.bin": b"b"})  # a run that goes on
+    assert contents(there.place) == {"a.bin": b"a", "b.bin": b"b"}
+    storage.remove(there.work)  # by a run that begins anew
+    there.begin({"c.bin": b"c"})
+    assert contents(there.publish().uri) == {"c.bin": b"c"}
+
+
+def test_an_artifact_on_an_object_store_stays_until_the_one_that_replaces_it_is_whole(s3):
+    there = InPlace(s3)
+    there.begin(FILES)
+    old = there.publish(1.0)
+    assert there.begin(OTHER_FILES) == storage.join(there.work, "output")
+    assert there.store.find("ingest", FINGERPRINT) == old and contents(old.uri) == FILES
+    assert contents(there.publish(2.0).uri) == OTHER_FILES
+    assert contents(storage.join(s3, "replaced", "ingest", f"{FINGERPRINT}-1000")) == FILES
+    # What is left of work in place is none that may write over an artifact.
+    storage.write_json(storage.join(there.work, "in-place.json"), {})
+    assert there.begin(FILES) == storage.join(there.work, "output")
+
+
+def test_readers_take_what_the_manifest_names(s3, monkeypatch, tmp_path):
+    """A process that lost its lease may still write into the folder."""
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path))
+    there = InPlace(s3)
+    there.begin(FILES)
+    assert names_below(there.place, "records") == ["shard-0.bin", "shard-1.bin"]  # while it is made
+    made = there.publish()
+    storage.write_bytes(made.file("records", "shard-9.bin"), b"late")
+    assert names_below(made.uri, "records") == ["shard-0.bin", "shard-1.bin"]
+    assert contents(str(made.local())) == FILES
+    assert there.store.damage(made) == []
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_publication_in_place_killed_anywhere_is_finished(s3, monkeypatch, after):
+    there = InPlace(f"{s3}/counted")
+    there.begin(FILES)
+    with monkeypatch.context() as patch:
+        calls = kill_at(patch, 0, after=False)
+        there.publish()
+    assert len(calls) >= 4
+    for operation in range(1, len(calls) + 1):
+        there = InPlace(f"{s3}/{operation}")
+        there.begin(FILES)
+        with monkeypatch.context() as patch:
+            kill_at(patch, operation, after)
+            with pytest.raises(Killed):
+                there.publish()
+        if seen := there.store.find("ingest", FINGERPRINT):
+            assert there.store.examine(seen) == [], f"operation {operation}"
+        there.store.finish_publishing("ingest", FINGERPRINT, there.work)
+        if there.store.find("ingest", FINGERPRINT) is None:  # killed before the publication was begun
+            there.begin({})
+            there.publish()
+        made = there.store.find("ingest", FINGERPRINT)
+        assert contents(made.uri) == FILES and there.store.examine(made) == []
+
+
+def test_a_damaged_publication_in_place_is_withdrawn(s3, monkeypatch):
+    there, said = InPlace(s3), []
+    there.begin(FILES)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1, after=True)  # the manifest is written down in the work folder
+        with pytest.raises(Killed):
+            there.publish()
+    storage.remove(storage.join(there.place, "records", "shard-1.bin"))
+    assert there.store.finish_publishing("ingest", FINGERPRINT, there.work, said.append) is None
+    assert "records/shard-1.bin" in said[0] and contents(there.place) == {}
+    there.begin(OTHER_FILES)
+    assert contents(there.publish().uri) == OTHER_FILES

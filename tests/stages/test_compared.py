@@ -8,9 +8,10 @@ from PIL import Image
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
-from omniloom.stages.data.media.identity import SKETCH, picture_look
+from omniloom.stages.data.media.identity import picture_look
+from omniloom.stages.data.media.sketches import SKETCH
 from omniloom.stages.ingest.splitting import twins
-from omniloom.stages.ingest.splitting.compared import NAME, Compared
+from omniloom.stages.ingest.splitting.compared import Compared
 
 RNG = np.random.default_rng(11)
 
@@ -41,14 +42,14 @@ def named(pairs: np.ndarray, names: list[bytes]) -> set[frozenset]:
 @pytest.mark.parametrize("kind", ["pictures", "texts"])
 def test_what_is_new_is_compared_as_all_at_once(tmp_path, kind):
     texts = kind == "texts"
-    made = {RNG.bytes(NAME): sketch(n % 82, n % 9) if texts else look(n % 82, 100 + n // 82 * 9) for n in range(90)}
+    made = {RNG.bytes(16): sketch(n % 82, n % 9) if texts else look(n % 82, 100 + n // 82 * 9) for n in range(90)}
     names, given = list(made), []
     earlier = None
     for step, numbers in enumerate([range(2, 85), [*range(1, 70), *range(71, 86)], [*range(0, 60), *range(70, 90)]]):
         now = [names[n] for n in numbers]
         rows = np.stack([made[name] for name in now])
-        compared = Compared(earlier)
-        found = compared.near_texts(rows) if texts else compared.near_pictures("pictures", now, rows)
+        compared, keys = Compared(earlier), np.frombuffer(b"".join(now), np.uint64).reshape(-1, 2)
+        found = compared.near_texts(keys, rows) if texts else compared.near_pictures("pictures", keys, rows)
         whole = twins.near_texts(rows) if texts else twins.near_pictures(rows)
         assert named(found, now) == named(whole, now) and len(whole) >= 1
         given.append(len(whole))

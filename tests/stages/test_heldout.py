@@ -20,9 +20,10 @@ from sklearn.datasets import load_digits
 from omniloom.infra import storage
 from omniloom.stages.data import changes, records
 from omniloom.stages.data.media.decode import encode_mp4, probe_image, probe_video
-from omniloom.stages.data.media.identity import LOOK_BYTES, SKETCH, picture_look, text_sketch
+from omniloom.stages.data.media.identity import LOOK_BYTES, picture_look
+from omniloom.stages.data.media.sketches import SKETCH, text_sketch
 from omniloom.stages.ingest import stage as ingest
-from omniloom.stages.ingest.splitting import registration, splits, twins
+from omniloom.stages.ingest.splitting import bonds, registration, splits, twins
 
 EVEN = {"train": 0.4, "validation": 0.3, "test": 0.3}
 RNG = np.random.default_rng(5)
@@ -334,26 +335,35 @@ def test_four_books_give_something_to_every_split(memory):
         assert found.metrics["held_out_for_want"] > 0
 
 
-def keys_of(content: str, group: str | None, kind: str) -> dict:
-    return {
-        "id": hashlib.sha256(content.encode()).hexdigest(),
-        "kind": kind,
-        "source": "s",
-        "path": content,
-        "part": 0,
-        "group": group and splits.group_key("named", group),
-        "pictures": [],
-        "looks": [],
-        "sketch": None,
-    }
+def keys_of(content: str, group: str | None) -> dict:
+    key = hashlib.sha256(content.encode()).hexdigest()
+    return {"id": key, "group": group and splits.group_key("named", group)}
+
+
+def uint64s(texts: list[str]) -> np.ndarray:
+    return np.array([[int(text[:16], 16), int(text[16:32], 16)] for text in texts], np.uint64).reshape(-1, 2)
 
 
 def assigned(rows: list[tuple[str, str | None, str]]) -> dict[str, str]:
     """{content: split} of (content, group, kind) of each record."""
-    found = [keys_of(*row) for row in dict.fromkeys(rows)]
-    codes, own, _ = splits.assign(found, EVEN)
+    rows = list(dict.fromkeys(rows))
+    found = [keys_of(content, group) for content, group, _ in rows]
+    kinds, number = np.array([records.KINDS.index(kind) for *_, kind in rows], np.uint8), np.zeros(len(rows), np.uint32)
+    columns = bonds.Rows(
+        id=uint64s([row["id"] for row in found]),
+        key=uint64s([row["group"] or row["id"] for row in found]),
+        kind=kinds,
+        stratum=kinds,
+        sketched=np.zeros(len(rows), bool),
+        shard=number,
+        row=number,
+        strata=[("s", kind) for kind in records.KINDS],
+        pictures=np.empty((0, 2), np.uint64),
+        owner=np.empty(0, np.int64),
+    )
+    codes, own, _ = splits.assign(columns, lambda *where: np.empty((0, 0), np.uint8), EVEN)
     assert [records.SPLITS[code] for code in own] == [splits.own_split(row, EVEN) for row in found]
-    return {row["path"]: records.SPLITS[code] for row, code in zip(found, codes, strict=True)}
+    return {content: records.SPLITS[code] for (content, *_), code in zip(rows, codes, strict=True)}
 
 
 @settings(max_examples=40, deadline=None)

@@ -102,7 +102,7 @@ class Root:
                 raise MediaError("too_large", f"{known} bytes, at most {limit}")
             if compression(path):
                 return _joined(self.blocks(path), limit)
-            return patiently(lambda: _content(self.uri(path)) if self.local else self.fs.cat_file(self.uri(path)))
+            return patiently(lambda: _content(self.uri(path)) if self.local else storage.whole(self.fs, self.uri(path)))
         except Exception as error:
             raise unreadable(error, path) from error
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from omniloom.infra import storage
+from omniloom.infra import npy, storage
 from omniloom.infra.artifacts import RESUME, Artifact
 
 if TYPE_CHECKING:
@@ -91,10 +91,8 @@ def to_bytes(table: np.ndarray) -> bytes:
 
 def known_files(artifact: Artifact) -> np.ndarray | None:
     """The listing that the artifact was read from; None where it kept none."""
-    import numpy as np
-
     try:
-        return np.load(io.BytesIO(storage.read_bytes(artifact.file(FILES))))
+        return npy.load(io.BytesIO(storage.read_bytes(artifact.file(FILES))))
     except (FileNotFoundError, ValueError):
         return None
 

@@ -67,9 +67,11 @@ class Look:
     dismissed: list[Proposed] = field(default_factory=list)  # what files looked like, and were not
 
 
-def look(uri: str, items: int = 100, seconds: float = 15.0, samples: int = 3) -> Look:
-    """Look at what lies at `uri`. Of each source at most `items` are read, for about `seconds` at most. InputError
-    where there is nothing."""
+def look(
+    uri: str, items: int = 100, seconds: float = 15.0, samples: int = 3, records_of_item: int = _OF_ONE_ITEM
+) -> Look:
+    """Look at what lies at `uri`. Of each source at most `items` are read, of each at most so many records, for about
+    `seconds` at most. InputError where there is nothing."""
     root = Root(SourceConfig(kind="any", uri=uri), 0)
     files = list(list_files(root))
     seen = Look(
@@ -79,7 +81,7 @@ def look(uri: str, items: int = 100, seconds: float = 15.0, samples: int = 3) ->
         suffixes=_counted(suffix(file.path) or "no suffix" for file in files),
         refused=_counted(f"{file.reject[0]}: {file.reject[1]}" for file in files if file.reject),
     )
-    unread = _Looking(root, files, seen, _Bounds(items, seconds, samples)).propose()
+    unread = _Looking(root, files, seen, _Bounds(items, seconds, samples, records_of_item)).propose()
     seen.unread = _counted(suffix(path) or "no suffix" for path in unread)
     return seen
 
@@ -97,6 +99,7 @@ class _Bounds:
     items: int
     seconds: float
     samples: int
+    records_of_item: int
 
 
 class _Looking:
@@ -223,7 +226,7 @@ def _examine(source: Proposed, bounds: _Bounds) -> None:
     reader, until = Reader(config, 0), time.monotonic() + bounds.seconds
     for item in chosen:
         source.looked_at += 1
-        for row in islice(reader.read(item), _OF_ONE_ITEM):
+        for row in islice(reader.read(item), bounds.records_of_item):
             _count(source, row, bounds.samples)
         if time.monotonic() > until:
             break

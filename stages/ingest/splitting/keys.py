@@ -19,13 +19,23 @@ from omniloom.infra import integrity, storage
 from omniloom.infra.artifacts import RESUME
 from omniloom.stages.data import records
 from omniloom.stages.ingest.increments.in_order import Group, Order, in_order
-from omniloom.stages.ingest.splitting import splits
+from omniloom.stages.ingest.splitting.columns import fixed, whole
 
 SCHEMA = pa.schema(
     [
-        *splits.KEYS,
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("group", pa.string()),  # 64 hex digits; null where the record stands for itself
+        pa.field("pictures", pa.list_(pa.string()), nullable=False),  # identities of the pictures and clips in it
+        pa.field("looks", pa.list_(pa.binary()), nullable=False),  # of each of them
+        pa.field("sketch", pa.binary()),  # of its text
+        pa.field("sketched", pa.bool_(), nullable=False),  # whether there is a sketch
         pa.field("item", pa.uint32(), nullable=False),  # the number in its group of the item that the record is of
         pa.field("captions", pa.list_(pa.string())),
+        pa.field("captioned", pa.uint32(), nullable=False),  # how many captions there are
         pa.field("synthetic", pa.bool_(), nullable=False),
         pa.field("multipage", pa.bool_(), nullable=False),
     ]
@@ -33,9 +43,6 @@ SCHEMA = pa.schema(
 _COLUMNS = [
     f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SCHEMA
 ]  # as Parquet names them
-_OWN = pa.schema(
-    [pa.field("place", pa.int64()), pa.field("shard", pa.uint32()), pa.field("row", pa.uint32())]
-)  # of the record's item among all; of the record
 
 
 def of_row(row: dict) -> dict:
@@ -43,7 +50,8 @@ def of_row(row: dict) -> dict:
     found = {name: row.get(name) for name in SCHEMA.names}
     captions = row.get("captions") or ([row["caption"]] if row.get("caption") else [])
     pages = row["kind"] in ("image", "video") and '"pages"' in row["meta"] and "pages" in json.loads(row["meta"])
-    return {**found, "captions": captions, "multipage": pages}
+    counts = {"captioned": len(captions), "sketched": row.get("sketch") is not None}
+    return {**found, **counts, "captions": captions, "multipage": pages}
 
 
 def keys_uri(output: str, name: str) -> str:
@@ -55,9 +63,40 @@ def rejects_uri(output: str, name: str) -> str:
     return storage.join(output, f"{RESUME}rejects", f"{name}.jsonl")
 
 
-def write(output: str, name: str, rows: list[dict]) -> dict:
-    """{bytes, sha256} of what is written."""
-    return write_table(output, name, pa.Table.from_pylist(rows, schema=SCHEMA))
+class Keys:
+    """The keys of a shard as it is filled: of rows, and of texts in tables."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._parts: list[list[dict] | pa.Table] = []
+
+    def add(self, row: dict) -> None:
+        if not self._parts or isinstance(self._parts[-1], pa.Table):
+            self._parts.append([])
+        self._parts[-1].append(row)
+        self.count += 1
+
+    def add_table(self, table: pa.Table) -> None:
+        self._parts.append(table)
+        self.count += len(table)
+
+    def without(self, refused: list[dict]) -> list[dict]:
+        """Leave out the rows that these rejects are of; the rejects, with their items."""
+        if not refused:
+            return []
+        gone = {records.key_of(reject) for reject in refused}
+        items: dict[records.Key, int] = {}
+        for number, part in enumerate(self._parts):
+            if isinstance(part, list):
+                items |= {key: row["item"] for row in part if (key := records.key_of(row)) in gone}
+                self._parts[number] = [row for row in part if records.key_of(row) not in gone]
+        self.count -= len(items)
+        return [{**reject, "item": items[records.key_of(reject)]} for reject in refused]
+
+    def write(self, output: str, name: str) -> dict:
+        """{bytes, sha256} of what is written."""
+        tables = [pa.Table.from_pylist(part, schema=SCHEMA) if isinstance(part, list) else part for part in self._parts]
+        return write_table(output, name, pa.concat_tables([SCHEMA.empty_table(), *tables]))
 
 
 def write_table(output: str, name: str, table: pa.Table) -> dict:
@@ -71,7 +110,12 @@ def write_table(output: str, name: str, table: pa.Table) -> dict:
 
 
 def read(output: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(keys_uri(output, name))), columns=columns, schema=SCHEMA)
+    """On a local disk no more of the file is read than these columns."""
+    uri = keys_uri(output, name)
+    with (
+        pa.memory_map(str(path)) if (path := storage.local_path(uri)) else pa.BufferReader(storage.read_bytes(uri))
+    ) as file:
+        return pq.ParquetFile(file).read(columns).select(columns or SCHEMA.names)
 
 
 class Corpus:
@@ -80,35 +124,28 @@ class Corpus:
     def __init__(self, output: str, order: Order):
         self.output, self.order = output, order
         self.names = sorted(storage.list_files(storage.join(output, f"{RESUME}keys")))
-        self.counts: dict[str, int] = {}  # records in each shard, once it has been read
         self.rejected = sorted(storage.list_files(storage.join(output, f"{RESUME}rejects")))
+        self._last: tuple[str, int] | None = None  # a column of a shard
+        self._held, self._starts = pa.array([], pa.binary()), np.zeros(1, np.int64)
 
-    def runs(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Keys in the order of the sources: `columns`, `place` of the record's item, `shard` (its place in `names`) and
-        `row`."""
-        of_groups = _by_group(self.names)
-        asked = list(dict.fromkeys([*columns, "item"]))
+    def tables(self, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Of each shard in the order of `names` its keys, and of each of them the place of its item, -1 where that is
+        none of the run."""
+        for name in self.names:
+            table = read(self.output, name, [*columns, "item"])
+            yield table, self.order.places(records.group_of(name), table["item"].to_numpy())
+        yield SCHEMA.empty_table(), np.empty(0, np.int64)  # there may be no shard
 
-        def load(group: int) -> Group[pa.Table]:
-            tables = [
-                self._named(read(self.output, name, asked), group, shard) for shard, name in of_groups.get(group, ())
-            ]
-            empty = pa.schema([*(SCHEMA.field(name) for name in asked), *_OWN]).empty_table()
-            table = pa.concat_tables([empty, *tables]).combine_chunks()
-            return Group(table, table["place"].to_numpy(), _take)
-
-        yield from in_order(self.order, load)
-
-    def _named(self, table: pa.Table, group: int, shard: int) -> pa.Table:
-        self.counts[self.names[shard]] = len(table)
-        own = (
-            self.order.places(group, table["item"].to_numpy()),
-            np.full(len(table), shard, np.uint32),
-            np.arange(len(table), dtype=np.uint32),
-        )
-        for field, values in zip(_OWN, own, strict=True):
-            table = table.append_column(field, pa.array(values, field.type))
-        return table
+    def values(self, column: str, shard: int, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Of looks or sketches in a shard those of these rows, of each the one at a place in it: uint8 (n, width)."""
+        if self._last != (column, shard):  # the last one is asked for again
+            held = whole(read(self.output, self.names[shard], [column])[column])
+            if pa.types.is_list(held.type):
+                self._starts, held = held.offsets.to_numpy().astype(np.int64), held.flatten()
+            else:
+                self._starts = np.cumsum(held.is_valid().to_numpy(zero_copy_only=False)) - 1
+            self._held, self._last = held.drop_null(), (column, shard)
+        return fixed(self._held.take(pa.array(self._starts[rows] + places)))
 
     def rejects(self) -> Iterator[dict]:
         """Rejects in the order of the sources, with the `place` of their item."""
@@ -136,9 +173,3 @@ def _by_group(names: list[str]) -> dict[int, list[tuple[int, str]]]:
     for number, name in enumerate(names):
         found.setdefault(records.group_of(name), []).append((number, name))
     return found
-
-
-def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return table.slice(int(rows[0]), len(rows))
-    return table.take(pa.array(rows))

@@ -16,6 +16,8 @@ pass at 4.7 and 2.7 times what the last allows at a place.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from omniloom.stages.data.media.identity import LOOK_BYTES, LOOK_SIDE
@@ -60,7 +62,7 @@ def coarse(looks: np.ndarray, window: np.ndarray) -> np.ndarray:
     return (shapes.reshape(len(looks), frames * 24) / np.sqrt(frames)).astype(np.float16)
 
 
-def places(looks: np.ndarray, rows: np.ndarray, window: np.ndarray) -> np.ndarray:
+def places(looks: Any, rows: np.ndarray, window: np.ndarray) -> np.ndarray:
     """float16 (rows, frames, 64): of these rows the mean luminance at 8 x 8 places of the part in the window."""
     across, down = (_interpolation(window[[axis]], window[[2 + axis]])[0] for axis in (0, 1))
     across, down = (part.reshape(_GRID, -1, LOOK_SIDE).mean(1) for part in (across, down))

@@ -14,8 +14,8 @@ that was read at once, and a pass that was killed is made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,13 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data import changes
 from omniloom.stages.data.changes import Changes
 from omniloom.stages.data.records import KINDS, SPLITS
-from omniloom.stages.ingest.splitting import splits
+from omniloom.stages.ingest.splitting import keys, splits
+from omniloom.stages.ingest.splitting.bonds import Rows
+from omniloom.stages.ingest.splitting.columns import digits, numbered, whole
 from omniloom.stages.ingest.splitting.compared import Compared
 from omniloom.stages.ingest.splitting.keys import Corpus
 
-_COLUMNS = ("id", "kind", "captions", "synthetic", "multipage")
+_COLUMNS = ("id", "kind", "source", "group", "pictures", "sketched", "captioned", "synthetic", "multipage")
 
 
 @dataclass
@@ -47,160 +49,159 @@ class Settled:
 
 
 @dataclass
-class _Rows:
-    """Of all records in order, an array each."""
+class _Found:
+    """What was read, in the order of the sources: `rows`, and an array each of the places of the records' items, of how
+    many captions they have, and of whether they are synthetic and of pages. `gone`: by the name of a shard the rows
+    there that are of no item any more."""
 
-    parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
-
-    def add(self, **arrays: np.ndarray) -> None:
-        for name, values in arrays.items():
-            self.parts.setdefault(name, []).append(values)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        parts = self.parts.get(name, [])
-        if len(parts) != 1:
-            self.parts[name] = parts = [np.concatenate(parts) if parts else np.empty(0, np.int64)]
-        return parts[0]
+    rows: Rows
+    place: np.ndarray
+    captions: np.ndarray
+    synthetic: np.ndarray
+    multipage: np.ndarray
+    gone: dict[str, set[int]]
 
 
 def settle(corpus: Corpus, items: int, fractions: dict[str, float], earlier: Artifact | None = None) -> Settled:
     """`items`: how many there are. `earlier`: the artifact that the corpus is built on."""
     found = _read(corpus)
-    stays = _first(found["high"], found["low"])
-    made = {name: Changes() for name in corpus.names}
-    for shard, row in zip(found["shard"][~stays].tolist(), found["row"][~stays].tolist(), strict=True):
-        made[corpus.names[shard]].dropped.add(row)
-    captions = found["captions"].copy()
-    _write_duplicates(corpus, found, stays, made, captions)
+    rows = found.rows
+    owners = numbered(rows.id)[1]
+    stays = np.zeros(len(rows.id), bool)
+    stays[owners] = True
+    made = {name: Changes(dropped=set(gone)) for name, gone in found.gone.items()}
+
+    def change(n: int) -> Changes:
+        """Of the shard of the record at place n."""
+        return made.setdefault(corpus.names[rows.shard[n]], Changes())
+
+    for n in np.flatnonzero(~stays).tolist():
+        change(n).dropped.add(int(rows.row[n]))
+    captions = found.captions.copy()
+    _write_duplicates(corpus, rows, stays, change, captions)
     compared = Compared(earlier)
-    codes, own, counts = splits.assign(_kept(corpus, stays), fractions, compared)
+    codes, own, counts = splits.assign(rows.where(stays), corpus.values, fractions, compared)
     compared.write(corpus.output)
-    shards, rows = found["shard"][stays], found["row"][stays]
+    left = np.flatnonzero(stays)
     for n in np.flatnonzero(codes != own).tolist():
-        made[corpus.names[shards[n]]].splits[int(rows[n])] = SPLITS[codes[n]]
-    for name, gone in _gone(corpus, found).items():
-        made[name].dropped |= gone
+        change(left[n]).splits[int(rows.row[left[n]])] = SPLITS[codes[n]]
     changes.write(corpus.output, {name: change for name, change in made.items() if change.rows()})
     told = _counts(found, stays, codes, captions[stays])
-    records = np.bincount(found["place"], minlength=items)
-    duplicates = int((~stays).sum())
-    return Settled({**told, **counts}, duplicates, found["place"][stays], found["kind"][stays], records)
+    of_items = np.bincount(found.place, minlength=items)
+    return Settled({**told, **counts}, int((~stays).sum()), found.place[stays], rows.kind[stays], of_items)
 
 
-def _read(corpus: Corpus) -> _Rows:
-    found = _Rows()
-    for run in corpus.runs(_COLUMNS):
-        ids = _digits(run["id"])
-        found.add(
-            high=ids[:, 0],
-            low=ids[:, 1],
-            kind=pc.index_in(run["kind"].combine_chunks(), pa.array(KINDS)).to_numpy().astype(np.uint8),
-            captions=pc.fill_null(pc.list_value_length(run["captions"]), 0).to_numpy().astype(np.int32),
-            synthetic=run["synthetic"].to_numpy().astype(bool),
-            multipage=run["multipage"].to_numpy().astype(bool),
-            place=run["place"].to_numpy(),
-            shard=run["shard"].to_numpy(),
-            row=run["row"].to_numpy(),
-        )
-    return found
+def _read(corpus: Corpus) -> _Found:
+    """Shard by shard, then brought into order: those of one item lie in one group of shards, in order."""
+    parts: dict[str, list[np.ndarray]] = {}
+    strata: dict[tuple[str, str], int] = {}
+    gone: dict[str, set[int]] = {}
+    total = 0
+    for shard, (table, place) in enumerate(corpus.tables(_COLUMNS)):
+        live = place >= 0
+        if not live.all():
+            gone[corpus.names[shard]] = set(np.flatnonzero(~live).tolist())
+        pictures = whole(table["pictures"])
+        counts = pc.list_value_length(pictures).to_numpy()
+        ids = digits(table["id"])
+        grouped = table["group"].is_valid().to_numpy()
+        key = ids.copy()
+        key[grouped] = digits(table["group"].drop_null())
+        arrays = {
+            "id": ids,
+            "key": key,
+            "kind": pc.index_in(table["kind"], pa.array(KINDS)).to_numpy().astype(np.uint8),
+            "stratum": _strata(table, strata),
+            "sketched": table["sketched"].to_numpy().astype(bool),
+            "shard": np.full(len(table), shard, np.uint32),
+            "row": np.arange(len(table), dtype=np.uint32),
+            "place": place,
+            "captions": table["captioned"].to_numpy().astype(np.int32),
+            "synthetic": table["synthetic"].to_numpy().astype(bool),
+            "multipage": table["multipage"].to_numpy().astype(bool),
+            "first": total + np.cumsum(counts) - counts,  # of its pictures
+            "count": counts,
+        }
+        for name, values in arrays.items():
+            parts.setdefault(name, []).append(values[live])
+        parts.setdefault("pictures", []).append(digits(pictures.flatten()))
+        total += len(parts["pictures"][-1])
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    order = np.argsort(joined["place"], kind="stable")
+    pictures = joined.pop("pictures")
+    joined = {name: values[order] for name, values in joined.items()}
+    counts = joined.pop("count")
+    firsts = joined.pop("first") - (np.cumsum(counts) - counts)
+    shown = np.arange(counts.sum()) + np.repeat(firsts, counts)
+    others = {name: joined.pop(name) for name in ("place", "captions", "synthetic", "multipage")}
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return _Found(Rows(**joined, strata=list(strata), pictures=pictures[shown], owner=owner), **others, gone=gone)
 
 
-def _digits(ids: pa.ChunkedArray) -> np.ndarray:
-    """The first 32 of the 64 hex digits of each id, as uint64 (n, 2)."""
-    texts = np.array(pc.utf8_slice_codeunits(ids, 0, 32).to_pylist(), "S32")
-    digits = texts.view(np.uint8).reshape(-1, 32)
-    nibbles = (digits & 15) + 9 * (digits >> 6)
-    return (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).astype(np.uint8).view("<u8").reshape(-1, 2)
+def _strata(table: pa.Table, strata: dict[tuple[str, str], int]) -> np.ndarray:
+    """The number of each record's source and kind; new ones are added."""
+    source, kind = (whole(table[name]).dictionary_encode() for name in ("source", "kind"))
+    codes = source.indices.to_numpy().astype(np.int64) * len(kind.dictionary) + kind.indices.to_numpy()
+    found, where = np.unique(codes, return_inverse=True)
+    pairs = [divmod(code, len(kind.dictionary)) for code in found.tolist()]
+    names = [(source.dictionary[a].as_py(), kind.dictionary[b].as_py()) for a, b in pairs]
+    return np.array([strata.setdefault(name, len(strata)) for name in names], np.int32)[where]
 
 
-def _first(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """bool (n,): whether no row before has the same values."""
-    order = np.lexsort((low, high))  # stable: equal ones stay in order
-    again = np.zeros(len(high), bool)
-    again[order[1:]] = (np.diff(high[order]) == 0) & (np.diff(low[order]) == 0)
-    return ~again
-
-
-def _write_duplicates(corpus: Corpus, found: _Rows, stays: np.ndarray, made: dict[str, Changes], counts) -> None:
+def _write_duplicates(
+    corpus: Corpus, rows: Rows, stays: np.ndarray, change: Callable[[int], Changes], counts: np.ndarray
+) -> None:
     """`duplicates/`: every record whose content came before, and the captions of those that stay in their place."""
     copies = np.flatnonzero(~stays)
     lines, captioned = [], []
-    rows = {}
     if len(copies):
-        high, low = found["high"], found["low"]
-        keys = {(int(high[n]), int(low[n])) for n in copies.tolist()}
-        among = np.flatnonzero(np.isin(high, high[copies])).tolist()
-        owners = [n for n in among if stays[n] and (int(high[n]), int(low[n])) in keys]
-        rows = _told(corpus, found, [*owners, *copies.tolist()])
+        numbers, firsts = numbered(rows.id)
+        owners = firsts[np.unique(numbers[copies])].tolist()
+        told = _told(corpus, rows, np.array([*owners, *copies.tolist()]))
         new: dict[str, list[str]] = {}
         for n in copies.tolist():
-            row = rows[n]
+            row = told[n]
             lines.append({name: row[name] for name in ("source", "path", "part", "id", "shard")})
             new.setdefault(row["id"], []).extend(row["captions"] or ())
         for n in owners:
-            row = rows[n]
+            row = told[n]
             first = row["captions"] or []
             both = list(dict.fromkeys([*first, *new[row["id"]]]))
             if len(both) > len(first):
-                made[row["shard"]].captions[int(found["row"][n])] = both
+                change(n).captions[int(rows.row[n])] = both
                 counts[n] = len(both)
                 captioned.append(
                     {**{name: row[name] for name in ("source", "path", "part", "shard")}, "captions": both}
                 )
-    for name, told in (("duplicates", lines), ("captions", captioned)):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told)
+    for name, listed in (("duplicates", lines), ("captions", captioned)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listed)
         storage.write_bytes(storage.join(corpus.output, "duplicates", f"{name}.jsonl"), text.encode())
 
 
-def _told(corpus: Corpus, found: _Rows, wanted: list[int]) -> dict[int, dict]:
+def _told(corpus: Corpus, rows: Rows, wanted: np.ndarray) -> dict[int, dict]:
     """Of some of the records what the lists of duplicates say, and the name of the shard."""
-    from omniloom.stages.ingest.splitting import keys
-
-    of_shards: dict[int, list[int]] = {}
-    for n in wanted:
-        of_shards.setdefault(int(found["shard"][n]), []).append(n)
     told: dict[int, dict] = {}
-    for shard, numbers in of_shards.items():
+    wanted = wanted[np.argsort(rows.shard[wanted], kind="stable")]
+    shards, starts = np.unique(rows.shard[wanted], return_index=True)
+    for shard, numbers in zip(shards.tolist(), np.split(wanted, starts[1:]), strict=True):
         name = corpus.names[shard]
         table = keys.read(corpus.output, name, ["source", "path", "part", "id", "captions"])
-        rows = table.take(pa.array(found["row"][numbers])).to_pylist()
-        told |= {n: {**row, "shard": name} for n, row in zip(numbers, rows, strict=True)}
+        listed = table.take(pa.array(rows.row[numbers])).to_pylist()
+        told |= {n: {**row, "shard": name} for n, row in zip(numbers.tolist(), listed, strict=True)}
     return told
 
 
-def _kept(corpus: Corpus, stays: np.ndarray) -> Iterator[dict]:
-    """What `splits` asks for, of the records that stay."""
-    at = 0
-    for run in corpus.runs(splits.KEYS.names):
-        mask = stays[at : at + len(run)]
-        at += len(run)
-        for batch in (run if mask.all() else run.filter(pa.array(mask))).to_batches(1024):
-            yield from batch.to_pylist()
-
-
-def _gone(corpus: Corpus, found: _Rows) -> dict[str, set[int]]:
-    """Rows of shards that are of no item any more."""
-    counts = np.bincount(found["shard"], minlength=len(corpus.names))
-    gone = {}
-    for shard, name in enumerate(corpus.names):
-        total = corpus.counts.get(name, 0)
-        if counts[shard] < total:
-            live = found["row"][found["shard"] == shard]
-            gone[name] = set(np.setdiff1d(np.arange(total), live).tolist())
-    return gone
-
-
-def _counts(found: _Rows, stays: np.ndarray, codes: np.ndarray, captions: np.ndarray) -> dict[str, int | float]:
+def _counts(found: _Found, stays: np.ndarray, codes: np.ndarray, captions: np.ndarray) -> dict[str, int | float]:
     """What `stages.data.records.counts` says of them."""
-    kinds, train = found["kind"][stays], codes == SPLITS.index("train")
-    synthetic, pictures = int(found["synthetic"][stays].sum()), kinds <= KINDS.index("video")
+    kinds, train = found.rows.kind[stays], codes == SPLITS.index("train")
+    synthetic, pictures = int(found.synthetic[stays].sum()), kinds <= KINDS.index("video")
     numbers: dict[str, int | float] = {
         "records": len(kinds),
         "synthetic": synthetic,
         "synthetic_fraction": synthetic / max(1, len(kinds)),
         "uncaptioned": int((captions[pictures] == 0).sum()),
         "captions": int(captions[pictures].sum()),
-        "multipage": int(found["multipage"][stays].sum()),
+        "multipage": int(found.multipage[stays].sum()),
     }
     for code, kind in enumerate(KINDS):
         numbers[f"records_{kind}"] = int((kinds == code).sum())

@@ -1,8 +1,8 @@
 """Near twins: pictures that are copies of one another, re-encoded, scaled or cut at the edges, and clips of such
 frames; texts that share most of what they say.
 
-In: the looks and sketches of `stages.data.media.identity`, one row each. Out: pairs of rows, int64 (n, 2), each once,
-the first below the second.
+In: the looks of `stages.data.media.identity` and the sketches of `stages.data.media.sketches`, one row each. Out: pairs
+of rows, int64 (n, 2), each once, the first below the second.
 
 Both go two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing
 scheme based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and
@@ -24,9 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
+from omniloom.stages.data.media.identity import LOOK_BYTES
+from omniloom.stages.data.media.sketches import densified
 from omniloom.stages.ingest.splitting import registration
 from omniloom.stages.ingest.splitting.registration import WINDOWS
 
@@ -42,12 +45,23 @@ _BANDS, _ROWS = 21, 3  # of a sketch: bands that are looked up, and values of ea
 AGREEING = 0.55  # the share of values that have to agree
 
 
+class Values(Protocol):
+    """An array of two axes, or what gives its rows as one does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Since:
     """What of the rows was compared before: only what may have changed is compared again.
 
     `asked`, bool (n,): rows that are new, or had a near twin. `gone`: the shapes of rows that are no more (of texts
-    their sketches). Rows that share no hash with any of these are compared with the same rows as before, of which none
+    their bands). Rows that share no hash with any of these are compared with the same rows as before, of which none
     was a near twin.
     """
 
@@ -55,9 +69,30 @@ class Since:
     gone: np.ndarray
 
 
-def shapes(looks: np.ndarray) -> np.ndarray:
-    """float16 (n, windows, frames * 24): the coarse shapes of each row, as a whole and of the parts in `WINDOWS`."""
-    return np.stack([_coarse(looks, window) for window in range(len(WINDOWS))], axis=1)
+def shapes(looks: Values, rows: np.ndarray | None = None) -> np.ndarray:
+    """float16 (n, windows, frames * 24): the coarse shapes of each of the rows, by default of all, as a whole and of
+    the parts in `WINDOWS`."""
+    rows = np.arange(len(looks)) if rows is None else rows
+    found = np.empty((len(rows), len(WINDOWS), looks.shape[1] // LOOK_BYTES * 24), np.float16)
+    for at in range(0, len(rows), _BLOCK):
+        block = looks[rows[at : at + _BLOCK]]
+        for window, part in enumerate(WINDOWS):
+            found[at : at + _BLOCK, window] = registration.coarse(block, np.array(part))
+    return found
+
+
+def bands(sketches: Values, rows: np.ndarray | None = None) -> np.ndarray:
+    """uint32 (n, bands): what of the sketches of the rows, by default of all, has to be equal to be looked at, in 32
+    bits each."""
+    rows = np.arange(len(sketches)) if rows is None else rows
+    found = np.empty((len(rows), _BANDS), np.uint32)
+    for at in range(0, len(rows), _BLOCK):
+        values = densified(sketches[rows[at : at + _BLOCK]])[:, : _BANDS * _ROWS].astype(np.uint64)
+        keys = np.zeros((len(values), _BANDS), np.uint64)
+        for place in range(_ROWS):
+            keys = (keys ^ values[:, place::_ROWS]) * np.uint64(0x9E3779B97F4A7C15)
+        found[at : at + _BLOCK] = keys >> np.uint64(32)
+    return found
 
 
 def projections(coarse: np.ndarray) -> np.ndarray:
@@ -66,7 +101,7 @@ def projections(coarse: np.ndarray) -> np.ndarray:
 
 
 def near_pictures(
-    looks: np.ndarray,
+    looks: Values,
     coarse: np.ndarray | None = None,
     since: Since | None = None,
     projected: np.ndarray | None = None,
@@ -91,29 +126,47 @@ def near_pictures(
     return np.stack([found // count, found % count], axis=1)
 
 
-def near_texts(sketches: np.ndarray, agreeing: float = AGREEING, since: Since | None = None) -> np.ndarray:
-    """Pairs of rows of uint32 (n, SKETCH) of which a share of at least `agreeing` of the values is the same."""
+def near_texts(
+    sketches: Values,
+    agreeing: float = AGREEING,
+    looked_up: np.ndarray | None = None,
+    since: Since | None = None,
+) -> np.ndarray:
+    """Pairs of rows of uint32 (n, SKETCH) of which a share of at least `agreeing` of the values is the same.
+    `looked_up` are the rows' `bands`."""
+    looked_up = bands(sketches) if looked_up is None else looked_up
     found = np.empty(0, np.int64)
     count = max(1, len(sketches))
     for band in range(_BANDS):
-        keys = _band(sketches, band)
-        rows = None if since is None else _sharing(keys, np.append(keys[since.asked], _band(since.gone, band)))
+        keys, rows = looked_up[:, band], None
+        if since is not None:
+            rows = _sharing(keys, np.append(keys[since.asked], since.gone[:, band]))
         new = []
-        for pairs in _neighbours(keys, sketches[:, 0], rows):
+        rows = _repeated(keys, rows)
+        for pairs in _neighbours(keys, _first_values(sketches), rows):
             for start in range(0, len(pairs), _BLOCK):
                 first, second = np.sort(pairs[start : start + _BLOCK], axis=1).T
-                close = (sketches[first] == sketches[second]).mean(1) >= agreeing
+                close = (densified(sketches[first]) == densified(sketches[second])).mean(1) >= agreeing
                 new.append(first[close] * count + second[close])
         found = np.unique(np.concatenate([found, *new]))
     return np.stack([found // count, found % count], axis=1)
 
 
-def _band(sketches: np.ndarray, band: int) -> np.ndarray:
-    part = np.ascontiguousarray(sketches[:, band * _ROWS : (band + 1) * _ROWS]).astype(np.uint64)
-    keys = np.zeros(len(part), np.uint64)
-    for column in part.T:
-        keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
-    return keys
+def _first_values(sketches: Values) -> Fine:
+    def fine(rows: np.ndarray) -> np.ndarray:
+        blocks = [sketches[rows[at : at + _BLOCK]][:, 0] for at in range(0, len(rows), _BLOCK)]
+        return np.concatenate([np.empty(0, np.uint32), *blocks])
+
+    return fine
+
+
+def _repeated(keys: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    """Of the rows, by default of all, those whose key another one has, rising."""
+    own = keys if rows is None else keys[rows]
+    order = np.argsort(own, kind="stable")
+    same = np.flatnonzero(own[order[1:]] == own[order[:-1]])
+    found = np.unique(order[np.concatenate([same, same + 1])])
+    return found if rows is None else rows[found]
 
 
 def _compared(coarse: np.ndarray, window: int) -> np.ndarray:
@@ -143,7 +196,7 @@ def _candidates(coarse: np.ndarray, window: int, projected: int, since: Since | 
     return codes
 
 
-def _possible(looks: np.ndarray, codes: np.ndarray, window: int) -> np.ndarray:
+def _possible(looks: Values, codes: np.ndarray, window: int) -> np.ndarray:
     """Of pairs' codes those of which the looks, as they lie, are near enough to be laid upon one another."""
     kept, count = [np.empty(0, np.int64)], max(1, len(looks))
     for start in range(0, len(codes), _POSSIBLE):
@@ -176,24 +229,21 @@ def _across(pairs: np.ndarray, count: int) -> np.ndarray:
     return np.stack([first[kept], second[kept] - count], axis=1)
 
 
-def _neighbours(keys: np.ndarray, fine: np.ndarray | Fine, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def _neighbours(keys: np.ndarray, fine: Fine, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Rows with equal keys in pairs: each with the next few in the order of `fine`. `rows`: of these alone, which are
     all that have their keys."""
-    values = fine if isinstance(fine, np.ndarray) else fine(rows)
-    if rows is not None:
-        keys = keys[rows]
-        values = values[rows] if isinstance(fine, np.ndarray) else values
-    order = np.lexsort((values, keys))
-    sorted_keys = keys[order]
-    found = order if rows is None else rows[order]
-    for step in range(1, min(_NEIGHBOURS, len(keys) - 1) + 1):
+    rows = np.arange(len(keys)) if rows is None else rows
+    own = keys[rows]
+    order = np.lexsort((fine(rows), own))
+    sorted_keys, found = own[order], rows[order]
+    for step in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
         same = np.flatnonzero(sorted_keys[step:] == sorted_keys[:-step])
         if not len(same):
             break
         yield np.stack([found[same], found[same + step]], axis=1)
 
 
-Fine = Callable[[np.ndarray | None], np.ndarray]  # of these rows, or of all
+Fine = Callable[[np.ndarray], np.ndarray]  # of these rows
 
 
 def _projections(coarse: np.ndarray) -> int:
@@ -221,8 +271,8 @@ def _tables(coarse: np.ndarray, others: np.ndarray, projections: int) -> Iterato
 
 
 def _order(coarse: np.ndarray, direction: np.ndarray) -> Fine:
-    def fine(rows: np.ndarray | None) -> np.ndarray:
-        return _projected(coarse if rows is None else coarse[rows], direction)[:, 0]
+    def fine(rows: np.ndarray) -> np.ndarray:
+        return _projected(coarse[rows], direction)[:, 0]
 
     return fine
 
@@ -256,9 +306,3 @@ def _crowding(keys: np.ndarray) -> float:
     """The mean, over all rows, of the rows that have the same key."""
     counts = np.unique(keys, return_counts=True)[1].astype(float)
     return float(np.square(counts).sum() / max(1.0, counts.sum()))
-
-
-def _coarse(looks: np.ndarray, window: int) -> np.ndarray:
-    """float16 (n, frames * 24): the coarse shape of the part in a window of every row."""
-    blocks = [looks[at : at + _BLOCK] for at in range(0, max(1, len(looks)), _BLOCK)]
-    return np.concatenate([registration.coarse(block, np.array(WINDOWS[window])) for block in blocks])

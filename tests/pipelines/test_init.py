@@ -1,0 +1,237 @@
+"""`init`: from a folder to a config that runs as it is written. Layouts in which captions lie in odd places."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from omniloom.infra.errors import InputError
+from omniloom.pipelines.config import load
+from omniloom.pipelines.plan import make_plan
+from omniloom.pipelines.starting.init import init
+from omniloom.pipelines.starting.sizes import Machine
+from omniloom.stages.ingest import sources
+from omniloom.stages.ingest.look.pairing import named
+from omniloom.stages.ingest.readers import Reader
+
+NUMBERS = range(7, 19)  # rows come out of order, and begin behind 0
+HERE = Machine(cpus=2, memory=8 << 30)
+
+
+def caption(number: int) -> str:
+    return f"a {['red', 'green', 'blue'][number % 3]} square, number {number}"
+
+
+def draw(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 255, (24 + number, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def shuffled() -> list[int]:
+    return [int(n) for n in np.random.default_rng(3).permutation(list(NUMBERS))]
+
+
+def texts_elsewhere(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / "pics" / f"p{n:03d}.png", n)
+        (root / "words").mkdir(parents=True, exist_ok=True)
+        (root / "words" / f"p{n:03d}.txt").write_text(caption(n) + "\n")
+
+
+def json_of_names(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / "img" / f"{n}.png", n)
+    (root / "labels.json").write_text(json.dumps({"about": {f"{n}.png": caption(n) for n in shuffled()}}))
+
+
+def table_of_ids(root: Path) -> None:
+    root.mkdir()
+    with (root / "data.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "weight", "what it shows"])
+        rows.writerows([n, 3, caption(n)] for n in shuffled())
+    for n in NUMBERS:
+        draw(root / "images" / f"{n:05d}.png", n)
+
+
+def json_beside(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / f"{n:03d}.png", n)
+        (root / f"{n:03d}.json").write_text(json.dumps({"id": "f" * 40, "meta": {"shown": caption(n), "w": 1}}))
+
+
+def unquoted_table(root: Path) -> None:
+    """As Flickr8k has it: a table without quotes whose captions hold commas, and whose suffix is .txt."""
+    for n in NUMBERS:
+        draw(root / "Images" / f"{n}.png", n)
+    lines = [f"{n}.png,{caption(n)}\n" for n in shuffled()]
+    (root / "captions.txt").write_text("image,caption\n" + "".join(lines))
+
+
+def numbered_lines(root: Path) -> None:
+    """As Flickr30k's token file: `name#number`, a tab, the caption."""
+    for n in NUMBERS:
+        draw(root / "Flicker" / f"{n}.png", n)
+    (root / "text").mkdir()
+    (root / "text" / "Flickr.token.txt").write_text("".join(f"{n}.png#0\t{caption(n)}\n" for n in shuffled()))
+
+
+def other_separators(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / "media" / "x" / f"{n}.png", n)
+    rows = [{"uid": n % 2, "picture": f"D:\\set\\media\\x\\{n}.png", "prompt": caption(n)} for n in shuffled()]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def lines_in_order(root: Path) -> None:
+    """2.png before 10.png, as people count."""
+    for n in NUMBERS:
+        draw(root / f"{n}.png", n)
+    (root / "captions.txt").write_text("".join(f"{caption(n)}\n" for n in NUMBERS))
+
+
+def names_of_files(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / f"{caption(n).replace(', ', ' ').replace(' ', '_')}_{'abcdefghijklmnopqrstu'[n] * 3}.png", n)
+
+
+ODD: dict[str, Callable[[Path], None]] = {
+    make.__name__: make
+    for make in (
+        *(texts_elsewhere, json_of_names, table_of_ids, json_beside, unquoted_table, numbered_lines),
+        *(other_separators, lines_in_order),
+    )
+}
+
+
+def records(config: str) -> list[dict]:
+    """What ingest reads by the config's sources."""
+    ingest = load(config).stages.ingest
+    sources.listing(ingest)
+    reader = Reader(ingest, 0)
+    return [row for item in sources.items(ingest) for row in reader.read(item)]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+@pytest.mark.parametrize("layout", ODD)
+def test_captions_in_odd_places(here, layout):
+    ODD[layout](here / "photos")
+    made = init(str(here / "photos"), machine=HERE)
+    found = {row["height"] - 24: row.get("captions") for row in records(str(made.file)) if "code" not in row}
+    assert found == {n: [caption(n)] for n in NUMBERS}
+    assert len(load(str(made.file)).stages.ingest.sources) == 1  # the captions are no source of their own
+    assert made.corpus.captioned == made.corpus.records("image") == len(NUMBERS)
+
+
+def test_captions_that_a_source_reads_need_no_manifest(here):
+    for n in NUMBERS:
+        draw(here / "photos" / "train" / f"{n}.png", n)
+    lines = [json.dumps({"file_name": f"{n}.png", "text": caption(n)}) + "\n" for n in NUMBERS]
+    (here / "photos" / "train" / "metadata.jsonl").write_text("".join(lines))
+    made = init(str(here / "photos"), machine=HERE)
+    assert not made.manifests and made.corpus.captioned == len(NUMBERS)
+    assert {row["height"] - 24: row["captions"] for row in records(str(made.file))} == {
+        n: [caption(n)] for n in NUMBERS
+    }
+
+
+def test_names_that_say_what_is_on_a_picture(here):
+    names_of_files(here / "photos")
+    made = init(str(here / "photos"), machine=HERE)
+    assert {row["captions"][0][:-4] for row in records(str(made.file))} == {
+        caption(n).replace(",", "") for n in NUMBERS
+    }
+    assert named(["cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"]) == "folder"
+    assert named([f"{split}/{n}.png" for split in ("train", "test") for n in range(4)]) is None
+    assert named([f"IMG_{n:04d}.png" for n in range(40)]) is None
+
+
+def test_the_config_plans_as_written_and_explains_every_line(here):
+    texts_elsewhere(here / "photos")
+    made = init(str(here / "photos"), machine=HERE)
+    plan = make_plan(load(str(made.file), files=True))
+    assert [stage.name for stage in plan.to_execute] == [
+        "ingest",
+        "tokenizer_image",
+        "pretokenize",
+        "train",
+        "evaluate",
+    ]
+    lines = made.file.read_text().splitlines()
+    for before, line in zip(["", *lines], lines):
+        assert "#" in line or before.strip().startswith("#"), f"nothing explains {line!r}"
+    assert yaml.safe_load(made.file.read_text())["stages"]["train"]["workers"] == {"count": 2}
+
+
+def test_sizes_follow_the_machine_and_the_data(here):
+    texts_elsewhere(here / "photos")
+    one = init(str(here / "photos"), "one.yaml", machine=Machine(cpus=1, memory=4 << 30))
+    assert one.sizes.workers == 1 and load("one.yaml").stages.evaluate.cpus == 1
+    gpu = init(str(here / "photos"), "gpu.yaml", machine=Machine(64, 512 << 30, 4, 80 << 30))
+    assert gpu.sizes.name == "small"  # a dozen pictures are not for a base model
+    train = load("gpu.yaml").stages.train
+    assert train.workers.count == 4 and train.workers.gpus == 1 and train.engine.precision == "bf16"
+    # Pictures of 31 to 42 pixels a side are not blown up to 64.
+    assert gpu.sizes.side == 32 and load("gpu.yaml").stages.pretokenize.image_size == 32
+    assert init(str(here / "photos"), "base.yaml", "base", Machine(2, 8 << 30)).sizes.name == "base"
+
+
+def test_text_alone_makes_a_language_model(here):
+    (here / "books").mkdir()
+    for n in NUMBERS:
+        (here / "books" / f"{n}.txt").write_text(f"{caption(n)}. " * 40)
+    made = init(str(here / "books"), machine=HERE)
+    stages = load(str(made.file)).stages
+    assert stages.configured() == ["ingest", "pretokenize", "train", "evaluate"] and stages.train.objectives == {}
+
+
+def test_pictures_and_text_share_the_rows(here):
+    texts_elsewhere(here / "set")
+    (here / "set" / "books").mkdir()
+    for n in range(30):
+        (here / "set" / "books" / f"tale{n}.txt").write_text("Once there was a square. " * 50)
+    made = init(str(here / "set"), machine=HERE)
+    assert made.corpus.kinds == ["image", "text"]
+    assert load(str(made.file)).stages.train.packing.mixture == {"image": 0.74, "text": 0.26}
+    read = records(str(made.file))
+    assert sum(row.get("kind") == "text" for row in read) == 30  # none of the captions is read as a text
+
+
+def test_nothing_is_written_over(here, omniloom):
+    texts_elsewhere(here / "photos")
+    for name in ("photos.yaml", "photos.captions.jsonl"):
+        Path(name).write_text("mine")
+        with pytest.raises(InputError, match="is there already"):
+            init(str(here / "photos"), machine=HERE)
+        assert [path.name for path in Path().iterdir()] == [name] and Path(name).read_text() == "mine"
+        Path(name).unlink()
+    with pytest.raises(InputError, match=r"ends in \.yaml"):
+        init(str(here / "photos"), "photos", machine=HERE)
+    with pytest.raises(InputError, match="expected one of tiny, small, base"):
+        init(str(here / "photos"), size="huge", machine=HERE)
+    code, _, err = omniloom("init", str(here / "nowhere"))
+    assert code == 2 and "nowhere" in err
+
+
+def test_the_command(here, omniloom):
+    texts_elsewhere(here / "photos")
+    code, out, _ = omniloom("init", str(here / "photos"), "--json")
+    made = json.loads(out)
+    assert code == 0 and made["config"] == "photos.yaml" and made["sources"][0]["captioned"] == len(NUMBERS)
+    code, out, _ = omniloom("init", str(here / "photos"), "--out", "again.yaml")
+    assert code == 0 and "omniloom run again.yaml" in out and "omniloom sample again.yaml --prompt" in out
+    assert omniloom("plan", "again.yaml")[0] == 0
