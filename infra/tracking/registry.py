@@ -107,7 +107,7 @@ def origin(uri: str) -> tuple[str | None, list[str]]:
         else:
             name, _, number = name.rpartition("/")
             version = client.get_model_version(name, number)
-        run = client.get_run(version.run_id)
+        run = client.get_run(version.run_id or "")
         parent = run.data.tags.get("mlflow.parentRunId")
         params = client.get_run(parent).data.params if parent else run.data.params
     except mlflow.MlflowException as error:
