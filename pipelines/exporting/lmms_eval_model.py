@@ -14,6 +14,8 @@ def _repository(folder):
     """The class in a repository's modeling_omniloom.py."""
     path = Path(folder).resolve() / "modeling_omniloom.py"
     spec = importlib.util.spec_from_file_location("modeling_omniloom", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     sys.modules["modeling_omniloom"] = module
     spec.loader.exec_module(module)
