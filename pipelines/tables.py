@@ -180,7 +180,7 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
             lines.append(f"the model was not registered: {redact(why)}")
     if model:
         folder = model.file("model")
-        lines += [f"model:  {folder}", f"sample: omniloom sample {folder} {_example_request(model)}"]
+        lines += [f"model:  {folder}", f"sample: omniloom sample {folder} {example_request(model)}"]
     return lines
 
 
@@ -203,7 +203,7 @@ def _results(plan: Plan) -> list[str]:
     return lines
 
 
-def _example_request(model: Artifact) -> str:
+def example_request(model: Artifact) -> str:
     """Options of `sample` that ask the model for what it was trained to do."""
     trained = model.manifest["config"]
     if not any(trained.get("objectives", {}).values()):

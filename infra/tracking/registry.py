@@ -39,6 +39,9 @@ def register_model(
     timeout: float = 300.0,
     no_worse: Mapping[str, Better] | None = None,
     better_than: str | None = None,
+    dataset: tuple[str, str] | None = None,
+    trained_by: str | None = None,
+    description: str | None = None,
 ) -> tuple[RegisteredModel | None, str | None]:
     """Log a bundle folder as a pyfunc model of the run and register it as `name`.
 
@@ -49,7 +52,9 @@ def register_model(
     `champion`) moves to this version: pass it only when evaluation passed. `no_worse` names metrics and which way each
     is better: where the alias has come to a version that is better by one of them before this is delivered, it stays
     there, unless that is of the fingerprint `better_than`, which this was found better than. `example`: some input
-    rows, of text and numbers, that the registry shows.
+    rows, of text and numbers, that the registry shows; `description`: Markdown of the version's page. `dataset`: name
+    and digest, as they were logged as an input of the run, of what `metrics` were measured on. `trained_by`: MLflow's
+    id of the run that trained the model, whose page then leads to it.
     Returns (the version, None), or (None, why not) where the registry refuses it, or where tracking did not take it
     within `timeout` seconds; it then waits like all else, and `bundle` has to stay where it is until then.
     """
@@ -66,6 +71,9 @@ def register_model(
         example,
         no_worse or {},
         better_than,
+        dataset,
+        trained_by,
+        description,
     )
     arrived = run.flush(timeout)
     sink = courier(run.settings).sink
@@ -120,7 +128,7 @@ def origin(uri: str) -> tuple[str | None, list[str]]:
     client = mlflow.MlflowClient()
     version = _version(client, uri)
     try:
-        run = client.get_run(version.run_id)
+        run = client.get_run(version.run_id or "")
         parent = run.data.tags.get("mlflow.parentRunId")
         params = client.get_run(parent).data.params if parent else run.data.params
     except mlflow.MlflowException as error:

@@ -20,7 +20,7 @@ from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import Config
-from omniloom.stages.evaluate.gate import judge
+from omniloom.stages.evaluate.gate import Verdict, judge
 from omniloom.stages.evaluate.measures import measured
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
 def run(context: StageContext) -> dict:
     import torch
 
-    from omniloom.stages.evaluate.drawing import draw, show_videos
+    from omniloom.stages.evaluate.drawing import draw
     from omniloom.stages.evaluate.evaluation import Evaluation
+    from omniloom.stages.evaluate.exported import export_gap
+    from omniloom.stages.evaluate.filming import film
+    from omniloom.stages.evaluate.novelty import leaked
     from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
     from omniloom.stages.evaluate.writing import describe, read_text, retrieve
 
@@ -55,9 +58,9 @@ def run(context: StageContext) -> dict:
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
     parts = (
-        (reconstruct, codebook, read_text, draw, describe, retrieve, show_videos)
+        (export_gap, reconstruct, codebook, read_text, draw, leaked, describe, retrieve, film)
         if evaluation.objectives
-        else (read_text,)
+        else (export_gap, read_text)
     )
     for number, part in enumerate(parts):
         context.progress(number, len(parts), "parts")
@@ -99,7 +102,7 @@ def _write(context: StageContext, evaluation: Any) -> None:
     storage.write_bytes(storage.join(output, "report.html"), html.encode())
     tracker.log_text(html, "report.html")
     better_than = held.fingerprint if comparison and held and not isinstance(held, str) else None
-    _register(context, name, verdict.passed is True, metrics, better_than)
+    _register(context, name, verdict, metrics, better_than)
 
 
 def _champion(context: StageContext, name: str | None) -> Champion | None | str:
@@ -139,9 +142,10 @@ def _no_answer(error: Exception) -> str:
     return f"the registry does not answer: {type(error).__name__}: {error}".splitlines()[0]
 
 
-def _register(context: StageContext, name: str | None, passed: bool, metrics: dict, better_than: str | None) -> None:
+def _register(
+    context: StageContext, name: str | None, verdict: Verdict, metrics: dict, better_than: str | None
+) -> None:
     """The model into the registry; the alias only where a gate is passed."""
-
     from omniloom.infra.tracking import register_model
 
     train = context.model
@@ -153,14 +157,24 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
         SERVING,
         name,
         train.fingerprint,
-        alias=context.config.alias if passed else None,
+        alias=context.config.alias if verdict.passed else None,
         metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
         example=[{"prompt": _example(context)}],
         no_worse=context.config.gate.no_worse,
         better_than=better_than,
+        dataset=(context.inputs["records"].stage, context.inputs["records"].fingerprint),
+        trained_by=train.manifest.get("mlflow_run_id"),
+        description=_described(context, verdict),
     )
     if why_not:
         metrics["not_registered"] = why_not  # a closing line of the run
+
+
+def _described(context: StageContext, verdict: Verdict) -> str:
+    """Markdown: what the gate said, what the model was made of, and how to sample from it."""
+    made_of = ", ".join(f"{artifact.stage} `{artifact.fingerprint[:12]}`" for artifact in context.inputs.values())
+    folder = context.model.file("model")
+    return f"{verdict}.\n\nMade of {made_of}.\n\nSample from it: `omniloom sample {folder}`"
 
 
 def _example(context: StageContext) -> str:
