@@ -14,14 +14,26 @@ import typer
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
-from omniloom.pipelines.commands import about, catalog, cluster, curate, init, look, model, pipeline, replay, who_saw
+from omniloom.pipelines.commands import (
+    about,
+    catalog,
+    cluster,
+    compare,
+    curate,
+    init,
+    look,
+    model,
+    pipeline,
+    replay,
+    who_saw,
+)
 
 COMMANDS = (
     init.init,
     *(pipeline.plan, pipeline.run, pipeline.status, pipeline.why, pipeline.verify, curate.curate),
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
-    *(model.sample, model.sampler),
-    *(catalog.show, catalog.lineage, catalog.diff, catalog.copy, catalog.gc),
+    *(model.sample, model.sampler, model.export),
+    *(catalog.show, catalog.lineage, catalog.diff, compare.compare, catalog.copy, catalog.gc),
     *(replay.replay, who_saw.who_saw),
     *(look.look, about.ui, about.doctor, about.presets, about.schema),
 )

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,9 @@ from omniloom.infra.tracking import resolve_tracking
 from omniloom.pipelines.forecast import Forecast, duration
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.preset_files import purposes
+
+if TYPE_CHECKING:
+    from omniloom.stages.evaluate.comparing import Comparison
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
 
@@ -176,7 +180,7 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
             lines.append(f"the model was not registered: {redact(why)}")
     if model:
         folder = model.file("model")
-        lines += [f"model:  {folder}", f"sample: omniloom sample {folder} {_example_request(model)}"]
+        lines += [f"model:  {folder}", f"sample: omniloom sample {folder} {example_request(model)}"]
     return lines
 
 
@@ -199,7 +203,7 @@ def _results(plan: Plan) -> list[str]:
     return lines
 
 
-def _example_request(model: Artifact) -> str:
+def example_request(model: Artifact) -> str:
     """Options of `sample` that ask the model for what it was trained to do."""
     trained = model.manifest["config"]
     if not any(trained.get("objectives", {}).values()):
@@ -221,3 +225,16 @@ def shown_size(number: float) -> str:
         if number < 1024 or unit == "TiB":
             return f"{number:.1f} {unit}"
     raise AssertionError
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Two evaluations, A and B: a figure a row."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("figure", "A", "B", "B - A", "95% interval", "p", "items", "B is"):
+        table.add_column(column, overflow="fold")
+    colours = {"better": "green", "worse": "red", "undecided": "dim"}
+    for row in found.figures:
+        ends = "-" if row.low is None else f"{row.low:+.3g} to {row.high:+.3g}"
+        numbers = (f"{row.first:.4g}", f"{row.second:.4g}", f"{row.difference:+.3g}", ends, f"{row.p:.2g}")
+        table.add_row(row.measure, *numbers, str(row.items), f"[{colours[row.decision]}]{row.decision}[/]")
+    return table

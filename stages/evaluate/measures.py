@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from omniloom.models.unified.representations import OBJECTIVES
 
+LOW, HIGH = "_low", "_high"  # behind a figure's name: the ends of its interval
 LEAST_PICTURES = 100  # for a Fréchet distance: of fewer, the means and covariances say little
 
 Chance = Callable[[Mapping[str, Any]], Any]  # from all figures: a number, or None where it is not known
@@ -26,7 +27,9 @@ class Figure:
     """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
     guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
     config that have to be at least so large for the figure to be measured; `by_objective` figures are of each objective
-    that was trained on pictures, and have its name behind theirs where there are several."""
+    that was trained on pictures, and have its name behind theirs where there are several. Figures that are better one
+    way are means over items, with an interval, unless they are of the whole corpus (`by_item`); `of_model` is False of
+    what tells of the data alone."""
 
     meaning: str
     better: Better | None = None
@@ -35,6 +38,8 @@ class Figure:
     asks: Mapping[str, int] = field(default_factory=dict)
     by_objective: bool = False
     of_text: bool = False
+    by_item: bool = True
+    of_model: bool = True
 
 
 def _given(name: str) -> Chance:
@@ -47,6 +52,7 @@ def _one_class(metrics: Mapping[str, Any]) -> float | None:
 
 _DRAWN, _DESCRIBED = {"drawings": 1}, {"captions": 1}
 _RANKED = {"captions": 1, "retrieval_captions": 2}
+_FILMED = {"videos": 1}
 
 
 def _table(pixels: int) -> dict[str, Figure]:
@@ -83,6 +89,7 @@ def _table(pixels: int) -> dict[str, Figure]:
             "higher",
             _one_class,
             asks=_DRAWN,
+            of_model=False,
         ),
         "caption_accuracy": Figure(
             "share of the captions that name the picture's label and no other; each label weighs as much",
@@ -97,6 +104,65 @@ def _table(pixels: int) -> dict[str, Figure]:
             asks=_DESCRIBED,
             by_objective=True,
         ),
+        "image_following": Figure(
+            "share of pairs of captions, drawn from one noise, whose drawings lie nearer to their own pictures than "
+            "crosswise",
+            "higher",
+            lambda metrics: 0.5,
+            asks={"drawings": 1, "counterfactuals": 1},
+            by_objective=True,
+        ),
+        "image_memorised": Figure(
+            "share of the drawn pictures that lie as near to one train picture, against the next five, as a twentieth "
+            "of the held-out ones do",
+            "lower",
+            lambda metrics: 0.05,
+            "of held-out pictures",
+            _DRAWN,
+            True,
+        ),
+        "leaked_images": Figure(
+            "share of the held-out pictures that the train split has too, by id or by look",
+            "lower",
+            of_model=False,
+        ),
+        "video_class_agreement": Figure(
+            "share of the frames of drawn videos that a classifier of train frames calls what was asked for; each "
+            "label weighs as much",
+            "higher",
+            asks=_FILMED,
+            by_objective=True,
+        ),
+        "video_motion": Figure(
+            "how much drawn videos move, against the held-out ones of their captions: the less over the more",
+            "higher",
+            asks=_FILMED,
+            by_objective=True,
+        ),
+        "video_consistency": Figure(
+            "correlation of one frame and the next in drawn videos",
+            "higher",
+            _given("video_consistency_real"),
+            "of held-out videos",
+            _FILMED,
+            True,
+        ),
+        "video_consistency_real": Figure("the same of held-out videos", asks=_FILMED),
+        "export_gap": Figure(
+            "relative difference of the exported model's validation losses from those that training wrote down last",
+            "lower",
+            of_text=True,
+            by_item=False,
+        ),
+        "text_repeated": Figure(
+            "share of three tokens in a row that stood before in the same text, of what the model writes",
+            "lower",
+            _given("text_repeated_real"),
+            "of held-out texts",
+            {"texts": 1},
+            of_text=True,
+        ),
+        "text_repeated_real": Figure("the same of held-out texts", asks={"texts": 1}, of_text=True),
         "retrieval_captions": Figure("captions that each picture is held against", asks=_RANKED),
         **{
             f"retrieval_recall_at_{k}": Figure(
@@ -138,8 +204,10 @@ def _table(pixels: int) -> dict[str, Figure]:
             for kind in ("image", "video")
             for name in ("psnr", "ssim")
         },
-        "codebook_usage": Figure("share of the codes that the corpus uses", "higher"),
-        "codebook_perplexity": Figure("perplexity of the codes, as a count of equally likely ones", "higher"),
+        "codebook_usage": Figure("share of the codes that the corpus uses", "higher", by_item=False),
+        "codebook_perplexity": Figure(
+            "perplexity of the codes, as a count of equally likely ones", "higher", by_item=False
+        ),
     }
 
 
@@ -156,6 +224,15 @@ def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
         several = figure.by_objective and len(objectives) > 1
         found |= {f"{name}_{objective}" if several else name: figure for objective in (objectives if several else [""])}
     return found
+
+
+def of_interval(name: str) -> str | None:
+    """The figure of whose interval this is an end, such as `bits_per_byte` of `bits_per_byte_high`; None of others."""
+    for end in (LOW, HIGH):
+        base = name.removesuffix(end)
+        if base != name and (figure := named(base)) and figure.better and figure.by_item:
+            return base
+    return None
 
 
 def named(name: str) -> Figure | None:
@@ -180,11 +257,3 @@ def near(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
-
-
-def balanced(values: Sequence[bool], labels: Sequence[str]) -> float:
-    """The mean over labels of the mean of their values, so that a common label counts no more than a rare one."""
-    of: dict[str, list[bool]] = {}
-    for value, label in zip(values, labels, strict=True):
-        of.setdefault(label, []).append(value)
-    return sum(sum(part) / len(part) for part in of.values()) / len(of)

@@ -18,23 +18,27 @@ from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.stages.data.spread import spread
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation
-from omniloom.stages.evaluate.measures import balanced
+from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.reporting import report
 
 _CAPTION_TOKENS = 32
+_BEGUN, _WRITTEN, _GONE_ON, _SHOWN = 16, 48, 16, 4  # tokens of a beginning and behind it; texts, and those shown
+_NO_BYTES = 1e-9  # of an empty text, whose end is coded all the same
 
 
 def read_text(evaluation: Evaluation) -> None:
     """The code length of held-out texts, <eos> included, drawn evenly over sources and within each over files."""
     tokens, config = evaluation.tokens, evaluation.config
     chosen = spread(tokens.table, ("source", "path"), config.seed, tokens.indices("text"))[: config.texts].tolist()
-    size = sum(tokens.row(index)["bytes"] for index in chosen)
-    if not size:
+    sizes = np.array([tokens.row(index)["bytes"] for index in chosen], np.float64)
+    if not sizes.sum():
         return
-    bits = sum((_bits(evaluation, tokens.document(index)[0].text_ids) for index in chosen), 0.0)
-    evaluation.metrics["bits_per_byte"] = bits / size
-    if math.isfinite(bits):  # nothing can be drawn from likelihoods that are no numbers
-        _go_on(evaluation, chosen[:4])
+    bits = np.array([_bits(evaluation, tokens.document(index)[0].text_ids) for index in chosen])
+    ids = [tokens.row(index)["id"] for index in chosen]
+    sizes = np.maximum(sizes, _NO_BYTES)
+    evaluation.add("bits_per_byte", ids, bits / sizes, sizes)
+    if np.isfinite(bits).all():  # nothing can be drawn from likelihoods that are no numbers
+        _go_on(evaluation, chosen[:_GONE_ON])
 
 
 @torch.no_grad()
@@ -52,12 +56,18 @@ def _bits(evaluation: Evaluation, text: np.ndarray) -> float:
 
 
 def _go_on(evaluation: Evaluation, chosen: Sequence[int]) -> None:
-    """Texts are begun, and what the model writes behind is shown."""
+    """Texts are begun; of what the model writes behind some is shown, and how often it says a thing again is counted,
+    beside how often the held-out texts do."""
     loom = evaluation.loom
-    prompts = [loom.text.decode(evaluation.tokens.document(index)[0].text_ids[:16]) for index in chosen]
-    freely = TextSampling(max_new_tokens=48, temperature=0.8, top_p=0.95)
+    whole = [evaluation.tokens.document(index)[0].text_ids.tolist() for index in chosen]
+    prompts = [loom.text.decode(ids[:_BEGUN]) for ids in whole]
+    freely = TextSampling(max_new_tokens=_WRITTEN, temperature=0.8, top_p=0.95)
     texts = loom.text_to_text(prompts, freely, seeds=evaluation.config.seed)
-    for prompt, text in zip(prompts, texts, strict=True):
+    ids = [evaluation.tokens.row(index)["id"] for index in chosen]
+    evaluation.add("text_repeated", ids, [metrics.repeated(loom.text.encode(text)) for text in texts])
+    real = [metrics.repeated(ids[_BEGUN : _BEGUN + _WRITTEN]) for ids in whole]
+    evaluation.metrics["text_repeated_real"] = float(np.mean(real))
+    for prompt, text in zip(prompts[:_SHOWN], texts, strict=False):
         # Blank lines would fill the page; samples.jsonl keeps them.
         shown = [re.sub(r"\s*\n\s*", "\n", value).strip() for value in (prompt, text)]
         evaluation.text_samples.append({"prompt": shown[0], "output": shown[1]})
@@ -98,16 +108,13 @@ def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None
         )
     if judged:
         labels = [evaluation.label(i) for i in judged]
-        evaluation.metrics[f"caption_accuracy{suffix}"] = balanced(
-            [
-                metrics.named_labels(written[i], evaluation.classes) == {label}
-                for i, label in zip(judged, labels, strict=True)
-            ],
-            labels,
-        )
-    evaluation.metrics[f"caption_exact{suffix}"] = float(
-        np.mean([written[i].strip() in map(str.strip, clips.table["captions"][i].as_py()) for i in chosen])
-    )
+        right = [
+            metrics.named_labels(written[i], evaluation.classes) == {label}
+            for i, label in zip(judged, labels, strict=True)
+        ]
+        evaluation.add(f"caption_accuracy{suffix}", evaluation.ids(judged), right, label_weights(labels))
+    exact = [written[i].strip() in map(str.strip, clips.table["captions"][i].as_py()) for i in chosen]
+    evaluation.add(f"caption_exact{suffix}", evaluation.ids(chosen), exact)
     for source, part in evaluation.by_source(chosen).items():
         evaluation.pictures[f"described_images{source}{suffix}"] = report.grid(
             [clips[i][0] for i in part[:16]], 8, [written[i] for i in part[:16]]
@@ -149,8 +156,8 @@ def retrieve(evaluation: Evaluation) -> None:
         suffix = evaluation.suffix(objective)
         for k in (1, 10):
             found = np.where(np.isnan(ranks), np.nan, ranks <= k)  # without a rank there is no figure; it is no miss
-            evaluation.metrics[f"retrieval_recall_at_{k}{suffix}"] = float(np.mean(found))
-        evaluation.metrics[f"retrieval_mean_rank{suffix}"] = float(np.mean(ranks))
+            evaluation.add(f"retrieval_recall_at_{k}{suffix}", evaluation.ids(chosen), found)
+        evaluation.add(f"retrieval_mean_rank{suffix}", evaluation.ids(chosen), ranks)
 
 
 def _asked(evaluation: Evaluation, captions: list[str], chosen: list[int]) -> np.ndarray:
