@@ -21,7 +21,7 @@ _LARGE_ROW = 1 << 16  # bytes that a row is taken to have until one is read
 
 def pieces(kind: SourceKind, item: dict, config: Config) -> Iterable[dict]:
     """The pieces of an item; one that cannot be looked into is one, and the worker that reads it says why."""
-    if "reject" in item:
+    if "reject" in item or type(kind).cut is SourceKind.cut:
         return [item]
     size, count = config.shard_bytes, config.shard_items
     try:

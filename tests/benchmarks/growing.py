@@ -14,7 +14,7 @@ import numpy as np
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore
 
-COUNTS = {"pictures": 3000, "texts": 5000, "tokens": 2000}
+COUNTS = {"pictures": 3000, "texts": 20000, "tokens": 2000}
 _numbers = itertools.count()
 
 

@@ -25,6 +25,7 @@ SIDECARS = (*TEXTS_BESIDE, ".json")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _SPELT = {".zstd": ".zst", ".gzip": ".gz", ".bz": ".bz2"}
 _SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".tbz": ".bz2", ".txz": ".xz", ".tzst": ".zst"}  # of .tar.gz and so on
+_PACKED = frozenset((*COMPRESSED, *_SPELT, *_SHORT))
 ARCHIVES = (".zip", ".tar")
 
 
@@ -32,10 +33,11 @@ def suffix(path: str) -> str:
     """The suffix in small letters; of a compressed file that of what it holds: .txt of a.txt.gz, .tar of a.tgz."""
     stem, ending = posixpath.splitext(path)
     ending = ending.lower()
+    if ending not in _PACKED:
+        return ending
     if ending in _SHORT:
         return ".tar"
-    inner = posixpath.splitext(stem)[1].lower() if _SPELT.get(ending, ending) in COMPRESSED else ""
-    return inner or ending
+    return posixpath.splitext(stem)[1].lower() or ending
 
 
 def compression(path: str) -> str | None:
