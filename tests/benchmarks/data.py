@@ -3,6 +3,7 @@
     python tests/benchmarks/data.py items [pictures videos jsonl texts]     CPU time of one thread, ratio to the loop
     python tests/benchmarks/data.py listing [COUNT ...]                     seconds and memory of listing and grouping
     python tests/benchmarks/data.py growing [pictures texts tokens]         CPU time of a run with 1% of new files
+    python tests/benchmarks/data.py settling [COUNT ...]                    seconds and memory of settling that many texts
     python tests/benchmarks/data.py large [GIGABYTES] [texts pictures]      one JSONL of texts, one that names pictures,
                                                                             through `omniloom run` on Ray
 
@@ -323,7 +324,7 @@ def watched(run: subprocess.Popen) -> tuple[tuple[str, int], float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["items", "listing", "list_one", "growing", "large"])
+    parser.add_argument("what", choices=["items", "listing", "list_one", "growing", "settling", "settle_one", "large"])
     parser.add_argument("more", nargs="*")
     given = parser.parse_args()
     if given.what == "items":
@@ -335,6 +336,14 @@ if __name__ == "__main__":
         from growing import growing
 
         growing(given.more or list(GROWING))
+    elif given.what == "settling":
+        from growing import settling
+
+        settling([int(count) for count in given.more] or [100_000, 300_000, 1_000_000])
+    elif given.what == "settle_one":
+        from growing import settle_one
+
+        print(json.dumps(settle_one(int(given.more[0]))))
     elif given.what == "large":
         large(float((given.more or ["5"])[0]), given.more[1:] or ["texts", "pictures"])
     elif given.what == "list_one":
