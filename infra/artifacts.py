@@ -340,6 +340,28 @@ class ArtifactStore:
         storage.move_files(artifact.uri, target, [path for path in paths if path in present])
         storage.write_json(storage.join(target, MANIFEST), artifact.manifest)
 
+    def placed_unix(self, artifact: Artifact) -> float:
+        """When the artifact came to this storage, made or copied."""
+        ended = artifact.manifest["times"]["ended_unix"]
+        try:
+            return max(ended, storage.modified_unix(artifact.file(MANIFEST)))
+        except (NotImplementedError, OSError):
+            return ended
+
+    def drop(self, artifact: Artifact, in_use: Callable[[], bool]) -> bool:
+        """Delete the artifact; False, and it stays, where it is in use. To be called under its stage's lease.
+
+        The manifest goes first and `in_use` is asked after that: a run that has noted down by then that it uses the
+        artifact is seen here, and one that notes it down later looks for the manifest after that.
+        """
+        storage.remove(artifact.file(MANIFEST))
+        if in_use():
+            storage.write_json(artifact.file(MANIFEST), artifact.manifest)
+            return False
+        storage.remove(artifact.uri)
+        self._forget(artifact.stage, artifact.fingerprint)
+        return True
+
     def remove_leftovers(self) -> None:
         """Remove what writes that were killed left behind, where this storage is a local disk."""
         if (root := storage.local_path(self.root)) is None:

@@ -15,7 +15,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from omniloom.infra import owner, storage
 from omniloom.infra.errors import OmniLoomError
@@ -101,10 +101,25 @@ class Lease:
             waited = True
             if self.give_up.wait(min(1.0, self.renewal / 2)):
                 raise WaitEnded(f"{self.uri} was waited for")
+        self._keep()
+        return self
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[bool]:
+        """Without waiting: whether the lease is ours, and then until the block ends."""
+        if not self.try_acquire():
+            yield False
+            return
+        self._keep()
+        try:
+            yield True
+        finally:
+            self.__exit__()
+
+    def _keep(self) -> None:
         self._stop.clear()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
         self._thread.start()
-        return self
 
     def _renew(self) -> None:
         while not self._stop.wait(self.renewal):

@@ -63,13 +63,15 @@ def start_board():
 
 @dataclass
 class Progress:
-    """Call it as `progress(done, total, "images", loss=0.1)`; calls closer than `interval` seconds are dropped."""
+    """Call it as `progress(done, total, "images", loss=0.1)`; of calls closer than `interval` seconds only the facts
+    are kept, which stand beside what is done until they are told anew."""
 
     stage: str
     board: Any = None  # a ProgressBoard, a handle to one in another process, or None for silence
     interval: float = 0.5
     _last: float = field(default=-math.inf, repr=False)
     _most: float = field(default=0.0, repr=False)
+    _facts: dict[str, float] = field(default_factory=dict, repr=False)  # those told last, each until it is told anew
     _hears: Callable[[], None] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict:
@@ -93,11 +95,12 @@ class Progress:
         if done > self._most and self._hears:
             self._hears()
         self._most = max(done, self._most)
+        self._facts |= facts
         now = time.monotonic()
         if self.board is None or (now - self._last < self.interval and done < total):
             return
         self._last = now
-        self._send({"done": done, "total": total, "unit": unit, "facts": facts})
+        self._send({"done": done, "total": total, "unit": unit, "facts": self._facts})
 
     def ask_to_stop(self, who: str) -> None:
         """From the stage's body: its workers are to end, as soon as what is done is kept."""

@@ -225,6 +225,12 @@ def list_files(uri: str) -> dict[str, int]:
     }
 
 
+def modified_unix(uri: str) -> float:
+    """When the file was written. NotImplementedError of a filesystem that does not tell."""
+    fs, path = filesystem(uri)
+    return fs.modified(path).timestamp()
+
+
 def sha256(uri: str, size: int | None = None) -> str:
     """Of a file's content; one that is known to be of a small `size` is read with one request."""
     fs, path = filesystem(uri)

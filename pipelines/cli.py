@@ -14,13 +14,26 @@ import typer
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.secrets import redact, show_exception
 from omniloom.pipelines import signals
-from omniloom.pipelines.commands import about, cluster, curate, init, look, model, pipeline, replay, who_saw
+from omniloom.pipelines.commands import (
+    about,
+    catalog,
+    cluster,
+    compare,
+    curate,
+    init,
+    look,
+    model,
+    pipeline,
+    replay,
+    who_saw,
+)
 
 COMMANDS = (
     init.init,
-    *(pipeline.plan, pipeline.run, pipeline.status, pipeline.verify, curate.curate),
+    *(pipeline.plan, pipeline.run, pipeline.status, pipeline.why, pipeline.verify, curate.curate),
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
     *(model.sample, model.sampler),
+    *(catalog.show, catalog.lineage, catalog.diff, compare.compare, catalog.copy, catalog.gc),
     *(replay.replay, who_saw.who_saw),
     *(look.look, about.ui, about.doctor, about.presets, about.schema),
 )
@@ -54,6 +67,8 @@ def _root(
 
 for _command in COMMANDS:
     app.command()(_command)
+app.command("list")(catalog.list_)
+app.command("config")(pipeline.config_)
 
 
 def main() -> None:

@@ -94,17 +94,33 @@ class Plan:
 
     def examine_inputs(self) -> list[str]:
         """Read what is cached and would be read by a stage that runs, as far as this machine has not read it since it
-        was written; where something is damaged the plan is made again. Gives in words what is."""
+        was written; where something is damaged or gone the plan is made again. Gives in words what is."""
+        told: list[str] = []
+        while found := self._unusable():
+            told += found
+            for planned in self.stages:
+                (_judge_pinned if planned.name in self.config.pins else _judge)(planned, self)
+        return told
+
+    def _unusable(self) -> list[str]:
+        """In words, which cached inputs of stages that run cannot be read."""
         read = {name for planned in self.to_execute for name in planned.inputs.values()}
         found = []
         for name in self.graph.names:
             artifact = self[name].artifact if name in read and self[name].status == "cached" else None
-            if artifact and (bad := self.store.examine(artifact, remembered=True)):
+            if artifact is None:
+                continue
+            if self.store.find(artifact.stage, artifact.fingerprint) is None:
+                self[name].artifact = None
+                found.append(f"{name} is gone from {self[name].uri}")
+            elif bad := self.store.examine(artifact, remembered=True):
                 found.append(f"{name} is damaged: {some(bad)} in {self[name].uri}")
-        if found:
-            for planned in self.stages:
-                (_judge_pinned if planned.name in self.config.pins else _judge)(planned, self)
         return found
+
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """By stage, the fingerprint of what is used or made."""
+        return {planned.name: planned.fingerprint for planned in self.stages}
 
     @property
     def trainings(self) -> continuing.Trainings:

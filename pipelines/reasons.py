@@ -54,9 +54,14 @@ def change(planned: PlannedStage, previous: Artifact | None, inputs: Mapping[str
 
 def config_changes(planned: PlannedStage, previous: Artifact) -> list[str]:
     """In words, the fields that the previous artifact's config had otherwise."""
+    return [f"{path} {before} -> {now}" for path, before, now in changed_fields(planned, previous)]
+
+
+def changed_fields(planned: PlannedStage, previous: Artifact) -> list[tuple[str, str, str]]:
+    """The fields that the previous artifact's config had otherwise, with what they were and are."""
     old = previous.manifest
     return [
-        f"{path} {_show(path, a, old.get('outside'))} -> {_show(path, b, planned.outside)}"
+        (path, _show(path, a, old.get("outside")), _show(path, b, planned.outside))
         for path, a, b in differences(old["config"], canonical(planned.config, planned.name))
         if not (isinstance(a, str) and b == BY_CONTENT)  # made before paths were known by what they hold
         and not (path == TEXT and (planned.kept or old.get("learnt_from")))  # which no config names

@@ -1,6 +1,9 @@
 """Record: what a run did, in STORAGE/runs/ID.json. A run that was killed has its record closed by the next run.
 
-    {"id", "pipeline", "status", "started", "ended", "owner", "renewed_unix", "stages": {NAME: {"status", ...}}}
+    {"id", "pipeline", "status", "started", "ended", "owner", "renewed_unix", "stages": {NAME: {"status", ...}},
+     "artifacts": {NAME: fingerprint}}
+
+`artifacts` are those that the run uses or makes: while it runs nobody deletes them.
 
 `status` is running, finished, failed or killed. A running run renews its record, by which others see that it lives.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +30,7 @@ class Record:
     """Use as a context manager around a run: its end writes how the run ended. Raises `InputError` where the storage
     takes no files."""
 
-    def __init__(self, root: str, pipeline: str):
+    def __init__(self, root: str, pipeline: str, artifacts: Mapping[str, str] | None = None):
         self.id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.root = root
         self._content: dict[str, Any] = {
@@ -36,6 +40,7 @@ class Record:
             "started": _now(),
             "owner": owner.this_process(),
             "stages": {},
+            "artifacts": dict(artifacts or {}),
         }
         self._written = 0.0
 
@@ -49,6 +54,11 @@ class Record:
         with contextlib.suppress(Exception):  # old records are no reason not to run
             close_killed(self.root)
         return self
+
+    def uses(self, artifacts: Mapping[str, str]) -> None:
+        """Note down what the run uses from here on."""
+        self._content["artifacts"] = dict(artifacts)
+        self._write()
 
     def stage(self, name: str, **facts: Any) -> None:
         self._content["stages"][name] = facts
@@ -82,6 +92,14 @@ def close_killed(root: str) -> list[str]:
             storage.write_json(storage.join(folder, name), {**record, "status": "killed", "ended": _now()})
             closed.append(record["id"])
     return closed
+
+
+def under_way(root: str) -> list[dict[str, Any]]:
+    """The records of the runs that live."""
+    folder = storage.join(root, "runs")
+    names = [name for name in storage.list_files(folder) if name.endswith(".json") and "/" not in name]
+    found = (storage.read_json(storage.join(folder, name)) for name in sorted(names)[-_RECENT:])
+    return [record for record in found if record and record["status"] == "running" and _lives(record)]
 
 
 def _lives(record: dict) -> bool:

@@ -26,7 +26,7 @@ from omniloom.infra.head import Head
 from omniloom.infra.lease import Holder, Lease
 from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
-from omniloom.infra.tracking import Tracker, TrackingSettings, close_stale, replay, resolve_tracking
+from omniloom.infra.tracking import Tracker, TrackingSettings, charts, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
 from omniloom.infra.waiting import answer
 from omniloom.pipelines import continuing, installed, kept, predecessors, room, run_card
@@ -43,6 +43,7 @@ from omniloom.pipelines.runlog import RunLog
 from omniloom.stages.base import StageContext
 
 _CLOSING_SECONDS = 10.0  # for MLflow runs and leases, once bodies have ended
+_SHOWN_BY_PARENT = ("evaluation",)  # what the run as a whole is judged by: its row in the UI shows it
 _PACKAGES = ("omniloom", "torch", "ray", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "tokenizers")
 
 
@@ -56,11 +57,15 @@ def run(plan: Plan, display: Display) -> None:
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
     with _connection(plan) as connect, display:
-        with Record(plan.config.storage, plan.config.name) as record, RunLog(plan.store.root, record.id) as log:
+        with (
+            Record(plan.config.storage, plan.config.name, plan.artifacts) as record,
+            RunLog(plan.store.root, record.id) as log,
+        ):
             display.log = log
             plan.store.remove_leftovers()
             for damage in plan.examine_inputs():
                 display.note(damage)
+            record.uses(plan.artifacts)
             _check_blocked(plan)
             for text in plan.warnings:
                 display.note(text)
@@ -115,7 +120,7 @@ class _Run:
     def execute(self) -> None:
         replay(self.settings)  # neither raises, whatever tracking answers
         close_stale(self.settings, self.plan.config.name)
-        why = run_card.reasons(self.plan)
+        why, differs = run_card.reasons(self.plan), run_card.differences(self.plan)
         self.parent = Tracker(self.settings).start_pipeline(
             self.plan.config.name,
             self.plan.config.model_dump(mode="json"),
@@ -125,7 +130,7 @@ class _Run:
         status = "FAILED"
         try:
             self._schedule()
-            self.parent.set_tags({run_card.DESCRIPTION: run_card.description(self.plan, why)})
+            self._describe(why, differs)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -133,6 +138,15 @@ class _Run:
         finally:
             self.display.page = self.parent.url(2.0)  # while its journal is there to tell
             self.parent.finish(status)
+
+    def _describe(self, why: str, differs: str) -> None:
+        """The run's page says at a glance what came of it, and of which data."""
+        text = run_card.description(
+            self.plan, why, differs, lambda run_id, file: self.parent.artifact_link(run_id, file, 2.0)
+        )
+        self.parent.set_tags({run_card.DESCRIPTION: text})
+        if (records := self.plan.last("records")) and (artifact := records.artifact):
+            self.parent.log_input(artifact.stage, artifact.uri, artifact.fingerprint)
 
     def _schedule(self) -> None:
         running: dict[Future, PlannedStage] = {}
@@ -182,6 +196,7 @@ class _Run:
         for text in self.plan.warnings:
             if text not in known:
                 self.display.note(text)
+        self.record.uses(self.plan.artifacts)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
         self.display.finish(
             planned.name,
@@ -263,7 +278,12 @@ class _Run:
         inputs = {r: artifact for r, name in planned.inputs.items() if (artifact := self.plan[name].artifact)}
         tracker = self.parent.child(
             planned.name,
-            {"omniloom.fingerprint": planned.fingerprint, "omniloom.reason": planned.reason},
+            {
+                "omniloom.fingerprint": planned.fingerprint,
+                "omniloom.reason": planned.reason,
+                **run_card.origin(revision()),
+                run_card.DESCRIPTION: f"{planned.name} of {self.plan.config.name}: {planned.reason}",
+            },
             canonical(planned.config, planned.name, paths=True),
         )
         for artifact in inputs.values():
@@ -317,11 +337,10 @@ class _Run:
             tracker.log_output(planned.name, artifact.uri, planned.fingerprint)
             numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
             # A training stage's figures belong to its last step, where its curves end.
-            tracker.log_metrics(numbers, step=metrics.get("steps", 0))
-            if (
-                planned.stage.makes == "evaluation"
-            ):  # the run as a whole is judged by them: its row in the UI shows them
-                self.parent.log_metrics(numbers)
+            shown = charts.charted(numbers, charts.sections(planned.stage.makes))
+            tracker.log_metrics(shown, step=metrics.get("steps", 0))
+            if planned.stage.makes in _SHOWN_BY_PARENT:
+                self.parent.log_metrics(shown)
             status = "FINISHED"
             return artifact
         except Exception as error:

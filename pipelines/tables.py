@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,10 @@ from omniloom.infra.secrets import redact
 from omniloom.infra.tracking import resolve_tracking
 from omniloom.pipelines.forecast import Forecast, duration
 from omniloom.pipelines.plan import Plan
+from omniloom.pipelines.preset_files import purposes
+
+if TYPE_CHECKING:
+    from omniloom.stages.evaluate.comparing import Comparison
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
 
@@ -85,7 +89,7 @@ def status_table(plan: Plan, rows: list[dict]) -> Table:
             row["name"],
             f"[{_COLOURS[row['status']]}]{row['status']}[/]",
             row["fingerprint"][:8] if row["artifact"] else "-",
-            _size(row["bytes"]),
+            shown_size(row["bytes"]),
             f"{row['seconds']:.0f} s" if row["seconds"] else "-",
             (row["mlflow_run_id"] or "-")[:8],
             shown_metrics(row["metrics"], 3),
@@ -139,10 +143,8 @@ def presets_table(folder: Path) -> Table:
     table = Table(title=str(folder), title_justify="left", box=None, pad_edge=False)
     table.add_column("preset", no_wrap=True)
     table.add_column("what it is", overflow="fold")
-    for file in sorted(folder.glob("*.yaml")):
-        lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
-        text = " ".join(line.lstrip("# ") for line in lines if not line.startswith("#     "))
-        table.add_row(file.stem, text.rstrip(":"))
+    for name, what in purposes().items():
+        table.add_row(name, what)
     return table
 
 
@@ -178,7 +180,7 @@ def closing_lines(plan: Plan, executed: list[str]) -> list[str]:
             lines.append(f"the model was not registered: {redact(why)}")
     if model:
         folder = model.file("model")
-        lines += [f"model:  {folder}", f"sample: omniloom sample {folder} {_example_request(model)}"]
+        lines += [f"model:  {folder}", f"sample: omniloom sample {folder} {example_request(model)}"]
     return lines
 
 
@@ -201,7 +203,7 @@ def _results(plan: Plan) -> list[str]:
     return lines
 
 
-def _example_request(model: Artifact) -> str:
+def example_request(model: Artifact) -> str:
     """Options of `sample` that ask the model for what it was trained to do."""
     trained = model.manifest["config"]
     if not any(trained.get("objectives", {}).values()):
@@ -214,7 +216,8 @@ def _example_request(model: Artifact) -> str:
     return "--prompt " + json.dumps(" ".join(caption.split()).replace('"', "'"), ensure_ascii=False)
 
 
-def _size(number: float) -> str:
+def shown_size(number: float) -> str:
+    """`12 B`, `3.4 KiB`."""
     if number < 1024:
         return f"{number:g} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
@@ -222,3 +225,16 @@ def _size(number: float) -> str:
         if number < 1024 or unit == "TiB":
             return f"{number:.1f} {unit}"
     raise AssertionError
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Two evaluations, A and B: a figure a row."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("figure", "A", "B", "B - A", "95% interval", "p", "items", "B is"):
+        table.add_column(column, overflow="fold")
+    colours = {"better": "green", "worse": "red", "undecided": "dim"}
+    for row in found.figures:
+        ends = "-" if row.low is None else f"{row.low:+.3g} to {row.high:+.3g}"
+        numbers = (f"{row.first:.4g}", f"{row.second:.4g}", f"{row.difference:+.3g}", ends, f"{row.p:.2g}")
+        table.add_row(row.measure, *numbers, str(row.items), f"[{colours[row.decision]}]{row.decision}[/]")
+    return table

@@ -39,7 +39,7 @@ class Silent:
     def say(self, text):
         assert text
 
-    def log_metrics(self, metrics, step=0, tokens=None):
+    def log_metrics(self, metrics, step=0, seen=None):
         self.metrics.append((step, dict(metrics)))
 
     def log_image(self, picture, name, step=0):

@@ -12,7 +12,7 @@ from omniloom.infra.tracking.config import TrackingConfig, TrackingSettings, res
 from omniloom.infra.tracking.courier import replay
 from omniloom.infra.tracking.probe import probe
 from omniloom.infra.tracking.registration import Champion, RegisteredModel
-from omniloom.infra.tracking.registry import champion, register_model
+from omniloom.infra.tracking.registry import champion, register_model, run_files
 from omniloom.infra.tracking.relocation import relocate
 from omniloom.infra.tracking.runs import RunHandle, Tracker, close_stale, find_runs
 
@@ -31,4 +31,5 @@ __all__ = [
     "relocate",
     "replay",
     "resolve_tracking",
+    "run_files",
 ]

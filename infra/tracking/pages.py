@@ -25,6 +25,11 @@ def page(base: str, experiment_id: str, run_id: str | None = None) -> str:
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/{path}?{_VIEW}"
 
 
+def artifact_page(experiment_id: str, run_id: str, file: str) -> str:
+    """Where a file of a run is shown, from any page of the same UI."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{file}?{_VIEW}"
+
+
 def experiment_page(settings: TrackingSettings, base: str) -> str:
     """The experiment's page; the UI's own where the store does not tell the experiment."""
     from omniloom.infra.tracking.failures import Refused, Unreachable

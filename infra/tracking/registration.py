@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omniloom.infra.secrets import logger
+from omniloom.infra.tracking.charts import EVALUATION, charted, plain
 from omniloom.infra.tracking.config import VARIABLE, TrackingSettings
 from omniloom.infra.tracking.failures import Refused, Unreachable, short
 from omniloom.infra.tree import copy_tree
@@ -22,6 +23,7 @@ from omniloom.infra.tree import copy_tree
 log = logger(__name__)
 
 FINGERPRINT_TAG = "omniloom.fingerprint"
+EVALUATION_TAG = "omniloom.evaluation"  # the run that measured a version last
 _MODEL_NAME = "model"
 
 
@@ -39,11 +41,13 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that holds an alias, the fingerprint of its model, and the figures it was registered with last."""
+    """The version that holds an alias, the fingerprint of its model, the figures it was registered with last, and the
+    id of the run that measured them, where that is known."""
 
     version: str
     fingerprint: str | None
     metrics: Mapping[str, float]
+    evaluation: str | None = None
 
 
 class Store(Protocol):
@@ -89,7 +93,7 @@ def _send(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
     version = _find_version(store, name, fingerprint)
     if version is not None:
         if model_id := _logged_model(store.call("get_model_version", name, version)):
-            _log_metrics(store, run_id, model_id, event["metrics"])
+            _log_metrics(store, run_id, model_id, event)
     else:
         if not _exists(store, name):  # a name that is refused is refused before anything is stored
             store.call("create_registered_model", name)
@@ -101,6 +105,7 @@ def _send(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
                 f"models:/{model_id}",
                 run_id,
                 {FINGERPRINT_TAG: fingerprint},
+                description=event.get("description"),
                 model_id=model_id,
             ).version
         except Unreachable:
@@ -113,6 +118,7 @@ def _send(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
         versions = json.dumps([{"name": name, "version": str(version)}])
         with contextlib.suppress(Refused):
             store.call("set_logged_model_tags", model_id, {"mlflow.modelVersions": versions})
+    store.call("set_model_version_tag", name, version, EVALUATION_TAG, run_id)
     if event["alias"] and not _held_by_better(store, event):
         store.call("set_registered_model_alias", name, event["alias"], version)
     store.not_registered.pop((name, fingerprint), None)
@@ -212,22 +218,23 @@ def _upload(store: Store, target: Path, run_id: str, experiment_id: str, event: 
         _discard(store, logged.model_id)
         raise
     store.call("log_outputs", run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    _log_metrics(store, run_id, logged.model_id, event["metrics"])
+    if trained_by := event.get("trained_by"):
+        with contextlib.suppress(Refused):  # of another store, or deleted
+            store.call("log_outputs", trained_by, [LoggedModelOutput(logged.model_id, step=0)])
+    _log_metrics(store, run_id, logged.model_id, event)
     return logged.model_id
 
 
-def _log_metrics(store: Store, run_id: str, model_id: str, metrics: Mapping[str, float | None]) -> None:
+def _log_metrics(store: Store, run_id: str, model_id: str, event: Mapping[str, Any]) -> None:
+    """The event's figures of the model, measured on the event's dataset where it names one."""
     from mlflow.entities import Metric
     from mlflow.utils.time import get_current_time_millis
 
-    if figures := {key: value for key, value in metrics.items() if value is not None}:
-        now = get_current_time_millis()
-        store.call(
-            "log_batch",
-            run_id,
-            [Metric(key, value, now, 0, model_id=model_id) for key, value in figures.items()],
-            synchronous=True,
-        )
+    if figures := {key: value for key, value in event["metrics"].items() if value is not None}:
+        now, (dataset, digest) = get_current_time_millis(), event.get("dataset") or (None, None)
+        shown = charted(figures, EVALUATION)
+        values = [Metric(key, value, now, 0, model_id, dataset, digest) for key, value in shown.items()]
+        store.call("log_batch", run_id, values, synchronous=True)
 
 
 def _logged_model(version) -> str | None:
@@ -245,16 +252,16 @@ def held_by_alias(store: Store, name: str, alias: str) -> Champion | None:
     model_id = _logged_model(version)
     logged = store.call("get_logged_model", model_id).metrics if model_id else ()
     # A model that was measured again has figures of each time; the last ones are meant.
-    metrics = {metric.key: metric.value for metric in sorted(logged or (), key=lambda metric: metric.timestamp)}
-    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics)
+    metrics = {plain(metric.key): metric.value for metric in sorted(logged or (), key=lambda metric: metric.timestamp)}
+    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics, version.tags.get(EVALUATION_TAG))
 
 
 def _held_by_better(store: Store, event: dict) -> bool:
-    """Whether the alias is held by another model that is better by one of the event's `no_worse`, or is not known to be
-    no better."""
+    """Whether the alias is held by another model than the one that this was found better than, which is better by one
+    of the event's `no_worse`, or is not known to be no better."""
     wanted = event.get("no_worse") or {}
     held = held_by_alias(store, event["name"], event["alias"]) if wanted else None
-    if held is None or held.fingerprint == event["fingerprint"]:
+    if held is None or held.fingerprint in (event["fingerprint"], event.get("better_than")):
         return False
     own, theirs = event["metrics"], held.metrics
     return not all(

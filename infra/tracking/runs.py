@@ -19,11 +19,11 @@ from typing import Any
 from omniloom.infra import owner
 from omniloom.infra.figures import finite
 from omniloom.infra.secrets import logger, redact, without_user_info
-from omniloom.infra.tracking import values
+from omniloom.infra.tracking import charts, values
 from omniloom.infra.tracking.config import TrackingSettings
 from omniloom.infra.tracking.courier import courier
 from omniloom.infra.tracking.failures import say_once, short
-from omniloom.infra.tracking.pages import page
+from omniloom.infra.tracking.pages import artifact_page, page
 from omniloom.infra.tracking.sink import KEY_TAG, Sink
 from omniloom.infra.tracking.system import SystemSampler
 
@@ -83,15 +83,15 @@ class RunHandle:
 
     # --- what a stage logs
     @_quiet
-    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, tokens: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, seen: int | None = None) -> None:
         """Metrics at a step: numbers, or arrays of one element.
 
-        With `tokens` (tokens seen so far) each is also logged as `by_tokens/NAME`, whose step is the token count, and
-        `tokens_seen` itself against the step. An infinite value is stored as NaN, and every value that is not finite
-        also counts as `nonfinite/NAME` = 1.
+        With `seen` (tokens or pictures seen so far) the curves of a training are also logged as `versus_seen/NAME`,
+        whose step is that count, and `throughput/seen` against the step. An infinite value is stored as NaN, and every
+        value that is not finite also counts as `nonfinite/NAME` = 1.
         """
         now, points, at = _now(), [], values.step(step)
-        seen = None if tokens is None else values.step(tokens)
+        count = None if seen is None else values.step(seen)
         number: float | None
         for key, value in metrics.items():
             try:
@@ -104,10 +104,10 @@ class RunHandle:
                 points.append([f"nonfinite/{key}", 1.0, at, now])
                 number = None
             points.append([key, number, at, now])
-            if seen is not None:
-                points.append([f"by_tokens/{key}", number, seen, now])
-        if seen is not None:
-            points.append(["tokens_seen", float(seen), at, now])
+            if count is not None and (versus := charts.versus_seen(key)):
+                points.append([versus, number, count, now])
+        if count is not None:
+            points.append([charts.SEEN, float(count), at, now])
         self._append("metrics", values=points)
 
     @_quiet
@@ -127,12 +127,12 @@ class RunHandle:
 
     @_quiet
     def log_image(self, image: Any, key: str, step: int = 0) -> None:
-        """An image that the UI shows by step: PNG bytes, a PIL image, or an array, (H, W), (H, W, 3) or (H, W, 4),
-        uint8 or what `values.picture` makes uint8 of."""
+        """An image that the UI shows by step, under `pictures/` where `key` names no section: PNG bytes, a PIL image,
+        or an array, (H, W), (H, W, 3) or (H, W, 4), uint8 or what `values.picture` makes uint8 of."""
         self._append(
             "image",
             data=(values.picture(image), "image.png"),
-            key=values.name(key),
+            key=charts.pictured(values.name(key)),
             step=values.step(step),
             time=_now(),
         )
@@ -174,6 +174,10 @@ class RunHandle:
         metrics: Mapping[str, Any],
         example: list[dict[str, Any]] | None,
         no_worse: Mapping[str, str],
+        better_than: str | None = None,
+        dataset: tuple[str, str] | None = None,
+        trained_by: str | None = None,
+        description: str | None = None,
     ) -> None:
         """A model for the registry: see `registry.register_model`."""
         self._append(
@@ -186,6 +190,10 @@ class RunHandle:
             metrics=finite(metrics),
             example=finite(example),
             no_worse=dict(no_worse),
+            better_than=better_than,
+            dataset=dataset and [values.text(dataset[0]), values.text(dataset[1])[:_DIGEST_CHARACTERS]],
+            trained_by=trained_by,
+            description=description and values.text(description),
         )
 
     # --- its life
@@ -240,6 +248,12 @@ class RunHandle:
         found = self._find(timeout)
         base = without_user_info(self.settings.uri).rstrip("/") if self.settings.uri.startswith("http") else ""
         return page(base, found[1], found[0]) if found else None
+
+    @_quiet
+    def artifact_link(self, run_id: str, file: str, timeout: float | None = None) -> str | None:
+        """Where another run's file is shown, as a link for this run's description."""
+        found = self._find(timeout)
+        return artifact_page(found[1], run_id, file) if found else None
 
     def _find(self, timeout: float | None) -> tuple[str, str] | None:
         return courier(self.settings).locate(self.key, self.settings.flush_seconds if timeout is None else timeout)

@@ -190,7 +190,7 @@ class Loop:
                 units += new
                 if _first():
                     self.trainer.log({**last, **rates}, done, units)
-                    self.progress(done, self.steps, "steps", **{k: v for k, v in last.items() if k == "loss"})
+                    self.progress(done, self.steps, "steps", **_losses(last))
             elif _first():
                 self.progress(done, self.steps, "steps")
             if done < self.steps and done % self.validate_every == 0:
@@ -324,3 +324,9 @@ def _where() -> dict[str, int]:
 
 def _first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _losses(figures: dict[str, float]) -> dict[str, float]:
+    """The loss, and what it is the sum of."""
+    parts = {name: value for name, value in figures.items() if name.endswith("_loss")}
+    return {name: figures[name] for name in ("loss",) if name in figures} | parts

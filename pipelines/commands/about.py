@@ -51,12 +51,25 @@ def doctor(
         raise typer.Exit(1)
 
 
-def presets() -> None:
-    """List the presets: what each is for, and where its file is."""
-    from omniloom.pipelines.preset_files import PRESETS
+def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Print this preset's file, to copy: omniloom presets demo > mine.yaml"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the presets, what each is for and where its file is; or print one."""
+    from omniloom.pipelines.preset_files import PRESETS, preset, purposes
     from omniloom.pipelines.tables import presets_table, show
 
-    show(presets_table(PRESETS))
+    if name is not None:
+        print(preset(name).read_text(encoding="utf-8"), end="")
+    elif as_json:
+        files = {known: str(PRESETS / f"{known}.yaml") for known in purposes()}
+        rows = [{"name": known, "what": what, "file": files[known]} for known, what in purposes().items()]
+        print(json.dumps(rows, indent=2))
+    else:
+        show(presets_table(PRESETS))
 
 
 def schema(

@@ -1,4 +1,4 @@
-"""`plan`, `run`, `status`, `verify`: what a pipeline is to make, and what it has made."""
+"""`plan`, `run`, `status`, `why`, `config`, `verify`: what a pipeline is to make, and what it has made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from typing import Annotated
 
 import typer
 
@@ -111,6 +112,48 @@ def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
         show(status_table(made, rows))
         for line in closing_lines(made, [])[1:]:
             print(line)
+
+
+def why(
+    config: ConfigPath,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage of the pipeline.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a stage is cached or would run.
+
+    Everything that differs from what the pipeline used last, and from the nearest of the stage's other artifacts.
+    """
+    from omniloom.pipelines.why import lines
+    from omniloom.pipelines.why import why as reasons
+
+    found = reasons(planned(config, overrides), stage)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for line in lines(found):
+        print(line)
+
+
+def config_(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With every key, defaults and absolute paths too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print a pipeline's config with overrides applied and references filled in."""
+    import yaml
+
+    from omniloom.pipelines.config import load, raw
+
+    loaded = load(config, overrides or [])  # what is wrong is told in either case
+    values = redact(loaded.model_dump(mode="json", by_alias=True) if resolved else raw(config, overrides or []))
+    if as_json:
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+    else:
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110), end="")
 
 
 def verify(config: ConfigPath, overrides: Overrides = None) -> None:

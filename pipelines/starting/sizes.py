@@ -128,7 +128,7 @@ def _name(corpus: Corpus, machine: Machine, asked: str | None) -> Size:
     if asked is not None:
         if asked not in LADDER:
             raise InputError(f"expected one of {', '.join(get_args(Size))}, got {asked!r}", field="--size")
-        return asked  # type: ignore[return-value]  # one of them
+        return asked
     fits: list[Size] = [name for name, rung in LADDER.items() if machine.gpu_memory >= rung.gpu_memory]
     if corpus.records("image") + corpus.records("video") < _MANY and not corpus.text_bytes > 1 << 28:
         fits = [name for name in fits if name != "base"]

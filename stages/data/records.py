@@ -148,6 +148,7 @@ class ShardWriter:
         self.facts: dict = {}
         self._parquet, self._size = parquet, 0
         self._rows: list[dict] = []
+        self._tables: list[pa.Table] = []  # before the rows
 
     def add(self, row: dict) -> None:
         """A row; missing keys are null."""
@@ -156,10 +157,25 @@ class ShardWriter:
         if self._size >= _ROW_GROUP_BYTES:
             self.flush()
 
+    def add_table(self, table: pa.Table, size: int) -> None:
+        """Rows of `SCHEMA` that hold `size` bytes in all, as `row_bytes` counts them."""
+        self._close_rows()
+        self._tables.append(table)
+        self._size += size
+        if self._size >= _ROW_GROUP_BYTES:
+            self.flush()
+
     def flush(self) -> None:
-        rows, self._rows, self._size = self._rows, [], 0
+        self._close_rows()
+        tables, self._tables, self._size = self._tables, [], 0
+        if tables:
+            table = pa.concat_tables(tables)
+            self._parquet.write_table(table, max(1, len(table)))
+
+    def _close_rows(self) -> None:
+        rows, self._rows = self._rows, []
         if rows:
-            self._parquet.write_table(self._table(rows))
+            self._tables.append(self._table(rows))
 
     def _table(self, rows: list[dict]) -> pa.Table:
         try:
@@ -264,7 +280,15 @@ def iterate_shard(
                 batch = batch.filter(pc.is_in(batch.column("kind"), pa.array(kinds, pa.string())))
             if split is not None:
                 batch = batch.filter(pc.equal(batch.column("split"), split))
-            yield from batch.select(wanted).to_pylist()
+            yield from _rows(batch.select(wanted))
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict]:
+    """As `to_pylist` gives them; most kinds leave most columns empty, which cost nothing here."""
+    nothing = [None] * len(batch)
+    columns = [nothing if column.null_count == len(batch) else column.to_pylist() for column in batch.columns]
+    names = batch.schema.names
+    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 def text_bytes(artifact_uri: str) -> int:

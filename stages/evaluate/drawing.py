@@ -16,7 +16,8 @@ import numpy as np
 from omniloom.stages.data.clips import ClipStore
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation
-from omniloom.stages.evaluate.measures import LEAST_PICTURES, balanced
+from omniloom.stages.evaluate.items import label_weights
+from omniloom.stages.evaluate.measures import LEAST_PICTURES
 from omniloom.stages.reporting import report
 
 _NEIGHBOURS = 5  # of a real picture, for coverage
@@ -39,9 +40,11 @@ def draw(evaluation: Evaluation) -> None:
         if asked:
             same = set(named[: len(asked)]) == set(asked)
             others = drawn[: len(asked)] if same else _drawn(evaluation, asked, objective)
-            evaluation.metrics[_distance_name(evaluation, evaluation.suffix(objective))] = metrics.frechet(
+            distance, of_real, of_drawn = metrics.frechet_parts(
                 _real(evaluation, evaluation.images, asked), _features(evaluation, others)
             )
+            name = _distance_name(evaluation, evaluation.suffix(objective))
+            evaluation.add(name, evaluation.ids(asked), distance + of_real + of_drawn)
 
 
 def _features(evaluation: Evaluation, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -85,7 +88,8 @@ def _classifier(evaluation: Evaluation) -> metrics.PixelClassifier:
     truth = [evaluation.label(i) for i in labelled]
     named = classifier(_real(evaluation, evaluation.images, labelled))
     evaluation.metrics["classes"] = len(evaluation.classes)
-    evaluation.metrics["classifier_accuracy"] = balanced([a == b for a, b in zip(named, truth, strict=True)], truth)
+    right = [a == b for a, b in zip(named, truth, strict=True)]
+    evaluation.add("classifier_accuracy", evaluation.ids(labelled), right, label_weights(truth))
     return classifier
 
 
@@ -98,14 +102,14 @@ def _judge(
 ) -> None:
     suffix, features = evaluation.suffix(objective), _features(evaluation, drawn)
     named, truth = classifier(features), [evaluation.label(i) for i in asked]
-    evaluation.metrics[f"image_class_agreement{suffix}"] = balanced(
-        [a == b for a, b in zip(named, truth, strict=True)], truth
-    )
+    right = [a == b for a, b in zip(named, truth, strict=True)]
+    evaluation.add(f"image_class_agreement{suffix}", evaluation.ids(asked), right, label_weights(truth))
     # As many drawn as real, and of the same captions: more would cover more by number alone, fewer less.
     count = len(set(asked))
     real = _real(evaluation, evaluation.images, asked[:count])
     if len(np.unique(real, axis=0)) > _NEIGHBOURS:
-        evaluation.metrics[f"image_coverage{suffix}"] = metrics.coverage(real, features[:count], _NEIGHBOURS)
+        found = metrics.covered(real, features[:count], _NEIGHBOURS)
+        evaluation.add(f"image_coverage{suffix}", evaluation.ids(asked[:count]), found)
     for number, (i, label) in enumerate(zip(asked, named, strict=True)):
         evaluation.samples.append(
             {

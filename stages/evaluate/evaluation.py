@@ -1,9 +1,9 @@
 """Shared by the measurements of a trained model: the model, the held-out clips, and where figures are put down.
 
-In: records, tokens and a model's folder. `stages.evaluate.tokenizer`, `.measure_drawing` and `.measure_writing`
-measure; each of their functions adds to `metrics`, `pictures` (PNG by name), `samples` and `text_samples`. What is
-measured is drawn by the seed, evenly over sources and labels (`stages.data.spread`), and shown in the shape that it was
-trained in.
+In: records, tokens and a model's folder. `stages.evaluate.tokenizer`, `.drawing` and `.writing` measure; each of their
+functions adds to `metrics`, `items` (what figures are means of), `pictures` (PNG by name), `samples` and
+`text_samples`. What is measured is drawn by the seed, evenly over sources and labels (`stages.data.spread`), and shown
+in the shape that it was trained in.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import ClipStore
 from omniloom.stages.data.packing import PackingConfig
 from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.evaluate.intervals import intervals
+from omniloom.stages.evaluate.items import Values, values_of
 
 if TYPE_CHECKING:
     from omniloom.stages.evaluate.config import MeasureConfig
@@ -52,9 +54,21 @@ class Evaluation:
         self.tokens = TokenSet(inputs["tokens"], config.split)
         self.facts = self.tokens.facts
         self.metrics: dict[str, Any] = {}
+        self.items: dict[str, Values] = {}
         self.pictures: dict[str, bytes] = {}
         self.samples: list[dict] = []
         self.text_samples: list[dict] = []
+
+    def add(
+        self, name: str, ids: Sequence[str], values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None
+    ) -> None:
+        """A figure as the weighted mean of its items (`stages.evaluate.items`)."""
+        self.items[name] = values_of(ids, values, weights)
+        self.metrics[name] = self.items[name].mean
+
+    def close(self) -> None:
+        """Add the intervals of all figures."""
+        self.metrics |= intervals(self.items, self.config.seed)
 
     @cached_property
     def packing(self) -> PackingConfig:
@@ -107,6 +121,14 @@ class Evaluation:
     def caption(self, index: int) -> str:
         """Of a held-out picture that has one; ValueError where it has none."""
         return _given(self.captions[index], f"caption of the held-out picture {index}")
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """Of held-out pictures."""
+        return [self._ids[i] for i in indices]
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return self.images.table["id"].to_pylist()
 
     def label(self, index: int) -> str:
         """As `caption`."""

@@ -1,6 +1,7 @@
 """The gate of `evaluate`: which figures a model needs before it gets the alias.
 
-In: the config's `gate`, the figures, and those of the model that holds the alias. Out: a `Verdict` with its reasons.
+In: the config's `gate`, the figures, and how they compare with those of the model that holds the alias. Out: a
+`Verdict` with its reasons.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from omniloom.stages.evaluate.measures import Better, Figure, all_names, named, near
+from omniloom.stages.evaluate.measures import Better, Figure, all_names, named, near, of_interval
+
+if TYPE_CHECKING:
+    from omniloom.stages.evaluate.comparing import Compared, Comparison
 
 
 class Bound(BaseModel):
@@ -51,13 +55,15 @@ class Bound(BaseModel):
 
 
 class Gate(BaseModel):
-    """Conditions for the alias: bounds of figures by their names, such as `bits_per_byte: {max: 2.5}`. A
-    bare number is the least value of a figure that is better when higher."""
+    """Conditions for the alias: bounds of figures by their names, such as `bits_per_byte: {max: 2.5}`, or of an end of
+    a figure's interval, such as `bits_per_byte_high`. A bare number is the least value of a figure that is better when
+    higher."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
     __pydantic_extra__: dict[str, Bound] = Field(init=False)
     better_than_champion: tuple[str, ...] = ()
-    """Figures, one or a list, by which the model has to be at least as good as the one that holds the alias."""
+    """Figures, one or a list, of which the model has to be better by one, and worse by none, than the one that holds
+    the alias, as `omniloom compare` decides it: by paired tests over the held-out items."""
 
     @field_validator("better_than_champion", mode="before")
     @classmethod
@@ -76,8 +82,11 @@ class Gate(BaseModel):
         for name in (*self.bounds, *self.better_than_champion):
             _figure(name)
         for name in self.better_than_champion:
-            if not _figure(name).better:
-                raise ValueError(f"better_than_champion: {name} is no measure; neither way is better")
+            figure = _figure(name)
+            if not (figure.better and figure.of_model):
+                raise ValueError(f"better_than_champion: {name} is no measure of a model; neither way is better")
+            if of_interval(name) or not figure.by_item:
+                raise ValueError(f"better_than_champion: {name} is no mean over items, which are what is compared")
         return self
 
     @property
@@ -96,7 +105,7 @@ class Gate(BaseModel):
     def check(self, measured: Mapping[str, Figure]) -> None:
         """ValueError for what is asked of a figure that is not among those `measured`."""
         for name in (*self.bounds, *self.better_than_champion):
-            if name not in measured:
+            if (of_interval(name) or name) not in measured:
                 raise ValueError(f"{name}: is not measured by this pipeline{near(name, measured)}")
 
 
@@ -112,8 +121,7 @@ def _is_number(value: Any) -> bool:
 
 def _higher(name: str) -> bool:
     """True; ValueError where a bare number is no least value of the figure."""
-    if (figure := named(name)) is None:
-        raise ValueError(f"{name}: unknown metric{near(name, all_names())}")
+    figure = _figure(name)
     if figure.better != "higher":
         way = "is better when lower" if figure.better else "is better neither way"
         raise ValueError(f"{name} {way}, and a bare number is a least value; expected {{max: ...}} or {{min: ...}}")
@@ -135,38 +143,44 @@ class Verdict:
 
 def _figure(name: str) -> Figure:
     """ValueError for a name that no figure has."""
-    if (figure := named(name)) is None:
+    if (figure := named(of_interval(name) or name)) is None:
         raise ValueError(f"{name}: unknown metric{near(name, all_names())}")
     return figure
 
 
-def judge(gate: Gate, metrics: Mapping[str, Any], champion: Mapping[str, Any] | None | str) -> Verdict:
-    """`champion`: the figures of the model that holds the alias, None where there is none, or why they are not known.
-    What is not measured, or is no number, fails."""
+def judge(gate: Gate, metrics: Mapping[str, Any], champion: Comparison | None | str) -> Verdict:
+    """`champion`: its figures and the model's, held against each other; None where there is none, or why they could not
+    be. What is not measured, or is no number, fails."""
     if not gate.given:
         return Verdict(None)
     failures = [
         f"{name} {failure}" for name, bound in gate.bounds.items() if (failure := bound.failure(metrics.get(name)))
     ]
-    failures += [
-        f"{name} {failure}"
-        for name in gate.better_than_champion
-        if (failure := _worse(_figure(name), metrics.get(name), champion, name))
-    ]
+    wanted = gate.better_than_champion
+    bad = [f"{name} {failure}" for name in wanted if (failure := _no_number(metrics.get(name)))]
+    if bad or not wanted or champion is None:
+        failures += bad
+    elif isinstance(champion, str):
+        failures += [f"{', '.join(wanted)} could not be held against the champion's: {champion}"]
+    else:
+        failures += _against(wanted, champion)
     return Verdict(not failures, tuple(failures))
 
 
-def _worse(figure: Figure, value: Any, champion: Mapping[str, Any] | None | str, name: str) -> str | None:
-    """Why the value is not known to be as good as the champion's; None where it is, or there is no champion."""
-    if failure := _no_number(value):
-        return failure
-    if champion is None:
-        return None
-    if isinstance(champion, str):
-        return f"could not be held against the champion's: {champion}"
-    theirs = champion.get(name)
-    if failure := _no_number(theirs):
-        return f"could not be held against the champion's, which {failure}"
-    if value < theirs if figure.better == "higher" else value > theirs:
-        return f"{value:.4g} is worse than the champion's {theirs:.4g}"
-    return None
+def _against(wanted: tuple[str, ...], found: Comparison) -> list[str]:
+    """Why the model is not known to be better than the champion: better by one of the figures, and worse by none."""
+    if missing := [name for name in wanted if name in found.apart]:
+        return [
+            f"{name} could not be held against the champion's, whose evaluation has no item of it in common"
+            for name in missing
+        ]
+    if worse := [figure for figure in found.figures if figure.decision == "worse"]:
+        return [f"{_said(figure)} is worse than the champion's {figure.first:.4g}" for figure in worse]
+    if any(figure.decision == "better" for figure in found.figures):
+        return []
+    return [f"{'; '.join(map(_said, found.figures))}: not known to be better than the champion's"]
+
+
+def _said(figure: Compared) -> str:
+    ends = "" if figure.low is None else f" ({figure.low:+.4g} to {figure.high:+.4g})"
+    return f"{figure.measure} {figure.second:.4g}, a difference of {figure.difference:+.4g}{ends},"

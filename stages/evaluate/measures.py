@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from omniloom.models.unified.representations import OBJECTIVES
 
+LOW, HIGH = "_low", "_high"  # behind a figure's name: the ends of its interval
 LEAST_PICTURES = 100  # for a Fréchet distance: of fewer, the means and covariances say little
 
 Chance = Callable[[Mapping[str, Any]], Any]  # from all figures: a number, or None where it is not known
@@ -26,7 +27,9 @@ class Figure:
     """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
     guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
     config that have to be at least so large for the figure to be measured; `by_objective` figures are of each objective
-    that was trained on pictures, and have its name behind theirs where there are several."""
+    that was trained on pictures, and have its name behind theirs where there are several. Figures that are better one
+    way are means over items, with an interval, unless they are of the whole corpus (`by_item`); `of_model` is False of
+    what tells of the data alone."""
 
     meaning: str
     better: Better | None = None
@@ -35,6 +38,8 @@ class Figure:
     asks: Mapping[str, int] = field(default_factory=dict)
     by_objective: bool = False
     of_text: bool = False
+    by_item: bool = True
+    of_model: bool = True
 
 
 def _given(name: str) -> Chance:
@@ -83,6 +88,7 @@ def _table(pixels: int) -> dict[str, Figure]:
             "higher",
             _one_class,
             asks=_DRAWN,
+            of_model=False,
         ),
         "caption_accuracy": Figure(
             "share of the captions that name the picture's label and no other; each label weighs as much",
@@ -138,8 +144,10 @@ def _table(pixels: int) -> dict[str, Figure]:
             for kind in ("image", "video")
             for name in ("psnr", "ssim")
         },
-        "codebook_usage": Figure("share of the codes that the corpus uses", "higher"),
-        "codebook_perplexity": Figure("perplexity of the codes, as a count of equally likely ones", "higher"),
+        "codebook_usage": Figure("share of the codes that the corpus uses", "higher", by_item=False),
+        "codebook_perplexity": Figure(
+            "perplexity of the codes, as a count of equally likely ones", "higher", by_item=False
+        ),
     }
 
 
@@ -156,6 +164,15 @@ def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
         several = figure.by_objective and len(objectives) > 1
         found |= {f"{name}_{objective}" if several else name: figure for objective in (objectives if several else [""])}
     return found
+
+
+def of_interval(name: str) -> str | None:
+    """The figure of whose interval this is an end, such as `bits_per_byte` of `bits_per_byte_high`; None of others."""
+    for end in (LOW, HIGH):
+        base = name.removesuffix(end)
+        if base != name and (figure := named(base)) and figure.better and figure.by_item:
+            return base
+    return None
 
 
 def named(name: str) -> Figure | None:
@@ -180,11 +197,3 @@ def near(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
-
-
-def balanced(values: Sequence[bool], labels: Sequence[str]) -> float:
-    """The mean over labels of the mean of their values, so that a common label counts no more than a rare one."""
-    of: dict[str, list[bool]] = {}
-    for value, label in zip(values, labels, strict=True):
-        of.setdefault(label, []).append(value)
-    return sum(sum(part) / len(part) for part in of.values()) / len(of)

@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 
 
-def reconstruction(originals: np.ndarray, recons: np.ndarray) -> dict[str, float]:
-    """Mean PSNR in dB and SSIM over pictures or frames; uint8 (N, H, W, 3) both. By torchmetrics, range 255.
+def reconstruction(originals: np.ndarray, recons: np.ndarray) -> dict[str, np.ndarray]:
+    """PSNR in dB and SSIM of each picture or frame, (N,) each; uint8 (N, H, W, 3) both. By torchmetrics, range 255.
 
-    PSNR is taken per picture and then averaged, so that a few bad pictures do not hide behind the mean error.
+    PSNR is taken per picture, so that a few bad pictures do not hide behind the mean error.
     """
     import torch
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -22,10 +22,8 @@ def reconstruction(originals: np.ndarray, recons: np.ndarray) -> dict[str, float
     a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (originals, recons))
     # Equal pictures have no error; 100 dB stands for it, a tenth of a grey level would give 68.
     psnr = peak_signal_noise_ratio(b, a, data_range=255.0, reduction="none", dim=(1, 2, 3)).clamp(max=100.0)
-    return {
-        "psnr": float(psnr.mean()),
-        "ssim": float(cast(torch.Tensor, structural_similarity_index_measure(b, a, data_range=255.0))),
-    }
+    ssim = structural_similarity_index_measure(b, a, data_range=255.0, reduction="none")
+    return {"psnr": psnr.numpy(), "ssim": cast(torch.Tensor, ssim).numpy()}
 
 
 def shrink(images: Sequence[np.ndarray], size: int) -> np.ndarray:
@@ -36,18 +34,19 @@ def shrink(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.stack(small).reshape(len(small), -1) / 255.0
 
 
-def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> float:
-    """Share of real points with a drawn one nearer than their k-th real neighbour; (N, D) and (M, D).
+def covered(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> np.ndarray:
+    """Of each real point whether a drawn one is nearer than its k-th real neighbour, bool (N,); (N, D) and (M, D). The
+    share of them is the coverage.
 
     Naeem et al., arXiv 2002.09797, equation 4. It falls where the drawn ones crowd on a few modes. A neighbour is
     another point than its own: a picture that occurs k times more would have a radius of 0, within which not even the
     same picture lies, so each is a neighbour once. Every occurrence counts in the share.
     """
-    points, counts = np.unique(real, axis=0, return_counts=True)
+    points, place = np.unique(real, axis=0, return_inverse=True)
     if len(points) <= neighbours:
         raise ValueError(f"coverage needs more than {neighbours} real examples that differ, got {len(points)}")
     radius = np.sort(_distances(points, points), axis=1)[:, neighbours]  # column 0 is the point itself
-    return float(np.average(_distances(points, drawn).min(axis=1) < radius, weights=counts))
+    return (_distances(points, drawn).min(axis=1) < radius)[place.reshape(-1)]
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -58,14 +57,44 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     root is the sum of the singular values of A B^T. That is exact for covariances of any rank: nothing is added to
     their diagonals.
     """
+    means, roots = _moments(a, b)
+    shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + sum((root**2).sum() for root in roots) - 2 * shared)
+
+
+def frechet_parts(a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """`frechet` and what each row of a, (N,), and of b, (M,), adds to it: the derivative by its weight (the distance's
+    influence function), whose mean is 0 on each side.
+
+    Of b, with the rows b_i of B, the derivative of its covariance's trace is M|b_i|^2, that of the singular values' sum
+    M sum_k s_k v_ik^2 / 2 with B's own side of the singular vectors, and that of the means' part
+    2 (mean_b - mean_a) (x_i - mean_b).
+    """
+    means, roots = _moments(a, b)
+    away = means[1] - means[0]
+    centred = [x - mean for x, mean in zip((a, b), means, strict=True)]
+    turned = []
+    # A side's own rows against the other's root, which has as few rows as there are features or less.
+    for x, root in ((centred[0], roots[1]), (centred[1], roots[0])):
+        left, values, _ = np.linalg.svd(x / np.sqrt(len(x) - 1) @ root.T, full_matrices=False)
+        turned.append((left**2 @ values, float(values.sum())))
+    shared = turned[0][1]
+    parts = []
+    for x, (own, total), sign in zip(centred, turned, (-1, 1), strict=True):
+        spread = (x**2).sum(axis=1) / (len(x) - 1)
+        parts.append(2 * sign * (x @ away) + len(x) * spread - spread.sum() - len(x) * own + total)
+    distance = (away**2).sum() + sum((root**2).sum() for root in roots) - 2 * shared
+    return float(distance), parts[0], parts[1]
+
+
+def _moments(a: np.ndarray, b: np.ndarray) -> tuple[list[np.ndarray], list[Any]]:
+    """Of both sides the mean and a root of the covariance, R of A = QR: it has A's singular values against anything, in
+    D rows where there are more."""
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 rows on both sides, got {len(a)} and {len(b)}")
     means = [x.mean(axis=0, dtype=np.float64) for x in (a, b)]
-    # R of A = QR has A's singular values against anything, in D rows where there are more.
     scaled = [(x - mean) / np.sqrt(len(x) - 1) for x, mean in zip((a, b), means, strict=True)]
-    roots: list[Any] = [np.linalg.qr(x, mode="r") for x in scaled]
-    shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + sum((root**2).sum() for root in roots) - 2 * shared)
+    return means, [np.linalg.qr(x, mode="r") for x in scaled]
 
 
 def rank(scores: np.ndarray) -> float:

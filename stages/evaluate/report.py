@@ -6,9 +6,10 @@ from __future__ import annotations
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.stages.evaluate.comparing import Comparison
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.gate import Verdict
-from omniloom.stages.evaluate.measures import Figure, measured
+from omniloom.stages.evaluate.measures import HIGH, LOW, Figure, measured
 from omniloom.stages.reporting import history
 from omniloom.stages.studies import objectives as objective_study
 from omniloom.stages.studies import quantizers as quantizer_study
@@ -21,7 +22,8 @@ _LEFT_OUT = (
 )
 
 
-def content(evaluation: Evaluation, verdict: Verdict) -> dict:
+def content(evaluation: Evaluation, verdict: Verdict, champion: Comparison | None = None) -> dict:
+    """`champion`: its figures and the model's, where they were held against each other."""
     train, metrics = evaluation.inputs["model"].manifest, evaluation.metrics
     headline = (
         *(
@@ -46,6 +48,7 @@ def content(evaluation: Evaluation, verdict: Verdict) -> dict:
         "headline": {name: metrics[name] for name in headline if name in metrics},
         "sections": [
             *_figures(evaluation),
+            *(_against_champion(champion) if champion else ()),
             *_tables(evaluation),
             *_pictures(evaluation),
             *_studies(evaluation.inputs),
@@ -71,6 +74,7 @@ def _figures(evaluation: Evaluation) -> list[dict]:
         [
             name,
             evaluation.metrics[name],
+            _interval(evaluation.metrics, name),
             f"{figure.better} is better",
             *_held_against(figure, evaluation.metrics),
             figure.meaning,
@@ -78,10 +82,43 @@ def _figures(evaluation: Evaluation) -> list[dict]:
         for name, figure in known.items()
         if figure.better
     ]
-    tables = [{"columns": ["figure", "value", "", "held against", "", "meaning"], "rows": rows}] if rows else []
+    columns = ["figure", "value", "95% interval", "", "held against", "", "meaning"]
+    tables = [{"columns": columns, "rows": rows}] if rows else []
     counts = [[name, evaluation.metrics[name], figure.meaning] for name, figure in known.items() if not figure.better]
     tables += [{"columns": ["mark or count", "value", "meaning"], "rows": counts}] if counts else []
     return [{"title": "Metrics", "text": text, "tables": tables}]
+
+
+def _interval(metrics: dict, name: str) -> str:
+    ends = metrics.get(name + LOW), metrics.get(name + HIGH)
+    return " to ".join(f"{end:.3g}" for end in ends) if None not in ends else ""
+
+
+def _against_champion(found: Comparison) -> list[dict]:
+    rows = [
+        [
+            figure.measure,
+            figure.first,
+            figure.second,
+            figure.difference,
+            "" if figure.low is None else f"{figure.low:+.3g} to {figure.high:+.3g}",
+            figure.p,
+            figure.decision,
+        ]
+        for figure in found.figures
+    ]
+    return [
+        {
+            "title": "Against the champion",
+            "text": "Paired by held-out item; p is adjusted for the number of figures. The decision is of this model.",
+            "tables": [
+                {
+                    "columns": ["figure", "champion", "this model", "difference", "95% interval", "p", "decision"],
+                    "rows": rows,
+                }
+            ],
+        }
+    ]
 
 
 def _held_against(figure: Figure, metrics: dict) -> tuple:

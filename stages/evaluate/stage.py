@@ -1,27 +1,35 @@
 """Stage `evaluate`: what the tokenizer and the unified model can do on the held-out split, in figures and in a report.
 
 In: records, tokens, the visual tokenizer where there is one, the trained model, and the studies that the pipeline has;
-of a language model only what it reads and writes is measured. Out: `report.html`, `metrics.json`, `pictures/*.png`,
-`samples.jsonl`. The model is registered, and gets its alias only where a `gate` is given and passed.
+of a language model only what it reads and writes is measured. Out: `report.html`, `metrics.json`, `items.parquet` (what
+the figures are means of), `pictures/*.png`, `samples.jsonl`, and `comparison.json` where the model was held against the
+one that has the alias. The model is registered, and gets its alias only where a `gate` is given and passed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omniloom.infra import storage
 from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import Config
-from omniloom.stages.evaluate.gate import judge
+from omniloom.stages.evaluate.gate import Verdict, judge
 from omniloom.stages.evaluate.measures import measured
 
-VERSION = 4
+if TYPE_CHECKING:
+    from omniloom.infra.tracking import Champion
+    from omniloom.stages.evaluate.comparing import Comparison
+
+VERSION = 5
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
+EVALUATION = "evaluation"  # the folder of the MLflow run that has the items
 
 
 def needs(config: Config) -> Needs:
@@ -55,17 +63,21 @@ def run(context: StageContext) -> dict:
         context.progress(number, len(parts), "parts")
         part(evaluation)
     context.progress(len(parts), len(parts), "parts")
+    evaluation.close()
     _write(context, evaluation)
     return evaluation.metrics
 
 
 def _write(context: StageContext, evaluation: Any) -> None:
+    from omniloom.stages.evaluate import items
     from omniloom.stages.evaluate import report as evaluation_report
     from omniloom.stages.reporting import report
 
     output, tracker = context.output, context.tracker
     name = tracker.settings.register_as
-    verdict = judge(context.config.gate, evaluation.metrics, _champion(context, name))
+    held = _champion(context, name)
+    against = held if held is None or isinstance(held, str) else _against(context, evaluation, held)
+    verdict = judge(context.config.gate, evaluation.metrics, against)
     evaluation.metrics["gate_passed"] = None if verdict.passed is None else int(verdict.passed)
     evaluation.metrics = metrics = finite(evaluation.metrics)
     for title, picture in evaluation.pictures.items():
@@ -76,15 +88,23 @@ def _write(context: StageContext, evaluation: Any) -> None:
         "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in evaluation.samples).encode(),
     )
     storage.write_json(storage.join(output, "metrics.json"), metrics)
-    html = report.render(evaluation_report.content(evaluation, verdict))
+    items.write(output, evaluation.items)
+    with tempfile.TemporaryDirectory() as folder:
+        items.write(folder, evaluation.items)
+        tracker.log_file(Path(folder, items.FILE), EVALUATION)
+    comparison = None if against is None or isinstance(against, str) else against
+    if comparison:
+        storage.write_json(storage.join(output, "comparison.json"), finite(dataclasses.asdict(comparison)))
+    html = report.render(evaluation_report.content(evaluation, verdict, comparison))
     storage.write_bytes(storage.join(output, "report.html"), html.encode())
     tracker.log_text(html, "report.html")
-    _register(context, name, verdict.passed is True, metrics)
+    better_than = held.fingerprint if comparison and held and not isinstance(held, str) else None
+    _register(context, name, verdict, metrics, better_than)
 
 
-def _champion(context: StageContext, name: str | None) -> dict | None | str:
-    """The figures of the model that holds the alias, where the gate asks for them; None where there is none, or it is
-    this very model; why they are not known where the registry does not say."""
+def _champion(context: StageContext, name: str | None) -> Champion | None | str:
+    """The version that holds the alias, where the gate asks for its figures; None where there is none, or it is this
+    very model; why it is not known where the registry does not say."""
     from omniloom.infra.tracking import champion
 
     if not context.config.gate.better_than_champion:
@@ -94,13 +114,35 @@ def _champion(context: StageContext, name: str | None) -> dict | None | str:
     try:
         held = champion(context.tracker, name, context.config.alias)
     except Exception as error:  # whatever the store answers, the report is written and the alias stays where it is
-        return f"the registry does not answer: {type(error).__name__}: {error}".splitlines()[0]
-    return None if held is None or held.fingerprint == context.model.fingerprint else dict(held.metrics)
+        return _no_answer(error)
+    return None if held is None or held.fingerprint == context.model.fingerprint else held
 
 
-def _register(context: StageContext, name: str | None, passed: bool, metrics: dict) -> None:
+def _against(context: StageContext, evaluation: Any, held: Champion) -> Comparison | str:
+    """The champion's figures and the model's, as far as the gate asks for them; or why they cannot be compared."""
+    from omniloom.infra.tracking import run_files
+    from omniloom.stages.evaluate import items
+    from omniloom.stages.evaluate.comparing import compare
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = held.evaluation and run_files(context.tracker, held.evaluation, EVALUATION, folder)
+            theirs = items.read(str(found)) if found else None
+    except Exception as error:
+        return _no_answer(error)
+    if theirs is None:
+        return "its evaluation kept no values by item; evaluate it again by this version"
+    return compare(theirs, evaluation.items, context.config.gate.better_than_champion, context.config.seed)
+
+
+def _no_answer(error: Exception) -> str:
+    return f"the registry does not answer: {type(error).__name__}: {error}".splitlines()[0]
+
+
+def _register(
+    context: StageContext, name: str | None, verdict: Verdict, metrics: dict, better_than: str | None
+) -> None:
     """The model into the registry; the alias only where a gate is passed."""
-
     from omniloom.infra.tracking import register_model
 
     train = context.model
@@ -112,13 +154,24 @@ def _register(context: StageContext, name: str | None, passed: bool, metrics: di
         SERVING,
         name,
         train.fingerprint,
-        alias=context.config.alias if passed else None,
+        alias=context.config.alias if verdict.passed else None,
         metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)},
         example=[{"prompt": _example(context)}],
         no_worse=context.config.gate.no_worse,
+        better_than=better_than,
+        dataset=(context.inputs["records"].stage, context.inputs["records"].fingerprint),
+        trained_by=train.manifest.get("mlflow_run_id"),
+        description=_described(context, verdict),
     )
     if why_not:
         metrics["not_registered"] = why_not  # a closing line of the run
+
+
+def _described(context: StageContext, verdict: Verdict) -> str:
+    """Markdown: what the gate said, what the model was made of, and how to sample from it."""
+    made_of = ", ".join(f"{artifact.stage} `{artifact.fingerprint[:12]}`" for artifact in context.inputs.values())
+    folder = context.model.file("model")
+    return f"{verdict}.\n\nMade of {made_of}.\n\nSample from it: `omniloom sample {folder}`"
 
 
 def _example(context: StageContext) -> str:

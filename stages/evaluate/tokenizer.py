@@ -28,7 +28,7 @@ def reconstruct(evaluation: Evaluation) -> None:
             ).items()
         }
         wanted = {i for part in grids.values() for i in part}
-        parts: list[tuple[int, dict[str, float]]] = []
+        found: dict[str, dict[int, float]] = {}
         shown: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for members in clips.buckets(measured):
             for chosen in np.split(members, range(_BATCH, len(members), _BATCH)):
@@ -37,17 +37,17 @@ def reconstruct(evaluation: Evaluation) -> None:
                 batch = np.stack([clips[int(i)] for i in chosen])
                 recons = _reconstructed(evaluation, batch)
                 frames = [x.reshape(-1, *x.shape[2:]) for x in (batch, recons)]
-                parts.append((len(frames[0]), metrics.reconstruction(*frames)))
+                for name, of_frames in metrics.reconstruction(*frames).items():
+                    means = of_frames.reshape(len(chosen), -1).mean(axis=1)  # of a clip's frames
+                    found.setdefault(name, {}).update(zip(chosen.tolist(), means.tolist(), strict=True))
                 shown |= {
                     int(i): pair for i, pair in zip(chosen, zip(batch, recons, strict=True), strict=True) if i in wanted
                 }
-        if not parts:
+        if not found:
             continue
-        total = sum(count for count, _ in parts)
-        evaluation.metrics |= {
-            f"recon_{name}_{kind}": sum(count * figures[name] for count, figures in parts) / total
-            for name in parts[0][1]
-        }
+        for name, values in found.items():
+            ids = [clips.record(i)["id"] for i in values]
+            evaluation.add(f"recon_{name}_{kind}", ids, list(values.values()))
         for source, part in grids.items():
             a, b = zip(*(shown[i] for i in part), strict=True)
             if kind == "image":

@@ -18,22 +18,25 @@ from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.stages.data.spread import spread
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation
-from omniloom.stages.evaluate.measures import balanced
+from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.reporting import report
 
 _CAPTION_TOKENS = 32
+_NO_BYTES = 1e-9  # of an empty text, whose end is coded all the same
 
 
 def read_text(evaluation: Evaluation) -> None:
     """The code length of held-out texts, <eos> included, drawn evenly over sources and within each over files."""
     tokens, config = evaluation.tokens, evaluation.config
     chosen = spread(tokens.table, ("source", "path"), config.seed, tokens.indices("text"))[: config.texts].tolist()
-    size = sum(tokens.row(index)["bytes"] for index in chosen)
-    if not size:
+    sizes = np.array([tokens.row(index)["bytes"] for index in chosen], np.float64)
+    if not sizes.sum():
         return
-    bits = sum((_bits(evaluation, tokens.document(index)[0].text_ids) for index in chosen), 0.0)
-    evaluation.metrics["bits_per_byte"] = bits / size
-    if math.isfinite(bits):  # nothing can be drawn from likelihoods that are no numbers
+    bits = np.array([_bits(evaluation, tokens.document(index)[0].text_ids) for index in chosen])
+    ids = [tokens.row(index)["id"] for index in chosen]
+    sizes = np.maximum(sizes, _NO_BYTES)
+    evaluation.add("bits_per_byte", ids, bits / sizes, sizes)
+    if np.isfinite(bits).all():  # nothing can be drawn from likelihoods that are no numbers
         _go_on(evaluation, chosen[:4])
 
 
@@ -98,16 +101,13 @@ def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None
         )
     if judged:
         labels = [evaluation.label(i) for i in judged]
-        evaluation.metrics[f"caption_accuracy{suffix}"] = balanced(
-            [
-                metrics.named_labels(written[i], evaluation.classes) == {label}
-                for i, label in zip(judged, labels, strict=True)
-            ],
-            labels,
-        )
-    evaluation.metrics[f"caption_exact{suffix}"] = float(
-        np.mean([written[i].strip() in map(str.strip, clips.table["captions"][i].as_py()) for i in chosen])
-    )
+        right = [
+            metrics.named_labels(written[i], evaluation.classes) == {label}
+            for i, label in zip(judged, labels, strict=True)
+        ]
+        evaluation.add(f"caption_accuracy{suffix}", evaluation.ids(judged), right, label_weights(labels))
+    exact = [written[i].strip() in map(str.strip, clips.table["captions"][i].as_py()) for i in chosen]
+    evaluation.add(f"caption_exact{suffix}", evaluation.ids(chosen), exact)
     for source, part in evaluation.by_source(chosen).items():
         evaluation.pictures[f"described_images{source}{suffix}"] = report.grid(
             [clips[i][0] for i in part[:16]], 8, [written[i] for i in part[:16]]
@@ -149,8 +149,8 @@ def retrieve(evaluation: Evaluation) -> None:
         suffix = evaluation.suffix(objective)
         for k in (1, 10):
             found = np.where(np.isnan(ranks), np.nan, ranks <= k)  # without a rank there is no figure; it is no miss
-            evaluation.metrics[f"retrieval_recall_at_{k}{suffix}"] = float(np.mean(found))
-        evaluation.metrics[f"retrieval_mean_rank{suffix}"] = float(np.mean(ranks))
+            evaluation.add(f"retrieval_recall_at_{k}{suffix}", evaluation.ids(chosen), found)
+        evaluation.add(f"retrieval_mean_rank{suffix}", evaluation.ids(chosen), ranks)
 
 
 def _asked(evaluation: Evaluation, captions: list[str], chosen: list[int]) -> np.ndarray:

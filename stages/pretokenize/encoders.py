@@ -76,7 +76,8 @@ class Encoders:
     @torch.no_grad()
     def encode(self, clips: list[np.ndarray], size: int) -> Pass:
         """uint8 (T, H, W, 3) each, at most `size`; the device may still be at work when this returns."""
-        held = torch.from_numpy(np.stack([*clips, *[np.zeros_like(clips[0])] * (size - len(clips))]))
+        black = [np.zeros_like(clips[0])] * (size - len(clips)) if len(clips) < size else []
+        held = torch.from_numpy(np.stack([*clips, *black]))
         held = held.pin_memory() if self.device == "cuda" else held
         pixels = half_range(held.to(self.device, non_blocking=True).permute(0, 4, 1, 2, 3).float())
         with torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):

@@ -46,6 +46,7 @@ _COLUMNS = (
 )
 _TOGETHER = 256  # records whose texts are tokenized together
 _TOGETHER_BYTES = 8 << 20
+_DECODED_TOGETHER, _DECODED_BYTES = 16, 64 << 10  # small pictures that a decoding thread is given at a time
 _HELD = 256 << 20  # bytes of documents that wait for one before them, until that no longer waits for a full batch
 
 
@@ -151,7 +152,10 @@ class _Passage:
         self.owner, self.config, self.encoders, self._pool = owner, owner.config, owner.encoders, pool
         batch = self.encoders.batch_size if self.encoders else 0
         self._ahead, self._most_ahead = 0, 2 * batch + 4 * owner.threads  # frames that are being decoded
-        self._decoding: deque[tuple[_Picture, Future]] = deque()
+        self._small = min(_DECODED_TOGETHER, max(1, batch // owner.threads))
+        self._chosen: list[tuple[_Picture, dict, dict | None]] = []  # that the next thread is given
+        self._chosen_bytes = 0
+        self._decoding: deque[tuple[list[_Picture], Future]] = deque()
         self._full: dict[tuple[str, tuple[int, int]], list[tuple[_Picture, np.ndarray]]] = {}
         self._flying: tuple[Pass, list[_Picture]] | None = None  # what the device is at
         self._documents: deque[_Document] = deque()  # that are not written, in the order of the records
@@ -219,15 +223,23 @@ class _Passage:
         segment: dict[str, Any] = {"kind": "visual", "loss": True, "decoded": frames * shape[0] * shape[1]}
         picture = _Picture(document, segment, kind, shape, frames)
         document.pictures.append(picture)
-        decoded = self._pool.submit(self._decode, record, shape, None if item is record else item)
-        self._decoding.append((picture, decoded))
+        self._chosen.append((picture, record, None if item is record else item))
+        self._chosen_bytes += len(item["media"])
         self._ahead += frames
+        if len(self._chosen) >= self._small or self._chosen_bytes >= _DECODED_BYTES:
+            self._submit()
         return segment
 
-    def _decode(self, record: dict, shape: tuple[int, int], item: dict | None) -> tuple[np.ndarray, dict]:
+    def _submit(self) -> None:
+        """The pictures that were chosen, to a thread."""
+        chosen, self._chosen, self._chosen_bytes = self._chosen, [], 0
+        decoded = self._pool.submit(lambda: [self._decode(*some) for some in chosen])
+        self._decoding.append(([picture for picture, *_ in chosen], decoded))
+
+    def _decode(self, picture: _Picture, record: dict, item: dict | None) -> tuple[np.ndarray, dict]:
         """In a thread: the pixels, and what is kept of them."""
         with _naming(record):
-            pixels = decode_record(record, shape, self.config.frames, item)
+            pixels = decode_record(record, picture.shape, self.config.frames, item)
             if not self.config.pixel_patch:
                 return pixels, {}
             patches = pixels_to_patches(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None], self.config.pixel_patch)
@@ -235,16 +247,18 @@ class _Passage:
 
     def _encode_decoded(self, most: int) -> None:
         """Encodes what is decoded until at most so many frames are ahead."""
-        while self._decoding and self._ahead > most:
-            picture, decoded = self._decoding.popleft()
-            self._ahead -= picture.frames
-            pixels, kept = decoded.result()
-            picture.segment |= kept
-            key = picture.kind, picture.shape
-            waiting = self._full.setdefault(key, [])
-            waiting.append((picture, pixels))
-            if len(waiting) == self._encoders.clips(picture.kind):
-                self._encode(key)
+        while self._ahead > most:
+            if not self._decoding:
+                self._submit()
+            pictures, decoded = self._decoding.popleft()
+            for picture, (pixels, kept) in zip(pictures, decoded.result(), strict=True):
+                self._ahead -= picture.frames
+                picture.segment |= kept
+                key = picture.kind, picture.shape
+                waiting = self._full.setdefault(key, [])
+                waiting.append((picture, pixels))
+                if len(waiting) == self._encoders.clips(picture.kind):
+                    self._encode(key)
 
     def _encode(self, key: tuple[str, tuple[int, int]]) -> None:
         """What waits of one kind and shape: the device begins with it, and what it had before is taken from it."""

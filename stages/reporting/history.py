@@ -12,6 +12,7 @@ from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.figures import finite
+from omniloom.infra.tracking.charts import TRAIN, charted
 
 
 class History:
@@ -30,7 +31,8 @@ class History:
         first = bisect_left(self.rows, step, key=lambda row: row["step"])
         self.rows[first:] = [row for row in self.rows[first:] if row.keys() - {"step", "units"} != metrics.keys()]
         self.rows.append(finite({"step": step, **({"units": units} if units is not None else {}), **metrics}))
-        self._tracker.log_metrics(metrics, step=step, tokens=int(units) if units is not None else None)
+        shown = charted(metrics, TRAIN)
+        self._tracker.log_metrics(shown, step=step, seen=int(units) if units is not None else None)
 
     def keep(self) -> None:
         """Write the rows down for a later attempt, which goes on from a checkpoint: so with each, not with each row."""

@@ -30,7 +30,7 @@ from omniloom.stages.train import stage as train
 from omniloom.stages.train.config import Config as TrainingConfig
 from omniloom.stages.train.job import Job
 
-VERSION = 2
+VERSION = 3
 
 _COLUMNS = {
     "image_class_agreement": "class agreement",
@@ -199,6 +199,7 @@ def measure_worker(job: Measurement) -> None:
     import torch
 
     from omniloom.stages.checkpoints.language_model import local_folder
+    from omniloom.stages.evaluate import items
     from omniloom.stages.evaluate.drawing import draw
     from omniloom.stages.evaluate.evaluation import Evaluation
     from omniloom.stages.evaluate.writing import describe, read_text, retrieve
@@ -213,6 +214,8 @@ def measure_worker(job: Measurement) -> None:
     )
     for part in (read_text, draw, describe, retrieve):
         part(evaluation)
+    evaluation.close()
+    items.write(storage.join(job.output, "report"), evaluation.items)
     for name, picture in evaluation.pictures.items():
         storage.write_bytes(storage.join(job.output, "report", f"{name}.png"), picture)
         job.tracker.log_image(picture, name, 0)

@@ -95,8 +95,8 @@ class Told(corpora.Silent):
         lines = [f"{us / steps / 1e3:8.2f} ms {n / steps:7.1f} times  {name[:110]}" for name, us, n in on_device]
         return "\n".join([f"  {whole:.1f} ms of the device a step:", *lines[:45]])
 
-    def log_metrics(self, metrics: dict, step: int = 0, tokens: int | None = None) -> None:
-        super().log_metrics(metrics, step, tokens)
+    def log_metrics(self, metrics: dict, step: int = 0, seen: int | None = None) -> None:
+        super().log_metrics(metrics, step, seen)
         shown = {
             name: metrics[name] for name in ("loss", "tokens_per_second", "model_flops_utilization") if name in metrics
         }

@@ -229,8 +229,8 @@ def test_mlflow_knows_the_runs_and_the_model(config):
     assert {r.data.tags["omniloom.stage"] for r in children} >= set(NAMES)
     for stage, steps in (("tokenizer_image", {2, 3, 4, 6}), ("train", {2, 4, 5, 6, 8, 10})):
         run = next(r for r in children if r.data.tags["omniloom.stage"] == stage)
-        assert {point.step for point in client.get_metric_history(run.info.run_id, "loss")} == steps
-        assert min(point.step for point in client.get_metric_history(run.info.run_id, "by_tokens/loss")) > max(steps)
+        assert {point.step for point in client.get_metric_history(run.info.run_id, "train/loss")} == steps
+        assert min(point.step for point in client.get_metric_history(run.info.run_id, "versus_seen/loss")) > max(steps)
     (registered,) = client.search_registered_models()
     assert registered.aliases == {}, "no gate is given, so nothing is known to be good enough"
 

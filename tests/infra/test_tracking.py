@@ -76,7 +76,7 @@ def test_what_is_logged_is_there(settings, client):
         "demo", {"seed": 1, "stages": {"train": {"lr": 0.1, "sizes": [1, 2]}}, "long": "x" * 10_000}, {"who": "test"}
     )
     run = parent.child("train", {"omniloom.fingerprint": "f" * 64}, {"lr": 0.1})
-    run.log_metrics({"loss": np.float32(0.5), "bad key!": 2, "none": None}, step=3, tokens=4096)
+    run.log_metrics({"loss": np.float32(0.5), "bad key!": 2, "none": None}, step=3, seen=4096)
     run.log_metrics({"nan": math.nan, "up": math.inf, "down": -math.inf}, step=4)
     run.log_image(np.zeros((8, 8, 3), np.uint8), "val/grid", step=3)
     run.log_text("<p>hello</p>", "reports/report.html")
@@ -94,8 +94,8 @@ def test_what_is_logged_is_there(settings, client):
     assert len(long) == PARAM_CHARACTERS and long.endswith("... (10000 characters)")
     assert child.data.metrics["loss"] == 0.5 and child.data.metrics["bad key_"] == 2
     assert "none" not in child.data.metrics
-    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id(), "by_tokens/loss")] == [(4096, 0.5)]
-    assert child.data.metrics["tokens_seen"] == 4096
+    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id(), "versus_seen/loss")] == [(4096, 0.5)]
+    assert child.data.metrics["throughput/seen"] == 4096
     for name in ("nan", "up", "down"):
         assert math.isnan(child.data.metrics[name]) and child.data.metrics[f"nonfinite/{name}"] == 1
     inputs = {
@@ -127,7 +127,7 @@ def test_calls_are_cheap_and_batched(settings, client):
     run = Tracker(settings).start_pipeline("speed", {})
     began = time.perf_counter()
     for step in range(500):
-        run.log_metrics({"loss": 1 / (step + 1), "lr": 1e-3}, step, tokens=step * 256)
+        run.log_metrics({"loss": 1 / (step + 1), "lr": 1e-3}, step, seen=step * 256)
     assert (time.perf_counter() - began) / 500 < 5e-3  # 0.05 ms on an idle machine
     assert run.finish()
     history = client.get_metric_history(run.run_id(), "loss")

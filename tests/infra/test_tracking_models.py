@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omniloom.infra.tracking import RegisteredModel, Tracker, TrackingConfig, register_model, replay, resolve_tracking
+from omniloom.infra.tracking import (
+    RegisteredModel,
+    Tracker,
+    TrackingConfig,
+    champion,
+    register_model,
+    replay,
+    resolve_tracking,
+)
 from omniloom.infra.tracking.registry import versions
 
 SERVING = Path(__file__).parents[2] / "stages/inference/serving.py"
@@ -131,6 +139,8 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
 
     settings = resolve_tracking(TrackingConfig(system_metrics=False, flush_seconds=60), str(tmp_path / "st"))
     run = Tracker(settings).start_pipeline("digits", {})
+    train = run.child("train")
+    run.log_input("ingest", "file:/records", "d" * 64)
     first, why = register_model(
         run,
         bundle,
@@ -139,6 +149,9 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
         "a" * 64,
         metrics={"recon_psnr_image": 24.5, "none": float("nan"), "null": None},
         example=[{"prompt": "a handwritten seven"}],
+        dataset=("ingest", "d" * 64),
+        trained_by=train.run_id(),
+        description="Sample from it",
     )
     assert why is None and first.uri == "models:/digits/1"
     same = register_model(run, bundle, SERVING, "digits", "a" * 64, alias="champion")
@@ -157,10 +170,14 @@ def test_a_registered_model_answers_elsewhere(tmp_path, bundle):
     client = MlflowClient(settings.uri)
     version = client.get_model_version_by_alias("digits", "champion")
     assert (version.version, version.run_id) == (1, run.run_id())
-    assert version.tags["omniloom.fingerprint"] == "a" * 64
+    assert version.tags["omniloom.fingerprint"] == "a" * 64 and version.description == "Sample from it"
     (output,) = client.get_run(run.run_id()).outputs.model_outputs
     logged = client.get_logged_model(output.model_id)
-    assert {metric.key: metric.value for metric in logged.metrics} == {"recon_psnr_image": 24.5}
+    assert {metric.key: metric.value for metric in logged.metrics} == {"evaluation/recon_psnr_image": 24.5}
+    (measured,) = logged.metrics
+    assert (measured.dataset_name, measured.dataset_digest) == ("ingest", "d" * 32)
+    assert [output.model_id for output in client.get_run(train.run_id()).outputs.model_outputs] == [logged.model_id]
+    assert champion(run, "digits", "champion").metrics == {"recon_psnr_image": 24.5}, "by the names of the gate"
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": "1"}]
 
     env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}

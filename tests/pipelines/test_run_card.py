@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 from omniloom.pipelines import run_card
 from omniloom.pipelines.config import load
+from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.plan import make_plan
 
 
@@ -18,17 +20,24 @@ def plan(tmp_path, *reasons: tuple[str, str]):
     return made
 
 
+def changed(tmp_path):
+    """A plan whose training had another rate, another schedule and fewer steps the last time."""
+    made = plan(tmp_path, ("train", "config: optimizer.lr ..."), ("evaluate", "input changed: train"))
+    before = copy.deepcopy(canonical(made["train"].config, "train"))
+    before["optimizer"] |= {"lr": 0.5, "schedule": "a, b | c"}
+    made["train"].known = SimpleNamespace(manifest={"config": before | {"steps": 7}})
+    return made
+
+
 def test_a_run_is_called_by_what_was_changed(tmp_path):
-    changed = plan(
-        tmp_path,
-        ("train", "config: optimizer.lr 0.002 -> 0.0003, steps 10 -> 20"),
-        ("evaluate", "input changed: train"),
-    )
-    assert run_card.title(changed) == "demo: train.optimizer.lr 0.002 -> 0.0003; train.steps 10 -> 20"
+    title = run_card.title(changed(tmp_path))
+    told = ["train.steps 7 -> 560", "train.optimizer.lr 0.5 -> 0.002"]
+    assert title.startswith("demo: ") and all(change in title for change in told), title
+    assert "train.optimizer.schedule a, b | c -> cosine; " in title
     forced = plan(tmp_path, ("train", "forced"), ("evaluate", "input changed: train"))
     assert run_card.title(forced) == "demo: train forced"
     assert run_card.title(plan(tmp_path, ("ingest", "never ran"), ("train", "never ran"))) == "demo: first run"
-    assert len(run_card.title(plan(tmp_path, ("train", "config: a " + "x" * 500)))) == 120
+    assert len(run_card.title(plan(tmp_path, ("train", "sources changed: " + "x" * 500)))) == 120
 
 
 def test_a_run_tells_who_started_it_from_what_and_why(tmp_path, monkeypatch):
@@ -41,10 +50,28 @@ def test_a_run_tells_who_started_it_from_what_and_why(tmp_path, monkeypatch):
     assert "mlflow.source.git.commit" not in run_card.tags(plan(tmp_path), None)
 
 
-def test_a_finished_run_tells_where_its_report_and_its_model_are(tmp_path):
-    made = plan(tmp_path)
-    for name in ("train", "evaluate"):
-        made[name].artifact = SimpleNamespace(file=lambda *parts, name=name: "/".join(["/st", name, *parts]))
-    text = run_card.description(made, "- **train**: forced")
-    assert text.startswith("- **train**: forced\n\n") and "/st/evaluate/report.html" in text
-    assert "omniloom sample /st/train/model" in text
+def made(stage: str, **metrics):
+    return SimpleNamespace(
+        file=lambda *parts: "/".join(["/st", stage, *parts]),
+        manifest={"mlflow_run_id": f"id-of-{stage}", "config": {}},
+        metrics=metrics,
+    )
+
+
+def test_a_finished_run_tells_what_came_of_it_and_of_what(tmp_path):
+    finished = changed(tmp_path)
+    differs = run_card.differences(finished)
+    finished["ingest"].artifact = made(
+        "ingest", records=2594, records_image=1797, records_text=797, records_train=2500, records_test=94, rejects=3
+    )
+    finished["train"].artifact = made("train")
+    finished["evaluate"].artifact = made("evaluate", gate_passed=1)
+    text = run_card.description(finished, "- **train**: x", differs, lambda run, file: f"#/{run}/{file}")
+    first, sample, table, data, why = text.split("\n\n")
+    assert first == "**Gate passed.** [Report](#/id-of-evaluate/report.html): `/st/evaluate/report.html`"
+    assert sample == 'Sample from it: `omniloom sample /st/train/model --text --prompt "Once upon a time"`'
+    assert "| train.optimizer.schedule | a, b / c | cosine |" in table.splitlines()
+    assert data == "Data: 2,594 records: 1,797 image, 797 text; train 2,500, test 94; 3 rejects"
+    assert why == "- **train**: x"
+    nowhere = run_card.description(finished, "", "", lambda run, file: None)
+    assert "Report: `/st/evaluate/report.html`" in nowhere and "before" not in nowhere

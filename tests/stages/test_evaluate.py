@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from omniloom.infra import storage
+from omniloom.infra.errors import InputError
 from omniloom.infra.tracking import Tracker, TrackingConfig, champion, register_model, resolve_tracking
 from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.unified.config import UnifiedConfig
@@ -35,7 +36,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    rows = corpora.token_rows(TEXT, np.random.default_rng(0), images=0, videos=0, texts=4, documents=0)
+    rows = corpora.token_rows(TEXT, np.random.default_rng(0), images=0, videos=0, texts=40, documents=0)
     return corpora.pretokenize(tmp_path_factory.mktemp("tokens"), {"test": [rows]}, TEXT)
 
 
@@ -150,7 +151,8 @@ def test_the_alias_never_moves_to_a_worse_model(measure, settings, models, tmp_p
     assert good["gate_passed"] == 1 and holder(settings, models, "rivals") == "good"
     again, html = measure("worse", "rivals", **gate)
     assert again["gate_passed"] == 0 and holder(settings, models, "rivals") == "good"
-    assert f"bits_per_byte {worse['bits_per_byte']:.4g} is worse than the champion" in html
+    assert f"bits_per_byte {worse['bits_per_byte']:.4g}, a difference of +" in html
+    assert f"is worse than the champion&#39;s {good['bits_per_byte']:.4g}" in html and "Against the champion" in html
     # What was judged while the alias was free, and is delivered only now.
     late = Tracker(settings).start_pipeline("rivals", {})
     register_model(
@@ -166,13 +168,55 @@ def test_the_alias_never_moves_to_a_worse_model(measure, settings, models, tmp_p
     assert late.finish() and holder(settings, models, "rivals") == "good"
     broken, _ = measure("broken", "rivals", **gate)
     assert broken["gate_passed"] == 0 and holder(settings, models, "rivals") == "good"
-    # The holder is no rival of its own, however it is measured; what it was measured with last is what others face.
+    # The holder is no rival of its own, however it is measured.
+    assert measure("good", "rivals", **gate)[0]["gate_passed"] == 1 and holder(settings, models, "rivals") == "good"
+    # What it was measured with last is what others face: of other texts there is nothing to compare.
     rows = corpora.token_rows(TEXT, np.random.default_rng(0), images=0, videos=0, texts=2, documents=0)
-    dearer = corpora.pretokenize(tmp_path / "dearer", {"test": [[{**row, "bytes": 1} for row in rows]]}, TEXT)
-    itself, _ = measure("good", "rivals", dearer, **gate)
-    assert itself["bits_per_byte"] > worse["bits_per_byte"]
-    assert itself["gate_passed"] == 1 and holder(settings, models, "rivals") == "good"
-    assert measure("worse", "rivals", **gate)[0]["gate_passed"] == 1 and holder(settings, models, "rivals") == "worse"
+    others = corpora.pretokenize(
+        tmp_path / "others", {"test": [[{**row, "id": f"other {row['id']}", "bytes": 1} for row in rows]]}, TEXT
+    )
+    assert measure("good", "rivals", others, **gate)[0]["gate_passed"] == 1
+    apart, html = measure("worse", "rivals", **gate)
+    assert apart["gate_passed"] == 0 and holder(settings, models, "rivals") == "good"
+    assert "bits_per_byte could not be held against the champion" in html and "no item of it in common" in html
+
+
+def test_an_alias_that_has_moved_on_is_not_taken_from_a_model_that_was_not_compared(settings, models):
+    """What was found better than a champion, and is delivered when another one has followed it."""
+
+    def deliver(model: str, bits: float, better_than: str | None) -> str | None:
+        run = Tracker(settings).start_pipeline("late", {})
+        register_model(
+            run,
+            models[model].local() / "model",
+            evaluate.SERVING,
+            "late",
+            f"late {model}",
+            "champion",
+            {"bits_per_byte": bits},
+            no_worse={"bits_per_byte": "lower"},
+            better_than=better_than,
+        )
+        held = champion(run, "late", "champion")
+        assert run.finish()
+        return held.fingerprint.removeprefix("late ")
+
+    assert deliver("worse", 3.0, None) == "worse"
+    # By bare numbers this is no better; the comparison by items, made against the holder, counts.
+    assert deliver("broken", 3.1, "late worse") == "broken"
+    assert deliver("good", 3.2, "late worse") == "broken", "the holder is another by now"
+    assert deliver("good", 2.0, "late worse") == "good", "and no better by its figures"
+
+
+def test_a_champion_whose_evaluation_kept_no_items_stays(measure, settings, models, client):
+    gate = {"gate": {"better_than_champion": "bits_per_byte"}}
+    assert measure("worse", "early", **gate)[0]["gate_passed"] == 1
+    client.delete_model_version_tag("early", "1", "omniloom.evaluation")
+    metrics, html = measure("good", "early", **gate)
+    assert metrics["gate_passed"] == 0 and holder(settings, models, "early") == "worse"
+    assert "its evaluation kept no values by item; evaluate it again by this version" in html
+    assert measure("worse", "early", **gate)[0]["gate_passed"] == 1
+    assert measure("good", "early", **gate)[0]["gate_passed"] == 1 and holder(settings, models, "early") == "good"
 
 
 def test_with_nothing_measured_a_gate_fails_with_its_reason(measure, settings, models, tmp_path):
@@ -254,3 +298,72 @@ def test_what_nothing_is_said_of_and_the_limits_of_the_fields():
             evaluate.Config(**{name: refused})
     with pytest.raises(ValidationError, match="drawing"):
         evaluate.Config(drawing=3)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, tokens):
+    """learnt(steps, noise, seed): a language model trained on the held-out texts themselves, and disturbed."""
+    folder, number = tmp_path_factory.mktemp("learnt"), iter(range(1000))
+    texts = [document[0].text_ids for document in TokenSet(tokens, "test")]
+
+    def make(steps: int, noise: float = 0.0, seed: int = 0):
+        artifact = trained(folder / str(next(number)), seed=0)
+        loom = OmniLoom.load(artifact.local() / "model")
+        optimizer = torch.optim.Adam(loom.model.parameters(), lr=3e-3)
+        special = loom.config.unified.specials
+        for step in range(steps):
+            ids = torch.tensor([special.bos, *texts[step % len(texts)], special.eos])[None]
+            logits = loom.model.text_logits(ids[:, :-1])
+            torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in loom.model.parameters():
+                parameter.add_(noise * parameter.std() * torch.randn_like(parameter) if parameter.numel() > 1 else 0)
+        loom.save(artifact.local() / "model")
+        return replace(artifact, fingerprint=hashlib.sha256(f"{artifact.uri} {noise} {seed}".encode()).hexdigest())
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_model_made_worse_does_not_become_champion_in_20_of_20_tries_and_a_better_one_does(
+    measure, settings, models, learnt
+):
+    gate = {"gate": {"better_than_champion": "bits_per_byte"}}
+    models |= {"base": learnt(120), "longer": learnt(400)}
+    models |= {f"worse {n}": learnt(120, noise=(0.1, 0.2, 0.4, 0.8)[n % 4], seed=n) for n in range(20)}
+    assert measure("base", "chain", **gate)[0]["gate_passed"] == 1
+    for number in range(20):
+        assert measure(f"worse {number}", "chain", **gate)[0]["gate_passed"] == 0
+        assert holder(settings, models, "chain") == "base"
+    assert measure("longer", "chain", **gate)[0]["gate_passed"] == 1 and holder(settings, models, "chain") == "longer"
+    assert measure("base", "chain", **gate)[0]["gate_passed"] == 0 and holder(settings, models, "chain") == "longer"
+
+
+def test_two_evaluations_are_compared_by_their_runs_and_by_their_names_in_the_registry(
+    measure, settings, client, monkeypatch, tmp_path
+):
+    from omniloom.pipelines.compared import find_items
+
+    for model in ("good", "worse"):
+        measure(model, "named", gate={"bits_per_byte": {"max": 1000}})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", settings.uri)
+    first, second = sorted(client.search_model_versions("name = 'named'"), key=lambda version: int(version.version))
+    found = [find_items(name) for name in ("models:/named/1", "models:/named@champion", f"runs:/{second.run_id}")]
+    kept = [items["bits_per_byte"] for items in found]
+    assert len(kept[0].ids) == 40 and kept[0].mean < kept[1].mean == kept[2].mean
+    for name, said in (
+        ("models:/named@nobody", "is no model of this project in the registry"),
+        ("models:/no-such/1", "is no model of this project in the registry"),
+        (f"runs:/{'0' * 32}", "has no files at"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pytest.fail(f"{name}: {find_items(name)}")
+    client.delete_model_version_tag("named", "1", "omniloom.evaluation")
+    with pytest.raises(InputError, match="without a run that measured it"):
+        find_items("models:/named/1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(InputError, match="set MLFLOW_TRACKING_URI"):
+        find_items("models:/named/1")

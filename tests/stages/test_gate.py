@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.evaluate import measures
+from omniloom.stages.evaluate.comparing import Comparison, compare
 from omniloom.stages.evaluate.gate import Gate, judge
-from omniloom.stages.evaluate.measures import all_names, balanced, measured, named
+from omniloom.stages.evaluate.items import label_weights, values_of
+from omniloom.stages.evaluate.measures import all_names, measured, named
 from omniloom.stages.evaluate.stage import Config
 
 
@@ -63,11 +64,57 @@ def test_without_a_gate_there_is_no_verdict():
     assert Config().gate == Gate() and not Config().gate.given
 
 
-@pytest.mark.parametrize("name, better", [("caption_accuracy", max), ("bits_per_byte", min)])
-@given(st.floats(-10, 10), st.floats(-10, 10))
-def test_never_worse_than_the_champion_and_as_good_is_enough(name, better, own, theirs):
-    verdict = judge(gate(better_than_champion=name), {name: own}, {name: theirs})
-    assert verdict.passed is (better(own, theirs) == own)
+def held(count: int, *differences: float) -> tuple[dict, dict]:
+    """Bits per byte of a champion's texts, and of a model that differs from it by these."""
+    ids, theirs = [str(number) for number in range(count)], np.linspace(2, 3, count)
+    own = theirs + np.resize(differences, count)
+    names = ("bits_per_byte", "recon_psnr_image")
+    first, second = ({name: values_of(ids, values) for name in names} for values in (theirs, own))
+    return first, second
+
+
+@pytest.mark.parametrize(
+    "differences, bits, psnr",
+    [
+        ((-0.1,), "better", "worse"),
+        ((0.1,), "worse", "better"),
+        ((0.1, -0.1), "undecided", "undecided"),
+        ((0.0,), "undecided", "undecided"),
+    ],
+)
+def test_a_champion_is_followed_by_what_is_better_by_one_figure_and_worse_by_none(differences, bits, psnr):
+    found = compare(*held(30, *differences))
+    assert [figure.decision for figure in found.figures] == [bits, psnr]
+    for name, decision in (("bits_per_byte", bits), ("recon_psnr_image", psnr)):
+        one = compare(*held(30, *differences), [name])
+        verdict = judge(gate(better_than_champion=name), {name: 2.0}, one)
+        assert verdict.passed is (decision == "better")
+        assert {"worse": "is worse than the champion's 2.5", "undecided": "not known to be better", "better": "passed"}[
+            decision
+        ] in str(verdict)
+    both = judge(
+        gate(better_than_champion=["bits_per_byte", "recon_psnr_image"]),
+        {"bits_per_byte": 2.0, "recon_psnr_image": 2.0},
+        found,
+    )
+    assert both.passed is False, "worse by one of them, or better by none"
+
+
+def test_undecided_figures_do_not_stand_in_the_way_of_a_better_one():
+    first, second = held(30, -0.1)
+    second["recon_psnr_image"] = first["recon_psnr_image"]
+    wanted = ("bits_per_byte", "recon_psnr_image")
+    verdict = judge(gate(better_than_champion=list(wanted)), dict.fromkeys(wanted, 2.0), compare(first, second, wanted))
+    assert verdict.passed is True
+
+
+def test_bounds_of_an_interval():
+    asked = gate(bits_per_byte_high={"max": 2.5}, caption_accuracy_low=0.8)
+    assert judge(asked, {"bits_per_byte_high": 2.4, "caption_accuracy_low": 0.8}, None).passed
+    assert not judge(asked, {"bits_per_byte_high": 2.6, "caption_accuracy_low": 0.8}, None).passed
+    asked.check(measured(Config(), ["next_code"]))
+    with pytest.raises(ValueError, match="not measured by this pipeline"):
+        asked.check(measured(Config(texts=0), ["next_code"]))
 
 
 @pytest.mark.parametrize(
@@ -76,10 +123,8 @@ def test_never_worse_than_the_champion_and_as_good_is_enough(name, better, own, 
         ({"bits_per_byte": 2.0}, None, True, ""),  # the first one
         ({}, None, False, "was not measured"),
         ({"bits_per_byte": math.nan}, None, False, "is nan"),
-        ({"bits_per_byte": 2.0}, {}, False, "champion's, which was not measured"),
-        ({"bits_per_byte": 2.0}, {"bits_per_byte": math.nan}, False, "champion's, which is nan"),
+        ({"bits_per_byte": 2.0}, Comparison((), ("bits_per_byte",)), False, "no item of it in common"),
         ({"bits_per_byte": 2.0}, "the registry does not answer", False, "the registry does not answer"),
-        ({"bits_per_byte": 2.0}, {"bits_per_byte": 1.5}, False, "2 is worse than the champion's 1.5"),
     ],
 )
 def test_what_cannot_be_held_against_the_champion_fails(metrics, champion, passed, reason):
@@ -109,6 +154,11 @@ def test_what_cannot_be_held_against_the_champion_fails(metrics, champion, passe
         ({"caption_accuracy": math.inf}, "finite"),
         ({"better_than_champion": "caption_acuracy"}, "did you mean 'caption_accuracy'"),
         ({"better_than_champion": ["classes"]}, "classes is no measure"),
+        ({"better_than_champion": "classifier_accuracy"}, "classifier_accuracy is no measure of a model"),
+        ({"better_than_champion": "bits_per_byte_low"}, "bits_per_byte_low is no mean over items"),
+        ({"better_than_champion": "codebook_usage"}, "codebook_usage is no mean over items"),
+        ({"codebook_usage_low": 0.1}, "codebook_usage_low: unknown metric"),
+        ({"bits_per_byte_high": 3.0}, "bits_per_byte_high is better when lower"),
         ({"recon_psnr_image_next_code": {"min": 20}}, "unknown metric; did you mean 'recon_psnr_image'"),
     ],
 )
@@ -173,7 +223,11 @@ def test_a_figure_is_a_value():
 
 
 def test_labels_weigh_alike():
-    assert balanced([True] * 90 + [False] * 10, ["ant"] * 90 + ["bee"] * 10) == 0.5
-    assert balanced([True, False, True], list("aab")) == 0.75
+    for values, labels, expected in (
+        ([True] * 90 + [False] * 10, ["ant"] * 90 + ["bee"] * 10, 0.5),
+        ([True, False, True], list("aab"), 0.75),
+    ):
+        weighed = values_of(list(map(str, range(len(values)))), values, label_weights(labels))
+        assert weighed.mean == pytest.approx(expected)
     with pytest.raises(ValueError):
-        balanced([True], ["a", "b"])
+        values_of(["1"], [True], label_weights(["a", "b"]))

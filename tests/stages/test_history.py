@@ -23,7 +23,7 @@ def test_a_resumed_curve_has_no_doubled_step(tmp_path):
     second = History(str(tmp_path), tracker)
     second.rewind(4)  # the last checkpoint
     second.add({"loss": 0.2}, 6, units=60.0)
-    assert tracker.metrics == [(6, {"loss": 0.2})]
+    assert tracker.metrics == [(6, {"train/loss": 0.2})]
     second.save(str(tmp_path / "report" / "history.jsonl"))
     rows = history.load(str(tmp_path / "report" / "history.jsonl"))
     assert rows == [

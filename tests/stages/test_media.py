@@ -488,3 +488,35 @@ def test_what_is_no_jpeg_is_scaled_from_all_of_its_pixels():
     for format_ in ("PNG", "WEBP"):
         data = saved(Image.fromarray(smooth(300, 400)), format_)
         assert np.array_equal(decode_image_to(data, (32, 40)), resize_center_crop(decode_image(data), (32, 40)))
+
+
+def test_a_sound_upright_jpeg_comes_out_as_pillow_decodes_it():
+    """It is decoded without Pillow, which does more in Python for a small one than libjpeg does for its pixels."""
+    grey, colour = Image.fromarray(smooth(70, 53)).convert("L"), Image.fromarray(smooth(61, 88))
+    kinds = [
+        saved(picture, "JPEG", quality=quality, progressive=progressive, **more)
+        for picture in (grey, colour)
+        for quality, progressive in ((75, False), (92, True))
+        for more in ({}, *({"subsampling": s} for s in (0, 1, 2) if picture is colour), {"restart_marker_blocks": 3})
+    ]
+    for data in kinds:
+        for size in ((32, 32), (40, 24), (70, 53), (128, 128)):
+            whole = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+            assert np.array_equal(decode_image_to(data, size), resize_center_crop(whole, size))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_jpeg_that_xmp_alone_turns_comes_out_upright(orientation):
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    data = saved(Image.fromarray(smooth(60, 90)), "JPEG", xmp=xmp)
+    assert np.array_equal(decode_image_to(data, (32, 32)), resize_center_crop(decode_image(data), (32, 32)))
+    upright = (60, 90) if orientation == 3 else (90, 60)
+    assert decode_image(data).shape[:2] == upright
+
+
+def test_a_jpeg_in_other_colours_or_cut_short_comes_out_as_before():
+    cmyk = saved(Image.fromarray(smooth(64, 64)).convert("CMYK"), "JPEG")
+    rgb = saved(Image.fromarray(smooth(64, 64)), "JPEG", keep_rgb=True)
+    for data in (cmyk, rgb):
+        assert np.array_equal(decode_image_to(data, (32, 32)), resize_center_crop(decode_image(data), (32, 32)))
+    assert code_of(lambda: decode_image_to(rgb[: len(rgb) // 2], (32, 32))) == "truncated"

@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 
 from omniloom.stages.evaluate.metrics import (
     PixelClassifier,
-    coverage,
+    covered,
     frechet,
+    frechet_parts,
     named_labels,
     rank,
     reconstruction,
@@ -29,16 +30,20 @@ def test_psnr_is_the_mean_over_pictures_of_its_definition():
     b[0] += 5  # mean square error 25
     b[1, ::2] += 10  # 100 on half of the rows
     expected = [10 * math.log10(255**2 / 25), 10 * math.log10(255**2 / 50), 100.0]  # equal pictures count as 100
-    assert reconstruction(a, b)["psnr"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert reconstruction(a, b)["psnr"].mean() == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_ssim_of_constant_pictures_is_its_luminance_term():
     a, b = np.full((2, 16, 16, 3), 100, np.uint8), np.full((2, 16, 16, 3), 130, np.uint8)
     c1 = (0.01 * 255) ** 2
-    assert reconstruction(a, b)["ssim"] == pytest.approx((2 * 100 * 130 + c1) / (100**2 + 130**2 + c1), abs=1e-6)
+    assert reconstruction(a, b)["ssim"].mean() == pytest.approx((2 * 100 * 130 + c1) / (100**2 + 130**2 + c1), abs=1e-6)
     noise = RNG.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
-    assert reconstruction(noise, noise)["ssim"] == pytest.approx(1.0)
-    assert reconstruction(noise, 255 - noise)["ssim"] < 0
+    assert reconstruction(noise, noise)["ssim"].mean() == pytest.approx(1.0)
+    assert reconstruction(noise, 255 - noise)["ssim"].mean() < 0
+
+
+def share_covered(real, drawn, *neighbours):
+    return covered(real, drawn, *neighbours).mean()
 
 
 def plain_coverage(real, drawn, k):
@@ -54,30 +59,30 @@ def plain_coverage(real, drawn, k):
 def test_coverage_against_a_plain_implementation(reals, draws, k, seed):
     rng = np.random.default_rng(seed)
     real, drawn = rng.normal(size=(reals, 4)), rng.normal(size=(draws, 4)) * rng.uniform(0.2, 2)
-    assert coverage(real, drawn, k) == pytest.approx(plain_coverage(real, drawn, k))
+    assert share_covered(real, drawn, k) == pytest.approx(plain_coverage(real, drawn, k))
 
 
 def test_coverage_tells_one_mode_from_all():
     real = np.concatenate([RNG.normal(size=(50, 3)), RNG.normal(size=(50, 3)) + 100])
     everywhere = np.concatenate([RNG.normal(size=(200, 3)), RNG.normal(size=(200, 3)) + 100])
-    assert coverage(real, everywhere) > 0.9
-    assert coverage(real, everywhere[:200]) <= 0.5
+    assert share_covered(real, everywhere) > 0.9
+    assert share_covered(real, everywhere[:200]) <= 0.5
     with pytest.raises(ValueError, match="more than 5"):
-        coverage(real[:5], everywhere)
+        share_covered(real[:5], everywhere)
 
 
 def test_coverage_of_pictures_that_occur_more_than_once():
     """A copy is no neighbour, and every occurrence counts: in the plane, so that the shares are counted by hand."""
     points = RNG.normal(size=(40, 3))
     for times in (1, 2, 10):
-        assert coverage(np.repeat(points, times, axis=0), np.repeat(points, times, axis=0)) == 1.0
+        assert share_covered(np.repeat(points, times, axis=0), np.repeat(points, times, axis=0)) == 1.0
     nearly = np.repeat(points, 10, axis=0) + RNG.normal(size=(400, 3)) * 1e-6
-    assert coverage(np.repeat(points, 10, axis=0), nearly) == 1.0
+    assert share_covered(np.repeat(points, 10, axis=0), nearly) == 1.0
     line = np.arange(4.0)[:, None]  # with one neighbour each radius is 1
-    assert coverage(np.repeat(line, [5, 1, 1, 1], axis=0), np.array([[-0.5]]), 1) == 5 / 8
-    assert coverage(np.repeat(line, [5, 1, 1, 1], axis=0), np.array([[3.5]]), 1) == 1 / 8
+    assert share_covered(np.repeat(line, [5, 1, 1, 1], axis=0), np.array([[-0.5]]), 1) == 5 / 8
+    assert share_covered(np.repeat(line, [5, 1, 1, 1], axis=0), np.array([[3.5]]), 1) == 1 / 8
     with pytest.raises(ValueError, match="more than 5 real examples that differ, got 4"):
-        coverage(np.repeat(line, 10, axis=0), line)
+        share_covered(np.repeat(line, 10, axis=0), line)
 
 
 def test_the_classifier_names_real_digits():
@@ -171,3 +176,31 @@ def test_rank_is_the_mean_place_over_the_orders_of_what_ties(scores):
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_scores_that_are_not_finite_have_no_rank(bad):
     assert math.isnan(rank(np.array([bad, 1.0, 2.0]))) and math.isnan(rank(np.array([1.0, bad])))
+
+
+def plain_distance(real: np.ndarray, drawn: np.ndarray, weights: np.ndarray) -> float:
+    """Of weighted rows, by the square root of a matrix."""
+    from scipy.linalg import sqrtm
+
+    def moments(x, w):
+        mean = w @ x
+        return mean, (w[:, None] * (x - mean)).T @ (x - mean) * len(x) / (len(x) - 1)
+
+    (a, s), (b, t) = moments(real, np.full(len(real), 1 / len(real))), moments(drawn, weights)
+    return ((a - b) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real)
+
+
+def test_each_rows_part_in_a_distance_is_its_derivative():
+    rng = np.random.default_rng(2)
+    real, drawn = rng.normal(size=(40, 5)), rng.normal(size=(30, 5)) * 1.5 + 0.3
+    distance, of_real, of_drawn = frechet_parts(real, drawn)
+    assert distance == pytest.approx(frechet(real, drawn), rel=1e-12)
+    assert abs(of_real.sum()) < 1e-9 and abs(of_drawn.sum()) < 1e-9
+    even, step = np.full(30, 1 / 30), 1e-5
+    for row in (0, 7, 29):
+        moved = (1 - step) * even + step * (np.arange(30) == row)
+        slope = (plain_distance(real, drawn, moved) - plain_distance(real, drawn, even)) / step
+        assert of_drawn[row] == pytest.approx(slope, rel=1e-3, abs=1e-3)
+    swapped = frechet_parts(drawn, real)
+    np.testing.assert_allclose(swapped[1], of_drawn)
+    np.testing.assert_allclose(swapped[2], of_real)
