@@ -3,7 +3,7 @@
     python tests/benchmarks/data.py items [pictures videos jsonl texts]     CPU time of one thread, ratio to the loop
     python tests/benchmarks/data.py listing [COUNT ...]                     seconds and memory of listing and grouping
     python tests/benchmarks/data.py growing [pictures texts tokens]         CPU time of a run with 1% of new files
-    python tests/benchmarks/data.py settling [COUNT ...]                    seconds and memory of settling that many texts
+    python tests/benchmarks/data.py settling [COUNT ...]                    seconds and memory of settling texts
     python tests/benchmarks/data.py large [GIGABYTES] [texts pictures]      one JSONL of texts, one that names pictures,
                                                                             through `omniloom run` on Ray
 
