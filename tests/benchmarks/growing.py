@@ -144,7 +144,7 @@ def keys_of_texts(output: str, group: int, count: int) -> None:
     import pyarrow as pa
 
     from omniloom.stages.data import records
-    from omniloom.stages.data.media.identity import SKETCH
+    from omniloom.stages.data.media.sketches import SKETCH
     from omniloom.stages.ingest.splitting import keys
 
     rng = np.random.default_rng(group)

@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
 )
 _BATCH = 4096
 _PLAIN = 2  # of marshal: equal values are written alike, whoever else holds them
-_OF_THIS_RUN = ("source", "held")  # of an item: its source's number, and how work is divided
+_OF_THIS_RUN = ("source", "held", "packed")  # of an item: its source's number, and how work is divided
 _NONE = np.uint32(0xFFFFFFFF)
 
 
