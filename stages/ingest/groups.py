@@ -2,8 +2,9 @@
 
 A group is {"index", "items"}: items or pieces of items (`SourceKind.cut`) of about a shard in all. A worker reads them
 one after another and closes a shard where the next row would bring its file far above `shard_bytes`, by what rows have
-taken so far, or it has `shard_items`. So a group gives a shard, or several where its files hold more than their own bytes (lines
-that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a row group.
+taken so far, or it has `shard_items`. So a group gives a shard, or several where its files hold more than their own
+bytes (lines that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a
+row group.
 
 Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... and beside each lie its keys and rejects
 (`stages.ingest.splitting.keys`); in the stage's state groups/000012.json, written last: the reports on the group's
