@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -106,7 +105,8 @@ class _Reading:
             reader = readers.get(index) or readers.setdefault(index, Reader(self._config, index))
             for row in reader.entries(item):
                 if isinstance(row, TextRun):
-                    yield replace(row, facts=row.facts._replace(source=source, item=number))
+                    row.source, row.item = source, number
+                    yield row
                     continue
                 row |= {"source": source, "item": number}
                 if "code" not in row:
