@@ -78,9 +78,10 @@ class Reader:
     def _completed(self, row: dict, item: dict) -> dict:
         row.setdefault("part", item.get("part", 0))
         row["path"] = item["path"]
+        of_file = row.pop("of_file", row["kind"] in ("text", "document") and self.kind.one_file_one_split)
         if group := item.get("group") or row.get("group"):
             row["group"] = group_key("named", group)
-        elif row["kind"] in ("text", "document") and self.kind.one_file_one_split:
+        elif of_file:
             row["group"] = group_key("file", item["path"])
         else:
             row["group"] = None

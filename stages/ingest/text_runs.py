@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,23 +30,26 @@ class Texts(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What all records of a run have: `group` is a key as `splits.group_key` makes it, `meta` JSON, `item` the number
-    of the item in its group."""
+    """What all records of a run have: `group` is a key as `splits.group_key` makes it, `meta` JSON."""
 
     path: str
     group: str | None
     license: str | None
     synthetic: bool
     meta: str
-    item: int = 0
-    source: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TextRun:
     texts: list[str]
     parts: Sequence[int]
     facts: Facts
+    item: int = 0  # its number in its group
+    source: str = ""
+    size: int = field(init=False)  # characters
+
+    def __post_init__(self):
+        self.size = sum(map(len, self.texts))
 
     @classmethod
     def of_row(cls, row: Mapping) -> TextRun | None:
@@ -59,14 +62,8 @@ class TextRun:
     def rows(self) -> list[dict]:
         """Its records as rows, with identity and sketch."""
         facts = self.facts._asdict()
-        del facts["item"], facts["source"]
         columns = zip(self.texts, self.parts, strict=True)
         return [completed({"kind": "text", "format": "text", "text": t, "part": p, **facts}) for t, p in columns]
-
-    @property
-    def size(self) -> int:
-        """Characters."""
-        return sum(map(len, self.texts))
 
     def cut(self, count: int, size: int, some: bool) -> tuple[TextRun, TextRun | None]:
         """The first records, at most `count` and of at most `size` characters in all, and the others, if any. `some`:
@@ -98,14 +95,14 @@ class Columns:
     def _clear(self) -> None:
         self._texts: list[str] = []
         self._parts: list[int] = []
-        self._runs: list[Facts] = []
+        self._runs: list[tuple] = []  # of each the facts, the item and the source
         self._counts: list[int] = []
         self.size = 0  # characters
 
     def add(self, run: TextRun) -> None:
         self._texts += run.texts
         self._parts += run.parts
-        self._runs.append(run.facts)
+        self._runs.append((*run.facts, run.item, run.source))
         self._counts.append(len(run.texts))
         self.size += run.size
 
@@ -136,7 +133,8 @@ class Columns:
         encoded = [text.encode() for text in self._texts]
         digests = b"".join([hashlib.sha256(text).digest() for text in encoded])
         count, ids = len(encoded), digests.hex()
-        groups = [facts.group for facts in self._runs]
+        of_runs = dict(zip((*Facts._fields, "item", "source"), zip(*self._runs, strict=True), strict=True))
+        groups = of_runs["group"]
         counts = np.array(self._counts)
         firsts = np.frombuffer(digests, np.uint8).reshape(-1, 32)[:, :8]
         if any(groups):
@@ -145,9 +143,8 @@ class Columns:
             of_groups = np.repeat(np.frombuffer(own, np.uint8).reshape(-1, 8), counts, axis=0)
             firsts = np.where(np.repeat(named, counts)[:, None], of_groups, firsts)
         codes = own_splits(np.ascontiguousarray(firsts).view(">u8")[:, 0], self._fractions)
-        of_runs = zip(Facts._fields, zip(*self._runs, strict=True), strict=True)
         kinds = {"synthetic": pa.bool_(), "item": pa.uint32()}
-        held = {name: _repeated(pa.array(v, kinds.get(name, pa.string())), counts) for name, v in of_runs}
+        held = {name: _repeated(pa.array(v, kinds.get(name, pa.string())), counts) for name, v in of_runs.items()}
         return held | {
             "id": _strings(ids.encode(), np.arange(count + 1) * 64),
             "kind": pa.repeat(pa.scalar("text"), count),
@@ -166,6 +163,8 @@ def _repeated(values: pa.Array, counts: np.ndarray) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
+    if len(values) == 1:
+        return pa.repeat(values[0], int(counts[0]))
     return values if (counts == 1).all() else values.take(pa.array(np.repeat(np.arange(len(values)), counts)))
 
 
@@ -194,11 +193,11 @@ def _sketches(texts: list[str]) -> pa.Array:
     )
 
 
-def _lacking(field: Any, count: int) -> pa.Array:
+def _lacking(column: Any, count: int) -> pa.Array:
     """A column that texts have nothing in: empty lists where it cannot be null, and of captions."""
     import numpy as np
     import pyarrow as pa
 
-    if pa.types.is_list(field.type) and (not field.nullable or field.name == "captions"):
-        return pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.nulls(0, field.type.value_type), field.type)
-    return pa.nulls(count, field.type)
+    if pa.types.is_list(column.type) and (not column.nullable or column.name == "captions"):
+        return pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.nulls(0, column.type.value_type), column.type)
+    return pa.nulls(count, column.type)

@@ -18,10 +18,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_FIRST = {mark[:1] for mark, _ in _MARKS}
 
 
 def by_mark(head: bytes, encoding: str) -> tuple[str, int]:
     """The encoding that the first bytes tell, else `encoding`; and how many bytes the mark takes."""
+    if head[:1] not in _FIRST:
+        return encoding, 0
     return next(((name, len(mark)) for mark, name in _MARKS if head.startswith(mark)), (encoding, 0))
 
 
