@@ -14,12 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from omniloom.stages.data.clips import ClipStore
+from omniloom.stages.data.media.videos import encode_mp4
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.evaluate.measures import LEAST_PICTURES
 from omniloom.stages.reporting import report
 
+_FPS = 8.0  # of a video in the report
 _NEIGHBOURS = 5  # of a real picture, for coverage
 
 
@@ -158,6 +160,18 @@ def show_videos(evaluation: Evaluation) -> None:
                 seeds=[config.seed + place for place in places],
             )
             strips |= {place: report.filmstrip(video) for place, video in zip(places, videos, strict=True)}
+            evaluation.cards.setdefault("drawn_videos", []).extend(
+                {
+                    "mp4": encode_mp4(_even(video), _FPS),
+                    "lines": [captions[shown[place]], evaluation.suffix(objective)[1:]],
+                }
+                for place, video in zip(places, videos, strict=True)
+            )
         evaluation.pictures[f"drawn_videos{evaluation.suffix(objective)}"] = report.grid(
             [strips[place] for place in range(len(shown))], 1, [captions[i] for i in shown]
         )
+
+
+def _even(video: np.ndarray) -> np.ndarray:
+    """The video, uint8 (T, H, W, 3), enlarged fourfold without smoothing, so that H.264 does not blur its pixels."""
+    return np.ascontiguousarray(video.repeat(4, axis=1).repeat(4, axis=2))

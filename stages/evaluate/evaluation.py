@@ -56,6 +56,7 @@ class Evaluation:
         self.metrics: dict[str, Any] = {}
         self.items: dict[str, Values] = {}
         self.pictures: dict[str, bytes] = {}
+        self.cards: dict[str, list[dict]] = {}  # what the report shows one by one, as `reporting.report` takes it
         self.samples: list[dict] = []
         self.text_samples: list[dict] = []
 
