@@ -5,13 +5,14 @@
 # make check     style, types, layers; types: mypy alone
 # make docs      the pages of docs/ that are made from the code
 # make chaos     whole pipelines on three Ray nodes, disturbed by 100 faults; CHAOS='--faults N --seed S' (docs/testing.md)
+# make frauds    ten frauds planted in the demo's model: does the gate flag each? FRAUDS=FOLDER keeps the model (docs/testing.md)
 # make mutants   mistakes made in the product on purpose: do the tests notice? (docs/testing.md)
 PYTHON ?= python3.11
 BIN := .venv/bin
 OMP ?= 1
 JOBS ?= 2
 
-.PHONY: setup demo test test-slow test-pipeline check types docs chaos elastic mutants clean bench-checkpoint \
+.PHONY: setup demo test test-slow test-pipeline check types docs chaos elastic frauds mutants clean bench-checkpoint \
 	bench-tokenizer
 
 setup: .venv/.ready
@@ -53,6 +54,9 @@ docs: setup
 
 chaos: setup
 	$(BIN)/python tests/chaos/run.py $(CHAOS)
+
+frauds: setup
+	OMNILOOM_FRAUDS=$(FRAUDS) OMP_NUM_THREADS=$(OMP) $(BIN)/python -m pytest -q -m slow tests/frauds
 
 mutants: setup
 	OMP_NUM_THREADS=$(OMP) $(BIN)/python tests/mutants/run.py $(MUTANTS)

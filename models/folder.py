@@ -111,14 +111,23 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
     return cls(**read)
 
 
-def _load_weights(module: torch.nn.Module, path: Path, shared: Sequence[str] = ()) -> None:
-    """Strict, but for names that share another's storage. ValueError naming file and tensors."""
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """ValueError naming the file."""
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        return load_file(path)
+    except Exception as error:  # safetensors raises several classes for a wrong file
+        raise ValueError(f"{path}: cannot load the weights: {error}") from error
+
+
+def _load_weights(
+    module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, shared: Sequence[str] = ()
+) -> None:
+    """Strict, but for names that share another's storage. ValueError naming file and tensors."""
+    try:
         missing, unexpected = module.load_state_dict(state, strict=False)
-    except Exception as error:  # safetensors and torch each raise several classes for a wrong file
+    except Exception as error:  # torch raises several classes for tensors of other shapes
         raise ValueError(f"{path}: cannot load the weights: {error}") from error
     wrong = sorted(set(missing) - set(shared)) + sorted(unexpected)
     if wrong:
@@ -160,8 +169,12 @@ def write_folder(parts: Parts, folder: str | Path) -> None:
             kept = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(kept, folder / f"{name}.safetensors")
     (folder / "text.json").write_text(parts.text.to_json(), encoding="utf-8")
-    document = {"version": VERSION, "text_digest": parts.text.digest, **dataclasses.asdict(parts.config)}
-    (folder / "config.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(document_of(parts), indent=2), encoding="utf-8")
+
+
+def document_of(parts: Parts) -> dict[str, Any]:
+    """The contents of `config.json`."""
+    return {"version": VERSION, "text_digest": parts.text.digest, **dataclasses.asdict(parts.config)}
 
 
 def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> Parts:
@@ -171,16 +184,37 @@ def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> Parts
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: cannot read the model's config: {error}") from error
-    version, digest = document.pop("version", None), document.pop("text_digest", None)
+    unified, tokenizer = folder / "unified.safetensors", folder / "tokenizer.safetensors"
+    return assemble(
+        document,
+        TextTokenizer.load(folder / "text.json"),
+        (_read_weights(unified), unified),
+        (_read_weights(tokenizer), tokenizer) if document.get("tokenizer") else None,
+        device,
+        (folder / "config.json", folder / "text.json"),
+    )
+
+
+def assemble(
+    document: dict[str, Any],
+    text: TextTokenizer,
+    unified: tuple[dict[str, torch.Tensor], Path],
+    visual: tuple[dict[str, torch.Tensor], Path] | None,
+    device: str | torch.device,
+    files: tuple[Path, Path],
+) -> Parts:
+    """The model of `document_of`'s values and of states, each with the file that it was read from; `files`: those of
+    the config and of the text tokenizer. ValueError naming the file and field that is wrong."""
+    own = dict(document)
+    version, digest = own.pop("version", None), own.pop("text_digest", None)
     if version != VERSION:
-        raise ValueError(f"{folder / 'config.json'}: version: expected {VERSION}, got {version!r}")
-    config = _from_dict(BundleConfig, document, str(folder / "config.json"))
-    text = TextTokenizer.load(folder / "text.json")
+        raise ValueError(f"{files[0]}: version: expected {VERSION}, got {version!r}")
+    config = _from_dict(BundleConfig, own, str(files[0]))
     if text.digest != digest:
-        raise ValueError(f"{folder / 'text.json'}: not the tokenizer that the model was trained with")
+        raise ValueError(f"{files[1]}: not the tokenizer that the model was trained with")
     model, tokenizer = UnifiedModel(config.unified), None
-    _load_weights(model, folder / "unified.safetensors", _shared(config))
-    if config.tokenizer:
+    _load_weights(model, *unified, _shared(config))
+    if config.tokenizer and visual:
         tokenizer = build_tokenizer(config.tokenizer).to(device)
-        _load_weights(tokenizer, folder / "tokenizer.safetensors")
+        _load_weights(tokenizer, *visual)
     return Parts(config, model.to(device), tokenizer, text)

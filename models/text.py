@@ -1,5 +1,5 @@
 """Text to token ids and back. In: strings. Out: ids of a byte-level BPE, the `tokenizers` library behind it
-(imported when first needed), so that any text comes back unchanged.
+(imported when first needed; without it `byte_bpe` reads what we train), so that any text comes back unchanged.
 
 The special tokens frame documents and pictures. They are never parsed from text: a user's "<eos>" becomes
 ordinary tokens that decode to the same five characters. In the tokenizer of a Llama, Mistral or Qwen, <bos> and <eos>
@@ -16,6 +16,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from omniloom.models.byte_bpe import from_str
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<boi>", "<bov>", "<eoi>"]
 _BYTES = 256
@@ -81,8 +83,6 @@ class TextTokenizer:
                     several the first), else `bos_token`, `eos_token`, as far as they name added tokens of this
                     tokenizer. They go before names that we know.
         """
-        from tokenizers import Tokenizer
-
         text, name = str(source), "the given JSON"
         if not text.lstrip().startswith("{"):
             name = text
@@ -93,7 +93,7 @@ class TextTokenizer:
         try:
             document = json.loads(text)
             own = document.pop(_KEY, None)
-            tokenizer = Tokenizer.from_str(json.dumps(document) if own is not None else text)
+            tokenizer = from_str(json.dumps(document) if own is not None else text)
             return cls(tokenizer, _own_specials(tokenizer, checkpoint or {}) if own is None else own)
         except Exception as error:  # the library raises a bare Exception for any malformed document
             raise ValueError(f"{name}: not a tokenizer of the tokenizers library: {error}") from error
@@ -110,6 +110,10 @@ class TextTokenizer:
     def digest(self) -> str:
         """sha256 of `to_json()`, in hexadecimal: what pretokenized shards are sealed with."""
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+
+    def token(self, number: int) -> str:
+        """The tokenizer's own name of an id."""
+        return self._tokenizer.id_to_token(number)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, no special tokens added or parsed. Characters that UTF-8 cannot hold (lone

@@ -1,8 +1,10 @@
-"""Ahead: the processes of a training's ranks, started while the stage before it ends (`infra.training.ready`)."""
+"""Ahead: the processes of a training's body and ranks, started while the stage before it ends
+(`infra.training.ready`)."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterable, Mapping
 
@@ -26,20 +28,22 @@ class Ahead:
     def start(self, planned: PlannedStage, running: Iterable[str]) -> None:
         """A stage starts beside those that run: its own ranks are asked for, and, as it may be short and the CPUs are
         not all busy, those that wait for a stage that is no training."""
-        if _workers(planned):
-            self._ask(planned)
+        if workers_of(planned):
+            self._ask(planned, body=False)  # it begins
             return
         for waiting in self._next({*running, planned.name}):
             if planned.name in self.plan.graph.ancestors(waiting.name):
-                self._ask(waiting)
+                self._ask(waiting, body=True)
 
     def look(self, running: Iterable[str], states: Mapping[str, dict]) -> None:
         """Ask for the ranks of the trainings that wait for nothing but stages that end soon."""
         names = set(running)
+        # Of a training that runs the body's process is free soon.
+        training = any(workers_of(planned) for planned in self.plan.to_execute if planned.name in names)
         left = {name: self._left(name, states.get(name, {})) for name in names}
         for waiting in self._next(names):
             if max((left[name] for name in names & self.plan.graph.ancestors(waiting.name)), default=0.0) < _SECONDS:
-                self._ask(waiting)
+                self._ask(waiting, body=not training)
 
     def _next(self, running: set[str]) -> list[PlannedStage]:
         """The trainings that wait for nothing but what runs."""
@@ -47,7 +51,7 @@ class Ahead:
         return [
             planned
             for planned in self.plan.to_execute
-            if planned.name in pending and _workers(planned) and not pending & self.plan.graph.ancestors(planned.name)
+            if planned.name in pending and workers_of(planned) and not pending & self.plan.graph.ancestors(planned.name)
         ]
 
     def _left(self, name: str, state: dict) -> float:
@@ -56,23 +60,26 @@ class Ahead:
             return float("inf")
         return pace(self._first.setdefault(name, state), state)[1]
 
-    def _ask(self, planned: PlannedStage) -> None:
+    def _ask(self, planned: PlannedStage, body: bool) -> None:
         now = time.monotonic()
         if now - self._asked.get(planned.name, -ready.KEPT_SECONDS) < ready.KEPT_SECONDS:
             return
         self._asked[planned.name] = now
-        if workers := _workers(planned):
-            _send(workers)
+        if workers := workers_of(planned):
+            _send(workers, body)
 
 
-def _send(workers: WorkersConfig) -> None:
-    """In a task, whose process is the next body's with all that it has imported."""
-    import ray
+def _send(workers: WorkersConfig, body: bool) -> None:
+    """Beside what the driver does: a machine that is gone does not answer."""
 
-    with contextlib.suppress(Exception):  # a Ray that is gone is told of elsewhere
-        ray.remote(ready.start).options(num_cpus=0, max_retries=0, name="ready").remote(workers)
+    def send() -> None:
+        with contextlib.suppress(Exception):  # a Ray that is gone is told of elsewhere
+            ready.start(workers, body)
+
+    threading.Thread(target=send, daemon=True, name="ready").start()
 
 
-def _workers(planned: PlannedStage) -> WorkersConfig | None:
+def workers_of(planned: PlannedStage) -> WorkersConfig | None:
+    """The ranks of a stage that trains; None of another."""
     workers = getattr(planned.config, "workers", None)
     return workers if isinstance(workers, WorkersConfig) else None

@@ -15,11 +15,12 @@ from omniloom.infra.cluster import Cluster
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.failures import carried, line, of_passing_kind, root_cause
 from omniloom.infra.retries import Retries
-from omniloom.infra.training import hangs
+from omniloom.infra.training import hangs, ready
 from omniloom.infra.training.config import HANG_SECONDS
 from omniloom.infra.training.rhythm import Rhythm
 from omniloom.infra.training.watch import Watch, stacks
 from omniloom.infra.waiting import settled
+from omniloom.pipelines.ahead import workers_of
 from omniloom.pipelines.planned import PlannedStage
 from omniloom.stages.base import Stage, StageContext
 
@@ -50,7 +51,11 @@ class Bodies:
         needs = planned.stage.needs(planned.config)
         # A body that asks for more CPUs than any node has would wait for ever; on fewer it only takes longer.
         task = ray.remote(run_stage).options(
-            num_cpus=min(needs.cpus, self.cluster.node_cpus), num_gpus=needs.gpus, max_retries=0, name=planned.name
+            num_cpus=min(needs.cpus, self.cluster.node_cpus),
+            num_gpus=needs.gpus,
+            max_retries=0,
+            name=planned.name,
+            runtime_env=ready.body_environment() if workers_of(planned) else None,
         )
         grace, seen = planned.stage.grace(planned.config), _done(context.state)
         retries = Retries(planned.stage.restarts(planned.config), len(seen))

@@ -147,7 +147,8 @@ def predicted(case: Case) -> Taken:
 
 def _one_pass(case: Case) -> Pass:
     batch = case.batch()
-    adapted, dropped = case.adapter.kept(case.config) if case.adapter else (0, 0)
+    whole = case.engine.zero_stage == 3
+    adapted, dropped, spared = case.adapter.kept(case.config, whole) if case.adapter else (0, 0, 0)
     return Pass(
         positions=batch.ids.numel() // case.sequence_parallel,
         labels=batch.targets["text"] // case.sequence_parallel,
@@ -157,4 +158,5 @@ def _one_pass(case: Case) -> Pass:
         sequence_parallel=case.sequence_parallel,
         adapted=adapted,
         dropped=dropped,
+        spared=spared,
     )

@@ -21,8 +21,9 @@ FORBIDDEN = {
     "infra": {"models", "stages", "pipelines"},
     "stages": {"pipelines"},
 }
-# Where a machine has NVIDIA GPUs; where a benchmark finds its peer; where an extra is installed.
-OPTIONAL = {"pynvml", "transfusion_pytorch", "datatrove", "py3langid", "lance"}
+# Where a machine has NVIDIA GPUs; where a benchmark finds its peer; where an extra is installed; where an exported
+# model's wrapper runs.
+OPTIONAL = {"pynvml", "transfusion_pytorch", "datatrove", "py3langid", "lance", "lmms_eval"}
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}
 # What the plan reads must not load what only a running stage needs.

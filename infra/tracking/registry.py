@@ -128,7 +128,7 @@ def origin(uri: str) -> tuple[str | None, list[str]]:
     client = mlflow.MlflowClient()
     version = _version(client, uri)
     try:
-        run = client.get_run(version.run_id)
+        run = client.get_run(version.run_id or "")
         parent = run.data.tags.get("mlflow.parentRunId")
         params = client.get_run(parent).data.params if parent else run.data.params
     except mlflow.MlflowException as error:

@@ -11,36 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch.distributed as dist
-from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # compiled
-from ray.train.torch import TorchTrainer
 from ray.train.torch.config import TorchConfig, _TorchBackend
-from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.execution.context import get_train_context
-from ray.train.v2._internal.execution.controller import TrainController
 
-from omniloom.infra.training import ready, stopping
+from omniloom.infra.training import stopping
 
 _INTERVAL = 1.0  # seconds between questions
-
-
-class Trainer(TorchTrainer):
-    """Ray Train's own, whose controller runs in a process that waits for it (`ready`). It hands out none of Ray's
-    datasets: without them no actor is started that would."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()  # type: ignore[misc]  # its base is not typed
-        return [callback for callback in made if not isinstance(callback, DatasetsCallback)]
-
-    def _initialize_and_run_controller(self, **given: Any) -> Any:
-        here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        made = ray.remote(num_cpus=0, label_selector=here, runtime_env=ready.control_environment())(TrainController)
-        controller: Any = made.remote(**given)
-        if threading.current_thread() is threading.main_thread():
-            self._register_sigint_handler(controller)  # type: ignore[attr-defined]  # its base is not typed
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
 
 
 @dataclass

@@ -24,6 +24,7 @@ from omniloom.infra.retries import Retries
 from omniloom.infra.training import checkpoint, hangs, ready, stopping
 from omniloom.infra.training.config import WorkersConfig
 
+_START_SECONDS = 60.0  # from the ranks' room to the first line of their function, at least: processes that import
 _WAITS_FOR_ROOM = "WorkerGroupStartupTimeoutError"
 
 
@@ -91,7 +92,8 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
     from ray.train import ScalingConfig
     from ray.train.v2.api.config import FailureConfig, RunConfig
 
-    from omniloom.infra.training.group import GroupConfig, Trainer
+    from omniloom.infra.training.control import Trainer
+    from omniloom.infra.training.group import GroupConfig
 
     os.environ |= ready.settings(workers)
     count = workers.count
@@ -114,6 +116,7 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
         scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus > 0, resources_per_worker=resources),
         torch_config=GroupConfig(backend="nccl" if workers.gpus else "gloo"),
         run_config=run,
+        start_seconds=max(_START_SECONDS, workers.hang_seconds),
     ).fit()
 
 

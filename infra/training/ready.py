@@ -1,5 +1,5 @@
-"""Ready: processes that have imported what every rank needs, before Ray Train asks for the ranks; and those for the
-actors by which Ray Train itself looks after them.
+"""Ready: processes that have imported what every rank needs, before Ray Train asks for the ranks; and one for the
+stage's body, which looks after them.
 
 The imports take seconds, of every rank at once. Ray's nodes start such processes when they are asked to, keep them for
 a while, and give them to the first actors that ask for the same runtime environment: the ranks. Where a node does not,
@@ -23,8 +23,7 @@ _POLL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"  # half of it passes between the las
 _POLLED_RANKS = 64  # a second
 _ASKED_SECONDS = 5.0
 _MODULES = ("torch.distributed", "ray.train.torch", "omniloom.infra.training.group", "omniloom.infra.training.loop")
-_CONTROL_MODULES = ("ray.train.v2._internal.execution.controller",)
-_CONTROL_ACTORS = 3  # Ray Train's controller, what its reports meet at, and what removes its placement groups
+_BODY_MODULES = ("omniloom.infra.training.control", "omniloom.infra.training.group")
 _COORDINATOR = "AutoscalingCoordinator"  # its name and namespace; one more, which the first training of a Ray starts
 _GPUS = "OMNILOOM_RANK_GPUS"
 _JOB_HOOK = "OMNILOOM_JOB_HOOK"
@@ -40,24 +39,17 @@ def environment(workers: WorkersConfig) -> dict[str, Any]:
     return {"env_vars": _hooked("prepare") | {_GPUS: f"{workers.gpus:g}"}}
 
 
-def control_environment() -> dict[str, Any]:
-    """That of Ray Train's controller and of the actors that it makes, which run `prepare_control` first. By this
-    process's variables, `settings` among them."""
-    from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
-    from ray.train.v2._internal.constants import (
-        DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
-        get_env_vars_to_propagate,
-    )
-
-    train = {RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE}
-    return {"env_vars": train | get_env_vars_to_propagate() | _hooked("prepare_control")}
+def body_environment() -> dict[str, Any]:
+    """That of a training's body, whose process runs `prepare_body` first."""
+    return {"env_vars": _hooked("prepare_body")}
 
 
 def _hooked(name: str) -> dict[str, str]:
-    hook = _hook()
-    job_hook = _own().get("env_vars", {}).get(hook)
-    # Of one actor Ray takes a hook by its variable alone, in place of the job's.
-    return {hook: f"{__name__}.{name}"} | ({_JOB_HOOK: job_hook} if job_hook else {})
+    """A process has one hook, by its variable: ours stands in the place of the job's, and calls it."""
+    hook, own = _hook(), _own().get("env_vars", {})
+    job_hook = own.get(_JOB_HOOK) or own.get(hook, "")
+    kept = {_JOB_HOOK: job_hook} if job_hook and not job_hook.startswith(__name__) else {}
+    return {hook: f"{__name__}.{name}"} | kept
 
 
 def prepare() -> None:
@@ -73,11 +65,11 @@ def prepare() -> None:
             import_deepspeed()
 
 
-def prepare_control() -> None:
-    """The same in a process that is to be one of Ray Train's own actors."""
+def prepare_body() -> None:
+    """The same in a process that is to be a training's body, or what it tells its needs to."""
     _run_job_hook()
     with contextlib.suppress(Exception):
-        for name in _CONTROL_MODULES:
+        for name in _BODY_MODULES:
             importlib.import_module(name)
 
 
@@ -88,17 +80,18 @@ def _run_job_hook() -> None:
         raise RuntimeError(error)
 
 
-def start(workers: WorkersConfig) -> int:
-    """Ask the nodes that have room for ranks to start their processes, and this node for those of Ray Train's actors;
-    gives how many ranks were asked for. To be called in a task or driver of the job that the ranks will belong to."""
+def start(workers: WorkersConfig, body: bool = True) -> int:
+    """Ask the nodes that have room for ranks to start their processes, and with `body` this node for that of the body;
+    gives how many ranks were asked for. To be called in the driver of the job that the ranks will belong to."""
     import ray
 
-    ranks, left, here = _told(_of_ranks(workers)), workers.most, ray.get_runtime_context().get_node_id()
+    own, of_body, here = _own(), _of_body(), ray.get_runtime_context().get_node_id()
+    ranks, left = _told(_of_ranks(workers), of_body), workers.most
     for node in ray.nodes():
         if not node["Alive"]:
             continue
-        if node["NodeID"] == here:
-            _ask(node, _told(_of_control(workers)), _CONTROL_ACTORS + (not _has_coordinator()))
+        if body and node["NodeID"] == here:
+            _ask(node, _told(of_body, own), 1 + (not _has_coordinator()))
         count = min(left, _room(node["Resources"], workers))
         if count and _ask(node, ranks, count):
             left -= count
@@ -143,27 +136,26 @@ def _room(resources: dict[str, float], workers: WorkersConfig) -> int:
 
 
 def _of_ranks(workers: WorkersConfig) -> dict[str, Any]:
-    """The whole runtime environment of ranks, as Ray puts it together: the job's, that of Ray Train's controller, and
-    their own."""
-    control = _of_control(workers)
-    return control | {"env_vars": control["env_vars"] | environment(workers)["env_vars"]}
+    """The whole runtime environment of ranks, as Ray puts it together: the job's, the body's, and theirs."""
+    body = _of_body()
+    return body | {"env_vars": body["env_vars"] | environment(workers)["env_vars"]}
 
 
-def _of_control(workers: WorkersConfig) -> dict[str, Any]:
-    """The whole one of Ray Train's controller, whose actors inherit it."""
+def _of_body() -> dict[str, Any]:
     own = _own()
-    return own | {"env_vars": own.get("env_vars", {}) | control_environment()["env_vars"] | settings(workers)}
+    return own | {"env_vars": own.get("env_vars", {}) | body_environment()["env_vars"]}
 
 
-def _told(environment: dict[str, Any]) -> Any:
-    """A runtime environment as Ray's nodes are told one. They compare its text, which for an actor's they write without
-    spaces."""
+def _told(environment: dict[str, Any], on_top_of: dict[str, Any]) -> Any:
+    """A runtime environment as Ray's nodes are told one. They compare its text, which where it was put together, on top
+    of another one, they write without spaces."""
     from ray._private.utils import get_runtime_env_info
     from ray.runtime_env import RuntimeEnv
 
     info = get_runtime_env_info(RuntimeEnv(**environment))
-    fields = json.loads(info.serialized_runtime_env)
-    info.serialized_runtime_env = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if on_top_of:
+        fields = json.loads(info.serialized_runtime_env)
+        info.serialized_runtime_env = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return info
 
 

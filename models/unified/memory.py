@@ -35,6 +35,7 @@ class Pass:
     sequence_parallel  workers that share the rows out: positions, labels and scores are those of one, an Nth
     adapted    channels of a block that an adapter's first factors give
     dropped    channels of a block that go into an adapter by dropout, which keeps a copy and a mask
+    spared     channels of a block that go into frozen matrices alone, which keep none of them
     """
 
     positions: int
@@ -45,6 +46,7 @@ class Pass:
     sequence_parallel: int = 1
     adapted: int = 0
     dropped: int = 0
+    spared: int = 0
 
     @property
     def width(self) -> int:
@@ -55,7 +57,7 @@ class Pass:
 def block_bytes(c: UnifiedConfig, p: Pass) -> int:
     """What one block keeps for the backward pass, without its input, which is the block's before."""
     kept = _gau(c, p) if c.block == "gau" else _llama(c, p)
-    adapters = p.width * p.adapted + (p.width + 1) * p.dropped
+    adapters = p.width * (p.adapted - p.spared) + (p.width + 1) * p.dropped
     return p.positions * (kept + adapters) + p.width * c.attention_heads * p.scores
 
 

@@ -189,7 +189,8 @@ def _drop(where: Place, found: Artifact) -> bool:
 
 def _leftovers(where: Place) -> Iterator[tuple[str, str, str, dict[str, int]]]:
     """(stage, fingerprint, folder, files) of folders of artifacts without a manifest that nobody is publishing."""
-    root, found = storage.join(where.root, "artifacts"), {}
+    root = storage.join(where.root, "artifacts")
+    found: dict[tuple[str, str], dict[str, int]] = {}
     for name, bytes_ in storage.list_files(root).items():
         stage, _, rest = name.partition("/")
         fingerprint, _, path = rest.partition("/")

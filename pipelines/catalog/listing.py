@@ -44,7 +44,8 @@ def size(found: Artifact) -> int:
 
 def used_by(root: str) -> dict[tuple[str, str], list[str]]:
     """By (stage, fingerprint), the pipelines whose last run used the artifact."""
-    folder, found = storage.join(root, "pipelines"), {}
+    folder = storage.join(root, "pipelines")
+    found: dict[tuple[str, str], list[str]] = {}
     for name in storage.list_files(folder):
         pipeline, _, file = name.rpartition("/")
         if record := storage.read_json(storage.join(folder, name)) if file.endswith(".json") else None:

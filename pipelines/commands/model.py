@@ -1,7 +1,9 @@
-"""`sample`, `sampler`: what a trained model makes, and a predictor for making it in few steps."""
+"""`sample`, `sampler`, `export`: what a trained model makes, a predictor for making it in few steps, and the model for
+tools of others."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -92,3 +94,36 @@ def sampler(
     training = Training(visual_sampling(sampling), iterations=iterations, batch_size=batch, seed=seed)
     for line in train(find_model(model), training, out, prompts):
         print(line, flush=True)
+
+
+class Target(StrEnum):
+    """What a model is exported for."""
+
+    hf = "hf"
+    lmms_eval = "lmms-eval"
+    geneval = "geneval"
+
+
+def export(
+    model: Model,
+    to: Annotated[Target, typer.Option("--to", metavar="hf|lmms-eval|geneval", help="What the folder is for.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder that is new or empty.")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With geneval: the prompts of GenEval 2, GenEval or UEval, as these have them."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="With GenEval's prompts: pictures a prompt.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="With geneval: samples count up from it.")] = 0,
+) -> None:
+    """Write a model as a folder for tools of others.
+
+    hf: a Hugging Face repository that torch and safetensors alone run, with a model card, and the visual tokenizer as
+    an autoencoder folder. lmms-eval: that, with the plugin that lmms-eval runs. geneval: pictures of a benchmark's
+    prompts, in the folders that its scripts read.
+    """
+    from omniloom.pipelines.exporting.export import export as write
+
+    for line in write(model, to.value, out, prompts, count, seed):
+        print(line)

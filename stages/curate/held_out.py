@@ -27,7 +27,8 @@ from omniloom.stages.curate.signatures import HELD, Outside, Signatures
 from omniloom.stages.curate.steps.base import Comparison
 from omniloom.stages.data import records
 from omniloom.stages.data.media import decode as media
-from omniloom.stages.data.media.identity import SKETCH, picture_look, text_runs, text_sketch
+from omniloom.stages.data.media.identity import picture_look
+from omniloom.stages.data.media.sketches import SKETCH, text_runs, text_sketch
 from omniloom.stages.ingest.splitting import twins
 
 _RUN, _ONE_IN = 40, 16  # letters of a run; runs of which one counts

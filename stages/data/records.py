@@ -148,6 +148,7 @@ class ShardWriter:
         self.facts: dict = {}
         self._parquet, self._size = parquet, 0
         self._rows: list[dict] = []
+        self._tables: list[pa.Table] = []  # before the rows
 
     def add(self, row: dict) -> None:
         """A row; missing keys are null."""
@@ -156,10 +157,25 @@ class ShardWriter:
         if self._size >= _ROW_GROUP_BYTES:
             self.flush()
 
+    def add_table(self, table: pa.Table, size: int) -> None:
+        """Rows of `SCHEMA` that hold `size` bytes in all, as `row_bytes` counts them."""
+        self._close_rows()
+        self._tables.append(table)
+        self._size += size
+        if self._size >= _ROW_GROUP_BYTES:
+            self.flush()
+
     def flush(self) -> None:
-        rows, self._rows, self._size = self._rows, [], 0
+        self._close_rows()
+        tables, self._tables, self._size = self._tables, [], 0
+        if tables:
+            table = pa.concat_tables(tables)
+            self._parquet.write_table(table, max(1, len(table)))
+
+    def _close_rows(self) -> None:
+        rows, self._rows = self._rows, []
         if rows:
-            self._parquet.write_table(self._table(rows))
+            self._tables.append(self._table(rows))
 
     def _table(self, rows: list[dict]) -> pa.Table:
         try:

@@ -18,6 +18,11 @@ class MeasureConfig(DrawingConfig):
     """Pictures drawn from held-out captions."""
     captions: int = Field(256, ge=0)
     """Held-out pictures that are described."""
+    counterfactuals: int = Field(64, ge=0)
+    """Captions that are also drawn with another picture's in their place, from the same noise."""
+    train_pictures: int = Field(20_000, ge=2)
+    """Train pictures, drawn by the seed, that the classifier learns from, and that drawn and held-out ones are held
+    against."""
     retrieval_captions: int = Field(100, ge=0)
     """Distinct captions of the split, its own among them, that each described picture is held against; below 2 nothing
     is ranked."""
@@ -38,6 +43,8 @@ class MeasureConfig(DrawingConfig):
 class EvaluateConfig(MeasureConfig):
     reconstructions: int = Field(256, ge=1)
     """Pictures, and as many videos, that are reconstructed."""
+    videos: int = Field(64, ge=0)
+    """Videos drawn from held-out captions and measured."""
     gate: Gate = Field(default_factory=Gate)
     """Bounds of figures, such as {caption_accuracy: {min: 0.9}, bits_per_byte: {max: 2.5}, better_than_champion:
     caption_accuracy}; the model gets the alias where all hold, and never without a gate."""

@@ -14,14 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from omniloom.stages.data.clips import ClipStore
-from omniloom.stages.data.media.videos import encode_mp4
-from omniloom.stages.evaluate import metrics
+from omniloom.stages.evaluate import following, metrics, novelty
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.evaluate.measures import LEAST_PICTURES
 from omniloom.stages.reporting import report
 
-_FPS = 8.0  # of a video in the report
 _NEIGHBOURS = 5  # of a real picture, for coverage
 
 
@@ -34,19 +32,46 @@ def draw(evaluation: Evaluation) -> None:
     classifier = _classifier(evaluation) if labelled else None
     asked = _plain(evaluation)
     for objective in evaluation.objectives:
+        suffix = evaluation.suffix(objective)
         for source, part in evaluation.by_source(evaluation.captioned).items():
             _draw_grid(evaluation, part, source, objective)
         drawn = _drawn(evaluation, named, objective)
         if classifier:
             _judge(evaluation, classifier, named, drawn, objective)
+        _follow(evaluation, named, drawn, objective)
+        plain, others = named[: len(asked)], drawn[: len(asked)]
+        if set(plain) != set(asked):
+            plain, others = asked, _drawn(evaluation, asked, objective)
         if asked:
-            same = set(named[: len(asked)]) == set(asked)
-            others = drawn[: len(asked)] if same else _drawn(evaluation, asked, objective)
             distance, of_real, of_drawn = metrics.frechet_parts(
-                _real(evaluation, evaluation.images, asked), _features(evaluation, others)
+                _real(evaluation, evaluation.images, plain), _features(evaluation, others)
             )
-            name = _distance_name(evaluation, evaluation.suffix(objective))
-            evaluation.add(name, evaluation.ids(asked), distance + of_real + of_drawn)
+            name = _distance_name(evaluation, suffix)
+            evaluation.add(name, evaluation.ids(plain), distance + of_real + of_drawn)
+        if classifier or asked:
+            known = (named, drawn) if classifier else (plain, others)
+            _copies(evaluation, *known, suffix)
+
+
+def _copies(evaluation: Evaluation, asked: list[int], drawn: list[np.ndarray], suffix: str) -> None:
+    """The pictures drawn for these captions against train pictures, as held-out ones stand against them."""
+    real = _real(evaluation, evaluation.images, list(dict.fromkeys(asked)))
+    train = _real(evaluation, evaluation.train_images, evaluation.trained_on.tolist())
+    novelty.copies(evaluation, asked, _features(evaluation, drawn), real, train, suffix)
+
+
+def _follow(evaluation: Evaluation, named: list[int], drawn: list[np.ndarray], objective: str) -> None:
+    """`image_following`: pairs of captions drawn from one noise, in the shape of the first one's picture."""
+    if not (pairs := following.pairs(evaluation)):
+        return
+    firsts, seconds = ([pair[side] for pair in pairs] for side in (0, 1))
+    made = drawn[: len(firsts)] if named[: len(firsts)] == firsts else _drawn(evaluation, firsts, objective)
+    others = _drawn(evaluation, seconds, objective, shapes_of=firsts)
+    found = following.followed(
+        (_features(evaluation, made), _features(evaluation, others)),
+        (_real(evaluation, evaluation.images, firsts), _real(evaluation, evaluation.images, seconds)),
+    )
+    evaluation.add(f"image_following{evaluation.suffix(objective)}", evaluation.ids(firsts), found)
 
 
 def _features(evaluation: Evaluation, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -55,14 +80,21 @@ def _features(evaluation: Evaluation, pictures: Sequence[np.ndarray]) -> np.ndar
 
 def _real(evaluation: Evaluation, clips: ClipStore, indices: Sequence[int]) -> np.ndarray:
     """Features of real pictures, of which one at a time is whole in memory."""
-    return np.concatenate([_features(evaluation, [clips[int(i)][0]]) for i in indices])
+    known = evaluation.looks.setdefault(id(clips), {})
+    for i in indices:
+        if i not in known:
+            known[i] = _features(evaluation, [clips[i][0]])[0]
+    return np.stack([known[i] for i in indices])
 
 
-def _drawn(evaluation: Evaluation, indices: Sequence[int], objective: str) -> list[np.ndarray]:
-    """A picture for the caption of each of the held-out ones, in its shape; the seeds count up."""
+def _drawn(
+    evaluation: Evaluation, indices: Sequence[int], objective: str, shapes_of: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """A picture for the caption of each of the held-out ones, in its shape, or in that of another; the seeds count
+    up."""
     config = evaluation.config
     drawn: dict[int, np.ndarray] = {}
-    for shape, places in evaluation.by_shape(evaluation.images, indices).items():
+    for shape, places in evaluation.by_shape(evaluation.images, shapes_of or indices).items():
         made = evaluation.loom.text_to_image(
             [evaluation.caption(indices[place]) for place in places],
             config.visual(objective=objective, size=shape),
@@ -85,7 +117,7 @@ def _classifier(evaluation: Evaluation) -> metrics.PixelClassifier:
     """Trained on the train split; how good it is on real held-out pictures is a figure too."""
     train, classes, labelled = evaluation.train_images, set(evaluation.classes), evaluation.labelled
     labels = train.table["label"].to_pylist()
-    rows = [i for i, label in enumerate(labels) if label in classes]
+    rows = [i for i in evaluation.trained_on.tolist() if labels[i] in classes]
     classifier = metrics.PixelClassifier(_real(evaluation, train, rows), [labels[i] for i in rows])
     truth = [evaluation.label(i) for i in labelled]
     named = classifier(_real(evaluation, evaluation.images, labelled))
@@ -143,35 +175,3 @@ def _plain(evaluation: Evaluation) -> list[int]:
         _real(evaluation, evaluation.images, chosen), _real(evaluation, train, others.tolist())
     )
     return chosen
-
-
-def show_videos(evaluation: Evaluation) -> None:
-    """Videos from held-out captions, as strips of frames, by each objective."""
-    clips, config = evaluation.videos, evaluation.config
-    captions = clips.table["caption"].to_pylist()
-    order = [i for i in clips.spread(config.seed).tolist() if captions[i]]
-    shown = list({captions[i]: i for i in reversed(order)}.values())[::-1][:6]
-    for objective in evaluation.objectives if shown else ():
-        strips: dict[int, np.ndarray] = {}
-        for shape, places in evaluation.by_shape(clips, shown).items():
-            videos = evaluation.loom.text_to_video(
-                [captions[shown[place]] for place in places],
-                config.visual(objective=objective, size=shape),
-                seeds=[config.seed + place for place in places],
-            )
-            strips |= {place: report.filmstrip(video) for place, video in zip(places, videos, strict=True)}
-            evaluation.cards.setdefault("drawn_videos", []).extend(
-                {
-                    "mp4": encode_mp4(_even(video), _FPS),
-                    "lines": [captions[shown[place]], evaluation.suffix(objective)[1:]],
-                }
-                for place, video in zip(places, videos, strict=True)
-            )
-        evaluation.pictures[f"drawn_videos{evaluation.suffix(objective)}"] = report.grid(
-            [strips[place] for place in range(len(shown))], 1, [captions[i] for i in shown]
-        )
-
-
-def _even(video: np.ndarray) -> np.ndarray:
-    """The video, uint8 (T, H, W, 3), enlarged fourfold without smoothing, so that H.264 does not blur its pixels."""
-    return np.ascontiguousarray(video.repeat(4, axis=1).repeat(4, axis=2))

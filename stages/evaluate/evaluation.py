@@ -55,6 +55,7 @@ class Evaluation:
         self.facts = self.tokens.facts
         self.metrics: dict[str, Any] = {}
         self.items: dict[str, Values] = {}
+        self.looks: dict[int, dict[int, np.ndarray]] = {}
         self.pictures: dict[str, bytes] = {}
         self.cards: dict[str, list[dict]] = {}  # what the report shows one by one, as `reporting.report` takes it
         self.samples: list[dict] = []
@@ -105,6 +106,15 @@ class Evaluation:
     @cached_property
     def train_images(self) -> ClipStore:
         return self.clips("image", "train")
+
+    @cached_property
+    def train_videos(self) -> ClipStore:
+        return self.clips("video", "train")
+
+    @cached_property
+    def trained_on(self) -> np.ndarray:
+        """Indices of the train pictures that are looked at, all or `train_pictures` of them, in rising order."""
+        return np.sort(self.train_images.spread(self.config.seed)[: self.config.train_pictures])
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ def _one_class(metrics: Mapping[str, Any]) -> float | None:
 
 _DRAWN, _DESCRIBED = {"drawings": 1}, {"captions": 1}
 _RANKED = {"captions": 1, "retrieval_captions": 2}
+_FILMED = {"videos": 1}
 
 
 def _table(pixels: int) -> dict[str, Figure]:
@@ -103,6 +104,65 @@ def _table(pixels: int) -> dict[str, Figure]:
             asks=_DESCRIBED,
             by_objective=True,
         ),
+        "image_following": Figure(
+            "share of pairs of captions, drawn from one noise, whose drawings lie nearer to their own pictures than "
+            "crosswise",
+            "higher",
+            lambda metrics: 0.5,
+            asks={"drawings": 1, "counterfactuals": 1},
+            by_objective=True,
+        ),
+        "image_memorised": Figure(
+            "share of the drawn pictures that lie as near to one train picture, against the next five, as a twentieth "
+            "of the held-out ones do",
+            "lower",
+            lambda metrics: 0.05,
+            "of held-out pictures",
+            _DRAWN,
+            True,
+        ),
+        "leaked_images": Figure(
+            "share of the held-out pictures that the train split has too, by id or by look",
+            "lower",
+            of_model=False,
+        ),
+        "video_class_agreement": Figure(
+            "share of the frames of drawn videos that a classifier of train frames calls what was asked for; each "
+            "label weighs as much",
+            "higher",
+            asks=_FILMED,
+            by_objective=True,
+        ),
+        "video_motion": Figure(
+            "how much drawn videos move, against the held-out ones of their captions: the less over the more",
+            "higher",
+            asks=_FILMED,
+            by_objective=True,
+        ),
+        "video_consistency": Figure(
+            "correlation of one frame and the next in drawn videos",
+            "higher",
+            _given("video_consistency_real"),
+            "of held-out videos",
+            _FILMED,
+            True,
+        ),
+        "video_consistency_real": Figure("the same of held-out videos", asks=_FILMED),
+        "export_gap": Figure(
+            "relative difference of the exported model's validation losses from those that training wrote down last",
+            "lower",
+            of_text=True,
+            by_item=False,
+        ),
+        "text_repeated": Figure(
+            "share of three tokens in a row that stood before in the same text, of what the model writes",
+            "lower",
+            _given("text_repeated_real"),
+            "of held-out texts",
+            {"texts": 1},
+            of_text=True,
+        ),
+        "text_repeated_real": Figure("the same of held-out texts", asks={"texts": 1}, of_text=True),
         "retrieval_captions": Figure("captions that each picture is held against", asks=_RANKED),
         **{
             f"retrieval_recall_at_{k}": Figure(

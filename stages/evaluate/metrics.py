@@ -45,8 +45,8 @@ def covered(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> np.ndar
     points, place = np.unique(real, axis=0, return_inverse=True)
     if len(points) <= neighbours:
         raise ValueError(f"coverage needs more than {neighbours} real examples that differ, got {len(points)}")
-    radius = np.sort(_distances(points, points), axis=1)[:, neighbours]  # column 0 is the point itself
-    return (_distances(points, drawn).min(axis=1) < radius)[place.reshape(-1)]
+    radius = np.sort(distances(points, points), axis=1)[:, neighbours]  # column 0 is the point itself
+    return (distances(points, drawn).min(axis=1) < radius)[place.reshape(-1)]
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -105,7 +105,19 @@ def rank(scores: np.ndarray) -> float:
     return 1 + float((scores[1:] > scores[0]).sum() + 0.5 * (scores[1:] == scores[0]).sum())
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def less_over_more(a: float, b: float) -> float:
+    """How like two amounts are, from 0 to 1: the less over the more, 1 where both are nothing."""
+    return min(a, b) / max(a, b) if max(a, b) > 0 else 1.0
+
+
+def repeated(values: Sequence[int], count: int = 3) -> float:
+    """Share of the runs of so many values that stood before in the sequence; 0 of a shorter one."""
+    runs = [tuple(values[at : at + count]) for at in range(len(values) - count + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each row of a, (N, D), to each of b, (M, D): (N, M)."""
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(squares, 0))
 
@@ -121,6 +133,11 @@ class PixelClassifier:
         # Pixels that never change carry nothing and are centred away; C and gamma as scikit-learn's digits example.
         self._model = make_pipeline(StandardScaler(with_std=False), SVC(C=10.0, gamma="scale"))
         self._model.fit(features, list(labels))
+
+    @property
+    def labels(self) -> list[str]:
+        """What it tells apart."""
+        return [str(label) for label in self._model.classes_]
 
     def __call__(self, features: np.ndarray) -> list[str]:
         return [str(label) for label in self._model.predict(features)]

@@ -51,8 +51,11 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
 def run(context: StageContext) -> dict:
     import torch
 
-    from omniloom.stages.evaluate.drawing import draw, show_videos
+    from omniloom.stages.evaluate.drawing import draw
     from omniloom.stages.evaluate.evaluation import Evaluation
+    from omniloom.stages.evaluate.exported import export_gap
+    from omniloom.stages.evaluate.filming import film
+    from omniloom.stages.evaluate.novelty import leaked
     from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
     from omniloom.stages.evaluate.writing import describe, read_text, retrieve
 
@@ -60,9 +63,9 @@ def run(context: StageContext) -> dict:
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
     parts = (
-        (reconstruct, codebook, read_text, draw, describe, retrieve, show_videos)
+        (export_gap, reconstruct, codebook, read_text, draw, leaked, describe, retrieve, film)
         if evaluation.objectives
-        else (read_text,)
+        else (export_gap, read_text)
     )
     for number, part in enumerate(parts):
         context.progress(number, len(parts), "parts")

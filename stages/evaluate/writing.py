@@ -23,6 +23,7 @@ from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.reporting import report
 
 _CAPTION_TOKENS = 32
+_BEGUN, _WRITTEN, _GONE_ON, _SHOWN = 16, 48, 16, 4  # tokens of a beginning and behind it; texts, and those shown
 _NO_BYTES = 1e-9  # of an empty text, whose end is coded all the same
 
 
@@ -38,7 +39,7 @@ def read_text(evaluation: Evaluation) -> None:
     sizes = np.maximum(sizes, _NO_BYTES)
     evaluation.add("bits_per_byte", ids, bits / sizes, sizes)
     if np.isfinite(bits).all():  # nothing can be drawn from likelihoods that are no numbers
-        _go_on(evaluation, chosen[:4])
+        _go_on(evaluation, chosen[:_GONE_ON])
 
 
 @torch.no_grad()
@@ -56,12 +57,18 @@ def _bits(evaluation: Evaluation, text: np.ndarray) -> float:
 
 
 def _go_on(evaluation: Evaluation, chosen: Sequence[int]) -> None:
-    """Texts are begun, and what the model writes behind is shown."""
+    """Texts are begun; of what the model writes behind some is shown, and how often it says a thing again is counted,
+    beside how often the held-out texts do."""
     loom = evaluation.loom
-    prompts = [loom.text.decode(evaluation.tokens.document(index)[0].text_ids[:16]) for index in chosen]
-    freely = TextSampling(max_new_tokens=48, temperature=0.8, top_p=0.95)
+    whole = [evaluation.tokens.document(index)[0].text_ids.tolist() for index in chosen]
+    prompts = [loom.text.decode(ids[:_BEGUN]) for ids in whole]
+    freely = TextSampling(max_new_tokens=_WRITTEN, temperature=0.8, top_p=0.95)
     texts = loom.text_to_text(prompts, freely, seeds=evaluation.config.seed)
-    for prompt, text in zip(prompts, texts, strict=True):
+    ids = [evaluation.tokens.row(index)["id"] for index in chosen]
+    evaluation.add("text_repeated", ids, [metrics.repeated(loom.text.encode(text)) for text in texts])
+    real = [metrics.repeated(ids[_BEGUN : _BEGUN + _WRITTEN]) for ids in whole]
+    evaluation.metrics["text_repeated_real"] = float(np.mean(real))
+    for prompt, text in zip(prompts[:_SHOWN], texts, strict=False):
         # Blank lines would fill the page; samples.jsonl keeps them.
         shown = [re.sub(r"\s*\n\s*", "\n", value).strip() for value in (prompt, text)]
         evaluation.text_samples.append({"prompt": shown[0], "output": shown[1]})

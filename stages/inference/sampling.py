@@ -22,6 +22,7 @@ import numpy as np
 from omniloom.infra import storage
 from omniloom.infra.artifacts import check_folder, require_finished
 from omniloom.infra.errors import InputError
+from omniloom.stages.inference import marks
 from omniloom.stages.inference.loops import without_loop
 from omniloom.stages.inference.options import text_sampling, visual_sampling
 from omniloom.stages.inference.requests import Options, Request
@@ -82,7 +83,7 @@ def sample(
     samples = _samples(requests, options)
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder, {out} is a file", field="--out")
-    loom = load(model)
+    loom, made_by = load(model), marks.identity(model)
     groups = [list(group) for _, group in groupby(samples, lambda made: made.together)]
     samplers = [Sampler(loom, group[0], options.count) for group in groups]
     if records is None and (len(requests) > 1 or options.task == "interleave"):
@@ -95,7 +96,14 @@ def sample(
                 part = group[at : at + loom.batch_size]
                 for made, segments in zip(part, sampler.make(part), strict=True):
                     written = [
-                        _write(segment, made, number if len(segments) > 1 else None, out, loom.config.fps)
+                        _write(
+                            segment,
+                            made,
+                            number if len(segments) > 1 else None,
+                            out,
+                            loom.config.fps,
+                            marks.mark(made_by, made.request.prompt, made.seed, sampler.visual),
+                        )
                         for number, segment in enumerate(segments)
                     ]
                     yield from _lines(made, written)
@@ -174,13 +182,14 @@ def unused(path: Path) -> Path:
     return path
 
 
-def _write(segment: str | np.ndarray, made: Sample, number: int | None, out: Path, fps: float) -> dict[str, str]:
+def _write(
+    segment: str | np.ndarray, made: Sample, number: int | None, out: Path, fps: float, mark: dict[str, Any]
+) -> dict[str, str]:
     """A text as it is; a picture as a marked file."""
     from omniloom.stages.data.media.decode import encode_mp4, encode_png
 
     if isinstance(segment, str):
         return {"text": segment}
-    mark = {"model": "omniloom", "prompt": made.request.prompt}
     kind, suffix = ("image", "png") if segment.ndim == 3 else ("video", "mp4")
     out.mkdir(parents=True, exist_ok=True)
     path = unused(out / f"{made.name}{'' if number is None else f'-{number}'}.{suffix}")

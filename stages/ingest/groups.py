@@ -16,9 +16,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from omniloom.infra import integrity, storage
 from omniloom.stages.ingest.config import Config
+from omniloom.stages.ingest.text_runs import AT_ONCE, Columns, TextRun
+
+if TYPE_CHECKING:
+    from omniloom.stages.data.records import ShardWriter
+    from omniloom.stages.ingest.splitting.keys import Keys
 
 _REJECTS = 65536  # that a worker holds
 _OVER = 1.15  # times `shard_bytes` at most, so that a piece which holds a little more than was expected is one shard
@@ -68,21 +74,25 @@ def ingest_group(group: dict, config: Config, output: str, state: str) -> Iterat
 
 
 class _Reading:
-    """Rows and rejects of a group, taken shard by shard."""
+    """Rows, runs of texts and rejects of a group, taken shard by shard."""
 
     def __init__(self, group: dict, config: Config):
         self._group, self._config = group, config
         self._files = 0
         self._asked: list[list] = []
         self._rows = self._read()
-        self._row = next(self._rows, {})  # the one to be taken next; empty at the end
+        self._row: dict | TextRun = next(self._rows, {})  # what is to be taken next; empty at the end
 
     @property
     def left(self) -> bool:
         return bool(self._row)
 
-    def _read(self) -> Iterator[dict]:
-        """Rows with their source and split, and rejects, which have a `code`."""
+    @property
+    def _is_reject(self) -> bool:
+        return isinstance(self._row, dict) and "code" in self._row
+
+    def _read(self) -> Iterator[dict | TextRun]:
+        """Rows with their source and split, runs of texts, and rejects, which have a `code`."""
         from omniloom.stages.ingest.readers import Reader
         from omniloom.stages.ingest.splitting import splits
 
@@ -92,7 +102,11 @@ class _Reading:
             index = item["source"]
             source = self._config.source_name(index)
             reader = readers.get(index) or readers.setdefault(index, Reader(self._config, index))
-            for row in reader.read(item):
+            for row in reader.entries(item):
+                if isinstance(row, TextRun):
+                    row.source, row.item = source, number
+                    yield row
+                    continue
                 row |= {"source": source, "item": number}
                 if "code" not in row:
                     row["split"] = splits.own_split(row, fractions)
@@ -109,45 +123,66 @@ class _Reading:
         path = records.shard_name(self._group["index"], number)
         name = path.rpartition("/")[2]
         rejects = self._refused([])
-        found: list[dict] = []
+        found = keys.Keys()
         written: dict[str, dict] = {}
-        if self.left and "code" not in self._row:
+        if self.left and not self._is_reject:
             with records.shard_writer(storage.join(output, path)) as writer:
-                for row in self._held(rejects):
-                    writer.add(row)
-                    found.append(keys.of_row(row))
-            items = {records.key_of(row): row["item"] for row in found}
-            rejects += [{**reject, "item": items[records.key_of(reject)]} for reject in writer.refused]
-            gone = {records.key_of(reject) for reject in writer.refused}
-            found = [row for row in found if records.key_of(row) not in gone]
-            written = {path: writer.facts, keys.keys_uri("", name): keys.write(output, name, found)}
+                self._fill(writer, found, rejects)
+            rejects += found.without(writer.refused)
+            written = {path: writer.facts, keys.keys_uri("", name): found.write(output, name)}
         lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects).encode()
         storage.write_bytes(keys.rejects_uri(output, name), lines)
         written[keys.rejects_uri("", name)] = integrity.describe_bytes(lines)
-        counts = {"records": len(found), "files": self._files}
+        counts = {"records": found.count, "files": self._files}
         report = {"name": name, **counts, "asked": self._asked, "written": written}
         self._files, self._asked = 0, []
         return report
 
     def _refused(self, rejects: list[dict]) -> list[dict]:
         """Take rejects up to the next row; no more than are to be held at once."""
-        while self.left and "code" in self._row and len(rejects) < _REJECTS:
+        while self._is_reject and len(rejects) < _REJECTS:
             rejects.append(self._row)
             self._row = next(self._rows, {})
         return rejects
 
-    def _held(self, rejects: list[dict]) -> Iterator[dict]:
-        """Take the rows of a shard, the rejects between them apart."""
+    def _fill(self, writer: ShardWriter, found: Keys, rejects: list[dict]) -> None:
+        """Write what the shard holds, in order; texts that follow one another together."""
+        from omniloom.stages.ingest.splitting import keys
+
+        columns = Columns(self._config.splits.model_dump())
+
+        def close() -> None:
+            if columns.size:
+                size, (table, of_table) = columns.size, columns.tables()
+                writer.add_table(table, size)
+                found.add_table(of_table)
+
+        for row in self._held(rejects):
+            if isinstance(row, TextRun):
+                columns.add(row)
+                if columns.size >= AT_ONCE:
+                    close()
+            else:
+                close()
+                writer.add(row)
+                found.add(keys.of_row(row))
+        close()
+
+    def _held(self, rejects: list[dict]) -> Iterator[dict | TextRun]:
+        """Take what a shard holds, the rejects between apart."""
         from omniloom.stages.data.records import row_bytes
 
-        size = count = 0
-        while self.left and "code" not in self._row and count < self._config.shard_items:
-            size += row_bytes(self._row)
-            if count and size > _OVER * self._config.shard_bytes:
+        limit, size, count = int(_OVER * self._config.shard_bytes), 0, 0
+        while self.left and not self._is_reject and count < self._config.shard_items:
+            row, rest = self._row, None
+            if isinstance(row, TextRun):
+                row, rest = row.cut(self._config.shard_items - count, limit - size, not count)
+            rows, held = (len(row.texts), row.size) if isinstance(row, TextRun) else (1, row_bytes(row))
+            if not rows or (count and size + held > limit):
                 return
-            count += 1
-            yield self._row
-            self._row = next(self._rows, {})
+            count, size = count + rows, size + held
+            yield row
+            self._row = rest or next(self._rows, {})
             self._refused(rejects)
 
 

@@ -1,8 +1,9 @@
 """Readers: one item of a source into records, or into the reason why not.
 
 In: an item of `stages.ingest.sources`. Out: record rows (see `stages.data.records`; `split` and `source` are set by
-ingest) with what `ingest.splits` asks for, and rejects {"path", "part", "code", "message"}. An item gives at least one
-of either; a text file gives a row per chunk, a JSONL file a row or a reject per line.
+ingest) with what `ingest.splits` asks for, runs of texts in columns (`stages.ingest.text_runs`), and rejects {"path",
+"part", "code", "message"}. An item gives at least one of them; a text file gives a record per chunk, a JSONL file a
+record or a reject per line.
 
 No exception leaves `Reader.read`: what fails costs its item, line or caption, and is told.
 """
@@ -17,6 +18,9 @@ from omniloom.stages.ingest.files.paths import encodable
 from omniloom.stages.ingest.kinds.table import open_source
 from omniloom.stages.ingest.rejects import Reject
 from omniloom.stages.ingest.splitting.splits import group_key
+from omniloom.stages.ingest.text_runs import Facts, TextRun, Texts, completed
+
+_LAST_PART = (1 << 31) - 1
 
 
 class Reader:
@@ -30,6 +34,11 @@ class Reader:
         """Rows and rejects of one item, told apart by the key `code` of a reject. Raises for no content
         whatever.
         """
+        for entry in self.entries(item):
+            yield from entry.rows() if isinstance(entry, TextRun) else (entry,)
+
+    def entries(self, item: dict) -> Iterator[dict | TextRun]:
+        """The same, texts in runs."""
         path, part = item["path"], item.get("part", 0)
         if "reject" in item:
             code, message = item["reject"]
@@ -37,7 +46,12 @@ class Reader:
             return
         try:
             for row in self.kind.read(item):
-                yield row.row(path, part) if isinstance(row, Reject) else self._completed(row, item)
+                if isinstance(row, Reject):
+                    yield row.row(path, part)
+                elif isinstance(row, Texts):
+                    yield from self._run(row, item)
+                else:
+                    yield _entry(self._completed(row, item))
         except Exception as error:
             yield Reject.of(error, path).row(path, part)
 
@@ -52,12 +66,22 @@ class Reader:
         own = item["path"] if "identity" in item else None
         return [path for path in dict.fromkeys(found) if path != own]
 
+    def _run(self, texts: Texts, item: dict) -> Iterator[dict | TextRun]:
+        row = self._completed({"kind": "text", "format": "text"}, item)
+        if texts.parts[-1] <= _LAST_PART:
+            facts = Facts(row["path"], row["group"], row["license"], row["synthetic"], row["meta"])
+            yield TextRun(texts.texts, texts.parts, facts)
+        else:  # of which no record can say where it is: whoever writes them refuses them
+            for text, part in zip(*texts, strict=True):
+                yield completed({**row, "text": text, "part": part})
+
     def _completed(self, row: dict, item: dict) -> dict:
         row.setdefault("part", item.get("part", 0))
         row["path"] = item["path"]
+        of_file = row.pop("of_file", row["kind"] in ("text", "document") and self.kind.one_file_one_split)
         if group := item.get("group") or row.get("group"):
             row["group"] = group_key("named", group)
-        elif row["kind"] in ("text", "document") and self.kind.one_file_one_split:
+        elif of_file:
             row["group"] = group_key("file", item["path"])
         else:
             row["group"] = None
@@ -68,3 +92,10 @@ class Reader:
         if not encodable(row["meta"]):
             row["meta"] = json.dumps(meta, default=str)
         return row
+
+
+def _entry(row: dict) -> dict | TextRun:
+    if row["kind"] != "text" or "id" in row:
+        return row
+    plain = row["part"] <= _LAST_PART and encodable(row["text"])
+    return (plain and TextRun.of_row(row)) or completed(row)

@@ -11,8 +11,8 @@ import json
 from typing import Any
 
 from omniloom.stages.data.media import decode as media
-from omniloom.stages.data.media.identity import text_identity, text_sketch
 from omniloom.stages.data.media.limits import Limits, MediaError
+from omniloom.stages.data.media.sketches import text_sketch
 
 
 def media_row(kind: str, data: bytes, limits: Limits) -> dict:
@@ -58,16 +58,8 @@ def _pages(data: bytes, format: str) -> int:
 
 
 def text_row(text: str, part: int) -> dict:
-    return {
-        "id": text_identity(text),
-        "pictures": [],
-        "looks": [],
-        "sketch": text_sketch(text),
-        "kind": "text",
-        "format": "text",
-        "text": text,
-        "part": part,
-    }
+    """Identity and sketch are made for many at once, see `stages.ingest.text_runs`."""
+    return {"kind": "text", "format": "text", "text": text, "part": part}
 
 
 def text_segment(text: str) -> dict:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from omniloom.infra import storage
 from omniloom.infra.artifacts import WRITTEN
 from omniloom.infra.errors import InputError
+from omniloom.infra.fields import marks
 from omniloom.infra.packed import Packed
 from omniloom.infra.secrets import redact
 from omniloom.stages.ingest import sources
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from omniloom.stages.ingest.splitting.keys import Corpus
     from omniloom.stages.ingest.splitting.settling import Settled
 
-VERSION = 9
+VERSION = 10
 BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
@@ -111,7 +112,9 @@ def run(context: StageContext) -> dict:
 
 def _identity(config: Config, index: int) -> str:
     """What stands for a source, wherever it lies and whatever its number is: its name and its options."""
-    own = config.sources[index].model_dump_json(exclude={"uri", "name"}, by_alias=True)
+    source = config.sources[index]
+    unset = {name for name, mark in marks(source).items() if mark.get("later") and getattr(source, name) is None}
+    own = source.model_dump_json(exclude={"uri", "name", *unset}, by_alias=True)
     return f"{config.source_name(index)} {own}"
 
 

@@ -20,7 +20,7 @@ def decode_text(data: bytes, name: str = "utf-8") -> str:
         raise MediaError("empty", "the file has no bytes")
     text = encoding.no_nul(encoding.decode(data, name))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.strip():
+    if not text or text.isspace():
         raise MediaError("empty", "nothing but white space")
     return text
 
@@ -65,6 +65,8 @@ def chunk_text(text: str, chunk_chars: int) -> list[str]:
     that is cut itself: after a line, else after a space, else anywhere. No piece is blank unless the whole
     text is.
     """
+    if len(text) < chunk_chars:
+        return [text] if text else []
     chunks, start, at = [], 0, 0
     ends = [match.end() for match in _PARAGRAPH_END.finditer(text)]
     if not ends or ends[-1] != len(text):

@@ -23,7 +23,9 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
     rows = -(-config.batch_rows // (workers // together * passes))
     positions = rows * -(-config.packing.length // together)
     on_cpu = not config.workers.gpus
-    adapted, dropped = config.adapter.kept(model) if config.adapter else (0, 0)
+    # DeepSpeed's own products under ZeRO-3 keep their inputs whatever is frozen.
+    all_inputs = config.engine.zero_stage == 3
+    adapted, dropped, spared = config.adapter.kept(model, all_inputs) if config.adapter else (0, 0, 0)
     return Pass(
         positions=positions,
         labels=positions,
@@ -33,6 +35,7 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
         sequence_parallel=together,
         adapted=adapted,
         dropped=dropped,
+        spared=spared,
     )
 
 

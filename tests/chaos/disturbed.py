@@ -19,7 +19,7 @@ from omniloom.infra import storage
 from omniloom.stages.data.media.decode import encode_png
 
 CHECKPOINT_EVERY = 20
-_STEPS = {"tokenizer_image": 100, "train": 320}
+_STEPS = {"tokenizer_image": 100, "tokenizer_joint": 80, "train": 320}
 _DISK_BYTES = 60 << 20
 # What depends on how long things took, and what shows it.
 _TIMED = ("_per_second", "seconds", "utilization")
@@ -73,18 +73,21 @@ def settings(corpus: Path, pictures: bool) -> dict:
                 "captions": {"from": "folder", "template": "a {name} square"},
             }
         )
-        stages["tokenizer_image"] = {
+        tokenizer: dict = {
+            "data": {"kinds": ["image"], "sizes": [24], "image_batch": 4},
+            "discriminator": None,
+            "workers": workers,
+        }
+        stages["tokenizer_image"] = tokenizer | {
             "model": {
                 "patch_size": 8, "temporal_patch": 4, "width": 16, "heads": 2, "head_dim": 8, "spatial_layers": "t",
                 "temporal_layers": 1, "decoder_spatial_layers": "t",
                 "quantizer": {"kind": "vq", "codebook_size": 32, "latent_dim": 4},
             },
-            "data": {"kinds": ["image"], "sizes": [24], "image_batch": 4},
-            "discriminator": None,
             "steps": _STEPS["tokenizer_image"],
             "validate_every": 50,
-            "workers": workers,
         }  # fmt: skip
+        stages["tokenizer_joint"] = tokenizer | {"steps": _STEPS["tokenizer_joint"], "validate_every": 40}
         stages["pretokenize"] |= {"image_size": 24, "video_size": 24, "frames": 5}
         stages["train"] |= {"samples": {"count": 2, "num_steps": 2}, "steps": 160}
         stages["train"]["packing"] |= {"mixture": {"text": 1, "image": 1}}

@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests")]
 
 import disturbed  # noqa: E402
 from play import OMNILOOM, Play, table  # noqa: E402
-from schedule import Injected, Round, plan  # noqa: E402
+from schedule import Injected, Round, plan, thinned  # noqa: E402
 from world import World  # noqa: E402
 
 from omniloom.infra import tree  # noqa: E402
@@ -82,13 +82,15 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         world = None
         for number in itertools.count():
-            if sum(len(round_.faults) for round_ in rounds) >= options.faults:
+            left = options.faults - sum(len(round_.faults) for round_ in rounds)
+            if left <= 0:
                 break
             kept = folder / f"round-{number:03d}.json"
             if not kept.exists():
                 if time.monotonic() > until:
                     break
                 round_ = plan(options.seed, number)
+                round_.faults = thinned(round_.faults, left)
                 reference(folder, round_.pictures)
                 world = world or stack.enter_context(World(folder))
                 kept.write_text(json.dumps(asdict(play(round_, world, folder, until)), indent=1))

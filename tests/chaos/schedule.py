@@ -14,13 +14,18 @@ PLACES = ("disk", "s3")
 # next of which meets what goes on again after the one before.
 _TIMES = (
     {"ingest": 1, "pretokenize": 1, "train": 5, "evaluate": 1},
-    {"ingest": 1, "tokenizer_image": 1, "pretokenize": 1, "train": 2, "evaluate": 1},
+    {"ingest": 1, "tokenizer_image": 1, "tokenizer_joint": 1, "pretokenize": 1, "train": 2, "evaluate": 1},
 )
 _IN_SUCCESSION = {"data": 5, "training": 6}
 _WEIGHTS = {"head lost": 3}  # so much rarer than others: three nodes start again
 _EVERY = 20  # steps between checkpoints
 # The least and the most steps after which a training is disturbed.
-_STEPS = {("train", False): (40, 260), ("train", True): (40, 140), ("tokenizer_image", True): (40, 80)}
+_STEPS = {
+    ("train", False): (40, 260),
+    ("train", True): (40, 140),
+    ("tokenizer_image", True): (40, 80),
+    ("tokenizer_joint", True): (40, 60),
+}
 
 
 @dataclass
@@ -67,7 +72,7 @@ def plan(seed: int, number: int) -> Round:
 
 
 def _plan(rng: random.Random, used: Counter[str], number: int) -> Round:
-    place, pictures = PLACES[number % 2], number % 4 == 3
+    place, pictures = PLACES[number % 2], number % 4 in (0, 3)
     found = []
     for stage, times in _TIMES[pictures].items():
         least, most = _STEPS.get((stage, pictures), (0, 0))
@@ -78,3 +83,10 @@ def _plan(rng: random.Random, used: Counter[str], number: int) -> Round:
                 used[kind] += _WEIGHTS.get(kind, 1)
                 found.append(Injected(stage, at, kind))
     return Round(number, place, pictures, found)
+
+
+def thinned(faults: list[Injected], count: int) -> list[Injected]:
+    """At most so many, of all stages alike."""
+    if count >= len(faults):
+        return faults
+    return [faults[number * len(faults) // count] for number in range(count)]

@@ -45,9 +45,19 @@ def test_every_kind_has_its_turn_among_a_hundred(seed):
     for found in rounds:
         assert len(found.faults) >= 10
         for fault in found.faults:
-            assert fault.stage != "tokenizer_image" or found.pictures
+            assert not fault.stage.startswith("tokenizer") or found.pictures
             kinds_there = [schedule.possible(fault.stage, found.place, first) for first in (True, False)]
             assert fault.kind in kinds_there[0] | kinds_there[1]
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_tokenizers_are_disturbed_from_the_first_round_on(seed):
+    found = run.plan(seed, 0).faults
+    few = schedule.thinned(found, 15)
+    assert len(few) == 15 and schedule.thinned(found, 100) == found
+    stages = ["ingest", "tokenizer_image", "tokenizer_joint", "pretokenize", "train", "evaluate"]
+    assert list(dict.fromkeys(fault.stage for fault in few)) == stages  # in the order of the pipeline
+    assert {fault.stage for fault in run.plan(seed, 1).faults} == {*stages} - {*stages[1:3]}
 
 
 def test_what_tells_of_times_is_no_difference(tmp_path):

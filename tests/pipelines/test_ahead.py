@@ -1,4 +1,4 @@
-"""When the processes of a training's ranks are asked for: before the training, and once."""
+"""When the processes of a training's body and ranks are asked for: before the training, and once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAININGS = ("tokenizer_image", "tokenizer_joint", "train")
 
 
 class Asked(Ahead):
-    """What is asked for goes into `asked`, and into no cluster."""
+    """Whether a body's process is asked for too goes into `asked`, and nothing into a cluster."""
 
     def __init__(self, monkeypatch, done=()):
         configs = {name: SimpleNamespace(workers=WorkersConfig(count=2)) for name in TRAININGS}
@@ -26,11 +26,11 @@ class Asked(Ahead):
             to_execute=[SimpleNamespace(name=name, config=configs.get(name)) for name in NAMES if name not in done],
         )
         super().__init__(plan)
-        self.asked: list[str] = []
+        self.asked: list[bool] = []
         self.now = 0.0
         monkeypatch.setattr(ahead.time, "monotonic", lambda: self.now)
 
-        monkeypatch.setattr(ahead, "_send", lambda workers: self.asked.append(workers))
+        monkeypatch.setattr(ahead, "_send", lambda workers, body: self.asked.append(body))
 
     def begin(self, name: str, *beside: str) -> None:
         self.start(next(planned for planned in self.plan.to_execute if planned.name == name), beside)
@@ -47,9 +47,9 @@ def asked(monkeypatch):
 
 def test_a_stage_that_is_no_training_starts_with_the_ranks_of_the_next(asked):
     asked.begin("ingest")
-    assert len(asked.asked) == 1
+    assert asked.asked == [True]
     asked.begin("tokenizer_image")
-    assert len(asked.asked) == 1  # they are there
+    assert asked.asked == [True]  # they are there
 
 
 def test_a_training_that_ends_soon_has_the_next_one_s_ranks_started_once(asked):
@@ -61,7 +61,7 @@ def test_a_training_that_ends_soon_has_the_next_one_s_ranks_started_once(asked):
     assert not asked.asked
     asked.see("tokenizer_image", 85, 184.0)
     asked.see("tokenizer_image", 90, 189.0)
-    assert len(asked.asked) == 1
+    assert asked.asked == [False]  # the body's process is that of the one that ends
 
 
 def test_ranks_that_were_kept_too_long_are_asked_for_again(asked):

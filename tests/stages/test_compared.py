@@ -8,7 +8,8 @@ from PIL import Image
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
-from omniloom.stages.data.media.identity import SKETCH, picture_look
+from omniloom.stages.data.media.identity import picture_look
+from omniloom.stages.data.media.sketches import SKETCH
 from omniloom.stages.ingest.splitting import twins
 from omniloom.stages.ingest.splitting.compared import Compared
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from omniloom.infra import storage
 from omniloom.stages.data import records
-from omniloom.stages.data.media.identity import text_runs
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
+from omniloom.stages.data.media.sketches import text_runs
 from omniloom.stages.ingest.rows import media_row
 from omniloom.stages.ingest.splitting import twins
 

@@ -28,8 +28,9 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import drawing as measure_drawing
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate import report as evaluation_report
-from omniloom.stages.evaluate.drawing import draw, show_videos
+from omniloom.stages.evaluate.drawing import draw
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.filming import film
 from omniloom.stages.evaluate.gate import Verdict
 from omniloom.stages.evaluate.stage import Config
 from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
@@ -317,7 +318,7 @@ def test_what_is_drawn_described_and_retrieved_has_the_shapes_of_training(inputs
         setattr(loom, method, noted(name, getattr(loom, method)))
     encoded, encode = [], loom.encode
     loom.encode = lambda pixels, *rest: encoded.append(tuple(pixels.shape[-2:])) or encode(pixels, *rest)
-    for part in (draw, describe, retrieve, show_videos):
+    for part in (draw, describe, retrieve, film):
         part(found)
     trained = {(16, 32), (32, 16)}  # (height, width) of 3:2 and 2:3 at size 24 for a patch of 8
     assert len(found.images) == 2 and len(found.videos) == 1
@@ -333,7 +334,7 @@ def test_figures_that_are_no_numbers_are_null_and_no_miss(inputs):
     with torch.no_grad():
         for parameter in found.loom.model.parameters():
             parameter.fill_(float("nan"))
-    for part in (read_text, draw, describe, retrieve, show_videos):
+    for part in (read_text, draw, describe, retrieve, film):
         part(found)
     broken = {name for name, value in finite(found.metrics).items() if value is None}
     assert broken == {

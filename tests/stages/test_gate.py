@@ -179,7 +179,10 @@ def test_what_is_measured_depends_on_the_config():
     assert "caption_accuracy" in one and "caption_accuracy_next_code" not in one
     assert {"caption_accuracy_next_code", "caption_accuracy_masked_code", "classes"} <= set(several)
     assert "caption_accuracy" not in several and "frechet_pixels8_train" in several
-    assert set(measured(Config(), [])) == {"bits_per_byte"} and not measured(Config(texts=0), [])
+    text = {"bits_per_byte", "text_repeated", "text_repeated_real", "export_gap"}
+    assert set(measured(Config(), [])) == text and set(measured(Config(texts=0), [])) == {"export_gap"}
+    assert not [name for name in measured(Config(videos=0), ["next_code"]) if name.startswith("video")]
+    assert "image_following" not in measured(Config(counterfactuals=0), ["next_code"])
     assert "frechet_pixels16" in measured(Config(class_pixels=16), ["next_code"])
     less = measured(Config(drawings=50, captions=0, retrieval_captions=1), ["next_code"])
     assert not [name for name in less if name.startswith(("caption", "retrieval", "frechet"))]
@@ -195,8 +198,11 @@ def test_every_figure_says_which_way_is_better():
     for objectives in ([], ["next_code"], list(OBJECTIVES)):
         for name, figure in measured(Config(class_pixels=16), objectives).items():
             assert named(name) == figure or named(name).better == figure.better
-    lower = {name.split("_")[0] for name in measures.all_names() if named(name).better == "lower"}
-    assert lower == {"frechet", "bits", "retrieval"} and named("retrieval_recall_at_1").better == "higher"
+    lower = {name for name in measures.all_names() if named(name).better == "lower" and not name.startswith("frechet")}
+    shown = {"image_memorised", "retrieval_mean_rank"}
+    by_objective = {f"{name}_{objective}" for name in shown for objective in OBJECTIVES}
+    assert lower == {"bits_per_byte", "text_repeated", "leaked_images", "export_gap"} | shown | by_objective
+    assert named("retrieval_recall_at_1").better == "higher"
     assert named("image_class_agreement").chance({"classes": 4}) == 0.25
     assert named("bits_per_byte").chance({}) == 8.0 and named("caption_accuracy").chance({}) is None
 
@@ -207,6 +213,11 @@ def test_which_figures_are_of_each_objective():
     assert {name for name in plain if named(f"{name}_masked_code")} == {
         "image_class_agreement",
         "image_coverage",
+        "image_following",
+        "image_memorised",
+        "video_class_agreement",
+        "video_motion",
+        "video_consistency",
         "frechet_pixels8",
         "caption_accuracy",
         "caption_exact",
@@ -214,7 +225,12 @@ def test_which_figures_are_of_each_objective():
         "retrieval_recall_at_10",
         "retrieval_mean_rank",
     }
-    assert {name for name in plain if named(name).of_text} == {"bits_per_byte"}
+    assert {name for name in plain if named(name).of_text} == {
+        "bits_per_byte",
+        "text_repeated",
+        "text_repeated_real",
+        "export_gap",
+    }
 
 
 def test_a_figure_is_a_value():

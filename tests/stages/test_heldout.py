@@ -20,7 +20,8 @@ from sklearn.datasets import load_digits
 from omniloom.infra import storage
 from omniloom.stages.data import changes, records
 from omniloom.stages.data.media.decode import encode_mp4, probe_image, probe_video
-from omniloom.stages.data.media.identity import LOOK_BYTES, SKETCH, picture_look, text_sketch
+from omniloom.stages.data.media.identity import LOOK_BYTES, picture_look
+from omniloom.stages.data.media.sketches import SKETCH, text_sketch
 from omniloom.stages.ingest import stage as ingest
 from omniloom.stages.ingest.splitting import bonds, registration, splits, twins
 

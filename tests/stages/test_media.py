@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
 from omniloom.stages.data.media.decode import (
+    NO_LIMITS,
     Limits,
     MediaError,
     decode_image,
@@ -502,14 +503,14 @@ def test_a_sound_upright_jpeg_comes_out_as_pillow_decodes_it():
     for data in kinds:
         for size in ((32, 32), (40, 24), (70, 53), (128, 128)):
             whole = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-            assert np.array_equal(decode_image_to(data, size), resize_center_crop(whole, size))
+            assert np.array_equal(decode_image_to(data, size, NO_LIMITS), resize_center_crop(whole, size))
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_a_jpeg_that_xmp_alone_turns_comes_out_upright(orientation):
     xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
     data = saved(Image.fromarray(smooth(60, 90)), "JPEG", xmp=xmp)
-    assert np.array_equal(decode_image_to(data, (32, 32)), resize_center_crop(decode_image(data), (32, 32)))
+    assert np.array_equal(decode_image_to(data, (32, 32), NO_LIMITS), resize_center_crop(decode_image(data), (32, 32)))
     upright = (60, 90) if orientation == 3 else (90, 60)
     assert decode_image(data).shape[:2] == upright
 
@@ -518,5 +519,7 @@ def test_a_jpeg_in_other_colours_or_cut_short_comes_out_as_before():
     cmyk = saved(Image.fromarray(smooth(64, 64)).convert("CMYK"), "JPEG")
     rgb = saved(Image.fromarray(smooth(64, 64)), "JPEG", keep_rgb=True)
     for data in (cmyk, rgb):
-        assert np.array_equal(decode_image_to(data, (32, 32)), resize_center_crop(decode_image(data), (32, 32)))
-    assert code_of(lambda: decode_image_to(rgb[: len(rgb) // 2], (32, 32))) == "truncated"
+        assert np.array_equal(
+            decode_image_to(data, (32, 32), NO_LIMITS), resize_center_crop(decode_image(data), (32, 32))
+        )
+    assert code_of(lambda: decode_image_to(rgb[: len(rgb) // 2], (32, 32), NO_LIMITS)) == "truncated"

@@ -28,8 +28,9 @@ from omniloom.stages.data.packing import PackingConfig
 from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import report as evaluation_report
-from omniloom.stages.evaluate.drawing import draw, show_videos
+from omniloom.stages.evaluate.drawing import draw
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.filming import film
 from omniloom.stages.evaluate.gate import Verdict
 from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.writing import describe, retrieve
@@ -282,7 +283,7 @@ def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes
     }
     settings = EvaluateConfig(split="validation", drawings=4, captions=4, num_steps=1, class_examples=2)
     evaluation = Evaluation(settings, inputs, "cpu")
-    for part in (draw, describe, retrieve, show_videos):
+    for part in (draw, describe, retrieve, film):
         part(evaluation)
     return evaluation
 

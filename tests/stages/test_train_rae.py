@@ -23,8 +23,8 @@ from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.checkpoints.vision_encoder import encoder_config, load_encoder
 from omniloom.stages.data import records
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.evaluate.drawing import show_videos
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.filming import film
 from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
 from omniloom.stages.evaluate.writing import describe
@@ -224,7 +224,7 @@ def test_features_go_through_training_to_pictures_and_captions(tmp_path, picture
         "model": corpora.seal(tmp_path / "output", "train"),
     }
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
-    for measure in (reconstruct, codebook, describe, show_videos):
+    for measure in (reconstruct, codebook, describe, film):
         measure(evaluation)
     assert evaluation.metrics["recon_psnr_image"] > 10 and "codebook_usage" not in evaluation.metrics
 

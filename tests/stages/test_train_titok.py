@@ -19,8 +19,8 @@ from omniloom.models.unified.generation.sampling import TextSampling, VisualSamp
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.evaluate.drawing import show_videos
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.filming import film
 from omniloom.stages.evaluate.stage import Config as EvaluateConfig
 from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
 from omniloom.stages.evaluate.writing import describe
@@ -201,7 +201,7 @@ def test_rows_of_codes_go_through_training_to_pictures_and_captions(tmp_path, pi
     model = corpora.seal(tmp_path / "output", "train")
     inputs = {"records": pictures, "tokenizer": joint_stage, "tokens": tokens, "model": model}
     evaluation = Evaluation(EvaluateConfig(reconstructions=4, drawings=2, captions=2, num_steps=2), inputs, "cpu")
-    for part in (reconstruct, codebook, describe, show_videos):
+    for part in (reconstruct, codebook, describe, film):
         part(evaluation)
     assert evaluation.metrics["recon_psnr_image"] > 10 and 0 < evaluation.metrics["codebook_usage"] <= 1
 

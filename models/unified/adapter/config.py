@@ -88,11 +88,15 @@ class AdapterConfig:
         """What the product of B and A is multiplied by."""
         return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
-    def kept(self, config: UnifiedConfig) -> tuple[int, int]:
-        """(channels that the first factors in a block give, channels that go into them by a dropout), a position."""
+    def kept(self, config: UnifiedConfig, all_inputs: bool = False) -> tuple[int, int, int]:
+        """(channels that the first factors in a block give, channels that go into them by a dropout, channels that go
+        into frozen matrices alone, which keep no input for the backward pass but with `all_inputs`), a position."""
         chosen = self.chosen(config).values()
         inputs = {target.linear: target.inputs for target in chosen}
-        return self.rank * len(chosen), sum(inputs.values()) if self.dropout else 0
+        frozen = {target.linear: target.inputs for target in targets_of(config).values()}
+        seen = {} if self.dropout else inputs  # as they are
+        spared = sum(count for linear, count in frozen.items() if linear not in seen)
+        return self.rank * len(chosen), sum(inputs.values()) if self.dropout else 0, 0 if all_inputs else spared
 
     def chosen(self, config: UnifiedConfig) -> dict[str, Target]:
         """The targets in each block of the model, in the order of their table. FieldError for a name that the blocks

@@ -44,7 +44,7 @@ class NearTexts(Comparison):
     kinds = ("text", "document")
 
     def sign(self, item):
-        from omniloom.stages.data.media.identity import text_sketch
+        from omniloom.stages.data.media.sketches import text_sketch
 
         sketch = text_sketch(item.text)
         return [("all", sketch)] if sketch else []
@@ -60,7 +60,7 @@ class NearCaptions(Comparison):
     of_captions = True
 
     def sign(self, item):
-        from omniloom.stages.data.media.identity import SKETCH, text_sketch
+        from omniloom.stages.data.media.sketches import SKETCH, text_sketch
 
         empty = b"\xff" * (4 * SKETCH)  # of captions that are too short to be told apart: each has its place
         return [("all", text_sketch(caption, _CAPTION_RUN, 1) or empty) for caption in item.captions]
@@ -79,7 +79,7 @@ def _leaders(signed, similarity, run):
     import numpy as np
 
     from omniloom.stages.curate.signatures import first_of_each, grouped
-    from omniloom.stages.data.media.identity import SKETCH
+    from omniloom.stages.data.media.sketches import SKETCH
     from omniloom.stages.ingest.splitting import twins
 
     preference = signed.preference()
@@ -116,7 +116,7 @@ class _Runs:
     def __init__(self, signed, rows, run, file):
         import numpy as np
 
-        from omniloom.stages.data.media.identity import text_runs
+        from omniloom.stages.data.media.sketches import text_runs
 
         self.places, at = {}, 0
         for row, text in signed.texts(rows):

@@ -1,17 +1,14 @@
 """What an item is, whatever file it came in: the same for every lossless copy, and nearly the same for a near one.
 
-In: what is decoded. Out: an identity, a look and a sketch.
+In: what is decoded. Out: an identity and a look; of texts a sketch too, see `stages.data.media.sketches`.
 
     identity   64 hex digits, sha256: of a picture's pixels and size, of a clip's frames, of a text
     look       a picture in LOOK_SIDE x LOOK_SIDE pixels, RGB bytes; of a clip so four frames of it, one after another
-    sketch     MinHash of a text's runs of characters: the share of equal values is the share of runs that two texts
-               have in common (Broder, "On the resemblance and containment of documents", 1997)
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Any
 
 import numpy as np
@@ -20,12 +17,8 @@ from PIL import Image
 LOOK_SIDE = 32
 LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3
 CLIP_FRAMES = 4
-SKETCH = 64  # values of a sketch
-_RUN = 9  # characters of a run: letters and digits, so that neither case, spaces nor punctuation count
-_LEAST_RUNS = 48  # of a text that has a sketch: of short ones too much is alike by chance
 _KEPT_FRAMES = 16
-_NO_LETTER = re.compile(r"[\W_]+")
-_NO_LETTERS_OF_ASCII = bytes(code for code in range(128) if _NO_LETTER.match(chr(code)))
+_MOST_ROWS = 256  # that are summed in 16 bits
 
 
 def picture_identity(pixels: np.ndarray) -> str:
@@ -37,8 +30,31 @@ def picture_identity(pixels: np.ndarray) -> str:
 
 
 def picture_look(pixels: np.ndarray) -> bytes:
-    image = Image.fromarray(pixels)
-    return image.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR, reducing_gap=4.0).tobytes()
+    """Whole rows are averaged before anything else is: they lie one behind another, and so cost least."""
+    rows, factor = _fewer_rows(pixels)
+    box = (0, 0, pixels.shape[1], pixels.shape[0] / factor)
+    small = Image.fromarray(rows).resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+    return small.tobytes()
+
+
+def _fewer_rows(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """uint8 (h, W, 3): means of so many rows each, between one and two for a row of the look; the last of what is
+    left."""
+    height, width = pixels.shape[:2]
+    factor = min(height // LOOK_SIDE, _MOST_ROWS)
+    if factor < 2:
+        return pixels, 1
+    whole = height // factor
+    blocks = pixels[: whole * factor].reshape(whole, factor, width * 3)
+    sums = np.add(blocks[:, 0], blocks[:, 1], dtype=np.uint16)
+    for row in range(2, factor):
+        sums += blocks[:, row]
+    sums += np.uint16(factor // 2)
+    means = (sums // np.uint16(factor)).astype(np.uint8).reshape(whole, width, 3)
+    left = pixels[whole * factor :]
+    if len(left):
+        means = np.concatenate([means, left.mean(0, keepdims=True).round().astype(np.uint8)])
+    return means, factor
 
 
 class ClipIdentity:
@@ -46,9 +62,12 @@ class ClipIdentity:
     The look is made of at most 32 frames, thinned out on the way."""
 
     def __init__(self):
+        from av.video.reformatter import VideoReformatter
+
         self._digest = hashlib.sha256(b"clip ")
         self._kept: list[np.ndarray] = []
         self._count, self._every = 0, 1
+        self._scaler = VideoReformatter()  # one for all frames: to set one up costs more than a frame
 
     def add(self, frame: Any) -> None:
         shape = f"{frame.width}x{frame.height} {frame.rotation} {frame.format.name} "
@@ -58,7 +77,7 @@ class ClipIdentity:
             facts.update(np.ascontiguousarray(rows[:, : _row_bytes(frame, number)]).data)
         self._digest.update(facts.digest())
         if self._count % self._every == 0:
-            self._kept.append(_small(frame))
+            self._kept.append(self._small(frame))
             if len(self._kept) == 2 * _KEPT_FRAMES:
                 self._kept, self._every = self._kept[::2], self._every * 2
         self._count += 1
@@ -69,7 +88,13 @@ class ClipIdentity:
     def look(self) -> bytes:
         """The first frame, those after one and two thirds, and the last."""
         steps = CLIP_FRAMES - 1
-        return b"".join(self._kept[round(i * (len(self._kept) - 1) / steps)].tobytes() for i in range(CLIP_FRAMES))
+        chosen = [self._kept[round(i * (len(self._kept) - 1) / steps)] for i in range(CLIP_FRAMES)]
+        quarters = (frame.reshape(LOOK_SIDE, 2, LOOK_SIDE, 2, 3) for frame in chosen)
+        return b"".join(frame.mean((1, 3)).round().astype(np.uint8).tobytes() for frame in quarters)
+
+    def _small(self, frame: Any) -> np.ndarray:
+        side = 2 * LOOK_SIDE
+        return self._scaler.reformat(frame, side, side, format="rgb24", interpolation="AREA").to_ndarray()
 
 
 def _row_bytes(frame: Any, number: int) -> int:
@@ -82,47 +107,5 @@ def _row_bytes(frame: Any, number: int) -> int:
     return plane.width * sum((component.bits + 7) // 8 for component in components)
 
 
-def _small(frame: Any) -> np.ndarray:
-    small = frame.reformat(2 * LOOK_SIDE, 2 * LOOK_SIDE, format="rgb24", interpolation="AREA").to_ndarray()
-    return small.reshape(LOOK_SIDE, 2, LOOK_SIDE, 2, 3).mean((1, 3)).round().astype(np.uint8)
-
-
 def text_identity(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def text_runs(text: str, run: int = _RUN) -> np.ndarray:
-    """uint64 (n,): a hash of each run of so many letters and digits, in order; empty where the text is shorter."""
-    letters = _letters(text.lower()).astype(np.uint64)
-    runs = np.zeros(max(0, len(letters) - run + 1), np.uint64)
-    for place in range(run):
-        runs ^= letters[place : place + len(runs)]
-        runs *= _PRIME
-    return runs ^ (runs >> np.uint64(29))
-
-
-def _letters(text: str) -> np.ndarray:
-    """The code points of letters and digits."""
-    if text.isascii():
-        return np.frombuffer(text.encode().translate(None, _NO_LETTERS_OF_ASCII), np.uint8)
-    return np.frombuffer(_NO_LETTER.sub("", text).encode("utf-32-le"), np.uint32)
-
-
-def text_sketch(text: str, run: int = _RUN, least: int = _LEAST_RUNS) -> bytes | None:
-    """uint32 (SKETCH,) as bytes; None of a text of fewer runs than `least`. The least values of several sketches, place
-    by place, are the sketch of their texts together."""
-    runs = text_runs(text, run)
-    if len(runs) < max(1, least):
-        return None
-    halves = (runs >> np.uint64(32)).astype(np.uint32)
-    sketch = np.full(SKETCH, 0xFFFFFFFF, np.uint32)
-    for start in range(0, len(halves), _AT_ONCE):
-        values = _FACTORS * halves[start : start + _AT_ONCE]
-        values += _SUMMANDS
-        np.minimum(sketch, values.min(axis=1), out=sketch)
-    return sketch.tobytes()
-
-
-_PRIME = np.uint64(0x100000001B3)
-_AT_ONCE = 384  # runs, so that their values stay in the processor's cache
-_FACTORS, _SUMMANDS = np.random.default_rng(9).integers(1, 1 << 32, (2, SKETCH, 1), dtype=np.uint32) | np.uint32(1)

@@ -12,8 +12,9 @@ import zlib
 from dataclasses import dataclass, field
 
 import simplejpeg
+from PIL import ExifTags, Image
 
-from omniloom.stages.data.media.limits import Limits, MediaError
+from omniloom.stages.data.media.limits import DECODE_ERRORS, Limits, MediaError
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, without DHT, JPG, DAC
@@ -38,6 +39,43 @@ class Jpeg:
     def complete(self) -> bool:
         """Whether the scans bring every coefficient of every component to its last bit."""
         return all(self.exact.get(name) == _ALL for name in self.components)
+
+
+def plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG of the usual kind: grey or of three colours in 8 bits, all of it in one scan, upright,
+    a single picture. None for any other, and for what is broken before its scan."""
+    at, size = 2, None
+    components = 0
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        body = data[at + 4 : at + 2 + length]
+        if marker in (0xC0, 0xC1):
+            if size or len(body) < 6 or body[0] != 8 or body[5] not in (1, 3):
+                return None
+            size, components = (int.from_bytes(body[1:3]), int.from_bytes(body[3:5])), body[5]
+        elif marker == _SOS:
+            whole = body[:1] == bytes([components]) and body[1 + 2 * components :] == b"\0\x3f\0"
+            return size if size and all(size) and whole else None
+        elif marker in _FRAME_HEADERS or marker in (0xFF, 0x01, _SOI, _EOI):
+            return None
+        elif marker == 0xE1 and not _lies_upright(body):
+            return None
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            return None
+        at += 2 + length
+    return None
+
+
+def _lies_upright(body: bytes) -> bool:
+    """Whether what a JPEG's EXIF or XMP data say of its orientation, if anything, is that."""
+    if not body.startswith(b"Exif\0\0"):
+        return b"rientation" not in body
+    found = Image.Exif()
+    try:
+        found.load(body)
+        return found.get(ExifTags.Base.Orientation, 1) == 1
+    except DECODE_ERRORS:
+        return False
 
 
 def read_jpeg(data: bytes) -> Jpeg:
@@ -84,9 +122,9 @@ def _note_scan(jpeg: Jpeg, body: bytes, lossless: bool) -> None:
         jpeg.exact[name] = before & ~band if precision & 15 else before | band
 
 
-def check_scans(jpeg: Jpeg, width: int, height: int, limits: Limits) -> None:
+def check_scans(scans: int, width: int, height: int, limits: Limits) -> None:
     """Raises `too_costly` for a JPEG that makes the decoder go over the picture too often."""
-    scans = max(1, jpeg.scans)
+    scans = max(1, scans)
     if width * height * scans > limits.max_scan_pixels:
         raise MediaError(
             "too_costly",

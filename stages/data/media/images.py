@@ -107,9 +107,22 @@ def probe_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageInfo:
     """What the image is, found by decoding it whole: raises for one that is truncated, damaged, or of a shape that
     the limits exclude.
     """
-    pixels, info = _decode_image(data, limits, intact=True)
+    pixels, info = _plainly(data, limits) or _decode_image(data, limits, intact=True)
     check_shape(info.width, info.height, limits)
     return replace(info, identity=picture_identity(pixels), look=picture_look(pixels))
+
+
+def _plainly(data: bytes, limits: Limits) -> tuple[np.ndarray, ImageInfo] | None:
+    """The pixels of a JPEG of the usual kind that libjpeg decodes without a warning, equal to Pillow's; None for any
+    other picture, of which has to be found out what it is or what is wrong with it."""
+    check_bytes(data, limits)
+    if not data.startswith(b"\xff\xd8") or (size := image_checks.plain_jpeg(data)) is None:
+        return None
+    height, width = size
+    check_pixels(width, height, limits)
+    image_checks.check_scans(1, width, height, limits)
+    pixels = _checked_jpeg(data)
+    return None if pixels is None else (pixels, ImageInfo(width, height, "jpeg"))
 
 
 def _decode_image(
@@ -127,7 +140,7 @@ def _decode_image(
         bounded = intact or limits.max_scan_pixels < NO_LIMITS.max_scan_pixels
         jpeg = image_checks.read_jpeg(data) if bounded and format_ in ("jpeg", "mpo") else None
         if jpeg:
-            image_checks.check_scans(jpeg, *image.size, limits)
+            image_checks.check_scans(jpeg.scans, *image.size, limits)
         try:
             width, height = image.size
             orientation = _orientation(image)

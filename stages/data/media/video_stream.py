@@ -12,7 +12,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.logging
@@ -26,6 +26,7 @@ _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,gif
 # Their decoders flag the frames that damage has reached; the others only write of it. What these write besides, of
 # references that a cut has left out, is harmless.
 _FLAGGING = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "h263", "flv", "prores")
+_HEAD = 1 << 16
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # libav's own decoders leave the alpha plane out
 
 
@@ -35,10 +36,28 @@ def opened(data: bytes, limits: Limits, checked: bool = False) -> Iterator[Video
     check_bytes(data, limits)
     if name := containers.still_picture(data):
         raise MediaError("not_a_video", f"a still picture ({name}), which a source of kind image_folder takes")
-    container = _container(data)
-    try:
+    with _opened(io.BytesIO(data), data, limits, checked) as video:
         if missing := containers.cut_short(data):
             raise MediaError("truncated", missing)
+        yield video
+
+
+@contextmanager
+def opened_file(file: BinaryIO, limits: Limits, checked: bool = False) -> Iterator[VideoStream]:
+    """The same of a file of any length, of which the beginning is looked at and the rest read as it is decoded."""
+    head = file.read(_HEAD)
+    check_bytes(head, limits)
+    if name := containers.still_picture(head):
+        raise MediaError("not_a_video", f"a still picture ({name}), which a source of kind image_folder takes")
+    file.seek(0)
+    with _opened(file, head, limits, checked) as video:
+        yield video
+
+
+@contextmanager
+def _opened(file: BinaryIO, head: bytes, limits: Limits, checked: bool) -> Iterator[VideoStream]:
+    container = _container(file, head)
+    try:
         yield VideoStream(container, limits, checked)
     except (av.error.FFmpegError, *DECODE_ERRORS) as error:
         raise MediaError("corrupt", one_line(error)) from None
@@ -46,17 +65,17 @@ def opened(data: bytes, limits: Limits, checked: bool = False) -> Iterator[Video
         container.close()
 
 
-def _container(data: bytes):
+def _container(file: BinaryIO, head: bytes):
     try:
-        # The custom reader gives libav these bytes and no other file: a playlist cannot name one.
+        # The custom reader gives libav this file and no other: a playlist cannot name one.
         return av.open(
-            io.BytesIO(data),
+            file,
             "r",
             metadata_errors="replace",
             options={"protocol_whitelist": "", "format_whitelist": _DEMUXERS},
         )
     except (av.error.FFmpegError, *DECODE_ERRORS) as error:
-        code = "truncated" if containers.looks_like_video(data) else "not_a_video"
+        code = "truncated" if containers.looks_like_video(head) else "not_a_video"
         raise MediaError(code, one_line(error)) from None
 
 
@@ -73,6 +92,7 @@ class VideoStream:
             self.context.thread_type = "AUTO"
         self.shown = self.packets = self.discarded = 0
         self.first: float | None = None
+        self.moment = 0.0  # of the frame that was given out last, in seconds
         self.end = self.step = 0.0
         self._pixels = 0
         self._error = ""
@@ -160,13 +180,20 @@ class VideoStream:
                 self._lost += round((moment - self._last) / self.step) - 1
             self.step = moment - self._last
         self.step = length or self.step
-        self._last = max(self._last, moment)
+        self._last = self.moment = max(self._last, moment)
         self.end = self._last + self.step
         self.shown += 1
         if self.shown > limits.max_frames or moment - self.first > limits.max_duration:
             raise MediaError("too_long", f"over {limits.max_frames} frames or {limits.max_duration:g} s")
         if self.checked:
             self._trail.append((frame.pts, frame.key_frame, frame.is_corrupt))
+
+    def damage(self) -> int:
+        """How many of the frames since it was last asked damage has reached, or has taken away; none is remembered."""
+        count, due = self._reached() + max(self._lost, self._failed), self._trail[-1][0] if self._trail else None
+        self._damaged = [at for at in self._damaged if at is not None and due is not None and at > due]
+        self._trail, self._lost, self._failed = [], 0, 0
+        return count
 
     def check_sound(self) -> None:
         """Raises `truncated` where clearly less came out than the container promises, `corrupt` where more of the

@@ -30,6 +30,10 @@ from omniloom.stages.data.media.limits import (
 from omniloom.stages.data.media.video_pixels import display_size, displayed
 from omniloom.stages.data.media.video_stream import VideoStream, opened
 
+# One thread does not make x264 repeat itself: with its macroblock tree on, small clips now and then came out otherwise
+# from one process to the next. `cpu-independent` is to keep machines alike.
+X264 = {"crf": "18", "threads": "1", "preset": "veryfast", "x264-params": "mbtree=0:cpu-independent=1"}
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -73,7 +77,7 @@ def probe_video(data: bytes, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
             duration,
             _container_name(video.container),
             video.stream.codec.name,
-            _video_mark(video.container),
+            video_mark(video.container),
             clip.identity(),
             clip.look(),
         )
@@ -128,14 +132,7 @@ def encode_mp4(frames: np.ndarray, fps: float, mark: Any = None, crf: int = 18) 
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread does not make x264 repeat itself: with its macroblock tree on, small clips now and then
-        # came out otherwise from one process to the next. `cpu-independent` is to keep machines alike.
-        stream.options = {
-            "crf": str(crf),
-            "threads": "1",
-            "preset": "veryfast",
-            "x264-params": "mbtree=0:cpu-independent=1",
-        }
+        stream.options = X264 | {"crf": str(crf)}
         for array in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
         container.mux(stream.encode())
@@ -217,7 +214,8 @@ def _container_name(container) -> str:
     return "mkv" if "matroska" in name else name.split(",")[0]
 
 
-def _video_mark(container) -> Any:
+def video_mark(container) -> Any:
+    """What the comment of a video that a model of this project made says; None without one."""
     for key, value in container.metadata.items():
         if key.lower() in ("comment", "description") and value.startswith(MARK):
             return parse_mark(value.removeprefix(MARK).strip())

@@ -114,6 +114,8 @@ class RowMapping:
         self.config: RowsConfig = kind.config
         self.limits = kind.limits
         self.references = References(kind) if self.config.media_field else None
+        more = self.config.conversations_field or self.config.group_field or self.config.license_field
+        self._plain = None if more or self.references else self.config.text_field
 
     def wanted(self, columns: Sequence[str]) -> list[str]:
         """Those of a table's columns that a record is made of."""
@@ -139,6 +141,15 @@ class RowMapping:
             record |= {key: value} if value or key == "group" else {}
         record["synthetic"] = record.get("synthetic", False) or fields.marked(row)
         return record, rejects
+
+    def text_of(self, row: dict) -> str | None:
+        """The text of a row that is a field, where nothing else is asked of the row and nothing is wrong with it."""
+        if self._plain is None or "synthetic" in row or "omniloom" in row:
+            return None
+        text = row.get(self._plain)
+        if type(text) is not str or not text or text.isspace() or "\0" in text:
+            return None
+        return text if text.isascii() or encodable(text) else None
 
     def _text(self, row: dict) -> dict:
         config = self.config

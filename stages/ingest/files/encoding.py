@@ -18,10 +18,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_FIRST = {mark[:1] for mark, _ in _MARKS}
 
 
 def by_mark(head: bytes, encoding: str) -> tuple[str, int]:
     """The encoding that the first bytes tell, else `encoding`; and how many bytes the mark takes."""
+    if head[:1] not in _FIRST:
+        return encoding, 0
     return next(((name, len(mark)) for mark, name in _MARKS if head.startswith(mark)), (encoding, 0))
 
 
@@ -109,14 +112,18 @@ def _recoded(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _split(blocks: Iterator[bytes], limit: int) -> Iterator[bytes | None]:
-    line, over = bytearray(), False
+    line, over = bytearray(), False  # the one that has no end yet
     for block in blocks:
-        for number, part in enumerate(block.split(b"\n")):
-            if number:
-                yield None if over else bytes(line)
-                line, over = bytearray(), False
-            if not over:
-                line += part
-                over = len(line) > limit
+        first, *others = block.split(b"\n")
+        if not over:
+            line += first
+            over = len(line) > limit
+        if not others:
+            continue
+        yield None if over else bytes(line)
+        last = others.pop()
+        for whole in others:
+            yield None if len(whole) > limit else whole
+        line, over = bytearray(last), len(last) > limit
     if line:
         yield None if over else bytes(line)

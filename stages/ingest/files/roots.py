@@ -102,7 +102,8 @@ class Root:
                 raise MediaError("too_large", f"{known} bytes, at most {limit}")
             if compression(path):
                 return _joined(self.blocks(path), limit)
-            return patiently(lambda: _content(self.uri(path)) if self.local else storage.whole(self.fs, self.uri(path)))
+            uri = self.uri(path)
+            return patiently(lambda: _content(uri, known or 0) if self.local else storage.whole(self.fs, uri))
         except Exception as error:
             raise unreadable(error, path) from error
 
@@ -157,13 +158,8 @@ class Root:
     def _check(self, path: str, size: int | None = None) -> int | None:
         """The size of a regular file inside the root; MediaError for anything else."""
         self.asked.append(path)
-        if self.escapes(path):
-            raise MediaError(
-                "outside_root",
-                f"{path[:200]} leads out of the source's root; {self.field}.follow_links: true follows links",
-            )
         if self.local:
-            facts = os.stat(self.uri(path))
+            facts = self._facts(path)
             if not stat.S_ISREG(facts.st_mode):
                 raise MediaError("not_a_file", f"{path[:200]} is a {type_of(facts.st_mode)}")
             return facts.st_size
@@ -176,16 +172,34 @@ class Root:
             raise MediaError("not_a_file", f"{path[:200]} is a {info['type']}")
         return info.get("size")
 
+    def _facts(self, path: str) -> os.stat_result:
+        """What a local disk says of a file inside the root, asked once where no link is on the way."""
+        if not self.is_file and not self.source.follow_links:
+            folder, _, name = self.uri(path).rpartition("/")
+            if name not in ("", ".", "..") and lies_in(real := self._real_folder(folder), self.real):
+                facts = os.lstat(f"{real}/{name}")
+                if not stat.S_ISLNK(facts.st_mode):
+                    return facts
+        if self.escapes(path):
+            raise MediaError(
+                "outside_root",
+                f"{path[:200]} leads out of the source's root; {self.field}.follow_links: true follows links",
+            )
+        return os.stat(self.uri(path))
+
+    def _real_folder(self, folder: str) -> str:
+        if (real := self._real_folders.get(folder)) is None:
+            if len(self._real_folders) > _FOLDERS:
+                self._real_folders.clear()
+            real = self._real_folders[folder] = os.path.realpath(folder)
+        return real
+
     def escapes(self, path: str) -> bool:
         """True where a symbolic link on the way leads out of the root and is not to be followed."""
         if self.is_file or not self.local or self.source.follow_links:
             return False
         folder, name = os.path.split(self.uri(path))
-        if (real := self._real_folders.get(folder)) is None:
-            if len(self._real_folders) > _FOLDERS:
-                self._real_folders.clear()
-            real = self._real_folders[folder] = os.path.realpath(folder)
-        place = os.path.join(real, name)
+        place = os.path.join(self._real_folder(folder), name)
         if name in (".", "..") or os.path.islink(place):
             place = os.path.realpath(place)
         return not lies_in(place, self.real)
@@ -237,6 +251,13 @@ def _joined(blocks: Iterable[bytes], limit: int | None) -> bytes:
     return bytes(data)
 
 
-def _content(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+def _content(path: str, size: int) -> bytes:
+    """What a file of a local disk holds, `size` bytes as far as is known."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(file, size + 1)
+        if len(data) == size:
+            return data
+        return b"".join([data, *iter(lambda: os.read(file, _BLOCK), b"")])
+    finally:
+        os.close(file)

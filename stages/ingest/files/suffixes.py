@@ -28,10 +28,15 @@ _SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".tbz": ".bz2", ".txz": ".xz", ".tzst"
 ARCHIVES = (".zip", ".tar")
 
 
+_ENDINGS = (*COMPRESSED, *_SPELT, *_SHORT)
+
+
 def suffix(path: str) -> str:
     """The suffix in small letters; of a compressed file that of what it holds: .txt of a.txt.gz, .tar of a.tgz."""
     stem, ending = posixpath.splitext(path)
     ending = ending.lower()
+    if ending not in _ENDINGS:
+        return ending
     if ending in _SHORT:
         return ".tar"
     inner = posixpath.splitext(stem)[1].lower() if _SPELT.get(ending, ending) in COMPRESSED else ""
@@ -40,6 +45,8 @@ def suffix(path: str) -> str:
 
 def compression(path: str) -> str | None:
     """How the file is compressed: the one of `COMPRESSED`; None where it is not."""
+    if not path.lower().endswith(_ENDINGS):
+        return None
     ending = posixpath.splitext(path)[1].lower()
     ending = _SPELT.get(ending, ending)
     return ending if ending in COMPRESSED else _SHORT.get(ending)

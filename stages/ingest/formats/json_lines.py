@@ -42,7 +42,7 @@ class JsonLines(Format):
             if line is None:
                 empty = False
                 yield number, Reject("too_large", f"a line of more than {limit} bytes")
-            elif line.strip():
+            elif line and not line.isspace():
                 empty = False
                 try:
                     yield number, parse_row(line, line_encoding)

@@ -19,6 +19,7 @@ from omniloom.stages.ingest.files.suffixes import suffix
 from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.options import UNNAMED, Captions, SourceConfig
 from omniloom.stages.ingest.rejects import Reject, printable
+from omniloom.stages.ingest.text_runs import Texts
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,10 @@ class SourceKind(ABC):
     # ---- reading: one item, or a piece of one, in a worker ----
 
     @abstractmethod
-    def read(self, item: dict) -> Iterator[dict | Reject]:
+    def read(self, item: dict) -> Iterator[dict | Texts | Reject]:
         """The records of one item, made by `stages.ingest.rows`, and what of it cannot be used. An exception is the
-        item's reject, so raise `MediaError(code, message)` freely."""
+        item's reject, so raise `MediaError(code, message)` freely. Texts that are records by themselves may come many
+        at a time."""
 
     # ---- for subclasses ----
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import cached_property
 
 from omniloom.stages.ingest.annotations import captions as captioning
@@ -90,7 +90,23 @@ class MediaFolder(SourceKind):
     def read(self, item: dict) -> Iterator[dict | Reject]:
         from omniloom.stages.ingest import rows
 
-        row = rows.media_row(self.medium, self.content(item["path"], item["size"]), self.limits)
+        captions: list[str] | None = None
+        for row in self.media(item):
+            if isinstance(row, Reject):
+                yield row
+                continue
+            if captions is None:
+                captions = yield from self._captions(item)
+            yield {**row, **rows.captioned(captions), "label": item.get("label")}
+
+    def media(self, item: dict) -> Iterator[dict | Reject]:
+        """What of a file becomes records."""
+        from omniloom.stages.ingest import rows
+
+        yield rows.media_row(self.medium, self.content(item["path"], item["size"]), self.limits)
+
+    def _captions(self, item: dict) -> Generator[Reject, None, list[str]]:
+        """Those that the file has; what is wrong with them."""
         captions = item.get("captions", [])
         if sidecar := item.get("sidecar"):
             try:
@@ -99,7 +115,7 @@ class MediaFolder(SourceKind):
             except Exception as error:
                 reason = Reject.of(error, sidecar)
                 yield Reject("bad_caption", f"{reason.code}: {reason.message}", path=sidecar)
-        yield {**row, **rows.captioned(captions), "label": item.get("label")}
+        return captions
 
     def _said(self, sidecar: str) -> tuple[list[str], list[Reject]]:
         """The captions in a text, which is one, or in a JSON object, by their usual names."""

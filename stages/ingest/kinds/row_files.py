@@ -18,6 +18,7 @@ from omniloom.stages.ingest.kinds.base import Contents, SourceKind
 from omniloom.stages.ingest.look import row_recognition
 from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.text_runs import AT_ONCE, Texts
 
 _PEEKED = 64  # files at most that are looked into for a column, on every plan
 
@@ -64,6 +65,10 @@ class RowFiles(SourceKind):
     def record(self, row: dict, path: str) -> tuple[dict, list[Reject]]:
         """The record of a row, and what of the row it goes without; MediaError where the row is none."""
         return self.mapping.record(row, path)
+
+    def text_of(self, row: dict) -> str | None:
+        """The text of a row where the record is that alone; None where `record` has to look."""
+        return self.mapping.text_of(row) if type(self).record is RowFiles.record else None
 
     def wanted(self, columns: Sequence[str]) -> list[str]:
         """Those of a table's columns that are read."""
@@ -125,14 +130,28 @@ class RowFiles(SourceKind):
 
     # ---- reading ----
 
-    def read(self, item: dict) -> Iterator[dict | Reject]:
-        """A record or a reject per row, with the row's number as its part. A file that fails half way keeps what came
-        before."""
+    def read(self, item: dict) -> Iterator[dict | Texts | Reject]:
+        """A record or a reject per row, with the row's number as its part; texts in runs. A file that fails half way
+        keeps what came before."""
         path, number = item["path"], 0
+        run, size = Texts([], []), 0
         try:
             for number, row in self.format_of(path).rows(self.files, item, self.wanted):
-                yield from self._row(row, path, number)
+                text = self.text_of(row) if type(row) is dict else None
+                if text is not None:
+                    run.texts.append(text)
+                    run.parts.append(number)
+                    size += len(text)
+                if run.texts and (text is None or size >= AT_ONCE):
+                    yield run
+                    run, size = Texts([], []), 0
+                if text is None:
+                    yield from self._row(row, path, number)
+            if run.texts:
+                yield run
         except Exception as error:
+            if run.texts:
+                yield run
             if not number and "from" not in item:
                 raise  # the whole file's reject
             yield Reject.of(error, path, number + 1 if number else item.get("part", 0))

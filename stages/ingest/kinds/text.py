@@ -16,6 +16,7 @@ from omniloom.stages.ingest.kinds.base import SourceKind
 from omniloom.stages.ingest.look.glimpse import Glimpse, Recognition
 from omniloom.stages.ingest.options import FORMER_FIELDS, SourceConfig
 from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.text_runs import Texts
 
 _NOTES = re.compile(r"(readme|license|licence|copying|changelog|changes|notice|authors|citation)\b", re.IGNORECASE)
 
@@ -76,10 +77,8 @@ class Text(SourceKind):
             start += len(block)
         return item["size"]
 
-    def read(self, item: dict) -> Iterator[dict | Reject]:
+    def read(self, item: dict) -> Iterator[Texts | Reject]:
         """A record per chunk. Of a large file each section is read by itself, and is a reject by itself."""
-        from omniloom.stages.ingest import rows
-
         empty = "from" not in item
         name = item.get("encoding", self.config.encoding)
         for start, data in self._sections(item, name):
@@ -95,8 +94,7 @@ class Text(SourceKind):
                     yield Reject(error.code, where + error.message, part)
                 continue
             empty = False
-            for number, chunk in enumerate(chunks, part):
-                yield rows.text_row(chunk, number)
+            yield Texts(chunks, range(part, part + len(chunks)))
         if empty:
             raise MediaError("empty", "nothing but white space" if item["size"] else "the file has no bytes")
 

@@ -16,7 +16,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES, SKETCH
+from omniloom.stages.data.media.identity import CLIP_FRAMES, LOOK_BYTES
+from omniloom.stages.data.media.sketches import SKETCH
 from omniloom.stages.data.records import KINDS
 from omniloom.stages.ingest.splitting.columns import mixed, numbered, united
 from omniloom.stages.ingest.splitting.compared import Compared

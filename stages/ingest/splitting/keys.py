@@ -63,9 +63,40 @@ def rejects_uri(output: str, name: str) -> str:
     return storage.join(output, f"{RESUME}rejects", f"{name}.jsonl")
 
 
-def write(output: str, name: str, rows: list[dict]) -> dict:
-    """{bytes, sha256} of what is written."""
-    return write_table(output, name, pa.Table.from_pylist(rows, schema=SCHEMA))
+class Keys:
+    """The keys of a shard as it is filled: of rows, and of texts in tables."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._parts: list[list[dict] | pa.Table] = []
+
+    def add(self, row: dict) -> None:
+        if not self._parts or isinstance(self._parts[-1], pa.Table):
+            self._parts.append([])
+        self._parts[-1].append(row)
+        self.count += 1
+
+    def add_table(self, table: pa.Table) -> None:
+        self._parts.append(table)
+        self.count += len(table)
+
+    def without(self, refused: list[dict]) -> list[dict]:
+        """Leave out the rows that these rejects are of; the rejects, with their items."""
+        if not refused:
+            return []
+        gone = {records.key_of(reject) for reject in refused}
+        items: dict[records.Key, int] = {}
+        for number, part in enumerate(self._parts):
+            if isinstance(part, list):
+                items |= {key: row["item"] for row in part if (key := records.key_of(row)) in gone}
+                self._parts[number] = [row for row in part if records.key_of(row) not in gone]
+        self.count -= len(items)
+        return [{**reject, "item": items[records.key_of(reject)]} for reject in refused]
+
+    def write(self, output: str, name: str) -> dict:
+        """{bytes, sha256} of what is written."""
+        tables = [pa.Table.from_pylist(part, schema=SCHEMA) if isinstance(part, list) else part for part in self._parts]
+        return write_table(output, name, pa.concat_tables([SCHEMA.empty_table(), *tables]))
 
 
 def write_table(output: str, name: str, table: pa.Table) -> dict:

@@ -58,7 +58,7 @@ def assign(
     sizes = np.bincount(clusters[nodes], minlength=1)
     return (
         shares.splits[clusters[nodes]],
-        _own(keys[:, 0], fractions)[nodes],
+        own_splits(keys[:, 0], fractions)[nodes],
         {
             "groups": len(keys),
             "near_twins": near,
@@ -69,8 +69,8 @@ def assign(
     )
 
 
-def _own(first: np.ndarray, fractions: Mapping[str, float]) -> np.ndarray:
-    """Places in `records.SPLITS` of what `records.split_of` says of keys, of which these are the first 64 bits."""
+def own_splits(first: np.ndarray, fractions: Mapping[str, float]) -> np.ndarray:
+    """Places in `records.SPLITS`, uint8, of what `records.split_of` says of keys with these first 64 bits."""
     position = first.astype(np.float64) / 2**64
     test, validation = (fractions.get(split, 0.0) for split in HELD_OUT)
     rest = records.SPLITS.index(records.split_of("f" * 16, fractions))
@@ -94,7 +94,7 @@ class _Shares:
         rank[order] = np.arange(len(keys))
         self.least = np.full(self.count, len(keys))
         np.minimum.at(self.least, clusters, rank)  # of each cluster: its lowest key, by its rank
-        self.splits = _own(keys[order[self.least], 0], fractions)
+        self.splits = own_splits(keys[order[self.least], 0], fractions)
         kinds, strata = len(records.KINDS), len(rows.strata)
         self.kinds = np.bincount(of_rows * kinds + rows.kind, minlength=self.count * kinds).reshape(-1, kinds)
         self.sizes = self.kinds.sum(1)

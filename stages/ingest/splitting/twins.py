@@ -1,8 +1,8 @@
 """Near twins: pictures that are copies of one another, re-encoded, scaled or cut at the edges, and clips of such
 frames; texts that share most of what they say.
 
-In: the looks and sketches of `stages.data.media.identity`, one row each. Out: pairs of rows, int64 (n, 2), each once,
-the first below the second.
+In: the looks of `stages.data.media.identity` and the sketches of `stages.data.media.sketches`, one row each. Out: pairs
+of rows, int64 (n, 2), each once, the first below the second.
 
 Both go two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing
 scheme based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and
@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from omniloom.stages.data.media.identity import LOOK_BYTES
+from omniloom.stages.data.media.sketches import densified
 from omniloom.stages.ingest.splitting import registration
 from omniloom.stages.ingest.splitting.registration import WINDOWS
 
@@ -86,7 +87,7 @@ def bands(sketches: Values, rows: np.ndarray | None = None) -> np.ndarray:
     rows = np.arange(len(sketches)) if rows is None else rows
     found = np.empty((len(rows), _BANDS), np.uint32)
     for at in range(0, len(rows), _BLOCK):
-        values = sketches[rows[at : at + _BLOCK]][:, : _BANDS * _ROWS].astype(np.uint64)
+        values = densified(sketches[rows[at : at + _BLOCK]])[:, : _BANDS * _ROWS].astype(np.uint64)
         keys = np.zeros((len(values), _BANDS), np.uint64)
         for place in range(_ROWS):
             keys = (keys ^ values[:, place::_ROWS]) * np.uint64(0x9E3779B97F4A7C15)
@@ -145,7 +146,7 @@ def near_texts(
         for pairs in _neighbours(keys, _first_values(sketches), rows):
             for start in range(0, len(pairs), _BLOCK):
                 first, second = np.sort(pairs[start : start + _BLOCK], axis=1).T
-                close = (sketches[first] == sketches[second]).mean(1) >= agreeing
+                close = (densified(sketches[first]) == densified(sketches[second])).mean(1) >= agreeing
                 new.append(first[close] * count + second[close])
         found = np.unique(np.concatenate([found, *new]))
     return np.stack([found // count, found % count], axis=1)
