@@ -32,6 +32,9 @@ SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as sour
 EVALUATION = "evaluation"  # the folder of the MLflow run that has the items
 
 
+_DESCRIBED = 4900  # letters: a registry's databases keep 5,000 of a version's description
+
+
 def needs(config: Config) -> Needs:
     return Needs(cpus=config.cpus, gpus=config.gpus)
 
@@ -164,17 +167,23 @@ def _register(
         better_than=better_than,
         dataset=(context.inputs["records"].stage, context.inputs["records"].fingerprint),
         trained_by=train.manifest.get("mlflow_run_id"),
-        description=_described(context, verdict),
+        description=_described(context, verdict, metrics),
     )
     if why_not:
         metrics["not_registered"] = why_not  # a closing line of the run
 
 
-def _described(context: StageContext, verdict: Verdict) -> str:
-    """Markdown: what the gate said, what the model was made of, and how to sample from it."""
-    made_of = ", ".join(f"{artifact.stage} `{artifact.fingerprint[:12]}`" for artifact in context.inputs.values())
+def _described(context: StageContext, verdict: Verdict, metrics: dict) -> str:
+    """The model card as Markdown: what the gate said, how to sample, what the model is and was made of, its figures."""
+    from omniloom.stages.reporting.model_card import body
+
+    config = storage.load_json(context.model.file("model", "config.json"))
+    told = body(config, context.model, list(context.inputs.values()), metrics)
     folder = context.model.file("model")
-    return f"{verdict}.\n\nMade of {made_of}.\n\nSample from it: `omniloom sample {folder}`"
+    lines = [f"{verdict}.", "", f"Sample from it: `omniloom sample {folder}`", "", *told]
+    while len("\n".join(lines)) > _DESCRIBED:
+        lines.pop()
+    return "\n".join(lines)
 
 
 def _example(context: StageContext) -> str:

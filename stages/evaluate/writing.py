@@ -17,6 +17,7 @@ from omniloom.models.unified.generation.score import log_likelihoods
 from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.stages.data.spread import spread
 from omniloom.stages.evaluate import metrics
+from omniloom.stages.evaluate.cider import cider
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.reporting import report
@@ -115,6 +116,8 @@ def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None
         evaluation.add(f"caption_accuracy{suffix}", evaluation.ids(judged), right, label_weights(labels))
     exact = [written[i].strip() in map(str.strip, clips.table["captions"][i].as_py()) for i in chosen]
     evaluation.add(f"caption_exact{suffix}", evaluation.ids(chosen), exact)
+    scores = cider([written[i] for i in chosen], [clips.table["captions"][i].as_py() for i in chosen])
+    evaluation.add(f"caption_cider{suffix}", evaluation.ids(chosen), scores)
     for source, part in evaluation.by_source(chosen).items():
         evaluation.pictures[f"described_images{source}{suffix}"] = report.grid(
             [clips[i][0] for i in part[:16]], 8, [written[i] for i in part[:16]]
