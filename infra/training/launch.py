@@ -24,7 +24,7 @@ from omniloom.infra.retries import Retries
 from omniloom.infra.training import checkpoint, hangs, ready, stopping
 from omniloom.infra.training.config import WorkersConfig
 
-_START_SECONDS = 60.0  # from the ranks' room to the first line of their function, at least: processes that import
+_START_SECONDS = 180.0  # from the ranks' room to the first line of their function, at least: processes that import
 _WAITS_FOR_ROOM = "WorkerGroupStartupTimeoutError"
 
 

@@ -14,6 +14,7 @@ decoding. What holds of records otherwise than their shards say lies beside thes
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -129,7 +130,7 @@ def shard_writer(uri: str) -> Iterator[ShardWriter]:
         storage.writing(uri) as target,
         contextlib.closing(pq.ParquetWriter(file := storage.Digest(target), SCHEMA, **WRITER)) as parquet,
     ):
-        writer = ShardWriter(parquet)
+        writer = ShardWriter(parquet, file)
         yield writer
         writer.flush()
         parquet.close()
@@ -143,10 +144,11 @@ class ShardWriter:
     {bytes, sha256} of the shard once it is written.
     """
 
-    def __init__(self, parquet: pq.ParquetWriter):
+    def __init__(self, parquet: pq.ParquetWriter, file: storage.Digest):
         self.refused: list[dict] = []
         self.facts: dict = {}
-        self._parquet, self._size = parquet, 0
+        self._parquet, self._file, self._size = parquet, file, 0
+        self._written = 0  # bytes of rows
         self._rows: list[dict] = []
         self._tables: list[pa.Table] = []  # before the rows
 
@@ -167,10 +169,16 @@ class ShardWriter:
 
     def flush(self) -> None:
         self._close_rows()
-        tables, self._tables, self._size = self._tables, [], 0
+        tables, self._tables = self._tables, []
+        self._written, self._size = self._written + self._size, 0
         if tables:
             table = pa.concat_tables(tables)
             self._parquet.write_table(table, max(1, len(table)))
+
+    def packed(self, expected: float) -> float:
+        """How many bytes of the file a byte of rows takes, by what is written; `expected` as long as that is too little
+        to tell."""
+        return self._file.tell() / self._written if self._written >= _ROW_GROUP_BYTES else expected
 
     def _close_rows(self) -> None:
         rows, self._rows = self._rows, []
@@ -203,6 +211,14 @@ class ShardWriter:
 def _with_captions(row: dict) -> dict:
     """A row that names its one caption has it among its captions."""
     return row if row.get("captions") or not row.get("caption") else {**row, "captions": [row["caption"]]}
+
+
+def packed_bytes(rows: Iterable[dict]) -> int:
+    """What these rows take in a shard."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA, **WRITER) as writer:
+        writer.write_table(pa.Table.from_pylist([_with_captions(row) for row in rows], schema=SCHEMA))
+    return sink.tell()
 
 
 def write_shard(uri: str, rows: Iterable[dict]) -> None:

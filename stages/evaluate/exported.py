@@ -15,6 +15,7 @@ import torch
 
 from omniloom.infra import storage
 from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name
+from omniloom.stages.checkpoints import start
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.train.config import Config
@@ -42,7 +43,9 @@ def export_gap(evaluation: Evaluation) -> None:
     if not known or not evaluation.training:
         return
     config, loom = Config.model_validate({**evaluation.training, "workers": {"count": 1}}), evaluation.loom
-    rows = validation_rows(TokenSet(evaluation.inputs["tokens"], "validation"), config, loom.model.config, "cpu")
+    held_out = TokenSet(evaluation.inputs["tokens"], "validation")
+    held_out.facts |= start.latent_statistics(config.init_from, loom.model.config)
+    rows = validation_rows(held_out, config, loom.model.config, loom.device.type)
     objective = UnifiedObjective(
         loom.model,
         config.diffusion,

@@ -104,6 +104,12 @@ def _table(pixels: int) -> dict[str, Figure]:
             asks=_DESCRIBED,
             by_objective=True,
         ),
+        "caption_cider": Figure(
+            "CIDEr-D of the captions against the picture's own, from 0 to 10",
+            "higher",
+            asks=_DESCRIBED,
+            by_objective=True,
+        ),
         "image_following": Figure(
             "share of pairs of captions, drawn from one noise, whose drawings lie nearer to their own pictures than "
             "crosswise",

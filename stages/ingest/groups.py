@@ -1,9 +1,10 @@
 """Groups: items in order, as a worker takes them, and the shards that it makes of them.
 
 A group is {"index", "items"}: items or pieces of items (`SourceKind.cut`) of about a shard in all. A worker reads them
-one after another and closes a shard where the next row would bring it far above `shard_bytes` of rows (media included)
-or it has `shard_items`. So a group gives a shard, or several where its files hold more than their own bytes (lines
-that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a row group.
+one after another and closes a shard where the next row would bring its file far above `shard_bytes`, by what rows have
+taken so far, or it has `shard_items`. So a group gives a shard, or several where its files hold more than their own
+bytes (lines that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a
+row group.
 
 Shards of group 12 are records/shard-000012-0000.parquet, -0001, ... and beside each lie its keys and rejects
 (`stages.ingest.splitting.keys`); in the stage's state groups/000012.json, written last: the reports on the group's
@@ -157,7 +158,7 @@ class _Reading:
                 writer.add_table(table, size)
                 found.add_table(of_table)
 
-        for row in self._held(rejects):
+        for row in self._held(writer, rejects):
             if isinstance(row, TextRun):
                 columns.add(row)
                 if columns.size >= AT_ONCE:
@@ -168,12 +169,14 @@ class _Reading:
                 found.add(keys.of_row(row))
         close()
 
-    def _held(self, rejects: list[dict]) -> Iterator[dict | TextRun]:
+    def _held(self, writer: ShardWriter, rejects: list[dict]) -> Iterator[dict | TextRun]:
         """Take what a shard holds, the rejects between apart."""
         from omniloom.stages.data.records import row_bytes
 
-        limit, size, count = int(_OVER * self._config.shard_bytes), 0, 0
+        expected = max(item.get("packed", 1.0) for item in self._group["items"])
+        size = count = 0
         while self.left and not self._is_reject and count < self._config.shard_items:
+            limit = int(_OVER * self._config.shard_bytes / writer.packed(expected))
             row, rest = self._row, None
             if isinstance(row, TextRun):
                 row, rest = row.cut(self._config.shard_items - count, limit - size, not count)

@@ -9,6 +9,7 @@ A missing root, one without any file of the source's kind, and a manifest that d
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from operator import eq
@@ -71,7 +72,8 @@ def listing(config: Config) -> Facts:
 def _list(kind: SourceKind, contents: Contents, facts: Facts) -> None:
     """Add every file that has a part in the source's records, by the path that stands for it."""
     all_of_kind = kind.root.is_file
-    facts.add(kind.index, contents.files.where(lambda f: all_of_kind or _is_item(kind, f) or kind.matters(f.path)))
+    files = contents.files if all_of_kind else contents.of_kind.or_where(lambda file: kind.matters(file.path))
+    facts.add(kind.index, files)
     if kind.manifest and kind.manifest.below is None:
         facts.add(kind.index, [kind.manifest.outside()])
     if kind.media_root:
@@ -133,6 +135,7 @@ def _is_item(kind: SourceKind, file: SourceFile) -> bool:
     return kind.is_item(file.path)
 
 
+@functools.cache
 def _known_suffixes() -> set[str]:
     return {*COMPANIONS, *(ending for kind in KINDS.values() for ending in kind.suffixes)}
 

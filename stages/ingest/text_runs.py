@@ -163,6 +163,8 @@ def _repeated(values: pa.Array, counts: np.ndarray) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
+    if len(values) == 1:
+        return pa.repeat(values[0], int(counts[0]))
     return values if (counts == 1).all() else values.take(pa.array(np.repeat(np.arange(len(values)), counts)))
 
 

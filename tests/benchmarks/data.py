@@ -3,6 +3,7 @@
     python tests/benchmarks/data.py items [pictures videos jsonl texts]     CPU time of one thread, ratio to the loop
     python tests/benchmarks/data.py listing [COUNT ...]                     seconds and memory of listing and grouping
     python tests/benchmarks/data.py growing [pictures texts tokens]         CPU time of a run with 1% of new files
+    python tests/benchmarks/data.py settling [COUNT ...]                    seconds and memory of settling texts
     python tests/benchmarks/data.py large [GIGABYTES] [texts pictures]      one JSONL of texts, one that names pictures,
                                                                             through `omniloom run` on Ray
 
@@ -25,7 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -247,22 +250,47 @@ def listing(counts: list[int]) -> None:
 def large_file(folder: Path, what: str, size: float) -> dict:
     """One JSONL of about `size` bytes of texts, or that names about as many bytes of pictures."""
     folder.mkdir(parents=True)
-    rng, held = np.random.default_rng(3), 0
     with open(folder / "rows.jsonl", "w") as rows:
-        for n in range(1 << 62):
-            if held >= size:
-                break
-            if what == "texts":
-                line = json.dumps({"text": sentence(rng, 180)})
-                held += len(line)
-            else:
-                data = picture(rng)
-                (folder / f"{n:07d}.jpg").write_bytes(data)
-                line = json.dumps({"image": f"{n:07d}.jpg", "caption": sentence(rng, 8)})
-                held += len(data)
-            rows.write(line + "\n")
+        (texts_of if what == "texts" else pictures_of)(folder, rows, size)
     field = {"text_field": "text"} if what == "texts" else {"image_field": "image", "caption_field": "caption"}
     return {"kind": "jsonl", "uri": str(folder / "rows.jsonl"), **field}
+
+
+_WORDS = 180  # of a text
+
+
+def texts_of(folder: Path, rows: TextIO, size: float) -> None:
+    rng, held = np.random.default_rng(3), 0
+    known = np.array([f"w{n:x}" for n in rng.zipf(1.3, 1 << 20) % 50_000], object)  # as often as each comes
+    while held < size:
+        words = known[rng.integers(0, len(known), (4096, _WORDS))].tolist()
+        block = "".join(f'{{"text": "{" ".join(text)}"}}\n' for text in words)
+        held += len(block)
+        rows.write(block)
+
+
+def pictures_of(folder: Path, rows: TextIO, size: float) -> None:
+    """Of 512 x 512 pixels, coarse colours under noise, made by two threads."""
+    import simplejpeg
+    from PIL import Image
+
+    grain = np.random.default_rng(4).integers(0, 48, (2, 512, 512, 3), np.uint8)
+
+    def make(n: int) -> int:
+        rng = np.random.default_rng(n)
+        coarse = Image.fromarray(rng.integers(0, 200, (12, 12, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((512, 512), Image.Resampling.BILINEAR))
+        pixels = smooth + np.roll(grain[n % 2], int(rng.integers(512)), axis=n // 2 % 2)
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=85)
+        (folder / f"{n:07d}.jpg").write_bytes(data)
+        return len(data)
+
+    held, first = 0, 0
+    with ThreadPoolExecutor(2) as pool:
+        while held < size:
+            numbers = range(first, first + 256)
+            held, first = held + sum(pool.map(make, numbers)), numbers.stop
+            rows.write("".join(json.dumps({"image": f"{n:07d}.jpg", "caption": f"number {n}"}) + "\n" for n in numbers))
 
 
 def large(gigabytes: float, whats: list[str]) -> None:
@@ -272,13 +300,13 @@ def large(gigabytes: float, whats: list[str]) -> None:
     limit = 64 << 20
     for what in whats:
         with tempfile.TemporaryDirectory(prefix="omniloom-large-") as name:
-            folder = Path(name)
+            folder, began = Path(name), time.monotonic()
             source = large_file(folder / "in", what, gigabytes * 1e9)
             ingest = {"sources": [source], "shard_bytes": limit, "shard_items": 1 << 30}
             stages = {"ingest": ingest}
             config = {"name": "large", "storage": str(folder / "runs"), "stages": stages}
             (folder / "large.yaml").write_text(yaml.safe_dump(config))
-            began = time.monotonic()
+            made, began = time.monotonic() - began, time.monotonic()
             run = subprocess.Popen(
                 [sys.executable, "-m", "omniloom.pipelines.cli", "run", str(folder / "large.yaml")],
                 stdout=subprocess.DEVNULL,
@@ -290,9 +318,10 @@ def large(gigabytes: float, whats: list[str]) -> None:
             sizes = [path.stat().st_size / limit for path in sorted((folder / "runs").rglob("records/*.parquet"))]
             full = sizes[:-1] or sizes  # the last one has what is left
             print(
-                f"{what}: {gigabytes:g} GB in {seconds:.0f} s, {busy / seconds:.2f} cores busy, largest process "
+                f"{what}: {gigabytes:g} GB (made in {made:.0f} s) in {seconds:.0f} s, "
+                f"{busy / seconds:.2f} cores busy, largest process "
                 f"{largest[1] / 1e9:.2f} GB ({largest[0]}), {len(sizes)} shards, "
-                f"files of {min(full):.2f} to {max(full):.2f} of the limit (which is of rows before compression)",
+                f"files of {min(full):.2f} to {max(full):.2f} of the limit",
                 flush=True,
             )
 
@@ -323,7 +352,7 @@ def watched(run: subprocess.Popen) -> tuple[tuple[str, int], float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["items", "listing", "list_one", "growing", "large"])
+    parser.add_argument("what", choices=["items", "listing", "list_one", "growing", "settling", "settle_one", "large"])
     parser.add_argument("more", nargs="*")
     given = parser.parse_args()
     if given.what == "items":
@@ -335,6 +364,14 @@ if __name__ == "__main__":
         from growing import growing
 
         growing(given.more or list(GROWING))
+    elif given.what == "settling":
+        from growing import settling
+
+        settling([int(count) for count in given.more] or [100_000, 300_000, 1_000_000])
+    elif given.what == "settle_one":
+        from growing import settle_one
+
+        print(json.dumps(settle_one(int(given.more[0]))))
     elif given.what == "large":
         large(float((given.more or ["5"])[0]), given.more[1:] or ["texts", "pictures"])
     elif given.what == "list_one":

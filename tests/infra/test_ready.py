@@ -62,6 +62,27 @@ def test_ray_train_looks_at_many_ranks_less_often():
     assert times == [0.5, 0.5, 1.0, 2.0]
 
 
+def test_the_job_s_hook_is_kept_for_the_body_and_for_its_ranks(monkeypatch):
+    """What the driver asks for is what the body's own request comes to."""
+    hook, workers = ready._hook(), WorkersConfig()
+    job = {"env_vars": {hook: "omniloom.infra.cluster.settle", "JOB_VARIABLE": "told"}}
+    monkeypatch.setattr(ready, "_own", lambda: job)
+    body, ranks = ready._of_body()["env_vars"], ready._of_ranks(workers)["env_vars"]
+    monkeypatch.setattr(ready, "_own", lambda: {"env_vars": body})
+    assert ranks == body | ready.environment(workers)["env_vars"]
+    assert [found[hook].rpartition(".")[2] for found in (body, ranks)] == ["prepare_body", "prepare"]
+    for found in (body, ranks):
+        assert found[ready._JOB_HOOK] == "omniloom.infra.cluster.settle" and found["JOB_VARIABLE"] == "told"
+
+
+@pytest.mark.parametrize("job", [{}, {"env_vars": {"JOB_VARIABLE": "told"}}], ids=["plain", "merged"])
+def test_an_environment_has_ray_s_own_text(monkeypatch, job):
+    """As Ray's Python writes one, and without spaces where its C++ has merged it with another."""
+    monkeypatch.setattr(ready, "_own", lambda: job)
+    text = ready._told(ready._of_body(), job).serialized_runtime_env
+    assert (": " in text) == (not job) and json.loads(text) == ready._of_body()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["told", ""], ids=["with variables of the job", "without"])
 def test_body_and_ranks_get_the_processes_that_wait(tmp_path, variable):

@@ -247,3 +247,16 @@ def test_pieces_are_cut_by_what_their_records_hold(memory, waste):
         for uri in records.shards(found.context.output)
     ]
     assert len(held) > 5 and all(0.8 * limit <= size <= 1.2 * limit for size in held[:-1])
+
+
+def test_the_limit_is_that_of_files_however_far_texts_are_compressed(memory):
+    """One file of lines of texts that take a third as Parquet: all shards but the last are full to a fifth."""
+    rng, limit = np.random.default_rng(2), 400_000
+    words = np.array([f"word{n}" for n in range(4000)], object)[rng.zipf(1.5, (3000, 200)) % 4000]
+    lines = "".join(json.dumps({"text": " ".join(text)}) + "\n" for text in words.tolist())
+    storage.write_bytes(f"{memory}/in/a.jsonl", lines.encode())
+    cfg = config(f"{memory}/in", shard_bytes=limit, shard_items=1 << 20)
+    found = take(cfg, f"{memory}/work")
+    sizes = list(storage.list_files(f"{found.context.output}/records").values())
+    assert len(found.rows) == 3000 and len(sizes) > 2 and sum(sizes) < len(lines) / 2
+    assert all(0.8 * limit <= size <= 1.2 * limit for size in sizes[:-1])

@@ -221,6 +221,7 @@ def test_which_figures_are_of_each_objective():
         "frechet_pixels8",
         "caption_accuracy",
         "caption_exact",
+        "caption_cider",
         "retrieval_recall_at_1",
         "retrieval_recall_at_10",
         "retrieval_mean_rank",

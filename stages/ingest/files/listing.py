@@ -69,6 +69,13 @@ class Files(Sequence[SourceFile]):
         """Those of all files that are wanted."""
         return Files(self._packed, bytearray(map(wanted, map(SourceFile._make, self._packed))))
 
+    def or_where(self, wanted: Callable[[SourceFile], bool]) -> Files:
+        """These, and of the others those that are wanted."""
+        if self._mask is None or all(self._mask):
+            return self
+        pairs = zip(self._mask, self._packed, strict=True)
+        return Files(self._packed, bytearray(here or wanted(SourceFile._make(file)) for here, file in pairs))
+
 
 def list_files(root: Root) -> Files:
     """Every file below the root, sorted by path; hidden ones (a part begins with a dot) are not looked at."""
@@ -79,7 +86,7 @@ class _Listing:
     """The walk over one root."""
 
     def __init__(self, root: Root):
-        self.root = root
+        self.root, self._hashed = root, root.source.hash == "content"
 
     def files(self) -> Iterator[SourceFile]:
         try:
@@ -170,6 +177,9 @@ class _Listing:
                 continue
             path = f"{folder.path}/{name}" if folder.path else name
             entry: SourceFile | _Folder | None
+            if info["type"] == "file" and not info.get("islink"):  # nearly all
+                found.append((name, self._file(path, info)))
+                continue
             if info["type"] == "directory":
                 entry = _Folder(path, folder.real and posixpath.join(folder.real, name))
             elif not (info.get("islink") and self.root.local):
@@ -235,6 +245,8 @@ class _Listing:
 
     def _file(self, path: str, info: dict) -> SourceFile:
         size = info.get("size") or 0
+        if info["type"] == "file" and path.isascii() and not self._hashed and "reject" not in info:  # nearly all
+            return SourceFile(path, size, _identity(info))
         if not encodable(path):
             return SourceFile(ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8"))
         reject = info.get("reject")
@@ -245,7 +257,7 @@ class _Listing:
             kind = type_of(info["mode"]) if info["type"] == "other" and "mode" in info else info["type"]
             reject = ("not_a_file", f"is a {kind}")
         identity = _identity(info)
-        if self.root.source.hash == "content" and not reject:
+        if self._hashed and not reject:
             try:
                 identity = f"sha256:{self._sha256(path)}"
             except MediaError as error:
@@ -303,8 +315,11 @@ def _lists_all(fs: fsspec.AbstractFileSystem) -> bool:
     )
 
 
+_VERSIONS = ("sha256", "ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
 def _identity(info: dict) -> str:
-    for key in ("sha256", "ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "updated", "created"):
-        if (value := info.get(key)) is not None:
+    for key in _VERSIONS:
+        if key in info and (value := info[key]) is not None:
             return f"{key}:{value.isoformat() if isinstance(value, datetime) else value}"
     return "unknown"

@@ -39,8 +39,7 @@ def suffix(path: str) -> str:
         return ending
     if ending in _SHORT:
         return ".tar"
-    inner = posixpath.splitext(stem)[1].lower() if _SPELT.get(ending, ending) in COMPRESSED else ""
-    return inner or ending
+    return posixpath.splitext(stem)[1].lower() or ending
 
 
 def compression(path: str) -> str | None:

@@ -11,6 +11,7 @@ An artifact of ingest keeps, for the next one, under `resume/`:
 from __future__ import annotations
 
 import io
+from array import array
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -66,19 +67,25 @@ def file_table(facts: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Facts of a listing as they are kept, sorted by place."""
     import numpy as np
 
-    rows = ((place(fact["source"], fact["path"]), _hash(fact["identity"]), fact.get("size") or 0) for fact in facts)
-    table = np.fromiter(rows, np.dtype([("path", "<u8"), ("identity", "<u8"), ("bytes", "<u8")]))
+    digests, sizes = bytearray(), array("Q")
+    for fact in facts:
+        digests += _digest(f"{fact['source']} {fact['path']}")
+        digests += _digest(fact["identity"])
+        sizes.append(fact.get("size") or 0)
+    table = np.empty(len(sizes), [("path", "<u8"), ("identity", "<u8"), ("bytes", "<u8")])
+    table["path"], table["identity"] = np.frombuffer(digests, "<u8").reshape(-1, 2).T
+    table["bytes"] = sizes
     table.sort(order="path")
     return table
 
 
 def place(source: int, path: str) -> int:
     """What stands for a file's place in a table."""
-    return _hash(f"{source} {path}")
+    return int.from_bytes(_digest(f"{source} {path}"), "little")
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def to_bytes(table: np.ndarray) -> bytes:

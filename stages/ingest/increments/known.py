@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import json
+import marshal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -50,6 +51,8 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH = 4096
+_PLAIN = 2  # of marshal: equal values are written alike, whoever else holds them
+_OF_THIS_RUN = ("source", "held", "packed")  # of an item: its source's number, and how work is divided
 _NONE = np.uint32(0xFFFFFFFF)
 
 
@@ -65,6 +68,7 @@ class Known:
             table[name].to_numpy() for name in ("high", "low", "group", "item", "generation")
         )
         self.reads, self._content = table["reads"].combine_chunks(), table["content"].combine_chunks()
+        self.reads_some = self.reads.is_valid().to_numpy(zero_copy_only=False)  # other files than its own
         self.lineage = (artifact and storage.read_json(artifact.file(growth.LINEAGE))) or {}
 
     @property
@@ -89,10 +93,9 @@ class Known:
         same = (self.high[place] == wanted[:, 0]) & (self.low[place] == wanted[:, 1])
         return np.where(same, place, -1)
 
-    def files_of(self, place: int) -> tuple[list[str], int] | None:
-        """The other files that an item read, and what stood for their content; None where there were none."""
-        reads = self.reads[place]
-        return (reads.as_py(), self._content[place].as_py()) if reads.is_valid else None
+    def files_of(self, place: int) -> tuple[list[str], int]:
+        """The other files that an item read, and what stood for their content."""
+        return self.reads[place].as_py(), self._content[place].as_py()
 
 
 class Files:
@@ -125,7 +128,8 @@ class Items:
 
     def __init__(self, known: Known, files: Files, names: list[str]):
         """`names`: what stands for each source, whatever its number."""
-        self._known, self._files, self._names = known, files, names
+        self._known, self._files = known, files
+        self._names = [f"{name} ".encode("utf-8", "surrogatepass") for name in names]
         self._seen: Counter[bytes] = Counter()  # of what cannot be read, which may come more than once
         self._keys = bytearray()
         self._columns: list[np.ndarray] = []  # (3, n): group, item and generation of n items
@@ -144,27 +148,24 @@ class Items:
         while batch := list(islice(items, _BATCH)):
             keys = [self._key(item) for item in batch]
             places = self._known.find(keys)
-            columns = np.full((3, len(batch)), _NONE)
+            found = places >= 0
+            for n in np.flatnonzero(found & self._known.reads_some[places]).tolist() if found.any() else ():
+                found[n] = self._as_it_was(batch[n]["source"], int(places[n]))
+            columns, old = np.full((3, len(batch)), _NONE), places[found]
+            columns[:, found] = self._known.group[old], self._known.item[old], self._known.generation[old]
             self._columns.append(columns)
             self._keys += b"".join(keys)
             self._file_numbers.append(np.array([self._file(item) for item in batch], np.int64))
             first, self.count = self.count, self.count + len(batch)
-            for number, (item, place) in enumerate(zip(batch, places.tolist(), strict=True)):
-                if place >= 0 and self._as_it_was(item["source"], place):
-                    columns[:, number] = (
-                        self._known.group[place],
-                        self._known.item[place],
-                        self._known.generation[place],
-                    )
-                else:
-                    file = int(self._file_numbers[-1][number])
-                    self.unread_files, self._last_unread = self.unread_files + (file != self._last_unread), file
-                    self.unread_bytes += item["size"]
-                    yield {**item, "number": first + number}
+            for number in np.flatnonzero(~found).tolist():
+                item, file = batch[number], int(self._file_numbers[-1][number])
+                self.unread_files, self._last_unread = self.unread_files + (file != self._last_unread), file
+                self.unread_bytes += item["size"]
+                yield {**item, "number": first + number}
 
     def _key(self, item: dict) -> bytes:
-        told = json.dumps({name: value for name, value in item.items() if name != "source"}, ensure_ascii=False)
-        key = blake2b(f"{self._names[item['source']]} {told}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        told = {name: value for name, value in item.items() if name not in _OF_THIS_RUN}
+        key = blake2b(self._names[item["source"]] + marshal.dumps(told, _PLAIN), digest_size=16).digest()
         if "reject" not in item:
             return key
         self._seen[key] += 1
@@ -179,9 +180,7 @@ class Items:
         return self.files - 1
 
     def _as_it_was(self, source: int, place: int) -> bool:
-        if not (known := self._known.files_of(place)):
-            return True
-        reads, content = known
+        reads, content = self._known.files_of(place)
         if self._files.content(source, reads) != content:
             return False
         self._reads[int(self._known.group[place]), int(self._known.item[place])] = source, reads

@@ -168,10 +168,12 @@ class SourceKind(ABC):
         """Whether `include` and `exclude` leave a path."""
         if self.excluded(path):
             return False
-        return not self.config.include or any(_matches(path, pattern) for pattern in self.config.include)
+        include = self.config.include
+        return not include or any(_matches(path, pattern) for pattern in include)
 
     def excluded(self, path: str) -> bool:
-        return any(_matches(path, pattern) for pattern in self.config.exclude)
+        exclude = self.config.exclude
+        return bool(exclude) and any(_matches(path, pattern) for pattern in exclude)
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -48,7 +48,7 @@ class Text(SourceKind):
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:
         """By bytes, where a section begins. A compressed file, in which no place can be found, is one."""
         step = max(1, size // texts.SECTION) * texts.SECTION
-        if not self._has_sections(item) or item["size"] <= step or compression(item["path"]):
+        if item["size"] <= step or not self._has_sections(item) or compression(item["path"]):
             yield item
             return
         head = next(self.root.blocks(item["path"], 0, 4), b"")

@@ -111,6 +111,8 @@ def near_pictures(
     The frames of both rows of a pair have to be alike, each in its place. `coarse` are the rows' `shapes`, `projected`
     their `projections`; rows were compared `since` by as many.
     """
+    if len(looks) < 2 or since and not (since.asked.any() or len(since.gone)):
+        return np.empty((0, 2), np.int64)
     coarse = shapes(looks) if coarse is None else coarse
     projected = projections(coarse) if projected is None else projected
     count = max(1, len(looks))
@@ -134,6 +136,8 @@ def near_texts(
 ) -> np.ndarray:
     """Pairs of rows of uint32 (n, SKETCH) of which a share of at least `agreeing` of the values is the same.
     `looked_up` are the rows' `bands`."""
+    if len(sketches) < 2 or since and not (since.asked.any() or len(since.gone)):
+        return np.empty((0, 2), np.int64)
     looked_up = bands(sketches) if looked_up is None else looked_up
     found = np.empty(0, np.int64)
     count = max(1, len(sketches))
