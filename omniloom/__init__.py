@@ -5,7 +5,9 @@ The public Python API, loaded on first use:
     OmniLoom        a trained model: `OmniLoom.load(folder)` draws, describes and writes
     TextSampling    how it writes; VisualSampling: how it draws
     load_official   an OmniTokenizer from a checkpoint of the published code
-    run             a pipeline from its config, as `omniloom run` does it
+    init, plan, run, sample, lineage, diff, export
+                    the commands of these names, with values in place of lines
+    load            a trained model by a config, an artifact or models:/NAME@ALIAS
 
 The folders `pipelines/`, `stages/`, `models/` and `infra/` of the tree are `omniloom.pipelines` and so on.
 """
@@ -20,7 +22,7 @@ _HOME = {
     "TextSampling": "omniloom.models.unified.generation.sampling",
     "VisualSampling": "omniloom.models.unified.generation.sampling",
     "load_official": "omniloom.models.tokenizer",
-    "run": "omniloom.pipelines.api",
+    **dict.fromkeys(("init", "plan", "run", "load", "sample", "lineage", "diff", "export"), "omniloom.pipelines.api"),
 }
 __all__ = list(_HOME)
 

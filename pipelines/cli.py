@@ -25,6 +25,7 @@ from omniloom.pipelines.commands import (
     model,
     pipeline,
     replay,
+    wall,
     who_saw,
 )
 
@@ -35,7 +36,7 @@ COMMANDS = (
     *(model.sample, model.sampler, model.export),
     *(catalog.show, catalog.lineage, catalog.diff, compare.compare, catalog.copy, catalog.gc),
     *(replay.replay, who_saw.who_saw),
-    *(look.look, about.ui, about.doctor, about.presets, about.schema),
+    *(look.look, about.ui, wall.wall, about.doctor, about.presets, about.schema),
 )
 app = typer.Typer(
     no_args_is_help=True,

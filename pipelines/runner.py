@@ -369,6 +369,7 @@ class _Run:
             "metrics": metrics,
             "code": revision(),
             "packages": package_versions(),
+            "reserved": _reserved(planned),
             "pipeline": self.plan.config.name,
             "run": self.record.id,
             "times": {
@@ -396,6 +397,12 @@ def identity_facts(planned: PlannedStage, inputs: dict[str, Artifact]) -> dict[s
         "sources": planned.sources,
         "outside": planned.outside,
     }
+
+
+def _reserved(planned: PlannedStage) -> dict[str, float]:
+    """The CPUs and GPUs that a stage has for itself, with its workers."""
+    needs = planned.stage.needs(planned.config)
+    return {"cpus": needs.cpus + needs.worker_cpus, "gpus": needs.gpus + needs.worker_gpus}
 
 
 def package_versions() -> dict[str, str]:

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omniloom.pipelines.exporting.card import card
 from omniloom.pipelines.exporting.models import Exported
+from omniloom.stages.reporting.model_card import card
 
 AUTOENCODER = "visual_tokenizer"  # the folder in the repository
 
@@ -20,7 +20,8 @@ def export(model: Exported, folder: Path) -> None:
     write_repository(model.parts, folder)
     if model.loom.tokenizer is not None:
         _autoencoder(model, folder / AUTOENCODER)
-    (folder / "README.md").write_text(card(model.title, model.loom.config, model.training), encoding="utf-8")
+    told = card(model.title, dataclasses.asdict(model.loom.config), model.training, model.made_of, model.figures)
+    (folder / "README.md").write_text(told, encoding="utf-8")
 
 
 def _autoencoder(model: Exported, folder: Path) -> None:

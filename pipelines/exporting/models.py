@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.catalog import places
+from omniloom.pipelines.catalog.lineage import Key, ancestors
+from omniloom.pipelines.graph import KNOWN_NAMES
 from omniloom.pipelines.trained import find_model
 
 if TYPE_CHECKING:
@@ -32,6 +35,36 @@ class Exported:
 
         loom = self.loom
         return Parts(loom.config, loom.model, loom.tokenizer, loom.text)
+
+    @cached_property
+    def _known(self) -> dict[Key, Artifact]:
+        """What lies in the training's storage."""
+        found = places.store_of(self.training).all() if self.training else []
+        return {(artifact.stage, artifact.fingerprint): artifact for artifact in found}
+
+    @property
+    def made_of(self) -> list[Artifact]:
+        """What the model was made from, and its training, in the order of the pipeline."""
+        if self.training is None:
+            return []
+        found = [self._known[key] for key in ancestors([self.training], self._known) if key in self._known]
+        order = {name: number for number, name in enumerate(KNOWN_NAMES)}
+        return sorted(found, key=lambda artifact: (order.get(artifact.stage, len(order)), artifact.fingerprint))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Of its newest evaluation."""
+        if self.training is None:
+            return {}
+        training = self.training
+        evaluations = [
+            found
+            for found in self._known.values()
+            if found.manifest["inputs"].get(training.stage) == training.fingerprint
+            and any(entry["path"] == "metrics.json" for entry in found.manifest["files"])
+        ]
+        newest = max(evaluations, key=lambda found: found.manifest["times"]["ended_unix"], default=None)
+        return newest.metrics if newest else {}
 
     @property
     def title(self) -> str:

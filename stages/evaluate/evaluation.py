@@ -57,6 +57,7 @@ class Evaluation:
         self.items: dict[str, Values] = {}
         self.looks: dict[int, dict[int, np.ndarray]] = {}
         self.pictures: dict[str, bytes] = {}
+        self.cards: dict[str, list[dict]] = {}  # what the report shows one by one, as `reporting.report` takes it
         self.samples: list[dict] = []
         self.text_samples: list[dict] = []
 

@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 
 from omniloom.stages.data.clips import ClipStore
+from omniloom.stages.data.media.videos import encode_mp4
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.config import EvaluateConfig
 from omniloom.stages.evaluate.evaluation import Evaluation
@@ -21,6 +22,7 @@ from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.reporting import report
 
 _SHOWN = 6
+_FPS = 8.0  # of a video in the report
 
 
 def film(evaluation: Evaluation) -> None:
@@ -35,6 +37,10 @@ def film(evaluation: Evaluation) -> None:
         strips = [report.filmstrip(drawn[asked.index(i)]) for i in shown]
         suffix = evaluation.suffix(objective)
         evaluation.pictures[f"drawn_videos{suffix}"] = report.grid(strips, 1, [captions[i] for i in shown])
+        evaluation.cards.setdefault("drawn_videos", []).extend(
+            {"mp4": encode_mp4(_enlarged(drawn[asked.index(i)]), _FPS), "lines": [captions[i], suffix[1:]]}
+            for i in shown
+        )
         if config.videos:
             _judge(evaluation, asked[: config.videos], drawn[: config.videos], suffix)
 
@@ -105,3 +111,8 @@ def consistency(frames: np.ndarray) -> float:
     size = sizes[:-1] * sizes[1:]
     both_plain = (sizes[:-1] == 0) & (sizes[1:] == 0)
     return float(np.where(both_plain, 1.0, together / np.where(size > 0, size, 1.0)).mean())
+
+
+def _enlarged(video: np.ndarray) -> np.ndarray:
+    """The video, uint8 (T, H, W, 3), enlarged fourfold without smoothing, so that H.264 does not blur its pixels."""
+    return np.ascontiguousarray(video.repeat(4, axis=1).repeat(4, axis=2))

@@ -3,6 +3,8 @@ takes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.models.unified.representations import OBJECTIVES
@@ -10,20 +12,28 @@ from omniloom.stages.evaluate.comparing import Comparison
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.gate import Verdict
 from omniloom.stages.evaluate.measures import HIGH, LOW, Figure, measured
-from omniloom.stages.reporting import history
+from omniloom.stages.reporting import ancestry, history, origins
 from omniloom.stages.studies import objectives as objective_study
 from omniloom.stages.studies import quantizers as quantizer_study
 
 _BY_OBJECTIVE = ("image_class_agreement", "caption_accuracy", "image_coverage", "caption_exact")
 _RETRIEVAL = ("retrieval_recall_at_1", "retrieval_recall_at_10", "retrieval_mean_rank")
+_IN_CARDS = ("drawn_videos", "described_images")  # grids that the report shows picture by picture
 _LEFT_OUT = (
     "Documents that the corpus holds and that no packed row has: they are longer than packing.length, have no "
     "caption where caption_first is 0, or are of a kind without a share."
 )
 
 
-def content(evaluation: Evaluation, verdict: Verdict, champion: Comparison | None = None) -> dict:
-    """`champion`: its figures and the model's, where they were held against each other."""
+def content(
+    evaluation: Evaluation,
+    verdict: Verdict,
+    champion: Comparison | None = None,
+    previous: Mapping[str, Artifact | None] | None = None,
+) -> dict:
+    """`champion`: its figures and the model's, where they were held against each other. `previous`: earlier models to
+    hold the configs against, by what they are called."""
+    made_of = ancestry.ancestors(evaluation.inputs.values())
     train, metrics = evaluation.inputs["model"].manifest, evaluation.metrics
     headline = (
         *(
@@ -52,7 +62,8 @@ def content(evaluation: Evaluation, verdict: Verdict, champion: Comparison | Non
             *_tables(evaluation),
             *_pictures(evaluation),
             *_studies(evaluation.inputs),
-            *_training(evaluation.inputs),
+            *origins.sections(made_of, evaluation.inputs.get("records"), previous or {}),
+            *_training(evaluation.inputs, made_of),
         ],
     }
 
@@ -188,8 +199,12 @@ def _pictures(evaluation: Evaluation) -> list[dict]:
             for name, png in evaluation.pictures.items()
             if name.startswith(prefix)
         ]
-        if found:
-            sections.append({"title": title, "images": found})
+        cards = [card for prefix in prefixes for card in evaluation.cards.get(prefix, ())]
+        if cards:  # one picture each, with what was asked for or written: they find room on a phone too
+            found = [image for image in found if not image["caption"].replace(" ", "_").startswith(_IN_CARDS)]
+        if found or cards:
+            shown = {"images": found} if found else {}
+            sections.append({"title": title, **shown, **({"cards": cards} if cards else {})})
     if evaluation.text_samples:
         sections.append({"title": "Text", "samples": evaluation.text_samples})
     return sections
@@ -206,10 +221,12 @@ def _studies(inputs: dict[str, Artifact]) -> list[dict]:
     ]
 
 
-def _training(inputs: dict[str, Artifact]) -> list[dict]:
+def _training(inputs: dict[str, Artifact], made_of: Sequence[Artifact]) -> list[dict]:
+    """The curves of every training on the way to the model, and what was left out on it."""
     curves = [
         {"title": f"Curves of {artifact.stage}", "curves": _curves(artifact)}
-        for artifact in filter(None, (inputs.get("tokenizer"), inputs["model"]))
+        for artifact in made_of
+        if any(entry["path"] == "report/history.jsonl" for entry in artifact.manifest["files"])
     ]
     left_out = [[name, count] for name, count in inputs["model"].metrics.items() if "left_out_" in name]
     bad = [section for name in ("tokenizer", "model") if name in inputs for section in _bad_steps(inputs[name])]

@@ -16,20 +16,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import within
 from omniloom.infra.figures import finite
+from omniloom.infra.secrets import logger
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import Config
 from omniloom.stages.evaluate.gate import Verdict, judge
 from omniloom.stages.evaluate.measures import measured
+from omniloom.stages.reporting import ancestry
 
 if TYPE_CHECKING:
     from omniloom.infra.tracking import Champion
     from omniloom.stages.evaluate.comparing import Comparison
 
 VERSION = 5
+log = logger(__name__)
+
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
 EVALUATION = "evaluation"  # the folder of the MLflow run that has the items
+
+
+_DESCRIBED = 4900  # letters: a registry's databases keep 5,000 of a version's description
 
 
 def needs(config: Config) -> Needs:
@@ -98,11 +106,31 @@ def _write(context: StageContext, evaluation: Any) -> None:
     comparison = None if against is None or isinstance(against, str) else against
     if comparison:
         storage.write_json(storage.join(output, "comparison.json"), finite(dataclasses.asdict(comparison)))
-    html = report.render(evaluation_report.content(evaluation, verdict, comparison))
+    html = report.render(evaluation_report.content(evaluation, verdict, comparison, _previous(context, name)))
     storage.write_bytes(storage.join(output, "report.html"), html.encode())
     tracker.log_text(html, "report.html")
     better_than = held.fingerprint if comparison and held and not isinstance(held, str) else None
     _register(context, name, verdict, metrics, better_than)
+
+
+def _previous(context: StageContext, name: str | None) -> dict[str, Artifact | None]:
+    """The model that this pipeline evaluated last, and the one that holds the alias, as far as they are others and this
+    storage has them; the registry is not waited for."""
+    from omniloom.infra.tracking import champion
+
+    model, store = context.model, ancestry.store_of(context.model)
+    last = store.last_used(context.pipeline, context.stage)
+    found = {"the last run": last.manifest["inputs"].get(model.stage) if last else None}
+    try:
+        held = champion(context.tracker, name, context.config.alias) if name else None
+        found["the champion"] = held.fingerprint if held else None
+    except Exception as error:  # whatever the store answers: the report says what is known here
+        log.debug("no look at the champion: %s", error)
+    return {
+        called: store.find(model.stage, fingerprint)
+        for called, fingerprint in found.items()
+        if fingerprint and fingerprint != model.fingerprint
+    }
 
 
 def _champion(context: StageContext, name: str | None) -> Champion | None | str:
@@ -148,7 +176,7 @@ def _register(
     """The model into the registry; the alias only where a gate is passed."""
     from omniloom.infra.tracking import register_model
 
-    train = context.model
+    train, measured_on = context.model, context.inputs.get("records", context.tokens)
     if name is None:
         return
     _, why_not = register_model(
@@ -162,19 +190,25 @@ def _register(
         example=[{"prompt": _example(context)}],
         no_worse=context.config.gate.no_worse,
         better_than=better_than,
-        dataset=(context.inputs["records"].stage, context.inputs["records"].fingerprint),
+        dataset=(measured_on.stage, measured_on.fingerprint),
         trained_by=train.manifest.get("mlflow_run_id"),
-        description=_described(context, verdict),
+        description=_described(context, verdict, metrics),
     )
     if why_not:
         metrics["not_registered"] = why_not  # a closing line of the run
 
 
-def _described(context: StageContext, verdict: Verdict) -> str:
-    """Markdown: what the gate said, what the model was made of, and how to sample from it."""
-    made_of = ", ".join(f"{artifact.stage} `{artifact.fingerprint[:12]}`" for artifact in context.inputs.values())
+def _described(context: StageContext, verdict: Verdict, metrics: dict) -> str:
+    """The model card as Markdown: what the gate said, how to sample, what the model is and was made of, its figures."""
+    from omniloom.stages.reporting.model_card import body
+
+    config = storage.load_json(context.model.file("model", "config.json"))
+    told = body(config, context.model, list(context.inputs.values()), metrics)
     folder = context.model.file("model")
-    return f"{verdict}.\n\nMade of {made_of}.\n\nSample from it: `omniloom sample {folder}`"
+    lines = [f"{verdict}.", "", f"Sample from it: `omniloom sample {folder}`", "", *told]
+    while len("\n".join(lines)) > _DESCRIBED:
+        lines.pop()
+    return "\n".join(lines)
 
 
 def _example(context: StageContext) -> str:

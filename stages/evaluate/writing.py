@@ -15,6 +15,7 @@ from omniloom.models.model import to_pixels
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.generation.score import log_likelihoods
 from omniloom.models.unified.layouts import prefix_for_text
+from omniloom.stages.data.media.images import encode_png
 from omniloom.stages.data.spread import spread
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.cider import cider
@@ -118,6 +119,11 @@ def _describe(evaluation: Evaluation, chosen: list[int], objective: str) -> None
     evaluation.add(f"caption_exact{suffix}", evaluation.ids(chosen), exact)
     scores = cider([written[i] for i in chosen], [clips.table["captions"][i].as_py() for i in chosen])
     evaluation.add(f"caption_cider{suffix}", evaluation.ids(chosen), scores)
+    of = f" ({objective})" if suffix else ""
+    evaluation.cards.setdefault("described_images", []).extend(
+        {"png": encode_png(clips[i][0]), "lines": [f"true: {evaluation.captions[i]}", f"written{of}: {written[i]}"]}
+        for i in chosen[:16]
+    )
     for source, part in evaluation.by_source(chosen).items():
         evaluation.pictures[f"described_images{source}{suffix}"] = report.grid(
             [clips[i][0] for i in part[:16]], 8, [written[i] for i in part[:16]]

@@ -42,6 +42,12 @@ class History:
         storage.write_bytes(uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
 
+def keep_picture(output: str, label: str, step: int, png: bytes) -> None:
+    """Keep what a training showed at a step below the stage's output: the newest by its label, all by their steps."""
+    storage.write_bytes(storage.join(output, "report", f"{label}.png"), png)
+    storage.write_bytes(storage.join(output, "report", "steps", f"{label}-{step:09d}.png"), png)
+
+
 def series(rows: list[dict]) -> dict[str, list[tuple[int, float]]]:
     """{name: [(step, value)]} of history rows; NaN where a figure was none."""
     found: dict[str, list[tuple[int, float]]] = {}

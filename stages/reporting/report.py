@@ -36,6 +36,9 @@ def render(report: Mapping[str, Any]) -> str:
     - `metrics`: {name: value}, shown as a table;
     - `curves`: [{`title`, `series`: {name: [(step, value)]}, optionally `x`, `y`, `log`}];
     - `images`: [{`png`: bytes, `caption`}];
+    - `cards`: [{`png` or `mp4`: bytes, `lines`: [text]}], one picture or video each;
+    - `svg`: a drawing, as markup-safe text;
+    - `details`: text that is shown when it is asked for;
     - `samples`: [{`prompt`, `output`, optionally `expected`, `png`}]; `headings` are other words for the three.
     A key that is none of these raises `ValueError`, so that nothing is left out unseen.
     """
@@ -45,7 +48,19 @@ def render(report: Mapping[str, Any]) -> str:
     for number, section in enumerate(report.get("sections", [])):
         _known(
             section,
-            {"title", "text", "tables", "metrics", "curves", "images", "samples", "headings"},
+            {
+                "title",
+                "text",
+                "tables",
+                "metrics",
+                "curves",
+                "images",
+                "cards",
+                "svg",
+                "details",
+                "samples",
+                "headings",
+            },
             f"sections.{number}",
         )
     environment = Environment(
@@ -214,8 +229,8 @@ def _known(value: Mapping[str, Any], keys: set[str], where: str) -> None:
         raise ValueError(f"{where}.title is missing")
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _data_uri(content: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64," + base64.b64encode(content).decode()
 
 
 def _wrap(text: str, font, width: int, max_lines: int = 3) -> list[str]:

@@ -15,7 +15,7 @@ from omniloom.models.tokenizer import draws
 from omniloom.models.tokenizer.base import Encoded
 from omniloom.stages.data.clips import ClipBatches
 from omniloom.stages.data.order import hash_seed
-from omniloom.stages.reporting.history import History
+from omniloom.stages.reporting.history import History, keep_picture
 from omniloom.stages.tokenizer import reconstruction
 from omniloom.stages.tokenizer.job import Job
 
@@ -85,7 +85,7 @@ class TokenizerTrainer:
                 return
             self.history.add(metrics, step)
             self.job.tracker.log_image(picture, "reconstruction", step)
-            storage.write_bytes(storage.join(self.job.output, "report", "reconstruction.png"), picture)
+            keep_picture(self.job.output, "reconstruction", step, picture)
             storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:

@@ -17,7 +17,7 @@ from omniloom.models.unified.flops import step_flops
 from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_name
 from omniloom.stages.data.index import Index
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.reporting.history import History
+from omniloom.stages.reporting.history import History, keep_picture
 from omniloom.stages.train.blame import measure
 from omniloom.stages.train.job import Job
 from omniloom.stages.train.rows import MicroBatches, RowLoader, validation_rows
@@ -103,7 +103,7 @@ class UnifiedTrainer:
             if not self.first:
                 continue
             self.job.tracker.log_image(picture, label, step)
-            storage.write_bytes(storage.join(self.job.output, "report", f"{label}.png"), picture)
+            keep_picture(self.job.output, label, step, picture)
 
     def log(self, metrics: dict[str, float], step: int, units: float) -> None:
         if self.peak:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from omniloom.infra import storage
-from omniloom.infra.artifacts import ArtifactStore
+from omniloom.infra.artifacts import Artifact, ArtifactStore
 from omniloom.infra.errors import InputError
 from omniloom.models.byte_bpe import ByteBPE
 from omniloom.models.hf.repository import OmniLoomForGeneration
@@ -35,6 +35,7 @@ from omniloom.pipelines.exporting.lmms_eval import PLUGIN
 from omniloom.stages.data.media.decode import decode_image, probe_image
 from omniloom.stages.inference.requests import Options, Request
 from omniloom.stages.inference.sampling import sample
+from omniloom.stages.reporting.model_card import body, card
 
 PROMPT = "a handwritten seven"
 OBJECTIVES = ("latent_diffusion", "next_code", "masked_code", "pixel_diffusion")
@@ -221,6 +222,29 @@ def test_what_is_in_a_repository(trained, repository):
     # The modules are ours, and name nothing of this installation.
     modules = repository / "omniloom_model"
     assert not [path for path in modules.rglob("*.py") if "omniloom.models" in path.read_text()]
+
+
+def test_a_card_tells_data_lineage_and_figures(trained):
+    config = json.loads((Path(trained[1]) / "model" / "config.json").read_text())
+    facts = {"code": "c" * 40, "times": {"ended": "2026-01-01", "seconds": 61.0}, "packages": {"torch": "2.13"}}
+    counts = {"records": 9, "records_image": 7, "records_text": 2, "records_test": 3, "rejects": 4}
+    sources = [{"kind": "image_folder", "name": "pets", "license": "CC0"}]
+    records = Artifact("ingest", "1" * 64, "/x", {**facts, "config": {"sources": sources}, "metrics": counts})
+    training = Artifact("train", "2" * 64, "/y", {**facts, "config": {}, "metrics": {"steps": 1200}})
+    told = "\n".join(body(config, training, [records, training], {"caption_accuracy": 0.91, "text": "no figure"}))
+    for line in (
+        "One transformer of 2 layers, 48 wide, over a vocabulary of 290, that reads and writes text and pictures.",
+        "7 images, 2 texts, of these held out: 0 for validation, 3 for tests.",
+        "4 files or rows were rejected.",
+        "- source pets (image_folder, license CC0)",
+        f"| ingest | `{'1' * 64}` | 2026-01-01 | cccccccccccc |",
+        "Trained for 1,200 steps in 61 s.",
+        "| caption_accuracy | 0.91 |",
+    ):
+        assert line in told, line
+    assert "no figure" not in told
+    alone = card("mine", {**config, "objectives": []}, None)
+    assert "text-generation" in alone and "text_to_text" in alone and "Lineage" not in alone
 
 
 def test_a_bpe_without_the_library(trained):

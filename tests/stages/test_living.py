@@ -20,6 +20,7 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.ingest import stage as ingest
 from omniloom.stages.ingest.increments import growth
 from omniloom.stages.ingest.increments.in_order import Group, Order, in_order
+from omniloom.stages.ingest.splitting import keys
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer
 
@@ -211,6 +212,32 @@ def test_only_what_is_new_is_read_and_shards_are_shared():
     assert hashes[1].pop(new) and hashes[0] == hashes[1] and len(hashes[0]) == 3
     third = corpus.ingest(second)
     assert third.metrics["files_read"] == 0 and rows(third) == rows(second)
+
+
+def test_one_percent_more_reads_no_look_and_no_sketch_of_what_was_there(monkeypatch):
+    """Counts, not seconds: files read, shards written, looks and sketches taken out of shards."""
+    sources = [SOURCES[2], {"kind": "image_folder", "uri": "ROOT/img", "name": "img"}]
+    corpus = Corpus(sources=sources, shard_items=20)
+    for n in range(100):
+        corpus.put(f"txt/{n:03d}.txt", words(n))
+        corpus.put(f"img/{n:03d}.png", saved(photo(n)))
+    first = corpus.ingest()
+    corpus.put("txt/050b.txt", words(500))
+    corpus.put("img/050b.png", saved(photo(500)))
+    taken: list[str] = []
+    values = keys.Corpus.values
+
+    def counted(held, column, shard, rows, places):
+        taken.extend([held.names[shard]] * len(rows))
+        return values(held, column, shard, rows, places)
+
+    monkeypatch.setattr(keys.Corpus, "values", counted)
+    second = corpus.ingest(first)
+    old = {entry["path"].rpartition("/")[2] for entry in first.manifest["files"] if "records/" in entry["path"]}
+    new = {entry["path"].rpartition("/")[2] for entry in second.manifest["files"] if "records/" in entry["path"]} - old
+    assert second.metrics["files_read"] == 2 and len(new) <= 2
+    assert set(taken) - new == set() and len(taken) == 2  # each of the new ones, once
+    same(second, corpus.ingest())
 
 
 def test_a_removed_file_is_in_no_shard_as_readers_see_it():
