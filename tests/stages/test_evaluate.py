@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.infra.tracking import Tracker, TrackingConfig, champion, register_model, resolve_tracking
 from omniloom.models.model import BundleConfig, OmniLoom
@@ -25,6 +26,7 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import stage as evaluate
 
 TEXT = corpora.text_tokenizer()
+RECORDS = Artifact("ingest", "0" * 64, "", {"config": {}})  # of what a language model is measured on, named alone
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def measure(settings, tokens, models, tmp_path):
             "evaluate",
             hashlib.sha256(str(work).encode()).hexdigest(),
             evaluate.Config.model_validate({"cpus": 1, **fields}),
-            {"tokens": tokens, "model": models[model]},
+            {"records": RECORDS, "tokens": tokens, "model": models[model]},
             str(work),
             corpora.Silent(),
             tracker,
@@ -244,7 +246,7 @@ def test_without_an_answer_of_the_registry_the_gate_fails_in_one_line_and_the_re
                 "evaluate",
                 "0" * 64,
                 asked,
-                {"tokens": tokens, "model": models["good"]},
+                {"records": RECORDS, "tokens": tokens, "model": models["good"]},
                 str(work),
                 corpora.Silent(),
                 tracker,
@@ -263,6 +265,9 @@ def test_what_nothing_is_said_of_and_the_limits_of_the_fields():
         "split": "test",
         "drawings": 256,
         "captions": 256,
+        "counterfactuals": 64,
+        "train_pictures": 20_000,
+        "videos": 64,
         "retrieval_captions": 100,
         "texts": 200,
         "num_steps": 20,
