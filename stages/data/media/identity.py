@@ -2,7 +2,7 @@
 
 In: what is decoded. Out: an identity and a look; of texts a sketch too, see `stages.data.media.sketches`.
 
-    identity   64 hex digits, sha256: of a picture's pixels and size, of a clip's frames, of a text
+    identity   64 hex digits, BLAKE3, of texts sha256: of a picture's pixels and size, of a clip's frames, of a text
     look       a picture in LOOK_SIDE x LOOK_SIDE pixels, RGB bytes; of a clip so four frames of it, one after another
 """
 
@@ -12,6 +12,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from PIL import Image
 
 LOOK_SIDE = 32
@@ -24,7 +25,7 @@ _MOST_ROWS = 256  # that are summed in 16 bits
 def picture_identity(pixels: np.ndarray) -> str:
     """Identity of a picture, uint8 (H, W, 3)."""
     height, width = pixels.shape[:2]
-    digest = hashlib.sha256(f"picture {height}x{width} ".encode())
+    digest = blake3(f"picture {height}x{width} ".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
@@ -64,14 +65,14 @@ class ClipIdentity:
     def __init__(self):
         from av.video.reformatter import VideoReformatter
 
-        self._digest = hashlib.sha256(b"clip ")
+        self._digest = blake3(b"clip ")
         self._kept: list[np.ndarray] = []
         self._count, self._every = 0, 1
         self._scaler = VideoReformatter()  # one for all frames: to set one up costs more than a frame
 
     def add(self, frame: Any) -> None:
         shape = f"{frame.width}x{frame.height} {frame.rotation} {frame.format.name} "
-        facts = hashlib.sha1(shape.encode(), usedforsecurity=False)
+        facts = blake3(shape.encode())
         for number, plane in enumerate(frame.planes):
             rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height].reshape(plane.height, -1)
             facts.update(np.ascontiguousarray(rows[:, : _row_bytes(frame, number)]).data)
