@@ -10,13 +10,10 @@ import json
 import re
 from typing import Any
 
+import orjson
+
 from omniloom.stages.data.media.limits import MediaError
 from omniloom.stages.ingest.files.encoding import undecodable
-
-try:
-    import orjson
-except ImportError:  # an environment older than this dependency: the same rows, more slowly
-    orjson = None  # type: ignore[assignment]
 
 _DEEPEST = 100  # levels of a row
 _PLAIN = {str, int, bool, type(None)}
@@ -25,7 +22,7 @@ _LARGE = re.compile(rb"\d{19}")
 
 def parse_row(line: bytes, encoding: str = "utf-8") -> dict:
     """A JSON object out of one line; MediaError with the reason for anything else."""
-    row = _quickly(line) if orjson and encoding == "utf-8" else None
+    row = _quickly(line) if encoding == "utf-8" else None
     if row is None:
         row = _exactly(line, encoding)
     return checked_row(row, line.count(b"[") + line.count(b"{"))
