@@ -69,7 +69,8 @@ def _rejects(corpus: Artifact) -> list[tuple[str, int]]:
 def _samples(corpus: Artifact) -> dict:
     """The first of each kind and source, as the model is shown them: pictures, and texts."""
     wanted = ("kind", "media", "caption", "text", "source")
-    pictures, texts = [], []
+    pictures: list[dict | None] = []
+    texts: list[dict] = []
     for kind in ("image", "video"):
         seen: Counter[str] = Counter()
         rows = records.iterate(corpus.uri, kinds=[kind], split="train", columns=wanted, batch_size=16)

@@ -141,7 +141,7 @@ def _sheet(one: Shown, target: Path) -> dict[str, Any]:
         sheet = Image.new("RGB", (columns * cell[0], min(_SHEET, rows * cell[1])), "white")
         for number, uri in enumerate(one.files.values()):
             with Image.open(io.BytesIO(storage.read_bytes(uri))) as picture:
-                small = picture.convert("RGB").resize(tuple(cell), Image.Resampling.BOX)
+                small = picture.convert("RGB").resize((cell[0], cell[1]), Image.Resampling.BOX)
             sheet.paste(small, (number % columns * cell[0], number // columns * cell[1]))
         path.with_suffix(".part").write_bytes(_webp(sheet))
         path.with_suffix(".part").replace(path)

@@ -132,7 +132,7 @@ def encode_mp4(frames: np.ndarray, fps: float, mark: Any = None, crf: int = 18) 
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = X264 | {"crf": str(crf)}
+        stream.options = {**X264, "crf": str(crf)}
         for array in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
         container.mux(stream.encode())

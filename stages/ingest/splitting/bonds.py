@@ -10,7 +10,7 @@ where something is to be laid side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -108,7 +108,7 @@ class Bonds:
     """`nodes`: of each record the number of its group, in the order in which they first come. `firsts`: the record
     where each does."""
 
-    def __init__(self, rows: Rows, read: Read, files: list[BinaryIO]):
+    def __init__(self, rows: Rows, read: Read, files: Sequence[BinaryIO]):
         """`files`: three temporary ones."""
         self.rows = rows
         self.nodes, self.firsts = numbered(rows.key)
