@@ -26,7 +26,11 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import stage as evaluate
 
 TEXT = corpora.text_tokenizer()
-RECORDS = Artifact("ingest", "0" * 64, "", {"config": {}})  # of what a language model is measured on, named alone
+TIMES = {"seconds": 1.0, "ended": "2026-11-28T00:00:00+00:00"}
+# Of what a language model is measured on, named alone.
+RECORDS = Artifact(
+    "ingest", "0" * 64, "/none/artifacts/ingest/0", {"config": {}, "metrics": {}, "files": [], "times": TIMES}
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,9 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     rows = corpora.token_rows(TEXT, np.random.default_rng(0), images=0, videos=0, texts=40, documents=0)
-    return corpora.pretokenize(tmp_path_factory.mktemp("tokens"), {"test": [rows]}, TEXT)
+    made = corpora.pretokenize(tmp_path_factory.mktemp("tokens"), {"test": [rows]}, TEXT)
+    made.manifest["times"] = TIMES
+    return made
 
 
 def trained(folder: Path, seed: int = 0, scale: float = 1.0):
@@ -53,7 +59,7 @@ def trained(folder: Path, seed: int = 0, scale: float = 1.0):
     )
     storage.write_bytes(str(folder / "report" / "history.jsonl"), b"")
     artifact = corpora.seal(folder, "train")
-    artifact.manifest.update(pipeline="texts", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
+    artifact.manifest.update(pipeline="texts", metrics={"parameters": 1}, times=TIMES, code=None)
     return artifact
 
 
@@ -73,6 +79,7 @@ def measure(settings, tokens, models, tmp_path):
     number = iter(range(100))
 
     def run(model: str, name: str, tokens=tokens, **fields):
+        tokens.manifest.setdefault("times", TIMES)  # as every published artifact has them
         work = tmp_path / str(next(number))
         tracker = Tracker(replace(settings, register_as=name)).start_pipeline(name, {})
         context = StageContext(
