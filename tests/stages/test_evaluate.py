@@ -26,7 +26,7 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import stage as evaluate
 
 TEXT = corpora.text_tokenizer()
-RECORDS = Artifact("ingest", "0" * 64, "", {"config": {}})  # of what a language model is measured on, named alone
+RECORDS = Artifact("ingest", "0" * 64, "", {"config": {}, "metrics": {}})  # of what a language model is measured on, named alone
 
 
 @pytest.fixture(scope="module")
