@@ -14,7 +14,6 @@ import torch
 from pydantic import ValidationError
 
 from omniloom.infra import storage
-from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.infra.tracking import Tracker, TrackingConfig, champion, register_model, resolve_tracking
 from omniloom.models.model import BundleConfig, OmniLoom
@@ -26,7 +25,6 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import stage as evaluate
 
 TEXT = corpora.text_tokenizer()
-RECORDS = Artifact("ingest", "0" * 64, "", {"config": {}, "metrics": {}})  # of what a language model is measured on, named alone
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +40,12 @@ def tokens(tmp_path_factory):
     return corpora.pretokenize(tmp_path_factory.mktemp("tokens"), {"test": [rows]}, TEXT)
 
 
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """What a language model is measured on, named alone."""
+    return corpora.ingest(tmp_path_factory.mktemp("records"), images=2, videos=0)
+
+
 def trained(folder: Path, seed: int = 0, scale: float = 1.0):
     """A language model's artifact; `scale` multiplies its logits, which makes it surer and, untrained, worse."""
     torch.manual_seed(seed)
@@ -53,7 +57,9 @@ def trained(folder: Path, seed: int = 0, scale: float = 1.0):
     )
     storage.write_bytes(str(folder / "report" / "history.jsonl"), b"")
     artifact = corpora.seal(folder, "train")
-    artifact.manifest.update(pipeline="texts", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
+    artifact.manifest.update(
+        pipeline="texts", metrics={"parameters": 1}, times={"seconds": 1.0, "ended": "2026-01-01T00:00:00Z"}, code=None
+    )
     return artifact
 
 
@@ -68,7 +74,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def measure(settings, tokens, models, tmp_path):
+def measure(settings, tokens, records, models, tmp_path):
     """measure(model, name, **config) -> what the stage gives, its metrics.json and its report."""
     number = iter(range(100))
 
@@ -79,7 +85,7 @@ def measure(settings, tokens, models, tmp_path):
             "evaluate",
             hashlib.sha256(str(work).encode()).hexdigest(),
             evaluate.Config.model_validate({"cpus": 1, **fields}),
-            {"records": RECORDS, "tokens": tokens, "model": models[model]},
+            {"records": records, "tokens": tokens, "model": models[model]},
             str(work),
             corpora.Silent(),
             tracker,
@@ -230,7 +236,7 @@ def test_with_nothing_measured_a_gate_fails_with_its_reason(measure, settings, m
 
 
 def test_without_an_answer_of_the_registry_the_gate_fails_in_one_line_and_the_report_is_written(
-    settings, tokens, models, tmp_path
+    settings, tokens, records, models, tmp_path
 ):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -246,7 +252,7 @@ def test_without_an_answer_of_the_registry_the_gate_fails_in_one_line_and_the_re
                 "evaluate",
                 "0" * 64,
                 asked,
-                {"records": RECORDS, "tokens": tokens, "model": models["good"]},
+                {"records": records, "tokens": tokens, "model": models["good"]},
                 str(work),
                 corpora.Silent(),
                 tracker,
