@@ -4,6 +4,7 @@ takes."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
@@ -193,7 +194,7 @@ def _pictures(evaluation: Evaluation) -> list[dict]:
         ("Described", ("described_images",)),
         ("Reconstructed: original above, reconstruction below", ("reconstructed_images", "reconstructed_videos")),
     ):
-        found = [
+        found: list[dict[str, Any]] = [
             {"png": png, "caption": name.replace("_", " ")}
             for prefix in prefixes
             for name, png in evaluation.pictures.items()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from omniloom.infra import integrity, storage
 from omniloom.stages.ingest.config import Config
@@ -142,7 +142,7 @@ class _Reading:
     def _refused(self, rejects: list[dict]) -> list[dict]:
         """Take rejects up to the next row; no more than are to be held at once."""
         while self._is_reject and len(rejects) < _REJECTS:
-            rejects.append(self._row)
+            rejects.append(cast(dict, self._row))
             self._row = next(self._rows, {})
         return rejects
 

@@ -81,7 +81,12 @@ def completed(row: dict) -> dict:
     from omniloom.stages.data.media.identity import text_identity
     from omniloom.stages.data.media.sketches import text_sketch
 
-    made: dict[str, Any] = {"id": text_identity(row["text"]), "pictures": [], "looks": [], "sketch": text_sketch(row["text"])}
+    made: dict[str, Any] = {
+        "id": text_identity(row["text"]),
+        "pictures": [],
+        "looks": [],
+        "sketch": text_sketch(row["text"]),
+    }
     return {**row, **made}
 
 

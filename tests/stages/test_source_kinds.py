@@ -29,7 +29,7 @@ OF_ROWS = {
 }
 OWN = {
     "image_folder": {"captions"},
-    "video_folder": {"captions"},
+    "video_folder": {"captions", "clip_seconds"},
     "text": set(),
     "jsonl": OF_ROWS,
     "interleaved": {"manifest", "group_field", "links", "media_root"},

@@ -33,6 +33,7 @@ from omniloom.stages.ingest.look import row_recognition
 from omniloom.stages.ingest.look.glimpse import BY_REFERENCE, Glimpse, Recognition
 from omniloom.stages.ingest.options import UNNAMED
 from omniloom.stages.ingest.rejects import Reject
+from omniloom.stages.ingest.text_runs import Texts
 
 _ROWS = (*Parquet.suffixes, *Arrow.suffixes, *JsonLines.suffixes, *JsonArray.suffixes, *Delimited.suffixes)
 _MEDIA = (*IMAGES, *VIDEOS)
@@ -168,7 +169,7 @@ class HfDataset(RowFiles):
 
     # ---- reading ----
 
-    def read(self, item: dict) -> Iterator[dict | Reject]:
+    def read(self, item: dict) -> Iterator[dict | Texts | Reject]:
         return self._folder.read(item) if self._is_media(item) else super().read(item)
 
     def _is_media(self, item: dict) -> bool:

@@ -134,24 +134,26 @@ class RowFiles(SourceKind):
         """A record or a reject per row, with the row's number as its part; texts in runs. A file that fails half way
         keeps what came before."""
         path, number = item["path"], 0
-        run, size = Texts([], []), 0
+        texts: list[str] = []
+        parts: list[int] = []
+        size = 0
         try:
             for number, row in self.format_of(path).rows(self.files, item, self.wanted):
                 text = self.text_of(row) if type(row) is dict else None
                 if text is not None:
-                    run.texts.append(text)
-                    run.parts.append(number)
+                    texts.append(text)
+                    parts.append(number)
                     size += len(text)
-                if run.texts and (text is None or size >= AT_ONCE):
-                    yield run
-                    run, size = Texts([], []), 0
+                if texts and (text is None or size >= AT_ONCE):
+                    yield Texts(texts, parts)
+                    texts, parts, size = [], [], 0
                 if text is None:
                     yield from self._row(row, path, number)
-            if run.texts:
-                yield run
+            if texts:
+                yield Texts(texts, parts)
         except Exception as error:
-            if run.texts:
-                yield run
+            if texts:
+                yield Texts(texts, parts)
             if not number and "from" not in item:
                 raise  # the whole file's reject
             yield Reject.of(error, path, number + 1 if number else item.get("part", 0))
