@@ -33,7 +33,8 @@ OMNILOOM = Path(sys.executable).with_name("omniloom")
 
 
 def write_corpus(folder: Path) -> None:
-    """60 pictures and 8 clips of coloured squares, 4 texts, a JSONL file and 2 illustrated documents."""
+    """60 pictures and 8 clips of coloured squares (some of them in each split), 4 texts, a JSONL file and 2 illustrated
+    documents."""
 
     def put(path: str, data: bytes) -> None:
         storage.write_bytes(str(folder / path), data)
@@ -43,7 +44,7 @@ def write_corpus(folder: Path) -> None:
         put(f"images/{colour}/{number}.png", encode_png(corpora.square(colour, (number % 17, number * 5 % 17), 24)))
     for number in range(8):
         colour = list(corpora.COLOURS)[number % 4]
-        frames = [corpora.square(colour, ((number * 3) % 17, (2 * t + number) % 17)) for t in range(6)]
+        frames = [corpora.square(colour, ((number * 3 + 4) % 17, (2 * t + number) % 17)) for t in range(6)]
         put(f"videos/{colour}/{number}.mp4", encode_mp4(np.stack(frames), 8))
     for number in range(4):
         put(

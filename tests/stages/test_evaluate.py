@@ -345,7 +345,7 @@ def test_a_model_made_worse_does_not_become_champion_in_20_of_20_tries_and_a_bet
 ):
     gate = {"gate": {"better_than_champion": "bits_per_byte"}}
     models |= {"base": learnt(120), "longer": learnt(400)}
-    models |= {f"worse {n}": learnt(120, noise=(0.2, 0.3, 0.4, 0.8)[n % 4], seed=n) for n in range(20)}
+    models |= {f"worse {n}": learnt(120, noise=(0.4, 0.5, 0.6, 0.8)[n % 4], seed=n) for n in range(20)}
     base, _ = measure("base", "chain", **gate)
     assert base["gate_passed"] == 1
     for number in range(20):
