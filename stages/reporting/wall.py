@@ -43,7 +43,7 @@ class Shown:
 
     @property
     def sheet(self) -> str:
-        return f"sheets/{self.artifact.stage}-{self.artifact.fingerprint[:16]}-{self.label}.webp"
+        return f"sheets/{self.artifact.stage}-{self.artifact.fingerprint}-{self.label}.webp"
 
 
 def build(artifacts: Sequence[Artifact], target: Path) -> tuple[Path, int]:
