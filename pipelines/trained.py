@@ -4,12 +4,9 @@ registry. Out: the folder to load it from.
 
 from __future__ import annotations
 
-import os
-
 from omniloom.infra import storage
 from omniloom.infra.artifacts import ArtifactStore
 from omniloom.infra.errors import InputError
-from omniloom.infra.tracking.config import VARIABLE
 from omniloom.pipelines.config import find, identity
 from omniloom.pipelines.graph import KNOWN
 
@@ -45,12 +42,7 @@ def find_model(model: str) -> str:
 
 def _registered(model: str) -> str:
     from omniloom.infra.tracking.registry import bundle_folder
+    from omniloom.pipelines.catalog.places import require_registry
 
-    if not os.environ.get(VARIABLE):
-        raise InputError(
-            f"the registry to ask is not known; set {VARIABLE}, which `omniloom ui CONFIG` prints, or "
-            "name the pipeline's config in place of the model",
-            field="MODEL",
-            file=model,
-        )
+    require_registry(model)
     return str(bundle_folder(model))

@@ -19,6 +19,8 @@ from PIL import Image
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.models.text import TextTokenizer
+from omniloom.models.tokenizer.config import TokenizerConfig
+from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.stages.data import index as index_module
 from omniloom.stages.data import records, token_shards
 from omniloom.stages.data.media.decode import encode_mp4, encode_png
@@ -309,11 +311,21 @@ def _lengths(documents: list[tuple[str, list[tuple[str, int]]]], ids: np.ndarray
     return index_module.Lengths(kinds, counts, segments, segments, ids)
 
 
+def small_tokenizer(layers: str = "t") -> TokenizerConfig:
+    """The architecture of the tokenizers that tests put beside models: 32 codes of 4 numbers."""
+    return TokenizerConfig(
+        width=32,
+        heads=2,
+        head_dim=16,
+        spatial_layers=layers,
+        temporal_layers=1,
+        decoder_spatial_layers=layers,
+        quantizer=VQConfig(codebook_size=32, latent_dim=4),
+    )
+
+
 def tokenizer(folder: Path, channels: int = 4, quantizer=None) -> Artifact:
     """An untrained visual tokenizer as the tokenizer stages save one: 8x8 patches of a 24x24 picture are 3x3."""
-    from omniloom.models.tokenizer.config import TokenizerConfig
-    from omniloom.models.tokenizer.quantizers.config import VQConfig
-
     config = TokenizerConfig(
         patch_size=8,
         temporal_patch=4,

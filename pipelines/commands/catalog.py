@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -57,11 +58,7 @@ def show(name: ItemName, as_json: AsJson = False) -> None:
 
     found = places.item(name)
     told = listing.show(found) if isinstance(found, Artifact) else redact(found)
-    if as_json:
-        _print_json(told)
-        return
-    for line in printed.artifact(told) if isinstance(found, Artifact) else printed.run(told):
-        print(line)
+    _tell(told, printed.artifact(told) if isinstance(found, Artifact) else printed.run(told), as_json)
 
 
 def lineage(name: ArtifactName, as_json: AsJson = False) -> None:
@@ -75,11 +72,7 @@ def lineage(name: ArtifactName, as_json: AsJson = False) -> None:
 
     found = places.artifact(name)
     graph = graph_of(found, registered_of(found, name))
-    if as_json:
-        _print_json(graph)
-        return
-    for line in printed.graph(graph):
-        print(line)
+    _tell(graph, printed.graph(graph), as_json)
 
 
 def diff(
@@ -91,11 +84,7 @@ def diff(
     from omniloom.pipelines.catalog import comparison, printed
 
     found = comparison.diff(a, b)
-    if as_json:
-        _print_json(found)
-        return
-    for line in printed.differences(found):
-        print(line)
+    _tell(found, printed.differences(found), as_json)
 
 
 def gc(
@@ -141,6 +130,14 @@ def copy(
         return
     for line in printed.copied(rows):
         print(line)
+
+
+def _tell(found: Any, lines: Iterable[str], as_json: bool) -> None:
+    """What was found, as JSON or in lines for people."""
+    if as_json:
+        _print_json(found)
+    else:
+        print(*lines, sep="\n")
 
 
 def _print_json(value: Any) -> None:

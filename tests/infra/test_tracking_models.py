@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,9 +96,7 @@ def bundle(tmp_path_factory) -> Path:
 
     from omniloom.models.model import BundleConfig, OmniLoom
     from omniloom.models.text import TextTokenizer
-    from omniloom.models.tokenizer.config import TokenizerConfig
     from omniloom.models.tokenizer.omni import OmniTokenizer
-    from omniloom.models.tokenizer.quantizers.config import VQConfig
     from omniloom.models.unified.config import UnifiedConfig
     from omniloom.models.unified.diffusion.config import DiffusionConfig
     from omniloom.models.unified.model import UnifiedModel
@@ -107,15 +106,7 @@ def bundle(tmp_path_factory) -> Path:
     config = BundleConfig(
         unified=UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=48, layers=1, heads=4),
         diffusion=DiffusionConfig(),
-        tokenizer=TokenizerConfig(
-            width=32,
-            heads=2,
-            head_dim=16,
-            spatial_layers="t",
-            temporal_layers=1,
-            decoder_spatial_layers="t",
-            quantizer=VQConfig(codebook_size=32, latent_dim=4),
-        ),
+        tokenizer=corpora.small_tokenizer(),
         latent_mean=(0.0,) * 4,
         latent_std=(1.0,) * 4,
         image_size=(16, 16),

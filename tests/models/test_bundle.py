@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
 
 from omniloom.models.model import BundleConfig, OmniLoom, to_pixels, to_uint8
 from omniloom.models.text import TextTokenizer
-from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
@@ -26,15 +25,7 @@ def build(tied: bool = True) -> OmniLoom:
     config = BundleConfig(
         unified=UnifiedConfig(vocab_size=text.vocab_size, latent_dim=4, width=48, layers=2, heads=4, tied=tied),
         diffusion=DiffusionConfig(predict="x"),
-        tokenizer=TokenizerConfig(
-            width=32,
-            heads=2,
-            head_dim=16,
-            spatial_layers="t",
-            temporal_layers=1,
-            decoder_spatial_layers="t",
-            quantizer=VQConfig(codebook_size=32, latent_dim=4),
-        ),
+        tokenizer=corpora.small_tokenizer(),
         latent_mean=(0.1, -0.2, 0.3, 0.0),
         latent_std=(0.5, 1.0, 2.0, 0.25),
         image_size=(16, 16),

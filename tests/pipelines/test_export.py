@@ -11,6 +11,7 @@ import types
 from importlib.metadata import requires
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
@@ -23,9 +24,7 @@ from omniloom.models.byte_bpe import ByteBPE
 from omniloom.models.hf.repository import OmniLoomForGeneration
 from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.text import TextTokenizer
-from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
@@ -44,15 +43,7 @@ OBJECTIVES = ("latent_diffusion", "next_code", "masked_code", "pixel_diffusion")
 def build(**unified) -> OmniLoom:
     torch.manual_seed(0)
     text = TextTokenizer.train([PROMPT, "a handwritten two moving left, 12 of them"] * 20, 290)
-    tokenizer_config = TokenizerConfig(
-        width=32,
-        heads=2,
-        head_dim=16,
-        spatial_layers="t",
-        temporal_layers=1,
-        decoder_spatial_layers="t",
-        quantizer=VQConfig(codebook_size=32, latent_dim=4),
-    )
+    tokenizer_config = corpora.small_tokenizer()
     config = BundleConfig(
         unified=UnifiedConfig(
             vocab_size=text.vocab_size,

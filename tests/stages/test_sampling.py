@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import corpora
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,7 @@ import torch
 from omniloom.infra.artifacts import ArtifactStore
 from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.text import TextTokenizer
-from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.tokenizer.quantizers.config import VQConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.amed import AmedPredictor
 from omniloom.models.unified.diffusion.config import DiffusionConfig
@@ -39,15 +38,7 @@ def build(objectives: tuple[str, ...] = BOTH) -> OmniLoom:
     config = BundleConfig(
         unified=UnifiedConfig(vocab_size=text.vocab_size, **sizes, width=48, layers=2, heads=4),
         diffusion=DiffusionConfig(),
-        tokenizer=TokenizerConfig(
-            width=32,
-            heads=2,
-            head_dim=16,
-            spatial_layers="tw",
-            temporal_layers=1,
-            decoder_spatial_layers="tw",
-            quantizer=VQConfig(codebook_size=32, latent_dim=4),
-        ),
+        tokenizer=corpora.small_tokenizer("tw"),
         latent_mean=(0.0,) * 4,
         latent_std=(1.0,) * 4,
         image_size=(16, 16),
