@@ -35,14 +35,16 @@ class _Plain:
 
 
 def export_gap(evaluation: Evaluation) -> None:
-    """Nothing where the training was gone on from another one, which leaves out rows, or wrote no losses down."""
+    """Nothing where the training was gone on from another one, which leaves out rows, or did not write down its losses
+    and of how many rows they are, which its config, as the manifest keeps it, does not say."""
     model = evaluation.inputs.get("model")
     if model is None or len((storage.read_json(model.file("ledger.json")) or {}).get("periods", ())) > 1:
         return
     known = {name: value for name, value in model.metrics.items() if name.startswith("validation_")}
-    if not known or not evaluation.training:
+    if not (count := known.pop("validation_rows", None)) or not evaluation.training:
         return
-    config, loom = Config.model_validate({**evaluation.training, "workers": {"count": 1}}), evaluation.loom
+    asked = {**evaluation.training, "workers": {"count": 1}, "validation_rows": count}
+    config, loom = Config.model_validate(asked), evaluation.loom
     held_out = TokenSet(evaluation.inputs["tokens"], "validation")
     held_out.facts |= start.latent_statistics(config.init_from, loom.model.config)
     rows = validation_rows(held_out, config, loom.model.config, loom.device.type)

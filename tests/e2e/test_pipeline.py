@@ -211,6 +211,7 @@ def test_every_stage_left_a_whole_artifact(config):
         "codebook_usage",
     ):
         assert np.isfinite(metrics[name]), name
+    assert metrics["export_gap"] < 1e-4, "of 2 validation rows, on 2 ranks, averaged under ZeRO 2"
     assert b"<html" in storage.read_bytes(plan["evaluate"].artifact.file("report.html")).lower()
     rows = history.load(plan["train"].artifact.file("report", "history.jsonl"))
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 5, 6, 8, 10]
