@@ -34,8 +34,11 @@ from omniloom.stages.ingest.look.told import told
 LEAST = 0.2  # of the media files have to get a caption
 _ROWS = 0.5  # of a table's rows have to name media files
 _FILE_BYTES = 64 << 20
-_TABLES = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".ndjson", ".lst", ".list", ".tab", ".psv", "")
-_TABLES += (".yaml", ".yml", ".xml", ".html", ".htm", ".xhtml", ".md", ".markdown")
+_TABLES = (
+    *(".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".ndjson", ".lst", ".list", ".tab", ".psv", ""),
+    *(".yaml", ".yml", ".xml", ".html", ".htm", ".xhtml", ".md", ".markdown"),
+)
+
 _TEXTS = (".txt", ".caption", ".cap", ".text", ".tags", ".prompt")
 _LINES = ("caption", "label", "prompt", "description", "annotation", "text", "title")
 _SUFFIXES = frozenset((*_TABLES, *_TEXTS))
