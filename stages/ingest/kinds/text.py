@@ -40,7 +40,7 @@ class Text(SourceKind):
 
     @classmethod
     def recognize(cls, glimpse: Glimpse) -> Recognition | None:
-        """Texts, less those that tell a person about the other files, and less folders whose first text has no letter."""
+        """Texts, less those about the other files, and less folders whose first text has no letter."""
         paths = [path for path in glimpse.having(cls.suffixes) if not _NOTES.match(posixpath.basename(path))]
         firsts = {posixpath.dirname(path): path for path in reversed(paths)}
         speaking = {folder for folder, path in firsts.items() if glimpse.speaks(path)}
