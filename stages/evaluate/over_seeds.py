@@ -15,6 +15,7 @@ Welch's and Satterthwaite's degrees of freedom; over the figures p is adjusted a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -80,18 +81,56 @@ class _Difference:
 
     @property
     def p(self) -> float:
-        from scipy.special import stdtr
-
         if not self.variance:
             return 1.0 if not self.mean else 0.0
-        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.variance**0.5))
+        return beyond(abs(self.mean) / self.variance**0.5, self.freedom)
 
     def compared(self, name: str, p: float) -> Compared:
-        from scipy.special import stdtrit
-
-        reach = float(stdtrit(self.freedom, 0.975)) * self.variance**0.5
+        reach = _reached(1 - 0.95, self.freedom) * self.variance**0.5
         decision: Decision = "undecided"
         if p < RISK and self.mean:
             decision = "better" if self.mean * way(name) > 0 else "worse"
         low, high = self.mean - reach, self.mean + reach
         return Compared(name, self.first, self.second, self.mean, low, high, p, self.items, decision)
+
+
+def beyond(t: float, freedom: float) -> float:
+    """The probability that Student's t is further from 0 than this: the incomplete beta function of freedom / 2 and 1/2
+    at freedom / (freedom + t^2), by its continued fraction (Abramowitz and Stegun, 26.5.8 and 26.7.1)."""
+    a, b, x = freedom / 2, 0.5, freedom / (freedom + t * t)
+    if not 0 < x < 1:
+        return x
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    if x < (a + 1) / (a + b + 2):
+        return front * _fraction(a, b, x) / a
+    return 1 - front * _fraction(b, a, 1 - x) / b
+
+
+def _fraction(a: float, b: float, x: float) -> float:
+    """The continued fraction, by Lentz's method."""
+    tiny = 1e-300
+    c, d = 1.0, 1 - (a + b) * x / (a + 1)
+    d = 1 / (d or tiny)
+    value = d
+    for m in range(1, 1000):
+        for part in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1 / ((1 + part * d) or tiny)
+            c = (1 + part / c) or tiny
+            value *= c * d
+        if abs(c * d - 1) < 1e-14:
+            break
+    return value
+
+
+def _reached(p: float, freedom: float) -> float:
+    """The t beyond which so much lies."""
+    low, high = 0.0, 1.0
+    while beyond(high, freedom) > p:
+        low, high = high, 2 * high
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if beyond(middle, freedom) > p else (low, middle)
+    return high

@@ -72,6 +72,15 @@ def test_one_figure_by_hand():
     assert found.items == 3 and found.decision == "undecided"
 
 
+def test_students_t_is_that_of_scipy():
+    from scipy.stats import t
+
+    for freedom in (0.7, 1.0, 2.5, 4.0, 11.3, 60.0, 1e4):
+        for value in (1e-6, 0.3, 1.0, 2.0, 5.0, 40.0):
+            assert over_seeds.beyond(value, freedom) == pytest.approx(2 * t.sf(value, freedom), rel=1e-6)
+    assert over_seeds.beyond(0.0, 3.0) == 1.0 and over_seeds.beyond(float("inf"), 3.0) == 0.0
+
+
 def test_items_and_figures_that_not_all_trainings_have(items):
     rng = np.random.default_rng(3)
     one, other = trainings(rng, items, 2), trainings(rng, items, 2)
