@@ -14,7 +14,8 @@ def sample_tokens(logits: Tensor, uniforms: Tensor | None, how: TextSampling | V
     """One token a row by inverting the distribution function, the likeliest token first, at `uniforms` (B,) in [0, 1).
 
     logits (B, V); -inf forbids. `how.temperature` 0 takes the likeliest, and then there need be no `uniforms`. top_k
-    keeps the k likeliest; top_p the smallest set of likeliest tokens that holds at least that probability. Returns int64 (B,).
+    keeps the k likeliest; top_p the smallest set of likeliest tokens that holds at least that probability. Returns
+    int64 (B,).
     """
     if how.temperature == 0:
         return logits.argmax(dim=-1)
