@@ -165,7 +165,7 @@ def _train(kinds: list[str], sizes: Sizes) -> Iterator[Line]:
         packing["mixture"] = sizes.mixture
     why = sizes.why["length"] if kinds else "tokens of a row"
     yield 2, f"packing: {flow(packing)}", why + ("; mixture: shares of the tokens" if sizes.mixture else "")
-    yield 2, f"batch_rows: {rung.batch_rows}", "rows a step"
+    yield 2, f"batch_rows: {sizes.batch_rows}", "rows a step"
     yield 2, f"steps: {rung.steps}", "raise it while the validation losses in MLflow fall"
     yield 2, "seed: ${seed}", "the one above"
     warmup, rate = min(2000, rung.steps // 12), 1.5e-3 if sizes.name == "tiny" else 3.0e-4

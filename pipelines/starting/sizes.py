@@ -21,6 +21,7 @@ from omniloom.pipelines.starting.corpus import Corpus
 Size = Literal["tiny", "small", "base"]
 _MANY = 20_000  # pictures, from which on a base model learns more than it remembers
 _GIB = 2**30
+_USUAL_LENGTH = 6  # of a row, in pictures, for which the rungs' rows a step are meant: four with short captions
 _WEIGHTS = {"image": 0.7, "video": 0.15, "text": 0.25, "document": 0.1}  # of tokens, among the kinds that are there
 
 
@@ -63,6 +64,11 @@ class Rung:
     steps: int
     gpu_memory: int = 0
 
+    @property
+    def positions(self) -> int:
+        """Tokens of a picture."""
+        return (self.pixels // self.patch) ** 2
+
 
 LADDER: dict[Size, Rung] = {
     "tiny": Rung(32, 4, 128, "tt", 8, 400, 32, 192, 5, 6, 8, 800),
@@ -92,6 +98,14 @@ class Sizes:
     def workers(self) -> int:
         """A power of two, by which the batches of every rung divide."""
         return 2 ** int(math.log2(min(8, self.machine.gpus or self.machine.cpus)))
+
+
+    @property
+    def batch_rows(self) -> int:
+        """Of the rung, fewer where long captions make long rows, so that a step costs the same: a power of two that the
+        workers divide."""
+        fit = self.rung.batch_rows * min(1.0, _USUAL_LENGTH * self.rung.positions / self.length)
+        return max(self.workers, 2 ** int(math.log2(max(1.0, fit))))
 
 
 def sizes(corpus: Corpus, machine: Machine, asked: str | None = None) -> Sizes:

@@ -269,6 +269,20 @@ def test_the_config_plans_as_written_and_explains_every_line(here):
     assert yaml.safe_load(made.file.read_text())["stages"]["train"]["workers"] == {"count": 2}
 
 
+def test_a_step_costs_no_more_where_captions_are_long(here):
+    """Rows have room for four captions of 400 letters; a first result takes as long as of short ones."""
+    for n in NUMBERS:
+        draw(here / "photos" / f"{n}.png", n)
+        (here / "photos" / f"{n}.txt").write_text(f"{caption(n)}, " * 20)
+    init(str(here / "photos"), "long.yaml", machine=HERE)
+    texts_elsewhere(here / "others")
+    init(str(here / "others"), "short.yaml", machine=HERE)
+    long, short = (load(name).stages.train for name in ("long.yaml", "short.yaml"))
+    assert short.batch_rows == 8 and long.packing.length > 3 * short.packing.length
+    assert long.batch_rows * long.packing.length <= 1.2 * short.batch_rows * short.packing.length
+    assert long.batch_rows % long.workers.most == 0
+
+
 def test_sizes_follow_the_machine_and_the_data(here):
     texts_elsewhere(here / "photos")
     one = init(str(here / "photos"), "one.yaml", machine=Machine(cpus=1, memory=4 << 30))
