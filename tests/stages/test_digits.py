@@ -183,7 +183,7 @@ def test_no_held_out_scan_moves_in_a_train_video(corpus):
             splits.setdefault(groups[row["path"]], set()).add(row["split"])
     assert len(splits) > 1790 and all(len(found) == 1 for found in splits.values())
     scans = rows_of(corpus, "image")
-    known = np.stack([_centred(decode_image(row["media"])[..., 0], 20 / 32) for row in scans])
+    known = np.stack([_centred(decode_image(row["media"])[..., 0], 24 / 32) for row in scans])
     known /= np.linalg.norm(known, axis=1, keepdims=True)
     held_out = [row for row in rows_of(corpus, "video") if row["split"] != "train"]
     for row in [*held_out, *[row for row in rows_of(corpus, "video") if row["split"] == "train"][:60]]:
