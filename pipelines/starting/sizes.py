@@ -99,7 +99,6 @@ class Sizes:
         """A power of two, by which the batches of every rung divide."""
         return 2 ** int(math.log2(min(8, self.machine.gpus or self.machine.cpus)))
 
-
     @property
     def batch_rows(self) -> int:
         """Of the rung, fewer where long captions make long rows, so that a step costs the same: a power of two that the
