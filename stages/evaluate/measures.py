@@ -134,6 +134,13 @@ def _table(pixels: int) -> dict[str, Figure]:
             "lower",
             of_model=False,
         ),
+        "leaked_texts": Figure(
+            "share of the held-out texts of whose words, eight in a row, train texts have more than half, or the whole",
+            "lower",
+            asks={"texts": 1},
+            of_text=True,
+            of_model=False,
+        ),
         "video_class_agreement": Figure(
             "share of the frames of drawn videos that a classifier of train frames calls what was asked for; each "
             "label weighs as much",

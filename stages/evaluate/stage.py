@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from omniloom.infra.tracking import Champion
     from omniloom.stages.evaluate.comparing import Comparison
 
-VERSION = 5
+VERSION = 6
 log = logger(__name__)
 
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
@@ -61,6 +61,7 @@ def run(context: StageContext) -> dict:
     from omniloom.stages.evaluate.evaluation import Evaluation
     from omniloom.stages.evaluate.exported import export_gap
     from omniloom.stages.evaluate.filming import film
+    from omniloom.stages.evaluate.leaks import leaked_texts
     from omniloom.stages.evaluate.novelty import leaked
     from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
     from omniloom.stages.evaluate.writing import describe, read_text, retrieve
@@ -69,9 +70,9 @@ def run(context: StageContext) -> dict:
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
     parts = (
-        (export_gap, reconstruct, codebook, read_text, draw, leaked, describe, retrieve, film)
+        (export_gap, reconstruct, codebook, read_text, leaked_texts, draw, leaked, describe, retrieve, film)
         if evaluation.objectives
-        else (export_gap, read_text)
+        else (export_gap, read_text, leaked_texts)
     )
     for number, part in enumerate(parts):
         context.progress(number, len(parts), "parts")

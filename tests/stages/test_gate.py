@@ -179,7 +179,7 @@ def test_what_is_measured_depends_on_the_config():
     assert "caption_accuracy" in one and "caption_accuracy_next_code" not in one
     assert {"caption_accuracy_next_code", "caption_accuracy_masked_code", "classes"} <= set(several)
     assert "caption_accuracy" not in several and "frechet_pixels8_train" in several
-    text = {"bits_per_byte", "text_repeated", "text_repeated_real", "export_gap"}
+    text = {"bits_per_byte", "text_repeated", "text_repeated_real", "leaked_texts", "export_gap"}
     assert set(measured(Config(), [])) == text and set(measured(Config(texts=0), [])) == {"export_gap"}
     assert not [name for name in measured(Config(videos=0), ["next_code"]) if name.startswith("video")]
     assert "image_following" not in measured(Config(counterfactuals=0), ["next_code"])
@@ -210,6 +210,7 @@ def test_every_figure_says_which_way_is_better():
             "bits_per_byte",
             "text_repeated",
             "leaked_images",
+            "leaked_texts",
             "export_gap",
             "rfid",
             "recon_lpips_image",
@@ -258,6 +259,7 @@ def test_which_figures_are_of_each_objective():
         "bits_per_byte",
         "text_repeated",
         "text_repeated_real",
+        "leaked_texts",
         "export_gap",
     }
 
