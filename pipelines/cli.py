@@ -101,6 +101,7 @@ def main() -> None:
         code = 1
     if code == signals.INTERRUPTED:
         print(signals.LINE, file=sys.stderr)
+        signals.leave_soon()
     sys.exit(code)
 
 

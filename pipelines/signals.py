@@ -5,12 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 
 INTERRUPTED = 130  # a shell's code for a command that Ctrl-C ended
 LINE = "interrupted; the next run goes on from here"
 _ONE_REQUEST = 0.5  # seconds: `timeout` signals a command and then its whole group, the command among them
+
+
+_LEAVING = 5.0  # seconds for what ends with the interpreter
+
+
+def leave_soon() -> None:
+    """An interrupted run has closed its records: a thread of it that still waits for an answer, as of a worker process
+    that hangs, keeps the process for a few seconds at most."""
+
+    def leave() -> None:
+        time.sleep(_LEAVING)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=leave, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from omniloom.infra.figures import finite
 from omniloom.infra.secrets import logger
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import Config
+from omniloom.stages.evaluate.features.checks import check_features
 from omniloom.stages.evaluate.gate import Verdict, judge
 from omniloom.stages.evaluate.measures import measured
 from omniloom.stages.reporting import ancestry
@@ -45,8 +46,10 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """Check that the gate's figures are measured of the model that is trained."""
-    if model := upstream.get("model"):
+    """Check that the gate's figures are measured of the model that is trained, and the feature networks' files."""
+    model = upstream.get("model")
+    check_features(config, model and model.trained, files, (*config.gate.bounds, *config.gate.better_than_champion))
+    if model:
         with within("gate"):
             config.gate.check(measured(config, model.trained))
 

@@ -12,10 +12,12 @@ import time
 import pytest
 
 RUN = """
-import signal, sys, time
+import concurrent.futures, signal, sys, time
 from omniloom.pipelines import cli, signals
 def execute(made, display):
     try:
+        if hangs:
+            concurrent.futures.ThreadPoolExecutor(1).submit(time.sleep, 60)
         print("runs", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
@@ -26,6 +28,7 @@ def execute(made, display):
 import omniloom.pipelines.runner
 omniloom.pipelines.runner.run = execute
 seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0
+hangs = "hangs" in sys.argv
 sys.argv[1:] = ["run", "demo"]
 cli.main()
 """
@@ -76,6 +79,17 @@ def test_one_request_by_two_signals(number):
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "closed\n")
+    assert err.strip().splitlines() == ["again:  omniloom run demo", LINE]
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process():
+    """A stage's, that waits for a worker process which never answers: the interpreter would wait for it at its end."""
+    process = start("0", "hangs")
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=40)
+    assert time.monotonic() - began < 30
+    assert (process.returncode, out) == (130, "closes\nclosed\n")
     assert err.strip().splitlines() == ["again:  omniloom run demo", LINE]
 
 
