@@ -24,7 +24,7 @@ from omniloom.stages.data.media.decode import decode_video, encode_mp4, probe_im
 from omniloom.stages.data.media.identity import LOOK_BYTES, picture_look
 from omniloom.stages.data.media.sketches import SKETCH, text_sketch
 from omniloom.stages.ingest import stage as ingest
-from omniloom.stages.ingest.splitting import bonds, registration, splits, twins
+from omniloom.stages.ingest.splitting import bonds, registration, splits, text_twins, twins
 
 EVEN = {"train": 0.4, "validation": 0.3, "test": 0.3}
 RNG = np.random.default_rng(5)
@@ -258,7 +258,7 @@ def test_what_differs_at_one_place_is_another_picture():
 def test_pictures_without_contrast_are_no_twins():
     flat = np.stack([np.full(LOOK_BYTES, level, np.uint8) for level in range(100, 110)])
     assert not len(twins.near_pictures(flat)) and not len(twins.near_pictures(flat[:0]))
-    assert not len(twins.near_texts(np.empty((0, SKETCH), np.uint32)))
+    assert not len(text_twins.near_texts(np.empty((0, SKETCH), np.uint32)))
 
 
 def test_copies_of_a_clip_lie_in_one_split(memory):
@@ -372,6 +372,7 @@ def assigned(rows: list[tuple[str, str | None, str]]) -> dict[str, str]:
         shard=number,
         row=number,
         strata=[("s", kind) for kind in records.KINDS],
+        shards=["shard-000000-0000.parquet"],
         pictures=np.empty((0, 2), np.uint64),
         owner=np.empty(0, np.int64),
     )
