@@ -1,4 +1,4 @@
-"""MLflow's server in this process. In: the settings of a database and a socket that listens. Out: MLflow's pages and
+"""MLflow's server as this process. In: the settings of a database and a socket that listens. Out: MLflow's pages and
 API on it, until Ctrl-C.
 
 `mlflow server` is three processes one after the other that each import MLflow, and job queues for judges of language
@@ -7,14 +7,15 @@ models beside them; here it is imported once, and the store's URI, which may hol
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.secrets import redact
 from omniloom.infra.tracking.config import TrackingSettings
 from omniloom.infra.tracking.failures import short
 
@@ -24,26 +25,38 @@ _MARK = b'<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLo
 
 
 def run(settings: TrackingSettings, listening: socket.socket) -> None:
-    """Serve until the process is told to end. InputError where the store does not answer."""
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    """Become the server, until the process is told to end."""
+    os.environ |= {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": settings.uri,
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": settings.artifact_root or "",
+    }
+    listening.set_inheritable(True)
+    where = ["--fd", str(listening.fileno()), "--log-level", "warning"]
+    command = [sys.executable, "-m", "uvicorn", *where, "--factory", f"{__name__}:application"]
+    os.execv(sys.executable, command)
+
+
+def application() -> _App:
+    """MLflow's, of the store that the environment names. Ends the process where that does not answer."""
     from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR, SERVE_ARTIFACTS_ENV_VAR
 
-    os.environ |= {BACKEND_STORE_URI_ENV_VAR: settings.uri, SERVE_ARTIFACTS_ENV_VAR: "true"}
-    if settings.artifact_root:
-        os.environ[ARTIFACT_ROOT_ENV_VAR] = settings.artifact_root
+    uri, root = os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"] or None
+    os.environ |= {BACKEND_STORE_URI_ENV_VAR: uri, SERVE_ARTIFACTS_ENV_VAR: "true"}
+    if root:
+        os.environ[ARTIFACT_ROOT_ENV_VAR] = root
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow to itself
-        import uvicorn
         from mlflow.server.fastapi_app import app
         from mlflow.server.handlers import initialize_backend_stores
 
     try:
-        initialize_backend_stores(settings.uri, settings.uri, settings.artifact_root)
+        initialize_backend_stores(uri, uri, root)
     except Exception as error:  # a driver, a schema, a disk: each has a class of its own
-        raise InputError(f"{settings.shown} does not answer: {short(error)}", field="tracking.uri") from error
-    config = uvicorn.Config(with_quiet_start(app), log_level="warning")
-    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has closed all
-        uvicorn.Server(config).run(sockets=[listening])
+        failure = InputError(f"{redact(uri)} does not answer: {short(error)}", field="tracking.uri")
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_code)
+    return with_quiet_start(app)
 
 
 def with_quiet_start(app: _App) -> _App:

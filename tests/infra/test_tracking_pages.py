@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import socket
 
 import pytest
@@ -60,13 +62,23 @@ def test_the_printed_page_opens_in_the_view_for_training(settings, monkeypatch, 
     assert seen == [(settings, ("127.0.0.1", port))]
 
 
-def test_a_file_that_is_no_database_is_told(settings):
+def test_a_file_that_is_no_database_is_told(settings, monkeypatch, capsys):
     settings.database.write_bytes(b"no database" * 100)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(InputError, match="mlflow.db does not answer"):
-        serve(settings, port)
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", settings.uri)
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "")
+    with pytest.raises(SystemExit) as ended:
+        server.application()
+    assert ended.value.code == 2 and "mlflow.db does not answer: " in capsys.readouterr().err
+
+
+def test_a_password_is_on_no_command_line(settings, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with socket.socket() as listening:
+        server.run(dataclasses.replace(settings, uri="postgresql://user:secret@host/x"), listening)
+        assert listening.get_inheritable()
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"].endswith("secret@host/x") and "secret" not in str(started)
 
 
 def test_a_new_experiment_is_of_training(settings):
