@@ -26,7 +26,7 @@ from omniloom.infra.head import Head
 from omniloom.infra.lease import Holder, Lease
 from omniloom.infra.owner import shown
 from omniloom.infra.progress import Progress, start_board
-from omniloom.infra.tracking import Tracker, TrackingSettings, charts, close_stale, replay, resolve_tracking
+from omniloom.infra.tracking import RunHandle, Tracker, TrackingSettings, charts, close_stale, replay, resolve_tracking
 from omniloom.infra.tree import revision
 from omniloom.infra.waiting import answer
 from omniloom.pipelines import continuing, installed, kept, predecessors, room, run_card
@@ -63,14 +63,17 @@ def run(plan: Plan, display: Display) -> None:
         ):
             display.log = log
             plan.store.remove_leftovers()
+            if display.remaining:
+                display.note(display.remaining.line())
+            display.note(f"log: {log.uri}; its workers' beside it, in {record.id}/STAGE/")
             for damage in plan.examine_inputs():
-                display.note(damage)
+                display.note(damage, level="warning")
             record.uses(plan.artifacts)
             _check_blocked(plan)
             for text in plan.warnings:
-                display.note(text)
+                display.note(text, level="warning")
             display.note("starting Ray")
-            _Run(plan, display, connect(), settings, record).execute()
+            _Run(plan, display, connect(), settings, record, log).execute()
 
 
 @contextlib.contextmanager
@@ -108,9 +111,16 @@ class _Run:
     """One execution: a parent MLflow run, a child per executed stage, and a record in storage."""
 
     def __init__(
-        self, plan: Plan, display: Display, connected: cluster.Cluster, settings: TrackingSettings, record: Record
+        self,
+        plan: Plan,
+        display: Display,
+        connected: cluster.Cluster,
+        settings: TrackingSettings,
+        record: Record,
+        log: RunLog,
     ):
         self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
+        self.log = log
         self.board = start_board()
         self.bodies = Bodies(connected, display.note, self.board)
         self.ahead = Ahead(plan)
@@ -124,7 +134,7 @@ class _Run:
         self.parent = Tracker(self.settings).start_pipeline(
             self.plan.config.name,
             self.plan.config.model_dump(mode="json"),
-            {"omniloom.run": self.record.id, **run_card.tags(self.plan, revision())},
+            {"omniloom.run": self.record.id, "omniloom.log": self.log.uri, **run_card.tags(self.plan, revision())},
             run_card.title(self.plan),
         )
         status = "FAILED"
@@ -137,6 +147,7 @@ class _Run:
             raise
         finally:
             self.display.page = self.parent.url(2.0)  # while its journal is there to tell
+            self.parent.log_text(self.log.text(), "logs/run.log")
             self.parent.finish(status)
 
     def _describe(self, why: str, differs: str) -> None:
@@ -187,15 +198,16 @@ class _Run:
             artifact = future.result()
         except Exception as error:
             self.record.stage(planned.name, status="failed", error=str(error))
-            self.display.fail(planned.name)
+            self.display.fail(planned.name, error)
             return error
         known, waiting = self.plan.warnings, [other.name for other in self.plan.to_execute if other != planned]
         self.plan.completed(planned.name, artifact)
         if stay := [name for name in waiting if self.plan[name].status == "cached"]:
             self.display.note(f"{planned.name} came out as before; up to date: {', '.join(stay)}")
+            self.display.skip(stay)
         for text in self.plan.warnings:
             if text not in known:
-                self.display.note(text)
+                self.display.note(text, level="warning")
         self.record.uses(self.plan.artifacts)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
         self.display.finish(
@@ -268,7 +280,7 @@ class _Run:
 
     def _note_waiting(self, planned: PlannedStage, held: dict | None) -> None:
         by = shown(held["owner"]) if held else "unknown"
-        self.display.note(f"{planned.name}: another run ({by}) makes it; waiting")
+        self.display.note(f"another run ({by}) makes it; waiting", planned.name)
 
     def _adopt(self, planned: PlannedStage, artifact: Artifact) -> Artifact:
         self.store.set_last_used(self.plan.config.name, artifact)
@@ -281,6 +293,7 @@ class _Run:
             {
                 "omniloom.fingerprint": planned.fingerprint,
                 "omniloom.reason": planned.reason,
+                "omniloom.logs": self.log.of_stage(planned.name),
                 **run_card.origin(revision()),
                 run_card.DESCRIPTION: f"{planned.name} of {self.plan.config.name}: {planned.reason}",
             },
@@ -292,11 +305,11 @@ class _Run:
             if upstream:
                 tracker.set_tags({f"omniloom.upstream.{artifact.stage}": upstream})
         digests = self.plan.made_from(planned) or {}
-        place, reachable_inputs = work, inputs
+        place, reachable_inputs, logs = work, inputs, self.log.of_stage(planned.name)
         if storage.is_process_local(work):
             # Workers are other processes: they get a folder of this machine, and the driver carries the files.
             scratch = Path(tempfile.mkdtemp(prefix="omniloom-"))
-            place = str(scratch / "work")
+            place, logs = str(scratch / "work"), str(scratch / "logs")
             storage.copy_tree(work, place)
             reachable_inputs = {
                 role: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for role, a in inputs.items()
@@ -322,6 +335,7 @@ class _Run:
             continuing.continued(self.plan.trainings, planned),
             earlier,
             output if place == work else None,
+            logs,
         )
         began = time.time(), time.monotonic()
         status = "FAILED"
@@ -330,7 +344,6 @@ class _Run:
             metrics = finite(self.bodies.run(planned, context))
             if place != work:
                 storage.copy_tree(place, work)
-                storage.remove(str(scratch))
             facts = self._facts(planned, inputs, metrics, began, tracker)
             lease.require()
             artifact = self.store.publish(planned.name, planned.fingerprint, work, facts)
@@ -352,7 +365,17 @@ class _Run:
                     lease.require()  # the body was ended for it: that is the cause
             raise
         finally:
+            if place != work:
+                storage.copy_tree(logs, self.log.of_stage(planned.name))
+                storage.remove(str(scratch))
+            self._keep_logs(planned.name, tracker)
             tracker.finish(status)
+
+    def _keep_logs(self, stage: str, tracker: RunHandle) -> None:
+        """The ends of the logs of the stage's workers, with its MLflow run."""
+        with contextlib.suppress(Exception):  # a storage that is away ends a run by itself
+            for name, text in self.log.texts(stage).items():
+                tracker.log_text(text, f"logs/{name}")
 
     def _facts(
         self,

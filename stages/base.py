@@ -166,7 +166,8 @@ class StageContext:
 
     `inputs` maps each role that the stage reads to its artifact; an optional one may be missing. `work` is the URI of
     this stage's work folder: `output` becomes the artifact, `state` is kept for a resume and dropped after publication.
-    `written_to` is where the output lies, where that is not in the work folder.
+    `written_to` is where the output lies, where that is not in the work folder. `logs` is the URI of the folder of the
+    logs of the stage's processes (`infra.worker_log`).
     `tracker` is the stage's MLflow run. `continued` is there where the config asks to go on from an earlier training,
     `predecessor` where there is an earlier artifact that the stage's module builds on.
     """
@@ -182,6 +183,7 @@ class StageContext:
     continued: Continued | None = None
     predecessor: Artifact | None = None
     written_to: str | None = None
+    logs: str | None = None
 
     @property
     def records(self) -> Artifact:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import importlib.util
 import logging
@@ -209,5 +210,7 @@ def _require_port(settings: Settings) -> None:
         except socket.gaierror as error:
             raise InputError(f"{settings.host} is no address of this machine: {error}", field="--host") from None
         except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+                raise InputError(f"{settings.host} is no address of this machine", field="--host") from None
             message = f"port {settings.port} of {settings.host} cannot be had: {error}; take another"
             raise InputError(message, field="--port") from None

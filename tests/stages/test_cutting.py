@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from omniloom.infra import storage
 from omniloom.stages.data import records
@@ -107,10 +108,10 @@ def test_ranges_of_lines_are_closed_by_bytes_or_by_count():
         blocks = [data[at : at + block] for at in range(0, len(data), block)]
         for size, count in ((1, 9), (10, 3), (40, 1000), (10**9, 2)):
             ranges = list(encoding.line_ranges(iter(blocks), size, count))
-            parts = [data[start:stop] for start, stop, _ in ranges]
+            parts = [data[start:stop] for start, stop, *_ in ranges]
             assert b"".join(parts) == data
-            for part, (_, _, lines) in zip(parts, ranges, strict=True):
-                assert lines == len(part.splitlines())
+            for part, (_, _, lines, digest) in zip(parts, ranges, strict=True):
+                assert lines == len(part.splitlines()) and digest == blake3(part).hexdigest(16)
             for part in parts[:-1]:
                 whole = part.splitlines(keepends=True)
                 assert part.endswith(b"\n") and (len(part) >= size or len(whole) == count)

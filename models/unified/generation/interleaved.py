@@ -151,8 +151,10 @@ class InterleavedWriter:
             full = [row for row, request in enumerate(self.rows) if request.pictures >= self.drawing.max_visuals]
             for row in full:
                 logits_RV[row, list(self.grids)] = -torch.inf
-        uniforms = [request.uniform(step) for request in self.rows] if self.text.temperature else [0.0] * len(self.rows)
-        return sample_tokens(logits_RV, torch.tensor(uniforms, device=logits_RV.device), self.text).tolist()
+        uniforms = None
+        if self.text.temperature:
+            uniforms = torch.tensor([request.uniform(step) for request in self.rows], device=logits_RV.device)
+        return sample_tokens(logits_RV, uniforms, self.text).tolist()
 
     def _write(self, tokens: Sequence[int]) -> dict[int, list[int]]:
         """Write each row's token into its request. Returns the rows that open a picture, by the token that does."""
