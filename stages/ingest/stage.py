@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from omniloom.stages.ingest.splitting.keys import Corpus
     from omniloom.stages.ingest.splitting.settling import Settled
 
-VERSION = 11
+VERSION = 13
 BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]

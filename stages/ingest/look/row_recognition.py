@@ -168,7 +168,7 @@ def _captions(columns: list[str], values: dict[str, list], taken: set) -> dict[s
     if within := [name for column in columns if column not in taken for name in _within(column, values[column])]:
         return {"caption_field": within if len(within) > 1 else within[0]}
     others = [column for column in columns if column not in taken and _length(values[column]) > 0]
-    texts = [column for column in others if " " in str(values[column][0]) and "://" not in str(values[column][0])]
+    texts = [column for column in others if _speak(values[column])]
     return {"caption_field": max(texts, key=lambda column: _length(values[column]))} if texts else {}
 
 
@@ -195,6 +195,11 @@ def _text(columns: list[str], values: dict[str, list]) -> dict[str, Any]:
             return {"template": "\n".join(f"{{{lowered[name]}}}" for name in names)}
     longest = max(lowered.values(), key=lambda column: _length(values[column]), default=None)
     return {"text_field": longest} if longest else {}
+
+
+def _speak(texts: list[str]) -> bool:
+    """Whether some are several words, and none a place on the web."""
+    return any(" " in text.strip() for text in texts) and not any("://" in text for text in texts)
 
 
 def _length(values: list) -> float:
