@@ -20,20 +20,22 @@ _WIDE = 110  # columns from which a long bar leaves room for what it tells
 
 class Display:
     """Use as a context manager around a run. `update` takes a ProgressBoard's states. What is shown goes to `log`,
-    where there is one, as plain lines. `page` is the run's page in MLflow, once it is known."""
+    where there is one, as plain lines. `page` is the run's page in MLflow, once it is known. `part` gives the display
+    of one run among several."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, label: str = "", among: Progress | None = None):
         self.console = console or Console(stderr=True)
+        self.label, self._among = label, among
         self.log: RunLog | None = None
         self.page: str | None = None
-        self._bars: Progress | None = None
+        self._bars: Progress | None = among
         self._tasks: dict[str, Any] = {}  # rich's TaskID
         self._started: dict[str, float] = {}
         self._first: dict[str, dict] = {}
         self._said: dict[str, str] = {}
         self._lines: dict[str, float] = {}
         self._noted: dict[str, int] = {}
-        if self.console.is_terminal:
+        if self.console.is_terminal and among is None:
             # Only what is told last may shrink: at 80 columns all else is still whole.
             self._bars = Progress(
                 TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, min_width=15)),
@@ -45,23 +47,32 @@ class Display:
                 expand=True,
             )
 
+    def part(self, label: str) -> Display:
+        """The display of one run among several: `label` stands before its stages, and its bars go when it ends."""
+        return Display(self.console, label, self._bars)
+
     def __enter__(self) -> Display:
-        if self._bars:
+        if self._bars and not self._among:
             self._bars.start()
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._bars:
+        if self._bars and self._among:
+            for task in self._tasks.values():
+                self._bars.remove_task(task)
+        elif self._bars:
             self._bars.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(redact(text), style="dim", highlight=False, soft_wrap=True)
+        self.console.print(redact(f"{self.label}{text}"), style="dim", highlight=False, soft_wrap=True)
         self._log(text)
 
     def start(self, stage: str, reason: str) -> None:
         self._started[stage] = time.monotonic()
         if self._bars:
-            self._tasks[stage] = self._bars.add_task(stage, total=None, detail=redact(f"starting ({reason})"))
+            self._tasks[stage] = self._bars.add_task(
+                f"{self.label}{stage}", total=None, detail=redact(f"starting ({reason})")
+            )
         self._line(stage, f"starting ({reason})")
 
     def update(self, states: dict[str, dict]) -> None:
@@ -102,8 +113,8 @@ class Display:
         shown = summary or shown_metrics(metrics, 5)
         self._end(stage, f"done; {shown}", f"done in {_duration(seconds)}; {shown}", total=1, completed=1)
 
-    def fail(self, stage: str) -> None:
-        self._end(stage, "[red]failed", "failed")
+    def fail(self, stage: str, how: str = "failed") -> None:
+        self._end(stage, f"[red]{how}", how)
 
     def _end(self, stage: str, detail: str, line: str, **bar: Any) -> None:
         if self._bars:
@@ -115,7 +126,8 @@ class Display:
     def _line(self, stage: str, text: str) -> None:
         self._lines[stage] = time.monotonic()
         if not self._bars:
-            self.console.print(f"{time.strftime('%H:%M:%S')} {stage}: {redact(text)}", highlight=False, soft_wrap=True)
+            line = f"{time.strftime('%H:%M:%S')} {self.label}{stage}: {redact(text)}"
+            self.console.print(line, highlight=False, soft_wrap=True)
         self._log(f"{stage}: {text}")
 
     def _log(self, text: str) -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,15 +19,27 @@ from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides,
 from omniloom.pipelines.options import selection_options
 from omniloom.pipelines.selection import Selection
 
+if TYPE_CHECKING:
+    from omniloom.pipelines.config import PipelineConfig
+
 
 @selection_options
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, *, selection: Selection) -> None:
     """Show what is cached, what would run, and why.
 
-    Starts nothing and writes nothing. Where cluster.address is given and answers, exit code 2 where its nodes have too
-    few CPUs, GPUs or too little memory for what would run.
+    Starts nothing and writes nothing. Of a config with a sweep: its trials, and what they share. Where cluster.address
+    is given and answers, exit code 2 where its nodes have too few CPUs, GPUs or too little memory for what would run.
     """
-    made = planned(config, overrides, selection)
+    from omniloom.pipelines.config import load
+    from omniloom.pipelines.plan import make_plan
+
+    loaded = load(config, overrides or [], files=True)
+    if loaded.sweep:
+        from omniloom.pipelines.sweeps.command import print_plan
+
+        print_plan(config, overrides or [], loaded, selection, as_json)
+        return
+    made = make_plan(loaded, selection)
     from omniloom.pipelines import forecast, room
 
     notes, found = (
@@ -50,7 +62,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 def run(config: ConfigPath, overrides: Overrides = None, *, selection: Selection) -> None:
     """Run what the plan says.
 
-    On this machine's own Ray, or on the cluster at cluster.address.
+    On this machine's own Ray, or on the cluster at cluster.address. Of a config with a sweep all trials.
     """
     bring_up(config, overrides, selection)
 
@@ -58,7 +70,14 @@ def run(config: ConfigPath, overrides: Overrides = None, *, selection: Selection
 def bring_up(config: str, overrides: list[str] | None, selection: Selection) -> None:
     """Plan, run, and say how it ended."""
     with signals.interruptible():
-        made = planned(config, overrides, selection)
+        from omniloom.pipelines.config import load
+        from omniloom.pipelines.plan import make_plan
+
+        loaded = load(config, overrides or [], files=True)
+        if loaded.sweep:
+            _run_sweep(config, overrides or [], loaded, selection)
+            return
+        made = make_plan(loaded, selection)
         from omniloom.infra.cluster import settle
         from omniloom.pipelines.config import naming
         from omniloom.pipelines.display import Display
@@ -86,6 +105,21 @@ def bring_up(config: str, overrides: list[str] | None, selection: Selection) -> 
                 "MLflow: "
                 + (display.page if served else f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}")
             )
+
+
+def _run_sweep(config: str, overrides: list[str], loaded: PipelineConfig, selection: Selection) -> None:
+    from omniloom.infra.cluster import settle
+    from omniloom.pipelines.sweeps import command
+
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now but the file's own
+        config = os.path.abspath(config)
+        settle()
+    try:
+        command.run(config, overrides, loaded, selection)
+    except (KeyboardInterrupt, OmniLoomError) as error:
+        if line := _goes_on(error, config, overrides, selection):
+            print(line, file=sys.stderr)
+        raise
 
 
 def _goes_on(
