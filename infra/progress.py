@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from omniloom.infra import worker_log
 from omniloom.infra.waiting import answer
 
 _BOARD_SECONDS = 10.0  # for an answer of the board
@@ -100,6 +101,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Show a line to whoever runs the pipeline."""
+        worker_log.write(text)
         if self.board is not None:
             self._call(self.board.note, text)
 
@@ -128,6 +130,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """What the stage is at where that cannot be counted, such as `starting 2 workers`."""
+        worker_log.write(text)
         if self.board is not None:
             self._send({"says": text})
 

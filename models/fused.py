@@ -11,6 +11,7 @@ A compiler fuses the plain formulas by itself, and gets them. Gradients of gradi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,14 +105,30 @@ class _Rotate(torch.autograd.Function):
 def rotated_heads(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, (heads + 2 kv_heads) head_dim) -> queries and keys, turned, and values: (B, heads or kv_heads, N,
     head_dim), in memory place by place. Their gradients become one tensor without being put together."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         q, k, v = _cut(qkv, heads, kv_heads, 2 * cos.shape[-1])
         return rotate(q, cos, sin), rotate(k, cos, sin), v
-    return _RotatedHeads.apply(qkv, cos, sin, heads, kv_heads)
+    if torch.is_grad_enabled():
+        return _RotatedHeads.apply(qkv, cos, sin, heads, kv_heads)
+    return _turned_heads(qkv, cos, sin, heads, kv_heads)
 
 
 def _cut(qkv: Tensor, heads: int, kv_heads: int, head_dim: int) -> tuple[Tensor, ...]:
     return qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+
+
+def _turned_heads(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    places = qkv.unflatten(-1, (-1, 2 * cos.shape[-1])).transpose(1, 2)
+    both, v = places.split((heads + kv_heads, kv_heads), dim=1)
+    if places.shape[0] * places.shape[2] == 1:  # of a single place few calls, not few passes over memory
+        pairs = both.unflatten(-1, (2, -1))
+        turned = pairs.flip(-2).mul_(sin.unsqueeze(-2))
+        turned.select(-2, 0).neg_()
+        q, k = turned.addcmul_(pairs, cos.unsqueeze(-2)).flatten(-2).split((heads, kv_heads), dim=1)
+        return q, k, v
+    turned = both.new_empty(both.transpose(1, 2).shape).transpose(1, 2)
+    q, k = _turn(both, cos, sin, False, turned).split((heads, kv_heads), dim=1)
+    return q, k, v
 
 
 class _RotatedHeads(torch.autograd.Function):
@@ -121,11 +138,7 @@ class _RotatedHeads(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         ctx.shape, ctx.cut = qkv.shape, (heads, kv_heads, 2 * cos.shape[-1])
-        v = _cut(qkv, *ctx.cut)[2]
-        both = qkv.unflatten(-1, (-1, ctx.cut[2])).transpose(1, 2).narrow(1, 0, heads + kv_heads)
-        turned = both.new_empty(both.transpose(1, 2).shape).transpose(1, 2)
-        q, k = _turn(both, cos, sin, False, turned).split((heads, kv_heads), dim=1)
-        return q, k, v
+        return _turned_heads(qkv, cos, sin, heads, kv_heads)
 
     @staticmethod
     @once_differentiable
@@ -143,7 +156,18 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     if torch.compiler.is_compiling() or x.device.type != "cpu":  # other devices have a kernel for it
         weight = None if weight is None else weight.to(wide)
         return F.rms_norm(x.to(wide), x.shape[-1:], weight, eps).to(x.dtype)
-    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, eps)
+    if x.numel() == x.shape[-1] and x.dtype == torch.float32:
+        return _normed_row(x, weight, eps)
+    return _normed(x, weight, eps)[0]
+
+
+def _normed_row(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Of a single row, as a token that is generated: the scale is a number of the host's, which five calls spares."""
+    row = x.reshape(-1)
+    normed = x * (1.0 / math.sqrt(torch.dot(row, row).item() / len(row) + eps))
+    return normed if weight is None else normed.mul_(weight)
 
 
 def _normed(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,8 @@ class Linear(nn.Linear):
         if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
         rows = x.numel() // self.in_features
+        if rows == 1 and not torch.is_autocast_enabled("cpu"):
+            return self._of_one(x)
         if rows not in _FEW:
             return super().forward(x)
         columns = x.reshape(rows, self.in_features).t()
@@ -37,6 +39,12 @@ class Linear(nn.Linear):
         else:
             out = torch.addmm(bias[:, None], self.weight, columns)
         return out.t().view(*x.shape[:-1], self.out_features)
+
+    def _of_one(self, x: Tensor) -> Tensor:
+        """A single row, as a matrix by a vector: what surrounds a product costs a token as much as some of them."""
+        row, bias = x.reshape(-1), self._parameters["bias"]
+        out = torch.mv(self.weight, row) if bias is None else torch.addmv(bias, self.weight, row)
+        return out.view(*x.shape[:-1], self.out_features)
 
 
 def _is_slow_in_autocast() -> bool:

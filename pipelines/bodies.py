@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from typing import Any
 
-from omniloom.infra import storage
+from omniloom.infra import storage, worker_log
 from omniloom.infra.cluster import Cluster
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.failures import carried, line, of_passing_kind, root_cause
@@ -160,7 +160,8 @@ def run_stage(stage: Stage, context: StageContext, grace: float = 0.0) -> dict:
         os._exit(hangs.EXIT)
 
     watching = Watch(Rhythm(HANG_SECONDS), on_hang)
-    with watching as watch, context.progress.heard_by(watch.beat), _told(context, grace) as told:
+    log = worker_log.kept(context.logs, "body")
+    with log, watching as watch, context.progress.heard_by(watch.beat), _told(context, grace) as told:
         try:
             return stage.run(context)
         except Exception as error:

@@ -28,6 +28,17 @@ _EXPECTED = (
 )
 
 
+def find_all(names: str) -> list[Mapping[str, Values]]:
+    """Of one name, or of several with commas between; what is there by the whole name is one. InputError where one is
+    none, or stands twice."""
+    parts = [names] if "," not in names or storage.exists(storage.absolute(names)) else names.split(",")
+    if "" in parts:
+        raise InputError("expected names with single commas between", file=names)
+    if twice := next((part for part in parts if parts.count(part) > 1), None):
+        raise InputError("stands twice; each training counts once", file=twice)
+    return [find_items(part) for part in parts]
+
+
 def find_items(name: str) -> Mapping[str, Values]:
     """By measure. InputError naming what is wrong where there is no such evaluation."""
     from omniloom.stages.evaluate import items

@@ -79,15 +79,18 @@ def run(plan: Plan, display: Display, around: Surroundings | None = None) -> Non
         ):
             display.log = log
             plan.store.remove_leftovers()
+            if display.remaining:
+                display.note(display.remaining.line())
+            display.note(f"log: {log.uri}; its workers' beside it, in {record.id}/STAGE/")
             for damage in plan.examine_inputs():
-                display.note(damage)
+                display.note(damage, level="warning")
             record.uses(plan.artifacts)
             _check_blocked(plan)
             for text in plan.warnings:
-                display.note(text)
+                display.note(text, level="warning")
             if not around:
                 display.note("starting Ray")
-            _Run(plan, display, connect(), settings, record, around).execute()
+            _Run(plan, display, connect(), settings, record, log, around).execute()
 
 
 def use(plan: Plan) -> None:
@@ -140,10 +143,12 @@ class _Run:
         connected: cluster.Cluster,
         settings: TrackingSettings,
         record: Record,
+        log: RunLog,
         around: Surroundings | None = None,
     ):
         self.around, self.pruned = around, dict[str, str]()  # by stage, why
         self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
+        self.log = log
         self.board = start_board()
         self.bodies = Bodies(connected, display.note, self.board)
         self.ahead = Ahead(plan)
@@ -159,6 +164,7 @@ class _Run:
             self.plan.config.model_dump(mode="json"),
             {
                 "omniloom.run": self.record.id,
+                "omniloom.log": self.log.uri,
                 **run_card.tags(self.plan, revision()),
                 **(self.around.tags if self.around else {}),
             },
@@ -177,6 +183,7 @@ class _Run:
             raise
         finally:
             self.display.page = self.parent.url(2.0)  # while its journal is there to tell
+            self.parent.log_text(self.log.text(), "logs/run.log")
             self.parent.finish(status)
 
     def _describe(self, why: str, differs: str) -> None:
@@ -230,28 +237,26 @@ class _Run:
         for name, why in self.around.judge(states).items():
             if name not in self.pruned:
                 self.pruned[name] = why
-                self.display.note(f"{name} is pruned: {why}; its checkpoint is kept")
+                self.display.note(f"is pruned: {why}; its checkpoint is kept", name)
             self.board.ask_to_stop.remote([name], f"the sweep: {why}")  # each time: another process may have taken over
 
     def _settle(self, planned: PlannedStage, future: Future) -> Exception | None:
         """Note how a stage ended; the error, where it failed."""
         try:
             artifact = future.result()
-        except Pruned as error:
-            self.record.stage(planned.name, status="pruned", error=str(error))
-            self.display.fail(planned.name, "pruned")
-            return error
         except Exception as error:
-            self.record.stage(planned.name, status="failed", error=str(error))
-            self.display.fail(planned.name)
+            status = "pruned" if isinstance(error, Pruned) else "failed"
+            self.record.stage(planned.name, status=status, error=str(error))
+            self.display.fail(planned.name, error)
             return error
         known, waiting = self.plan.warnings, [other.name for other in self.plan.to_execute if other != planned]
         self.plan.completed(planned.name, artifact)
         if stay := [name for name in waiting if self.plan[name].status == "cached"]:
             self.display.note(f"{planned.name} came out as before; up to date: {', '.join(stay)}")
+            self.display.skip(stay)
         for text in self.plan.warnings:
             if text not in known:
-                self.display.note(text)
+                self.display.note(text, level="warning")
         self.record.uses(self.plan.artifacts)
         self.record.stage(planned.name, status="finished", fingerprint=artifact.fingerprint)
         self.display.finish(
@@ -326,7 +331,7 @@ class _Run:
 
     def _note_waiting(self, planned: PlannedStage, held: dict | None) -> None:
         by = shown(held["owner"]) if held else "unknown"
-        self.display.note(f"{planned.name}: another run ({by}) makes it; waiting")
+        self.display.note(f"another run ({by}) makes it; waiting", planned.name)
 
     def _adopt(self, planned: PlannedStage, artifact: Artifact) -> Artifact:
         if not self.around:
@@ -340,6 +345,7 @@ class _Run:
             {
                 "omniloom.fingerprint": planned.fingerprint,
                 "omniloom.reason": planned.reason,
+                "omniloom.logs": self.log.of_stage(planned.name),
                 **run_card.origin(revision()),
                 run_card.DESCRIPTION: f"{planned.name} of {self.plan.config.name}: {planned.reason}",
             },
@@ -351,11 +357,11 @@ class _Run:
             if upstream:
                 tracker.set_tags({f"omniloom.upstream.{artifact.stage}": upstream})
         digests = self.plan.made_from(planned) or {}
-        place, reachable_inputs = work, inputs
+        place, reachable_inputs, logs = work, inputs, self.log.of_stage(planned.name)
         if storage.is_process_local(work):
             # Workers are other processes: they get a folder of this machine, and the driver carries the files.
             scratch = Path(tempfile.mkdtemp(prefix="omniloom-"))
-            place = str(scratch / "work")
+            place, logs = str(scratch / "work"), str(scratch / "logs")
             storage.copy_tree(work, place)
             reachable_inputs = {
                 role: Artifact(a.stage, a.fingerprint, str(a.local()), a.manifest) for role, a in inputs.items()
@@ -381,6 +387,7 @@ class _Run:
             continuing.continued(self.plan.trainings, planned),
             earlier,
             output if place == work else None,
+            logs,
         )
         began = time.time(), time.monotonic()
         status = "FAILED"
@@ -389,7 +396,6 @@ class _Run:
             metrics = finite(self.bodies.run(planned, context))
             if place != work:
                 storage.copy_tree(place, work)
-                storage.remove(str(scratch))
             facts = self._facts(planned, inputs, metrics, began, tracker)
             lease.require()
             artifact = self.store.publish(planned.name, planned.fingerprint, work, facts)
@@ -411,7 +417,17 @@ class _Run:
                     lease.require()  # the body was ended for it: that is the cause
             raise
         finally:
+            if place != work:
+                storage.copy_tree(logs, self.log.of_stage(planned.name))
+                storage.remove(str(scratch))
+            self._keep_logs(planned.name, tracker)
             tracker.finish(status)
+
+    def _keep_logs(self, stage: str, tracker: RunHandle) -> None:
+        """The ends of the logs of the stage's workers, with its MLflow run."""
+        with contextlib.suppress(Exception):  # a storage that is away ends a run by itself
+            for name, text in self.log.texts(stage).items():
+                tracker.log_text(text, f"logs/{name}")
 
     def _facts(
         self,

@@ -5,26 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 INTERRUPTED = 130  # a shell's code for a command that Ctrl-C ended
 LINE = "interrupted; the next run goes on from here"
+_ONE_REQUEST = 0.5  # seconds: `timeout` signals a command and then its whole group, the command among them
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """In the block the first of these signals raises KeyboardInterrupt in the main thread, by which a run closes its
-    records; the second ends the process at once, after `LINE`. One that is ignored (nohup) stays so."""
+    records; a second one, later than `_ONE_REQUEST` behind it, ends the process at once, after `LINE`. One that is
+    ignored (nohup) stays so."""
     terminals = [number for number in (1, 2) if os.isatty(number)]
-    seen: list[int] = []
+    seen: list[float] = []  # when the first came
 
     def interrupt(number, frame) -> None:
         _leave_closed(terminals)
-        if seen:
+        if not seen:
+            seen.append(time.monotonic())
+            raise KeyboardInterrupt
+        if time.monotonic() - seen[0] > _ONE_REQUEST:
             os.write(2, f"{LINE}\n".encode())
             os._exit(INTERRUPTED)
-        seen.append(number)
-        raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():

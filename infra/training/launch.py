@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from omniloom.infra import storage
+from omniloom.infra import storage, worker_log
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.failures import is_system_failure, line, of_passing_kind, root_cause
+from omniloom.infra.gpus import LABEL
 from omniloom.infra.lease import Holder
 from omniloom.infra.retries import Retries
 from omniloom.infra.training import checkpoint, hangs, ready, stopping
@@ -101,6 +102,8 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
     fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    if workers.accelerator_type:
+        resources[f"{LABEL}{workers.accelerator_type}"] = 0.001  # as Ray asks for a node of the kind, and takes none
     # Ray Train's own annotations name the RunConfig of the version before.
     run: Any = RunConfig(
         name=name,
@@ -112,7 +115,12 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
     )
     Trainer(
         _enter,
-        train_loop_config={"function": function, "argument": argument, "threads": int(workers.cpus) or 1},
+        train_loop_config={
+            "function": function,
+            "argument": argument,
+            "threads": int(workers.cpus) or 1,
+            "logs": worker_log.folder(),
+        },
         scaling_config=ScalingConfig(num_workers=number, use_gpu=workers.gpus > 0, resources_per_worker=resources),
         torch_config=GroupConfig(backend="nccl" if workers.gpus else "gloo"),
         run_config=run,
@@ -122,12 +130,15 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
 
 def _enter(config: dict) -> None:
     import torch
+    import torch.distributed as dist
 
     from omniloom.infra.training import group
 
     torch.set_num_threads(config["threads"])
     try:
-        with group.listening(config["argument"].progress):
+        log = worker_log.kept(config["logs"], f"rank-{dist.get_rank()}")
+        with log, group.listening(config["argument"].progress):
+            worker_log.write(f"rank {dist.get_rank()} of {dist.get_world_size()}, {dist.get_backend()}")
             config["function"](config["argument"])
     except Exception as error:
         if (portable := _portable(error)) is error:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from omniloom.infra import owner
+from omniloom.infra import owner, worker_log
 from omniloom.infra.progress import Progress
 from omniloom.infra.training import checkpoint, hangs, stopping
 from omniloom.infra.training.agreement import Agreement
@@ -185,6 +185,7 @@ class Loop:
                 saver.finish()
                 self.guard.act_on_divergence(step, differing)
             if logs and window.values:
+                worker_log.write(f"step {done}/{self.steps}: {window.own()}")
                 last, rates, new = window.close()
                 last |= self.guard.figures
                 units += new
@@ -277,6 +278,12 @@ class _Window:
     def took(self, units: float, seconds: float) -> None:
         self.units += units
         self.seconds += seconds
+
+    def own(self) -> str:
+        """Of this rank alone, in words: means of its logs, and its pace."""
+        means = ((name, sum(values) / len(values)) for name, values in self.values.items() if name not in self.amounts)
+        figures = [f"{name} {value:.4g}" for name, value in means]
+        return ", ".join([*figures, f"{self.units / max(self.seconds, 1e-9):.3g} {self.unit}/s"])
 
     def all_ranks(self) -> dict[str, Any]:
         """What a checkpoint keeps of a row that is not logged yet, of every rank, as JSON; empty where it was logged.

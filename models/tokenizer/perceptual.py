@@ -18,13 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omniloom.models.features.layouts import VGG_BLOCKS, VGG_WIDTHS
 from omniloom.models.tokenizer import draws
 from omniloom.models.tokenizer.precision import KeepsFloat32
 
-# Places of the convolutions in torchvision's `features`, up to relu1_2, 2_2, 3_3, 4_3, 5_3; a pooling in between.
-BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-WIDTHS = (64, 128, 256, 512, 512)
-MIN_SIDE = 2 ** (len(BLOCKS) - 1)
+MIN_SIDE = 2 ** (len(VGG_BLOCKS) - 1)
 # LPIPS' scaling layer, for pixels in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -58,7 +56,7 @@ class PerceptualNetwork(KeepsFloat32):
             raise ValueError(f"pixels: expected {expected}, got {tuple(pixels.shape)}")
         x = (2.0 * pixels.float() - self.shift) / self.scale
         found = []
-        for number, block in enumerate(BLOCKS):
+        for number, block in enumerate(VGG_BLOCKS):
             if number:
                 x = F.max_pool2d(x, 2)
             for place in block:
@@ -132,7 +130,7 @@ def load_perceptual(
     Errors: ValueError naming the source and the key that is missing, of a wrong shape or type, or not finite.
     """
     weights, channels = {}, 3
-    for width, block in zip(WIDTHS, BLOCKS, strict=True):
+    for width, block in zip(VGG_WIDTHS, VGG_BLOCKS, strict=True):
         for place in block:
             for kind, shape in (("weight", (width, channels, 3, 3)), ("bias", (width,))):
                 key = f"features.{place}.{kind}"
@@ -141,7 +139,7 @@ def load_perceptual(
     if heads is None:
         return PerceptualNetwork(weights)
     found = []
-    for i, width in enumerate(WIDTHS):
+    for i, width in enumerate(VGG_WIDTHS):
         names = (f"lin{i}.model.1.weight", f"lin{i}.weight")
         head = _tensor(heads, names, ((1, width, 1, 1), (width,)), heads_source)
         found.append(head.reshape(width, 1, 1))

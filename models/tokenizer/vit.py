@@ -77,6 +77,20 @@ class ViT(nn.Module):
     def forward(self, pixels: Tensor, affine: bool = True) -> Tensor:
         """Features (B, h, w, width); without `affine`, in float32 before the final norm's learned scale and shift, so
         that each has mean 0 and variance 1."""
+        tokens, grid = self._tokens(pixels)
+        x = tokens[:, len(self.prefix) :].unflatten(1, grid)
+        if affine:
+            return self.norm(x)
+        return F.layer_norm(x.float(), (self.config.width,), eps=self.config.norm_eps)
+
+    def class_token(self, pixels: Tensor) -> Tensor:
+        """The class token after the final norm, (B, width). ValueError where the encoder has none."""
+        if not len(self.prefix):
+            raise ValueError("encoder: has no class token")
+        return self.norm(self._tokens(pixels)[0][:, 0])
+
+    def _tokens(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The last layer's tokens (B, prefix + h w, width), and (h, w)."""
         patch = self.config.patch_size
         if pixels.ndim != 4 or pixels.shape[1] != RGB or any(side < patch or side % patch for side in pixels.shape[2:]):
             expected = f"(B, 3, H, W) with H and W multiples of {patch}"
@@ -87,10 +101,7 @@ class ViT(nn.Module):
         x = torch.cat((self.prefix.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
         for block in self.blocks:
             x = block(x)
-        x = x[:, len(self.prefix) :].unflatten(1, (h, w))
-        if affine:
-            return self.norm(x)
-        return F.layer_norm(x.float(), (self.config.width,), eps=self.config.norm_eps)
+        return x, (h, w)
 
     def _positions(self, h: int, w: int) -> Tensor:
         """(h * w, width): the learned ones, stretched over another grid."""

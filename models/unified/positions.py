@@ -122,6 +122,18 @@ def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return frequencies * ((1 - kept) / scaling.factor + kept)
 
 
+@lru_cache(maxsize=16)
+def _frequencies(
+    axes: int, head_dim: int, base: float, scaling: RopeScaling | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of each pair of channels the axis and the frequency: kept, as every token that is generated asks for them."""
+    with torch.inference_mode(False), torch.device(device):
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        frequencies = 1.0 / base**exponents
+        axis_of = torch.arange(head_dim // 2) % axes
+        return axis_of, frequencies if scaling is None else scale_frequencies(frequencies, scaling)
+
+
 def rotary(
     positions: Tensor, head_dim: int, base: float = 10000.0, scaling: RopeScaling | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -131,11 +143,6 @@ def rotary(
     base^(-2j/head_dim) and turns with axis j mod axes: on two axes rows take the even j and columns the odd
     ones. Equal coordinates on all axes give RoPE-1D to the last bit. `scaling` changes the frequencies first.
     """
-    axes = positions.shape[-1]
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    axis_of = torch.arange(head_dim // 2, device=positions.device) % axes
-    frequencies = 1.0 / base**exponents
-    if scaling is not None:
-        frequencies = scale_frequencies(frequencies, scaling)
+    axis_of, frequencies = _frequencies(positions.shape[-1], head_dim, base, scaling, positions.device)
     angles = positions.float()[..., axis_of] * frequencies
     return angles.cos(), angles.sin()

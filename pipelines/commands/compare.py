@@ -10,7 +10,10 @@ import typer
 
 from omniloom.pipelines.commands.arguments import AsJson
 
-_WHAT = "An evaluation or model: its folder, a run's record, a config or preset, runs:/ID or models:/NAME@ALIAS."
+_WHAT = (
+    "An evaluation or model: its folder, a run's record, a config or preset, runs:/ID or models:/NAME@ALIAS; or "
+    "several trainings of one recipe by other seeds, with commas between."
+)
 
 
 def compare(
@@ -27,20 +30,32 @@ def compare(
 ) -> None:
     """Compare two evaluations, paired by the items that both measured.
 
-    Of each figure B is better, worse or undecided.
+    Of each figure B is better, worse or undecided. Two models are compared as they are; to say which recipe is better,
+    name several trainings of each: A1,A2,A3 B1,B2,B3.
     """
     from omniloom.infra.errors import InputError
     from omniloom.infra.figures import finite
-    from omniloom.pipelines.compared import find_items
+    from omniloom.pipelines.compared import find_all
     from omniloom.pipelines.tables import comparison_table, show
-    from omniloom.stages.evaluate import comparing
+    from omniloom.stages.evaluate import comparing, over_seeds
     from omniloom.stages.evaluate.measures import near
 
-    one, other = find_items(first), find_items(second)
+    one, other = find_all(first), find_all(second)
+    both = set.intersection(*(set(held) for held in (*one, *other)))
     for name in figure or ():
-        if name not in one or name not in other:
-            raise InputError(f"{name}: not measured of both{near(name, set(one) & set(other))}", field="--figure")
-    found = comparing.compare(one, other, figure)
+        if name not in both:
+            raise InputError(f"{name}: not measured of both{near(name, both)}", field="--figure")
+    if len(one) == len(other) == 1:
+        found = comparing.compare(one[0], other[0], figure)
+    elif min(len(one), len(other)) < over_seeds.LEAST:
+        alone = "A" if len(one) < over_seeds.LEAST else "B"
+        raise InputError(
+            f"is one training, against {max(len(one), len(other))} of the other; how far a figure moves from seed to "
+            f"seed takes at least {over_seeds.LEAST} of each recipe to tell",
+            field=alone,
+        )
+    else:
+        found = over_seeds.compare(one, other, figure)
     if as_json:
         print(json.dumps(finite({"decision": found.decision, **dataclasses.asdict(found)}), indent=2))
     else:

@@ -95,6 +95,9 @@ def _told(seen: Look) -> Iterator[str]:
             yield f"not {source.options['kind']}, as some look: {_one_line(why)}"
     if seen.unread:
         yield f"no kind of source reads {sum(seen.unread.values()):,} files: {_most(seen.unread)}"
+    media = [source for source in seen.sources if source.makes in ("image", "video")]
+    if any(not source.captioned for source in media) and sum(seen.suffixes.values()) > sum(s.items for s in media):
+        yield "captions that lie elsewhere here, under the pictures' names or numbers, `omniloom init DIR` finds"
     if not seen.sources:
         yield "nothing here looks like a source; the kinds are described in docs/sources.md"
     yield ""

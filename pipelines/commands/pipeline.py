@@ -21,6 +21,7 @@ from omniloom.pipelines.selection import Selection
 
 if TYPE_CHECKING:
     from omniloom.pipelines.config import PipelineConfig
+    from omniloom.pipelines.views import View
 
 
 @selection_options
@@ -42,10 +43,8 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     made = make_plan(loaded, selection)
     from omniloom.pipelines import forecast, room
 
-    notes, found = (
-        made.warnings + room.check_attached(made.config, [s.name for s in made.to_execute]),
-        forecast.of(made),
-    )
+    attached, nodes = room.check_attached(made.config, [s.name for s in made.to_execute])
+    notes, found = made.warnings + attached, forecast.of(made, nodes)
     if as_json:
         print(json.dumps(forecast.described(made, found), indent=2))
         return
@@ -59,66 +58,109 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @selection_options
-def run(config: ConfigPath, overrides: Overrides = None, *, selection: Selection) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only the last words, and errors.")] = False,
+    log_json: Annotated[
+        bool,
+        typer.Option(
+            "--log-json",
+            help="Show nothing but JSON objects, one a line on standard output: time, level, stage, event, message, "
+            "fields.",
+        ),
+    ] = False,
+    *,
+    selection: Selection,
+) -> None:
     """Run what the plan says.
 
     On this machine's own Ray, or on the cluster at cluster.address. Of a config with a sweep all trials.
     """
-    bring_up(config, overrides, selection)
+    from omniloom.pipelines.views import chosen
+
+    if not log_json:
+        bring_up(config, overrides, selection, chosen(quiet))
+        return
+    view = chosen(quiet, log_json=True)
+    try:
+        bring_up(config, overrides, selection, view)
+    except (KeyboardInterrupt, Exception) as error:
+        sys.exit(_told_as_event(error, view))
 
 
-def bring_up(config: str, overrides: list[str] | None, selection: Selection) -> None:
-    """Plan, run, and say how it ended."""
+def _told_as_event(error: BaseException, view: View) -> int:
+    """The exit code, of which `main` has nothing to add any more."""
+    from omniloom.pipelines.views import Event
+
+    if isinstance(error, KeyboardInterrupt):
+        code, text = signals.INTERRUPTED, signals.LINE
+    elif isinstance(error, OmniLoomError):
+        code, text = error.exit_code, str(error)
+    else:
+        code, text = 1, f"{type(error).__name__}: {error}"
+    view.last(Event("error", text, level="error", fields={"type": type(error).__name__, "exit_code": code}))
+    return code
+
+
+def bring_up(config: str, overrides: list[str] | None, selection: Selection, view: View | None = None) -> None:
+    """Plan, run, and say how it ended. `view`: by default as this terminal has it."""
     with signals.interruptible():
         from omniloom.pipelines.config import load
         from omniloom.pipelines.plan import make_plan
 
         loaded = load(config, overrides or [], files=True)
         if loaded.sweep:
-            _run_sweep(config, overrides or [], loaded, selection)
+            _run_sweep(config, overrides or [], loaded, selection, view)
             return
         made = make_plan(loaded, selection)
         from omniloom.infra.cluster import settle
         from omniloom.pipelines.config import naming
         from omniloom.pipelines.display import Display
+        from omniloom.pipelines.remaining import Remaining
         from omniloom.pipelines.runner import run as execute
         from omniloom.pipelines.tables import closing_lines
 
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now
             settle()
-        executed, display = [stage.name for stage in made.to_execute], Display()
+        executed, remaining = [stage.name for stage in made.to_execute], Remaining.of(made)
+        display = Display(view, remaining)
         try:
             with naming(made.config):
                 execute(made, display)
         except (KeyboardInterrupt, OmniLoomError) as error:
             if line := _goes_on(error, config, overrides or [], selection):
-                print(line, file=sys.stderr)
+                display.last("again", line)
             raise
         finally:
             if display.log:
-                print(f"log:    {display.log.uri}", file=sys.stderr)
+                display.last("log", f"log:    {display.log.uri}", path=display.log.uri, workers=display.log.workers)
         for line in closing_lines(made, executed):
-            print(redact(line))
+            display.last("result", line)
         if display.page:
             served = display.page.startswith("http")
-            print(
+            display.last(
+                "result",
                 "MLflow: "
-                + (display.page if served else f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}")
+                + (display.page if served else f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}"),
             )
 
 
-def _run_sweep(config: str, overrides: list[str], loaded: PipelineConfig, selection: Selection) -> None:
+def _run_sweep(
+    config: str, overrides: list[str], loaded: PipelineConfig, selection: Selection, view: View | None
+) -> None:
     from omniloom.infra.cluster import settle
+    from omniloom.pipelines.display import Display
     from omniloom.pipelines.sweeps import command
 
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now but the file's own
         config = os.path.abspath(config)
         settle()
     try:
-        command.run(config, overrides, loaded, selection)
+        command.run(config, overrides, loaded, selection, view)
     except (KeyboardInterrupt, OmniLoomError) as error:
         if line := _goes_on(error, config, overrides, selection):
-            print(line, file=sys.stderr)
+            Display(view).last("again", line)
         raise
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Table
+
 from omniloom.infra.errors import OmniLoomError
-from omniloom.infra.secrets import redact
 from omniloom.pipelines.commands.about import UI_PORT
 from omniloom.pipelines.config import PipelineConfig
 from omniloom.pipelines.plan import Plan
@@ -16,6 +17,7 @@ from omniloom.pipelines.sweeps.folder import PAGE, RECORD, TABLE, Folder
 from omniloom.pipelines.sweeps.results import Results
 from omniloom.pipelines.sweeps.trials import Trial, Trials
 from omniloom.pipelines.tables import example_request
+from omniloom.pipelines.views import View
 
 
 class TrialsFailed(OmniLoomError):
@@ -37,21 +39,21 @@ def print_plan(
         print(line)
 
 
-def run(path: str, overrides: Sequence[str], base: PipelineConfig, selection: Selection) -> Plan | None:
+def run(
+    path: str, overrides: Sequence[str], base: PipelineConfig, selection: Selection, view: View | None = None
+) -> Plan | None:
     """Run the sweep and say how it ended; gives the plan of the best trial. TrialsFailed where trials failed, once all
     are through."""
     from omniloom.pipelines.display import Display
     from omniloom.pipelines.sweeps import running
     from omniloom.pipelines.sweeps.tables import results_table
-    from omniloom.pipelines.tables import show
 
-    trials, display = Trials(path, overrides, base, selection), Display()
+    trials, display = Trials(path, overrides, base, selection), Display(view)
     found, best = running.run(trials, display)
-    show(results_table(found))
+    display.last("result", in_text(results_table(found)), **found.to_dict())
     for line in closing_lines(found, best, Folder(base).uri, path, display.page):
-        print(redact(line))
+        display.last("result", line)
     if found.failed:
-        sys.stdout.flush()
         numbers = " and ".join(str(row.number) for row in found.failed)
         raise TrialsFailed(f"{len(found.failed)} of {trials.count} trials failed: {numbers}; the others stand above")
     return best.plan if best else None
@@ -71,3 +73,13 @@ def closing_lines(found: Results, best: Trial | None, folder: str, path: str, pa
         served = page.startswith("http")
         lines.append("MLflow: " + (page if served else f"omniloom ui {path}, then http://127.0.0.1:{UI_PORT}{page}"))
     return lines
+
+
+def in_text(table: Table) -> str:
+    """As `tables.show` prints it."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")

@@ -25,6 +25,7 @@ from omniloom.pipelines.failures import Pruned
 from omniloom.pipelines.sweeps import results as outcome
 from omniloom.pipelines.sweeps.folder import Folder
 from omniloom.pipelines.sweeps.page import render
+from omniloom.pipelines.sweeps.part import Part
 from omniloom.pipelines.sweeps.pruning import Pruner, Validations
 from omniloom.pipelines.sweeps.results import Result, Results
 from omniloom.pipelines.sweeps.room import Room
@@ -198,7 +199,7 @@ class _Sweep:
     def _run(self, trial: Trial) -> str | None:
         """In a thread of its own: the trial's run. Gives where its log lies."""
         assert self.connected and self.parent
-        part = self.display.part(f"{trial.number}/")
+        part = Display(Part(self.display.view, f"{trial.number}/"))
         around = runner.Surroundings(
             self.connected,
             self.parent,

@@ -5,17 +5,18 @@ there is plainly something else. Contents are read by whoever uses them, `read_c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 
 _SAFETENSORS = ".safetensors"
-_OF_TORCH = (b"PK\x03\x04", b"\x80")  # how a file of torch.save begins: a zip archive, before 1.6 a pickle
+OF_TORCH = (b"PK\x03\x04", b"\x80")  # how a file of torch.save begins: a zip archive, before 1.6 a pickle
 _LONGEST_HEADER = 100_000_000  # bytes; what the format allows
 
 
@@ -25,13 +26,30 @@ def require_weights(uri: str, field: str) -> None:
     if uri.endswith(_SAFETENSORS):
         if not (int.from_bytes(head[:8], "little") <= _LONGEST_HEADER and head[8:] == b"{"):
             raise InputError("is no safetensors file", field=field, file=uri)
-    elif not head.startswith(_OF_TORCH):
+    elif not head.startswith(OF_TORCH):
         raise InputError("expected weights of torch.save or safetensors", field=field, file=uri)
 
 
 def require_folder_of_weights(uri: str, field: str) -> None:
     """A folder as `transformers` saves one: its safetensors, whole or by their index. Its config.json is for others to
     read."""
+    for file in files_of_folder(uri, field):
+        require_weights(file, field)
+
+
+def weight_files(uri: str, field: str) -> list[str]:
+    """The files of weights at the URI: of a folder as above, or the file itself."""
+    try:
+        fs, path = storage.filesystem(uri)
+        if not fs.isdir(path):
+            return [uri]
+    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
+        raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
+    return files_of_folder(uri, field)
+
+
+def files_of_folder(uri: str, field: str) -> list[str]:
+    """URIs of a folder's safetensors."""
     names = ("model.safetensors", "model.safetensors.index.json")
     try:
         held = next((name for name in names if storage.exists(storage.join(uri, name))), None)
@@ -42,8 +60,7 @@ def require_folder_of_weights(uri: str, field: str) -> None:
         raise
     except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
         raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
-    for name in sorted(files):
-        require_weights(storage.join(uri, name), field)
+    return [storage.join(uri, name) for name in sorted(files)]
 
 
 def _weight_map(uri: str) -> dict[str, str]:
@@ -55,12 +72,19 @@ def _weight_map(uri: str) -> dict[str, str]:
 
 
 def _head(uri: str, field: str, size: int) -> bytes:
+    with opened(uri, field) as file:
+        return file.read(size)
+
+
+@contextlib.contextmanager
+def opened(uri: str, field: str) -> Iterator[BinaryIO]:
+    """The file, open for reading."""
     try:
         fs, path = storage.filesystem(uri)
         if fs.isdir(path):
             raise InputError("is a folder, expected a file", field=field, file=uri)
         with fs.open(path, "rb") as file:
-            return file.read(size)
+            yield file
     except FileNotFoundError:
         raise InputError("no such file", field=field, file=uri) from None
     except InputError:

@@ -29,7 +29,7 @@ from omniloom.stages.data import records
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.media.identity import picture_look
 from omniloom.stages.data.media.sketches import SKETCH, text_runs, text_sketch
-from omniloom.stages.ingest.splitting import twins
+from omniloom.stages.ingest.splitting import text_twins, twins
 
 _RUN, _ONE_IN = 40, 16  # letters of a run; runs of which one counts
 _LEAST_RUNS, _CONTAINED = 3, 0.5  # counted runs of a text that can be looked for; the share that has to be found
@@ -148,7 +148,7 @@ def _pairs(table: str, signed: Signatures) -> tuple[np.ndarray, str]:
         pairs = [(row, best[int(groups[row])]) for row in order.tolist() if best[int(groups[row])] != row]
         return np.array(pairs, np.int64).reshape(-1, 2), "holds the same as"
     if table == "text":
-        return twins.near_texts(signed.as_type(np.uint32, SKETCH)), "says nearly the same as"
+        return text_twins.near_texts(signed.as_type(np.uint32, SKETCH)), "says nearly the same as"
     return twins.near_pictures(signed.bytes) if len(signed) else np.empty((0, 2), np.int64), "shows the same as"
 
 
@@ -161,7 +161,7 @@ def read_evaluation(config: Config, shards: Sequence[str]) -> tuple[list[Outside
         outside += [Outside(table, key, signature) for table, signature in signatures_of(item)]
         found.append((key, counted_runs(item.text)))
     if config.evaluation_sources:
-        columns = ("source", "path", "part", "kind", "text", "segments")
+        columns = ("source", "path", "part", "kind", "text", "segments.type", "segments.text")
         for shard in shards:
             for row in records.iterate_shard(shard, columns=columns, kinds=("text", "document"), batch_size=256):
                 if row["source"] in config.evaluation_sources:

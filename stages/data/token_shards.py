@@ -79,7 +79,8 @@ def write_shard(uri: str, rows: Iterable[dict], bf16: bool = False) -> Lengths:
     """A shard of these rows, and what the index keeps of them."""
     with shard_writer(uri, bf16) as writer:
         for row in rows:
-            writer.add(row)
+            arrays = (v for segment in row["segments"] for v in segment.values() if isinstance(v, np.ndarray))
+            writer.add(row, sum(v.nbytes for v in arrays))
     return writer.lengths
 
 
@@ -92,11 +93,11 @@ class ShardWriter:
         self._size = 0
         self._lengths = [lengths_of(made.empty_table())]
 
-    def add(self, row: dict) -> None:
-        """A row of the schema; what it lacks is null. Its segments are dictionaries of arrays."""
+    def add(self, row: dict, size: int) -> None:
+        """A row of the schema, whose arrays have `size` bytes in all; what it lacks is null. Its segments are
+        dictionaries of arrays."""
         self._rows.append(row)
-        for segment in row["segments"]:
-            self._size += sum(value.nbytes for value in segment.values() if isinstance(value, np.ndarray))
+        self._size += size
         if len(self._rows) >= _BATCH_ROWS or self._size >= _BATCH_BYTES:
             self.flush()
 
@@ -118,7 +119,13 @@ def _batch(rows: list[dict], made: pa.Schema) -> pa.RecordBatch:
     segments = [segment for row in rows for segment in row["segments"]]
     listed = made.field("segments").type
     columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in made if f.name != "segments"]
-    parts = [_column([segment.get(f.name) for segment in segments], f.type) for f in listed.value_type]
+    named = set().union(*segments)
+    parts = [
+        _column([segment.get(f.name) for segment in segments], f.type)
+        if f.name in named
+        else _absent(len(segments), f.type)
+        for f in listed.value_type
+    ]
     held = pa.StructArray.from_arrays(parts, fields=list(listed.value_type))
     offsets = _offsets([len(row["segments"]) for row in rows], np.int32)
     return pa.record_batch([*columns, pa.ListArray.from_arrays(offsets, held, type=listed)], schema=made)
@@ -135,6 +142,16 @@ def _column(values: list, kind: pa.DataType) -> pa.Array:
     numbers = pa.array(np.concatenate(arrays) if arrays else np.empty(0, dtype), kind.value_type)
     missing = pa.array([value is None for value in values], pa.bool_())
     return (pa.LargeListArray if large else pa.ListArray).from_arrays(offsets, numbers, type=kind, mask=missing)
+
+
+def _absent(count: int, kind: pa.DataType) -> pa.Array:
+    """`_column` of nothing but None."""
+    large = pa.types.is_large_list(kind)
+    if not (large or pa.types.is_list(kind)):
+        return pa.nulls(count, kind)
+    offsets, missing = np.zeros(count + 1, np.int64 if large else np.int32), pa.array(np.ones(count, bool))
+    held = pa.array(np.empty(0, kind.value_type.to_pandas_dtype()), kind.value_type)
+    return (pa.LargeListArray if large else pa.ListArray).from_arrays(pa.array(offsets), held, type=kind, mask=missing)
 
 
 def _numbers(value, dtype) -> np.ndarray:

@@ -7,7 +7,8 @@ Pairs are of items that both measured. The test of a figure:
                                         13 items that differ, else 9,999 drawn by the seed
 Over the figures p is adjusted by Holm's method: of two equal models one comparison in a hundred calls any figure
 different. What is compared is two trained models on these items, not two recipes: another training by the same
-recipe is another model, and its figures move with its seed.
+recipe is another model, and its figures move with its seed. Recipes are compared by several trainings of each
+(`stages.evaluate.over_seeds`).
 """
 
 from __future__ import annotations
@@ -67,15 +68,15 @@ def compare(
     """Of all figures that both have and of which one way is better, or of those `names`."""
     wanted = sorted(set(first) | set(second)) if names is None else list(names)
     pairs = {name: _paired(first[name], second[name]) for name in wanted if name in first and name in second}
-    pairs = {name: pair for name, pair in pairs.items() if len(pair[0].ids) > 1 and _way(name)}
+    pairs = {name: pair for name, pair in pairs.items() if len(pair[0].ids) > 1 and way(name)}
     # A figure that no item differs in can say nothing, and does not count among those that are tested.
     raw = {name: _p(*pair, seed) for name, pair in pairs.items() if (pair[0].values != pair[1].values).any()}
     adjusted = holm(raw)
     found = tuple(_compared(name, *pair, adjusted.get(name, 1.0), seed) for name, pair in pairs.items())
-    return Comparison(found, tuple(name for name in wanted if name not in pairs and _way(name)))
+    return Comparison(found, tuple(name for name in wanted if name not in pairs and way(name)))
 
 
-def _way(name: str) -> int:
+def way(name: str) -> int:
     """1 where higher is better, -1 where lower is, 0 of what is no measure of a model."""
     figure = named(name)
     return {"higher": 1, "lower": -1, None: 0}[figure.better] if figure and figure.of_model else 0
@@ -100,7 +101,7 @@ def _compared(name: str, first: Values, second: Values, p: float, seed: int) -> 
     ends = interval(difference, seed) if difference.values.any() else (0.0, 0.0)
     decision: Decision = "undecided"
     if p < RISK and difference.mean:
-        decision = "better" if difference.mean * _way(name) > 0 else "worse"
+        decision = "better" if difference.mean * way(name) > 0 else "worse"
     low, high = ends or (None, None)
     return Compared(name, first.mean, second.mean, difference.mean, low, high, p, len(first.ids), decision)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from omniloom.stages.base import PLACEMENT
+from omniloom.stages.base import LATER, PLACEMENT
+from omniloom.stages.evaluate.features.config import FeaturesConfig
 from omniloom.stages.evaluate.gate import Gate
 from omniloom.stages.inference.config import DrawingConfig
 
@@ -32,6 +33,8 @@ class MeasureConfig(DrawingConfig):
     """Train pictures a label needs to count as a class."""
     class_pixels: int = Field(8, ge=2)
     """Side of the shrunken pictures for the classifier, coverage and the Fréchet distance."""
+    features: FeaturesConfig | None = Field(None, json_schema_extra=LATER)
+    """Networks in whose features is measured too: FID, KID, FD-DINOv2, CMMD, LPIPS, FVD and others."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of the examples and of what is drawn."""
     cpus: float = Field(2, gt=0, json_schema_extra=PLACEMENT)

@@ -16,6 +16,7 @@ import numpy as np
 from omniloom.stages.data.clips import ClipStore
 from omniloom.stages.evaluate import following, metrics, novelty
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.features import measuring
 from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.evaluate.measures import LEAST_PICTURES
 from omniloom.stages.reporting import report
@@ -48,6 +49,7 @@ def draw(evaluation: Evaluation) -> None:
             )
             name = _distance_name(evaluation, suffix)
             evaluation.add(name, evaluation.ids(plain), distance + of_real + of_drawn)
+            measuring.of_drawn(evaluation, plain, others, suffix)
         if classifier or asked:
             known = (named, drawn) if classifier else (plain, others)
             _copies(evaluation, *known, suffix)
@@ -174,4 +176,5 @@ def _plain(evaluation: Evaluation) -> list[int]:
     evaluation.metrics[_distance_name(evaluation, "_train")] = metrics.frechet(
         _real(evaluation, evaluation.images, chosen), _real(evaluation, train, others.tolist())
     )
+    measuring.floors(evaluation, chosen, others.tolist())
     return chosen

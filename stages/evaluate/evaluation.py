@@ -28,6 +28,7 @@ from omniloom.stages.evaluate.items import Values, values_of
 
 if TYPE_CHECKING:
     from omniloom.stages.evaluate.config import MeasureConfig
+    from omniloom.stages.evaluate.features.networks import Networks
 
 
 def _given(value: str | None, what: str) -> str:
@@ -53,13 +54,23 @@ class Evaluation:
         self.loom = OmniLoom.load(folder or inputs["model"].local() / "model", device)
         self.tokens = TokenSet(inputs["tokens"], config.split)
         self.facts = self.tokens.facts
+        self.networks = self._networks(device)
         self.metrics: dict[str, Any] = {}
         self.items: dict[str, Values] = {}
         self.looks: dict[int, dict[int, np.ndarray]] = {}
+        self.seen: dict[tuple[str, int], dict[int, np.ndarray]] = {}  # features, by network and store of clips
         self.pictures: dict[str, bytes] = {}
         self.cards: dict[str, list[dict]] = {}  # what the report shows one by one, as `reporting.report` takes it
         self.samples: list[dict] = []
         self.text_samples: list[dict] = []
+
+    def _networks(self, device: str) -> Networks | None:
+        """The feature networks that the config names, each tried on a clip of the model's size."""
+        if self.config.features is None:
+            return None
+        from omniloom.stages.evaluate.features.networks import load
+
+        return load(self.config.features, device, min(self.loom.config.image_size or (1,)), self.facts["frames"])
 
     def add(
         self, name: str, ids: Sequence[str], values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None

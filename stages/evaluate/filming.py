@@ -18,6 +18,7 @@ from omniloom.stages.data.media.videos import encode_mp4
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.config import EvaluateConfig
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.features import measuring
 from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.reporting import report
 
@@ -69,6 +70,7 @@ def _judge(evaluation: Evaluation, asked: list[int], drawn: list[np.ndarray], su
         moved = [metrics.less_over_more(motion(a), motion(b)) for a, b in zip(made, real, strict=True)]
         evaluation.add(f"video_motion{suffix}", ids, moved)
         evaluation.add(f"video_consistency{suffix}", ids, [consistency(video) for video in made])
+        measuring.of_videos(evaluation, asked, drawn, suffix)
         evaluation.metrics["video_consistency_real"] = float(np.mean([consistency(video) for video in real]))
     if (classifier := _classifier(evaluation)) is not None:
         labels = {i: clips.record(i)["label"] for i in asked}

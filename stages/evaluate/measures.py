@@ -26,7 +26,8 @@ Better = Literal["higher", "lower"]
 class Figure:
     """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
     guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
-    config that have to be at least so large for the figure to be measured; `by_objective` figures are of each objective
+    config that have to be at least so large for the figure to be measured, and `network` is the one of the config's
+    `features` that it needs; `by_objective` figures are of each objective
     that was trained on pictures, and have its name behind theirs where there are several. Figures that are better one
     way are means over items, with an interval, unless they are of the whole corpus (`by_item`); `of_model` is False of
     what tells of the data alone."""
@@ -38,6 +39,7 @@ class Figure:
     asks: Mapping[str, int] = field(default_factory=dict)
     by_objective: bool = False
     of_text: bool = False
+    network: str = ""
     by_item: bool = True
     of_model: bool = True
 
@@ -132,6 +134,13 @@ def _table(pixels: int) -> dict[str, Figure]:
             "lower",
             of_model=False,
         ),
+        "leaked_texts": Figure(
+            "share of the held-out texts of whose words, eight in a row, train texts have more than half, or the whole",
+            "lower",
+            asks={"texts": 1},
+            of_text=True,
+            of_model=False,
+        ),
         "video_class_agreement": Figure(
             "share of the frames of drawn videos that a classifier of train frames calls what was asked for; each "
             "label weighs as much",
@@ -210,11 +219,70 @@ def _table(pixels: int) -> dict[str, Figure]:
             for kind in ("image", "video")
             for name in ("psnr", "ssim")
         },
+        **_in_features(),
         "codebook_usage": Figure("share of the codes that the corpus uses", "higher", by_item=False),
         "codebook_perplexity": Figure(
             "perplexity of the codes, as a count of equally likely ones", "higher", by_item=False
         ),
     }
+
+
+def _in_features() -> dict[str, Figure]:
+    """Those that need a network of the config's `features`."""
+    drawn, filmed = {"drawings": LEAST_PICTURES}, {"videos": LEAST_PICTURES}
+    distances = {
+        "fid": ("inception", "FID: Fréchet distance between drawn and held-out pictures in Inception v3's features"),
+        "kid": ("inception", "KID: kernel distance of drawn and held-out pictures in Inception v3's features"),
+        "fd_dinov2": ("dinov2", "Fréchet distance between drawn and held-out pictures in DINOv2's features"),
+        "cmmd": ("clip", "CMMD: 1000 times the kernel distance of drawn and held-out pictures' CLIP embeddings"),
+    }
+    found: dict[str, Figure] = {}
+    for name, (network, meaning) in distances.items():
+        mark = _given(f"{name}_train")
+        found[name] = Figure(meaning, "lower", mark, "of train pictures", drawn, True, network=network)
+        told = "the same distance of as many train pictures: the floor"
+        found[f"{name}_train"] = Figure(told, asks=drawn, network=network)
+    found["kid_std"] = Figure("deviation of KID over its subsets", asks=drawn, by_objective=True, network="inception")
+    for network, called in (("inception", "Inception v3"), ("dinov2", "DINOv2")):
+        within = f"in {called}'s features"
+        for name, meaning in (
+            ("precision", f"share of the drawn pictures within the held-out ones' manifold of 3 neighbours, {within}"),
+            ("recall", f"share of the held-out pictures within the drawn ones' manifold of 3 neighbours, {within}"),
+            ("density", f"held-out pictures' balls of 5 neighbours that a drawn one lies in, over 5, {within}"),
+            (
+                "coverage",
+                f"share of the held-out pictures with a drawn one nearer than their fifth neighbour, {within}",
+            ),
+        ):
+            found[f"{name}_{network}"] = Figure(meaning, "higher", asks=drawn, by_objective=True, network=network)
+    found["clip_score"] = Figure(
+        "100 times the cosine of a drawn picture's CLIP embedding and its caption's, 0 where below",
+        "higher",
+        _given("clip_score_real"),
+        "of held-out pictures",
+        drawn,
+        True,
+        network="clip",
+    )
+    found["clip_score_real"] = Figure("the same of held-out pictures", asks=drawn, network="clip")
+    found["rfid"] = Figure(
+        "Fréchet distance between held-out pictures and their reconstructions in Inception v3's features",
+        "lower",
+        asks={"reconstructions": LEAST_PICTURES},
+        network="inception",
+    )
+    for kind in ("image", "video"):
+        found[f"recon_lpips_{kind}"] = Figure(
+            f"LPIPS (VGG-16) of reconstructed {kind}s", "lower", asks={"reconstructions": 1}, network="lpips"
+        )
+    found["fvd"] = Figure(
+        "FVD: Fréchet distance between drawn and held-out videos in I3D's features",
+        "lower",
+        asks=filmed,
+        by_objective=True,
+        network="i3d",
+    )
+    return found
 
 
 def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
@@ -225,6 +293,8 @@ def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
         if not (objectives or figure.of_text):
             continue
         # What is asked for is not always a field of the config that measures: a study reconstructs nothing.
+        if figure.network and not getattr(config.features, figure.network, None):
+            continue
         if any(getattr(config, asked, 0) < least for asked, least in figure.asks.items()):
             continue
         several = figure.by_objective and len(objectives) > 1

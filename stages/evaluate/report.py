@@ -8,6 +8,7 @@ from typing import Any
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
+from omniloom.infra.secrets import redact_uris
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.evaluate.comparing import Comparison
 from omniloom.stages.evaluate.evaluation import Evaluation
@@ -61,6 +62,7 @@ def content(
             *_figures(evaluation),
             *(_against_champion(champion) if champion else ()),
             *_tables(evaluation),
+            *_networks(evaluation),
             *_pictures(evaluation),
             *_studies(evaluation.inputs),
             *origins.sections(made_of, evaluation.inputs.get("records"), previous or {}),
@@ -171,6 +173,20 @@ def _tables(evaluation: Evaluation) -> list[dict]:
             }
         )
     return sections
+
+
+def _networks(evaluation: Evaluation) -> list[dict]:
+    """The feature networks, with what is done to pictures before them."""
+    if (networks := evaluation.networks) is None:
+        return []
+    rows = [[net.name, redact_uris(net.uri), net.preprocessing] for net in networks.used]
+    if networks.lpips and (files := evaluation.config.features and evaluation.config.features.lpips):
+        told = "pictures as they are, in [-1, 1]; LPIPS of VGG-16 with the heads given"
+        rows.append(["lpips", redact_uris(files.vgg), told])
+    text = "Networks in whose features is measured. Pictures come to them in the shapes that the model was trained in"
+    text += f", videos as {evaluation.facts['frames']} frames." if networks.i3d else "."
+    tables = [{"columns": ["network", "file", "what is done to a picture before it, and what it gives"], "rows": rows}]
+    return [{"title": "Feature networks", "text": text, "tables": tables}]
 
 
 def _by_objective(evaluation: Evaluation, names: tuple[str, ...], more: dict[str, list] | None = None) -> dict:

@@ -22,6 +22,7 @@ from omniloom.infra.figures import finite
 from omniloom.infra.secrets import logger
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import Config
+from omniloom.stages.evaluate.features.checks import check_features
 from omniloom.stages.evaluate.gate import Verdict, judge
 from omniloom.stages.evaluate.measures import measured
 from omniloom.stages.reporting import ancestry
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from omniloom.infra.tracking import Champion
     from omniloom.stages.evaluate.comparing import Comparison
 
-VERSION = 5
+VERSION = 6
 log = logger(__name__)
 
 SERVING = Path(__file__).parents[1] / "inference" / "serving.py"  # kept as source with each registered model
@@ -45,8 +46,10 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """Check that the gate's figures are measured of the model that is trained."""
-    if model := upstream.get("model"):
+    """Check that the gate's figures are measured of the model that is trained, and the feature networks' files."""
+    model = upstream.get("model")
+    check_features(config, model and model.trained, files, (*config.gate.bounds, *config.gate.better_than_champion))
+    if model:
         with within("gate"):
             config.gate.check(measured(config, model.trained))
 
@@ -58,6 +61,7 @@ def run(context: StageContext) -> dict:
     from omniloom.stages.evaluate.evaluation import Evaluation
     from omniloom.stages.evaluate.exported import export_gap
     from omniloom.stages.evaluate.filming import film
+    from omniloom.stages.evaluate.leaks import leaked_texts
     from omniloom.stages.evaluate.novelty import leaked
     from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
     from omniloom.stages.evaluate.writing import describe, read_text, retrieve
@@ -66,9 +70,9 @@ def run(context: StageContext) -> dict:
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
     parts = (
-        (export_gap, reconstruct, codebook, read_text, draw, leaked, describe, retrieve, film)
+        (export_gap, reconstruct, codebook, read_text, leaked_texts, draw, leaked, describe, retrieve, film)
         if evaluation.objectives
-        else (export_gap, read_text)
+        else (export_gap, read_text, leaked_texts)
     )
     for number, part in enumerate(parts):
         context.progress(number, len(parts), "parts")

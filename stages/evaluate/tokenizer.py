@@ -12,13 +12,17 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.config import Config
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.features import measuring
+from omniloom.stages.evaluate.features.networks import lpips
 from omniloom.stages.reporting import report
 
 _BATCH = 32  # clips at once
 
 
 def reconstruct(evaluation: Evaluation) -> None:
-    """PSNR and SSIM of the tokenizer on held-out images and videos, each in the shape that it is tokenized in."""
+    """PSNR and SSIM of the tokenizer on held-out images and videos, each in the shape that it is tokenized in; LPIPS
+    and rFID where their networks are given."""
+    networks = evaluation.networks
     for kind, clips, num_shown in (("image", evaluation.images, 16), ("video", evaluation.videos, 3)):
         measured = clips.spread(evaluation.config.seed)[: cast(Config, evaluation.config).reconstructions]
         grids = {
@@ -30,6 +34,7 @@ def reconstruct(evaluation: Evaluation) -> None:
         wanted = {i for part in grids.values() for i in part}
         found: dict[str, dict[int, float]] = {}
         shown: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        seen: dict[int, np.ndarray] = {}
         for members in clips.buckets(measured):
             for chosen in np.split(members, range(_BATCH, len(members), _BATCH)):
                 if not len(chosen):
@@ -37,7 +42,9 @@ def reconstruct(evaluation: Evaluation) -> None:
                 batch = np.stack([clips[int(i)] for i in chosen])
                 recons = _reconstructed(evaluation, batch)
                 frames = [x.reshape(-1, *x.shape[2:]) for x in (batch, recons)]
-                for name, of_frames in metrics.reconstruction(*frames).items():
+                if networks and networks.inception and kind == "image":
+                    seen |= dict(zip(chosen.tolist(), networks.inception(list(frames[1])), strict=True))
+                for name, of_frames in {**metrics.reconstruction(*frames), **_lpips(evaluation, *frames)}.items():
                     means = of_frames.reshape(len(chosen), -1).mean(axis=1)  # of a clip's frames
                     found.setdefault(name, {}).update(zip(chosen.tolist(), means.tolist(), strict=True))
                 shown |= {
@@ -48,6 +55,8 @@ def reconstruct(evaluation: Evaluation) -> None:
         for name, values in found.items():
             ids = [clips.record(i)["id"] for i in values]
             evaluation.add(f"recon_{name}_{kind}", ids, list(values.values()))
+        if seen:
+            measuring.of_reconstructed(evaluation, list(seen), np.stack(list(seen.values())))
         for source, part in grids.items():
             a, b = zip(*(shown[i] for i in part), strict=True)
             if kind == "image":
@@ -55,6 +64,12 @@ def reconstruct(evaluation: Evaluation) -> None:
             else:
                 grid = report.pairs([report.filmstrip(clip) for clip in a], [report.filmstrip(clip) for clip in b], 1)
             evaluation.pictures[f"reconstructed_{kind}s{source}"] = grid
+
+
+def _lpips(evaluation: Evaluation, originals: np.ndarray, recons: np.ndarray) -> dict[str, np.ndarray]:
+    if not (evaluation.networks and (net := evaluation.networks.lpips)):
+        return {}
+    return {"lpips": lpips(net, originals, recons)}
 
 
 @torch.no_grad()

@@ -29,9 +29,8 @@ _NO_BYTES = 1e-9  # of an empty text, whose end is coded all the same
 
 
 def read_text(evaluation: Evaluation) -> None:
-    """The code length of held-out texts, <eos> included, drawn evenly over sources and within each over files."""
-    tokens, config = evaluation.tokens, evaluation.config
-    chosen = spread(tokens.table, ("source", "path"), config.seed, tokens.indices("text"))[: config.texts].tolist()
+    """The code length of held-out texts, <eos> included."""
+    tokens, chosen = evaluation.tokens, texts_to_read(evaluation)
     sizes = np.array([tokens.row(index)["bytes"] for index in chosen], np.float64)
     if not sizes.sum():
         return
@@ -41,6 +40,12 @@ def read_text(evaluation: Evaluation) -> None:
     evaluation.add("bits_per_byte", ids, bits / sizes, sizes)
     if np.isfinite(bits).all():  # nothing can be drawn from likelihoods that are no numbers
         _go_on(evaluation, chosen[:_GONE_ON])
+
+
+def texts_to_read(evaluation: Evaluation) -> list[int]:
+    """Numbers of held-out texts, drawn evenly over sources and within each over files."""
+    tokens, config = evaluation.tokens, evaluation.config
+    return spread(tokens.table, ("source", "path"), config.seed, tokens.indices("text"))[: config.texts].tolist()
 
 
 @torch.no_grad()

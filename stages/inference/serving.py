@@ -28,6 +28,7 @@ LIBRARIES = (
     "pillow-heif",
     "simplejpeg",
     "av",
+    "blake3",
 )
 TASKS = ("text_to_image", "text_to_video", "image_to_text", "text_to_text")
 Sampling = tuple[TextSampling, VisualSampling]

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from omniloom.infra import storage
+from omniloom.infra import storage, worker_log
 from omniloom.infra.artifacts import WRITTEN
 from omniloom.infra.errors import InputError
 from omniloom.infra.fields import marks
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from omniloom.stages.ingest.splitting.keys import Corpus
     from omniloom.stages.ingest.splitting.settling import Settled
 
-VERSION = 11
+VERSION = 13
 BUILDS_ON = ("sources", "max_synthetic_fraction")
 
 __all__ = ["VERSION", "Config", "ingest_group", "listing", "run", "summary"]
@@ -180,10 +180,10 @@ def _by_ray(groups: Iterable[dict], config: Config, output: str, state: str) -> 
     from omniloom.stages.base import RETRIES
 
     task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(_work)
-    settings = config.model_dump_json(by_alias=True)
+    settings, logs = config.model_dump_json(by_alias=True), worker_log.folder()
     running: list = []
     for group in groups:
-        running.append(task.remote(group, settings, output, state))
+        running.append(task.remote(group, settings, output, state, logs))
         while len(running) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
             ready, running = ray.wait(running)
             yield from ray.get(ready)
@@ -192,8 +192,10 @@ def _by_ray(groups: Iterable[dict], config: Config, output: str, state: str) -> 
         yield from ray.get(ready)
 
 
-def _work(group: dict, settings: str, output: str, state: str) -> list[dict]:
-    return list(ingest_group(group, Config.model_validate_json(settings), output, state))
+def _work(group: dict, settings: str, output: str, state: str, logs: str | None) -> list[dict]:
+    with worker_log.kept(logs, worker_log.name_of_process()):
+        worker_log.write(f"group {group['index']}")
+        return list(ingest_group(group, Config.model_validate_json(settings), output, state))
 
 
 def _metrics(items: Items, settled: Settled, codes: Counter) -> dict:

@@ -36,20 +36,19 @@ class Pass:
     codes: Tensor | None
     features: Tensor | None
 
-    def segments(self, count: int) -> list[dict[str, Any]]:
-        """Of the first `count` clips, as `stages.data.token_shards` takes them. Waits for the device."""
+    def segments(self, count: int) -> tuple[list[dict[str, Any]], int]:
+        """Of the first `count` clips, as `stages.data.token_shards` takes them, and how many bytes each has. Waits for
+        the device."""
         named = {"latents": self.latents, "log_variances": self.log_variances, "features": self.features}
         arrays = {name: value[:count].cpu().numpy() for name, value in named.items() if value is not None}
         if self.codes is not None:
             arrays["codes"] = self.codes[:count].int().cpu().numpy()
-        found = []
-        for number in range(count):
-            segment: dict[str, Any] = {name: values[number].ravel() for name, values in arrays.items()}
-            segment["grid"] = list(arrays["latents"].shape[1:4])
-            if "features" in arrays:
-                segment["feature_grid"] = list(arrays["features"].shape[1:4])
-            found.append(segment)
-        return found
+        grids = {"grid": list(arrays["latents"].shape[1:4])}
+        if "features" in arrays:
+            grids["feature_grid"] = list(arrays["features"].shape[1:4])
+        rows = zip(*(values.reshape(count, -1) for values in arrays.values()), strict=True)
+        found = [{**dict(zip(arrays, row, strict=True)), **grids} for row in rows]
+        return found, sum(values.nbytes for values in arrays.values()) // count
 
 
 class Encoders:
@@ -77,7 +76,7 @@ class Encoders:
     def encode(self, clips: list[np.ndarray], size: int) -> Pass:
         """uint8 (T, H, W, 3) each, at most `size`; the device may still be at work when this returns."""
         black = [np.zeros_like(clips[0])] * (size - len(clips)) if len(clips) < size else []
-        held = torch.from_numpy(np.stack([*clips, *black]))
+        held = torch.from_numpy(np.concatenate([*clips, *black]).reshape(size, *clips[0].shape))
         held = held.pin_memory() if self.device == "cuda" else held
         pixels = half_range(held.to(self.device, non_blocking=True).permute(0, 4, 1, 2, 3).float())
         with torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):

@@ -19,7 +19,7 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,16 +50,25 @@ _DECODED_TOGETHER, _DECODED_BYTES = 16, 64 << 10  # small pictures that a decodi
 _HELD = 256 << 20  # bytes of documents that wait for one before them, until that no longer waits for a full batch
 
 
-@contextlib.contextmanager
-def _naming(record: dict) -> Iterator[None]:
+def _named(error: Exception, record: dict) -> OmniLoomError:
     """An error about one record says which: its source and its path there."""
-    try:
-        yield
-    except OmniLoomError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise OmniLoomError(f"{record['source']}: {record['path']}: {type(error).__name__}: {reason}") from error
+    if isinstance(error, OmniLoomError):
+        return error
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return OmniLoomError(f"{record['source']}: {record['path']}: {type(error).__name__}: {reason}")
+
+
+class _InPlace:
+    """Does what a thread is to do at once: where the one CPU that is reserved encodes, a thread beside it would take
+    its time from that."""
+
+    def submit(self, work: Callable[[], Any]) -> Future:
+        done: Future = Future()
+        done.set_result(work())
+        return done
+
+    def shutdown(self, **_: Any) -> None:
+        return None
 
 
 class _Output:
@@ -80,7 +89,7 @@ class _Output:
             uri = storage.join(self._owner.output, "tokens", split, f"shard-{self.index:05d}.arrow")
             bf16 = self._owner.config.latents == "bf16"
             self._writers[split] = self._stack.enter_context(shard_writer(uri, bf16))
-        self._writers[split].add(document.row)
+        self._writers[split].add(document.row, document.words + sum(picture.bytes for picture in document.pictures))
         self.stats.count(document.row, split, document.language)
         self.written += 1
 
@@ -97,7 +106,7 @@ class _Output:
         self._stack.__exit__(*error)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Picture:
     document: _Document
     segment: dict
@@ -107,12 +116,13 @@ class _Picture:
     bytes: int = 0  # of what it was encoded to
 
 
-@dataclass
+@dataclass(slots=True)
 class _Document:
     row: dict
     split: str
     language: str
     output: _Output
+    words: int = 0  # bytes of its ids
     pictures: list[_Picture] = field(default_factory=list)
     waiting: int = 0  # pictures that are not encoded yet
 
@@ -137,7 +147,8 @@ class ShardTokenizer:
 
     def tokenize(self, shards: list[dict]) -> dict:
         """These shards, each {index, uri}, through the same batches."""
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        alone = self.device == "cpu" and self.threads == 1
+        pool = _InPlace() if alone else ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         try:
             _Passage(self, pool).run(shards)
         finally:
@@ -148,7 +159,7 @@ class ShardTokenizer:
 class _Passage:
     """Shards on their way through an actor."""
 
-    def __init__(self, owner: ShardTokenizer, pool: ThreadPoolExecutor):
+    def __init__(self, owner: ShardTokenizer, pool: ThreadPoolExecutor | _InPlace):
         self.owner, self.config, self.encoders, self._pool = owner, owner.config, owner.encoders, pool
         batch = self.encoders.batch_size if self.encoders else 0
         self._ahead, self._most_ahead = 0, 2 * batch + 4 * owner.threads  # frames that are being decoded
@@ -195,21 +206,23 @@ class _Passage:
         return taken
 
     def _read(self, some: list[dict], output: _Output) -> Iterator[_Document]:
-        texts = [text for record in some for text in _texts(record)]
-        ids = iter(self.owner.text.encode_batch(texts))
-        for record in some:
+        texts = [_texts(record) for record in some]
+        ids = iter(self.owner.text.encode_batch([text for found in texts for text in found]))
+        for record, words in zip(some, texts, strict=True):
             document = _Document({}, record["split"], _language(record), output)
-            with _naming(record):
-                segments = [
-                    {"kind": "text", "ids": np.array(next(ids), np.int32), "loss": True}
-                    if picture is None
-                    else self._picture(document, record, picture)
-                    for picture in _parts(record)
-                ]
-            words = [text.encode() for text in _texts(record)]
+            segments = []
+            try:
+                for picture in _parts(record):
+                    if picture is not None:
+                        segments.append(self._picture(document, record, picture))
+                        continue
+                    segments.append({"kind": "text", "ids": (held := np.array(next(ids), np.int32)), "loss": True})
+                    document.words += held.nbytes
+            except Exception as error:
+                raise _named(error, record) from error
             document.row = {
                 **{name: record[name] for name in ("id", "kind", "label", "source", "path")},
-                "bytes": sum(map(len, words)) + max(0, len(words) - 1),  # with a space between two
+                "bytes": sum(len(text.encode()) for text in words) + max(0, len(words) - 1),  # with a space between two
                 "segments": segments,
             }
             document.waiting = len(document.pictures)
@@ -238,12 +251,14 @@ class _Passage:
 
     def _decode(self, picture: _Picture, record: dict, item: dict | None) -> tuple[np.ndarray, dict]:
         """In a thread: the pixels, and what is kept of them."""
-        with _naming(record):
+        try:
             pixels = decode_record(record, picture.shape, self.config.frames, item)
             if not self.config.pixel_patch:
                 return pixels, {}
             patches = pixels_to_patches(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None], self.config.pixel_patch)
             return pixels, {"pixels": patches.numpy().ravel(), "pixel_grid": list(patches.shape[1:4])}
+        except Exception as error:
+            raise _named(error, record) from error
 
     def _encode_decoded(self, most: int) -> None:
         """Encodes what is decoded until at most so many frames are ahead."""
@@ -253,7 +268,9 @@ class _Passage:
             pictures, decoded = self._decoding.popleft()
             for picture, (pixels, kept) in zip(pictures, decoded.result(), strict=True):
                 self._ahead -= picture.frames
-                picture.segment |= kept
+                if kept:
+                    picture.segment |= kept
+                    picture.bytes += kept["pixels"].nbytes
                 key = picture.kind, picture.shape
                 waiting = self._full.setdefault(key, [])
                 waiting.append((picture, pixels))
@@ -273,10 +290,11 @@ class _Passage:
         if self._flying:
             made, pictures = self._flying
             self._flying = None
-            for picture, segment in zip(pictures, made.segments(len(pictures)), strict=True):
+            segments, each = made.segments(len(pictures))
+            for picture, segment in zip(pictures, segments, strict=True):
                 picture.segment |= segment
                 picture.document.waiting -= 1
-                picture.bytes = sum(v.nbytes for v in picture.segment.values() if isinstance(v, np.ndarray))
+                picture.bytes += each
                 self._held += picture.bytes
 
     def _write(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
-from omniloom.infra import storage
+from omniloom.infra import storage, worker_log
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, config_from_dict, patch_size_of
@@ -164,6 +164,7 @@ def _tokenize(context: StageContext, shards: list[taken.Shard], text_uri: str, n
                 "text_uri": text_uri,
                 "output": context.output,
                 "state": notes,
+                "logs": worker_log.folder(),
             },
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=config.cpus,
@@ -196,13 +197,16 @@ def _parts(todo: list[dict], actors: int) -> list[dict]:
 class _Actor:
     """A `ShardTokenizer` in a process of the pool. The stage's body, which waits for them, so loads no torch."""
 
-    def __init__(self, **arguments: Any):
+    def __init__(self, logs: str | None, **arguments: Any):
         from omniloom.stages.pretokenize.shard import ShardTokenizer
 
+        self._logs = logs
         self._tokenizer = ShardTokenizer(**arguments)
 
     def __call__(self, part: dict) -> dict:
-        return self._tokenizer.tokenize(list(part["shards"]))
+        with worker_log.kept(self._logs, worker_log.name_of_process()):
+            worker_log.write("shards " + ", ".join(str(shard["index"]) for shard in part["shards"]))
+            return self._tokenizer.tokenize(list(part["shards"]))
 
 
 def pictures_in(counts: Mapping[str, Any]) -> set[str]:
@@ -271,7 +275,8 @@ def _texts(corpus: Artifact) -> Iterator[str]:
     that share of the records, by their ids, which has about `_LEARNT_BYTES`.
     """
     share = _LEARNT_BYTES / max(1, records.text_bytes(corpus.uri))
-    for row in records.iterate(corpus.uri, split="train", columns=["id", "captions", "text", "segments"]):
+    columns = ("id", "captions", "text", "segments.type", "segments.text")  # no picture of a document is read
+    for row in records.iterate(corpus.uri, split="train", columns=columns):
         if int(row["id"][-8:], 16) >= share * 2**32:  # the other end than the one that splits go by
             continue
         yield from row["captions"] or ()

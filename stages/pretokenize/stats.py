@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 GROUP = ("split", "source", "kind", "language")  # what documents are counted by; a language may be unknown: ""
+_COUNTED_TOGETHER = 1024  # documents
 _TOGETHER = 64  # pictures that are held before they are counted: as they stand in the shard, so always the same ones
 
 
@@ -37,6 +38,7 @@ class Stats:
         self.least, self.greatest = np.full(channels, np.inf), np.full(channels, -np.inf)
         self._codes: dict[str, list[np.ndarray]] = defaultdict(list)  # that are not counted yet
         self._train: list[dict] = []  # segments whose latents are not summed yet
+        self._documents: list[tuple[tuple[str, ...], int, int, int]] = []  # that are not counted yet
 
     def add(self, name: str, value: int = 1) -> None:
         self.counts[name] += value
@@ -49,13 +51,26 @@ class Stats:
                 words += len(segment["ids"])
             else:
                 places += self._picture(segment, "video" if row["kind"] == "video" else "image", split)
-        for counts in (self.counts, self.groups[split, row["source"] or "", row["kind"], language]):
-            counts["documents"] += 1
-            counts["text_tokens"] += words
-            counts["visual_tokens"] += places
-        self.counts[f"documents_{row['kind']}"] += 1
-        self.counts[f"documents_{split}"] += 1
-        self.groups[split, row["source"] or "", row["kind"], language]["bytes"] += row["bytes"]
+        self._documents.append(((split, row["source"] or "", row["kind"], language), words, places, row["bytes"]))
+        if len(self._documents) == _COUNTED_TOGETHER:
+            self._count()
+
+    def _count(self) -> None:
+        """The documents that are held, group by group."""
+        some, self._documents = self._documents, []
+        held: dict[tuple[str, ...], list[int]] = {}
+        for group, *numbers in some:
+            sums = held.setdefault(group, [0, 0, 0, 0])
+            sums[:] = map(int.__add__, sums, (1, *numbers))
+        for group, (documents, words, places, size) in held.items():
+            split, _, kind, _ = group
+            for counts in (self.counts, self.groups[group]):
+                counts["documents"] += documents
+                counts["text_tokens"] += words
+                counts["visual_tokens"] += places
+            self.counts[f"documents_{kind}"] += documents
+            self.counts[f"documents_{split}"] += documents
+            self.groups[group]["bytes"] += size
 
     def _picture(self, segment: dict, kind: str, split: str) -> int:
         """A picture's places in its grid."""
@@ -92,6 +107,7 @@ class Stats:
 
     def to_dict(self) -> dict:
         self._sum()
+        self._count()
         for kind in list(self._codes):
             self._fold(kind)
         return {

@@ -18,13 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
-from omniloom.infra.errors import InputError, join_fields
+from omniloom.infra.errors import InputError, join_fields, within
 from omniloom.infra.figures import finite
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.launch import launch
 from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import MeasureConfig
+from omniloom.stages.evaluate.features.checks import check_features
 from omniloom.stages.studies.base import Named, Share, curves
 from omniloom.stages.train import stage as train
 from omniloom.stages.train.config import Config as TrainingConfig
@@ -38,6 +39,7 @@ _COLUMNS = {
     "image_coverage": "coverage",
     "caption_exact": "exact captions",
 }
+_IN_FEATURES = ("fid", "kid", "fd_dinov2", "cmmd", "clip_score")  # where the networks are given
 
 
 class StudyMeasureConfig(MeasureConfig):
@@ -105,6 +107,8 @@ def budget(config: TrainingConfig, objective: str) -> TrainingConfig:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
+    with within("evaluation"):
+        check_features(config.evaluation, tuple(dict.fromkeys(config.objectives.values())), files)
     for name, objective in config.objectives.items():
         with _of_training(name):
             train.check(budget(config.training, objective), upstream, files)
@@ -271,7 +275,15 @@ def table(study: dict) -> dict:
     )
     names = [
         name
-        for name in (*_COLUMNS, *distances, "bits_per_byte", "parameters", "tokens_per_second", "training_seconds")
+        for name in (
+            *_COLUMNS,
+            *distances,
+            *_IN_FEATURES,
+            "bits_per_byte",
+            "parameters",
+            "tokens_per_second",
+            "training_seconds",
+        )
         if any(name in row for row in rows)
     ]
     titles = [_COLUMNS.get(name, name.replace("_", " ")) for name in names]

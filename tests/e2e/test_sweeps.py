@@ -165,7 +165,7 @@ def test_a_training_that_falls_behind_is_pruned_and_stays_so(tmp_path):
     first, second = swept.record["trials"]
     assert (first["status"], second["status"]) == ("finished", "pruned")
     assert "is behind the best part of the trials so far" in second["why"] and f"pruned: {second['why']}" in out
-    assert "train is pruned: validation_text_loss" in err
+    assert "2/train: is pruned: validation_text_loss" in err
     stage, fingerprint = second["pruned"]
     state = swept.store.work_uri(stage, fingerprint)
     kept = [name for name in storage.list_files(state) if "checkpoint" in name]

@@ -148,3 +148,18 @@ def test_heads_lie_as_the_next_products_take_them():
     assert q.stride()[-1] == 1 and q.stride()[1] == 8
     given = torch.autograd.grad(q.sum() + k.sum() + v.sum(), product)[0]
     assert given.is_contiguous()
+
+
+@pytest.mark.parametrize("weight", [True, False], ids=["weighted", "bare"])
+def test_of_one_row_without_gradients_they_are_the_plain_formulas(weight):
+    """The ways of their own that a token takes which is generated alone."""
+    torch.manual_seed(0)
+    row, scale = torch.randn(1, 1, 40), torch.randn(40) if weight else None
+    cos, sin = (a.detach()[:1, :, :1] for a in angles(torch.float32))
+    with torch.no_grad():
+        normed, (q, k, v) = rms_norm(row, scale, 1e-2), rotated_heads(row, cos, sin, 3, 1)
+    torch.testing.assert_close(normed, plain_norm(row, scale, 1e-2), rtol=1e-5, atol=1e-6)
+    heads = row.view(1, 1, 5, 8).transpose(1, 2)
+    torch.testing.assert_close(torch.cat((q, k), 1), plain_rotate(heads[:, :4], cos, sin), rtol=1e-5, atol=1e-6)
+    assert torch.equal(v, heads[:, 4:]) and q.shape == (1, 3, 1, 8)
+    assert rms_norm(torch.full((1, 40), torch.inf), scale, 1e-2).isnan().all()

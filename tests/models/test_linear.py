@@ -27,7 +27,7 @@ def test_other_types_and_autocast_stay_as_they_are() -> None:
     linear, x = Linear(24, 10), torch.randn(16, 24)
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            assert linear(x).dtype == torch.bfloat16
+            assert linear(x).dtype == linear(x[:1]).dtype == torch.bfloat16
         given = linear.bfloat16()(x.bfloat16())
         assert torch.equal(given, nn.functional.linear(x.bfloat16(), linear.weight, linear.bias))
 

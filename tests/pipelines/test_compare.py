@@ -89,3 +89,22 @@ def test_the_command_prints_what_is_better_and_exits_as_is_required(root):
     assert wrong.returncode == 2 and "did you mean 'bits_per_byte'" in wrong.stderr
     same = command(models[0], models[0], "--require", "better")
     assert same.returncode == 1 and "undecided" in same.stdout
+
+
+def test_several_trainings_of_each_recipe(root):
+    for number, better in enumerate((0.01, 0.0, -0.01, 0.9, 0.91, 0.89)):
+        evaluation(root, f"s{number}", f"n{number}", better)
+    folders = [f"{root}/artifacts/evaluate/s{number}" for number in range(6)]
+
+    done = command(",".join(folders[:3]), ",".join(folders[3:]), "--figure", "bits_per_byte", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["decision"] == "better"
+    assert found["figures"][0]["difference"] == pytest.approx(-0.9)
+    for arguments, words in (
+        ((folders[0], ",".join(folders[3:])), ("A: is one training, against 3", "at least 2")),
+        ((f"{folders[0]},{folders[0]}", ",".join(folders[3:])), ("stands twice",)),
+        ((f"{folders[0]},,", ",".join(folders[3:])), ("single commas",)),
+    ):
+        done = command(*arguments)
+        told = " ".join((done.stdout + done.stderr).split())
+        assert done.returncode == 2 and all(word in told for word in words), told

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.config import load
@@ -98,6 +98,74 @@ def lines_in_order(root: Path) -> None:
     (root / "captions.txt").write_text("".join(f"{caption(n)}\n" for n in NUMBERS))
 
 
+def table_of_each_album(root: Path) -> None:
+    """Names that come again in each folder, captions of one word and of more."""
+    for n in NUMBERS:
+        draw(root / f"album {n % 3}" / f"{n // 3}.png", n)
+    for album in range(3):
+        rows = [f"{n // 3}.png;{caption(n)}\n" for n in shuffled() if n % 3 == album]
+        (root / f"album {album}" / "captions.txt").write_text("photo;says\n" + "".join(rows))
+
+
+def yaml_of_names(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / "shots" / f"{n:04d}.png", n)
+    rows = [{"pictures": [{"shot": f"{n:04d}", "about": {"en": caption(n)}} for n in shuffled()]}]
+    (root / "album.yaml").write_text(yaml.safe_dump(rows))
+
+
+def xml_of_each_picture(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / "img" / f"{n}.png", n)
+        (root / "xml").mkdir(exist_ok=True)
+        told = f"<size><width>40</width></size><shown><en>{caption(n)}</en></shown>"
+        (root / "xml" / f"{n}.xml").write_text(f"<annotation><filename>{n}.png</filename>{told}</annotation>")
+
+
+def one_xml(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / "p" / f"{n}.png", n)
+    rows = [f'<photo file="{n}.png" stars="3" title="{caption(n)}"/>' for n in shuffled()]
+    (root / "photos.xml").write_text(f'<?xml version="1.0"?><photos xmlns="urn:x">{"".join(rows)}</photos>')
+
+
+def gallery(root: Path) -> None:
+    """As a browser shows it, and no parser of XML reads it."""
+    for n in NUMBERS:
+        draw(root / "img" / f"{n}.png", n)
+    rows = [
+        f'<figure><img src="img/{n}.png" alt=""><br><figcaption>{caption(n)}</figcaption></figure>' for n in shuffled()
+    ]
+    (root / "index.html").write_text(f"<!doctype html><html><body><p>Mine\n{chr(10).join(rows)}")
+
+
+def texts_of_a_language(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / f"{n}.png", n)
+        (root / f"{n}.en.txt").write_text(caption(n))
+
+
+def written_in_the_pictures(root: Path) -> None:
+    root.mkdir()
+    for n in NUMBERS:
+        draw(root / f"{n}.png", n)
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Software", "a camera")
+        info.add_itxt("Description", caption(n))
+        Image.open(root / f"{n}.png").save(root / f"{n}.png", pnginfo=info)
+
+
+def written_as_exif(root: Path) -> None:
+    root.mkdir()
+    for n in NUMBERS:
+        draw(root / f"{n}.png", n)
+        image = Image.open(root / f"{n}.png")
+        exif = image.getexif()
+        exif[0x010E] = caption(n)
+        image.save(root / f"{n}.jpg", exif=exif)
+        (root / f"{n}.png").unlink()
+
+
 def names_of_files(root: Path) -> None:
     for n in NUMBERS:
         draw(root / f"{caption(n).replace(', ', ' ').replace(' ', '_')}_{'abcdefghijklmnopqrstu'[n] * 3}.png", n)
@@ -107,7 +175,8 @@ ODD: dict[str, Callable[[Path], None]] = {
     make.__name__: make
     for make in (
         *(texts_elsewhere, json_of_names, table_of_ids, json_beside, unquoted_table, numbered_lines),
-        *(other_separators, lines_in_order),
+        *(other_separators, lines_in_order, table_of_each_album, yaml_of_names, xml_of_each_picture, one_xml, gallery),
+        *(texts_of_a_language, written_in_the_pictures, written_as_exif),
     )
 }
 
@@ -135,6 +204,40 @@ def test_captions_in_odd_places(here, layout):
     assert found == {n: [caption(n)] for n in NUMBERS}
     assert len(load(str(made.file)).stages.ingest.sources) == 1  # the captions are no source of their own
     assert made.corpus.captioned == made.corpus.records("image") == len(NUMBERS)
+
+
+def test_what_a_camera_writes_into_every_picture_is_no_caption(here):
+    for n in NUMBERS:
+        draw(here / "photos" / f"{n}.png", n)
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Description", "OLYMPUS DIGITAL CAMERA")
+        Image.open(here / "photos" / f"{n}.png").save(here / "photos" / f"{n}.png", pnginfo=info)
+    assert init(str(here / "photos"), machine=HERE).corpus.captioned == 0
+
+
+def test_boxes_of_a_detector_are_no_captions(here):
+    for n in NUMBERS:
+        draw(here / "data" / "images" / f"{n}.png", n)
+        labels = here / "data" / "labels" / f"{n}.txt"
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text("0 0.5 0.5 0.25 0.125\n")
+    made = init(str(here / "data"), machine=HERE)
+    rows = records(str(made.file))
+    assert len(rows) == len(NUMBERS) and not any(row.get("captions") for row in rows)
+
+
+def test_captions_of_one_word_among_longer_ones_are_read_of_every_table(here):
+    for n in NUMBERS:
+        draw(here / "photos" / f"album {n % 3}" / f"{n // 3}.png", n)
+    for album in range(3):
+        rows = [
+            f"{n // 3}.png,{'shamrock' if n == NUMBERS[album] else caption(n).replace(',', '')}\n"
+            for n in NUMBERS
+            if n % 3 == album
+        ]
+        (here / "photos" / f"album {album}" / "captions.csv").write_text("photo,says\n" + "".join(rows))
+    made = init(str(here / "photos"), machine=HERE)
+    assert made.corpus.captioned == len(NUMBERS) and len(made.corpus.sources) == 1
 
 
 def test_captions_that_a_source_reads_need_no_manifest(here):

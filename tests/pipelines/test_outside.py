@@ -31,6 +31,12 @@ PATHS = {
     "stages.tokenizer_joint.perceptual.vgg": "vgg.pth",
     "stages.tokenizer_joint.perceptual.heads": "heads.pth",
     "stages.tokenizer_kl.official": "official.ckpt",
+    "stages.evaluate.features.inception": "inception.safetensors",
+    "stages.evaluate.features.dinov2": "vision",
+    "stages.evaluate.features.clip": "vision",
+    "stages.evaluate.features.i3d": "i3d.pt",
+    "stages.evaluate.features.lpips.vgg": "vgg.pth",
+    "stages.evaluate.features.lpips.heads": "heads.pth",
 }
 PIPELINE = """
 name: mine
@@ -56,7 +62,7 @@ def files(tmp_path, monkeypatch) -> Path:
     for name in ("weights/config.json", "weights/model.safetensors", "vision/config.json", "vision/model.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps({"of": name}))
-    for name in ("vgg.pth", "heads.pth", "official.ckpt"):
+    for name in ("vgg.pth", "heads.pth", "official.ckpt", "inception.safetensors", "i3d.pt"):
         (folder / name).write_bytes(b"weights of " + name.encode())
     (tmp_path / "mine.yaml").write_text(PIPELINE)
     (folder / "weights/tokenizer.json").write_text(TextTokenizer.train(["some text"], 262).to_json())
@@ -133,7 +139,7 @@ def test_only_what_is_read_counts(files, identities):
     assert identities(overrides()) == base
     (files / "vision/preprocessor_config.json").write_text("{}")
     changed = identities(overrides())
-    assert {stage for stage in base if changed[stage] != base[stage]} == {"tokenizer_image", "pretokenize"}
+    assert {stage for stage in base if changed[stage] != base[stage]} == {"tokenizer_image", "pretokenize", "evaluate"}
 
 
 def test_what_is_read_beside_a_file_counts(files, identities):

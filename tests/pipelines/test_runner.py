@@ -86,6 +86,8 @@ def test_a_damaged_artifact_is_made_again(workspace):
 class Shown:
     """A display that keeps its notes; entered, it says that nothing may be started."""
 
+    remaining = None
+
     def __init__(self):
         self.notes = []
 
@@ -95,7 +97,7 @@ class Shown:
     def __exit__(self, *exception):
         pass
 
-    def note(self, text):
+    def note(self, text, stage=None, level="info"):
         self.notes.append(text)
 
 

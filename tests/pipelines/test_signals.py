@@ -20,12 +20,12 @@ def execute(made, display):
         time.sleep(60)
     except KeyboardInterrupt:
         print("closes", flush=True)
-        if slow: time.sleep(60)
+        time.sleep(seconds)
         print("closed", flush=True)
         raise
 import omniloom.pipelines.runner
 omniloom.pipelines.runner.run = execute
-slow = "slow" in sys.argv
+seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0
 sys.argv[1:] = ["run", "demo"]
 cli.main()
 """
@@ -56,14 +56,27 @@ def test_one_signal(number):
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_two_signals(second):
-    process = start("slow")
+    process = start("60")
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "closes\n"
+    time.sleep(0.7)
     process.send_signal(second)
     began = time.monotonic()
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - began < 5
     assert (process.returncode, out) == (130, "") and err.strip().splitlines() == [LINE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_request_by_two_signals(number):
+    """As `timeout` makes it: to the command, and to its group at once. The run closes in peace."""
+    process = start("1")
+    process.send_signal(number)
+    assert process.stdout.readline() == "closes\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "closed\n")
+    assert err.strip().splitlines() == ["again:  omniloom run demo", LINE]
 
 
 def test_a_signal_that_is_ignored_stays_so():

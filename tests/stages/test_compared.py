@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,8 +12,9 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data.media.identity import picture_look
 from omniloom.stages.data.media.sketches import SKETCH
-from omniloom.stages.ingest.splitting import twins
+from omniloom.stages.ingest.splitting import text_twins, twins
 from omniloom.stages.ingest.splitting.compared import Compared
+from omniloom.stages.ingest.splitting.sketched import Texts
 
 RNG = np.random.default_rng(11)
 
@@ -39,6 +42,16 @@ def named(pairs: np.ndarray, names: list[bytes]) -> set[frozenset]:
     return {frozenset((names[a], names[b])) for a, b in pairs.tolist()}
 
 
+def texts_of(ids: np.ndarray, sketches: np.ndarray, numbers: Sequence[int]) -> Texts:
+    """Rows that lie in a shard of their number's ten."""
+    rows, shards = np.arange(len(numbers)), np.array(numbers, np.int64) // 10
+
+    def read(column: str, shard: int, at: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return sketches[at].view(np.uint8)
+
+    return Texts(rows, rows, ids, (shards, rows), [f"shard {n}" for n in range(10)], read)
+
+
 @pytest.mark.parametrize("kind", ["pictures", "texts"])
 def test_what_is_new_is_compared_as_all_at_once(tmp_path, kind):
     texts = kind == "texts"
@@ -49,9 +62,30 @@ def test_what_is_new_is_compared_as_all_at_once(tmp_path, kind):
         now = [names[n] for n in numbers]
         rows = np.stack([made[name] for name in now])
         compared, keys = Compared(earlier), np.frombuffer(b"".join(now), np.uint64).reshape(-1, 2)
-        found = compared.near_texts(keys, rows) if texts else compared.near_pictures("pictures", keys, rows)
-        whole = twins.near_texts(rows) if texts else twins.near_pictures(rows)
+        shown = rows[:0] if texts else rows
+        pictures = compared.near_pictures("pictures", keys[: len(shown)], shown)
+        found = compared.near_texts(texts_of(keys, rows, numbers if texts else []))
+        found, whole = (found, text_twins.near_texts(rows)) if texts else (pictures, twins.near_pictures(rows))
         assert named(found, now) == named(whole, now) and len(whole) >= 1
         given.append(len(whole))
         earlier = noted(compared, str(tmp_path / str(step)))
     assert len(set(given)) > 1 and storage.exists(str(tmp_path / "0" / "resume"))
+
+
+def test_a_row_that_is_gone_brings_two_others_together():
+    """A row is paired with the next eight that share a band: here with the tenth once one between is gone."""
+    rng = np.random.default_rng(2)
+    crowd = rng.integers(0, 1 << 32, (10, SKETCH), np.uint32)
+    crowd[:, :3] = crowd[0, :3]  # one band, and the value by which they are put in order
+    crowd[9] = crowd[0]
+    crowd[9, 5::3] = crowd[1, 5::3]  # no other band
+    names = rng.integers(0, 1 << 63, (10, 2)).astype(np.uint64)
+    assert len(text_twins.near_texts(crowd)) == 0
+    assert text_twins.near_texts(crowd, order=np.array([0, *range(2, 10), 1])).tolist() == [[0, 9]]
+    folder = f"memory://gone-{rng.integers(1 << 62)}"
+    first = Compared()
+    assert len(first.near_texts(texts_of(names, crowd, range(10)))) == 0
+    left = [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    found = Compared(noted(first, folder)).near_texts(texts_of(names[left], crowd[left], left))
+    assert found.tolist() == [[0, 8]]
+    storage.remove(folder)

@@ -14,7 +14,7 @@ from omniloom.stages.data import records
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS
 from omniloom.stages.data.media.sketches import text_runs
 from omniloom.stages.ingest.rows import media_row
-from omniloom.stages.ingest.splitting import twins
+from omniloom.stages.ingest.splitting import lookup
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_of_copies_the_one_stays_that_is_held_out_and_then_the_largest(memory):
 
 def test_many_copies_of_one_picture_leave_one(memory, monkeypatch):
     """More than a row is paired with at once."""
-    monkeypatch.setattr(twins, "_NEIGHBOURS", 1)
+    monkeypatch.setattr(lookup, "_NEIGHBOURS", 1)
     drawn = Drawn(4)
     pixels = drawn.photo()
     noise = [np.clip(pixels.astype(int) + drawn.rng.integers(-6, 7, pixels.shape), 0, 255) for _ in range(60)]

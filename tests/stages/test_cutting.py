@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from omniloom.infra import storage
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.ingest import cutting, groups, sources, texts
+from omniloom.stages.ingest import cutting, groups, readers, sources, texts
 from omniloom.stages.ingest import stage as ingest
 from omniloom.stages.ingest.files import encoding
 from omniloom.stages.ingest.kinds.table import open_source
@@ -107,10 +108,10 @@ def test_ranges_of_lines_are_closed_by_bytes_or_by_count():
         blocks = [data[at : at + block] for at in range(0, len(data), block)]
         for size, count in ((1, 9), (10, 3), (40, 1000), (10**9, 2)):
             ranges = list(encoding.line_ranges(iter(blocks), size, count))
-            parts = [data[start:stop] for start, stop, _ in ranges]
+            parts = [data[start:stop] for start, stop, *_ in ranges]
             assert b"".join(parts) == data
-            for part, (_, _, lines) in zip(parts, ranges, strict=True):
-                assert lines == len(part.splitlines())
+            for part, (_, _, lines, digest) in zip(parts, ranges, strict=True):
+                assert lines == len(part.splitlines()) and digest == blake3(part).hexdigest(16)
             for part in parts[:-1]:
                 whole = part.splitlines(keepends=True)
                 assert part.endswith(b"\n") and (len(part) >= size or len(whole) == count)
@@ -260,3 +261,23 @@ def test_the_limit_is_that_of_files_however_far_texts_are_compressed(memory):
     sizes = list(storage.list_files(f"{found.context.output}/records").values())
     assert len(found.rows) == 3000 and len(sizes) > 2 and sum(sizes) < len(lines) / 2
     assert all(0.8 * limit <= size <= 1.2 * limit for size in sizes[:-1])
+
+
+def test_small_files_of_texts_fill_shards_too(memory, monkeypatch):
+    """By what some of them take as Parquet; few are read twice, and none where their number closes a shard."""
+    rng, limit = np.random.default_rng(3), 400_000
+    words = np.array([f"word{n}" for n in range(4000)], object)[rng.zipf(1.5, (3000, 200)) % 4000]
+    for n, text in enumerate(words.tolist()):
+        storage.write_bytes(f"{memory}/in/{n:04d}.txt", " ".join(text).encode())
+    cfg = config(f"{memory}/in", kind="text", shard_bytes=limit, shard_items=1 << 20, chunk_chars=4000)
+    read: list[str] = []
+    whole = readers.Reader.read
+    monkeypatch.setattr(readers.Reader, "read", lambda self, item: read.append(item["path"]) or whole(self, item))
+    found = take(cfg, f"{memory}/work")
+    sizes = list(storage.list_files(f"{found.context.output}/records").values())
+    assert len(found.rows) == 3000 and len(sizes) > 2
+    assert all(0.8 * limit <= size <= 1.2 * limit for size in sizes[:-1])
+    assert 0 < len(read) <= 512
+    read.clear()
+    take(cfg.model_copy(update={"shard_items": 200}), f"{memory}/few")
+    assert not read

@@ -179,7 +179,7 @@ def test_what_is_measured_depends_on_the_config():
     assert "caption_accuracy" in one and "caption_accuracy_next_code" not in one
     assert {"caption_accuracy_next_code", "caption_accuracy_masked_code", "classes"} <= set(several)
     assert "caption_accuracy" not in several and "frechet_pixels8_train" in several
-    text = {"bits_per_byte", "text_repeated", "text_repeated_real", "export_gap"}
+    text = {"bits_per_byte", "text_repeated", "text_repeated_real", "leaked_texts", "export_gap"}
     assert set(measured(Config(), [])) == text and set(measured(Config(texts=0), [])) == {"export_gap"}
     assert not [name for name in measured(Config(videos=0), ["next_code"]) if name.startswith("video")]
     assert "image_following" not in measured(Config(counterfactuals=0), ["next_code"])
@@ -188,6 +188,9 @@ def test_what_is_measured_depends_on_the_config():
     assert not [name for name in less if name.startswith(("caption", "retrieval", "frechet"))]
     for asked in ({"captions": 0}, {"retrieval_captions": 1}):
         assert not [name for name in measured(Config(**asked), ["next_code"]) if name.startswith("retrieval")]
+    networked = Config.model_validate({"features": {"inception": "a", "i3d": "b"}, "drawings": 99})
+    assert {name for name, figure in measured(networked, ["next_code"]).items() if figure.network} == {"rfid"}
+    assert "fid" not in one and "fvd" in measured(networked.model_copy(update={"videos": 100}), ["next_code"])
     with pytest.raises(ValueError, match="caption_accuracy_next_code: is not measured .* mean 'caption_accuracy'"):
         gate(caption_accuracy_next_code={"min": 1}).check(one)
 
@@ -199,9 +202,23 @@ def test_every_figure_says_which_way_is_better():
         for name, figure in measured(Config(class_pixels=16), objectives).items():
             assert named(name) == figure or named(name).better == figure.better
     lower = {name for name in measures.all_names() if named(name).better == "lower" and not name.startswith("frechet")}
-    shown = {"image_memorised", "retrieval_mean_rank"}
+    shown = {"image_memorised", "retrieval_mean_rank", "fid", "kid", "fd_dinov2", "cmmd", "fvd"}
     by_objective = {f"{name}_{objective}" for name in shown for objective in OBJECTIVES}
-    assert lower == {"bits_per_byte", "text_repeated", "leaked_images", "export_gap"} | shown | by_objective
+    assert (
+        lower
+        == {
+            "bits_per_byte",
+            "text_repeated",
+            "leaked_images",
+            "leaked_texts",
+            "export_gap",
+            "rfid",
+            "recon_lpips_image",
+            "recon_lpips_video",
+        }
+        | shown
+        | by_objective
+    )
     assert named("retrieval_recall_at_1").better == "higher"
     assert named("image_class_agreement").chance({"classes": 4}) == 0.25
     assert named("bits_per_byte").chance({}) == 8.0 and named("caption_accuracy").chance({}) is None
@@ -225,11 +242,24 @@ def test_which_figures_are_of_each_objective():
         "retrieval_recall_at_1",
         "retrieval_recall_at_10",
         "retrieval_mean_rank",
+        "fid",
+        "kid",
+        "kid_std",
+        "fd_dinov2",
+        "cmmd",
+        "clip_score",
+        "fvd",
+        *(
+            f"{name}_{net}"
+            for name in ("precision", "recall", "density", "coverage")
+            for net in ("inception", "dinov2")
+        ),
     }
     assert {name for name in plain if named(name).of_text} == {
         "bits_per_byte",
         "text_repeated",
         "text_repeated_real",
+        "leaked_texts",
         "export_gap",
     }
 

@@ -20,11 +20,11 @@ from sklearn.datasets import load_digits
 
 from omniloom.infra import storage
 from omniloom.stages.data import changes, records
-from omniloom.stages.data.media.decode import encode_mp4, probe_image, probe_video
+from omniloom.stages.data.media.decode import decode_video, encode_mp4, probe_image, probe_video
 from omniloom.stages.data.media.identity import LOOK_BYTES, picture_look
 from omniloom.stages.data.media.sketches import SKETCH, text_sketch
 from omniloom.stages.ingest import stage as ingest
-from omniloom.stages.ingest.splitting import bonds, registration, splits, twins
+from omniloom.stages.ingest.splitting import bonds, registration, splits, text_twins, twins
 
 EVEN = {"train": 0.4, "validation": 0.3, "test": 0.3}
 RNG = np.random.default_rng(5)
@@ -140,6 +140,19 @@ def test_a_clip_is_its_frames_in_whichever_container_and_codec():
     assert known != probe_video(encode_mp4(touched, 8)).identity != probe_video(encode_mp4(frames[:5], 8)).identity
 
 
+@pytest.mark.parametrize("way", [lambda data: data, lossless, lambda data: remuxed(data, "matroska")])
+def test_a_clips_look_shows_four_of_its_frames(way):
+    """Against what Pillow makes of the frames; only some of them are kept small, so a look may show the next one."""
+    moving = np.stack([np.roll(photo(96, 128), 3 * n, 1) for n in range(70)])
+    data = way(encode_mp4(moving, 24))
+    frames = decode_video(data)
+    looks = np.frombuffer(probe_video(data).look, np.uint8).reshape(4, 32, 32, 3).astype(int)
+    made = np.stack([np.asarray(Image.fromarray(f).resize((32, 32), Image.Resampling.BOX)) for f in frames]).astype(int)
+    for look, place in zip(looks, (0, 23, 46, 69), strict=True):
+        near = range(max(0, place - 3), min(70, place + 4))
+        assert min(np.abs(look - made[n]).mean() for n in near) < 6 < np.abs(look - made[(place + 35) % 70]).mean()
+
+
 def test_a_picture_of_a_document_is_the_same_content_as_in_a_folder(memory):
     pictures = [photo(40, 40) for _ in range(30)]
     folder = put(f"{memory}/in", {f"{i:02d}.bmp": saved(p, "BMP") for i, p in enumerate(pictures)})
@@ -245,7 +258,7 @@ def test_what_differs_at_one_place_is_another_picture():
 def test_pictures_without_contrast_are_no_twins():
     flat = np.stack([np.full(LOOK_BYTES, level, np.uint8) for level in range(100, 110)])
     assert not len(twins.near_pictures(flat)) and not len(twins.near_pictures(flat[:0]))
-    assert not len(twins.near_texts(np.empty((0, SKETCH), np.uint32)))
+    assert not len(text_twins.near_texts(np.empty((0, SKETCH), np.uint32)))
 
 
 def test_copies_of_a_clip_lie_in_one_split(memory):
@@ -359,6 +372,7 @@ def assigned(rows: list[tuple[str, str | None, str]]) -> dict[str, str]:
         shard=number,
         row=number,
         strata=[("s", kind) for kind in records.KINDS],
+        shards=["shard-000000-0000.parquet"],
         pictures=np.empty((0, 2), np.uint64),
         owner=np.empty(0, np.int64),
     )

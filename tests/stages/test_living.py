@@ -240,6 +240,28 @@ def test_one_percent_more_reads_no_look_and_no_sketch_of_what_was_there(monkeypa
     same(second, corpus.ingest())
 
 
+def test_a_file_of_lines_that_has_grown_is_read_where_it_has_grown():
+    corpus = Corpus(sources=[{"kind": "jsonl", "uri": "ROOT/rows", "text_field": "text"}], shard_bytes=4000)
+    corpus.fields["shard_items"] = 10**6
+    told = [{"text": f"{n:04d} {words(n)}"[:200].ljust(200, ".")} for n in range(120)]
+    corpus.lines("rows/a.jsonl", told)
+    first = corpus.ingest()
+    told += [{"text": f"later {n}"} for n in range(5)]
+    corpus.lines("rows/a.jsonl", told)
+    second = corpus.ingest(first)
+    assert len(rows(second)) == 125 and 0 < second.metrics["bytes_read"] < 5000 < first.metrics["bytes_read"] / 4
+    same(second, corpus.ingest())
+    told[30] = {"text": "x" * 200}  # as long as it was: the lines behind it lie where they lay
+    corpus.lines("rows/a.jsonl", told)
+    third = corpus.ingest(second)
+    assert 0 < third.metrics["bytes_read"] < 5000
+    same(third, corpus.ingest())
+    corpus.lines("rows/a.jsonl", told[1:])
+    fourth = corpus.ingest(third)
+    assert fourth.metrics["bytes_read"] > first.metrics["bytes_read"] / 2
+    same(fourth, corpus.ingest())
+
+
 def test_a_removed_file_is_in_no_shard_as_readers_see_it():
     corpus = folder()
     first = corpus.ingest()

@@ -92,6 +92,22 @@ def test_captions_are_found_where_they_lie(tmp_path, capsys):
         assert {row["caption"] for row in records.values()} == {"number 0", "number 1", "number 2"}
 
 
+@pytest.mark.parametrize("said", ["annotations", "captions", "meta"])
+def test_captions_within_objects_are_found(said, tmp_path, capsys):
+    def told(n: int):
+        if said == "meta":
+            return {"size": 3, "caption": f"number {n}"}
+        return [{"lang": "en", "text": f"number {n}"}, {"lang": "de", "text": f"Nummer {n}"}]
+
+    rows = [{"id": n, "media": {"path": f"img/{n}.png"}, said: told(n)} for n in range(3)]
+    files = {f"img/{n}.png": picture() for n in range(3)} | {"all.json": json.dumps({"info": {}, "samples": rows})}
+    folder = put(tmp_path, files)
+    _, sources = shown(folder, capsys, tmp_path)
+    _, records, _ = take(*sources)
+    expected = {f"number {n}" for n in range(3)} | (set() if said == "meta" else {f"Nummer {n}" for n in range(3)})
+    assert {caption for row in records.values() for caption in row["captions"]} == expected
+
+
 def test_documents_take_their_pictures_and_go_by_their_own_folder(tmp_path, capsys):
     segments = [{"type": "text", "text": "Soup."}, {"type": "image", "file": "img/a.png"}]
     folder = put(

@@ -146,6 +146,24 @@ def img2dataset() -> dict:
     return files | {"00000.parquet": sink.getvalue(), "00000_stats.json": b'{"count": 3}'}
 
 
+def img2dataset_tars() -> dict:
+    """Its tars, whose tables name the same pictures and captions once more."""
+    files = dict(webdataset())
+    for path in list(files):
+        stem, sink = path.removesuffix(".tar"), io.BytesIO()
+        pq.write_table(pa.table({"url": ["http://127.0.0.1:9/0.jpg"], "caption": ["a"], "key": ["0"]}), sink)
+        files |= {f"{stem}.parquet": sink.getvalue(), f"{stem}_stats.json": b'{"count": 3, "successes": 3}'}
+    return files
+
+
+def detection() -> dict:
+    """Boxes beside some pictures and in a folder of their own for others."""
+    boxes = "0 0.5 0.5 0.25 0.125\n3 0.1 0.2 0.3 0.4\n"
+    files = {f"images/train/{n}.png": picture(n) for n in range(3)}
+    files |= {f"labels/train/{n}.txt": boxes for n in range(3)}
+    return files | {"more/7.png": picture(7), "more/7.txt": boxes, "data.yaml": "names: [cat]\n"}
+
+
 def pairs() -> dict:
     return {"qa.csv": "question,answer\nWhat is it?,A question.\nWho says so?,Nobody at all.\n"}
 
@@ -169,6 +187,8 @@ FOLDERS: dict[str, tuple[Callable[[], dict], dict[str, int], set[str], int]] = {
     "mixed": (mixed, {"image": 4, "video": 2, "text": 1}, set(), 2),
     "chats": (chats, {"text": 5}, set(), 0),
     "img2dataset": (img2dataset, {"image": 3}, {f"number {n}" for n in range(3)}, 0),
+    "img2dataset_tars": (img2dataset_tars, {"image": 6}, {f"number {n}" for n in range(6)}, 0),
+    "detection": (detection, {"image": 4}, set(), 0),
     "pairs": (pairs, {"text": 2}, set(), 0),
     "recipes": (recipes, {"document": 3}, set(), 0),
 }

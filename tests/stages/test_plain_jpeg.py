@@ -93,3 +93,22 @@ def test_a_look_is_the_picture_made_small(size):
     look = np.frombuffer(picture_look(pixels), np.uint8).reshape(LOOK_SIDE, LOOK_SIDE, 3).astype(int)
     whole = np.asarray(coarse.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(look - whole).max() <= 12 and np.abs(look - whole).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (256, 256), (32, 640)])
+def test_a_look_of_whole_blocks_is_their_means(size):
+    pixels = RNG.integers(0, 256, (*size, 3), np.uint8)
+    blocks = pixels.reshape(LOOK_SIDE, size[0] // LOOK_SIDE, LOOK_SIDE, size[1] // LOOK_SIDE, 3)
+    look = np.frombuffer(picture_look(pixels), np.uint8).reshape(LOOK_SIDE, LOOK_SIDE, 3)
+    assert (look == np.floor(blocks.mean((1, 3)) + 0.5)).all()
+
+
+def test_what_whole_blocks_leave_counts_in_a_look():
+    """The last rows and columns are of one colour, and no part of a block of their own kind's size."""
+    pixels = np.zeros((32 * 9 + 5, 32 * 7 + 3, 3), np.uint8)
+    pixels[-5:] = 200
+    pixels[:, -3:] = 200
+    look = np.frombuffer(picture_look(pixels), np.uint8).reshape(LOOK_SIDE, LOOK_SIDE, 3)
+    whole = np.asarray(Image.fromarray(pixels).resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR))
+    assert np.abs(look.astype(int) - whole).max() <= 25 and look[-1].min() > 60 and look[:, -1].min() > 60
+    assert (look[:-2, :-2] == 0).all()

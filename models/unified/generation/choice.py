@@ -10,14 +10,17 @@ from omniloom.models.unified.generation.sampling import TextSampling, VisualSamp
 _HEAD = 256  # of the likeliest; they hold nearly all of the probability
 
 
-def sample_tokens(logits: Tensor, uniforms: Tensor, how: TextSampling | VisualSampling) -> Tensor:
+def sample_tokens(logits: Tensor, uniforms: Tensor | None, how: TextSampling | VisualSampling) -> Tensor:
     """One token a row by inverting the distribution function, the likeliest token first, at `uniforms` (B,) in [0, 1).
 
-    logits (B, V); -inf forbids. `how.temperature` 0 takes the likeliest. top_k keeps the k likeliest; top_p the
-    smallest set of likeliest tokens that holds at least that probability. Returns int64 (B,).
+    logits (B, V); -inf forbids. `how.temperature` 0 takes the likeliest, and then there need be no `uniforms`. top_k
+    keeps the k likeliest; top_p the smallest set of likeliest tokens that holds at least that probability. Returns
+    int64 (B,).
     """
     if how.temperature == 0:
         return logits.argmax(dim=-1)
+    if uniforms is None:
+        raise ValueError("uniforms: expected a number a row, by which a token is drawn at this temperature; got None")
     logits, uniforms = logits.double() / how.temperature, uniforms.double()
     head = max(_HEAD, 2 * (how.top_k or 0))
     # On a CPU, sorting a vocabulary can take longer than the model.

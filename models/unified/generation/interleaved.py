@@ -9,7 +9,7 @@ Shapes: R rows of the state, each of one request; D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,6 +97,9 @@ class Request:
         self.pictures += 1
 
 
+WatchText = Callable[[Sequence[Request]], None]
+
+
 class InterleavedWriter:
     """Writes behind all requests at once; see `models.unified.generation.generate.generate_interleaved`."""
 
@@ -108,9 +111,10 @@ class InterleavedWriter:
         drawing: Drawing,
         stop_ids: Sequence[int] | None,
         seeds: Sequence[int],
+        watch: WatchText | None = None,
     ):
         special = model.config.specials
-        self.model, self.text, self.drawing = model, text, drawing
+        self.model, self.text, self.drawing, self.watch = model, text, drawing, watch
         self.grids = drawing.grids(special)
         self.stops = set([special.eos] if stop_ids is None else stop_ids)
         specials = {special.pad, special.bos, special.boi, special.bov, special.eoi, special.eos}
@@ -132,6 +136,8 @@ class InterleavedWriter:
                 self.hidden_RD = self.state.feed_text(tokens, keep)
             for token, rows in openings.items():
                 self._draw(rows, self.grids[token])
+            if self.watch:
+                self.watch(self.requests)
             self._drop_ended()
             step += 1
         for request in self.requests:
@@ -145,8 +151,10 @@ class InterleavedWriter:
             full = [row for row, request in enumerate(self.rows) if request.pictures >= self.drawing.max_visuals]
             for row in full:
                 logits_RV[row, list(self.grids)] = -torch.inf
-        uniforms = [request.uniform(step) for request in self.rows] if self.text.temperature else [0.0] * len(self.rows)
-        return sample_tokens(logits_RV, torch.tensor(uniforms, device=logits_RV.device), self.text).tolist()
+        uniforms = None
+        if self.text.temperature:
+            uniforms = torch.tensor([request.uniform(step) for request in self.rows], device=logits_RV.device)
+        return sample_tokens(logits_RV, uniforms, self.text).tolist()
 
     def _write(self, tokens: Sequence[int]) -> dict[int, list[int]]:
         """Write each row's token into its request. Returns the rows that open a picture, by the token that does."""

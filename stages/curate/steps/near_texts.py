@@ -80,7 +80,7 @@ def _leaders(signed, similarity, run):
 
     from omniloom.stages.curate.signatures import first_of_each, grouped
     from omniloom.stages.data.media.sketches import SKETCH
-    from omniloom.stages.ingest.splitting import twins
+    from omniloom.stages.ingest.splitting import text_twins
 
     preference = signed.preference()
     sketches = signed.as_type(np.uint32, SKETCH)
@@ -90,7 +90,7 @@ def _leaders(signed, similarity, run):
     same = _alike(signed, equal, similarity, run)
     leaders[equal[same, 1]] = equal[same, 0]
     left, gone = np.flatnonzero(leaders == np.arange(len(leaders))), leaders != np.arange(len(leaders))
-    while len(pairs := left[twins.near_texts(sketches[left], similarity - _SLACK)]):
+    while len(pairs := left[text_twins.near_texts(sketches[left], similarity - _SLACK)]):
         pairs = pairs[_alike(signed, pairs, similarity, run)]
         some, others = first_of_each(pairs, preference, gone)
         leaders[some] = others

@@ -7,10 +7,14 @@ evaluation, go through here; what a user of a model shows goes through `models.r
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image
 
 from omniloom.models.cover import Box, Size, centre_box
+
+_centre_box = lru_cache(1 << 12)(centre_box)  # many pictures have the same sides
 
 
 def resize(image: np.ndarray, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
@@ -28,7 +32,7 @@ def resize_center_crop(
     cutting `size` out of it.
     """
     target = (size, size) if isinstance(size, int) else size
-    return _resample(image, target, centre_box(image.shape[-3:-1], target, shown))
+    return _resample(image, target, _centre_box(image.shape[-3:-1], tuple(target), shown))
 
 
 def _resample(image: np.ndarray, size: Size, box: Box) -> np.ndarray:

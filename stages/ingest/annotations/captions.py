@@ -85,6 +85,9 @@ def recognize(glimpse: Glimpse, media: frozenset[str]) -> Recognition:
     if len(tables) == 1:
         return Recognition(media.union(tables), {"captions": {"manifest": tables[0]}}, BY_REFERENCE)
     texts = beside(media, Names(glimpse.root, glimpse.having(TEXTS_BESIDE)))
+    some = list(texts.values())[:20]
+    if 2 * sum(map(glimpse.speaks, some)) < len(some):
+        texts = {}
     objects = beside(media, Names(glimpse.root, glimpse.having((".json",))))
     rows = [glimpse.rows(path, 1) for path in list(objects.values())[:20]]
     says = any(row and fields.captions_of(row[0]) for row in rows)

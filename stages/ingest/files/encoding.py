@@ -9,6 +9,8 @@ import codecs
 from collections.abc import Iterator
 from itertools import chain
 
+from blake3 import blake3
+
 from omniloom.stages.data.media.limits import MediaError
 
 _MARKS = (
@@ -72,20 +74,22 @@ def lines(blocks: Iterator[bytes], limit: int, encoding: str = "utf-8") -> Itera
         yield line, encoding
 
 
-def line_ranges(blocks: Iterator[bytes], size: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, lines) of ranges of bytes that hold whole lines, each closed by the line that brings it to `size`
-    bytes or `count` lines; in order and without gaps."""
+def line_ranges(blocks: Iterator[bytes], size: int, count: int) -> Iterator[tuple[int, int, int, str]]:
+    """(start, stop, lines, digest) of ranges of bytes that hold whole lines, each closed by the line that brings it to
+    `size` bytes or `count` lines; in order and without gaps."""
     start = at = held = 0
-    block = b"\n"
+    block, digest = b"\n", blake3()
     for block in blocks:
-        done = 0  # of this block
+        done, view = 0, memoryview(block)  # of this block
         while end := _closing(block, done, at - start + done, held, size, count):
-            yield start, at + end, held + block.count(b"\n", done, end)
-            start, held, done = at + end, 0, end
+            digest.update(view[done:end])
+            yield start, at + end, held + block.count(b"\n", done, end), digest.hexdigest(16)
+            start, held, done, digest = at + end, 0, end, blake3()
+        digest.update(view[done:])
         held += block.count(b"\n", done)
         at += len(block)
     if at > start:
-        yield start, at, held + (not block.endswith(b"\n"))
+        yield start, at, held + (not block.endswith(b"\n")), digest.hexdigest(16)
 
 
 def _closing(block: bytes, done: int, size_held: int, lines_held: int, size: int, count: int) -> int:

@@ -17,8 +17,9 @@ class JsonLines(Format):
     suffixes = (".jsonl", ".ndjson")
 
     def cut(self, files: Files, item: dict, size: int, count: int) -> Iterator[dict]:
-        """By bytes, at ends of lines. The whole file is looked through for its lines' numbers. A compressed file, in
-        which no place can be found, is one piece."""
+        """By bytes, at ends of lines. The whole file is looked through for its lines' numbers, and a piece tells by its
+        "digest" whether it is as it was, however the file has grown. A compressed file, in which no place can be found,
+        is one piece."""
         if item["size"] <= min(size, count * SHORT_ROW) or compression(item["path"]):
             yield item
             return
@@ -29,9 +30,9 @@ class JsonLines(Format):
             yield item
             return
         part = 1
-        for start, stop, lines in encoding.line_ranges(chain([head], blocks), size, count):
+        for start, stop, lines, digest in encoding.line_ranges(chain([head], blocks), size, count):
             piece = {"from": start, "to": stop, "size": stop - start, "part": part, "rows": lines, "encoding": name}
-            yield {**item, **piece}
+            yield {**item, **piece, "digest": digest}
             part += lines
 
     def rows(self, files: Files, item: dict, wanted: Wanted) -> Iterator[Row]:

@@ -10,8 +10,9 @@ of them, where their records lie; and for the next run, under `resume/`:
     lineage.json    how many records are left of each artifact that it was built on (`stages.ingest.increments.growth`)
 
 An item is known where its key is: what the source's options, its manifests and the listing say of it, with the identity
-of its file; and where every other file that reading it asked for is, or is missing, as it was. So an item is read again
-where its caption has changed, and is not where another line of the same manifest has.
+of its file, or for a piece of a JSONL file the digest of its bytes, so that a file which grew is read from there on
+where it has grown; and where every other file that reading it asked for is, or is missing, as it was. So an item is
+read again where its caption has changed, and is not where another line of the same manifest has.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ SCHEMA = pa.schema(
 _BATCH = 4096
 _PLAIN = 2  # of marshal: equal values are written alike, whoever else holds them
 _OF_THIS_RUN = ("source", "held", "packed")  # of an item: its source's number, and how work is divided
+_OF_THE_FILE = "identity"  # of an item: left aside where the bytes of a piece have a digest
 _NONE = np.uint32(0xFFFFFFFF)
 
 
@@ -165,6 +167,8 @@ class Items:
 
     def _key(self, item: dict) -> bytes:
         told = {name: value for name, value in item.items() if name not in _OF_THIS_RUN}
+        if "digest" in told:
+            told.pop(_OF_THE_FILE, None)
         key = blake2b(self._names[item["source"]] + marshal.dumps(told, _PLAIN), digest_size=16).digest()
         if "reject" not in item:
             return key

@@ -40,9 +40,11 @@ class Text(SourceKind):
 
     @classmethod
     def recognize(cls, glimpse: Glimpse) -> Recognition | None:
-        """Texts, less those that tell a person about the other files."""
-        paths = glimpse.having(cls.suffixes)
-        found = frozenset(path for path in paths if not _NOTES.match(posixpath.basename(path)))
+        """Texts, less those about the other files, and less folders whose first text has no letter."""
+        paths = [path for path in glimpse.having(cls.suffixes) if not _NOTES.match(posixpath.basename(path))]
+        firsts = {posixpath.dirname(path): path for path in reversed(paths)}
+        speaking = {folder for folder, path in firsts.items() if glimpse.speaks(path)}
+        found = frozenset(path for path in paths if posixpath.dirname(path) in speaking)
         return Recognition(found) if found else None
 
     def cut(self, item: dict, size: int, count: int) -> Iterator[dict]:

@@ -20,6 +20,7 @@ from omniloom.stages.ingest.rejects import Reject
 
 MEANINGS = ("text_field", "template", "image_field", "video_field", "conversations_field")
 _PEEKED_BYTES = 1 << 20  # of a JSON or a text in a tar that is looked into
+_ABOUT = (".parquet", ".json", ".jsonl", ".csv", ".idx")  # files that say what is in a tar of their name
 _OTHER_CAPTIONS = ("captions", "text", "texts")
 
 
@@ -56,7 +57,8 @@ class WebDataset(RowFiles):
 
     @classmethod
     def recognize(cls, glimpse: Glimpse) -> Recognition | None:
-        """Tars whose first samples are pictures, videos or texts. All in a folder are taken to be as its first."""
+        """Tars whose first samples are pictures, videos or texts. All in a folder are taken to be as its first. Tables
+        and counts of a tar's name, as img2dataset writes them, say again what is in the tar."""
         if glimpse.root.is_archive:
             return _of_members(glimpse)
         by_folder: dict[str, list[str]] = {}
@@ -68,13 +70,23 @@ class WebDataset(RowFiles):
             options = _options(glimpse, tars[0])
             found = options if found is None else found
             paths += tars if options is not None and options == found else []
-        return Recognition(frozenset(paths), found, BY_CONTENT) if found is not None else None
+        if found is None:
+            return None
+        about = _about(glimpse, paths)
+        return Recognition(frozenset([*paths, *about]), found, BY_REFERENCE if about else BY_CONTENT)
 
     def record(self, row: dict, path: str) -> tuple[dict, list[Reject]]:
         if not self.config.caption_fields and self.config.media_field:  # "caption" has all of them
             row = {name: value for name, value in row.items() if name not in _OTHER_CAPTIONS}
         record, rejects = super().record(row, path)
         return record | {"meta": {**record.get("meta", {}), "key": row["__key__"]}}, rejects
+
+
+def _about(glimpse: Glimpse, tars: Sequence[str]) -> list[str]:
+    """The files that are called as one of the tars: 00000.parquet, 00000_stats.json and 00000.idx of 00000.tar."""
+    stems = {path.removesuffix(posixpath.basename(path)) + posixpath.basename(path).split(".")[0] for path in tars}
+    found = glimpse.having(_ABOUT)
+    return [path for path in found if posixpath.splitext(path)[0].removesuffix("_stats") in stems]
 
 
 def _options(glimpse: Glimpse, path: str) -> dict[str, Any] | None:

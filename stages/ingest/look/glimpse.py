@@ -98,6 +98,11 @@ class Glimpse:
         name, skip = encoding.by_mark(data, "utf-8")
         return data[skip:].decode(name, "replace")
 
+    def speaks(self, path: str) -> bool:
+        """Whether a text has letters: coordinates and numbers of classes, as beside pictures of detectors, say nothing
+        to a reader."""
+        return any(map(str.isalpha, self.text(path)))
+
     def rows(self, path: str, count: int = 20) -> list[dict]:
         """The first rows of JSON lines, or of a table (.csv, .tsv) by the names of its first line; [] where it has
         none."""

@@ -1,22 +1,35 @@
 """Loose rows: the rows that a text may be, whatever its file is called, in each way that it can be read.
 
-In: a text. Out: lists of rows by their columns: JSON of any shape, JSON lines, and lines that tabs, commas, semicolons,
-bars or blanks divide, with a line of names and without one. Which of them is meant, who asked tells by what they say.
+In: a text. Out: lists of rows by their columns: JSON of any shape, JSON lines, YAML, XML and HTML (`markup`), pictures
+of a Markdown page, and lines that tabs, commas, semicolons, bars or blanks divide, with a line of names and without
+one. Which of them is meant, who asked tells by what they say.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from omniloom.stages.ingest.look import markup
+
+_PICTURE = re.compile(r"!\[([^\]]+)\]\(\s*<?([^)\s>]+)")  # of Markdown: what it shows, and where it lies
 _DELIMITERS = ("\t", ",", ";", "|")
 _DEEPEST = 4  # lists in a document
 
 
-def readings(text: str) -> Iterator[list[dict[str, Any]]]:
-    """The rows that a text may be, in each way that it can be read."""
+def readings(text: str, ending: str = "") -> Iterator[list[dict[str, Any]]]:
+    """The rows that a text may be, in each way that it can be read; YAML is read of files that end so alone, as most
+    texts are some YAML."""
+    if ending in (".yaml", ".yml"):
+        yield from _lists(_yaml(text))
+        return
+    if text.lstrip()[:1] == "<":
+        yield from markup.readings(text)
+        return
     if text.lstrip()[:1] in ("{", "["):
         try:
             yield from _lists(json.loads(text))
@@ -29,11 +42,23 @@ def readings(text: str) -> Iterator[list[dict[str, Any]]]:
         except (ValueError, RecursionError):
             pass
         return
+    if pictures := _PICTURE.findall(text):
+        yield [{"picture": place, "caption": shown} for shown, place in pictures]
     lines = [line for line in text.splitlines() if line.strip()]
     for delimiter in _DELIMITERS:
         if sum(delimiter in line for line in lines) > 0.5 * len(lines):
             yield from _delimited(text, lines, delimiter)
     yield [dict(_numbered(line.split(None, 1))) for line in lines]
+
+
+def _yaml(text: str) -> Any:
+    """The document; None of what is none. No tag makes an object."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
 
 
 def _numbered(fields: Sequence[str]) -> list[tuple[str, str]]:
@@ -59,12 +84,19 @@ def _delimited(text: str, lines: list[str], delimiter: str) -> Iterator[list[dic
 
 
 def _lists(document: Any, depth: int = 0) -> Iterator[list[dict[str, Any]]]:
-    """Every list of objects in a document, and every object as rows of its keys and values."""
+    """Every list of objects in a document, those within such a list taken together by their names, and every object as
+    rows of its keys and values."""
     if depth > _DEEPEST:
         return
     if isinstance(document, list):
-        if rows := [flat(row) for row in document if isinstance(row, dict)]:
-            yield rows
+        if objects := [row for row in document if isinstance(row, dict)]:
+            yield [flat(row) for row in objects]
+            within: dict[str, list[Any]] = defaultdict(list)
+            for key, value in ((key, value) for row in objects for key, value in row.items()):
+                if isinstance(value, list):
+                    within[key] += value
+            for values in within.values():
+                yield from _lists(values, depth + 1)
         elif pairs := [row for row in document if isinstance(row, list) and len(row) > 1]:
             yield [{str(number): value for number, value in enumerate(row)} for row in pairs]
         return

@@ -2,10 +2,11 @@
 
 In: a root, the paths of its media files and of the other files. Out: a `Pairing`, captions by media file. Looked at,
 the way that gives captions to most files counts:
-    texts    text or JSON files of the media files' names, in whichever folder
+    texts    text, JSON or XML files of the media files' names, in whichever folder; `7.en.txt` is of 7.png too
     tables   files of rows, one of whose columns names media files, with or without folders and endings, by numbers too:
-             JSON of any shape, JSON lines, and lines that tabs, commas, semicolons, bars or blanks divide, whatever
-             the file's suffix
+             JSON of any shape, JSON lines, YAML, XML, HTML, Markdown, and lines that tabs, commas, semicolons, bars or
+             blanks divide, whatever the file's suffix; of several such files all that name files of their own
+    told     what the media files themselves say (`told`)
     lines    a file with as many lines as there are media files, in the order of their names
 Names of folders and of files are captions where they look like words: `named`.
 """
@@ -26,12 +27,18 @@ from omniloom.stages.ingest.annotations.fields import captions_of
 from omniloom.stages.ingest.files import encoding
 from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.files.suffixes import suffix
+from omniloom.stages.ingest.look import markup
 from omniloom.stages.ingest.look.loose_rows import flat, readings
+from omniloom.stages.ingest.look.told import told
 
 LEAST = 0.2  # of the media files have to get a caption
 _ROWS = 0.5  # of a table's rows have to name media files
 _FILE_BYTES = 64 << 20
-_TABLES = (".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".ndjson", ".lst", ".list", ".tab", ".psv", "")
+_TABLES = (
+    *(".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".ndjson", ".lst", ".list", ".tab", ".psv", ""),
+    *(".yaml", ".yml", ".xml", ".html", ".htm", ".xhtml", ".md", ".markdown"),
+)
+
 _TEXTS = (".txt", ".caption", ".cap", ".text", ".tags", ".prompt")
 _LINES = ("caption", "label", "prompt", "description", "annotation", "text", "title")
 _SUFFIXES = frozenset((*_TABLES, *_TEXTS))
@@ -41,6 +48,7 @@ _DIVISIONS = re.compile(
     r"videos?|clips?|media|data|files?|raw|part|shard|batch|set|split)s?[_-]?\d*",
     re.IGNORECASE,
 )
+_LANGUAGE = re.compile(r"[._](caption|[a-z]{2,3}(-[A-Za-z]{2,4})?)$")  # behind a stem: 7.en.txt
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -57,8 +65,11 @@ def paired(root: Root, media: Sequence[str], others: Sequence[str]) -> Pairing |
     """The pairing of most media files; None where no way gives enough of them a caption."""
     names = _Names(media)
     texts = {path: content for path in others if (content := _content(root, path, _SUFFIXES)) is not None}
-    ways = [_beside(names, texts), *(_table(names, path, text) for path, text in texts.items())]
+    ways = [_beside(names, texts), *_tables(names, texts)]
     found = [way for way in ways if way and len(way.captions) >= max(2, LEAST * len(media))]
+    if not found and (captions := told(root, media, LEAST)):
+        of_each = {path: [caption] for path, caption in captions.items()}
+        found = [Pairing(of_each, frozenset(), "what is written in the files themselves")]
     if not found and (way := _lines(media, texts)):
         found = [way]
     return max(found, key=lambda way: len(way.captions), default=None)
@@ -100,8 +111,8 @@ class _Names:
                 numbers[number] = path if numbers.get(number, path) == path else None
         self._numbers = numbers
 
-    def find(self, value: Any) -> str | None:
-        """The media file that a value names, None where it names none, or several."""
+    def find(self, value: Any, folder: str = "") -> str | None:
+        """The media file that a value names, in `folder` before others; None where it names none, or several."""
         if isinstance(value, bool) or not isinstance(value, str | int):
             return None
         if isinstance(value, int):
@@ -110,9 +121,10 @@ class _Names:
         parts = [part for part in text.split("?")[0].split("/") if part not in ("", ".", "..")]
         if not parts or len(text) > 1000:
             return None
-        for start in range(len(parts)):
-            if found := self._known.get("/".join(parts[start:])):
-                return found
+        for inside in (f"{folder.lower()}/", "") if folder else ("",):
+            for start in range(len(parts)):
+                if found := self._known.get(inside + "/".join(parts[start:])):
+                    return found
         return self._numbers.get(int(text)) if text.isdecimal() and len(text) < 16 else None
 
 
@@ -136,16 +148,14 @@ def _beside(names: _Names, texts: Mapping[str, str]) -> Pairing | None:
     files: dict[str, str] = {}
     documents: dict[str, Any] = {}
     for path, text in texts.items():
-        whose = names.find(posixpath.splitext(path)[0])
+        stem = posixpath.splitext(path)[0]
+        whose = names.find(stem) or names.find(_LANGUAGE.sub("", stem))
         if whose is None:
             continue
-        if suffix(path) == ".json":
-            try:
-                documents[path] = json.loads(text)
-            except ValueError:
-                continue
-            files[path] = whose
-        elif suffix(path) in _TEXTS and text.strip():
+        if suffix(path) in (".json", ".xml"):
+            if (document := _document(path, text)) is not None:
+                documents[path], files[path] = document, whose
+        elif suffix(path) in _TEXTS and any(map(str.isalpha, text)):  # boxes of a detector say nothing
             files[path] = whose
             found.setdefault(whose, []).append(text.strip())
     rows = {path: flat(document) for path, document in documents.items() if isinstance(document, dict)}
@@ -153,25 +163,49 @@ def _beside(names: _Names, texts: Mapping[str, str]) -> Pairing | None:
         for path, row in rows.items():
             found.setdefault(files[path], []).extend(_texts(row.get(column)))
     found = {path: captions for path, captions in found.items() if captions}
-    what = "JSON files" if rows and column else "texts"
+    what = "documents" if rows and column else "texts"
     used = frozenset(path for path, whose in files.items() if whose in found)
     return Pairing(found, used, f"{what} of the same names") if found else None
+
+
+def _document(path: str, text: str) -> Any:
+    """JSON, or an XML document as a row; None of what is neither."""
+    try:
+        return markup.document(text) if suffix(path) == ".xml" else json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 # ---- tables ----
 
 
-def _table(names: _Names, path: str, text: str) -> Pairing | None:
-    """The reading of a file as rows that names most media files."""
-    found = [pairing for rows in readings(text) if (pairing := _rows(names, path, rows))]
-    return max(found, key=lambda pairing: len(pairing.captions), default=None)
+def _tables(names: _Names, texts: Mapping[str, str]) -> list[Pairing]:
+    """Of each file that names media files the best reading, and files with the same columns together."""
+    alike: dict[str, list[Pairing]] = defaultdict(list)
+    for path, text in texts.items():
+        found = [
+            named for rows in readings(text, suffix(path)) if (named := _rows(names, posixpath.dirname(path), rows))
+        ]
+        if found:
+            captions, shown = max(found, key=lambda pair: len(pair[0]))
+            alike[shown].append(Pairing(captions, frozenset([path]), f"{path} ({shown})"))
+    return [way for shown, ways in alike.items() for way in (*ways, *_together(ways, shown))]
 
 
-def _rows(names: _Names, path: str, rows: list[dict[str, Any]]) -> Pairing | None:
+def _together(ways: Sequence[Pairing], shown: str) -> list[Pairing]:
+    """Several files as one, where each names media files of its own."""
+    captions = {name: texts for way in ways for name, texts in way.captions.items()}
+    if len(ways) < 2 or len(captions) < sum(len(way.captions) for way in ways):
+        return []
+    return [Pairing(captions, frozenset().union(*(way.files for way in ways)), f"{len(ways)} files ({shown})")]
+
+
+def _rows(names: _Names, folder: str, rows: list[dict[str, Any]]) -> tuple[dict[str, list[str]], str] | None:
+    """Captions by media file, and the fields that they are of, in words; `folder` is that of the rows' file."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if len(rows) < 2 or len(columns) < 2:
         return None
-    matched = {column: [names.find(row.get(column)) for row in rows] for column in columns}
+    matched = {column: [names.find(row.get(column), folder) for row in rows] for column in columns}
     key = max(columns, key=lambda column: len(set(matched[column]) - {None}))
     named_by = matched[key]
     if sum(name is not None for name in named_by) < _ROWS * len(rows):
@@ -188,7 +222,7 @@ def _rows(names: _Names, path: str, rows: list[dict[str, Any]]) -> Pairing | Non
             found[name] += [text for text in _texts(row.get(column)) if text not in found[name]]
     captions = {name: texts for name, texts in found.items() if texts}
     shown = f"the fields {key} and {column}" if not key.isdecimal() else "lines that begin with a name"
-    return Pairing(captions, frozenset([path]), f"{path} ({shown})") if captions else None
+    return (captions, shown) if captions else None
 
 
 def _caption_column(rows: Sequence[Mapping[str, Any]], names: _Names) -> str | None:

@@ -160,13 +160,28 @@ def _shown(column: str, values: list) -> bool:
 
 
 def _captions(columns: list[str], values: dict[str, list], taken: set) -> dict[str, Any]:
-    """The fields of captions: none are named where the usual one is there, else all that may be, else the longest."""
-    usual = [column for column in fields.captions_of(columns) if values[column] and column not in taken]
-    if usual:
+    """The fields of captions: none are named where the usual one is there, else all that may be, also within objects,
+    else the longest."""
+    plain = [column for column in columns if values[column] and column not in taken and not _objects(values[column])]
+    if usual := fields.captions_of(plain):
         return {} if len(usual) == 1 else {"caption_field": usual}
+    if within := [name for column in columns if column not in taken for name in _within(column, values[column])]:
+        return {"caption_field": within if len(within) > 1 else within[0]}
     others = [column for column in columns if column not in taken and _length(values[column]) > 0]
-    texts = [column for column in others if " " in str(values[column][0]) and "://" not in str(values[column][0])]
+    texts = [column for column in others if _speak(values[column])]
     return {"caption_field": max(texts, key=lambda column: _length(values[column]))} if texts else {}
+
+
+def _within(column: str, values: list) -> list[str]:
+    """The fields of captions in objects, or in lists of them, such as `sentences.raw`."""
+    keys = list(dict.fromkeys(key for item in _objects(values) for key in item))
+    return [f"{column}.{key}" for key in fields.captions_of(keys) or {"raw"}.intersection(keys)]
+
+
+def _objects(values: list) -> list[dict]:
+    """The objects that values are, or are lists of; none where some are something else."""
+    found = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return found if all(isinstance(item, dict) for item in found) else []
 
 
 def _text(columns: list[str], values: dict[str, list]) -> dict[str, Any]:
@@ -180,6 +195,11 @@ def _text(columns: list[str], values: dict[str, list]) -> dict[str, Any]:
             return {"template": "\n".join(f"{{{lowered[name]}}}" for name in names)}
     longest = max(lowered.values(), key=lambda column: _length(values[column]), default=None)
     return {"text_field": longest} if longest else {}
+
+
+def _speak(texts: list[str]) -> bool:
+    """Whether some are several words, and none a place on the web."""
+    return any(" " in text.strip() for text in texts) and not any("://" in text for text in texts)
 
 
 def _length(values: list) -> float:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,7 @@ SCHEMA = pa.schema(
 _COLUMNS = [
     f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SCHEMA
 ]  # as Parquet names them
+_HELD = 3  # columns of shards
 
 
 def of_row(row: dict) -> dict:
@@ -125,27 +128,44 @@ class Corpus:
         self.output, self.order = output, order
         self.names = sorted(storage.list_files(storage.join(output, f"{RESUME}keys")))
         self.rejected = sorted(storage.list_files(storage.join(output, f"{RESUME}rejects")))
-        self._last: tuple[str, int] | None = None  # a column of a shard
-        self._held, self._starts = pa.array([], pa.binary()), np.zeros(1, np.int64)
+        self._columns: dict[tuple[str, int], Future[tuple[pa.Array, np.ndarray]]] = {}
+        self._lock = threading.Lock()
 
-    def tables(self, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Of each shard in the order of `names` its keys, and of each of them the place of its item, -1 where that is
+    def table(self, shard: int, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+        """The keys of a shard by its number in `names`, and of each of them the place of its item, -1 where that is
         none of the run."""
-        for name in self.names:
-            table = read(self.output, name, [*columns, "item"])
-            yield table, self.order.places(records.group_of(name), table["item"].to_numpy())
-        yield SCHEMA.empty_table(), np.empty(0, np.int64)  # there may be no shard
+        name = self.names[shard]
+        table = read(self.output, name, [*columns, "item"])
+        return table, self.order.places(records.group_of(name), table["item"].to_numpy())
 
     def values(self, column: str, shard: int, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Of looks or sketches in a shard those of these rows, of each the one at a place in it: uint8 (n, width)."""
-        if self._last != (column, shard):  # the last one is asked for again
-            held = whole(read(self.output, self.names[shard], [column])[column])
-            if pa.types.is_list(held.type):
-                self._starts, held = held.offsets.to_numpy().astype(np.int64), held.flatten()
-            else:
-                self._starts = np.cumsum(held.is_valid().to_numpy(zero_copy_only=False)) - 1
-            self._held, self._last = held.drop_null(), (column, shard)
-        return fixed(self._held.take(pa.array(self._starts[rows] + places)))
+        """Of looks or sketches in a shard those of these rows, of each the one at a place in it: uint8 (n, width). Any
+        thread may ask."""
+        held, starts = self._column(column, shard)
+        return fixed(held.take(pa.array(starts[rows] + places)))
+
+    def _column(self, column: str, shard: int) -> tuple[pa.Array, np.ndarray]:
+        """All values, and where those of each row begin. The last few are asked for again, by several threads."""
+        with self._lock:
+            held = self._columns.pop((column, shard), None)
+            loads = held is None
+            self._columns[column, shard] = held = held or Future()
+            if len(self._columns) > _HELD:
+                del self._columns[next(iter(self._columns))]
+        if loads:
+            try:
+                held.set_result(self._load(column, shard))
+            except BaseException as error:
+                held.set_exception(error)
+        return held.result()
+
+    def _load(self, column: str, shard: int) -> tuple[pa.Array, np.ndarray]:
+        values = whole(read(self.output, self.names[shard], [column])[column])
+        if pa.types.is_list(values.type):
+            starts, values = values.offsets.to_numpy().astype(np.int64), values.flatten()
+        else:
+            starts = np.cumsum(values.is_valid().to_numpy(zero_copy_only=False)) - 1
+        return values.drop_null(), starts
 
     def rejects(self) -> Iterator[dict]:
         """Rejects in the order of the sources, with the `place` of their item."""

@@ -13,6 +13,7 @@ that was read at once, and a pass that was killed is made again.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,11 +29,15 @@ from omniloom.stages.data.changes import Changes
 from omniloom.stages.data.records import KINDS, SPLITS
 from omniloom.stages.ingest.splitting import keys, splits
 from omniloom.stages.ingest.splitting.bonds import Rows
-from omniloom.stages.ingest.splitting.columns import digits, numbered, whole
+from omniloom.stages.ingest.splitting.columns import digits, ordered, repeats, whole
 from omniloom.stages.ingest.splitting.compared import Compared
 from omniloom.stages.ingest.splitting.keys import Corpus
+from omniloom.stages.ingest.splitting.threads import side_by_side
 
 _COLUMNS = ("id", "kind", "source", "group", "pictures", "sketched", "captioned", "synthetic", "multipage")
+
+
+_TOLD = 8192  # duplicates that are held at once
 
 
 @dataclass
@@ -66,29 +71,28 @@ def settle(corpus: Corpus, items: int, fractions: dict[str, float], earlier: Art
     """`items`: how many there are. `earlier`: the artifact that the corpus is built on."""
     found = _read(corpus)
     rows = found.rows
-    owners = numbered(rows.id)[1]
-    stays = np.zeros(len(rows.id), bool)
-    stays[owners] = True
+    copies, firsts = repeats(rows.id)
+    stays = np.ones(len(rows.id), bool)
+    stays[copies] = False
     made = {name: Changes(dropped=set(gone)) for name, gone in found.gone.items()}
 
     def change(n: int) -> Changes:
         """Of the shard of the record at place n."""
         return made.setdefault(corpus.names[rows.shard[n]], Changes())
 
-    for n in np.flatnonzero(~stays).tolist():
+    for n in copies.tolist():
         change(n).dropped.add(int(rows.row[n]))
-    captions = found.captions.copy()
-    _write_duplicates(corpus, rows, stays, change, captions)
+    _write_duplicates(corpus, found, copies, firsts, change)
     compared = Compared(earlier)
     codes, own, counts = splits.assign(rows.where(stays), corpus.values, fractions, compared)
     compared.write(corpus.output)
-    left = np.flatnonzero(stays)
-    for n in np.flatnonzero(codes != own).tolist():
-        change(left[n]).splits[int(rows.row[left[n]])] = SPLITS[codes[n]]
+    left, changed = np.flatnonzero(stays), np.flatnonzero(codes != own)
+    for n, code in zip(left[changed].tolist(), codes[changed].tolist(), strict=True):
+        change(n).splits[int(rows.row[n])] = SPLITS[code]
     changes.write(corpus.output, {name: change for name, change in made.items() if change.rows()})
-    told = _counts(found, stays, codes, captions[stays])
+    told = _counts(found, stays, codes)
     of_items = np.bincount(found.place, minlength=items)
-    return Settled({**told, **counts}, int((~stays).sum()), found.place[stays], rows.kind[stays], of_items)
+    return Settled({**told, **counts}, len(copies), found.place[stays], rows.kind[stays], of_items)
 
 
 def _read(corpus: Corpus) -> _Found:
@@ -96,86 +100,117 @@ def _read(corpus: Corpus) -> _Found:
     parts: dict[str, list[np.ndarray]] = {}
     strata: dict[tuple[str, str], int] = {}
     gone: dict[str, set[int]] = {}
-    total = 0
-    for shard, (table, place) in enumerate(corpus.tables(_COLUMNS)):
-        live = place >= 0
-        if not live.all():
-            gone[corpus.names[shard]] = set(np.flatnonzero(~live).tolist())
-        pictures = whole(table["pictures"])
-        counts = pc.list_value_length(pictures).to_numpy()
-        ids = digits(table["id"])
-        grouped = table["group"].is_valid().to_numpy()
-        key = ids.copy()
-        key[grouped] = digits(table["group"].drop_null())
-        arrays = {
-            "id": ids,
-            "key": key,
-            "kind": pc.index_in(table["kind"], pa.array(KINDS)).to_numpy().astype(np.uint8),
-            "stratum": _strata(table, strata),
-            "sketched": table["sketched"].to_numpy().astype(bool),
-            "shard": np.full(len(table), shard, np.uint32),
-            "row": np.arange(len(table), dtype=np.uint32),
-            "place": place,
-            "captions": table["captioned"].to_numpy().astype(np.int32),
-            "synthetic": table["synthetic"].to_numpy().astype(bool),
-            "multipage": table["multipage"].to_numpy().astype(bool),
-            "first": total + np.cumsum(counts) - counts,  # of its pictures
-            "count": counts,
-        }
-        for name, values in arrays.items():
-            parts.setdefault(name, []).append(values[live])
-        parts.setdefault("pictures", []).append(digits(pictures.flatten()))
-        total += len(parts["pictures"][-1])
-    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    order = np.argsort(joined["place"], kind="stable")
-    pictures = joined.pop("pictures")
-    joined = {name: values[order] for name, values in joined.items()}
-    counts = joined.pop("count")
-    firsts = joined.pop("first") - (np.cumsum(counts) - counts)
-    shown = np.arange(counts.sum()) + np.repeat(firsts, counts)
+    grouped = False
+    none = _part(len(corpus.names), keys.SCHEMA.empty_table(), np.empty(0, np.int64))  # there may be no shard
+    some = side_by_side(lambda shard: _part(shard, *corpus.table(shard, _COLUMNS)), range(len(corpus.names)))
+    for part in itertools.chain(some, [none]):
+        if len(part.gone):
+            gone[corpus.names[part.shard]] = set(part.gone.tolist())
+        numbers = np.array([strata.setdefault(name, len(strata)) for name in part.strata], np.int32)
+        part.columns["stratum"] = numbers[part.columns["stratum"]]
+        grouped |= part.grouped
+        for name, values in part.columns.items():
+            parts.setdefault(name, []).append(values)
+    if not grouped:
+        del parts["key"]
+    counts, pictures = np.concatenate(parts.pop("pictures_of")), np.concatenate(parts.pop("pictures"))
+    joined = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+    if not ordered(joined["place"]):
+        order = np.argsort(joined["place"], kind="stable")
+        firsts = (np.cumsum(counts, dtype=np.int64) - counts)[order]
+        for name in joined:
+            joined[name] = joined[name][order]
+        counts = counts[order]
+        pictures = pictures[_ranges(firsts, counts)]
     others = {name: joined.pop(name) for name in ("place", "captions", "synthetic", "multipage")}
+    joined.setdefault("key", joined["id"])
     owner = np.repeat(np.arange(len(counts)), counts)
-    return _Found(Rows(**joined, strata=list(strata), pictures=pictures[shown], owner=owner), **others, gone=gone)
+    rows = Rows(**joined, strata=list(strata), shards=corpus.names, pictures=pictures, owner=owner)
+    return _Found(rows, **others, gone=gone)
 
 
-def _strata(table: pa.Table, strata: dict[tuple[str, str], int]) -> np.ndarray:
-    """The number of each record's source and kind; new ones are added."""
+def _ranges(firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """From each first one so many, one after another."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(firsts - (ends - counts), counts)
+
+
+@dataclass
+class _Part:
+    """What of a shard is read: columns of the rows that are there, whose "stratum" is the number in `strata`."""
+
+    shard: int
+    columns: dict[str, np.ndarray]
+    strata: list[tuple[str, str]]
+    grouped: bool
+    gone: np.ndarray
+
+
+def _part(shard: int, table: pa.Table, place: np.ndarray) -> _Part:
+    live, gone = np.flatnonzero(place >= 0), np.flatnonzero(place < 0)
+    table, place = (table.take(pa.array(live)), place[live]) if len(gone) else (table, place)
+    stratum, strata = _strata(table)
+    pictures, ids = whole(table["pictures"]), digits(table["id"])
+    grouped, key = table["group"].null_count < len(table), ids
+    if grouped:
+        key = ids.copy()
+        key[table["group"].is_valid().to_numpy()] = digits(table["group"].drop_null())
+    columns = {
+        "id": ids,
+        "key": key,
+        "kind": pc.index_in(table["kind"], pa.array(KINDS)).to_numpy().astype(np.uint8),
+        "stratum": stratum,
+        "sketched": table["sketched"].to_numpy().astype(bool),
+        "shard": np.full(len(live), shard, np.uint32),
+        "row": live.astype(np.uint32),
+        "place": place.astype(np.uint32),
+        "captions": table["captioned"].to_numpy().astype(np.int32),
+        "synthetic": table["synthetic"].to_numpy().astype(bool),
+        "multipage": table["multipage"].to_numpy().astype(bool),
+        "pictures_of": pc.list_value_length(pictures).to_numpy(),
+        "pictures": digits(pictures.flatten()),
+    }
+    return _Part(shard, columns, strata, grouped, gone)
+
+
+def _strata(table: pa.Table) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """The number of each record's source and kind, and these, in order."""
     source, kind = (whole(table[name]).dictionary_encode() for name in ("source", "kind"))
     codes = source.indices.to_numpy().astype(np.int64) * len(kind.dictionary) + kind.indices.to_numpy()
     found, where = np.unique(codes, return_inverse=True)
     pairs = [divmod(code, len(kind.dictionary)) for code in found.tolist()]
-    names = [(source.dictionary[a].as_py(), kind.dictionary[b].as_py()) for a, b in pairs]
-    return np.array([strata.setdefault(name, len(strata)) for name in names], np.int32)[where]
+    return where, [(source.dictionary[a].as_py(), kind.dictionary[b].as_py()) for a, b in pairs]
 
 
 def _write_duplicates(
-    corpus: Corpus, rows: Rows, stays: np.ndarray, change: Callable[[int], Changes], counts: np.ndarray
+    corpus: Corpus, found: _Found, copies: np.ndarray, firsts: np.ndarray, change: Callable[[int], Changes]
 ) -> None:
     """`duplicates/`: every record whose content came before, and the captions of those that stay in their place."""
-    copies = np.flatnonzero(~stays)
-    lines, captioned = [], []
-    if len(copies):
-        numbers, firsts = numbered(rows.id)
-        owners = firsts[np.unique(numbers[copies])].tolist()
-        told = _told(corpus, rows, np.array([*owners, *copies.tolist()]))
-        new: dict[str, list[str]] = {}
-        for n in copies.tolist():
-            row = told[n]
-            lines.append({name: row[name] for name in ("source", "path", "part", "id", "shard")})
-            new.setdefault(row["id"], []).extend(row["captions"] or ())
-        for n in owners:
-            row = told[n]
-            first = row["captions"] or []
-            both = list(dict.fromkeys([*first, *new[row["id"]]]))
-            if len(both) > len(first):
-                change(n).captions[int(rows.row[n])] = both
-                counts[n] = len(both)
-                captioned.append(
-                    {**{name: row[name] for name in ("source", "path", "part", "shard")}, "captions": both}
-                )
-    for name, listed in (("duplicates", lines), ("captions", captioned)):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listed)
-        storage.write_bytes(storage.join(corpus.output, "duplicates", f"{name}.jsonl"), text.encode())
+    rows = found.rows
+    new: dict[int, list[str]] = {}  # of the records that stay
+    with storage.writing(storage.join(corpus.output, "duplicates", "duplicates.jsonl")) as file:
+        for at in range(0, len(copies), _TOLD):
+            told = _told(corpus, rows, copies[at : at + _TOLD])
+            for n, first in zip(copies[at : at + _TOLD].tolist(), firsts[at : at + _TOLD].tolist(), strict=True):
+                file.write(_line({name: told[n][name] for name in ("source", "path", "part", "id", "shard")}))
+                if told[n]["captions"]:
+                    new.setdefault(first, []).extend(told[n]["captions"])
+    owners = np.array(sorted(new), np.int64)
+    with storage.writing(storage.join(corpus.output, "duplicates", "captions.jsonl")) as file:
+        for at in range(0, len(owners), _TOLD):
+            told = _told(corpus, rows, owners[at : at + _TOLD])
+            for n in owners[at : at + _TOLD].tolist():
+                first = told[n]["captions"] or []
+                both = list(dict.fromkeys([*first, *new[n]]))
+                if len(both) > len(first):
+                    change(n).captions[int(rows.row[n])] = both
+                    found.captions[n] = len(both)
+                    names = {name: told[n][name] for name in ("source", "path", "part", "shard")}
+                    file.write(_line({**names, "captions": both}))
+
+
+def _line(row: dict) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 def _told(corpus: Corpus, rows: Rows, wanted: np.ndarray) -> dict[int, dict]:
@@ -191,9 +226,9 @@ def _told(corpus: Corpus, rows: Rows, wanted: np.ndarray) -> dict[int, dict]:
     return told
 
 
-def _counts(found: _Found, stays: np.ndarray, codes: np.ndarray, captions: np.ndarray) -> dict[str, int | float]:
+def _counts(found: _Found, stays: np.ndarray, codes: np.ndarray) -> dict[str, int | float]:
     """What `stages.data.records.counts` says of them."""
-    kinds, train = found.rows.kind[stays], codes == SPLITS.index("train")
+    kinds, captions, train = found.rows.kind[stays], found.captions[stays], codes == SPLITS.index("train")
     synthetic, pictures = int(found.synthetic[stays].sum()), kinds <= KINDS.index("video")
     numbers: dict[str, int | float] = {
         "records": len(kinds),

@@ -1,20 +1,18 @@
-"""Near twins: pictures that are copies of one another, re-encoded, scaled or cut at the edges, and clips of such
-frames; texts that share most of what they say.
+"""Near twins among pictures: copies of one another, re-encoded, scaled or cut at the edges, and clips of such frames.
 
-In: the looks of `stages.data.media.identity` and the sketches of `stages.data.media.sketches`, one row each. Out: pairs
-of rows, int64 (n, 2), each once, the first below the second.
+In: the looks of `stages.data.media.identity`, one row each. Out: pairs of rows, int64 (n, 2), each once, the first
+below the second.
 
-Both go two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing
-scheme based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and
-each is paired with those next to it. Then each pair is looked at: see `stages.ingest.splitting.registration` for
-pictures; of two texts' sketches enough has to agree (of texts that share half of what they say 94 in 100 are looked
-at). Nothing is drawn: the projections come from a fixed seed.
+Two steps. Candidates come from tables of a locality-sensitive hash (Datar et al., "Locality-sensitive hashing scheme
+based on p-stable distributions", 2004): rows with an equal hash lie side by side once a table is sorted, and each is
+paired with those next to it. Then each pair is looked at: see `stages.ingest.splitting.registration`. Nothing is drawn:
+the projections come from a fixed seed.
 
 A picture that was cut is near the same cut of the other, so each is looked up as a whole and by `WINDOWS`, the parts
 of it that a cut of up to 5% at every edge comes close to.
 
-Cost. Of n rows each table takes a sort, n log n. A picture's tables have as many projections as keep the rows of one
-hash few, 4 for thousands of pictures and about 2 more for each tenfold, and as many tables as find a copy by so many
+Cost. Of n rows each table takes a sort, n log n. A table has as many projections as keep the rows of one hash few, 4
+for thousands of pictures and about 2 more for each tenfold, and there are as many tables as find a copy by so many
 projections: 22 for thousands, twice as many for each tenfold. Memory: 200 bytes a row, and the candidates; looks may be
 a memory map.
 """
@@ -22,51 +20,23 @@ a memory map.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 import numpy as np
 
 from omniloom.stages.data.media.identity import LOOK_BYTES
-from omniloom.stages.data.media.sketches import densified
 from omniloom.stages.ingest.splitting import registration
+from omniloom.stages.ingest.splitting.columns import having
+from omniloom.stages.ingest.splitting.lookup import Fine, Since, Values, neighbours
 from omniloom.stages.ingest.splitting.registration import WINDOWS
 
 _BLOCK = 4096  # rows worked on at once
 _PAIRS = 512  # pairs of pictures laid upon one another at once
 _POSSIBLE = 1 << 16  # pairs of them of which the places are compared at once
 _TABLES_TOGETHER = 16
-_NEIGHBOURS = 8  # rows that a row is paired with in one table, at most
 _LEAST_PROJECTIONS, _MOST_PROJECTIONS, _CROWD = 4, 8, 16  # of a table; mean rows of one hash that call for one more
 _WIDTH, _TOGETHER, _MISSED = 0.5, 0.68, 0.01  # of a hash's cell; that a copy lies in the same; that no table has it
 _MOST_COARSE = 0.35  # of two coarse shapes' distance
-_BANDS, _ROWS = 21, 3  # of a sketch: bands that are looked up, and values of each
-AGREEING = 0.55  # the share of values that have to agree
-
-
-class Values(Protocol):
-    """An array of two axes, or what gives its rows as one does."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Since:
-    """What of the rows was compared before: only what may have changed is compared again.
-
-    `asked`, bool (n,): rows that are new, or had a near twin. `gone`: the shapes of rows that are no more (of texts
-    their bands). Rows that share no hash with any of these are compared with the same rows as before, of which none
-    was a near twin.
-    """
-
-    asked: np.ndarray
-    gone: np.ndarray
 
 
 def shapes(looks: Values, rows: np.ndarray | None = None) -> np.ndarray:
@@ -78,20 +48,6 @@ def shapes(looks: Values, rows: np.ndarray | None = None) -> np.ndarray:
         block = looks[rows[at : at + _BLOCK]]
         for window, part in enumerate(WINDOWS):
             found[at : at + _BLOCK, window] = registration.coarse(block, np.array(part))
-    return found
-
-
-def bands(sketches: Values, rows: np.ndarray | None = None) -> np.ndarray:
-    """uint32 (n, bands): what of the sketches of the rows, by default of all, has to be equal to be looked at, in 32
-    bits each."""
-    rows = np.arange(len(sketches)) if rows is None else rows
-    found = np.empty((len(rows), _BANDS), np.uint32)
-    for at in range(0, len(rows), _BLOCK):
-        values = densified(sketches[rows[at : at + _BLOCK]])[:, : _BANDS * _ROWS].astype(np.uint64)
-        keys = np.zeros((len(values), _BANDS), np.uint64)
-        for place in range(_ROWS):
-            keys = (keys ^ values[:, place::_ROWS]) * np.uint64(0x9E3779B97F4A7C15)
-        found[at : at + _BLOCK] = keys >> np.uint64(32)
     return found
 
 
@@ -128,51 +84,6 @@ def near_pictures(
     return np.stack([found // count, found % count], axis=1)
 
 
-def near_texts(
-    sketches: Values,
-    agreeing: float = AGREEING,
-    looked_up: np.ndarray | None = None,
-    since: Since | None = None,
-) -> np.ndarray:
-    """Pairs of rows of uint32 (n, SKETCH) of which a share of at least `agreeing` of the values is the same.
-    `looked_up` are the rows' `bands`."""
-    if len(sketches) < 2 or since and not (since.asked.any() or len(since.gone)):
-        return np.empty((0, 2), np.int64)
-    looked_up = bands(sketches) if looked_up is None else looked_up
-    found = np.empty(0, np.int64)
-    count = max(1, len(sketches))
-    for band in range(_BANDS):
-        keys, rows = looked_up[:, band], None
-        if since is not None:
-            rows = _sharing(keys, np.append(keys[since.asked], since.gone[:, band]))
-        new = []
-        rows = _repeated(keys, rows)
-        for pairs in _neighbours(keys, _first_values(sketches), rows):
-            for start in range(0, len(pairs), _BLOCK):
-                first, second = np.sort(pairs[start : start + _BLOCK], axis=1).T
-                close = (densified(sketches[first]) == densified(sketches[second])).mean(1) >= agreeing
-                new.append(first[close] * count + second[close])
-        found = np.unique(np.concatenate([found, *new]))
-    return np.stack([found // count, found % count], axis=1)
-
-
-def _first_values(sketches: Values) -> Fine:
-    def fine(rows: np.ndarray) -> np.ndarray:
-        blocks = [sketches[rows[at : at + _BLOCK]][:, 0] for at in range(0, len(rows), _BLOCK)]
-        return np.concatenate([np.empty(0, np.uint32), *blocks])
-
-    return fine
-
-
-def _repeated(keys: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-    """Of the rows, by default of all, those whose key another one has, rising."""
-    own = keys if rows is None else keys[rows]
-    order = np.argsort(own, kind="stable")
-    same = np.flatnonzero(own[order[1:]] == own[order[:-1]])
-    found = np.unique(order[np.concatenate([same, same + 1])])
-    return found if rows is None else rows[found]
-
-
 def _compared(coarse: np.ndarray, window: int) -> np.ndarray:
     """What is looked up: the wholes, and the parts in the window."""
     return np.concatenate([coarse[:, 0], coarse[:, window]]) if window else coarse[:, 0]
@@ -187,9 +98,9 @@ def _candidates(coarse: np.ndarray, window: int, projected: int, since: Since | 
     if since is not None:
         asked, gone = np.flatnonzero(np.tile(since.asked, 2 if window else 1)), _compared(since.gone, window)
     for keys, others, fine in _tables(rows, gone, projected):
-        chosen = None if asked is None else _sharing(keys, np.append(keys[asked], others))
+        chosen = None if asked is None else having(keys, np.append(keys[asked], others))
         new = []
-        for pairs in _neighbours(keys, fine, chosen):
+        for pairs in neighbours(keys, fine, chosen):
             pairs = _across(pairs, count) if window else pairs
             for start in range(0, len(pairs), _BLOCK):
                 first, second = pairs[start : start + _BLOCK].T
@@ -214,40 +125,11 @@ def _possible(looks: Values, codes: np.ndarray, window: int) -> np.ndarray:
     return np.concatenate(kept)
 
 
-def _sharing(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The rows, rising, that have one of the wanted keys."""
-    few = np.zeros(1 << 16, bool)
-    few[_short(wanted)] = True
-    rows = np.flatnonzero(few[_short(keys)])
-    return rows[np.isin(keys[rows], wanted)]
-
-
-def _short(keys: np.ndarray) -> np.ndarray:
-    return ((keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).astype(np.int64)
-
-
 def _across(pairs: np.ndarray, count: int) -> np.ndarray:
     """Of pairs of rows of wholes, then parts, those of a whole and a part: as rows of both."""
     first, second = np.sort(pairs, axis=1).T
     kept = (first < count) & (second >= count)
     return np.stack([first[kept], second[kept] - count], axis=1)
-
-
-def _neighbours(keys: np.ndarray, fine: Fine, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Rows with equal keys in pairs: each with the next few in the order of `fine`. `rows`: of these alone, which are
-    all that have their keys."""
-    rows = np.arange(len(keys)) if rows is None else rows
-    own = keys[rows]
-    order = np.lexsort((fine(rows), own))
-    sorted_keys, found = own[order], rows[order]
-    for step in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
-        same = np.flatnonzero(sorted_keys[step:] == sorted_keys[:-step])
-        if not len(same):
-            break
-        yield np.stack([found[same], found[same + step]], axis=1)
-
-
-Fine = Callable[[np.ndarray], np.ndarray]  # of these rows
 
 
 def _projections(coarse: np.ndarray) -> int:
