@@ -33,10 +33,8 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     made = planned(config, overrides, selection)
     from omniloom.pipelines import forecast, room
 
-    notes, found = (
-        made.warnings + room.check_attached(made.config, [s.name for s in made.to_execute]),
-        forecast.of(made),
-    )
+    attached, nodes = room.check_attached(made.config, [s.name for s in made.to_execute])
+    notes, found = made.warnings + attached, forecast.of(made, nodes)
     if as_json:
         print(json.dumps(forecast.described(made, found), indent=2))
         return
