@@ -7,8 +7,8 @@ duplicates for people, and counts.
 2. Each of those lies in the split that `stages.ingest.splitting.splits` gives it.
 3. Records of an item that is no more are dropped.
 
-Memory: some 70 bytes a record, of which 45 lie in temporary files that are mapped; 4 more for each thread while bands of
-sketches are looked up; and a few shards' keys. Of records that have duplicates or near twins what these are, too.
+Memory: some 70 bytes a record, of which 45 lie in temporary files that are mapped; 4 more for each thread while bands
+of sketches are looked up; and a few shards' keys. Of records that have duplicates or near twins what these are, too.
 
 All of it follows from the keys alone, whichever shards the records lie in: a corpus that has grown is settled as one
 that was read at once, and a pass that was killed is made again.
