@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omniloom.infra import nodes
 from omniloom.infra.errors import InputError, OmniLoomError
@@ -51,6 +51,14 @@ class NodeGroup(BaseModel):
     """CPUs of one."""
     gpus: float = Field(0, ge=0)
     """GPUs of one."""
+    accelerator_type: str | None = None
+    """Ray's name of its GPUs, as H100 or A100-80G: tells `plan` and `doctor` how much memory they have."""
+
+    @model_validator(mode="after")
+    def _type_is_of_gpus(self) -> NodeGroup:
+        if self.accelerator_type and not self.gpus:
+            raise ValueError("accelerator_type: has no effect: the group has no gpus")
+        return self
 
 
 class ClusterConfig(BaseModel):
@@ -295,7 +303,7 @@ def with_autoscaling(alive: Iterable[Node], config: ClusterConfig) -> tuple[Node
     nodes = tuple(alive)
     started = Counter((node.cpus, node.gpus) for node in nodes)
     to_come = [
-        Node(group.cpus, group.gpus)
+        Node(group.cpus, group.gpus, accelerator=group.accelerator_type)
         for group in config.autoscaling
         for _ in range(group.nodes - started[group.cpus, group.gpus])
     ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from omniloom.infra.gpus import LABEL
 from omniloom.infra.waiting import settled
 
 _ANSWER_SECONDS = 60.0  # a worker process starts in some seconds
@@ -15,19 +16,24 @@ _ANSWER_SECONDS = 60.0  # a worker process starts in some seconds
 
 @dataclass(frozen=True)
 class Node:
-    """CPUs, GPUs and bytes of memory that Ray may give to tasks on one machine; memory None where it is not known."""
+    """CPUs, GPUs and bytes of memory that Ray may give to tasks on one machine; memory None where it is not known, and
+    so is `accelerator`, Ray's name of its GPUs."""
 
     cpus: float
     gpus: float = 0
     memory: float | None = None
+    accelerator: str | None = None
 
     @classmethod
     def of(cls, resources: Mapping[str, float]) -> Node:
-        """A node from Ray's resources: `CPU`, `GPU`, `memory`, of which those that are 0 are left out."""
-        return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory"))
+        """A node from Ray's resources: `CPU`, `GPU`, `memory`, of which those that are 0 are left out, and
+        `accelerator_type:NAME`."""
+        name = next((key.removeprefix(LABEL) for key in sorted(resources) if key.startswith(LABEL)), None)
+        return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory"), name)
 
     def __str__(self) -> str:
-        parts = [f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}", f"{self.gpus:g} GPU{'s' * (self.gpus != 1)}"]
+        kind = f" ({self.accelerator})" if self.accelerator and self.gpus else ""
+        parts = [f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}", f"{self.gpus:g} GPU{'s' * (self.gpus != 1)}{kind}"]
         return ", ".join(parts + ([f"{gib(self.memory)} of memory"] if self.memory is not None else []))
 
 

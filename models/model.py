@@ -291,20 +291,25 @@ class OmniLoom:
         """Text and pictures in turn, as the model opens them, behind each prompt: text, images uint8 (H, W, 3) and
         videos (T, H, W, 3), at most `max_visuals` a request."""
         visual = self.resolve(visual or self.usual)
-        frames = self._frames(visual)
-        image, video = (self.grid(count, *self.size_of(visual), visual.objective) for count in (1, frames))
-        drawing = Drawing(visual, image, video if frames > 1 else None, max_visuals)
+        drawing = self.drawing(visual, max_visuals)
         seeds, made = seed_list(seeds, len(prompts)), []
         for part in self._parts(len(prompts)):
             prefixes = self.prefixes(prompts[part], images and images[part], visual)
             made += generate_interleaved(self.model, prefixes, text, drawing, seeds=seeds[part])
         # Text behind the prompt goes on from it; text behind a picture was encoded by itself.
         return [
-            [self._told(segment, () if number else self.text.encode(prompt)) for number, segment in enumerate(segments)]
+            [self.told(segment, () if number else self.text.encode(prompt)) for number, segment in enumerate(segments)]
             for prompt, segments in zip(prompts, made)
         ]
 
-    def _told(self, segment: Segment, before: Sequence[int]) -> str | np.ndarray:
+    def drawing(self, visual: VisualSampling, max_visuals: int = 4) -> Drawing:
+        """How pictures between texts are drawn by a `visual` of `resolve`; without videos where it has one frame."""
+        frames = self._frames(visual)
+        image, video = (self.grid(count, *self.size_of(visual), visual.objective) for count in (1, frames))
+        return Drawing(visual, image, video if frames > 1 else None, max_visuals)
+
+    def told(self, segment: Segment, before: Sequence[int]) -> str | np.ndarray:
+        """A segment that was generated, as text behind the ids `before`, or as an image (H, W, 3) or video."""
         if segment.kind == "text":
             return self.text.continuation(before, segment.text_ids.tolist())
         values = segment.values.reshape(1, *segment.visual_grid, *segment.values.shape[1:])

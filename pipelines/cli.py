@@ -25,6 +25,7 @@ from omniloom.pipelines.commands import (
     model,
     pipeline,
     replay,
+    serve,
     wall,
     who_saw,
 )
@@ -33,7 +34,7 @@ COMMANDS = (
     init.init,
     *(pipeline.plan, pipeline.run, pipeline.status, pipeline.why, pipeline.verify, curate.curate),
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
-    *(model.sample, model.sampler, model.export),
+    *(model.sample, serve.serve, model.sampler, model.export),
     *(catalog.show, catalog.lineage, catalog.diff, compare.compare, catalog.copy, catalog.gc),
     *(replay.replay, who_saw.who_saw),
     *(look.look, about.ui, wall.wall, about.doctor, about.presets, about.schema),

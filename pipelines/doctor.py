@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from omniloom.infra import cluster, storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
-from omniloom.pipelines import measuring, room
+from omniloom.pipelines import fitting, measuring, room
 from omniloom.pipelines.checks import check_all
 from omniloom.pipelines.config import PipelineConfig, load, naming, placed
 from omniloom.pipelines.sizing import sizes
@@ -44,7 +44,9 @@ def examine(config: str | None, overrides: list[str], measure: bool = False) -> 
         checks.append(_storage(loaded.storage))
         checks.append(_tracking(loaded))
         sized = sizes(loaded)
-        checks += _room(loaded, sized)
+        found, place = _room(loaded, sized)
+        checks += found
+        sized = {name: size | _on_gpu(loaded, name, place) for name, size in sized.items()}
         if measure:
             with naming(loaded):
                 taken = measuring.measure(loaded)
@@ -66,6 +68,8 @@ def render(report: dict) -> str:
 def _readable(name: str, value) -> str:
     if name.endswith("bytes"):
         return f"{value / 2**30:.2f} GiB"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -126,8 +130,20 @@ def _tracking(config: PipelineConfig) -> dict:
     return _check("tracking", usable and not lost, says, needed=False)
 
 
-def _room(config: PipelineConfig, sized: dict[str, dict]) -> list[dict]:
-    """What the stages lack on this machine, or on the cluster that the config names, which is asked."""
+def _on_gpu(config: PipelineConfig, name: str, place: room.Room | None) -> dict:
+    """Whether a worker fits its GPU, of one whose kind or memory is known."""
+    workers = getattr(config.stages, name).workers
+    nodes = place.nodes if place else cluster.with_autoscaling((), config.cluster)
+    gpu, memory = room.accelerator_of(workers, nodes), place and place.gpu_memory
+    if not workers.gpus or not (gpu or memory):
+        return {}
+    fit = fitting.of_stage(config, name, gpu or "this machine's GPU", memory)
+    return {"on_a_gpu": str(fit), **fit.to_dict()} if fit else {}
+
+
+def _room(config: PipelineConfig, sized: dict[str, dict]) -> tuple[list[dict], room.Room | None]:
+    """What the stages lack on this machine, or on the cluster that the config names, which is asked; and what that
+    has."""
     names = config.graph.names
     if cluster.starts_here(config.cluster):
         place = room.of_this_machine(config.cluster, room.wants_gpus(config, names))
@@ -135,11 +151,11 @@ def _room(config: PipelineConfig, sized: dict[str, dict]) -> list[dict]:
         try:
             connected = cluster.connect_to(config.cluster)
         except InputError as error:
-            return [_check("cluster", False, str(placed(config, error)))]
+            return [_check("cluster", False, str(placed(config, error)))], None
         place = room.of_cluster(connected.nodes)
         if connected.opened:
             cluster.shutdown()
     lacking = [placed(config, error) for error in room.missing(config, names, place, sized)]
     if not lacking:
-        return [_check("room", True, f"{place.name} has the CPUs, GPUs and memory that the stages ask for")]
-    return [_check(error.field or "room", False, error.message) for error in lacking]
+        return [_check("room", True, f"{place.name} has the CPUs, GPUs and memory that the stages ask for")], place
+    return [_check(error.field or "room", False, error.message) for error in lacking], place

@@ -3,25 +3,25 @@
 The rate is what the stage reached when it last ran in this storage (`units_per_second` of a training's metrics), times
 what one unit costs more or less now: operations on GPUs, and on CPUs a core's seconds, which small models spend on
 other things too. Without such a run it is what was measured on this machine, scaled so (`pipelines.measuring`); and
-without that, a training on devices whose `workers.peak_tflops` is given is taken to use 40% of
-it. Torch is not imported, and nothing is read but manifests that the plan has found.
+without that, a training on devices whose peak is known (`workers.peak_tflops`, or in bf16 `workers.accelerator_type`)
+is taken to use 40% of it. Torch is not imported, and nothing is read but manifests that the plan has found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from omniloom.infra import cluster
+from omniloom.infra import cluster, gpus
 from omniloom.infra.artifacts import Artifact
-from omniloom.infra.nodes import gib
+from omniloom.infra.nodes import Node, gib
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.flops import token_flops
-from omniloom.pipelines import measuring
+from omniloom.pipelines import fitting, measuring, room
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.predecessors import builds_on
 from omniloom.pipelines.prices import PricesConfig
@@ -59,18 +59,21 @@ class Forecast:
     currency: str = ""
     basis: str = ""
     worker_memory_bytes: dict[str, int] | None = None  # at the moment that takes most, by what takes it
+    fit: fitting.Fit | None = None  # a worker's, on the kind of GPU that it would have
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        found = {name: value for name, value in asdict(self).items() if value not in (None, "") and name != "fit"}
+        return found | (self.fit.to_dict() if self.fit else {})
 
 
-def of(plan: Plan) -> dict[str, Forecast]:
-    """Of the stages that would run and of which something is known."""
+def of(plan: Plan, nodes: Sequence[Node] = ()) -> dict[str, Forecast]:
+    """Of the stages that would run and of which something is known. `nodes`: those of the cluster, where it was
+    asked."""
     upstream = {stage.name: known for stage, _, known in with_upstream(plan.config)}
     found = {}
     for planned in plan.to_execute:
         if planned.config is not None:
-            forecast = _priced(_of(planned, upstream[planned.name], plan), plan.config.prices)
+            forecast = _priced(_of(planned, upstream[planned.name], plan, nodes), plan.config.prices)
             if forecast.to_dict():
                 found[planned.name] = forecast
     return found
@@ -82,15 +85,17 @@ def _priced(forecast: Forecast, prices: PricesConfig) -> Forecast:
     return replace(forecast, cost=cost, currency=prices.currency)
 
 
-def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan) -> Forecast:
+def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan, nodes: Sequence[Node]) -> Forecast:
     if isinstance(planned.config, TrainConfig):
-        return _train(planned, upstream, cluster.starts_here(plan.config.cluster))
+        nodes = nodes or cluster.with_autoscaling((), plan.config.cluster)
+        gpu = room.accelerator_of(planned.config.workers, nodes)
+        return _train(planned, upstream, cluster.starts_here(plan.config.cluster), gpu)
     if isinstance(planned.config, TokenizerConfig):
         return _tokenizer(planned)
     return _body(planned, plan)
 
 
-def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool) -> Forecast:
+def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool, gpu: str | None) -> Forecast:
     config: TrainConfig = planned.config
     tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
     if tokens is None:
@@ -99,6 +104,8 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool) -> Fo
     units = config.steps * config.batch_rows * config.packing.length
     fixed = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
     fixed["worker_memory_bytes"] = worker_memory(config, model)
+    if gpu:
+        fixed["fit"] = fitting.of_train(config, model, gpu)
     if before := _earlier(planned):
         useful = units * (1 - before.metrics.get("padding", 0.0))
         if cost := _cost_then(before, config, model):
@@ -106,9 +113,9 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool) -> Fo
     if here and (measured := measuring.known(config)):
         rate = config.workers.most / (measured.factor * token_cost(config, model))
         return _with_hours(units / rate, rate, config.workers, "tokens", f"as measured here on {measured.on}", fixed)
-    if config.workers.peak_tflops:
+    if peak := config.workers.peak_tflops or (config.engine.precision == "bf16" and gpus.known(gpu).tflops):
         flops = token_flops(model, config.packing.length, config.adapter)
-        rate = _UTILIZATION * config.workers.peak_tflops * 1e12 * config.workers.most / flops
+        rate = _UTILIZATION * peak * 1e12 * config.workers.most / flops
         return _with_hours(units / rate, rate, config.workers, "tokens", f"{_UTILIZATION:.0%} of the peak", fixed)
     return Forecast(**fixed)
 
@@ -241,7 +248,9 @@ def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
     """What each training takes, and all together, in words."""
     for name, f in found.items():
         parts = [f"{f.units_per_second:,.0f} {f.unit} a second ({f.basis})"] if f.units_per_second else []
-        if f.worker_memory_bytes:
+        if f.fit:
+            parts.append(f"a worker {f.fit}")
+        elif f.worker_memory_bytes:
             parts.append(f"{gib(sum(f.worker_memory_bytes.values()))} a worker")
         if f.checkpoint_bytes:
             parts.append(f"checkpoints of {gib(f.checkpoint_bytes)}")
@@ -251,10 +260,15 @@ def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
             parts.append(f"{f.cost:,.2f} {f.currency}")
         if parts:
             yield f"{name}: " + "; ".join(parts)
-    if seconds := sum(f.seconds or 0.0 for f in found.values()):
-        hours = {kind: sum(getattr(f, f"{kind}_hours") or 0.0 for f in found.values()) for kind in ("gpu", "cpu")}
+    yield from total(found.values())
+
+
+def total(found: Collection[Forecast]) -> Iterator[str]:
+    """What all take together, in words; nothing where of none it is known how long it takes."""
+    if seconds := sum(f.seconds or 0.0 for f in found):
+        hours = {kind: sum(getattr(f, f"{kind}_hours") or 0.0 for f in found) for kind in ("gpu", "cpu")}
         spent = [f"{value:.3g} {kind.upper()}-hours" for kind, value in hours.items() if value]
-        if costs := [(f.cost, f.currency) for f in found.values() if f.cost is not None]:
+        if costs := [(f.cost, f.currency) for f in found if f.cost is not None]:
             spent.append(f"{sum(cost for cost, _ in costs):,.2f} {costs[0][1]}")
         yield ", ".join([f"predicted: {duration(seconds)}", *spent])
 

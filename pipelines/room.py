@@ -8,16 +8,17 @@ side by side wait for each other.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from omniloom.infra import cluster
+from omniloom.infra import cluster, gpus
 from omniloom.infra.cluster import ClusterConfig
 from omniloom.infra.errors import InputError, together
 from omniloom.infra.nodes import Node, gib, listed
-from omniloom.pipelines import sizing
+from omniloom.infra.training.config import WorkersConfig
+from omniloom.pipelines import fitting, sizing
 from omniloom.pipelines.config import PipelineConfig, placed
 from omniloom.stages.base import Needs
 
@@ -73,21 +74,32 @@ def check(config: PipelineConfig, names: Collection[str], nodes: tuple[Node, ...
         raise together(lacking)
 
 
-def check_attached(config: PipelineConfig, names: Collection[str]) -> list[str]:
-    """InputError where the cluster that `cluster.address` names has too little for what would run. Where it does not
-    answer, a note: a plan can be made before its cluster is up."""
+def check_attached(config: PipelineConfig, names: Collection[str]) -> tuple[list[str], tuple[Node, ...]]:
+    """The nodes of the cluster that `cluster.address` names; InputError where they have too little for what would run.
+    Where it does not answer, a note in their place: a plan can be made before its cluster is up."""
     if not names or config.cluster.address in (None, "local"):
-        return []
+        return [], ()
     try:
         connected = cluster.connect_to(config.cluster)
     except InputError as error:
-        return [f"what the cluster has is not known: {placed(config, error)}"]
+        return [f"what the cluster has is not known: {placed(config, error)}"], ()
     try:
         check(config, names, connected.nodes)
     finally:
         if connected.opened:
             cluster.shutdown()
-    return []
+    return [], connected.nodes
+
+
+def accelerator_of(workers: WorkersConfig, nodes: Sequence[Node]) -> str | None:
+    """Ray's name of the GPU that a worker would have: the one it asks for, or of those that nodes with enough GPUs tell
+    the one with least memory, as it may be any of them. None where one of them tells none."""
+    if not workers.gpus or workers.accelerator_type:
+        return workers.accelerator_type
+    told = {node.accelerator for node in nodes if node.gpus >= workers.gpus}
+    if None in told:
+        return None
+    return min(filter(None, told), key=lambda name: (gpus.known(name).memory or 0, name), default=None)
 
 
 def wants_gpus(config: PipelineConfig, names: Collection[str]) -> bool:
@@ -101,7 +113,11 @@ def missing(
     known, the number of `workers` and `memory_per_worker_bytes`."""
     for name, own, needs in _needs(config, names):
         size = memory.get(name)
-        lacking = [*_missing_in_all(name, own, needs, room), *_missing_memory(name, needs, size, room)]
+        lacking = [*_missing_in_all(name, own, needs, room)]
+        if needs.worker_gpus:
+            lacking += _missing_on_gpus(config, name, own, size, room)
+        else:
+            lacking += _missing_memory(name, size, room)
         yield from lacking or _missing_on_nodes(name, own, needs, size, room)
 
 
@@ -118,17 +134,38 @@ def _missing_in_all(name: str, own: Any, needs: Needs, room: Room) -> Iterator[I
             )
 
 
-def _missing_memory(name: str, needs: Needs, size: Mapping[str, int] | None, room: Room) -> Iterator[InputError]:
-    if size is None:
+def _missing_memory(name: str, size: Mapping[str, int] | None, room: Room) -> Iterator[InputError]:
+    if size is None or room.memory is None:
         return
-    each, workers, on_gpus = size["memory_per_worker_bytes"], size["workers"], needs.worker_gpus > 0
-    wanted, present = (each, room.gpu_memory) if on_gpus else (each * workers, room.memory)
-    if present is not None and wanted > present:
-        who, whose = ("a worker needs", "a GPU") if on_gpus else (_need(workers), room.name)
+    wanted, present = size["memory_per_worker_bytes"] * size["workers"], room.memory
+    if wanted > present:
         yield InputError(
-            f"missing: {gib(wanted - present)} of memory: {who} {gib(wanted)}, {whose} has {gib(present)}",
+            f"missing: {gib(wanted - present)} of memory: {_need(size['workers'])} {gib(wanted)}, {room.name} has "
+            f"{gib(present)}",
             field=f"stages.{name}.workers",
         )
+
+
+def _missing_on_gpus(
+    config: PipelineConfig, name: str, own: Any, size: Mapping[str, int] | None, room: Room
+) -> Iterator[InputError]:
+    """Of a worker, in the memory of its GPU, as far as that is known; with what would make it fit."""
+    if size is None:  # what its workers need is not known
+        return
+    gpu = accelerator_of(own.workers, room.nodes)
+    if (whole := room.gpu_memory or gpus.known(gpu).memory) is None:
+        return
+    wanted, present = size["memory_per_worker_bytes"], int(whole * min(1.0, own.workers.gpus))
+    if wanted <= present:
+        return
+    fit = fitting.of_stage(config, name, gpu or "a GPU", whole)
+    if fit and fit.fits and own.engine.activation_checkpointing == "auto":  # computed again where there is no room
+        return
+    yield InputError(
+        f"missing: {gib(wanted - present)} of memory: a worker needs {gib(wanted)}, {gpu or 'a GPU'} has {gib(present)}"
+        + (f"; {fit.changes}" if fit and fit.changes else ""),
+        field=f"stages.{name}.workers",
+    )
 
 
 def _missing_on_nodes(
@@ -140,6 +177,8 @@ def _missing_on_nodes(
         yield InputError(f"no node has the {needs.gpus:g} GPUs that it needs: {has}", field=f"stages.{name}.gpus")
     if not needs.workers:
         return
+    if needs.accelerator:
+        yield from _missing_kind(name, needs.accelerator, room)
     worker = Node(needs.worker_cpus / needs.workers, needs.worker_gpus / needs.workers)
     if size and not needs.worker_gpus:
         worker = Node(worker.cpus, worker.gpus, size["memory_per_worker_bytes"])
@@ -153,13 +192,23 @@ def _missing_on_nodes(
     yield InputError(says, field=f"stages.{name}{_field(own, lacking[0]) if lacking else '.workers'}")
 
 
+def _missing_kind(name: str, accelerator: str, room: Room) -> Iterator[InputError]:
+    """Where all nodes with GPUs tell their kind, and none is the one that is asked for."""
+    told = {node.accelerator for node in room.nodes if node.gpus}
+    if told and None not in told and accelerator not in told:
+        yield InputError(
+            f"no node has GPUs of this kind, {accelerator}: {room.name} has {listed(room.nodes)}",
+            field=f"stages.{name}.workers.accelerator_type",
+        )
+
+
 def _beside_body(needs: Needs, nodes: tuple[Node, ...]) -> Iterator[tuple[Node, ...]]:
     """What the nodes have left while the stage's body runs, for each that may have it; of its CPUs it takes what the
     largest node has, where none has all."""
     cpus = min(needs.cpus, max(node.cpus for node in nodes))
     for number, node in enumerate(nodes):
         if node.cpus >= cpus and node.gpus >= needs.gpus:
-            rest = Node(node.cpus - cpus, node.gpus - needs.gpus, node.memory)
+            rest = replace(node, cpus=node.cpus - cpus, gpus=node.gpus - needs.gpus)
             yield (*nodes[:number], rest, *nodes[number + 1 :])
 
 

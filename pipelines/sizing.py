@@ -25,20 +25,28 @@ from omniloom.stages.train.memory import one_pass, worker_memory
 def sizes(config: PipelineConfig) -> dict[str, dict]:
     """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
     that starts from what is pinned has sizes that the config does not tell, and is left out."""
-    models: dict[str, Any] = {}  # by the stage that makes it; None where it is pinned
-    found = {}
+    models, found = tokenizer_models(config), {}
     for stage in config.graph.stages:
         own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
         before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
-        model = models.get(before) if before else None
-        known = before is None or model
         with naming(config), within(f"stages.{stage.name}"):
-            if isinstance(own, TokenizerConfig) and known:
-                models[stage.name] = architecture(own, model)
-                found[stage.name] = _tokenizer(own, models[stage.name])
-            elif isinstance(own, TrainConfig) and isinstance(tokens, PretokenizeConfig) and known:
-                found[stage.name] = _unified(own, tokens, model)
+            if stage.name in models:
+                found[stage.name] = tokenizer_size(own, models[stage.name])
+            elif isinstance(own, TrainConfig) and isinstance(tokens, PretokenizeConfig):
+                if before is None or before in models:
+                    found[stage.name] = _unified(own, tokens, models.get(before) if before else None)
     return found
+
+
+def tokenizer_models(config: PipelineConfig) -> dict[str, Any]:
+    """The architecture that each tokenizer stage trains; but of those that start from what is pinned."""
+    models: dict[str, Any] = {}
+    for stage in config.graph.stages:
+        own, before = getattr(config.stages, stage.name), config.graph.inputs[stage.name].get("tokenizer")
+        if isinstance(own, TokenizerConfig) and (before is None or before in models):
+            with naming(config), within(f"stages.{stage.name}"):
+                models[stage.name] = architecture(own, models.get(before) if before else None)
+    return models
 
 
 def least(config: PipelineConfig) -> dict[str, dict]:
@@ -65,7 +73,8 @@ def _with_total(size: dict) -> dict:
     return {**size, "memory_per_worker_bytes": sum(v for k, v in size.items() if k.endswith("_bytes"))}
 
 
-def _tokenizer(stage, model) -> dict:
+def tokenizer_size(stage, model) -> dict:
+    """Of a tokenizer's training: parameters, workers, tokens a step, and memory a worker in bytes by what takes it."""
     import torch
 
     from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig

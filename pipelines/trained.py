@@ -4,6 +4,8 @@ registry. Out: the folder to load it from.
 
 from __future__ import annotations
 
+import re
+
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact, ArtifactStore
 from omniloom.infra.errors import InputError
@@ -11,6 +13,7 @@ from omniloom.pipelines.config import find, identity
 from omniloom.pipelines.graph import KNOWN
 
 REGISTRY = "models:/"
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 def find_model(model: str) -> str:
@@ -68,3 +71,14 @@ def _registered(model: str) -> str:
 
     require_registry(model)
     return str(bundle_folder(model))
+
+
+def model_name(model: str) -> str:
+    """What a server calls it: a pipeline's or registered model's name, an artifact's stage and fingerprint in short, a
+    folder's name."""
+    if model.startswith(REGISTRY):
+        return model.removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
+    if not storage.exists(storage.absolute(model)) or model.endswith((".yaml", ".yml")):
+        return identity(model)[0]
+    *_, maker, name = ["", "", *storage.absolute(model).rstrip("/").removesuffix("/model").split("/")]
+    return f"{maker}-{name[:12]}" if _FINGERPRINT.fullmatch(name) else name

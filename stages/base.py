@@ -61,7 +61,7 @@ class Needs:
     """CPUs and GPUs: of the stage's own body, and in all of the workers and actors that it starts beside it.
 
     `workers` is the number of workers that share these evenly, each of which has to find its part on one machine; 0
-    where that is not known.
+    where that is not known. `accelerator`: Ray's name of the workers' GPUs, where others will not do.
     """
 
     cpus: float = 0
@@ -69,12 +69,16 @@ class Needs:
     worker_cpus: float = 0
     worker_gpus: float = 0
     workers: int = 0
+    accelerator: str | None = None
 
     @classmethod
     def of(cls, workers: WorkersConfig) -> Needs:
         """Resources of a group of training workers, with a body that only waits for it."""
         return cls(
-            worker_cpus=workers.least * workers.cpus, worker_gpus=workers.least * workers.gpus, workers=workers.least
+            worker_cpus=workers.least * workers.cpus,
+            worker_gpus=workers.least * workers.gpus,
+            workers=workers.least,
+            accelerator=workers.accelerator_type,
         )
 
 

@@ -23,7 +23,10 @@ FORBIDDEN = {
 }
 # Where a machine has NVIDIA GPUs; where a benchmark finds its peer; where an extra is installed; where an exported
 # model's wrapper runs.
-OPTIONAL = {"pynvml", "transfusion_pytorch", "datatrove", "py3langid", "lance", "lmms_eval"}
+OPTIONAL = {
+    *("pynvml", "transfusion_pytorch", "datatrove", "py3langid", "lance", "lmms_eval"),
+    *("fastapi", "starlette", "gradio", "optuna"),
+}
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}
 # What the plan reads must not load what only a running stage needs.

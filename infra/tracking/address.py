@@ -55,7 +55,7 @@ def check_driver(uri: str) -> None:
     except ImportError as error:
         raise ValueError(
             f"{redact(uri)!r} needs a database driver that is not installed: {error}; install it with "
-            "pip, or name another as in postgresql+psycopg2:, mysql+pymysql:"
+            "pip (omniloom[postgres] has PostgreSQL's), or name another as in postgresql+psycopg2:, mysql+pymysql:"
         ) from None
 
 

@@ -15,6 +15,7 @@ from omniloom.infra.secrets import hide_credentials, redact
 from omniloom.infra.tracking.address import absolute_store, check_driver, check_uri, sqlite_path, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # of training, not of language models' traces
 # What MLflow refuses in a name (`/`, `:`, `.` alone), what its searches cannot quote, and what `models:/NAME@alias`
 # reads as something else.
 _MODEL_NAME = r"""^(?!\.$|\.\.)(?=.*\S)[^/:'"`\\@?#%\x00-\x1f\x7f]+$"""

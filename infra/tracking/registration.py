@@ -9,6 +9,7 @@ import json
 import os
 import runpy
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ log = logger(__name__)
 
 FINGERPRINT_TAG = "omniloom.fingerprint"
 EVALUATION_TAG = "omniloom.evaluation"  # the run that measured a version last
+MOVING_TAG = "omniloom.moving"  # of a version that asks for an alias right now: moving|moved, the alias, and when
+_MOVING_SECONDS = 10.0  # for others that move the alias at once
+_STALE_SECONDS = 60.0  # a version that has said so for so long has died
 _MODEL_NAME = "model"
 
 
@@ -95,8 +99,7 @@ def _send(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
         if model_id := _logged_model(store.call("get_model_version", name, version)):
             _log_metrics(store, run_id, model_id, event)
     else:
-        if not _exists(store, name):  # a name that is refused is refused before anything is stored
-            store.call("create_registered_model", name)
+        _have(store, name)  # a name that is refused is refused before anything is stored
         model_id = _find_logged(store, experiment_id, fingerprint) or _log(store, run_id, experiment_id, event)
         try:
             version = store.call(
@@ -119,10 +122,21 @@ def _send(store: Store, run_id: str, experiment_id: str, event: dict) -> None:
         with contextlib.suppress(Refused):
             store.call("set_logged_model_tags", model_id, {"mlflow.modelVersions": versions})
     store.call("set_model_version_tag", name, version, EVALUATION_TAG, run_id)
-    if event["alias"] and not _held_by_better(store, event):
-        store.call("set_registered_model_alias", name, event["alias"], version)
+    if event["alias"]:
+        _move_alias(store, event, str(version))
     store.not_registered.pop((name, fingerprint), None)
     store.registered[name, fingerprint] = RegisteredModel(name, str(version))
+
+
+def _have(store: Store, name: str) -> None:
+    """Create the registered model, unless it is there or another process is first."""
+    if _exists(store, name):
+        return
+    try:
+        store.call("create_registered_model", name)
+    except Refused:
+        if not _exists(store, name):
+            raise
 
 
 def _exists(store: Store, name: str) -> bool:
@@ -217,10 +231,12 @@ def _upload(store: Store, target: Path, run_id: str, experiment_id: str, event: 
     except Exception:
         _discard(store, logged.model_id)
         raise
-    store.call("log_outputs", run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    if trained_by := event.get("trained_by"):
+    shown = [LoggedModelOutput(logged.model_id, step=0)]
+    store.call("log_outputs", run_id, shown)
+    parent = store.call("get_run", run_id).data.tags.get("mlflow.parentRunId")
+    for other in filter(None, (parent, event.get("trained_by"))):
         with contextlib.suppress(Refused):  # of another store, or deleted
-            store.call("log_outputs", trained_by, [LoggedModelOutput(logged.model_id, step=0)])
+            store.call("log_outputs", other, shown)
     _log_metrics(store, run_id, logged.model_id, event)
     return logged.model_id
 
@@ -248,12 +264,81 @@ def held_by_alias(store: Store, name: str, alias: str) -> Champion | None:
         return None
     if (number := store.call("get_registered_model", name).aliases.get(alias)) is None:
         return None
-    version = store.call("get_model_version", name, number)
+    return _measured(store, store.call("get_model_version", name, number))
+
+
+def _measured(store: Store, version: Any) -> Champion:
     model_id = _logged_model(version)
     logged = store.call("get_logged_model", model_id).metrics if model_id else ()
     # A model that was measured again has figures of each time; the last ones are meant.
     metrics = {plain(metric.key): metric.value for metric in sorted(logged or (), key=lambda metric: metric.timestamp)}
-    return Champion(str(number), version.tags.get(FINGERPRINT_TAG), metrics, version.tags.get(EVALUATION_TAG))
+    return Champion(str(version.version), version.tags.get(FINGERPRINT_TAG), metrics, version.tags.get(EVALUATION_TAG))
+
+
+def _move_alias(store: Store, event: dict, version: str) -> None:
+    """Move the alias to the version, unless it is held by a better one.
+
+    No store moves an alias only if it has not moved since it was read. So a version says that it is moving and then
+    that it has moved, waits for others that are moving, and looks at what came of it: of two that move at once one at
+    least sees the other, and the alias ends at the better.
+    """
+    name, alias = event["name"], event["alias"]
+
+    def says(state: str) -> None:
+        store.call("set_model_version_tag", name, version, MOVING_TAG, f"{state} {alias} {time.time():.0f}")
+
+    says("moving")
+    try:
+        if not _held_by_better(store, event):
+            store.call("set_registered_model_alias", name, alias, version)
+        says("moved")
+        deadline = time.monotonic() + _MOVING_SECONDS
+        while (rivals := _rivals(store, event, version)) and any(moving for _, moving in rivals):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        _agree(store, event, version, [rival for rival, _ in rivals])
+    finally:
+        store.call("delete_model_version_tag", name, version, MOVING_TAG)
+
+
+def _rivals(store: Store, event: dict, version: str) -> list[tuple[Champion, bool]]:
+    """The other versions that ask for the alias now, and whether each has yet to move it."""
+    found = []
+    for other in store.call(
+        "search_model_versions", f"name = {_quoted(event['name'])}", order_by=["version_number DESC"]
+    ):
+        state, _, rest = other.tags.get(MOVING_TAG, "").partition(" ")
+        alias, _, at = rest.rpartition(" ")
+        if alias == event["alias"] and str(other.version) != version and time.time() - float(at) < _STALE_SECONDS:
+            found.append((_measured(store, other), state == "moving"))
+    return found
+
+
+def _agree(store: Store, event: dict, version: str, rivals: Sequence[Champion]) -> None:
+    """Where the alias is held by one of those that moved at once, give it to the best of them; of two that are each
+    better by something, to the first."""
+    wanted = event.get("no_worse") or {}
+    rivals = [rival for rival in rivals if rival.fingerprint != event.get("better_than")]
+    held = held_by_alias(store, event["name"], event["alias"]) if rivals and wanted else None
+    if held is None or held.version not in {version, *(rival.version for rival in rivals)}:
+        return
+    best = Champion(version, event["fingerprint"], event["metrics"], None)
+    for rival in rivals:
+        mutual = _better(best.metrics, rival.metrics, wanted)
+        if _better(rival.metrics, best.metrics, wanted) and (not mutual or int(rival.version) < int(best.version)):
+            best = rival
+    if best.version != held.version:
+        store.call("set_registered_model_alias", event["name"], event["alias"], best.version)
+
+
+def _better(one: Mapping[str, Any], other: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    """Whether one is better than the other by a figure, or has one that the other lacks."""
+    return any(
+        one.get(key) is not None
+        and (other.get(key) is None or (one[key] > other[key] if better == "higher" else one[key] < other[key]))
+        for key, better in wanted.items()
+    )
 
 
 def _held_by_better(store: Store, event: dict) -> bool:

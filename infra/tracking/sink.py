@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omniloom.infra.secrets import logger
-from omniloom.infra.tracking.config import TrackingSettings
+from omniloom.infra.tracking.config import EXPERIMENT_TAGS, TrackingSettings
 from omniloom.infra.tracking.connection import open_client
 from omniloom.infra.tracking.failures import (
     NotCreated,
@@ -34,7 +34,6 @@ from omniloom.infra.tracking.registration import send_model
 log = logger(__name__)
 
 KEY_TAG = "omniloom.run_key"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # of training, not of language models' traces
 BATCH = 1000  # MLflow's limit of metrics in a request
 _PARAM_BATCH = 100  # MLflow's limit of params, and of tags, in a request
 _ATTEMPTS = 3  # at an event that a store which answers does not take

@@ -140,6 +140,9 @@ class WorkersConfig(BaseModel):
     """CPUs of one worker."""
     gpus: float = Field(0, ge=0, json_schema_extra=PLACEMENT)
     """GPUs of one worker."""
+    accelerator_type: str | None = Field(None, min_length=1, json_schema_extra=PLACEMENT)
+    """Ray's name of the GPUs, as H100 or A100-80G: workers run on nodes that have such ones alone, and `plan` and
+    `doctor` know their memory; null: on any."""
     max_failures: int = Field(3, ge=0, json_schema_extra=PLACEMENT)
     """Restarts from the last checkpoint in a row; one that reaches a later checkpoint sets the count back to 0."""
     hang_seconds: float = Field(HANG_SECONDS, gt=0, json_schema_extra=PLACEMENT)
@@ -158,6 +161,12 @@ class WorkersConfig(BaseModel):
     """Steps between logged metrics."""
     peak_tflops: float | None = Field(None, gt=0, json_schema_extra=PLACEMENT)
     """Peak of one worker's device in TFLOP/s, for model_flops_utilization; known of some GPUs in bf16."""
+
+    @model_validator(mode="after")
+    def _type_is_of_gpus(self) -> WorkersConfig:
+        if self.accelerator_type and not self.gpus:
+            raise ValueError("accelerator_type: has no effect: workers.gpus is 0")
+        return self
 
     @model_validator(mode="after")
     def _kept_are_saved(self) -> WorkersConfig:

@@ -19,6 +19,7 @@ from typing import Any
 from omniloom.infra import storage, worker_log
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.failures import is_system_failure, line, of_passing_kind, root_cause
+from omniloom.infra.gpus import LABEL
 from omniloom.infra.lease import Holder
 from omniloom.infra.retries import Retries
 from omniloom.infra.training import checkpoint, hangs, ready, stopping
@@ -101,6 +102,8 @@ def _fit(function: Callable[[Any], None], argument: Any, workers: WorkersConfig,
     fs, path = storage.filesystem(storage.join(work, "state", "ray_train"))
     fs.makedirs(path, exist_ok=True)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    if workers.accelerator_type:
+        resources[f"{LABEL}{workers.accelerator_type}"] = 0.001  # as Ray asks for a node of the kind, and takes none
     # Ray Train's own annotations name the RunConfig of the version before.
     run: Any = RunConfig(
         name=name,

@@ -161,7 +161,7 @@ def read_evaluation(config: Config, shards: Sequence[str]) -> tuple[list[Outside
         outside += [Outside(table, key, signature) for table, signature in signatures_of(item)]
         found.append((key, counted_runs(item.text)))
     if config.evaluation_sources:
-        columns = ("source", "path", "part", "kind", "text", "segments")
+        columns = ("source", "path", "part", "kind", "text", "segments.type", "segments.text")
         for shard in shards:
             for row in records.iterate_shard(shard, columns=columns, kinds=("text", "document"), batch_size=256):
                 if row["source"] in config.evaluation_sources:

@@ -104,7 +104,7 @@ class Signatures:
         """(row of the signatures, its text or caption) of `rows`, sorted; reads the shards that hold some."""
         from omniloom.stages.curate.item import Item
 
-        names = ("kind", "text", "segments", "captions")
+        names = ("kind", "text", "segments.type", "segments.text", "captions")
         for number in np.unique(self.shard[rows]).tolist():
             wanted: dict[int, list[int]] = {}
             for at in rows[self.shard[rows] == number].tolist():

@@ -278,8 +278,13 @@ def iterate_shard(
     batch_size: int = 64,
 ) -> Iterator[dict]:
     """The records of one shard, as `stages.data.changes` has them. Raises ValueError for a file of another schema
-    version."""
+    version.
+
+    No more of the file is read than the columns, of which `segments.text` is a part of one: the segments have that
+    field alone; and no row group that by its own words holds none of the kinds, or nothing of the split.
+    """
     wanted = list(columns) if columns is not None else list(SCHEMA.names)
+    names = list(dict.fromkeys(name.partition(".")[0] for name in wanted))
     kinds = list(kinds) if kinds is not None else None
     fs, path = storage.filesystem(uri)
     with fs.open(path, "rb") as file:
@@ -287,16 +292,27 @@ def iterate_shard(
         version = (reader.schema_arrow.metadata or {}).get(b"omniloom.records", b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise ValueError(f"{uri}: records of schema version {version}, expected {SCHEMA_VERSION}")
-        read = list(dict.fromkeys([*wanted, "kind", "split"]))
+        read = list(dict.fromkeys([*(name.replace(".", ".list.element.") for name in wanted), "kind", "split"]))
         changed, at = changes.of_shard(uri), 0
-        for batch in reader.iter_batches(batch_size=batch_size, columns=read):
-            count = len(batch)
-            batch, at = changed.apply(batch, at) if changed else batch, at + count
-            if kinds is not None:
-                batch = batch.filter(pc.is_in(batch.column("kind"), pa.array(kinds, pa.string())))
-            if split is not None:
-                batch = batch.filter(pc.equal(batch.column("split"), split))
-            yield from _rows(batch.select(wanted))
+        asked = {"kind": kinds, "split": [split] if split and not (changed and changed.splits) else None}
+        for number, group in enumerate(map(reader.metadata.row_group, range(reader.num_row_groups))):
+            if not all(_may_hold(group, name, values) for name, values in asked.items() if values is not None):
+                at += group.num_rows
+                continue
+            for batch in reader.iter_batches(batch_size=batch_size, row_groups=[number], columns=read):
+                count = len(batch)
+                batch, at = changed.apply(batch, at) if changed else batch, at + count
+                if kinds is not None:
+                    batch = batch.filter(pc.is_in(batch.column("kind"), pa.array(kinds, pa.string())))
+                if split is not None:
+                    batch = batch.filter(pc.equal(batch.column("split"), split))
+                yield from _rows(batch.select(names))
+
+
+def _may_hold(group: pq.RowGroupMetaData, name: str, values: Iterable[str]) -> bool:
+    """Whether one of the values lies between the least and the greatest of the column."""
+    found = group.column(SCHEMA.names.index(name)).statistics  # no column before it has parts
+    return not (found and found.has_min_max) or any(found.min <= value <= found.max for value in values)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict]:

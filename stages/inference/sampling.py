@@ -59,6 +59,11 @@ def load(model: str, device: str | None = None) -> OmniLoom:
 
     from omniloom.models.model import OmniLoom
 
+    return OmniLoom.load(locate(model), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def locate(model: str) -> Path:
+    """The folder on this machine of the model in a train artifact or model folder; InputError where there is none."""
     uri = storage.absolute(model)
     for candidate in (uri, storage.join(uri, "model")):
         weights = storage.join(candidate, "unified.safetensors")
@@ -69,7 +74,7 @@ def load(model: str, device: str | None = None) -> OmniLoom:
             digest = hashlib.sha256(f"{candidate} {fs.checksum(path)}".encode()).hexdigest()
             folder = storage.localize(candidate, f"model-{digest[:32]}")
             check_folder(candidate, str(folder))
-            return OmniLoom.load(folder, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            return folder
     raise InputError("holds no model; expected a train artifact or its model folder", field="MODEL", file=model)
 
 
@@ -134,10 +139,9 @@ class Sampler:
 
     def __init__(self, loom: OmniLoom, like: Sample, count: int):
         self.loom, self.task, chosen = loom, like.task, like.sampling
-        described = like.task == "text" and bool(like.request.images)
         # Text that is told no temperature is free to repeat itself, at 0 more so than at any other.
         self.cut = "temperature" not in chosen
-        self.text = text_sampling({**_FREELY, **chosen} if self.cut and not (described and count == 1) else chosen)
+        self.text = text_sampling(freely(chosen, like.task == "text" and bool(like.request.images), count))
         self.visual = visual_sampling(chosen, loom)
         if like.task != "text" or like.request.images:  # a model of text alone knows no pictures
             self.visual = resolve(loom, self.visual, like.request)
@@ -161,6 +165,12 @@ class Sampler:
             return loom.interleaved(prompts, self.text, self.visual, **shared)
         draw = loom.text_to_video if self.task == "video" else loom.text_to_image
         return [[picture] for picture in draw(prompts, self.visual, **shared)]
+
+
+def freely(chosen: Mapping[str, Any], described: bool, count: int) -> Mapping[str, Any]:
+    """The choices of sampling a text, with those that count where no temperature is chosen: the likeliest tokens for
+    a single description of pictures."""
+    return chosen if "temperature" in chosen or described and count == 1 else {**_FREELY, **chosen}
 
 
 def resolve(loom: OmniLoom, visual: VisualSampling, request: Request = Request("-")) -> VisualSampling:

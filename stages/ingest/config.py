@@ -53,7 +53,7 @@ class IngestConfig(Strict):
     """The most records in one shard."""
     shard_bytes: int = Field(default=64 << 20, ge=1)
     """About how many bytes the file of one shard has: up to 15% more, unless a single record has more. Work is divided
-    by it, too; small files of texts make smaller shards, by as much as they are compressed."""
+    by it, too."""
     num_workers: int | None = Field(default=None, ge=1, json_schema_extra=PLACEMENT)
     """How many shards are worked on at once; by default as many as there are CPUs."""
 

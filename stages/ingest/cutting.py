@@ -49,7 +49,7 @@ def _told(piece: dict, row: float, share: float, packed: float) -> dict:
 def _measured(kind: SourceKind, item: dict, config: Config) -> tuple[float, float, float]:
     """About how many bytes of a shard a row takes, by the first ones, a byte of the file (0 where none tells), and a
     byte of rows."""
-    from omniloom.stages.data.records import packed_bytes, row_bytes
+    from omniloom.stages.data.records import row_bytes
     from omniloom.stages.ingest.readers import Reader
 
     sample = next(kind.cut(item, max(1, min(_SAMPLE * _LARGE_ROW, item["size"] // 4)), _LARGE_SAMPLE))
@@ -67,11 +67,20 @@ def _measured(kind: SourceKind, item: dict, config: Config) -> tuple[float, floa
         row = {}
     if not held:
         return 0.0, 0.0, 1.0
-    packed = min(1.0, _rounded(packed_bytes(good) / held)) if 4 * held >= _TELLING else 1.0
+    _, packed = packing(good)
     of_row = _rounded(held / len(rows)) * packed
     whole = not row and len(rows) < _LARGE_SAMPLE
     count = len(rows) if whole else sample.get("rows", 0)
     return of_row, of_row * count / max(1, sample["size"]), packed
+
+
+def packing(rows: list[dict]) -> tuple[int, float]:
+    """How many bytes these rows hold, and how many of a shard a byte of them takes, as far as they are enough to
+    tell."""
+    from omniloom.stages.data.records import packed_bytes, row_bytes
+
+    held = sum(map(row_bytes, rows))
+    return held, min(1.0, _rounded(packed_bytes(rows) / held)) if 4 * held >= _TELLING else 1.0
 
 
 def _rounded(size: float) -> float:

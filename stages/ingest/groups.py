@@ -1,6 +1,7 @@
 """Groups: items in order, as a worker takes them, and the shards that it makes of them.
 
-A group is {"index", "items"}: items or pieces of items (`SourceKind.cut`) of about a shard in all. A worker reads them
+A group is {"index", "items"}: items or pieces of items (`SourceKind.cut`) of about a shard in all, as far as it is
+known what they take of one (`weighing`, `cutting`). A worker reads them
 one after another and closes a shard where the next row would bring its file far above `shard_bytes`, by what rows have
 taken so far, or it has `shard_items`. So a group gives a shard, or several where its files hold more than their own
 bytes (lines that name pictures) or many records; no shard holds rows of two groups. Nothing is held of a shard but a
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, cast
 from omniloom.infra import integrity, storage
 from omniloom.stages.ingest.config import Config
 from omniloom.stages.ingest.text_runs import AT_ONCE, Columns, TextRun
+from omniloom.stages.ingest.weighing import weighed
 
 if TYPE_CHECKING:
     from omniloom.stages.data.records import ShardWriter
@@ -36,7 +38,7 @@ def grouped(items: Iterable[dict], config: Config, index: int = 0) -> Iterator[d
     of the first group."""
     group: list[dict] = []
     size = count = 0
-    for item in items:
+    for item in weighed(items, config):
         rows, held = item.get("rows", 1), item.get("held", item["size"])
         if group and (count + rows > config.shard_items or size + held > config.shard_bytes):
             yield {"index": index, "items": group}

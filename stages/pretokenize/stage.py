@@ -275,7 +275,8 @@ def _texts(corpus: Artifact) -> Iterator[str]:
     that share of the records, by their ids, which has about `_LEARNT_BYTES`.
     """
     share = _LEARNT_BYTES / max(1, records.text_bytes(corpus.uri))
-    for row in records.iterate(corpus.uri, split="train", columns=["id", "captions", "text", "segments"]):
+    columns = ("id", "captions", "text", "segments.type", "segments.text")  # no picture of a document is read
+    for row in records.iterate(corpus.uri, split="train", columns=columns):
         if int(row["id"][-8:], 16) >= share * 2**32:  # the other end than the one that splits go by
             continue
         yield from row["captions"] or ()

@@ -19,8 +19,8 @@ def draw(artifacts: Sequence[Artifact]) -> Any:
     facts = {artifact.stage: _facts(artifact) for artifact in artifacts}
     parents = {a.stage: [name for name in a.manifest.get("inputs", {}) if name in facts] for a in artifacts}
     for artifact in artifacts:
-        for source in (artifact.manifest.get("config") or {}).get("sources") or ():
-            name = f"source {source['name']}"
+        for index, source in enumerate((artifact.manifest.get("config") or {}).get("sources") or ()):
+            name = f"source {source.get('name') or source['kind'] + f'_{index}'}"
             facts[name], parents[name] = source["kind"], []
             parents[artifact.stage].append(name)
     rows = _rows(parents)

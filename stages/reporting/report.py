@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ _MAX_POINTS = 600  # per series: more than one per SVG unit cannot be seen
 _NUM_COLORS = 8
 _GAP = 4  # pixels between the pictures of a grid
 _CAPTION_SIZE = 12  # pixels
+_TEXT = "grid"  # the text of a PNG that says where its pictures are
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -35,7 +37,7 @@ def render(report: Mapping[str, Any]) -> str:
     - `tables`: [{`columns`: [...], `rows`: [[...]], optionally `caption`}];
     - `metrics`: {name: value}, shown as a table;
     - `curves`: [{`title`, `series`: {name: [(step, value)]}, optionally `x`, `y`, `log`}];
-    - `images`: [{`png`: bytes, `caption`}];
+    - `images`: [{`png`: bytes, `caption`}]; of a `grid` with captions each picture is shown by itself;
     - `cards`: [{`png` or `mp4`: bytes, `lines`: [text]}], one picture or video each;
     - `svg`: a drawing, as markup-safe text;
     - `details`: text that is shown when it is asked for;
@@ -71,7 +73,7 @@ def render(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=format_number, data_uri=_data_uri)
-    environment.globals["chart"] = chart
+    environment.globals.update(chart=chart, tiles=tiles)
     return environment.get_template("report.html").render(
         title=report["title"],
         facts=report.get("facts", {}),
@@ -172,6 +174,7 @@ def grid(
     sample can be seen as it is.
     """
     from PIL import Image, ImageDraw, ImageFont
+    from PIL.PngImagePlugin import PngInfo
 
     if not len(images):
         raise ValueError("images: a grid needs at least one")
@@ -198,9 +201,30 @@ def grid(
         sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
         for row, line in enumerate(wrapped):
             draw.text((left, top + height + 2 + row * line_height), line, fill=(40, 40, 40), font=font)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    buffer, info = io.BytesIO(), PngInfo()
+    if captions is not None:
+        told = {"columns": columns, "cell": [width, height], "below": below, "captions": list(captions)}
+        info.add_text(_TEXT, json.dumps(told))
+    sheet.save(buffer, "PNG", optimize=True, pnginfo=info)
     return buffer.getvalue()
+
+
+def tiles(png: bytes) -> dict[str, Any] | None:
+    """Where the pictures of a `grid` with captions are on its sheet, as CSS has it: `size` of the sheet, `ratio` of a
+    picture, and its `width`; and [(place, caption)]. None for another picture."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as sheet:
+        told, (across, down) = json.loads(sheet.info.get(_TEXT, "null")), sheet.size
+    if told is None:
+        return None
+    columns, (width, height), step = told["columns"], told["cell"], told["cell"][1] + told["below"] + _GAP
+    places = []
+    for number, caption in enumerate(told["captions"]):
+        left, top = _GAP + number % columns * (width + _GAP), _GAP + number // columns * step
+        places.append((f"{100 * left / (across - width):.4f}% {100 * top / (down - height):.4f}%", caption))
+    size = f"{100 * across / width:.3f}% {100 * down / height:.3f}%"
+    return {"size": size, "ratio": f"{width} / {height}", "width": width, "wide": width > 2 * height, "places": places}
 
 
 def pairs(originals: Sequence[numpy.ndarray], reconstructions: Sequence[numpy.ndarray], columns: int = 8) -> bytes:

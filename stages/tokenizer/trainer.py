@@ -84,6 +84,7 @@ class TokenizerTrainer:
             if not metrics or self.rank:  # the validation split may hold none of these kinds
                 return
             self.history.add(metrics, step)
+            self.job.progress.measured(step, metrics)
             self.job.tracker.log_image(picture, "reconstruction", step)
             keep_picture(self.job.output, "reconstruction", step, picture)
             storage.write_json(storage.join(self.job.state, "validation.json"), finite(metrics))

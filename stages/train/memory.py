@@ -13,7 +13,7 @@ from omniloom.models.unified.memory import Pass, pass_memory, recomputes
 from omniloom.stages.train.config import TrainConfig, parameters_of
 
 DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
-_USABLE = 0.85  # of a device's memory: the rest is the allocator's, the driver's and what the formulas leave out
+USABLE = 0.85  # of a device's memory: the rest is the allocator's, the driver's and what the formulas leave out
 
 
 def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
@@ -60,7 +60,7 @@ def needs_room(config: TrainConfig, model: UnifiedConfig, workers: int, memory: 
     state = sum(state_memory(trained, config.engine, workers, frozen).values())
     passes = config.workers.passes(config.batch_rows, workers, config.engine.sequence_parallel)
     beside = sum(passing_memory(trained, config.engine, workers, passes, 0, 0).values())
-    return recomputes(model, one_pass(config, model, workers), _USABLE * memory - state - beside)
+    return recomputes(model, one_pass(config, model, workers), USABLE * memory - state - beside)
 
 
 def device_memory(gpu: bool) -> int:

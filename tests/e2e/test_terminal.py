@@ -10,14 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import corpora
 import pytest
-import yaml
+import small_pipeline
 
-from omniloom.infra import storage
 from omniloom.infra.tracking import resolve_tracking
 from omniloom.pipelines.config import load
-from omniloom.stages.data.media.decode import encode_png
 
 pytestmark = pytest.mark.slow
 OMNILOOM = Path(sys.executable).with_name("omniloom")
@@ -27,56 +24,7 @@ FITS = r"\d+/60 steps, [\d.]+(?: steps)?/s, loss [\d.]+(?:, \w+_loss [\d.e-]+)*,
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("terminal")
-    for number in range(24):
-        colour = list(corpora.COLOURS)[number % 4]
-        picture = encode_png(corpora.square(colour, (number % 17, number * 5 % 17), 24))
-        storage.write_bytes(str(folder / f"images/{colour}/{number}.png"), picture)
-    train = {
-        "model": {"width": 32, "layers": 2, "heads": 2, "time_dim": 16},
-        "packing": {"length": 96, "window_rows": 8},
-        "batch_rows": 4,
-        "steps": 60,
-        "workers": {"count": 2, "log_every": 2, "checkpoint_every": 60},
-        "validate_every": 60,
-        "validation_rows": 2,
-        "samples": {"count": 2, "num_steps": 2},
-    }
-    tokenizer = {
-        "model": {
-            "patch_size": 8,
-            "width": 32,
-            "heads": 2,
-            "head_dim": 16,
-            "spatial_layers": "t",
-            "decoder_spatial_layers": "t",
-            "temporal_layers": 1,
-        },
-        "data": {"kinds": ["image"], "sizes": [24], "image_batch": 8},
-        "steps": 4,
-        "workers": {"count": 1},
-        "validate_every": 4,
-    }
-    captions = {"from": "folder", "template": "a {name} square"}
-    source = {"kind": "image_folder", "uri": f"{folder}/images", "captions": captions}
-    stages = {
-        "ingest": {"sources": [source], "splits": {"train": 0.6, "validation": 0.2, "test": 0.2}},
-        "tokenizer_image": tokenizer,
-        "pretokenize": {"image_size": 24, "vocab_size": 300, "workers": 1},
-        "train": train,
-    }
-    (folder / "squares.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "name": "squares",
-                "storage": str(folder / "store"),
-                "tracking": {"system_metrics": False},
-                "cluster": {"num_cpus": 4, "object_store_bytes": 100 << 20},
-                "stages": stages,
-            }
-        )
-    )
-    return folder / "squares.yaml"
+    return small_pipeline.write(tmp_path_factory.mktemp("terminal"))
 
 
 def environment() -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 
 import pytest
 
 from omniloom.infra.errors import InputError
-from omniloom.infra.tracking import Tracker, TrackingConfig, resolve_tracking
+from omniloom.infra.tracking import Tracker, TrackingConfig, resolve_tracking, server
 from omniloom.infra.tracking import pages as module
 from omniloom.infra.tracking.pages import experiment_page, serve
 
@@ -34,13 +35,23 @@ def test_a_port_that_is_taken_and_a_storage_without_runs_are_refused(settings):
         serve(settings, 700_000)
 
 
-def test_the_printed_page_opens_in_the_view_for_training(settings, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", ["none", "custom_model_development"])
+def test_the_printed_page_opens_in_the_view_for_training(settings, monkeypatch, capsys, kind):
+    """Before MLflow, which is slow to import, is there to answer, the page is printed and its port listens."""
     import mlflow
 
-    client = mlflow.MlflowClient(settings.uri)  # an experiment that an earlier version left has no kind
-    experiment = client.create_experiment("mine", settings.artifact_root)
-    started = {}
-    monkeypatch.setattr(os, "execve", lambda path, command, env: started.update(command=command, env=env))
+    client = mlflow.MlflowClient(settings.uri)
+    experiment = client.create_experiment("mine", settings.artifact_root)  # an earlier version's has no kind
+    if kind != "none":
+        client.set_experiment_tag(experiment, "mlflow.experimentKind", kind)
+        monkeypatch.setattr(module, "experiment_page", pytest.fail)
+    seen = []
+
+    def serves(given, listening):
+        with socket.create_connection(listening.getsockname(), timeout=5):
+            seen.append((given, listening.getsockname()))
+
+    monkeypatch.setattr(server, "run", serves)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,9 +59,26 @@ def test_the_printed_page_opens_in_the_view_for_training(settings, monkeypatch, 
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     assert capsys.readouterr().out.rstrip().endswith(page)
     assert client.get_experiment(experiment).tags["mlflow.experimentKind"] == "custom_model_development"
-    assert started["env"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
-    assert settings.uri not in started["command"] and started["env"]["MLFLOW_BACKEND_STORE_URI"] == settings.uri
-    assert started["command"][started["command"].index("--host") + 1] == "127.0.0.1"
+    assert seen == [(settings, ("127.0.0.1", port))]
+
+
+def test_a_file_that_is_no_database_is_told(settings, monkeypatch, capsys):
+    settings.database.write_bytes(b"no database" * 100)
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", settings.uri)
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "")
+    with pytest.raises(SystemExit) as ended:
+        server.application()
+    assert ended.value.code == 2 and "mlflow.db does not answer: " in capsys.readouterr().err
+
+
+def test_a_password_is_on_no_command_line(settings, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, command: started.append(command))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with socket.socket() as listening:
+        server.run(dataclasses.replace(settings, uri="postgresql://user:secret@host/x"), listening)
+        assert listening.get_inheritable()
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"].endswith("secret@host/x") and "secret" not in str(started)
 
 
 def test_a_new_experiment_is_of_training(settings):

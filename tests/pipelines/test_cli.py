@@ -225,4 +225,6 @@ def test_the_shell_completes_commands(omniloom, monkeypatch):
     monkeypatch.setenv("COMP_WORDS", "omniloom s")
     monkeypatch.setenv("COMP_CWORD", "1")
     code, words, _ = omniloom()
-    assert code == 0 and set(words.split()) == {"status", "submit", "stop", "sample", "sampler", "schema", "show"}
+    assert code == 0 and set(words.split()) == {
+        *("status", "submit", "stop", "sample", "sampler", "schema", "show", "serve")
+    }

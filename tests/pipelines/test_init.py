@@ -215,6 +215,17 @@ def test_what_a_camera_writes_into_every_picture_is_no_caption(here):
     assert init(str(here / "photos"), machine=HERE).corpus.captioned == 0
 
 
+def test_boxes_of_a_detector_are_no_captions(here):
+    for n in NUMBERS:
+        draw(here / "data" / "images" / f"{n}.png", n)
+        labels = here / "data" / "labels" / f"{n}.txt"
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text("0 0.5 0.5 0.25 0.125\n")
+    made = init(str(here / "data"), machine=HERE)
+    rows = records(str(made.file))
+    assert len(rows) == len(NUMBERS) and not any(row.get("captions") for row in rows)
+
+
 def test_captions_of_one_word_among_longer_ones_are_read_of_every_table(here):
     for n in NUMBERS:
         draw(here / "photos" / f"album {n % 3}" / f"{n // 3}.png", n)

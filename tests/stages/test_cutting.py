@@ -13,7 +13,7 @@ from blake3 import blake3
 from omniloom.infra import storage
 from omniloom.stages.data import records
 from omniloom.stages.data.media.decode import encode_png
-from omniloom.stages.ingest import cutting, groups, sources, texts
+from omniloom.stages.ingest import cutting, groups, readers, sources, texts
 from omniloom.stages.ingest import stage as ingest
 from omniloom.stages.ingest.files import encoding
 from omniloom.stages.ingest.kinds.table import open_source
@@ -261,3 +261,23 @@ def test_the_limit_is_that_of_files_however_far_texts_are_compressed(memory):
     sizes = list(storage.list_files(f"{found.context.output}/records").values())
     assert len(found.rows) == 3000 and len(sizes) > 2 and sum(sizes) < len(lines) / 2
     assert all(0.8 * limit <= size <= 1.2 * limit for size in sizes[:-1])
+
+
+def test_small_files_of_texts_fill_shards_too(memory, monkeypatch):
+    """By what some of them take as Parquet; few are read twice, and none where their number closes a shard."""
+    rng, limit = np.random.default_rng(3), 400_000
+    words = np.array([f"word{n}" for n in range(4000)], object)[rng.zipf(1.5, (3000, 200)) % 4000]
+    for n, text in enumerate(words.tolist()):
+        storage.write_bytes(f"{memory}/in/{n:04d}.txt", " ".join(text).encode())
+    cfg = config(f"{memory}/in", kind="text", shard_bytes=limit, shard_items=1 << 20, chunk_chars=4000)
+    read: list[str] = []
+    whole = readers.Reader.read
+    monkeypatch.setattr(readers.Reader, "read", lambda self, item: read.append(item["path"]) or whole(self, item))
+    found = take(cfg, f"{memory}/work")
+    sizes = list(storage.list_files(f"{found.context.output}/records").values())
+    assert len(found.rows) == 3000 and len(sizes) > 2
+    assert all(0.8 * limit <= size <= 1.2 * limit for size in sizes[:-1])
+    assert 0 < len(read) <= 512
+    read.clear()
+    take(cfg.model_copy(update={"shard_items": 200}), f"{memory}/few")
+    assert not read

@@ -13,7 +13,7 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.stages.data.media.images import encode_png
 from omniloom.stages.data.media.videos import encode_mp4
 from omniloom.stages.reporting import ancestry, lineage, origins
-from omniloom.stages.reporting.report import render
+from omniloom.stages.reporting.report import grid, render, tiles
 
 
 @pytest.fixture
@@ -80,12 +80,41 @@ def test_costs_and_rejects_are_told(chain):
     assert origins._rejects(corpus) == [("undecodable (the first: x.png)", 2)]
 
 
+def test_sources_without_a_name_are_drawn_by_their_own(made):
+    sources = [{"kind": "image_folder", "name": None}, {"kind": "text", "name": None}, {"kind": "text", "name": "t"}]
+    drawn = lineage.draw([made("ingest", "a" * 8, {}, config={"sources": sources})])
+    assert "None" not in drawn and drawn.count("class='box'") == 4
+    for name in ("image_folder_0", "text_1", ">t<"):
+        assert name in drawn
+
+
+def test_a_sheet_says_where_its_pictures_are():
+    """By the rule of CSS: a position of p% puts p% of the picture's rest at p% of the room's."""
+    import io
+
+    from PIL import Image
+
+    pictures = [np.full((20, 30, 3), 10 * n, np.uint8) for n in range(1, 8)]
+    png = grid(pictures, 3, [f"picture {n}" for n in range(7)])
+    found, sheet = tiles(png), Image.open(io.BytesIO(png))
+    assert [caption for _, caption in found["places"]] == [f"picture {n}" for n in range(7)]
+    width, height = (int(side) for side in found["ratio"].split(" / "))
+    assert found["size"] == f"{100 * sheet.width / width:.3f}% {100 * sheet.height / height:.3f}%"
+    for number, (place, _) in enumerate(found["places"], 1):
+        left, top = (float(part.rstrip("%")) / 100 for part in place.split())
+        corner = round(left * (sheet.width - width)), round(top * (sheet.height - height))
+        cut = sheet.crop((*corner, corner[0] + width, corner[1] + height))
+        assert np.unique(np.asarray(cut)).tolist() == [10 * number]
+    assert tiles(grid(pictures, 3)) is None and tiles(encode_png(pictures[0])) is None
+
+
 @pytest.mark.slow
 @needs_browser
 def test_nothing_is_cut_on_a_desk_and_on_a_phone_and_videos_play(chain, tmp_path):
     _, model = chain
     found = ancestry.ancestors([model])
     video = np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8)
+    cats = [f"a cat {n}" for n in range(16)]
     sections = [
         {
             "title": "Metrics",
@@ -98,6 +127,10 @@ def test_nothing_is_cut_on_a_desk_and_on_a_phone_and_videos_play(chain, tmp_path
         },
         {"title": "Lineage", "svg": lineage.draw(found)},
         {"title": "Grid", "images": [{"png": encode_png(np.zeros((40, 2000, 3), np.uint8)), "caption": "wide"}]},
+        {
+            "title": "Drawn",
+            "images": [{"png": grid(list(video), 8, cats), "caption": "drawn"}],
+        },
         *origins._configs(found, {}),
         *origins._costs(found),
         {"title": "Curves", "curves": [{"title": "loss", "series": {"loss": [(1, 2.0), (2, 1.0)]}}]},
@@ -112,7 +145,14 @@ def test_nothing_is_cut_on_a_desk_and_on_a_phone_and_videos_play(chain, tmp_path
         assert tab.run("document.querySelector('video').videoWidth") == 64
         for width, height in ((1280, 900), (390, 844)):
             tab.resize(width, height)
-            assert not tab.overflowing() and tab.run("document.documentElement.scrollWidth") <= width
+            assert not tab.overflowing()
+            drawn = tab.run(
+                "[...document.querySelectorAll('.tiles figure')].map(f => [f.getBoundingClientRect().left, "
+                "f.querySelector('i').clientWidth, f.innerText.trim()])"
+            )
+            assert [caption for _, _, caption in drawn] == cats
+            assert len({left for left, _, _ in drawn}) == (1 if width == 390 else 8) and drawn[0][1] > 90
+            assert tab.run("document.documentElement.scrollWidth") <= width
             tab.shoot(tmp_path / f"report{width}.png", whole=True)
         columns = tab.run(
             "new Set([...document.querySelectorAll('section')].map(s => s.getBoundingClientRect().left)).size"

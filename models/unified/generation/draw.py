@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from omniloom.models.extensions import resolve
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
+from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, denoised, sampling_times
 from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, sample
 from omniloom.models.unified.generation.cache import GenerationState
 from omniloom.models.unified.generation.choice import sample_tokens
@@ -30,6 +31,11 @@ _PICTURE_SEED_STEP = 1_000_003
 _TINY = 1e-20
 
 Draw = tuple[int, int]  # seed of the request, number of the picture in it
+Predicted = Callable[[], Tensor]
+# Told each time that the network has been evaluated: the number of the step, from 0, and how the values of the finished
+# pictures are predicted there, in the shape of the result; None where nothing predicts them. What it raises ends the
+# drawing.
+Watch = Callable[[int, Predicted | None], None]
 
 
 def check_drawing(config: UnifiedConfig, how: VisualSampling) -> None:
@@ -49,11 +55,15 @@ def nothing(config: UnifiedConfig, grid: Grid, how: VisualSampling) -> Tensor:
     return torch.zeros((0, *grid, getattr(config, kind.size)))
 
 
-def draw_visual(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> Tensor:
+def draw_visual(
+    state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling, watch: Watch | None = None
+) -> Tensor:
     """Draw a segment for each of R requests, in a state of V R rows for V variants: all requests' first, and so on.
 
     Returns latents or pixels (R, N, C), or codes int64 (R, N). The state is of no use then."""
-    return resolve(how.row.draw)(_open(state, draws, grid, how))
+    canvas = _open(state, draws, grid, how)
+    canvas.watch = watch
+    return resolve(how.row.draw)(canvas)
 
 
 def draw_and_go_on(
@@ -94,6 +104,7 @@ class Canvas:
     generators: list[torch.Generator]
     grid: Grid
     how: VisualSampling
+    watch: Watch | None = None
 
     @property
     def count(self) -> int:
@@ -137,11 +148,26 @@ class Canvas:
         return sample_tokens(logits.flatten(0, -2), uniforms.flatten(), self.how).view(uniforms.shape)
 
 
+class _Watched(NetworkDenoiser):
+    """A denoiser that tells `watch` of each of its evaluations."""
+
+    def __init__(self, denoiser: NetworkDenoiser, times: Sequence[float], watch: Watch):
+        super().__init__(denoiser.config, denoiser.network)
+        self.times, self.watch = times, watch
+
+    def _predict(self, x: Tensor, t: Time) -> Tensor:
+        prediction = super()._predict(x, t)
+        step = sum(earlier > float(t) for earlier in self.times)
+        self.watch(step, lambda: denoised(self.config, prediction, x, t))
+        return prediction
+
+
 def diffuse(canvas: Canvas) -> Tensor:
     times = sampling_times(canvas.how.trained_diffusion(), canvas.how.num_steps)
+    denoiser = canvas.denoiser()
     return sample(
         canvas.how.sampler,
-        canvas.denoiser(),
+        _Watched(denoiser, times, canvas.watch) if canvas.watch else denoiser,
         canvas.noise(),
         times,
         cast(MidpointPredictor | None, canvas.how.predictor),
@@ -153,6 +179,8 @@ def write_codes(canvas: Canvas) -> Tensor:
     uniforms, hidden = canvas.drawn(torch.rand, canvas.count), canvas.opening
     codes: list[Tensor] = []
     for place in range(canvas.count):
+        if canvas.watch:
+            canvas.watch(place, None)
         codes.append(canvas.choose(canvas.predict(hidden), uniforms[:, place]))
         hidden = canvas.feed(codes[-1][:, None], keep=True, first=place)[:, 0]
     return torch.stack(codes, dim=1)
@@ -170,6 +198,8 @@ def unmask(canvas: Canvas) -> Tensor:
         unknown = codes == mask
         chosen = canvas.choose(logits, draws[:, step, 0])
         codes = torch.where(unknown, chosen, codes)
+        if canvas.watch:
+            canvas.watch(step, partial(torch.clone, codes))
         progress = (step + 1) / rounds
         # At least one becomes known a round; the schedule leaves none masked after the last.
         masked = min(math.floor(count * mask_ratio(progress)), int(unknown[0].sum()) - 1) if step + 1 < rounds else 0

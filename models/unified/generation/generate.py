@@ -17,8 +17,8 @@ from torch import Tensor
 
 from omniloom.models.unified.batch import Document, Segment
 from omniloom.models.unified.generation.cache import GenerationState
-from omniloom.models.unified.generation.draw import check_drawing, draw_visual, nothing
-from omniloom.models.unified.generation.interleaved import Drawing, InterleavedWriter, guided_prefixes
+from omniloom.models.unified.generation.draw import Watch, check_drawing, draw_visual, nothing
+from omniloom.models.unified.generation.interleaved import Drawing, InterleavedWriter, WatchText, guided_prefixes
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.positions import Grid
@@ -35,13 +35,20 @@ def seed_list(seeds: Seeds, count: int) -> list[int]:
 
 
 def generate_visual(
-    model: UnifiedModel, prefixes: Sequence[Document], grid_thw: Grid, visual: VisualSampling, seeds: Seeds = 0
+    model: UnifiedModel,
+    prefixes: Sequence[Document],
+    grid_thw: Grid,
+    visual: VisualSampling,
+    seeds: Seeds = 0,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Draw one segment behind each prefix (which does not hold the <boi> itself).
 
     grid_thw  (t, h, w) of the segment, any size
     visual    with objective and diffusion; of its size and number of frames `grid_thw` says what counts
     seeds     one a request, or an int that counts up
+    watch     is told of each step, with what is predicted for the finished segments,
+              (B, t h w, C) or codes (B, t h w)
     Returns normalised latents or pixels, float32 (B, t, h, w, C), or codes, int64 (B, t, h, w).
     """
     check_drawing(model.config, visual)
@@ -53,7 +60,7 @@ def generate_visual(
         return nothing(model.config, grid, visual)
     with torch.inference_mode():
         state, _ = GenerationState.prefill(model, guided_prefixes(prefixes, visual, model.config.specials))
-        values = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual)
+        values = draw_visual(state, [(seed, 0) for seed in seeds], grid, visual, watch)
     # A copy made here is a tensor like any other, which a caller may train on.
     return values.clone().reshape(len(prefixes), *grid, *values.shape[2:])
 
@@ -67,16 +74,18 @@ def generate_interleaved(
     *,
     stop_ids: Sequence[int] | None = None,
     seeds: Seeds = 0,
+    watch: WatchText | None = None,
 ) -> list[list[Segment]]:
     """Go on behind each prefix, text and pictures in turn: where the model writes <boi> or <bov> and `drawing` has
     the matching grid, the picture is drawn and the text goes on behind it.
 
     text      its max_new_tokens are of a request, pictures' frames apart
     stop_ids  end a request and are left out of its result; <eos> by default
+    watch     is told the requests as they stand behind each token; one whose `ended` it sets writes no more
     Returns, for each request, the segments behind its prefix; they can stand in a later prefix.
     """
     seeds = seed_list(seeds, len(prefixes))
-    return InterleavedWriter(model, prefixes, text, drawing, stop_ids, seeds).run() if prefixes else []
+    return InterleavedWriter(model, prefixes, text, drawing, stop_ids, seeds, watch).run() if prefixes else []
 
 
 def generate_text(

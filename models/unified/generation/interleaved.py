@@ -9,7 +9,7 @@ Shapes: R rows of the state, each of one request; D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,6 +97,9 @@ class Request:
         self.pictures += 1
 
 
+WatchText = Callable[[Sequence[Request]], None]
+
+
 class InterleavedWriter:
     """Writes behind all requests at once; see `models.unified.generation.generate.generate_interleaved`."""
 
@@ -108,9 +111,10 @@ class InterleavedWriter:
         drawing: Drawing,
         stop_ids: Sequence[int] | None,
         seeds: Sequence[int],
+        watch: WatchText | None = None,
     ):
         special = model.config.specials
-        self.model, self.text, self.drawing = model, text, drawing
+        self.model, self.text, self.drawing, self.watch = model, text, drawing, watch
         self.grids = drawing.grids(special)
         self.stops = set([special.eos] if stop_ids is None else stop_ids)
         specials = {special.pad, special.bos, special.boi, special.bov, special.eoi, special.eos}
@@ -132,6 +136,8 @@ class InterleavedWriter:
                 self.hidden_RD = self.state.feed_text(tokens, keep)
             for token, rows in openings.items():
                 self._draw(rows, self.grids[token])
+            if self.watch:
+                self.watch(self.requests)
             self._drop_ended()
             step += 1
         for request in self.requests:

@@ -155,7 +155,7 @@ def _beside(names: _Names, texts: Mapping[str, str]) -> Pairing | None:
         if suffix(path) in (".json", ".xml"):
             if (document := _document(path, text)) is not None:
                 documents[path], files[path] = document, whose
-        elif suffix(path) in _TEXTS and text.strip():
+        elif suffix(path) in _TEXTS and any(map(str.isalpha, text)):  # boxes of a detector say nothing
             files[path] = whose
             found.setdefault(whose, []).append(text.strip())
     rows = {path: flat(document) for path, document in documents.items() if isinstance(document, dict)}

@@ -1,0 +1,202 @@
+"""Batching over requests: who is computed with whom, and that nobody gets another answer by it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+from serving_cases import OBJECTIVES, Engine, small_model
+
+from omniloom.models.unified.generation.sampling import VisualSampling
+from omniloom.stages.serving.batching import Batcher
+from omniloom.stages.serving.jobs import Interim, Job, Made, Refused, Unavailable
+
+
+@pytest.fixture(scope="module")
+def loom():
+    return small_model()
+
+
+async def last(engine, job: Job) -> Made:
+    *_, made = [event async for event in engine(job)]
+    return made
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_each_gets_what_it_would_get_alone(loom, objective):
+    engine = Engine(loom)
+    prompts = ["seven", "a handwritten two moving left", "", "a handwritten seven " * 4]
+    shared = {"objective": objective, "num_steps": 5, "guidance_scale": 1.7}
+    asked = [Job("draw", prompts[at % 4] or "x", seed=at, sampling=shared) for at in range(10)]
+    asked.append(Job("draw", "other", seed=3, sampling={**shared, "num_steps": 2}))
+    asked.append(Job("text", "a handwritten", seed=3, sampling={"temperature": 0.9}))
+
+    async def all_at_once():
+        return await asyncio.gather(*(last(engine, job) for job in asked))
+
+    made = asyncio.run(all_at_once())
+    engine.batcher.close()
+    assert max(engine.batches) >= 9 and sum(engine.batches) == 12 and len(engine.batches) <= 4
+    for job, one in zip(asked[:11], made):
+        visual = VisualSampling(**job.sampling)
+        assert np.array_equal(one.parts[0], loom.text_to_image([job.prompt], visual, seeds=[job.seed])[0])
+    alone = Engine(loom)
+    assert asyncio.run(last(alone, asked[11])).parts == made[11].parts
+    alone.batcher.close()
+
+
+def test_interim_pictures_are_for_those_who_ask(loom):
+    engine = Engine(loom)
+    asked = [Job("draw", "two", seed=at, sampling={"num_steps": 6}, interim=at) for at in (0, 2, 5)]
+
+    async def all_at_once():
+        async def events(job):
+            return [event async for event in engine(job)]
+
+        return await asyncio.gather(*(events(job) for job in asked))
+
+    told = asyncio.run(all_at_once())
+    engine.batcher.close()
+    assert [[event.step for event in events if isinstance(event, Interim)] for events in told] == [
+        [],
+        [2, 4],
+        [1, 2, 3, 4, 5],
+    ]
+
+
+def test_what_a_model_cannot_do_is_refused_by_name(loom):
+    engine = Engine(loom)
+    with pytest.raises(Refused) as refused:
+        asyncio.run(last(engine, Job("draw", "x", sampling={"size": (15, 16)})))
+    assert refused.value.field == "size"
+    engine.batcher.close()
+
+
+class Recorder:
+    """Computes nothing, for a while."""
+
+    def __init__(self, seconds: float = 0.0, most: int = 4):
+        self.batches: list[list[str]] = []
+        self.seconds, self.gate = seconds, threading.Event()
+        self.gate.set()
+        self.batcher = Batcher(self.make, most)
+
+    def make(self, tickets):
+        self.batches.append([ticket.job.prompt for ticket in tickets])
+        self.gate.wait(10)
+        time.sleep(self.seconds)
+        for ticket in tickets:
+            ticket.tell(Made((ticket.job.prompt,), 1, 1))
+
+
+async def one(batcher: Batcher, prompt: str, **sampling) -> Made:
+    *_, made = [event async for event in batcher.run(Job("draw", prompt, sampling=sampling))]
+    return made
+
+
+def test_those_who_wait_are_computed_together_and_no_more_than_fit():
+    recorder = Recorder()
+
+    async def run():
+        recorder.gate.clear()
+        first = asyncio.create_task(one(recorder.batcher, "first"))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(one(recorder.batcher, f"{at}", steps=at % 2)) for at in range(12)]
+        await asyncio.sleep(0.05)
+        recorder.gate.set()
+        return await asyncio.gather(first, *others)
+
+    made = asyncio.run(run())
+    recorder.batcher.close()
+    assert [one.parts[0] for one in made] == ["first", *map(str, range(12))]
+    assert recorder.batches == [["first"], ["0", "2", "4", "6"], ["1", "3", "5", "7"], ["8", "10"], ["9", "11"]]
+
+
+def test_callers_who_ask_again_are_waited_for():
+    """Ten callers, each of whom asks again as soon as it is answered: no batches of one between those of nine."""
+    recorder = Recorder(seconds=0.1, most=16)
+
+    async def caller(name: str):
+        for _ in range(5):
+            await one(recorder.batcher, name)
+            await asyncio.sleep(0.01)
+
+    async def run():
+        await asyncio.gather(*(caller(str(at)) for at in range(10)))
+
+    asyncio.run(run())
+    recorder.batcher.close()
+    sizes = [len(batch) for batch in recorder.batches]
+    assert sum(sizes) == 50 and sizes[1:].count(10) >= 4 and len(sizes) <= 7, sizes
+
+
+def test_a_caller_alone_is_not_kept_waiting():
+    recorder = Recorder(seconds=0.2)
+
+    async def run():
+        began = time.monotonic()
+        for _ in range(3):
+            await one(recorder.batcher, "alone")
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 0.75
+    recorder.batcher.close()
+
+
+def test_those_who_have_gone_are_not_computed():
+    recorder = Recorder()
+
+    async def run():
+        recorder.gate.clear()
+        first = asyncio.create_task(one(recorder.batcher, "first"))
+        await asyncio.sleep(0.05)
+        gone, stays = (asyncio.create_task(one(recorder.batcher, name)) for name in ("gone", "stays"))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await asyncio.sleep(0.05)
+        recorder.gate.set()
+        await asyncio.gather(first, stays)
+
+    asyncio.run(run())
+    recorder.batcher.close()
+    assert recorder.batches == [["first"], ["stays"]]
+
+
+@pytest.mark.parametrize("task", ["draw", "text"])
+def test_a_batch_that_nobody_waits_for_ends_at_the_next_step(loom, task):
+    engine = Engine(loom)
+    sampling = {"num_steps": 100_000} if task == "draw" else {"max_new_tokens": 100_000, "temperature": 5.0}
+
+    async def run():
+        task_ = asyncio.create_task(last(engine, Job(task, "two", sampling=sampling)))
+        await asyncio.sleep(0.3)
+        task_.cancel()
+        began = time.monotonic()
+        await last(engine, Job("draw", "two", sampling={"num_steps": 1}))
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 5
+    engine.batcher.close()
+
+
+def test_a_failure_is_told_to_its_batch_alone():
+    def make(tickets):
+        if tickets[0].job.prompt == "bad":
+            raise RuntimeError("no")
+        for ticket in tickets:
+            ticket.tell(Made((), 1, 1))
+
+    batcher = Batcher(make, 4)
+
+    async def run():
+        with pytest.raises(RuntimeError, match="no"):
+            await one(batcher, "bad")
+        await one(batcher, "good")
+
+    asyncio.run(run())
+    batcher.close()
+    with pytest.raises(Unavailable):
+        asyncio.run(one(batcher, "late"))
