@@ -9,7 +9,7 @@ is taken to use 40% of it. Torch is not imported, and nothing is read but manife
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -260,10 +260,15 @@ def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
             parts.append(f"{f.cost:,.2f} {f.currency}")
         if parts:
             yield f"{name}: " + "; ".join(parts)
-    if seconds := sum(f.seconds or 0.0 for f in found.values()):
-        hours = {kind: sum(getattr(f, f"{kind}_hours") or 0.0 for f in found.values()) for kind in ("gpu", "cpu")}
+    yield from total(found.values())
+
+
+def total(found: Collection[Forecast]) -> Iterator[str]:
+    """What all take together, in words; nothing where of none it is known how long it takes."""
+    if seconds := sum(f.seconds or 0.0 for f in found):
+        hours = {kind: sum(getattr(f, f"{kind}_hours") or 0.0 for f in found) for kind in ("gpu", "cpu")}
         spent = [f"{value:.3g} {kind.upper()}-hours" for kind, value in hours.items() if value]
-        if costs := [(f.cost, f.currency) for f in found.values() if f.cost is not None]:
+        if costs := [(f.cost, f.currency) for f in found if f.cost is not None]:
             spent.append(f"{sum(cost for cost, _ in costs):,.2f} {costs[0][1]}")
         yield ", ".join([f"predicted: {duration(seconds)}", *spent])
 

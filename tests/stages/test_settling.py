@@ -179,6 +179,7 @@ def small(monkeypatch):
         (splits, "_BLOCK", 11),
         (settling, "_TOLD", 3),
         (spilled, "_HELD", 100),
+        (spilled, "_PART", 64),
         (spilled, "_ONCE", 50),
     ):
         monkeypatch.setattr(module, name, value)

@@ -107,7 +107,7 @@ class Bonds:
         pictures = compared.near_pictures("pictures", rows.pictures[self._shown], self._looks)
         clips = compared.near_pictures("clips", rows.pictures[self._clips], self._clip_looks)
         texts = compared.near_texts(self._texts)
-        twins = np.concatenate([nodes[rows.owner[self._clips[clips]]], self._texts.nodes[texts]]).astype(np.int64)
+        twins = np.concatenate([nodes[rows.owner[self._clips[clips]]], self._texts.nodes(texts)]).astype(np.int64)
         count, owner = len(nodes), rows.owner[~self._clip]
         in_document = rows.kind[owner] == _DOCUMENT
         held = np.bincount(self._numbers[in_document], minlength=len(self._shown))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-_TOGETHER = 1 << 21  # values that are sorted at once, about
+_TOGETHER = 1 << 24  # values that are sorted at once, about
 _BLOCK = 1 << 18  # rows that are worked on at once, so that what is made on the way stays in the cache
 _LEAST_BITS, _MOST_BITS = 12, 22  # of the table's places
 
@@ -76,7 +76,7 @@ def having(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The rows, rising, that have one of the wanted keys; uint32 or uint64, both."""
     wanted = np.sort(wanted)
     wanted = wanted[np.append(True, wanted[1:] != wanted[:-1])[: len(wanted)]]
-    bits = min(max(int(len(wanted)).bit_length() + 4, _LEAST_BITS), _MOST_BITS)
+    bits = min(max(int(len(wanted)).bit_length() + 7, _LEAST_BITS), _MOST_BITS)
     some = np.zeros(1 << bits, bool)
     some[_short(wanted, bits)] = True
     found = [np.empty(0, np.int64)]

@@ -7,6 +7,9 @@ duplicates for people, and counts.
 2. Each of those lies in the split that `stages.ingest.splitting.splits` gives it.
 3. Records of an item that is no more are dropped.
 
+Memory: some 70 bytes a record, of which 45 lie in temporary files that are mapped; 4 more for each thread while bands
+of sketches are looked up; and a few shards' keys. Of records that have duplicates or near twins what these are, too.
+
 All of it follows from the keys alone, whichever shards the records lie in: a corpus that has grown is settled as one
 that was read at once, and a pass that was killed is made again.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +36,7 @@ from omniloom.stages.ingest.splitting.bonds import Rows
 from omniloom.stages.ingest.splitting.columns import digits, ordered, repeats, whole
 from omniloom.stages.ingest.splitting.compared import Compared
 from omniloom.stages.ingest.splitting.keys import Corpus
+from omniloom.stages.ingest.splitting.spilled import Column
 from omniloom.stages.ingest.splitting.threads import side_by_side
 
 _COLUMNS = ("id", "kind", "source", "group", "pictures", "sketched", "captioned", "synthetic", "multipage")
@@ -97,7 +102,7 @@ def settle(corpus: Corpus, items: int, fractions: dict[str, float], earlier: Art
 
 def _read(corpus: Corpus) -> _Found:
     """Shard by shard, then brought into order: those of one item lie in one group of shards, in order."""
-    parts: dict[str, list[np.ndarray]] = {}
+    read: defaultdict[str, Column] = defaultdict(Column)
     strata: dict[tuple[str, str], int] = {}
     gone: dict[str, set[int]] = {}
     grouped = False
@@ -110,11 +115,11 @@ def _read(corpus: Corpus) -> _Found:
         part.columns["stratum"] = numbers[part.columns["stratum"]]
         grouped |= part.grouped
         for name, values in part.columns.items():
-            parts.setdefault(name, []).append(values)
+            read[name].append(values)
     if not grouped:
-        del parts["key"]
-    counts, pictures = np.concatenate(parts.pop("pictures_of")), np.concatenate(parts.pop("pictures"))
-    joined = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+        del read["key"]
+    joined = {name: column.array() for name, column in read.items()}
+    counts, pictures = joined.pop("pictures_of"), joined.pop("pictures")
     if not ordered(joined["place"]):
         order = np.argsort(joined["place"], kind="stable")
         firsts = (np.cumsum(counts, dtype=np.int64) - counts)[order]

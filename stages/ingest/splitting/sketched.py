@@ -19,8 +19,7 @@ Read = Callable[[str, int, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Texts:
-    """`shards`: the names of those in which texts begin, as they come. `nodes`: the group of each text, by number.
-    `order`: of each text its place in the sources."""
+    """`shards`: the names of those in which texts begin, as they come. `order`: of each text its first record."""
 
     def __init__(
         self,
@@ -31,26 +30,31 @@ class Texts:
         names: list[str],
         read: Read,
     ):
-        """`sketched`: the rows of records with a sketch, rising. Of all records are `nodes`, `ids`, uint64 (n, 2), and
-        `where`, the shard and the row there. `names`: of shards by number."""
-        self._ids, self._where, self._read = ids, where, read
+        """`sketched`: the rows of records with a sketch, rising. Of all records are `nodes`, what stands for their
+        groups, `ids`, uint64 (n, 2), and `where`, the shard and the row there. `names`: of shards by number."""
+        self._nodes, self._ids, self._where, self._read = nodes, ids, where, read
         own = nodes[sketched]
         if not ordered(own):
             order = np.argsort(own, kind="stable")
             sketched, own = sketched[order], own[order]
         new = np.ones(len(own), bool)
         np.not_equal(own[1:], own[:-1], out=new[1:])
-        self._members, self._starts = sketched, np.flatnonzero(new).astype(sketched.dtype)
-        self._counts = np.diff(self._starts, append=len(own)).astype(sketched.dtype)
-        shard = where[0][self._members[self._starts]]
+        self._members, self.order = sketched, sketched if new.all() else sketched[new]
+        self._several: tuple[np.ndarray, np.ndarray] | None = None  # where the records of each begin, and how many
+        if len(self.order) < len(sketched):
+            starts = np.flatnonzero(new)
+            self._several = starts, np.diff(starts, append=len(own))
+        shard = where[0][self.order]
         if not ordered(shard):
             order = np.argsort(shard, kind="stable")
-            self._starts, self._counts, shard = self._starts[order], self._counts[order], shard[order]
-        self.order = self._members[self._starts]
-        self.nodes = nodes[self.order]
+            self.order, shard = self.order[order], shard[order]
+            if self._several:
+                self._several = self._several[0][order], self._several[1][order]
+            else:
+                self._members = self.order
         numbers, self._firsts = np.unique(shard, return_index=True)
         self.shards = [names[number] for number in numbers.tolist()]
-        self.shape = (len(self._starts), SKETCH)
+        self.shape = (len(self.order), SKETCH)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -59,6 +63,10 @@ class Texts:
         """The texts that begin in a shard."""
         start, stop = [*self._firsts.tolist(), len(self)][segment : segment + 2]
         return np.arange(start, stop)
+
+    def nodes(self, texts: np.ndarray) -> np.ndarray:
+        """What stands for their groups."""
+        return self._nodes[self.order[texts]]
 
     def names(self, texts: np.ndarray) -> np.ndarray:
         """uint64 (n, 2): another one for another text."""
@@ -79,6 +87,8 @@ class Texts:
 
     def _of(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The records of these texts, one's after another, and where among them those of each begin."""
-        counts = self._counts[texts].astype(np.int64)
+        if not self._several:
+            return self._members[texts], np.arange(len(texts))
+        starts, counts = self._several[0][texts], self._several[1][texts]
         firsts = np.cumsum(counts) - counts
-        return self._members[np.repeat(self._starts[texts] - firsts, counts) + np.arange(counts.sum())], firsts
+        return self._members[np.repeat(starts - firsts, counts) + np.arange(counts.sum())], firsts

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 _HELD = 1 << 26  # bytes of an array that stays in memory
+_PART = 1 << 22  # bytes of a column that are held before they are written
 _ONCE = 1 << 30  # bytes that are asked of the system at once, at most
 
 
@@ -20,6 +21,39 @@ def scratch(shape: tuple[int, ...], dtype) -> np.ndarray:
     with tempfile.TemporaryFile() as file:
         file.truncate(math.prod(shape) * np.dtype(dtype).itemsize)
         return np.memmap(file, dtype, "r+", shape=shape)
+
+
+class Column:
+    """Rows of an array that are appended: many of them lie in a temporary file, which is gone with the array."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._bytes = 0  # of the parts
+        self._file: BinaryIO | None = None
+
+    def append(self, rows: np.ndarray) -> None:
+        """Of one type and shape."""
+        self._parts.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes > _PART:
+            self._write()
+
+    def array(self) -> np.ndarray:
+        """All rows; there is at least one part."""
+        if self._file is None:
+            return np.concatenate(self._parts)
+        kind, shape = self._parts[-1].dtype, self._parts[-1].shape[1:]
+        self._write()
+        width = kind.itemsize * math.prod(shape)
+        with self._file as file:
+            return np.asarray(np.memmap(file, kind, "r+", shape=(file.tell() // width, *shape)))
+
+    def _write(self) -> None:
+        self._file = self._file or tempfile.TemporaryFile()
+        for part in self._parts:
+            self._file.write(np.ascontiguousarray(part).data)
+        self._file.flush()
+        self._parts, self._bytes = [self._parts[-1][:0]], 0
 
 
 class Spilled:
