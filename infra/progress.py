@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,14 @@ _BOARD_SECONDS = 10.0  # for an answer of the board
 
 class ProgressBoard:
     """The latest state per stage: {"done", "total", "unit", "facts", "time"} or {"says", "time"}, or neither before the
-    first; and all "notes". "time" is when it was told, by a clock that nobody sets. Runs as a Ray actor or in-process.
+    first; and all "notes", and the "validations" since the stage's body was started: [step, {name: value}]. "time" is
+    when it was told, by a clock that nobody sets. Runs as a Ray actor or in-process.
     """
 
     def __init__(self):
         self._states: dict[str, dict] = {}
         self._notes: dict[str, list[str]] = {}
+        self._validations: dict[str, list[tuple[int, dict]]] = {}
         self._to_stop: dict[str, str] = {}
 
     def update(self, stage: str, state: dict) -> None:
@@ -35,6 +37,9 @@ class ProgressBoard:
 
     def note(self, stage: str, text: str) -> None:
         self._notes.setdefault(stage, []).append(text)
+
+    def measured(self, stage: str, step: int, figures: dict) -> None:
+        self._validations.setdefault(stage, []).append((step, figures))
 
     def ask_to_stop(self, stages: list[str], who: str = "the driver") -> None:
         """To the stages' workers: end, as soon as what is done is kept."""
@@ -49,8 +54,15 @@ class ProgressBoard:
         return self._to_stop.get(stage)
 
     def read(self) -> dict[str, dict]:
-        stages = [*self._states, *(stage for stage in self._notes if stage not in self._states)]
-        return {stage: {**self._states.get(stage, {}), "notes": self._notes.get(stage, [])} for stage in stages}
+        stages = dict.fromkeys([*self._states, *self._notes, *self._validations])
+        return {
+            stage: {
+                **self._states.get(stage, {}),
+                "notes": self._notes.get(stage, []),
+                "validations": self._validations.get(stage, []),
+            }
+            for stage in stages
+        }
 
 
 def start_board():
@@ -103,6 +115,12 @@ class Progress:
             return
         self._last = now
         self._send({"done": done, "total": total, "unit": unit, "facts": self._facts})
+
+    def measured(self, step: int, figures: Mapping[str, float]) -> None:
+        """What a validation of a training measured after a step."""
+        if self.board is not None:
+            method = self.board.measured
+            getattr(method, "remote", method)(self.stage, step, dict(figures))
 
     def ask_to_stop(self, who: str) -> None:
         """From the stage's body: its workers are to end, as soon as what is done is kept."""

@@ -43,12 +43,19 @@ def run(
     """Bring the pipeline of `config` (a file or a preset's name) up to date, as far as the selection says.
 
     `overrides` are `key=value` from the config's root; the selection is that of `omniloom run --only S | --from S |
-    --until S` and `--force S`. Gives the artifacts that are there at the end, by stage.
+    --until S` and `--force S`. Gives the artifacts that are there at the end, by stage; of a config with a sweep those
+    of the best trial.
     """
     from omniloom.pipelines.display import Display
     from omniloom.pipelines.runner import run as execute
 
-    made = make_plan(load_config(str(config), list(overrides), files=True), Selection(only, from_, until, tuple(force)))
+    loaded, selection = load_config(str(config), list(overrides), files=True), Selection(only, from_, until, (*force,))
+    if loaded.sweep:
+        from omniloom.pipelines.sweeps.command import run as run_sweep
+
+        best = run_sweep(str(config), list(overrides), loaded, selection)
+        return {planned.name: planned.artifact for planned in best.stages if planned.artifact} if best else {}
+    made = make_plan(loaded, selection)
     execute(made, Display())
     return {planned.name: planned.artifact for planned in made.stages if planned.artifact}
 

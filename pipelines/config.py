@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ from omniloom.pipelines.origin import Origin
 from omniloom.pipelines.paths import make_absolute
 from omniloom.pipelines.preset_files import PRESETS, preset_names
 from omniloom.pipelines.prices import PricesConfig
+from omniloom.pipelines.sweeps.config import SweepConfig
+from omniloom.pipelines.sweeps.fields import flat, nested
 from omniloom.stages.base import Stage
 
 
@@ -78,6 +81,8 @@ class PipelineConfig(BaseModel):
     """The Ray cluster that runs."""
     prices: PricesConfig = Field(default_factory=PricesConfig)
     """What the machines cost, for `plan` to tell of a pipeline."""
+    sweep: SweepConfig | None = None
+    """Trials: the pipeline once for each of several values of its fields. null: the pipeline as it stands."""
     pins: dict[str, str] = Field(default_factory=dict)
     """Stage -> URI of a finished artifact that stands in for what the stage would make."""
     stages: StagesConfig
@@ -131,13 +136,16 @@ def load(path: str, overrides: tuple[str, ...] | list[str] = (), files: bool = F
 
 def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
     """The config as plain literals: overrides applied, interpolations resolved, not yet checked."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    return draft(path, overrides).values()
+
+
+def draft(path: str, overrides: tuple[str, ...] | list[str] = ()) -> Draft:
+    """The config with overrides applied, its interpolations still open."""
+    from omegaconf.errors import OmegaConfBaseException
 
     file = find(path)
-    config = _read(file)
+    found = Draft(str(file), _read(file))
     errors: list[InputError] = []
-    left_out: set[str] = set()  # stages that are null by an override: what others take over from them stays known
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -145,34 +153,55 @@ def raw(path: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
             errors.append(InputError(says, field=override, file=str(file)))
             continue
         try:
-            given = _override_value(key, value)
-            left_out.discard(".".join(key.split(".")[:2]))
-            if given is None and re.fullmatch(r"stages\.\w+", key):
-                left_out.add(key)
-                continue
-            # A mapping goes into the one that is there, but an empty one empties it, and one of another kind, which
-            # has other keys, replaces it.
-            old = OmegaConf.select(config, key)
-            mappings = isinstance(given, dict) and OmegaConf.is_dict(old)
-            merge = mappings and given != {} and not _of_another_kind(old, given, key)
-            OmegaConf.update(config, key, given, merge=merge, force_add=True)
+            found.put(key, _override_value(key, value))
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, IndexError, TypeError) as error:
             shown = secrets.redact_override(override)
             why = "" if shown.endswith(secrets.MASK) else f": {_one_line(error)}"  # YAML's errors quote the value
             errors.append(InputError(f"override {shown!r}{why}", field=key, file=str(file)))
     if errors:
         raise together(errors)
-    try:
-        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        if left_out:
-            values["stages"] = (values.get("stages") or {}) | {key.split(".")[1]: None for key in left_out}
-        return values
-    except MissingMandatoryValue:
-        needed = _needed(OmegaConf.to_container(config, resolve=False))
-        says = "needs a value; pass it as {}=..."
-        raise together(InputError(says.format(key), field=key, file=str(file)) for key in needed) from None
-    except OmegaConfBaseException as error:
-        raise InputError(_one_line(error), field=getattr(error, "full_key", None), file=str(file)) from None
+    return found
+
+
+@dataclass
+class Draft:
+    """A config whose interpolations are still open, so that what refers to a value follows it."""
+
+    file: str
+    config: Any  # of OmegaConf
+    left_out: set[str] = field(default_factory=set)  # stages that are null: what others take over from them stays known
+
+    def put(self, key: str, given: Any, whole: bool = False) -> None:
+        """Set a value by its path. A mapping goes into the one that is there, but an empty one empties it, and one of
+        another kind, which has other keys, replaces it, as each does that is a `whole`."""
+        from omegaconf import OmegaConf
+
+        self.left_out.discard(".".join(key.split(".")[:2]))
+        if given is None and re.fullmatch(r"stages\.\w+", key):
+            self.left_out.add(key)
+            return
+        old = OmegaConf.select(self.config, key)
+        mappings = isinstance(given, dict) and OmegaConf.is_dict(old)
+        whole = whole or key.startswith("sweep.fields.")
+        merge = mappings and given != {} and not whole and not _of_another_kind(old, given, key)
+        OmegaConf.update(self.config, key, given, merge=merge, force_add=True)
+
+    def values(self) -> dict:
+        """Plain literals, interpolations resolved."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+        try:
+            values: Any = OmegaConf.to_container(self.config, resolve=True, throw_on_missing=True)
+            if self.left_out:
+                values["stages"] = (values.get("stages") or {}) | {key.split(".")[1]: None for key in self.left_out}
+            return flat(values)
+        except MissingMandatoryValue:
+            needed = _needed(OmegaConf.to_container(self.config, resolve=False))
+            says = "needs a value; pass it as {}=..."
+            raise together(InputError(says.format(key), field=key, file=self.file) for key in needed) from None
+        except OmegaConfBaseException as error:
+            raise InputError(_one_line(error), field=getattr(error, "full_key", None), file=self.file) from None
 
 
 def _needed(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -221,7 +250,7 @@ def _read(file: Path):
         raise InputError(f"is not readable YAML: {_one_line(error)}", file=str(file)) from None
     if not isinstance(values, dict):
         raise InputError("expected a mapping at the top", file=str(file))
-    return OmegaConf.create(values)
+    return OmegaConf.create(nested(values))
 
 
 def find(path: str) -> Path:
@@ -258,8 +287,12 @@ def validate(
 ) -> PipelineConfig:
     """The checked config, its paths absolute. `file` and the `overridden` keys are what errors point to; with `files`
     an error tells too what is not there of the outside files of those stages that can be read."""
+    return checked(values, Origin.of(file, overridden), files)
+
+
+def checked(values: dict, origin: Origin, files: bool = False) -> PipelineConfig:
+    """As `validate`, of values that come from `origin`."""
     _hide_secrets(values)  # first: errors quote what clients and checks say of the values
-    origin = Origin.of(file, overridden)
     errors: list[InputError] = [
         InputError("expected a number, got true or false", field=path)
         for path in schema.booleans_for_numbers(PipelineConfig, values)

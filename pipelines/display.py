@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from omniloom.pipelines.failures import Pruned
 from omniloom.pipelines.remaining import Remaining
 from omniloom.pipelines.runlog import RunLog
 from omniloom.pipelines.tables import shown_metrics
@@ -87,7 +88,8 @@ class Display:
         self._end(Event("done", words, stage, fields={"seconds": seconds, "metrics": figures}))
 
     def fail(self, stage: str, error: Exception) -> None:
-        self._end(Event("failed", "failed", stage, "error", {"error": str(error)}))
+        how = "pruned" if isinstance(error, Pruned) else "failed"
+        self._end(Event("failed", how, stage, "error" if how == "failed" else "info", {"error": str(error)}))
 
     def skip(self, stages: Iterable[str]) -> None:
         """These need not run any more."""

@@ -12,6 +12,10 @@ class StageFailed(OmniLoomError):
     """A stage's body raised, or what it ran on died; `__cause__` is what Ray raised."""
 
 
+class Pruned(OmniLoomError):
+    """A trial of a sweep was ended on purpose, as its validations are behind others'. Its checkpoint is kept."""
+
+
 def told(stage: str, error: Exception) -> OmniLoomError:
     """What the user is told of a stage that died of `error`, raised in the driver. A field that a stage names is one of
     its own config; what is told names it from the root of the pipeline's."""

@@ -48,7 +48,7 @@ _CLOSING = "omniloom.closing_seconds"
 _STOP_SECONDS = 15.0  # for Ray, beside those
 # Lines of Ray in a job's log.
 _OF_THE_MANAGER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO job_manager\.py:\d+ -- ")
-_PROGRESS = re.compile(r"^\d\d:\d\d:\d\d (\w+: .+)$", re.MULTILINE)  # of pipelines.display
+_PROGRESS = re.compile(r"^\d\d:\d\d:\d\d ((?:\d+/)?\w+: .+)$", re.MULTILINE)  # of pipelines.display
 _GONE = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -150,9 +150,23 @@ def pack(config: str, overrides: Sequence[str], folder: Path) -> str:
     target = folder / "config" / find(config).name
     target.parent.mkdir()
     values = raw(config, list(overrides))
+    _check_sweep(config, values)
     shipped_values = with_absolute_paths(values, validate(values, str(find(config))))
     target.write_text(yaml_dialect.dump(shipped_values), encoding="utf-8")
     return target.relative_to(folder).as_posix()
+
+
+def _check_sweep(config: str, values: dict) -> None:
+    """InputError where a sweep changes what other fields refer to: what is shipped has references filled in."""
+    text = find(config).read_text(encoding="utf-8")
+    for path in (values.get("sweep") or {}).get("fields", ()):
+        if re.search(r"\$\{\s*" + re.escape(path) + r"[}.\[]", text):
+            raise InputError(
+                f"is referred to as ${{{path}}}, and a job's config has references filled in; name the fields that "
+                "refer to it in sweep.fields, or run the sweep from a machine of the cluster",
+                field=f"sweep.fields.{path}",
+                file=str(config),
+            )
 
 
 def check_room(address: str, config: PipelineConfig, names: Sequence[str]) -> None:

@@ -15,11 +15,14 @@ from omniloom.infra.errors import InputError, together
 
 @dataclass(frozen=True)
 class Origin:
-    """`lines` maps a path of keys to its line in `file`; `overridden` are the keys of the overrides."""
+    """`lines` maps a path of keys to its line in `file`; `overridden` are the keys of the overrides. `trial` says which
+    trial of a sweep the config is, with its values; `swept` are the fields that it has them of."""
 
     file: str
     lines: dict[tuple[str, ...], int]
     overridden: tuple[str, ...] = ()
+    trial: str = ""
+    swept: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, file: str, overridden: Iterable[str] = ()) -> Origin:
@@ -32,8 +35,7 @@ class Origin:
         return None if self._overrides(path) else next((line for line in around if line), None)
 
     def _overrides(self, path: Sequence[str]) -> bool:
-        field = ".".join(path)
-        return any(f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in self.overridden)
+        return _covers(self.overridden, path)
 
     def placed(self, error: InputError) -> InputError:
         """The error about a field of the config, with this file and, in its message, the line, or that an override set
@@ -43,9 +45,18 @@ class Origin:
         if not error.field or error.file == self.file:
             return error
         message, path = f"{error.file}: {error.message}" if error.file else error.message, error.field.split(".")
+        if self.trial:
+            line = self.line(["sweep", "fields", *path] if _covers(self.swept, path) else path)
+            return type(error)(f"{message} ({self.trial})", field=error.field, file=self.file, line=line)
         line = self.line(path)
         said = " (from an override)" if self._overrides(path) else f" (line {line})" if line else ""
         return type(error)(message + said, field=error.field, file=self.file, line=line)
+
+
+def _covers(keys: Iterable[str], path: Sequence[str]) -> bool:
+    """Whether one of the keys is that of the place, or of one around it or in it."""
+    field = ".".join(path)
+    return any(f"{field}.".startswith(f"{key}.") or key.startswith(f"{field}.") for key in keys)
 
 
 def _line_numbers(file: str) -> dict[tuple[str, ...], int]:
@@ -56,8 +67,9 @@ def _line_numbers(file: str) -> dict[tuple[str, ...], int]:
         lines[path] = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                walk(value, (*path, str(key.value)))
-                lines[(*path, str(key.value))] = key.start_mark.line + 1
+                inside = (*path, *str(key.value).split("."))  # of a key with dots too, as fields of errors have it
+                walk(value, inside)
+                lines[inside] = key.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 walk(item, (*path, str(index)))

@@ -26,6 +26,9 @@ from omniloom.pipelines.selection import Selection
 from omniloom.stages.base import Stage
 from omniloom.stages.ingest.increments import growth
 
+# By a stage and its config, the listing of its sources and what the plan says of it; each is made once.
+Listings = dict[tuple[str, str], tuple[Sequence[Mapping] | None, dict | None]]
+
 
 @dataclass
 class Plan:
@@ -37,6 +40,7 @@ class Plan:
     selected: set[str]
     done: set[str] = field(default_factory=set)  # executed by this run
     contents: dict[str, dict] = field(default_factory=dict)  # of outside paths, each read once
+    listings: Listings = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # of what the corpus holds too little, of what might go on
 
     def completed(self, name: str, artifact: Artifact) -> None:
@@ -154,14 +158,15 @@ class Plan:
         )
 
 
-def make_plan(config: PipelineConfig, selection: Selection = Selection()) -> Plan:
+def make_plan(config: PipelineConfig, selection: Selection = Selection(), beside: Plan | None = None) -> Plan:
     """The plan for a config and a selection. Raises InputError where sources, storage or pins cannot be used, and where
-    stages do not fit each other, their outside files or the corpus."""
+    stages do not fit each other, their outside files or the corpus. What a plan `beside` has looked up of sources and
+    outside files is not looked up again."""
     with naming(config):
-        return _make_plan(config, selection)
+        return _make_plan(config, selection, beside)
 
 
-def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
+def _make_plan(config: PipelineConfig, selection: Selection, beside: Plan | None) -> Plan:
     store = ArtifactStore(config.storage)
     try:
         storage.exists(config.storage)
@@ -174,6 +179,8 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
         if name == selection.only or name in selection.force:
             raise InputError(f"{name} is pinned and cannot run", field=f"pins.{name}")
     plan = Plan(config, store, [], selection, pipeline, selected)
+    if beside:
+        plan.contents, plan.listings = beside.contents, beside.listings
     errors: list[InputError] = []
     unknown: set[str] = set()
     for stage in pipeline.stages:
@@ -197,10 +204,13 @@ def _make_plan(config: PipelineConfig, selection: Selection) -> Plan:
 
 def _look(stage: Stage, plan: Plan) -> PlannedStage:
     """The stage with what lies outside: its sources, and the files that its config names."""
-    config, files, outside = getattr(plan.config.stages, stage.name), None, {}
+    config, files, sources, outside = getattr(plan.config.stages, stage.name), None, None, {}
     if config is not None and not plan.graph.missing(stage):
-        files, outside = _listing(stage, config), outside_contents(config, plan.contents)
-    sources = _facts(files) if files else None
+        key = stage.name, repr(config)
+        if key not in plan.listings:
+            found = _listing(stage, config)
+            plan.listings[key] = found, _facts(found) if found else None
+        (files, sources), outside = plan.listings[key], outside_contents(config, plan.contents)
     return PlannedStage(stage, config, plan.graph.inputs[stage.name], "", "", None, sources, outside, listing=files)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from omniloom.infra import owner, storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
+from omniloom.pipelines.failures import Pruned
 
 _RENEWAL_SECONDS = 60.0
 _STALE_SECONDS = 600.0  # not renewed for so long, a run of another machine counts as dead
@@ -71,7 +72,8 @@ class Record:
                 self._write()
 
     def __exit__(self, kind: type | None, *rest) -> None:
-        status = "finished" if kind is None else "killed" if issubclass(kind, KeyboardInterrupt) else "failed"
+        ended = kind is not None and issubclass(kind, KeyboardInterrupt | Pruned)
+        status = "finished" if kind is None else "killed" if ended else "failed"
         self._content |= {"status": status, "ended": _now()}
         with contextlib.suppress(*([Exception] if kind else [])):  # what ended the run is what is to be told
             self._write()

@@ -11,8 +11,9 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,9 +33,9 @@ from omniloom.infra.waiting import answer
 from omniloom.pipelines import continuing, installed, kept, predecessors, room, run_card
 from omniloom.pipelines.ahead import Ahead
 from omniloom.pipelines.bodies import Bodies
-from omniloom.pipelines.config import placed
+from omniloom.pipelines.config import PipelineConfig, placed
 from omniloom.pipelines.display import Display
-from omniloom.pipelines.failures import told
+from omniloom.pipelines.failures import Pruned, told
 from omniloom.pipelines.fingerprint import canonical
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.planned import PlannedStage
@@ -47,16 +48,31 @@ _SHOWN_BY_PARENT = ("evaluation",)  # what the run as a whole is judged by: its 
 _PACKAGES = ("omniloom", "torch", "ray", "deepspeed", "mlflow", "pyarrow", "av", "pillow", "tokenizers")
 
 
-def run(plan: Plan, display: Display) -> None:
-    """Bring the plan's selection up to date. Raises InputError (nothing was started) or StageFailed."""
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run has from the sweep that it is a trial of: the cluster, the sweep's MLflow run, its own title and tags;
+    `stop`, set where the sweep is to end; `judge`, which is given what the board says and gives the trainings that are
+    to be pruned, with why."""
+
+    cluster: cluster.Cluster
+    parent: RunHandle
+    title: str
+    tags: Mapping[str, str]
+    stop: threading.Event
+    judge: Callable[[Mapping[str, Mapping]], Mapping[str, str]]
+
+
+def run(plan: Plan, display: Display, around: Surroundings | None = None) -> None:
+    """Bring the plan's selection up to date. Raises InputError (nothing was started) or StageFailed; of a trial also
+    Pruned. Trials leave open what the pipeline used last: the sweep says so at its end (`use`)."""
     _check_blocked(plan)
     if not plan.to_execute:
-        for planned in plan.stages:
-            if planned.artifact and planned.name not in plan.config.pins:
-                plan.store.set_last_used(plan.config.name, planned.artifact)
+        if not around:
+            use(plan)
         return
     settings = resolve_tracking(plan.config.tracking, plan.config.storage)  # InputError before anything is started
-    with _connection(plan) as connect, display:
+    names, given = [planned.name for planned in plan.to_execute], around.cluster if around else None
+    with connection(plan.config, names, given) as connect, display:
         with (
             Record(plan.config.storage, plan.config.name, plan.artifacts) as record,
             RunLog(plan.store.root, record.id) as log,
@@ -72,32 +88,42 @@ def run(plan: Plan, display: Display) -> None:
             _check_blocked(plan)
             for text in plan.warnings:
                 display.note(text, level="warning")
-            display.note("starting Ray")
-            _Run(plan, display, connect(), settings, record, log).execute()
+            if not around:
+                display.note("starting Ray")
+            _Run(plan, display, connect(), settings, record, log, around).execute()
+
+
+def use(plan: Plan) -> None:
+    """Note down the plan's artifacts as those that the pipeline used last."""
+    for planned in plan.stages:
+        if planned.artifact and planned.name not in plan.config.pins:
+            plan.store.set_last_used(plan.config.name, planned.artifact)
 
 
 @contextlib.contextmanager
-def _connection(plan: Plan) -> Iterator[Callable[[], cluster.Cluster]]:
-    """What connects to Ray. InputError where this machine, or the cluster, which is asked before anything is written,
-    has too little room or other extensions. A Ray that the caller had before this run is the caller's to end."""
-    names = [planned.name for planned in plan.to_execute]
+def connection(
+    config: PipelineConfig, names: Sequence[str], given: cluster.Cluster | None = None
+) -> Iterator[Callable[[], cluster.Cluster]]:
+    """What connects to Ray, or to the cluster that is `given`, for the stages of these names. InputError where this
+    machine, or the cluster, which is asked before anything is written, has too little room or other extensions. A Ray
+    that the caller had before is the caller's to end."""
     opened: list[cluster.Cluster] = []
 
     def connect() -> cluster.Cluster:
         if not opened:
-            opened.append(cluster.connect_to(plan.config.cluster))
-            room.check(plan.config, names, opened[0].nodes)  # in a container Ray counts fewer CPUs than the machine
-            installed.check(plan.config)
+            opened.append(given or cluster.connect_to(config.cluster))
+            room.check(config, names, opened[0].nodes)  # in a container Ray counts fewer CPUs than the machine
+            installed.check(config)
         return opened[0]
 
     try:
-        if cluster.starts_here(plan.config.cluster):
-            room.check(plan.config, names)
+        if given is None and cluster.starts_here(config.cluster):
+            room.check(config, names)
         else:
             connect()
         yield connect
     finally:
-        if opened and opened[0].opened:
+        if opened and opened[0].opened and given is None:
             cluster.shutdown()
 
 
@@ -118,7 +144,9 @@ class _Run:
         settings: TrackingSettings,
         record: Record,
         log: RunLog,
+        around: Surroundings | None = None,
     ):
+        self.around, self.pruned = around, dict[str, str]()  # by stage, why
         self.plan, self.display, self.store, self.settings, self.record = plan, display, plan.store, settings, record
         self.log = log
         self.board = start_board()
@@ -134,16 +162,24 @@ class _Run:
         self.parent = Tracker(self.settings).start_pipeline(
             self.plan.config.name,
             self.plan.config.model_dump(mode="json"),
-            {"omniloom.run": self.record.id, "omniloom.log": self.log.uri, **run_card.tags(self.plan, revision())},
-            run_card.title(self.plan),
+            {
+                "omniloom.run": self.record.id,
+                "omniloom.log": self.log.uri,
+                **run_card.tags(self.plan, revision()),
+                **(self.around.tags if self.around else {}),
+            },
+            self.around.title if self.around else run_card.title(self.plan),
+            self.around.parent if self.around else None,
         )
         status = "FAILED"
         try:
             self._schedule()
             self._describe(why, differs)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Pruned) as ended:
             status = "KILLED"
+            if isinstance(ended, Pruned):
+                self.parent.set_tags({"omniloom.pruned": str(ended)})
             raise
         finally:
             self.display.page = self.parent.url(2.0)  # while its journal is there to tell
@@ -174,6 +210,7 @@ class _Run:
                     break
                 finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 states = self._show_progress()
+                self._heed_sweep(states)
                 if failure is None:
                     self.ahead.look((planned.name for planned in running.values()), states)
                 self.record.renew()
@@ -188,16 +225,28 @@ class _Run:
             pool.shutdown(wait=False, cancel_futures=True)
         if failure:
             raise failure
-        for planned in self.plan.stages:
-            if planned.artifact and planned.name not in self.plan.done and planned.name not in self.plan.config.pins:
-                self.store.set_last_used(self.plan.config.name, planned.artifact)
+        if not self.around:
+            use(self.plan)
+
+    def _heed_sweep(self, states: dict[str, dict]) -> None:
+        """End as a whole, or a training, where the sweep around wants it."""
+        if self.around is None:
+            return
+        if self.around.stop.is_set():
+            raise KeyboardInterrupt
+        for name, why in self.around.judge(states).items():
+            if name not in self.pruned:
+                self.pruned[name] = why
+                self.display.note(f"is pruned: {why}; its checkpoint is kept", name)
+            self.board.ask_to_stop.remote([name], f"the sweep: {why}")  # each time: another process may have taken over
 
     def _settle(self, planned: PlannedStage, future: Future) -> Exception | None:
         """Note how a stage ended; the error, where it failed."""
         try:
             artifact = future.result()
         except Exception as error:
-            self.record.stage(planned.name, status="failed", error=str(error))
+            status = "pruned" if isinstance(error, Pruned) else "failed"
+            self.record.stage(planned.name, status=status, error=str(error))
             self.display.fail(planned.name, error)
             return error
         known, waiting = self.plan.warnings, [other.name for other in self.plan.to_execute if other != planned]
@@ -275,6 +324,8 @@ class _Run:
                     storage.remove(work)
                 return self._adopt(planned, self._execute(planned, work, lease))
         except Exception as error:
+            if planned.name in self.pruned:
+                raise Pruned(self.pruned[planned.name]) from error
             failure = told(planned.name, error)
             raise (placed(self.plan.config, failure) if isinstance(failure, InputError) else failure) from error
 
@@ -283,7 +334,8 @@ class _Run:
         self.display.note(f"another run ({by}) makes it; waiting", planned.name)
 
     def _adopt(self, planned: PlannedStage, artifact: Artifact) -> Artifact:
-        self.store.set_last_used(self.plan.config.name, artifact)
+        if not self.around:
+            self.store.set_last_used(self.plan.config.name, artifact)
         return artifact
 
     def _execute(self, planned: PlannedStage, work: str, lease: Lease) -> Artifact:
@@ -357,7 +409,7 @@ class _Run:
             status = "FINISHED"
             return artifact
         except Exception as error:
-            if self.interrupted.is_set():
+            if self.interrupted.is_set() or planned.name in self.pruned:
                 status = "KILLED"
             else:
                 tracker.log_text(str(error), "error.txt")

@@ -102,6 +102,10 @@ class View(Protocol):
         counts. `ended`: a stage has just ended."""
         ...
 
+    def drop(self, stage: str) -> None:
+        """Nothing more will be told of the stage."""
+        ...
+
     def last(self, event: Event) -> None:
         """A last word: a `result` goes to standard output, where there is no machine that reads."""
         ...
@@ -151,6 +155,9 @@ class Lines:
     def overall(self, done: int, stages: int, left: float | None, ended: bool) -> None:
         if ended and left is not None and done < stages:
             self._print(f"{time.strftime('%H:%M:%S')} {of_all(done, stages, left)}")
+
+    def drop(self, stage: str) -> None:
+        pass
 
     def last(self, event: Event) -> None:
         _print_last(event)
@@ -206,6 +213,9 @@ class Bars:
 
     def overall(self, done: int, stages: int, left: float | None, ended: bool) -> None:
         self._rows.overall(done, stages, Text(of_all(done, stages, left)))
+
+    def drop(self, stage: str) -> None:
+        self._rows.remove_task(self._tasks.pop(stage))
 
     def last(self, event: Event) -> None:
         _print_last(event)
@@ -285,6 +295,9 @@ class JsonLines:
             fields = {"done": done, "stages": stages} | ({} if left is None else {"seconds_left": round(left, 1)})
             self.tell(Event("overall", of_all(done, stages, left), fields=fields))
 
+    def drop(self, stage: str) -> None:
+        pass
+
     def last(self, event: Event) -> None:
         self.tell(event)
 
@@ -321,6 +334,9 @@ class Errors:
         pass
 
     def overall(self, done: int, stages: int, left: float | None, ended: bool) -> None:
+        pass
+
+    def drop(self, stage: str) -> None:
         pass
 
     def last(self, event: Event) -> None:

@@ -25,7 +25,7 @@ FORBIDDEN = {
 # model's wrapper runs.
 OPTIONAL = {
     *("pynvml", "transfusion_pytorch", "datatrove", "py3langid", "lance", "lmms_eval"),
-    *("fastapi", "starlette", "gradio"),
+    *("fastapi", "starlette", "gradio", "optuna"),
 }
 # Rooms of stages/ that stages share: they know of no stage.
 SHARED = {"data", "checkpoints", "reporting", "inference"}

@@ -282,11 +282,17 @@ class Tracker:
         self.settings = settings
 
     def start_pipeline(
-        self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None, title: str | None = None
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, Any] | None = None,
+        title: str | None = None,
+        below: RunHandle | None = None,
     ) -> RunHandle:
         """The parent run of the pipeline `name`, with the whole config as parameters and as the file `config.json`;
-        secrets are left out. `title` is what the run is called, by default as the pipeline."""
-        run = _start(self.settings, title or name, name, None, tags or {})
+        secrets are left out. `title` is what the run is called, by default as the pipeline; `below` is the sweep's run
+        that it is a trial of."""
+        run = _start(self.settings, title or name, name, below.key if below else None, tags or {})
         run.log_params(config)
         run.log_text(_indented(config), "config.json")
         return run

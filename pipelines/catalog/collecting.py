@@ -4,6 +4,7 @@ bytes, and why what stays does.
 An artifact stays where one of these uses it, or something that stays was made with it (`lineage.links`):
     a pipeline      the last run of each pipeline of the storage, by `pipelines/NAME/STAGE.json`
     a run           one that is under way
+    a sweep         those of its trials, by `sweeps/PIPELINE/ID/sweep.json`
     a pin           of the config that names the place
     a model         a registered version, whatever its aliases
     unfinished work a stage that was interrupted goes on from its inputs
@@ -31,6 +32,7 @@ from omniloom.pipelines import record
 from omniloom.pipelines.catalog.lineage import Key, ancestors, registered
 from omniloom.pipelines.catalog.listing import size, used_by
 from omniloom.pipelines.catalog.places import Place
+from omniloom.pipelines.sweeps import folder as sweeps
 from omniloom.stages.train import ledger
 
 GRACE_DAYS = 1.0
@@ -98,6 +100,8 @@ def _roots(where: Place, known: dict[Key, Artifact]) -> Iterator[tuple[Key, str]
         yield key, f"the pipeline {' and '.join(pipelines)} used it last"
     for key, run in _under_way(where):
         yield key, f"the run {run} uses it"
+    for key, folder in sweeps.used(where.root):
+        yield key, f"the sweep in {folder} compares it; without that folder it can go"
     for stage, fingerprint in where.pins().items():
         yield (stage, fingerprint), "it is pinned"
     for key, model in _models(where, known):
@@ -180,7 +184,8 @@ def _drop(where: Place, found: Artifact) -> bool:
     key = (found.stage, found.fingerprint)
 
     def in_use() -> bool:
-        return key in used_by(where.root) or any(key == used for used, _ in _under_way(where))
+        compared = any(key == used for used, _ in sweeps.used(where.root))
+        return compared or key in used_by(where.root) or any(key == used for used, _ in _under_way(where))
 
     lease = storage.join(where.root, "leases", found.stage, f"{found.fingerprint}.json")
     with Lease(lease).at_once() as ours:  # else somebody makes it again at this moment

@@ -20,6 +20,7 @@ from omniloom.pipelines.options import selection_options
 from omniloom.pipelines.selection import Selection
 
 if TYPE_CHECKING:
+    from omniloom.pipelines.config import PipelineConfig
     from omniloom.pipelines.views import View
 
 
@@ -27,10 +28,19 @@ if TYPE_CHECKING:
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, *, selection: Selection) -> None:
     """Show what is cached, what would run, and why.
 
-    Starts nothing and writes nothing. Where cluster.address is given and answers, exit code 2 where its nodes have too
-    few CPUs, GPUs or too little memory for what would run.
+    Starts nothing and writes nothing. Of a config with a sweep: its trials, and what they share. Where cluster.address
+    is given and answers, exit code 2 where its nodes have too few CPUs, GPUs or too little memory for what would run.
     """
-    made = planned(config, overrides, selection)
+    from omniloom.pipelines.config import load
+    from omniloom.pipelines.plan import make_plan
+
+    loaded = load(config, overrides or [], files=True)
+    if loaded.sweep:
+        from omniloom.pipelines.sweeps.command import print_plan
+
+        print_plan(config, overrides or [], loaded, selection, as_json)
+        return
+    made = make_plan(loaded, selection)
     from omniloom.pipelines import forecast, room
 
     attached, nodes = room.check_attached(made.config, [s.name for s in made.to_execute])
@@ -65,7 +75,7 @@ def run(
 ) -> None:
     """Run what the plan says.
 
-    On this machine's own Ray, or on the cluster at cluster.address.
+    On this machine's own Ray, or on the cluster at cluster.address. Of a config with a sweep all trials.
     """
     from omniloom.pipelines.views import chosen
 
@@ -96,7 +106,14 @@ def _told_as_event(error: BaseException, view: View) -> int:
 def bring_up(config: str, overrides: list[str] | None, selection: Selection, view: View | None = None) -> None:
     """Plan, run, and say how it ended. `view`: by default as this terminal has it."""
     with signals.interruptible():
-        made = planned(config, overrides, selection)
+        from omniloom.pipelines.config import load
+        from omniloom.pipelines.plan import make_plan
+
+        loaded = load(config, overrides or [], files=True)
+        if loaded.sweep:
+            _run_sweep(config, overrides or [], loaded, selection, view)
+            return
+        made = make_plan(loaded, selection)
         from omniloom.infra.cluster import settle
         from omniloom.pipelines.config import naming
         from omniloom.pipelines.display import Display
@@ -127,6 +144,24 @@ def bring_up(config: str, overrides: list[str] | None, selection: Selection, vie
                 "MLflow: "
                 + (display.page if served else f"omniloom ui {config}, then http://127.0.0.1:{UI_PORT}{display.page}"),
             )
+
+
+def _run_sweep(
+    config: str, overrides: list[str], loaded: PipelineConfig, selection: Selection, view: View | None
+) -> None:
+    from omniloom.infra.cluster import settle
+    from omniloom.pipelines.display import Display
+    from omniloom.pipelines.sweeps import command
+
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # this is a job; every path is absolute by now but the file's own
+        config = os.path.abspath(config)
+        settle()
+    try:
+        command.run(config, overrides, loaded, selection, view)
+    except (KeyboardInterrupt, OmniLoomError) as error:
+        if line := _goes_on(error, config, overrides, selection):
+            Display(view).last("again", line)
+        raise
 
 
 def _goes_on(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ class Share:
 
     def note(self, text: str) -> None:
         self.progress.note(text)
+
+    def measured(self, step: int, figures: Mapping[str, float]) -> None:
+        """Nothing waits for the validations of one training among several: the study is judged when it ends."""
 
     def is_to_stop(self) -> str | None:
         return self.progress.is_to_stop()
