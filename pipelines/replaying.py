@@ -1,18 +1,20 @@
-"""What `replay` needs of a run: the plan's stage `train`, its tokens, its checkpoints and its curves, wherever they
-are. In: a plan. Out: what `stages.train.replay` gives."""
+"""What `replay` needs of a run: the stage that trained, what it was trained on, its checkpoints and its curves,
+wherever they are. In: a plan. Out: what `stages.replay` gives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.pipelines import continuing
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.planned import PlannedStage
+from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train import ledger
-
-_STAGE = "train"
+from omniloom.stages.train.config import Config as TrainConfig
 
 
 class _Quiet:
@@ -22,39 +24,72 @@ class _Quiet:
         return lambda *arguments, **named: None
 
 
-def replay_step(plan: Plan, step: int) -> dict[str, Any]:
+def replay_step(plan: Plan, stage: str, step: int) -> dict[str, Any]:
     """InputError where the pipeline has no such step, or what it was trained on is not there."""
-    if _STAGE not in plan.graph.names:
-        raise InputError(f"the pipeline has no stage {_STAGE}, whose steps can be replayed", field="--step")
-    planned = plan[_STAGE]
+    planned = _trained(plan, stage)
     if step >= planned.config.steps:
-        raise InputError(f"expected less than stages.train.steps {planned.config.steps}, got {step}", field="--step")
-    tokens, tokenizer = (
-        plan[planned.inputs[r]].artifact if r in planned.inputs else None for r in ("tokens", "tokenizer")
-    )
-    if tokens is None:
-        raise InputError("the tokens that it is trained on are not there; run the pipeline first", field="--step")
+        raise InputError(f"expected less than stages.{stage}.steps {planned.config.steps}, got {step}", field="--step")
+    data = "tokens" if isinstance(planned.config, TrainConfig) else "records"
+    given = {role: plan[name].artifact for role, name in planned.inputs.items() if name in plan.graph.names}
+    if given.get(data) is None:
+        raise InputError(f"the {data} that it is trained on are not there; run the pipeline first", field="--step")
+    if "tokenizer" in planned.inputs and given.get("tokenizer") is None:
+        raise InputError("the tokenizer that it starts from is not there; run the pipeline first", field="--step")
     from omniloom.infra.training import checkpoint
+    from omniloom.stages.replay import Replay, replay
     from omniloom.stages.reporting import history
-    from omniloom.stages.train.job import Job
-    from omniloom.stages.train.replay import Replay, replay
 
-    state = storage.join(plan.store.work_uri(_STAGE, planned.fingerprint), "state")
+    state = storage.join(plan.store.work_uri(stage, planned.fingerprint), "state")
     places = [storage.join(state, "history.jsonl"), storage.join(planned.uri, "report", "history.jsonl")]
-    curve = next((history.load(uri) for uri in places if storage.exists(uri)), [])
+    curve: list[dict[str, Any]] = next((history.load(uri) for uri in places if storage.exists(uri)), [])
     bad = [storage.join(state, "bad_steps.json"), storage.join(planned.uri, "report", "bad_steps.json")]
     found: list[dict[str, Any]] = next((storage.load_json(uri)["found"] for uri in bad if storage.exists(uri)), [])
     kept = checkpoint.newest_facts(state)
     ranks = kept["ranks"] if kept else planned.config.workers.most
+    parts = _parts_of_train if data == "tokens" else _parts_of_tokenizer
+    assemble, job, state, at_most = parts(plan, planned, given, state, step, ranks)
+    return replay(Replay(assemble, job, state, step, [row for row in curve if "loss" in row], found, ranks, at_most))
+
+
+def _trained(plan: Plan, stage: str) -> PlannedStage:
+    """The stage; InputError where the pipeline has none of the name, or it trains nothing."""
+    trained = [p.name for p in plan.stages if isinstance(p.config, TrainConfig | TokenizerConfig)]
+    if stage not in trained:
+        raise InputError(
+            f"the pipeline has no stage {stage}, whose steps can be replayed; expected one of {', '.join(trained)}",
+            field="--stage",
+        )
+    return plan[stage]
+
+
+def _parts_of_train(
+    plan: Plan, planned: PlannedStage, given: Mapping[str, Artifact], state: str, step: int, ranks: int
+) -> tuple[Callable, Any, str, int]:
+    """What makes a rank's parts, and of what; where the checkpoints are, and the last step of them that counts."""
+    from omniloom.stages.train.job import Job
+    from omniloom.stages.train.replayed import parts
+
     if ranks % (size := planned.config.engine.sequence_parallel):
         raise InputError(
             f"the training ran on {ranks} workers, which {size} does not divide; give the number that it ran with",
-            field=f"stages.{_STAGE}.engine.sequence_parallel",
+            field=f"stages.{planned.name}.engine.sequence_parallel",
         )
     known, state, at_most = _books(plan, planned, state, step)
     corpora = continuing.corpora(plan.store, known)[:-1] if known else ()
+    tokens, tokenizer = given["tokens"], given.get("tokenizer")
     job = Job(planned.config, tokens, tokenizer, "", "", _Quiet(), _Quiet(), known, (*corpora, tokens))
-    return replay(Replay(job, state, step, [row for row in curve if "loss" in row], found, ranks, at_most))
+    return parts, job, state, at_most
+
+
+def _parts_of_tokenizer(
+    plan: Plan, planned: PlannedStage, given: Mapping[str, Artifact], state: str, step: int, ranks: int
+) -> tuple[Callable, Any, str, int]:
+    """As `_parts_of_train`."""
+    from omniloom.stages.tokenizer.replayed import parts
+    from omniloom.stages.tokenizer.stage import job_of
+
+    job = job_of(planned.config, given["records"], given.get("tokenizer"), "", "", _Quiet(), _Quiet())
+    return parts, job, state, step
 
 
 def _books(plan: Plan, planned: PlannedStage, state: str, step: int) -> tuple[dict | None, str, int]:

@@ -106,7 +106,7 @@ def shown_metrics(metrics: dict, count: int) -> str:
 
 
 def replay_table(documents: list[dict]) -> Table:
-    """Documents of a step, those that stand out most first."""
+    """Documents or clips of a step, those that stand out most first."""
     table = Table(box=None, pad_edge=False)
     for column in ("", "deviations", "loss", "grad norm", "task", "file", "shard", "id"):
         table.add_column(column, overflow="fold")
@@ -116,7 +116,8 @@ def replay_table(documents: list[dict]) -> Table:
         )
         place = f"{d['source']}: {d['path']}" if d["path"] else "-"
         blamed = "to blame" if d["blamed"] else ""
-        table.add_row(blamed, *figures, d["task"], place, f"{d['shard']}, row {d['shard_row']}", d["id"][:12])
+        shard = f"{d['shard']}, row {d['shard_row']}" if "shard" in d else "-"  # clips lie in no shard of tokens
+        table.add_row(blamed, *figures, d["task"], place, shard, d["id"][:12])
     return table
 
 

@@ -1,4 +1,4 @@
-"""`replay`: a step of a training once more, document by document."""
+"""`replay`: a step of a training once more, document by document or clip by clip."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def replay(
     config: ConfigPath,
     overrides: Overrides = None,
     step: Annotated[int, typer.Option("--step", metavar="N", min=0, help="The step, counted from 0.")] = ...,  # type: ignore[assignment]
-    documents: Annotated[int, typer.Option(metavar="K", min=1, help="How many documents are listed.")] = 10,
+    stage: Annotated[str, typer.Option(metavar="STAGE", help="The stage that trained it.")] = "train",
+    documents: Annotated[int, typer.Option(metavar="K", min=1, help="How many documents, or clips, are listed.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Train one step of `train` again, and say which document is to blame.
+    """Train one step again, and say which document is to blame; of a tokenizer's stage, which picture or video.
 
     It goes on from the nearest checkpoint before the step, and gives loss and gradient norm of each of its documents,
     with the file. Nothing of the run is changed.
@@ -26,7 +27,7 @@ def replay(
     from omniloom.pipelines.commands.arguments import planned
     from omniloom.pipelines.replaying import replay_step
 
-    found = replay_step(planned(config, overrides), step)
+    found = replay_step(planned(config, overrides), stage, step)
     found["documents"] = found["documents"][:documents]
     if as_json:
         print(json.dumps(redact(found), indent=2))

@@ -151,6 +151,10 @@ class ClipStore:
         """id, caption and label of the clip."""
         return {name: self.table[name][index].as_py() for name in ("id", "caption", "label")}
 
+    def origin(self, index: int) -> dict:
+        """The clip's record, source and file."""
+        return {name: self.table[name][index].as_py() for name in ("id", "source", "path")}
+
 
 class ClipBatches:
     """`at(step)`: this rank's pixels of a step, float32 in [-0.5, 0.5], (B,3,H,W) or (B,3,T,H,W).
@@ -235,6 +239,11 @@ class ClipBatches:
                     clips = [store[int(i)] for i in batch[places if len(places) else [0]]]
                     yield kind, _pixels(kind, np.stack(clips)), [number + int(place) for place in places]
                     number += len(batch)
+
+    def origins(self, step: int) -> list[dict[str, Any]]:
+        """Where each clip of a step, of all ranks, comes from: the record's id, its source and file."""
+        kind, indices, _ = self._plan(step)
+        return [self.stores[kind].origin(int(index)) for index in indices]
 
     def describe(self, step: int) -> str:
         kind, indices, (height, width) = self._plan(step)

@@ -31,6 +31,10 @@ _INTERIM = 8  # pictures while one is drawn
 _TOGETHER = 8  # pictures at most of one prompt
 _KEPT = 60  # pictures that are remembered
 _DAY = 86_400
+_BUTTONS: list[Any] = ["download", "fullscreen"]  # none that shares with others
+# One picture does not fill the width: it would be cut.
+_CSS = "#drawn .grid-container {grid-template-columns: repeat(3, 1fr) !important} "
+_CSS += "#before .grid-container {grid-template-columns: repeat(8, 1fr) !important}"
 # Of the reader's machine.
 _FONT, _FONT_MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
@@ -42,6 +46,7 @@ def mount(app: FastAPI, service: Service) -> FastAPI:
         Page(service).blocks(),
         path="/",
         theme=gr.themes.Default(font=_FONT, font_mono=_FONT_MONO),
+        css=_CSS,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -92,6 +97,7 @@ class Page:
                         columns=4,
                         height=360,
                         object_fit="contain",
+                        buttons=_BUTTONS,
                         elem_id="drawn",
                         visible=draws,
                     )
@@ -102,6 +108,8 @@ class Page:
                 columns=10,
                 height=220,
                 object_fit="contain",
+                allow_preview=False,
+                buttons=_BUTTONS,
                 elem_id="before",
                 visible=draws,
                 format="png",

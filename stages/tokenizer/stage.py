@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
@@ -104,26 +105,23 @@ def work(job: Job) -> None:
     train_worker(job)
 
 
-def run(context: StageContext) -> dict:
-    config: Config = context.config
-    start_from = None if config.official else context.tokenizer
-    known = None
+def job_of(config: Config, records: Artifact, tokenizer: Artifact | None, *where: Any) -> Job:
+    """What the ranks are given: the config with the architecture that it trains, from the tokenizer before where it
+    starts from that; `where` are output, state, progress and tracker."""
+    start_from, known = None if config.official else tokenizer, None
     if start_from:
         file = start_from.file("tokenizer", "config.json")
         known = config_from_dict(storage.load_json(file), file)
     model = architecture(config, known)
     with within():
         check_fit(model, config.data)
+    return Job(config, model, records, start_from, *where)
+
+
+def run(context: StageContext) -> dict:
+    config: Config = context.config
     checkpoint.check(context.state)
-    job = Job(
-        config,
-        model,
-        context.records,
-        start_from,
-        context.output,
-        context.state,
-        context.progress,
-        context.tracker,
-    )
+    where = context.output, context.state, context.progress, context.tracker
+    job = job_of(config, context.records, context.tokenizer, *where)
     launch(work, job, config.workers, f"{context.stage}-{context.fingerprint[:12]}", context.work)
     return storage.load_json(storage.join(context.state, "metrics.json"))

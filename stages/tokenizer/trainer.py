@@ -38,20 +38,29 @@ class TokenizerTrainer:
     def train_step(self, step: int, batch: Tensor) -> tuple[dict[str, float | Tensor], float]:
         pixels = batch.to(self.generator.device, non_blocking=True)
         # What a step draws (a KL bottleneck's noise) depends on the step and on the clip's place in it alone.
-        mine, total = self._places(pixels)
+        mine, total = self.places(pixels)
         with draws.by_example([hash_seed(self.config.seed, step, place) for place in mine], pixels.device):
             return self._train_step(step, pixels, len(mine) * self.ranks / total)
 
-    def _places(self, pixels: Tensor) -> tuple[list[int], int]:
+    def places(self, pixels: Tensor) -> tuple[list[int], int]:
         """The places of this rank's clips among those of the step, and how many the step has."""
         data = self.config.data
         total = data.video_batch if pixels.ndim == 5 else data.image_batch
         return np.array_split(np.arange(total), self.ranks)[self.rank].tolist(), total
 
+    def loss_of(self, step: int, pixels: Tensor) -> Tensor:
+        """Of the generator on these clips in this step, with a graph; nothing moves by it."""
+        judge, weight = self._judge(step)
+        return self.generator.module(pixels, judge, weight, update_codebook=False)[0]
+
+    def _judge(self, step: int) -> tuple[Any, float]:
+        """The discriminator, None where it has no say in this step, and its weight."""
+        weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
+        return self.critic.engine if self.critic and weight else None, weight
+
     def _train_step(self, step: int, pixels: Tensor, share: float) -> tuple[dict[str, float | Tensor], float]:
         """`share` is what a mean over this rank's clips weighs in the mean over ranks: 1 where they divide evenly."""
-        weight = self.config.loss.adversarial_schedule(step) if self.critic else 0.0
-        judge = self.critic.engine if self.critic and weight else None
+        judge, weight = self._judge(step)
         loss, logs, recon = self.generator(pixels, judge, weight)
         self.generator.backward(loss * share)
         logs = {name: value * share for name, value in logs.items()} | self.generator.step(step)
@@ -74,7 +83,7 @@ class TokenizerTrainer:
         return "video" if batch.ndim == 5 else "image"
 
     def measure(self, step: int, loader: ClipBatches) -> list[dict[str, Any]]:
-        return []  # a clip cannot be tried by itself: a quantizer learns in its forward pass
+        return []  # no clip is left out of a step: going back leaves out the step (`stages.tokenizer.replayed`)
 
     def validate(self, step: int) -> None:
         with self.generator.evaluated() as module:

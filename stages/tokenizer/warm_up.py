@@ -19,5 +19,8 @@ class WarmUpTrainer(TokenizerTrainer):
         logs = {name: value * share for name, value in logs.items()}
         return self.named("image", logs | self.generator.step(step)), len(pixels)
 
+    def loss_of(self, step: int, pixels: Tensor) -> Tensor:
+        return self.generator.module(pixels, update_codebook=False)[0]
+
     def reconstruct(self, module: Any, pixels: Tensor) -> tuple[Tensor, Any]:
         return module.reconstruct(pixels)

@@ -37,13 +37,8 @@ from omniloom.stages.tokenizer.warm_up import WarmUpTrainer
 
 def train_worker(job: Job) -> None:
     """The body of one rank: needs a process group, knows nothing of Ray."""
-    config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(config.seed)
-    engines = _engines(job, ranks)
-    clips = ClipBatches(job.records, "train", config.data, patch_size_of(job.model), config.seed, rank, ranks)
-    held_out = ClipBatches(job.records, "validation", config.data, patch_size_of(job.model), config.seed, rank, ranks)
-    warm_up = is_warm_up(job.model)
-    trainer = (WarmUpTrainer if warm_up else TokenizerTrainer)(job, engines, held_out, rank, ranks)
+    config, rank = job.config, dist.get_rank()
+    trainer, clips = assemble(job)
     loop = Loop(
         config.steps,
         config.workers,
@@ -52,19 +47,34 @@ def train_worker(job: Job) -> None:
         job.state,
         job.progress,
         config.validate_every,
-        validate_first=bool(job.start_from or config.official) and not warm_up,  # what it starts from, on these clips
+        # What it starts from, on these clips.
+        validate_first=bool(job.start_from or config.official) and not is_warm_up(job.model),
         numerics=config.engine,
     )
     last = loop.run()
     if rank == 0:
         job.progress.say("saving")
-    weights = engines["generator"].state_dict()
+    weights = trainer.generator.state_dict()
     if rank == 0:
         _save(trainer, weights, last | loop.guard.save(job.output))
     dist.barrier()
 
 
-def _engines(job: Job, ranks: int) -> dict[str, Engine]:
+def assemble(job: Job) -> tuple[TokenizerTrainer, ClipBatches]:
+    """What a rank trains with, before the first step."""
+    config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(config.seed)
+    engines = engines_of(job, ranks)
+    clips, held_out = (
+        ClipBatches(job.records, split, config.data, patch_size_of(job.model), config.seed, rank, ranks)
+        for split in ("train", "validation")
+    )
+    kind = WarmUpTrainer if is_warm_up(job.model) else TokenizerTrainer
+    return kind(job, engines, held_out, rank, ranks), clips
+
+
+def engines_of(job: Job, ranks: int) -> dict[str, Engine]:
+    """The generator and, where there is one, the discriminator, for one of so many ranks."""
     config = job.config
     objective = _objective(job)
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from omniloom.infra.artifacts import ArtifactStore
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.commands.replay import told
+from omniloom.pipelines.config import load
+from omniloom.pipelines.plan import make_plan
 from omniloom.pipelines.replaying import replay_step
 
 
-class Planned(dict):
-    """A plan as far as `replay_step` asks it."""
-
-    def __init__(self, tmp_path, names=("train",), tokens=None):
-        train = SimpleNamespace(
-            config=SimpleNamespace(steps=10), inputs={"tokens": "pretokenize"}, fingerprint="f", uri=str(tmp_path)
-        )
-        super().__init__(train=train, pretokenize=SimpleNamespace(artifact=tokens))
-        self.graph, self.store = SimpleNamespace(names=names), ArtifactStore(str(tmp_path))
-
-
 def test_what_cannot_be_replayed_is_refused(tmp_path):
-    for plan, step, why in (
-        (Planned(tmp_path, names=("ingest",)), 0, "the pipeline has no stage train"),
-        (Planned(tmp_path), 10, "expected less than stages.train.steps 10, got 10"),
-        (Planned(tmp_path), 9, "the tokens that it is trained on are not there"),
+    plan = make_plan(load("demo", [f"storage={tmp_path}", "stages.train.steps=10", "stages.tokenizer_joint.steps=7"]))
+    trained = "tokenizer_image, tokenizer_joint, train"
+    for stage, step, field, why in (
+        ("ingest", 0, "--stage", f"no stage ingest, whose steps can be replayed; expected one of {trained}"),
+        ("train", 10, "--step", "expected less than stages.train.steps 10, got 10"),
+        ("train", 9, "--step", "the tokens that it is trained on are not there"),
+        ("tokenizer_joint", 7, "--step", "expected less than stages.tokenizer_joint.steps 7, got 7"),
+        ("tokenizer_joint", 6, "--step", "the records that it is trained on are not there"),
     ):
         with pytest.raises(InputError, match=why) as caught:
-            replay_step(plan, step)
-        assert caught.value.field == "--step"
+            replay_step(plan, stage, step)
+        assert caught.value.field == field
 
 
 def test_it_tells_whether_the_step_is_the_same():

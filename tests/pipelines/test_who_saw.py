@@ -344,12 +344,12 @@ def test_it_goes_on_with_what_was_added_and_who_saw_tells_both_trainings_apart(c
 
 def test_a_step_behind_the_change_is_replayed_bit_for_bit_from_where_it_went_on(changed):
     plan = changed.plan(*overrides(changed))
-    found = replay_step(plan, 10)
+    found = replay_step(plan, "train", 10)
     assert (found["from"], found["row"]["step"], found["equal"]) == (8, 12, True)
     given = {path for step, _, path in changed.given[plan["train"].fingerprint] if step == 10}
     assert {document["path"] for document in found["documents"]} == given
     with pytest.raises(InputError, match=f"expected at least 8, .* what was before is {changed.first}'s"):
-        replay_step(plan, 3)
+        replay_step(plan, "train", 3)
 
 
 def test_a_training_under_way_is_known_as_far_as_its_last_checkpoint(pipeline, omniloom):

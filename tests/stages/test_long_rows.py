@@ -20,11 +20,12 @@ from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.tokens import TokenSet
+from omniloom.stages.replay import Replay, replay
 from omniloom.stages.reporting import history
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config
 from omniloom.stages.train.job import Job
-from omniloom.stages.train.replay import Replay, replay
+from omniloom.stages.train.replayed import parts
 from omniloom.stages.train.rows import RowLoader
 from omniloom.stages.train.worker import train_worker
 
@@ -212,7 +213,7 @@ def test_a_step_is_replayed_by_ranks_that_share_rows_out(tmp_path, alone, tokens
     def replayed(folder: Path, settings: Config) -> dict:
         job = Job(settings, tokens, visual, "", "", corpora.Silent(), corpora.Silent())
         curve = [row for row in history.load(str(folder / "state" / "history.jsonl")) if "loss" in row]
-        return replay(Replay(job, str(folder / "state"), 4, curve, [], settings.workers.count, 4))
+        return replay(Replay(parts, job, str(folder / "state"), 4, curve, [], settings.workers.count, 4))
 
     with single_process():
         wanted = replayed(alone, divided(1, 1, 1))

@@ -12,9 +12,10 @@ from test_poisoned import config, corpus, train
 
 from omniloom.infra import storage
 from omniloom.infra.training.guard import TrainingDiverged
+from omniloom.stages.replay import Replay, replay
 from omniloom.stages.reporting import history
 from omniloom.stages.train.job import Job
-from omniloom.stages.train.replay import Replay, replay
+from omniloom.stages.train.replayed import parts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,7 +27,7 @@ def asked(folder: Path, tokens, settings, step: int, **fields) -> Replay:
     uri = folder / "state" / "history.jsonl"
     curve = [row for row in history.load(str(uri)) if "loss" in row] if uri.exists() else []
     job = Job(settings, tokens, None, "", "", corpora.Silent(), corpora.Silent())
-    return replace(Replay(job, str(folder / "state"), step, curve, [], 1, step), **fields)
+    return replace(Replay(parts, job, str(folder / "state"), step, curve, [], 1, step), **fields)
 
 
 def test_a_spike_that_stopped_the_training_is_named(tmp_path):

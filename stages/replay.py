@@ -1,13 +1,14 @@
-"""A step of a training once more: what it gave, and what each of its documents gives by itself.
+"""A step of a training once more: what it gave, and what each of its documents or clips gives by itself.
 
-In: a training's config, tokens and checkpoints, which are read and never changed. Out: a dictionary, as JSON. The
-steps from the nearest checkpoint at or before it (from step 0 where none was kept) are trained again by as many ranks
-as then, on this machine: on CPUs bit for bit, which is seen by the row of the curves that holds the step.
+In: a training's job and checkpoints, which are read and never changed. Out: a dictionary, as JSON. The steps from the
+nearest checkpoint at or before it (from step 0 where none was kept) are trained again by as many ranks as then, on this
+machine: on CPUs bit for bit, which is seen by the row of the curves that holds the step.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,19 +19,30 @@ from omniloom.infra.training import checkpoint
 from omniloom.infra.training.bad_steps import SIGMAS, to_blame
 from omniloom.infra.training.engine import reduce_mean
 from omniloom.infra.training.launch import single_process
+from omniloom.infra.training.loop import Loader, Trainer
 from omniloom.infra.training.ranks import run_on_ranks
-from omniloom.stages.train.blame import measure
-from omniloom.stages.train.job import Job
-from omniloom.stages.train.worker import assemble
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a rank trains with. `items(step, batch)` measures what the step is made of, over all ranks, before it is
+    trained, and changes nothing: dictionaries with "id", "source", "path", "task", "loss", "grad_norm" and more. Empty
+    where no rank can measure by itself (ZeRO-3 on several). Every rank calls it."""
+
+    trainer: Trainer
+    loader: Loader
+    items: Callable[[int, Any], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """`job` is the training's, with scratch folders to write in; `state` has its checkpoints; `curve` are the logged
+    """`assemble` makes a rank's parts of the `job`, the training's (its `output` and `state` are scratch folders);
+    `state` has its checkpoints; `curve` are the logged
     rows that have a loss; `bad` are the bad steps that the training has found, `ranks` how many trained. No checkpoint
     after `at_most` steps is gone on from."""
 
-    job: Job
+    assemble: Callable[[Any], Parts]
+    job: Any
     state: str
     step: int
     curve: list[dict[str, Any]]
@@ -42,7 +54,7 @@ class Replay:
 def replay(asked: Replay) -> dict[str, Any]:
     """ "from" and "ranks"; "loss" of the row of the curves ("row": its step and that loss) that holds the step, None
     where the training logged none or the checkpoint lies within it; "equal", whether they are the same number; and
-    "documents" of the step, those that stand out most first, with "blamed"."""
+    "documents" (or clips) of the step, those that stand out most first, with "blamed"."""
     with tempfile.TemporaryDirectory() as folder:
         job = replace(asked.job, output=storage.join(folder, "output"), state=storage.join(folder, "state"))
         asked = replace(asked, job=job)
@@ -57,7 +69,8 @@ def replay(asked: Replay) -> dict[str, Any]:
 def _on_rank(asked: Replay, folder: str) -> None:
     """One rank; the first writes what was found."""
     job, step = asked.job, asked.step
-    engine, trainer, loader = assemble(job)
+    parts = asked.assemble(job)
+    trainer, loader = parts.trainer, parts.loader
     start = 0
     try:
         if found := checkpoint.latest(asked.state, at_most=asked.at_most):
@@ -75,7 +88,7 @@ def _on_rank(asked: Replay, folder: str) -> None:
             if at in skipped:
                 continue
             if at == step:
-                documents = measure(engine, loader, step)
+                documents = parts.items(step, batch)
             logs, _ = trainer.train_step(at, batch)
             if at >= first:
                 losses.append(float(logs["loss"]))
