@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -23,6 +23,7 @@ from omniloom.models.text import TextTokenizer
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, build_tokenizer, config_from_dict
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
+from omniloom.models.unified.generation.sampling import OWN_SAMPLING, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.representations import objective_row, patch_numbers
 
@@ -44,6 +45,8 @@ class BundleConfig:
     snap_latents             move sampled latents to their nearest code before decoding; KL has none
     objectives               what was trained on pictures; sampling uses the first where none is asked for
     pixel_diffusion          of raw pixels; pixel_patch: side of their square patches
+    sampling                 how the first objective draws where nothing is chosen, in place of `VisualSampling`'s own
+                             defaults: any of `OWN_SAMPLING`
     """
 
     unified: UnifiedConfig
@@ -58,6 +61,7 @@ class BundleConfig:
     objectives: tuple[str, ...] = ("latent_diffusion",)
     pixel_diffusion: DiffusionConfig = PIXEL_DIFFUSION
     pixel_patch: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("latent_mean", "latent_std", "image_size", "objectives"):
@@ -66,6 +70,7 @@ class BundleConfig:
         for name in ("tokenizer", "image_size"):
             if self.objectives and getattr(self, name) is None:
                 raise ValueError(f"BundleConfig.{name}: is missing, and {self.objectives[0]} needs it")
+        self._check_sampling()
         if self.tokenizer is None:
             return
         channels = self.tokenizer.latent_dim
@@ -89,6 +94,16 @@ class BundleConfig:
                     f"{getattr(self.unified, size)}"
                 )
 
+    def _check_sampling(self) -> None:
+        if not isinstance(self.sampling, Mapping) or set(self.sampling) - set(OWN_SAMPLING):
+            raise ValueError(
+                f"BundleConfig.sampling: expected any of {', '.join(OWN_SAMPLING)} by name, got {self.sampling!r}"
+            )
+        try:
+            VisualSampling(**self.sampling)
+        except ValueError as error:
+            raise ValueError(f"BundleConfig.sampling.{error}") from None
+
 
 def _from_dict(cls: type, values: Any, where: str) -> Any:
     """Rebuild nested frozen dataclasses from JSON. ValueError naming an unknown or missing field."""
@@ -98,8 +113,8 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
     for name in values:
         if name not in known:
             raise ValueError(f"{where}.{name}: unknown field")
-    for name, field in known.items():
-        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    for name, held in known.items():
+        absent = held.default is dataclasses.MISSING and held.default_factory is dataclasses.MISSING
         if absent and name not in values:
             raise ValueError(f"{where}.{name}: missing")
     read = dict(values)
@@ -174,7 +189,10 @@ def write_folder(parts: Parts, folder: str | Path) -> None:
 
 def document_of(parts: Parts) -> dict[str, Any]:
     """The contents of `config.json`."""
-    return {"version": VERSION, "text_digest": parts.text.digest, **dataclasses.asdict(parts.config)}
+    config = dataclasses.asdict(parts.config)
+    if not config["sampling"]:
+        del config["sampling"]  # as in the folders from before there was any
+    return {"version": VERSION, "text_digest": parts.text.digest, **config}
 
 
 def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> Parts:

@@ -5,9 +5,9 @@ uint8 pictures. Out: pictures, videos, text, or all of them in turn.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,8 +49,8 @@ class OmniLoom:
 
     What its tasks share:
         text     how text is written
-        visual   how pictures are drawn, and in which size and by which objective those before a prompt are shown; what
-                 it leaves open is the model's own
+        visual   how pictures are drawn, by default as `usual` says, and in which size and by which objective those
+                 before a prompt are shown; what it leaves open is the model's own
         images   for each prompt the pictures that are shown before it, each scaled to cover `visual.size` and cut at
                  the centre
         seeds    one a request, or an int that counts up
@@ -94,6 +94,17 @@ class OmniLoom:
         if objective is not None and objective not in self.config.objectives:
             raise ValueError(f"objective: expected one of {', '.join(self.config.objectives)}, got {objective!r}")
         return objective or self.config.objectives[0]
+
+    def sampling(self, chosen: Mapping[str, Any]) -> VisualSampling:
+        """Chosen fields, and the model's own defaults of what they leave open; these are of its first objective."""
+        objective = chosen.get("objective")
+        own = self.config.sampling if objective in (None, *self.config.objectives[:1]) else {}
+        return VisualSampling(**{**own, **chosen})
+
+    @property
+    def usual(self) -> VisualSampling:
+        """How it draws where nothing is chosen."""
+        return self.sampling({})
 
     @property
     def visual_tokenizer(self) -> VisualTokenizer:
@@ -176,9 +187,10 @@ class OmniLoom:
         return to_uint8(self.visual_tokenizer.decode(latents=raw.to(self.device), quantize=self.config.snap_latents))
 
     def prefixes(
-        self, prompts: Sequence[str], images: Pictures | None = None, visual: VisualSampling = VisualSampling()
+        self, prompts: Sequence[str], images: Pictures | None = None, visual: VisualSampling | None = None
     ) -> list[Document]:
         """The segments that generation continues."""
+        visual = visual or self.usual
         images = [()] * len(prompts) if images is None else images
         if len(images) != len(prompts):
             raise ValueError(f"images: expected {len(prompts)} lists of pictures, one a prompt, got {len(images)}")
@@ -204,13 +216,13 @@ class OmniLoom:
     def text_to_video(
         self,
         prompts: Sequence[str],
-        visual: VisualSampling = VisualSampling(),
+        visual: VisualSampling | None = None,
         *,
         images: Pictures | None = None,
         seeds: Seeds = 0,
     ) -> np.ndarray:
         """Videos uint8 (B, T, H, W, 3). An empty prompt without images draws without a condition."""
-        visual = self.resolve(visual)
+        visual = self.resolve(visual or self.usual)
         size = self.size_of(visual)
         grid = self.grid(self._frames(visual), *size, visual.objective)
         seeds = seed_list(seeds, len(prompts))
@@ -224,12 +236,13 @@ class OmniLoom:
     def text_to_image(
         self,
         prompts: Sequence[str],
-        visual: VisualSampling = VisualSampling(),
+        visual: VisualSampling | None = None,
         *,
         images: Pictures | None = None,
         seeds: Seeds = 0,
     ) -> np.ndarray:
         """Images uint8 (B, H, W, 3); `text_to_video` of one frame."""
+        visual = visual or self.usual
         return self.text_to_video(prompts, dataclasses.replace(visual, num_frames=1), images=images, seeds=seeds)[:, 0]
 
     def image_to_text(
@@ -237,7 +250,7 @@ class OmniLoom:
         images: Sequence[np.ndarray],
         prompt: str = "",
         text: TextSampling = TextSampling(),
-        visual: VisualSampling = VisualSampling(),
+        visual: VisualSampling | None = None,
         *,
         seeds: Seeds = 0,
     ) -> list[str]:
@@ -250,7 +263,7 @@ class OmniLoom:
         self,
         prompts: Sequence[str],
         text: TextSampling = TextSampling(),
-        visual: VisualSampling = VisualSampling(),
+        visual: VisualSampling | None = None,
         *,
         images: Pictures | None = None,
         seeds: Seeds = 0,
@@ -269,7 +282,7 @@ class OmniLoom:
         self,
         prompts: Sequence[str],
         text: TextSampling = TextSampling(),
-        visual: VisualSampling = VisualSampling(),
+        visual: VisualSampling | None = None,
         *,
         images: Pictures | None = None,
         seeds: Seeds = 0,
@@ -277,7 +290,7 @@ class OmniLoom:
     ) -> list[list[str | np.ndarray]]:
         """Text and pictures in turn, as the model opens them, behind each prompt: text, images uint8 (H, W, 3) and
         videos (T, H, W, 3), at most `max_visuals` a request."""
-        visual = self.resolve(visual)
+        visual = self.resolve(visual or self.usual)
         drawing = self.drawing(visual, max_visuals)
         seeds, made = seed_list(seeds, len(prompts)), []
         for part in self._parts(len(prompts)):

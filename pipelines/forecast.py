@@ -91,7 +91,7 @@ def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan, nodes: S
         gpu = room.accelerator_of(planned.config.workers, nodes)
         return _train(planned, upstream, cluster.starts_here(plan.config.cluster), gpu)
     if isinstance(planned.config, TokenizerConfig):
-        return _tokenizer(planned)
+        return _tokenizer(planned, cluster.starts_here(plan.config.cluster))
     return _body(planned, plan)
 
 
@@ -120,18 +120,30 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool, gpu: 
     return Forecast(**fixed)
 
 
-def _tokenizer(planned: PlannedStage) -> Forecast:
-    """By the run before it, where that trained the same model on pictures of the same sizes."""
+def _tokenizer(planned: PlannedStage, here: bool) -> Forecast:
+    """By the run before it, where that trained the same model on pictures of the same sizes; else as measured."""
     config: TokenizerConfig = planned.config
     before = _earlier(planned)
-    if before is None or not before.metrics.get("steps"):
-        return Forecast()
-    then = _as(TokenizerConfig, before)
-    if then is None or not _on_such(before, config.workers) or _trains(then) != _trains(config):
-        return Forecast()
+    then = _as(TokenizerConfig, before) if before and before.metrics.get("steps") else None
+    if before is None or then is None or not _on_such(before, config.workers) or _trains(then) != _trains(config):
+        return _tokenizer_as_measured(config) if here else Forecast()
     units = before.metrics["units"] / before.metrics["steps"] * config.steps
     checkpoint = _checkpoint(before.metrics.get("parameters", 0), config.engine.ema_decay, config.workers)
     return _timed(units, before, 1.0, config.workers, "images", checkpoint)
+
+
+def _tokenizer_as_measured(config: TokenizerConfig) -> Forecast:
+    if (measured := measuring.known_tokenizer(config)) is None:
+        return Forecast()
+    images = measuring.images_of_a_step(config)
+    return _with_hours(
+        config.steps * measured.seconds,
+        images / measured.seconds,
+        config.workers,
+        "images",
+        f"as measured here on {measured.on}",
+        _checkpoint(measured.trained, config.engine.ema_decay, config.workers),
+    )
 
 
 def _body(planned: PlannedStage, plan: Plan) -> Forecast:

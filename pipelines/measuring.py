@@ -8,10 +8,11 @@ precision and number of CPUs of a worker.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,8 +25,11 @@ from omniloom.infra import cluster, storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.training.heap import KEEPS_FREED
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.pipelines import sizing
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig
+from omniloom.stages.tokenizer.config import TokenizerStageConfig as TokenizerConfig
+from omniloom.stages.tokenizer.config import is_warm_up
 from omniloom.stages.train.config import TrainConfig, expected_config
 from omniloom.stages.train.cost import step_cost
 
@@ -47,21 +51,70 @@ def known(config: TrainConfig) -> Measured | None:
 
 
 def measure(config: PipelineConfig) -> dict[str, dict[str, Any]]:
-    """By training of the unified model: a worker's seconds a step, and tokens a second of all workers. InputError where
-    this machine would not run them."""
+    """By training: a worker's seconds a step, and tokens or images a second of all workers. InputError where this
+    machine would not run them."""
     if not cluster.starts_here(config.cluster):
         raise InputError("--measure is of this machine, and names another; leave it out", field="cluster.address")
-    found = {}
+    found, tokenizers = {}, sizing.tokenizer_models(config)
     for stage, own, upstream in with_upstream(config):
+        if stage.name in tokenizers and isinstance(own, TokenizerConfig) and not is_warm_up(tokenizers[stage.name]):
+            found[stage.name] = _measure_tokenizer(own, tokenizers[stage.name], f"stages.{stage.name}")
         tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
         if not isinstance(own, TrainConfig) or tokens is None or _left_out(own):
             continue
         model = expected_config(own, tokens, tokenizer and tokenizer.model)
-        seconds = _step_seconds(own, model, f"stages.{stage.name}")
+        seconds = _in_a_process(own, _train_step, (own, model), f"stages.{stage.name}")
         _keep(own, Measured(seconds / step_cost(own, model), f"{datetime.now(UTC):%Y-%m-%d}"))
         tokens_a_second = own.batch_rows * own.packing.length / seconds
         found[stage.name] = {"seconds_per_step": seconds, "tokens_per_second": tokens_a_second}
     return found
+
+
+@dataclass(frozen=True)
+class MeasuredTokenizer:
+    """A worker's seconds of a step at these settings, the numbers that are trained, and the day."""
+
+    seconds: float
+    trained: int
+    on: str
+
+
+def known_tokenizer(config: TokenizerConfig) -> MeasuredTokenizer | None:
+    """What was measured of a tokenizer's training at just these settings; None where nothing was."""
+    try:
+        return MeasuredTokenizer(**json.loads(_tokenizer_file(config).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def images_of_a_step(config: TokenizerConfig) -> float:
+    """Images and videos of a step of all workers, on the average."""
+    data = config.data
+    counts = {"image": data.image_batch, "video": data.video_batch}
+    if len(data.kinds) == 1:
+        return counts[data.kinds[0]]
+    return data.image_ratio * data.image_batch + (1 - data.image_ratio) * data.video_batch
+
+
+def _measure_tokenizer(config: TokenizerConfig, model: Any, field: str) -> dict[str, Any]:
+    seconds, trained = _in_a_process(config, _tokenizer_step, (config, model), field)
+    _write(_tokenizer_file(config), MeasuredTokenizer(seconds, trained, f"{datetime.now(UTC):%Y-%m-%d}"))
+    return {"seconds_per_step": seconds, "images_per_second": images_of_a_step(config) / seconds}
+
+
+def _tokenizer_file(config: TokenizerConfig) -> Path:
+    """Of what its steps' time depends on: all but the data's places and what a run does beside steps."""
+    parts = {"model", "official", "quantizer", "loss", "perceptual", "discriminator", "data", "engine", "steps"}
+    told = config.model_dump(mode="json", include=parts) | {"workers": config.workers.most}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    device = "gpu" if config.workers.gpus else f"{config.workers.cpus:g}-cpus"
+    return storage.cache_folder() / "measured" / f"tokenizer-{device}-{digest}.json"
+
+
+def _tokenizer_step(config: TokenizerConfig, model: Any) -> tuple[float, int]:
+    from omniloom.stages.tokenizer.measured import step_seconds
+
+    return step_seconds(config, model)
 
 
 def _left_out(config: TrainConfig) -> bool:
@@ -69,24 +122,25 @@ def _left_out(config: TrainConfig) -> bool:
     return config.engine.sequence_parallel > 1 or config.alignment is not None
 
 
-def _step_seconds(config: TrainConfig, model: UnifiedConfig, field: str) -> float:
+def _in_a_process(config: TrainConfig | TokenizerConfig, step: Callable, given: tuple, field: str) -> Any:
+    """`step(*given)` in a process of its own, which has the variables of ranks."""
     with _as_of_ranks(config), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_in_process, config, model).result()
+            return pool.submit(step, *given).result()
         except BrokenProcessPool:
             raise InputError(
                 "a step was killed, by lack of memory as it seems; take a smaller one", field=field
             ) from None
 
 
-def _in_process(config: TrainConfig, model: UnifiedConfig) -> float:
+def _train_step(config: TrainConfig, model: UnifiedConfig) -> float:
     from omniloom.stages.train.measured import step_seconds
 
     return step_seconds(config, model, config.workers.most)
 
 
 @contextmanager
-def _as_of_ranks(config: TrainConfig) -> Iterator[None]:
+def _as_of_ranks(config: TrainConfig | TokenizerConfig) -> Iterator[None]:
     """Processes that start inside have the heap of ranks."""
     before = dict(os.environ)
     os.environ |= {} if config.workers.gpus else KEEPS_FREED
@@ -104,7 +158,10 @@ def _file(config: TrainConfig) -> Path:
 
 
 def _keep(config: TrainConfig, measured: Measured) -> None:
-    file = _file(config)
+    _write(_file(config), measured)
+
+
+def _write(file: Path, measured: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(asdict(measured)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from omniloom.infra import storage
-from omniloom.infra.artifacts import ArtifactStore
+from omniloom.infra.artifacts import Artifact, ArtifactStore
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.config import find, identity
 from omniloom.pipelines.graph import KNOWN
@@ -37,10 +37,32 @@ def find_model(model: str) -> str:
     for maker in sorted(makers, key=lambda maker: maker not in configured):
         artifact = store.last_used(name, maker)
         if artifact and storage.exists(artifact.file("manifest.json")):
-            return artifact.uri
+            return _tuned(store, name, artifact) or artifact.uri
     raise InputError(
         f"has no trained model in {root} yet; run it first: omniloom run {model}", field="MODEL", file=model
     )
+
+
+def _tuned(store: ArtifactStore, pipeline: str, trained: Artifact) -> str | None:
+    """The pipeline's last evaluation, where it is of that model and has the model's folder with sampling of its own."""
+    for stage in KNOWN:
+        found = store.last_used(pipeline, stage.name) if stage.makes == "evaluation" else None
+        if found and found.manifest["inputs"].get(trained.stage) == trained.fingerprint:
+            if any(entry["path"] == "model/config.json" for entry in found.manifest["files"]):
+                return found.uri
+    return None
+
+
+def training_of(artifact: Artifact) -> Artifact:
+    """The training of the model in an artifact: itself, or what was evaluated where it is an evaluation."""
+    makes = {stage.name: stage.makes for stage in KNOWN}
+    if makes.get(artifact.stage) != "evaluation":
+        return artifact
+    store = ArtifactStore(artifact.uri.removesuffix(f"/artifacts/{artifact.stage}/{artifact.fingerprint}"))
+    for stage, fingerprint in artifact.manifest["inputs"].items():
+        if makes.get(stage) == "model" and (found := store.find(stage, fingerprint)):
+            return found
+    return artifact
 
 
 def _registered(model: str) -> str:

@@ -13,7 +13,7 @@ from omniloom.infra.errors import InputError
 from omniloom.pipelines.catalog import places
 from omniloom.pipelines.catalog.lineage import Key, ancestors
 from omniloom.pipelines.graph import KNOWN_NAMES
-from omniloom.pipelines.trained import find_model
+from omniloom.pipelines.trained import find_model, training_of
 
 if TYPE_CHECKING:
     from omniloom.models.folder import Parts
@@ -78,7 +78,9 @@ def load(name: str) -> Exported:
 
     uri = find_model(name)
     try:
-        training: Artifact | None = places.artifact(name if name.startswith("models:/") else storage.absolute(uri))
+        training: Artifact | None = training_of(
+            places.artifact(name if name.startswith("models:/") else storage.absolute(uri))
+        )
     except InputError:  # a folder by itself
         training = None
     return Exported(name, load_model(uri, "cpu"), training, identity(uri))

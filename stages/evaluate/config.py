@@ -7,6 +7,7 @@ from pydantic import Field
 from omniloom.stages.base import LATER, PLACEMENT
 from omniloom.stages.evaluate.features.config import FeaturesConfig
 from omniloom.stages.evaluate.gate import Gate
+from omniloom.stages.evaluate.sweep_config import SamplingSweep
 from omniloom.stages.inference.config import DrawingConfig
 
 
@@ -48,6 +49,8 @@ class EvaluateConfig(MeasureConfig):
     """Pictures, and as many videos, that are reconstructed."""
     videos: int = Field(64, ge=0)
     """Videos drawn from held-out captions and measured."""
+    sweep: SamplingSweep | None = Field(None, json_schema_extra=LATER)
+    """Settings of sampling that are held against each other; the chosen one becomes the model's own."""
     gate: Gate = Field(default_factory=Gate)
     """Bounds of figures, such as {caption_accuracy: {min: 0.9}, bits_per_byte: {max: 2.5}, better_than_champion:
     caption_accuracy}; the model gets the alias where all hold, and never without a gate."""

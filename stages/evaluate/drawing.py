@@ -9,7 +9,9 @@ compares with nothing but itself; that of as many train pictures is what a good 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.evaluate.measures import LEAST_PICTURES
 from omniloom.stages.reporting import report
 
-_NEIGHBOURS = 5  # of a real picture, for coverage
+NEIGHBOURS = 5  # of a real picture, for coverage
 
 
 def draw(evaluation: Evaluation) -> None:
@@ -30,22 +32,22 @@ def draw(evaluation: Evaluation) -> None:
         return
     labelled = evaluation.labelled
     named = [labelled[i % len(labelled)] for i in range(config.drawings)] if labelled else []
-    classifier = _classifier(evaluation) if labelled else None
+    classifier = classifier_of(evaluation) if labelled else None
     asked = _plain(evaluation)
     for objective in evaluation.objectives:
         suffix = evaluation.suffix(objective)
         for source, part in evaluation.by_source(evaluation.captioned).items():
             _draw_grid(evaluation, part, source, objective)
-        drawn = _drawn(evaluation, named, objective)
+        drawn = drawn_for(evaluation, named, objective)
         if classifier:
             _judge(evaluation, classifier, named, drawn, objective)
         _follow(evaluation, named, drawn, objective)
         plain, others = named[: len(asked)], drawn[: len(asked)]
         if set(plain) != set(asked):
-            plain, others = asked, _drawn(evaluation, asked, objective)
+            plain, others = asked, drawn_for(evaluation, asked, objective)
         if asked:
             distance, of_real, of_drawn = metrics.frechet_parts(
-                _real(evaluation, evaluation.images, plain), _features(evaluation, others)
+                real_looks(evaluation, evaluation.images, plain), looks_of(evaluation, others)
             )
             name = _distance_name(evaluation, suffix)
             evaluation.add(name, evaluation.ids(plain), distance + of_real + of_drawn)
@@ -57,9 +59,9 @@ def draw(evaluation: Evaluation) -> None:
 
 def _copies(evaluation: Evaluation, asked: list[int], drawn: list[np.ndarray], suffix: str) -> None:
     """The pictures drawn for these captions against train pictures, as held-out ones stand against them."""
-    real = _real(evaluation, evaluation.images, list(dict.fromkeys(asked)))
-    train = _real(evaluation, evaluation.train_images, evaluation.trained_on.tolist())
-    novelty.copies(evaluation, asked, _features(evaluation, drawn), real, train, suffix)
+    real = real_looks(evaluation, evaluation.images, list(dict.fromkeys(asked)))
+    train = real_looks(evaluation, evaluation.train_images, evaluation.trained_on.tolist())
+    novelty.copies(evaluation, asked, looks_of(evaluation, drawn), real, train, suffix)
 
 
 def _follow(evaluation: Evaluation, named: list[int], drawn: list[np.ndarray], objective: str) -> None:
@@ -67,39 +69,43 @@ def _follow(evaluation: Evaluation, named: list[int], drawn: list[np.ndarray], o
     if not (pairs := following.pairs(evaluation)):
         return
     firsts, seconds = ([pair[side] for pair in pairs] for side in (0, 1))
-    made = drawn[: len(firsts)] if named[: len(firsts)] == firsts else _drawn(evaluation, firsts, objective)
-    others = _drawn(evaluation, seconds, objective, shapes_of=firsts)
+    made = drawn[: len(firsts)] if named[: len(firsts)] == firsts else drawn_for(evaluation, firsts, objective)
+    others = drawn_for(evaluation, seconds, objective, shapes_of=firsts)
     found = following.followed(
-        (_features(evaluation, made), _features(evaluation, others)),
-        (_real(evaluation, evaluation.images, firsts), _real(evaluation, evaluation.images, seconds)),
+        (looks_of(evaluation, made), looks_of(evaluation, others)),
+        (real_looks(evaluation, evaluation.images, firsts), real_looks(evaluation, evaluation.images, seconds)),
     )
     evaluation.add(f"image_following{evaluation.suffix(objective)}", evaluation.ids(firsts), found)
 
 
-def _features(evaluation: Evaluation, pictures: Sequence[np.ndarray]) -> np.ndarray:
+def looks_of(evaluation: Evaluation, pictures: Sequence[np.ndarray]) -> np.ndarray:
     return metrics.shrink(pictures, evaluation.config.class_pixels)
 
 
-def _real(evaluation: Evaluation, clips: ClipStore, indices: Sequence[int]) -> np.ndarray:
+def real_looks(evaluation: Evaluation, clips: ClipStore, indices: Sequence[int]) -> np.ndarray:
     """Features of real pictures, of which one at a time is whole in memory."""
     known = evaluation.looks.setdefault(id(clips), {})
     for i in indices:
         if i not in known:
-            known[i] = _features(evaluation, [clips[i][0]])[0]
+            known[i] = looks_of(evaluation, [clips[i][0]])[0]
     return np.stack([known[i] for i in indices])
 
 
-def _drawn(
-    evaluation: Evaluation, indices: Sequence[int], objective: str, shapes_of: Sequence[int] | None = None
+def drawn_for(
+    evaluation: Evaluation,
+    indices: Sequence[int],
+    objective: str,
+    shapes_of: Sequence[int] | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> list[np.ndarray]:
     """A picture for the caption of each of the held-out ones, in its shape, or in that of another; the seeds count
-    up."""
+    up. `fields` of sampling stand in place of the config's."""
     config = evaluation.config
     drawn: dict[int, np.ndarray] = {}
     for shape, places in evaluation.by_shape(evaluation.images, shapes_of or indices).items():
         made = evaluation.loom.text_to_image(
             [evaluation.caption(indices[place]) for place in places],
-            config.visual(objective=objective, size=shape),
+            dataclasses.replace(config.visual(objective=objective, size=shape), **(fields or {})),
             seeds=[config.seed + place for place in places],
         )
         drawn |= dict(zip(places, made, strict=True))
@@ -111,18 +117,18 @@ def _draw_grid(evaluation: Evaluation, part: list[int], source: str, objective: 
     shown = list({evaluation.captions[i]: i for i in reversed(part)}.values())[::-1][:32]
     shown = (shown * (32 // len(shown) + 1))[:32]
     evaluation.pictures[f"drawn_images{source}{evaluation.suffix(objective)}"] = report.grid(
-        _drawn(evaluation, shown, objective), 8, [evaluation.caption(i) for i in shown]
+        drawn_for(evaluation, shown, objective), 8, [evaluation.caption(i) for i in shown]
     )
 
 
-def _classifier(evaluation: Evaluation) -> metrics.PixelClassifier:
+def classifier_of(evaluation: Evaluation) -> metrics.PixelClassifier:
     """Trained on the train split; how good it is on real held-out pictures is a figure too."""
     train, classes, labelled = evaluation.train_images, set(evaluation.classes), evaluation.labelled
     labels = train.table["label"].to_pylist()
     rows = [i for i in evaluation.trained_on.tolist() if labels[i] in classes]
-    classifier = metrics.PixelClassifier(_real(evaluation, train, rows), [labels[i] for i in rows])
+    classifier = metrics.PixelClassifier(real_looks(evaluation, train, rows), [labels[i] for i in rows])
     truth = [evaluation.label(i) for i in labelled]
-    named = classifier(_real(evaluation, evaluation.images, labelled))
+    named = classifier(real_looks(evaluation, evaluation.images, labelled))
     evaluation.metrics["classes"] = len(evaluation.classes)
     right = [a == b for a, b in zip(named, truth, strict=True)]
     evaluation.add("classifier_accuracy", evaluation.ids(labelled), right, label_weights(truth))
@@ -136,15 +142,15 @@ def _judge(
     drawn: list[np.ndarray],
     objective: str,
 ) -> None:
-    suffix, features = evaluation.suffix(objective), _features(evaluation, drawn)
+    suffix, features = evaluation.suffix(objective), looks_of(evaluation, drawn)
     named, truth = classifier(features), [evaluation.label(i) for i in asked]
     right = [a == b for a, b in zip(named, truth, strict=True)]
     evaluation.add(f"image_class_agreement{suffix}", evaluation.ids(asked), right, label_weights(truth))
     # As many drawn as real, and of the same captions: more would cover more by number alone, fewer less.
     count = len(set(asked))
-    real = _real(evaluation, evaluation.images, asked[:count])
-    if len(np.unique(real, axis=0)) > _NEIGHBOURS:
-        found = metrics.covered(real, features[:count], _NEIGHBOURS)
+    real = real_looks(evaluation, evaluation.images, asked[:count])
+    if len(np.unique(real, axis=0)) > NEIGHBOURS:
+        found = metrics.covered(real, features[:count], NEIGHBOURS)
         evaluation.add(f"image_coverage{suffix}", evaluation.ids(asked[:count]), found)
     for number, (i, label) in enumerate(zip(asked, named, strict=True)):
         evaluation.samples.append(
@@ -174,7 +180,7 @@ def _plain(evaluation: Evaluation) -> list[int]:
     others = train.spread(evaluation.config.seed, ())[:count]
     evaluation.metrics["frechet_pictures"] = count
     evaluation.metrics[_distance_name(evaluation, "_train")] = metrics.frechet(
-        _real(evaluation, evaluation.images, chosen), _real(evaluation, train, others.tolist())
+        real_looks(evaluation, evaluation.images, chosen), real_looks(evaluation, train, others.tolist())
     )
     measuring.floors(evaluation, chosen, others.tolist())
     return chosen

@@ -29,6 +29,7 @@ from omniloom.stages.evaluate.items import Values, values_of
 if TYPE_CHECKING:
     from omniloom.stages.evaluate.config import MeasureConfig
     from omniloom.stages.evaluate.features.networks import Networks
+    from omniloom.stages.evaluate.swept import Swept
 
 
 def _given(value: str | None, what: str) -> str:
@@ -55,6 +56,7 @@ class Evaluation:
         self.tokens = TokenSet(inputs["tokens"], config.split)
         self.facts = self.tokens.facts
         self.networks = self._networks(device)
+        self.sweep: Swept | None = None
         self.metrics: dict[str, Any] = {}
         self.items: dict[str, Values] = {}
         self.looks: dict[int, dict[int, np.ndarray]] = {}

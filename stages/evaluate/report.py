@@ -13,8 +13,10 @@ from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.evaluate.comparing import Comparison
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.gate import Verdict
+from omniloom.stages.evaluate.intervals import interval
 from omniloom.stages.evaluate.measures import HIGH, LOW, Figure, measured
-from omniloom.stages.reporting import ancestry, history, origins
+from omniloom.stages.evaluate.swept import Setting, Swept
+from omniloom.stages.reporting import ancestry, history, origins, report
 from omniloom.stages.studies import objectives as objective_study
 from omniloom.stages.studies import quantizers as quantizer_study
 
@@ -63,6 +65,7 @@ def content(
             *(_against_champion(champion) if champion else ()),
             *_tables(evaluation),
             *_networks(evaluation),
+            *_sweep(evaluation),
             *_pictures(evaluation),
             *_studies(evaluation.inputs),
             *origins.sections(made_of, evaluation.inputs.get("records"), previous or {}),
@@ -187,6 +190,69 @@ def _networks(evaluation: Evaluation) -> list[dict]:
     text += f", videos as {evaluation.facts['frames']} frames." if networks.i3d else "."
     tables = [{"columns": ["network", "file", "what is done to a picture before it, and what it gives"], "rows": rows}]
     return [{"title": "Feature networks", "text": text, "tables": tables}]
+
+
+def _sweep(evaluation: Evaluation) -> list[dict]:
+    """What sampling costs: figures of every setting against the seconds of a picture, and which was chosen."""
+    if (swept := evaluation.sweep) is None:
+        return []
+    names = list(swept.best)
+    rows = [
+        [
+            setting.name + (" (chosen)" if number == swept.chosen else ""),
+            setting.seconds,
+            *(_value(setting, name, number == swept.best[name], evaluation.config.seed) for name in names),
+        ]
+        for number, setting in enumerate(swept.settings)
+    ]
+    text = (
+        f"{swept.pictures} pictures by each setting, of the same captions from the same noise. Chosen is the one that "
+        "takes the fewest seconds a picture of those that a paired test calls worse by no figure than that figure's "
+        "best setting; it is what the model of this evaluation draws by where nothing else is asked for."
+    )
+    return [
+        {
+            "title": "What sampling costs",
+            "text": text,
+            "tables": [{"columns": ["setting", "seconds a picture", *names], "rows": rows}],
+            "curves": [
+                {"title": name, "series": series, "x": "seconds a picture", "y": name}
+                for name, series in _costs(swept).items()
+            ],
+        }
+    ]
+
+
+def _value(setting: Setting, name: str, best: bool, seed: int) -> str:
+    low, high = interval(setting.figures[name], seed) or (None, None)
+    ends = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    told = ", the best" if best else ", worse" if name in setting.worse else ""
+    return f"{setting.figures[name].mean:.4g}{ends}{told}"
+
+
+def _costs(swept: Swept) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """By figure and by guidance and sampler: (seconds a picture, figure) over the steps."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name in swept.best:
+        for setting in swept.settings:
+            line = f"guidance {setting.fields['guidance_scale']:g}, {setting.fields['sampler']}"
+            found.setdefault(name, {}).setdefault(line, []).append((setting.seconds, setting.figures[name].mean))
+    return found
+
+
+def sweep_chart(swept: Swept) -> str:
+    """The first figure of a sweep against the seconds of a picture, as a drawing of its own (SVG) with a legend."""
+    name, series = next(iter(_costs(swept).items()))
+    drawn = str(report.chart(series, "seconds a picture", name)).partition("</svg>")[0]
+    colours = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf")
+    style = "".join(f".c{number}{{stroke:{colour}}}" for number, colour in enumerate(colours))
+    style += ".line{fill:none;stroke-width:2}.grid{stroke:#ccc}text{font:11px sans-serif}"
+    legend = "".join(
+        f"<text x='72' y='{24 + 14 * number}' fill='{colours[number % len(colours)]}'>{line}</text>"
+        for number, line in enumerate(series)
+    )
+    drawn = drawn.replace("<svg ", "<svg xmlns='http://www.w3.org/2000/svg' ", 1)
+    return drawn.replace(">", f"><style>{style}</style>", 1) + legend + "</svg>"
 
 
 def _by_objective(evaluation: Evaluation, names: tuple[str, ...], more: dict[str, list] | None = None) -> dict:

@@ -3,7 +3,8 @@
 In: records, tokens, the visual tokenizer where there is one, the trained model, and the studies that the pipeline has;
 of a language model only what it reads and writes is measured. Out: `report.html`, `metrics.json`, `items.parquet` (what
 the figures are means of), `pictures/*.png`, `samples.jsonl`, and `comparison.json` where the model was held against the
-one that has the alias. The model is registered, and gets its alias only where a `gate` is given and passed.
+one that has the alias; where sampling was swept `sampling.json`, and `model/`, the model's folder with the chosen
+settings as its own. The model is registered, and gets its alias only where a `gate` is given and passed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from omniloom.stages.evaluate.config import Config
 from omniloom.stages.evaluate.features.checks import check_features
 from omniloom.stages.evaluate.gate import Verdict, judge
 from omniloom.stages.evaluate.measures import measured
+from omniloom.stages.evaluate.sweep_config import check_sweep
+from omniloom.stages.evaluate.tuned import local_tuned, write_tuned
 from omniloom.stages.reporting import ancestry
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ def needs(config: Config) -> Needs:
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
     """Check that the gate's figures are measured of the model that is trained, and the feature networks' files."""
     model = upstream.get("model")
+    check_sweep(config.sweep, model and model.trained)
     check_features(config, model and model.trained, files, (*config.gate.bounds, *config.gate.better_than_champion))
     if model:
         with within("gate"):
@@ -63,6 +67,7 @@ def run(context: StageContext) -> dict:
     from omniloom.stages.evaluate.filming import film
     from omniloom.stages.evaluate.leaks import leaked_texts
     from omniloom.stages.evaluate.novelty import leaked
+    from omniloom.stages.evaluate.sweeping import sweep
     from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
     from omniloom.stages.evaluate.writing import describe, read_text, retrieve
 
@@ -70,7 +75,7 @@ def run(context: StageContext) -> dict:
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
     parts = (
-        (export_gap, reconstruct, codebook, read_text, leaked_texts, draw, leaked, describe, retrieve, film)
+        (export_gap, reconstruct, codebook, read_text, leaked_texts, draw, sweep, leaked, describe, retrieve, film)
         if evaluation.objectives
         else (export_gap, read_text, leaked_texts)
     )
@@ -113,8 +118,15 @@ def _write(context: StageContext, evaluation: Any) -> None:
     html = report.render(evaluation_report.content(evaluation, verdict, comparison, _previous(context, name)))
     storage.write_bytes(storage.join(output, "report.html"), html.encode())
     tracker.log_text(html, "report.html")
+    if evaluation.sweep:
+        write_tuned(context.model, evaluation.sweep.own, output)
+        document = finite({"model": context.model.fingerprint, **evaluation.sweep.document(context.config.seed)})
+        storage.write_json(storage.join(output, "sampling.json"), document)
+        tracker.log_text(json.dumps(document, indent=2), "sampling.json")
+        tracker.log_text(evaluation_report.sweep_chart(evaluation.sweep), "sampling.svg")
     better_than = held.fingerprint if comparison and held and not isinstance(held, str) else None
-    _register(context, name, verdict, metrics, better_than)
+    bundle = local_tuned(context.model, evaluation.sweep.own) if evaluation.sweep else context.model.local() / "model"
+    _register(context, name, verdict, metrics, better_than, bundle)
 
 
 def _previous(context: StageContext, name: str | None) -> dict[str, Artifact | None]:
@@ -175,9 +187,9 @@ def _no_answer(error: Exception) -> str:
 
 
 def _register(
-    context: StageContext, name: str | None, verdict: Verdict, metrics: dict, better_than: str | None
+    context: StageContext, name: str | None, verdict: Verdict, metrics: dict, better_than: str | None, bundle: Path
 ) -> None:
-    """The model into the registry; the alias only where a gate is passed."""
+    """The model's folder `bundle` into the registry; the alias only where a gate is passed."""
     from omniloom.infra.tracking import register_model
 
     train, measured_on = context.model, context.inputs.get("records", context.tokens)
@@ -185,7 +197,7 @@ def _register(
         return
     _, why_not = register_model(
         context.tracker,
-        train.local() / "model",
+        bundle,
         SERVING,
         name,
         train.fingerprint,

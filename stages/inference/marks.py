@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 
 _WEIGHTS = "unified.safetensors"
+_SWEPT = "sampling.json"  # of an evaluation that has the model's folder: it names the training
 
 
 def identity(model: str) -> dict[str, str]:
@@ -27,7 +28,8 @@ def identity(model: str) -> dict[str, str]:
         if manifest := storage.read_json(storage.join(root, MANIFEST)):
             known = {entry["path"]: entry["sha256"] for entry in manifest.get("files", ())}
             if path in known and (fingerprint := manifest.get("fingerprint")):
-                return {"fingerprint": fingerprint, "weights": known[path]}
+                told = storage.load_json(storage.join(root, _SWEPT)) if _SWEPT in known else {}
+                return {"fingerprint": told.get("model", fingerprint), "weights": known[path]}
     for candidate in (uri, storage.join(uri, "model")):
         if storage.exists(weights := storage.join(candidate, _WEIGHTS)):
             return {"weights": storage.sha256(weights)}

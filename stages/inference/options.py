@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omniloom.infra.errors import InputError
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.unified.generation.sampling import Knob, TextSampling, VisualSampling, knobs
+
+if TYPE_CHECKING:
+    from omniloom.models.model import OmniLoom
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,11 @@ def text_sampling(chosen: Mapping[str, Any]) -> TextSampling:
     return TextSampling(**{name: chosen[name] for name in knobs(TextSampling) if name in chosen})
 
 
-def visual_sampling(chosen: Mapping[str, Any]) -> VisualSampling:
-    """Of chosen values, by option. ValueError naming the one that is wrong."""
-    return VisualSampling(**{name: chosen[name] for name in knobs(VisualSampling) if name in chosen})
+def visual_sampling(chosen: Mapping[str, Any], loom: OmniLoom | None = None) -> VisualSampling:
+    """Of chosen values, by option; what they leave open is the model's own where one is given. ValueError naming the
+    one that is wrong."""
+    fields = {name: chosen[name] for name in knobs(VisualSampling) if name in chosen}
+    return loom.sampling(fields) if loom else VisualSampling(**fields)
 
 
 def option_error(error: ValueError) -> InputError:

@@ -142,7 +142,7 @@ class Sampler:
         # Text that is told no temperature is free to repeat itself, at 0 more so than at any other.
         self.cut = "temperature" not in chosen
         self.text = text_sampling(freely(chosen, like.task == "text" and bool(like.request.images), count))
-        self.visual = visual_sampling(chosen)
+        self.visual = visual_sampling(chosen, loom)
         if like.task != "text" or like.request.images:  # a model of text alone knows no pictures
             self.visual = resolve(loom, self.visual, like.request)
 

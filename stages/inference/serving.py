@@ -9,13 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas
 
-from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
+from omniloom.models.unified.generation.sampling import OWN_SAMPLING, TextSampling, VisualSampling
 from omniloom.stages.inference.options import OPTIONS, Option, text_sampling, visual_sampling
+
+if TYPE_CHECKING:
+    from omniloom.models.model import OmniLoom
 
 # What answering imports: the requirements of a registered model.
 LIBRARIES = (
@@ -60,7 +63,7 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]  #
         rows = [_row(number, values, usual) for number, values in enumerate(_rows(model_input))]
         given = dict(params or {})
         seed = int(given.pop(_SEED, 0))
-        sampling = _chosen(given)
+        sampling = _chosen(given, self.model)
         answers: list[dict[str, Any]] = [{"text": None, "image": None} for _ in rows]
         for task in TASKS:
             chosen = [number for number, row in enumerate(rows) if row["task"] == task]
@@ -85,9 +88,9 @@ class OmniLoomModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]  #
         return [{"image": encode_mp4(video, self.model.config.fps, _MARK)} for video in videos]
 
 
-def _chosen(given: Mapping[str, Any]) -> Sampling:
-    """How `given` params ask for text and pictures; a value that stands for the model's own is no choice. ValueError
-    naming a param that is wrong."""
+def _chosen(given: Mapping[str, Any], model: OmniLoom | None = None) -> Sampling:
+    """How `given` params ask for text and pictures of the model; a value that stands for the model's own is no choice.
+    ValueError naming a param that is wrong."""
     options = _options()
     if unknown := set(given) - set(options):
         known = ", ".join(sorted([_SEED, *options]))
@@ -96,9 +99,9 @@ def _chosen(given: Mapping[str, Any]) -> Sampling:
         chosen = {
             name: options[name].parse(_plain(value))
             for name, value in given.items()
-            if value is not None and not (options[name].default is None and _plain(value) == _unset(options[name]))
+            if value is not None and not (_is_own(options[name]) and _plain(value) == _unset(options[name]))
         }
-        return text_sampling(chosen), visual_sampling(chosen)
+        return text_sampling(chosen), visual_sampling(chosen, model)
     except ValueError as error:
         raise ValueError(f"params: {error}") from None
 
@@ -106,6 +109,11 @@ def _chosen(given: Mapping[str, Any]) -> Sampling:
 def _options() -> dict[str, Option]:
     """The parameters that a server takes from its clients."""
     return {name: option for name, option in OPTIONS.items() if option.server_side}
+
+
+def _is_own(option: Option) -> bool:
+    """Whether a model may have a default of its own."""
+    return option.default is None or option.name in OWN_SAMPLING
 
 
 def _plain(value: Any) -> Any:
@@ -133,7 +141,7 @@ def signature() -> mlflow.models.ModelSignature:
     text, data = DataType.string, DataType.binary
     params = [ParamSpec(_SEED, DataType.long, 0)]
     for name, option in _options().items():
-        default = _unset(option) if option.default is None else option.default
+        default = _unset(option) if _is_own(option) else option.default
         shape = (-1,) if option.knob.kind is tuple else None
         params.append(ParamSpec(name, DataType[_KINDS[option.knob.kind]], default, shape))
     return mlflow.models.ModelSignature(

@@ -33,7 +33,7 @@ class Maker:
     def resolve(self, job: Job) -> tuple[TextSampling, VisualSampling]:
         """How the job writes and draws; `Refused` where the model cannot."""
         try:
-            text, visual = text_sampling(job.sampling), visual_sampling(job.sampling)
+            text, visual = text_sampling(job.sampling), visual_sampling(job.sampling, self.loom)
             if "image_guidance_scale" in job.sampling and not job.images:
                 raise ValueError("image_guidance_scale: guides by the pictures before the prompt, of which are none")
             if job.task != "text" or job.images:  # a model of text alone knows no pictures

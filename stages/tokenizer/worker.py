@@ -64,7 +64,7 @@ def assemble(job: Job) -> tuple[TokenizerTrainer, ClipBatches]:
     """What a rank trains with, before the first step."""
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
-    engines = _engines(job, ranks)
+    engines = engines_of(job, ranks)
     clips, held_out = (
         ClipBatches(job.records, split, config.data, patch_size_of(job.model), config.seed, rank, ranks)
         for split in ("train", "validation")
@@ -73,7 +73,8 @@ def assemble(job: Job) -> tuple[TokenizerTrainer, ClipBatches]:
     return kind(job, engines, held_out, rank, ranks), clips
 
 
-def _engines(job: Job, ranks: int) -> dict[str, Engine]:
+def engines_of(job: Job, ranks: int) -> dict[str, Engine]:
+    """The generator and, where there is one, the discriminator, for one of so many ranks."""
     config = job.config
     objective = _objective(job)
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)

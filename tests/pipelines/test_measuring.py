@@ -11,6 +11,7 @@ from omniloom.pipelines import doctor, forecast, measuring
 from omniloom.pipelines.config import load
 from omniloom.pipelines.measuring import Measured
 from omniloom.pipelines.plan import make_plan
+from omniloom.stages.tokenizer.measured import kinds
 from omniloom.stages.train import cost
 from omniloom.stages.train.config import expected_config
 
@@ -71,8 +72,41 @@ def test_a_cluster_elsewhere_is_not_measured(tmp_path):
 
 @pytest.mark.slow
 def test_real_steps_are_timed_and_kept(tmp_path):
-    sized = doctor.examine("demo", [f"storage={tmp_path}"], measure=True)["sizes"]["train"]
-    found = predicted(tmp_path)
+    sizes = doctor.examine("demo", [f"storage={tmp_path}"], measure=True)["sizes"]
+    sized, found = sizes["train"], predicted(tmp_path)
+    for name in ("tokenizer_image", "tokenizer_joint"):
+        told = forecast.of(make_plan(load("demo", [f"storage={tmp_path}"])))[name]
+        assert told.units_per_second == pytest.approx(sizes[name]["images_per_second"]) and told.checkpoint_bytes
     assert 0 < sized["seconds_per_step"] < 60
     assert found.units_per_second == pytest.approx(sized["tokens_per_second"])
     assert json.loads(json.dumps(sized))["tokens_per_second"] == pytest.approx(2048 / sized["seconds_per_step"])
+
+
+def test_a_tokenizers_steps_stand_for_just_these_settings(tmp_path):
+    def joint(*overrides: str) -> forecast.Forecast | None:
+        return forecast.of(make_plan(load("demo", [f"storage={tmp_path}", *overrides]))).get("tokenizer_joint")
+
+    config = load("demo", [f"storage={tmp_path}"]).stages.tokenizer_joint
+    assert joint() is None
+    measuring._write(measuring._tokenizer_file(config), measuring.MeasuredTokenizer(0.5, 1000, "2026-11-28"))
+    data, found = config.data, joint()
+    images = data.image_ratio * data.image_batch + (1 - data.image_ratio) * data.video_batch
+    assert found.seconds == pytest.approx(config.steps * 0.5) and found.unit == "images"
+    assert found.units_per_second == pytest.approx(images / 0.5)
+    assert found.checkpoint_bytes == 4 * 1000 * (3 + bool(config.engine.ema_decay))
+    for other in ("stages.tokenizer_joint.data.image_batch=8", "stages.tokenizer_joint.workers.count=1"):
+        assert joint(other) is None
+    assert joint("stages.tokenizer_joint.seed=7").seconds == found.seconds
+
+
+def test_the_kinds_of_a_tokenizers_steps_are_those_that_it_has(tmp_path):
+    config = load("demo", [f"storage={tmp_path}"]).stages.tokenizer_joint
+    found = kinds(config)
+    assert sum(share for _, share in found.values()) == pytest.approx(1)
+    assert {kind.clips for kind in found} == set(config.data.kinds)
+    by_clips = sum(share for kind, (_, share) in found.items() if kind.clips == "image")
+    assert by_clips == pytest.approx(config.data.image_ratio)
+    trained = sum(share for kind, (_, share) in found.items() if kind.critic)
+    assert trained == pytest.approx(1 - config.loss.adversarial_start / config.steps, abs=0.01)
+    for kind, (step, _) in found.items():
+        assert kind.critic == config.loss.trains_discriminator(step)

@@ -449,3 +449,54 @@ def test_another_trial_starts_where_there_is_room_for_what_each_takes_most(swept
     first, second = swept({LR: [1e-3, 1e-4]}).known  # two workers of one CPU each
     assert Room([Node(1.0, 0.0)]).takes(first, []) and Room([Node(4.0, 0.0)]).takes(second, [first])
     assert not Room([Node(3.0, 0.0)]).takes(second, [first])
+
+
+def test_a_finished_sweep_starts_nothing_and_tells_what_came_out(workspace, tmp_path, capsys, monkeypatch):
+    """All is cached, so that the whole command goes without Ray: table, files, and what the pipeline used last."""
+    file, rates = tmp_path / "swept.yaml", [1e-3, 1e-4]
+    section = {"fields": {LR: rates}, "goal": {"metric": "train.records", "direction": "maximize"}}
+    file.write_text(cli_preset() + yaml.safe_dump({"sweep": section}))
+    workspace.publish(overrides=(f"{LR}={rates[0]}",))
+    workspace.publish("train", "evaluate", overrides=(f"{LR}={rates[1]}",), content="other")
+    monkeypatch.setattr("sys.argv", ["omniloom", "run", str(file), *workspace.overrides()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err + out
+    assert [line.split()[:4] for line in out.splitlines() if line[:1] in "12"] == [
+        ["1", "0.001", "2", "-"], ["2", "0.0001", "2", "-"]
+    ]  # fmt: skip
+    assert "best:   trial 1: lr 0.002 -> 0.001" in out and "train.records is no figure of an evaluation" in out
+    place = folder.Folder(load(str(file), workspace.overrides()))
+    assert [row["status"] for row in place.known()] == ["finished"] * 2
+    assert [row["executed"] for row in place.known()] == [[], []]
+    last = workspace.plan().store.last_used("demo", "train")
+    assert last is not None and last.fingerprint == place.known()[0]["artifacts"]["train"]
+    kept = {made for made, _ in folder.used(str(workspace.storage))}
+    assert len([stage for stage, _ in kept if stage == "train"]) == 2 and len(kept) == 8
+
+
+def test_a_trial_tells_with_its_number_before_its_stages_and_its_rows_go():
+    from omniloom.pipelines.display import Display
+    from omniloom.pipelines.sweeps.part import Part
+    from omniloom.pipelines.views import Bars, Lines
+
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    part = Display(Part(Lines(console), "2/"))
+    with part:
+        part.note("hello")
+        part.start("train", "never ran")
+        part.update({"train": {"done": 1, "total": 9, "unit": "steps", "facts": {}, "time": 0.0, "notes": ["a note"]}})
+        part.finish("train", 3.0, {"loss": 1.0})
+    lines = [line.split(" ", 1)[-1] if line[:1] in "01" else line for line in console.export_text().splitlines()]
+    assert lines == [
+        "2/hello", "2/train: starting (never ran)", "2/train: a note", "2/train: done in 3 s; loss 1"
+    ]  # fmt: skip
+    bars = Bars(Console(width=80, force_terminal=True, file=open("/dev/null", "w")))
+    with bars:
+        one, other = (Display(Part(bars, f"{number}/")) for number in (1, 2))
+        with other:
+            other.start("train", "never ran")
+            with one:
+                one.start("train", "never ran")
+            assert list(bars._tasks) == ["2/train"]

@@ -122,7 +122,7 @@ def test_callers_who_ask_again_are_waited_for():
     async def caller(name: str):
         for _ in range(5):
             await one(recorder.batcher, name)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001 * int(name))
 
     async def run():
         await asyncio.gather(*(caller(str(at)) for at in range(10)))

@@ -286,6 +286,8 @@ def test_what_nothing_is_said_of_and_the_limits_of_the_fields():
         "gpus": 0,
         "reconstructions": 256,
         "alias": "champion",
+        "features": None,
+        "sweep": None,
     }
     assert not usual.gate.given and evaluate.needs(usual) == Needs(cpus=2, gpus=0)
     assert evaluate.needs(evaluate.Config(cpus=3, gpus=0.5)) == Needs(cpus=3, gpus=0.5)

@@ -138,7 +138,7 @@ def test_every_figure_is_measured_and_that_of_its_definition(inputs, files, few)
     assert all(f"{name}_low" in found.metrics for name in better)
     plain = found.plain[:COUNT]
     real = [found.images[i][0] for i in plain]
-    drawn = drawing._drawn(found, plain, "latent_diffusion")
+    drawn = drawing.drawn_for(found, plain, "latent_diffusion")
     inception = found.networks.inception
     assert found.metrics["fid"] == pytest.approx(metrics.frechet(inception(real), inception(drawn)), rel=1e-6)
     clip = found.networks.clip

@@ -12,7 +12,7 @@ import pytest
 
 from omniloom.infra.errors import InputError
 from omniloom.models.docstrings import field_docstrings
-from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling, knobs
+from omniloom.models.unified.generation.sampling import OWN_SAMPLING, TextSampling, VisualSampling, knobs
 from omniloom.pipelines import cli
 from omniloom.stages.evaluate.config import MeasureConfig
 from omniloom.stages.inference import serving
@@ -139,7 +139,11 @@ def test_every_field_is_a_parameter_of_a_served_model(name):
     params = _enforce_params_schema({name: VALUES[name][1]}, signature.params)
     assert set(seen_in(chosen(params), name)) == {VALUES[name][2]}
     assert seen_in(chosen(_enforce_params_schema({}, signature.params)), name) == usual
-    assert default is None or spec.default == default
+    if name in OWN_SAMPLING:  # shown by a value that it does not take, since a model may have another of its own
+        with pytest.raises(ValueError, match=name):
+            visual_sampling({name: spec.default})
+    else:
+        assert default is None or spec.default == default
 
 
 def chosen(params: dict) -> tuple[TextSampling, VisualSampling]:

@@ -19,6 +19,9 @@ from omniloom.models.unified.representations import OBJECTIVES, VisualObjective
 if TYPE_CHECKING:
     from omniloom.models.unified.diffusion.config import DiffusionConfig
 
+# Fields of `VisualSampling` of which a model may have defaults of its own, in its config.json.
+OWN_SAMPLING = ("num_steps", "guidance_scale", "sampler")
+
 
 @dataclass(frozen=True)
 class Knob:

@@ -32,7 +32,7 @@ def of_drawn(evaluation: Evaluation, asked: Sequence[int], drawn: Sequence[np.nd
         real, made = of_real(evaluation, net, evaluation.images, asked), net(drawn)
         found, spreads = _between(evaluation, net, real, made)
         for name, distance in found.items():
-            evaluation.add(f"{name}{suffix}", ids, _items(distance))
+            evaluation.add(f"{name}{suffix}", ids, items(distance))
         evaluation.metrics |= {f"{name}{suffix}": spread for name, spread in spreads.items()}
         if net is not networks.clip:
             _manifolds(evaluation, ids, net, real, made, suffix)
@@ -61,7 +61,7 @@ def of_reconstructed(evaluation: Evaluation, indices: Sequence[int], made: np.nd
     net = evaluation.networks and evaluation.networks.inception
     if net and len(indices) >= LEAST_PICTURES:
         real = of_real(evaluation, net, evaluation.images, indices)
-        evaluation.add("rfid", evaluation.ids(indices), _items(_frechet(real, made)))
+        evaluation.add("rfid", evaluation.ids(indices), items(frechet(real, made)))
 
 
 def of_videos(evaluation: Evaluation, asked: Sequence[int], drawn: Sequence[np.ndarray], suffix: str) -> None:
@@ -70,7 +70,7 @@ def of_videos(evaluation: Evaluation, asked: Sequence[int], drawn: Sequence[np.n
     if net and len(asked) >= LEAST_PICTURES:
         real = of_real(evaluation, net, evaluation.videos, asked)
         ids = [evaluation.videos.record(i)["id"] for i in asked]
-        evaluation.add(f"fvd{suffix}", ids, _items(_frechet(real, net(drawn))))
+        evaluation.add(f"fvd{suffix}", ids, items(frechet(real, net(drawn))))
 
 
 def of_real(evaluation: Evaluation, net: Network, clips: ClipStore, indices: Sequence[int]) -> np.ndarray:
@@ -92,7 +92,7 @@ def _between(
     """The distances that are measured in a network's features, and the deviations of such as are means, by name."""
     if net.name == "clip":
         return {"cmmd": distances.cmmd(real, made)}, {}
-    found, spreads = {FRECHET[net.name]: _frechet(real, made)}, {}
+    found, spreads = {FRECHET[net.name]: frechet(real, made)}, {}
     if net.name == "inception" and (features := evaluation.config.features):
         rng = np.random.default_rng((evaluation.config.seed, 31))
         found["kid"], each = distances.kid(real, made, features.kid_subsets, features.kid_subset_size, rng)
@@ -100,11 +100,24 @@ def _between(
     return found, spreads
 
 
-def _frechet(real: np.ndarray, made: np.ndarray) -> Distance:
+def frechet_in_networks(
+    evaluation: Evaluation, asked: Sequence[int], drawn: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """FID and FD-DINOv2 of pictures drawn for the captions of the held-out ones `asked`, as far as their networks are
+    given, as the values of items."""
+    networks = evaluation.networks
+    return {
+        FRECHET[net.name]: items(frechet(of_real(evaluation, net, evaluation.images, asked), net(drawn)))
+        for net in (filter(None, (networks.inception, networks.dinov2)) if networks else ())
+    }
+
+
+def frechet(real: np.ndarray, made: np.ndarray) -> Distance:
     return Distance(*metrics.frechet_parts(real, made))
 
 
-def _items(found: Distance) -> np.ndarray:
+def items(found: Distance) -> np.ndarray:
+    """A distance as the values of pairs of a real and a drawn row, whose mean it is."""
     return found.value + found.of_real + found.of_drawn
 
 

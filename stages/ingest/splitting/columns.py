@@ -130,7 +130,7 @@ def firsts(values: np.ndarray) -> np.ndarray:
     np.any(values[1:] != values[:-1], axis=1, out=new[1:])
     heads = np.flatnonzero(new)
     later, first = repeats(values[heads])
-    own = heads.astype(indices(len(values)))
+    own: np.ndarray = heads.astype(indices(len(values)))
     own[later] = heads[first]
     return np.repeat(own, np.diff(heads, append=len(values)))
 

@@ -99,7 +99,7 @@ class Spilled:
         return 16 + 4 * self._columns
 
     def _read(self, into: np.ndarray, at: int) -> None:
-        left = memoryview(into.reshape(-1).view(np.uint8))
+        left = into.reshape(-1).data.cast("B")
         while len(left):
             got = os.preadv(self.file.fileno(), [left[:_ONCE]], at)
             if not got:
