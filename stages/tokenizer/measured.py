@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,8 @@ class _Quiet:
 
 def kinds(config: Config) -> dict[Kind, tuple[int, float]]:
     """By kind of step one step that is of it, and the share of all steps that are."""
-    found, first = Counter(), {}  # type: ignore[var-annotated]
+    found: dict[Kind, float] = defaultdict(float)
+    first: dict[Kind, int] = {}
     for step in np.unique(np.linspace(0, config.steps - 1, _LOOKED_AT).astype(int)).tolist():
         for kind, weight in _kinds_of(config, step):
             found[kind] += weight
@@ -79,9 +80,9 @@ def step_seconds(config: Config, model: AnyTokenizerConfig) -> tuple[float, int]
     torch.set_num_threads(int(config.workers.cpus) or 1)
     torch.manual_seed(config.seed)
     with single_process(), tempfile.TemporaryDirectory() as folder:
-        job = Job(config, model, None, None, folder, folder, _Quiet(), _Quiet())  # type: ignore[arg-type]
+        job = Job(config, model, None, None, folder, folder, _Quiet(), _Quiet())
         engines = engines_of(job, config.workers.most)
-        trainer = TokenizerTrainer(job, engines, None, 0, config.workers.most)  # type: ignore[arg-type]
+        trainer = TokenizerTrainer(job, engines, None, 0, config.workers.most)
         seconds = sum(share * _least(trainer, kind, step) for kind, (step, share) in kinds(config).items())
         trained = sum(p.numel() for e in engines.values() for p in e.module.parameters() if p.requires_grad)
     return seconds, trained
