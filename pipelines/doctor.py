@@ -134,7 +134,7 @@ def _on_gpu(config: PipelineConfig, name: str, place: room.Room | None) -> dict:
     """Whether a worker fits its GPU, of one whose kind or memory is known."""
     workers = getattr(config.stages, name).workers
     nodes = place.nodes if place else cluster.with_autoscaling((), config.cluster)
-    gpu, memory = room.accelerator_of(workers, nodes), place and place.gpu_memory
+    gpu, memory = room.accelerator_of(workers, nodes), place.gpu_memory if place else None
     if not workers.gpus or not (gpu or memory):
         return {}
     fit = fitting.of_stage(config, name, gpu or "this machine's GPU", memory)

@@ -30,10 +30,11 @@ def replay_step(plan: Plan, stage: str, step: int) -> dict[str, Any]:
     if step >= planned.config.steps:
         raise InputError(f"expected less than stages.{stage}.steps {planned.config.steps}, got {step}", field="--step")
     data = "tokens" if isinstance(planned.config, TrainConfig) else "records"
-    given = {role: plan[name].artifact for role, name in planned.inputs.items() if name in plan.graph.names}
-    if given.get(data) is None:
+    of_role = {role: plan[name].artifact for role, name in planned.inputs.items() if name in plan.graph.names}
+    given = {role: artifact for role, artifact in of_role.items() if artifact}
+    if data not in given:
         raise InputError(f"the {data} that it is trained on are not there; run the pipeline first", field="--step")
-    if "tokenizer" in planned.inputs and given.get("tokenizer") is None:
+    if "tokenizer" in planned.inputs and "tokenizer" not in given:
         raise InputError("the tokenizer that it starts from is not there; run the pipeline first", field="--step")
     from omniloom.infra.training import checkpoint
     from omniloom.stages.replay import Replay, replay

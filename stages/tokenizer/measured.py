@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,9 +80,10 @@ def step_seconds(config: Config, model: AnyTokenizerConfig) -> tuple[float, int]
     torch.set_num_threads(int(config.workers.cpus) or 1)
     torch.manual_seed(config.seed)
     with single_process(), tempfile.TemporaryDirectory() as folder:
-        job = Job(config, model, None, None, folder, folder, _Quiet(), _Quiet())
+        nothing = cast(Any, None)  # no records are read: the pixels are made up
+        job = Job(config, model, nothing, None, folder, folder, _Quiet(), _Quiet())
         engines = engines_of(job, config.workers.most)
-        trainer = TokenizerTrainer(job, engines, None, 0, config.workers.most)
+        trainer = TokenizerTrainer(job, engines, nothing, 0, config.workers.most)
         seconds = sum(share * _least(trainer, kind, step) for kind, (step, share) in kinds(config).items())
         trained = sum(p.numel() for e in engines.values() for p in e.module.parameters() if p.requires_grad)
     return seconds, trained

@@ -98,7 +98,7 @@ class Bonds:
 
         self._looks = looks(self._shown, LOOK_BYTES)
         self._clip_looks = looks(self._clips, CLIP_FRAMES * LOOK_BYTES)
-        sketched = np.flatnonzero(rows.sketched).astype(indices(count))
+        sketched: np.ndarray = np.flatnonzero(rows.sketched).astype(indices(count))
         self._texts = Texts(sketched, self.nodes, rows.id, (rows.shard, rows.row), rows.shards, read)
 
     def clusters(self, compared: Compared) -> tuple[np.ndarray, int]:
