@@ -13,8 +13,6 @@ from collections.abc import Iterator
 INTERRUPTED = 130  # a shell's code for a command that Ctrl-C ended
 LINE = "interrupted; the next run goes on from here"
 _ONE_REQUEST = 0.5  # seconds: `timeout` signals a command and then its whole group, the command among them
-
-
 _LEAVING = 5.0  # seconds for what ends with the interpreter
 
 
@@ -27,7 +25,8 @@ def leave_soon() -> None:
         sys.stderr.flush()
         os._exit(INTERRUPTED)
 
-    threading.Thread(target=leave, daemon=True).start()
+    # When the interpreter ends, before it waits for threads and pools: who called the command from Python goes on.
+    threading._register_atexit(threading.Thread(target=leave, daemon=True).start)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

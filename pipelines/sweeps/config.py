@@ -143,7 +143,7 @@ class SweepConfig(BaseModel):
     seed: int | None = Field(None, ge=0, lt=1 << 32)
     """Of random and optuna: seed of the values, null: 0. The same config gives the same trials."""
     goal: GoalConfig
-    """What the trials are judged by."""
+    """By which figure of which stage the trials are judged."""
     concurrent: int = Field(1, ge=1)
     """Trials that run at once, as far as the cluster has room for what each takes most; optuna chooses a trial knowing
     all but so many before it."""

@@ -89,7 +89,8 @@ class UnifiedTrainer:
             metrics = mean_losses(module, self.rows, self.engine, self.loss_names, self.together)
             if self.first:
                 self.history.add(metrics, step)
-                self.job.progress.measured(step, metrics)
+                if metrics:  # the corpus may have no validation split
+                    self.job.progress.measured(step, metrics)
                 told = finite({**metrics, "validation_rows": self.config.validation_rows})
                 storage.write_json(storage.join(self.job.state, "validation.json"), told)
             if self.captions and (self.first or self.engine.collective):

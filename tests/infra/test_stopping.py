@@ -72,7 +72,7 @@ def test_notes_of_several_processes_are_all_kept():
     body, rank = Progress("train", board), Progress("train", board)
     for progress, text in ((body, "starting"), (rank, "damaged"), (body, "again")):
         progress.note(text)
-    assert board.read() == {"train": {"notes": ["starting", "damaged", "again"]}}
+    assert board.read() == {"train": {"notes": ["starting", "damaged", "again"], "validations": []}}
 
 
 @pytest.mark.parametrize("board", [None, ProgressBoard()])

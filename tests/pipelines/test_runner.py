@@ -21,6 +21,7 @@ class RunWithoutBodies(_Run):
     def __init__(self, plan):
         self.plan, self.store, self.display, self.executed = plan, plan.store, None, 0
         self.interrupted = threading.Event()
+        self.around, self.pruned = None, {}
 
     def _execute(self, planned, work, lease):
         self.executed += 1

@@ -190,6 +190,9 @@ def test_a_whole_stage_may_come_and_go(swept):
     assert [len(trial.plan.stages) for trial in found.known] == [5, 6]
 
 
+STEPS = ("stages.train.steps=600", "stages.train.validate_every=300")
+
+
 @pytest.mark.parametrize(
     ("fields", "overrides", "told"),
     [
@@ -202,7 +205,7 @@ def test_a_whole_stage_may_come_and_go(swept):
         ({LR: [1e-3]}, ("sweep.goal.metric=evaluate.image_class",), ["sweep.goal.metric", "image_class_agreement"]),
         ({LR: [1e-3]}, ("sweep.goal.direction=minimize",), ["sweep.goal.direction", "higher is better"]),
         ({LR: [1e-3]}, ("sweep.goal.metric=eval.x",), ["sweep.goal.metric: eval is no stage", "'evaluate'"]),
-        ({LR: [1e-3]}, ("sweep.prune={metric: train.a, after: 281}",), ["sweep.prune.after", "after step 560"]),
+        ({LR: [1e-3]}, ("sweep.prune={metric: train.a, after: 301}", *STEPS), ["sweep.prune.after", "after step 600"]),
         ({LR: [1e-3]}, ("sweep.prune={metric: evaluate.a}",), ["sweep.prune.metric: evaluate is no training"]),
         ({LR: [1e-3]}, ("cluster.num_cpus=1",), ["stages.tokenizer_image.workers", "trial 1"]),
     ],

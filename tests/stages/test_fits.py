@@ -229,7 +229,8 @@ def test_ingests_counts_tell_that_a_kind_is_missing_before_a_tokenizer_is_traine
     with pytest.raises(InputError, match="holds no video in its train split .images 10") as caught:
         check_counts(config, {"ingest": counts})
     assert caught.value.field == "stages.tokenizer_joint.data.kinds"
-    share = "stages.train.packing.mixture.video: video has a share of 0.1, and the corpus holds none (images 10"
+    video = config.stages.train.packing.mixture["video"]
+    share = f"stages.train.packing.mixture.video: video has a share of {video}, and the corpus holds none (images 10"
     assert f"\n  {share}" in str(caught.value)
     warning = "tokenizer_joint: 1 videos in the train split, fewer than the 16 of one step"
     assert any(text.startswith(warning) for text in check_counts(config, {"ingest": {**counts, "records_video": 1}}))
