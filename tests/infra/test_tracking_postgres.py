@@ -155,5 +155,5 @@ def test_versions_are_consecutive_and_the_best_is_champion(written):
     champion = client.get_model_version_by_alias("shared", "champion").version
     assert told[str(champion)] == max(told.values())
     for version in versions:
-        model = client.get_logged_model(version.model_id)
+        model = client.get_logged_model(version.source.removeprefix("models:/"))
         assert {metric.value for metric in model.metrics} == {float(told[str(version.version)])}
