@@ -40,7 +40,8 @@ FLAGGED = {
     "swapped_captions": ({"image_class_agreement", "caption_accuracy"}, ("draw", "describe")),
     "leaked_test": ({"leaked_images"}, ("leaked",)),
     "average_forgotten": ({"export_gap"}, ("export_gap",)),
-    "latents_not_scaled": ({"frechet_pixels8", "caption_accuracy"}, ("draw", "describe")),
+    # Of its pictures the shrunken pixels lie near enough to pass or not, by the training: captions always fail.
+    "latents_not_scaled": ({"caption_accuracy"}, ("draw", "describe")),
     "guidance_swapped": ({"image_class_agreement", "image_following"}, ("draw",)),
     "frozen_video": ({"video_motion"}, ("film",)),
     "text_repeated": ({"text_repeated"}, ("read_text",)),
