@@ -34,7 +34,10 @@ ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as t
     __config__=ConfigDict(extra="forbid", use_attribute_docstrings=True),
     __doc__="Shape of the transformer, as far as it is a choice.",
     **{
-        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name]))
+        f.name: (
+            _HINTS[f.name],
+            Field(f.default, description=_TOLD[f.name], json_schema_extra=dict(f.metadata) or None),
+        )
         for f in fields(UnifiedConfig)
         if f.name not in _FROM_INPUTS
     },
@@ -68,7 +71,8 @@ class LearningRateConfig(BaseModel):
     text: float = Field(1.0, ge=0)
     """Learning rate of vocabulary, blocks and head, as a multiple of the schedule's."""
     visual: float = Field(1.0, ge=0)
-    """Learning rate of the pictures' input and output layers, as a multiple of the schedule's."""
+    """Learning rate of the pictures' input and output layers and of their parts of the blocks, as a multiple of the
+    schedule's."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LearningRateConfig:
