@@ -25,6 +25,7 @@ from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 BLOCKS = ("llama", "gau")
+QK_NORMS = ("rms", "layer")
 PATCHIFIERS = ("linear", "bottleneck", "unet")
 
 
@@ -150,7 +151,13 @@ class UnifiedConfig(Conditional):
     """Position axes that share the rotary frequencies: 3 (row, column, time) serves images and videos; 2 gives still
     images more frequencies; text is RoPE-1D under each of them."""
     qk_norm: bool = True
-    """RMSNorm on each head's queries and keys."""
+    """A norm on each head's queries and keys."""
+    qk_norm_kind: Literal["rms", "layer"] = "rms"
+    """That norm: RMSNorm with one weight for all heads, or LayerNorm with each head's own weight and bias (Chameleon, as
+    `transformers` has it)."""
+    norm_after: bool = False
+    """A block norms what attention and SwiGLU give instead of what they take (Swin Transformer V2, arXiv 2111.09883;
+    the larger Chameleon, arXiv 2405.09818, section 2.3)."""
     qkv_bias: bool = False
     """Biases of the query, key and value projections."""
     out_bias: bool = False
@@ -167,6 +174,9 @@ class UnifiedConfig(Conditional):
     """Numbers between the two Linear of the patchifier bottleneck."""
     codebook_size: int | None = None
     """Number of visual codes; null: none."""
+    code_dim: int | None = None
+    """Numbers of a code's embedding, which two Linear with a GELU between them widen, as two others predict the codes
+    (Janus, arXiv 2410.13848, section 3.1); null: an embedding of the width, and a Linear."""
     latent_patchifier: Literal["linear", "bottleneck", "unet"] = "linear"
     """How latents become the blocks' input: linear; bottleneck, two Linear with `pixel_bottleneck` numbers between them
     (JiT, arXiv 2511.13720, section 4.3); unet, which has a part behind the blocks too and `unet_width` channels."""
@@ -197,11 +207,14 @@ class UnifiedConfig(Conditional):
             self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck", "unet_width"
         )
         _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
+        if self.code_dim is not None:
+            _positive_int(self, "code_dim")
         derive(self, "kv_heads", self.heads)
         if left_open(self, "head_dim"):
             require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
             derive(self, "head_dim", self.width // self.heads)
         require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
+        require(self.qk_norm_kind in QK_NORMS, self, "qk_norm_kind", f"one of {', '.join(QK_NORMS)}")
         derive(self, "hidden", 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32)
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
@@ -210,6 +223,8 @@ class UnifiedConfig(Conditional):
         if self.block == "gau":
             require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
             require(self.hidden % self.head_dim == 0, self, "hidden", f"a multiple of head_dim={self.head_dim}")
+            require(self.qk_norm_kind == "rms", self, "qk_norm_kind", "rms, as a GAU's heads share their norms")
+            require(not self.norm_after, self, "norm_after", "false, as a GAU norms what it takes")
         self._check_visual()
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
@@ -269,14 +284,29 @@ def num_parameters(config: UnifiedConfig) -> int:
     for name in c.representations:
         size = getattr(c, REPRESENTATIONS[name].size)
         if REPRESENTATIONS[name].discrete:
-            visual += (size + 1) * c.width + c.width + c.width * size
+            visual += c.width + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
     return text + c.layers * _block_parameters(c) + skips + visual
 
 
+def qk_norm_parameters(c: UnifiedConfig) -> int:
+    """Of one block."""
+    if not c.qk_norm:
+        return 0
+    return 2 * c.head_dim if c.qk_norm_kind == "rms" else 2 * (c.heads + c.kv_heads) * c.head_dim
+
+
+def _code_parameters(c: UnifiedConfig, size: int) -> int:
+    """Input and output of codes, the mask's row included."""
+    if c.code_dim is None:
+        return (size + 1) * c.width + c.width * size
+    enter = (size + 1) * c.code_dim + (c.code_dim + 1) * c.width + (c.width + 1) * c.width
+    return enter + (c.width + 1) * (c.width + size)
+
+
 def _block_parameters(c: UnifiedConfig) -> int:
-    count = 2 * c.head_dim if c.qk_norm else 0
+    count = qk_norm_parameters(c)
     count += c.width if c.out_bias else 0
     if c.block == "gau":
         # Norm; base, values and gate; scales and offsets of queries and keys; output.

@@ -37,8 +37,15 @@ from omniloom.models.unified.sequence import RowShare
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
     size, kind = getattr(config, REPRESENTATIONS[name].size), config.patchifier(name)
-    if REPRESENTATIONS[name].discrete:
-        return nn.Embedding(size + 1, config.width)  # the last one is the mask
+    if REPRESENTATIONS[name].discrete:  # the last one is the mask
+        if config.code_dim is None:
+            return nn.Embedding(size + 1, config.width)
+        return nn.Sequential(
+            nn.Embedding(size + 1, config.code_dim),
+            nn.Linear(config.code_dim, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, config.width),
+        )
     if kind == "unet":
         return UNetInput(size, config)
     if kind == "bottleneck":
@@ -50,6 +57,9 @@ def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
 def _visual_output(name: str, config: UnifiedConfig) -> nn.Module:
     row = REPRESENTATIONS[name]
     features = config.unet_width if config.patchifier(name) == "unet" else config.width
+    if row.discrete and config.code_dim is not None:
+        size = getattr(config, row.size)
+        return nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, size))
     if config.flow_head_layers and not row.discrete:
         return FlowHead(features, getattr(config, row.size), config)
     return nn.Linear(features, getattr(config, row.size), bias=not row.discrete)

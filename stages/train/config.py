@@ -25,8 +25,10 @@ from omniloom.stages.data.packing import PackingConfig, Task
 from omniloom.stages.data.shares import AS_SCHEDULE, AS_SHARES, BY_FORM, Schedule, most, of_names, stages
 from omniloom.stages.inference.config import DrawingConfig
 
-# The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
+# The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens, and some
+# parts that models of others have from the start alone.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
+_FROM_START = ("qk_norm_kind", "norm_after", "code_dim")
 _HINTS = get_type_hints(UnifiedConfig)
 _TOLD = field_docstrings(UnifiedConfig)
 ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as they come
@@ -36,7 +38,7 @@ ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as t
     **{
         f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name]))
         for f in fields(UnifiedConfig)
-        if f.name not in _FROM_INPUTS
+        if f.name not in (*_FROM_INPUTS, *_FROM_START)
     },
 )
 
