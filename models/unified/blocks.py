@@ -59,8 +59,8 @@ class Attention(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm over the channels of each head, (B, H, N, D), with a weight and bias of each: flat, so that weight decay
-    and Muon, which are for matrices, leave them alone."""
+    """LayerNorm over the channels of each head, (B, H, N, D), with a weight and bias of each: flat, so that weight
+    decay and Muon, which are for matrices, leave them alone."""
 
     EPS = 1e-5  # Chameleon's, whatever its config says of other norms
 

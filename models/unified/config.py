@@ -153,8 +153,8 @@ class UnifiedConfig(Conditional):
     qk_norm: bool = True
     """A norm on each head's queries and keys."""
     qk_norm_kind: Literal["rms", "layer"] = "rms"
-    """That norm: RMSNorm with one weight for all heads, or LayerNorm with each head's own weight and bias (Chameleon, as
-    `transformers` has it)."""
+    """That norm: RMSNorm with one weight for all heads, or LayerNorm with each head's own weight and bias (Chameleon,
+    as `transformers` has it)."""
     norm_after: bool = False
     """A block norms what attention and SwiGLU give instead of what they take (Swin Transformer V2, arXiv 2111.09883;
     the larger Chameleon, arXiv 2405.09818, section 2.3)."""

@@ -107,7 +107,9 @@ class Target(StrEnum):
 
 def export(
     model: Model,
-    to: Annotated[Target, typer.Option("--to", metavar="hf|lmms-eval|geneval|transformers", help="What the folder is for.")],
+    to: Annotated[
+        Target, typer.Option("--to", metavar="hf|lmms-eval|geneval|transformers", help="What the folder is for.")
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder that is new or empty.")],
     prompts: Annotated[
         Path | None,

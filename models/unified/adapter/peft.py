@@ -31,8 +31,8 @@ def write(
     base: str,
     body: str = "model.",
 ) -> None:
-    """`tensors` are those whose names have `.adapters.` in them; `base` is where the weights that they are on lie, whose
-    blocks `transformers` has in the module `body`."""
+    """`tensors` are those whose names have `.adapters.` in them; `base` is where the weights that they are on lie,
+    whose blocks `transformers` has in the module `body`."""
     from safetensors.torch import save_file
 
     named = {}

@@ -1,12 +1,11 @@
 """The families of checkpoints that are read and written back: how each differs from Llama, and what its picture codes
 are. Standard library only.
 
-family                     language model in config.json, and how its tensors are named       codes of pictures
-Llama, Mistral, Qwen2, 3   the file itself; model.*, lm_head                                  none
-Chameleon                  the file itself; model.*, lm_head                                  tokens IMGIMG*Z
-Emu3                       text_config; text_model.model.*, text_model.lm_head                tokens <|visual token *|>
-Janus                      text_config; model.language_model.*, lm_head                       an embedding with an MLP and
-                                                                                              a head of their own
+family                     language model in config.json, and its tensors          codes of pictures
+Llama, Mistral, Qwen2, 3   the file itself; model.*, lm_head                       none
+Chameleon                  the file itself; model.*, lm_head                       tokens IMGIMG*Z
+Emu3                       text_config; text_model.model.*, text_model.lm_head     tokens <|visual token *|>
+Janus                      text_config; model.language_model.*, lm_head            an embedding with an MLP, a head
 
 Chameleon (arXiv 2405.09818), Emu3 (arXiv 2409.18869) and Janus-Pro (arXiv 2501.17811) as `transformers` has them. Codes
 that are tokens keep their rows of the vocabulary, and `code_in` and `code_out` begin as copies of them: texts are read

@@ -72,7 +72,9 @@ def _block(c: UnifiedConfig, ours: str, theirs: str) -> Table:
         for part, heads in (("q", c.heads), ("k", c.kv_heads)):
             shape = (heads, c.head_dim) if by_head else (c.head_dim,)
             for kind in ("weight", "bias") if by_head else ("weight",):
-                table[f"{ours}.attention.{part}_norm.{kind}"] = [Source(f"{theirs}.self_attn.{part}_norm.{kind}", shape)]
+                table[f"{ours}.attention.{part}_norm.{kind}"] = [
+                    Source(f"{theirs}.self_attn.{part}_norm.{kind}", shape)
+                ]
     return table
 
 

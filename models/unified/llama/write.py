@@ -3,7 +3,10 @@
 weights in place of its own, and whatever else it holds: vision towers and picture tokenizers stay to the last bit.
 
 What pictures' codes are predicted through, `code_norm`, is the text's last norm there: W diag(g) with g = code_norm /
-norm takes its place, which computes the same.
+norm takes its place, which computes the same. Codes that are tokens are chosen among codes alone here, so that training
+leaves a vector that all rows of `code_out` share undecided, while texts there are predicted against all tokens: the
+mean of the rows is that of the codes' rows in the text head, where training drove them away from texts. All codes'
+logits at a place move by one number, which no choice among them sees; what an adapter left as it was moves not at all.
 
 Errors: ValueError naming the file and the key, or the field of `UnifiedConfig` that the start's family cannot have.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +92,9 @@ def _check(config: UnifiedConfig, values: Any, where: str, found: Described) -> 
     if config.long_skips:
         raise ValueError(f"UnifiedConfig.long_skips: {where} has no place for skips between blocks")
     if found.codes and config.codebook_size not in (None, found.codes.size):
-        raise ValueError(f"UnifiedConfig.codebook_size: {where} has {found.codes.size}, the model {config.codebook_size}")
+        raise ValueError(
+            f"UnifiedConfig.codebook_size: {where} has {found.codes.size}, the model {config.codebook_size}"
+        )
 
 
 def _written(model: UnifiedModel, table: Table) -> dict[str, Tensor]:
@@ -98,9 +103,9 @@ def _written(model: UnifiedModel, table: Table) -> dict[str, Tensor]:
     for name, sources in table.items():
         if name == "code_norm.weight":
             continue
-        value, at = _parameter(model, name), 0
+        value, at = _parameter(model, name, sources[0].rows if sources else ()), 0
         for source in sources:
-            count = len(source.rows) or value[0].numel() and _rows(source.shape, value)
+            count = len(source.rows) or torch.Size(source.shape).numel() // value[0].numel()
             part = value[at : at + count]
             at += count
             if not source.rows:
@@ -110,21 +115,20 @@ def _written(model: UnifiedModel, table: Table) -> dict[str, Tensor]:
     return made
 
 
-def _rows(shape: tuple[int, ...], value: Tensor) -> int:
-    """Rows of a parameter that a tensor of that shape is."""
-    return torch.Size(shape).numel() // value[0].numel()
-
-
-def _parameter(model: UnifiedModel, name: str) -> Tensor:
+def _parameter(model: UnifiedModel, name: str, tokens: Sequence[int]) -> Tensor:
     value = model.get_parameter(name).detach().cpu()
     if name not in ("code_out.weight", "code_out.0.weight"):
         return value
     norm, own = (model.get_parameter(key).detach().cpu().float() for key in ("norm.weight", "code_norm.weight"))
-    if torch.equal(norm, own):
-        return value
-    if not norm.all():
-        raise ValueError("norm.weight: holds a 0, behind which the codes' own norm cannot be written")
-    return (value.float() * (own / norm)).to(value.dtype)
+    if not torch.equal(norm, own):
+        if not norm.all():
+            raise ValueError("norm.weight: holds a 0, behind which the codes' own norm cannot be written")
+        value = (value.float() * (own / norm)).to(value.dtype)
+    if tokens:
+        known = model.head.weight.detach().cpu()[list(tokens)]
+        if not torch.equal(value, known):
+            value = value - value.mean(0) + known.mean(0)
+    return value
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ TOKENS = tuple(FIRST + 2 * (5 * code % CODES) for code in range(CODES))
 _CONVOLUTIONS = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
 
 
-def chameleon(**fields: Any):
-    names = {f"IMGIMG{'ABCDEFGHIJ'[code]}Z": token for code, token in enumerate(TOKENS)}
-    vq = {"embed_dim": 8, "num_embeddings": CODES, "latent_channels": 8, "resolution": 32, **_CONVOLUTIONS}
+def chameleon_token(code: int) -> str:
+    return f"IMGIMG{''.join('ABCDEFGHIJ'[int(digit)] for digit in str(code))}Z"
+
+
+def chameleon(tokens: Sequence[int] = TOKENS, **fields: Any):
+    names = {chameleon_token(code): token for code, token in enumerate(tokens)}
+    vq = {"embed_dim": 8, "num_embeddings": len(tokens), "latent_channels": 8, "resolution": 32, **_CONVOLUTIONS}
     config = transformers.ChameleonConfig(
         **{**TEXT, **fields}, vocabulary_map={"<image>": 90, **names}, vq_config={**vq, "attn_type": "vanilla"}
     )
