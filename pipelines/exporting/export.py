@@ -19,8 +19,8 @@ def export(
     seed: int = 0,
     start: str | None = None,
 ) -> list[str]:
-    """`to`: one of `TARGETS`; `prompts`, `count` and `seed` go with geneval, `start` with transformers. InputError where
-    something does not fit, or `out` is there already."""
+    """`to`: one of `TARGETS`; `prompts`, `count` and `seed` go with geneval, `start` with transformers. InputError
+    where something does not fit, or `out` is there already."""
     if to not in TARGETS:
         raise InputError(f"expected one of {', '.join(TARGETS)}, got {to!r}", field="--to")
     if to == "geneval" and prompts is None:
