@@ -34,6 +34,7 @@ from omniloom.models.unified.model import UnifiedModel
 
 COPIED = ("*.json", "*.txt", "*.jinja", "*.model")  # beside config and weights: tokenizers, processors
 _DTYPES = ("dtype", "torch_dtype")
+_NOWHERE = ("long_skips", "mup")  # what changes texts and no family has
 
 
 def left_out(config: UnifiedConfig, values: Any, where: str) -> tuple[str, ...]:
@@ -89,8 +90,9 @@ def _check(config: UnifiedConfig, values: Any, where: str, found: Described) -> 
                 raise ValueError(f"UnifiedConfig.vocab_size: {where} has {value} tokens, the model {own}")
         else:
             raise ValueError(f"UnifiedConfig.{name}: {where} has {value!r}, the model {own!r}")
-    if config.long_skips:
-        raise ValueError(f"UnifiedConfig.long_skips: {where} has no place for skips between blocks")
+    for name in _NOWHERE:
+        if value := getattr(config, name):
+            raise ValueError(f"UnifiedConfig.{name}: {where} has no place for it, the model {value!r}")
     if found.codes and config.codebook_size not in (None, found.codes.size):
         raise ValueError(
             f"UnifiedConfig.codebook_size: {where} has {found.codes.size}, the model {config.codebook_size}"
