@@ -291,6 +291,7 @@ USUAL = {
         "pixel_bottleneck": 128,
         "codebook_size": None,
         "code_dim": None,
+        "mup": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,
