@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
         self.out = Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.query_scale = config.qk_norm, config.query_scale
         if config.qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.norm_eps) for _ in range(2))
 
@@ -52,6 +52,8 @@ class Attention(nn.Module):
             q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         else:
             q, k, v = rotated_heads(qkv, cos, sin, self.heads, self.kv_heads)
+        if self.query_scale != 1:
+            q = q * self.query_scale
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
@@ -79,7 +81,7 @@ class GatedAttentionUnit(nn.Module):
 
     def __init__(self, config: UnifiedConfig):
         super().__init__()
-        self.head_dim, self.hidden = config.head_dim, config.hidden
+        self.head_dim, self.hidden, self.query_scale = config.head_dim, config.hidden, config.query_scale
         self.zvu = Linear(config.width, self.head_dim + 2 * self.hidden, bias=config.qkv_bias)
         # Of one axis, so that weight decay, which is for matrices, leaves them alone.
         self.scale, self.offset = (nn.Parameter(torch.empty(2 * self.hidden)) for _ in range(2))
@@ -101,6 +103,8 @@ class GatedAttentionUnit(nn.Module):
         v = v.view(B, N, -1, self.head_dim).transpose(1, 2)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        if self.query_scale != 1:
+            q = q * self.query_scale
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(u * attend(q, k, v).transpose(1, 2).reshape(B, N, -1))

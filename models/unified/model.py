@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omniloom.models.linear import Linear
+from omniloom.models.meta import without_memory
 from omniloom.models.norms import RMSNorm
+from omniloom.models.unified import mup
 from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
@@ -76,6 +78,7 @@ class UnifiedModel(nn.Module):
         self.blocks = make_blocks(config)
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.vocab_size, bias=False)
+        self.logits_factor = mup.logits_factor(config)
         for row in rows:
             setattr(self, f"{row.prefix}_norm", RMSNorm(config.width, config.norm_eps))
             if config.patchifier(row.name) == "unet":
@@ -109,6 +112,15 @@ class UnifiedModel(nn.Module):
             zero += getattr(module, "starts_at_zero", ())
         for linear in zero:
             nn.init.zeros_(linear.weight)
+        for name, factor in self.mup_factors().items():
+            self.get_parameter(name).mul_(factor.std)
+
+    def mup_factors(self) -> dict[str, mup.Factors]:
+        """What `config.mup` does to initial weights and learning rates, by name; empty without it."""
+        if (base := self.config.base) is None:
+            return {}
+        small = without_memory(UnifiedModel, replace(base, layers=self.config.layers))
+        return mup.factors(self, small, self.config.layers / base.layers)
 
     def embed_visual(
         self,
@@ -222,7 +234,8 @@ class UnifiedModel(nn.Module):
 
     def text_head(self, hidden: Tensor) -> Tensor:
         """(..., D) -> vocabulary logits (..., V)."""
-        return self.head(self.norm(hidden))
+        x = self.norm(hidden)
+        return self.head(x if self.logits_factor == 1 else x * self.logits_factor)
 
     def visual_head(self, name: str, hidden: Tensor, source: VisualInput | None, rows: Tensor | None = None) -> Tensor:
         """(..., D) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says; of

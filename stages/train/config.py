@@ -34,7 +34,7 @@ ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as t
     __config__=ConfigDict(extra="forbid", use_attribute_docstrings=True),
     __doc__="Shape of the transformer, as far as it is a choice.",
     **{
-        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name]))
+        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name], json_schema_extra={**f.metadata} or None))
         for f in fields(UnifiedConfig)
         if f.name not in _FROM_INPUTS
     },
@@ -225,6 +225,8 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
             )
+        if self.init_from and "mup" in self.model.model_fields_set:
+            raise ValueError("model.mup: is of a model that begins at random; a model of ours brings its own")
         if self.adapter and not self.lr_scale.text:
             raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
         if not self.init_from:
@@ -243,6 +245,8 @@ class TrainConfig(BaseModel):
         if self.alignment:
             self.alignment.check(model.layers)
         self.engine.check_heads(model)
+        if model.mup and self.optimizer.muon:
+            raise ValueError("optimizer.muon: expected null with muP, whose learning rates are Adam's")
 
     def _check_groups(self) -> None:
         """That workers form whole groups, and the rows of a step divide by their forward passes."""
