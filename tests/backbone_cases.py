@@ -31,6 +31,13 @@ OPTIONS: dict[str, dict] = {
     "experts": {"modality_experts": "feed_forward"},
     "experts_all": {"modality_experts": "all", "qkv_bias": True, "out_bias": True, "kv_heads": 2},
     "experts_plain": {"modality_experts": "all", "qk_norm": False, "modulation": "adaln_zero", "long_skips": True},
+    "mup": {"mup": {"width": 24, "layers": 1, "heads": 4}},
+    "mup_experts": {
+        "mup": {"width": 24, "layers": 1, "heads": 4},
+        "modality_experts": "all",
+        "modulation": "adaln_zero",
+    },
+    "mup_gau": {"mup": {"width": 24, "heads": 4}, "block": "gau", "qk_norm": False, "flow_head_layers": 1},
     "all": {
         "block": "gau",
         "long_skips": True,

@@ -83,16 +83,15 @@ def _llama(c: UnifiedConfig, p: Pass) -> int:
         held += 2 * queries if grouped else keys  # turned keys, and values where they are written out
     held += 0 if p.scores else queries  # attention's output, which FlexAttention keeps
     held += queries + 3 * c.hidden  # into the output; gates and values; into the last product
+    layered = 2 * _FLOAT32 * (queries + keys) if c.qk_norm and c.qk_norm_kind == "layer" else 0  # widened, and normed
     statistics = 2 + (c.heads + c.kv_heads if c.qk_norm else 0) + (0 if p.scores else c.heads)
     turned = p.width * c.head_dim if p.bf16 else 0  # cosines and sines, cast
     residual = c.width  # between attention and SwiGLU
-    if (
-        c.has_experts
-    ):  # the block's input, in the order of modalities; projections, before they are put in places' order
+    if c.has_experts:  # and the block's input in the order of modalities
         residual += c.width
-        if c.modality_experts == "all" and c.qk_norm:  # or turned keys, which lie beside the queries
+        if c.modality_experts == "all" and c.qk_norm:  # projections before that, or turned keys beside the queries
             held += keys if grouped else queries + 2 * keys
-    return p.width * held + _FLOAT32 * (residual + statistics) + turned
+    return p.width * held + layered + _FLOAT32 * (residual + statistics) + turned
 
 
 def _gau(c: UnifiedConfig, p: Pass) -> int:
