@@ -19,6 +19,7 @@ from omniloom.pipelines.sweeps.spaces import Values
 from omniloom.pipelines.sweeps.trials import Made, Trial
 
 if TYPE_CHECKING:
+    from omniloom.pipelines.sweeps.foretelling import Foretold
     from omniloom.stages.evaluate.comparing import Compared
 
 Status = Literal["finished", "failed", "pruned", "not run"]
@@ -65,7 +66,8 @@ class Result:
 @dataclass
 class Results:
     """Of the whole sweep. `rows` in the order of the trials' numbers; `best` and `second` by the goal; `test` holds the
-    best against the second, where both kept values by item, and `untested` says why there is none."""
+    best against the second, where both kept values by item, and `untested` says why there is none. `foretold`: which
+    earlier figures went with the goal, the strongest first (`pipelines.sweeps.foretelling`)."""
 
     pipeline: str
     id: str
@@ -73,6 +75,7 @@ class Results:
     rows: Sequence[Result]
     test: Compared | None = None
     untested: str = ""
+    foretold: Sequence[Foretold] = ()
 
     @property
     def ranked(self) -> list[Result]:
@@ -118,6 +121,7 @@ class Results:
             "best": first and first.number,
             "second": second and second.number,
             "verdict": self.verdict,
+            "foretold": [one.to_dict() for one in self.foretold],
             "trials": [row.to_dict() for row in self.rows],
         }
 

@@ -63,6 +63,7 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
         "tokenizer": "tokenizer_kl",
         "tokens": "pretokenize",
     }
+    assert every.inputs["latents"] == {"records": "curate", "tokenizer": "tokenizer_kl"}
     assert every.inputs["evaluate"] == {
         "records": "curate",
         "tokenizer": "tokenizer_kl",
