@@ -22,6 +22,7 @@ BUILT_IN = (
     Stage("latents", "omniloom.stages.latents.stage", ("records", "tokenizer")),
     Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("records", "tokenizer?"), "tokens"),
     Stage("objective_study", "omniloom.stages.studies.objectives", ("records", "tokenizer", "tokens")),
+    Stage("generation_study", "omniloom.stages.studies.generations", ("records", "tokenizer", "tokens")),
     Stage("train", "omniloom.stages.train.stage", ("tokens", "tokenizer?"), "model"),
     Stage(
         "evaluate",

@@ -10,36 +10,15 @@ the interval says how far one is known, and `random` what the best of as many fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from omniloom.pipelines.sweeps.config import SweepConfig
-from omniloom.pipelines.sweeps.results import Result, Results
+from omniloom.pipelines.sweeps.results import Foretold, Result, Results
 from omniloom.pipelines.sweeps.trials import Made, Trial
 
 LEAST = 4  # trials, of which ranks say anything
 _RESAMPLES = 2000
 _ENDS = ("_low", "_high")
-
-
-@dataclass(frozen=True)
-class Foretold:
-    """metric: STAGE.METRIC. rank: Spearman's coefficient with the goal, positive where more of both go together; low
-    and high the ends of its 95% interval, by a bootstrap over trials. pick: the trial that is best by the figure, read
-    in the direction that it correlated in. behind: how far the pick's goal is behind the best one's, as a share of it.
-    time: the share of the seconds of all trials that the figure in all of them and the pick to its end took."""
-
-    metric: str
-    rank: float
-    low: float
-    high: float
-    trials: int
-    pick: int
-    behind: float
-    time: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: round(v, 4) if isinstance(v, float) else v for name, v in vars(self).items()}
 
 
 def foretold(results: Results, trials: Mapping[int, Trial], sweep: SweepConfig) -> list[Foretold]:

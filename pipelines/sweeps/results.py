@@ -19,7 +19,6 @@ from omniloom.pipelines.sweeps.spaces import Values
 from omniloom.pipelines.sweeps.trials import Made, Trial
 
 if TYPE_CHECKING:
-    from omniloom.pipelines.sweeps.foretelling import Foretold
     from omniloom.stages.evaluate.comparing import Compared
 
 Status = Literal["finished", "failed", "pruned", "not run"]
@@ -61,6 +60,26 @@ class Result:
             "pruned": self.pruned and list(self.pruned),
             "validations": [[step, dict(figures)] for step, figures in self.validations],
         }
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """metric: STAGE.METRIC. rank: Spearman's coefficient with the goal, positive where more of both go together; low
+    and high the ends of its 95% interval, by a bootstrap over trials. pick: the trial that is best by the figure, read
+    in the direction that it correlated in. behind: how far the pick's goal is behind the best one's, as a share of it.
+    time: the share of the seconds of all trials that the figure in all of them and the pick to its end took."""
+
+    metric: str
+    rank: float
+    low: float
+    high: float
+    trials: int
+    pick: int
+    behind: float
+    time: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: round(v, 4) if isinstance(v, float) else v for name, v in vars(self).items()}
 
 
 @dataclass
