@@ -26,6 +26,8 @@ OPTIONS: dict[str, dict] = {
     "unet": {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
     "flow": {"flow_head_layers": 2, "flow_head_width": 20},
     "mask": {"patch_mask_low": 0.3, "patch_mask_high": 0.6},
+    "mup": {"mup": {"width": 24, "layers": 1, "heads": 4}},
+    "mup_gau": {"mup": {"width": 24, "heads": 4}, "block": "gau", "qk_norm": False, "flow_head_layers": 1},
     "all": {
         "block": "gau",
         "long_skips": True,

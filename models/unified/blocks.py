@@ -1,8 +1,9 @@
 """The blocks of the unified transformer. In: hidden states (B, N, width), rotary cosines and sines, and the packed mask
 as something to call (`models.unified.attention`). Out: hidden states.
 
-    Block     pre-RMSNorm, grouped-query attention with optional QK-norm (arXiv 2302.05442) and float rotary positions,
-              SwiGLU (arXiv 2002.05202). Weights are laid out so that Llama's load by concatenation (qkv, gate and up)
+    Block     RMSNorm before or behind each part, grouped-query attention with optional QK-norm (arXiv 2302.05442) and
+              float rotary positions, SwiGLU (arXiv 2002.05202). Weights are laid out so that Llama's load by
+              concatenation (qkv, gate and up)
     GAUBlock  pre-RMSNorm and a gated attention unit (arXiv 2202.10447) in place of attention and SwiGLU
 
 Both take the hidden states of an earlier block where they were built with a skip.
@@ -37,9 +38,9 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
         self.out = Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.query_scale = config.qk_norm, config.query_scale
         if config.qk_norm:
-            self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.norm_eps) for _ in range(2))
+            self.q_norm, self.k_norm = (_head_norm(config, heads) for heads in (self.heads, self.kv_heads))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None) -> Tensor:
         """x (B, N, width); cos, sin (B, 1, N, head_dim / 2)."""
@@ -52,9 +53,35 @@ class Attention(nn.Module):
             q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         else:
             q, k, v = rotated_heads(qkv, cos, sin, self.heads, self.kv_heads)
+        if self.query_scale != 1:
+            q = q * self.query_scale
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over the channels of each head, (B, H, N, D), with a weight and bias of each: flat, so that weight
+    decay and Muon, which are for matrices, leave them alone."""
+
+    EPS = 1e-5  # Chameleon's, whatever its config says of other norms
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.weight = nn.Parameter(torch.ones(heads * head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads * head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.float(), (self.head_dim,), eps=self.EPS)
+        weight, bias = (a.view(-1, 1, self.head_dim) for a in (self.weight, self.bias))
+        return (normed * weight + bias).to(x.dtype)
+
+
+def _head_norm(config: UnifiedConfig, heads: int) -> nn.Module:
+    if config.qk_norm_kind == "layer":
+        return HeadNorm(heads, config.head_dim)
+    return RMSNorm(config.head_dim, config.norm_eps)
 
 
 class SwiGLU(nn.Module):
@@ -79,7 +106,7 @@ class GatedAttentionUnit(nn.Module):
 
     def __init__(self, config: UnifiedConfig):
         super().__init__()
-        self.head_dim, self.hidden = config.head_dim, config.hidden
+        self.head_dim, self.hidden, self.query_scale = config.head_dim, config.hidden, config.query_scale
         self.zvu = Linear(config.width, self.head_dim + 2 * self.hidden, bias=config.qkv_bias)
         # Of one axis, so that weight decay, which is for matrices, leaves them alone.
         self.scale, self.offset = (nn.Parameter(torch.empty(2 * self.hidden)) for _ in range(2))
@@ -101,6 +128,8 @@ class GatedAttentionUnit(nn.Module):
         v = v.view(B, N, -1, self.head_dim).transpose(1, 2)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        if self.query_scale != 1:
+            q = q * self.query_scale
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(u * attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
@@ -133,6 +162,7 @@ class Block(_MayMerge):
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
+        self.norm_after = config.norm_after
 
     @property
     def residual_outputs(self) -> tuple[nn.Linear, ...]:
@@ -148,6 +178,9 @@ class Block(_MayMerge):
         earlier: Tensor | None = None,
     ) -> Tensor:
         x = self.merge(x, earlier)
+        if self.norm_after:
+            x = x + self.attention_norm(self.attention(x, cos, sin, attend, cache))
+            return x + self.mlp_norm(self.mlp(x))
         x = x + self.attention(self.attention_norm(x), cos, sin, attend, cache)
         return x + self.mlp(self.mlp_norm(x))
 

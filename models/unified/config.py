@@ -8,13 +8,14 @@ A wrong value raises ValueError naming the class and the field.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 from omniloom.models.checks import (
     STRICT_AND_DESCRIBED,
     Conditional,
     Derived,
+    FieldError,
     Use,
     derive,
     derived,
@@ -25,6 +26,7 @@ from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 BLOCKS = ("llama", "gau")
+QK_NORMS = ("rms", "layer")
 PATCHIFIERS = ("linear", "bottleneck", "unet")
 
 
@@ -86,6 +88,25 @@ class RopeScaling:
             f"a number above low_freq_factor={self.low_freq_factor}",
         )
         _positive_int(self, "original_length")
+
+
+@dataclass(frozen=True)
+class MupConfig:
+    """The base of the maximal update parametrization (muP, `models.unified.mup`): the model in which it changes
+    nothing. What is not named here is as in the model, and what that derives from the width the base derives from its
+    own."""
+
+    __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
+
+    width: int
+    """Width of the base."""
+    layers: int | None = None
+    """Blocks of the base; null: as many as the model has."""
+    heads: int | None = None
+    """Heads of the base; null: those that leave a head its channels."""
+
+    def __post_init__(self) -> None:
+        _positive_int(self, "width", *(name for name in ("layers", "heads") if getattr(self, name) is not None))
 
 
 def _nested(where: object, name: str, cls: type) -> None:
@@ -150,7 +171,13 @@ class UnifiedConfig(Conditional):
     """Position axes that share the rotary frequencies: 3 (row, column, time) serves images and videos; 2 gives still
     images more frequencies; text is RoPE-1D under each of them."""
     qk_norm: bool = True
-    """RMSNorm on each head's queries and keys."""
+    """A norm on each head's queries and keys."""
+    qk_norm_kind: Literal["rms", "layer"] = "rms"
+    """That norm: RMSNorm with one weight for all heads, or LayerNorm with each head's own weight and bias (Chameleon,
+    as `transformers` has it)."""
+    norm_after: bool = False
+    """A block norms what attention and SwiGLU give instead of what they take (Swin Transformer V2, arXiv 2111.09883;
+    the larger Chameleon, arXiv 2405.09818, section 2.3)."""
     qkv_bias: bool = False
     """Biases of the query, key and value projections."""
     out_bias: bool = False
@@ -167,6 +194,9 @@ class UnifiedConfig(Conditional):
     """Numbers between the two Linear of the patchifier bottleneck."""
     codebook_size: int | None = None
     """Number of visual codes; null: none."""
+    code_dim: int | None = None
+    """Numbers of a code's embedding, which two Linear with a GELU between them widen, as two others predict the codes
+    (Janus, arXiv 2410.13848, section 3.1); null: an embedding of the width, and a Linear."""
     latent_patchifier: Literal["linear", "bottleneck", "unet"] = "linear"
     """How latents become the blocks' input: linear; bottleneck, two Linear with `pixel_bottleneck` numbers between them
     (JiT, arXiv 2511.13720, section 4.3); unet, which has a part behind the blocks too and `unet_width` channels."""
@@ -189,6 +219,9 @@ class UnifiedConfig(Conditional):
     enters training as a learned token (Tuna-2, arXiv 2604.24763: -0.7 and 0.3)."""
     patch_mask_high: float = 0.0
     """The largest share of a target that enters as a learned token, from 0 to 1; 0: none does."""
+    mup: MupConfig | None = field(default=None, metadata={"later": True})
+    """Maximal update parametrization: initial weights, learning rates, attention and logits by width and depth relative
+    to this base, so that the best `optimizer.lr` of a small model is that of a large one; null: the standard one."""
     specials: SpecialIds = field(default_factory=SpecialIds)
     """Vocabulary ids of the tokens that frame text and pictures."""
 
@@ -197,19 +230,25 @@ class UnifiedConfig(Conditional):
             self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck", "unet_width"
         )
         _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
+        if self.code_dim is not None:
+            _positive_int(self, "code_dim")
         derive(self, "kv_heads", self.heads)
         if left_open(self, "head_dim"):
             require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
             derive(self, "head_dim", self.width // self.heads)
         require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
-        derive(self, "hidden", 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32)
+        require(self.qk_norm_kind in QK_NORMS, self, "qk_norm_kind", f"one of {', '.join(QK_NORMS)}")
+        derive(self, "hidden", _usual_hidden(self.block, self.width))
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
+        _nested(self, "mup", MupConfig)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
         if self.block == "gau":
             require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
             require(self.hidden % self.head_dim == 0, self, "hidden", f"a multiple of head_dim={self.head_dim}")
+            require(self.qk_norm_kind == "rms", self, "qk_norm_kind", "rms, as a GAU's heads share their norms")
+            require(not self.norm_after, self, "norm_after", "false, as a GAU norms what it takes")
         self._check_visual()
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
@@ -226,6 +265,8 @@ class UnifiedConfig(Conditional):
         require(self.norm_eps > 0, self, "norm_eps", "a positive number")
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
         require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
+        if self.mup:
+            _ = self.base
 
     def _check_visual(self) -> None:
         for name in ("latent_patchifier", "pixel_patchifier"):
@@ -248,6 +289,37 @@ class UnifiedConfig(Conditional):
         return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
 
     @property
+    def base(self) -> UnifiedConfig | None:
+        """The base of `mup`; FieldError where there is no model of that shape."""
+        if self.mup is None:
+            return None
+        width, heads = self.mup.width, self.mup.heads
+        if heads is None:
+            heads = max(1, round(self.heads * width / self.width))
+        is_derived = self.head_dim * self.heads == self.width
+        kv_heads = next(n for n in range(max(1, heads * self.kv_heads // self.heads), 0, -1) if heads % n == 0)
+        hidden = None if self.hidden == _usual_hidden(self.block, self.width) else self.hidden
+        try:
+            return replace(
+                self,
+                mup=None,
+                width=width,
+                layers=self.mup.layers or self.layers,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=None if is_derived else self.head_dim,
+                hidden=hidden,
+                flow_head_width=None if self.flow_head_width == self.width else self.flow_head_width,
+            )
+        except FieldError as error:
+            raise FieldError(type(self), "mup", f"no base of this shape: {error}") from None
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by before attention divides by the root of `head_dim`."""
+        return (self.base.head_dim / self.head_dim) ** 0.5 if self.base else 1.0
+
+    @property
     def attention_heads(self) -> int:
         """Heads that attend in a block."""
         return self.hidden // self.head_dim if self.block == "gau" else self.heads
@@ -256,6 +328,11 @@ class UnifiedConfig(Conditional):
     def representations(self) -> tuple[str, ...]:
         """Names of the representations of pictures that the model has parts for, in the table's order."""
         return tuple(name for name, row in REPRESENTATIONS.items() if getattr(self, row.size) is not None)
+
+
+def _usual_hidden(block: str, width: int) -> int:
+    """Of a width: the inner one of a block that has as many parameters as Llama's, or of a GAU."""
+    return 2 * width if block == "gau" else -(-width * 8 // 96) * 32
 
 
 def num_parameters(config: UnifiedConfig) -> int:
@@ -269,14 +346,29 @@ def num_parameters(config: UnifiedConfig) -> int:
     for name in c.representations:
         size = getattr(c, REPRESENTATIONS[name].size)
         if REPRESENTATIONS[name].discrete:
-            visual += (size + 1) * c.width + c.width + c.width * size
+            visual += c.width + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
     return text + c.layers * _block_parameters(c) + skips + visual
 
 
+def qk_norm_parameters(c: UnifiedConfig) -> int:
+    """Of one block."""
+    if not c.qk_norm:
+        return 0
+    return 2 * c.head_dim if c.qk_norm_kind == "rms" else 2 * (c.heads + c.kv_heads) * c.head_dim
+
+
+def _code_parameters(c: UnifiedConfig, size: int) -> int:
+    """Input and output of codes, the mask's row included."""
+    if c.code_dim is None:
+        return (size + 1) * c.width + c.width * size
+    enter = (size + 1) * c.code_dim + (c.code_dim + 1) * c.width + (c.width + 1) * c.width
+    return enter + (c.width + 1) * (c.width + size)
+
+
 def _block_parameters(c: UnifiedConfig) -> int:
-    count = 2 * c.head_dim if c.qk_norm else 0
+    count = qk_norm_parameters(c)
     count += c.width if c.out_bias else 0
     if c.block == "gau":
         # Norm; base, values and gate; scales and offsets of queries and keys; output.

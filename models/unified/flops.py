@@ -43,6 +43,9 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
         )
         if REPRESENTATIONS[name].discrete:
             total += _TRAINED * getattr(c, REPRESENTATIONS[name].size) * c.width * asked
+            if c.code_dim is not None:
+                entered = _TRAINED * (c.code_dim + c.width) * c.width * len(batch.parts[name].index)
+                total += entered + _TRAINED * c.width * c.width * asked
         else:
             total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)

@@ -78,9 +78,11 @@ def _llama(c: UnifiedConfig, p: Pass) -> int:
         held += 2 * queries if grouped else keys  # turned keys, and values where they are written out
     held += 0 if p.scores else queries  # attention's output, which FlexAttention keeps
     held += queries + 3 * c.hidden  # into the output; gates and values; into the last product
+    layered = 2 * _FLOAT32 * (queries + keys) if c.qk_norm and c.qk_norm_kind == "layer" else 0  # widened, and normed
     statistics = 2 + (c.heads + c.kv_heads if c.qk_norm else 0) + (0 if p.scores else c.heads)
     turned = p.width * c.head_dim if p.bf16 else 0  # cosines and sines, cast
-    return p.width * held + _FLOAT32 * (c.width + statistics) + turned  # the residual between attention and SwiGLU
+    # The residual between attention and SwiGLU.
+    return p.width * held + layered + _FLOAT32 * (c.width + statistics) + turned
 
 
 def _gau(c: UnifiedConfig, p: Pass) -> int:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omniloom.models.linear import Linear
+from omniloom.models.meta import without_memory
 from omniloom.models.norms import RMSNorm
+from omniloom.models.unified import mup
 from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
@@ -37,8 +39,15 @@ from omniloom.models.unified.sequence import RowShare
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
     size, kind = getattr(config, REPRESENTATIONS[name].size), config.patchifier(name)
-    if REPRESENTATIONS[name].discrete:
-        return nn.Embedding(size + 1, config.width)  # the last one is the mask
+    if REPRESENTATIONS[name].discrete:  # the last one is the mask
+        if config.code_dim is None:
+            return nn.Embedding(size + 1, config.width)
+        return nn.Sequential(
+            nn.Embedding(size + 1, config.code_dim),
+            nn.Linear(config.code_dim, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, config.width),
+        )
     if kind == "unet":
         return UNetInput(size, config)
     if kind == "bottleneck":
@@ -50,6 +59,9 @@ def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
 def _visual_output(name: str, config: UnifiedConfig) -> nn.Module:
     row = REPRESENTATIONS[name]
     features = config.unet_width if config.patchifier(name) == "unet" else config.width
+    if row.discrete and config.code_dim is not None:
+        size = getattr(config, row.size)
+        return nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, size))
     if config.flow_head_layers and not row.discrete:
         return FlowHead(features, getattr(config, row.size), config)
     return nn.Linear(features, getattr(config, row.size), bias=not row.discrete)
@@ -76,6 +88,7 @@ class UnifiedModel(nn.Module):
         self.blocks = make_blocks(config)
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.vocab_size, bias=False)
+        self.logits_factor = mup.logits_factor(config)
         for row in rows:
             setattr(self, f"{row.prefix}_norm", RMSNorm(config.width, config.norm_eps))
             if config.patchifier(row.name) == "unet":
@@ -109,6 +122,15 @@ class UnifiedModel(nn.Module):
             zero += getattr(module, "starts_at_zero", ())
         for linear in zero:
             nn.init.zeros_(linear.weight)
+        for name, factor in self.mup_factors().items():
+            self.get_parameter(name).mul_(factor.std)
+
+    def mup_factors(self) -> dict[str, mup.Factors]:
+        """What `config.mup` does to initial weights and learning rates, by name; empty without it."""
+        if (base := self.config.base) is None:
+            return {}
+        small = without_memory(UnifiedModel, replace(base, layers=self.config.layers))
+        return mup.factors(self, small, self.config.layers / base.layers)
 
     def embed_visual(
         self,
@@ -222,7 +244,8 @@ class UnifiedModel(nn.Module):
 
     def text_head(self, hidden: Tensor) -> Tensor:
         """(..., D) -> vocabulary logits (..., V)."""
-        return self.head(self.norm(hidden))
+        x = self.norm(hidden)
+        return self.head(x if self.logits_factor == 1 else x * self.logits_factor)
 
     def visual_head(self, name: str, hidden: Tensor, source: VisualInput | None, rows: Tensor | None = None) -> Tensor:
         """(..., D) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says; of

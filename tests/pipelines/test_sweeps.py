@@ -543,6 +543,40 @@ def test_a_finished_sweep_starts_nothing_and_tells_what_came_out(workspace, tmp_
     assert len([stage for stage, _ in kept if stage == "train"]) == 2 and len(kept) == 8
 
 
+def test_commands_about_stages_name_the_trials_that_have_them(workspace, tmp_path, omniloom):
+    """Two of three trials have a tokenizer in common; the first of them is made, and another one's training."""
+    file, steps = tmp_path / "swept.yaml", "stages.tokenizer_joint.steps"
+    section = {"fields": {steps: [5, 6], LR: [1e-3, 1e-4]}, "goal": GOAL}
+    file.write_text(cli_preset() + yaml.safe_dump({"sweep": section}))
+    workspace.publish(overrides=(f"{steps}=5", f"{LR}=1e-3"))
+    own = workspace.overrides()
+    code, out, _ = omniloom("status", "--json", str(file), *own)
+    told = json.loads(out)
+    labels = ["ingest", "tokenizer_image", "1,2/tokenizer_joint", "1,2/pretokenize", "1/train", "1/evaluate"]
+    made = [row["name"] for row in told["stages"] if row["status"] == "cached"]
+    assert code == 0 and made == labels and len(told["stages"]) == 2 + 2 * 2 + 2 * 4
+    assert [(row["trial"], row["status"]) for row in told["trials"]] == [(n, "not run") for n in (1, 2, 3, 4)]
+    assert told["trials"][3]["title"].endswith("lr 0.002 -> 0.0001")
+    code, out, _ = omniloom("status", str(file), *own)
+    assert code == 0 and "3,4/pretokenize" in out and "trial 2: steps" in out
+    code, out, _ = omniloom("why", str(file), "train", *own)
+    assert code == 0 and [line.split()[0] for line in out.splitlines() if "/train " in line] == [
+        "1/train", "2/train", "3/train", "4/train"
+    ]  # fmt: skip
+    code, out, _ = omniloom("why", str(file), "2/train", *own)
+    assert code == 0 and out.startswith("2/train ") and "optimizer.lr 0.001 -> 0.0001" in out
+    code, _, err = omniloom("why", str(file), "5/train", *own)
+    assert code == 2 and "STAGE: expected one of ingest, tokenizer_image, 1,2/tokenizer_joint" in err
+    code, out, _ = omniloom("verify", str(file), *own)
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == labels
+    code, out, _ = omniloom("doctor", "--json", str(file), *own, f"sweep.fields.{LR}=[1e-3]")
+    assert code == 0 and list(json.loads(out)["sizes"]) == [
+        "tokenizer_image", "1/tokenizer_joint", "1/train", "2/tokenizer_joint", "2/train"
+    ]  # fmt: skip
+    code, _, err = omniloom("replay", str(file), "--step", "1", *own)
+    assert code == 2 and "sweep: this command is of one pipeline" in err
+
+
 def test_a_trial_tells_with_its_number_before_its_stages_and_its_rows_go():
     from omniloom.pipelines.display import Display
     from omniloom.pipelines.sweeps.part import Part

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED, FieldError, require
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig, num_parameters, qk_norm_parameters
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 WHOLE = ("vocabulary", "norms", "visual")
@@ -157,5 +157,4 @@ def trained_parameters(adapter: AdapterConfig, config: UnifiedConfig, start: Uni
 
 
 def _norms(c: UnifiedConfig) -> int:
-    heads = 2 * c.head_dim if c.qk_norm else 0
-    return c.width + c.layers * (heads + (1 if c.block == "gau" else 2) * c.width)
+    return c.width + c.layers * (qk_norm_parameters(c) + (1 if c.block == "gau" else 2) * c.width)
