@@ -51,12 +51,13 @@ MEANINGS = {
 
 @dataclass
 class LatentsJob:
-    """The worker's argument; picklable."""
+    """The worker's argument; picklable. `output` and `state` are URIs of the stage's work folder."""
 
     config: Config
     records: Artifact
     tokenizer: Artifact
     output: str
+    state: str
     progress: Any
     tracker: Any
 
@@ -90,7 +91,15 @@ def run(context: StageContext) -> dict:
     done = storage.join(context.output, "figures.json")
     if not storage.exists(done):
         assert context.tokenizer  # `check` has seen that one is made
-        job = LatentsJob(config, context.records, context.tokenizer, context.output, context.progress, context.tracker)
+        job = LatentsJob(
+            config,
+            context.records,
+            context.tokenizer,
+            context.output,
+            context.state,
+            context.progress,
+            context.tracker,
+        )
         workers = WorkersConfig(count=1, cpus=config.cpus, gpus=config.gpus)
         launch(measure_worker, job, workers, f"{context.stage}-{context.fingerprint[:12]}", context.state)
     return storage.load_json(done)

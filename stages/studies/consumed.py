@@ -45,7 +45,9 @@ class Consumption:
     sampling: dict[str, Any]
     gpus: float
     output: str
+    state: str
     progress: Any
+    tracker: Any
 
 
 def consume(job: Consumption) -> None:

@@ -151,7 +151,9 @@ class _Study:
             sampling,
             config.evaluation.gpus,
             storage.join(context.state, name, "tokens"),
+            storage.join(context.state, name),
             self._progress(),
+            Named(context.tracker, name),
         )
         if (found := written(job)) is None:
             self._launch(consume, job, f"{name}-drawn", storage.join(context.state, name))

@@ -64,7 +64,7 @@ def made(tmp_path_factory):
 def consumption(made, folder, share: float, seed: int = 3) -> Consumption:
     tokens, visual, model = made
     sampling = {"num_steps": 2, "guidance_scale": 1.0, "objective": "latent_diffusion"}
-    return Consumption(tokens, visual, model, share, seed, sampling, 0, str(folder), lambda *a: None)
+    return Consumption(tokens, visual, model, share, seed, sampling, 0, str(folder), "", lambda *a: None, None)
 
 
 def equal(a, b) -> bool:
