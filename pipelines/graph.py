@@ -27,7 +27,7 @@ BUILT_IN = (
     Stage(
         "evaluate",
         "omniloom.stages.evaluate.stage",
-        ("records", "tokenizer?", "tokens", "model", "quantizer_study?", "objective_study?"),
+        ("records", "tokenizer?", "tokens", "model", "scorer?", "quantizer_study?", "objective_study?"),
         "evaluation",
     ),
 )

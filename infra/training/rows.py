@@ -25,7 +25,7 @@ def all_rows(mine: Tensor, counts: Sequence[int]) -> Tensor:
 
 class _AllRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mine: Tensor, counts: tuple[int, ...]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, mine: Tensor, counts: tuple[int, ...]) -> Tensor:
         ctx.counts = counts
         padded = mine.new_zeros(max(counts), *mine.shape[1:])  # collectives take equal parts
         padded[: len(mine)] = mine
@@ -34,7 +34,7 @@ class _AllRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         summed, rank = grad.contiguous(), dist.get_rank()
         dist.all_reduce(summed)
         start = sum(ctx.counts[:rank])

@@ -9,6 +9,8 @@ equation 2), under the sigmoid each is 1. With captions that all differ both are
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,12 +44,12 @@ class AtMost(torch.autograd.Function):
     update does, where the optimizer's own copy is out of reach."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, most: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, most: float) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.most = most  # type: ignore[attr-defined]
+        ctx.most = most
         return x.clamp(max=most)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return torch.where((x > ctx.most) & (grad < 0), torch.zeros_like(grad), grad), None  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.where((x > ctx.most) & (grad < 0), torch.zeros_like(grad), grad), None

@@ -52,7 +52,8 @@ def render(
 
 def densities(own: np.ndarray, others: np.ndarray) -> dict[str, list[tuple[float, float]]]:
     """{name: [(middle of a bin, density)]} of both."""
-    edges = np.linspace(*np.quantile(np.concatenate([own, others]), [0.001, 0.999]), _BINS + 1)
+    low, high = np.quantile(np.concatenate([own, others]), [0.001, 0.999])
+    edges = np.linspace(low, high, _BINS + 1)
     middles = (edges[1:] + edges[:-1]) / 2
     return {
         name: list(zip(middles.tolist(), np.histogram(values, edges, density=True)[0].tolist(), strict=True))

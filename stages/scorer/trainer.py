@@ -2,7 +2,7 @@
 
 Every fold has an engine of its own, which takes its step in every step. Of a fold's validations the weights of the best
 are kept in the state: a small corpus is learnt by heart long before the last step. A training that goes on from a
-checkpoint keeps what it had found: it comes to the same weights again.
+checkpoint keeps what it had found, and comes to the same weights again.
 """
 
 from __future__ import annotations
@@ -71,13 +71,14 @@ class ScorerTrainer:
         return []  # every pair is in the loss of every other: going back leaves out the step
 
     def validate(self, step: int) -> None:
-        """Own caption among others on the validation split; the weights are kept where none before were better."""
+        """Own caption among others on the validation split; the weights are kept where none before were better: of
+        equals the last, which have learnt more."""
         metrics: dict[str, float] = {}
         best = storage.read_json(storage.join(self.job.state, BEST)) or {}
         for fold, (name, engine) in enumerate(self.engines.items()):
             value = self._recall(fold, engine)
             before = best.get(name, {}).get("recall_at_1")
-            if gathered(value is None or before is None or value > before)[0]:
+            if gathered(value is None or before is None or value >= before)[0]:
                 self._keep(fold, engine)
                 best[name] = {"step": step, "recall_at_1": value}
             if value is not None:

@@ -34,6 +34,7 @@ SMALL = {
     "batch": 16,
     "steps": 80,
     "vocab_size": 300,
+    "colour": 0.05,
     "optimizer": {"lr": 1e-3, "warmup_steps": 10},
     "workers": {"count": 1, "log_every": 5, "checkpoint_every": 20},
     "validate_every": 20,

@@ -7,6 +7,7 @@ pictures, uint8 (H, W, 3) of any sizes, that gives float32 (N, D); `preprocessin
     CLIP           of CMMD: bicubic without antialiasing to the model's own side, as published for it (arXiv 2401.09603)
                    of the score: PIL's bicubic filter, antialiased, the shorter side to the model's own, cut at the
                    centre
+    Scorer         that of the pipeline, `stages.checkpoints.scorer`
     I3D            videos, (T, H, W, 3): floats of 0 to 255, which the file itself scales to [-1, 1] and 224x224
     LPIPS          pictures as they are, in [-1, 1]
 Errors: InputError naming the file and the config's field.
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.contents import read_contents
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.once import once
@@ -37,6 +39,7 @@ from omniloom.models.tokenizer.perceptual import MIN_SIDE, PerceptualNetwork, lo
 from omniloom.stages.checkpoints.dual_encoder import load_dual_encoder, resized
 from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.checkpoints.outside import read_copy
+from omniloom.stages.checkpoints.scorer import as_one, load_scorer
 from omniloom.stages.checkpoints.vision_encoder import load_encoder
 from omniloom.stages.evaluate.features.config import FeaturesConfig
 from omniloom.stages.evaluate.features.files import check_files, is_scripted
@@ -80,7 +83,8 @@ def _by_shape(clips: Sequence[np.ndarray]) -> Iterator[list[int]]:
 @dataclass(frozen=True)
 class Networks:
     """Those that the config names; the others are None. `scored` and `texts` are CLIP's of the score, where it reads
-    texts: pictures as they are seen for it, and embeddings (N, D) of texts."""
+    texts: pictures as they are seen for it, and embeddings (N, D) of texts. `scorer` and `scorer_texts` are the same of
+    the pipeline's own."""
 
     inception: Network | None = None
     dinov2: Network | None = None
@@ -89,15 +93,30 @@ class Networks:
     texts: Callable[[Sequence[str]], np.ndarray] | None = None
     i3d: Network | None = None
     lpips: PerceptualNetwork | None = None
+    scorer: Network | None = None
+    scorer_texts: Callable[[Sequence[str]], np.ndarray] | None = None
 
     @property
     def used(self) -> list[Network]:
-        return [net for net in (self.inception, self.dinov2, self.clip, self.scored, self.i3d) if net]
+        return [net for net in (self.inception, self.dinov2, self.clip, self.scored, self.scorer, self.i3d) if net]
 
 
-def load(config: FeaturesConfig, device: str, size: int, frames: int | None) -> Networks:
+def load(
+    config: FeaturesConfig | None, device: str, size: int, frames: int | None, scorer: Artifact | None = None
+) -> Networks:
     """Each network is tried on a grey picture of `size` pixels, or video of so many `frames`, so that one that does not
     fit is told before anything is measured."""
+    found: dict[str, Any] = _named(config, device, size) if config else {}
+    if scorer:
+        found |= _scorer(scorer, device)
+    networks = Networks(**found)
+    for net in networks.used:
+        shape = (1, frames or 1, size, size, 3) if net is networks.i3d else (1, size, size, 3)
+        _try(net, np.full(shape, 128, np.uint8))
+    return networks
+
+
+def _named(config: FeaturesConfig, device: str, size: int) -> dict[str, Any]:
     check_files(config, FIELD)
     found: dict[str, Any] = {}
     if config.inception:
@@ -110,11 +129,18 @@ def load(config: FeaturesConfig, device: str, size: int, frames: int | None) -> 
         found["i3d"] = _i3d(config.i3d, device)
     if config.lpips:
         found["lpips"] = _lpips(config, size).to(device)
-    networks = Networks(**found)
-    for net in networks.used:
-        shape = (1, frames or 1, size, size, 3) if net is networks.i3d else (1, size, size, 3)
-        _try(net, np.full(shape, 128, np.uint8))
-    return networks
+    return found
+
+
+def _scorer(artifact: Artifact, device: str) -> dict[str, Any]:
+    scorer = load_scorer(artifact, device)
+    told = (
+        f"PIL's bicubic filter, antialiased, the shorter side to {scorer.side}, cut at the centre; the embeddings of "
+        f"{scorer.folds} {'encoders' if scorer.folds > 1 else 'encoder'}, of length 1 together"
+    )
+    digest = hashlib.sha256(json.dumps([scorer.digest, told]).encode()).hexdigest()
+    net = Network("scorer", artifact.uri, told, digest, lambda batch: torch.from_numpy(scorer.features(batch)))
+    return {"scorer": net, "scorer_texts": lambda texts: as_one(scorer.texts(texts))}
 
 
 def _try(net: Network, clip: np.ndarray) -> None:
