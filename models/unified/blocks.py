@@ -6,7 +6,8 @@ as something to call (`models.unified.attention`). Out: hidden states.
               concatenation (qkv, gate and up)
     GAUBlock  pre-RMSNorm and a gated attention unit (arXiv 2202.10447) in place of attention and SwiGLU
 
-Both take the hidden states of an earlier block where they were built with a skip.
+Both take the hidden states of an earlier block where they were built with a skip, and a modulation by the times of
+pictures; a Block may have norms, SwiGLU and projections of its own for pictures (`models.unified.places`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from omniloom.models.linear import Linear
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.places import Modulation, Places
 
 
 class LayerCache(Protocol):
@@ -58,6 +60,34 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
+
+    def projected(self, x: Tensor) -> Tensor:
+        """(n, width) -> (n, (heads + 2 kv_heads) head_dim), queries and keys normed and not turned."""
+        qkv = self.qkv(x)
+        if not self.qk_norm:
+            return qkv
+        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split((self.heads, self.kv_heads, self.kv_heads), dim=-2)
+        return torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-2).flatten(-2)
+
+    def beside(
+        self,
+        visual: Attention,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        cache: LayerCache | None,
+        places: Places,
+    ) -> Tensor:
+        """As `forward`, with the projections and norms of `visual` at pictures' places, which attend with the
+        others."""
+        qkv = places.split(x, self.projected, visual.projected)
+        q, k, v = rotated_heads(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype), self.heads, self.kv_heads)
+        if self.query_scale != 1:
+            q = q * self.query_scale
+        if cache is not None:
+            k, v = cache.update(k, v)
+        return places.split(attend(q, k, v).transpose(1, 2).flatten(2), self.out, visual.out)
 
 
 class HeadNorm(nn.Module):
@@ -155,6 +185,22 @@ class _MayMerge(nn.Module):
         return () if self.skip is None else (self.skip,)
 
 
+class VisualTower(nn.Module):
+    """What pictures have of a block for themselves, by the names that text's has in the block."""
+
+    def __init__(self, config: UnifiedConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        if config.modality_experts == "all":
+            self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.hidden)
+
+    @property
+    def residual_outputs(self) -> tuple[nn.Linear, ...]:
+        return (self.attention.out, self.mlp.down) if hasattr(self, "attention") else (self.mlp.down,)
+
+
 class Block(_MayMerge):
     def __init__(self, config: UnifiedConfig, skip: bool = False):
         super().__init__(config, skip)
@@ -163,10 +209,13 @@ class Block(_MayMerge):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
         self.norm_after = config.norm_after
+        self.visual = VisualTower(config) if config.has_experts else None
+        self.has_own_attention = config.has_experts and config.modality_experts == "all"
 
     @property
     def residual_outputs(self) -> tuple[nn.Linear, ...]:
-        return self.attention.out, self.mlp.down
+        own = self.visual.residual_outputs if self.visual else ()
+        return self.attention.out, self.mlp.down, *own
 
     def forward(
         self,
@@ -176,13 +225,30 @@ class Block(_MayMerge):
         attend: Attend,
         cache: LayerCache | None = None,
         earlier: Tensor | None = None,
+        places: Places | None = None,
+        modulation: Modulation | None = None,
     ) -> Tensor:
+        """places, modulation: None where all places are text's, or no option asks."""
         x = self.merge(x, earlier)
         if self.norm_after:
             x = x + self.attention_norm(self.attention(x, cos, sin, attend, cache))
             return x + self.mlp_norm(self.mlp(x))
-        x = x + self.attention(self.attention_norm(x), cos, sin, attend, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        h = self._by_modality("attention_norm", x, places)
+        h = modulation.enter(h, 0) if modulation else h
+        if self.has_own_attention and self.visual and places:
+            h = self.attention.beside(self.visual.attention, h, cos, sin, attend, cache, places)
+        else:
+            h = self.attention(h, cos, sin, attend, cache)
+        x = x + (modulation.leave(h, 0) if modulation else h)
+        h = self._by_modality("mlp_norm", x, places)
+        h = modulation.enter(h, 1) if modulation else h
+        h = self._by_modality("mlp", h, places)
+        return x + (modulation.leave(h, 1) if modulation else h)
+
+    def _by_modality(self, name: str, x: Tensor, places: Places | None) -> Tensor:
+        """(B, N, width) through the part of that name, at pictures' places through their own."""
+        text = getattr(self, name)
+        return places.split(x, text, getattr(self.visual, name)) if self.visual and places else text(x)
 
 
 class GAUBlock(_MayMerge):
@@ -203,9 +269,15 @@ class GAUBlock(_MayMerge):
         attend: Attend,
         cache: LayerCache | None = None,
         earlier: Tensor | None = None,
+        places: Places | None = None,
+        modulation: Modulation | None = None,
     ) -> Tensor:
+        """As `Block`; `places` say nothing here."""
         x = self.merge(x, earlier)
-        return x + self.unit(self.norm(x), cos, sin, attend, cache)
+        if modulation is None:
+            return x + self.unit(self.norm(x), cos, sin, attend, cache)
+        normed = modulation.enter(self.norm(x), 0)
+        return x + modulation.leave(self.unit(normed, cos, sin, attend, cache), 0)
 
 
 def make_blocks(config: UnifiedConfig) -> nn.ModuleList:

@@ -70,7 +70,8 @@ class LearningRateConfig(BaseModel):
     text: float = Field(1.0, ge=0)
     """Learning rate of vocabulary, blocks and head, as a multiple of the schedule's."""
     visual: float = Field(1.0, ge=0)
-    """Learning rate of the pictures' input and output layers, as a multiple of the schedule's."""
+    """Learning rate of the pictures' input and output layers and of their parts of the blocks, as a multiple of the
+    schedule's."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LearningRateConfig:

@@ -65,8 +65,8 @@ class AdapterConfig:
     rank_stabilized: bool = False
     """The product is multiplied by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
     targets: tuple[str, ...] | None = None
-    """Matrices of the blocks: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; of GAUs z_proj, v_proj,
-    u_proj, o_proj; null: all of them."""
+    """Matrices of the blocks, of text where pictures have their own: q_proj, k_proj, v_proj, o_proj, gate_proj,
+    up_proj, down_proj; of GAUs z_proj, v_proj, u_proj, o_proj; null: all of them."""
     trained_whole: tuple[Literal["vocabulary", "norms", "visual"], ...] = ()
     """Parts that are trained themselves besides: vocabulary (embedding and head), norms (of blocks and text), visual
     (pictures' inputs and outputs). What the start lacks always is."""
@@ -120,15 +120,21 @@ def _suggested(name: str, known: dict[str, Target]) -> str:
 
 
 def is_norm(name: str) -> bool:
-    """Whether a parameter of `UnifiedModel` is a norm's of the blocks or of text."""
+    """Whether a parameter of `UnifiedModel` is a norm's of the blocks or of text, and none that pictures have for
+    themselves."""
     owner = name.rpartition(".")[0]
-    return owner == "norm" or owner.startswith("blocks.") and owner.endswith("norm")
+    return owner == "norm" or owner.startswith("blocks.") and owner.endswith("norm") and ".visual." not in owner
 
 
 def filled(config: UnifiedConfig, start: UnifiedConfig) -> UnifiedConfig:
     """The part of a model that its start, a model of the config `start`, has weights for."""
-    skips = config.long_skips and start.long_skips
-    return replace(_with(config, start.representations), long_skips=skips)
+    known = _with(config, start.representations)
+    return replace(
+        known,
+        long_skips=config.long_skips and start.long_skips,
+        modulation=config.modulation if start.modulation else None,
+        modality_experts=config.modality_experts if start.modality_experts else None,
+    )
 
 
 def _with(config: UnifiedConfig, representations: Collection[str]) -> UnifiedConfig:

@@ -25,6 +25,7 @@ from omniloom.models.unified.llama.tensors import Source, tensors
 from omniloom.models.unified.model import UnifiedModel
 
 _TEXT = ("embed.", "blocks.", "norm.", "head.")
+_TOWER = ".visual."
 _NAMED = (torch.nn.Module.named_parameters, torch.nn.Module.named_buffers)
 _VOCABULARY = ("embed.weight", "head.weight")
 _NEW_ROW_SPREAD = 0.1
@@ -32,8 +33,9 @@ _NEW_ROW_SPREAD = 0.1
 
 def is_text_parameter(name: str) -> bool:
     """Whether a parameter of `UnifiedModel` is of the part that a language model's checkpoint fills, skips between its
-    blocks included; the others take pictures in and give them out."""
-    return name.startswith(_TEXT)
+    blocks included; the others take pictures in and give them out, or are what pictures have of a block for
+    themselves."""
+    return name.startswith(_TEXT) and _TOWER not in name
 
 
 def load_llama(
@@ -89,7 +91,17 @@ def load_llama(
         )
         for name, sources in wanted.items():
             _read(model.get_parameter(name), sources, checkpoint, new_tokens if name in _VOCABULARY else ())
+    copy_towers(model)
     return model
+
+
+@torch.no_grad()
+def copy_towers(model: UnifiedModel, known: Collection[str] = ()) -> None:
+    """Give pictures the weights of text for what they have of each block for themselves, but for parameters in `known`:
+    the model then computes what one without it computes."""
+    for name, parameter in model.named_parameters():
+        if _TOWER in name and name not in known:
+            parameter.copy_(model.get_parameter(name.replace(_TOWER, ".")))
 
 
 def _read(parameter: Tensor, sources: list[Source], checkpoint: Checkpoint, new_tokens: Collection[int]) -> None:
@@ -120,8 +132,8 @@ def _has_own_head(checkpoint: Checkpoint, names: Names, shape: tuple[int, int]) 
 
 
 def allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
-    """The model with its visual parts drawn from torch's global generator, and memory for the rest, which holds
-    nothing yet."""
+    """The model with its visual parts drawn from torch's global generator, a modulation at 0 as ever, and memory for
+    the rest, which holds nothing yet; `copy_towers` fills what pictures have of the blocks."""
     # A model of one block has the same visual parts, and drawing it costs little.
     fresh = UnifiedModel(replace(config, layers=1, vocab_size=8, specials=SpecialIds()))
     with torch.device("meta"):
@@ -133,7 +145,9 @@ def allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
         for find in _NAMED:
             drawn = dict(find(fresh))
             for name, value in find(model):
-                if not is_text_parameter(name):
+                if name.startswith("modulation."):
+                    value.zero_()
+                elif not is_text_parameter(name) and _TOWER not in name:
                     value.copy_(drawn[name])
     return model
 

@@ -93,6 +93,11 @@ def _check(config: UnifiedConfig, values: Any, where: str, found: Described) -> 
     for name in _NOWHERE:
         if value := getattr(config, name):
             raise ValueError(f"UnifiedConfig.{name}: {where} has no place for it, the model {value!r}")
+    if found.codes and config.codebook_size is not None and config.has_experts:
+        raise ValueError(
+            f"UnifiedConfig.modality_experts: {where} has no place for what pictures have for themselves, the model "
+            f"{config.modality_experts!r}"
+        )
     if found.codes and config.codebook_size not in (None, found.codes.size):
         raise ValueError(
             f"UnifiedConfig.codebook_size: {where} has {found.codes.size}, the model {config.codebook_size}"
