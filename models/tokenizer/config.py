@@ -18,7 +18,11 @@ from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.models.tokenizer.vit_config import ViTConfig
 
 SPATIAL_KINDS = {"t": "plain", "w": "window"}
-IMAGES_ALONE = {"titok": "a TiTok", "rae": "an RAE", "vqgan": "a VQGAN"}  # architectures that encode no videos, and what one is called
+IMAGES_ALONE = {
+    "titok": "a TiTok",
+    "rae": "an RAE",
+    "vqgan": "a VQGAN",
+}  # architectures that encode no videos, and what one is called
 
 
 class _Quantized:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "JanusForConditionalGeneration"
 _PREFIX = "model.vqmodel."
-_RENAMED = {"quant_conv.": "pre_vq.", "post_quant_conv.": "post_vq.", "quantize.embedding.weight": "codebook.embeddings"}
+_RENAMED = {
+    "quant_conv.": "pre_vq.",
+    "post_quant_conv.": "post_vq.",
+    "quantize.embedding.weight": "codebook.embeddings",
+}
 
 
 def vqgan_config(values: Any, where: str) -> VQGANConfig:
@@ -32,7 +36,11 @@ def vqgan_config(values: Any, where: str) -> VQGANConfig:
     document.only("in_channels", 3)
     document.only("out_channels", 3)
     factors = document.values.get("channel_multiplier", [1, 1, 2, 2, 4])
-    if not isinstance(factors, list) or not factors or not all(type(factor) is int and factor > 0 for factor in factors):
+    if (
+        not isinstance(factors, list)
+        or not factors
+        or not all(type(factor) is int and factor > 0 for factor in factors)
+    ):
         raise document.wrong("channel_multiplier", "a list of positive integers")
     return VQGANConfig(
         channels=document.integer("base_channels", 128),

@@ -256,6 +256,8 @@ def test_what_a_family_cannot_have_is_refused(tmp_path: Path) -> None:
     skipping = load(tmp_path / "start", long_skips=True)
     with pytest.raises(ValueError, match="UnifiedConfig.long_skips"):
         write_back(skipping, tmp_path / "start", tmp_path / "out")
+    with pytest.raises(ValueError, match="UnifiedConfig.modality_experts"):
+        write_back(load(tmp_path / "start", modality_experts="feed_forward"), tmp_path / "start", tmp_path / "out")
     both = load_llama(tmp_path / "start", latent_dim=3, codebook_size=CODES)
     assert left_out(both.config, values, "config.json") == ("latents",)
 

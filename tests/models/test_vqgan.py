@@ -68,7 +68,9 @@ def test_pixels_are_those_of_transformers(saved):
     torch.testing.assert_close(recon, theirs, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.decode(latents=encoded.latents)[:, :, 0], theirs, atol=1e-4, rtol=1e-4)
     raw = reference.decoder(reference.post_quant_conv(encoded.latents[:, :, 0])) / 2
-    torch.testing.assert_close(model.decode(latents=encoded.latents, quantize=False)[:, :, 0], raw, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model.decode(latents=encoded.latents, quantize=False)[:, :, 0], raw, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_it_is_a_tokenizer_as_any(saved):
@@ -104,7 +106,10 @@ def test_what_is_not_read_is_named(saved, tmp_path):
         ({"vq_config": None}, "c.json: vq_config: expected an object"),
         ({"vq_config": {**values["vq_config"], "double_latent": True}}, "vq_config: double_latent: expected False"),
         ({"vq_config": {**values["vq_config"], "channel_multiplier": [1, 0]}}, "channel_multiplier: expected a list"),
-        ({"vq_config": {**values["vq_config"], "base_channels": 48}}, "VQGANConfig.channels: expected a multiple of 32"),
+        (
+            {"vq_config": {**values["vq_config"], "base_channels": 48}},
+            "VQGANConfig.channels: expected a multiple of 32",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             vqgan_config({**values, **changed}, "c.json")
