@@ -1,7 +1,7 @@
 """Which tokenizer a config stands for, and the config that plain values stand for.
 
-In: a `TokenizerConfig`, `TiTokConfig`, `RAEConfig` or `VQGANConfig`, or the mapping that `dataclasses.asdict` made of one (a saved
-`config.json`). Out: the module, freshly initialised; the config. Reading a config needs no torch.
+In: a `TokenizerConfig`, `TiTokConfig`, `RAEConfig` or `VQGANConfig`, or the mapping that `dataclasses.asdict` made of
+one (a saved `config.json`). Out: the module, freshly initialised; the config. Reading a config needs no torch.
 Errors: `ValueError` naming the field.
 """
 
