@@ -87,6 +87,11 @@ class Conditional:
     USES: ClassVar[Mapping[str, Use]] = {}
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT_AND_DESCRIBED
 
+    @classmethod
+    def dumped(cls) -> frozenset[str]:
+        """The fields that every dump has; those that came later are missing in one of an older version."""
+        return frozenset(f.name for f in fields(cast(Any, cls)) if not f.metadata.get("later"))
+
     def check_uses(self, written: Iterable[str]) -> None:
         """FieldError for the first of the `written` options that has no effect."""
         for name in written:
@@ -99,7 +104,7 @@ class Conditional:
 
         def read(values: Any, inner: Callable[[Any], Any]) -> Any:
             config = inner(values)
-            if isinstance(values, Mapping) and not values.keys() >= {f.name for f in fields(cast(Any, cls))}:
+            if isinstance(values, Mapping) and not values.keys() >= cls.dumped():
                 config.check_uses(values)
             return config
 

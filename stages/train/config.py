@@ -233,7 +233,7 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
             )
-        if self.init_from and "mup" in self.model.model_fields_set:
+        if self.init_from and self.model.mup:
             raise ValueError("model.mup: is of a model that begins at random; a model of ours brings its own")
         if self.adapter and not self.lr_scale.text:
             raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
@@ -241,7 +241,8 @@ class TrainConfig(BaseModel):
             try:
                 model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
                 written = self.model.model_fields_set
-                model.check_uses(written if written < type(self.model).model_fields.keys() else ())  # a dump has all
+                dumped = UnifiedConfig.dumped() & type(self.model).model_fields.keys()
+                model.check_uses(() if written >= dumped else written)
             except FieldError as error:
                 raise error.below("model") from None
             self.check_model(model)

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from omniloom.infra.errors import InputError
 from omniloom.models.tokenizer.config import TiTokConfig
 from omniloom.models.tokenizer.quantizers.config import VQConfig
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.pipelines import yaml_dialect
 from omniloom.pipelines.checks import check_stages
 from omniloom.pipelines.config import PRESETS, PipelineConfig, find, load
 from omniloom.stages.tokenizer.config import NamedRAEConfig
+from omniloom.stages.train.config import TrainConfig
 
 PIPELINE = """\
 name: mine
@@ -505,6 +507,18 @@ def test_a_stage_takes_over_what_one_says_that_an_override_leaves_out():
     )
     assert config.stages.tokenizer_image is None and config.stages.tokenizer_joint.loss == whole.tokenizer_image.loss
     assert config.stages.tokenizer_joint.model == whole.tokenizer_image.model
+
+
+def test_what_an_older_version_kept_of_a_training_is_read():
+    """Its manifest lacks the fields that came later, and has all others, with those that have no effect."""
+    kept = load("demo").stages.train.model_dump(mode="json")
+    later = {name for name, field in UnifiedConfig.__dataclass_fields__.items() if field.metadata.get("later")}
+    assert {"mup", "modulation"} <= later
+    for name in later:
+        kept["model"].pop(name, None)
+    assert TrainConfig.model_validate(kept) == load("demo").stages.train
+    with pytest.raises(ValueError, match="pixel_bottleneck: has no effect here"):
+        TrainConfig.model_validate({**kept, "model": {"width": 64, "heads": 2, "pixel_bottleneck": 8}})
 
 
 @pytest.mark.parametrize("preset, last", [("tokenizer", "tokenizer_joint"), ("quantizers", "quantizer_study")])
