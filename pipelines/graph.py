@@ -15,17 +15,21 @@ from omniloom.stages.base import Stage
 BUILT_IN = (
     Stage("ingest", "omniloom.stages.ingest.stage", makes="records"),
     Stage("curate", "omniloom.stages.curate.stage", ("records",), "records"),
+    Stage("train_scorer", "omniloom.stages.scorer.stage", ("records",), "scorer"),
+    Stage("recaption", "omniloom.stages.recaption.stage", ("records", "scorer"), "records"),
     Stage("tokenizer_image", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
     Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
     Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer", "KLConfig"),
     Stage("quantizer_study", "omniloom.stages.studies.quantizers", ("records",)),
+    Stage("latents", "omniloom.stages.latents.stage", ("records", "tokenizer")),
     Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("records", "tokenizer?"), "tokens"),
     Stage("objective_study", "omniloom.stages.studies.objectives", ("records", "tokenizer", "tokens")),
+    Stage("generation_study", "omniloom.stages.studies.generations", ("records", "tokenizer", "tokens")),
     Stage("train", "omniloom.stages.train.stage", ("tokens", "tokenizer?"), "model"),
     Stage(
         "evaluate",
         "omniloom.stages.evaluate.stage",
-        ("records", "tokenizer?", "tokens", "model", "quantizer_study?", "objective_study?"),
+        ("records", "tokenizer?", "tokens", "model", "scorer?", "quantizer_study?", "objective_study?"),
         "evaluation",
     ),
 )
