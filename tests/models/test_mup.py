@@ -232,7 +232,7 @@ def test_pictures_own_parts_begin_and_learn_as_those_of_text() -> None:
     for name in ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down"):
         text, visual = f"blocks.3.{name}.weight", f"blocks.3.visual.{name}.weight"
         assert factors[visual] == factors[text]
-        assert float(weights[visual].std()) == pytest.approx(float(weights[text].std()), rel=0.05)
+        assert weights[visual].std().item() == pytest.approx(weights[text].std().item(), rel=0.05)
 
 
 def best_rate(config: UnifiedConfig, rates: list[float], steps: int) -> float:
