@@ -17,6 +17,7 @@ from omniloom.models.text import TextTokenizer
 from omniloom.models.tokenizer.omni import OmniTokenizer
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.stages.serving.app import make_app
 from omniloom.stages.serving.batching import Batcher
@@ -76,7 +77,9 @@ def client(engine: Any, limits: Limits = Limits(), healthy: bool = True, **more:
     async def answers() -> bool:
         return healthy
 
-    facts = Facts("small", {"weights": "0" * 64}, OBJECTIVES, (16, 16))
+    facts = Facts(
+        "small", {"weights": "0" * 64}, {name: VisualSampling(objective=name) for name in OBJECTIVES}, (16, 16)
+    )
     app = make_app(Service(engine, facts, limits), answers, **more)
     with TestClient(app, base_url="http://127.0.0.1") as found:
         yield found
