@@ -26,6 +26,9 @@ from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 BLOCKS = ("llama", "gau")
+MODULATIONS = ("adaln_zero",)
+EXPERTS = ("feed_forward", "all")
+QK_NORMS = ("rms", "layer")
 PATCHIFIERS = ("linear", "bottleneck", "unet")
 
 
@@ -122,6 +125,10 @@ def _nested(where: object, name: str, cls: type) -> None:
             raise ValueError(f"{type(where).__name__}.{name}: {error}") from None
 
 
+# Fields that came when artifacts had been made without them: left at None, they are not part of an identity.
+_LATER = {"later": True}
+
+
 def _enters_by(patchifier: str) -> Callable[[UnifiedConfig], bool]:
     """Whether a representation that the config has enters by `patchifier`."""
     return lambda config: patchifier in map(config.patchifier, config.representations)
@@ -141,6 +148,8 @@ class UnifiedConfig(Conditional):
         "pixel_bottleneck": Use(_enters_by("bottleneck"), "a patchifier: bottleneck of what is trained on"),
         "unet_width": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
         "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
+        "modulation": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
+        "modality_experts": Use(lambda c: bool(c.representations), "a model of pictures"),
     }
 
     vocab_size: int
@@ -170,7 +179,13 @@ class UnifiedConfig(Conditional):
     """Position axes that share the rotary frequencies: 3 (row, column, time) serves images and videos; 2 gives still
     images more frequencies; text is RoPE-1D under each of them."""
     qk_norm: bool = True
-    """RMSNorm on each head's queries and keys."""
+    """A norm on each head's queries and keys."""
+    qk_norm_kind: Literal["rms", "layer"] = "rms"
+    """That norm: RMSNorm with one weight for all heads, or LayerNorm with each head's own weight and bias (Chameleon,
+    as `transformers` has it)."""
+    norm_after: bool = False
+    """A block norms what attention and SwiGLU give instead of what they take (Swin Transformer V2, arXiv 2111.09883;
+    the larger Chameleon, arXiv 2405.09818, section 2.3)."""
     qkv_bias: bool = False
     """Biases of the query, key and value projections."""
     out_bias: bool = False
@@ -187,6 +202,9 @@ class UnifiedConfig(Conditional):
     """Numbers between the two Linear of the patchifier bottleneck."""
     codebook_size: int | None = None
     """Number of visual codes; null: none."""
+    code_dim: int | None = None
+    """Numbers of a code's embedding, which two Linear with a GELU between them widen, as two others predict the codes
+    (Janus, arXiv 2410.13848, section 3.1); null: an embedding of the width, and a Linear."""
     latent_patchifier: Literal["linear", "bottleneck", "unet"] = "linear"
     """How latents become the blocks' input: linear; bottleneck, two Linear with `pixel_bottleneck` numbers between them
     (JiT, arXiv 2511.13720, section 4.3); unet, which has a part behind the blocks too and `unet_width` channels."""
@@ -209,22 +227,33 @@ class UnifiedConfig(Conditional):
     enters training as a learned token (Tuna-2, arXiv 2604.24763: -0.7 and 0.3)."""
     patch_mask_high: float = 0.0
     """The largest share of a target that enters as a learned token, from 0 to 1; 0: none does."""
-    mup: MupConfig | None = field(default=None, metadata={"later": True})
+    mup: MupConfig | None = field(default=None, metadata=_LATER)
     """Maximal update parametrization: initial weights, learning rates, attention and logits by width and depth relative
     to this base, so that the best `optimizer.lr` of a small model is that of a large one; null: the standard one."""
     specials: SpecialIds = field(default_factory=SpecialIds)
     """Vocabulary ids of the tokens that frame text and pictures."""
+    modulation: Literal["adaln_zero"] | None = field(default=None, metadata=_LATER)
+    """adaln_zero: the blocks scale, shift and gate what they add to the positions of a diffusion by its segment's time
+    (DiT, arXiv 2212.09748); gates start at 0, and text is computed as without it. null: time enters with the input
+    alone."""
+    modality_experts: Literal["feed_forward", "all"] | None = field(default=None, metadata=_LATER)
+    """What pictures have of each block for themselves (Mixture-of-Transformers, arXiv 2411.04996): feed_forward, the
+    norms and the SwiGLU; all, the projections of attention too. Text and pictures attend to each other as ever, and a
+    place costs the same. Of a language model that training starts from both get the weights. null: nothing."""
 
     def __post_init__(self) -> None:
         _positive_int(
             self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck", "unet_width"
         )
         _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
+        if self.code_dim is not None:
+            _positive_int(self, "code_dim")
         derive(self, "kv_heads", self.heads)
         if left_open(self, "head_dim"):
             require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
             derive(self, "head_dim", self.width // self.heads)
         require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
+        require(self.qk_norm_kind in QK_NORMS, self, "qk_norm_kind", f"one of {', '.join(QK_NORMS)}")
         derive(self, "hidden", _usual_hidden(self.block, self.width))
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
@@ -234,7 +263,10 @@ class UnifiedConfig(Conditional):
         if self.block == "gau":
             require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
             require(self.hidden % self.head_dim == 0, self, "hidden", f"a multiple of head_dim={self.head_dim}")
+            require(self.qk_norm_kind == "rms", self, "qk_norm_kind", "rms, as a GAU's heads share their norms")
+            require(not self.norm_after, self, "norm_after", "false, as a GAU norms what it takes")
         self._check_visual()
+        self._check_by_modality()
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
@@ -268,6 +300,22 @@ class UnifiedConfig(Conditional):
             f"a number of at most patch_mask_high={self.patch_mask_high}",
         )
         require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
+
+    def _check_by_modality(self) -> None:
+        require(self.modulation in (None, *MODULATIONS), self, "modulation", f"{', '.join(MODULATIONS)}, or null")
+        expected = f"{', '.join(EXPERTS)}, or null"
+        require(self.modality_experts in (None, *EXPERTS), self, "modality_experts", expected)
+        if self.block == "gau":
+            expected = "null, as a GAU is attention and feed-forward in one"
+            require(self.modality_experts is None, self, "modality_experts", expected)
+        if self.norm_after:
+            for name in ("modulation", "modality_experts"):
+                require(
+                    getattr(self, name) is None, self, name, "null, as the norms of this start stand behind its parts"
+                )
+        if self.qk_norm_kind != "rms":
+            expected = "feed_forward or null, as each head of this start has norms of its own"
+            require(self.modality_experts != "all", self, "modality_experts", expected)
 
     def patchifier(self, name: str) -> str:
         """The patchifier of the representation `name`; codes have an embedding instead."""
@@ -310,6 +358,26 @@ class UnifiedConfig(Conditional):
         return self.hidden // self.head_dim if self.block == "gau" else self.heads
 
     @property
+    def has_times(self) -> bool:
+        """Whether the model takes in latents or pixels, whose segments have a diffusion time."""
+        return self.latent_dim is not None or self.pixel_dim is not None
+
+    @property
+    def is_modulated(self) -> bool:
+        """Whether blocks are modulated by times."""
+        return self.modulation is not None and self.has_times
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether pictures have parts of the blocks for themselves."""
+        return self.modality_experts is not None and bool(self.representations)
+
+    @property
+    def sublayers(self) -> int:
+        """Residual branches of a block."""
+        return 1 if self.block == "gau" else 2
+
+    @property
     def representations(self) -> tuple[str, ...]:
         """Names of the representations of pictures that the model has parts for, in the table's order."""
         return tuple(name for name, row in REPRESENTATIONS.items() if getattr(self, row.size) is not None)
@@ -326,27 +394,59 @@ def num_parameters(config: UnifiedConfig) -> int:
     text = c.vocab_size * c.width * (1 if c.tied else 2) + c.width
     skips = c.layers // 2 * 2 * c.width * c.width if c.long_skips else 0
     visual = 0
-    if c.latent_dim or c.pixel_dim:
+    if c.has_times:
         visual += (c.time_dim + 1) * c.width + (c.width + 1) * c.width
+    if c.is_modulated:
+        visual += (c.width + 1) * modulation_size(c)
+    if c.has_experts:
+        visual += c.layers * _expert_parameters(c)
     for name in c.representations:
         size = getattr(c, REPRESENTATIONS[name].size)
         if REPRESENTATIONS[name].discrete:
-            visual += (size + 1) * c.width + c.width + c.width * size
+            visual += c.width + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
     return text + c.layers * _block_parameters(c) + skips + visual
 
 
+def modulation_size(c: UnifiedConfig) -> int:
+    """Numbers by which a segment modulates the blocks: shift, scale and gate of each sub-layer."""
+    return c.layers * 3 * c.sublayers * c.width
+
+
+def qk_norm_parameters(c: UnifiedConfig) -> int:
+    """Of one block."""
+    if not c.qk_norm:
+        return 0
+    return 2 * c.head_dim if c.qk_norm_kind == "rms" else 2 * (c.heads + c.kv_heads) * c.head_dim
+
+
+def _code_parameters(c: UnifiedConfig, size: int) -> int:
+    """Input and output of codes, the mask's row included."""
+    if c.code_dim is None:
+        return (size + 1) * c.width + c.width * size
+    enter = (size + 1) * c.code_dim + (c.code_dim + 1) * c.width + (c.width + 1) * c.width
+    return enter + (c.width + 1) * (c.width + size)
+
+
 def _block_parameters(c: UnifiedConfig) -> int:
-    count = 2 * c.head_dim if c.qk_norm else 0
-    count += c.width if c.out_bias else 0
     if c.block == "gau":
+        count = qk_norm_parameters(c) + (c.width if c.out_bias else 0)
         # Norm; base, values and gate; scales and offsets of queries and keys; output.
         inner = c.head_dim + 2 * c.hidden
         return count + c.width + (c.width + c.qkv_bias) * inner + 4 * c.hidden + c.hidden * c.width
+    return _attention_parameters(c) + 3 * c.width * c.hidden + 2 * c.width
+
+
+def _attention_parameters(c: UnifiedConfig) -> int:
+    count = qk_norm_parameters(c) + (c.width if c.out_bias else 0)
     inner = (c.heads + 2 * c.kv_heads) * c.head_dim
-    count += (c.width + c.qkv_bias) * inner + c.heads * c.head_dim * c.width
-    return count + 3 * c.width * c.hidden + 2 * c.width
+    return count + (c.width + c.qkv_bias) * inner + c.heads * c.head_dim * c.width
+
+
+def _expert_parameters(c: UnifiedConfig) -> int:
+    """What pictures have of a block for themselves."""
+    return 2 * c.width + 3 * c.width * c.hidden + (_attention_parameters(c) if c.modality_experts == "all" else 0)
 
 
 def _patchifier_parameters(c: UnifiedConfig, kind: str, size: int) -> int:

@@ -15,6 +15,7 @@ from omniloom.pipelines.commands.about import UI_PORT
 from omniloom.pipelines.config import PipelineConfig
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.selection import Selection
+from omniloom.pipelines.sweeps import foretelling
 from omniloom.pipelines.sweeps.folder import PAGE, RECORD, TABLE, Folder
 from omniloom.pipelines.sweeps.results import Results
 from omniloom.pipelines.sweeps.trial_stages import trial_stages, trials_of
@@ -101,6 +102,7 @@ def closing_lines(found: Results, best: Trial | None, folder: str, path: str, pa
     lines += [f"log of trial {row.number}: {row.log}" for row in found.failed if row.log]
     if best:
         lines += [f"best:   trial {best.number}: {best.title}", f"test:   {found.verdict}"]
+    lines += [f"told:   {line}" for line in foretelling.lines(found.foretold, found.goal.metric)]
     lines += [f"report: {folder}/{PAGE}", f"table:  {folder}/{TABLE}, {RECORD}"]
     if best and (model := best.plan.last("model")) and model.artifact:
         made = model.artifact.file("model")
