@@ -21,11 +21,13 @@ from omniloom.infra.tracking.failures import short
 
 _App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable]
 # MLflow's assistant, which asks for a language model, opens by itself in a browser that has not seen it. A card of
-# pictures begins with all of its run's parameters, which leave the pictures no room.
+# pictures begins with all of its run's parameters, which leave the pictures no room, and centres them in a frame that
+# is higher than the card.
 _MARK = (
     b'<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")</script>'
     b"<style>div[tooltip-data-state] > div:has(> label) + div "
-    b"{display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 1; overflow: hidden}</style>"
+    b"{display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 1; overflow: hidden} "
+    b"div:has(> .rc-image) {align-items: flex-start !important}</style>"
 )
 
 

@@ -34,7 +34,8 @@ _DAY = 86_400
 _BUTTONS: list[Any] = ["download", "fullscreen"]  # none that shares with others
 # One picture does not fill the width: it would be cut.
 _CSS = "#drawn .grid-container {grid-template-columns: repeat(3, 1fr) !important} "
-_CSS += "#before .grid-container {grid-template-columns: repeat(8, 1fr) !important}"
+_CSS += "#before .grid-container {grid-template-columns: repeat(8, 1fr) !important} "
+_CSS += "#drawn .grid-wrap, #before .grid-wrap {padding-top: 2rem}"  # below the label, which would hide a corner
 # Of the reader's machine.
 _FONT, _FONT_MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
