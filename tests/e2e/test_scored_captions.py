@@ -1,5 +1,5 @@
-"""A scorer in a pipeline on Ray: it is trained by two workers, leaves out wrong captions before pretokenize, measures in
-evaluate, and judges what the pipeline's own model writes in a second pipeline."""
+"""A scorer in a pipeline on Ray: it is trained by two workers, leaves out wrong captions before pretokenize, measures
+in evaluate, and judges what the pipeline's own model writes in a second pipeline."""
 
 from __future__ import annotations
 
