@@ -21,6 +21,7 @@ from omniloom.models.checks import (
     left_open,
     require,
 )
+from omniloom.models.unified.density.config import DensityConfig, HeadShape, read_density
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
@@ -121,6 +122,7 @@ class UnifiedConfig(Conditional):
         "pixel_bottleneck": Use(_enters_by("bottleneck"), "a patchifier: bottleneck of what is trained on"),
         "unet_width": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
         "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
+        "density": Use(lambda c: c.density is not None, "the objective next_latent"),
     }
 
     vocab_size: int
@@ -191,6 +193,9 @@ class UnifiedConfig(Conditional):
     """The largest share of a target that enters as a learned token, from 0 to 1; 0: none does."""
     specials: SpecialIds = field(default_factory=SpecialIds)
     """Vocabulary ids of the tokens that frame text and pictures."""
+    density: DensityConfig | None = field(default=None, metadata={"later": True})
+    """The head that gives the density of a position's latents, of the objective next_latent (docs/densities.md); null:
+    none, and where that objective is trained a mixture."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -205,6 +210,8 @@ class UnifiedConfig(Conditional):
         derive(self, "hidden", 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32)
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
+        if isinstance(self.density, dict):
+            object.__setattr__(self, "density", read_density(self.density, f"{type(self).__name__}.density"))
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
         if self.block == "gau":
@@ -242,10 +249,25 @@ class UnifiedConfig(Conditional):
             f"a number of at most patch_mask_high={self.patch_mask_high}",
         )
         require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
+        require(
+            not (self.has_density and self.latent_patchifier == "unet"),
+            self,
+            "latent_patchifier",
+            "linear or bottleneck with next_latent, as a unet's convolutions show positions those behind them",
+        )
 
     def patchifier(self, name: str) -> str:
         """The patchifier of the representation `name`; codes have an embedding instead."""
         return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the model has a density head, which is of latents."""
+        return self.density is not None and self.latent_dim is not None
+
+    def head_shape(self, latent_dim: int) -> HeadShape:
+        """What its density head stands between."""
+        return HeadShape(self.width, latent_dim, self.time_dim)
 
     @property
     def attention_heads(self) -> int:
@@ -272,6 +294,8 @@ def num_parameters(config: UnifiedConfig) -> int:
             visual += (size + 1) * c.width + c.width + c.width * size
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
+    if c.density and c.latent_dim:
+        visual += c.density.parameters(c.head_shape(c.latent_dim))
     return text + c.layers * _block_parameters(c) + skips + visual
 
 

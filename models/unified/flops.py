@@ -10,8 +10,9 @@ computed again and the optimizer are not, nor are embeddings, norms and other el
 alignment, which is none of the model. The text head acts at labels alone, visual inputs and both ends of a unet at
 visual positions, visual outputs where predictions are asked for; of masked_code that is 2 / pi of its targets on
 average, the mean of `corruption.mask_ratio`. A unet's convolutions count their padding at a picture's edges, and its
-time, as that of a flow head, every segment that a row may have. Beside an adapter a frozen matrix of the blocks or of
-the head costs 4, and the adapter's own 6; other frozen parts count as if they were trained.
+time, as that of a flow head, every segment that a row may have. A density head counts what it is asked. Beside an
+adapter a frozen matrix of the blocks or of the head costs 4, and the adapter's own 6; other frozen parts count as if
+they were trained.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS
+from omniloom.models.unified.representations import DENSITY, OBJECTIVES, REPRESENTATIONS
 
 if TYPE_CHECKING:
     from omniloom.models.unified.batch import Batch
@@ -38,15 +39,24 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
     total = int(dense_flops(c, positions, pairs, batch.targets["text"], adapter))
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
-        asked = round(
-            sum(batch.targets[o] * row.predicted for o, row in OBJECTIVES.items() if row.representation.name == name)
-        )
+        asked = _asked(batch, name)
         if REPRESENTATIONS[name].discrete:
             total += _TRAINED * getattr(c, REPRESENTATIONS[name].size) * c.width * asked
         else:
             total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)
+    if c.density and c.latent_dim:
+        total += c.density.flops(c.head_shape(c.latent_dim)) * _asked(batch, DENSITY)
     return total
+
+
+def _asked(batch: Batch, head: str) -> int:
+    """Predictions that are asked of an output of the model."""
+    return round(
+        sum(
+            batch.targets[o] * row.predicted for o, row in OBJECTIVES.items() if row.head == head and o in batch.targets
+        )
+    )
 
 
 def token_flops(config: UnifiedConfig, length: int, adapter: AdapterConfig | None = None) -> float:

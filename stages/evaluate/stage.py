@@ -51,7 +51,7 @@ def needs(config: Config) -> Needs:
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
     """Check that the gate's figures are measured of the model that is trained, and the feature networks' files."""
     model = upstream.get("model")
-    check_sweep(config.sweep, model and model.trained)
+    check_sweep(config.sweep, model and model.trained, model and model.model.density)
     check_features(config, model and model.trained, files, (*config.gate.bounds, *config.gate.better_than_champion))
     if model:
         with within("gate"):

@@ -128,7 +128,8 @@ def is_norm(name: str) -> bool:
 def filled(config: UnifiedConfig, start: UnifiedConfig) -> UnifiedConfig:
     """The part of a model that its start, a model of the config `start`, has weights for."""
     skips = config.long_skips and start.long_skips
-    return replace(_with(config, start.representations), long_skips=skips)
+    density = config.density if start.has_density else None
+    return replace(_with(config, start.representations), long_skips=skips, density=density)
 
 
 def _with(config: UnifiedConfig, representations: Collection[str]) -> UnifiedConfig:
