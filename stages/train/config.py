@@ -233,7 +233,7 @@ class TrainConfig(BaseModel):
             raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
         if not self.init_from:
             try:
-                model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
+                model = placeholder_model(self)
                 written = self.model.model_fields_set
                 model.check_uses(written if written < type(self.model).model_fields.keys() else ())  # a dump has all
             except FieldError as error:
@@ -290,6 +290,11 @@ class TrainConfig(BaseModel):
 Config = TrainConfig
 
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
+
+
+def placeholder_model(config: TrainConfig) -> UnifiedConfig:
+    """The model's config before anything is known of the tokens; of one that starts from no checkpoint."""
+    return unified_config(config, 1 << 20, {name: 1 for name in _SIZES}, None)
 
 
 def visual_sizes(facts: dict) -> dict[str, int | None]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.models.unified.batch import Batch, VisualTask
@@ -153,6 +154,14 @@ class NextCodeLoss:
 
     def error(self, logits_NV: Tensor, shown: Shown, batch: Batch) -> Tensor:
         return entropy_sums(logits_NV, shown.extras["codes"], shown.extras["weights"])[0]
+
+    def show_bound(self, batch: Batch, seed: Seed, times: int) -> Shown:
+        """What is shown for `nats` (`models.unified.objectives.likelihoods`)."""
+        return self.show(batch, seed)
+
+    def nats(self, logits_NV: Tensor, shown: Shown) -> Tensor:
+        """-log p of each target's code, (N,)."""
+        return F.cross_entropy(logits_NV, shown.extras["codes"], reduction="none")
 
 
 class MaskedCodeLoss:
