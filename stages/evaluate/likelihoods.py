@@ -1,12 +1,12 @@
 """Measures how many bits held-out pictures take behind their captions, by objectives that write them one position after
 the other. In: an `Evaluation`, which gets the figures; what each means stands in `stages.evaluate.measures`.
 
-A density has no bits by itself: how many it takes to say a number depends on how exactly. `image_bits_per_dimension` is
-the differential one, -log2 of the density of latents of unit variance under the noise that the head models them with,
-over their numbers; it may be below 0 and compares models of the same latents and noise. `image_bits_per_pixel` takes the
-noise's own entropy away: what is left is how much the noisy latents tell, the mean length of a code that reaches a
-drawn one by channel simulation, as the codes of `next_code` are told exactly. It is of the latents, of which the
-tokenizer makes something like the picture; PNG and WebP beside it make the picture itself.
+A density has no bits by itself: how many a number takes depends on how exactly it is told. `image_bits_per_dimension`
+is the differential one, -log2 of the density of latents of unit variance under the noise that the head models, over
+their numbers; it may be below 0 and compares models of the same latents and noise. `image_bits_per_pixel` takes
+the noise's own entropy away: what is left is what the noisy latents tell, about the length of a code for a draw of them
+(relative entropy coding, arXiv 2010.01185); the codes of `next_code` are told exactly. It is of the latents, of which
+the tokenizer makes something like the picture; PNG and WebP beside it make the picture itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measure_bits(evaluation: Evaluation) -> None:
     places = list(chosen)
     ids, pixels = evaluation.ids(places), np.array([math.prod(evaluation.images.shape(i)) for i in places], np.float64)
     _lossless(evaluation, places, pixels)
-    for name in written:
+    for name in (name for name in written if hasattr(objective.losses[name], "nats")):  # others' need not
         _of_objective(evaluation, objective, name, ids, [chosen[i] for i in places], pixels)
 
 

@@ -95,16 +95,16 @@ def _table(pixels: int) -> dict[str, Figure]:
         ),
         f"{frechet}_train": Figure("the same distance of as many train pictures: the floor", asks=distances),
         "image_bits_per_dimension": Figure(
-            "-log2 of the density of held-out pictures' latents behind their captions, over their numbers; of latents of "
-            "unit variance under the noise of `density.noise`, and an upper bound of the diffusion head",
+            "-log2 of the density of held-out pictures' latents behind their captions, over their numbers; of latents "
+            "of unit variance under the noise of `density.noise`; an upper bound of the diffusion head",
             "lower",
             asks=_DRAWN,
             by_objective=True,
             objectives=lambda row: row.by_density,
         ),
         "image_bits_per_pixel": Figure(
-            "bits that held-out pictures' codes, or latents to within their noise, take behind their captions, over the "
-            "pictures' pixels; the tokenizer's loss not counted",
+            "bits that held-out pictures' codes, or latents to within their noise, take behind their captions, over "
+            "the pictures' pixels; what the tokenizer loses is not counted",
             "lower",
             _given("image_bits_per_pixel_webp"),
             "of WebP without loss",

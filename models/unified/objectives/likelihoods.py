@@ -1,5 +1,5 @@
-"""How likely pictures are behind what stands before them. In: an objective whose predictions are distributions, a code's
-(`next_code`) or a density of latents (`next_latent`), and documents with a picture each. Out: nats.
+"""How likely pictures are behind what stands before them. In: an objective whose predictions are distributions, of a
+code (`next_code`) or of latents (`next_latent`), and documents with a picture each. Out: nats.
 
 Shapes: B documents, N targets, L places of a row.
 """

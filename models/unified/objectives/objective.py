@@ -164,7 +164,11 @@ class UnifiedObjective(nn.Module):
         joined = {head: torch.cat(several or [none]) for head, several in places.items()}
         logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states, share, asked)
         pieces = {head: iter(outputs[head].split([len(p) for p in several])) for head, several in places.items()}
-        return logits_TV, {name: next(pieces[OBJECTIVES[name].head]) for name in shown}
+        predictions = {name: next(pieces[OBJECTIVES[name].head]) for name in shown}
+        for head in (head for head, several in places.items() if not several):
+            name = next(iter(predictions))  # so that what nothing asks takes part: the sum of nothing, with a gradient
+            predictions[name] = predictions[name] + outputs[head].sum()
+        return logits_TV, predictions
 
     def forward(
         self, batch: Batch, seed: Seed, counts: Mapping[str, float] | None = None
