@@ -16,6 +16,7 @@ from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.text import TextTokenizer
 from omniloom.models.tokenizer.omni import OmniTokenizer
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.density.config import MixtureConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.stages.serving.app import make_app
@@ -28,13 +29,15 @@ from omniloom.stages.serving.service import Service
 needs_extra = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("gradio", "multipart", "grpc_reflection")), reason="needs omniloom[serve]"
 )
-OBJECTIVES = ("latent_diffusion", "masked_code", "next_code")
+OBJECTIVES = ("latent_diffusion", "masked_code", "next_code", "next_latent")
 
 
 def small_model(objectives: tuple[str, ...] = OBJECTIVES) -> OmniLoom:
     torch.manual_seed(0)
     text = TextTokenizer.train(["a handwritten seven", "a handwritten two moving left"] * 20, 280)
     sizes: dict[str, Any] = {"latent_dim": 4, "codebook_size": 32} if objectives else {}
+    if "next_latent" in objectives:
+        sizes["density"] = MixtureConfig(components=3)
     config = BundleConfig(
         unified=UnifiedConfig(vocab_size=text.vocab_size, **sizes, width=48, layers=2, heads=4),
         diffusion=DiffusionConfig(),

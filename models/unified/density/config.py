@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, cast
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED, require
+from omniloom.models.docstrings import field_docstrings
 
 DEFAULT = "mixture"
 _TRAINED, _FIRST = 6, 4  # operations a parameter of a matrix: of any, and of one whose input has no gradient
@@ -75,7 +76,9 @@ class DensityConfig:
     def __get_pydantic_json_schema__(cls, core_schema: dict[str, Any], handler: Any) -> dict[str, Any]:
         schema = handler(core_schema)
         if "oneOf" in schema:  # what leaves `head` out fits several in JSON Schema's terms
-            schema["anyOf"] = schema.pop("oneOf")
+            return {**schema, "anyOf": schema.pop("oneOf")}
+        for name, described in field_docstrings(cast(Any, cls)).items():  # pydantic has none of inherited fields
+            handler.resolve_ref_schema(schema)["properties"][name]["description"] = described
         return schema
 
 
