@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from omniloom.models.checks import (
     STRICT_AND_DESCRIBED,
@@ -210,8 +210,9 @@ class UnifiedConfig(Conditional):
         derive(self, "hidden", 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32)
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
-        if isinstance(self.density, dict):
-            object.__setattr__(self, "density", read_density(self.density, f"{type(self).__name__}.density"))
+        density: Any = self.density  # as JSON or YAML gave it
+        if isinstance(density, dict):
+            object.__setattr__(self, "density", read_density(density, f"{type(self).__name__}.density"))
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
         if self.block == "gau":

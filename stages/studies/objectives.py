@@ -82,13 +82,17 @@ def _named(studied: Any) -> Any:
 _USUAL = [row.name for row in OBJECTIVES.values() if not row.by_density]
 
 
+def _usual() -> dict[str, Any]:
+    return {name: name for name in _USUAL}
+
+
 class ObjectiveStudyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     training: TrainingConfig
     """The budget that all share; its objectives are set in turn, and of loss.objective_weights each has its own;
     alignment is of diffusions alone."""
     objectives: dict[str, Studied] = Field(
-        default_factory=lambda: {name: name for name in _USUAL},
+        default_factory=_usual,
         min_length=1,
     )
     """A name for the table: an objective, or {objective: NAME, model: {FIELD: VALUE}} where the model has fields of its
@@ -101,7 +105,7 @@ class ObjectiveStudyConfig(BaseModel):
     def _shares(cls, values: Any) -> Any:
         """The training that all share has what is asked of any of them, such as a weight by objective."""
         if isinstance(values, dict) and isinstance(training := values.get("training"), dict):
-            studied = values.get("objectives") or {name: name for name in _USUAL}
+            studied = values.get("objectives") or _usual()
             if "objectives" not in training and isinstance(studied, dict):
                 shares = {name: 1.0 for name in OBJECTIVES if name in map(_named, studied.values())}
                 values = {**values, "training": {**training, "objectives": shares or {next(iter(OBJECTIVES)): 1.0}}}

@@ -346,7 +346,7 @@ def unified_config(
         return _with_density(config, start_config(config.init_from, chosen, vocab_size, sizes, specials), density)
     given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
     own = config.model.model_dump(exclude={DENSITY})
-    return _with_density(config, UnifiedConfig(vocab_size=vocab_size, **given, **own), config.model.density)
+    return _with_density(config, UnifiedConfig(vocab_size=vocab_size, **given, **own), getattr(config.model, DENSITY))
 
 
 def _with_density(config: Config, model: UnifiedConfig, chosen: DensityConfig | None) -> UnifiedConfig:

@@ -37,7 +37,7 @@ class CouplingHead(LikelihoodHead):
 
     def __init__(self, config: CouplingConfig, shape: HeadShape, eps: float):
         super().__init__(shape, eps, config.width)
-        self.half, self.is_affine = shape.channels // 2, config.coupling == "affine"
+        self.first, self.is_affine = shape.channels // 2, config.coupling == "affine"
         self.affine = nn.Linear(config.width, 2 * shape.channels)
         self.layers = nn.ModuleList(
             _Coupling(seen, config.changes(changed), config.width) for seen, changed in config.halves(shape.channels)
@@ -53,7 +53,7 @@ class CouplingHead(LikelihoodHead):
 
     def _halves(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Those that the layer looks at, and those that it changes."""
-        one, other = x[..., : self.half], x[..., self.half :]
+        one, other = x[..., : self.first], x[..., self.first :]
         return (one, other) if layer % 2 == 0 else (other, one)
 
     def _joined(self, seen: Tensor, changed: Tensor, layer: int) -> Tensor:

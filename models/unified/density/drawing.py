@@ -24,7 +24,7 @@ from torch import Tensor
 
 from omniloom.models.unified.density.base import LikelihoodHead
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
-from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, sample
+from omniloom.models.unified.diffusion.samplers import Time, sample
 
 if TYPE_CHECKING:
     from omniloom.models.unified.generation.draw import Canvas
@@ -69,7 +69,6 @@ def _by_denoising(canvas: Canvas):
     diffusion = how.trained_diffusion()
     times = sampling_times(diffusion, how.num_steps)
     noise = math.sqrt(how.temperature) * canvas.drawn(torch.randn, canvas.count, canvas.size)
-    predictor = how.predictor if isinstance(how.predictor, MidpointPredictor) else None
 
     def draw(hidden: Tensor, place: int) -> Tensor:
         def network(x_RC: Tensor, time: Time) -> Tensor:
@@ -77,6 +76,6 @@ def _by_denoising(canvas: Canvas):
             x_VC, times_V = (a.repeat(len(how.variants), 1) for a in (x_RC, times_R))
             return canvas.guided(head(hidden, x_VC[:, None], times_V)[:, 0])
 
-        return sample(how.sampler, NetworkDenoiser(diffusion, network), noise[:, place], times, predictor)
+        return sample(how.sampler, NetworkDenoiser(diffusion, network), noise[:, place], times)
 
     return draw

@@ -56,8 +56,8 @@ def _check_head(config: DensityConfig, how: VisualSampling) -> None:
     """ValueError naming what the head does not draw by."""
     if config.head == "diffusion":
         how.trained_diffusion()  # is checked
-    elif how.predictor is not None:
-        raise ValueError(f"sampler: the head {config.head} is no diffusion, which {how.sampler} is for")
+    if how.predictor is not None:
+        raise ValueError(f"sampler: {how.sampler} is of diffusions of whole pictures, got {how.objective}")
     if config.head == "fourier" and how.temperature != 1:
         raise ValueError(f"temperature: the head fourier draws at 1 alone, got {how.temperature}")
 
