@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "flow": ("flow", {}),
     "unet": ("unet", {}),
     "masked": ("mask", {}),
+    "modulated": ("modulated", {}),
+    "experts": ("experts_all", {}),
     "all": ("all", {"hidden": 96}),  # GAUs of 8 heads
     "mixture": ("none", {"density": MixtureConfig(components=3)}),
     "denoiser": ("none", {"density": DiffusionHeadConfig(layers=1, width=12, times=2)}),
