@@ -173,7 +173,9 @@ def fitted(head: Any, state: torch.Tensor, train: torch.Tensor, steps: int, lr: 
         schedule.step()
 
 
-@pytest.mark.parametrize("config", [FourierConfig(frequencies=12, width=32), CouplingConfig(layers=6, width=32)], ids=named)
+@pytest.mark.parametrize(
+    "config", [FourierConfig(frequencies=12, width=32), CouplingConfig(layers=6, width=32)], ids=named
+)
 def test_the_others_learn_how_its_channels_depend_on_each_other(config):
     """Independent channels, each with its own marginal in full, would be away by their mutual information."""
     torch.manual_seed(0)
