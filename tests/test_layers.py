@@ -39,10 +39,13 @@ PLANNED = (
     "pipelines/cli.py",
     "pipelines/tables.py",
     "pipelines/runner.py",
+    "pipelines/making.py",
     "stages/base.py",
     "stages/ingest/stage.py",
     "stages/tokenizer/stage.py",
     "stages/pretokenize/stage.py",
+    "stages/scorer/stage.py",
+    "stages/recaption/stage.py",
     "stages/train/stage.py",
     "stages/evaluate/stage.py",
     *(

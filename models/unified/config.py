@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from omniloom.models.checks import (
     STRICT_AND_DESCRIBED,
@@ -22,12 +22,14 @@ from omniloom.models.checks import (
     left_open,
     require,
 )
+from omniloom.models.unified.density.config import DensityConfig, HeadShape, read_density
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 BLOCKS = ("llama", "gau")
 MODULATIONS = ("adaln_zero",)
 EXPERTS = ("feed_forward", "all")
+RECURRENT_TAPS = 4  # places that the convolution before a recurrence sees
 QK_NORMS = ("rms", "layer")
 PATCHIFIERS = ("linear", "bottleneck", "unet")
 
@@ -148,6 +150,7 @@ class UnifiedConfig(Conditional):
         "pixel_bottleneck": Use(_enters_by("bottleneck"), "a patchifier: bottleneck of what is trained on"),
         "unet_width": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
         "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
+        "density": Use(lambda c: c.density is not None, "the objective next_latent"),
         "modulation": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
         "modality_experts": Use(lambda c: bool(c.representations), "a model of pictures"),
     }
@@ -232,6 +235,9 @@ class UnifiedConfig(Conditional):
     to this base, so that the best `optimizer.lr` of a small model is that of a large one; null: the standard one."""
     specials: SpecialIds = field(default_factory=SpecialIds)
     """Vocabulary ids of the tokens that frame text and pictures."""
+    density: DensityConfig | None = field(default=None, metadata=_LATER)
+    """The head that gives the density of a position's latents, of the objective next_latent (docs/densities.md); null:
+    none, and where that objective is trained a mixture."""
     modulation: Literal["adaln_zero"] | None = field(default=None, metadata=_LATER)
     """adaln_zero: the blocks scale, shift and gate what they add to the positions of a diffusion by its segment's time
     (DiT, arXiv 2212.09748); gates start at 0, and text is computed as without it. null: time enters with the input
@@ -240,6 +246,10 @@ class UnifiedConfig(Conditional):
     """What pictures have of each block for themselves (Mixture-of-Transformers, arXiv 2411.04996): feed_forward, the
     norms and the SwiGLU; all, the projections of attention too. Text and pictures attend to each other as ever, and a
     place costs the same. Of a language model that training starts from both get the weights. null: nothing."""
+    attention_every: int | None = field(default=None, metadata=_LATER)
+    """Of so many blocks the last attends, and the others have a gated linear recurrence over texts in its place
+    (RG-LRU, arXiv 2402.19427, which has 3), to which a picture's positions all come behind the text before them. null:
+    every block attends."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -257,6 +267,9 @@ class UnifiedConfig(Conditional):
         derive(self, "hidden", _usual_hidden(self.block, self.width))
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
+        density: Any = self.density  # as JSON or YAML gave it
+        if isinstance(density, dict):
+            object.__setattr__(self, "density", read_density(density, f"{type(self).__name__}.density"))
         _nested(self, "mup", MupConfig)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
@@ -267,6 +280,7 @@ class UnifiedConfig(Conditional):
             require(not self.norm_after, self, "norm_after", "false, as a GAU norms what it takes")
         self._check_visual()
         self._check_by_modality()
+        self._check_recurrence()
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
@@ -283,6 +297,7 @@ class UnifiedConfig(Conditional):
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
         require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
         if self.mup:
+            require(not self.norm_after, self, "mup", "null, as norms behind the branches undo their factors")
             _ = self.base
 
     def _check_visual(self) -> None:
@@ -300,6 +315,12 @@ class UnifiedConfig(Conditional):
             f"a number of at most patch_mask_high={self.patch_mask_high}",
         )
         require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
+        require(
+            not (self.has_density and self.latent_patchifier == "unet"),
+            self,
+            "latent_patchifier",
+            "linear or bottleneck with next_latent, as a unet's convolutions show positions those behind them",
+        )
 
     def _check_by_modality(self) -> None:
         require(self.modulation in (None, *MODULATIONS), self, "modulation", f"{', '.join(MODULATIONS)}, or null")
@@ -317,9 +338,38 @@ class UnifiedConfig(Conditional):
             expected = "feed_forward or null, as each head of this start has norms of its own"
             require(self.modality_experts != "all", self, "modality_experts", expected)
 
+    def _check_recurrence(self) -> None:
+        every = self.attention_every
+        if every is None:
+            return
+        good = isinstance(every, int) and not isinstance(every, bool) and 2 <= every <= self.layers
+        require(good, self, "attention_every", f"an integer from 2 to layers={self.layers}, or null")
+        require(self.block == "llama", self, "attention_every", "null, as a GAU is attention and feed-forward in one")
+        require(not self.norm_after, self, "attention_every", "null, as every block of this start attends")
+        require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}, whose gates are apart")
+        require(self.mup is None, self, "mup", "null, as it has no rule for the gates of attention_every")
+
+    def attends(self, block: int) -> bool:
+        """Whether the block of that number, from 0, has attention."""
+        return self.attention_every is None or (block + 1) % self.attention_every == 0
+
+    @property
+    def attention_layers(self) -> int:
+        """Blocks that attend."""
+        return self.layers if self.attention_every is None else self.layers // self.attention_every
+
     def patchifier(self, name: str) -> str:
         """The patchifier of the representation `name`; codes have an embedding instead."""
         return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the model has a density head, which is of latents."""
+        return self.density is not None and self.latent_dim is not None
+
+    def head_shape(self, latent_dim: int) -> HeadShape:
+        """What its density head stands between."""
+        return HeadShape(self.width, latent_dim, self.time_dim)
 
     @property
     def base(self) -> UnifiedConfig | None:
@@ -399,14 +449,19 @@ def num_parameters(config: UnifiedConfig) -> int:
     if c.is_modulated:
         visual += (c.width + 1) * modulation_size(c)
     if c.has_experts:
-        visual += c.layers * _expert_parameters(c)
+        visual += c.layers * (2 * c.width + 3 * c.width * c.hidden)
+        visual += c.attention_layers * _attention_parameters(c) if c.modality_experts == "all" else 0
     for name in c.representations:
         size = getattr(c, REPRESENTATIONS[name].size)
         if REPRESENTATIONS[name].discrete:
             visual += c.width + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
-    return text + c.layers * _block_parameters(c) + skips + visual
+    if c.density and c.latent_dim:
+        visual += c.density.parameters(c.head_shape(c.latent_dim))
+    blocks = c.layers * _block_parameters(c)
+    blocks += (c.layers - c.attention_layers) * (recurrence_parameters(c) - _attention_parameters(c))
+    return text + blocks + skips + visual
 
 
 def modulation_size(c: UnifiedConfig) -> int:
@@ -444,9 +499,10 @@ def _attention_parameters(c: UnifiedConfig) -> int:
     return count + (c.width + c.qkv_bias) * inner + c.heads * c.head_dim * c.width
 
 
-def _expert_parameters(c: UnifiedConfig) -> int:
-    """What pictures have of a block for themselves."""
-    return 2 * c.width + 3 * c.width * c.hidden + (_attention_parameters(c) if c.modality_experts == "all" else 0)
+def recurrence_parameters(c: UnifiedConfig) -> int:
+    """Of a block that does not attend, in attention's place: branches and output, gates of each head; taps with their
+    bias, biases of gates, decays."""
+    return 3 * c.width * c.width + 2 * c.width * (c.width // c.heads) + (RECURRENT_TAPS + 1 + 2 + 1) * c.width
 
 
 def _patchifier_parameters(c: UnifiedConfig, kind: str, size: int) -> int:

@@ -5,7 +5,8 @@ the places that have a label, and by representation predictions at the places th
 Blocks: `models.unified.blocks`. Visual input: `models.unified.patchify`, of a code an embedding; to latents and pixels
 an embedding of the segment's time is added, once at the input rather than modulating every token, and with a modulation
 (`models.unified.places`) in each block too; clean context has time 0. Visual output: RMSNorm and a Linear, or as the
-config says, a unet and a flow head.
+config says, a unet and a flow head; and where it has one a head that gives the density of latents
+(`models.unified.density`).
 
 Shapes: B rows, L places of a row, N places that are fed at once (L in training), D width, V vocabulary, T text
 targets, S visual segments of a row at most; of one representation M positions, A predictions, C channels of a value.
@@ -31,12 +32,14 @@ from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
 from omniloom.models.unified.config import UnifiedConfig, modulation_size
+from omniloom.models.unified.density.build import make_head
 from omniloom.models.unified.flow_head import FlowHead
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.places import Modulation, Places, places_of
 from omniloom.models.unified.positions import rotary
-from omniloom.models.unified.representations import REPRESENTATIONS
+from omniloom.models.unified.recurrence import Recurrence, StateCache, chain_of
+from omniloom.models.unified.representations import DENSITY, REPRESENTATIONS
 from omniloom.models.unified.sequence import RowShare
 
 
@@ -99,6 +102,8 @@ class UnifiedModel(nn.Module):
             if config.patchifier(row.name) == "unet":
                 setattr(self, f"{row.prefix}_unet", UNetOutput(config))
             setattr(self, f"{row.prefix}_out", _visual_output(row.name, config))
+        if config.density and config.latent_dim:
+            self.density = make_head(config.density, config.head_shape(config.latent_dim), config.norm_eps)
         self.reset_parameters()
         if config.tied:
             self.head.weight = self.embed.weight
@@ -113,11 +118,11 @@ class UnifiedModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if isinstance(module, GatedAttentionUnit):
+            if isinstance(module, GatedAttentionUnit | Recurrence):
                 module.reset_scales()
         passed = self.config.layers * self.config.sublayers
-        for module in self.modules():
-            for linear in getattr(module, "residual_outputs", ()):
+        for block in self.blocks:  # each has those of pictures too, once
+            for linear in block.residual_outputs:
                 linear.weight.div_(math.sqrt(passed))
         outputs = [
             getattr(self, f"{REPRESENTATIONS[name].prefix}_out")
@@ -130,6 +135,8 @@ class UnifiedModel(nn.Module):
             zero += getattr(module, "starts_at_zero", ())
         for linear in zero:
             nn.init.zeros_(linear.weight)
+        if self.config.has_density:
+            self.density.reset()
         for name, factor in self.mup_factors().items():
             self.get_parameter(name).mul_(factor.std)
 
@@ -215,7 +222,7 @@ class UnifiedModel(nn.Module):
 
     def _places(self, parts: Mapping[str, VisualPart], times: dict[str, Tensor], ids: Tensor) -> Places | None:
         c = self.config
-        if not (c.is_modulated or c.has_experts):
+        if not (c.is_modulated or c.has_experts or c.attention_every):
             return None
         return places_of(parts, times if c.is_modulated else {}, ids.numel(), ids.device, experts=c.has_experts)
 
@@ -238,9 +245,10 @@ class UnifiedModel(nn.Module):
         x: Tensor,
         positions: Tensor,
         attend: Attend,
-        caches: Sequence[LayerCache] | None = None,
+        caches: Sequence[LayerCache | StateCache] | None = None,
         layer_states: dict[int, Tensor] | None = None,
         places: Places | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, N, D) before the final norms, of x (B, N, D).
 
@@ -249,8 +257,10 @@ class UnifiedModel(nn.Module):
         caches        one a layer, hold what earlier calls computed
         layer_states  by number of a block, from 1: receives the states behind each that is a key
         places        where pictures are among the places, as `embed_inputs` gives them; None: there are none
+        starts        int64 (B, N): the first place of each place's document; None: all are of one that `caches` hold
         """
         c = self.config
+        places = self._chained(places, starts, x)
         modulations = self._modulations(places)
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
@@ -267,6 +277,16 @@ class UnifiedModel(nn.Module):
             if layer_states and index + 1 in layer_states:
                 layer_states[index + 1] = x
         return x
+
+    def _chained(self, places: Places | None, starts: Tensor | None, x: Tensor) -> Places | None:
+        if self.config.attention_every is None:
+            return places
+        shape, visual = x.shape[:2], None
+        if places is not None and places.pictures is not None:
+            visual = places.pictures.view(shape)
+        if starts is None:
+            starts = torch.full(shape, -1, device=x.device)
+        return replace(places or Places(), chain=chain_of(starts, visual))
 
     def _modulations(self, places: Places | None) -> Sequence[Modulation | None]:
         """One a block."""
@@ -315,28 +335,39 @@ class UnifiedModel(nn.Module):
         masked: Mapping[str, Tensor] | None = None,
         layer_states: dict[int, Tensor] | None = None,
         share: RowShare | None = None,
+        asked: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
         values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's
-        places         by representation: int64 (A,), the flat places (b*L + l) to predict
+        places         by representation: int64 (A,), the flat places (b*L + l) to predict; under "density" those whose
+                       hidden states the density head is given
         masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
         layer_states   as in `backbone`
         share          where ranks share rows out, this one's places of them: `batch` is `share.of` whole rows, places
                        are flat places b*n + i of this rank, values and masked those of whole rows
-        Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
-        part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
+        asked          what the density head is asked there (`models.unified.density`): tensors with a row for each of
+                       its places; None where it is not asked
+        Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C); under "density" what
+        that head says, (A, ...). Every parameter takes part whatever the batch holds, as ZeRO-3 needs; a learned token
+        where `masked` is given, a density head where it is asked.
         """
         x_BLD, sources, places_of_pass = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
+        if share and self.config.attention_every:
+            raise ValueError("share: a recurrence goes through whole rows, which cannot be shared out")
         if share:
             attend = share.attention(attend)
-        hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states, places=places_of_pass)
+        hidden_BLD = self.backbone(
+            x_BLD, batch.positions, attend, layer_states=layer_states, places=places_of_pass, starts=batch.start
+        )
         hidden_LD = hidden_BLD.flatten(0, 1)  # B * L places, one after the other
         outputs = {
             name: self._predicted(name, part, hidden_LD, places[name], sources[name], share)
             for name, part in batch.parts.items()
         }
+        if asked is not None:
+            outputs[DENSITY] = self.density(hidden_LD.index_select(0, places[DENSITY]), **asked)
         return self.text_head(hidden_LD.index_select(0, batch.label_index)), outputs
 
     def _predicted(
@@ -377,4 +408,5 @@ class UnifiedModel(nn.Module):
         line = torch.arange(N, device=ids.device)
         positions = line.float()[None, :, None].expand(B, N, self.config.axes)
         attend = DenseAttend(dense_mask(torch.zeros_like(line)[None], line[None] + 1))
-        return self.text_head(self.backbone(self.embed(ids), positions, attend))
+        starts = torch.zeros_like(ids)
+        return self.text_head(self.backbone(self.embed(ids), positions, attend, starts=starts))

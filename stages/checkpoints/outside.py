@@ -30,6 +30,15 @@ def require_weights(uri: str, field: str) -> None:
         raise InputError("expected weights of torch.save or safetensors", field=field, file=uri)
 
 
+def is_folder(uri: str, field: str) -> bool:
+    """Whether a folder lies there."""
+    try:
+        fs, path = storage.filesystem(uri)
+        return fs.isdir(path)
+    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
+        raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
+
+
 def require_folder_of_weights(uri: str, field: str) -> None:
     """A folder as `transformers` saves one: its safetensors, whole or by their index. Its config.json is for others to
     read."""
@@ -39,23 +48,18 @@ def require_folder_of_weights(uri: str, field: str) -> None:
 
 def weight_files(uri: str, field: str) -> list[str]:
     """The files of weights at the URI: of a folder as above, or the file itself."""
-    try:
-        fs, path = storage.filesystem(uri)
-        if not fs.isdir(path):
-            return [uri]
-    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
-        raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
-    return files_of_folder(uri, field)
+    return files_of_folder(uri, field) if is_folder(uri, field) else [uri]
 
 
 def files_of_folder(uri: str, field: str) -> list[str]:
     """URIs of a folder's safetensors."""
-    names = ("model.safetensors", "model.safetensors.index.json")
+    names = ("model.safetensors", "model.safetensors.index.json", "ema.safetensors")
     try:
         held = next((name for name in names if storage.exists(storage.join(uri, name))), None)
         if held is None:
-            raise InputError(f"holds neither {' nor '.join(names)}; other formats are not read", field=field, file=uri)
-        files = {held} if held == names[0] else set(_weight_map(storage.join(uri, held)).values())
+            told = " nor ".join(names[:2])
+            raise InputError(f"holds neither {told}; other formats are not read", field=field, file=uri)
+        files = {held} if held != names[1] else set(_weight_map(storage.join(uri, held)).values())
     except InputError:
         raise
     except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.models.unified.representations import OBJECTIVES, VisualObjective
 
 LOW, HIGH = "_low", "_high"  # behind a figure's name: the ends of its interval
 LEAST_PICTURES = 100  # for a Fréchet distance: of fewer, the means and covariances say little
@@ -27,8 +27,9 @@ class Figure:
     """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
     guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
     config that have to be at least so large for the figure to be measured, and `network` is the one of the config's
-    `features` that it needs; `by_objective` figures are of each objective
-    that was trained on pictures, and have its name behind theirs where there are several. Figures that are better one
+    `features` that it needs, or the pipeline's `scorer`; `by_objective` figures are of each objective
+    that was trained on pictures, of `objectives` that have them, and have its name behind theirs where there are
+    several. Figures that are better one
     way are means over items, with an interval, unless they are of the whole corpus (`by_item`); `of_model` is False of
     what tells of the data alone."""
 
@@ -39,9 +40,18 @@ class Figure:
     asks: Mapping[str, int] = field(default_factory=dict)
     by_objective: bool = False
     of_text: bool = False
+    objectives: Callable[[VisualObjective], bool] = lambda row: True
     network: str = ""
     by_item: bool = True
     of_model: bool = True
+
+    def is_of(self, row: VisualObjective) -> bool:
+        """Whether it may have the objective's name behind its own."""
+        return self.by_objective and self.objectives(row)
+
+
+def _is_written(row: VisualObjective) -> bool:
+    return row.causal
 
 
 def _given(name: str) -> Chance:
@@ -84,6 +94,30 @@ def _table(pixels: int) -> dict[str, Figure]:
             True,
         ),
         f"{frechet}_train": Figure("the same distance of as many train pictures: the floor", asks=distances),
+        "image_bits_per_dimension": Figure(
+            "-log2 of the density of held-out pictures' latents behind their captions, over their numbers; of latents "
+            "of unit variance under the noise of `density.noise`; an upper bound of the diffusion head",
+            "lower",
+            asks=_DRAWN,
+            by_objective=True,
+            objectives=lambda row: row.by_density,
+        ),
+        "image_bits_per_pixel": Figure(
+            "bits that held-out pictures' codes, or latents to within their noise, take behind their captions, over "
+            "the pictures' pixels; what the tokenizer loses is not counted",
+            "lower",
+            _given("image_bits_per_pixel_webp"),
+            "of WebP without loss",
+            asks=_DRAWN,
+            by_objective=True,
+            objectives=_is_written,
+        ),
+        **{
+            f"image_bits_per_pixel_{name.lower()}": Figure(
+                f"the same pictures as {name} without loss", asks=_DRAWN, objectives=_is_written
+            )
+            for name in ("PNG", "WebP")
+        },
         "frechet_pictures": Figure("pictures on either side of the Fréchet distance", asks=distances),
         "classes": Figure("labels that the classifier tells apart", asks=_DRAWN),
         "classifier_accuracy": Figure(
@@ -220,9 +254,50 @@ def _table(pixels: int) -> dict[str, Figure]:
             for name in ("psnr", "ssim")
         },
         **_in_features(),
+        **_by_scorer(),
         "codebook_usage": Figure("share of the codes that the corpus uses", "higher", by_item=False),
         "codebook_perplexity": Figure(
             "perplexity of the codes, as a count of equally likely ones", "higher", by_item=False
+        ),
+    }
+
+
+def _by_scorer() -> dict[str, Figure]:
+    """Those that need a stage before that makes a scorer."""
+    drawn = {"drawings": LEAST_PICTURES}
+    return {
+        "scorer_score": Figure(
+            "100 times the cosine of a drawn picture and its caption by the scorer",
+            "higher",
+            _given("scorer_score_shuffled"),
+            "of others' captions",
+            drawn,
+            True,
+            network="scorer",
+        ),
+        "scorer_score_real": Figure("the same of held-out pictures", asks=drawn, network="scorer"),
+        "scorer_score_shuffled": Figure(
+            "the same of held-out pictures and others' captions: the floor", asks=drawn, network="scorer"
+        ),
+        "scorer_mmd": Figure(
+            "1000 times the kernel distance of drawn and held-out pictures in the scorer's features",
+            "lower",
+            _given("scorer_mmd_train"),
+            "of train pictures",
+            drawn,
+            True,
+            network="scorer",
+        ),
+        "scorer_mmd_train": Figure(
+            "the same distance of as many train pictures: the floor", asks=drawn, network="scorer"
+        ),
+        "scorer_recall_at_1": Figure(
+            "share of the pictures whose own caption the scorer puts first, of the same captions",
+            "higher",
+            _given("retrieval_recall_at_1_chance"),
+            asks=_RANKED,
+            network="scorer",
+            of_model=False,
         ),
     }
 
@@ -285,20 +360,25 @@ def _in_features() -> dict[str, Figure]:
     return found
 
 
-def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
+def measured(config: Any, objectives: Sequence[str], scorer: bool = False) -> dict[str, Figure]:
     """The figures by name that a `MeasureConfig` asks for, of a model that was trained on pictures by
-    these objectives. Some need what only the data tell: labels, captions, videos, enough pictures."""
+    these objectives, in a pipeline that has a `scorer` or none. Some need what only the data tell: labels, captions,
+    videos, enough pictures."""
     found: dict[str, Figure] = {}
+    networks = (*(config.features.networks if config.features else ()), *(("scorer",) if scorer else ()))
     for name, figure in _table(config.class_pixels).items():
         if not (objectives or figure.of_text):
             continue
         # What is asked for is not always a field of the config that measures: a study reconstructs nothing.
-        if figure.network and not getattr(config.features, figure.network, None):
+        if figure.network and figure.network not in networks:
             continue
         if any(getattr(config, asked, 0) < least for asked, least in figure.asks.items()):
             continue
+        of = [objective for objective in objectives if figure.objectives(OBJECTIVES[objective])]
+        if objectives and not of:
+            continue
         several = figure.by_objective and len(objectives) > 1
-        found |= {f"{name}_{objective}" if several else name: figure for objective in (objectives if several else [""])}
+        found |= {f"{name}_{objective}" if several else name: figure for objective in (of if several else [""])}
     return found
 
 
@@ -316,7 +396,9 @@ def named(name: str) -> Figure | None:
     base = next((name.removesuffix(f"_{part}") for part in OBJECTIVES if name.endswith(f"_{part}")), name)
     pixels = re.match(r"frechet_pixels(\d+)", base)
     figure = _table(int(pixels[1]) if pixels else 8).get(base)
-    return figure if figure and (base == name or figure.by_objective) else None
+    if figure and base != name and not figure.is_of(OBJECTIVES[name.removeprefix(f"{base}_")]):
+        return None
+    return figure
 
 
 def all_names() -> list[str]:
@@ -324,7 +406,7 @@ def all_names() -> list[str]:
     return [
         name
         for base, figure in _table(8).items()
-        for name in (base, *(f"{base}_{objective}" for objective in OBJECTIVES if figure.by_objective))
+        for name in (base, *(f"{base}_{row.name}" for row in OBJECTIVES.values() if figure.is_of(row)))
     ]
 
 

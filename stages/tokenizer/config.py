@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
-from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig, VQGANConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
-from omniloom.stages.base import PLACEMENT, path_to
+from omniloom.stages.base import LATER, PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.data.aspects import Aspects, check_names
 from omniloom.stages.retrain import Retrain
@@ -105,11 +105,15 @@ class TokenizerStageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     model: ModelConfig | None = None
     """The architecture, by `architecture`; null takes that of the tokenizer that training starts from."""
-    official: str | None = Field(None, json_schema_extra=path_to("file"))
+    official: str | None = Field(None, json_schema_extra=path_to("any", reads=FILES))
     """URI of a released OmniTokenizer checkpoint to start from, in place of `model`; beside a `model` with
-    `proxy_codes` the one whose codes that learns."""
+    `proxy_codes` the one whose codes that learns. Or the folder of a Janus, whose picture tokenizer is taken as it is,
+    with `steps` 0."""
     quantizer: QuantizerConfig | None = None
     """Another bottleneck than that of the tokenizer that training starts from."""
+    train_only: Literal["decoder"] | None = Field(None, json_schema_extra=LATER)
+    """decoder: of the tokenizer that training starts from the decoder alone is trained, and codes and latents stay what
+    they are; null: all of it is."""
     loss: TokenizerLossConfig = Field(default_factory=TokenizerLossConfig)
     """Weights of what the tokenizer is trained to: reconstruction, perceptual and adversarial terms."""
     perceptual: PerceptualConfig | None = None
@@ -157,6 +161,10 @@ class TokenizerStageConfig(BaseModel):
         for name in ("adversarial_start", "discriminator_warmup", "adversarial_ramp", "adaptive_weight"):
             if getattr(self.loss, name) and not self.discriminator:
                 raise ValueError(f"loss.{name}: has no effect: there is no discriminator")
+        if self.train_only and self.quantizer:
+            raise ValueError("quantizer: expected null with train_only: decoder, which keeps the codes")
+        if self.train_only and is_warm_up(self.model):
+            raise ValueError("train_only: expected null in the warm-up of a TiTok, whose encoder is what it trains")
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self
@@ -196,7 +204,7 @@ def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
         return
     aspects = Aspects(data.aspects, model.patch_size)
     aspects.check(data.sizes, "data.sizes", "data.aspects")
-    if isinstance(model, RAEConfig):
+    if isinstance(model, RAEConfig | VQGANConfig):
         return
     if isinstance(model, TiTokConfig):
         for size in data.sizes:

@@ -76,7 +76,9 @@ LIMITS = {
     DiscriminatorConfig: {
         "channels": (4, 0),
         "layers": ONE,
+        "loss": ("wasserstein", "hing"),
         "r1_gamma": WEIGHT,
+        "gradient_penalty": ABOVE,
         "r1_every": ONE,
         "lecam_weight": WEIGHT,
         "lecam_decay": (0.0, 1.0),
@@ -292,6 +294,8 @@ USUAL = {
         "codebook_size": None,
         "code_dim": None,
         "mup": None,
+        "modulation": None,
+        "modality_experts": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,
@@ -364,7 +368,9 @@ USUAL = {
     DiscriminatorConfig: {
         "channels": 64,
         "layers": 3,
+        "loss": None,
         "r1_gamma": 0.0,
+        "gradient_penalty": None,
         "r1_every": 16,
         "lecam_weight": 0.0,
         "lecam_decay": 0.99,

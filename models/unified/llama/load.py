@@ -20,7 +20,7 @@ from omniloom.models.hf.config_json import read_json
 from omniloom.models.hf.weights import Checkpoint, open_checkpoint
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import config_from_llama
-from omniloom.models.unified.llama.families import Family, Names, described
+from omniloom.models.unified.llama.families import Family, Names, described, read_values
 from omniloom.models.unified.llama.tensors import Source, tensors
 from omniloom.models.unified.model import UnifiedModel
 
@@ -64,7 +64,7 @@ def load_llama(
     missing, unknown, of a wrong shape or dtype, a file that cannot be read.
     """
     folder = Path(folder)
-    document = read_json(folder / "config.json")
+    document = folder_values(folder)
     config = config_from_llama(
         document,
         str(folder / "config.json"),
@@ -87,7 +87,7 @@ def load_llama(
         # Old files hold rotary tables, which follow from the config, and some a copy of the tied head.
         checkpoint.refuse_unknown(
             {names.head, *(source.key for sources in wanted.values() for source in sources)},
-            lambda key: key.endswith("rotary_emb.inv_freq") or key.startswith(found.family.others),
+            lambda key: key.endswith("rotary_emb.inv_freq") or found.family.is_other(key),
         )
         for name, sources in wanted.items():
             _read(model.get_parameter(name), sources, checkpoint, new_tokens if name in _VOCABULARY else ())
@@ -120,6 +120,13 @@ def _read(parameter: Tensor, sources: list[Source], checkpoint: Checkpoint, new_
         _fill(parameter[at:], parameter[:at])
 
 
+def folder_values(folder: Path) -> Any:
+    """What a local folder says that it is. ValueError naming a file that cannot be read."""
+    return read_values(
+        lambda name: read_json(folder / name) if name == "config.json" or (folder / name).exists() else None
+    )
+
+
 def names_in(checkpoint: Checkpoint, family: Family) -> Names:
     """How the checkpoint calls its tensors: the first of the family's ways that it has the embedding by."""
     return next((names for names in family.names if names.embedding in checkpoint), family.names[0])
@@ -135,7 +142,7 @@ def allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
     """The model with its visual parts drawn from torch's global generator, a modulation at 0 as ever, and memory for
     the rest, which holds nothing yet; `copy_towers` fills what pictures have of the blocks."""
     # A model of one block has the same visual parts, and drawing it costs little.
-    fresh = UnifiedModel(replace(config, layers=1, vocab_size=8, specials=SpecialIds()))
+    fresh = UnifiedModel(replace(config, layers=1, attention_every=None, vocab_size=8, specials=SpecialIds()))
     with torch.device("meta"):
         model = UnifiedModel(config)
     model = model.to(dtype).to_empty(device="cpu")
