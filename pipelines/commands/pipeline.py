@@ -21,7 +21,7 @@ from omniloom.pipelines.selection import Selection
 
 if TYPE_CHECKING:
     from omniloom.pipelines.config import PipelineConfig
-    from omniloom.pipelines.views import View
+    from omniloom.pipelines.views.events import View
 
 
 @selection_options
@@ -41,17 +41,17 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
         print_plan(config, overrides or [], loaded, selection, as_json)
         return
     made = make_plan(loaded, selection)
-    from omniloom.pipelines import forecast, room
+    from omniloom.pipelines import room, takes
 
     attached, nodes = room.check_attached(made.config, [s.name for s in made.to_execute])
-    notes, found = made.warnings + attached, forecast.of(made, nodes)
+    notes, found = made.warnings + attached, takes.of(made, nodes)
     if as_json:
-        print(json.dumps(forecast.described(made, found), indent=2))
+        print(json.dumps(takes.described(made, found), indent=2))
         return
     from omniloom.pipelines.tables import plan_table, show
 
     show(plan_table(made, found))
-    for text in forecast.lines(found):
+    for text in takes.lines(found):
         print(text)
     for text in notes:
         print(f"note: {text}")
@@ -77,7 +77,7 @@ def run(
 
     On this machine's own Ray, or on the cluster at cluster.address. Of a config with a sweep all trials.
     """
-    from omniloom.pipelines.views import chosen
+    from omniloom.pipelines.views.choice import chosen
 
     if not log_json:
         bring_up(config, overrides, selection, chosen(quiet))
@@ -91,7 +91,7 @@ def run(
 
 def _told_as_event(error: BaseException, view: View) -> int:
     """The exit code, of which `main` has nothing to add any more."""
-    from omniloom.pipelines.views import Event
+    from omniloom.pipelines.views.events import Event
 
     if isinstance(error, KeyboardInterrupt):
         code, text = signals.INTERRUPTED, signals.LINE

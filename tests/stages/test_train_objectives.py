@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import corpora
 import numpy as np
@@ -102,6 +103,18 @@ def curve(folder: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if not name.endswith("per_second")} for row in rows]
 
 
+def targets_of(tokens, settings) -> dict[str, float]:
+    """By what is learnt, the targets of a whole training, of batches that are made once more."""
+    found = TokenSet(tokens, "train")
+    model = unified_config(settings, found.facts["vocab_size"], visual_sizes(found.facts), found.facts["specials"])
+    documents, planner = Documents(found, model), Planner(found.index, settings.packing, settings.seed, ALL)
+    total: Counter = Counter()
+    for row in RowStream(planner).take(settings.steps * settings.batch_rows):
+        targets = collate([[documents.segments(placed) for placed in row]], 256, model).targets
+        total.update({name: targets[name] for name in ("text", *ALL)})
+    return dict(total)
+
+
 # ---- the plan ----
 
 
@@ -159,6 +172,11 @@ def test_a_mix_of_all_four_trains_draws_and_ends_with_the_same_weights_when_kill
     assert curve(broken) == curve(straight)
     losses = {f"{name}_loss" for name in ALL} | {"text_loss"}
     assert all(losses <= set(row) for row in curve(straight) if "loss" in row)
+    counted, before = Counter(), 0
+    for row in (row for row in curve(straight) if "loss" in row):
+        counted.update({name: (row["step"] - before) * row[f"{name}_targets"] for name in ("text", *ALL)})
+        before = row["step"]
+    assert counted == pytest.approx(targets_of(tokens, config()))
     metrics = storage.read_json(str(straight / "state" / "metrics.json"))
     assert {f"validation_{name}" for name in losses} <= set(metrics)
     names = {path.name for path in (straight / "output" / "report").glob("samples*.png")}
@@ -247,7 +265,7 @@ def test_what_cannot_be_trained_is_named(tokens):
 # ---- the figures ----
 
 
-def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes: int) -> Evaluation:
+def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes: Any) -> Evaluation:
     """The measurements of an untrained model on coloured squares."""
     text, tokenizer = corpora.text_tokenizer(), load_tokenizer(visual)
     facts = TokenSet(tokens, "train").facts
@@ -289,7 +307,7 @@ def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes
 
 
 def test_figures_are_by_objective_and_stand_in_one_table(tmp_path, visual, tokens):
-    every = evaluated(tmp_path, visual, tokens, tuple(ALL), latent_dim=4, pixel_dim=48, codebook_size=64)
+    every = evaluated(tmp_path, visual, tokens, tuple(ALL), latent_dim=4, pixel_dim=48, codebook_size=64, density={})
     for name in ("image_class_agreement", "caption_accuracy", "caption_exact"):
         assert name not in every.metrics and all(0 <= every.metrics[f"{name}_{o}"] <= 1 for o in ALL)
     assert {f"{kind}_{o}" for o in ALL for kind in ("drawn_images", "described_images", "drawn_videos")} == set(
