@@ -99,7 +99,9 @@ class Conditional:
 
         def read(values: Any, inner: Callable[[Any], Any]) -> Any:
             config = inner(values)
-            if isinstance(values, Mapping) and not values.keys() >= {f.name for f in fields(cast(Any, cls))}:
+            # Of those that came later a dump may have none: it is of a config from before, or leaves them at None.
+            dumped = {f.name for f in fields(cast(Any, cls)) if not f.metadata.get("later")}
+            if isinstance(values, Mapping) and not values.keys() >= dumped:
                 config.check_uses(values)
             return config
 

@@ -241,7 +241,11 @@ class TrainConfig(BaseModel):
             try:
                 model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
                 written = self.model.model_fields_set
-                model.check_uses(written if written < type(self.model).model_fields.keys() else ())  # a dump has all
+                fields = type(self.model).model_fields.items()
+                # A dump has all, but for what came later and was left at None.
+                later = {name for name, field in fields if field.json_schema_extra == {"later": True}}
+                dumped = type(self.model).model_fields.keys() - later
+                model.check_uses(() if written >= dumped else written)
             except FieldError as error:
                 raise error.below("model") from None
             self.check_model(model)
