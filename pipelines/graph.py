@@ -22,6 +22,7 @@ BUILT_IN = (
     Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("records", "tokenizer?"), "tokens"),
     Stage("objective_study", "omniloom.stages.studies.objectives", ("records", "tokenizer", "tokens")),
     Stage("train", "omniloom.stages.train.stage", ("tokens", "tokenizer?"), "model"),
+    Stage("distill", "omniloom.stages.distill.stage", ("tokens", "tokenizer?", "model"), "model"),
     Stage(
         "evaluate",
         "omniloom.stages.evaluate.stage",

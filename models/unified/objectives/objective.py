@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from omniloom.models.extensions import resolve
 from omniloom.models.unified.adapter.dropout import dropouts, seed_dropout
-from omniloom.models.unified.batch import Batch
+from omniloom.models.unified.batch import Batch, Document
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
 from omniloom.models.unified.llama.load import is_text_parameter
@@ -132,6 +132,11 @@ class UnifiedObjective(nn.Module):
         masked_K = draw_patch_masks(config.patch_mask_low, config.patch_mask_high, batch, name, seed, stream)
         return torch.from_numpy(masked_K)
 
+    def beside(self, rows: Sequence[Sequence[Document]], device: str | None) -> Batch | None:
+        """For `Batch.unconditioned`: what the objective needs of packed rows beside their batch, for a device as in
+        `collate`; None, as here, where that is nothing."""
+        return None
+
     def predict(
         self,
         batch: Batch,
@@ -139,25 +144,8 @@ class UnifiedObjective(nn.Module):
         layer_states: dict[int, Tensor] | None = None,
         share: RowShare | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
-        as in `UnifiedModel.forward`."""
-        values = {name: part.values for name, part in batch.parts.items()}
-        times: dict[str, Tensor] = {}
-        masked: dict[str, Tensor] = {}
-        places: dict[str, list[Tensor]] = {name: [] for name in batch.parts}
-        for name, own in shown.items():
-            kind, rows_K = OBJECTIVES[name].representation.name, batch.tasks[name].rows
-            values[kind] = values[kind].index_copy(0, rows_K, own.values)
-            places[kind].append(own.places)
-            if own.times is not None:
-                times[kind] = own.times
-            if own.masked is not None:
-                none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
-                masked[kind] = none_M.index_copy(0, rows_K, own.masked)
-        joined = {kind: torch.cat(several) for kind, several in places.items()}
-        logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states, share)
-        pieces = {kind: iter(outputs[kind].split([len(p) for p in several])) for kind, several in places.items()}
-        return logits_TV, {name: next(pieces[OBJECTIVES[name].representation.name]) for name in shown}
+        """`predict` by the own model."""
+        return predict(self.model, batch, shown, layer_states, share)
 
     def forward(
         self, batch: Batch, seed: Seed, counts: Mapping[str, float] | None = None
@@ -198,6 +186,34 @@ class UnifiedObjective(nn.Module):
         if self.z_loss:
             logs["z_loss"] = squares / max(batch.targets["text"], 1)
         return loss, {"loss": loss.detach(), **logs}
+
+
+def predict(
+    model: UnifiedModel,
+    batch: Batch,
+    shown: Mapping[str, Shown],
+    layer_states: dict[int, Tensor] | None = None,
+    share: RowShare | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
+    as in `UnifiedModel.forward`."""
+    values = {name: part.values for name, part in batch.parts.items()}
+    times: dict[str, Tensor] = {}
+    masked: dict[str, Tensor] = {}
+    places: dict[str, list[Tensor]] = {name: [] for name in batch.parts}
+    for name, own in shown.items():
+        kind, rows_K = OBJECTIVES[name].representation.name, batch.tasks[name].rows
+        values[kind] = values[kind].index_copy(0, rows_K, own.values)
+        places[kind].append(own.places)
+        if own.times is not None:
+            times[kind] = own.times
+        if own.masked is not None:
+            none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
+            masked[kind] = none_M.index_copy(0, rows_K, own.masked)
+    joined = {kind: torch.cat(several) for kind, several in places.items()}
+    logits_TV, outputs = model(batch, values, times, joined, masked, layer_states, share)
+    pieces = {kind: iter(outputs[kind].split([len(p) for p in several])) for kind, several in places.items()}
+    return logits_TV, {name: next(pieces[OBJECTIVES[name].representation.name]) for name in shown}
 
 
 def _with_weights(own: dict[str, float], others: Mapping[str, float]) -> dict[str, float]:
