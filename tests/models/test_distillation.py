@@ -153,9 +153,9 @@ def test_all_times_of_the_students_sampler_are_trained_alike() -> None:
         for (now, after, end), (following, *_) in pairwise(objective.nodes.tolist()):
             assert after == pytest.approx(following) and end <= after < now
         batch = batch_of(objective)
-        found = [objective.show(batch, [s, s + 999])["latent_diffusion"].extras["time"][0] for s in range(40)]
+        found = [objective.losses["latent_diffusion"].draw_ahead(batch, [s, s + 999])[1][0, 0] for s in range(200)]
         counts = [sum(abs(float(t) - node) < 1e-6 for t in found) for node in nodes]
-        assert sum(counts) == 40 and min(counts) > 0
+        assert sum(counts) == 200 and min(counts) > 200 / count / 3
 
 
 def test_the_teacher_is_no_part_of_what_is_trained() -> None:
@@ -206,14 +206,14 @@ def test_what_cannot_be_distilled_is_told() -> None:
 
 @pytest.mark.parametrize("method", ["reflow", "consistency"])
 def test_a_student_comes_near_to_its_teacher(method) -> None:
-    """In two steps without guidance, of the noise and captions of a test, where the teacher takes twelve with it."""
+    """In two steps without guidance, of the noise and captions of a test, where the teacher takes six with it."""
     path, caption, grid = DiffusionConfig("flow"), (9, 8, 7), (1, 2, 2)
     teacher, student = build(0), build(0)
     objective = DistilledObjective(
-        student, path, teacher=teacher, distillation=Distillation(method, 2, 12, SCALE)
+        student, path, teacher=teacher, distillation=Distillation(method, 2, 6, SCALE)
     ).train()
-    documents = [text_to_visual(caption, picture(grid, seed), grid, S) for seed in range(32)]
-    batch = collate([documents], 32 * 11, CONFIG)
+    documents = [text_to_visual(caption, picture(grid, seed), grid, S) for seed in range(12)]
+    batch = collate([documents], 12 * 11, CONFIG)
     batch.unconditioned = objective.beside([documents], "cpu")
     prefixes, seeds = [prefix_for_visual(caption, S)] * 16, range(1000, 1016)
 
@@ -221,10 +221,10 @@ def test_a_student_comes_near_to_its_teacher(method) -> None:
         how = visual(diffusion=path, num_steps=steps, guidance_scale=scale, sampler="ddim")
         return generate_visual(model, prefixes, grid, how, list(seeds))
 
-    fine = drawn(teacher, 12, SCALE)
+    fine = drawn(teacher, 6, SCALE)
     before = (drawn(student, 2, 1.0) - fine).square().mean()
-    optimizer = torch.optim.Adam(student.parameters(), 2e-3)
-    for step in range(120):
+    optimizer = torch.optim.Adam(student.parameters(), 4e-3)
+    for step in range(50):
         optimizer.zero_grad()
         objective(batch, [step])[0].backward()
         optimizer.step()
