@@ -3,7 +3,7 @@ noise.
 
     omniloom run distill && python tests/benchmarks/few_steps.py runs/demo
 
-Figures: class agreement, coverage and the Fréchet distance of shrunken pixels as `evaluate` measures them (docs/measures.md);
+Figures: class agreement, coverage and the Fréchet distance of shrunken pixels, as `evaluate` measures them;
 the root mean square distance of the drawn latents to those of the teacher at its own steps, where 1 is their deviation;
 and the CPU's seconds a picture, tokenizer included, of which the best of three counts. Of the newest distilled model of
 the storage.
