@@ -23,10 +23,13 @@ SPECIALS = ["<pad>", "<bos>", "<eos>", "<boi>", "<bov>", "<eoi>"]
 _BYTES = 256
 _LONGEST = 64  # bytes of a learned token: a line of 10,000 dashes is no word
 _KEY = "omniloom_specials"  # in the JSON where the ids do not follow from the names
-# What others call them, by the first that a tokenizer has: Llama 1, 2 and Mistral; Llama 3; Qwen.
+# What others call them, by the first that a tokenizer has: Llama 1, 2 and Mistral; Llama 3; Qwen. Of pictures:
+# Chameleon, Emu3, Janus.
 _ALIASES = {
     "<bos>": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
     "<eos>": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+    "<boi>": ("<racm3:break>", "<|image start|>", "<begin_of_image>"),
+    "<eoi>": ("<eoss>", "<|image end|>", "<end_of_image>"),
 }
 
 

@@ -102,7 +102,8 @@ def diff(a: str, b: str) -> dict[str, Any]:
 
 
 def export(model: str, to: str, out: str | Path, prompts: str | Path | None = None) -> Path:
-    """The model as a folder for tools of others; `to`: hf, lmms-eval or geneval, which needs a file of prompts."""
+    """The model as a folder for tools of others; `to`: hf, lmms-eval, transformers, or geneval, which needs a file of
+    prompts."""
     from omniloom.pipelines.exporting.export import export as write
 
     write(str(model), to, out, Path(prompts) if prompts else None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from omniloom.infra import cluster, storage
@@ -35,23 +36,38 @@ _NEEDED = (
 
 def examine(config: str | None, overrides: list[str], measure: bool = False) -> dict:
     """{"checks": [{"name", "ok", "needed", "says"}], "sizes": {...} or None}; InputError for a wrong config. `measure`
-    adds to the sizes of what is trained what its steps take on this machine."""
+    adds to the sizes of what is trained what its steps take on this machine. Of a sweep the sizes are those of all
+    trials, what several have alike once."""
     loaded = load(config, overrides, files=True) if config else None
     sized = None
     checks = [_python(), *(_package(name) for name in _NEEDED), _compiler(), _memory(), _accelerators()]
     if loaded:
-        check_all(loaded)
         checks.append(_storage(loaded.storage))
         checks.append(_tracking(loaded))
-        sized = sizes(loaded)
-        found, place = _room(loaded, sized)
-        checks += found
-        sized = {name: size | _on_gpu(loaded, name, place) for name, size in sized.items()}
-        if measure:
-            with naming(loaded):
-                taken = measuring.measure(loaded)
-            sized = {stage: size | taken.get(stage, {}) for stage, size in sized.items()}
+        sized = {}
+        for own, labels in _pipelines(str(config), overrides, loaded):
+            found = sizes(own)
+            lacking, place = _room(own, found)
+            checks += [check for check in lacking if check not in checks]
+            with naming(own):
+                taken = measuring.measure(own) if measure and set(labels) & set(found) else {}
+            for name in [name for name in found if name in labels]:
+                sized[labels[name]] = found[name] | _on_gpu(own, name, place) | taken.get(name, {})
     return redact({"checks": checks, "sizes": sized})
+
+
+def _pipelines(path: str, overrides: list[str], loaded: PipelineConfig) -> Iterator[tuple[PipelineConfig, dict]]:
+    """The config, or those of its trials, each with the stages that are told of there by the names that they have."""
+    if not loaded.sweep:
+        check_all(loaded)
+        yield loaded, {name: name for name in loaded.graph.names}
+        return
+    from omniloom.pipelines.sweeps.trial_stages import trial_stages, trials_of
+
+    trials = trials_of(path, overrides, loaded)
+    found = list(trial_stages(trials))
+    for trial in trials:  # what several have is told of the first of them
+        yield trial.config, {one.planned.name: one.label for one in found if one.trials[0] is trial}
 
 
 def render(report: dict) -> str:

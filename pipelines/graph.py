@@ -19,8 +19,10 @@ BUILT_IN = (
     Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
     Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer", "KLConfig"),
     Stage("quantizer_study", "omniloom.stages.studies.quantizers", ("records",)),
+    Stage("latents", "omniloom.stages.latents.stage", ("records", "tokenizer")),
     Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("records", "tokenizer?"), "tokens"),
     Stage("objective_study", "omniloom.stages.studies.objectives", ("records", "tokenizer", "tokens")),
+    Stage("generation_study", "omniloom.stages.studies.generations", ("records", "tokenizer", "tokens")),
     Stage("train", "omniloom.stages.train.stage", ("tokens", "tokenizer?"), "model"),
     Stage("distill", "omniloom.stages.distill.stage", ("tokens", "tokenizer?", "model"), "model"),
     Stage(

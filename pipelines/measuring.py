@@ -87,6 +87,15 @@ def known_tokenizer(config: TokenizerConfig) -> MeasuredTokenizer | None:
         return None
 
 
+def same_steps(measured: PipelineConfig, config: PipelineConfig) -> None:
+    """Keep what was measured for `measured` for a config too whose trainings differ in how many steps they have, and
+    have as many of each kind in proportion."""
+    for name in sizing.tokenizer_models(measured):
+        before, now = getattr(measured.stages, name), getattr(config.stages, name)
+        if found := known_tokenizer(before):
+            _write(_tokenizer_file(now), found)
+
+
 def images_of_a_step(config: TokenizerConfig) -> float:
     """Images and videos of a step of all workers, on the average."""
     data = config.data

@@ -18,7 +18,7 @@ from omniloom.pipelines import continuing, kept, predecessors
 from omniloom.pipelines.checks import check_counts, misfits, refuse
 from omniloom.pipelines.config import PipelineConfig, naming, placed
 from omniloom.pipelines.fingerprint import digest_of_rows, fingerprint
-from omniloom.pipelines.graph import Graph
+from omniloom.pipelines.graph import KNOWN_NAMES, Graph, no_stage
 from omniloom.pipelines.outside import digests, outside_contents, unreadable
 from omniloom.pipelines.planned import Grown, PlannedStage
 from omniloom.pipelines.reasons import change, config_changes
@@ -138,6 +138,13 @@ class Plan:
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(planned for planned in self.stages if planned.name == name)
+
+    def stage(self, name: str) -> PlannedStage:
+        """As a user names one; InputError where the pipeline has no such stage."""
+        if name not in self.graph.names:
+            here = f"{name} is not configured in this pipeline, which has {', '.join(self.graph.names)}"
+            raise InputError(here if name in KNOWN_NAMES else no_stage(name), field="STAGE")
+        return self[name]
 
     @property
     def to_execute(self) -> list[PlannedStage]:

@@ -20,6 +20,8 @@ from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.preset_files import purposes
 
 if TYPE_CHECKING:
+    from omniloom.pipelines.config import PipelineConfig
+    from omniloom.pipelines.planned import PlannedStage
     from omniloom.stages.evaluate.comparing import Comparison
 
 _COLOURS = {"cached": "green", "run": "yellow", "resume": "cyan", "blocked": "red"}
@@ -53,30 +55,31 @@ def plan_table(plan: Plan, found: Mapping[str, Forecast]) -> Table:
 
 
 def status_rows(plan: Plan) -> list[dict]:
-    rows = []
-    for p in plan.stages:
-        manifest = p.artifact.manifest if p.artifact else None
-        rows.append(
-            {
-                "name": p.name,
-                "status": p.status,
-                "reason": p.reason,
-                "artifact": p.uri if p.artifact else None,
-                "fingerprint": p.fingerprint,
-                "bytes": sum(f["bytes"] for f in manifest["files"]) if manifest else 0,
-                "seconds": manifest["times"]["seconds"] if manifest else None,
-                "ended": manifest["times"]["ended"] if manifest else None,
-                "metrics": manifest["metrics"] if manifest else {},
-                "mlflow_run_id": manifest["mlflow_run_id"] if manifest else None,
-            }
-        )
-    return redact(rows)
+    return [status_row(planned.name, planned) for planned in plan.stages]
 
 
-def status_table(plan: Plan, rows: list[dict]) -> Table:
-    tracking = resolve_tracking(plan.config.tracking, plan.config.storage)
+def status_row(name: str, planned: PlannedStage) -> dict:
+    manifest = planned.artifact.manifest if planned.artifact else None
+    return redact(
+        {
+            "name": name,
+            "status": planned.status,
+            "reason": planned.reason,
+            "artifact": planned.uri if planned.artifact else None,
+            "fingerprint": planned.fingerprint,
+            "bytes": sum(f["bytes"] for f in manifest["files"]) if manifest else 0,
+            "seconds": manifest["times"]["seconds"] if manifest else None,
+            "ended": manifest["times"]["ended"] if manifest else None,
+            "metrics": manifest["metrics"] if manifest else {},
+            "mlflow_run_id": manifest["mlflow_run_id"] if manifest else None,
+        }
+    )
+
+
+def status_table(config: PipelineConfig, rows: list[dict]) -> Table:
+    tracking = resolve_tracking(config.tracking, config.storage)
     table = Table(
-        title=f"{plan.config.name} in {redact(plan.config.storage)}\nMLflow: {tracking.shown}",
+        title=f"{config.name} in {redact(config.storage)}\nMLflow: {tracking.shown}",
         title_justify="left",
         box=None,
         pad_edge=False,

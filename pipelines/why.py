@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from omniloom.infra.artifacts import Artifact
-from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
 from omniloom.pipelines.fingerprint import canonical, differences
-from omniloom.pipelines.graph import KNOWN_NAMES, no_stage
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.planned import PlannedStage
 from omniloom.pipelines.reasons import change, config_changes
@@ -18,10 +16,7 @@ from omniloom.pipelines.reasons import change, config_changes
 
 def why(plan: Plan, stage: str) -> dict[str, Any]:
     """InputError where the pipeline has no such stage."""
-    if stage not in plan.graph.names:
-        here = f"{stage} is not configured in this pipeline, which has {', '.join(plan.graph.names)}"
-        raise InputError(here if stage in KNOWN_NAMES else no_stage(stage), field="STAGE")
-    planned = plan[stage]
+    planned = plan.stage(stage)
     last = plan.store.last_used(plan.config.name, stage)
     inputs = plan.inputs(planned)
     return redact(

@@ -159,4 +159,5 @@ def _one_pass(case: Case) -> Pass:
         adapted=adapted,
         dropped=dropped,
         spared=spared,
+        pictures=batch.tokens["visual"] // case.sequence_parallel,
     )

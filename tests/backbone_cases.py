@@ -26,6 +26,18 @@ OPTIONS: dict[str, dict] = {
     "unet": {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
     "flow": {"flow_head_layers": 2, "flow_head_width": 20},
     "mask": {"patch_mask_low": 0.3, "patch_mask_high": 0.6},
+    "modulated": {"modulation": "adaln_zero"},
+    "modulated_gau": {"modulation": "adaln_zero", "block": "gau", "layers": 2},
+    "experts": {"modality_experts": "feed_forward"},
+    "experts_all": {"modality_experts": "all", "qkv_bias": True, "out_bias": True, "kv_heads": 2},
+    "experts_plain": {"modality_experts": "all", "qk_norm": False, "modulation": "adaln_zero", "long_skips": True},
+    "mup": {"mup": {"width": 24, "layers": 1, "heads": 4}},
+    "mup_experts": {
+        "mup": {"width": 24, "layers": 1, "heads": 4},
+        "modality_experts": "all",
+        "modulation": "adaln_zero",
+    },
+    "mup_gau": {"mup": {"width": 24, "heads": 4}, "block": "gau", "qk_norm": False, "flow_head_layers": 1},
     "all": {
         "block": "gau",
         "long_skips": True,
@@ -33,6 +45,7 @@ OPTIONS: dict[str, dict] = {
         "pixel_patchifier": "unet",
         "flow_head_layers": 1,
         "patch_mask_high": 0.5,
+        "modulation": "adaln_zero",
     },
 }
 

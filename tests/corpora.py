@@ -127,7 +127,7 @@ def ingest(
         split = {5: "validation", 4: "test"}.get(number % 6, "train")
         rows.append(
             {
-                "id": hashlib.sha256(media + bytes([number])).hexdigest(),
+                "id": hashlib.sha256(media + bytes([number % 256])).hexdigest(),
                 "kind": kind,
                 "split": split,
                 "media": media,

@@ -50,6 +50,9 @@ class Engine(EngineWeights):
     `lr_scale` maps a parameter's name to its learning rate as a multiple of the schedule's; 0 freezes the parameter,
     which then has neither gradient nor optimizer state. ValueError where it leaves nothing to train.
 
+    `rate_factor` maps a parameter's name to a further factor of its learning rate, which its weight decay does not
+    follow, as muP has it: a step takes the same share of all weights away.
+
     `is_in_block` says of a parameter's name whether it is a block's, whose matrices `optimizer.muon` is for.
 
     `frozen_from` is a digest of what the frozen parameters were read from: checkpoints then hold it in their place, and
@@ -75,6 +78,7 @@ class Engine(EngineWeights):
         micro_batch: int,
         accumulate: int = 1,
         lr_scale: Callable[[str], float] | None = None,
+        rate_factor: Callable[[str], float] = lambda name: 1.0,
         part_of: Callable[[str], str] = lambda name: "all",
         is_in_block: Callable[[str], bool] = lambda name: False,
         compile_parts: Callable[[], None] | None = None,
@@ -92,7 +96,7 @@ class Engine(EngineWeights):
         if config.zero_stage == 3 and ranks()[1] > 1:
             divide(module, self.device)
         muon = optimizer.muon if isinstance(optimizer, BlocksOptimizerConfig) else None
-        groups = _groups(module, optimizer.weight_decay, scale_of, muon, is_in_block)
+        groups = _groups(module, optimizer.weight_decay, scale_of, muon, is_in_block, rate_factor)
         self._lr_scales = [group.pop("lr_scale") for group in groups]
         trained = [p for p in module.parameters() if p.requires_grad]
         self._parts = [part_of(name) for name, p in module.named_parameters() if p.requires_grad]
@@ -248,6 +252,7 @@ def _groups(
     lr_scale: Callable[[str], float],
     muon: MuonConfig | None,
     is_in_block: Callable[[str], bool],
+    rate_factor: Callable[[str], float],
 ) -> list[dict]:
     """Optimizer groups by optimizer, learning rate and weight decay; parameters of scale 0 lose `requires_grad`.
 
@@ -262,7 +267,9 @@ def _groups(
             # ZeRO-3 leaves of a divided parameter one axis without length.
             axes = len(getattr(parameter, "ds_shape", parameter.shape))
             is_for_muon = muon is not None and axes == 2 and is_in_block(name)
-            groups.setdefault((is_for_muon, scale, weight_decay if axes >= 2 else 0.0), []).append(parameter)
+            factor = rate_factor(name)
+            decay = weight_decay / factor if axes >= 2 else 0.0
+            groups.setdefault((is_for_muon, scale * factor, decay), []).append(parameter)
         else:
             parameter.requires_grad_(False)
     if not groups:

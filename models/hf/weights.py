@@ -46,10 +46,18 @@ class Checkpoint:
         found = tuple(handle.get_slice(key).get_shape())
         if found != shape:
             raise ValueError(f"{file}: {key}: expected shape {shape}, got {found}")
-        tensor = handle.get_tensor(key)
+        tensor = self.tensor(key)
         if tensor.dtype not in _DTYPES:
             raise ValueError(f"{file}: {key}: expected float32, bfloat16 or float16, got {tensor.dtype}")
         return tensor
+
+    def tensor(self, key: str) -> Tensor:
+        """A tensor as it is, of a key that `shards` gave."""
+        return self._handles[self._files[key]].get_tensor(key)
+
+    def shards(self) -> dict[Path, list[str]]:
+        """By file the keys of the tensors that it holds."""
+        return {file: list(handle.keys()) for file, handle in self._handles.items()}
 
 
 @contextmanager

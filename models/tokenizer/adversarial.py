@@ -1,9 +1,10 @@
-"""The adversary's side of tokenizer training: hinge losses, feature matching, R1, LeCam, one module to train.
+"""The adversary's side of tokenizer training: its loss and penalties, feature matching, LeCam, one module to train.
 
 In: real pixels and reconstructions of the same shape in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W).
 Out: a scalar float32 loss to call backward on, and logs as detached float32 scalars. No gradient leaves for
 the generator. What LeCam remembers lies in buffers, so that a checkpoint restores it bit for bit.
-Hinge: arXiv 1705.02894; feature matching: arXiv 1711.11585; R1: arXiv 1801.04406; LeCam: arXiv 2104.03310.
+Losses and penalties: `models.tokenizer.adversarial_losses`; feature matching: arXiv 1711.11585; R1: arXiv 1801.04406;
+LeCam: arXiv 2104.03310.
 """
 
 from __future__ import annotations
@@ -15,37 +16,17 @@ from torch.func import functional_call
 
 from omniloom.models.eager import eager
 from omniloom.models.tokenizer import draws
+from omniloom.models.tokenizer.adversarial_losses import slope_penalty, squared_gradient
 from omniloom.models.tokenizer.discriminator import Discriminator
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig
 from omniloom.models.tokenizer.precision import KeepsFloat32
 from omniloom.models.tokenizer.quantizers.base import ranks, share_of_all, sum_over_ranks
 
 
-def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
-    """-E[D(fake)]."""
-    return -fake_logits.float().mean()
-
-
-def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """(E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]) / 2."""
-    return 0.5 * (F.relu(1.0 - real_logits.float()).mean() + F.relu(1.0 + fake_logits.float()).mean())
-
-
 def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """Mean over layers of the L1 distance of features (arXiv 1711.11585, eq. 4); `real` is a constant."""
     distances = [F.l1_loss(f.float(), r.detach().float()) for r, f in zip(real, fake, strict=True)]
     return torch.stack(distances).mean()
-
-
-def squared_gradient(logits: Tensor, pixels: Tensor, signs: Tensor) -> Tensor:
-    """E|grad_x D(x)|^2 of a map of logits (B, 1, ...) by the pixels (B, 3, ...) that they were computed from.
-
-    Each logit judges a patch, so the mean is over examples and patches, as in the hinge loss, and a weight
-    means the same at any size of picture. One backward pass gives an unbiased estimate of it: with independent
-    `signs` of +-1 in the logits' shape, E|sum_p s_p grad D_p|^2 = sum_p |grad D_p|^2. Differentiable.
-    """
-    (gradient,) = torch.autograd.grad((logits * signs).sum(), pixels, create_graph=True)
-    return gradient.square().sum() / logits.numel()
 
 
 def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, real_mean: Tensor, fake_mean: Tensor) -> Tensor:
@@ -86,27 +67,29 @@ class LogitAverages(KeepsFloat32):
 
 
 class DiscriminatorObjective(nn.Module):
-    """The discriminator and its losses in one forward: hinge, and R1 and LeCam where their weights ask for it."""
+    """The discriminator and its losses in one forward, with the penalties and LeCam where the config asks for them."""
 
     def __init__(self, config: DiscriminatorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DiscriminatorConfig()
         self.discriminator = Discriminator(config)
+        self.loss = self.discriminator.loss
         self.averages = LogitAverages(config.lecam_decay) if config.lecam_weight > 0.0 else None
 
     def forward(self, real: Tensor, fake: Tensor, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, logs); `fake` is detached here, whatever the caller gives.
 
-        step: the optimizer step (counted from 0), by which R1 is due or not (`DiscriminatorConfig.takes_r1`).
-            R1 is taken in training mode alone and draws its signs example by example (`models.tokenizer.draws`).
-        logs: `discriminator_loss` (the hinge loss alone), `logits_real`, `logits_fake`; `r1` (the expected
-            squared gradient) in the steps that take it; `lecam`. All of them unweighted.
+        step: the optimizer step (counted from 0), by which penalties are due or not
+            (`DiscriminatorConfig.takes_penalty`). They are taken in training mode alone, and what they draw they draw
+            example by example (`models.tokenizer.draws`).
+        logs: `discriminator_loss` (the loss alone), `logits_real`, `logits_fake`; in the steps that take them `r1` and
+            `r2` (expected squared gradients) and `gradient_penalty`; `lecam`. All of them unweighted.
         """
         if real.shape != fake.shape:
             raise ValueError(f"fake: expected the shape of real {tuple(real.shape)}, got {tuple(fake.shape)}")
         batch = torch.cat((real, fake.detach().to(real.dtype)))  # one pass, one set of gradients
         real_logits, fake_logits = self.discriminator(batch).logits.chunk(2)
-        loss = hinge_discriminator_loss(real_logits, fake_logits)
+        loss = self.loss.discriminator(real_logits, fake_logits)
         logs = {
             "discriminator_loss": loss,
             "logits_real": real_logits.mean(),
@@ -118,17 +101,32 @@ class DiscriminatorObjective(nn.Module):
                 self.averages.update(real_logits, fake_logits, video)
             logs["lecam"] = lecam_penalty(real_logits, fake_logits, *self.averages.of(video))
             loss = loss + self.config.lecam_weight * logs["lecam"]
-        if self.training and self.config.takes_r1(step):
-            logs["r1"] = self._r1(real)
-            loss = loss + 0.5 * self.config.r1_gamma * self.config.r1_every * logs["r1"]
+        if self.training and self.config.takes_penalty(step):
+            penalties = self._penalties(real, fake.detach())
+            weights = self.config.penalty_weights
+            loss = loss + self.config.r1_every * sum(weights[name] * value for name, value in penalties.items())
+            logs |= penalties
         return loss, {name: value.detach().float() for name, value in logs.items()}
 
     @eager  # a compiled graph cannot be differentiated twice
-    def _r1(self, real: Tensor) -> Tensor:
-        """The squared gradient at the real pixels, all of it in float32."""
+    def _penalties(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Those that have a weight, all of it in float32."""
+        wanted = self.config.penalty_weights
         with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
-            pixels = real.detach().float().requires_grad_()
-            weights = {name: p.float() for name, p in self.discriminator.named_parameters()}
-            logits = functional_call(self.discriminator, weights, (pixels,)).logits
-            signs = draws.below(torch.empty_like(logits), 2) * 2.0 - 1.0
-            return squared_gradient(logits, pixels, signs)
+            real, fake = real.detach().float(), fake.float()
+            found = {name: self._steepness(x) for name, x in (("r1", real), ("r2", fake)) if name in wanted}
+            if "gradient_penalty" in wanted:
+                share = draws.uniform(real.new_empty(len(real), *[1] * (real.ndim - 1)))
+                between = (share * real + (1 - share) * fake).requires_grad_()
+                found["gradient_penalty"] = slope_penalty(self._logits(between), between)
+        return found
+
+    def _steepness(self, x: Tensor) -> Tensor:
+        pixels = x.detach().requires_grad_()
+        logits = self._logits(pixels)
+        signs = draws.below(torch.empty_like(logits), 2) * 2.0 - 1.0
+        return squared_gradient(logits, pixels, signs)
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        weights = {name: p.float() for name, p in self.discriminator.named_parameters()}
+        return functional_call(self.discriminator, weights, (pixels,)).logits

@@ -8,13 +8,14 @@ Errors: `ValueError` naming what does not fit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from omniloom.models.tokenizer.quantizers.base import Quantizer
 
 RGB = 3
+ENCODER_SIDE = ("encoder", "pre_vq", "codebook")
 BOTTLENECK = ("codebook.", "pre_vq.", "post_vq.")  # what another quantizer needs anew
 
 
@@ -43,7 +44,7 @@ class VisualTokenizer(nn.Module):
 
     def __init__(self, config: Any, encoder: nn.Module, decoder: nn.Module, codebook: Quantizer) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.encoder_frozen = config, False
         self.encoder, self.decoder, self.codebook = encoder, decoder, codebook
         self.pre_vq = nn.Linear(config.width, codebook.input_dim)
         self.post_vq = nn.Linear(codebook.dim, config.width)
@@ -85,6 +86,20 @@ class VisualTokenizer(nn.Module):
         for module in self.modules():
             if hasattr(module, "activation_checkpointing"):
                 module.activation_checkpointing = on  # type: ignore[assignment]  # a bool, where there is one
+
+    def freeze_encoder(self) -> None:
+        """From here on the decoder alone is trained: encoder and quantizer get no gradient and stay in evaluation mode,
+        so that codes and latents mean what they meant; no codebook moves, nothing is sampled."""
+        self.encoder_frozen = True
+        for name in ENCODER_SIDE:
+            getattr(self, name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for name in ENCODER_SIDE if self.encoder_frozen else ():
+            getattr(self, name).eval()
+        return self
 
     def forward(self, x: Tensor, *, update_codebook: bool = False) -> tuple[Tensor, Encoded]:
         """Reconstruction of x's own shape and dtype, and the tokens on the way."""

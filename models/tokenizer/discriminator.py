@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omniloom.models.norms import GroupNorm
+from omniloom.models.tokenizer.adversarial_losses import ADVERSARIAL_LOSSES, AdversarialLoss
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig
 
 
@@ -79,8 +80,14 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig | None = None) -> None:
         super().__init__()
         config = config or DiscriminatorConfig()
+        self.kind = config.loss or "hinge"
         self.image = PatchDiscriminator(config, 2)
         self.video = PatchDiscriminator(config, 3)
+
+    @property
+    def loss(self) -> AdversarialLoss:
+        """What it is trained by, and what a generator is against it."""
+        return ADVERSARIAL_LOSSES[self.kind]
 
     def forward(self, x: Tensor) -> Judgement:
         if x.ndim == 5 and x.shape[2] == 1:

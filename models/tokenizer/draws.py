@@ -49,6 +49,11 @@ def exponential(x: Tensor) -> Tensor:
     return filled(x, lambda part, generator: part.exponential_(generator=generator))
 
 
+def uniform(x: Tensor) -> Tensor:
+    """Numbers in [0, 1) in place of `x`'s."""
+    return filled(x, lambda part, generator: part.uniform_(generator=generator))
+
+
 def below(x: Tensor, stop: int) -> Tensor:
     """Whole numbers from 0 up to `stop` in place of `x`'s."""
     return filled(x, lambda part, generator: part.random_(stop, generator=generator))

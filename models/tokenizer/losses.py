@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniloom.models.tokenizer.adversarial import DiscriminatorObjective, feature_matching_loss, hinge_generator_loss
+from omniloom.models.tokenizer.adversarial import DiscriminatorObjective, feature_matching_loss
 from omniloom.models.tokenizer.build import AnyTokenizerConfig, build_tokenizer
-from omniloom.models.tokenizer.discriminator import Judgement, frozen_judgement
+from omniloom.models.tokenizer.discriminator import Discriminator, Judgement, frozen_judgement
 from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
 from omniloom.models.tokenizer.perceptual import PerceptualNetwork, random_frames, style_distance
 from omniloom.models.tokenizer.quantizers.base import ranks, share_of_all, sum_over_ranks
@@ -41,8 +41,8 @@ def reconstruction_loss(recon: Tensor, pixels: Tensor, config: TokenizerLossConf
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter, examples: int = 1) -> Tensor:
-    """|grad of the reconstruction| / (|grad of the hinge term| + 1e-4) at `last`, detached; both terms are means over
-    this rank's `examples`, and the gradients those of the means over all ranks'. Every rank must call it."""
+    """|grad of the reconstruction| / (|grad of the adversarial term| + 1e-4) at `last`, detached; both terms are means
+    over this rank's `examples`, and the gradients those of the means over all ranks'. Every rank must call it."""
     gradients = [torch.autograd.grad(t, last, retain_graph=True)[0].float() for t in (reconstruction, adversarial)]
     if ranks() > 1:
         both = torch.stack(gradients)
@@ -102,7 +102,7 @@ class TokenizerObjective(nn.Module):
         """(loss, logs, recon of pixels' shape).
 
         discriminator: the network, its objective, or an engine around either; None leaves it out.
-        adversarial_weight: factor on the hinge and feature-matching terms, from
+        adversarial_weight: factor on the adversarial and feature-matching terms, from
             `TokenizerLossConfig.adversarial_schedule(step)`; at 0 the discriminator is not run.
         update_codebook: in training mode, move the codebook with this batch.
         """
@@ -144,20 +144,22 @@ class TokenizerObjective(nn.Module):
         return weighted, terms
 
     def _adversarial(
-        self, pixels: Tensor, recon: Tensor, network: nn.Module, reconstruction: Tensor
+        self, pixels: Tensor, recon: Tensor, network: Discriminator, reconstruction: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         video = pixels.ndim == 5 and pixels.shape[2] > 1
         fake: Judgement = frozen_judgement(network, recon)
-        hinge = hinge_generator_loss(fake.logits)
-        weight = self.loss.video_adversarial if video else self.loss.image_adversarial
-        terms = {"generator_hinge": hinge}
-        scaled = weight * hinge
-        if self.loss.adaptive_weight and torch.is_grad_enabled():
-            terms["adaptive_weight"] = adaptive_weight(reconstruction, hinge, self._last_weight(video), len(pixels))
-            scaled = scaled * terms["adaptive_weight"]
-        if self.loss.feature_matching > 0.0:
+        against, real = network.loss, None
+        if against.compares or self.loss.feature_matching > 0.0:
             with torch.no_grad():
-                real: Judgement = network(pixels)
+                real = network(pixels)
+        term = against.generator(real.logits if real else fake.logits, fake.logits)
+        weight = self.loss.video_adversarial if video else self.loss.image_adversarial
+        terms = {f"generator_{network.kind}": term}
+        scaled = weight * term
+        if self.loss.adaptive_weight and torch.is_grad_enabled():
+            terms["adaptive_weight"] = adaptive_weight(reconstruction, term, self._last_weight(video), len(pixels))
+            scaled = scaled * terms["adaptive_weight"]
+        if real and self.loss.feature_matching > 0.0:
             terms["feature_matching"] = feature_matching_loss(real.features, fake.features)
             scaled = scaled + self.loss.feature_matching * terms["feature_matching"]
         return scaled, terms

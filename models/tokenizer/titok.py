@@ -26,7 +26,6 @@ from omniloom.models.tokenizer.blocks import TokenBlock, spatial_table
 from omniloom.models.tokenizer.config import TiTokConfig
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
 
-ENCODER_SIDE = ("encoder", "pre_vq", "codebook")
 HEADS = ("decoder.to_pixels_first_frame.", "decoder.to_proxy_codes.")
 # Positions are half as large as the latents beside them: at 0.02 the first block's output drowns them (digits at
 # 32x32, 16 latents, 300 steps: 17.0 dB at 0.02 and at 1.0, 17.8 at 0.5).
@@ -117,7 +116,6 @@ class TiTok(VisualTokenizer):
     def __init__(self, config: TiTokConfig | None = None) -> None:
         config = config or TiTokConfig()
         super().__init__(config, TiTokEncoder(config), TiTokDecoder(config), build_quantizer(config.quantizer))
-        self.encoder_frozen = False
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(1, 1, K); ValueError for a video and for any size but the config's."""
@@ -174,24 +172,13 @@ class TiTok(VisualTokenizer):
         """Take a warm-up's weights, to train the decoder alone on pixels (the second stage of arXiv 2406.07550, whose
         code keeps predicting codes and trains the 2-D tokenizer's decoder behind them).
 
-        state: state_dict of a TiTok that differs in `proxy_codes` alone. The pixel head stays fresh. From here on
-        encoder and quantizer get no gradient and stay in eval mode: no codebook moves, nothing is sampled.
-        ValueError naming what does not fit.
+        state: state_dict of a TiTok that differs in `proxy_codes` alone. The pixel head stays fresh, and the encoder's
+        side is frozen. ValueError naming what does not fit.
         """
         if self.config.proxy_codes is not None:
             raise ValueError("TiTokConfig.proxy_codes: expected None of the model that trains on pixels")
         self._take(state, fresh=HEADS)
-        self.encoder_frozen = True
-        for name in ENCODER_SIDE:
-            getattr(self, name).requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> TiTok:
-        super().train(mode)
-        if self.encoder_frozen:
-            for name in ENCODER_SIDE:
-                getattr(self, name).eval()
-        return self
+        self.freeze_encoder()
 
 
 class ProxyObjective(nn.Module):

@@ -1,11 +1,13 @@
 """The blocks of the unified transformer. In: hidden states (B, N, width), rotary cosines and sines, and the packed mask
 as something to call (`models.unified.attention`). Out: hidden states.
 
-    Block     pre-RMSNorm, grouped-query attention with optional QK-norm (arXiv 2302.05442) and float rotary positions,
-              SwiGLU (arXiv 2002.05202). Weights are laid out so that Llama's load by concatenation (qkv, gate and up)
+    Block     RMSNorm before or behind each part, grouped-query attention with optional QK-norm (arXiv 2302.05442) and
+              float rotary positions, SwiGLU (arXiv 2002.05202). Weights are laid out so that Llama's load by
+              concatenation (qkv, gate and up)
     GAUBlock  pre-RMSNorm and a gated attention unit (arXiv 2202.10447) in place of attention and SwiGLU
 
-Both take the hidden states of an earlier block where they were built with a skip.
+Both take the hidden states of an earlier block where they were built with a skip, and a modulation by the times of
+pictures; a Block may have norms, SwiGLU and projections of its own for pictures (`models.unified.places`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from omniloom.models.linear import Linear
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.places import Modulation, Places
 
 
 class LayerCache(Protocol):
@@ -37,9 +40,9 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.qkv_bias)
         self.out = Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.query_scale = config.qk_norm, config.query_scale
         if config.qk_norm:
-            self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.norm_eps) for _ in range(2))
+            self.q_norm, self.k_norm = (_head_norm(config, heads) for heads in (self.heads, self.kv_heads))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None) -> Tensor:
         """x (B, N, width); cos, sin (B, 1, N, head_dim / 2)."""
@@ -52,9 +55,63 @@ class Attention(nn.Module):
             q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         else:
             q, k, v = rotated_heads(qkv, cos, sin, self.heads, self.kv_heads)
+        if self.query_scale != 1:
+            q = q * self.query_scale
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
+
+    def projected(self, x: Tensor) -> Tensor:
+        """(n, width) -> (n, (heads + 2 kv_heads) head_dim), queries and keys normed and not turned."""
+        qkv = self.qkv(x)
+        if not self.qk_norm:
+            return qkv
+        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split((self.heads, self.kv_heads, self.kv_heads), dim=-2)
+        return torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-2).flatten(-2)
+
+    def beside(
+        self,
+        visual: Attention,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        cache: LayerCache | None,
+        places: Places,
+    ) -> Tensor:
+        """As `forward`, with the projections and norms of `visual` at pictures' places, which attend with the
+        others."""
+        qkv = places.split(x, self.projected, visual.projected)
+        q, k, v = rotated_heads(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype), self.heads, self.kv_heads)
+        if self.query_scale != 1:
+            q = q * self.query_scale
+        if cache is not None:
+            k, v = cache.update(k, v)
+        return places.split(attend(q, k, v).transpose(1, 2).flatten(2), self.out, visual.out)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over the channels of each head, (B, H, N, D), with a weight and bias of each: flat, so that weight
+    decay and Muon, which are for matrices, leave them alone."""
+
+    EPS = 1e-5  # Chameleon's, whatever its config says of other norms
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.weight = nn.Parameter(torch.ones(heads * head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads * head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.float(), (self.head_dim,), eps=self.EPS)
+        weight, bias = (a.view(-1, 1, self.head_dim) for a in (self.weight, self.bias))
+        return (normed * weight + bias).to(x.dtype)
+
+
+def _head_norm(config: UnifiedConfig, heads: int) -> nn.Module:
+    if config.qk_norm_kind == "layer":
+        return HeadNorm(heads, config.head_dim)
+    return RMSNorm(config.head_dim, config.norm_eps)
 
 
 class SwiGLU(nn.Module):
@@ -79,7 +136,7 @@ class GatedAttentionUnit(nn.Module):
 
     def __init__(self, config: UnifiedConfig):
         super().__init__()
-        self.head_dim, self.hidden = config.head_dim, config.hidden
+        self.head_dim, self.hidden, self.query_scale = config.head_dim, config.hidden, config.query_scale
         self.zvu = Linear(config.width, self.head_dim + 2 * self.hidden, bias=config.qkv_bias)
         # Of one axis, so that weight decay, which is for matrices, leaves them alone.
         self.scale, self.offset = (nn.Parameter(torch.empty(2 * self.hidden)) for _ in range(2))
@@ -101,6 +158,8 @@ class GatedAttentionUnit(nn.Module):
         v = v.view(B, N, -1, self.head_dim).transpose(1, 2)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        if self.query_scale != 1:
+            q = q * self.query_scale
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(u * attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
@@ -126,6 +185,22 @@ class _MayMerge(nn.Module):
         return () if self.skip is None else (self.skip,)
 
 
+class VisualTower(nn.Module):
+    """What pictures have of a block for themselves, by the names that text's has in the block."""
+
+    def __init__(self, config: UnifiedConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        if config.modality_experts == "all":
+            self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.hidden)
+
+    @property
+    def residual_outputs(self) -> tuple[nn.Linear, ...]:
+        return (self.attention.out, self.mlp.down) if hasattr(self, "attention") else (self.mlp.down,)
+
+
 class Block(_MayMerge):
     def __init__(self, config: UnifiedConfig, skip: bool = False):
         super().__init__(config, skip)
@@ -133,10 +208,14 @@ class Block(_MayMerge):
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
+        self.norm_after = config.norm_after
+        self.visual = VisualTower(config) if config.has_experts else None
+        self.has_own_attention = config.has_experts and config.modality_experts == "all"
 
     @property
     def residual_outputs(self) -> tuple[nn.Linear, ...]:
-        return self.attention.out, self.mlp.down
+        own = self.visual.residual_outputs if self.visual else ()
+        return self.attention.out, self.mlp.down, *own
 
     def forward(
         self,
@@ -146,10 +225,30 @@ class Block(_MayMerge):
         attend: Attend,
         cache: LayerCache | None = None,
         earlier: Tensor | None = None,
+        places: Places | None = None,
+        modulation: Modulation | None = None,
     ) -> Tensor:
+        """places, modulation: None where all places are text's, or no option asks."""
         x = self.merge(x, earlier)
-        x = x + self.attention(self.attention_norm(x), cos, sin, attend, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        if self.norm_after:
+            x = x + self.attention_norm(self.attention(x, cos, sin, attend, cache))
+            return x + self.mlp_norm(self.mlp(x))
+        h = self._by_modality("attention_norm", x, places)
+        h = modulation.enter(h, 0) if modulation else h
+        if self.has_own_attention and self.visual and places:
+            h = self.attention.beside(self.visual.attention, h, cos, sin, attend, cache, places)
+        else:
+            h = self.attention(h, cos, sin, attend, cache)
+        x = x + (modulation.leave(h, 0) if modulation else h)
+        h = self._by_modality("mlp_norm", x, places)
+        h = modulation.enter(h, 1) if modulation else h
+        h = self._by_modality("mlp", h, places)
+        return x + (modulation.leave(h, 1) if modulation else h)
+
+    def _by_modality(self, name: str, x: Tensor, places: Places | None) -> Tensor:
+        """(B, N, width) through the part of that name, at pictures' places through their own."""
+        text = getattr(self, name)
+        return places.split(x, text, getattr(self.visual, name)) if self.visual and places else text(x)
 
 
 class GAUBlock(_MayMerge):
@@ -170,9 +269,15 @@ class GAUBlock(_MayMerge):
         attend: Attend,
         cache: LayerCache | None = None,
         earlier: Tensor | None = None,
+        places: Places | None = None,
+        modulation: Modulation | None = None,
     ) -> Tensor:
+        """As `Block`; `places` say nothing here."""
         x = self.merge(x, earlier)
-        return x + self.unit(self.norm(x), cos, sin, attend, cache)
+        if modulation is None:
+            return x + self.unit(self.norm(x), cos, sin, attend, cache)
+        normed = modulation.enter(self.norm(x), 0)
+        return x + modulation.leave(self.unit(normed, cos, sin, attend, cache), 0)
 
 
 def make_blocks(config: UnifiedConfig) -> nn.ModuleList:

@@ -8,13 +8,14 @@ A wrong value raises ValueError naming the class and the field.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 from omniloom.models.checks import (
     STRICT_AND_DESCRIBED,
     Conditional,
     Derived,
+    FieldError,
     Use,
     derive,
     derived,
@@ -25,6 +26,9 @@ from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 BLOCKS = ("llama", "gau")
+MODULATIONS = ("adaln_zero",)
+EXPERTS = ("feed_forward", "all")
+QK_NORMS = ("rms", "layer")
 PATCHIFIERS = ("linear", "bottleneck", "unet")
 
 
@@ -88,6 +92,25 @@ class RopeScaling:
         _positive_int(self, "original_length")
 
 
+@dataclass(frozen=True)
+class MupConfig:
+    """The base of the maximal update parametrization (muP, `models.unified.mup`): the model in which it changes
+    nothing. What is not named here is as in the model, and what that derives from the width the base derives from its
+    own."""
+
+    __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
+
+    width: int
+    """Width of the base."""
+    layers: int | None = None
+    """Blocks of the base; null: as many as the model has."""
+    heads: int | None = None
+    """Heads of the base; null: those that leave a head its channels."""
+
+    def __post_init__(self) -> None:
+        _positive_int(self, "width", *(name for name in ("layers", "heads") if getattr(self, name) is not None))
+
+
 def _nested(where: object, name: str, cls: type) -> None:
     """A field that JSON or YAML gave as a mapping becomes the dataclass that it stands for."""
     value = getattr(where, name)
@@ -100,6 +123,10 @@ def _nested(where: object, name: str, cls: type) -> None:
             object.__setattr__(where, name, cls(**value))
         except TypeError as error:  # a field without a default is missing
             raise ValueError(f"{type(where).__name__}.{name}: {error}") from None
+
+
+# Fields that came when artifacts had been made without them: left at None, they are not part of an identity.
+_LATER = {"later": True}
 
 
 def _enters_by(patchifier: str) -> Callable[[UnifiedConfig], bool]:
@@ -121,6 +148,8 @@ class UnifiedConfig(Conditional):
         "pixel_bottleneck": Use(_enters_by("bottleneck"), "a patchifier: bottleneck of what is trained on"),
         "unet_width": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
         "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
+        "modulation": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
+        "modality_experts": Use(lambda c: bool(c.representations), "a model of pictures"),
     }
 
     vocab_size: int
@@ -150,7 +179,13 @@ class UnifiedConfig(Conditional):
     """Position axes that share the rotary frequencies: 3 (row, column, time) serves images and videos; 2 gives still
     images more frequencies; text is RoPE-1D under each of them."""
     qk_norm: bool = True
-    """RMSNorm on each head's queries and keys."""
+    """A norm on each head's queries and keys."""
+    qk_norm_kind: Literal["rms", "layer"] = "rms"
+    """That norm: RMSNorm with one weight for all heads, or LayerNorm with each head's own weight and bias (Chameleon,
+    as `transformers` has it)."""
+    norm_after: bool = False
+    """A block norms what attention and SwiGLU give instead of what they take (Swin Transformer V2, arXiv 2111.09883;
+    the larger Chameleon, arXiv 2405.09818, section 2.3)."""
     qkv_bias: bool = False
     """Biases of the query, key and value projections."""
     out_bias: bool = False
@@ -167,6 +202,9 @@ class UnifiedConfig(Conditional):
     """Numbers between the two Linear of the patchifier bottleneck."""
     codebook_size: int | None = None
     """Number of visual codes; null: none."""
+    code_dim: int | None = None
+    """Numbers of a code's embedding, which two Linear with a GELU between them widen, as two others predict the codes
+    (Janus, arXiv 2410.13848, section 3.1); null: an embedding of the width, and a Linear."""
     latent_patchifier: Literal["linear", "bottleneck", "unet"] = "linear"
     """How latents become the blocks' input: linear; bottleneck, two Linear with `pixel_bottleneck` numbers between them
     (JiT, arXiv 2511.13720, section 4.3); unet, which has a part behind the blocks too and `unet_width` channels."""
@@ -189,28 +227,46 @@ class UnifiedConfig(Conditional):
     enters training as a learned token (Tuna-2, arXiv 2604.24763: -0.7 and 0.3)."""
     patch_mask_high: float = 0.0
     """The largest share of a target that enters as a learned token, from 0 to 1; 0: none does."""
+    mup: MupConfig | None = field(default=None, metadata=_LATER)
+    """Maximal update parametrization: initial weights, learning rates, attention and logits by width and depth relative
+    to this base, so that the best `optimizer.lr` of a small model is that of a large one; null: the standard one."""
     specials: SpecialIds = field(default_factory=SpecialIds)
     """Vocabulary ids of the tokens that frame text and pictures."""
+    modulation: Literal["adaln_zero"] | None = field(default=None, metadata=_LATER)
+    """adaln_zero: the blocks scale, shift and gate what they add to the positions of a diffusion by its segment's time
+    (DiT, arXiv 2212.09748); gates start at 0, and text is computed as without it. null: time enters with the input
+    alone."""
+    modality_experts: Literal["feed_forward", "all"] | None = field(default=None, metadata=_LATER)
+    """What pictures have of each block for themselves (Mixture-of-Transformers, arXiv 2411.04996): feed_forward, the
+    norms and the SwiGLU; all, the projections of attention too. Text and pictures attend to each other as ever, and a
+    place costs the same. Of a language model that training starts from both get the weights. null: nothing."""
 
     def __post_init__(self) -> None:
         _positive_int(
             self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck", "unet_width"
         )
         _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
+        if self.code_dim is not None:
+            _positive_int(self, "code_dim")
         derive(self, "kv_heads", self.heads)
         if left_open(self, "head_dim"):
             require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
             derive(self, "head_dim", self.width // self.heads)
         require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
-        derive(self, "hidden", 2 * self.width if self.block == "gau" else -(-self.width * 8 // 96) * 32)
+        require(self.qk_norm_kind in QK_NORMS, self, "qk_norm_kind", f"one of {', '.join(QK_NORMS)}")
+        derive(self, "hidden", _usual_hidden(self.block, self.width))
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
+        _nested(self, "mup", MupConfig)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
         if self.block == "gau":
             require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
             require(self.hidden % self.head_dim == 0, self, "hidden", f"a multiple of head_dim={self.head_dim}")
+            require(self.qk_norm_kind == "rms", self, "qk_norm_kind", "rms, as a GAU's heads share their norms")
+            require(not self.norm_after, self, "norm_after", "false, as a GAU norms what it takes")
         self._check_visual()
+        self._check_by_modality()
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
@@ -226,6 +282,8 @@ class UnifiedConfig(Conditional):
         require(self.norm_eps > 0, self, "norm_eps", "a positive number")
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
         require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
+        if self.mup:
+            _ = self.base
 
     def _check_visual(self) -> None:
         for name in ("latent_patchifier", "pixel_patchifier"):
@@ -243,9 +301,56 @@ class UnifiedConfig(Conditional):
         )
         require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
 
+    def _check_by_modality(self) -> None:
+        require(self.modulation in (None, *MODULATIONS), self, "modulation", f"{', '.join(MODULATIONS)}, or null")
+        expected = f"{', '.join(EXPERTS)}, or null"
+        require(self.modality_experts in (None, *EXPERTS), self, "modality_experts", expected)
+        if self.block == "gau":
+            expected = "null, as a GAU is attention and feed-forward in one"
+            require(self.modality_experts is None, self, "modality_experts", expected)
+        if self.norm_after:
+            for name in ("modulation", "modality_experts"):
+                require(
+                    getattr(self, name) is None, self, name, "null, as the norms of this start stand behind its parts"
+                )
+        if self.qk_norm_kind != "rms":
+            expected = "feed_forward or null, as each head of this start has norms of its own"
+            require(self.modality_experts != "all", self, "modality_experts", expected)
+
     def patchifier(self, name: str) -> str:
         """The patchifier of the representation `name`; codes have an embedding instead."""
         return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
+
+    @property
+    def base(self) -> UnifiedConfig | None:
+        """The base of `mup`; FieldError where there is no model of that shape."""
+        if self.mup is None:
+            return None
+        width, heads = self.mup.width, self.mup.heads
+        if heads is None:
+            heads = max(1, round(self.heads * width / self.width))
+        is_derived = self.head_dim * self.heads == self.width
+        kv_heads = next(n for n in range(max(1, heads * self.kv_heads // self.heads), 0, -1) if heads % n == 0)
+        hidden = None if self.hidden == _usual_hidden(self.block, self.width) else self.hidden
+        try:
+            return replace(
+                self,
+                mup=None,
+                width=width,
+                layers=self.mup.layers or self.layers,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=None if is_derived else self.head_dim,
+                hidden=hidden,
+                flow_head_width=None if self.flow_head_width == self.width else self.flow_head_width,
+            )
+        except FieldError as error:
+            raise FieldError(type(self), "mup", f"no base of this shape: {error}") from None
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by before attention divides by the root of `head_dim`."""
+        return (self.base.head_dim / self.head_dim) ** 0.5 if self.base else 1.0
 
     @property
     def attention_heads(self) -> int:
@@ -253,9 +358,34 @@ class UnifiedConfig(Conditional):
         return self.hidden // self.head_dim if self.block == "gau" else self.heads
 
     @property
+    def has_times(self) -> bool:
+        """Whether the model takes in latents or pixels, whose segments have a diffusion time."""
+        return self.latent_dim is not None or self.pixel_dim is not None
+
+    @property
+    def is_modulated(self) -> bool:
+        """Whether blocks are modulated by times."""
+        return self.modulation is not None and self.has_times
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether pictures have parts of the blocks for themselves."""
+        return self.modality_experts is not None and bool(self.representations)
+
+    @property
+    def sublayers(self) -> int:
+        """Residual branches of a block."""
+        return 1 if self.block == "gau" else 2
+
+    @property
     def representations(self) -> tuple[str, ...]:
         """Names of the representations of pictures that the model has parts for, in the table's order."""
         return tuple(name for name, row in REPRESENTATIONS.items() if getattr(self, row.size) is not None)
+
+
+def _usual_hidden(block: str, width: int) -> int:
+    """Of a width: the inner one of a block that has as many parameters as Llama's, or of a GAU."""
+    return 2 * width if block == "gau" else -(-width * 8 // 96) * 32
 
 
 def num_parameters(config: UnifiedConfig) -> int:
@@ -264,27 +394,59 @@ def num_parameters(config: UnifiedConfig) -> int:
     text = c.vocab_size * c.width * (1 if c.tied else 2) + c.width
     skips = c.layers // 2 * 2 * c.width * c.width if c.long_skips else 0
     visual = 0
-    if c.latent_dim or c.pixel_dim:
+    if c.has_times:
         visual += (c.time_dim + 1) * c.width + (c.width + 1) * c.width
+    if c.is_modulated:
+        visual += (c.width + 1) * modulation_size(c)
+    if c.has_experts:
+        visual += c.layers * _expert_parameters(c)
     for name in c.representations:
         size = getattr(c, REPRESENTATIONS[name].size)
         if REPRESENTATIONS[name].discrete:
-            visual += (size + 1) * c.width + c.width + c.width * size
+            visual += c.width + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
     return text + c.layers * _block_parameters(c) + skips + visual
 
 
+def modulation_size(c: UnifiedConfig) -> int:
+    """Numbers by which a segment modulates the blocks: shift, scale and gate of each sub-layer."""
+    return c.layers * 3 * c.sublayers * c.width
+
+
+def qk_norm_parameters(c: UnifiedConfig) -> int:
+    """Of one block."""
+    if not c.qk_norm:
+        return 0
+    return 2 * c.head_dim if c.qk_norm_kind == "rms" else 2 * (c.heads + c.kv_heads) * c.head_dim
+
+
+def _code_parameters(c: UnifiedConfig, size: int) -> int:
+    """Input and output of codes, the mask's row included."""
+    if c.code_dim is None:
+        return (size + 1) * c.width + c.width * size
+    enter = (size + 1) * c.code_dim + (c.code_dim + 1) * c.width + (c.width + 1) * c.width
+    return enter + (c.width + 1) * (c.width + size)
+
+
 def _block_parameters(c: UnifiedConfig) -> int:
-    count = 2 * c.head_dim if c.qk_norm else 0
-    count += c.width if c.out_bias else 0
     if c.block == "gau":
+        count = qk_norm_parameters(c) + (c.width if c.out_bias else 0)
         # Norm; base, values and gate; scales and offsets of queries and keys; output.
         inner = c.head_dim + 2 * c.hidden
         return count + c.width + (c.width + c.qkv_bias) * inner + 4 * c.hidden + c.hidden * c.width
+    return _attention_parameters(c) + 3 * c.width * c.hidden + 2 * c.width
+
+
+def _attention_parameters(c: UnifiedConfig) -> int:
+    count = qk_norm_parameters(c) + (c.width if c.out_bias else 0)
     inner = (c.heads + 2 * c.kv_heads) * c.head_dim
-    count += (c.width + c.qkv_bias) * inner + c.heads * c.head_dim * c.width
-    return count + 3 * c.width * c.hidden + 2 * c.width
+    return count + (c.width + c.qkv_bias) * inner + c.heads * c.head_dim * c.width
+
+
+def _expert_parameters(c: UnifiedConfig) -> int:
+    """What pictures have of a block for themselves."""
+    return 2 * c.width + 3 * c.width * c.hidden + (_attention_parameters(c) if c.modality_experts == "all" else 0)
 
 
 def _patchifier_parameters(c: UnifiedConfig, kind: str, size: int) -> int:

@@ -11,15 +11,17 @@ alignment, which is none of the model. The text head acts at labels alone, visua
 visual positions, visual outputs where predictions are asked for; of masked_code that is 2 / pi of its targets on
 average, the mean of `corruption.mask_ratio`. A unet's convolutions count their padding at a picture's edges, and its
 time, as that of a flow head, every segment that a row may have. Beside an adapter a frozen matrix of the blocks or of
-the head costs 4, and the adapter's own 6; other frozen parts count as if they were trained.
+the head costs 4, and the adapter's own 6; other frozen parts count as if they were trained. What pictures have of the
+blocks for themselves costs what text's costs, as each place goes through one of both; an adapter has no part in it. A
+modulation is computed once a segment that a row may have.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omniloom.models.unified.adapter.config import AdapterConfig
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.adapter.config import AdapterConfig, targets_of
+from omniloom.models.unified.config import UnifiedConfig, modulation_size
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
     c = config
     useful = batch.document_index >= 0
     positions, pairs = int(useful.sum()), int((batch.end - batch.start)[useful].sum())
-    total = int(dense_flops(c, positions, pairs, batch.targets["text"], adapter))
+    total = int(dense_flops(c, positions, pairs, batch.targets["text"], adapter, batch.tokens["visual"]))
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
         asked = round(
@@ -43,8 +45,12 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
         )
         if REPRESENTATIONS[name].discrete:
             total += _TRAINED * getattr(c, REPRESENTATIONS[name].size) * c.width * asked
+            if c.code_dim is not None:
+                entered = _TRAINED * (c.code_dim + c.width) * c.width * len(batch.parts[name].index)
+                total += entered + _TRAINED * c.width * c.width * asked
         else:
             total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
+            total += segments * _TRAINED * c.width * modulation_size(c) if c.is_modulated else 0
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)
     return total
 
@@ -55,12 +61,18 @@ def token_flops(config: UnifiedConfig, length: int, adapter: AdapterConfig | Non
 
 
 def dense_flops(
-    config: UnifiedConfig, positions: int, pairs: float, labels: int, adapter: AdapterConfig | None = None
+    config: UnifiedConfig,
+    positions: int,
+    pairs: float,
+    labels: int,
+    adapter: AdapterConfig | None = None,
+    pictures: int = 0,
 ) -> float:
-    """Operations of the blocks at so many positions, with so many pairs of them in attention, and of the text head at
-    so many labels."""
+    """Operations of the blocks at so many positions, `pictures` of them pictures', with so many pairs of them in
+    attention, and of the text head at so many labels."""
     block, attended = _block(config)
     layers = config.layers * (_matrices(config, block, adapter) * positions + _ATTENTION * attended * pairs)
+    layers += config.layers * _spared(config, adapter) * pictures
     return layers + _skips(config) * positions + _head(config, adapter) * labels
 
 
@@ -70,6 +82,17 @@ def _matrices(c: UnifiedConfig, block: int, adapter: AdapterConfig | None) -> in
         return _TRAINED * block
     factors = adapter.rank * sum(target.rows + target.inputs for target in adapter.chosen(c).values())
     return _FIRST * block + _TRAINED * factors
+
+
+def _spared(c: UnifiedConfig, adapter: AdapterConfig | None) -> int:
+    """Operations that a position of a picture has more in a block than one of text: its own matrices are trained whole,
+    without an adapter."""
+    if adapter is None or not c.has_experts:
+        return 0
+    own = {"mlp.gate_up", "mlp.down"} | ({"attention.qkv", "attention.out"} if c.modality_experts == "all" else set())
+    matrices = sum(t.rows * t.inputs for t in targets_of(c).values() if t.linear in own)
+    factors = adapter.rank * sum(t.rows + t.inputs for t in adapter.chosen(c).values() if t.linear in own)
+    return (_TRAINED - _FIRST) * matrices - _TRAINED * factors
 
 
 def _head(c: UnifiedConfig, adapter: AdapterConfig | None) -> int:

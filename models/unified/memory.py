@@ -36,6 +36,7 @@ class Pass:
     adapted    channels of a block that an adapter's first factors give
     dropped    channels of a block that go into an adapter by dropout, which keeps a copy and a mask
     spared     channels of a block that go into frozen matrices alone, which keep none of them
+    pictures   of the positions those of a diffusion's pictures
     """
 
     positions: int
@@ -47,6 +48,7 @@ class Pass:
     adapted: int = 0
     dropped: int = 0
     spared: int = 0
+    pictures: int = 0
 
     @property
     def width(self) -> int:
@@ -58,6 +60,9 @@ def block_bytes(c: UnifiedConfig, p: Pass) -> int:
     """What one block keeps for the backward pass, without its input, which is the block's before."""
     kept = _gau(c, p) if c.block == "gau" else _llama(c, p)
     adapters = p.width * (p.adapted - p.spared) + (p.width + 1) * p.dropped
+    if c.is_modulated:  # of each sub-layer, what is scaled and by what, and what is gated and by what
+        modulated = c.sublayers * c.width * (_FLOAT32 + 3 * p.width)
+        return p.positions * (kept + adapters) + p.width * c.attention_heads * p.scores + p.pictures * modulated
     return p.positions * (kept + adapters) + p.width * c.attention_heads * p.scores
 
 
@@ -78,9 +83,15 @@ def _llama(c: UnifiedConfig, p: Pass) -> int:
         held += 2 * queries if grouped else keys  # turned keys, and values where they are written out
     held += 0 if p.scores else queries  # attention's output, which FlexAttention keeps
     held += queries + 3 * c.hidden  # into the output; gates and values; into the last product
+    layered = 2 * _FLOAT32 * (queries + keys) if c.qk_norm and c.qk_norm_kind == "layer" else 0  # widened, and normed
     statistics = 2 + (c.heads + c.kv_heads if c.qk_norm else 0) + (0 if p.scores else c.heads)
     turned = p.width * c.head_dim if p.bf16 else 0  # cosines and sines, cast
-    return p.width * held + _FLOAT32 * (c.width + statistics) + turned  # the residual between attention and SwiGLU
+    residual = c.width  # between attention and SwiGLU
+    if c.has_experts:  # and the block's input in the order of modalities
+        residual += c.width
+        if c.modality_experts == "all" and c.qk_norm:  # projections before that, or turned keys beside the queries
+            held += keys if grouped else queries + 2 * keys
+    return p.width * held + layered + _FLOAT32 * (residual + statistics) + turned
 
 
 def _gau(c: UnifiedConfig, p: Pass) -> int:
@@ -116,10 +127,11 @@ def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
         inner = 3 * (c.head_dim + 2 * c.hidden) + (3 if p.adapted else 2) * c.hidden
     within = p.width * inner * p.positions
     behind = block + within if p.recompute else within
+    inputs = c.layers + 1
+    if c.has_experts and not (p.recompute or c.long_skips):  # kept in the order of modalities alone, within the blocks
+        inputs = 1
     return {
-        "activations": residual * (c.layers + 1)
-        + (0 if p.recompute else block * c.layers)
-        + max(head, behind - logits),
+        "activations": residual * inputs + (0 if p.recompute else block * c.layers) + max(head, behind - logits),
         "logits": logits,
         "casts": 2 * num_parameters(c) if p.bf16 else 0,
     }

@@ -3,8 +3,9 @@ representation of pictures the values that the network sees and one diffusion ti
 the places that have a label, and by representation predictions at the places that the caller names.
 
 Blocks: `models.unified.blocks`. Visual input: `models.unified.patchify`, of a code an embedding; to latents and pixels
-an embedding of the segment's time is added, once at the input rather than modulating every token; clean context has
-time 0. Visual output: RMSNorm and a Linear, or as the config says, a unet and a flow head.
+an embedding of the segment's time is added, once at the input rather than modulating every token, and with a modulation
+(`models.unified.places`) in each block too; clean context has time 0. Visual output: RMSNorm and a Linear, or as the
+config says, a unet and a flow head.
 
 Shapes: B rows, L places of a row, N places that are fed at once (L in training), D width, V vocabulary, T text
 targets, S visual segments of a row at most; of one representation M positions, A predictions, C channels of a value.
@@ -18,18 +19,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omniloom.models.linear import Linear
+from omniloom.models.meta import without_memory
 from omniloom.models.norms import RMSNorm
+from omniloom.models.unified import mup
 from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.config import UnifiedConfig, modulation_size
 from omniloom.models.unified.flow_head import FlowHead
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
+from omniloom.models.unified.places import Modulation, Places, places_of
 from omniloom.models.unified.positions import rotary
 from omniloom.models.unified.representations import REPRESENTATIONS
 from omniloom.models.unified.sequence import RowShare
@@ -37,8 +42,15 @@ from omniloom.models.unified.sequence import RowShare
 
 def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
     size, kind = getattr(config, REPRESENTATIONS[name].size), config.patchifier(name)
-    if REPRESENTATIONS[name].discrete:
-        return nn.Embedding(size + 1, config.width)  # the last one is the mask
+    if REPRESENTATIONS[name].discrete:  # the last one is the mask
+        if config.code_dim is None:
+            return nn.Embedding(size + 1, config.width)
+        return nn.Sequential(
+            nn.Embedding(size + 1, config.code_dim),
+            nn.Linear(config.code_dim, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, config.width),
+        )
     if kind == "unet":
         return UNetInput(size, config)
     if kind == "bottleneck":
@@ -50,6 +62,9 @@ def _visual_input(name: str, config: UnifiedConfig) -> nn.Module:
 def _visual_output(name: str, config: UnifiedConfig) -> nn.Module:
     row = REPRESENTATIONS[name]
     features = config.unet_width if config.patchifier(name) == "unet" else config.width
+    if row.discrete and config.code_dim is not None:
+        size = getattr(config, row.size)
+        return nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, size))
     if config.flow_head_layers and not row.discrete:
         return FlowHead(features, getattr(config, row.size), config)
     return nn.Linear(features, getattr(config, row.size), bias=not row.discrete)
@@ -73,9 +88,12 @@ class UnifiedModel(nn.Module):
                 setattr(self, f"{row.prefix}_mask", nn.Embedding(1, config.width))
         if not all(row.discrete for row in rows):
             self.time = TimeEmbedding(config.time_dim, config.width)
+        if config.is_modulated:  # of all blocks at once
+            self.modulation = nn.Linear(config.width, modulation_size(config))
         self.blocks = make_blocks(config)
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.vocab_size, bias=False)
+        self.logits_factor = mup.logits_factor(config)
         for row in rows:
             setattr(self, f"{row.prefix}_norm", RMSNorm(config.width, config.norm_eps))
             if config.patchifier(row.name) == "unet":
@@ -87,8 +105,9 @@ class UnifiedModel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal with std 0.02, residual outputs shrunk by sqrt(their number) (GPT-2's rule); the visual inputs
-        keep unit-variance latents at the embeddings' scale, and the outputs of a diffusion start at 0."""
+        """Normal with std 0.02, residual outputs shrunk by sqrt(the number that a place passes) (GPT-2's rule); the
+        visual inputs keep unit-variance latents at the embeddings' scale, and the outputs of a diffusion and its
+        modulation start at 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -96,19 +115,30 @@ class UnifiedModel(nn.Module):
                 nn.init.zeros_(module.bias)
             if isinstance(module, GatedAttentionUnit):
                 module.reset_scales()
-        residual = [linear for block in self.blocks for linear in block.residual_outputs]
-        for linear in residual:
-            linear.weight.div_(math.sqrt(len(residual)))
+        passed = self.config.layers * self.config.sublayers
+        for module in self.modules():
+            for linear in getattr(module, "residual_outputs", ()):
+                linear.weight.div_(math.sqrt(passed))
         outputs = [
             getattr(self, f"{REPRESENTATIONS[name].prefix}_out")
             for name in self.config.representations
             if not REPRESENTATIONS[name].discrete
         ]
         zero = [linear for linear in outputs if isinstance(linear, nn.Linear)]
+        zero += [self.modulation] if self.config.is_modulated else []
         for module in self.modules():
             zero += getattr(module, "starts_at_zero", ())
         for linear in zero:
             nn.init.zeros_(linear.weight)
+        for name, factor in self.mup_factors().items():
+            self.get_parameter(name).mul_(factor.std)
+
+    def mup_factors(self) -> dict[str, mup.Factors]:
+        """What `config.mup` does to initial weights and learning rates, by name; empty without it."""
+        if (base := self.config.base) is None:
+            return {}
+        small = without_memory(UnifiedModel, replace(base, layers=self.config.layers))
+        return mup.factors(self, small, self.config.layers / base.layers)
 
     def embed_visual(
         self,
@@ -155,8 +185,9 @@ class UnifiedModel(nn.Module):
         values: Mapping[str, Tensor],
         times: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, VisualInput | None]]:
-        """Input of the first block, (B, N, D), and by representation what its head may look back at.
+    ) -> tuple[Tensor, dict[str, VisualInput | None], Places | None]:
+        """Input of the first block, (B, N, D), by representation what its head may look back at, and what blocks are
+        told of the places, None where no option asks.
 
         ids int64 (B, N); parts as in `Batch`; values by representation, of the parts' shapes, as the network is to
         see them; times by representation, but of codes, float (B, S) in [0, 1], 0 for clean context; masked as in
@@ -173,7 +204,20 @@ class UnifiedModel(nn.Module):
                 name, part, values[name], embedded_times.get(name), (masked or {}).get(name)
             )
             x_ND = x_ND.index_copy(0, places, x_MD.to(x_ND.dtype))
-        return x_ND.view_as(text_BND), sources
+        return x_ND.view_as(text_BND), sources, self._places(parts, embedded_times, ids)
+
+    def picture_places(self, B: int, N: int, times: Tensor | None) -> Places | None:
+        """Of a pass in which every place is a picture's, one picture a row; times (B, D), embedded, None of codes."""
+        device = self.embed.weight.device
+        index = torch.arange(B * N, device=device)
+        part = VisualPart(index, index, index // N)
+        return self._places({"": part}, {} if times is None else {"": times}, index)
+
+    def _places(self, parts: Mapping[str, VisualPart], times: dict[str, Tensor], ids: Tensor) -> Places | None:
+        c = self.config
+        if not (c.is_modulated or c.has_experts):
+            return None
+        return places_of(parts, times if c.is_modulated else {}, ids.numel(), ids.device, experts=c.has_experts)
 
     def _entered(
         self, name: str, part: VisualPart, values: Tensor, time: Tensor | None, masked: Tensor | None
@@ -196,6 +240,7 @@ class UnifiedModel(nn.Module):
         attend: Attend,
         caches: Sequence[LayerCache] | None = None,
         layer_states: dict[int, Tensor] | None = None,
+        places: Places | None = None,
     ) -> Tensor:
         """Hidden states (B, N, D) before the final norms, of x (B, N, D).
 
@@ -203,8 +248,10 @@ class UnifiedModel(nn.Module):
         attend        attention, with the mask
         caches        one a layer, hold what earlier calls computed
         layer_states  by number of a block, from 1: receives the states behind each that is a key
+        places        where pictures are among the places, as `embed_inputs` gives them; None: there are none
         """
         c = self.config
+        modulations = self._modulations(places)
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
         for index, block in enumerate(self.blocks):
@@ -212,17 +259,27 @@ class UnifiedModel(nn.Module):
             if c.long_skips and index < c.layers // 2:
                 earlier.append(x)
             skip = earlier.pop() if block.skip is not None else None
+            given = (x, cos, sin, attend, cache, skip, places, modulations[index])
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, cos, sin, attend, cache, skip, use_reentrant=False)
+                x = checkpoint(block, *given, use_reentrant=False)
             else:
-                x = block(x, cos, sin, attend, cache, skip)
+                x = block(*given)
             if layer_states and index + 1 in layer_states:
                 layer_states[index + 1] = x
         return x
 
+    def _modulations(self, places: Places | None) -> Sequence[Modulation | None]:
+        """One a block."""
+        c = self.config
+        if places is None or places.times is None or places.index is None or places.row is None:
+            return [None] * c.layers
+        tables = self.modulation(F.silu(places.times)).view(-1, c.layers, 3 * c.sublayers, c.width)
+        return [Modulation(table, places.index, places.row) for table in tables.unbind(1)]
+
     def text_head(self, hidden: Tensor) -> Tensor:
         """(..., D) -> vocabulary logits (..., V)."""
-        return self.head(self.norm(hidden))
+        x = self.norm(hidden)
+        return self.head(x if self.logits_factor == 1 else x * self.logits_factor)
 
     def visual_head(self, name: str, hidden: Tensor, source: VisualInput | None, rows: Tensor | None = None) -> Tensor:
         """(..., D) -> of latents and pixels a prediction (..., C): x, noise or v, as the diffusion's config says; of
@@ -270,11 +327,11 @@ class UnifiedModel(nn.Module):
         Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
         part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
         """
-        x_BLD, sources = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
+        x_BLD, sources, places_of_pass = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
         if share:
             attend = share.attention(attend)
-        hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states)
+        hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states, places=places_of_pass)
         hidden_LD = hidden_BLD.flatten(0, 1)  # B * L places, one after the other
         outputs = {
             name: self._predicted(name, part, hidden_LD, places[name], sources[name], share)

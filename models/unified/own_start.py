@@ -13,7 +13,7 @@ import torch
 
 from omniloom.models.unified.adapter.config import filled
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.llama.load import allocate
+from omniloom.models.unified.llama.load import allocate, copy_towers
 from omniloom.models.unified.model import UnifiedModel
 
 WEIGHTS = "unified.safetensors"
@@ -22,7 +22,8 @@ WEIGHTS = "unified.safetensors"
 def load_own(folder: str | Path, start: UnifiedConfig, config: UnifiedConfig) -> UnifiedModel:
     """The model of `config`, on the CPU, in training mode, with the weights of the model folder whose config is
     `start`. What that has for representations which `config` lacks is left out; what it lacks is drawn from torch's
-    global generator. ValueError naming the file and the tensor that is missing or of another shape."""
+    global generator, but for what pictures have of the blocks for themselves, which text's weights fill. ValueError
+    naming the file and the tensor that is missing or of another shape."""
     from safetensors import SafetensorError, safe_open
 
     file = Path(folder) / WEIGHTS
@@ -38,4 +39,5 @@ def load_own(folder: str | Path, start: UnifiedConfig, config: UnifiedConfig) ->
                 target.copy_(found)
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{file}: cannot load the weights: {error}") from error
+    copy_towers(model, known)
     return model

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from omniloom.infra.errors import InputError
 from omniloom.pipelines.preset_files import preset_names
 
 if TYPE_CHECKING:
     from omniloom.pipelines.plan import Plan
+    from omniloom.pipelines.planned import PlannedStage
     from omniloom.pipelines.selection import Selection
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -53,9 +55,39 @@ Prompts = Annotated[
 
 
 def planned(config: str, overrides: list[str] | None, selection: Selection | None = None) -> Plan:
-    """The plan of a config, by default for all its stages; InputError for what is wrong with one of the two."""
+    """The plan of a config, by default for all its stages; InputError for what is wrong with one of the two, and where
+    it has a sweep, each of whose trials has a plan of its own."""
     from omniloom.pipelines.config import load
     from omniloom.pipelines.plan import make_plan
     from omniloom.pipelines.selection import Selection
 
-    return make_plan(load(config, overrides or [], files=True), selection or Selection())
+    loaded = load(config, overrides or [], files=True)
+    if loaded.sweep:
+        raise InputError(
+            "this command is of one pipeline, and a sweep has one for each trial; sweep=null with a trial's values as "
+            "overrides names it, and `omniloom plan` lists them",
+            field="sweep",
+        )
+    return make_plan(loaded, selection or Selection())
+
+
+def every_stage(
+    config: str, overrides: list[str] | None, stage: str | None = None
+) -> list[tuple[str, Plan, PlannedStage]]:
+    """The stages of a config, or the one of this name, each by the name that it is shown by: of a sweep those of all
+    trials, each artifact once. InputError where there is no such stage."""
+    from omniloom.pipelines.config import load
+    from omniloom.pipelines.plan import make_plan
+
+    loaded = load(config, overrides or [], files=True)
+    if not loaded.sweep:
+        made = make_plan(loaded)
+        return [(one.name, made, one) for one in (made.stages if stage is None else [made.stage(stage)])]
+    from omniloom.pipelines.sweeps.trial_stages import trial_stages, trials_of
+
+    trials = trials_of(config, overrides or [], loaded)
+    found = [(one.label, one.plan, one.planned) for one in trial_stages(trials)]
+    named = [one for one in found if stage in (None, one[0], one[2].name)]
+    if not named:
+        raise InputError(f"expected one of {', '.join(label for label, *_ in found)}", field="STAGE")
+    return named

@@ -102,11 +102,14 @@ class Target(StrEnum):
     hf = "hf"
     lmms_eval = "lmms-eval"
     geneval = "geneval"
+    transformers = "transformers"
 
 
 def export(
     model: Model,
-    to: Annotated[Target, typer.Option("--to", metavar="hf|lmms-eval|geneval", help="What the folder is for.")],
+    to: Annotated[
+        Target, typer.Option("--to", metavar="hf|lmms-eval|geneval|transformers", help="What the folder is for.")
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder that is new or empty.")],
     prompts: Annotated[
         Path | None,
@@ -116,14 +119,21 @@ def export(
     ] = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="With GenEval's prompts: pictures a prompt.")] = 1,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="With geneval: samples count up from it.")] = 0,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="With transformers: what the model started from, where it is not there any more."
+        ),
+    ] = None,
 ) -> None:
     """Write a model as a folder for tools of others.
 
     hf: a Hugging Face repository that torch and safetensors alone run, with a model card, and the visual tokenizer as
     an autoencoder folder. lmms-eval: that, with the plugin that lmms-eval runs. geneval: pictures of a benchmark's
-    prompts, in the folders that its scripts read.
+    prompts, in the folders that its scripts read. transformers: the folder that training started from (Llama, Qwen,
+    Chameleon, Emu3, Janus) with the model's weights in place of its own.
     """
     from omniloom.pipelines.exporting.export import export as write
 
-    for line in write(model, to.value, out, prompts, count, seed):
+    for line in write(model, to.value, out, prompts, count, seed, start):
         print(line)

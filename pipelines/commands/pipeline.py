@@ -15,7 +15,7 @@ from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.infra.secrets import redact, redact_override
 from omniloom.pipelines import signals
 from omniloom.pipelines.commands.about import UI_PORT
-from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides, planned
+from omniloom.pipelines.commands.arguments import AsJson, ConfigPath, Overrides, every_stage
 from omniloom.pipelines.options import selection_options
 from omniloom.pipelines.selection import Selection
 
@@ -177,15 +177,26 @@ def _goes_on(
 
 
 def status(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show stages, artifacts, sizes, metrics and MLflow runs."""
+    """Show stages, artifacts, sizes, metrics and MLflow runs.
+
+    Of a config with a sweep: of all trials, each artifact once, with what came out so far.
+    """
+    from omniloom.pipelines.config import load
+    from omniloom.pipelines.plan import make_plan
     from omniloom.pipelines.tables import closing_lines, show, status_rows, status_table
 
-    made = planned(config, overrides)
+    loaded = load(config, overrides or [], files=True)
+    if loaded.sweep:
+        from omniloom.pipelines.sweeps.command import print_status
+
+        print_status(config, overrides or [], loaded, as_json)
+        return
+    made = make_plan(loaded)
     rows = status_rows(made)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        show(status_table(made, rows))
+        show(status_table(made.config, rows))
         for line in closing_lines(made, [])[1:]:
             print(line)
 
@@ -198,17 +209,21 @@ def why(
 ) -> None:
     """Say why a stage is cached or would run.
 
-    Everything that differs from what the pipeline used last, and from the nearest of the stage's other artifacts.
+    Everything that differs from what the pipeline used last, and from the nearest of the stage's other artifacts. Of a
+    config with a sweep: of the stage in each trial, and what trials share once; N/STAGE is that of trial N alone.
     """
     from omniloom.pipelines.why import lines
     from omniloom.pipelines.why import why as reasons
 
-    found = reasons(planned(config, overrides), stage)
+    stages = every_stage(config, overrides, stage)
+    found = {label: reasons(plan, planned.name) for label, plan, planned in stages}
     if as_json:
-        print(json.dumps(found, indent=2))
+        alone = len(stages) == 1 and stages[0][0] == stage
+        print(json.dumps(found[stage] if alone else found, indent=2))
         return
-    for line in lines(found):
-        print(line)
+    for label, told in found.items():
+        for line in lines(told | {"name": label}):
+            print(line)
 
 
 def config_(
@@ -237,18 +252,17 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
 
     What is damaged is noted for the next run; exit code 1 where something is.
     """
-    made = planned(config, overrides)
     damaged = []
-    for stage in made.stages:
-        if stage.artifact:
-            bad = made.store.examine(stage.artifact)
-            damaged += [stage.name] if bad else []
+    for label, plan, planned in every_stage(config, overrides):
+        if planned.artifact:
+            bad = plan.store.examine(planned.artifact)
+            damaged += [label] if bad else []
             print(
-                f"{stage.name}: "
+                f"{label}: "
                 + (
-                    f"damaged: {', '.join(bad)} in {redact(stage.uri)}"
+                    f"damaged: {', '.join(bad)} in {redact(planned.uri)}"
                     if bad
-                    else f"{len(stage.artifact.manifest['files'])} files intact"
+                    else f"{len(planned.artifact.manifest['files'])} files intact"
                 )
             )
     if damaged:

@@ -95,14 +95,14 @@ def _tokenizers(kinds: list[str], sizes: Sizes) -> Iterator[Line]:
     yield 3, "temporal_layers: 1", "over the frames of a video"
     yield 3, f"decoder_spatial_layers: {rung.tokenizer_layers}", "likewise of what draws"
     yield 3, f"quantizer: {{kind: kl, latent_dim: {rung.channels}}}", "continuous tokens; vq or fsq give codes"
-    yield from _loss(rung.tokenizer_steps)
+    yield from _loss(sizes.steps(first))
     yield from _clips([kinds[0]], sizes)
-    yield from _training(rung.tokenizer_steps, sizes, "raise it while the reconstructions in MLflow get sharper")
+    yield from _training(first, sizes, "raise it while the reconstructions in MLflow get sharper")
     if len(kinds) > 1:
         yield 1, "tokenizer_joint:", "goes on from its weights, with videos too"
-        yield from _loss(rung.tokenizer_steps // 2)
+        yield from _loss(sizes.steps("tokenizer_joint"))
         yield from _clips(kinds, sizes)
-        yield from _training(rung.tokenizer_steps // 2, sizes, "")
+        yield from _training("tokenizer_joint", sizes, "of the optimizer")
 
 
 def _loss(steps: int) -> Iterator[Line]:
@@ -122,8 +122,19 @@ def _clips(kinds: list[str], sizes: Sizes) -> Iterator[Line]:
     yield 2, f"data: {flow(own)}", "pixels a side, and how many a step; flip: true mirrors half of them"
 
 
-def _training(steps: int, sizes: Sizes, more: str) -> Iterator[Line]:
-    yield 2, f"steps: {steps}", more or "of the optimizer"
+def _steps(stage: str, sizes: Sizes, why: str) -> Line:
+    measured = sizes.step_seconds.get(stage)
+    return 2, f"steps: {sizes.steps(stage)}", why + (f"; one takes {measured:.2g} s here" if measured else "")
+
+
+def _average(most: float, steps: float) -> float:
+    """How much of the weights' moving average stays at a step: it reaches back over a part of so many steps."""
+    return min(most, round(1 - 1 / steps, 4))
+
+
+def _training(stage: str, sizes: Sizes, why: str) -> Iterator[Line]:
+    steps = sizes.steps(stage)
+    yield _steps(stage, sizes, why)
     yield 2, "seed: ${seed}", "the one above"
     warmup = max(1, min(1000, steps // 12))
     rate = 2.0e-3 if sizes.name == "tiny" else 5.0e-4
@@ -132,7 +143,7 @@ def _training(steps: int, sizes: Sizes, more: str) -> Iterator[Line]:
         f"optimizer: {{lr: {rate}, betas: [0.9, 0.95], warmup_steps: {warmup}, weight_decay: 0.0}}",
         "the learning rate is the first thing to try otherwise",
     )
-    yield from _where(steps, sizes, ema=0.99 if sizes.name == "tiny" else 0.999)
+    yield from _where(steps, sizes, _average(0.99 if sizes.name == "tiny" else 0.999, steps / 4))
 
 
 def _where(steps: int, sizes: Sizes, ema: float) -> Iterator[Line]:
@@ -166,11 +177,12 @@ def _train(kinds: list[str], sizes: Sizes) -> Iterator[Line]:
     why = sizes.why["length"] if kinds else "tokens of a row"
     yield 2, f"packing: {flow(packing)}", why + ("; mixture: shares of the tokens" if sizes.mixture else "")
     yield 2, f"batch_rows: {sizes.batch_rows}", "rows a step"
-    yield 2, f"steps: {rung.steps}", "raise it while the validation losses in MLflow fall"
+    steps = sizes.steps("train")
+    yield _steps("train", sizes, "raise it while the validation losses in MLflow fall")
     yield 2, "seed: ${seed}", "the one above"
-    warmup, rate = min(2000, rung.steps // 12), 1.5e-3 if sizes.name == "tiny" else 3.0e-4
+    warmup, rate = min(2000, steps // 12), 1.5e-3 if sizes.name == "tiny" else 3.0e-4
     yield 2, f"optimizer: {{lr: {rate}, warmup_steps: {warmup}, weight_decay: 0.03}}", "as of the tokenizer"
-    yield from _where(rung.steps, sizes, ema=0.998 if sizes.name == "tiny" else 0.9995)
+    yield from _where(steps, sizes, _average(0.998 if sizes.name == "tiny" else 0.9995, 0.625 * steps))
 
 
 def _written(line: Line) -> Iterator[str]:

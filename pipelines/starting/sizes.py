@@ -2,15 +2,15 @@
 
 One rung of a short ladder is chosen, by the device and by how much there is to learn from; what the corpus bounds (the
 side of pictures, captions' length, vocabulary, what is held out) is fitted to it. That the machine has the memory is
-then asked of `pipelines.room`, as of any config.
+then asked of `pipelines.room`, as of any config. What a step takes here says how many there are (`fitted`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from omniloom.infra.cluster import ClusterConfig
@@ -21,6 +21,7 @@ from omniloom.pipelines.starting.corpus import Corpus
 Size = Literal["tiny", "small", "base"]
 _MANY = 20_000  # pictures, from which on a base model learns more than it remembers
 _GIB = 2**30
+_LEAST_STEPS = 50  # that tell anything
 _USUAL_LENGTH = 6  # of a row, in pictures, for which the rungs' rows a step are meant: four with short captions
 _WEIGHTS = {"image": 0.7, "video": 0.15, "text": 0.25, "document": 0.1}  # of tokens, among the kinds that are there
 
@@ -48,7 +49,8 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True)
 class Rung:
-    """One size: `pixels` a side at most, `patch` that the tokenizer divides them by, then what the two networks are."""
+    """One size: `pixels` a side at most, `patch` that the tokenizer divides them by, then what the two networks are.
+    `minutes`: that its trainings take at most, fewer steps where the machine is slower; None: as long as they take."""
 
     pixels: int
     patch: int
@@ -63,6 +65,7 @@ class Rung:
     batch_rows: int
     steps: int
     gpu_memory: int = 0
+    minutes: float | None = None
 
     @property
     def positions(self) -> int:
@@ -71,7 +74,7 @@ class Rung:
 
 
 LADDER: dict[Size, Rung] = {
-    "tiny": Rung(32, 4, 128, "tt", 8, 400, 32, 192, 5, 6, 8, 800),
+    "tiny": Rung(32, 4, 128, "tt", 8, 400, 32, 192, 5, 6, 8, 800, minutes=8),
     "small": Rung(64, 8, 256, "ttt", 16, 10_000, 64, 512, 8, 8, 32, 20_000, 8 * _GIB),
     "base": Rung(128, 8, 384, "tttt", 16, 50_000, 64, 768, 12, 12, 64, 100_000, 24 * _GIB),
 }
@@ -80,19 +83,28 @@ LADDER: dict[Size, Rung] = {
 @dataclass(frozen=True)
 class Sizes:
     """`side`: of the squares that pictures are cut to; `length`: of packed rows; `why`: by what is said of them, why
-    they are so."""
+    they are so; `share`: of the rung's steps that there are; `step_seconds`: by training, as measured here."""
 
     name: Size
     rung: Rung
     machine: Machine
     side: int
     frames: int
+    joint_goes_on: bool  # the second tokenizer stage, from the first one's weights
     length: int
     vocab_size: int
     splits: tuple[float, float, float]
     mixture: dict[str, float]
     measured: int
     why: dict[str, str]
+    share: float = 1.0
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def steps(self, stage: str) -> int:
+        """Of a training."""
+        whole = self.rung.steps if stage == "train" else self.rung.tokenizer_steps
+        whole = whole // 2 if stage == "tokenizer_joint" and self.joint_goes_on else whole
+        return max(_LEAST_STEPS, round(whole * self.share / 10) * 10) if self.share < 1 else whole
 
     @property
     def workers(self) -> int:
@@ -124,6 +136,7 @@ def sizes(corpus: Corpus, machine: Machine, asked: str | None = None) -> Sizes:
         machine,
         side,
         frames,
+        corpus.records("image") > 0,
         length,
         _vocabulary(corpus),
         _splits(seen or corpus.records("text")),
@@ -135,6 +148,14 @@ def sizes(corpus: Corpus, machine: Machine, asked: str | None = None) -> Sizes:
             "vocab_size": f"for {_bytes(corpus.text_bytes + sum(map(len, corpus.captions)))} of text",
         },
     )
+
+
+def fitted(chosen: Sizes, seconds: Mapping[str, float], minutes: float | None = None) -> Sizes:
+    """With as many steps as there is time for, at most the rung's. `seconds`: by training, of a step."""
+    known = replace(chosen, step_seconds=dict(seconds))
+    allowed = chosen.rung.minutes if minutes is None else minutes
+    whole = sum(known.steps(stage) * each for stage, each in seconds.items())
+    return replace(known, share=min(1.0, 60 * allowed / whole)) if allowed and whole else known
 
 
 def _name(corpus: Corpus, machine: Machine, asked: str | None) -> Size:

@@ -41,8 +41,6 @@ class SpaceConfig(BaseModel):
                 raise ValueError(f"{given[0]}: expected two finite numbers, the lower first, got {low} and {high}")
             if self.log_uniform and low <= 0:
                 raise ValueError(f"log_uniform: expected numbers above 0, got {low}")
-        if self.choice and any(value in self.choice[:place] for place, value in enumerate(self.choice)):
-            raise ValueError("choice: has a value twice")
         return self
 
     @property
@@ -132,9 +130,10 @@ class SweepConfig(BaseModel):
     """Trials of a pipeline, each with other values of some of its fields."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    method: Literal["grid", "random", "optuna"] = "grid"
-    """grid: each value of each field with each of the others; random: drawn by the seed; optuna: chosen by what came
-    out before, by Ray Tune's search with Optuna's TPE (`pip install omniloom[sweep]`)."""
+    method: Literal["grid", "zip", "random", "optuna"] = "grid"
+    """grid: each value of each field with each of the others; zip: the first values of all fields, then the second
+    ones, and so on; random: drawn by the seed; optuna: chosen by what came out before, by Ray Tune's search with
+    Optuna's TPE (`pip install omniloom[sweep]`)."""
     fields: dict[str, _Space] = Field(min_length=1)
     """By a field's path, as overrides have it: a list of values, or a space to draw from. A value stands in place of
     all that is there, a mapping too."""
@@ -149,6 +148,9 @@ class SweepConfig(BaseModel):
     all but so many before it."""
     prune: PruneConfig | None = None
     """Ends trials that fall behind; null: all run to their end."""
+    foretell: list[Annotated[str, Field(pattern=r"^\w+(\.[\w@.+-]+)?$")]] = Field(default_factory=list)
+    """Stages before the goal's, or STAGE.METRIC, whose figures are held against the goal over the trials: by which of
+    them the best trial could have been told before the rest was paid for."""
 
     @field_validator("fields")
     @classmethod
@@ -162,12 +164,18 @@ class SweepConfig(BaseModel):
 
     @model_validator(mode="after")
     def _of_its_method(self) -> SweepConfig:
+        if self.method == "zip":
+            self._check_lists("a zip has as many trials as its lists have values")
+            counts = {path: int(space.count) for path, space in self.fields.items()}
+            if len(set(counts.values())) > 1:
+                told = ", ".join(f"{path} has {count}" for path, count in counts.items())
+                raise ValueError(f"fields: a zip takes lists of one length; {told}")
+            return self
+        for path, space in self.fields.items():
+            if space.choice and any(value in space.choice[:place] for place, value in enumerate(space.choice)):
+                raise ValueError(f"fields.{path}: has a value twice")
         if self.method == "grid":
-            for name in ("trials", "seed"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name}: is of random and optuna; a grid has all combinations of its values")
-            if drawn := [path for path, space in self.fields.items() if space.choice is None]:
-                raise ValueError(f"fields: a grid takes lists of values, and {', '.join(drawn)} is drawn from a range")
+            self._check_lists("a grid has all combinations of its values")
             if (count := math.prod(space.count for space in self.fields.values())) > 10_000:
                 raise ValueError(f"fields: {count:,} combinations; at most 10,000, or method: random with trials")
         elif self.trials is None:
@@ -179,3 +187,10 @@ class SweepConfig(BaseModel):
         if self.method == "optuna" and importlib.util.find_spec("optuna") is None:
             raise ValueError("method: optuna is not installed; `pip install omniloom[sweep]` installs it")
         return self
+
+    def _check_lists(self, why: str) -> None:
+        for name in ("trials", "seed"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: is of random and optuna; {why}")
+        if drawn := [path for path, space in self.fields.items() if space.choice is None]:
+            raise ValueError(f"fields: a {self.method} takes lists of values, and {', '.join(drawn)} is of a range")

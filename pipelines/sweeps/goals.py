@@ -37,6 +37,11 @@ def check(config: PipelineConfig, sweep: SweepConfig, selection: Selection) -> N
         raise InputError(f"is not made --until {selection.until}; leave that out, or judge by another", field=_METRIC)
     if sweep.prune:
         _check_prune(config, sweep.prune)
+    for number, what in enumerate(sweep.foretell):
+        stage, field = what.partition(".")[0], f"sweep.foretell.{number}"
+        _check_stage(config, stage, field)
+        if stage not in config.graph.names[: config.graph.names.index(goal.stage)]:
+            raise InputError(f"{stage} does not come before {goal.stage}", field=field)
 
 
 def _check_stage(config: PipelineConfig, name: str, field: str) -> None:

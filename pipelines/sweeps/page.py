@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from omniloom.pipelines.sweeps import foretelling
 from omniloom.pipelines.sweeps.results import Result, Results
 from omniloom.pipelines.sweeps.tables import numbers, ordered
 from omniloom.pipelines.sweeps.trials import Trial, Trials, short_names, shown
 
 _CURVES = 3  # charts of validations
+_FIGURES = 20  # of earlier stages
 
 
 def render(found: Results, trials: Trials, by_number: Mapping[int, Trial]) -> str:
@@ -24,6 +26,8 @@ def render(found: Results, trials: Trials, by_number: Mapping[int, Trial]) -> st
         {"title": "Trials", "text": f"By {found.goal.metric}; {way} is better.", "tables": [_table(found)]},
         {"title": "The figure", "curves": [_over_trials(found), *_over_fields(found)]},
     ]
+    if found.foretold:
+        sections.append(_foretold(found))
     if curves := _validations(found):
         text = "Curves of different losses, as those of different objectives, cannot be held against each other."
         sections.append({"title": "Validations", "text": text, "curves": curves})
@@ -62,6 +66,27 @@ def _table(found: Results) -> dict[str, Any]:
         for row in ordered(found)
     ]
     return {"columns": ["trial", *names.values(), found.goal.name, "95% interval", "status", "seconds"], "rows": rows}
+
+
+def _foretold(found: Results) -> dict[str, Any]:
+    """The strongest figures of the stages that `foretell` names."""
+    rows = [
+        [
+            one.metric,
+            f"{one.rank:+.2f}",
+            f"{one.low:+.2f} to {one.high:+.2f}",
+            one.pick,
+            f"{one.behind:.1%}",
+            f"{one.time:.0%}",
+        ]
+        for one in found.foretold[:_FIGURES]
+    ]
+    columns = ["figure", "rank correlation", "95% interval", "picks trial", "behind the best", "of the time"]
+    return {
+        "title": "What foretold it",
+        "text": " ".join(foretelling.lines(found.foretold, found.goal.metric)) + ".",
+        "tables": [{"columns": columns, "rows": rows}],
+    }
 
 
 def _judged(found: Results) -> list[Result]:

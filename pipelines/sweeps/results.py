@@ -62,10 +62,31 @@ class Result:
         }
 
 
+@dataclass(frozen=True)
+class Foretold:
+    """metric: STAGE.METRIC. rank: Spearman's coefficient with the goal, positive where more of both go together; low
+    and high the ends of its 95% interval, by a bootstrap over trials. pick: the trial that is best by the figure, read
+    in the direction that it correlated in. behind: how far the pick's goal is behind the best one's, as a share of it.
+    time: the share of the seconds of all trials that the figure in all of them and the pick to its end took."""
+
+    metric: str
+    rank: float
+    low: float
+    high: float
+    trials: int
+    pick: int
+    behind: float
+    time: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: round(v, 4) if isinstance(v, float) else v for name, v in vars(self).items()}
+
+
 @dataclass
 class Results:
     """Of the whole sweep. `rows` in the order of the trials' numbers; `best` and `second` by the goal; `test` holds the
-    best against the second, where both kept values by item, and `untested` says why there is none."""
+    best against the second, where both kept values by item, and `untested` says why there is none. `foretold`: which
+    earlier figures went with the goal, the strongest first (`pipelines.sweeps.foretelling`)."""
 
     pipeline: str
     id: str
@@ -73,6 +94,7 @@ class Results:
     rows: Sequence[Result]
     test: Compared | None = None
     untested: str = ""
+    foretold: Sequence[Foretold] = ()
 
     @property
     def ranked(self) -> list[Result]:
@@ -118,6 +140,7 @@ class Results:
             "best": first and first.number,
             "second": second and second.number,
             "verdict": self.verdict,
+            "foretold": [one.to_dict() for one in self.foretold],
             "trials": [row.to_dict() for row in self.rows],
         }
 

@@ -22,6 +22,7 @@ from omniloom.pipelines import run_card, runner
 from omniloom.pipelines.config import naming
 from omniloom.pipelines.display import Display
 from omniloom.pipelines.failures import Pruned
+from omniloom.pipelines.sweeps import foretelling
 from omniloom.pipelines.sweeps import results as outcome
 from omniloom.pipelines.sweeps.folder import Folder
 from omniloom.pipelines.sweeps.page import render
@@ -272,6 +273,7 @@ class _Sweep:
         found = self._results()
         outcome.add_seconds(found.rows, self.by_number)
         outcome.test(found, self.by_number)
+        found.foretold = foretelling.foretold(found, self.by_number, self.sweep)
         page = render(found, self.trials, self.by_number)
         self.folder.write_all(found, page)
         best = self.by_number[found.best.number] if found.best else None

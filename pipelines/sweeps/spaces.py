@@ -21,10 +21,11 @@ _TRIES = 1000  # for each trial that is another than those before
 
 
 def listed(sweep: SweepConfig) -> list[Values]:
-    """The values of every trial of a grid or of random, in order."""
-    if sweep.method == "grid":
-        paths, spaces = list(sweep.fields), list(sweep.fields.values())
-        return [dict(zip(paths, values)) for values in itertools.product(*(space.choice or () for space in spaces))]
+    """The values of every trial of a grid, a zip or of random, in order."""
+    if sweep.method in ("grid", "zip"):
+        lists = [space.choice or () for space in sweep.fields.values()]
+        rows = itertools.product(*lists) if sweep.method == "grid" else zip(*lists)
+        return [dict(zip(sweep.fields, values)) for values in rows]
     found: dict[str, Values] = {}
     count = sweep.trials or 0
     for short, exact in itertools.islice(_drawn(sweep), _TRIES * count):

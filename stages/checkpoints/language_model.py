@@ -18,6 +18,7 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.once import once
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import architecture, config_from_llama
+from omniloom.models.unified.llama.families import described
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 
 FIELD = "init_from"
@@ -42,6 +43,14 @@ def start_config(
                     field=f"model.{name}",
                     file=where,
                 )
+        codes, asked = described(values, where).codes, sizes.get("codebook_size")
+        if codes and asked not in (None, codes.size):
+            raise InputError(
+                f"the checkpoint has {codes.size} codes of pictures, the tokens have {asked}: they are made by another "
+                "visual tokenizer than the checkpoint's",
+                field=FIELD,
+                file=uri,
+            )
         return config_from_llama(
             values,
             where,

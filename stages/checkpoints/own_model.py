@@ -23,8 +23,9 @@ _SIZES = {row.size: name for name, row in REPRESENTATIONS.items()}
 # Of a model without diffusions nothing was made by these.
 _OF_DIFFUSIONS = (
     *("time_dim", "pixel_bottleneck", "latent_patchifier", "pixel_patchifier", "unet_width"),
-    *("flow_head_layers", "flow_head_width", "patch_mask_low", "patch_mask_high"),
+    *("flow_head_layers", "flow_head_width", "patch_mask_low", "patch_mask_high", "modulation"),
 )
+_ADDED = ("modality_experts",)  # where a model has none, it starts as a copy and computes the same
 _PIECE = 1 << 24  # bytes that are hashed at once
 
 
@@ -61,6 +62,8 @@ def start_config(folder: str, chosen: dict[str, Any], sizes: dict[str, int | Non
     known = {field.name: getattr(own, field.name) for field in fields(own)}
     is_open = _OF_DIFFUSIONS if own.latent_dim is None and own.pixel_dim is None else ()
     for name, value in chosen.items():
+        if name in _ADDED and known[name] is None:
+            continue
         if name not in is_open and value != known[name]:
             raise InputError(
                 f"the model has {known[name]!r}, got {value!r}; leave it out",

@@ -14,6 +14,7 @@ from omniloom.infra.contents import read_contents
 from omniloom.infra.errors import InputError
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.config import config_from_llama
+from omniloom.models.unified.llama.families import described
 from omniloom.stages.checkpoints import language_model, own_model
 from omniloom.stages.checkpoints.language_model import FIELD, FILES
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
@@ -30,14 +31,22 @@ def start_config(
 
 
 def known_config(uri: str) -> UnifiedConfig:
-    """The config of what has weights there: of a language model, one without pictures."""
+    """The config of what has weights there: of a language model, one without pictures but for codes that it has."""
     if folder := own_model.model_folder(uri):
         return own_model.own_config(folder)
     where = storage.join(uri, "config.json")
     try:
-        return config_from_llama(json.loads(storage.read_bytes(where)), where, latent_dim=None)
+        values = json.loads(storage.read_bytes(where))
+        codes = described(values, where).codes
+        return config_from_llama(values, where, latent_dim=None, codebook_size=codes.size if codes else None)
     except (OSError, ValueError) as error:
         raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
+
+
+def blocks_of(uri: str) -> str:
+    """Of a language model's folder the module that `transformers` has its blocks in."""
+    where = storage.join(uri, "config.json")
+    return described(json.loads(storage.read_bytes(where)), where).family.names[-1].body
 
 
 def check_files(uri: str, text_tokenizer: str) -> None:

@@ -16,6 +16,7 @@ that is not written over.
 from __future__ import annotations
 
 import json
+import marshal
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import TYPE_CHECKING, cast
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from omniloom.stages.ingest.splitting.keys import Keys
 
 _REJECTS = 65536  # that a worker holds
+_PLAIN = 2  # of marshal: equal values are written alike, whoever else holds them
 _OVER = 1.15  # times `shard_bytes` at most, so that a piece which holds a little more than was expected is one shard
 
 
@@ -56,7 +58,7 @@ def done(state: str, group: dict) -> list[dict] | None:
 
 
 def _digest(group: dict) -> str:
-    return blake2b(json.dumps(group["items"], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+    return blake2b(marshal.dumps(group["items"], _PLAIN)).hexdigest()
 
 
 def ingest_group(group: dict, config: Config, output: str, state: str) -> Iterator[dict]:
@@ -100,11 +102,12 @@ class _Reading:
         from omniloom.stages.ingest.splitting import splits
 
         fractions = self._config.splits.model_dump()
-        readers: dict[int, Reader] = {}
+        readers: dict[int, tuple[Reader, str]] = {}
         for number, item in enumerate(self._group["items"]):
             index = item["source"]
-            source = self._config.source_name(index)
-            reader = readers.get(index) or readers.setdefault(index, Reader(self._config, index))
+            if index not in readers:
+                readers[index] = Reader(self._config, index), self._config.source_name(index)
+            reader, source = readers[index]
             for row in reader.entries(item):
                 if isinstance(row, TextRun):
                     row.source, row.item = source, number
@@ -176,19 +179,23 @@ class _Reading:
         from omniloom.stages.data.records import row_bytes
 
         expected = max(item.get("packed", 1.0) for item in self._group["items"])
+        most, largest = self._config.shard_items, self._config.shard_bytes
         size = count = 0
-        while self.left and not self._is_reject and count < self._config.shard_items:
-            limit = int(_OVER * self._config.shard_bytes / writer.packed(expected))
+        while self.left and not self._is_reject and count < most:
+            limit = int(_OVER * largest / writer.packed(expected))
             row, rest = self._row, None
             if isinstance(row, TextRun):
-                row, rest = row.cut(self._config.shard_items - count, limit - size, not count)
-            rows, held = (len(row.texts), row.size) if isinstance(row, TextRun) else (1, row_bytes(row))
+                row, rest = row.cut(most - count, limit - size, not count)
+                rows, held = len(row.texts), row.size
+            else:
+                rows, held = 1, row_bytes(row)
             if not rows or (count and size + held > limit):
                 return
             count, size = count + rows, size + held
             yield row
             self._row = rest or next(self._rows, {})
-            self._refused(rejects)
+            if self._is_reject:
+                self._refused(rejects)
 
 
 def marker_name(group: dict) -> str:

@@ -21,6 +21,10 @@ from omniloom.stages.ingest.splitting.splits import group_key
 from omniloom.stages.ingest.text_runs import Facts, TextRun, Texts, completed
 
 _LAST_PART = (1 << 31) - 1
+# Of an item: where a file, or a piece of it, lies, and how much it holds.
+_OF_THE_FILE = frozenset(
+    ("source", "path", "size", "identity", "held", "packed", "part", "from", "to", "rows", "encoding", "digest")
+)
 
 
 class Reader:
@@ -58,22 +62,30 @@ class Reader:
     def asked(self, item: dict) -> list[str]:
         """The files besides its own that reading an item asked for, as the listing names them; to be called once it
         has been read."""
+        own = item["path"] if "identity" in item else None
         found = []
         for root, prefix in ((self.kind.root, ""), (self.kind.media_root, "media_root/")):
             if root:
-                found += [prefix + path for path in root.asked]
+                found += [prefix + path for path in root.asked] if root.asked != [own] or prefix else ()
                 root.asked = []
-        own = item["path"] if "identity" in item else None
         return [path for path in dict.fromkeys(found) if path != own]
 
     def _run(self, texts: Texts, item: dict) -> Iterator[dict | TextRun]:
-        row = self._completed({"kind": "text", "format": "text"}, item)
         if texts.parts[-1] <= _LAST_PART:
-            facts = Facts(row["path"], row["group"], row["license"], row["synthetic"], row["meta"])
-            yield TextRun(texts.texts, texts.parts, facts)
+            yield TextRun(texts.texts, texts.parts, self._facts(item))
         else:  # of which no record can say where it is: whoever writes them refuses them
+            row = {"kind": "text", "format": "text", **self._facts(item)._asdict()}
             for text, part in zip(*texts, strict=True):
                 yield completed({**row, "text": text, "part": part})
+
+    def _facts(self, item: dict) -> Facts:
+        """What all texts of an item have."""
+        if _OF_THE_FILE.issuperset(item):  # nearly all: nothing is said of it
+            path, config = item["path"], self.kind.config
+            group = group_key("file", path) if self.kind.one_file_one_split else None
+            return Facts(path, group, config.license, config.synthetic, "{}")
+        row = self._completed({"kind": "text"}, item)
+        return Facts(row["path"], row["group"], row["license"], row["synthetic"], row["meta"])
 
     def _completed(self, row: dict, item: dict) -> dict:
         row.setdefault("part", item.get("part", 0))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from operator import eq
 
 from omniloom.infra.errors import InputError, together
@@ -122,7 +123,7 @@ def _contents(kind: SourceKind) -> Contents:
     files = list_files(kind.root)
     if kind.manifest:
         kind.manifest.check(files)
-    contents = Contents(files, files if kind.root.is_file else files.where(lambda file: _is_item(kind, file)))
+    contents = Contents(files, files if kind.root.is_file else files.where(partial(_is_item, kind)))
     if not kind.holds_some(contents):
         raise InputError(_nothing(kind, files), field=kind.root.uri_field)
     return contents

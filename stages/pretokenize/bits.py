@@ -49,15 +49,19 @@ def lossless(corpus: Artifact, config: Config, patch_size: int) -> Lossless:
         record, segment = given
         held = segment or record
         shape = aspects.shape(aspects.bucket(held["width"], held["height"]), config.image_size)
-        pixels = decode_record(record, shape, 1, segment)[0]
-        sink = io.BytesIO()
-        Image.fromarray(pixels).save(sink, "WEBP", lossless=True)
-        return shape[0] * shape[1], len(encode_png(pixels)), len(sink.getvalue())
+        return written(decode_record(record, shape, 1, segment)[0])
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="lossless") as pool:
         found = list(pool.map(sizes, _drawn(corpus.uri)))
     pixels, png, webp = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0, 0)
     return Lossless(len(found), pixels, png, webp)
+
+
+def written(picture: np.ndarray) -> tuple[int, int, int]:
+    """Pixels of a picture, uint8 (H, W, 3), and its bytes as PNG and as lossless WebP."""
+    sink = io.BytesIO()
+    Image.fromarray(picture).save(sink, "WEBP", lossless=True)
+    return picture.shape[0] * picture.shape[1], len(encode_png(picture)), len(sink.getvalue())
 
 
 def _drawn(uri: str) -> Iterator[tuple[dict, dict | None]]:

@@ -17,7 +17,7 @@ from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfi
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
-from omniloom.stages.base import PLACEMENT, path_to
+from omniloom.stages.base import LATER, PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.data.aspects import Aspects, check_names
 from omniloom.stages.retrain import Retrain
@@ -110,6 +110,9 @@ class TokenizerStageConfig(BaseModel):
     `proxy_codes` the one whose codes that learns."""
     quantizer: QuantizerConfig | None = None
     """Another bottleneck than that of the tokenizer that training starts from."""
+    train_only: Literal["decoder"] | None = Field(None, json_schema_extra=LATER)
+    """decoder: of the tokenizer that training starts from the decoder alone is trained, and codes and latents stay what
+    they are; null: all of it is."""
     loss: TokenizerLossConfig = Field(default_factory=TokenizerLossConfig)
     """Weights of what the tokenizer is trained to: reconstruction, perceptual and adversarial terms."""
     perceptual: PerceptualConfig | None = None
@@ -157,6 +160,10 @@ class TokenizerStageConfig(BaseModel):
         for name in ("adversarial_start", "discriminator_warmup", "adversarial_ramp", "adaptive_weight"):
             if getattr(self.loss, name) and not self.discriminator:
                 raise ValueError(f"loss.{name}: has no effect: there is no discriminator")
+        if self.train_only and self.quantizer:
+            raise ValueError("quantizer: expected null with train_only: decoder, which keeps the codes")
+        if self.train_only and is_warm_up(self.model):
+            raise ValueError("train_only: expected null in the warm-up of a TiTok, whose encoder is what it trains")
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self

@@ -41,6 +41,12 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     starts = bool(config.official) or "tokenizer" in upstream
     if not (starts or config.model):
         raise no_architecture()
+    if config.train_only and not starts:
+        raise InputError(
+            "no stage before this one makes a tokenizer whose decoder could be trained; configure one, pin an "
+            "artifact, or name a released one as `official`",
+            field="train_only",
+        )
     if is_warm_up(config.model) and not starts:
         raise InputError(
             "no stage before this one makes a tokenizer whose codes a warm-up could learn; configure one, pin an "

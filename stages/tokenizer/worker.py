@@ -100,6 +100,8 @@ def _objective(job: Job) -> TokenizerObjective | ProxyObjective:
         return ProxyObjective(job.model, proxy)
     objective = TokenizerObjective(job.model, job.config.loss, _perceptual(job.config.perceptual))
     _start_from(objective.tokenizer, job)
+    if job.config.train_only == "decoder":
+        objective.tokenizer.freeze_encoder()
     return objective
 
 

@@ -25,8 +25,10 @@ from omniloom.stages.data.packing import PackingConfig, Task
 from omniloom.stages.data.shares import AS_SCHEDULE, AS_SHARES, BY_FORM, Schedule, most, of_names, stages
 from omniloom.stages.inference.config import DrawingConfig
 
-# The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens.
+# The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens, and some
+# parts that models of others have from the start alone.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
+_FROM_START = ("qk_norm_kind", "norm_after", "code_dim")
 _HINTS = get_type_hints(UnifiedConfig)
 _TOLD = field_docstrings(UnifiedConfig)
 ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as they come
@@ -34,9 +36,9 @@ ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as t
     __config__=ConfigDict(extra="forbid", use_attribute_docstrings=True),
     __doc__="Shape of the transformer, as far as it is a choice.",
     **{
-        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name]))
+        f.name: (_HINTS[f.name], Field(f.default, description=_TOLD[f.name], json_schema_extra={**f.metadata} or None))
         for f in fields(UnifiedConfig)
-        if f.name not in _FROM_INPUTS
+        if f.name not in (*_FROM_INPUTS, *_FROM_START)
     },
 )
 
@@ -68,7 +70,8 @@ class LearningRateConfig(BaseModel):
     text: float = Field(1.0, ge=0)
     """Learning rate of vocabulary, blocks and head, as a multiple of the schedule's."""
     visual: float = Field(1.0, ge=0)
-    """Learning rate of the pictures' input and output layers, as a multiple of the schedule's."""
+    """Learning rate of the pictures' input and output layers and of their parts of the blocks, as a multiple of the
+    schedule's."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LearningRateConfig:
@@ -133,8 +136,8 @@ class TrainConfig(BaseModel):
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     """Shape of the transformer."""
     init_from: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
-    """URI of what to start from: a Llama, Mistral or Qwen folder (config.json, safetensors, tokenizer.json), or a train
-    artifact or its `model` folder; of `model`, only what it lacks is read."""
+    """URI of what to start from: a Llama, Mistral, Qwen, Chameleon, Emu3 or Janus folder (config.json, safetensors,
+    tokenizer.json), or a train artifact or its `model` folder; of `model`, only what it lacks is read."""
     adapter: AdapterConfig | None = Field(None, json_schema_extra=LATER)
     """Low-rank adapters on the frozen weights of `init_from` (LoRA), merged in the trained model; null: all weights are
     trained."""
@@ -225,6 +228,8 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
             )
+        if self.init_from and "mup" in self.model.model_fields_set:
+            raise ValueError("model.mup: is of a model that begins at random; a model of ours brings its own")
         if self.adapter and not self.lr_scale.text:
             raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
         if not self.init_from:
@@ -243,6 +248,8 @@ class TrainConfig(BaseModel):
         if self.alignment:
             self.alignment.check(model.layers)
         self.engine.check_heads(model)
+        if model.mup and self.optimizer.muon:
+            raise ValueError("optimizer.muon: expected null with muP, whose learning rates are Adam's")
 
     def _check_groups(self) -> None:
         """That workers form whole groups, and the rows of a step divide by their forward passes."""

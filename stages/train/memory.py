@@ -17,7 +17,8 @@ USABLE = 0.85  # of a device's memory: the rest is the allocator's, the driver's
 
 
 def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
-    """A worker's forward and backward pass at its largest: every place a text target. `auto` keeps activations."""
+    """A worker's forward and backward pass at its largest: every place a text target, and one of a picture where there
+    are any. `auto` keeps activations."""
     together = config.engine.sequence_parallel
     passes = config.workers.passes(config.batch_rows, workers, together)
     rows = -(-config.batch_rows // (workers // together * passes))
@@ -36,6 +37,7 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
         adapted=adapted,
         dropped=dropped,
         spared=spared,
+        pictures=positions if config.trained else 0,
     )
 
 

@@ -23,6 +23,7 @@ from omniloom.infra.training.tensors import write_whole
 from omniloom.models.folder import stored_state
 from omniloom.models.meta import without_memory
 from omniloom.models.text import TextTokenizer
+from omniloom.models.unified import mup
 from omniloom.models.unified.adapter import lora, peft
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.load import is_text_parameter, load_llama, new_rows
@@ -162,7 +163,9 @@ def objective_of(
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {
-            "alignment": FeatureAlignment(model.config.width, held_features(facts)),
+            "alignment": FeatureAlignment(
+                model.config.width, held_features(facts), factor=mup.logits_factor(model.config)
+            ),
             "alignment_weight": config.alignment.weight,
             "alignment_layer": config.alignment.layer,
         }
@@ -209,11 +212,18 @@ def engine_of(objective: UnifiedObjective, config: Config, ranks: int) -> Engine
         micro_batch=-(-config.batch_rows // (ranks // together * passes)),
         accumulate=passes,
         lr_scale=lr_scale,
+        rate_factor=_rate_factor(objective.model.config),
         part_of=part_of,
         is_in_block=lambda name: part_of(name) == "backbone",
         compile_parts=objective.compile_parts,
         frozen_from=_frozen_from(config),
     )
+
+
+def _rate_factor(model: UnifiedConfig) -> Callable[[str], float]:
+    """muP's factor of the learning rate of a parameter of the objective, by name."""
+    found = without_memory(UnifiedModel, model).mup_factors() if model.mup else {}
+    return lambda name: found.get(name.removeprefix("model."), mup.Factors()).rate
 
 
 def _frozen_from(config: Config) -> str | None:
@@ -253,7 +263,7 @@ def _write_adapter(engine: Engine, job: Job, config: UnifiedConfig) -> None:
     found = {name.removeprefix("model."): value for name, value in engine.tensors(names=names) if value is not None}
     if dist.get_rank() == 0:
         with tempfile.TemporaryDirectory() as folder:
-            peft.write(Path(folder), adapter, config, found, redact_uris(base))
+            peft.write(Path(folder), adapter, config, found, redact_uris(base), start.blocks_of(base))
             storage.copy_tree(folder, storage.join(job.output, "adapter"))
 
 

@@ -18,6 +18,8 @@ from omniloom.models.unified.attention import BlockAttend
 from omniloom.models.unified.blocks import make_blocks
 from omniloom.models.unified.config import UnifiedConfig, num_parameters
 from omniloom.models.unified.memory import Pass, block_bytes, pass_memory, recomputes
+from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.places import Places
 from omniloom.models.unified.positions import rotary
 
 SHAPE = {"vocab_size": 1024, "latent_dim": 4, "width": 96, "heads": 4, "hidden": 256, "layers": 3}
@@ -48,6 +50,14 @@ CASES = {
     "adapter, recomputed": Case(
         CONFIG, EngineConfig(zero_stage=1, activation_checkpointing=True), rows=2, adapter=AdapterConfig(rank=8)
     ),
+    "modulated": Case(replace(CONFIG, modulation="adaln_zero"), ENGINE, rows=2),
+    "modulated gau, bf16": Case(
+        UnifiedConfig(**{**SHAPE, "hidden": 192}, block="gau", modulation="adaln_zero"),
+        EngineConfig(zero_stage=1, precision="bf16"),
+        rows=2,
+    ),
+    "experts": Case(replace(CONFIG, modality_experts="feed_forward"), ENGINE, rows=2),
+    "experts of all": Case(replace(CONFIG, modality_experts="all", modulation="adaln_zero"), ENGINE, rows=2),
     "long skips": Case(UnifiedConfig(**{**SHAPE, "layers": 4}, long_skips=True), ENGINE),
 }
 
@@ -104,7 +114,12 @@ def test_ranks_that_share_rows_out_keep_an_nth_of_each(tmp_path, ranks):
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"kv_heads": 2}, {"qk_norm": False}, {"qk_norm": False, "kv_heads": 1}, {"block": "gau", "hidden": 192}],
+    [
+        *({}, {"kv_heads": 2}, {"qk_norm": False}, {"qk_norm": False, "kv_heads": 1}, {"block": "gau", "hidden": 192}),
+        *({"modulation": "adaln_zero"}, {"modulation": "adaln_zero", "block": "gau", "hidden": 192}),
+        *({"modality_experts": "feed_forward"}, {"modality_experts": "all"}),
+        *({"modality_experts": "all", "kv_heads": 2}, {"modality_experts": "all", "qk_norm": False}),
+    ],
     ids=str,
 )
 def test_what_a_block_keeps_is_counted(changed, bf16):
@@ -115,9 +130,18 @@ def test_what_a_block_keeps_is_counted(changed, bf16):
         torch.nn.init.normal_(parameter, std=0.02)
     x = torch.randn(1, 512, config.width, requires_grad=True)
     turns = [a[:, None] for a in rotary(batch.positions, config.head_dim)]
+    model = UnifiedModel(config)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        _, _, places = model.embed_inputs(
+            batch.ids, batch.parts, {"latents": batch.parts["latents"].values}, {"latents": torch.zeros(1, 2)}
+        )
+        modulation = model._modulations(places)[0]
     # Of the whole batch, or of the weights: not a block's.
+    told = [*vars(places or Places()).values(), *(vars(modulation).values() if modulation else ())]
     shared = {
-        t.untyped_storage().data_ptr() for t in (x, *turns, batch.plan.bias, batch.plan.spans, *block.parameters())
+        t.untyped_storage().data_ptr()
+        for t in (x, *turns, batch.plan.bias, batch.plan.spans, *block.parameters(), *told)
+        if t is not None
     }
     kept: dict[int, torch.Tensor] = {}
 
@@ -130,10 +154,10 @@ def test_what_a_block_keeps_is_counted(changed, bf16):
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        out = block(x, *turns, BlockAttend(batch.plan))
+        out = block(x, *turns, BlockAttend(batch.plan), places=places, modulation=modulation)
     weights = 2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) if bf16 else 0
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - weights
-    one = Pass(512, 0, batch.plan.bias.numel(), bf16)
+    one = Pass(512, 0, batch.plan.bias.numel(), bf16, pictures=batch.tokens["visual"])
     assert out.isfinite().all() and block_bytes(config, one) == pytest.approx(found, rel=0.02)
 
 

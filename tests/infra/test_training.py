@@ -212,6 +212,42 @@ def test_parts_have_learning_rates_of_their_own_and_can_be_frozen(group, tmp_pat
         Engine(Regression(), OPTIMIZER, EngineConfig(), STEPS, 8, lr_scale=lambda name: 0.0)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_weight_decay_does_not_follow_a_factor_of_the_rate(group, zero_stage):
+    """As muP has it, where a part has a multiple of its own besides, which decay does follow."""
+    factors = {"net.0.weight": 0.25, "net.3.weight": 0.5}
+    torch.manual_seed(0)
+    module = Regression()
+    adam = torch.optim.AdamW(
+        [
+            {"params": [p], "name": name, "weight_decay": (0.1 if p.ndim > 1 else 0.0) / factors.get(name, 1.0)}
+            for name, p in module.named_parameters()
+        ],
+        betas=(0.9, 0.95),
+    )
+    for step in range(STEPS):
+        for entry in adam.param_groups:
+            entry["lr"] = OPTIMIZER.lr_at(step, STEPS) * 0.5 * factors.get(entry["name"], 1.0)
+        adam.zero_grad()
+        module(*example(step))[0].backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+        adam.step()
+    torch.manual_seed(0)
+    engine = Engine(
+        Regression(),
+        OPTIMIZER,
+        EngineConfig(zero_stage=zero_stage),
+        STEPS,
+        8,
+        lr_scale=lambda name: 0.5,
+        rate_factor=lambda name: factors.get(name, 1.0),
+    )
+    steps(engine, 0, STEPS)
+    trained = engine.state_dict()
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-6)
+
+
 def layer(name: str) -> str:
     return {"0": "first", "1": "norm", "3": "last"}[name.split(".")[1]]
 

@@ -178,7 +178,11 @@ def test_new_parameters_are_of_the_part_that_they_serve(option: str) -> None:
     named = dict(UnifiedModel(config_of(option)).named_parameters())
     text = {name for name in named if is_text_parameter(name)}
     assert {name.split(".")[0] for name in text} == {"embed", "blocks", "norm"}
-    assert {name.split("_")[0] for name in named.keys() - text} <= {
+    towers = {name for name in named if ".visual." in name}  # what pictures have of blocks for themselves
+    assert not towers & text and all(name.replace(".visual.", ".") in text for name in towers)
+    assert {name.split("_")[0] for name in named.keys() - text - towers} <= {
+        "modulation.weight",
+        "modulation.bias",
         "visual",
         "pixel",
         "code",
@@ -293,7 +297,14 @@ def test_long_skips_pair_mirror_images_and_start_as_nothing(layers: int) -> None
         ("gau", False),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("none", True), ("none", False), ("gau", True), ("skips", True), ("skips", False))
+            for case in (
+                ("none", True),
+                ("none", False),
+                ("gau", True),
+                ("skips", True),
+                ("skips", False),
+                ("experts_plain", False),
+            )
         ),
     ],
 )
@@ -321,4 +332,4 @@ def test_compiled_blocks_are_one_graph_and_compute_the_same(option: str, dense: 
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     assert list(objective.state_dict()) == names
     # Blocks that merge are another graph; of a plan's sizes the compiler learns that they vary.
-    assert counter.frame_count <= (2 if option == "skips" else 1) * (1 if dense else 3)
+    assert counter.frame_count <= (2 if config.long_skips else 1) * (1 if dense else 3)

@@ -33,6 +33,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "flow": ("flow", {}),
     "unet": ("unet", {}),
     "masked": ("mask", {}),
+    "modulated": ("modulated", {}),
+    "experts": ("experts_all", {}),
     "all": ("all", {"hidden": 96}),  # GAUs of 8 heads
 }
 LENGTHS = {"plain": (161, "cpu"), "grouped": (160, None)}  # and what attention is planned for

@@ -8,12 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniloom.models.tokenizer.adversarial import (
-    DiscriminatorObjective,
-    feature_matching_loss,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-)
+from omniloom.models.tokenizer.adversarial import DiscriminatorObjective, feature_matching_loss
+from omniloom.models.tokenizer.adversarial_losses import hinge_discriminator_loss, hinge_generator_loss
 from omniloom.models.tokenizer.config import TokenizerConfig
 from omniloom.models.tokenizer.discriminator import Discriminator, frozen_judgement
 from omniloom.models.tokenizer.losses import TokenizerObjective, adaptive_weight, psnr, reconstruction_loss

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from omniloom.infra.errors import InputError
+from omniloom.pipelines import forecast, measuring
 from omniloom.pipelines.config import load
+from omniloom.pipelines.measuring import MeasuredTokenizer
 from omniloom.pipelines.plan import make_plan
 from omniloom.pipelines.starting.init import init
 from omniloom.pipelines.starting.sizes import Machine
@@ -166,6 +170,40 @@ def written_as_exif(root: Path) -> None:
         (root / f"{n}.png").unlink()
 
 
+def sections_of_each_album(root: Path) -> None:
+    """As Picasa keeps them, in a hidden file of each folder; one folder has a single picture."""
+    for n in NUMBERS:
+        album = root / ("alone" if n == NUMBERS[5] else f"album {n % 2}")
+        draw(album / f"DSC {n:04d}.png", n)
+        file = album / ".picasa.ini"
+        before = file.read_text() if file.exists() else "[Picasa]\nname=100% mine\n"
+        file.write_text(f"{before}[DSC {n:04d}.png]\nbackuphash={4000 + n}\ncaption={caption(n)}\n")
+
+
+def lines_of_quoted_names(root: Path) -> None:
+    """As descript.ion has them, a file of each folder."""
+    for n in NUMBERS:
+        draw(root / f"album {n % 3}" / f"shot {n}.png", n)
+        with (root / f"album {n % 3}" / "descript.ion").open("a") as file:
+            file.write(f'"shot {n}.png" {caption(n)}\n')
+
+
+def database(root: Path) -> None:
+    """As photo managers keep it: the note in one table, the file's name in another, its folder in a third."""
+    for n in NUMBERS:
+        draw(root / f"roll {n % 2}" / f"{n}.png", n)
+    with contextlib.closing(sqlite3.connect(root / "library.db")) as library:
+        library.execute("CREATE TABLE folders (id INTEGER PRIMARY KEY, path TEXT)")
+        library.execute("CREATE TABLE images (id INTEGER PRIMARY KEY, folder INTEGER REFERENCES folders, name TEXT)")
+        library.execute("CREATE TABLE notes (image_id INTEGER, writer TEXT, body TEXT)")
+        library.execute("CREATE VIEW broken AS SELECT * FROM nowhere")
+        library.executemany("INSERT INTO folders VALUES (?, ?)", [(5, "the long name of roll 0"), (6, "roll 1")])
+        for key, n in enumerate(shuffled(), 100):
+            library.execute("INSERT INTO images VALUES (?, ?, ?)", (key, 5 + n % 2, f"{n}.png"))
+            library.execute("INSERT INTO notes VALUES (?, 'a photographer with a long name', ?)", (key, caption(n)))
+        library.commit()
+
+
 def names_of_files(root: Path) -> None:
     for n in NUMBERS:
         draw(root / f"{caption(n).replace(', ', ' ').replace(' ', '_')}_{'abcdefghijklmnopqrstu'[n] * 3}.png", n)
@@ -177,6 +215,7 @@ ODD: dict[str, Callable[[Path], None]] = {
         *(texts_elsewhere, json_of_names, table_of_ids, json_beside, unquoted_table, numbered_lines),
         *(other_separators, lines_in_order, table_of_each_album, yaml_of_names, xml_of_each_picture, one_xml, gallery),
         *(texts_of_a_language, written_in_the_pictures, written_as_exif),
+        *(sections_of_each_album, lines_of_quoted_names, database),
     )
 }
 
@@ -307,6 +346,54 @@ def test_sizes_follow_the_machine_and_the_data(here):
     assert init(str(here / "photos"), "base.yaml", "base", Machine(2, 8 << 30)).sizes.name == "base"
 
 
+STEPS = {"tokenizer_image": 0.5, "tokenizer_joint": 2.0, "train": 1.0}  # seconds of one, as if they were measured
+
+
+@pytest.fixture
+def timed(monkeypatch, tmp_path) -> None:
+    """A machine whose steps take `STEPS`; what real ones take, a slow test asks."""
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
+
+    def measure(config):
+        for name in set(STEPS) & set(config.stages.configured()):
+            stage = getattr(config.stages, name)
+            if name != "train":
+                measuring._write(measuring._tokenizer_file(stage), MeasuredTokenizer(STEPS[name], 1000, "2026-11-28"))
+        return {name: {"seconds_per_step": STEPS[name]} for name in STEPS if name in config.stages.configured()}
+
+    monkeypatch.setattr(measuring, "measure", measure)
+
+
+def test_there_are_as_many_steps_as_there_is_time_for(here, timed):
+    """400 steps of half a second and 800 of one are 1,000 s; in four minutes there is room for 24 per cent of them."""
+    texts_elsewhere(here / "photos")
+    made = init(str(here / "photos"), "short.yaml", minutes=4)
+    stages = load("short.yaml").stages
+    assert (stages.tokenizer_image.steps, stages.train.steps) == (100, 190)
+    assert stages.tokenizer_image.loss.adversarial_start == 50
+    assert stages.train.engine.ema_decay == pytest.approx(1 - 1 / (0.625 * 190), abs=1e-4)
+    assert "one takes 1 s here" in made.file.read_text() and "tokenizer_image 50 s" in made.takes
+    init(str(here / "photos"), "usual.yaml")  # eight minutes
+    assert load("usual.yaml").stages.train.steps == 380
+    init(str(here / "photos"), "long.yaml", minutes=60)  # the size has no more
+    assert load("long.yaml").stages.train.steps == 800
+    assert load("long.yaml").stages.train.engine.ema_decay == 0.998
+    init(str(here / "photos"), "least.yaml", minutes=0.1)
+    assert load("least.yaml").stages.train.steps == 50
+
+
+@pytest.mark.slow
+def test_steps_are_timed_here_and_the_plan_knows_it(here, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(here / "cache"))
+    texts_elsewhere(here / "photos")
+    made = init(str(here / "photos"), minutes=0.5)
+    found = forecast.of(make_plan(load(str(made.file), files=True)))
+    assert set(made.sizes.step_seconds) == {"tokenizer_image", "train"} and 50 <= made.sizes.steps("train") < 800
+    stages = load(str(made.file)).stages
+    for name, seconds in made.sizes.step_seconds.items():
+        assert found[name].seconds == pytest.approx(seconds * getattr(stages, name).steps, rel=0.02)
+
+
 def test_text_alone_makes_a_language_model(here):
     (here / "books").mkdir()
     for n in NUMBERS:
@@ -344,11 +431,16 @@ def test_nothing_is_written_over(here, omniloom):
     assert code == 2 and "nowhere" in err
 
 
-def test_the_command(here, omniloom):
+def test_the_command(here, timed, omniloom):
     texts_elsewhere(here / "photos")
     code, out, _ = omniloom("init", str(here / "photos"), "--json")
     made = json.loads(out)
     assert code == 0 and made["config"] == "photos.yaml" and made["sources"][0]["captioned"] == len(NUMBERS)
     code, out, _ = omniloom("init", str(here / "photos"), "--out", "again.yaml")
     assert code == 0 and "omniloom run again.yaml" in out and "omniloom sample again.yaml --prompt" in out
+    assert "predicted: " in out and "none were found" not in out
     assert omniloom("plan", "again.yaml")[0] == 0
+    for n in NUMBERS:
+        draw(here / "bare" / f"{n}.png", n)
+    code, out, _ = omniloom("init", str(here / "bare"))
+    assert code == 0 and "captions: none were found" in out and "omniloom sample" not in out

@@ -91,7 +91,7 @@ def test_what_commands_print(tmp_path):
     plan = make_plan(config)
     console = Console(width=300, record=True, file=open(os.devnull, "w"))
     console.print(tables.plan_table(plan, {}))
-    console.print(tables.status_table(plan, tables.status_rows(plan)))
+    console.print(tables.status_table(plan.config, tables.status_rows(plan)))
     assert "http://***@127.0.0.1:1" in clean(console.export_text())
     clean(json.dumps(plan.to_dict()))
     clean(json.dumps(doctor._tracking(config)))

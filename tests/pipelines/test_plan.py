@@ -63,6 +63,7 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
         "tokenizer": "tokenizer_kl",
         "tokens": "pretokenize",
     }
+    assert every.inputs["latents"] == {"records": "curate", "tokenizer": "tokenizer_kl"}
     assert every.inputs["evaluate"] == {
         "records": "curate",
         "tokenizer": "tokenizer_kl",
@@ -71,6 +72,7 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
         "quantizer_study": "quantizer_study",
         "objective_study": "objective_study",
     }
+    assert every.inputs["generation_study"] == every.inputs["objective_study"]
     assert every.descendants("quantizer_study") == every.descendants("objective_study") == {"evaluate"}
     text = graph.Graph(["ingest", "pretokenize", "train", "evaluate"])
     assert text.inputs["pretokenize"] == {"records": "ingest"} and text.inputs["train"] == {"tokens": "pretokenize"}

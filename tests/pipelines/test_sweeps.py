@@ -6,9 +6,11 @@ import importlib.util
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from rich.console import Console
 from omniloom.infra.errors import InputError
 from omniloom.pipelines import cli, plan
 from omniloom.pipelines.config import load
-from omniloom.pipelines.sweeps import folder, goals, results, tables
+from omniloom.pipelines.sweeps import folder, foretelling, goals, results, tables
 from omniloom.pipelines.sweeps.config import GoalConfig, PruneConfig, SweepConfig
 from omniloom.pipelines.sweeps.pruning import Pruner
 from omniloom.pipelines.sweeps.results import Result, Results
@@ -100,11 +102,12 @@ def test_extremes_have_each_choice_and_both_ends():
     [
         ({"fields": {LR: 3}}, f"fields.{LR}: expected a list of values, or a range"),
         ({"fields": {LR: []}}, f"fields.{LR}.choice: list should have at least 1"),
-        ({"fields": {LR: [1, 1]}}, f"fields.{LR}: choice: has a value twice"),
+        ({"fields": {LR: [1, 1]}}, f"fields.{LR}: has a value twice"),
         ({"fields": {LR: {"uniform": [2, 1]}}}, "the lower first, got 2.0 and 1.0"),
         ({"fields": {LR: {"log_uniform": [0, 1]}}, "method": "random", "trials": 2}, "above 0, got 0"),
         ({"fields": {LR: {"uniform": [1, 2], "integers": [1, 2]}}}, "got uniform and integers"),
-        ({"fields": {LR: {"uniform": [1, 2]}}}, f"a grid takes lists of values, and {LR} is drawn"),
+        ({"fields": {LR: {"uniform": [1, 2]}}}, f"a grid takes lists of values, and {LR} is of a range"),
+        ({"fields": {LR: [1, 2], "seed": [1]}, "method": "zip"}, f"lists of one length; seed has 1, {LR} has 2"),
         ({"fields": {LR: {"uniform": [1, 2]}}, "method": "random"}, "trials: is missing"),
         ({"fields": {LR: [1, 2]}, "method": "random", "trials": 3}, "trials: 3, of 2 different ones"),
         ({"fields": {LR: [1, 2]}, "trials": 2}, "trials: is of random and optuna"),
@@ -214,6 +217,16 @@ def test_what_is_wrong_is_told_of_the_trial_and_the_field(swept, fields, overrid
     with pytest.raises(InputError) as error:
         swept(fields, *overrides)
     assert all(words in str(error.value) for words in told), error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("evaluate", "does not come before evaluate"), ("nothing.x", "nothing is no stage of this pipeline")],
+)
+def test_what_foretells_comes_before_the_goal(swept, name, told):
+    with pytest.raises(InputError, match=told) as error:
+        swept({LR: [1e-3, 2e-3]}, foretell=[name])
+    assert "sweep.foretell.0" in str(error.value)
 
 
 def test_an_error_has_the_line_of_the_sweeps_field_and_is_told_once(swept):
@@ -382,9 +395,60 @@ def test_the_best_is_by_the_goal_and_ties_go_to_the_first():
     assert json.loads(json.dumps(found.to_dict()))["best"] == 2
 
 
-def test_the_best_is_held_against_the_second_item_by_item(tmp_path):
-    from types import SimpleNamespace
+def test_a_zip_takes_the_values_of_all_fields_together():
+    both = sweep(method="zip", fields={LR: [1, 1, 2], "seed": [3, 4, 4]})
+    assert listed(both) == [{LR: 1, "seed": 3}, {LR: 1, "seed": 4}, {LR: 2, "seed": 4}]
 
+
+@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=3, max_size=12))
+def test_the_rank_correlation_is_scipys(pairs):
+    a, b = zip(*pairs)
+    expected = scipy.stats.spearmanr(a, b).statistic if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
+    assert foretelling.spearman(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+def made_trials(figures: dict[int, dict[str, float]]) -> dict[int, SimpleNamespace]:
+    """Each trial's `latents` has these figures and took 10 s; its `evaluate` took 90 s."""
+
+    class Plan(dict):
+        config = SimpleNamespace(graph=SimpleNamespace(ancestors=lambda stage: set()))
+
+    def artifact(seconds: float, metrics: dict) -> SimpleNamespace:
+        return SimpleNamespace(artifact=SimpleNamespace(metrics=metrics, manifest={"times": {"seconds": seconds}}))
+
+    return {
+        number: SimpleNamespace(plan=Plan(latents=artifact(10.0, held), evaluate=artifact(90.0, {})))
+        for number, held in figures.items()
+    }
+
+
+def test_the_figure_that_went_with_the_goal_is_found_and_what_it_would_have_spared():
+    judged = rows({1: 0.5, 2: 0.9, 3: 0.88, 4: 0.1, 5: 0.3})
+    for row in judged:
+        row.artifacts = {"latents": f"l{row.number}", "evaluate": f"e{row.number}"}
+    against = {1: 3.0, 2: 1.5, 3: 1.0, 4: 9.0, 5: 5.0}
+    noise = {1: 1.0, 2: 1.0, 3: 2.0, 4: 1.0, 5: 2.0}
+    trials = made_trials({n: {"ifid": against[n], "noise": noise[n], "same": 1.0} for n in against})
+    found = foretelling.foretold(
+        Results("p", "id", goal(), judged), trials, sweep(fields={LR: [1]}, goal=goal(), foretell=["latents"])
+    )
+    assert [one.metric for one in found] == ["latents.ifid", "latents.noise"]
+    best = found[0]
+    assert best.rank == pytest.approx(scipy.stats.spearmanr(list(against.values()), [0.5, 0.9, 0.88, 0.1, 0.3])[0])
+    assert best.pick == 3 and best.behind == pytest.approx(0.02 / 0.9)  # the least iFID, as it fell with the goal
+    assert best.time == pytest.approx((5 * 10 + 90) / 500)
+    assert best.low <= best.rank <= best.high
+    told = foretelling.lines(found, "evaluate.x")[0]
+    assert "latents.ifid: rank correlation -0.90" in told and "picks trial 3, 2.2% behind the best, in 28%" in told
+    few = Results("p", "id", goal(), judged[:3])
+    assert foretelling.foretold(few, trials, sweep(fields={LR: [1]}, goal=goal(), foretell=["latents"])) == []
+
+
+def test_of_more_figures_without_meaning_the_best_correlates_better_by_chance():
+    assert foretelling.by_chance(1, 8) < foretelling.by_chance(20, 8) < 1
+
+
+def test_the_best_is_held_against_the_second_item_by_item(tmp_path):
     rng = np.random.default_rng(0)
     ids = tuple(f"item-{number:03d}" for number in range(200))
 
@@ -477,6 +541,40 @@ def test_a_finished_sweep_starts_nothing_and_tells_what_came_out(workspace, tmp_
     assert last is not None and last.fingerprint == place.known()[0]["artifacts"]["train"]
     kept = {made for made, _ in folder.used(str(workspace.storage))}
     assert len([stage for stage, _ in kept if stage == "train"]) == 2 and len(kept) == 8
+
+
+def test_commands_about_stages_name_the_trials_that_have_them(workspace, tmp_path, omniloom):
+    """Two of three trials have a tokenizer in common; the first of them is made, and another one's training."""
+    file, steps = tmp_path / "swept.yaml", "stages.tokenizer_joint.steps"
+    section = {"fields": {steps: [5, 6], LR: [1e-3, 1e-4]}, "goal": GOAL}
+    file.write_text(cli_preset() + yaml.safe_dump({"sweep": section}))
+    workspace.publish(overrides=(f"{steps}=5", f"{LR}=1e-3"))
+    own = workspace.overrides()
+    code, out, _ = omniloom("status", "--json", str(file), *own)
+    told = json.loads(out)
+    labels = ["ingest", "tokenizer_image", "1,2/tokenizer_joint", "1,2/pretokenize", "1/train", "1/evaluate"]
+    made = [row["name"] for row in told["stages"] if row["status"] == "cached"]
+    assert code == 0 and made == labels and len(told["stages"]) == 2 + 2 * 2 + 2 * 4
+    assert [(row["trial"], row["status"]) for row in told["trials"]] == [(n, "not run") for n in (1, 2, 3, 4)]
+    assert told["trials"][3]["title"].endswith("lr 0.002 -> 0.0001")
+    code, out, _ = omniloom("status", str(file), *own)
+    assert code == 0 and "3,4/pretokenize" in out and "trial 2: steps" in out
+    code, out, _ = omniloom("why", str(file), "train", *own)
+    assert code == 0 and [line.split()[0] for line in out.splitlines() if "/train " in line] == [
+        "1/train", "2/train", "3/train", "4/train"
+    ]  # fmt: skip
+    code, out, _ = omniloom("why", str(file), "2/train", *own)
+    assert code == 0 and out.startswith("2/train ") and "optimizer.lr 0.001 -> 0.0001" in out
+    code, _, err = omniloom("why", str(file), "5/train", *own)
+    assert code == 2 and "STAGE: expected one of ingest, tokenizer_image, 1,2/tokenizer_joint" in err
+    code, out, _ = omniloom("verify", str(file), *own)
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == labels
+    code, out, _ = omniloom("doctor", "--json", str(file), *own, f"sweep.fields.{LR}=[1e-3]")
+    assert code == 0 and list(json.loads(out)["sizes"]) == [
+        "tokenizer_image", "1/tokenizer_joint", "1/train", "2/tokenizer_joint", "2/train"
+    ]  # fmt: skip
+    code, _, err = omniloom("replay", str(file), "--step", "1", *own)
+    assert code == 2 and "sweep: this command is of one pipeline" in err
 
 
 def test_a_trial_tells_with_its_number_before_its_stages_and_its_rows_go():

@@ -14,6 +14,7 @@ from omniloom.stages.data.media.identity import picture_look
 from omniloom.stages.data.media.sketches import SKETCH
 from omniloom.stages.ingest.splitting import text_twins, twins
 from omniloom.stages.ingest.splitting.compared import Compared
+from omniloom.stages.ingest.splitting.lookup import Since
 from omniloom.stages.ingest.splitting.sketched import Texts
 
 RNG = np.random.default_rng(11)
@@ -89,3 +90,26 @@ def test_a_row_that_is_gone_brings_two_others_together():
     found = Compared(noted(first, folder)).near_texts(texts_of(names[left], crowd[left], left))
     assert found.tolist() == [[0, 8]]
     storage.remove(folder)
+
+
+def cut(seed: int, edge: float) -> np.ndarray:
+    """The look of a picture of a few, without a share of it at every edge."""
+    noise = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
+    image = Image.fromarray(noise).resize((160, 160), Image.Resampling.BICUBIC)
+    low = round(160 * edge)
+    pixels = np.asarray(image.crop((low, low, 160 - low, 160 - low)), np.uint8)
+    return np.frombuffer(picture_look(pixels), np.uint8)
+
+
+def test_copies_that_few_tables_have_together_are_found_among_what_is_new():
+    """Each table has a part of them; those of one table are not those of another."""
+    looks = np.stack([*(cut(seed, 0.0) for seed in range(300)), *(cut(seed, 0.03) for seed in range(0, 300, 3))])
+    whole = twins.near_pictures(looks)
+    assert len(whole) >= 80 and (whole[:, 1] >= 300).all()
+    shapes, asked = twins.shapes(looks), np.arange(len(looks)) >= 300
+    projected = twins.projections(shapes)
+    found = twins.near_pictures(looks, shapes, Since(asked, shapes[:0]), projected)
+    assert np.array_equal(found, whole)
+    kept = np.delete(looks, 300, 0)  # what is gone is looked up too: nothing that was found among the others goes
+    without = twins.near_pictures(kept, twins.shapes(kept), Since(asked[1:], shapes[300:301]), projected)
+    assert np.array_equal(without, twins.near_pictures(kept, projected=projected))

@@ -22,7 +22,17 @@ QUANTIZERS = {
 }
 
 
-def _config(quantizer: dict):
+CALMED = {"r1_gamma": 1.0, "r1_every": 2, "lecam_weight": 0.1}
+DISCRIMINATORS = {
+    "wasserstein": {"loss": "wasserstein", "r1_every": 1},
+    "relativistic": {"loss": "relativistic", "r1_gamma": 1.0, "r1_every": 2},
+}
+TRAINED = {name: (quantizer, CALMED) for name, quantizer in QUANTIZERS.items()} | {
+    name: (QUANTIZERS["fsq"], fields) for name, fields in DISCRIMINATORS.items()
+}
+
+
+def _config(quantizer: dict, discriminator: dict):
     from omniloom.stages.tokenizer.stage import Config
 
     return Config.model_validate(
@@ -39,7 +49,7 @@ def _config(quantizer: dict):
                 "quantizer": quantizer,
             },
             "loss": {"adversarial_start": 0, "adaptive_weight": True},
-            "discriminator": {"channels": 4, "layers": 1, "r1_gamma": 1.0, "r1_every": 2, "lecam_weight": 0.1},
+            "discriminator": {"channels": 4, "layers": 1, **discriminator},
             "data": {"kinds": ["image", "video"], "sizes": [16], "frames": 5, "image_batch": 8, "video_batch": 4},
             "steps": 6,
             "seed": 1,
@@ -60,8 +70,8 @@ def _rank(rank: int, ranks: int, folder: str, records, path: list[str]) -> None:
     from omniloom.stages.tokenizer.job import Job
     from omniloom.stages.tokenizer.worker import train_worker
 
-    for name, quantizer in QUANTIZERS.items():
-        config, work = _config(quantizer), f"{folder}/{name}-{ranks}"
+    for name, fields in TRAINED.items():
+        config, work = _config(*fields), f"{folder}/{name}-{ranks}"
         places = {"output": f"{work}/output", "state": f"{work}/state"}
         train_worker(
             Job(config, config.model, records, None, **places, progress=corpora.Silent(), tracker=corpora.Silent())
@@ -76,7 +86,7 @@ def test_ranks_do_not_change_what_is_trained(tmp_path):
     records = corpora.ingest(tmp_path / "ingest")
     for ranks in (1, 3):
         torch.multiprocessing.spawn(_rank, (ranks, str(tmp_path), records, sys.path), nprocs=ranks)
-    for name in QUANTIZERS:
+    for name in TRAINED:
         one, three = (_curve(tmp_path / f"{name}-{ranks}") for ranks in (1, 3))
         assert one.keys() == three.keys() and len(one) > 20
         for (step, figure), value in one.items():
@@ -90,5 +100,6 @@ def test_ranks_do_not_change_what_is_trained(tmp_path):
 
 def _curve(folder: Path) -> dict[tuple[int, str], float]:
     rows = history.load(str(folder / "output" / "report" / "history.jsonl"))
-    told = ("loss", "adaptive_weight", "lecam", "r1", "kl", "imbalance", "grad_norm", "psnr_image", "dead_codes")
+    told = ("loss", "adaptive_weight", "lecam", "r1", "r2", "gradient_penalty", "kl", "imbalance", "grad_norm")
+    told += ("psnr_image", "dead_codes")
     return {(row["step"], name): value for row in rows for name, value in row.items() if name.endswith(told)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED, FieldError, require
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig, num_parameters, qk_norm_parameters
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 WHOLE = ("vocabulary", "norms", "visual")
@@ -65,8 +65,8 @@ class AdapterConfig:
     rank_stabilized: bool = False
     """The product is multiplied by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
     targets: tuple[str, ...] | None = None
-    """Matrices of the blocks: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; of GAUs z_proj, v_proj,
-    u_proj, o_proj; null: all of them."""
+    """Matrices of the blocks, of text where pictures have their own: q_proj, k_proj, v_proj, o_proj, gate_proj,
+    up_proj, down_proj; of GAUs z_proj, v_proj, u_proj, o_proj; null: all of them."""
     trained_whole: tuple[Literal["vocabulary", "norms", "visual"], ...] = ()
     """Parts that are trained themselves besides: vocabulary (embedding and head), norms (of blocks and text), visual
     (pictures' inputs and outputs). What the start lacks always is."""
@@ -120,15 +120,21 @@ def _suggested(name: str, known: dict[str, Target]) -> str:
 
 
 def is_norm(name: str) -> bool:
-    """Whether a parameter of `UnifiedModel` is a norm's of the blocks or of text."""
+    """Whether a parameter of `UnifiedModel` is a norm's of the blocks or of text, and none that pictures have for
+    themselves."""
     owner = name.rpartition(".")[0]
-    return owner == "norm" or owner.startswith("blocks.") and owner.endswith("norm")
+    return owner == "norm" or owner.startswith("blocks.") and owner.endswith("norm") and ".visual." not in owner
 
 
 def filled(config: UnifiedConfig, start: UnifiedConfig) -> UnifiedConfig:
     """The part of a model that its start, a model of the config `start`, has weights for."""
-    skips = config.long_skips and start.long_skips
-    return replace(_with(config, start.representations), long_skips=skips)
+    known = _with(config, start.representations)
+    return replace(
+        known,
+        long_skips=config.long_skips and start.long_skips,
+        modulation=config.modulation if start.modulation else None,
+        modality_experts=config.modality_experts if start.modality_experts else None,
+    )
 
 
 def _with(config: UnifiedConfig, representations: Collection[str]) -> UnifiedConfig:
@@ -157,5 +163,4 @@ def trained_parameters(adapter: AdapterConfig, config: UnifiedConfig, start: Uni
 
 
 def _norms(c: UnifiedConfig) -> int:
-    heads = 2 * c.head_dim if c.qk_norm else 0
-    return c.width + c.layers * (heads + (1 if c.block == "gau" else 2) * c.width)
+    return c.width + c.layers * (qk_norm_parameters(c) + (1 if c.block == "gau" else 2) * c.width)

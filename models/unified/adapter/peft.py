@@ -24,9 +24,15 @@ def is_whole(adapter: AdapterConfig, config: UnifiedConfig) -> bool:
 
 
 def write(
-    folder: Path, adapter: AdapterConfig, config: UnifiedConfig, tensors: Mapping[str, Tensor], base: str
+    folder: Path,
+    adapter: AdapterConfig,
+    config: UnifiedConfig,
+    tensors: Mapping[str, Tensor],
+    base: str,
+    body: str = "model.",
 ) -> None:
-    """`tensors` are those whose names have `.adapters.` in them; `base` is where the weights that they are on lie."""
+    """`tensors` are those whose names have `.adapters.` in them; `base` is where the weights that they are on lie,
+    whose blocks `transformers` has in the module `body`."""
     from safetensors.torch import save_file
 
     named = {}
@@ -35,7 +41,7 @@ def write(
         target, factor = leaf.split(".")
         layer = path.split(".")[1]
         owner = _OWNERS.get(target, "mlp")
-        named[f"base_model.model.model.layers.{layer}.{owner}.{target}.lora_{factor}.weight"] = value.contiguous()
+        named[f"base_model.model.{body}layers.{layer}.{owner}.{target}.lora_{factor}.weight"] = value.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
     document = {

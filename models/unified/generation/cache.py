@@ -19,6 +19,7 @@ from omniloom.models.unified.diffusion.samplers import Time
 from omniloom.models.unified.generation.layer_cache import Feed, Layer
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.patchify import VisualInput, grid_tables
+from omniloom.models.unified.places import Places
 from omniloom.models.unified.positions import Grid, place
 from omniloom.models.unified.representations import OBJECTIVES
 
@@ -65,21 +66,28 @@ class GenerationState:
         batch = batch.to(state.device)
         clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
         values = {name: part.values for name, part in batch.parts.items()}
-        x, _ = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
+        x, _, places = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
         text = all(segment.kind == "text" for prefix in prefixes for segment in prefix)
-        hidden = state._run(x, batch.positions, lengths, "causal" if text else batch.end)
+        hidden = state._run(x, batch.positions, lengths, "causal" if text else batch.end, places)
         state.last = last
         ends = torch.tensor(lengths, device=state.device) - 1
         return state, hidden[torch.arange(len(lengths), device=state.device), ends]
 
-    def _run(self, x: Tensor, positions: Tensor, advance: list[int], sees: Tensor | str | None = None) -> Tensor:
+    def _run(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        advance: list[int],
+        sees: Tensor | str | None = None,
+        places: Places | None = None,
+    ) -> Tensor:
         """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
         fed, as many as `sees` (B, N) says, or all."""
         feed = Feed(self.lengths, x.shape[1], self.device, sees)
         for layer in self.layers:
             layer.feed = feed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
-            hidden = self.model.backbone(x, positions, feed.attend, self.layers)
+            hidden = self.model.backbone(x, positions, feed.attend, self.layers, places=places)
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 
@@ -126,7 +134,9 @@ class GenerationState:
         whole = keep and first + N == count
         places = self._places(grid, whole)[:, first : first + N]
         sees = torch.arange(1, N + 1, device=self.device).expand(B, N) if row.causal and N > 1 else None
-        return self._run(x.view(B, N, -1), places, [N if keep else 0] * B, sees)
+        return self._run(
+            x.view(B, N, -1), places, [N if keep else 0] * B, sees, self.model.picture_places(B, N, embedded)
+        )
 
     def select(self, rows: Sequence[int]) -> GenerationState:
         """A copy of some rows."""

@@ -1,48 +1,25 @@
 """What a Llama-shaped checkpoint's `config.json` says, in our terms. In: the parsed JSON, as `transformers`
 writes it. Out: a `UnifiedConfig`, its visual part from the caller. Standard library only.
 
-Read: LlamaForCausalLM (1, 2, 3.x), MistralForCausalLM and Qwen2ForCausalLM without a sliding window,
-Qwen3ForCausalLM. Rotary frequencies: plain ones or Llama 3.1's ("llama3"). Anything that would change what the
-model computes and is not read here is a ValueError that names the file and the key.
+Read: the architectures of `families`; Mistral and Qwen2 without a sliding window. Rotary frequencies: plain ones or
+Llama 3.1's ("llama3"). Anything that would change what the model computes and is not read here is a ValueError that
+names the file and the key.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from omniloom.models.hf.config_json import Document
 from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How an architecture differs from Llama, and what its `config.json` means where it is silent. A family with
-    `bias_key` has biases on query, key, value and output where that key is true."""
-
-    kv_heads: int | None = None  # None: as many as heads
-    head_dim: int | None = None  # None: width / heads
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    bias_key: bool = False
-    window: bool = False  # has a sliding window unless `sliding_window` is null
-
-
-FAMILIES = {
-    "LlamaForCausalLM": _Family(bias_key=True),
-    "MistralForCausalLM": _Family(kv_heads=8, window=True),
-    "Qwen2ForCausalLM": _Family(kv_heads=32, qkv_bias=True),
-    "Qwen3ForCausalLM": _Family(kv_heads=32, head_dim=128, qk_norm=True, bias_key=True),
-}
+from omniloom.models.unified.llama.families import Family, described
 
 
 def architecture(values: Any, where: str) -> dict[str, Any]:
     """The fields of `UnifiedConfig` that the checkpoint decides. `where` names the file in errors."""
-    document = Document(values, where)
-    names = document.values.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
-        raise document.wrong("architectures", f"one of {', '.join(FAMILIES)}")
-    family = FAMILIES[names[0]]
+    found = described(values, where)
+    family, document = found.family, found.text
     _refuse_variants(document, family)
     heads, width = document.integer("num_attention_heads"), document.integer("hidden_size")
     kv_heads = document.integer("num_key_value_heads", _silent(document, "num_key_value_heads", family.kv_heads, heads))
@@ -50,8 +27,8 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
     if document.values.get("head_dim") is None and not family.head_dim and width % heads:
         raise document.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
     biased = family.bias_key and document.flag("attention_bias")
-    base, scaling = _rope(document)
-    return {
+    base, scaling = _rope(document, family.rope_base)
+    decided = {
         "vocab_size": document.integer("vocab_size"),
         "width": width,
         "heads": heads,
@@ -59,15 +36,18 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
         "layers": document.integer("num_hidden_layers"),
         "head_dim": document.integer("head_dim", head_dim),
         "hidden": document.integer("intermediate_size"),
-        "norm_eps": document.number("rms_norm_eps", 1e-6),
+        "norm_eps": document.number("rms_norm_eps", family.norm_eps),
         "rope_base": base,
         "rope_scaling": scaling,
-        "qk_norm": family.qk_norm,
+        "qk_norm": family.qk_norm is not None,
+        "qk_norm_kind": family.qk_norm or "rms",
+        "norm_after": family.after_key is not None and document.flag(family.after_key),
         "out_bias": biased,
         "qkv_bias": family.qkv_bias or biased,
-        "tied": document.flag("tie_word_embeddings"),
+        "tied": found.whole.flag("tie_word_embeddings", family.tied),
         "block": "llama",
     }
+    return decided if found.codes is None else {**decided, "code_dim": found.codes.dim}
 
 
 def _silent(document: Document, key: str, family: int | None, otherwise: int) -> int:
@@ -75,7 +55,7 @@ def _silent(document: Document, key: str, family: int | None, otherwise: int) ->
     return family if family is not None and key not in document.values else otherwise
 
 
-def _refuse_variants(document: Document, family: _Family) -> None:
+def _refuse_variants(document: Document, family: Family) -> None:
     document.only("hidden_act", "silu")
     document.only("mlp_bias", False, None)
     document.only("partial_rotary_factor", 1.0, None)
@@ -88,7 +68,7 @@ def _refuse_variants(document: Document, family: _Family) -> None:
         raise document.wrong("sliding_window", "null, as nothing here attends in a window (absent means 4096)")
 
 
-def _rope(document: Document) -> tuple[float, RopeScaling | None]:
+def _rope(document: Document, usual: float) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
     key = "rope_parameters" if document.values.get("rope_parameters") is not None else "rope_scaling"
     rope = document.values.get(key)
@@ -98,7 +78,7 @@ def _rope(document: Document) -> tuple[float, RopeScaling | None]:
         raise document.wrong(key, "one object of rotary parameters, or null")
     inner = Document(rope, f"{document.where}: {key}")
     inner.only("partial_rotary_factor", 1.0, None)
-    base = inner.number("rope_theta") if "rope_theta" in rope else document.number("rope_theta", 10000.0)
+    base = inner.number("rope_theta") if "rope_theta" in rope else document.number("rope_theta", usual)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("default", None):
         return base, None
@@ -128,10 +108,18 @@ def config_from_llama(
                 as it is: <bos>, <eos> and <pad> are the file's where it names them, and the others stand on its
                 last ids, which text goes on using: give `specials` to train with pictures
     vocab_size  rows of the vocabulary at least
-    overrides   other fields of `UnifiedConfig`; those that `architecture` gives may only be confirmed
+    overrides   other fields of `UnifiedConfig`; those that `architecture` gives may only be confirmed, and
+                `codebook_size` where the checkpoint has codes. Such a model counts positions in pictures as in texts
+                (rope_1d) unless `rope_scheme` says otherwise
     ValueError naming the file and the key, or the field of `UnifiedConfig`.
     """
-    decided = architecture(values, where)
+    decided, found = architecture(values, where), described(values, where)
+    if found.codes:
+        if (size := overrides.get("codebook_size")) not in (None, found.codes.size):
+            raise ValueError(
+                f"codebook_size: {where} has {found.codes.size} codes, got {size}: they are of another visual tokenizer"
+            )
+        overrides.setdefault("rope_scheme", "rope_1d")
     for name, value in overrides.items():
         if name in decided and value != decided[name]:
             raise ValueError(f"{name}: {where} says {decided[name]!r}, got {value!r}; leave it out")
@@ -139,7 +127,7 @@ def config_from_llama(
     if vocab_size is not None and vocab_size < own:
         raise ValueError(f"vocab_size: {where} has {own} tokens, got {vocab_size}")
     if specials is None:
-        specials = _file_specials(values, own, where)
+        specials = _file_specials(found.text.values, own, found.text.where)
     top = max(getattr(specials, f.name) for f in fields(specials))
     rows = max(own, vocab_size or 0, top + 1)
     # Heads too narrow for three axes are toys', but they load.

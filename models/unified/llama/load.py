@@ -1,10 +1,9 @@
 """Start from a Llama-shaped checkpoint. In: a folder as `transformers` saves it, with config.json and
 model.safetensors (or shards and model.safetensors.index.json). Out: a `UnifiedModel` whose text part is the
-checkpoint's and whose visual parts are fresh.
+checkpoint's, with its picture codes where it has some and they are asked for, and whose other visual parts are fresh.
 
-`models.unified.llama.config` says which architectures are read. Nothing is permuted: `rotate` pairs channel c with
-c + head_dim / 2 as these checkpoints do. Weights are read through a memory map, one tensor at a time, straight into
-place, so that loading takes the model's own memory and no more.
+`models.unified.llama.families` says which architectures are read. Weights are read through a memory map, one tensor at
+a time, straight into place, so that loading takes the model's own memory and no more.
 """
 
 from __future__ import annotations
@@ -21,18 +20,22 @@ from omniloom.models.hf.config_json import read_json
 from omniloom.models.hf.weights import Checkpoint, open_checkpoint
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import config_from_llama
+from omniloom.models.unified.llama.families import Family, Names, described
+from omniloom.models.unified.llama.tensors import Source, tensors
 from omniloom.models.unified.model import UnifiedModel
 
 _TEXT = ("embed.", "blocks.", "norm.", "head.")
+_TOWER = ".visual."
 _NAMED = (torch.nn.Module.named_parameters, torch.nn.Module.named_buffers)
+_VOCABULARY = ("embed.weight", "head.weight")
 _NEW_ROW_SPREAD = 0.1
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def is_text_parameter(name: str) -> bool:
     """Whether a parameter of `UnifiedModel` is of the part that a language model's checkpoint fills, skips between its
-    blocks included; the others take pictures in and give them out."""
-    return name.startswith(_TEXT)
+    blocks included; the others take pictures in and give them out, or are what pictures have of a block for
+    themselves."""
+    return name.startswith(_TEXT) and _TOWER not in name
 
 
 def load_llama(
@@ -50,7 +53,8 @@ def load_llama(
     `text_logits(ids)` equals `transformers`' logits; the vocabulary is the file's unless `specials` or `vocab_size`
     ask for more rows. New rows start near the mean of the others. A file whose head is another matrix than its
     embedding has a head of its own, whatever `tie_word_embeddings` says: `config.tied` of the model is then False.
-    Visual parts are drawn from torch's global generator, for `latent_dim` channels.
+    With `codebook_size` codes are read where the file has some; the mask's row starts as a new one. Other visual parts
+    are drawn from torch's global generator, for `latent_dim` channels.
 
     new_tokens                       ids that the checkpoint's tokenizer did not have: files pad the vocabulary with
                                      rows that nothing trained, which then start as new rows do
@@ -69,43 +73,67 @@ def load_llama(
         vocab_size=vocab_size,
         **overrides,
     )
-    own_vocabulary = document["vocab_size"]
+    found = described(document, str(folder / "config.json"))
+    own_vocabulary = found.text.integer("vocab_size")
     with open_checkpoint(folder) as checkpoint, torch.no_grad():
-        if config.tied and _has_own_head(checkpoint, (own_vocabulary, config.width)):
+        names = names_in(checkpoint, found.family)
+        if config.tied and _has_own_head(checkpoint, names, (own_vocabulary, config.width)):
             config = replace(config, tied=False)
         model = allocate(config, dtype)
-        wanted = _sources(config, own_vocabulary)
+        wanted = tensors(config, names, own_vocabulary, found.codes)
         for name in (name for find in _NAMED for name, _ in find(model)):
             if is_text_parameter(name) and name not in wanted:
                 raise ValueError(f"{folder}: no Llama-shaped checkpoint has {name}, which the config asks for")
         # Old files hold rotary tables, which follow from the config, and some a copy of the tied head.
         checkpoint.refuse_unknown(
-            {_HEAD, *(key for sources in wanted.values() for key, _ in sources)},
-            lambda key: key.endswith("rotary_emb.inv_freq"),
+            {names.head, *(source.key for sources in wanted.values() for source in sources)},
+            lambda key: key.endswith("rotary_emb.inv_freq") or key.startswith(found.family.others),
         )
         for name, sources in wanted.items():
-            parameter, at = model.get_parameter(name), 0
-            if not sources:  # a skip, which does nothing before it is trained
-                parameter.zero_()
-                continue
-            for key, rows in sources:
-                target = parameter[at : at + rows]
-                target.copy_(checkpoint.read(key, tuple(target.shape)))
-                at += rows
-            if sources[0][0] in (_EMBEDDING, _HEAD) and new_tokens:
-                _fill_rows(parameter[:at], sorted(new_tokens))
-            if at < len(parameter):
-                _fill(parameter[at:], parameter[:at])
+            _read(model.get_parameter(name), sources, checkpoint, new_tokens if name in _VOCABULARY else ())
+    copy_towers(model)
     return model
 
 
-def _has_own_head(checkpoint: Checkpoint, shape: tuple[int, int]) -> bool:
-    return _HEAD in checkpoint and not torch.equal(checkpoint.read(_HEAD, shape), checkpoint.read(_EMBEDDING, shape))
+@torch.no_grad()
+def copy_towers(model: UnifiedModel, known: Collection[str] = ()) -> None:
+    """Give pictures the weights of text for what they have of each block for themselves, but for parameters in `known`:
+    the model then computes what one without it computes."""
+    for name, parameter in model.named_parameters():
+        if _TOWER in name and name not in known:
+            parameter.copy_(model.get_parameter(name.replace(_TOWER, ".")))
+
+
+def _read(parameter: Tensor, sources: list[Source], checkpoint: Checkpoint, new_tokens: Collection[int]) -> None:
+    if not sources:  # a skip, which does nothing before it is trained
+        parameter.zero_()
+        return
+    at = 0
+    for source in sources:
+        value = checkpoint.read(source.key, source.shape)
+        value = (value[list(source.rows)] if source.rows else value).reshape(-1, *parameter.shape[1:])
+        parameter[at : at + len(value)] = value
+        at += len(value)
+    if new_tokens:
+        _fill_rows(parameter[:at], sorted(new_tokens))
+    if at < len(parameter):
+        _fill(parameter[at:], parameter[:at])
+
+
+def names_in(checkpoint: Checkpoint, family: Family) -> Names:
+    """How the checkpoint calls its tensors: the first of the family's ways that it has the embedding by."""
+    return next((names for names in family.names if names.embedding in checkpoint), family.names[0])
+
+
+def _has_own_head(checkpoint: Checkpoint, names: Names, shape: tuple[int, int]) -> bool:
+    return names.head in checkpoint and not torch.equal(
+        checkpoint.read(names.head, shape), checkpoint.read(names.embedding, shape)
+    )
 
 
 def allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
-    """The model with its visual parts drawn from torch's global generator, and memory for the rest, which holds
-    nothing yet."""
+    """The model with its visual parts drawn from torch's global generator, a modulation at 0 as ever, and memory for
+    the rest, which holds nothing yet; `copy_towers` fills what pictures have of the blocks."""
     # A model of one block has the same visual parts, and drawing it costs little.
     fresh = UnifiedModel(replace(config, layers=1, vocab_size=8, specials=SpecialIds()))
     with torch.device("meta"):
@@ -117,48 +145,11 @@ def allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
         for find in _NAMED:
             drawn = dict(find(fresh))
             for name, value in find(model):
-                if not is_text_parameter(name):
+                if name.startswith("modulation."):
+                    value.zero_()
+                elif not is_text_parameter(name) and _TOWER not in name:
                     value.copy_(drawn[name])
     return model
-
-
-def _sources(config: UnifiedConfig, vocab_size: int) -> dict[str, list[tuple[str, int]]]:
-    """Each text parameter's tensors in the file, (key, rows) from its top: all of its rows, but in the vocabulary.
-    No tensors: it starts at 0."""
-    c = config
-    inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    wanted = {"embed.weight": [(_EMBEDDING, vocab_size)], "norm.weight": [("model.norm.weight", c.width)]}
-    if not c.tied:
-        wanted["head.weight"] = [(_HEAD, vocab_size)]
-    for i in range(c.layers):
-        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
-
-        def projections(kind: str) -> list[tuple[str, int]]:
-            return [
-                (f"{theirs}.self_attn.{part}_proj.{kind}", rows)  # noqa: B023
-                for part, rows in (("q", inner), ("k", kv), ("v", kv))
-            ]
-
-        wanted |= {
-            f"{ours}.attention_norm.weight": [(f"{theirs}.input_layernorm.weight", c.width)],
-            f"{ours}.attention.qkv.weight": projections("weight"),
-            f"{ours}.attention.out.weight": [(f"{theirs}.self_attn.o_proj.weight", c.width)],
-            f"{ours}.mlp_norm.weight": [(f"{theirs}.post_attention_layernorm.weight", c.width)],
-            f"{ours}.mlp.gate_up.weight": [(f"{theirs}.mlp.{part}_proj.weight", c.hidden) for part in ("gate", "up")],
-            f"{ours}.mlp.down.weight": [(f"{theirs}.mlp.down_proj.weight", c.width)],
-        }
-        if c.long_skips and i >= c.layers - c.layers // 2:
-            wanted[f"{ours}.skip.weight"] = []
-        if c.qkv_bias:
-            wanted[f"{ours}.attention.qkv.bias"] = projections("bias")
-        if c.out_bias:
-            wanted[f"{ours}.attention.out.bias"] = [(f"{theirs}.self_attn.o_proj.bias", c.width)]
-        if c.qk_norm:
-            wanted |= {
-                f"{ours}.attention.{part}_norm.weight": [(f"{theirs}.self_attn.{part}_norm.weight", c.head_dim)]
-                for part in ("q", "k")
-            }
-    return wanted
 
 
 def new_rows(own_vocabulary: int, vocab_size: int, new_tokens: Collection[int]) -> list[int]:

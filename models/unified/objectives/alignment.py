@@ -25,11 +25,13 @@ from omniloom.models.unified.sequence import RowShare
 class FeatureAlignment(nn.Module):
     """The trained projection, an MLP of three layers, and the loss.
 
-    width  of the hidden states; dim: of the features; inner: of the MLP, as published
+    width  of the hidden states; dim: of the features; inner: of the MLP, as published; factor: of the hidden states, as
+           muP has it for what reads them (`models.unified.mup`)
     """
 
-    def __init__(self, width: int, dim: int, inner: int = 2048):
+    def __init__(self, width: int, dim: int, inner: int = 2048, factor: float = 1.0):
         super().__init__()
+        self.factor = factor
         self.mlp = nn.Sequential(
             nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU(), nn.Linear(inner, dim)
         )
@@ -46,6 +48,7 @@ class FeatureAlignment(nn.Module):
         """
         if len(hidden_KD) != len(features_KF):
             raise ValueError(f"features: expected those of {len(hidden_KD)} positions, got {len(features_KF)}")
+        hidden_KD = hidden_KD if self.factor == 1 else hidden_KD * self.factor
         return 1 - F.cosine_similarity(self.mlp(hidden_KD).float(), features_KF.float(), dim=-1)
 
 

@@ -40,6 +40,9 @@ class SourceFile(NamedTuple):
     beyond: bool = False
 
 
+_made = partial(tuple.__new__, SourceFile)  # as `SourceFile._make`, without Python's part
+
+
 class _Folder(NamedTuple):
     """A folder to be walked; `real`: where it really is, if that is outside the root."""
 
@@ -56,8 +59,8 @@ class Files(Sequence[SourceFile]):
         self._count = len(packed) if mask is None else sum(mask)
 
     def __iter__(self) -> Iterator[SourceFile]:
-        files = map(SourceFile._make, self._packed)
-        return files if self._mask is None else compress(files, self._mask)
+        files = self._packed if self._mask is None else compress(self._packed, self._mask)
+        return map(_made, files)
 
     def __len__(self) -> int:
         return self._count
@@ -67,19 +70,19 @@ class Files(Sequence[SourceFile]):
 
     def where(self, wanted: Callable[[SourceFile], bool]) -> Files:
         """Those of all files that are wanted."""
-        return Files(self._packed, bytearray(map(wanted, map(SourceFile._make, self._packed))))
+        return Files(self._packed, bytearray(map(wanted, map(_made, self._packed))))
 
     def or_where(self, wanted: Callable[[SourceFile], bool]) -> Files:
         """These, and of the others those that are wanted."""
         if self._mask is None or all(self._mask):
             return self
         pairs = zip(self._mask, self._packed, strict=True)
-        return Files(self._packed, bytearray(here or wanted(SourceFile._make(file)) for here, file in pairs))
+        return Files(self._packed, bytearray(here or wanted(_made(file)) for here, file in pairs))
 
 
 def list_files(root: Root) -> Files:
     """Every file below the root, sorted by path; hidden ones (a part begins with a dot) are not looked at."""
-    return Files(Packed(tuple(file) for file in _Listing(root).files()))
+    return Files(Packed(map(tuple, _Listing(root).files())))
 
 
 class _Listing:
@@ -149,10 +152,10 @@ class _Listing:
         waiting: list[Iterator[SourceFile | _Folder]] = [iter([_Folder("", None)])]
         while waiting:
             found = next(waiting[-1], None)
-            if found is None:
-                waiting.pop()
-            elif isinstance(found, SourceFile):
+            if isinstance(found, SourceFile):
                 yield found
+            elif found is None:
+                waiting.pop()
             elif found.real is not None and self._met(found.real):
                 continue
             elif found.real is not None and found.real in walked:
@@ -246,7 +249,7 @@ class _Listing:
     def _file(self, path: str, info: dict) -> SourceFile:
         size = info.get("size") or 0
         if info["type"] == "file" and path.isascii() and not self._hashed and "reject" not in info:  # nearly all
-            return SourceFile(path, size, _identity(info))
+            return _made((path, size, _identity(info), None, False))
         if not encodable(path):
             return SourceFile(ascii(path), size, _identity(info), ("bad_name", "the file's name is not UTF-8"))
         reject = info.get("reject")
@@ -320,6 +323,6 @@ _VERSIONS = ("sha256", "ETag", "etag", "md5", "mtime", "LastModified", "last_mod
 
 def _identity(info: dict) -> str:
     for key in _VERSIONS:
-        if key in info and (value := info[key]) is not None:
+        if (value := info.get(key)) is not None:
             return f"{key}:{value.isoformat() if isinstance(value, datetime) else value}"
     return "unknown"

@@ -70,6 +70,7 @@ class Root:
         if self.is_archive:
             self.fs, self.path = archives.opened(self.fs, self.path), ""
             self.local, self.real = False, self.place
+        self._below = posixpath.join(self.path, "")
         self._names: dict[str, dict[str, list[str]]] = {}
         self._real_folders: dict[str, str] = {}
 
@@ -87,7 +88,9 @@ class Root:
 
     def uri(self, path: str) -> str:
         """The filesystem's own path of a file below the root."""
-        return posixpath.join(self.path, path) if not self.is_file else self.path
+        if self.is_file:
+            return self.path
+        return posixpath.join(self.path, path) if path.startswith("/") else self._below + path
 
     # ---- content ----
 

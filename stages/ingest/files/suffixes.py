@@ -29,13 +29,16 @@ ARCHIVES = (".zip", ".tar")
 
 
 _ENDINGS = (*COMPRESSED, *_SPELT, *_SHORT)
+_OF_COMPRESSED = frozenset(_ENDINGS)
 
 
 def suffix(path: str) -> str:
     """The suffix in small letters; of a compressed file that of what it holds: .txt of a.txt.gz, .tar of a.tgz."""
-    stem, ending = posixpath.splitext(path)
+    dot = path.rfind(".")
+    plain = dot > 0 and path[dot - 1] not in "/." and "/" not in path[dot:]  # nearly always: no other dot decides
+    stem, ending = (path[:dot], path[dot:]) if plain else posixpath.splitext(path)
     ending = ending.lower()
-    if ending not in _ENDINGS:
+    if ending not in _OF_COMPRESSED:
         return ending
     if ending in _SHORT:
         return ".tar"

@@ -23,7 +23,9 @@ _LARGE = re.compile(rb"\d{19}")
 def parse_row(line: bytes, encoding: str = "utf-8") -> dict:
     """A JSON object out of one line; MediaError with the reason for anything else."""
     row = _quickly(line) if encoding == "utf-8" else None
-    if row is None:
+    if row is not None and _PLAIN.issuperset(map(type, row.values())):
+        return row  # nearly always: there is nothing in it that could be deep, or that orjson rounds
+    if row is None or _LARGE.search(line):
         row = _exactly(line, encoding)
     return checked_row(row, line.count(b"[") + line.count(b"{"))
 
@@ -34,9 +36,7 @@ def _quickly(line: bytes) -> dict | None:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    if type(row) is not dict or (not _PLAIN.issuperset(map(type, row.values())) and _LARGE.search(line)):
-        return None
-    return row
+    return row if type(row) is dict else None
 
 
 def _exactly(line: bytes, encoding: str) -> Any:

@@ -166,10 +166,10 @@ class SourceKind(ABC):
 
     def selected(self, path: str) -> bool:
         """Whether `include` and `exclude` leave a path."""
-        if self.excluded(path):
-            return False
         include = self.config.include
-        return not include or any(_matches(path, pattern) for pattern in include)
+        if include and not any(_matches(path, pattern) for pattern in include):
+            return False
+        return not self.excluded(path)
 
     def excluded(self, path: str) -> bool:
         exclude = self.config.exclude

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
@@ -66,9 +66,10 @@ class RowFiles(SourceKind):
         """The record of a row, and what of the row it goes without; MediaError where the row is none."""
         return self.mapping.record(row, path)
 
-    def text_of(self, row: dict) -> str | None:
+    @cached_property
+    def text_of(self) -> Callable[[dict], str | None]:
         """The text of a row where the record is that alone; None where `record` has to look."""
-        return self.mapping.text_of(row) if type(self).record is RowFiles.record else None
+        return self.mapping.text_of if type(self).record is RowFiles.record else lambda row: None
 
     def wanted(self, columns: Sequence[str]) -> list[str]:
         """Those of a table's columns that are read."""
@@ -137,9 +138,10 @@ class RowFiles(SourceKind):
         texts: list[str] = []
         parts: list[int] = []
         size = 0
+        text_of = self.text_of
         try:
             for number, row in self.format_of(path).rows(self.files, item, self.wanted):
-                text = self.text_of(row) if type(row) is dict else None
+                text = text_of(row) if type(row) is dict else None
                 if text is not None:
                     texts.append(text)
                     parts.append(number)

@@ -1,12 +1,13 @@
 """Loose rows: the rows that a text may be, whatever its file is called, in each way that it can be read.
 
 In: a text. Out: lists of rows by their columns: JSON of any shape, JSON lines, YAML, XML and HTML (`markup`), pictures
-of a Markdown page, and lines that tabs, commas, semicolons, bars or blanks divide, with a line of names and without
-one. Which of them is meant, who asked tells by what they say.
+of a Markdown page, sections of INI, and lines that tabs, commas, semicolons, bars or blanks divide, with a line of
+names and without one. Which of them is meant, who asked tells by what they say.
 """
 
 from __future__ import annotations
 
+import configparser
 import csv
 import json
 import re
@@ -17,6 +18,7 @@ from typing import Any
 from omniloom.stages.ingest.look import markup
 
 _PICTURE = re.compile(r"!\[([^\]]+)\]\(\s*<?([^)\s>]+)")  # of Markdown: what it shows, and where it lies
+_NAMED = re.compile(r'\s*(?:"([^"]+)"|(\S+))\s+(.*)')  # a name, which quotes keep together, and what is said of it
 _DELIMITERS = ("\t", ",", ";", "|")
 _DEEPEST = 4  # lists in a document
 
@@ -26,6 +28,9 @@ def readings(text: str, ending: str = "") -> Iterator[list[dict[str, Any]]]:
     texts are some YAML."""
     if ending in (".yaml", ".yml"):
         yield from _lists(_yaml(text))
+        return
+    if ending == ".ini":
+        yield _sections(text)
         return
     if text.lstrip()[:1] == "<":
         yield from markup.readings(text)
@@ -48,7 +53,19 @@ def readings(text: str, ending: str = "") -> Iterator[list[dict[str, Any]]]:
     for delimiter in _DELIMITERS:
         if sum(delimiter in line for line in lines) > 0.5 * len(lines):
             yield from _delimited(text, lines, delimiter)
-    yield [dict(_numbered(line.split(None, 1))) for line in lines]
+    yield [dict(_numbered([named[1] or named[2], named[3]])) for line in lines if (named := _NAMED.match(line))]
+
+
+def _sections(text: str) -> list[dict[str, Any]]:
+    """The sections of an INI file, each with its name."""
+    parser = configparser.ConfigParser(
+        delimiters=("=",), strict=False, interpolation=None, allow_no_value=True, default_section=""
+    )
+    try:
+        parser.read_string(text)
+    except configparser.Error:
+        return []
+    return [{"section": name, **parser[name]} for name in parser.sections()]
 
 
 def _yaml(text: str) -> Any:

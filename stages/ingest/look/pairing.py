@@ -4,8 +4,9 @@ In: a root, the paths of its media files and of the other files. Out: a `Pairing
 the way that gives captions to most files counts:
     texts    text, JSON or XML files of the media files' names, in whichever folder; `7.en.txt` is of 7.png too
     tables   files of rows, one of whose columns names media files, with or without folders and endings, by numbers too:
-             JSON of any shape, JSON lines, YAML, XML, HTML, Markdown, and lines that tabs, commas, semicolons, bars or
-             blanks divide, whatever the file's suffix; of several such files all that name files of their own
+             JSON of any shape, JSON lines, YAML, XML, HTML, Markdown, INI, and lines that tabs, commas, semicolons,
+             bars or blanks divide, whatever the file's suffix, and tables of SQLite; of several such files all that
+             name files of their own
     told     what the media files themselves say (`told`)
     lines    a file with as many lines as there are media files, in the order of their names
 Names of folders and of files are captions where they look like words: `named`.
@@ -18,7 +19,7 @@ import posixpath
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from omniloom.stages.ingest.annotations.fields import captions_of
 from omniloom.stages.ingest.files import encoding
 from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.files.suffixes import suffix
-from omniloom.stages.ingest.look import markup
+from omniloom.stages.ingest.look import databases, markup
 from omniloom.stages.ingest.look.loose_rows import flat, readings
 from omniloom.stages.ingest.look.told import told
 
@@ -36,8 +37,10 @@ _ROWS = 0.5  # of a table's rows have to name media files
 _FILE_BYTES = 64 << 20
 _TABLES = (
     *(".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".ndjson", ".lst", ".list", ".tab", ".psv", ""),
-    *(".yaml", ".yml", ".xml", ".html", ".htm", ".xhtml", ".md", ".markdown"),
+    *(".yaml", ".yml", ".xml", ".html", ".htm", ".xhtml", ".md", ".markdown", ".ini", ".ion"),
 )
+# What photo managers leave in a folder and listings pass over, as its name begins with a dot.
+_HIDDEN = ".picasa.ini"
 
 _TEXTS = (".txt", ".caption", ".cap", ".text", ".tags", ".prompt")
 _LINES = ("caption", "label", "prompt", "description", "annotation", "text", "title")
@@ -64,22 +67,25 @@ class Pairing:
 def paired(root: Root, media: Sequence[str], others: Sequence[str]) -> Pairing | None:
     """The pairing of most media files; None where no way gives enough of them a caption."""
     names = _Names(media)
-    texts = {path: content for path in others if (content := _content(root, path, _SUFFIXES)) is not None}
-    ways = [_beside(names, texts), *_tables(names, texts)]
+    hidden = {posixpath.join(posixpath.dirname(path), _HIDDEN) for path in media}
+    texts = {path: text for path in (*others, *sorted(hidden)) if (text := _text(root, path)) is not None}
+    rows = {path: readings(text, suffix(path)) for path, text in texts.items()}
+    rows |= {path: databases.readings(_bytes(root, path)) for path in others if suffix(path) in databases.SUFFIXES}
+    ways = [_beside(names, texts), *_tables(names, rows)]
     found = [way for way in ways if way and len(way.captions) >= max(2, LEAST * len(media))]
     if not found and (captions := told(root, media, LEAST)):
         of_each = {path: [caption] for path, caption in captions.items()}
         found = [Pairing(of_each, frozenset(), "what is written in the files themselves")]
     if not found and (way := _lines(media, texts)):
         found = [way]
-    return max(found, key=lambda way: len(way.captions), default=None)
+    return max(found, key=lambda way: _worth(way.captions), default=None)
 
 
 def named(media: Sequence[str]) -> Literal["folder", "file"] | None:
     """Whether the files' own folders, or the files, are called by words that say what is on them."""
     folders = Counter(posixpath.basename(posixpath.dirname(path)) for path in media)
     spoken = [name for name in folders if _WORD.search(name) and not _DIVISIONS.fullmatch(name)]
-    if len(folders) > 1 and len(spoken) == len(folders) and min(folders.values()) > 1:
+    if len(folders) > 1 and len(spoken) == len(folders) and statistics.median(folders.values()) > 1:
         return "folder"
     words = [_WORD.findall(posixpath.splitext(posixpath.basename(path))[0].replace("_", " ")) for path in media]
     several = sum(len(found) > 1 for found in words)
@@ -128,16 +134,24 @@ class _Names:
         return self._numbers.get(int(text)) if text.isdecimal() and len(text) < 16 else None
 
 
-def _content(root: Root, path: str, suffixes: frozenset[str]) -> str | None:
+def _text(root: Root, path: str) -> str | None:
     """The text of a file that may hold captions; None of any other."""
-    if suffix(path) not in suffixes:
+    if suffix(path) not in _SUFFIXES:
         return None
+    data = _bytes(root, path)
+    name, skip = encoding.by_mark(data, "utf-8")
     try:
-        data = root.read(path, _FILE_BYTES)
-        name, skip = encoding.by_mark(data, "utf-8")
         return data[skip:].decode(name)
-    except (MediaError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         return None
+
+
+def _bytes(root: Root, path: str) -> bytes:
+    """None at all of what cannot be read."""
+    try:
+        return root.read(path, _FILE_BYTES)
+    except MediaError:
+        return b""
 
 
 # ---- files of the same names ----
@@ -179,17 +193,28 @@ def _document(path: str, text: str) -> Any:
 # ---- tables ----
 
 
-def _tables(names: _Names, texts: Mapping[str, str]) -> list[Pairing]:
-    """Of each file that names media files the best reading, and files with the same columns together."""
+def _tables(names: _Names, read: Mapping[str, Iterable[list[dict[str, Any]]]]) -> list[Pairing]:
+    """Of each file that names media files the best reading, and files with the same columns together. `read`: the
+    lists of rows that a file may be."""
     alike: dict[str, list[Pairing]] = defaultdict(list)
-    for path, text in texts.items():
-        found = [
-            named for rows in readings(text, suffix(path)) if (named := _rows(names, posixpath.dirname(path), rows))
-        ]
-        if found:
-            captions, shown = max(found, key=lambda pair: len(pair[0]))
-            alike[shown].append(Pairing(captions, frozenset([path]), f"{path} ({shown})"))
+    known, called = {path: list(lists) for path, lists in read.items()}, set[str]()
+    for least in (2, 1):  # a folder of one picture has a table of one row, as its neighbours have of several
+        for path, lists in known.items():
+            if least == 1 and posixpath.basename(path) not in called:
+                continue
+            folder = posixpath.dirname(path)
+            found = [named for rows in lists if (named := _rows(names, folder, rows, least))]
+            if found:
+                captions, shown = max(found, key=lambda pair: _worth(pair[0]))
+                alike[shown].append(Pairing(captions, frozenset([path]), f"{path} ({shown})"))
+                known[path] = []
+                called.add(posixpath.basename(path))
     return [way for shown, ways in alike.items() for way in (*ways, *_together(ways, shown))]
+
+
+def _worth(captions: Mapping[str, Sequence[str]]) -> tuple[int, int]:
+    """How many have a caption, and of as many how many different ones there are: albums say the same of many."""
+    return len(captions), len({text for texts in captions.values() for text in texts})
 
 
 def _together(ways: Sequence[Pairing], shown: str) -> list[Pairing]:
@@ -200,10 +225,13 @@ def _together(ways: Sequence[Pairing], shown: str) -> list[Pairing]:
     return [Pairing(captions, frozenset().union(*(way.files for way in ways)), f"{len(ways)} files ({shown})")]
 
 
-def _rows(names: _Names, folder: str, rows: list[dict[str, Any]]) -> tuple[dict[str, list[str]], str] | None:
-    """Captions by media file, and the fields that they are of, in words; `folder` is that of the rows' file."""
+def _rows(
+    names: _Names, folder: str, rows: list[dict[str, Any]], least: int
+) -> tuple[dict[str, list[str]], str] | None:
+    """Captions by media file, and the fields that they are of, in words; `folder` is that of the rows' file. `least`:
+    so many rows name a file."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    if len(rows) < 2 or len(columns) < 2:
+    if len(rows) < least or len(columns) < 2:
         return None
     matched = {column: [names.find(row.get(column), folder) for row in rows] for column in columns}
     key = max(columns, key=lambda column: len(set(matched[column]) - {None}))
@@ -211,7 +239,7 @@ def _rows(names: _Names, folder: str, rows: list[dict[str, Any]]) -> tuple[dict[
     if sum(name is not None for name in named_by) < _ROWS * len(rows):
         return None
     # A column of the same few names, such as counts, stands for no file.
-    if len(set(named_by) - {None}) < 2:
+    if len(set(named_by) - {None}) < least:
         return None
     column = _caption_column([{k: v for k, v in row.items() if k != key} for row in rows], names)
     if column is None:
@@ -226,12 +254,14 @@ def _rows(names: _Names, folder: str, rows: list[dict[str, Any]]) -> tuple[dict[
 
 
 def _caption_column(rows: Sequence[Mapping[str, Any]], names: _Names) -> str | None:
-    """The column of captions: of those that hold texts the one that is called so, else the one with the longest."""
-    lengths: dict[str, float] = {}
+    """The column of captions: of those that hold texts the one that is called so, else the one with the longest, those
+    behind that say the same of most rows, such as albums."""
+    lengths: dict[str, tuple[bool, float]] = {}
     for column in dict.fromkeys(key for row in rows for key in row):
         values = [text for row in rows for text in _texts(row.get(column))]
         if len(values) >= _ROWS * len(rows) and not _refer(values[:50], names):
-            lengths[column] = statistics.fmean(len(text) for text in values)
+            own = len(set(values)) > 0.5 * len(values)
+            lengths[column] = own, statistics.fmean(len(text) for text in values)
     for column in lengths:
         if captions_of([column.rsplit(".", 1)[-1].lower()]):
             return column

@@ -97,10 +97,11 @@ def _candidates(coarse: np.ndarray, window: int, projected: int, since: Since | 
     asked, gone = None, rows[:0]
     if since is not None:
         asked, gone = np.flatnonzero(np.tile(since.asked, 2 if window else 1)), _compared(since.gone, window)
-    for keys, others, fine in _tables(rows, gone, projected):
-        chosen = None if asked is None else having(keys, np.append(keys[asked], others))
+    for keys, others, fine in _tables(rows, gone, projected, 1 if asked is None else _TABLES_TOGETHER):
+        chosen = None if asked is None else having(keys, np.append(keys.reshape(-1, len(rows))[:, asked], others))
         new = []
         for pairs in neighbours(keys, fine, chosen):
+            pairs = pairs % len(rows)
             pairs = _across(pairs, count) if window else pairs
             for start in range(0, len(pairs), _BLOCK):
                 first, second = pairs[start : start + _BLOCK].T
@@ -142,9 +143,12 @@ def _projections(coarse: np.ndarray) -> int:
     return projections
 
 
-def _tables(coarse: np.ndarray, others: np.ndarray, projections: int) -> Iterator[tuple[np.ndarray, np.ndarray, Fine]]:
-    """Keys of all rows and of the others, and the fine order of rows, a table at a time. A key is where a row lies in a
-    grid over random directions."""
+def _tables(
+    coarse: np.ndarray, others: np.ndarray, projections: int, together: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, Fine]]:
+    """Keys of all rows and of the others, and the fine order of rows, a table at a time, or so many one after another
+    (row 5 of the second table is the fifth behind those of the first). A key is where a row lies in a grid over random
+    directions."""
     rng = np.random.default_rng(20)
     width = coarse.shape[1]
     count = math.ceil(math.log(_MISSED) / math.log(1 - _TOGETHER**projections))
@@ -152,13 +156,26 @@ def _tables(coarse: np.ndarray, others: np.ndarray, projections: int) -> Iterato
     for start in range(0, count, _TABLES_TOGETHER):
         some = drawn[start : start + _TABLES_TOGETHER]
         keys, keys_of_others = (_keys(rows, [grid for grid, _ in some]) for rows in (coarse, others))
-        for place, (_, direction) in enumerate(some):
-            yield keys[:, place], keys_of_others[:, place], _order(coarse, direction)
+        for at in range(0, len(some), together):
+            part = slice(at, at + together)
+            own, theirs = (_of_tables(found[:, part]) for found in (keys, keys_of_others))
+            yield own, theirs, _order(coarse, [direction for _, direction in some[part]])
 
 
-def _order(coarse: np.ndarray, direction: np.ndarray) -> Fine:
+def _of_tables(keys: np.ndarray) -> np.ndarray:
+    """uint64 (tables * n,): keys (n, tables) as they are looked up, those of a table other ones than of the others."""
+    own = np.random.default_rng(22).integers(0, 1 << 64, keys.shape[1], np.uint64)
+    return (keys.T ^ own[:, None]).ravel()
+
+
+def _order(coarse: np.ndarray, directions: list[np.ndarray]) -> Fine:
     def fine(rows: np.ndarray) -> np.ndarray:
-        return _projected(coarse[rows], direction)[:, 0]
+        tables, rows = np.divmod(rows, len(coarse))
+        found = np.empty(len(rows), np.float32)
+        for table, direction in enumerate(directions):
+            own = slice(*np.searchsorted(tables, (table, table + 1)))  # rows rise
+            found[own] = _projected(coarse[rows[own]], direction)[:, 0]
+        return found
 
     return fine
 
@@ -176,10 +193,13 @@ def _keys(coarse: np.ndarray, grids: list[Grid]) -> np.ndarray:
     offsets = np.concatenate([offsets for _, offsets in grids])
     keys = np.zeros((len(coarse), len(grids), 8), np.uint8)
     for at in range(0, len(coarse), _BLOCK):
-        cells = np.floor(coarse[at : at + _BLOCK].astype(np.float32) @ directions / _WIDTH + offsets) + 128
-        keys[at : at + _BLOCK, :, : len(grids[0][1])] = (
-            cells.astype(np.int16).astype(np.uint8).reshape(len(cells), len(grids), -1)
-        )
+        cells = coarse[at : at + _BLOCK].astype(np.float32) @ directions
+        cells /= _WIDTH
+        cells += offsets
+        np.floor(cells, out=cells)
+        cells += 128
+        lines = cells.astype(np.int16).astype(np.uint8).reshape(len(cells), len(grids), -1)
+        keys[at : at + _BLOCK, :, : lines.shape[2]] = lines
     return keys.view(np.uint64)[..., 0]
 
 

@@ -1,0 +1,169 @@
+"""The families of checkpoints that are read and written back: how each differs from Llama, and what its picture codes
+are. Standard library only.
+
+family                     language model in config.json, and its tensors          codes of pictures
+Llama, Mistral, Qwen2, 3   the file itself; model.*, lm_head                       none
+Chameleon                  the file itself; model.*, lm_head                       tokens IMGIMG*Z
+Emu3                       text_config; text_model.model.*, text_model.lm_head     tokens <|visual token *|>
+Janus                      text_config; model.language_model.*, lm_head            an embedding with an MLP, a head
+
+Chameleon (arXiv 2405.09818), Emu3 (arXiv 2409.18869) and Janus-Pro (arXiv 2501.17811) as `transformers` has them. Codes
+that are tokens keep their rows of the vocabulary, and `code_in` and `code_out` begin as copies of them: texts are read
+with the one, pictures with the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from omniloom.models.hf.config_json import Document
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The picture codes of a checkpoint: how many; `tokens`, their ids in the vocabulary in the order of the codes, or
+    `dim`, the numbers of an embedding of their own."""
+
+    size: int
+    tokens: tuple[int, ...] = ()
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Names:
+    """How the tensors of a language model are called."""
+
+    body: str = "model."
+    head: str = "lm_head.weight"
+
+    @property
+    def embedding(self) -> str:
+        return f"{self.body}embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture differs from Llama, and what its `config.json` means where it is silent. A family with
+    `bias_key` has biases on query, key, value and output where that key is true."""
+
+    kv_heads: int | None = None  # None: as many as heads
+    head_dim: int | None = None  # None: width / heads
+    qkv_bias: bool = False
+    qk_norm: str | None = None  # a kind of `UnifiedConfig.qk_norm_kind`
+    bias_key: bool = False
+    window: bool = False  # has a sliding window unless `sliding_window` is null
+    norm_eps: float = 1e-6
+    rope_base: float = 10000.0
+    tied: bool = False
+    after_key: str | None = None  # norms stand behind attention and MLP where that key is true
+    text: str | None = None  # the key that the language model's config stands under
+    names: tuple[Names, ...] = (Names(),)  # the first that a file has; the last is what `transformers` calls modules
+    codes: Callable[[Document], Codes] | None = None
+    others: tuple[str, ...] = ()  # how the names of parts begin that are no language model's
+
+
+def _sub(document: Document, key: str) -> Document:
+    value = document.values.get(key)
+    if not isinstance(value, dict):
+        raise document.wrong(key, "an object")
+    return Document(value, f"{document.where}: {key}")
+
+
+def _tokens(document: Document, begin: str, end: str, digits: str, size: int) -> Codes:
+    """Codes that `vocabulary_map` gives ids to, by names of their number between `begin` and `end`."""
+    names = document.values.get("vocabulary_map")
+    if not isinstance(names, dict):
+        raise document.wrong("vocabulary_map", "an object of tokens' names and ids")
+    found: dict[int, int] = {}
+    for name, number in names.items():
+        if not (name.startswith(begin) and name.endswith(end)):
+            continue
+        spelled = name[len(begin) : -len(end)]
+        if not spelled or set(spelled) - set(digits) or not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"{document.where}: vocabulary_map: {name!r}: expected a code's number and an id")
+        found[int("".join(str(digits.index(letter)) for letter in spelled))] = number
+    if sorted(found) != list(range(size)) or len(set(found.values())) != size:
+        raise ValueError(
+            f"{document.where}: vocabulary_map: expected an id of its own for each code from 0 to {size - 1}, "
+            f"got {len(found)}"
+        )
+    return Codes(size, tuple(found[code] for code in range(size)))
+
+
+def _chameleon(document: Document) -> Codes:
+    size = _sub(document, "vq_config").integer("num_embeddings", 8192)
+    return _tokens(document, "IMGIMG", "Z", "ABCDEFGHIJ", size)
+
+
+def _emu3(document: Document) -> Codes:
+    size = _sub(document, "vq_config").integer("codebook_size", 32768)
+    return _tokens(document, "<|visual token ", "|>", "0123456789", size)
+
+
+def _janus(document: Document) -> Codes:
+    codes, text = _sub(document, "vq_config"), _sub(document, "text_config")
+    codes.only("hidden_act", "gelu")
+    codes.only("num_hidden_layers", 2)
+    width = text.integer("hidden_size")
+    for key in ("projection_dim", "image_token_embed_dim"):
+        if codes.integer(key, 2048) != width:
+            raise codes.wrong(key, f"the language model's hidden_size {width}")
+    return Codes(codes.integer("num_embeddings", 16384), dim=codes.integer("embed_dim", 8))
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(bias_key=True),
+    "MistralForCausalLM": Family(kv_heads=8, window=True),
+    "Qwen2ForCausalLM": Family(kv_heads=32, qkv_bias=True),
+    "Qwen3ForCausalLM": Family(kv_heads=32, head_dim=128, qk_norm="rms", bias_key=True),
+    "ChameleonForConditionalGeneration": Family(
+        kv_heads=32,
+        qk_norm="layer",
+        bias_key=True,
+        norm_eps=1e-5,
+        after_key="swin_norm",
+        codes=_chameleon,
+        others=("model.vqmodel.",),
+    ),
+    "Emu3ForConditionalGeneration": Family(
+        kv_heads=8,
+        norm_eps=1e-5,
+        rope_base=1e6,
+        text="text_config",
+        names=(Names("text_model.model.", "text_model.lm_head.weight"), Names("model.text_model.")),
+        codes=_emu3,
+        others=("vqmodel.", "model.vqmodel."),
+    ),
+    "JanusForConditionalGeneration": Family(
+        bias_key=True,
+        tied=True,
+        text="text_config",
+        names=(Names("model.language_model."),),
+        codes=_janus,
+        others=("model.vision_model.", "model.aligner.", "model.vqmodel.", "model.generation_"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a checkpoint's `config.json` says: of its whole, and of its language model, which may be the same."""
+
+    family: Family
+    whole: Document
+    text: Document
+    codes: Codes | None
+
+
+def described(values: object, where: str) -> Described:
+    """ValueError naming the file and the key of an architecture that is not read."""
+    document = Document(values, where)
+    names = document.values.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
+        raise document.wrong("architectures", f"one of {', '.join(FAMILIES)}")
+    family = FAMILIES[names[0]]
+    text = _sub(document, family.text) if family.text else document
+    if names[0].startswith("Janus"):
+        text.only("model_type", "llama")  # it may name any
+    return Described(family, document, text, family.codes(document) if family.codes else None)

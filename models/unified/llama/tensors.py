@@ -1,0 +1,102 @@
+"""Which tensors of a checkpoint are which parameters of a `UnifiedModel`: one table, read by `load` and written back by
+`write`. In: configs. Out: names and shapes. Standard library only.
+
+Nothing is permuted: `rotate` pairs channel c with c + head_dim / 2 as these checkpoints do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.llama.families import Codes, Names
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the file: its name, its shape there, and which of its rows are meant; none: all of them."""
+
+    key: str
+    shape: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+
+
+Table = dict[str, list[Source]]
+_CODES_IN, _CODES_OUT = "model.generation_embeddings", "model.generation_head"
+
+
+def tensors(config: UnifiedConfig, names: Names, vocab_size: int, codes: Codes | None) -> Table:
+    """By parameter the tensors whose rows, one after the other, it holds from its top: all of its rows, but in the
+    vocabulary, of which the file has `vocab_size`, and in codes, whose last is the mask. No tensors: it starts at 0."""
+    c = config
+    head = names.embedding if c.tied else names.head
+    table = {
+        "embed.weight": [Source(names.embedding, (vocab_size, c.width))],
+        "norm.weight": [Source(f"{names.body}norm.weight", (c.width,))],
+    }
+    if not c.tied:
+        table["head.weight"] = [Source(head, (vocab_size, c.width))]
+    for i in range(c.layers):
+        table |= _block(c, f"blocks.{i}", f"{names.body}layers.{i}")
+        if c.long_skips and i >= c.layers - c.layers // 2:
+            table[f"blocks.{i}.skip.weight"] = []
+    if codes is not None and c.codebook_size is not None:
+        table["code_norm.weight"] = table["norm.weight"]
+        table |= _own_codes(c, codes) if codes.dim else _token_codes(c, names, head, vocab_size, codes)
+    return table
+
+
+def _block(c: UnifiedConfig, ours: str, theirs: str) -> Table:
+    inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+
+    def projections(*axes: int, kind: str = "weight") -> list[Source]:
+        sizes = (("q", inner), ("k", kv), ("v", kv))
+        return [Source(f"{theirs}.self_attn.{part}_proj.{kind}", (rows, *axes)) for part, rows in sizes]
+
+    table = {
+        f"{ours}.attention_norm.weight": [Source(f"{theirs}.input_layernorm.weight", (c.width,))],
+        f"{ours}.attention.qkv.weight": projections(c.width),
+        f"{ours}.attention.out.weight": [Source(f"{theirs}.self_attn.o_proj.weight", (c.width, inner))],
+        f"{ours}.mlp_norm.weight": [Source(f"{theirs}.post_attention_layernorm.weight", (c.width,))],
+        f"{ours}.mlp.gate_up.weight": [
+            Source(f"{theirs}.mlp.{part}_proj.weight", (c.hidden, c.width)) for part in ("gate", "up")
+        ],
+        f"{ours}.mlp.down.weight": [Source(f"{theirs}.mlp.down_proj.weight", (c.width, c.hidden))],
+    }
+    if c.qkv_bias:
+        table[f"{ours}.attention.qkv.bias"] = projections(kind="bias")
+    if c.out_bias:
+        table[f"{ours}.attention.out.bias"] = [Source(f"{theirs}.self_attn.o_proj.bias", (c.width,))]
+    if c.qk_norm:
+        by_head = c.qk_norm_kind == "layer"
+        for part, heads in (("q", c.heads), ("k", c.kv_heads)):
+            shape = (heads, c.head_dim) if by_head else (c.head_dim,)
+            for kind in ("weight", "bias") if by_head else ("weight",):
+                table[f"{ours}.attention.{part}_norm.{kind}"] = [
+                    Source(f"{theirs}.self_attn.{part}_norm.{kind}", shape)
+                ]
+    return table
+
+
+def _token_codes(c: UnifiedConfig, names: Names, head: str, vocab_size: int, codes: Codes) -> Table:
+    shape = (vocab_size, c.width)
+    return {
+        "code_in.weight": [Source(names.embedding, shape, codes.tokens)],
+        "code_out.weight": [Source(head, shape, codes.tokens)],
+    }
+
+
+def _own_codes(c: UnifiedConfig, codes: Codes) -> Table:
+    """An embedding, an aligner of two Linear and a head of two; Sequentials of ours with a GELU in between."""
+    dim = codes.dim or 0
+    table = {"code_in.0.weight": [Source(f"{_CODES_IN}.weight", (codes.size, dim))]}
+    linears = {
+        "code_in.1": ("model.generation_aligner.fc1", c.width, dim),
+        "code_in.3": ("model.generation_aligner.hidden_layers.0", c.width, c.width),
+        "code_out.0": (f"{_CODES_OUT}.proj_out", c.width, c.width),
+        "code_out.2": (f"{_CODES_OUT}.vision_head", codes.size, c.width),
+    }
+    for ours, (theirs, rows, inputs) in linears.items():
+        table[f"{ours}.weight"] = [Source(f"{theirs}.weight", (rows, inputs))]
+        table[f"{ours}.bias"] = [Source(f"{theirs}.bias", (rows,))]
+    return table

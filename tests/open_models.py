@@ -1,0 +1,148 @@
+"""Small random multimodal models, saved by `transformers` itself, with the ids of their picture codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+VOCABULARY, CODES, FIRST = 97, 8, 20
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+# Ids of the codes: neither in order nor side by side.
+TOKENS = tuple(FIRST + 2 * (5 * code % CODES) for code in range(CODES))
+_CONVOLUTIONS = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
+
+
+def chameleon_token(code: int) -> str:
+    return f"IMGIMG{''.join('ABCDEFGHIJ'[int(digit)] for digit in str(code))}Z"
+
+
+def chameleon(tokens: Sequence[int] = TOKENS, **fields: Any):
+    names = {chameleon_token(code): token for code, token in enumerate(tokens)}
+    vq = {"embed_dim": 8, "num_embeddings": len(tokens), "latent_channels": 8, "resolution": 32, **_CONVOLUTIONS}
+    config = transformers.ChameleonConfig(
+        **{**TEXT, **fields}, vocabulary_map={"<image>": 90, **names}, vq_config={**vq, "attn_type": "vanilla"}
+    )
+    return transformers.ChameleonForConditionalGeneration(config)
+
+
+def emu3(**fields: Any):
+    names = {f"<|visual token {code:06d}|>": token for code, token in enumerate(TOKENS)}
+    vq = {
+        "codebook_size": CODES,
+        "embed_dim": 4,
+        "latent_channels": 4,
+        "attn_resolutions": [1],
+        "hidden_size": 32,
+        "temporal_downsample_factor": 2,
+        **_CONVOLUTIONS,
+    }
+    config = transformers.Emu3Config(
+        text_config={**TEXT, **fields},
+        vocabulary_map={"<image>": 90, "<|extra_200|>": 91, **names},
+        vq_config=vq,
+    )
+    return transformers.Emu3ForConditionalGeneration(config)
+
+
+def janus(tie_word_embeddings: bool = False, **fields: Any):
+    config = transformers.JanusConfig(
+        text_config=transformers.LlamaConfig(**{**TEXT, **fields}),
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 16,
+            "projection_dim": 48,
+            "mlp_ratio": 2.0,
+            "num_image_tokens": 4,
+        },
+        vq_config={
+            "embed_dim": 6,
+            "num_embeddings": CODES,
+            "latent_channels": 8,
+            "projection_dim": 48,
+            "image_token_embed_dim": 48,
+            **_CONVOLUTIONS,
+        },
+        image_token_id=96,
+        tie_word_embeddings=tie_word_embeddings,
+    )
+    return transformers.JanusForConditionalGeneration(config)
+
+
+CASES = {
+    "chameleon": (chameleon, {}),
+    "chameleon, norms after, biases": (chameleon, {"swin_norm": True, "attention_bias": True}),
+    "emu3": (emu3, {}),
+    "janus": (janus, {}),
+    "janus, tied": (janus, {"tie_word_embeddings": True, "head_dim": 16}),
+}
+
+
+@cache
+@torch.no_grad()
+def built(case: str):
+    """The model of a case. Biases and norms are moved from 0 and 1, or nobody would see them missing."""
+    build, fields = CASES[case]
+    torch.manual_seed(0)
+    model = build(**fields)
+    for name, parameter in model.named_parameters():
+        if "vqmodel" not in name and "vision" not in name.split("generation_head")[0]:
+            parameter.uniform_(0.5, 1.5) if "norm" in name and name.endswith("weight") else parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def make(folder: Path, case: str, shard: str = "5GB"):
+    """Save the model of a case to the folder."""
+    model = built(case)
+    model.save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+def read(folder: Path):
+    """As its users read it, in fp32."""
+    kind = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+    return getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def body(reference):
+    """The language model without its head."""
+    return getattr(reference.model, "text_model", None) or getattr(reference.model, "language_model", reference.model)
+
+
+@torch.no_grad()
+def hidden_of(reference, embeddings: Tensor) -> Tensor:
+    """Behind the last norm, (B, N, width)."""
+    return body(reference)(inputs_embeds=embeddings).last_hidden_state
+
+
+def embed_codes(reference, codes: Tensor) -> Tensor:
+    """As `transformers` shows codes to the language model."""
+    if hasattr(reference, "prepare_embeddings_for_image_generation"):
+        return reference.prepare_embeddings_for_image_generation(codes)
+    return reference.get_input_embeddings()(torch.tensor(TOKENS)[codes])
+
+
+def code_logits(reference, hidden: Tensor) -> Tensor:
+    """As `transformers` predicts codes, before it forbids any."""
+    if hasattr(reference.model, "generation_head"):
+        return reference.model.generation_head(hidden)
+    return reference.lm_head(hidden)[..., list(TOKENS)]
