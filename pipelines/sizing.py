@@ -77,7 +77,7 @@ def tokenizer_size(stage, model) -> dict:
     """Of a tokenizer's training: parameters, workers, tokens a step, and memory a worker in bytes by what takes it."""
     import torch
 
-    from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig
+    from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, VQGANConfig
     from omniloom.models.tokenizer.discriminator import Discriminator
 
     tokenizer = list(_built(stage, model).parameters())
@@ -86,6 +86,10 @@ def tokenizer_size(stage, model) -> dict:
     with torch.device("meta"):
         critic = sum(p.numel() for p in Discriminator(stage.discriminator).parameters()) if stage.discriminator else 0
     data, workers = stage.data, stage.workers.most
+    if isinstance(model, VQGANConfig):  # taken as it is
+        tokens = {"image": data.image_batch * (max(data.sizes) // model.patch_size) ** 2}
+        size = {"parameters": parameters, "workers": workers, "image_tokens_per_step": tokens["image"]}
+        return _with_total({**size, **_state(0, parameters, stage.engine, workers)})
     if isinstance(model, TiTokConfig):
         height, width = (side // model.patch_size for side in model.size)
         tokens = {"image": data.image_batch * (height * width + model.num_latents)}  # as the blocks see them

@@ -61,7 +61,7 @@ def emu3(**fields: Any):
     return transformers.Emu3ForConditionalGeneration(config)
 
 
-def janus(tie_word_embeddings: bool = False, **fields: Any):
+def janus(tie_word_embeddings: bool = False, vq: dict[str, Any] | None = None, **fields: Any):
     config = transformers.JanusConfig(
         text_config=transformers.LlamaConfig(**{**TEXT, **fields}),
         vision_config={
@@ -81,6 +81,7 @@ def janus(tie_word_embeddings: bool = False, **fields: Any):
             "projection_dim": 48,
             "image_token_embed_dim": 48,
             **_CONVOLUTIONS,
+            **(vq or {}),
         },
         image_token_id=96,
         tie_word_embeddings=tie_word_embeddings,

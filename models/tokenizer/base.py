@@ -1,7 +1,8 @@
 """The base of all visual tokenizers: an encoder, a bottleneck between two projections, a decoder, and one interface.
 
 In: pixels in [-0.5, 0.5], (B, 3, H, W) or (B, 3, T, H, W). Out: `Encoded` on a grid (B, t, h, w), and pixels again.
-A tokenizer (`omni.OmniTokenizer`, `titok.TiTok`, `rae.RAE`) adds `grid`, `encode`, `decode`, `load_from`.
+A tokenizer (`omni.OmniTokenizer`, `titok.TiTok`, `rae.RAE`, `vqgan.VQGAN`) adds `grid`, `encode`, `decode` and
+`load_from`.
 Errors: `ValueError` naming what does not fit.
 """
 

@@ -1,7 +1,7 @@
 """Which tokenizer a config stands for, and the config that plain values stand for.
 
-In: a `TokenizerConfig`, a `TiTokConfig` or a `RAEConfig`, or the mapping that `dataclasses.asdict` made of one (a saved
-`config.json`). Out: the module, freshly initialised; the config. Reading a config needs no torch.
+In: a `TokenizerConfig`, `TiTokConfig`, `RAEConfig` or `VQGANConfig`, or the mapping that `dataclasses.asdict` made of
+one (a saved `config.json`). Out: the module, freshly initialised; the config. Reading a config needs no torch.
 Errors: `ValueError` naming the field.
 """
 
@@ -11,15 +11,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig, VQGANConfig
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig, read_quantizer
 from omniloom.models.tokenizer.vit_config import ViTConfig
 
 if TYPE_CHECKING:
     from omniloom.models.tokenizer.base import VisualTokenizer
 
-AnyTokenizerConfig = TokenizerConfig | TiTokConfig | RAEConfig
-CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig, "rae": RAEConfig}
+AnyTokenizerConfig = TokenizerConfig | TiTokConfig | RAEConfig | VQGANConfig
+CONFIGS = {"omni": TokenizerConfig, "titok": TiTokConfig, "rae": RAEConfig, "vqgan": VQGANConfig}
 DEFAULT_ARCHITECTURE = "omni"
 
 
@@ -70,4 +70,8 @@ def build_tokenizer(config: AnyTokenizerConfig) -> VisualTokenizer:
         from omniloom.models.tokenizer.rae import RAE
 
         return RAE(config)
-    raise ValueError(f"config: expected a TokenizerConfig, a TiTokConfig or a RAEConfig, got {type(config).__name__}")
+    if isinstance(config, VQGANConfig):
+        from omniloom.models.tokenizer.vqgan import VQGAN
+
+        return VQGAN(config)
+    raise ValueError(f"config: expected one of a tokenizer, got {type(config).__name__}")

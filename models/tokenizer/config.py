@@ -18,7 +18,11 @@ from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
 from omniloom.models.tokenizer.vit_config import ViTConfig
 
 SPATIAL_KINDS = {"t": "plain", "w": "window"}
-IMAGES_ALONE = {"titok": "a TiTok", "rae": "an RAE"}  # architectures that encode no videos, and what one is called
+IMAGES_ALONE = {
+    "titok": "a TiTok",
+    "rae": "an RAE",
+    "vqgan": "a VQGAN",
+}  # architectures that encode no videos, and what one is called
 
 
 class _Quantized:
@@ -249,3 +253,39 @@ class RAEConfig:
     @property
     def codebook_size(self) -> None:
         return None
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """The shape of a convolutional VQ autoencoder that is read from an open model's folder (`vqgan_checkpoint`)."""
+
+    channels: int
+    """Channels of the first convolution."""
+    multipliers: tuple[int, ...]
+    """Of each resolution, from the highest, its channels as a multiple of `channels`."""
+    blocks: int
+    """Residual blocks of a resolution in the encoder; the decoder has one more."""
+    width: int
+    """Channels between convolutions and bottleneck."""
+    latent_dim: int
+    """Channels of a code's vector."""
+    codebook_size: int
+    """Number of codes."""
+    unit_codes: bool
+    """The decoder reads the codes' vectors at unit length."""
+    architecture: Literal["vqgan"] = "vqgan"
+    """Which tokenizer this is: a VQGAN."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.multipliers, list):  # JSON has no tuples
+            object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        require(self.architecture == "vqgan", self, "architecture", "vqgan")
+        for name in ("channels", "blocks", "width", "latent_dim", "codebook_size"):
+            require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
+        require(len(self.multipliers) > 0 and min(self.multipliers) >= 1, self, "multipliers", "positive integers")
+        require(self.channels % 32 == 0, self, "channels", "a multiple of 32, the groups of its norms")
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side that a code stands for."""
+        return 2 ** (len(self.multipliers) - 1)

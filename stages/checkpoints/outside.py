@@ -30,6 +30,15 @@ def require_weights(uri: str, field: str) -> None:
         raise InputError("expected weights of torch.save or safetensors", field=field, file=uri)
 
 
+def is_folder(uri: str, field: str) -> bool:
+    """Whether a folder lies there."""
+    try:
+        fs, path = storage.filesystem(uri)
+        return fs.isdir(path)
+    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
+        raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
+
+
 def require_folder_of_weights(uri: str, field: str) -> None:
     """A folder as `transformers` saves one: its safetensors, whole or by their index. Its config.json is for others to
     read."""
@@ -39,13 +48,7 @@ def require_folder_of_weights(uri: str, field: str) -> None:
 
 def weight_files(uri: str, field: str) -> list[str]:
     """The files of weights at the URI: of a folder as above, or the file itself."""
-    try:
-        fs, path = storage.filesystem(uri)
-        if not fs.isdir(path):
-            return [uri]
-    except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised
-        raise InputError(f"cannot be read: {type(error).__name__}: {error}", field=field, file=uri) from None
-    return files_of_folder(uri, field)
+    return files_of_folder(uri, field) if is_folder(uri, field) else [uri]
 
 
 def files_of_folder(uri: str, field: str) -> list[str]:

@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from omniloom.infra.errors import InputError, within
 from omniloom.models.tokenizer.build import AnyTokenizerConfig
-from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig, VQGANConfig
+from omniloom.stages.checkpoints.outside import is_folder
+from omniloom.stages.checkpoints.picture_tokenizer import FIELD, folder_config
 from omniloom.stages.checkpoints.vision_encoder import encoder_config
 from omniloom.stages.tokenizer.config import Config, NamedRAEConfig, is_warm_up
 
@@ -26,6 +28,12 @@ def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokeniz
     if model is None:
         raise no_architecture()
     return model
+
+
+def of_folder(config: Config) -> VQGANConfig | None:
+    """The architecture in the folder that `official` names; None where it names none, or a file, whose reader alone
+    tells."""
+    return folder_config(config.official) if config.official and is_folder(config.official, FIELD) else None
 
 
 def no_architecture() -> InputError:
@@ -46,6 +54,15 @@ def expected_architecture(
             f"{config.model.architecture!r}",
             field="model.architecture",
         )
+    if isinstance(model, VQGANConfig):
+        for field, expected in (("steps", 0), ("quantizer", None)):
+            if (given := getattr(config, field)) != expected:
+                expected = "null" if expected is None else expected
+                raise InputError(
+                    f"expected {expected}, got {given!r}: the picture tokenizer of an open model is taken as it is",
+                    field=field,
+                )
+        return model
     if not isinstance(model, RAEConfig):
         with within("quantizer"):
             return replace(model, quantizer=config.quantizer) if model and config.quantizer else model

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
-from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig
+from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig, VQGANConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig
@@ -105,9 +105,10 @@ class TokenizerStageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     model: ModelConfig | None = None
     """The architecture, by `architecture`; null takes that of the tokenizer that training starts from."""
-    official: str | None = Field(None, json_schema_extra=path_to("file"))
+    official: str | None = Field(None, json_schema_extra=path_to("any", reads=FILES))
     """URI of a released OmniTokenizer checkpoint to start from, in place of `model`; beside a `model` with
-    `proxy_codes` the one whose codes that learns."""
+    `proxy_codes` the one whose codes that learns. Or the folder of a Janus, whose picture tokenizer is taken as it is,
+    with `steps` 0."""
     quantizer: QuantizerConfig | None = None
     """Another bottleneck than that of the tokenizer that training starts from."""
     train_only: Literal["decoder"] | None = Field(None, json_schema_extra=LATER)
@@ -203,7 +204,7 @@ def check_fit(model: AnyTokenizerConfig, data: DataConfig) -> None:
         return
     aspects = Aspects(data.aspects, model.patch_size)
     aspects.check(data.sizes, "data.sizes", "data.aspects")
-    if isinstance(model, RAEConfig):
+    if isinstance(model, RAEConfig | VQGANConfig):
         return
     if isinstance(model, TiTokConfig):
         for size in data.sizes:

@@ -20,8 +20,9 @@ from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
 from omniloom.models.tokenizer.build import config_from_dict
 from omniloom.stages.base import Needs, StageContext
-from omniloom.stages.checkpoints.outside import require_folder_of_weights, require_weights
-from omniloom.stages.tokenizer.architecture import architecture, expected_architecture, no_architecture
+from omniloom.stages.checkpoints.outside import is_folder, require_folder_of_weights, require_weights
+from omniloom.stages.checkpoints.picture_tokenizer import FIELD
+from omniloom.stages.tokenizer.architecture import architecture, expected_architecture, no_architecture, of_folder
 from omniloom.stages.tokenizer.config import Config, KLConfig, NamedRAEConfig, check_fit, is_warm_up
 from omniloom.stages.tokenizer.job import Job
 
@@ -35,7 +36,7 @@ def needs(config: Config) -> Needs:
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
-    """Check that there is an architecture to train, and that it fits the data; a released checkpoint's is
+    """Check that there is an architecture to train, and that it fits the data; that of a released checkpoint's file is
     checked when the stage runs."""
     known = upstream.get("tokenizer")
     starts = bool(config.official) or "tokenizer" in upstream
@@ -61,8 +62,9 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
             raise InputError(f"no source of stages.ingest.sources gives {kind}s", field="data.kinds")
     if files:
         _check_files(config)
-    if config.model or not config.official:
-        model = expected_architecture(config, known and known.model, files)
+    released = of_folder(config) if files else None
+    if config.model or not config.official or released:
+        model = expected_architecture(config, released or known and known.model, files)
         if model:
             with within():
                 check_fit(model, config.data)
@@ -74,7 +76,9 @@ def _check_files(config: Config) -> None:
         ("perceptual.vgg", config.perceptual and config.perceptual.vgg),
         ("perceptual.heads", config.perceptual and config.perceptual.heads),
     ):
-        if uri:
+        if uri and field == FIELD and is_folder(uri, field):
+            require_folder_of_weights(uri, field)
+        elif uri:
             require_weights(uri, field)
     if isinstance(config.model, NamedRAEConfig):
         require_folder_of_weights(config.model.encoder, "model.encoder")
@@ -83,8 +87,9 @@ def _check_files(config: Config) -> None:
 def resolved(config: Config, upstream: Mapping[str, Any]) -> Config:
     """With the architecture that is trained as `model`; None where only a file tells that."""
     known = upstream.get("tokenizer")
-    told = config.model or not config.official
-    model = expected_architecture(config, known and known.model) if told else None
+    released = of_folder(config)
+    told = config.model or not config.official or released
+    model = expected_architecture(config, released or known and known.model) if told else None
     return config.model_copy(update={"model": model, "quantizer": None, "official": None})
 
 

@@ -21,7 +21,7 @@ from omniloom.infra.training.loop import Loop
 from omniloom.models.tokenizer.adversarial import DiscriminatorObjective
 from omniloom.models.tokenizer.base import VisualTokenizer
 from omniloom.models.tokenizer.build import patch_size_of
-from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig
+from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, VQGANConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective
 from omniloom.models.tokenizer.perceptual import load_perceptual, read_weights
 from omniloom.models.tokenizer.titok import ProxyObjective, TiTok
@@ -126,9 +126,12 @@ def _start_from(tokenizer: VisualTokenizer, job: Job) -> None:
     another bottleneck."""
     if job.config.official:
         known, inflate = read_official(job.config.official), {}
+        if isinstance(job.model, VQGANConfig):
+            tokenizer.load_from(known.state_dict())
+            return
     elif job.start_from:
         known = load_tokenizer(job.start_from)
-        if isinstance(job.model, RAEConfig):
+        if isinstance(job.model, RAEConfig | VQGANConfig):
             tokenizer.load_from(known.state_dict())
             return
         if is_warm_up(known.config):

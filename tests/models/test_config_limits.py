@@ -294,6 +294,8 @@ USUAL = {
         "codebook_size": None,
         "code_dim": None,
         "mup": None,
+        "modulation": None,
+        "modality_experts": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,

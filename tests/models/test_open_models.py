@@ -10,12 +10,14 @@ from pathlib import Path
 import open_models
 import pytest
 import torch
+import transformers
 from open_models import CASES, CODES, TOKENS, VOCABULARY
 from safetensors.torch import load_file, safe_open
 from torch import Tensor
 
 from omniloom.models.unified import Segment, SpecialIds, collate, load_llama
 from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.llama.config import architecture
 from omniloom.models.unified.llama.families import FAMILIES, described
 from omniloom.models.unified.llama.write import left_out, write_back
 from omniloom.models.unified.model import UnifiedModel
@@ -181,8 +183,6 @@ def test_half_precision_is_read_into_fp32_and_written_so(tmp_path: Path) -> None
     model = load(tmp_path / "start")
     disturb(model)
     write_back(model, tmp_path / "start", tmp_path / "out")
-    import transformers
-
     own = transformers.ChameleonForConditionalGeneration.from_pretrained(tmp_path / "out").eval()  # its own dtype
     assert own.dtype == torch.float32
     check_equal(model, own, WORDS)
@@ -256,6 +256,8 @@ def test_what_a_family_cannot_have_is_refused(tmp_path: Path) -> None:
     skipping = load(tmp_path / "start", long_skips=True)
     with pytest.raises(ValueError, match="UnifiedConfig.long_skips"):
         write_back(skipping, tmp_path / "start", tmp_path / "out")
+    with pytest.raises(ValueError, match="UnifiedConfig.modality_experts"):
+        write_back(load(tmp_path / "start", modality_experts="feed_forward"), tmp_path / "start", tmp_path / "out")
     both = load_llama(tmp_path / "start", latent_dim=3, codebook_size=CODES)
     assert left_out(both.config, values, "config.json") == ("latents",)
 
@@ -277,3 +279,23 @@ def test_modules_are_called_as_the_last_names_say(case: str) -> None:
     reference = open_models.built(case)
     body = FAMILIES[type(reference).__name__].names[-1].body
     assert {f"{body}layers.{i}.self_attn.q_proj" for i in range(3)} <= {name for name, _ in reference.named_modules()}
+
+
+@pytest.mark.parametrize("name", ["Chameleon", "Emu3", "Janus"])
+def test_a_config_that_is_silent_means_what_it_means_to_transformers(name: str) -> None:
+    text = {"vocab_size": 9, "hidden_size": 2048, "intermediate_size": 8, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 32, "model_type": "llama"}
+    letters = "ABCDEFGHIJ"
+    names = {
+        "Chameleon": {f"IMGIMG{''.join(letters[int(d)] for d in str(code))}Z": code for code in range(8192)},
+        "Emu3": {f"<|visual token {code:06d}|>": code for code in range(32768)},
+    }
+    whole = {"vq_config": {}, "architectures": [f"{name}ForConditionalGeneration"], "vocabulary_map": names.get(name)}
+    found = architecture(whole | (text if name == "Chameleon" else {"text_config": text}), "config.json")
+    config = getattr(transformers, f"{name}Config")(**(text if name == "Chameleon" else {"text_config": text}))
+    theirs = config if name == "Chameleon" else config.text_config
+    assert found["tied"] == config.tie_word_embeddings
+    assert found["norm_eps"] == theirs.rms_norm_eps and found["kv_heads"] == theirs.num_key_value_heads
+    assert found["rope_base"] == theirs.rope_parameters["rope_theta"]
+    assert found["code_dim"] == (config.vq_config.embed_dim if name == "Janus" else None)
+    assert found["norm_after"] is False and found["qk_norm"] == (name == "Chameleon")

@@ -35,6 +35,7 @@ from omniloom.models.unified.model import UnifiedModel
 COPIED = ("*.json", "*.txt", "*.jinja", "*.model")  # beside config and weights: tokenizers, processors
 _DTYPES = ("dtype", "torch_dtype")
 _NOWHERE = ("long_skips", "mup")  # what changes texts and no family has
+_OF_CODES = ("modality_experts",)  # what changes pictures alone
 
 
 def left_out(config: UnifiedConfig, values: Any, where: str) -> tuple[str, ...]:
@@ -90,7 +91,7 @@ def _check(config: UnifiedConfig, values: Any, where: str, found: Described) -> 
                 raise ValueError(f"UnifiedConfig.vocab_size: {where} has {value} tokens, the model {own}")
         else:
             raise ValueError(f"UnifiedConfig.{name}: {where} has {value!r}, the model {own!r}")
-    for name in _NOWHERE:
+    for name in (*_NOWHERE, *(_OF_CODES if config.codebook_size is not None and found.codes else ())):
         if value := getattr(config, name):
             raise ValueError(f"UnifiedConfig.{name}: {where} has no place for it, the model {value!r}")
     if found.codes and config.codebook_size is not None and config.has_experts:
