@@ -228,7 +228,7 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
             )
-        if self.init_from and "mup" in self.model.model_fields_set:
+        if self.init_from and self.model.mup:
             raise ValueError("model.mup: is of a model that begins at random; a model of ours brings its own")
         if self.adapter and not self.lr_scale.text:
             raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
