@@ -15,6 +15,8 @@ from omniloom.stages.base import Stage
 BUILT_IN = (
     Stage("ingest", "omniloom.stages.ingest.stage", makes="records"),
     Stage("curate", "omniloom.stages.curate.stage", ("records",), "records"),
+    Stage("train_scorer", "omniloom.stages.scorer.stage", ("records",), "scorer"),
+    Stage("recaption", "omniloom.stages.recaption.stage", ("records", "scorer"), "records"),
     Stage("tokenizer_image", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
     Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
     Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer", "KLConfig"),
@@ -28,7 +30,7 @@ BUILT_IN = (
     Stage(
         "evaluate",
         "omniloom.stages.evaluate.stage",
-        ("records", "tokenizer?", "tokens", "model", "quantizer_study?", "objective_study?"),
+        ("records", "tokenizer?", "tokens", "model", "scorer?", "quantizer_study?", "objective_study?"),
         "evaluation",
     ),
 )

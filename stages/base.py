@@ -1,8 +1,8 @@
 """The contract of a stage: a name, a module, the roles that it reads and makes; and the context that its `run` gets.
 
-A role is what an artifact is for: `records`, `tokenizer`, `tokens`, `model`, `evaluation`. A stage that makes none of
-them makes the role of its own name. For each role that it reads a stage gets the artifact of the nearest stage before
-it that makes that role, so that a stage which reads and makes `records` stands between two others.
+A role is what an artifact is for: `records`, `scorer`, `tokenizer`, `tokens`, `model`, `evaluation`. A stage that makes
+none of them makes the role of its own name. For each role that it reads a stage gets the artifact of the nearest stage
+before it that makes that role, so that a stage which reads and makes `records` stands between two others.
 
 A stage's module has
     Config      a pydantic model, `extra="forbid"`; its fields carry the marks of `infra.fields`: `PLACEMENT` where one
@@ -23,8 +23,9 @@ A stage's module has
         the context's `predecessor` is the last one whose version, other fields, outside files and inputs but the
         records are as now (optional; without it `run` makes everything anew)
     summary(metrics) -> the line that says what the stage did (optional; by default its first metrics)
-`upstream` maps a role (records, tokenizer, tokens, model; of a study its stage's name) to the config of the stage that
-makes it: None where that is not known, as of a pinned artifact or an added stage, and no key where no stage makes it.
+`upstream` maps a role (records, scorer, tokenizer, tokens, model; of a study its stage's name) to the config of the
+stage that makes it: None where that is not known, as of a pinned artifact or an added stage, and no key where no stage
+makes it.
 Checks run before anything starts: they read configs and look at files, and import nothing heavy. An InputError of a
 stage names a field from the root of its own config; the pipeline adds the stage, the file and the line.
 

@@ -43,6 +43,8 @@ PLANNED = (
     "stages/ingest/stage.py",
     "stages/tokenizer/stage.py",
     "stages/pretokenize/stage.py",
+    "stages/scorer/stage.py",
+    "stages/recaption/stage.py",
     "stages/train/stage.py",
     "stages/evaluate/stage.py",
     *(

@@ -128,24 +128,22 @@ class Clip(nn.Module):
         if config.text:
             self.text_model = TextTower(config, config.text)
             self.text_projection = nn.Linear(config.text.width, config.dim, bias=False)
-        self.requires_grad_(False)
 
-    @torch.no_grad()
     def of_pictures(self, pixels: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixels))
 
-    @torch.no_grad()
     def of_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Of ids that end in the end of text, of at most `config.length`."""
         return self.text_projection(self.text_model(texts))
 
 
 def load_clip(folder: str | Path) -> Clip:
-    """The model of a local folder in float32, in eval mode on the CPU. Files in fp32, bf16 and fp16 are read."""
+    """The model of a local folder in float32, frozen, in eval mode on the CPU. Files in fp32, bf16 and fp16 are
+    read."""
     folder = Path(folder)
     where = folder / "config.json"
     model = Clip(clip_config(read_json(where), str(where))).eval()
     with open_checkpoint(folder) as checkpoint:
         state = {key: checkpoint.read(key, shapes[0]).float() for key, shapes in clip_tensors(model.config).items()}
     model.load_state_dict(state)
-    return model
+    return model.requires_grad_(False)

@@ -1,6 +1,7 @@
 """Shape of a CLIP model (arXiv 2103.00020), from the `config.json` that `transformers` writes. Standard library only.
 
-In: the parsed JSON of a CLIPModel or a CLIPVisionModelWithProjection. Out: a `ClipConfig`.
+In: the parsed JSON of a CLIPModel or a CLIPVisionModelWithProjection. Out: a `ClipConfig`; and of one with both towers
+the JSON again.
 Errors: ValueError naming the file and the key.
 """
 
@@ -73,6 +74,37 @@ def clip_config(values: Any, where: str) -> ClipConfig:
     if config.image_size % config.patch_size:
         raise vision.wrong("image_size", f"a multiple of patch_size {config.patch_size}")
     return config
+
+
+def clip_document(config: ClipConfig) -> dict[str, Any]:
+    """The config.json of a CLIPModel. ValueError where there is no tower of texts."""
+    if config.text is None:
+        raise ValueError("text: expected both towers, got pictures' alone")
+    vision = {**_of_tower(config.vision), "image_size": config.image_size, "patch_size": config.patch_size}
+    text = {
+        **_of_tower(config.text),
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.length,
+        "eos_token_id": config.eos,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.dim,
+        "vision_config": {"model_type": "clip_vision_model", "projection_dim": config.dim, **vision},
+        "text_config": {"model_type": "clip_text_model", "projection_dim": config.dim, **text},
+    }
+
+
+def _of_tower(config: TowerConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.norm_eps,
+    }
 
 
 def _text(document: Document) -> dict[str, Any]:

@@ -52,10 +52,11 @@ def _check_stage(config: PipelineConfig, name: str, field: str) -> None:
 def _check_figure(config: PipelineConfig, goal: GoalConfig) -> None:
     """Of an evaluation that measures a trained model the figures are known; of other stages they come out."""
     own = getattr(config.stages, goal.stage)
-    model: Any = getattr(config.stages, config.graph.upstream(goal.stage).get("model", ""), None)
+    upstream = config.graph.upstream(goal.stage)
+    model: Any = getattr(config.stages, upstream.get("model", ""), None)
     if not isinstance(own, MeasureConfig) or not hasattr(model, "trained"):
         return
-    known = measured(own, model.trained)
+    known = measured(own, model.trained, "scorer" in upstream)
     name = of_interval(goal.name) or goal.name
     if name not in known:
         raise InputError(f"{goal.name} is not measured by this pipeline{near(goal.name, known)}", field=_METRIC)

@@ -74,12 +74,15 @@ class Evaluation:
         self.text_samples: list[dict] = []
 
     def _networks(self, device: str) -> Networks | None:
-        """The feature networks that the config names, each tried on a clip of the model's size."""
-        if self.config.features is None:
+        """The feature networks that the config names, and the pipeline's scorer, each tried on a clip of the model's
+        size."""
+        scorer = self.inputs.get("scorer") if self.loom.config.objectives else None
+        if self.config.features is None and scorer is None:
             return None
         from omniloom.stages.evaluate.features.networks import load
 
-        return load(self.config.features, device, min(self.loom.config.image_size or (1,)), self.facts["frames"])
+        size = min(self.loom.config.image_size or (1,))
+        return load(self.config.features, device, size, self.facts["frames"], scorer)
 
     def add(
         self, name: str, ids: Sequence[str], values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None

@@ -27,7 +27,7 @@ class Figure:
     """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
     guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
     config that have to be at least so large for the figure to be measured, and `network` is the one of the config's
-    `features` that it needs; `by_objective` figures are of each objective
+    `features` that it needs, or the pipeline's `scorer`; `by_objective` figures are of each objective
     that was trained on pictures, and have its name behind theirs where there are several. Figures that are better one
     way are means over items, with an interval, unless they are of the whole corpus (`by_item`); `of_model` is False of
     what tells of the data alone."""
@@ -220,9 +220,50 @@ def _table(pixels: int) -> dict[str, Figure]:
             for name in ("psnr", "ssim")
         },
         **_in_features(),
+        **_by_scorer(),
         "codebook_usage": Figure("share of the codes that the corpus uses", "higher", by_item=False),
         "codebook_perplexity": Figure(
             "perplexity of the codes, as a count of equally likely ones", "higher", by_item=False
+        ),
+    }
+
+
+def _by_scorer() -> dict[str, Figure]:
+    """Those that need a stage before that makes a scorer."""
+    drawn = {"drawings": LEAST_PICTURES}
+    return {
+        "scorer_score": Figure(
+            "100 times the cosine of a drawn picture and its caption by the scorer",
+            "higher",
+            _given("scorer_score_shuffled"),
+            "of others' captions",
+            drawn,
+            True,
+            network="scorer",
+        ),
+        "scorer_score_real": Figure("the same of held-out pictures", asks=drawn, network="scorer"),
+        "scorer_score_shuffled": Figure(
+            "the same of held-out pictures and others' captions: the floor", asks=drawn, network="scorer"
+        ),
+        "scorer_mmd": Figure(
+            "1000 times the kernel distance of drawn and held-out pictures in the scorer's features",
+            "lower",
+            _given("scorer_mmd_train"),
+            "of train pictures",
+            drawn,
+            True,
+            network="scorer",
+        ),
+        "scorer_mmd_train": Figure(
+            "the same distance of as many train pictures: the floor", asks=drawn, network="scorer"
+        ),
+        "scorer_recall_at_1": Figure(
+            "share of the pictures whose own caption the scorer puts first, of the same captions",
+            "higher",
+            _given("retrieval_recall_at_1_chance"),
+            asks=_RANKED,
+            network="scorer",
+            of_model=False,
         ),
     }
 
@@ -285,15 +326,17 @@ def _in_features() -> dict[str, Figure]:
     return found
 
 
-def measured(config: Any, objectives: Sequence[str]) -> dict[str, Figure]:
+def measured(config: Any, objectives: Sequence[str], scorer: bool = False) -> dict[str, Figure]:
     """The figures by name that a `MeasureConfig` asks for, of a model that was trained on pictures by
-    these objectives. Some need what only the data tell: labels, captions, videos, enough pictures."""
+    these objectives, in a pipeline that has a `scorer` or none. Some need what only the data tell: labels, captions,
+    videos, enough pictures."""
     found: dict[str, Figure] = {}
+    networks = (*(config.features.networks if config.features else ()), *(("scorer",) if scorer else ()))
     for name, figure in _table(config.class_pixels).items():
         if not (objectives or figure.of_text):
             continue
         # What is asked for is not always a field of the config that measures: a study reconstructs nothing.
-        if figure.network and not getattr(config.features, figure.network, None):
+        if figure.network and figure.network not in networks:
             continue
         if any(getattr(config, asked, 0) < least for asked, least in figure.asks.items()):
             continue

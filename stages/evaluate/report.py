@@ -78,7 +78,7 @@ def _figures(evaluation: Evaluation) -> list[dict]:
     """The figures with their meanings, and apart from them the counts."""
     known = {
         name: figure
-        for name, figure in measured(evaluation.config, evaluation.objectives).items()
+        for name, figure in measured(evaluation.config, evaluation.objectives, "scorer" in evaluation.inputs).items()
         if name in evaluation.metrics
     }
     split = evaluation.config.split

@@ -1,10 +1,11 @@
 """Stage `evaluate`: what the tokenizer and the unified model can do on the held-out split, in figures and in a report.
 
-In: records, tokens, the visual tokenizer where there is one, the trained model, and the studies that the pipeline has;
-of a language model only what it reads and writes is measured. Out: `report.html`, `metrics.json`, `items.parquet` (what
-the figures are means of), `pictures/*.png`, `samples.jsonl`, and `comparison.json` where the model was held against the
-one that has the alias; where sampling was swept `sampling.json`, and `model/`, the model's folder with the chosen
-settings as its own. The model is registered, and gets its alias only where a `gate` is given and passed.
+In: records, tokens, the visual tokenizer where there is one, the trained model, and the scorer and the studies that the
+pipeline has; of a language model only what it reads and writes is measured. Out: `report.html`, `metrics.json`,
+`items.parquet` (what the figures are means of), `pictures/*.png`, `samples.jsonl`, and `comparison.json` where the
+model was held against the one that has the alias; where sampling was swept `sampling.json`, and `model/`, the model's
+folder with the chosen settings as its own. The model is registered, and gets its alias only where a `gate` is given and
+passed.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     check_features(config, model and model.trained, files, (*config.gate.bounds, *config.gate.better_than_champion))
     if model:
         with within("gate"):
-            config.gate.check(measured(config, model.trained))
+            config.gate.check(measured(config, model.trained, "scorer" in upstream))
 
 
 def run(context: StageContext) -> dict:

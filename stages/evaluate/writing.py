@@ -20,6 +20,7 @@ from omniloom.stages.data.spread import spread
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.cider import cider
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.features import measuring
 from omniloom.stages.evaluate.items import label_weights
 from omniloom.stages.reporting import report
 
@@ -164,6 +165,7 @@ def retrieve(evaluation: Evaluation) -> None:
         "retrieval_recall_at_10_chance": min(10, count) / count,
         "retrieval_mean_rank_chance": (count + 1) / 2,
     }
+    measuring.retrieved(evaluation, captions, chosen, asked)
     for objective in evaluation.objectives:
         likely = _likelihoods(evaluation, chosen, asked, ids, objective)
         ranks = np.array([metrics.rank(row - prior[held]) for row, held in zip(likely, asked, strict=True)])

@@ -18,6 +18,7 @@ from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.stages.checkpoints import dual_encoder
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.evaluate import drawing, measures, metrics
 from omniloom.stages.evaluate import report as evaluation_report
@@ -186,12 +187,12 @@ def test_real_pictures_are_seen_once(inputs, files, few, monkeypatch, tmp_path):
 def test_preprocessing_of_pictures(inputs, files):
     found = evaluation(inputs, files)
     picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8)
-    covering = networks._covering(picture, 20)
+    covering = dual_encoder.covering(picture, 20)
     whole = np.asarray(Image.fromarray(picture).resize((28, 20), Image.Resampling.BICUBIC))
     assert np.array_equal(covering, whole[:, 4:24])
     side = 224
     small = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
-    assert np.array_equal(networks._resized(picture, (side, side)), small)
+    assert np.array_equal(dual_encoder.resized(picture, (side, side)), small)
     together = found.networks.dinov2([picture, picture[:24, :24], picture])
     assert together.shape == (3, 16) and np.allclose(together[0], together[2], atol=1e-5)
     alone = found.networks.dinov2([picture[:24, :24]])

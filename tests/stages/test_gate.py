@@ -202,7 +202,7 @@ def test_every_figure_says_which_way_is_better():
         for name, figure in measured(Config(class_pixels=16), objectives).items():
             assert named(name) == figure or named(name).better == figure.better
     lower = {name for name in measures.all_names() if named(name).better == "lower" and not name.startswith("frechet")}
-    shown = {"image_memorised", "retrieval_mean_rank", "fid", "kid", "fd_dinov2", "cmmd", "fvd"}
+    shown = {"image_memorised", "retrieval_mean_rank", "fid", "kid", "fd_dinov2", "cmmd", "scorer_mmd", "fvd"}
     by_objective = {f"{name}_{objective}" for name in shown for objective in OBJECTIVES}
     assert (
         lower
@@ -228,6 +228,8 @@ def test_which_figures_are_of_each_objective():
     """What is drawn, described and retrieved; splits, tokenizers and real pictures know no objective."""
     plain = [name for name in all_names() if not any(name.endswith(f"_{objective}") for objective in OBJECTIVES)]
     assert {name for name in plain if named(f"{name}_masked_code")} == {
+        "scorer_score",
+        "scorer_mmd",
         "image_class_agreement",
         "image_coverage",
         "image_following",

@@ -7,18 +7,16 @@ Headers and configs are read, no tensor: nothing heavy is imported.
 
 from __future__ import annotations
 
-from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.models.features import layouts
 from omniloom.models.features.archive import forward_arguments
-from omniloom.models.features.clip_config import ClipConfig, clip_config
 from omniloom.models.tokenizer.vit_config import ViTConfig
+from omniloom.stages.checkpoints.clip_folder import check_clip_folder, read_clip_config
 from omniloom.stages.checkpoints.outside import opened
-from omniloom.stages.checkpoints.tensors import header, read_json, require_tensors
+from omniloom.stages.checkpoints.tensors import header, require_tensors
 from omniloom.stages.checkpoints.vision_encoder import encoder_config
 from omniloom.stages.evaluate.features.config import FeaturesConfig, LpipsConfig
 
-WORDS = "tokenizer.json"
 _SCRIPTED = (".pt", ".pth", ".ts", ".torchscript", ".jit")  # how such files are called
 _I3D = ("rescale", "resize", "return_features")
 
@@ -29,7 +27,7 @@ def check_files(config: FeaturesConfig, field: str) -> None:
     if config.dinov2:
         _dinov2(config.dinov2, f"{field}.dinov2")
     if config.clip:
-        _clip(config.clip, f"{field}.clip")
+        check_clip_folder(config.clip, f"{field}.clip")
     if config.i3d:
         _scripted(config.i3d, f"{field}.i3d", _I3D)
     if config.lpips:
@@ -57,37 +55,6 @@ def dinov2_config(uri: str, field: str) -> ViTConfig:
     if not config.prefix:
         raise InputError("expected a DINOv2, got another vision encoder", field=field, file=uri)
     return config
-
-
-def _clip(uri: str, field: str) -> None:
-    config = read_clip_config(uri, field)
-    require_tensors(uri, field, layouts.clip_tensors(config))
-    if config.text:
-        require_words(uri, field, config)
-
-
-def read_clip_config(uri: str, field: str) -> ClipConfig:
-    where = storage.join(uri, "config.json")
-    values = read_json(where, field)
-    try:
-        return clip_config(values, where)
-    except ValueError as error:
-        raise InputError(f"no CLIP: {error}", field=field, file=uri) from None
-
-
-def require_words(uri: str, field: str, config: ClipConfig) -> None:
-    """The tokenizer of a folder whose model reads texts."""
-    where = storage.join(uri, WORDS)
-    with opened(where, field):
-        pass
-    try:
-        added = {word["content"]: word["id"] for word in read_json(where, field).get("added_tokens", ())}
-    except (AttributeError, KeyError, TypeError):
-        raise InputError("is no tokenizer of the library tokenizers", field=field, file=where) from None
-    if config.eos not in added.values():
-        raise InputError(
-            f"has no special token of the id {config.eos}, which ends a text by config.json", field=field, file=where
-        )
 
 
 def reads_texts(config: FeaturesConfig, field: str) -> bool:

@@ -4,7 +4,7 @@ network is given there are none. What each figure means stands in `stages.evalua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from omniloom.stages.evaluate.evaluation import Evaluation
 
 FRECHET = {"inception": "fid", "dinov2": "fd_dinov2"}
-_CLIP_SCALE = 100.0
+_KERNEL = {"clip": "cmmd", "scorer": "scorer_mmd"}
+_SCALE = 100.0
 
 
 def of_drawn(evaluation: Evaluation, asked: Sequence[int], drawn: Sequence[np.ndarray], suffix: str) -> None:
@@ -28,26 +29,57 @@ def of_drawn(evaluation: Evaluation, asked: Sequence[int], drawn: Sequence[np.nd
     if (networks := evaluation.networks) is None:
         return
     ids = evaluation.ids(asked)
-    for net in filter(None, (networks.inception, networks.dinov2, networks.clip)):
+    for net in filter(None, (networks.inception, networks.dinov2, networks.clip, networks.scorer)):
         real, made = of_real(evaluation, net, evaluation.images, asked), net(drawn)
         found, spreads = _between(evaluation, net, real, made)
         for name, distance in found.items():
             evaluation.add(f"{name}{suffix}", ids, items(distance))
         evaluation.metrics |= {f"{name}{suffix}": spread for name, spread in spreads.items()}
-        if net is not networks.clip:
+        if net.name in FRECHET:
             _manifolds(evaluation, ids, net, real, made, suffix)
     if networks.scored and networks.texts:
         texts = distances.unit(networks.texts([evaluation.caption(i) for i in asked]))
         evaluation.add(f"clip_score{suffix}", ids, _scores(texts, networks.scored(drawn)))
         real = of_real(evaluation, networks.scored, evaluation.images, asked)
         evaluation.metrics["clip_score_real"] = float(_scores(texts, real).mean())
+    if networks.scorer and networks.scorer_texts:
+        _by_scorer(evaluation, networks.scorer, networks.scorer_texts, asked, drawn, suffix)
+
+
+def _by_scorer(
+    evaluation: Evaluation,
+    net: Network,
+    texts_of: Callable[[Sequence[str]], np.ndarray],
+    asked: Sequence[int],
+    drawn: Sequence[np.ndarray],
+    suffix: str,
+) -> None:
+    """`scorer_score` of the drawn pictures, beside that of the held-out ones and of these with others' captions."""
+    captions = [evaluation.caption(i) for i in asked]
+    texts, real = texts_of(captions), of_real(evaluation, net, evaluation.images, asked)
+    evaluation.add(f"scorer_score{suffix}", evaluation.ids(asked), _SCALE * (texts * net(drawn)).sum(1))
+    evaluation.metrics["scorer_score_real"] = float(_SCALE * (texts * real).sum(1).mean())
+    cosines, own = real @ texts.T, np.array(captions)
+    evaluation.metrics["scorer_score_shuffled"] = float(_SCALE * cosines[own[:, None] != own[None]].mean())
+
+
+def retrieved(evaluation: Evaluation, captions: Sequence[str], chosen: Sequence[int], asked: np.ndarray) -> None:
+    """`scorer_recall_at_1` of the chosen held-out pictures, each among the captions asked of it, its own first: int
+    (pictures, captions) numbers of `captions`."""
+    networks = evaluation.networks
+    if not (networks and networks.scorer and networks.scorer_texts):
+        return
+    texts = networks.scorer_texts(captions)
+    real = of_real(evaluation, networks.scorer, evaluation.images, chosen)
+    ranks = [metrics.rank(texts[held] @ row) for row, held in zip(real, asked, strict=True)]
+    evaluation.add("scorer_recall_at_1", evaluation.ids(chosen), np.array(ranks) <= 1)
 
 
 def floors(evaluation: Evaluation, held_out: Sequence[int], train: Sequence[int]) -> None:
     """The distances of as many train pictures from the held-out ones."""
     if (networks := evaluation.networks) is None:
         return
-    for net in filter(None, (networks.inception, networks.dinov2, networks.clip)):
+    for net in filter(None, (networks.inception, networks.dinov2, networks.clip, networks.scorer)):
         sides = (
             of_real(evaluation, net, evaluation.images, held_out),
             of_real(evaluation, net, evaluation.train_images, train),
@@ -90,8 +122,8 @@ def _between(
     evaluation: Evaluation, net: Network, real: np.ndarray, made: np.ndarray
 ) -> tuple[dict[str, Distance], dict[str, float]]:
     """The distances that are measured in a network's features, and the deviations of such as are means, by name."""
-    if net.name == "clip":
-        return {"cmmd": distances.cmmd(real, made)}, {}
+    if net.name in _KERNEL:
+        return {_KERNEL[net.name]: distances.cmmd(real, made)}, {}
     found, spreads = {FRECHET[net.name]: frechet(real, made)}, {}
     if net.name == "inception" and (features := evaluation.config.features):
         rng = np.random.default_rng((evaluation.config.seed, 31))
@@ -134,4 +166,4 @@ def _manifolds(
 
 def _scores(texts: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     """100 max(cos, 0) of each picture and its text (Hessel et al., arXiv 2104.08718, by torchmetrics' scale)."""
-    return _CLIP_SCALE * np.maximum((texts * distances.unit(pictures)).sum(1), 0)
+    return _SCALE * np.maximum((texts * distances.unit(pictures)).sum(1), 0)

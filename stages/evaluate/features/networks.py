@@ -7,6 +7,7 @@ pictures, uint8 (H, W, 3) of any sizes, that gives float32 (N, D); `preprocessin
     CLIP           of CMMD: bicubic without antialiasing to the model's own side, as published for it (arXiv 2401.09603)
                    of the score: PIL's bicubic filter, antialiased, the shorter side to the model's own, cut at the
                    centre
+    Scorer         that of the pipeline, `stages.checkpoints.scorer`
     I3D            videos, (T, H, W, 3): floats of 0 to 255, which the file itself scales to [-1, 1] and 224x224
     LPIPS          pictures as they are, in [-1, 1]
 Errors: InputError naming the file and the config's field.
@@ -24,23 +25,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.infra.contents import read_contents
 from omniloom.infra.errors import InputError, within
 from omniloom.infra.once import once
-from omniloom.models.features.clip import MEAN, STD, Clip, load_clip
 from omniloom.models.features.inception import Inception
 from omniloom.models.features.scripted import load_scripted
 from omniloom.models.pixels import half_range
 from omniloom.models.tokenizer.perceptual import MIN_SIDE, PerceptualNetwork, load_perceptual, read_weights
-from omniloom.stages.checkpoints.language_model import FILES, local_folder
+from omniloom.stages.checkpoints.dual_encoder import load_dual_encoder, resized
+from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.checkpoints.outside import read_copy
+from omniloom.stages.checkpoints.scorer import as_one, load_scorer
 from omniloom.stages.checkpoints.vision_encoder import load_encoder
 from omniloom.stages.evaluate.features.config import FeaturesConfig
-from omniloom.stages.evaluate.features.files import WORDS, check_files, is_scripted
+from omniloom.stages.evaluate.features.files import check_files, is_scripted
 
 FIELD = "features"
 _BATCH, _VIDEOS = 32, 8  # pictures and videos at once
@@ -81,7 +83,8 @@ def _by_shape(clips: Sequence[np.ndarray]) -> Iterator[list[int]]:
 @dataclass(frozen=True)
 class Networks:
     """Those that the config names; the others are None. `scored` and `texts` are CLIP's of the score, where it reads
-    texts: pictures as they are seen for it, and embeddings (N, D) of texts."""
+    texts: pictures as they are seen for it, and embeddings (N, D) of texts. `scorer` and `scorer_texts` are the same of
+    the pipeline's own."""
 
     inception: Network | None = None
     dinov2: Network | None = None
@@ -90,15 +93,30 @@ class Networks:
     texts: Callable[[Sequence[str]], np.ndarray] | None = None
     i3d: Network | None = None
     lpips: PerceptualNetwork | None = None
+    scorer: Network | None = None
+    scorer_texts: Callable[[Sequence[str]], np.ndarray] | None = None
 
     @property
     def used(self) -> list[Network]:
-        return [net for net in (self.inception, self.dinov2, self.clip, self.scored, self.i3d) if net]
+        return [net for net in (self.inception, self.dinov2, self.clip, self.scored, self.scorer, self.i3d) if net]
 
 
-def load(config: FeaturesConfig, device: str, size: int, frames: int | None) -> Networks:
+def load(
+    config: FeaturesConfig | None, device: str, size: int, frames: int | None, scorer: Artifact | None = None
+) -> Networks:
     """Each network is tried on a grey picture of `size` pixels, or video of so many `frames`, so that one that does not
     fit is told before anything is measured."""
+    found: dict[str, Any] = _named(config, device, size) if config else {}
+    if scorer:
+        found |= _scorer(scorer, device)
+    networks = Networks(**found)
+    for net in networks.used:
+        shape = (1, frames or 1, size, size, 3) if net is networks.i3d else (1, size, size, 3)
+        _try(net, np.full(shape, 128, np.uint8))
+    return networks
+
+
+def _named(config: FeaturesConfig, device: str, size: int) -> dict[str, Any]:
     check_files(config, FIELD)
     found: dict[str, Any] = {}
     if config.inception:
@@ -111,11 +129,18 @@ def load(config: FeaturesConfig, device: str, size: int, frames: int | None) -> 
         found["i3d"] = _i3d(config.i3d, device)
     if config.lpips:
         found["lpips"] = _lpips(config, size).to(device)
-    networks = Networks(**found)
-    for net in networks.used:
-        shape = (1, frames or 1, size, size, 3) if net is networks.i3d else (1, size, size, 3)
-        _try(net, np.full(shape, 128, np.uint8))
-    return networks
+    return found
+
+
+def _scorer(artifact: Artifact, device: str) -> dict[str, Any]:
+    scorer = load_scorer(artifact, device)
+    told = (
+        f"PIL's bicubic filter, antialiased, the shorter side to {scorer.side}, cut at the centre; the embeddings of "
+        f"{scorer.folds} {'encoders' if scorer.folds > 1 else 'encoder'}, of length 1 together"
+    )
+    digest = hashlib.sha256(json.dumps([scorer.digest, told]).encode()).hexdigest()
+    net = Network("scorer", artifact.uri, told, digest, lambda batch: torch.from_numpy(scorer.features(batch)))
+    return {"scorer": net, "scorer_texts": lambda texts: as_one(scorer.texts(texts))}
 
 
 def _try(net: Network, clip: np.ndarray) -> None:
@@ -169,35 +194,19 @@ def _dinov2(uri: str, device: str) -> Network:
     )
 
     def features(batch: np.ndarray) -> Tensor:
-        small = np.stack([_resized(picture, (side, side)) for picture in batch])
+        small = np.stack([resized(picture, (side, side)) for picture in batch])
         return encoder.class_token(_channels_first(small, device).float() / 255 - 0.5)
 
     return Network("dinov2", uri, preprocessing, _digest(uri, preprocessing, FILES), features)
 
 
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """By PIL's bicubic filter, antialiased where it shrinks, to (height, width)."""
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-
-
 def _clip(uri: str, device: str) -> dict[str, Any]:
-    try:
-        model = load_clip(local_folder(uri)).to(device)
-    except Exception as error:  # storage that cannot be reached raises classes of its own
-        raise InputError(f"no CLIP: {error}", field=f"{FIELD}.clip", file=uri) from None
-    side, dim = model.config.image_size, model.config.dim
-    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
-
-    def embedded(pixels: Tensor) -> Tensor:
-        return model.of_pictures((pixels - mean) / std)
+    encoder = load_dual_encoder(uri, f"{FIELD}.clip", device)
+    side, dim = encoder.side, encoder.dim
 
     def squeezed(batch: np.ndarray) -> Tensor:
         pixels = _channels_first(batch, device).float() / 255
-        return embedded(F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False))
-
-    def cut(batch: np.ndarray) -> Tensor:
-        small = np.stack([_covering(picture, side) for picture in batch])
-        return embedded(_channels_first(small, device).float() / 255)
+        return encoder.of_pixels(F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False))
 
     of_cmmd = (
         f"x / 255, bicubic without antialiasing to {side}x{side}, CLIP's mean and deviation; its picture embedding, "
@@ -208,42 +217,10 @@ def _clip(uri: str, device: str) -> dict[str, Any]:
         f"deviation; its picture embedding, {dim} numbers, against that of the caption"
     )
     found: dict[str, Any] = {"clip": Network("clip", uri, of_cmmd, _digest(uri, of_cmmd, FILES), squeezed)}
-    if model.config.text:
-        found["scored"] = Network("clip", uri, of_score, _digest(uri, of_score, FILES), cut)
-        found["texts"] = _texts(uri, model)
+    if encoder.words:
+        found["scored"] = Network("clip", uri, of_score, _digest(uri, of_score, FILES), encoder.pictures)
+        found["texts"] = lambda texts: encoder.texts(texts).cpu().numpy()
     return found
-
-
-def _covering(picture: np.ndarray, side: int) -> np.ndarray:
-    """As CLIP's own processor: the shorter side scaled to `side`, and a square of it cut at the centre."""
-    h, w = (side * edge // min(picture.shape[:2]) for edge in picture.shape[:2])
-    top, left = (h - side) // 2, (w - side) // 2
-    return _resized(picture, (h, w))[top : top + side, left : left + side]
-
-
-def _texts(uri: str, model: Clip) -> Callable[[Sequence[str]], np.ndarray]:
-    from tokenizers import Tokenizer
-
-    where = str(Path(local_folder(uri)) / WORDS)
-    try:
-        words = Tokenizer.from_file(where)
-    except Exception as error:  # the reader's own class
-        raise InputError(f"cannot be read: {error}", field=f"{FIELD}.clip", file=where) from None
-    words.no_padding()
-    words.enable_truncation(model.config.length)
-
-    def embedded(texts: Sequence[str]) -> np.ndarray:
-        found = []
-        for at in range(0, len(texts), _BATCH):
-            ids = [encoding.ids for encoding in words.encode_batch(list(texts[at : at + _BATCH]))]
-            found.append(model.of_texts(ids).float().cpu().numpy())
-        return np.concatenate(found)
-
-    ids = words.encode("a picture").ids
-    if not ids or ids[-1] != model.config.eos or max(ids) >= model.config.vocab_size:
-        message = f"gives a text the ids {ids}; expected such below {model.config.vocab_size} that end in "
-        raise InputError(f"{message}{model.config.eos}", field=f"{FIELD}.clip", file=where)
-    return embedded
 
 
 def _i3d(uri: str, device: str) -> Network:
