@@ -4,6 +4,7 @@ as something to call (`models.unified.attention`). Out: hidden states.
     Block     RMSNorm before or behind each part, grouped-query attention with optional QK-norm (arXiv 2302.05442) and
               float rotary positions, SwiGLU (arXiv 2002.05202). Weights are laid out so that Llama's load by
               concatenation (qkv, gate and up)
+              A block that does not attend has a gated linear recurrence there (`models.unified.recurrence`)
     GAUBlock  pre-RMSNorm and a gated attention unit (arXiv 2202.10447) in place of attention and SwiGLU
 
 Both take the hidden states of an earlier block where they were built with a skip, and a modulation by the times of
@@ -25,6 +26,7 @@ from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.places import Modulation, Places
+from omniloom.models.unified.recurrence import Recurrence, StateCache
 
 
 class LayerCache(Protocol):
@@ -188,10 +190,10 @@ class _MayMerge(nn.Module):
 class VisualTower(nn.Module):
     """What pictures have of a block for themselves, by the names that text's has in the block."""
 
-    def __init__(self, config: UnifiedConfig):
+    def __init__(self, config: UnifiedConfig, attends: bool):
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        if config.modality_experts == "all":
+        if attends and config.modality_experts == "all":
             self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
@@ -202,20 +204,24 @@ class VisualTower(nn.Module):
 
 
 class Block(_MayMerge):
-    def __init__(self, config: UnifiedConfig, skip: bool = False):
+    def __init__(self, config: UnifiedConfig, skip: bool = False, attends: bool = True):
         super().__init__(config, skip)
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config)
+        if attends:
+            self.attention = Attention(config)
+        else:
+            self.recurrence = Recurrence(config)
+        self.attends = attends
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config.width, config.hidden)
         self.norm_after = config.norm_after
-        self.visual = VisualTower(config) if config.has_experts else None
-        self.has_own_attention = config.has_experts and config.modality_experts == "all"
+        self.visual = VisualTower(config, attends) if config.has_experts else None
+        self.has_own_attention = attends and config.has_experts and config.modality_experts == "all"
 
     @property
     def residual_outputs(self) -> tuple[nn.Linear, ...]:
         own = self.visual.residual_outputs if self.visual else ()
-        return self.attention.out, self.mlp.down, *own
+        return (self.attention if self.attends else self.recurrence).out, self.mlp.down, *own
 
     def forward(
         self,
@@ -223,19 +229,23 @@ class Block(_MayMerge):
         cos: Tensor,
         sin: Tensor,
         attend: Attend,
-        cache: LayerCache | None = None,
+        cache: LayerCache | StateCache | None = None,
         earlier: Tensor | None = None,
         places: Places | None = None,
         modulation: Modulation | None = None,
     ) -> Tensor:
-        """places, modulation: None where all places are text's, or no option asks."""
+        """places, modulation: None where all places are text's, or no option asks; a recurrence needs places."""
         x = self.merge(x, earlier)
         if self.norm_after:
             x = x + self.attention_norm(self.attention(x, cos, sin, attend, cache))
             return x + self.mlp_norm(self.mlp(x))
         h = self._by_modality("attention_norm", x, places)
         h = modulation.enter(h, 0) if modulation else h
-        if self.has_own_attention and self.visual and places:
+        if not self.attends:
+            if places is None or places.chain is None:
+                raise ValueError("places: a recurrence needs the chain of its texts, got None")
+            h = self.recurrence(h, places.chain, cache)
+        elif self.has_own_attention and self.visual and places:
             h = self.attention.beside(self.visual.attention, h, cos, sin, attend, cache, places)
         else:
             h = self.attention(h, cos, sin, attend, cache)
@@ -282,9 +292,11 @@ class GAUBlock(_MayMerge):
 
 def make_blocks(config: UnifiedConfig) -> nn.ModuleList:
     """The blocks in their order; under `long_skips` those of the second half merge."""
-    make = {"llama": Block, "gau": GAUBlock}[config.block]
     merging = config.layers // 2 if config.long_skips else 0
-    return nn.ModuleList(make(config, i >= config.layers - merging) for i in range(config.layers))
+    skips = [i >= config.layers - merging for i in range(config.layers)]
+    if config.block == "gau":
+        return nn.ModuleList(GAUBlock(config, skip) for skip in skips)
+    return nn.ModuleList(Block(config, skip, config.attends(i)) for i, skip in enumerate(skips))
 
 
 class TimeEmbedding(nn.Module):

@@ -28,6 +28,7 @@ ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
 BLOCKS = ("llama", "gau")
 MODULATIONS = ("adaln_zero",)
 EXPERTS = ("feed_forward", "all")
+RECURRENT_TAPS = 4  # places that the convolution before a recurrence sees
 QK_NORMS = ("rms", "layer")
 PATCHIFIERS = ("linear", "bottleneck", "unet")
 
@@ -240,6 +241,10 @@ class UnifiedConfig(Conditional):
     """What pictures have of each block for themselves (Mixture-of-Transformers, arXiv 2411.04996): feed_forward, the
     norms and the SwiGLU; all, the projections of attention too. Text and pictures attend to each other as ever, and a
     place costs the same. Of a language model that training starts from both get the weights. null: nothing."""
+    attention_every: int | None = field(default=None, metadata=_LATER)
+    """Of so many blocks the last attends, and the others have a gated linear recurrence over texts in its place
+    (RG-LRU, arXiv 2402.19427, which has 3), to which a picture's positions all come behind the text before them. null:
+    every block attends."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -267,6 +272,7 @@ class UnifiedConfig(Conditional):
             require(not self.norm_after, self, "norm_after", "false, as a GAU norms what it takes")
         self._check_visual()
         self._check_by_modality()
+        self._check_recurrence()
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
@@ -316,6 +322,26 @@ class UnifiedConfig(Conditional):
         if self.qk_norm_kind != "rms":
             expected = "feed_forward or null, as each head of this start has norms of its own"
             require(self.modality_experts != "all", self, "modality_experts", expected)
+
+    def _check_recurrence(self) -> None:
+        every = self.attention_every
+        if every is None:
+            return
+        good = isinstance(every, int) and not isinstance(every, bool) and 2 <= every <= self.layers
+        require(good, self, "attention_every", f"an integer from 2 to layers={self.layers}, or null")
+        require(self.block == "llama", self, "attention_every", "null, as a GAU is attention and feed-forward in one")
+        require(not self.norm_after, self, "attention_every", "null, as every block of this start attends")
+        require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}, whose gates are apart")
+        require(self.mup is None, self, "mup", "null, as it has no rule for the gates of attention_every")
+
+    def attends(self, block: int) -> bool:
+        """Whether the block of that number, from 0, has attention."""
+        return self.attention_every is None or (block + 1) % self.attention_every == 0
+
+    @property
+    def attention_layers(self) -> int:
+        """Blocks that attend."""
+        return self.layers if self.attention_every is None else self.layers // self.attention_every
 
     def patchifier(self, name: str) -> str:
         """The patchifier of the representation `name`; codes have an embedding instead."""
@@ -399,14 +425,17 @@ def num_parameters(config: UnifiedConfig) -> int:
     if c.is_modulated:
         visual += (c.width + 1) * modulation_size(c)
     if c.has_experts:
-        visual += c.layers * _expert_parameters(c)
+        visual += c.layers * (2 * c.width + 3 * c.width * c.hidden)
+        visual += c.attention_layers * _attention_parameters(c) if c.modality_experts == "all" else 0
     for name in c.representations:
         size = getattr(c, REPRESENTATIONS[name].size)
         if REPRESENTATIONS[name].discrete:
             visual += c.width + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
-    return text + c.layers * _block_parameters(c) + skips + visual
+    blocks = c.layers * _block_parameters(c)
+    blocks += (c.layers - c.attention_layers) * (recurrence_parameters(c) - _attention_parameters(c))
+    return text + blocks + skips + visual
 
 
 def modulation_size(c: UnifiedConfig) -> int:
@@ -444,9 +473,10 @@ def _attention_parameters(c: UnifiedConfig) -> int:
     return count + (c.width + c.qkv_bias) * inner + c.heads * c.head_dim * c.width
 
 
-def _expert_parameters(c: UnifiedConfig) -> int:
-    """What pictures have of a block for themselves."""
-    return 2 * c.width + 3 * c.width * c.hidden + (_attention_parameters(c) if c.modality_experts == "all" else 0)
+def recurrence_parameters(c: UnifiedConfig) -> int:
+    """Of a block that does not attend, in attention's place: branches and output, gates of each head; taps with their
+    bias, biases of gates, decays."""
+    return 3 * c.width * c.width + 2 * c.width * (c.width // c.heads) + (RECURRENT_TAPS + 1 + 2 + 1) * c.width
 
 
 def _patchifier_parameters(c: UnifiedConfig, kind: str, size: int) -> int:

@@ -71,7 +71,10 @@ def dense_flops(
     """Operations of the blocks at so many positions, `pictures` of them pictures', with so many pairs of them in
     attention, and of the text head at so many labels."""
     block, attended = _block(config)
-    layers = config.layers * (_matrices(config, block, adapter) * positions + _ATTENTION * attended * pairs)
+    layers = config.layers * _matrices(config, block, adapter) * positions
+    layers += config.attention_layers * _ATTENTION * attended * pairs
+    if config.attention_every:
+        layers += (config.layers - config.attention_layers) * _TRAINED * _instead(config) * positions
     layers += config.layers * _spared(config, adapter) * pictures
     return layers + _skips(config) * positions + _head(config, adapter) * labels
 
@@ -107,6 +110,13 @@ def _block(c: UnifiedConfig) -> tuple[int, int]:
         return c.width * (c.head_dim + 3 * c.hidden), c.hidden
     attended = c.heads * c.head_dim
     return 2 * c.width * (attended + c.kv_heads * c.head_dim) + 3 * c.width * c.hidden, attended
+
+
+def _instead(c: UnifiedConfig) -> int:
+    """Parameters that the matrices of a recurrence have more than those of attention."""
+    attended = c.heads * c.head_dim
+    recurrence = 3 * c.width * c.width + 2 * c.width * (c.width // c.heads)
+    return recurrence - 2 * c.width * (attended + c.kv_heads * c.head_dim)
 
 
 def _skips(c: UnifiedConfig) -> int:

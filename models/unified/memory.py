@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import RECURRENT_TAPS, UnifiedConfig, num_parameters
 
 _FLOAT32 = 4
 # Numbers of logits that the loss widens to float32 together: what a core's caches hold; what keeps a GPU busy.
@@ -56,9 +56,12 @@ class Pass:
         return 2 if self.bf16 else _FLOAT32
 
 
-def block_bytes(c: UnifiedConfig, p: Pass) -> int:
-    """What one block keeps for the backward pass, without its input, which is the block's before."""
-    kept = _gau(c, p) if c.block == "gau" else _llama(c, p)
+def block_bytes(c: UnifiedConfig, p: Pass, attends: bool = True) -> int:
+    """What one block keeps for the backward pass, without its input, which is the block's before; of one with a
+    recurrence where it does not attend."""
+    if not attends:
+        p = replace(p, scores=0)
+    kept = _gau(c, p) if c.block == "gau" else _llama(c, p) if attends else _recurrent(c, p)
     adapters = p.width * (p.adapted - p.spared) + (p.width + 1) * p.dropped
     if c.is_modulated:  # of each sub-layer, what is scaled and by what, and what is gated and by what
         modulated = c.sublayers * c.width * (_FLOAT32 + 3 * p.width)
@@ -94,6 +97,15 @@ def _llama(c: UnifiedConfig, p: Pass) -> int:
     return p.width * held + layered + _FLOAT32 * (residual + statistics) + turned
 
 
+def _recurrent(c: UnifiedConfig, p: Pass) -> int:
+    """Bytes a position: of a recurrence both branches, the taps that are not the place's own, what gates are made of,
+    and what goes into the output; in float32 gates, rates, what enters, and states."""
+    held = c.width * (2 + (RECURRENT_TAPS - 1) + 1 + (3 if p.bf16 else 2))
+    held += 2 * c.width + 3 * c.hidden  # normed; gates and values; into the last product
+    residual = c.width * (2 if c.has_experts else 1)
+    return p.width * held + _FLOAT32 * (13 * c.width + residual + 2)
+
+
 def _gau(c: UnifiedConfig, p: Pass) -> int:
     heads, inner = c.hidden // c.head_dim, c.head_dim + 2 * c.hidden
     held = c.width + 2 * inner  # normed; before and behind SiLU
@@ -111,8 +123,13 @@ def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
     weights to bf16. Behind the logits come the gradients within the last block; where blocks are computed again, what
     it keeps is there from then on. `activations` has what that takes beyond the logits."""
     residual, block = _FLOAT32 * c.width * p.positions, block_bytes(c, p)
+    recurrent = c.layers - c.attention_layers
+    blocks = c.attention_layers * block + (recurrent * block_bytes(c, p, attends=False) if recurrent else 0)
     if c.long_skips:  # of half the blocks: both streams side by side, into the Linear that merges them
-        block += p.width * c.width * p.positions
+        merging = p.width * c.width * p.positions
+        block, blocks = block + merging, blocks + c.layers * merging
+    if recurrent:  # where blocks are computed again, the largest
+        block = max(block, block_bytes(c, p, attends=False))
     head = p.labels * c.width * (_FLOAT32 + p.width)  # chosen, and normed
     numbers = p.labels * c.vocab_size
     widened = min(numbers, AT_ONCE if p.scores else AT_ONCE_ON_GPU) * (2 if p.bf16 else 1)
@@ -131,7 +148,7 @@ def pass_memory(c: UnifiedConfig, p: Pass) -> dict[str, int]:
     if c.has_experts and not (p.recompute or c.long_skips):  # kept in the order of modalities alone, within the blocks
         inputs = 1
     return {
-        "activations": residual * inputs + (0 if p.recompute else block * c.layers) + max(head, behind - logits),
+        "activations": residual * inputs + (0 if p.recompute else blocks) + max(head, behind - logits),
         "logits": logits,
         "casts": 2 * num_parameters(c) if p.bf16 else 0,
     }

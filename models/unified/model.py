@@ -36,6 +36,7 @@ from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.places import Modulation, Places, places_of
 from omniloom.models.unified.positions import rotary
+from omniloom.models.unified.recurrence import Recurrence, StateCache, chain_of
 from omniloom.models.unified.representations import REPRESENTATIONS
 from omniloom.models.unified.sequence import RowShare
 
@@ -113,7 +114,7 @@ class UnifiedModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if isinstance(module, GatedAttentionUnit):
+            if isinstance(module, GatedAttentionUnit | Recurrence):
                 module.reset_scales()
         passed = self.config.layers * self.config.sublayers
         for module in self.modules():
@@ -215,7 +216,7 @@ class UnifiedModel(nn.Module):
 
     def _places(self, parts: Mapping[str, VisualPart], times: dict[str, Tensor], ids: Tensor) -> Places | None:
         c = self.config
-        if not (c.is_modulated or c.has_experts):
+        if not (c.is_modulated or c.has_experts or c.attention_every):
             return None
         return places_of(parts, times if c.is_modulated else {}, ids.numel(), ids.device, experts=c.has_experts)
 
@@ -238,9 +239,10 @@ class UnifiedModel(nn.Module):
         x: Tensor,
         positions: Tensor,
         attend: Attend,
-        caches: Sequence[LayerCache] | None = None,
+        caches: Sequence[LayerCache | StateCache] | None = None,
         layer_states: dict[int, Tensor] | None = None,
         places: Places | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, N, D) before the final norms, of x (B, N, D).
 
@@ -249,8 +251,10 @@ class UnifiedModel(nn.Module):
         caches        one a layer, hold what earlier calls computed
         layer_states  by number of a block, from 1: receives the states behind each that is a key
         places        where pictures are among the places, as `embed_inputs` gives them; None: there are none
+        starts        int64 (B, N): the first place of each place's document; None: all are of one that `caches` hold
         """
         c = self.config
+        places = self._chained(places, starts, x)
         modulations = self._modulations(places)
         cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
         earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
@@ -267,6 +271,16 @@ class UnifiedModel(nn.Module):
             if layer_states and index + 1 in layer_states:
                 layer_states[index + 1] = x
         return x
+
+    def _chained(self, places: Places | None, starts: Tensor | None, x: Tensor) -> Places | None:
+        if self.config.attention_every is None:
+            return places
+        shape, visual = x.shape[:2], None
+        if places is not None and places.pictures is not None:
+            visual = places.pictures.view(shape)
+        if starts is None:
+            starts = torch.full(shape, -1, device=x.device)
+        return replace(places or Places(), chain=chain_of(starts, visual))
 
     def _modulations(self, places: Places | None) -> Sequence[Modulation | None]:
         """One a block."""
@@ -329,9 +343,13 @@ class UnifiedModel(nn.Module):
         """
         x_BLD, sources, places_of_pass = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
+        if share and self.config.attention_every:
+            raise ValueError("share: a recurrence goes through whole rows, which cannot be shared out")
         if share:
             attend = share.attention(attend)
-        hidden_BLD = self.backbone(x_BLD, batch.positions, attend, layer_states=layer_states, places=places_of_pass)
+        hidden_BLD = self.backbone(
+            x_BLD, batch.positions, attend, layer_states=layer_states, places=places_of_pass, starts=batch.start
+        )
         hidden_LD = hidden_BLD.flatten(0, 1)  # B * L places, one after the other
         outputs = {
             name: self._predicted(name, part, hidden_LD, places[name], sources[name], share)
@@ -377,4 +395,5 @@ class UnifiedModel(nn.Module):
         line = torch.arange(N, device=ids.device)
         positions = line.float()[None, :, None].expand(B, N, self.config.axes)
         attend = DenseAttend(dense_mask(torch.zeros_like(line)[None], line[None] + 1))
-        return self.text_head(self.backbone(self.embed(ids), positions, attend))
+        starts = torch.zeros_like(ids)
+        return self.text_head(self.backbone(self.embed(ids), positions, attend, starts=starts))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from omniloom.models.unified.batch.tensors import VisualPart
+from omniloom.models.unified.recurrence import Chain
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -54,16 +55,18 @@ class Modulation:
 
 @dataclass
 class Places:
-    """Of a pass: which flat places b*N + i are text's and which pictures', int64 each; `back`, int64 (B*N,), where each
-    place stands among the first and then the second. Of those with a time, as in `Modulation`: times (R, D), embedded,
-    index and row. What no option asks for is None."""
+    """Of a pass: which flat places b*N + i are pictures', bool (B*N,); text's places and pictures', int64 each; `back`,
+    int64 (B*N,), where each place stands among the first and then the second. Of those with a time, as in `Modulation`:
+    times (R, D), embedded, index and row. The chain of a recurrence. What no option asks for is None."""
 
+    pictures: Tensor | None = None
     text: Tensor | None = None
     visual: Tensor | None = None
     back: Tensor | None = None
     times: Tensor | None = None
     index: Tensor | None = None
     row: Tensor | None = None
+    chain: Chain | None = None
 
     def split(self, x: Tensor, text: Layer, visual: Layer) -> Tensor:
         """(B, N, D) -> (B, N, ...): each place through the layer of its modality. Both are called, whatever there
@@ -80,13 +83,15 @@ def places_of(
 ) -> Places:
     """Of `count` = B*N places. times: embedded, (segments, D), of representations that have some; without any nothing
     is modulated. experts: whether modalities are told apart."""
-    places = Places()
     here = {name: part.here.places if part.here else part.index for name, part in parts.items()}
+    pictures = torch.zeros(count, dtype=torch.bool, device=device)
+    for index in here.values():
+        pictures.index_fill_(0, index, True)
+    places = Places(pictures)
     if experts:
         visual = torch.cat([*here.values()])
         # Of a stable sort text comes first, in its order: as many as the host knows, without waiting for the device.
-        is_visual = torch.zeros(count, dtype=torch.bool, device=device).index_fill_(0, visual, True)
-        places.text, places.visual = is_visual.byte().argsort(stable=True)[: count - len(visual)], visual
+        places.text, places.visual = pictures.byte().argsort(stable=True)[: count - len(visual)], visual
         order = torch.cat((places.text, visual))
         places.back = torch.empty_like(order).index_copy_(0, order, torch.arange(count, device=device))
     if times:

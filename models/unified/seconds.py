@@ -23,6 +23,9 @@ _LAYER = 1.1e-3  # calls of a block
 _NUMBER = 4.4e-9  # of what a block's products give: norms, SwiGLU, sums, and their gradients
 _ATTENDING = 39e-9  # of a query: norms of heads, rotations, copies
 _SCORE = 3e-9  # softmax
+_RECURRING = 95e-9  # of a channel of a place in a recurrence: gates, rates, and the passes of its parallel form
+_SPLIT, _MOVED = 0.2e-3, 3e-9  # by modality: calls of a part, and of a number that is put in order and back
+_MODULATED, _CHANGED = 0.15e-3, 10e-9  # of a sub-layer: calls, and of a channel of a place, pictures' or not
 _LOGIT = 1.2e-9
 _PARAMETER = 2e-9  # a step's: its gradient and the optimizer
 _AGAIN = 4 / 3  # of a block whose forward pass is computed again
@@ -32,10 +35,26 @@ def pass_seconds(c: UnifiedConfig, p: Pass, adapter: AdapterConfig | None = None
     """Of a forward and backward pass. `p.scores` are those that are computed, masked ones too."""
     given, attending = _channels(c)
     blocks = _OPERATION * dense_flops(c, p.positions, p.scores, 0, adapter)
-    blocks += c.layers * (_LAYER + p.positions * (_NUMBER * given + _ATTENDING * attending))
-    blocks += c.layers * _SCORE * c.attention_heads * p.scores
+    blocks += c.layers * (_LAYER + p.positions * _NUMBER * given)
+    blocks += c.attention_layers * (_ATTENDING * attending * p.positions + _SCORE * c.attention_heads * p.scores)
+    blocks += (c.layers - c.attention_layers) * _RECURRING * c.width * p.positions
+    blocks += _by_modality(c, p)
     text = _OPERATION * dense_flops(c, 0, 0, p.labels, adapter) + _LOGIT * c.vocab_size * p.labels
     return _PASS + text + blocks * (_AGAIN if p.recompute else 1)
+
+
+def _by_modality(c: UnifiedConfig, p: Pass) -> float:
+    """Of all blocks: parts that text and pictures have apart, and modulation."""
+    found = 0.0
+    if c.has_experts:
+        found += c.layers * (3 * _SPLIT + 6 * c.width * _MOVED * p.positions)
+        if c.modality_experts == "all":
+            inner = (c.heads + 2 * c.kv_heads) * c.head_dim
+            moved = 2 * (c.width + inner) + c.heads * c.head_dim
+            found += c.attention_layers * (2 * _SPLIT + moved * _MOVED * p.positions)
+    if c.is_modulated and p.pictures:
+        found += c.layers * c.sublayers * (_MODULATED + _CHANGED * c.width * p.positions)
+    return found
 
 
 def update_seconds(trained: int) -> float:

@@ -107,7 +107,12 @@ class TrainEngineConfig(EngineConfig):
     sequence_parallel groups divide them."""
 
     def check_heads(self, model: UnifiedConfig) -> None:
-        """ValueError where the model's heads cannot be shared out."""
+        """ValueError where the model's heads, or its blocks, cannot be shared out."""
+        if self.sequence_parallel > 1 and model.attention_every is not None:
+            raise ValueError(
+                "engine.sequence_parallel: expected 1 with model.attention_every, whose recurrence goes through whole "
+                f"rows, got {self.sequence_parallel}"
+            )
         if model.attention_heads % self.sequence_parallel:
             whose = "model.hidden / head_dim" if model.block == "gau" else "model.heads"
             raise ValueError(

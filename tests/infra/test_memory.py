@@ -58,6 +58,10 @@ CASES = {
     ),
     "experts": Case(replace(CONFIG, modality_experts="feed_forward"), ENGINE, rows=2),
     "experts of all": Case(replace(CONFIG, modality_experts="all", modulation="adaln_zero"), ENGINE, rows=2),
+    "recurrent": Case(replace(CONFIG, attention_every=2), ENGINE, rows=2),
+    "recurrent, recomputed": Case(
+        replace(CONFIG, attention_every=2), EngineConfig(zero_stage=1, activation_checkpointing=True), rows=2
+    ),
     "long skips": Case(UnifiedConfig(**{**SHAPE, "layers": 4}, long_skips=True), ENGINE),
 }
 
@@ -119,6 +123,7 @@ def test_ranks_that_share_rows_out_keep_an_nth_of_each(tmp_path, ranks):
         *({"modulation": "adaln_zero"}, {"modulation": "adaln_zero", "block": "gau", "hidden": 192}),
         *({"modality_experts": "feed_forward"}, {"modality_experts": "all"}),
         *({"modality_experts": "all", "kv_heads": 2}, {"modality_experts": "all", "qk_norm": False}),
+        *({"attention_every": 2}, {"attention_every": 2, "modality_experts": "all"}),
     ],
     ids=str,
 )
@@ -136,8 +141,10 @@ def test_what_a_block_keeps_is_counted(changed, bf16):
             batch.ids, batch.parts, {"latents": batch.parts["latents"].values}, {"latents": torch.zeros(1, 2)}
         )
         modulation = model._modulations(places)[0]
+        places = model._chained(places, batch.start, x)
     # Of the whole batch, or of the weights: not a block's.
     told = [*vars(places or Places()).values(), *(vars(modulation).values() if modulation else ())]
+    told += vars(told.pop()).values() if config.attention_every else ()
     shared = {
         t.untyped_storage().data_ptr()
         for t in (x, *turns, batch.plan.bias, batch.plan.spans, *block.parameters(), *told)
@@ -158,7 +165,7 @@ def test_what_a_block_keeps_is_counted(changed, bf16):
     weights = 2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) if bf16 else 0
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - weights
     one = Pass(512, 0, batch.plan.bias.numel(), bf16, pictures=batch.tokens["visual"])
-    assert out.isfinite().all() and block_bytes(config, one) == pytest.approx(found, rel=0.02)
+    assert out.isfinite().all() and block_bytes(config, one, config.attends(0)) == pytest.approx(found, rel=0.02)
 
 
 def test_blocks_are_computed_again_where_there_is_no_room():

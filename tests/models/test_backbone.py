@@ -304,6 +304,7 @@ def test_long_skips_pair_mirror_images_and_start_as_nothing(layers: int) -> None
                 ("skips", True),
                 ("skips", False),
                 ("experts_plain", False),
+                ("recurrent", False),
             )
         ),
     ],
@@ -329,7 +330,8 @@ def test_compiled_blocks_are_one_graph_and_compute_the_same(option: str, dense: 
     counter = CompileCounterWithBackend("aot_eager")
     objective.model.compile_blocks(backend=counter, fullgraph=True)
     for one, other in zip(plain, gradients()):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
     assert list(objective.state_dict()) == names
     # Blocks that merge are another graph; of a plan's sizes the compiler learns that they vary.
-    assert counter.frame_count <= (2 if config.long_skips else 1) * (1 if dense else 3)
+    kinds = (2 if config.long_skips else 1) * (2 if config.attention_every else 1)
+    assert counter.frame_count <= kinds * (1 if dense else 3)

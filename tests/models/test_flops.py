@@ -89,6 +89,7 @@ def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[s
         {"modulation": "adaln_zero", "block": "gau"},
         {"modality_experts": "feed_forward"},
         {"modality_experts": "all", "kv_heads": 2},
+        {"attention_every": 2, "layers": 5, "kv_heads": 2},
         {"block": "gau", "long_skips": True, "latent_patchifier": "unet", "flow_head_layers": 1},
     ],
     ids=lambda fields: "+".join(fields),
@@ -106,7 +107,7 @@ def test_operations_of_the_options_are_those_that_torch_counts(fields: dict) -> 
     batch = collate([documents, documents], length, config)
     assert batch.tokens["padding"] == 0
     attended = config.hidden if config.block == "gau" else config.heads * config.head_dim
-    hidden = 12 * config.layers * attended * (2 * length**2 - int((batch.end - batch.start).sum()))
+    hidden = 12 * config.attention_layers * attended * (2 * length**2 - int((batch.end - batch.start).sum()))
     assert step_flops(config, batch) + hidden == counted(config, batch, names)
 
 

@@ -101,6 +101,10 @@ class AdapterConfig:
     def chosen(self, config: UnifiedConfig) -> dict[str, Target]:
         """The targets in each block of the model, in the order of their table. FieldError for a name that the blocks
         lack, and for a rank that is more than a matrix has."""
+        if config.attention_every is not None:
+            raise FieldError(
+                AdapterConfig, "targets", "a model with attention_every has blocks that differ; train it whole"
+            )
         known = targets_of(config)
         for name in self.targets or ():
             if name not in known:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omniloom.models.unified.batch import Document, collate, document_length
 from omniloom.models.unified.diffusion.samplers import Time
-from omniloom.models.unified.generation.layer_cache import Feed, Layer
+from omniloom.models.unified.generation.layer_cache import Feed, Layer, StateLayer
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.patchify import VisualInput, grid_tables
 from omniloom.models.unified.places import Places
@@ -29,7 +29,7 @@ _PADDING = 32  # places of a row that are read in vain rather than in another pa
 class GenerationState:
     """Caches of B requests. Make it with `prefill`."""
 
-    def __init__(self, model: UnifiedModel, layers: list[Layer], lengths: list[int], last: list[int]):
+    def __init__(self, model: UnifiedModel, layers: list[Layer | StateLayer], lengths: list[int], last: list[int]):
         self.model, self.layers, self.lengths, self.last = model, layers, lengths, last
         self.given: VisualInput | None = None  # of the last `feed_visual`, for the head
 
@@ -50,7 +50,7 @@ class GenerationState:
             return cls._read(model, prefixes)
         read = [cls._read(model, [prefixes[row] for row in rows]) for rows in parts]
         order = torch.tensor([row for rows in parts for row in rows]).argsort().to(read[0][1].device)
-        layers = [Layer.room(layer, len(prefixes), max(lengths)) for layer in read[0][0].layers]
+        layers = [layer.room(layer, len(prefixes), max(lengths)) for layer in read[0][0].layers]
         whole = cls(model, layers, [0] * len(prefixes), [-1] * len(prefixes))
         for rows, (state, _) in zip(parts, read):
             whole.put(rows, state)
@@ -62,13 +62,14 @@ class GenerationState:
         lengths = [document_length(prefix) for prefix in prefixes]
         batch = collate([[prefix] for prefix in prefixes], max(lengths), model.config, device=None)
         last = [_end(prefix, model.config.rope_scheme, model.config.axes) for prefix in prefixes]
-        state = cls(model, [Layer() for _ in model.blocks], [0] * len(lengths), [-1] * len(lengths))
+        layers = [Layer() if model.config.attends(i) else StateLayer() for i in range(model.config.layers)]
+        state = cls(model, layers, [0] * len(lengths), [-1] * len(lengths))
         batch = batch.to(state.device)
         clean = torch.zeros((len(lengths), batch.num_segments), device=state.device)
         values = {name: part.values for name, part in batch.parts.items()}
         x, _, places = model.embed_inputs(batch.ids, batch.parts, values, dict.fromkeys(values, clean))
         text = all(segment.kind == "text" for prefix in prefixes for segment in prefix)
-        hidden = state._run(x, batch.positions, lengths, "causal" if text else batch.end, places)
+        hidden = state._run(x, batch.positions, lengths, "causal" if text else batch.end, places, batch.start)
         state.last = last
         ends = torch.tensor(lengths, device=state.device) - 1
         return state, hidden[torch.arange(len(lengths), device=state.device), ends]
@@ -80,14 +81,15 @@ class GenerationState:
         advance: list[int],
         sees: Tensor | str | None = None,
         places: Places | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
         fed, as many as `sees` (B, N) says, or all."""
-        feed = Feed(self.lengths, x.shape[1], self.device, sees)
+        feed = Feed(self.lengths, x.shape[1], self.device, sees, advance)
         for layer in self.layers:
             layer.feed = feed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
-            hidden = self.model.backbone(x, positions, feed.attend, self.layers, places=places)
+            hidden = self.model.backbone(x, positions, feed.attend, self.layers, places=places, starts=starts)
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 

@@ -1,5 +1,5 @@
 """Keys and values of one layer for a batch of ragged requests, and attention over them. In: keys and values of what is
-fed. Out: those of all that is held.
+fed. Out: those of all that is held. Of a layer with a recurrence its state, `StateLayer`.
 
 What one feed does is the same in every layer: where it writes, how far it reads, what each query sees. `Feed` says it
 once for all layers, in the cheapest of three ways:
@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.models.unified.attention import Attend
+from omniloom.models.unified.config import RECURRENT_TAPS
 from omniloom.models.unified.mask import dense_mask
+from omniloom.models.unified.recurrence import Chain
 
 _GROWTH = 64
 _QUERIES = 16  # of a run on a CPU, from which a kernel of its own costs less than a mask and keys beyond its own
@@ -52,10 +54,19 @@ class Feed:
 
     sees  how many of the places that are fed each one sees beside its row's own: int64 (B, N), or all of them; "causal"
           where that is 1..N and nothing is held yet
+    kept  how many of them each row keeps; none by default
     """
 
-    def __init__(self, lengths: Sequence[int], N: int, device: torch.device, sees: Tensor | str | None = None):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        N: int,
+        device: torch.device,
+        sees: Tensor | str | None = None,
+        kept: Sequence[int] = (),
+    ):
         B = len(lengths)
+        self.kept = kept
         self.lengths, self.N, self.reach = lengths, N, max(lengths) + N
         self.runs = runs(lengths)
         most = B * N // _QUERIES if device.type == "cpu" else _RUNS
@@ -173,3 +184,47 @@ class Layer:
         """Without content, for `rows` rows of `capacity` places."""
         keys, values = (a.new_zeros((rows, a.shape[1], capacity, a.shape[3])) for a in like.held())
         return cls(keys, values)
+
+
+class StateLayer:
+    """A recurrence's state behind each row's own places, float32 (B, D), and its last inputs of text, (B, taps - 1, D)
+    (`models.unified.recurrence`). What a row does not keep of a feed leaves no trace."""
+
+    def __init__(self, state: Tensor | None = None, inputs: Tensor | None = None) -> None:
+        self.state, self.inputs = state, inputs
+        self.feed: Feed | None = None  # as of `Layer`
+
+    def held(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.state is None or self.inputs is None else (self.state, self.inputs)
+
+    def keep(self, states: Tensor, inputs: Tensor, chain: Chain) -> None:
+        if self.feed is None:
+            raise RuntimeError("a layer is told what is fed before it is")
+        if self.state is not None and not any(self.feed.kept):
+            return
+        kept, D = torch.tensor(self.feed.kept, device=states.device)[:, None], states.shape[2]
+        before = torch.zeros_like(states[:, 0]) if self.state is None else self.state
+        behind = states.gather(1, (kept - 1).clamp_min(0)[..., None].expand(-1, -1, D))[:, 0]
+        self.state = torch.where(kept > 0, behind, before)
+        newest = [chain.last.gather(1, kept)]
+        while len(newest) < RECURRENT_TAPS - 1:
+            newest.insert(0, chain.before.gather(1, newest[0]))
+        self.inputs = inputs.gather(1, torch.cat(newest, 1)[..., None].expand(-1, -1, D))
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        if self.state is None or self.inputs is None:
+            raise RuntimeError("a layer holds no state before something is fed")
+        return self.state, self.inputs
+
+    def select(self, rows: Tensor) -> StateLayer:
+        return StateLayer(*(a.index_select(0, rows) for a in self._both()))
+
+    def put(self, rows: Tensor, other: StateLayer, used: int) -> None:
+        self.state, self.inputs = (a.index_copy(0, rows, b) for a, b in zip(self._both(), other._both()))
+
+    def stack(self, other: StateLayer, size: int) -> StateLayer:
+        return StateLayer(*(torch.cat(both) for both in zip(self._both(), other._both())))
+
+    @classmethod
+    def room(cls, like: StateLayer, rows: int, capacity: int) -> StateLayer:
+        return cls(*(a.new_zeros((rows, *a.shape[1:])) for a in like._both()))

@@ -46,6 +46,7 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
         "qkv_bias": family.qkv_bias or biased,
         "tied": found.whole.flag("tie_word_embeddings", family.tied),
         "block": "llama",
+        "attention_every": None,
     }
     return decided if found.codes is None else {**decided, "code_dim": found.codes.dim}
 

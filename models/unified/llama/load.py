@@ -135,7 +135,7 @@ def allocate(config: UnifiedConfig, dtype: torch.dtype) -> UnifiedModel:
     """The model with its visual parts drawn from torch's global generator, a modulation at 0 as ever, and memory for
     the rest, which holds nothing yet; `copy_towers` fills what pictures have of the blocks."""
     # A model of one block has the same visual parts, and drawing it costs little.
-    fresh = UnifiedModel(replace(config, layers=1, vocab_size=8, specials=SpecialIds()))
+    fresh = UnifiedModel(replace(config, layers=1, attention_every=None, vocab_size=8, specials=SpecialIds()))
     with torch.device("meta"):
         model = UnifiedModel(config)
     model = model.to(dtype).to_empty(device="cpu")
