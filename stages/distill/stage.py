@@ -21,7 +21,7 @@ from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.distill.config import Config
 from omniloom.stages.train import ledger
 from omniloom.stages.train import stage as train
-from omniloom.stages.train.config import TrainConfig
+from omniloom.stages.train.config import TrainConfig, kept_config
 
 VERSION = 1
 
@@ -59,6 +59,6 @@ def teacher_of(model: Artifact) -> TrainConfig:
     try:
         if known:
             return ledger.config_of(known["periods"][-1])
-        return TrainConfig.model_validate({**model.manifest["config"], "workers": {"count": 1}})
+        return kept_config(model.manifest["config"])
     except ValidationError as error:
         raise InputError(f"was not made by a training that this version knows: {error}", file=model.uri) from None

@@ -5,6 +5,7 @@ In: the pipeline's YAML. Out: `Config`, and `UnifiedConfig` where the facts of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -296,6 +297,14 @@ class TrainConfig(BaseModel):
 
 
 Config = TrainConfig
+
+
+def kept_config(values: Mapping[str, Any], **more: Any) -> TrainConfig:
+    """A config as a manifest or a ledger keeps it, with `more` fields, on one worker. What `model` did not have when it
+    was written has its default: a dump is known by having all. ValueError where this version does not know a field."""
+    model = {**ArchitectureConfig().model_dump(), **(values.get("model") or {})}
+    return TrainConfig.model_validate({**values, "model": model, "workers": {"count": 1}, **more})
+
 
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
 

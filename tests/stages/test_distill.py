@@ -176,6 +176,13 @@ def test_the_training_is_the_teachers_with_what_is_said():
     assert distill.resolved(config(), {"model": None}) is None
 
 
+def test_a_teacher_from_before_the_model_had_some_of_its_fields(teacher):
+    known = storage.read_json(teacher.file("ledger.json"))
+    del known["periods"][-1]["config"]["model"]["long_skips"]
+    earlier = ledger.config_of(known["periods"][-1])
+    assert earlier == distill.teacher_of(teacher) and not earlier.model.long_skips
+
+
 @pytest.mark.parametrize(
     "teacher, fields, field, told",
     [
