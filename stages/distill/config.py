@@ -60,6 +60,10 @@ class DistillConfig(_Training):
         if first is None or OBJECTIVES[first].representation.discrete:
             drawn = f"draws by {first}, which is no diffusion" if first else "knows text alone"
             raise InputError(f"the model {drawn}; only a diffusion has steps to be distilled", field="method")
+        if dense := [name for name in teacher.trained if OBJECTIVES[name].by_density]:
+            raise InputError(
+                f"the model is trained by {dense[0]} too, beside which nothing is distilled", field="method"
+            )
         if self.engine.sequence_parallel > 1:
             raise InputError("expected 1: a teacher sees whole rows", field="engine.sequence_parallel")
         packing = teacher.packing.model_copy(update={"mixture": dict(stages(teacher.packing.mixture)[-1])})
