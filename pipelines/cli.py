@@ -20,6 +20,7 @@ from omniloom.pipelines.commands import (
     cluster,
     compare,
     curate,
+    forecast,
     init,
     look,
     model,
@@ -36,7 +37,7 @@ COMMANDS = (
     *(cluster.submit, cluster.jobs, cluster.logs, cluster.stop),
     *(model.sample, serve.serve, model.sampler, model.export),
     *(catalog.show, catalog.lineage, catalog.diff, compare.compare, catalog.copy, catalog.gc),
-    *(replay.replay, who_saw.who_saw),
+    *(replay.replay, who_saw.who_saw, forecast.forecast),
     *(look.look, about.ui, wall.wall, about.doctor, about.presets, about.schema),
 )
 app = typer.Typer(

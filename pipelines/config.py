@@ -24,6 +24,7 @@ from omniloom.infra.fields import PATH, PLACEMENT
 from omniloom.infra.tracking import TrackingConfig
 from omniloom.pipelines import absent, schema, yaml_dialect
 from omniloom.pipelines.explain import explain
+from omniloom.pipelines.forecasting.config import ForecastConfig
 from omniloom.pipelines.graph import KNOWN, KNOWN_NAMES, Graph
 from omniloom.pipelines.origin import Origin
 from omniloom.pipelines.paths import make_absolute
@@ -83,6 +84,8 @@ class PipelineConfig(BaseModel):
     """What the machines cost, for `plan` to tell of a pipeline."""
     sweep: SweepConfig | None = None
     """Trials: the pipeline once for each of several values of its fields. null: the pipeline as it stands."""
+    forecast: ForecastConfig | None = None
+    """The small trainings that `omniloom forecast` learns from; null: those that follow from stages.train."""
     pins: dict[str, str] = Field(default_factory=dict)
     """Stage -> URI of a finished artifact that stands in for what the stage would make."""
     stages: StagesConfig

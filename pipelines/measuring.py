@@ -1,7 +1,7 @@
 """What this machine's trainings take, measured: kept in the machine's cache, where `plan` finds it. In: the config of a
 pipeline. Out: seconds of steps.
 
-The formulas by which `plan` scales a run (`pipelines.forecast`) have one unknown factor on a machine, which a few steps
+The formulas by which `plan` scales a run (`pipelines.takes`) have one unknown factor on a machine, which a few steps
 at one size tell for all others: seconds that are measured, over those that are calculated. There is one by device,
 precision and number of CPUs of a worker.
 """

@@ -1,4 +1,4 @@
-"""How long a run takes: predicted before it starts, and what is left of it while it runs. In: what `pipelines.forecast`
+"""How long a run takes: predicted before it starts, and what is left of it while it runs. In: what `pipelines.takes`
 knows of the stages that are to run. Out: seconds, and words.
 
 What stages that run side by side take is added up: on one machine they share it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from omniloom.pipelines import forecast
+from omniloom.pipelines import takes
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.views import about
 
@@ -23,7 +23,7 @@ class Remaining:
 
     @classmethod
     def of(cls, plan: Plan) -> Remaining:
-        found = forecast.of(plan)
+        found = takes.of(plan)
         return cls({p.name: found[p.name].seconds if p.name in found else None for p in plan.to_execute})
 
     def line(self) -> str:

@@ -15,9 +15,9 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.secrets import redact
 from omniloom.infra.tracking import resolve_tracking
-from omniloom.pipelines.forecast import Forecast, duration
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.preset_files import purposes
+from omniloom.pipelines.takes import Takes, duration
 
 if TYPE_CHECKING:
     from omniloom.pipelines.config import PipelineConfig
@@ -34,7 +34,7 @@ def show(table: Table) -> None:
     console.print(table)
 
 
-def plan_table(plan: Plan, found: Mapping[str, Forecast]) -> Table:
+def plan_table(plan: Plan, found: Mapping[str, Takes]) -> Table:
     """`found`: what is predicted of the stages that would run."""
     table = Table(
         title=f"{plan.config.name} in {redact(plan.config.storage)}", title_justify="left", box=None, pad_edge=False

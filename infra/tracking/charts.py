@@ -14,7 +14,7 @@ TRAIN, EVALUATION, DATA, PICTURES = "train", "evaluation", "data", "pictures"
 SEEN = "throughput/seen"
 _VERSUS = "versus_seen"
 _STARTS = {"validation_": "validation", "grad_": "gradients", "clipped": "gradients"}
-_THROUGHPUT_ENDS = ("_per_second", "seconds", "_utilization", "_mebibytes")
+_THROUGHPUT_ENDS = ("_per_second", "seconds", "_utilization", "_mebibytes", "_targets")
 _THROUGHPUT = ("flops", "padding", "workers", "gpus", "units", "steps")
 
 

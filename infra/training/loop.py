@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 import threading
 import time
 from collections.abc import Mapping
@@ -217,7 +218,8 @@ class Loop:
         if error := saver.finish():
             self.progress.note(f"the last checkpoint was not saved: {error}")
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "units": units, "units_per_second": (units - before) / seconds, **_where(), **last}
+        rate = (units - before) / seconds
+        return {"seconds": seconds, "units": units, "units_per_second": rate, **_where(), **peak_memory(), **last}
 
     def _step(self, step: int, window: _Window) -> None:
         """Figures on a GPU are read while the next step runs there, or where a row or a checkpoint asks for them."""
@@ -322,6 +324,13 @@ def _shared(kept: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
         "units": sum(rank["units"] for rank in kept) / ranks,
         "seconds": sum(rank["seconds"] for rank in kept) / len(kept),
     }
+
+
+def peak_memory() -> dict[str, float]:
+    """The most that this rank ever had: of its GPU what tensors took, on a CPU what the whole process did."""
+    cuda = torch.cuda.is_available()
+    taken = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return {"peak_memory_mebibytes": taken / (1 << 20)}
 
 
 def _where() -> dict[str, int]:

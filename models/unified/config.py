@@ -293,6 +293,7 @@ class UnifiedConfig(Conditional):
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
         require(self.vocab_size > top, self, "vocab_size", f"more than the highest special id, {top}")
         if self.mup:
+            require(not self.norm_after, self, "mup", "null, as norms behind the branches undo their factors")
             _ = self.base
 
     def _check_visual(self) -> None:

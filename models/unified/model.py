@@ -117,8 +117,8 @@ class UnifiedModel(nn.Module):
             if isinstance(module, GatedAttentionUnit | Recurrence):
                 module.reset_scales()
         passed = self.config.layers * self.config.sublayers
-        for module in self.modules():
-            for linear in getattr(module, "residual_outputs", ()):
+        for block in self.blocks:  # each has those of pictures too, once
+            for linear in block.residual_outputs:
                 linear.weight.div_(math.sqrt(passed))
         outputs = [
             getattr(self, f"{REPRESENTATIONS[name].prefix}_out")

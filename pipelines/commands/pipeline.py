@@ -41,17 +41,17 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
         print_plan(config, overrides or [], loaded, selection, as_json)
         return
     made = make_plan(loaded, selection)
-    from omniloom.pipelines import forecast, room
+    from omniloom.pipelines import room, takes
 
     attached, nodes = room.check_attached(made.config, [s.name for s in made.to_execute])
-    notes, found = made.warnings + attached, forecast.of(made, nodes)
+    notes, found = made.warnings + attached, takes.of(made, nodes)
     if as_json:
-        print(json.dumps(forecast.described(made, found), indent=2))
+        print(json.dumps(takes.described(made, found), indent=2))
         return
     from omniloom.pipelines.tables import plan_table, show
 
     show(plan_table(made, found))
-    for text in forecast.lines(found):
+    for text in takes.lines(found):
         print(text)
     for text in notes:
         print(f"note: {text}")

@@ -8,10 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from omniloom.infra.secrets import redact
-from omniloom.pipelines import forecast
-from omniloom.pipelines.forecast import Forecast, duration
+from omniloom.pipelines import takes
 from omniloom.pipelines.sweeps.results import Result, Results
 from omniloom.pipelines.sweeps.trials import Made, Trial, Trials, sharing, short_names, shown
+from omniloom.pipelines.takes import Takes, duration
 
 _COLOURS = {"finished": "green", "failed": "red", "pruned": "yellow", "not run": "dim"}
 
@@ -23,15 +23,15 @@ class Planned:
         self.trials = trials
         self.shown = trials.known or trials.probes[:1]
         self.users = sharing(self.shown)
-        self.forecasts: dict[Made, Forecast] = {}
+        self.takes: dict[Made, Takes] = {}
         self.to_make: dict[Made, Trial] = {}  # by the first trial that needs it
         for trial in self.shown:
-            found = forecast.of(trial.plan)
+            found = takes.of(trial.plan)
             for made in trial.to_make:
                 if made not in self.to_make:
                     self.to_make[made] = trial
                     if made[0] in found:
-                        self.forecasts[made] = found[made[0]]
+                        self.takes[made] = found[made[0]]
 
     def own(self, trial: Trial) -> list[Made]:
         """What the trial would make that no other needs."""
@@ -54,12 +54,12 @@ class Planned:
                 numbers = "all trials" if len(users) == count else f"trials {', '.join(str(u.number) for u in users)}"
                 once = " once" if state != "cached" else ""
                 yield f"{stage} {fingerprint[:12]}: {state}{once}, for {numbers}"
-        yield from forecast.total(self.forecasts.values())
-        if unknown := sorted({stage for stage, _ in self.to_make.keys() - self.forecasts.keys()}):
+        yield from takes.total(self.takes.values())
+        if unknown := sorted({stage for stage, _ in self.to_make.keys() - self.takes.keys()}):
             yield f"not predicted, as nothing like it ran here: {', '.join(unknown)}"
 
     def to_dict(self) -> dict[str, Any]:
-        from omniloom.pipelines.forecast import described
+        from omniloom.pipelines.takes import described
 
         return redact(
             {
@@ -83,7 +83,7 @@ class Planned:
         )
 
     def _predicted(self, made: Made) -> dict | None:
-        return self.forecasts[made].to_dict() if made in self.forecasts else None
+        return self.takes[made].to_dict() if made in self.takes else None
 
     def table(self) -> Table:
         """A trial a row: its values, and what it would run that no other trial needs."""
@@ -96,7 +96,7 @@ class Planned:
         for trial in self.shown:
             values = [_cell(shown(trial.values[path])) for path in names]
             own = self.own(trial) if not self.trials.chosen_late else trial.to_make
-            seconds = sum(self.forecasts[made].seconds or 0.0 for made in own if made in self.forecasts)
+            seconds = sum(self.takes[made].seconds or 0.0 for made in own if made in self.takes)
             number = "1, e.g." if self.trials.chosen_late else str(trial.number)
             stages = ", ".join(stage for stage, _ in own) or ("cached" if not trial.to_make else "-")
             table.add_row(number, *values, stages, duration(seconds) if seconds else "-")

@@ -60,7 +60,7 @@ class UnifiedTrainer:
         parts = self.ranks * passes * self.together
         counts = {n: total / parts for n, total in zip(self.step_names, totals, strict=True)}
         part_norms = self.config.workers.logs(step + 1, self.config.steps)
-        sums: dict[str, float | torch.Tensor] = {}
+        sums: dict[str, float | torch.Tensor] = {f"{n}_targets": total for n, total in zip(self.step_names, totals)}
         for micro, seeds in batch:
             loss, logs = self.engine(micro.to(self.engine.device, non_blocking=True), seeds, counts)
             self.engine.backward(loss)

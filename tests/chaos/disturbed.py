@@ -22,7 +22,7 @@ CHECKPOINT_EVERY = 20
 _STEPS = {"tokenizer_image": 100, "tokenizer_joint": 80, "train": 320}
 _DISK_BYTES = 60 << 20
 # What depends on how long things took, and what shows it.
-_TIMED = ("_per_second", "seconds", "utilization")
+_TIMED = ("_per_second", "seconds", "utilization", "peak_memory")
 _SHOWS_TIMES = ("report.html",)
 
 

@@ -219,6 +219,22 @@ def test_what_is_no_base_is_told() -> None:
         UnifiedConfig(VOCABULARY, mup={"wide": 3})
 
 
+def test_norms_behind_the_branches_are_refused() -> None:
+    with pytest.raises(ValueError, match="mup: expected null, as norms behind"):
+        text_config(64, base={"width": 32}, norm_after=True)
+
+
+def test_pictures_own_parts_begin_and_learn_as_those_of_text() -> None:
+    fields = {"codebook_size": 11, "modality_experts": "all"}
+    torch.manual_seed(0)
+    model = UnifiedModel(text_config(96, 8, {"width": 24, "layers": 2}, heads=8, **fields))
+    factors, weights = model.mup_factors(), dict(model.named_parameters())
+    for name in ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down"):
+        text, visual = f"blocks.3.{name}.weight", f"blocks.3.visual.{name}.weight"
+        assert factors[visual] == factors[text]
+        assert weights[visual].std().item() == pytest.approx(weights[text].std().item(), rel=0.05)
+
+
 def best_rate(config: UnifiedConfig, rates: list[float], steps: int) -> float:
     """The learning rate after whose training the loss on new texts is least."""
     found = {}

@@ -138,7 +138,7 @@ def test_differences_name_their_paths():
 # by mistake is told by the walk below.
 NOT_IDENTITY = re.compile(
     r"""
-    (name|storage|data|seed|tracking\..*|cluster\..*|prices\..*|pins|sweep)
+    (name|storage|data|seed|tracking\..*|cluster\..*|prices\..*|pins|sweep|forecast)
   | stages\.ingest\.(sources\.\d+\.(uri|media_root)|num_workers)
   | stages\.(tokenizer_image|tokenizer_joint|train)\.(
         workers\..*|validate_every|validation_(examples|rows)|(data\.)?cache_bytes|samples\..*

@@ -7,7 +7,7 @@ import pytest
 from omniloom.infra import cluster, gpus
 from omniloom.infra.errors import InputError
 from omniloom.infra.nodes import Node
-from omniloom.pipelines import fitting, forecast, room
+from omniloom.pipelines import fitting, room, takes
 from omniloom.pipelines.config import load
 from omniloom.pipelines.plan import make_plan
 from omniloom.pipelines.room import Room
@@ -24,12 +24,12 @@ def fit(gpu: str, *overrides: str, name: str = "train", memory: int | None = Non
 
 def test_what_is_needed_is_the_sum_of_the_parts_and_held_against_the_gpus_memory(tmp_path):
     plan = make_plan(load("demo", [f"storage={tmp_path}", ON_GPUS, "stages.train.workers.accelerator_type=H100"]))
-    found = forecast.of(plan)["train"]
+    found = takes.of(plan)["train"]
     assert found.fit.needed == sum(found.worker_memory_bytes.values()) and found.fit.memory == 80 * GIB
     assert found.fit.fits and not found.fit.changes
     told = found.to_dict()
     assert (told["gpu"], told["gpu_memory_bytes"], told["fits_gpu"]) == ("H100", 80 * GIB, True)
-    assert any("of 80.0 GiB (H100)" in line for line in forecast.lines({"train": found}))
+    assert any("of 80.0 GiB (H100)" in line for line in takes.lines({"train": found}))
 
 
 def test_an_unknown_kind_is_said_to_be_unknown():
@@ -90,7 +90,7 @@ def test_the_autoscalers_groups_tell_their_kind(tmp_path):
     group = "cluster.autoscaling=[{nodes: 2, cpus: 8, gpus: 8, accelerator_type: L4}]"
     config = load("demo", [f"storage={tmp_path}", ON_GPUS, group])
     assert {node.accelerator for node in cluster.with_autoscaling((), config.cluster)} == {"L4"}
-    assert forecast.of(make_plan(config))["train"].fit.memory == gpus.known("L4").memory
+    assert takes.of(make_plan(config))["train"].fit.memory == gpus.known("L4").memory
 
 
 def test_what_does_not_fit_or_is_of_no_such_kind_is_refused_before_it_runs():
@@ -119,7 +119,7 @@ def test_a_bf16_training_takes_the_peak_of_its_kind(tmp_path):
     def rate(*overrides: str) -> float | None:
         kind = "stages.train.workers.accelerator_type=L4"
         config = load("demo", [f"storage={tmp_path}", ON_GPUS, kind, *overrides])
-        return forecast.of(make_plan(config))["train"].units_per_second
+        return takes.of(make_plan(config))["train"].units_per_second
 
     bf16 = "stages.train.engine.precision=bf16"
     assert rate(bf16) == rate(bf16, "stages.train.workers.peak_tflops=121") and rate() is None

@@ -10,7 +10,7 @@ from demo_stages import NAMES
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import ArtifactStore
-from omniloom.pipelines import forecast, predecessors
+from omniloom.pipelines import predecessors, takes
 from omniloom.pipelines.kept import learnt_from, made_of
 from omniloom.stages.ingest.increments import growth
 
@@ -56,7 +56,7 @@ def test_a_new_file_is_told_by_its_number_and_the_tokenizers_stay(workspace):
     plan = workspace.plan()
     ingest = plan["ingest"]
     assert ingest.status == "run" and ingest.reason == "+1 file, -1, 1 changed"
-    assert forecast.of(plan)["ingest"].seconds == pytest.approx(7 * 29 / 32)  # of 7 s that 32 bytes took
+    assert takes.of(plan)["ingest"].seconds == pytest.approx(7 * 29 / 32)  # of 7 s that 32 bytes took
     assert ingest.to_dict()["files"] == {"added": 1, "removed": 1, "changed": 1, "bytes": 29}
     for name in ("tokenizer_image", "tokenizer_joint"):
         assert plan[name].status == "cached" and plan[name].reason.startswith("kept; ")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from omniloom.infra.errors import InputError
-from omniloom.pipelines import doctor, forecast, measuring
+from omniloom.pipelines import doctor, measuring, takes
 from omniloom.pipelines.config import load
 from omniloom.pipelines.measuring import Measured
 from omniloom.pipelines.plan import make_plan
@@ -21,8 +21,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))
 
 
-def predicted(tmp_path, *overrides: str) -> forecast.Forecast:
-    return forecast.of(make_plan(load("demo", [f"storage={tmp_path}", *overrides])))["train"]
+def predicted(tmp_path, *overrides: str) -> takes.Takes:
+    return takes.of(make_plan(load("demo", [f"storage={tmp_path}", *overrides])))["train"]
 
 
 def step_cost(config) -> float:
@@ -75,7 +75,7 @@ def test_real_steps_are_timed_and_kept(tmp_path):
     sizes = doctor.examine("demo", [f"storage={tmp_path}"], measure=True)["sizes"]
     sized, found = sizes["train"], predicted(tmp_path)
     for name in ("tokenizer_image", "tokenizer_joint"):
-        told = forecast.of(make_plan(load("demo", [f"storage={tmp_path}"])))[name]
+        told = takes.of(make_plan(load("demo", [f"storage={tmp_path}"])))[name]
         assert told.units_per_second == pytest.approx(sizes[name]["images_per_second"]) and told.checkpoint_bytes
     assert 0 < sized["seconds_per_step"] < 60
     assert found.units_per_second == pytest.approx(sized["tokens_per_second"])
@@ -83,8 +83,8 @@ def test_real_steps_are_timed_and_kept(tmp_path):
 
 
 def test_a_tokenizers_steps_stand_for_just_these_settings(tmp_path):
-    def joint(*overrides: str) -> forecast.Forecast | None:
-        return forecast.of(make_plan(load("demo", [f"storage={tmp_path}", *overrides]))).get("tokenizer_joint")
+    def joint(*overrides: str) -> takes.Takes | None:
+        return takes.of(make_plan(load("demo", [f"storage={tmp_path}", *overrides]))).get("tokenizer_joint")
 
     config = load("demo", [f"storage={tmp_path}"]).stages.tokenizer_joint
     assert joint() is None

@@ -102,6 +102,18 @@ def curve(folder: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if not name.endswith("per_second")} for row in rows]
 
 
+def targets_of(tokens, settings) -> dict[str, float]:
+    """By what is learnt, the targets of a whole training, of batches that are made once more."""
+    found = TokenSet(tokens, "train")
+    model = unified_config(settings, found.facts["vocab_size"], visual_sizes(found.facts), found.facts["specials"])
+    documents, planner = Documents(found, model), Planner(found.index, settings.packing, settings.seed, ALL)
+    total: Counter = Counter()
+    for row in RowStream(planner).take(settings.steps * settings.batch_rows):
+        targets = collate([[documents.segments(placed) for placed in row]], 256, model).targets
+        total.update({name: targets[name] for name in ("text", *ALL)})
+    return dict(total)
+
+
 # ---- the plan ----
 
 
@@ -159,6 +171,11 @@ def test_a_mix_of_all_four_trains_draws_and_ends_with_the_same_weights_when_kill
     assert curve(broken) == curve(straight)
     losses = {f"{name}_loss" for name in ALL} | {"text_loss"}
     assert all(losses <= set(row) for row in curve(straight) if "loss" in row)
+    counted, before = Counter(), 0
+    for row in (row for row in curve(straight) if "loss" in row):
+        counted.update({name: (row["step"] - before) * row[f"{name}_targets"] for name in ("text", *ALL)})
+        before = row["step"]
+    assert counted == pytest.approx(targets_of(tokens, config()))
     metrics = storage.read_json(str(straight / "state" / "metrics.json"))
     assert {f"validation_{name}" for name in losses} <= set(metrics)
     names = {path.name for path in (straight / "output" / "report").glob("samples*.png")}

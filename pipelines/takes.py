@@ -44,7 +44,7 @@ _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Takes:
     """None where it is not known. `basis` says in words what the rate is from. A `unit` is a token, an image or
     another thing that the stage counts."""
 
@@ -66,26 +66,26 @@ class Forecast:
         return found | (self.fit.to_dict() if self.fit else {})
 
 
-def of(plan: Plan, nodes: Sequence[Node] = ()) -> dict[str, Forecast]:
+def of(plan: Plan, nodes: Sequence[Node] = ()) -> dict[str, Takes]:
     """Of the stages that would run and of which something is known. `nodes`: those of the cluster, where it was
     asked."""
     upstream = {stage.name: known for stage, _, known in with_upstream(plan.config)}
     found = {}
     for planned in plan.to_execute:
         if planned.config is not None:
-            forecast = _priced(_of(planned, upstream[planned.name], plan, nodes), plan.config.prices)
-            if forecast.to_dict():
-                found[planned.name] = forecast
+            takes = _priced(_of(planned, upstream[planned.name], plan, nodes), plan.config.prices)
+            if takes.to_dict():
+                found[planned.name] = takes
     return found
 
 
-def _priced(forecast: Forecast, prices: PricesConfig) -> Forecast:
-    if (cost := prices.cost(forecast.cpu_hours, forecast.gpu_hours)) is None:
-        return forecast
-    return replace(forecast, cost=cost, currency=prices.currency)
+def _priced(takes: Takes, prices: PricesConfig) -> Takes:
+    if (cost := prices.cost(takes.cpu_hours, takes.gpu_hours)) is None:
+        return takes
+    return replace(takes, cost=cost, currency=prices.currency)
 
 
-def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan, nodes: Sequence[Node]) -> Forecast:
+def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan, nodes: Sequence[Node]) -> Takes:
     if isinstance(planned.config, TrainConfig):
         nodes = nodes or cluster.with_autoscaling((), plan.config.cluster)
         gpu = room.accelerator_of(planned.config.workers, nodes)
@@ -95,11 +95,11 @@ def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan, nodes: S
     return _body(planned, plan)
 
 
-def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool, gpu: str | None) -> Forecast:
+def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool, gpu: str | None) -> Takes:
     config: TrainConfig = planned.config
     tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
     if tokens is None:
-        return Forecast()
+        return Takes()
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
     units = config.steps * config.batch_rows * config.packing.length
     fixed = _checkpoint(parameters_of(config, model)[0], config.engine.ema_decay, config.workers)
@@ -117,24 +117,24 @@ def _train(planned: PlannedStage, upstream: Mapping[str, Any], here: bool, gpu: 
         flops = token_flops(model, config.packing.length, config.adapter)
         rate = _UTILIZATION * peak * 1e12 * config.workers.most / flops
         return _with_hours(units / rate, rate, config.workers, "tokens", f"{_UTILIZATION:.0%} of the peak", fixed)
-    return Forecast(**fixed)
+    return Takes(**fixed)
 
 
-def _tokenizer(planned: PlannedStage, here: bool) -> Forecast:
+def _tokenizer(planned: PlannedStage, here: bool) -> Takes:
     """By the run before it, where that trained the same model on pictures of the same sizes; else as measured."""
     config: TokenizerConfig = planned.config
     before = _earlier(planned)
     then = _as(TokenizerConfig, before) if before and before.metrics.get("steps") else None
     if before is None or then is None or not _on_such(before, config.workers) or _trains(then) != _trains(config):
-        return _tokenizer_as_measured(config) if here else Forecast()
+        return _tokenizer_as_measured(config) if here else Takes()
     units = before.metrics["units"] / before.metrics["steps"] * config.steps
     checkpoint = _checkpoint(before.metrics.get("parameters", 0), config.engine.ema_decay, config.workers)
     return _timed(units, before, 1.0, config.workers, "images", checkpoint)
 
 
-def _tokenizer_as_measured(config: TokenizerConfig) -> Forecast:
+def _tokenizer_as_measured(config: TokenizerConfig) -> Takes:
     if (measured := measuring.known_tokenizer(config)) is None:
-        return Forecast()
+        return Takes()
     images = measuring.images_of_a_step(config)
     return _with_hours(
         config.steps * measured.seconds,
@@ -146,12 +146,12 @@ def _tokenizer_as_measured(config: TokenizerConfig) -> Forecast:
     )
 
 
-def _body(planned: PlannedStage, plan: Plan) -> Forecast:
+def _body(planned: PlannedStage, plan: Plan) -> Takes:
     """A stage that reads a corpus takes as much longer as that has become larger; one that builds on what it made
     before takes what the new part of it does."""
     before = _earlier(planned)
     if before is None:
-        return Forecast()
+        return Takes()
     size = 1.0
     if (grown := next((p.grown for p in plan.stages if p.grown), None)) and builds_on(planned) is not None:
         size = min(1.0, grown.files.bytes / max(1, _bytes_read(grown.earlier)))
@@ -159,7 +159,7 @@ def _body(planned: PlannedStage, plan: Plan) -> Forecast:
         size = planned.sources["bytes"] / was
     seconds, needs = before.manifest["times"]["seconds"] * size, planned.stage.needs(planned.config)
     hours = _hours(seconds, needs.cpus + needs.worker_cpus, needs.gpus + needs.worker_gpus)
-    return Forecast(seconds=seconds, basis=_when(before), **hours)
+    return Takes(seconds=seconds, basis=_when(before), **hours)
 
 
 def _hours(seconds: float, cpus: float, gpus: float) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _trains(config: TokenizerConfig) -> tuple:
 
 def _timed(
     units: float, before: Artifact, cost: float, workers: WorkersConfig, unit: str, fixed: dict[str, Any]
-) -> Forecast:
+) -> Takes:
     """At the rate of the run before, for as many workers as there are now; start and end take what they took."""
     metrics = before.metrics
     rate = _rate(before) / cost * workers.most / metrics.get("workers", workers.most)
@@ -231,9 +231,9 @@ def _on_such(before: Artifact, workers: WorkersConfig) -> bool:
 
 def _with_hours(
     seconds: float, rate: float, workers: WorkersConfig, unit: str, basis: str, fixed: dict[str, Any]
-) -> Forecast:
+) -> Takes:
     hours = _hours(seconds, workers.most * workers.cpus, workers.most * workers.gpus)
-    return Forecast(seconds, unit, rate, basis=basis, **hours, **fixed)
+    return Takes(seconds, unit, rate, basis=basis, **hours, **fixed)
 
 
 def _checkpoint(parameters: int, ema: float, workers: WorkersConfig) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _when(before: Artifact) -> str:
     return f"as {before.fingerprint[:12]} ran on {before.manifest['times']['ended'][:10]}"
 
 
-def described(plan: Plan, found: Mapping[str, Forecast]) -> dict:
+def described(plan: Plan, found: Mapping[str, Takes]) -> dict:
     """The plan with what its stages take, as `plan --json` prints it."""
     document = plan.to_dict()
     for stage in document["stages"]:
@@ -256,7 +256,7 @@ def described(plan: Plan, found: Mapping[str, Forecast]) -> dict:
     return document
 
 
-def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
+def lines(found: Mapping[str, Takes]) -> Iterator[str]:
     """What each training takes, and all together, in words."""
     for name, f in found.items():
         parts = [f"{f.units_per_second:,.0f} {f.unit} a second ({f.basis})"] if f.units_per_second else []
@@ -275,7 +275,7 @@ def lines(found: Mapping[str, Forecast]) -> Iterator[str]:
     yield from total(found.values())
 
 
-def total(found: Collection[Forecast]) -> Iterator[str]:
+def total(found: Collection[Takes]) -> Iterator[str]:
     """What all take together, in words; nothing where of none it is known how long it takes."""
     if seconds := sum(f.seconds or 0.0 for f in found):
         hours = {kind: sum(getattr(f, f"{kind}_hours") or 0.0 for f in found) for kind in ("gpu", "cpu")}

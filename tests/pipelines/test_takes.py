@@ -10,11 +10,11 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.models.unified.config import num_parameters
 from omniloom.models.unified.flops import token_flops
 from omniloom.models.unified.seconds import pass_seconds, update_seconds
-from omniloom.pipelines import forecast
+from omniloom.pipelines import takes
 from omniloom.pipelines.config import load
-from omniloom.pipelines.forecast import duration
 from omniloom.pipelines.plan import make_plan
 from omniloom.pipelines.sizing import sizes
+from omniloom.pipelines.takes import duration
 from omniloom.stages.train.config import expected_config
 from omniloom.stages.train.memory import one_pass
 
@@ -46,7 +46,7 @@ def planned(tmp_path, *overrides: str, made_with: tuple[str, ...] = (), **metric
 
 def test_the_same_again_takes_as_long(tmp_path):
     plan = planned(tmp_path, "stages.train.steps=200")
-    found = forecast.of(plan)
+    found = takes.of(plan)
     train, config = found["train"], plan["train"].config
     assert train.units_per_second == 1000 and train.unit == "tokens"
     tokens = 200 * config.batch_rows * config.packing.length
@@ -70,17 +70,17 @@ def test_a_larger_model_takes_as_much_longer_as_it_computes(tmp_path, gpus):
         now, then = (
             pass_seconds(model, p) + update_seconds(num_parameters(model)) for model, p in zip(sized, one, strict=True)
         )
-    rate = forecast.of(plan)["train"].units_per_second
+    rate = takes.of(plan)["train"].units_per_second
     assert now > 1.5 * then and rate == pytest.approx(1000 * then / now)
 
 
 def test_workers_share_what_there_is_to_do(tmp_path):
-    alone = forecast.of(planned(tmp_path, "stages.train.workers.count=1", workers=2))["train"]
-    both = forecast.of(planned(tmp_path, workers=2))["train"]
+    alone = takes.of(planned(tmp_path, "stages.train.workers.count=1", workers=2))["train"]
+    both = takes.of(planned(tmp_path, workers=2))["train"]
     # One worker's passes have twice the rows, so that fewer calls are made for them.
     assert both.units_per_second == 1000 and 1.0 < alone.units_per_second / 500 < 1.1
     devices = "stages.train.workers={count: 1, gpus: 1}"
-    assert forecast.of(planned(tmp_path, devices, workers=2, gpus=1))["train"].units_per_second == 500
+    assert takes.of(planned(tmp_path, devices, workers=2, gpus=1))["train"].units_per_second == 500
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_workers_share_what_there_is_to_do(tmp_path):
     ],
 )
 def test_another_device_or_precision_tells_nothing(tmp_path, overrides, metrics):
-    train = forecast.of(planned(tmp_path, *overrides, **metrics))["train"]
+    train = takes.of(planned(tmp_path, *overrides, **metrics))["train"]
     assert train.seconds is None and train.checkpoint_bytes
 
 
 def test_gpus_without_a_run_are_taken_to_reach_a_share_of_their_peak(tmp_path):
     plan = planned(tmp_path, "stages.train.workers={count: 2, gpus: 1, peak_tflops: 100}", gpus=0)
-    train = forecast.of(plan)["train"]
+    train = takes.of(plan)["train"]
     config, tokens, tokenizer = (plan[n].config for n in ("train", "pretokenize", "tokenizer_image"))
     cost = token_flops(expected_config(config, tokens, tokenizer.model), config.packing.length)
     assert train.units_per_second == pytest.approx(0.4 * 2 * 100e12 / cost)
@@ -108,7 +108,7 @@ def test_gpus_without_a_run_are_taken_to_reach_a_share_of_their_peak(tmp_path):
 def test_memory_of_a_worker_is_what_doctor_says(tmp_path):
     """Without a run before; by what takes it."""
     config = load("demo", [f"storage={tmp_path}", "stages.train.workers={count: 2, accumulate: 2}"])
-    told = forecast.of(make_plan(config))["train"].worker_memory_bytes
+    told = takes.of(make_plan(config))["train"].worker_memory_bytes
     size = sizes(config)["train"]
     assert {f"{name}_bytes": value for name, value in told.items()}.items() <= size.items()
     assert sum(told.values()) == size["memory_per_worker_bytes"] and min(told["weights"], told["activations"]) > 0
@@ -116,10 +116,10 @@ def test_memory_of_a_worker_is_what_doctor_says(tmp_path):
 
 def test_plans_tell_it_in_both_forms(tmp_path):
     plan = planned(tmp_path)
-    found = forecast.of(plan)
-    stages = {stage["name"]: stage for stage in json.loads(json.dumps(forecast.described(plan, found)))["stages"]}
+    found = takes.of(plan)
+    stages = {stage["name"]: stage for stage in json.loads(json.dumps(takes.described(plan, found)))["stages"]}
     assert stages["train"]["predicted"]["unit"] == "tokens"
-    lines = list(forecast.lines(found))
+    lines = list(takes.lines(found))
     train = next(line for line in lines if line.startswith("train: 1,000 tokens a second"))
     assert " MiB a worker; checkpoints of " in train
     assert lines[-1].startswith("predicted: ") and "CPU-hours" in lines[-1]
@@ -129,27 +129,28 @@ def test_hours_have_a_price_where_the_config_gives_one(tmp_path):
     """A CPU's and a GPU's hour; of every stage whose time is known."""
     devices = "stages.train.workers={count: 2, cpus: 3, gpus: 1}"
     plan = planned(tmp_path, devices, "prices={cpu_hour: 0.5, gpu_hour: 4, currency: EUR}", gpus=1)
-    found = forecast.of(plan)
+    found = takes.of(plan)
     train, tokens = found["train"], found["pretokenize"]
     assert train.cost == pytest.approx((2 * 3 * 0.5 + 2 * 4) * train.seconds / 3600)
     needs = plan["pretokenize"].stage.needs(plan["pretokenize"].config)
     assert tokens.cost == pytest.approx(0.5 * (needs.cpus + needs.worker_cpus) * 60 / 3600) and tokens.cost > 0
-    lines = list(forecast.lines(found))
+    lines = list(takes.lines(found))
     total = sum(f.cost for f in found.values() if f.cost is not None)
     assert lines[-1].endswith(f"{total:,.2f} EUR") and any(line.startswith("pretokenize: ") for line in lines)
-    only_gpus = forecast.of(planned(tmp_path, devices, "prices.gpu_hour=4", gpus=1))
+    only_gpus = takes.of(planned(tmp_path, devices, "prices.gpu_hour=4", gpus=1))
     assert only_gpus["train"].cost == pytest.approx(8 * train.seconds / 3600) and only_gpus["pretokenize"].cost is None
 
 
 def test_without_prices_nothing_is_said_of_cost(tmp_path):
-    found = forecast.of(planned(tmp_path))
-    assert all(f.cost is None for f in found.values()) and "USD" not in "".join(forecast.lines(found))
+    found = takes.of(planned(tmp_path))
+    assert all(f.cost is None for f in found.values()) and "USD" not in "".join(takes.lines(found))
 
 
-def test_what_never_ran_is_not_guessed(tmp_path):
-    found = forecast.of(make_plan(load("demo", [f"storage={tmp_path}"])))
+def test_what_never_ran_is_not_guessed(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))  # where this machine's measurements lie
+    found = takes.of(make_plan(load("demo", [f"storage={tmp_path}"])))
     assert set(found) == {"train"} and found["train"].seconds is None
-    assert not list(forecast.lines({"x": forecast.Forecast()}))
+    assert not list(takes.lines({"x": takes.Takes()}))
 
 
 @pytest.mark.parametrize("seconds, said", [(8, "8 s"), (89, "89 s"), (120, "2 min"), (7200, "2 h"), (864000, "10 d")])
