@@ -13,7 +13,8 @@ from omniloom.pipelines.failures import Pruned
 from omniloom.pipelines.remaining import Remaining
 from omniloom.pipelines.runlog import RunLog
 from omniloom.pipelines.tables import shown_metrics
-from omniloom.pipelines.views import Count, Event, View, chosen, clock, told
+from omniloom.pipelines.views.choice import chosen
+from omniloom.pipelines.views.events import Count, Event, View, clock, told
 
 _LOGGED_SECONDS = 10.0  # between two lines of one count in the log
 

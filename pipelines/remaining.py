@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from omniloom.pipelines import takes
 from omniloom.pipelines.plan import Plan
-from omniloom.pipelines.views import about
+from omniloom.pipelines.views.events import about
 
 
 class Remaining:

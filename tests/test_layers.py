@@ -39,6 +39,7 @@ PLANNED = (
     "pipelines/cli.py",
     "pipelines/tables.py",
     "pipelines/runner.py",
+    "pipelines/making.py",
     "stages/base.py",
     "stages/ingest/stage.py",
     "stages/tokenizer/stage.py",

@@ -20,8 +20,15 @@ from omniloom.infra.tracking.config import TrackingSettings
 from omniloom.infra.tracking.failures import short
 
 _App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable]
-# MLflow's assistant, which asks for a language model, opens by itself in a browser that has not seen it.
-_MARK = b'<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")</script>'
+# MLflow's assistant, which asks for a language model, opens by itself in a browser that has not seen it. A card of
+# pictures begins with all of its run's parameters, which leave the pictures no room, and centres them in a frame that
+# is higher than the card.
+_MARK = (
+    b'<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")</script>'
+    b"<style>div[tooltip-data-state] > div:has(> label) + div "
+    b"{display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 1; overflow: hidden} "
+    b"div:has(> .rc-image) {align-items: flex-start !important}</style>"
+)
 
 
 def run(settings: TrackingSettings, listening: socket.socket) -> None:
@@ -56,11 +63,11 @@ def application() -> _App:
         failure = InputError(f"{redact(uri)} does not answer: {short(error)}", field="tracking.uri")
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(failure.exit_code)
-    return with_quiet_start(app)
+    return with_mark(app)
 
 
-def with_quiet_start(app: _App) -> _App:
-    """The application, whose first page leaves the assistant closed until it is asked for."""
+def with_mark(app: _App) -> _App:
+    """The application, whose page leaves the assistant closed until it is asked for, and pictures their room."""
 
     async def answer(scope: MutableMapping[str, Any], receive: Any, send: Any) -> Any:
         async def marked(message: MutableMapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from omniloom.pipelines.selection import Selection
 
 if TYPE_CHECKING:
     from omniloom.pipelines.config import PipelineConfig
-    from omniloom.pipelines.views import View
+    from omniloom.pipelines.views.events import View
 
 
 @selection_options
@@ -77,7 +77,7 @@ def run(
 
     On this machine's own Ray, or on the cluster at cluster.address. Of a config with a sweep all trials.
     """
-    from omniloom.pipelines.views import chosen
+    from omniloom.pipelines.views.choice import chosen
 
     if not log_json:
         bring_up(config, overrides, selection, chosen(quiet))
@@ -91,7 +91,7 @@ def run(
 
 def _told_as_event(error: BaseException, view: View) -> int:
     """The exit code, of which `main` has nothing to add any more."""
-    from omniloom.pipelines.views import Event
+    from omniloom.pipelines.views.events import Event
 
     if isinstance(error, KeyboardInterrupt):
         code, text = signals.INTERRUPTED, signals.LINE

@@ -21,7 +21,7 @@ from omniloom.pipelines.sweeps.results import Results
 from omniloom.pipelines.sweeps.trial_stages import trial_stages, trials_of
 from omniloom.pipelines.sweeps.trials import Trial, Trials
 from omniloom.pipelines.tables import example_request
-from omniloom.pipelines.views import View
+from omniloom.pipelines.views.events import View
 
 
 class TrialsFailed(OmniLoomError):

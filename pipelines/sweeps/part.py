@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omniloom.pipelines.views import Count, Event, View
+from omniloom.pipelines.views.events import Count, Event, View
 
 
 @dataclass

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from omniloom.infra.errors import InputError
 from omniloom.models.features.clip import MEAN, STD, Clip, load_clip
+from omniloom.models.hf.weights import open_checkpoint
+from omniloom.models.scorer.config import MAX_SCALE
 from omniloom.stages.checkpoints.clip_folder import WORDS
 from omniloom.stages.checkpoints.language_model import local_folder
 
@@ -30,10 +32,11 @@ BATCH = 32  # texts at once
 
 
 class DualEncoder:
-    """`model` on a device, and `words`, its text tokenizer: None where it has no tower of texts."""
+    """`model` on a device, and `words`, its text tokenizer: None where it has no tower of texts. `scale` is what its
+    cosines are multiplied by for the logits that it was trained by."""
 
-    def __init__(self, model: Clip, words: Tokenizer | None):
-        self.model, self.words = model, words
+    def __init__(self, model: Clip, words: Tokenizer | None, scale: float = MAX_SCALE):
+        self.model, self.words, self.scale = model, words, scale
         self.side, self.dim = model.config.image_size, model.config.dim
         if words:
             words.encode_special_tokens = True  # else a caption that says "<eos>" would end there
@@ -79,7 +82,7 @@ def load_dual_encoder(uri: str, field: str, device: str = "cpu") -> DualEncoder:
     model's."""
     try:
         folder = Path(local_folder(uri))
-        model = load_clip(folder).to(device)
+        model, scale = load_clip(folder).to(device), _scale(folder)
     except Exception as error:  # storage that cannot be reached raises classes of its own
         raise InputError(f"no CLIP: {error}", field=field, file=uri) from None
     if not model.config.text:
@@ -91,12 +94,18 @@ def load_dual_encoder(uri: str, field: str, device: str = "cpu") -> DualEncoder:
         words = Tokenizer.from_file(where)
     except Exception as error:  # the reader's own class
         raise InputError(f"cannot be read: {error}", field=field, file=where) from None
-    encoder = DualEncoder(model, words)
+    encoder = DualEncoder(model, words, scale)
     (ids,) = encoder.ids(["a picture"])
     if not ids or ids[-1] != model.config.eos or max(ids) >= model.config.vocab_size:
         message = f"gives a text the ids {ids}; expected such below {model.config.vocab_size} that end in "
         raise InputError(f"{message}{model.config.eos}", field=field, file=where)
     return encoder
+
+
+def _scale(folder: Path) -> float:
+    """Of a folder that has none, as one of a tower of pictures alone, the greatest that there is."""
+    with open_checkpoint(folder) as checkpoint:
+        return float(checkpoint.read("logit_scale", ()).exp()) if "logit_scale" in checkpoint else MAX_SCALE
 
 
 def covering(picture: np.ndarray, side: int) -> np.ndarray:

@@ -37,6 +37,11 @@ class Scorer:
         return len(self.encoders)
 
     @property
+    def scales(self) -> list[float]:
+        """By fold, what cosines are multiplied by for the logits of the loss."""
+        return [encoder.scale for encoder in self.encoders]
+
+    @property
     def side(self) -> int:
         """Pixels a side of the largest square that one of them sees."""
         return max(encoder.side for encoder in self.encoders)

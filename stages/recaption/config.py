@@ -16,8 +16,8 @@ class RecaptionConfig(BaseModel):
     """Path or URI of a train artifact or its model folder, which writes a caption for every picture; null: captions are
     filtered and none is written."""
     threshold: float | None = None
-    """The score below which a caption goes, in deviations above other pictures' captions; null: from the distribution
-    of the scores."""
+    """The score below which a caption goes, in nats that the picture says for it; null: from the distribution of the
+    scores."""
     uncaptioned: Literal["keep", "leave_out"] = "keep"
     """Whether a picture of which no caption is left stays without one, or goes."""
     captions: int = Field(1, ge=1, le=16)

@@ -31,7 +31,7 @@ from omniloom.stages.recaption import page, threshold
 from omniloom.stages.recaption.captioning import Captioner
 from omniloom.stages.recaption.config import Config
 from omniloom.stages.recaption.deciding import Scored, applied, decide
-from omniloom.stages.recaption.scoring import Embedded, Scale, embed, of_folds, scale_of, train_images
+from omniloom.stages.recaption.scoring import Embedded, Judge, embed, judge_of, of_folds, train_images
 
 _SAMPLES = 3  # of each outcome of a shard that are kept with their pictures
 
@@ -45,8 +45,10 @@ def recaption(context: StageContext) -> dict:
     shards = records.shards(context.records.uri)
     progress = _Progress(context, len(shards) * (3 if captioner else 2))
     held = [progress.after(_embedded(context, scorer, shard, number)) for number, shard in enumerate(shards)]
-    scale, others = scale_of(held, scorer.folds, config.seed)
-    scores = [scale.scores(one.pictures[one.of], one.texts, one.folds[one.of]) for one in held]
+    rng = np.random.default_rng((config.seed, 51))
+    judge = judge_of(held, scorer.scales, rng)
+    others = judge.of_others(held, rng)
+    scores = [judge.scores(one.pictures[one.of], one.texts, one.folds[one.of]) for one in held]
     own = np.concatenate([np.zeros(0), *scores])
     parting = threshold.part(own, others, config.threshold) if len(own) and len(others) else None
     lowest = parting.threshold if parting else config.threshold
@@ -58,7 +60,7 @@ def recaption(context: StageContext) -> dict:
     lines: list[dict] = []
     for number, (shard, one) in enumerate(zip(shards, held, strict=True)):
         old = _by_picture(one, one.of, one.words, scores[number])
-        new = _scored(scorer, scale, one, written[number])
+        new = _scored(scorer, judge, one, written[number])
         lines += progress.after(_rewritten(context, shard, number, old, new, lowest, captioner))
     outcomes = Counter(line["outcome"] for line in lines)
     _show(context, page.render(parting, own, others, outcomes, lines), lines)
@@ -102,14 +104,14 @@ def _written(context: StageContext, captioner: Captioner, shard: str, number: in
     return captions
 
 
-def _scored(scorer: Scorer, scale: Scale, one: Embedded, written: Sequence[Sequence[str]]) -> list[Scored]:
+def _scored(scorer: Scorer, judge: Judge, one: Embedded, written: Sequence[Sequence[str]]) -> list[Scored]:
     """What a model wrote of each train image of a shard, with its scores."""
     of = np.array([place for place, own in enumerate(written) for _ in own], np.int64)
     words = [caption for own in written for caption in own]
     if not words:
         return [Scored() for _ in written]
     folds = one.folds[of]
-    return _by_picture(one, of, words, scale.scores(one.pictures[of], of_folds(scorer.texts(words), folds), folds))
+    return _by_picture(one, of, words, judge.scores(one.pictures[of], of_folds(scorer.texts(words), folds), folds))
 
 
 def _by_picture(one: Embedded, of: np.ndarray, words: Sequence[str], scores: np.ndarray) -> list[Scored]:

@@ -1,10 +1,11 @@
 """Scores of captions by a scorer that has not learnt them. In: records, a scorer. Out: per shard embeddings, and what
 turns them into scores.
 
-A score is the product of the embeddings of a picture and a caption, less their means over the corpus, in units of its
-deviation over pictures and other pictures' captions: about 0 of a caption that is not the picture's, above it of one
-that is. Taking the means off makes up for captions and pictures that are near to everything. A record of a fold is seen
-by that fold's encoder alone (`stages.checkpoints.scorer`).
+A score is what the picture says for the caption: log p(caption | picture) - log p(caption), by the softmax that a
+scorer is trained to, over captions of the corpus drawn at random: scale x . z less the log of the mean of
+exp(scale x . z_j). It is in nats, and 0 of a caption that the picture makes neither likelier nor less likely. The
+cosine alone would not do: some pictures are near to every caption. A record of a fold is seen by that fold's encoder
+alone (`stages.checkpoints.scorer`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from omniloom.stages.data import records
 from omniloom.stages.data.clips import decode_record
 
 _BATCH = 64  # records at once
+_AT_ONCE = 4096  # pictures that are held against all references
 _COLUMNS = ("id", "kind", "media", "frames", "captions", "source", "path")
-REFERENCES = 20_000  # captions of a fold that others' scores are drawn from, at most
-_EACH = 16  # others' captions a picture is held against
+REFERENCES = 1000  # captions of a fold that each of its pictures is held against, at most
+_EACH = 16  # of them those whose scores with it are kept
 
 
 @dataclass
@@ -43,6 +45,13 @@ class Embedded:
         sink, words = io.BytesIO(), np.frombuffer(json.dumps(self.words).encode(), np.uint8)
         np.savez(sink, **{**vars(self), "words": words})
         storage.write_bytes(uri, sink.getvalue())
+
+    def said(self) -> dict[int, set[str]]:
+        """What is said of each captioned picture, by its place."""
+        found: dict[int, set[str]] = {}
+        for place, word in zip(self.of.tolist(), self.words, strict=True):
+            found.setdefault(place, set()).add(word)
+        return found
 
     @classmethod
     def load(cls, uri: str) -> Embedded:
@@ -88,56 +97,56 @@ def of_folds(embeddings: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """What makes a score of products, by fold: the means of `pictures` and `texts` (folds, dim), and the `deviation`
-    (folds,)."""
+class Judge:
+    """What makes a score of embeddings, by fold: the `references`, captions drawn from it (r, dim), with their `words`,
+    and the `scales` of the products."""
 
-    pictures: np.ndarray
-    texts: np.ndarray
-    deviation: np.ndarray
+    references: Sequence[np.ndarray]
+    words: Sequence[np.ndarray]
+    scales: Sequence[float]
 
     def scores(self, pictures: np.ndarray, texts: np.ndarray, folds: np.ndarray) -> np.ndarray:
         """Of pairs, (N, dim) both, (N,)."""
-        products = ((pictures - self.pictures[folds]) * (texts - self.texts[folds])).sum(-1)
-        return products / self.deviation[folds]
+        found = np.zeros(len(pictures))
+        for fold, (references, scale) in enumerate(zip(self.references, self.scales, strict=True)):
+            mine = np.flatnonzero(folds == fold)
+            for at in range(0, len(mine), _AT_ONCE):
+                part = mine[at : at + _AT_ONCE]
+                products = scale * (pictures[part] * texts[part]).sum(1)
+                found[part] = products - _log_mean_exp(scale * pictures[part] @ references.T)
+        return found
+
+    def of_others(self, shards: Sequence[Embedded], rng: np.random.Generator) -> np.ndarray:
+        """Scores of captioned pictures with some of the references that are not said of them, (M,)."""
+        found = [np.zeros(0)]
+        for shard in shards:
+            said = shard.said()
+            folds = shard.folds
+            chosen = [(p, int(i)) for p in said for i in rng.integers(0, len(self.words[folds[p]]), _EACH)]
+            chosen = [(p, i) for p, i in chosen if self.words[folds[p]][i] not in said[p]]
+            if chosen:
+                places = np.array([p for p, _ in chosen])
+                texts = np.stack([self.references[folds[p]][i] for p, i in chosen])
+                found.append(self.scores(shard.pictures[places], texts, folds[places]))
+        return np.concatenate(found)
 
 
-def scale_of(shards: Sequence[Embedded], folds: int, seed: int) -> tuple[Scale, np.ndarray]:
-    """The scale, and the scores of captioned pictures with others' captions, (M,): of each some that are not its
-    own."""
-    dim = shards[0].texts.shape[1]
-    means = np.zeros((2, folds, dim))
-    found: list[np.ndarray] = []
-    deviation, rng = np.ones(folds), np.random.default_rng((seed, 51))
-    for fold in range(folds):
-        pictures, texts, words, own = _of_fold(shards, fold)
-        if len(pictures) < 2:
-            continue
-        means[:, fold] = pictures.mean(0), texts.mean(0)
+def judge_of(shards: Sequence[Embedded], scales: Sequence[float], rng: np.random.Generator) -> Judge:
+    """With references drawn from the captions of each fold."""
+    references, words = [], []
+    for fold in range(len(scales)):
+        held = [shard.folds[shard.of] == fold for shard in shards]
+        texts = np.concatenate([shard.texts[mine] for shard, mine in zip(shards, held, strict=True)])
+        said = [word for shard, mine in zip(shards, held, strict=True) for word, is_ in zip(shard.words, mine) if is_]
         chosen = rng.permutation(len(texts))[:REFERENCES]
-        others = [[i for i in rng.choice(chosen, _EACH) if words[i] not in said] for said in own]
-        centred = pictures - means[0, fold]
-        products = np.concatenate([(texts[o] - means[1, fold]) @ row for o, row in zip(others, centred, strict=True)])
-        deviation[fold] = max(float(products.std()), 1e-12) if len(products) else 1.0
-        found.append(products / deviation[fold])
-    return Scale(means[0], means[1], deviation), np.concatenate([np.zeros(0), *found])
+        references.append(texts[chosen])
+        words.append(np.array(said, dtype=object)[chosen])
+    return Judge(references, words, scales)
 
 
-def _of_fold(shards: Sequence[Embedded], fold: int) -> tuple[np.ndarray, np.ndarray, list[str], list[set[str]]]:
-    """Of a fold's captioned pictures the embeddings (n, dim); of their captions these, (m, dim), and the words; and
-    what is said of each picture."""
-    pictures: list[np.ndarray] = []
-    texts: list[np.ndarray] = []
-    words: list[str] = []
-    own: list[set[str]] = []
-    for shard in shards:
-        held: dict[int, set[str]] = {}
-        for place, text, word in zip(shard.of.tolist(), shard.texts, shard.words, strict=True):
-            if shard.folds[place] == fold:
-                held.setdefault(place, set()).add(word)
-                texts.append(text)
-                words.append(word)
-        pictures += [shard.pictures[place] for place in held]
-        own += held.values()
-    dim = shards[0].texts.shape[1]
-    return np.array(pictures).reshape(-1, dim), np.array(texts).reshape(-1, dim), words, own
+def _log_mean_exp(rows: np.ndarray) -> np.ndarray:
+    """(N, r) -> (N,); 0 without any."""
+    if not rows.shape[1]:
+        return np.zeros(len(rows))
+    most = rows.max(1)
+    return most + np.log(np.exp(rows - most[:, None]).mean(1))

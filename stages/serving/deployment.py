@@ -65,8 +65,7 @@ class Painter:
         loom = load(model)
         self.maker = Maker(loom)
         self.batcher = Batcher(self.maker.make, most)
-        size = loom.config.image_size
-        self._facts = Facts(name, marks.identity(model), tuple(loom.config.objectives), size and (size[0], size[1]))
+        self._facts = Facts.of(name, marks.identity(model), loom)
 
     def facts(self) -> Facts:
         return self._facts
@@ -82,6 +81,11 @@ class Painter:
             async for event in events:
                 yield event
 
+    async def answer(self, job: Job) -> Event | Refused:
+        """The last of the job's events: where nobody asks for the others, one call costs Serve less than a stream."""
+        async with contextlib.aclosing(self.run(job)) as events:
+            return [event async for event in events][-1]
+
 
 class Front:
     """A deployment: HTTP, with the queue's limit. `handle` is the painters'."""
@@ -96,28 +100,37 @@ class Front:
         from omniloom.stages.serving.service import Service
 
         settings = self.settings
-        service = Service(functools.partial(_ask, self.handle), self.facts, settings.limits, self.workers)
+        ask = functools.partial(_ask, self.handle, self.handle.options(stream=True))
+        service = Service(ask, self.facts, settings.limits, self.workers)
         return make_app(service, functools.partial(_healthy, self.handle), settings.token, settings.hosts, mount)
 
 
-async def _ask(handle: Any, job: Job) -> AsyncGenerator[Event, None]:
-    """A job's events from a painter."""
+async def _ask(handle: Any, streaming: Any, job: Job) -> AsyncGenerator[Event, None]:
+    """A job's events from a painter. `streaming`: the same handle, of methods that give several answers."""
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import RayServeException
 
-    answer = handle.options(stream=True).run.remote(job)
+    in_parts = bool(job.interim or job.stream)
+    answer = streaming.run.remote(job) if in_parts else handle.answer.remote(job)
     done = False
     try:
-        async for event in answer:
-            if isinstance(event, Refused):
-                raise event
-            yield event
+        if in_parts:
+            async for event in answer:
+                yield _unless_refused(event)
+        else:
+            yield _unless_refused(await answer)
         done = True
     except (RayActorError, RayServeException) as error:
         raise Unavailable(f"the model does not answer: {type(error).__name__}") from error
     finally:
         if not done:
             answer.cancel()
+
+
+def _unless_refused(event: Event | Refused) -> Event:
+    if isinstance(event, Refused):
+        raise event
+    return event
 
 
 async def _healthy(handle: Any) -> bool:

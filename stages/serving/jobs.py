@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
+    from omniloom.models.model import OmniLoom
     from omniloom.models.unified.generation.sampling import VisualSampling
 
 Task = Literal["draw", "text", "interleave"]
@@ -83,15 +84,20 @@ class Facts:
     """What a front knows of its model.
 
     made_by     `stages.inference.marks.identity`: which training and weights
-    objectives  that it draws by, the usual one first; none of a model of text alone
+    usual       by objective, the usual one first, how it draws where nothing is chosen; none of a model of text alone
     size        (height, width) in pixels that it draws by default
     """
 
     name: str
     made_by: Mapping[str, str]
-    objectives: tuple[str, ...]
+    usual: Mapping[str, VisualSampling]
     size: tuple[int, int] | None
-    num_frames: int = 1
+
+    @classmethod
+    def of(cls, name: str, made_by: Mapping[str, str], loom: OmniLoom) -> Facts:
+        usual = {objective: loom.sampling({"objective": objective}) for objective in loom.config.objectives}
+        size = loom.config.image_size
+        return cls(name, made_by, usual, size and (size[0], size[1]))
 
 
 class Refused(Exception):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 import gradio as gr  # noqa: E402  reads them as it is imported
@@ -34,7 +34,8 @@ _DAY = 86_400
 _BUTTONS: list[Any] = ["download", "fullscreen"]  # none that shares with others
 # One picture does not fill the width: it would be cut.
 _CSS = "#drawn .grid-container {grid-template-columns: repeat(3, 1fr) !important} "
-_CSS += "#before .grid-container {grid-template-columns: repeat(8, 1fr) !important}"
+_CSS += "#before .grid-container {grid-template-columns: repeat(8, 1fr) !important} "
+_CSS += "#drawn .grid-wrap, #before .grid-wrap {padding-top: 2rem}"  # below the label, which would hide a corner
 # Of the reader's machine.
 _FONT, _FONT_MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
@@ -56,6 +57,20 @@ def mount(app: FastAPI, service: Service) -> FastAPI:
     )
 
 
+class Asked(NamedTuple):
+    """What stands in the page's fields when a picture is drawn, in their order."""
+
+    prompt: str
+    seed: int
+    guidance: float
+    steps: int
+    objective: str | None
+    size: str
+
+    def __str__(self) -> str:
+        return f"{self.prompt} (seed {self.seed}, guidance {self.guidance:g}, {self.steps} steps)"
+
+
 class Page:
     """What the page's buttons do."""
 
@@ -65,9 +80,9 @@ class Page:
 
     def blocks(self) -> Any:
         facts, limits = self.service.facts, self.service.limits
-        usual = VisualSampling()
-        usual_steps, objectives = min(usual.num_steps, limits.max_steps), list(facts.objectives)
-        draws = bool(objectives)
+        objectives = list(facts.usual)
+        draws, first = bool(objectives), next(iter(objectives), None)
+        usual_guidance, usual_steps = self.usual(first)
         with gr.Blocks(
             title=f"OmniLoom: {facts.name}", analytics_enabled=False, delete_cache=(_DAY // 24, _DAY)
         ) as blocks:
@@ -81,10 +96,10 @@ class Page:
                         seed = gr.Number(label="Seed", value=0, precision=0, minimum=-1, info="-1: any")
                         count = gr.Slider(1, min(_TOGETHER, limits.max_n), 1, step=1, label="Pictures")
                     with gr.Row(visible=draws):
-                        guidance = gr.Slider(0, 10, usual.guidance_scale, step=0.1, label="Guidance")
+                        guidance = gr.Slider(0, 10, usual_guidance, step=0.1, label="Guidance")
                         steps = gr.Slider(1, limits.max_steps, usual_steps, step=1, label="Steps")
                     with gr.Row(visible=draws):
-                        objective = gr.Dropdown(objectives, label="Objective", value=next(iter(objectives), None))
+                        objective = gr.Dropdown(objectives, label="Objective", value=first)
                         size = gr.Textbox(label="Width x height", value="auto")
                     with gr.Row():
                         draw = gr.Button("Draw", variant="primary", visible=draws, elem_id="draw")
@@ -114,10 +129,11 @@ class Page:
                 visible=draws,
                 format="png",
             )
-            settings = [prompt, seed, guidance, steps, objective, size]
+            fields = list(Asked(prompt, seed, guidance, steps, objective, size))
+            objective.input(self.usual, [objective], [guidance, steps], api_visibility="private")
             drawing = draw.click(
                 self.draw,
-                [*settings, picture, count, history],
+                [*fields, picture, count, history],
                 [drawn, status, history, before],
                 api_visibility="private",
                 concurrency_limit=None,
@@ -132,24 +148,21 @@ class Page:
                 show_progress="hidden",
             )
             stop.click(None, cancels=[drawing, writing], api_visibility="private")
-            before.select(self.again, [history], settings, api_visibility="private")
+            before.select(self.again, [history], fields, api_visibility="private")
         return blocks
 
-    async def draw(
-        self,
-        prompt: str,
-        seed: int,
-        guidance: float,
-        steps: int,
-        objective: str | None,
-        size: str,
-        picture: str | None,
-        count: int,
-        history: list[dict],
-    ) -> AsyncIterator[tuple]:
-        """The pictures as they become, what there is to say, and what was drawn with them."""
+    def usual(self, objective: str | None) -> tuple[float, int]:
+        """Guidance and steps of the model's own, by an objective."""
+        own = self.service.facts.usual.get(objective or "", VisualSampling())
+        return own.guidance_scale, min(own.num_steps, self.service.limits.max_steps)
+
+    async def draw(self, *fields: Any) -> AsyncIterator[tuple]:
+        """The pictures as they become, what there is to say, and what was drawn with them. `fields`: those of `Asked`,
+        the picture before the prompt, how many are asked for, and the history."""
+        *values, picture, count, history = fields
+        asked = Asked(*values)
         try:
-            jobs = self._drawings(prompt, seed, guidance, steps, objective, size, picture, count)
+            jobs = self._drawings(asked, picture, int(count))
             shown: list[Any] = [None] * len(jobs)
             done: list[dict] = []
             async for number, event in self.service.run_all(jobs):
@@ -158,41 +171,31 @@ class Page:
                     status = f"step {event.step} of {event.steps}"
                 elif isinstance(event, Made):
                     shown[number] = self._keep(jobs[number], event)
-                    settings = [prompt, jobs[number].seed, guidance, steps, objective, size]
-                    done.append({"file": shown[number], "settings": settings})
+                    done.append({"file": shown[number], "asked": asked._replace(seed=jobs[number].seed)})
                     status = f"{len(done)} of {len(jobs)} drawn"
                 yield [one for one in shown if one is not None], status, gr.skip(), gr.skip()
-            history = [*sorted(done, key=lambda one: one["settings"][1]), *history][:_KEPT]
-            told = [(one["file"], _caption(one["settings"])) for one in history]
+            history = [*sorted(done, key=lambda one: one["asked"].seed), *history][:_KEPT]
+            told = [(one["file"], str(Asked(*one["asked"]))) for one in history]
             yield shown, f"{len(done)} drawn, from seed {jobs[0].seed}", history, told
         except Exception as error:
             raise gr.Error(api_error(error).message) from None
 
-    def _drawings(
-        self,
-        prompt: str,
-        seed: int,
-        guidance: float,
-        steps: int,
-        objective: str | None,
-        size: str,
-        picture: str | None,
-        count: int,
-    ) -> list[Job]:
+    def _drawings(self, asked: Asked, picture: str | None, count: int) -> list[Job]:
         facts, limits = self.service.facts, self.service.limits
         shown = self._sent(picture)
-        if not prompt and not shown:
+        if not asked.prompt and not shown:
             raise wrong("prompt", "is empty")
-        check_prompt("prompt", prompt, limits)
-        values = {"guidance_scale": float(guidance), "num_steps": int(steps), "objective": objective or None}
-        sampling = {name: choice(name, name, value, limits) for name, value in values.items() if value is not None}
-        if asked := drawn_size(size.strip() or None, facts, limits):
-            sampling["size"] = asked
-        first = first_seed(None if seed is None or seed < 0 else int(seed), int(count))
-        job = Job("draw", prompt, shown, sampling=sampling, interim=_INTERIM)
-        if objective and _causal(objective):
+        check_prompt("prompt", asked.prompt, limits)
+        values = {"guidance_scale": float(asked.guidance), "num_steps": int(asked.steps)}
+        values |= {"objective": asked.objective} if asked.objective else {}
+        sampling = {name: choice(name, name, value, limits) for name, value in values.items()}
+        if size := drawn_size(asked.size.strip() or None, facts, limits):
+            sampling["size"] = size
+        first = _first_seed(asked.seed, count)
+        job = Job("draw", asked.prompt, shown, sampling=sampling, interim=_INTERIM)
+        if asked.objective and _causal(asked.objective):
             job = replace(job, interim=0)
-        return [replace(job, seed=first + number) for number in range(int(count))]
+        return [replace(job, seed=first + number) for number in range(count)]
 
     async def write(self, prompt: str, seed: int, picture: str | None) -> AsyncIterator[tuple]:
         """The text as it is written."""
@@ -201,8 +204,7 @@ class Page:
             if not prompt and not shown:
                 raise wrong("prompt", "is empty, and there is no picture")
             check_prompt("prompt", prompt, self.service.limits)
-            chosen_seed = first_seed(None if seed is None or seed < 0 else int(seed), 1)
-            job = Job("text", prompt, shown, chosen_seed, dict(freely({}, bool(shown), 1)), stream=True)
+            job = Job("text", prompt, shown, _first_seed(seed, 1), dict(freely({}, bool(shown), 1)), stream=True)
             text = ""
             async for event in self.service.run(job):
                 if isinstance(event, Made):
@@ -215,7 +217,7 @@ class Page:
 
     def again(self, history: list[dict], event: gr.SelectData) -> list:
         """The settings of the picture that was clicked."""
-        return history[event.index]["settings"]
+        return list(history[event.index]["asked"])
 
     def _sent(self, picture: str | None) -> tuple[np.ndarray, ...]:
         if picture is None:
@@ -235,6 +237,6 @@ def _causal(objective: str) -> bool:
     return VisualSampling(objective=objective).row.causal
 
 
-def _caption(settings: list) -> str:
-    prompt, seed, guidance, steps, *_ = settings
-    return f"{prompt} (seed {seed}, guidance {guidance:g}, {steps} steps)"
+def _first_seed(seed: int | None, count: int) -> int:
+    """-1, or nothing: any."""
+    return first_seed(None if seed is None or seed < 0 else int(seed), count)

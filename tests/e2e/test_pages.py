@@ -128,6 +128,7 @@ def test_a_training_has_its_charts_in_sections_and_its_pictures(page, served, cl
     page.wait("document.body.innerText.includes('pictures/samples')", 60)
     pictures = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
     assert len(pictures) > 0 and all("pictures~samples+step+" in path for path in pictures)
+    page.wait("[...document.querySelectorAll('img')].filter(i => i.naturalWidth > 16 && i.height > 60).length > 0", 60)
     if SHOTS:
         page.shoot(Path(SHOTS) / "train-pictures.png")
     text = open_(page, base(served, *where), "Registered models", "train")

@@ -17,7 +17,9 @@ from omniloom.infra import storage
 from omniloom.pipelines.display import Display
 from omniloom.pipelines.remaining import Remaining
 from omniloom.pipelines.runlog import RunLog
-from omniloom.pipelines.views import Bars, Count, Errors, JsonLines, Lines
+from omniloom.pipelines.views.bars import Bars
+from omniloom.pipelines.views.events import Count
+from omniloom.pipelines.views.lines import Errors, JsonLines, Lines
 
 STATE = {"done": 132, "total": 150, "unit": "steps", "facts": {"loss": 0.4321}}
 

@@ -10,18 +10,18 @@ import pytest
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.failures import StageFailed
-from omniloom.pipelines.runner import _Run, run
+from omniloom.pipelines.making import Maker
+from omniloom.pipelines.runner import run
 
 FORCE = {"force": ("train",)}
 
 
-class RunWithoutBodies(_Run):
+class WithoutBodies(Maker):
     """Publishes a file in place of running a stage on Ray, and counts."""
 
     def __init__(self, plan):
-        self.plan, self.store, self.display, self.executed = plan, plan.store, None, 0
-        self.interrupted = threading.Event()
-        self.around, self.pruned = None, {}
+        self.plan, self.display, self.executed = plan, None, 0
+        self.interrupted, self.pruned = threading.Event(), {}
 
     def _execute(self, planned, work, lease):
         self.executed += 1
@@ -31,8 +31,8 @@ class RunWithoutBodies(_Run):
 
 
 def make(plan) -> tuple[int, bytes]:
-    run = RunWithoutBodies(plan)
-    artifact = run._make(plan["train"])
+    run = WithoutBodies(plan)
+    artifact = run.make(plan["train"])
     assert plan.store.find("train", artifact.fingerprint) == plan.store.last_used("demo", "train") == artifact
     assert not plan.store.has_work("train", artifact.fingerprint)
     return run.executed, storage.read_bytes(artifact.file("a.bin"))
@@ -149,19 +149,19 @@ def test_a_publication_whose_files_were_lost_is_made_again(workspace):
     storage.write_bytes(storage.join(work, "state", "checkpoints", "step-5.json"), b"{}")
     entry = {"path": "a.bin", "bytes": 5, "sha256": "0" * 64}
     storage.write_json(storage.join(work, "publish.json"), {"files": [entry], "times": {"ended_unix": 5.0}})
-    made = RunWithoutBodies(workspace.plan())
+    made = WithoutBodies(workspace.plan())
     made.display, seen = Shown(), []
     made._execute = lambda planned, work, lease: (
         seen.append(storage.list_files(work)),
-        RunWithoutBodies._execute(made, planned, work, lease),
+        WithoutBodies._execute(made, planned, work, lease),
     )[1]
-    artifact = made._make(made.plan["train"])
+    artifact = made.make(made.plan["train"])
     assert storage.read_bytes(artifact.file("a.bin")) == b"by this run"
     assert seen == [{"state/checkpoints/step-5.json": 2}]
     assert "train was made and not yet published" in made.display.notes[0] and "a.bin" in made.display.notes[0]
 
 
-class TakenOver(RunWithoutBodies):
+class TakenOver(WithoutBodies):
     """While the stage's body runs, another run takes its lease over and publishes."""
 
     def __init__(self, plan, workspace):
@@ -180,7 +180,7 @@ def test_a_run_that_lost_its_lease_publishes_nothing_and_says_so(workspace):
     plan = workspace.plan()
     run = TakenOver(plan, workspace)
     with pytest.raises(StageFailed, match="^stage train failed: another run has taken over"):
-        run._make(plan["train"])
+        run.make(plan["train"])
     assert run.executed == 0 and plan.store.find("train", plan["train"].fingerprint) is None
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_lost_its_lease_clears_nothing(workspace, monkeypatch):
         return find(stage, fingerprint)
 
     monkeypatch.setattr(plan.store, "find", find_and_lose)
-    run = RunWithoutBodies(plan)
+    run = WithoutBodies(plan)
     with pytest.raises(StageFailed, match="another run has taken over"):
-        run._make(plan["train"])
+        run.make(plan["train"])
     assert run.executed == 0 and storage.exists(storage.join(work, "state", "of-the-other"))

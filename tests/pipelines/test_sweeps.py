@@ -580,7 +580,8 @@ def test_commands_about_stages_name_the_trials_that_have_them(workspace, tmp_pat
 def test_a_trial_tells_with_its_number_before_its_stages_and_its_rows_go():
     from omniloom.pipelines.display import Display
     from omniloom.pipelines.sweeps.part import Part
-    from omniloom.pipelines.views import Bars, Lines
+    from omniloom.pipelines.views.bars import Bars
+    from omniloom.pipelines.views.lines import Lines
 
     console = Console(width=80, record=True, file=open("/dev/null", "w"))
     part = Display(Part(Lines(console), "2/"))

@@ -19,9 +19,9 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.pipelines import continuing
 from omniloom.pipelines.config import load
+from omniloom.pipelines.making import identity_facts
 from omniloom.pipelines.plan import Plan, make_plan
 from omniloom.pipelines.replaying import replay_step
-from omniloom.pipelines.runner import identity_facts
 from omniloom.stages.base import StageContext
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.shard import ShardTokenizer

@@ -8,20 +8,17 @@ import corpora
 import numpy as np
 import pyarrow as pa
 import pytest
+import small_models
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 from visual_batches import forward
 
 from omniloom.infra import storage
 from omniloom.infra.figures import finite
-from omniloom.models.model import BundleConfig, OmniLoom, to_pixels
+from omniloom.models.model import OmniLoom, to_pixels
 from omniloom.models.unified.batch import Segment, collate, document_length
-from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.layouts import prefix_for_text
-from omniloom.models.unified.model import UnifiedModel
-from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.tokens import TokenSet
@@ -49,53 +46,13 @@ def one_thread():
 def inputs(tmp_path_factory) -> dict:
     """An untrained model, and squares of two sources: captions of one name the colour, of the other the number too."""
     folder = tmp_path_factory.mktemp("evaluation")
-    visual, text, rng = corpora.tokenizer(folder / "joint"), corpora.text_tokenizer(), np.random.default_rng(0)
-    storage.write_bytes(str(folder / "joint" / "report" / "history.jsonl"), b"")
     rows = list(records.iterate(corpora.ingest(folder / "squares", images=48).uri))
     for number, row in enumerate(rows):
         if number // 6 % 2:
             row |= {"source": "numbered squares", "caption": f"{row['caption']} {number}"}
     records.write_shard(str(folder / "ingest" / records.shard_name(0)), rows)
-    tokens = corpora.pretokenize(
-        folder / "tokens",
-        {"validation": [corpora.token_rows(text, rng, images=2, videos=1, texts=2, documents=0)]},
-        text,
-        visual_digest=visual.digest,
-    )
-    torch.manual_seed(0)
-    model = UnifiedModel(
-        UnifiedConfig(
-            vocab_size=text.vocab_size,
-            width=32,
-            layers=1,
-            heads=2,
-            time_dim=16,
-            latent_dim=4,
-            codebook_size=64,
-            specials=text.specials,
-        )
-    )
-    tokenizer = load_tokenizer(visual)
-    bundle = BundleConfig(
-        unified=model.config,
-        diffusion=DiffusionConfig(),
-        tokenizer=tokenizer.config,
-        latent_mean=(0.1,) * 4,
-        latent_std=(0.5,) * 4,
-        image_size=(24, 24),
-        num_frames=5,
-        objectives=OBJECTIVES,
-    )
-    OmniLoom(bundle, model, tokenizer, text).save(folder / "train" / "model")
-    storage.write_bytes(str(folder / "train" / "report" / "history.jsonl"), b"")
-    trained = corpora.seal(folder / "train", "train")
-    trained.manifest.update(pipeline="squares", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
-    return {
-        "records": corpora.seal(folder / "ingest", "ingest"),
-        "tokenizer": visual,
-        "tokens": tokens,
-        "model": trained,
-    }
+    made = corpora.seal(folder / "ingest", "ingest")
+    return small_models.of_squares(folder, made, codebook=64, num_frames=5, objectives=OBJECTIVES)
 
 
 def evaluation(inputs: dict, training: dict | None = None, **fields) -> Evaluation:

@@ -8,18 +8,13 @@ import corpora
 import feature_references
 import numpy as np
 import pytest
+import small_models
 import torch
 from PIL import Image
 
-from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.models.features import layouts
-from omniloom.models.model import BundleConfig, OmniLoom
-from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.diffusion.config import DiffusionConfig
-from omniloom.models.unified.model import UnifiedModel
 from omniloom.stages.checkpoints import dual_encoder
-from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.evaluate import drawing, measures, metrics
 from omniloom.stages.evaluate import report as evaluation_report
 from omniloom.stages.evaluate.config import EvaluateConfig
@@ -75,32 +70,8 @@ def files(tmp_path_factory) -> dict:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("features")
-    visual, text, rng = corpora.tokenizer(folder / "joint"), corpora.text_tokenizer(), np.random.default_rng(0)
-    storage.write_bytes(str(folder / "joint" / "report" / "history.jsonl"), b"")
     made = corpora.ingest(folder / "ingest", images=48, videos=60)
-    rows = [corpora.token_rows(text, rng, images=2, videos=1, texts=2, documents=0)]
-    tokens = corpora.pretokenize(folder / "tokens", {"validation": rows}, text, visual_digest=visual.digest)
-    torch.manual_seed(0)
-    model = UnifiedModel(
-        UnifiedConfig(
-            vocab_size=text.vocab_size, width=32, layers=1, heads=2, time_dim=16, latent_dim=4, specials=text.specials
-        )
-    )
-    tokenizer = load_tokenizer(visual)
-    bundle = BundleConfig(
-        unified=model.config,
-        diffusion=DiffusionConfig(),
-        tokenizer=tokenizer.config,
-        latent_mean=(0.1,) * 4,
-        latent_std=(0.5,) * 4,
-        image_size=(24, 24),
-        num_frames=5,
-    )
-    OmniLoom(bundle, model, tokenizer, text).save(folder / "train" / "model")
-    storage.write_bytes(str(folder / "train" / "report" / "history.jsonl"), b"")
-    trained = corpora.seal(folder / "train", "train")
-    trained.manifest.update(pipeline="squares", metrics={"parameters": 1}, times={"seconds": 1.0}, code=None)
-    return {"records": made, "tokenizer": visual, "tokens": tokens, "model": trained}
+    return small_models.of_squares(folder, made, num_frames=5)
 
 
 @pytest.fixture

@@ -8,21 +8,16 @@ import shutil
 import sys
 from pathlib import Path
 
-import corpora
 import numpy as np
 import pytest
-import torch
+import small_models
 
 from omniloom.infra.artifacts import ArtifactStore
-from omniloom.models.model import BundleConfig, OmniLoom
-from omniloom.models.text import TextTokenizer
-from omniloom.models.tokenizer.omni import OmniTokenizer
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.model import OmniLoom
 from omniloom.models.unified.diffusion.amed import AmedPredictor
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import sampling_times
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
-from omniloom.models.unified.model import UnifiedModel
 from omniloom.pipelines import cli
 from omniloom.stages.data.media.decode import decode_image, decode_video, encode_png, probe_image, probe_video
 from omniloom.stages.inference.loops import without_loop
@@ -32,27 +27,7 @@ BOTH = ("latent_diffusion", "next_code")
 
 
 def build(objectives: tuple[str, ...] = BOTH) -> OmniLoom:
-    torch.manual_seed(0)
-    text = TextTokenizer.train(["a handwritten seven", "a handwritten two moving left"] * 20, 280)
-    sizes = {"latent_dim": 4, "codebook_size": 32} if objectives else {}
-    config = BundleConfig(
-        unified=UnifiedConfig(vocab_size=text.vocab_size, **sizes, width=48, layers=2, heads=4),
-        diffusion=DiffusionConfig(),
-        tokenizer=corpora.small_tokenizer("tw"),
-        latent_mean=(0.0,) * 4,
-        latent_std=(1.0,) * 4,
-        image_size=(16, 16),
-        num_frames=5,
-        objectives=objectives,
-    )
-    tokenizer = OmniTokenizer(config.tokenizer)
-    tokenizer.train().encode(torch.rand(16, 3, 16, 16) - 0.5, update_codebook=True)
-    model = UnifiedModel(config.unified)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.15)
-    return OmniLoom(config, model, tokenizer, text, batch_size=2)
+    return small_models.scattered(objectives, num_frames=5, batch_size=2)
 
 
 @pytest.fixture(scope="module")

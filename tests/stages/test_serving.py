@@ -7,17 +7,19 @@ import io
 import json
 import struct
 import zlib
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from PIL import Image
-from serving_cases import OBJECTIVES, Engine, client, small_model
+from serving_cases import OBJECTIVES, Engine, client, needs_extra, small_model
 
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.stages.data.media.decode import decode_image, encode_png, probe_image
-from omniloom.stages.serving.jobs import Made, Unavailable
+from omniloom.stages.serving.jobs import Facts, Made, Unavailable
 from omniloom.stages.serving.limits import Limits
+from omniloom.stages.serving.service import Service
 
 IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
 
@@ -326,6 +328,24 @@ def test_a_request_that_takes_too_long_is_given_up():
     with client(slow, Limits(timeout=0.2)) as api:
         answer = api.post(CHAT, json=ask("x", n=2))
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout" and len(left) == 2
+
+
+@needs_extra
+def test_the_page_begins_with_what_the_model_chose_for_itself():
+    from omniloom.stages.serving.page import Asked, Page
+
+    loom = small_model()
+    loom.config = replace(loom.config, sampling={"num_steps": 7, "guidance_scale": 2.5})
+    page = Page(Service(Engine(loom), Facts.of("small", {}, loom), Limits(max_steps=15)))
+    parts = page.blocks().get_config_file()["components"]
+    begins = {part["props"].get("label"): part["props"].get("value") for part in parts}
+    assert (begins["Guidance"], begins["Steps"], begins["Objective"]) == (2.5, 7, OBJECTIVES[0])
+    assert page.usual(OBJECTIVES[1]) == (VisualSampling().guidance_scale, 15)  # its own are of the first objective
+    fields = ["two", 3, 1.5, 4, OBJECTIVES[1], "auto"]
+    jobs = page._drawings(Asked(*fields), None, 2)
+    assert [job.seed for job in jobs] == [3, 4] and jobs[0].sampling == {
+        "guidance_scale": 1.5, "num_steps": 4, "objective": OBJECTIVES[1]
+    }  # fmt: skip
 
 
 def test_a_picture_of_another_format_is_shown_too(api):

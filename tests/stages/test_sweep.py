@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import corpora
 import numpy as np
 import pytest
-import torch
+import small_models
 from PIL import Image
 from pydantic import ValidationError
 
@@ -16,14 +16,10 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.models.folder import Parts, write_folder
 from omniloom.models.hf.repository import OmniLoomForGeneration, write_repository
-from omniloom.models.model import BundleConfig, OmniLoom
-from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.model import OmniLoom
 from omniloom.models.unified.generation.sampling import VisualSampling
-from omniloom.models.unified.model import UnifiedModel
 from omniloom.pipelines import trained
 from omniloom.stages.base import StageContext
-from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.evaluate import stage as evaluate
 from omniloom.stages.evaluate.config import EvaluateConfig
 from omniloom.stages.evaluate.items import values_of
@@ -123,38 +119,13 @@ def test_settings_that_the_objective_does_not_have():
 def inputs(tmp_path_factory) -> dict:
     """An untrained model on squares of four colours."""
     root = tmp_path_factory.mktemp("sweep")
-    folder, text, rng = root / "artifacts", corpora.text_tokenizer(), np.random.default_rng(0)
-    visual = corpora.tokenizer(folder / "joint")
-    storage.write_bytes(str(folder / "joint" / "report" / "history.jsonl"), b"")
+    folder = root / "artifacts"
     made = corpora.ingest(folder / "ingest", images=160, videos=3)
-    rows = [corpora.token_rows(text, rng, images=2, videos=0, texts=2, documents=0)]
-    tokens = corpora.pretokenize(folder / "tokens", {"validation": rows}, text, visual_digest=visual.digest)
-    torch.manual_seed(0)
-    model = UnifiedModel(
-        UnifiedConfig(
-            vocab_size=text.vocab_size, width=32, layers=1, heads=2, time_dim=16, latent_dim=4, specials=text.specials
-        )
-    )
-    with torch.no_grad():  # an untrained model predicts 0 everywhere, by however many steps
-        for value in model.parameters():
-            value.add_(0.1 * torch.randn_like(value))
-    tokenizer = load_tokenizer(visual)
-    bundle = BundleConfig(
-        unified=model.config,
-        diffusion=DiffusionConfig(),
-        tokenizer=tokenizer.config,
-        latent_mean=(0.1,) * 4,
-        latent_std=(0.5,) * 4,
-        image_size=(24, 24),
-    )
-    OmniLoom(bundle, model, tokenizer, text).save(folder / "train" / "model")
-    storage.write_bytes(str(folder / "train" / "report" / "history.jsonl"), b"")
-    artifact = corpora.seal(folder / "train", "train")
-    artifact.manifest.update(pipeline="squares", metrics={"parameters": 1}, code=None)
-    for found in (made, visual, tokens, artifact):
-        found.manifest.setdefault("metrics", {})
-        found.manifest["times"] = TIMES
-    return {"records": made, "tokenizer": visual, "tokens": tokens, "model": artifact}
+    found = small_models.of_squares(folder, made, videos=0, noise=0.1)
+    for artifact in found.values():
+        artifact.manifest.setdefault("metrics", {})
+        artifact.manifest["times"] = TIMES
+    return found
 
 
 @pytest.fixture(scope="module")
