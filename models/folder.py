@@ -93,6 +93,8 @@ class BundleConfig:
                     f"BundleConfig.objectives: {name} needs {size} {sizes[size]}, unified.{size} is "
                     f"{getattr(self.unified, size)}"
                 )
+            if objective_row(name).by_density and not self.unified.has_density:
+                raise ValueError(f"BundleConfig.objectives: {name} needs a density head, unified.density is missing")
 
     def _check_sampling(self) -> None:
         if not isinstance(self.sampling, Mapping) or set(self.sampling) - set(OWN_SAMPLING):

@@ -21,6 +21,7 @@ from omniloom.models.unified.batch import Document, Segment, visual_segment
 from omniloom.models.unified.diffusion.amed import AmedPredictor
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.samplers import MidpointPredictor
+from omniloom.models.unified.generation.draw import check_drawing
 from omniloom.models.unified.generation.generate import (
     Drawing,
     Seeds,
@@ -129,9 +130,11 @@ class OmniLoom:
         return visual.num_frames or self.config.num_frames
 
     def diffusion(self, objective: str | None = None) -> DiffusionConfig | None:
-        """The diffusion that the objective was trained with; None for an objective on codes."""
-        row = objective_row(self._objective(objective)).representation
-        return None if row.discrete else self.config.pixel_diffusion if row.name == "pixels" else self.config.diffusion
+        """The diffusion that the objective was trained with; None for an objective that has none."""
+        row, density = objective_row(self._objective(objective)), self.config.unified.density
+        if not row.is_diffusion and not (row.by_density and density and density.head == "diffusion"):
+            return None
+        return self.config.pixel_diffusion if row.representation.name == "pixels" else self.config.diffusion
 
     def resolve(self, visual: VisualSampling) -> VisualSampling:
         """`visual` with what it leaves to the model filled in, and a predictor's file read. ValueError naming the field
@@ -144,7 +147,7 @@ class OmniLoom:
             except ValueError as error:
                 raise ValueError(f"{field}: does not fit the model: {error}") from None
         diffusion = self.diffusion(objective)
-        return dataclasses.replace(
+        resolved = dataclasses.replace(
             visual,
             objective=objective,
             size=size,
@@ -152,6 +155,8 @@ class OmniLoom:
             predictor=_predictor(visual, objective, diffusion),
             diffusion=diffusion,
         )
+        check_drawing(self.config.unified, resolved)
+        return resolved
 
     def grid(self, num_frames: int, height: int, width: int, objective: str | None = None) -> Grid:
         """(t, h, w) of a clip as the objective sees it; ValueError where the clip does not fit it."""

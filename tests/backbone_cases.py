@@ -3,6 +3,8 @@ see, and documents of every objective."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ from omniloom.models.unified.objectives.objective import UnifiedObjective
 from omniloom.models.unified.representations import OBJECTIVES
 
 CODES = 11
-ALL = tuple(OBJECTIVES)
+ALL = tuple(name for name, row in OBJECTIVES.items() if not row.by_density)  # those go with no unet of latents
 OPTIONS: dict[str, dict] = {
     "none": {},
     "gau": {"block": "gau"},
@@ -24,6 +26,7 @@ OPTIONS: dict[str, dict] = {
     "skips_gau": {"long_skips": True, "block": "gau", "layers": 2},
     "swapped": {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},
     "unet": {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
+    "unet_deep": {"latent_patchifier": "unet", "pixel_patchifier": "unet", "unet_depth": 3, "layers": 2},
     "flow": {"flow_head_layers": 2, "flow_head_width": 20},
     "mask": {"patch_mask_low": 0.3, "patch_mask_high": 0.6},
     "modulated": {"modulation": "adaln_zero"},
@@ -52,7 +55,7 @@ OPTIONS: dict[str, dict] = {
 }
 
 
-def config_of(option: str, **fields: int | None) -> UnifiedConfig:
+def config_of(option: str, **fields: Any) -> UnifiedConfig:
     return UnifiedConfig(
         **{
             "vocab_size": 40,
@@ -90,7 +93,7 @@ def values(objective: str, grid: tuple[int, int, int], seed: int) -> np.ndarray:
     rng, count = np.random.default_rng(seed), int(np.prod(grid))
     if OBJECTIVES[objective].representation.discrete:
         return rng.integers(0, CODES, count)
-    return rng.normal(size=(count, 3 if objective == "latent_diffusion" else 12)).astype(np.float32)
+    return rng.normal(size=(count, 3 if "latent" in objective else 12)).astype(np.float32)
 
 
 def drawing(objective: str, grid: tuple[int, int, int] = (1, 3, 2), seed: int = 0) -> list[Segment]:

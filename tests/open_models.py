@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 VOCABULARY, CODES, FIRST = 97, 8, 20
@@ -147,3 +149,59 @@ def code_logits(reference, hidden: Tensor) -> Tensor:
     if hasattr(reference.model, "generation_head"):
         return reference.model.generation_head(hidden)
     return reference.lm_head(hidden)[..., list(TOKENS)]
+
+
+def bagel(folder: Path, vocab_size: int = VOCABULARY) -> torch.nn.Module:
+    """A random BAGEL in its authors' layout, and its tower of texts: a Qwen3 of `transformers` whose outputs have no
+    bias is a Qwen2 with QK-norm."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    shape = {**TEXT, "vocab_size": vocab_size}
+    config = transformers.Qwen3Config(**shape, head_dim=12, attention_bias=True, rope_parameters=rope)
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    state = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(std=0.3)
+            if name.endswith("o_proj.bias"):
+                parameter.zero_()
+                continue
+            state[f"language_model.{name}"] = parameter.clone()
+            if ".layers." in name or ".norm." in name:
+                state[f"language_model.{_of_pictures(name)}"] = torch.randn_like(parameter)
+    for name, rows in {"vae2llm": 48, "llm2vae": 8, "time_embedder.mlp.0": 48, "connector.fc1": 48}.items():
+        state |= {f"{name}.weight": torch.randn(rows, 8), f"{name}.bias": torch.randn(rows)}
+    state |= {"latent_pos_embed.pos_embed": torch.randn(4, 48), "vit_pos_embed.pos_embed": torch.randn(4, 48)}
+    state["vit_model.vision_model.post_layernorm.weight"] = torch.randn(8)
+    save_file(state, folder / "ema.safetensors")
+    save_file({"encoder.conv_in.weight": torch.randn(2, 3)}, folder / "ae.safetensors")
+    own = {**shape, "rms_norm_eps": config.rms_norm_eps, "rope_theta": 1e6, "rope_scaling": None, "hidden_act": "silu"}
+    own |= {"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": False, "torch_dtype": "bfloat16"}
+    (folder / "llm_config.json").write_text(json.dumps(own))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bagel", "max_latent_size": 2}))
+    return model
+
+
+def _of_pictures(name: str) -> str:
+    """How the other tower's tensor is called."""
+    parts = name.split(".")
+    place = parts.index("mlp") if "mlp" in parts else -2
+    parts[place] += "_moe_gen"
+    return ".".join(parts)
+
+
+def read_bagel(folder: Path) -> torch.nn.Module:
+    """The tower of texts of a folder, by the names that its authors' code asks for."""
+    own = json.loads((folder / "llm_config.json").read_text())
+    rope = {"rope_type": "default", "rope_theta": own["rope_theta"]}
+    shape = {key: own[key] for key in (*TEXT, "rms_norm_eps")}
+    config = transformers.Qwen3Config(**shape, head_dim=12, attention_bias=True, rope_parameters=rope)
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    state, prefix = load_file(folder / "ema.safetensors"), "language_model."
+    known = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    missing, _ = model.load_state_dict(known, strict=False)
+    assert all(name.endswith("o_proj.bias") for name in missing)
+    with torch.no_grad():
+        for name in missing:
+            model.get_parameter(name).zero_()
+    return model

@@ -23,7 +23,7 @@ from omniloom.stages.serving.service import Service
 needs_extra = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("gradio", "multipart", "grpc_reflection")), reason="needs omniloom[serve]"
 )
-OBJECTIVES = ("latent_diffusion", "masked_code", "next_code")
+OBJECTIVES = ("latent_diffusion", "masked_code", "next_code", "next_latent")
 
 
 def small_model(objectives: tuple[str, ...] = OBJECTIVES) -> OmniLoom:

@@ -27,6 +27,8 @@ def scattered(objectives: tuple[str, ...], num_frames: int = 1, **more: Any) -> 
     torch.manual_seed(0)
     text = TextTokenizer.train(["a handwritten seven", "a handwritten two moving left"] * 20, 280)
     sizes: dict[str, Any] = {"latent_dim": 4, "codebook_size": 32} if objectives else {}
+    if "next_latent" in objectives:
+        sizes["density"] = {"components": 3}
     config = BundleConfig(
         unified=UnifiedConfig(vocab_size=text.vocab_size, **sizes, width=48, layers=2, heads=4),
         diffusion=DiffusionConfig(),

@@ -18,6 +18,7 @@ from torch import Tensor
 from omniloom.models.hf.config_json import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+AVERAGED = "ema.safetensors"  # a BAGEL's
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -66,6 +67,8 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
     from safetensors import SafetensorError, safe_open
 
     single, index = folder / WEIGHTS, folder / INDEX
+    if not single.is_file() and not index.is_file() and (folder / AVERAGED).is_file():
+        single = folder / AVERAGED
     weight_map = None
     if not single.is_file():
         if not index.is_file():

@@ -1,11 +1,11 @@
-"""The unified transformer: text by next token and pictures by any of four objectives, in one packed sequence.
+"""The unified transformer: text by next token and pictures by any of five objectives, in one packed sequence.
 
 Read in this order: `representations` (what pictures are made of and what is trained on them), `config`, `positions`,
 `mask`, `batch` (what a row is made of), `attention`, `blocks`, `patchify`, `flow_head`, `mup` (weights and rates by
 width and depth), `model`, `sequence` (ranks that share rows out); then the folders: `diffusion` (formulations and
-samplers), `objectives` (what a training step computes), `generation` (`generate`, `draw`), `llama` (how to start from a
-language model), `adapter` (low-rank adapters on frozen weights). Names are loaded on first use, so that importing the
-configs does not import torch.
+samplers), `density` (heads of next_latent), `objectives` (what a training step computes), `generation` (`generate`,
+`draw`), `llama` (how to start from a language model), `adapter` (low-rank adapters on frozen weights). Names are loaded
+on first use, so that importing the configs does not import torch.
 """
 
 from __future__ import annotations

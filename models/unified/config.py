@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from omniloom.models.checks import (
     STRICT_AND_DESCRIBED,
@@ -22,6 +22,7 @@ from omniloom.models.checks import (
     left_open,
     require,
 )
+from omniloom.models.unified.density.config import DensityConfig, HeadShape, read_density
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
@@ -148,7 +149,9 @@ class UnifiedConfig(Conditional):
     USES: ClassVar = {
         "pixel_bottleneck": Use(_enters_by("bottleneck"), "a patchifier: bottleneck of what is trained on"),
         "unet_width": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
+        "unet_depth": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
         "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
+        "density": Use(lambda c: c.density is not None, "the objective next_latent"),
         "modulation": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
         "modality_experts": Use(lambda c: bool(c.representations), "a model of pictures"),
     }
@@ -233,6 +236,12 @@ class UnifiedConfig(Conditional):
     to this base, so that the best `optimizer.lr` of a small model is that of a large one; null: the standard one."""
     specials: SpecialIds = field(default_factory=SpecialIds)
     """Vocabulary ids of the tokens that frame text and pictures."""
+    unet_depth: int | None = field(default=None, metadata=_LATER)
+    """Residual blocks of the patchifier unet at half the positions' resolution, where they cost least: a model is
+    scaled there (Simple Diffusion, arXiv 2301.11093, section 3.3). null: one."""
+    density: DensityConfig | None = field(default=None, metadata=_LATER)
+    """The head that gives the density of a position's latents, of the objective next_latent (docs/densities.md); null:
+    none, and where that objective is trained a mixture."""
     modulation: Literal["adaln_zero"] | None = field(default=None, metadata=_LATER)
     """adaln_zero: the blocks scale, shift and gate what they add to the positions of a diffusion by its segment's time
     (DiT, arXiv 2212.09748); gates start at 0, and text is computed as without it. null: time enters with the input
@@ -262,6 +271,9 @@ class UnifiedConfig(Conditional):
         derive(self, "hidden", _usual_hidden(self.block, self.width))
         _nested(self, "specials", SpecialIds)
         _nested(self, "rope_scaling", RopeScaling)
+        density: Any = self.density  # as JSON or YAML gave it
+        if isinstance(density, dict):
+            object.__setattr__(self, "density", read_density(density, f"{type(self).__name__}.density"))
         _nested(self, "mup", MupConfig)
         _positive_int(self, "kv_heads", "head_dim", "hidden")
         require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
@@ -295,6 +307,8 @@ class UnifiedConfig(Conditional):
     def _check_visual(self) -> None:
         for name in ("latent_patchifier", "pixel_patchifier"):
             require(getattr(self, name) in PATCHIFIERS, self, name, f"one of {', '.join(PATCHIFIERS)}")
+        if self.unet_depth is not None:
+            _positive_int(self, "unet_depth")
         layers = self.flow_head_layers
         good = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
         require(good, self, "flow_head_layers", "an integer not below 0")
@@ -307,6 +321,12 @@ class UnifiedConfig(Conditional):
             f"a number of at most patch_mask_high={self.patch_mask_high}",
         )
         require(0 <= self.patch_mask_high <= 1, self, "patch_mask_high", "a share from 0 to 1")
+        require(
+            not (self.has_density and self.latent_patchifier == "unet"),
+            self,
+            "latent_patchifier",
+            "linear or bottleneck with next_latent, as a unet's convolutions show positions those behind them",
+        )
 
     def _check_by_modality(self) -> None:
         require(self.modulation in (None, *MODULATIONS), self, "modulation", f"{', '.join(MODULATIONS)}, or null")
@@ -347,6 +367,15 @@ class UnifiedConfig(Conditional):
     def patchifier(self, name: str) -> str:
         """The patchifier of the representation `name`; codes have an embedding instead."""
         return {"latents": self.latent_patchifier, "pixels": self.pixel_patchifier}.get(name, "embedding")
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the model has a density head, which is of latents."""
+        return self.density is not None and self.latent_dim is not None
+
+    def head_shape(self, latent_dim: int) -> HeadShape:
+        """What its density head stands between."""
+        return HeadShape(self.width, latent_dim, self.time_dim)
 
     @property
     def base(self) -> UnifiedConfig | None:
@@ -434,6 +463,8 @@ def num_parameters(config: UnifiedConfig) -> int:
             visual += c.width + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
+    if c.density and c.latent_dim:
+        visual += c.density.parameters(c.head_shape(c.latent_dim))
     blocks = c.layers * _block_parameters(c)
     blocks += (c.layers - c.attention_layers) * (recurrence_parameters(c) - _attention_parameters(c))
     return text + blocks + skips + visual
@@ -504,4 +535,5 @@ def _unet_parameters(c: UnifiedConfig, inputs: int) -> int:
         return 2 * d + 2 * (9 * d + 1) * d + (c.width + 1) * 2 * d
 
     d = c.unet_width
-    return (inputs + 1) * d + 2 * residual(d) + residual(2 * d) + (4 * d + 1) * 2 * d + (3 * d + 1) * d + d
+    deep = (c.unet_depth or 1) * residual(2 * d)
+    return (inputs + 1) * d + 2 * residual(d) + deep + (4 * d + 1) * 2 * d + (3 * d + 1) * d + d

@@ -13,7 +13,7 @@ average, the mean of `corruption.mask_ratio`. A unet's convolutions count their 
 time, as that of a flow head, every segment that a row may have. Beside an adapter a frozen matrix of the blocks or of
 the head costs 4, and the adapter's own 6; other frozen parts count as if they were trained. What pictures have of the
 blocks for themselves costs what text's costs, as each place goes through one of both; an adapter has no part in it. A
-modulation is computed once a segment that a row may have.
+modulation is computed once a segment that a row may have. A density head counts what it is asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from omniloom.models.unified.adapter.config import AdapterConfig, targets_of
 from omniloom.models.unified.config import UnifiedConfig, modulation_size
-from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS
+from omniloom.models.unified.representations import DENSITY, OBJECTIVES, REPRESENTATIONS
 
 if TYPE_CHECKING:
     from omniloom.models.unified.batch import Batch
@@ -40,9 +40,7 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
     total = int(dense_flops(c, positions, pairs, batch.targets["text"], adapter, batch.tokens["visual"]))
     segments = batch.ids.shape[0] * batch.num_segments
     for name in c.representations:
-        asked = round(
-            sum(batch.targets[o] * row.predicted for o, row in OBJECTIVES.items() if row.representation.name == name)
-        )
+        asked = _asked(batch, name)
         if REPRESENTATIONS[name].discrete:
             total += _TRAINED * getattr(c, REPRESENTATIONS[name].size) * c.width * asked
             if c.code_dim is not None:
@@ -52,7 +50,18 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
             total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
             total += segments * _TRAINED * c.width * modulation_size(c) if c.is_modulated else 0
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)
+    if c.density and c.latent_dim:
+        total += c.density.flops(c.head_shape(c.latent_dim)) * _asked(batch, DENSITY)
     return total
+
+
+def _asked(batch: Batch, head: str) -> int:
+    """Predictions that are asked of an output of the model."""
+    return round(
+        sum(
+            batch.targets[o] * row.predicted for o, row in OBJECTIVES.items() if row.head == head and o in batch.targets
+        )
+    )
 
 
 def token_flops(config: UnifiedConfig, length: int, adapter: AdapterConfig | None = None) -> float:
@@ -152,12 +161,13 @@ def _output(c: UnifiedConfig, batch: Batch, name: str, segments: int, asked: flo
 
 
 def _unet(c: UnifiedConfig, batch: Batch, name: str, segments: int) -> int:
-    """A unet behind its first layer: residual blocks of two convolutions and a time, one of them at twice the channels
-    over cells."""
+    """A unet behind its first layer: residual blocks of two convolutions and a time, `unet_depth` of them at twice the
+    channels over cells."""
     part, d = batch.parts[name], c.unet_width
     if part.tables is None:
         raise ValueError(f"batch: expected neighbours of {name}, which collate lays out for a config with a unet")
     positions, cells = len(part.index), len(part.tables.children) // _CHILDREN
     fine = 2 * (2 * _AROUND * d * d) + 3 * d * d  # two residual blocks, and cells back to positions
-    coarse = _CHILDREN * d * (2 * d) + 2 * _AROUND * (2 * d) ** 2
-    return _TRAINED * (fine * positions + coarse * cells + (2 * 2 * d + 4 * d) * c.width * segments)
+    depth = c.unet_depth or 1
+    coarse = _CHILDREN * d * (2 * d) + depth * 2 * _AROUND * (2 * d) ** 2
+    return _TRAINED * (fine * positions + coarse * cells + (2 * 2 * d + depth * 4 * d) * c.width * segments)

@@ -15,11 +15,14 @@ from omniloom.models.norms import rms_norm
 from omniloom.models.unified.config import UnifiedConfig
 
 
-def _modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Without weights of its own, normed, then scaled and shifted by what a condition says (adaLN)."""
     return rms_norm(x, None, eps) * (1 + scale) + shift
 
 
-class _Layer(nn.Module):
+class ModulatedLayer(nn.Module):
+    """A residual MLP of two matrices, modulated by a condition; what it adds is gated, by 0 at the start."""
+
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.eps = eps
@@ -33,7 +36,7 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift, gate = self.modulation(condition).chunk(3, dim=-1)
-        return x + gate * self.out(F.silu(self.inner(_modulated(x, scale, shift, self.eps))))
+        return x + gate * self.out(F.silu(self.inner(modulated(x, scale, shift, self.eps))))
 
 
 class FlowHead(nn.Module):
@@ -46,7 +49,7 @@ class FlowHead(nn.Module):
         self.values = nn.Linear(channels, dim)
         self.condition = nn.Linear(features, dim)
         self.time = nn.Linear(config.width, dim)
-        self.layers = nn.ModuleList(_Layer(dim, config.norm_eps) for _ in range(config.flow_head_layers))
+        self.layers = nn.ModuleList(ModulatedLayer(dim, config.norm_eps) for _ in range(config.flow_head_layers))
         self.modulation = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels)
 
@@ -60,4 +63,4 @@ class FlowHead(nn.Module):
         for layer in self.layers:
             x = layer(x, condition)
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
-        return self.out(_modulated(x, scale, shift, self.eps))
+        return self.out(modulated(x, scale, shift, self.eps))

@@ -5,7 +5,8 @@ the places that have a label, and by representation predictions at the places th
 Blocks: `models.unified.blocks`. Visual input: `models.unified.patchify`, of a code an embedding; to latents and pixels
 an embedding of the segment's time is added, once at the input rather than modulating every token, and with a modulation
 (`models.unified.places`) in each block too; clean context has time 0. Visual output: RMSNorm and a Linear, or as the
-config says, a unet and a flow head.
+config says, a unet and a flow head; and where it has one a head that gives the density of latents
+(`models.unified.density`).
 
 Shapes: B rows, L places of a row, N places that are fed at once (L in training), D width, V vocabulary, T text
 targets, S visual segments of a row at most; of one representation M positions, A predictions, C channels of a value.
@@ -31,13 +32,14 @@ from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
 from omniloom.models.unified.config import UnifiedConfig, modulation_size
+from omniloom.models.unified.density.build import make_head
 from omniloom.models.unified.flow_head import FlowHead
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.places import Modulation, Places, places_of
 from omniloom.models.unified.positions import rotary
 from omniloom.models.unified.recurrence import Recurrence, StateCache, chain_of
-from omniloom.models.unified.representations import REPRESENTATIONS
+from omniloom.models.unified.representations import DENSITY, REPRESENTATIONS
 from omniloom.models.unified.sequence import RowShare
 
 
@@ -100,6 +102,8 @@ class UnifiedModel(nn.Module):
             if config.patchifier(row.name) == "unet":
                 setattr(self, f"{row.prefix}_unet", UNetOutput(config))
             setattr(self, f"{row.prefix}_out", _visual_output(row.name, config))
+        if config.density and config.latent_dim:
+            self.density = make_head(config.density, config.head_shape(config.latent_dim), config.norm_eps)
         self.reset_parameters()
         if config.tied:
             self.head.weight = self.embed.weight
@@ -131,6 +135,8 @@ class UnifiedModel(nn.Module):
             zero += getattr(module, "starts_at_zero", ())
         for linear in zero:
             nn.init.zeros_(linear.weight)
+        if self.config.has_density:
+            self.density.reset()
         for name, factor in self.mup_factors().items():
             self.get_parameter(name).mul_(factor.std)
 
@@ -329,17 +335,22 @@ class UnifiedModel(nn.Module):
         masked: Mapping[str, Tensor] | None = None,
         layer_states: dict[int, Tensor] | None = None,
         share: RowShare | None = None,
+        asked: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
         values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's
-        places         by representation: int64 (A,), the flat places (b*L + l) to predict
+        places         by representation: int64 (A,), the flat places (b*L + l) to predict; under "density" those whose
+                       hidden states the density head is given
         masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
         layer_states   as in `backbone`
         share          where ranks share rows out, this one's places of them: `batch` is `share.of` whole rows, places
                        are flat places b*n + i of this rank, values and masked those of whole rows
-        Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C). Every parameter takes
-        part whatever the batch holds, as ZeRO-3 needs; a learned token where `masked` is given.
+        asked          what the density head is asked there (`models.unified.density`): tensors with a row for each of
+                       its places; None where it is not asked
+        Returns logits (T, V) at `batch.label_index`, and by representation predictions (A, C); under "density" what
+        that head says, (A, ...). Every parameter takes part whatever the batch holds, as ZeRO-3 needs; a learned token
+        where `masked` is given, a density head where it is asked.
         """
         x_BLD, sources, places_of_pass = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
         attend = attend_for(batch.plan, batch.start, batch.end)
@@ -355,6 +366,8 @@ class UnifiedModel(nn.Module):
             name: self._predicted(name, part, hidden_LD, places[name], sources[name], share)
             for name, part in batch.parts.items()
         }
+        if asked is not None:
+            outputs[DENSITY] = self.density(hidden_LD.index_select(0, places[DENSITY]), **asked)
         return self.text_head(hidden_LD.index_select(0, batch.label_index)), outputs
 
     def _predicted(

@@ -11,6 +11,8 @@ Those are the defaults: latents and pixels may take unets and a flow head instea
 objective          on        a segment sees itself   loss of a position
 latent_diffusion   latents   in full                 `unified.diffusion.diffusion` (Transfusion, arXiv 2408.11039)
 pixel_diffusion    pixels    in full                 the same, predicting x by default (JiT, arXiv 2511.13720)
+next_latent        latents   causally                the density of the latents, asked of the position before them, by
+                                                     the head of `UnifiedConfig.density` (GIVT, arXiv 2312.02116)
 next_code          codes     causally                cross entropy of the code, asked of the position before it
 masked_code        codes     in full                 cross entropy of the code, where it is masked (MaskGIT,
                                                      arXiv 2202.04200; Show-o, arXiv 2408.12528)
@@ -26,17 +28,19 @@ from omniloom.models import extensions
 
 RGB = 3
 GROUP = "omniloom.objectives"
+DENSITY = "density"  # the density head's output, and its field in `UnifiedConfig`
 
 
 @dataclass(frozen=True)
 class Representation:
     """`size` is the field of `UnifiedConfig` that says how large it is, None where a model lacks it; `prefix` begins
-    the names of its modules in `UnifiedModel`."""
+    the names of its modules in `UnifiedModel`; `usual` is the objective of what names none, None where it has to."""
 
     name: str
     size: str
     prefix: str
     discrete: bool = False
+    usual: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class VisualObjective:
     """A row of the table of objectives.
 
     stream: the number of its random draws; no two rows share one, and it never changes, so that another row or another
-        order changes nobody's noise. Ours are 0 to 3; others take any from 16 on.
+        another order changes nobody's noise. Ours are 0 to 4; others take any from 16 on.
     loss: "module:name" of what is called with (row, `UnifiedConfig`, the representation's `DiffusionConfig` or None)
         and has `show` and `error`, as in `models.unified.objectives.losses`.
     draw: "module:name" of what draws a picture on a canvas (`models.unified.generation.draw`).
@@ -52,6 +56,7 @@ class VisualObjective:
     predicted: the share of its targets, on average, whose predictions are asked for; for counts of FLOPs.
     separable: whether ranks may share its predictions out: its error is a sum over predictions, and each tensor in
         `Shown.extras` has a row for each of them (`models.unified.sequence`).
+    by_density: whether its predictions are those of the model's density head instead of its representation's output.
     """
 
     name: str
@@ -62,6 +67,17 @@ class VisualObjective:
     causal: bool = False
     predicted: float = 1.0
     separable: bool = False
+    by_density: bool = False
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether it sees its targets with noise, at a time of their segment."""
+        return not self.representation.discrete and not self.by_density
+
+    @property
+    def head(self) -> str:
+        """The output of `UnifiedModel.forward` that its predictions are in."""
+        return DENSITY if self.by_density else self.representation.name
 
     @property
     def mask_stream(self) -> int:
@@ -78,8 +94,8 @@ class VisualObjective:
 REPRESENTATIONS = {
     row.name: row
     for row in (
-        Representation("latents", "latent_dim", "visual"),
-        Representation("pixels", "pixel_dim", "pixel"),
+        Representation("latents", "latent_dim", "visual", usual="latent_diffusion"),
+        Representation("pixels", "pixel_dim", "pixel", usual="pixel_diffusion"),
         Representation("codes", "codebook_size", "code", discrete=True),
     )
 }
@@ -113,6 +129,16 @@ _OURS = (
         f"{_DRAW}:unmask",
         predicted=2 / math.pi,  # the mean of `corruption.mask_ratio`
         separable=True,
+    ),
+    VisualObjective(
+        "next_latent",
+        REPRESENTATIONS["latents"],
+        4,
+        "omniloom.models.unified.objectives.next_latent:next_latent_loss",
+        "omniloom.models.unified.density.drawing:write_latents",
+        causal=True,
+        separable=True,
+        by_density=True,
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
+from omniloom.models.unified.llama.families import BAGEL
 from omniloom.pipelines.catalog import places
 from omniloom.pipelines.exporting.models import Exported
 from omniloom.pipelines.trained import training_of
@@ -40,19 +41,21 @@ def _training_at(uri: str) -> Artifact | None:
 
 def export(model: Exported, folder: Path, start: str | None) -> list[str]:
     """Write the folder; lines that say what it is."""
-    from omniloom.models.hf.config_json import read_json
+    from omniloom.models.unified.llama.load import folder_values
     from omniloom.models.unified.llama.write import left_out, write_back
 
     uri = start_of(model, start)
     local = local_folder(uri)
     try:
-        values = read_json(local / "config.json")
+        values = folder_values(local)
         missing = left_out(model.loom.config.unified, values, str(local / "config.json"))
         write_back(model.loom.model, local, folder)
     except ValueError as error:
         raise InputError(f"cannot be written as {uri}: {error}", field="MODEL", file=model.name) from None
     _write_text(model, local, folder)
-    lines = [f"{folder}: transformers.{values['architectures'][0]}.from_pretrained({str(folder)!r})"]
+    (name,) = values["architectures"]
+    loaded = f"transformers.{name}.from_pretrained({str(folder)!r})"
+    lines = [f"{folder}: {'the layout of its authors' if name == BAGEL else loaded}"]
     if missing:
         lines.append(f"{', '.join(missing)}: left out, as that architecture has no place for them")
     return lines

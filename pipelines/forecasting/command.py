@@ -28,7 +28,7 @@ from omniloom.pipelines.sweeps.trials import Trials
 if TYPE_CHECKING:
     from omniloom.pipelines.forecasting.page import Report
     from omniloom.pipelines.forecasting.seen import Seen
-    from omniloom.pipelines.views import View
+    from omniloom.pipelines.views.events import View
 
 BEST, LADDER, RECORD, PAGE = "best.yaml", "ladder.yaml", "forecast.json", "report.html"
 _UNITS = {"h": 1.0, "m": 1 / 60, "min": 1 / 60, "s": 1 / 3600, "d": 24.0}

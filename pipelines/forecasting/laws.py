@@ -31,6 +31,13 @@ class Law:
     data: float
     data_power: float
 
+    @property
+    def knows(self) -> dict[str, bool]:
+        """Whether a power was found, and not an end of what the search allows."""
+        low, high = _EXPONENTS
+        powers = {"size": self.size_power, "data": self.data_power}
+        return {name: low * 1.01 < power < high * 0.99 for name, power in powers.items()}
+
     def __str__(self) -> str:
         size, data = f"{self.size:.4g} N^-{self.size_power:.3g}", f"{self.data:.4g} D^-{self.data_power:.3g}"
         return f"{self.floor:.4g} + {size} + {data}"

@@ -50,6 +50,9 @@ class Report:
         yield f"best size: {best.parameters:,} parameters{interval}: {_words(best.rung)}, {best.tokens:,.0f} tokens"
         if best.at_border:
             yield "note: it is the smallest or largest size that was looked at; the best may lie beyond"
+        for name, fitted in best.curves.losses.items():
+            if blind := [kind for kind, is_known in fitted.law.knows.items() if not is_known]:
+                yield f"note: the ladder does not tell how {name} follows {' and '.join(blind)}; it is short or noisy"
         memory = f"; {gib(best.memory)} a worker" if best.memory else ""
         yield f"takes: {duration(best.seconds)}{memory}"
         if not self.checks:

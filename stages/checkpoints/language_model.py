@@ -18,7 +18,7 @@ from omniloom.infra.errors import InputError
 from omniloom.infra.once import once
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import architecture, config_from_llama
-from omniloom.models.unified.llama.families import described
+from omniloom.models.unified.llama.families import described, read_values
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 
 FIELD = "init_from"
@@ -34,7 +34,7 @@ def start_config(
     user has set."""
     where = storage.join(uri, "config.json")
     try:
-        values = json.loads(storage.read_bytes(where))
+        values = folder_values(uri)
         decided = architecture(values, where)
         for name, value in chosen.items():
             if name in decided and value != decided[name]:
@@ -61,6 +61,16 @@ def start_config(
         )
     except (OSError, ValueError) as error:
         raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
+
+
+def folder_values(uri: str) -> Any:
+    """What the folder says that it is, by the files that say so; OSError and ValueError as of reading them."""
+
+    def read(name: str) -> Any:
+        where = storage.join(uri, name)
+        return json.loads(storage.read_bytes(where)) if name == "config.json" or storage.exists(where) else None
+
+    return read_values(read)
 
 
 def check_text_tokenizer(uri: str, digest: str) -> None:

@@ -53,12 +53,13 @@ def weight_files(uri: str, field: str) -> list[str]:
 
 def files_of_folder(uri: str, field: str) -> list[str]:
     """URIs of a folder's safetensors."""
-    names = ("model.safetensors", "model.safetensors.index.json")
+    names = ("model.safetensors", "model.safetensors.index.json", "ema.safetensors")
     try:
         held = next((name for name in names if storage.exists(storage.join(uri, name))), None)
         if held is None:
-            raise InputError(f"holds neither {' nor '.join(names)}; other formats are not read", field=field, file=uri)
-        files = {held} if held == names[0] else set(_weight_map(storage.join(uri, held)).values())
+            told = " nor ".join(names[:2])
+            raise InputError(f"holds neither {told}; other formats are not read", field=field, file=uri)
+        files = {held} if held != names[1] else set(_weight_map(storage.join(uri, held)).values())
     except InputError:
         raise
     except Exception as error:  # each filesystem has its own for unreachable, unknown, unauthorised

@@ -36,7 +36,7 @@ def known_config(uri: str) -> UnifiedConfig:
         return own_model.own_config(folder)
     where = storage.join(uri, "config.json")
     try:
-        values = json.loads(storage.read_bytes(where))
+        values = language_model.folder_values(uri)
         codes = described(values, where).codes
         return config_from_llama(values, where, latent_dim=None, codebook_size=codes.size if codes else None)
     except (OSError, ValueError) as error:
@@ -46,7 +46,7 @@ def known_config(uri: str) -> UnifiedConfig:
 def blocks_of(uri: str) -> str:
     """Of a language model's folder the module that `transformers` has its blocks in."""
     where = storage.join(uri, "config.json")
-    return described(json.loads(storage.read_bytes(where)), where).family.names[-1].body
+    return described(language_model.folder_values(uri), where).family.names[-1].body
 
 
 def check_files(uri: str, text_tokenizer: str) -> None:

@@ -69,7 +69,7 @@ class Documents:
 
         document = self.tokens.document(placed.index)
         token = document[placed.target] if placed.view == "document" else _first_picture(document)
-        if token.features is None or OBJECTIVES[placed.objective].representation.discrete:
+        if token.features is None or not OBJECTIVES[placed.objective].is_diffusion:
             return None
         return features_on_grid(torch.from_numpy(token.features.copy()), token.feature_grid, grid).numpy()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.models.unified.representations import OBJECTIVES, VisualObjective
 
 LOW, HIGH = "_low", "_high"  # behind a figure's name: the ends of its interval
 LEAST_PICTURES = 100  # for a Fréchet distance: of fewer, the means and covariances say little
@@ -28,7 +28,8 @@ class Figure:
     guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
     config that have to be at least so large for the figure to be measured, and `network` is the one of the config's
     `features` that it needs, or the pipeline's `scorer`; `by_objective` figures are of each objective
-    that was trained on pictures, and have its name behind theirs where there are several. Figures that are better one
+    that was trained on pictures, of `objectives` that have them, and have its name behind theirs where there are
+    several. Figures that are better one
     way are means over items, with an interval, unless they are of the whole corpus (`by_item`); `of_model` is False of
     what tells of the data alone."""
 
@@ -39,9 +40,18 @@ class Figure:
     asks: Mapping[str, int] = field(default_factory=dict)
     by_objective: bool = False
     of_text: bool = False
+    objectives: Callable[[VisualObjective], bool] = lambda row: True
     network: str = ""
     by_item: bool = True
     of_model: bool = True
+
+    def is_of(self, row: VisualObjective) -> bool:
+        """Whether it may have the objective's name behind its own."""
+        return self.by_objective and self.objectives(row)
+
+
+def _is_written(row: VisualObjective) -> bool:
+    return row.causal
 
 
 def _given(name: str) -> Chance:
@@ -84,6 +94,30 @@ def _table(pixels: int) -> dict[str, Figure]:
             True,
         ),
         f"{frechet}_train": Figure("the same distance of as many train pictures: the floor", asks=distances),
+        "image_bits_per_dimension": Figure(
+            "-log2 of the density of held-out pictures' latents behind their captions, over their numbers; of latents "
+            "of unit variance under the noise of `density.noise`; an upper bound of the diffusion head",
+            "lower",
+            asks=_DRAWN,
+            by_objective=True,
+            objectives=lambda row: row.by_density,
+        ),
+        "image_bits_per_pixel": Figure(
+            "bits that held-out pictures' codes, or latents to within their noise, take behind their captions, over "
+            "the pictures' pixels; what the tokenizer loses is not counted",
+            "lower",
+            _given("image_bits_per_pixel_webp"),
+            "of WebP without loss",
+            asks=_DRAWN,
+            by_objective=True,
+            objectives=_is_written,
+        ),
+        **{
+            f"image_bits_per_pixel_{name.lower()}": Figure(
+                f"the same pictures as {name} without loss", asks=_DRAWN, objectives=_is_written
+            )
+            for name in ("PNG", "WebP")
+        },
         "frechet_pictures": Figure("pictures on either side of the Fréchet distance", asks=distances),
         "classes": Figure("labels that the classifier tells apart", asks=_DRAWN),
         "classifier_accuracy": Figure(
@@ -340,8 +374,11 @@ def measured(config: Any, objectives: Sequence[str], scorer: bool = False) -> di
             continue
         if any(getattr(config, asked, 0) < least for asked, least in figure.asks.items()):
             continue
+        of = [objective for objective in objectives if figure.objectives(OBJECTIVES[objective])]
+        if objectives and not of:
+            continue
         several = figure.by_objective and len(objectives) > 1
-        found |= {f"{name}_{objective}" if several else name: figure for objective in (objectives if several else [""])}
+        found |= {f"{name}_{objective}" if several else name: figure for objective in (of if several else [""])}
     return found
 
 
@@ -359,7 +396,9 @@ def named(name: str) -> Figure | None:
     base = next((name.removesuffix(f"_{part}") for part in OBJECTIVES if name.endswith(f"_{part}")), name)
     pixels = re.match(r"frechet_pixels(\d+)", base)
     figure = _table(int(pixels[1]) if pixels else 8).get(base)
-    return figure if figure and (base == name or figure.by_objective) else None
+    if figure and base != name and not figure.is_of(OBJECTIVES[name.removeprefix(f"{base}_")]):
+        return None
+    return figure
 
 
 def all_names() -> list[str]:
@@ -367,7 +406,7 @@ def all_names() -> list[str]:
     return [
         name
         for base, figure in _table(8).items()
-        for name in (base, *(f"{base}_{objective}" for objective in OBJECTIVES if figure.by_objective))
+        for name in (base, *(f"{base}_{row.name}" for row in OBJECTIVES.values() if figure.is_of(row)))
     ]
 
 

@@ -52,7 +52,7 @@ def needs(config: Config) -> Needs:
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
     """Check that the gate's figures are measured of the model that is trained, and the feature networks' files."""
     model = upstream.get("model")
-    check_sweep(config.sweep, model and model.trained)
+    check_sweep(config.sweep, model and model.trained, model and model.model.density)
     check_features(config, model and model.trained, files, (*config.gate.bounds, *config.gate.better_than_champion))
     if model:
         with within("gate"):
@@ -67,6 +67,7 @@ def run(context: StageContext) -> dict:
     from omniloom.stages.evaluate.exported import export_gap
     from omniloom.stages.evaluate.filming import film
     from omniloom.stages.evaluate.leaks import leaked_texts
+    from omniloom.stages.evaluate.likelihoods import measure_bits
     from omniloom.stages.evaluate.novelty import leaked
     from omniloom.stages.evaluate.sweeping import sweep
     from omniloom.stages.evaluate.tokenizer import codebook, reconstruct
@@ -76,7 +77,10 @@ def run(context: StageContext) -> dict:
     torch.set_num_threads(max(1, int(config.cpus)))
     evaluation = Evaluation(config, context.inputs, "cuda" if config.gpus and torch.cuda.is_available() else "cpu")
     parts = (
-        (export_gap, reconstruct, codebook, read_text, leaked_texts, draw, sweep, leaked, describe, retrieve, film)
+        (
+            *(export_gap, reconstruct, codebook, read_text, leaked_texts, draw, measure_bits, sweep, leaked),
+            *(describe, retrieve, film),
+        )
         if evaluation.objectives
         else (export_gap, read_text, leaked_texts)
     )

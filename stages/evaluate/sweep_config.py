@@ -13,18 +13,20 @@ from omniloom.models.unified.diffusion.samplers import SAMPLERS
 from omniloom.models.unified.representations import OBJECTIVES
 
 
-def check_sweep(sweep: SamplingSweep | None, objectives: Sequence[str] | None) -> None:
+def check_sweep(sweep: SamplingSweep | None, objectives: Sequence[str] | None, density: Any = None) -> None:
     """InputError for settings that the first of the model's objectives does not have; `objectives` are None where they
-    are not known."""
+    are not known. `density`: the config of the model's density head, None for the usual one."""
     if sweep is None or objectives is None:
         return
     if not objectives:
         raise InputError("has no effect: the model is of text alone", field="sweep")
     first = objectives[0]
-    if OBJECTIVES[first].representation.discrete and sweep.sampler != ("euler",):
+    row = OBJECTIVES[first]
+    solves = row.is_diffusion or row.by_density and getattr(density, "head", None) == "diffusion"
+    if not solves and sweep.sampler != ("euler",):
         raise InputError(f"has no effect: {first} is no diffusion, which samplers are of", field="sweep.sampler")
-    if first == "next_code" and len(sweep.num_steps) > 1:
-        raise InputError("has no effect: next_code takes a step a position; give one value", field="sweep.num_steps")
+    if row.causal and not solves and len(sweep.num_steps) > 1:
+        raise InputError(f"has no effect: {first} takes a step a position; give one value", field="sweep.num_steps")
 
 
 class SamplingSweep(BaseModel):

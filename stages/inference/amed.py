@@ -42,7 +42,7 @@ def train(model: str, training: Training, out: Path, prompts: Path | None = None
     pictures = [request.pictures() for request in requests]
     loom = load(model)
     visual = resolve(loom, training.visual)
-    if visual.diffusion is None:
+    if visual.diffusion is None or not visual.row.is_diffusion:
         raise InputError(f"{visual.objective} is no diffusion, which this sampler is for", field="--objective")
     prefixes = loom.prefixes([request.prompt for request in requests], pictures, visual)
     grid = loom.grid(1, *loom.size_of(visual), visual.objective)

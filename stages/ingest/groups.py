@@ -194,8 +194,7 @@ class _Reading:
             count, size = count + rows, size + held
             yield row
             self._row = rest or next(self._rows, {})
-            if self._is_reject:
-                self._refused(rejects)
+            self._refused(rejects)
 
 
 def marker_name(group: dict) -> str:

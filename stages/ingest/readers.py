@@ -63,7 +63,7 @@ class Reader:
         """The files besides its own that reading an item asked for, as the listing names them; to be called once it
         has been read."""
         own = item["path"] if "identity" in item else None
-        found = []
+        found: list[str] = []
         for root, prefix in ((self.kind.root, ""), (self.kind.media_root, "media_root/")):
             if root:
                 found += [prefix + path for path in root.asked] if root.asked != [own] or prefix else ()

@@ -87,6 +87,15 @@ class Encoders:
             _, log_variances = GaussianBottleneck.posterior(encoded.prequant.movedim(1, -1))
         return Pass(latents.movedim(1, -1), log_variances, encoded.codes, features)
 
+    @torch.no_grad()
+    def error(self, made: Pass, place: int, clip: np.ndarray) -> Tensor:
+        """The sum of the squared errors of a clip's reconstruction, float64 (), for a range of 1. It is decoded alone,
+        so that what it was encoded with does not count."""
+        pixels = half_range(torch.from_numpy(clip).to(self.device).permute(3, 0, 1, 2)[None].float())
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            recon = self.tokenizer.decode(latents=made.latents[place : place + 1].movedim(-1, 1))
+        return (recon.float().reshape(pixels.shape).clamp(-0.5, 0.5) - pixels).double().square().sum()
+
     def _features(self, pixels: Tensor, t: int) -> Tensor | None:
         """The vision encoder's features of clips (B, 3, T, H, W) of t latent frames, float16 (B, t, h, w, F)."""
         if self.encoder is None:

@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -47,6 +47,7 @@ _COLUMNS = (
 _TOGETHER = 256  # records whose texts are tokenized together
 _TOGETHER_BYTES = 8 << 20
 _DECODED_TOGETHER, _DECODED_BYTES = 16, 64 << 10  # small pictures that a decoding thread is given at a time
+_MEASURED = 8  # pictures, and videos, of a shard that are decoded again: the first ones
 _HELD = 256 << 20  # bytes of documents that wait for one before them, until that no longer waits for a full batch
 
 
@@ -79,6 +80,7 @@ class _Output:
         channels = owner.encoders.tokenizer.latent_dim if owner.encoders else 0
         self.stats = Stats(channels, weight(index))
         self.expected: int | None = None  # documents, once all are read
+        self.pictures: Counter[str] = Counter()  # by kind, as they are read
         self.written = 0
         self._stack = contextlib.ExitStack()
         self._writers: dict[str, ShardWriter] = {}
@@ -113,6 +115,7 @@ class _Picture:
     kind: str
     shape: tuple[int, int]
     frames: int
+    measured: bool  # whether the error of its reconstruction is noted
     bytes: int = 0  # of what it was encoded to
 
 
@@ -168,7 +171,8 @@ class _Passage:
         self._chosen_bytes = 0
         self._decoding: deque[tuple[list[_Picture], Future]] = deque()
         self._full: dict[tuple[str, tuple[int, int]], list[tuple[_Picture, np.ndarray]]] = {}
-        self._flying: tuple[Pass, list[_Picture]] | None = None  # what the device is at
+        # What the device is at, and of some of those pictures their values and the errors.
+        self._flying: tuple[Pass, list[_Picture], list[tuple[_Picture, int, torch.Tensor]]] | None = None
         self._documents: deque[_Document] = deque()  # that are not written, in the order of the records
         self._held = 0
         self._outputs: deque[_Output] = deque()
@@ -234,7 +238,9 @@ class _Passage:
         kind = "video" if record["kind"] == "video" else "image"
         shape, frames = self.encoders.shape(item, kind), self.config.frames if kind == "video" else 1
         segment: dict[str, Any] = {"kind": "visual", "loss": True, "decoded": frames * shape[0] * shape[1]}
-        picture = _Picture(document, segment, kind, shape, frames)
+        output = document.output
+        picture = _Picture(document, segment, kind, shape, frames, output.pictures[kind] < _MEASURED)
+        output.pictures[kind] += 1
         document.pictures.append(picture)
         self._chosen.append((picture, record, None if item is record else item))
         self._chosen_bytes += len(item["media"])
@@ -281,14 +287,19 @@ class _Passage:
         """What waits of one kind and shape: the device begins with it, and what it had before is taken from it."""
         waiting = self._full.pop(key)
         made = self._encoders.encode([pixels for _, pixels in waiting], self._encoders.clips(key[0]))
+        errors = [
+            (picture, pixels.size, self._encoders.error(made, place, pixels))
+            for place, (picture, pixels) in enumerate(waiting)
+            if picture.measured
+        ]
         self._land()
-        self._flying = made, [picture for picture, _ in waiting]
+        self._flying = made, [picture for picture, _ in waiting], errors
         if self.owner.device == "cpu":
             self._land()
 
     def _land(self) -> None:
         if self._flying:
-            made, pictures = self._flying
+            made, pictures, errors = self._flying
             self._flying = None
             segments, each = made.segments(len(pictures))
             for picture, segment in zip(pictures, segments, strict=True):
@@ -296,6 +307,8 @@ class _Passage:
                 picture.document.waiting -= 1
                 picture.bytes += each
                 self._held += picture.bytes
+            for picture, size, error in errors:
+                picture.segment["error"] = float(error), size
 
     def _write(self) -> None:
         """The documents that wait for none before them, and the shards that are done by that."""

@@ -36,6 +36,7 @@ class Stats:
         self.number, self.sum, self.squares = 0, np.zeros(channels), np.zeros(channels)
         self.variance = np.zeros(channels)  # sum of the posteriors' variances
         self.least, self.greatest = np.full(channels, np.inf), np.full(channels, -np.inf)
+        self.errors: dict[str, tuple[float, int]] = {}  # by kind, of some pictures: squared errors in all, and values
         self._codes: dict[str, list[np.ndarray]] = defaultdict(list)  # that are not counted yet
         self._train: list[dict] = []  # segments whose latents are not summed yet
         self._documents: list[tuple[tuple[str, ...], int, int, int]] = []  # that are not counted yet
@@ -82,6 +83,9 @@ class Stats:
             self._codes[kind].append(segment["codes"])
             if len(self._codes[kind]) == _TOGETHER:
                 self._fold(kind)
+        if "error" in segment:
+            (error, values), sums = segment["error"], self.errors.get(kind, (0.0, 0))
+            self.errors[kind] = sums[0] + error, sums[1] + values
         if split == "train":
             self._train.append(segment)
             if len(self._train) == _TOGETHER:
@@ -117,6 +121,7 @@ class Stats:
             "codes": {
                 kind: [sorted(found), [found[code] for code in sorted(found)]] for kind, found in self.codes.items()
             },
+            "errors": self.errors,
             "stands_for": self.stands_for,
             "number": self.number,
             **{name: getattr(self, name).tolist() for name in ("sum", "squares", "variance")},

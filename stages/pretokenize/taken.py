@@ -14,6 +14,8 @@ text tokenizer is the same. The visual tokenizer is: else nothing is built on.
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -96,14 +98,25 @@ def _by_number(earlier: Artifact) -> dict[int, list[dict]]:
 
 
 def drift(shards: list[Shard], stats: list[dict], earlier: Artifact | None) -> dict[str, float]:
-    """How well the text tokenizer does on what is new: bytes a token in shards that the earlier tokens do not know, and
-    in the others. Empty where either has no texts."""
-    known, sums = _known(earlier), {"new": [0, 0], "before": [0, 0]}
+    """How well the tokenizers do on what is new, in shards that the earlier tokens do not know, and in the others:
+    bytes a token, and by kind of picture the PSNR of some reconstructions in dB, over all their values. What only one
+    of both has is left out."""
+    known = _known(earlier)
+    sums: dict[str, dict[str, float]] = {when: defaultdict(float) for when in ("new", "before")}
     for shard, found in zip(shards, stats, strict=True):
         part = sums["before" if shard.name in known else "new"]
         for *_, counts in found["groups"]:
-            part[0] += counts.get("bytes", 0)
-            part[1] += counts.get("text_tokens", 0)
-    if not (sums["new"][1] and sums["before"][1]):
-        return {}
-    return {f"bytes_per_token_{when}": read / count for when, (read, count) in sums.items()}
+            for name in ("bytes", "text_tokens"):
+                part[name] += counts.get(name, 0)
+        for kind, (error, values) in found.get("errors", {}).items():  # earlier versions noted none
+            part[f"error_{kind}"] += error
+            part[f"values_{kind}"] += values
+    told = {}
+    for when, part in sums.items():
+        if all(each["text_tokens"] for each in sums.values()):
+            told[f"bytes_per_token_{when}"] = part["bytes"] / part["text_tokens"]
+        for kind in ("image", "video"):
+            if all(each[f"values_{kind}"] for each in sums.values()):
+                error = part[f"error_{kind}"] / part[f"values_{kind}"]
+                told[f"psnr_{kind}_{when}"] = -10 * math.log10(max(error, 1e-10))
+    return told

@@ -12,9 +12,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
@@ -22,6 +22,7 @@ from omniloom.infra.errors import InputError, join_fields, within
 from omniloom.infra.figures import finite
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.launch import launch
+from omniloom.models.checks import FieldError
 from omniloom.models.unified.representations import OBJECTIVES, Objective
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.evaluate.config import MeasureConfig
@@ -29,6 +30,7 @@ from omniloom.stages.evaluate.features.checks import check_features
 from omniloom.stages.studies.base import Named, Share, curves
 from omniloom.stages.train import stage as train
 from omniloom.stages.train.config import Config as TrainingConfig
+from omniloom.stages.train.config import placeholder_model
 from omniloom.stages.train.job import Job
 
 VERSION = 3
@@ -39,6 +41,8 @@ _COLUMNS = {
     "image_coverage": "coverage",
     "caption_exact": "exact captions",
 }
+_BITS = ("image_bits_per_dimension", "image_bits_per_pixel", "image_bits_per_pixel_png", "image_bits_per_pixel_webp")
+_TIMED = 32  # pictures that are drawn together to see how long one takes
 _IN_FEATURES = ("fid", "kid", "fd_dinov2", "cmmd", "clip_score")  # where the networks are given
 
 
@@ -50,16 +54,49 @@ class StudyMeasureConfig(MeasureConfig):
     """Split that the models are compared on."""
 
 
+class StudiedObjective(BaseModel):
+    """An objective whose model differs from the others'."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    objective: Objective
+    """What it is trained by."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Fields of training.model that it has others of, such as {density: {head: flow}}."""
+
+
+def _form(value: Any) -> str:
+    return "(objective)" if isinstance(value, str) else "(mapping)"
+
+
+Studied = Annotated[
+    Annotated[Objective, Tag("(objective)")] | Annotated[StudiedObjective, Tag("(mapping)")], Discriminator(_form)
+]
+
+
+def _named(studied: Any) -> Any:
+    """The objective of a row, also before it is validated."""
+    return studied.get("objective") if isinstance(studied, Mapping) else getattr(studied, "objective", studied)
+
+
+# The heads of the density objective are chosen row by row.
+_USUAL = [row.name for row in OBJECTIVES.values() if not row.by_density]
+
+
+def _usual() -> dict[str, Any]:
+    return {name: name for name in _USUAL}
+
+
 class ObjectiveStudyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     training: TrainingConfig
     """The budget that all share; its objectives are set in turn, and of loss.objective_weights each has its own;
     alignment is of diffusions alone."""
-    objectives: dict[str, Objective] = Field(
-        default_factory=lambda: {name: name for name in OBJECTIVES},
+    objectives: dict[str, Studied] = Field(
+        default_factory=_usual,
         min_length=1,
     )
-    """A name for the table: an objective."""
+    """A name for the table: an objective, or {objective: NAME, model: {FIELD: VALUE}} where the model has fields of its
+    own. By default all but next_latent, whose head is chosen so."""
     evaluation: StudyMeasureConfig = Field(default_factory=StudyMeasureConfig)
     """How the models are measured."""
 
@@ -68,9 +105,9 @@ class ObjectiveStudyConfig(BaseModel):
     def _shares(cls, values: Any) -> Any:
         """The training that all share has what is asked of any of them, such as a weight by objective."""
         if isinstance(values, dict) and isinstance(training := values.get("training"), dict):
-            studied = values.get("objectives") or {name: name for name in OBJECTIVES}
+            studied = values.get("objectives") or _usual()
             if "objectives" not in training and isinstance(studied, dict):
-                shares = {name: 1.0 for name in OBJECTIVES if name in studied.values()}
+                shares = {name: 1.0 for name in OBJECTIVES if name in map(_named, studied.values())}
                 values = {**values, "training": {**training, "objectives": shares or {next(iter(OBJECTIVES)): 1.0}}}
         return values
 
@@ -82,7 +119,24 @@ class ObjectiveStudyConfig(BaseModel):
         for name in self.objectives:
             if not name.isidentifier():
                 raise ValueError(f"objectives: expected names of letters, digits and _, got {name!r}")
+            self._check_model(name)
         return self
+
+    def _check_model(self, name: str) -> None:
+        """ValueError where the fields of a row's own are none of a model, or have no effect."""
+        studied = self.objectives[name]
+        if isinstance(studied, str) or not studied.model:
+            return
+        try:
+            training = budget(self.training, studied)
+            if not training.init_from:
+                placeholder_model(training).check_uses(studied.model)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(key) for key in first["loc"])
+            raise ValueError(f"objectives.{name}.model.{place}: {first['msg']}") from None
+        except FieldError as error:
+            raise ValueError(f"objectives.{name}.model.{error.field}: {error.reason}") from None
 
 
 Config = ObjectiveStudyConfig
@@ -98,26 +152,30 @@ def needs(config: Config) -> Needs:
     )
 
 
-def budget(config: TrainingConfig, objective: str) -> TrainingConfig:
-    """The training with one objective alone."""
+def budget(config: TrainingConfig, studied: str | StudiedObjective) -> TrainingConfig:
+    """The training with one objective alone, and the model's fields that it has of its own."""
+    objective, model = _named(studied), config.model
+    if isinstance(studied, StudiedObjective):
+        model = type(model).model_validate({**model.model_dump(exclude_unset=True), **studied.model})
     weights = {name: weight for name, weight in config.loss.objective_weights.items() if name == objective}
     loss = config.loss.model_copy(update={"objective_weights": weights})
-    alignment = None if OBJECTIVES[objective].representation.discrete else config.alignment
-    return config.model_copy(update={"objectives": {objective: 1.0}, "loss": loss, "alignment": alignment})
+    alignment = config.alignment if OBJECTIVES[objective].is_diffusion else None
+    changed = {"objectives": {objective: 1.0}, "loss": loss, "alignment": alignment, "model": model}
+    return config.model_copy(update=changed)
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
     with within("evaluation"):
-        check_features(config.evaluation, tuple(dict.fromkeys(config.objectives.values())), files)
-    for name, objective in config.objectives.items():
+        check_features(config.evaluation, tuple(dict.fromkeys(map(_named, config.objectives.values()))), files)
+    for name, studied in config.objectives.items():
         with _of_training(name):
-            train.check(budget(config.training, objective), upstream, files)
+            train.check(budget(config.training, studied), upstream, files)
 
 
 def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
-    for name, objective in config.objectives.items():
+    for name, studied in config.objectives.items():
         with _of_training(name):
-            train.check_counts(budget(config.training, objective), upstream, counts)
+            train.check_counts(budget(config.training, studied), upstream, counts)
 
 
 @contextlib.contextmanager
@@ -146,7 +204,7 @@ class Measurement:
 
 def run(context: StageContext) -> dict:
     config: Config = context.config
-    trainings = {name: budget(config.training, objective) for name, objective in config.objectives.items()}
+    trainings = {name: budget(config.training, studied) for name, studied in config.objectives.items()}
     for name, training in trainings.items():
         with _of_training(name):
             train.check_tokens(training, context.tokens, context.tokenizer)
@@ -154,7 +212,7 @@ def run(context: StageContext) -> dict:
     rows = []
     for number, (name, training) in enumerate(trainings.items()):
         found = _make(context, name, training, Share(context.progress, number, len(trainings)))
-        rows.append({"name": name, "objective": config.objectives[name], **found})
+        rows.append({"name": name, "objective": _named(config.objectives[name]), **found})
     study = {"steps": config.training.steps, "split": config.evaluation.split, "rows": rows}
     storage.write_json(storage.join(context.output, "study.json"), finite(study))
     html = _report(study, context.output)
@@ -206,6 +264,7 @@ def measure_worker(job: Measurement) -> None:
     from omniloom.stages.evaluate import items
     from omniloom.stages.evaluate.drawing import draw
     from omniloom.stages.evaluate.evaluation import Evaluation
+    from omniloom.stages.evaluate.likelihoods import measure_bits
     from omniloom.stages.evaluate.writing import describe, read_text, retrieve
 
     device = "cuda" if job.config.gpus and torch.cuda.is_available() else "cpu"
@@ -216,8 +275,9 @@ def measure_worker(job: Measurement) -> None:
         local_folder(storage.join(job.output, "model")),
         job.training.model_dump(mode="json"),
     )
-    for part in (read_text, draw, describe, retrieve):
+    for part in (read_text, draw, measure_bits, describe, retrieve):
         part(evaluation)
+    _time_drawing(evaluation)
     evaluation.close()
     items.write(storage.join(job.output, "report"), evaluation.items)
     for name, picture in evaluation.pictures.items():
@@ -228,6 +288,19 @@ def measure_worker(job: Measurement) -> None:
         "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in evaluation.samples).encode(),
     )
     storage.write_json(storage.join(job.state, "measured.json"), finite(evaluation.metrics))
+
+
+def _time_drawing(evaluation: Any) -> None:
+    """`seconds_to_draw`: of a picture among some that are drawn together, their pixels decoded."""
+    import time
+
+    from omniloom.stages.evaluate.drawing import drawn_for
+
+    chosen = evaluation.plain[:_TIMED]
+    if chosen and evaluation.config.drawings:
+        began = time.perf_counter()
+        drawn_for(evaluation, chosen, evaluation.objectives[0])
+        evaluation.metrics["seconds_to_draw"] = (time.perf_counter() - began) / len(chosen)
 
 
 def _report(study: dict, output: str) -> str:
@@ -279,10 +352,12 @@ def table(study: dict) -> dict:
             *_COLUMNS,
             *distances,
             *_IN_FEATURES,
+            *_BITS,
             "bits_per_byte",
             "parameters",
             "tokens_per_second",
             "training_seconds",
+            "seconds_to_draw",
         )
         if any(name in row for row in rows)
     ]

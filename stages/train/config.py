@@ -5,7 +5,8 @@ In: the pipeline's YAML. Out: `Config`, and `UnifiedConfig` where the facts of t
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
@@ -16,8 +17,9 @@ from omniloom.models.checks import FieldError
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
 from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.density.config import DensityConfig, MixtureConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
-from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
+from omniloom.models.unified.representations import DENSITY, OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
 from omniloom.stages.base import LATER, PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES
 from omniloom.stages.checkpoints.start import known_config, start_config
@@ -48,14 +50,14 @@ class LossConfig(BaseModel):
     text_weight: float = Field(1.0, ge=0)
     """Weight of the loss on text, and of objectives on codes."""
     visual_weight: float = Field(5.0, ge=0)
-    """Weight of the loss of a diffusion."""
+    """Weight of the loss of a diffusion, and of next_latent."""
     z_loss: float = Field(0.0, ge=0)
     """Weight of the squared log-partition of text (arXiv 2204.02311, section 5.1), which keeps logits from drifting."""
     task_weights: dict[Task, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """By what a document is arranged as (text, draw, describe, document): factor of the losses of its targets, 1 where
     it is not named; means go over all targets as without it."""
     objective_weights: dict[Objective, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """By objective; what is not named has visual_weight where it is a diffusion, text_weight where it is on codes."""
+    """By objective; what is not named has text_weight where it is on codes, else visual_weight."""
 
 
 def _pixel_diffusion(value: Any) -> Any:
@@ -141,8 +143,8 @@ class TrainConfig(BaseModel):
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     """Shape of the transformer."""
     init_from: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
-    """URI of what to start from: a Llama, Mistral, Qwen, Chameleon, Emu3 or Janus folder (config.json, safetensors,
-    tokenizer.json), or a train artifact or its `model` folder; of `model`, only what it lacks is read."""
+    """URI of what to start from: a Llama, Mistral, Qwen, Chameleon, Emu3, Janus or BAGEL folder (config.json,
+    safetensors, tokenizer.json), or a train artifact or its `model` folder; of `model`, only what it lacks is read."""
     adapter: AdapterConfig | None = Field(None, json_schema_extra=LATER)
     """Low-rank adapters on the frozen weights of `init_from` (LoRA), merged in the trained model; null: all weights are
     trained."""
@@ -152,7 +154,7 @@ class TrainConfig(BaseModel):
         Annotated[dict[Objective, Annotated[float, Field(ge=0)]], AS_SHARES] | Annotated[Schedule, AS_SCHEDULE], BY_FORM
     ] = Field(default_factory=lambda: {"latent_diffusion": 1.0})
     """Objectives of pictures, with their shares of the documents: latent_diffusion, pixel_diffusion, next_code,
-    masked_code; without any it is a language model, trained on texts alone. Or a schedule of them."""
+    masked_code, next_latent; without any it is a language model, trained on texts alone. Or a schedule of them."""
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     """Diffusion over latents."""
     pixel_diffusion: Annotated[DiffusionConfig, BeforeValidator(_pixel_diffusion)] = PIXEL_DIFFUSION
@@ -220,7 +222,7 @@ class TrainConfig(BaseModel):
             )
         if unknown := set(self.loss.objective_weights) - set(self.trained):
             raise ValueError(f"loss.objective_weights: {', '.join(sorted(unknown))} has no share in objectives")
-        if self.alignment and all(OBJECTIVES[name].representation.discrete for name in self.trained):
+        if self.alignment and not any(OBJECTIVES[name].is_diffusion for name in self.trained):
             raise ValueError(
                 "alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
                 "pictures it is of"
@@ -233,13 +235,13 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
             )
-        if self.init_from and "mup" in self.model.model_fields_set:
+        if self.init_from and self.model.mup:
             raise ValueError("model.mup: is of a model that begins at random; a model of ours brings its own")
         if self.adapter and not self.lr_scale.text:
             raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
         if not self.init_from:
             try:
-                model = unified_config(self, 1 << 20, {name: 1 for name in _SIZES}, None)
+                model = placeholder_model(self)
                 written = self.model.model_fields_set
                 fields = type(self.model).model_fields.items()
                 # A dump has all, but for what came later and was left at None.
@@ -301,7 +303,20 @@ class TrainConfig(BaseModel):
 
 Config = TrainConfig
 
+
+def kept_config(values: Mapping[str, Any], **more: Any) -> TrainConfig:
+    """A config as a manifest or a ledger keeps it, with `more` fields, on one worker. What `model` did not have when it
+    was written has its default: a dump is known by having all. ValueError where this version does not know a field."""
+    model = {**ArchitectureConfig().model_dump(), **(values.get("model") or {})}
+    return TrainConfig.model_validate({**values, "model": model, "workers": {"count": 1}, **more})
+
+
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
+
+
+def placeholder_model(config: TrainConfig) -> UnifiedConfig:
+    """The model's config before anything is known of the tokens; of one that starts from no checkpoint."""
+    return unified_config(config, 1 << 20, {name: 1 for name in _SIZES}, None)
 
 
 def visual_sizes(facts: dict) -> dict[str, int | None]:
@@ -349,9 +364,21 @@ def unified_config(
         chosen = {
             name: value for name in config.model.model_fields_set if (value := getattr(config.model, name)) is not None
         }
-        return start_config(config.init_from, chosen, vocab_size, sizes, specials)
+        density = chosen.pop(DENSITY, None)
+        return _with_density(config, start_config(config.init_from, chosen, vocab_size, sizes, specials), density)
     given: dict[str, Any] = {**sizes, **({"specials": specials} if specials else {})}
-    return UnifiedConfig(vocab_size=vocab_size, **given, **config.model.model_dump())
+    own = config.model.model_dump(exclude={DENSITY})
+    return _with_density(config, UnifiedConfig(vocab_size=vocab_size, **given, **own), getattr(config.model, DENSITY))
+
+
+def _with_density(config: Config, model: UnifiedConfig, chosen: DensityConfig | None) -> UnifiedConfig:
+    """The model with the density head that its objectives ask: the chosen one, else that of its start, else a mixture.
+    InputError where start and choice differ."""
+    if not any(OBJECTIVES[name].by_density for name in config.trained):
+        return replace(model, density=None)
+    if chosen and model.density and chosen != model.density:
+        raise InputError(f"the start has {model.density}, got {chosen}; leave it out", field=f"model.{DENSITY}")
+    return replace(model, density=chosen or model.density or MixtureConfig())
 
 
 def expected_config(config: TrainConfig, tokens: Any, tokenizer: Any) -> UnifiedConfig:

@@ -22,6 +22,7 @@ from omniloom.infra.training.engine import Engine, reduce_sum
 from omniloom.infra.training.loop import Loop, TrainingDiverged
 from omniloom.models.unified.batch import Segment, collate
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.density.config import MixtureConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
 from omniloom.models.unified.model import UnifiedModel
@@ -41,6 +42,7 @@ UNIFIED = UnifiedConfig(
     layers=2,
     heads=2,
     time_dim=8,
+    density=MixtureConfig(components=3),
 )
 LENGTH, UNIFIED_STEPS, FEATURES = 48, 20, 5
 STEPS = 10
@@ -595,7 +597,7 @@ def test_an_attempt_that_was_given_up_saves_no_further_checkpoint(group, tmp_pat
 
 
 def unified_rows(step: int) -> list[list[list[Segment]]]:
-    """Four rows of all four objectives and of text, whose targets differ in number and kind, so that a mean over ranks
+    """Four rows of all objectives and of text, whose targets differ in number and kind, so that a mean over ranks
     is no mean over targets."""
     rng, specials = np.random.default_rng(step), UNIFIED.specials
 
@@ -603,7 +605,7 @@ def unified_rows(step: int) -> list[list[list[Segment]]]:
         count = math.prod(grid)
         if name.endswith("code"):
             return rng.integers(0, 16, count), grid
-        return rng.normal(size=(count, 3 if name == "latent_diffusion" else 12)).astype(np.float32), grid
+        return rng.normal(size=(count, 3 if "latent" in name else 12)).astype(np.float32), grid
 
     def drawn(name: str, features: bool = False) -> list[Segment]:
         document = text_to_visual(rng.integers(6, 40, 2), *picture(name, (1, 2, 2)), specials, objective=name)
@@ -617,7 +619,7 @@ def unified_rows(step: int) -> list[list[list[Segment]]]:
     texts = [plain_text(rng.integers(6, 40, 3 + 5 * row), specials) for row in range(4)]
     return [
         [drawn("latent_diffusion", features=True), texts[0], drawn("pixel_diffusion")],
-        [texts[3]],
+        [texts[3], drawn("next_latent")],
         [drawn("next_code"), described("latent_diffusion"), drawn("masked_code")],
         [drawn("masked_code"), described("next_code"), texts[1], drawn("latent_diffusion")],
     ]

@@ -14,6 +14,13 @@ from omniloom.models.unified.adapter import lora
 from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.batch import Batch, collate
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.density.config import (
+    CouplingConfig,
+    DensityConfig,
+    DiffusionHeadConfig,
+    FourierConfig,
+    MixtureConfig,
+)
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.flops import step_flops
 from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
@@ -25,7 +32,15 @@ SIZES = {
     "pixel_diffusion": {"pixel_dim": 12, "pixel_bottleneck": 8},
     "next_code": {"codebook_size": 64},
     "masked_code": {"codebook_size": 64},
+    "next_latent": {"latent_dim": 3, "density": MixtureConfig(components=5)},
 }
+HEADS = (
+    MixtureConfig(components=5),
+    CouplingConfig(layers=3, width=20),
+    CouplingConfig(coupling="additive", layers=2, width=20),
+    FourierConfig(frequencies=5, width=20),
+    DiffusionHeadConfig(layers=2, width=20, times=3),
+)
 GRID = (1, 4, 6)
 
 
@@ -33,7 +48,7 @@ def values(name: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     if "code" in name:
         return rng.integers(0, 64, 24)
-    return rng.normal(size=(24, 3 if name == "latent_diffusion" else 12)).astype(np.float32)
+    return rng.normal(size=(24, 3 if "latent" in name else 12)).astype(np.float32)
 
 
 def row(config: UnifiedConfig, names: tuple[str, ...]) -> list:
@@ -58,7 +73,8 @@ def counted(config: UnifiedConfig, batch: Batch, names: tuple[str, ...]) -> int:
         ("latent_diffusion",),
         ("pixel_diffusion",),
         ("next_code",),
-        ("latent_diffusion", "pixel_diffusion", "next_code"),
+        ("next_latent",),
+        ("latent_diffusion", "pixel_diffusion", "next_code", "next_latent"),
     ],
     ids="+".join,
 )
@@ -84,6 +100,7 @@ def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[s
         {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},
         {"patch_mask_high": 0.5},
         {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
+        {"latent_patchifier": "unet", "pixel_patchifier": "unet", "unet_depth": 3},
         {"flow_head_layers": 2, "flow_head_width": 20},
         {"modulation": "adaln_zero"},
         {"modulation": "adaln_zero", "block": "gau"},
@@ -109,6 +126,16 @@ def test_operations_of_the_options_are_those_that_torch_counts(fields: dict) -> 
     attended = config.hidden if config.block == "gau" else config.heads * config.head_dim
     hidden = 12 * config.attention_layers * attended * (2 * length**2 - int((batch.end - batch.start).sum()))
     assert step_flops(config, batch) + hidden == counted(config, batch, names)
+
+
+@pytest.mark.parametrize("density", HEADS, ids=lambda head: head.head)
+def test_operations_of_the_density_heads_are_those_that_torch_counts(density: DensityConfig) -> None:
+    config = UnifiedConfig(vocab_size=50, width=32, layers=1, heads=4, time_dim=16, latent_dim=3, density=density)
+    documents = row(config, ("next_latent",))
+    length = sum(segment.length for document in documents for segment in document)
+    batch = collate([documents], length, config)
+    hidden = 12 * config.heads * config.head_dim * (length**2 - int((batch.end - batch.start).sum()))
+    assert step_flops(config, batch) + hidden == counted(config, batch, ("next_latent",))
 
 
 def test_padding_costs_nothing_and_rows_add_up() -> None:

@@ -30,6 +30,7 @@ def test_the_streams_of_the_draws_never_change():
         "pixel_diffusion": (1, 5),
         "next_code": (2, 6),
         "masked_code": (3, 7),
+        "next_latent": (8, 12),
     }
 
 

@@ -299,3 +299,26 @@ def test_a_config_that_is_silent_means_what_it_means_to_transformers(name: str) 
     assert found["rope_base"] == theirs.rope_parameters["rope_theta"]
     assert found["code_dim"] == (config.vq_config.embed_dim if name == "Janus" else None)
     assert found["norm_after"] is False and found["qk_norm"] == (name == "Chameleon")
+
+
+def test_a_bagels_tower_of_texts_is_read_and_written_back(tmp_path: Path) -> None:
+    start, out = tmp_path / "start", tmp_path / "out"
+    start.mkdir()
+    reference = open_models.bagel(start)
+    model = load_llama(start, latent_dim=None, specials=SPECIALS).eval()
+    assert (model.config.qkv_bias, model.config.out_bias, model.config.qk_norm) == (True, False, True)
+    assert model.config.rope_base == 1e6 and not model.config.tied
+    assert difference(model, reference) < 1e-4
+    disturb(model)
+    write_back(model, start, out)
+    assert {file.name for file in out.iterdir()} == {file.name for file in start.iterdir()}
+    assert difference(model, open_models.read_bagel(out)) < 1e-4
+    assert difference(load_llama(out, latent_dim=None, specials=SPECIALS).eval(), open_models.read_bagel(out)) < 1e-4
+    before, after = (load_file(folder / "ema.safetensors") for folder in (start, out))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        is_other = "_moe_gen" in key or not key.startswith("language_model.")
+        assert torch.equal(value, after[key]) == is_other, key
+    own = json.loads((out / "llm_config.json").read_text())
+    assert own["torch_dtype"] == "float32" and "architectures" not in own
+    assert (out / "config.json").read_bytes() == (start / "config.json").read_bytes()

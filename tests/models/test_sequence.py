@@ -17,6 +17,7 @@ from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.attention import DenseAttend
 from omniloom.models.unified.batch import Batch, collate
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.density.config import DiffusionHeadConfig, MixtureConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.layouts import plain_text
 from omniloom.models.unified.mask import dense_mask
@@ -36,8 +37,15 @@ CASES: dict[str, tuple[str, dict]] = {
     "modulated": ("modulated", {}),
     "experts": ("experts_all", {}),
     "all": ("all", {"hidden": 96}),  # GAUs of 8 heads
+    "mixture": ("none", {"density": MixtureConfig(components=3)}),
+    "denoiser": ("none", {"density": DiffusionHeadConfig(layers=1, width=12, times=2)}),
 }
-LENGTHS = {"plain": (161, "cpu"), "grouped": (160, None)}  # and what attention is planned for
+LENGTHS = {
+    "mixture": (184, "cpu"),
+    "denoiser": (183, None),
+    "plain": (161, "cpu"),
+    "grouped": (160, None),
+}  # and what attention is planned for
 
 
 def config(case: str) -> UnifiedConfig:
@@ -45,10 +53,14 @@ def config(case: str) -> UnifiedConfig:
     return config_of(option, **fields)
 
 
-def rows() -> list[list]:
+def objectives(case: str) -> tuple[str, ...]:
+    return (*ALL, "next_latent") if config(case).density else ALL
+
+
+def rows(names: tuple[str, ...] = ALL) -> list[list]:
     """Two rows of every objective: one with ragged texts and larger pictures, which lie across ranks; and a shorter."""
     special = config_of("none").specials
-    large = [drawing(name, (1, 6, 8) if name == "latent_diffusion" else (2, 2, 3), 5) for name in ALL]
+    large = [drawing(name, (1, 6, 8) if name == "latent_diffusion" else (2, 2, 3), 5) for name in names]
     for segment in (one for document in large for one in document if one.kind == "visual"):
         segment.weight = 0.5
     ragged = [plain_text([11] * n, special) for n in (1, 7, 2, 19)]
@@ -57,7 +69,7 @@ def rows() -> list[list]:
 
 def batch_of(case: str) -> Batch:
     length, device = LENGTHS.get(case, (157, "cpu"))
-    given = rows()
+    given = rows(objectives(case))
     for document in given[1]:
         for segment in document:
             if segment.kind == "visual":
@@ -72,7 +84,7 @@ def objective(case: str) -> UnifiedObjective:
         build(config(case)),
         DiffusionConfig(multiscale=3),
         z_loss=0.01,
-        objectives=ALL,
+        objectives=objectives(case),
         alignment=FeatureAlignment(48, 6, 16),
     )
 

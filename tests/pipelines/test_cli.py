@@ -47,7 +47,7 @@ WRONG = {
     "unknown filesystem": (["storage=nope://x"], "demo.yaml: storage: nope://x cannot be read: "),
     "bad override": (["seed"], "demo.yaml: seed: expected an override of the form key=value"),
     "interpolation": (["seed=${{nope}}"], "demo.yaml: seed: Interpolation key 'nope' not found"),
-    "unknown stage": (["--only", "trian"], "--only: no stage 'trian'; the stages are ingest, curate, tokenizer_image"),
+    "unknown stage": (["--only", "trian"], "--only: no stage 'trian'; the stages are ingest, curate, train_scorer"),
     "two selections": (["--only", "train", "--until", "train"], "--only and --until exclude each other"),
     "unknown pin": (["pins.train=abc"], "demo.yaml: pins.train: no artifact 'abc' of train in "),
     "unknown option": (["--onyl", "train"], "No such option: --onyl"),

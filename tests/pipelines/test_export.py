@@ -26,6 +26,7 @@ from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.text import TextTokenizer
 from omniloom.models.tokenizer.omni import OmniTokenizer
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.density.config import MixtureConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.model import UnifiedModel
@@ -37,7 +38,7 @@ from omniloom.stages.inference.sampling import sample
 from omniloom.stages.reporting.model_card import body, card
 
 PROMPT = "a handwritten seven"
-OBJECTIVES = ("latent_diffusion", "next_code", "masked_code", "pixel_diffusion")
+OBJECTIVES = ("latent_diffusion", "next_code", "masked_code", "pixel_diffusion", "next_latent")
 
 
 def build(**unified) -> OmniLoom:
@@ -53,6 +54,7 @@ def build(**unified) -> OmniLoom:
             width=48,
             layers=2,
             heads=4,
+            density=MixtureConfig(components=3),
             **unified,
         ),
         diffusion=DiffusionConfig(predict="x"),

@@ -73,7 +73,8 @@ def test_added_stages_stand_behind_what_they_read_or_name(distribution):
     stages, unusable = with_extensions(BUILT_IN)
     built_in, found = names(BUILT_IN), names(stages)
     assert unusable == {} and [name for name in found if name in built_in] == built_in
-    assert found[:5] == ["ingest", "second_source", "curate", "a_filter", "b_filter"]
+    judged = ["train_scorer", "recaption"]
+    assert found[:7] == ["ingest", "second_source", "curate", *judged, "a_filter", "b_filter"]
     assert found[found.index("tokenizer_joint") + 1] == "late_filter"
     assert found[found.index("train") + 1] == "distilled" and found[-3:] == ["evaluate", "opinion", "card"]
 

@@ -63,6 +63,12 @@ def test_the_interval_of_noisy_trainings_holds_the_truth_and_grows_with_the_nois
     assert widths[1] > 3 * widths[0]
 
 
+def test_a_ladder_that_says_nothing_of_sizes_is_known_by_its_power():
+    assert laws.fit(N, D, LAW(N, D)).knows == {"size": True, "data": True}
+    only_data = Law(1.7, 0.0, 1.0, 200.0, 0.4)(N, D) * (1 + 0.02 * (N == N.max()))  # the largest does worse
+    assert not laws.fit(N, D, only_data).knows["size"]
+
+
 @pytest.mark.parametrize("chosen", [slice(0, 6), slice(0, None, 3), slice(0, 4)])
 def test_too_few_trainings_are_refused(chosen):
     with pytest.raises(ValueError, match="five trainings or more, of three sizes and two amounts"):

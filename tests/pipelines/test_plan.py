@@ -56,19 +56,21 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
     }
     every = graph.Graph(graph.KNOWN_NAMES)
     assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
-    assert every.inputs["tokenizer_kl"] == {"records": "curate", "tokenizer": "tokenizer_joint"}
+    assert every.inputs["tokenizer_kl"] == {"records": "recaption", "tokenizer": "tokenizer_joint"}
+    assert every.inputs["recaption"] == {"records": "curate", "scorer": "train_scorer"}
     assert every.inputs["train"] == {"tokens": "pretokenize", "tokenizer": "tokenizer_kl"}
     assert every.inputs["objective_study"] == {
-        "records": "curate",
+        "records": "recaption",
         "tokenizer": "tokenizer_kl",
         "tokens": "pretokenize",
     }
-    assert every.inputs["latents"] == {"records": "curate", "tokenizer": "tokenizer_kl"}
+    assert every.inputs["latents"] == {"records": "recaption", "tokenizer": "tokenizer_kl"}
     assert every.inputs["evaluate"] == {
-        "records": "curate",
+        "records": "recaption",
         "tokenizer": "tokenizer_kl",
         "tokens": "pretokenize",
         "model": "train",
+        "scorer": "train_scorer",
         "quantizer_study": "quantizer_study",
         "objective_study": "objective_study",
     }
@@ -86,7 +88,7 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
         (
             ["tokenizer_image"],
             "stages.tokenizer_image",
-            r"reads records, .*; configure stages.curate or stages.ingest, ",
+            r"reads records, .*; configure stages.recaption or stages.curate or stages.ingest, ",
         ),
         (
             ["ingest", "train"],

@@ -204,6 +204,10 @@ def test_every_figure_says_which_way_is_better():
     lower = {name for name in measures.all_names() if named(name).better == "lower" and not name.startswith("frechet")}
     shown = {"image_memorised", "retrieval_mean_rank", "fid", "kid", "fd_dinov2", "cmmd", "scorer_mmd", "fvd"}
     by_objective = {f"{name}_{objective}" for name in shown for objective in OBJECTIVES}
+    # Of those that write a picture one position after the other; the first of densities alone.
+    shown |= {"image_bits_per_dimension", "image_bits_per_pixel"}
+    by_objective |= {f"image_bits_per_pixel_{objective}" for objective in ("next_code", "next_latent")}
+    by_objective |= {"image_bits_per_dimension_next_latent"}
     assert (
         lower
         == {

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from omniloom.infra import storage
 from omniloom.models.model import OmniLoom
+from omniloom.models.unified.density.config import CouplingConfig
 from omniloom.models.unified.representations import OBJECTIVES
+from omniloom.pipelines.fingerprint import canonical
 from omniloom.stages.data.books import RowStream
 from omniloom.stages.data.planner import Planner
 from omniloom.stages.data.tokens import TokenSet
@@ -24,9 +26,11 @@ from omniloom.stages.train import worker as unified_worker
 
 PATCH = 8
 
+USUAL = [name for name, row in OBJECTIVES.items() if not row.by_density]
+
 TRAINING = {
     "model": {"width": 32, "layers": 1, "heads": 2, "time_dim": 16, "pixel_bottleneck": 8},
-    "objectives": dict.fromkeys(OBJECTIVES, 1.0),
+    "objectives": dict.fromkeys(USUAL, 1.0),
     "loss": {"objective_weights": {"next_code": 2.0}},
     "packing": {"length": 96, "window_rows": 8, "mixture": {"video": 0.0}},
     "batch_rows": 2,
@@ -63,8 +67,8 @@ def inputs(tmp_path_factory) -> dict:
 
 def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs):
     config = Config.model_validate({"training": TRAINING})
-    assert config.objectives == {name: name for name in OBJECTIVES}
-    alone = {name: budget(config.training, name) for name in OBJECTIVES}
+    assert config.objectives == {name: name for name in USUAL}
+    alone = {name: budget(config.training, name) for name in USUAL}
     tokens = TokenSet(inputs["tokens"], "train")
     plans = {}
     for name, training in alone.items():
@@ -85,6 +89,42 @@ def test_each_objective_alone_has_the_same_budget_and_the_same_documents(inputs)
     assert plans["pixel_diffusion"] == plans["next_code"] == plans["masked_code"] == plans["latent_diffusion"]
 
 
+# Without what pixels alone have an option of.
+SHARED = {key: value for key, value in TRAINING.items() if key not in ("objectives", "loss")}
+SHARED["model"] = {key: value for key, value in TRAINING["model"].items() if key != "pixel_bottleneck"}
+HEADS = {name: {"objective": "next_latent", "model": {"density": {"head": name}}} for name in ("mixture", "flow")}
+
+
+def test_a_row_may_have_fields_of_the_model_of_its_own(inputs):
+    config = Config.model_validate({"training": SHARED, "objectives": {**HEADS, "codes": "next_code"}})
+    assert set(config.training.trained) == {"next_latent", "next_code"}
+    alone = {name: budget(config.training, studied) for name, studied in config.objectives.items()}
+    assert {name: training.trained for name, training in alone.items()} == {
+        "mixture": ("next_latent",),
+        "flow": ("next_latent",),
+        "codes": ("next_code",),
+    }
+    for name, training in alone.items():
+        train_unified.check_tokens(training, inputs["tokens"], inputs["tokenizer"])
+        assert training.model.width == 32
+        assert (training.model.density and training.model.density.head) == (None if name == "codes" else name)
+    assert canonical(config)["objectives"] == {**HEADS, "codes": "next_code"}
+    for model, message in (
+        ({"nope": 3}, "objectives.a.model.nope: Extra inputs are not permitted"),
+        ({"density": {"head": "nope"}}, "objectives.a.model.density"),
+        ({"unet_width": 3}, "objectives.a.model.unet_width: has no effect here"),
+        ({"axes": 7}, "objectives.a.model.axes: expected 1, 2 or 3, got 7"),
+    ):
+        row = {"objective": "next_latent", "model": model}
+        with pytest.raises(ValidationError, match=message):
+            Config.model_validate({"training": SHARED, "objectives": {"a": row}})
+    with pytest.raises(
+        ValidationError, match="objectives.a.model.density: has no effect here; .* of the objective next"
+    ):
+        row = {"objective": "latent_diffusion", "model": {"density": {}}}
+        Config.model_validate({"training": SHARED, "objectives": {"a": row}})
+
+
 def test_a_weight_by_objective_needs_no_shares_beside_it():
     config = Config.model_validate(
         {"training": {"loss": {"objective_weights": {"next_code": 2.0}}}, "objectives": {"codes": "next_code"}}
@@ -94,6 +134,27 @@ def test_a_weight_by_objective_needs_no_shares_beside_it():
         Config.model_validate(
             {"training": {"loss": {"objective_weights": {"masked_code": 2.0}}}, "objectives": {"codes": "next_code"}}
         )
+
+
+def test_a_density_is_trained_and_its_bits_are_measured(tmp_path, inputs):
+    config = Config.model_validate({"training": SHARED, "evaluation": EVALUATION, "objectives": HEADS})
+    training = budget(config.training, config.objectives["flow"])
+    output, state = str(tmp_path / "flow"), str(tmp_path / "state")
+    places = inputs["tokens"], inputs["tokenizer"], output, state, corpora.Silent(), corpora.Silent()
+    unified_worker.train_worker(unified_worker.Job(training, *places))
+    measure_worker(Measurement(config.evaluation, training, inputs, *places[2:]))
+    found = storage.read_json(f"{state}/measured.json")
+    loom = OmniLoom.load(f"{output}/model")
+    assert loom.config.unified.density == CouplingConfig() and loom.config.objectives == ("next_latent",)
+    # Of unit normals in 16 numbers a position a model that knows nothing yet is near the entropy of such a normal.
+    entropy = 0.5 * np.log2(2 * np.pi * np.e)
+    assert found["image_bits_per_dimension"] == pytest.approx(entropy, abs=0.7)
+    assert found["image_bits_per_dimension_low"] < found["image_bits_per_dimension"]
+    numbers, pixels = loom.grid(1, 16, 16)[1] ** 2 * loom.config.unified.latent_dim, 16 * 16
+    rate = (found["image_bits_per_dimension"] - 0.5 * np.log2(2 * np.pi * np.e * 0.05**2)) * numbers / pixels
+    assert found["image_bits_per_pixel"] == pytest.approx(rate, rel=1e-6)
+    assert 0 < found["image_bits_per_pixel_webp"] and 0 < found["image_bits_per_pixel_png"]
+    assert found["seconds_to_draw"] > 0
 
 
 def test_a_model_is_trained_and_measured_and_has_its_row(tmp_path, inputs):

@@ -16,16 +16,18 @@ import pytest
 import torch
 
 from omniloom.infra import storage
+from omniloom.infra.artifacts import Artifact
 from omniloom.models.tokenizer.quantizers.config import GaussianConfig
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer
 from omniloom.stages.data import records
+from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import decode
 from omniloom.stages.data.documents import Documents
 from omniloom.stages.data.packing import Placed
 from omniloom.stages.data.token_shards import from_bf16, to_bf16
 from omniloom.stages.data.tokens import TokenSet
-from omniloom.stages.pretokenize import encoders
+from omniloom.stages.pretokenize import encoders, taken
 from omniloom.stages.pretokenize import shard as shard_module
 from omniloom.stages.pretokenize import stage as pretokenize
 from omniloom.stages.pretokenize.index import write_indices
@@ -33,6 +35,7 @@ from omniloom.stages.pretokenize.shard import ShardTokenizer
 from omniloom.stages.pretokenize.stats import combine
 
 SHARDS = 4
+ASPECTS = Aspects(("1:1", "3:2", "2:3"), 8)
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +322,40 @@ def test_training_draws_latents_anew_in_each_row_and_the_same_of_a_rows_seed(tmp
     noise = [(a - b) / np.abs(a - b).max() for a, b in zip(both, means, strict=True)]
     assert len(both) == 2 and not np.allclose(noise[0].ravel()[:16], noise[1].ravel()[:16])
     assert [s.ids.tolist() for s in documents.segments(Placed(int(text), "text", 4, stop=4), 5)]
+
+
+def test_how_well_pictures_are_reconstructed_is_told_of_new_ones_and_of_others(tmp_path, corpus, visual, whole):
+    model = load_tokenizer(visual)
+    expected: dict[tuple[str, bool], list[np.ndarray]] = {}
+    notes = [storage.read_json(str(whole / f"state/shards/{number:05d}.json")) for number in range(SHARDS)]
+    for number, uri in enumerate(records.shards(corpus.uri)):
+        pictures: dict[str, list[dict]] = {"image": [], "video": []}
+        for row in records.iterate_shard(uri):
+            parts = [part for part in row["segments"] or () if part["type"] == "image"]
+            for part in parts or [row] * (row["kind"] in pictures):
+                pictures["image" if parts else row["kind"]].append(part)
+        for kind, frames in (("image", 1), ("video", 5)):
+            for item in pictures[kind][: shard_module._MEASURED]:
+                bucket = ASPECTS.bucket(item["width"], item["height"])
+                clip = decode(kind, item["media"], ASPECTS.shape(bucket, 24), frames)
+                pixels = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 255 - 0.5
+                with torch.no_grad():
+                    recon = model(pixels)[0].clamp(-0.5, 0.5)
+                expected.setdefault((kind, number == 3), []).append(((recon - pixels) ** 2).double().numpy().ravel())
+    assert sum(values for shard in notes for _, values in shard["errors"].values()) == sum(
+        len(error) for errors in expected.values() for error in errors
+    )
+    shards = [taken.Shard(f"{n}.parquet", n, {"number": n}) for n in range(SHARDS)]
+    known = {shard.name: shard.facts for shard in shards[:3]}
+    storage.write_json(str(tmp_path / "resume/shards.json"), {"shards": known})
+    told = taken.drift(shards, notes, Artifact("pretokenize", "0" * 64, str(tmp_path), {}))
+    for when in ("before", "new"):
+        error = np.concatenate(expected["image", when == "new"]).mean()
+        assert told[f"psnr_image_{when}"] == pytest.approx(-10 * np.log10(error), abs=1e-3)
+    error, values = notes[3]["errors"]["video"]
+    assert error == pytest.approx(np.concatenate(expected["video", True]).sum(), rel=1e-4) and values > 0
+    assert not any("video" in name for name in told)  # there was none before
+    assert told["psnr_image_new"] != pytest.approx(told["psnr_image_before"], abs=0.01)
+    notes[3].pop("errors")  # as earlier versions noted
+    older = taken.drift(shards, notes, Artifact("pretokenize", "0" * 64, str(tmp_path), {}))
+    assert older == {name: value for name, value in told.items() if not name.startswith("psnr")} != {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import corpora
 import numpy as np
@@ -264,7 +265,7 @@ def test_what_cannot_be_trained_is_named(tokens):
 # ---- the figures ----
 
 
-def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes: int) -> Evaluation:
+def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes: Any) -> Evaluation:
     """The measurements of an untrained model on coloured squares."""
     text, tokenizer = corpora.text_tokenizer(), load_tokenizer(visual)
     facts = TokenSet(tokens, "train").facts
@@ -306,7 +307,7 @@ def evaluated(folder: Path, visual, tokens, objectives: tuple[str, ...], **sizes
 
 
 def test_figures_are_by_objective_and_stand_in_one_table(tmp_path, visual, tokens):
-    every = evaluated(tmp_path, visual, tokens, tuple(ALL), latent_dim=4, pixel_dim=48, codebook_size=64)
+    every = evaluated(tmp_path, visual, tokens, tuple(ALL), latent_dim=4, pixel_dim=48, codebook_size=64, density={})
     for name in ("image_class_agreement", "caption_accuracy", "caption_exact"):
         assert name not in every.metrics and all(0 <= every.metrics[f"{name}_{o}"] <= 1 for o in ALL)
     assert {f"{kind}_{o}" for o in ALL for kind in ("drawn_images", "described_images", "drawn_videos")} == set(

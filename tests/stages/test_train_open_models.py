@@ -22,6 +22,8 @@ from omniloom.models.text import TextTokenizer
 from omniloom.models.unified import load_llama
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.pipelines.exporting.export import export
+from omniloom.stages.checkpoints.outside import require_folder_of_weights
+from omniloom.stages.train import stage as train_unified
 from omniloom.stages.train import worker
 from omniloom.stages.train.config import Config, unified_config
 
@@ -190,3 +192,23 @@ def test_a_start_that_is_nowhere_named_is_asked_for(tmp_path, chameleon, tokens,
     llama = corpora.language_model(tmp_path / "llama")
     with pytest.raises(InputError, match="cannot be written as .*UnifiedConfig"):
         export(str(model), "transformers", tmp_path / "other", start=str(llama))
+
+
+def test_a_bagel_is_trained_by_lora_and_back(tmp_path, chameleon, tokens, visual):
+    start, vocabulary = tmp_path / "bagel", json.loads((chameleon / "config.json").read_text())["vocab_size"]
+    start.mkdir()
+    reference = open_models.bagel(start, vocabulary)
+    (start / "tokenizer.json").write_bytes((chameleon / "tokenizer.json").read_bytes())
+    texts = {"objectives": {}, "packing": {"length": 64, "window_rows": 6, "mixture": {"text": 1}}}
+    settings = config(start, steps=4, adapter={"rank": 2}, optimizer={"lr": 1e-2, "warmup_steps": 0}, **texts)
+    require_folder_of_weights(str(start), "init_from")
+    train_unified.check_tokens(settings, tokens, None)
+    model = train(tmp_path / "lora", tokens, None, settings)
+    (line,) = export(str(model), "transformers", tmp_path / "out", start=str(start))
+    assert "layout of its authors" in line and (tmp_path / "out" / "ae.safetensors").exists()
+    ids = torch.randint(vocabulary, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine, theirs = OmniLoom.load(model).model.text_logits(ids), open_models.read_bagel(tmp_path / "out")(ids).logits
+        assert (mine - theirs).abs().max() < 1e-4 and (
+            theirs[..., :vocabulary] - reference(ids).logits
+        ).abs().max() > 0.1

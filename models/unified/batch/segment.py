@@ -34,7 +34,7 @@ class Segment:
     grid       visual: (t, h, w)
     loss       text: its tokens are targets. visual: its positions are
     objective  visual: a name of `models.unified.representations.OBJECTIVES`, also where it is context, as it decides
-               what the segment sees of itself; for latents and pixels it is their diffusion
+               what the segment sees of itself; for latents and pixels it is their diffusion where none is named
     max_time   visual: the factor, in [0, 1], of the diffusion time that is drawn for it. A target has 1, clean context
                0; context with capped noise, and a target that is never noised in full, lie between. Of codes under
                masked_code it caps the share that is masked; next_code has no time
@@ -84,8 +84,8 @@ class Segment:
                 f"Segment.latents: a visual segment needs one of {names}, got {', '.join(present) or 'none'}"
             )
         fitting = [name for name, row in OBJECTIVES.items() if row.representation.name == present[0]]
-        if self.objective is None and len(fitting) == 1:
-            self.objective = fitting[0]
+        if self.objective is None:
+            self.objective = REPRESENTATIONS[present[0]].usual
         if self.objective not in fitting:
             raise ValueError(f"Segment.objective: {present[0]} need {' or '.join(fitting)}, got {self.objective!r}")
 

@@ -107,7 +107,7 @@ class VisualLayout:
             caps,
             weights_or_none(np.repeat([segment.weight for _, segment in segments], sizes_I)),
         )
-        if self.feature_dim and not OBJECTIVES[objective].representation.discrete:
+        if self.feature_dim and OBJECTIVES[objective].is_diffusion:
             targets = [segment for _, segment in segments if segment.loss]
             task.features, task.has_features = _features(targets, self.feature_dim)
         return task

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from omniloom.models.extensions import resolve
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.density.config import DensityConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, denoised, sampling_times
 from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, sample
 from omniloom.models.unified.generation.cache import GenerationState
@@ -41,10 +42,24 @@ Watch = Callable[[int, Predicted | None], None]
 def check_drawing(config: UnifiedConfig, how: VisualSampling) -> None:
     """ValueError naming what is missing of `how`, whose objective and diffusion a model fills in, or of the model."""
     kind = how.row.representation
-    if not kind.discrete:
+    if how.row.is_diffusion:
         how.trained_diffusion()  # is checked
     if getattr(config, kind.size) is None:
         raise ValueError(f"objective: {how.objective} needs a model with {kind.size}")
+    if how.row.by_density:
+        if config.density is None:
+            raise ValueError(f"objective: {how.objective} needs a model with a density head")
+        _check_head(config.density, how)
+
+
+def _check_head(config: DensityConfig, how: VisualSampling) -> None:
+    """ValueError naming what the head does not draw by."""
+    if config.head == "diffusion":
+        how.trained_diffusion()  # is checked
+    if how.predictor is not None:
+        raise ValueError(f"sampler: {how.sampler} is of diffusions of whole pictures, got {how.objective}")
+    if config.head == "fourier" and how.temperature != 1:
+        raise ValueError(f"temperature: the head fourier draws at 1 alone, got {how.temperature}")
 
 
 def nothing(config: UnifiedConfig, grid: Grid, how: VisualSampling) -> Tensor:
@@ -122,7 +137,10 @@ class Canvas:
     def predict(self, hidden: Tensor) -> Tensor:
         """The guided output of the head for the requests, float32."""
         kind, state = self.how.row.representation, self.state
-        out = state.model.visual_head(kind.name, hidden, state.given).float()
+        return self.guided(state.model.visual_head(kind.name, hidden, state.given).float())
+
+    def guided(self, out: Tensor) -> Tensor:
+        """What is predicted for all variants (V R, ...) -> for the requests (R, ...)."""
         variants = self.how.variants
         *more, guided = outputs = out.chunk(len(variants))
         for (scale, _), full, less in reversed(list(zip(variants, more, outputs[1:]))):

@@ -131,7 +131,8 @@ class VisualSampling:
         F(0) + s (F(I, T) - F(0))                                    without a condition for 0 (arXiv 2207.12598)
         F(0) + s_I (F(I, 0) - F(0)) + s (F(I, T) - F(I, 0))          with image_guidance_scale s_I: text and earlier
                                                                      pictures apart (arXiv 2211.09800, eq. 3)
-    where a scale leaves no weight to a pass, there is none.
+    where a scale leaves no weight to a pass, there is none. Of next_latent F are log-densities, by which candidates are
+    weighed (`models.unified.density.drawing`).
     """
 
     objective: str | None = _knob(None, str, names=OBJECTIVES)
@@ -141,7 +142,8 @@ class VisualSampling:
     num_frames: int | None = _knob(None, int, at_least=1, flags=("--frames",))
     """Frames of a video; those of training by default."""
     num_steps: int = _knob(20, int, at_least=1, flags=("--steps",))
-    """Steps of a diffusion, rounds of masked codes; next_code takes one a position."""
+    """Steps of a diffusion, rounds of masked codes; next_code and next_latent take one a position, and its diffusion
+    head so many steps in each."""
     guidance_scale: float = _knob(2.0, float, at_least=0, flags=("--guidance",))
     """Scale of classifier-free guidance."""
     image_guidance_scale: float | None = _knob(None, float, at_least=0, flags=("--image-guidance",))
@@ -151,7 +153,7 @@ class VisualSampling:
     predictor: MidpointPredictor | str | Path | None = _knob(None, Path)
     """What `omniloom sampler` wrote, for the sampler amed."""
     temperature: float = _knob(1.0, float, at_least=0)
-    """Temperature of codes: divisor of the logits; 0 takes the likeliest code."""
+    """Temperature of codes: divisor of the logits; 0 takes the likeliest code. Of next_latent: factor of variances."""
     top_k: int | None = _knob(None, int, at_least=1)
     """Choose codes among the k likeliest."""
     top_p: float | None = _knob(None, float, above=0, at_most=1)
@@ -160,7 +162,7 @@ class VisualSampling:
     """For masked codes: weight of the Gumbel noise on the confidence that decides which codes are kept, falling
     linearly to 0 over the rounds (MaskGIT)."""
     diffusion: DiffusionConfig | None = None
-    """How the objective was trained, of latents or of pixels; codes have none. Not a choice: a model fills it in
+    """How the objective was trained, where it is a diffusion. Not a choice: a model fills it in
     (`models.model.OmniLoom.resolve`)."""
 
     def __post_init__(self) -> None:

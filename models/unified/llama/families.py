@@ -6,8 +6,11 @@ Llama, Mistral, Qwen2, 3   the file itself; model.*, lm_head                    
 Chameleon                  the file itself; model.*, lm_head                       tokens IMGIMG*Z
 Emu3                       text_config; text_model.model.*, text_model.lm_head     tokens <|visual token *|>
 Janus                      text_config; model.language_model.*, lm_head            an embedding with an MLP, a head
+BAGEL                      the file llm_config.json; language_model.*              none
 
-Chameleon (arXiv 2405.09818), Emu3 (arXiv 2409.18869) and Janus-Pro (arXiv 2501.17811) as `transformers` has them. Codes
+Chameleon (arXiv 2405.09818), Emu3 (arXiv 2409.18869) and Janus-Pro (arXiv 2501.17811) as `transformers` has them,
+BAGEL (arXiv 2505.14683) as its authors' repository lays it out, ByteDance-Seed/Bagel: of its two towers that of texts,
+a Qwen2 with QK-norm. Codes
 that are tokens keep their rows of the vocabulary, and `code_in` and `code_out` begin as copies of them: texts are read
 with the one, pictures with the other.
 """
@@ -16,8 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from omniloom.models.hf.config_json import Document
+
+BAGEL = "BagelForConditionalGeneration"
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,12 @@ class Family:
     names: tuple[Names, ...] = (Names(),)  # the first that a file has; the last is what `transformers` calls modules
     codes: Callable[[Document], Codes] | None = None
     others: tuple[str, ...] = ()  # how the names of parts begin that are no language model's
+    other_tower: str | None = None  # what the names of a tower have in them that is not read
+    text_file: str | None = None  # the file of the language model's config, where it has one of its own
+
+    def is_other(self, key: str) -> bool:
+        """Whether a tensor is of a part that is not read, and written back as it is."""
+        return key.startswith(self.others) or self.other_tower is not None and self.other_tower in key
 
 
 def _sub(document: Document, key: str) -> Document:
@@ -143,7 +155,25 @@ FAMILIES = {
         codes=_janus,
         others=("model.vision_model.", "model.aligner.", "model.vqmodel.", "model.generation_"),
     ),
+    BAGEL: Family(
+        kv_heads=32,
+        qkv_bias=True,
+        qk_norm="rms",
+        text="llm_config",
+        text_file="llm_config.json",
+        names=(Names("language_model.model.", "language_model.lm_head.weight"),),
+        others=("vit_", "connector.", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed."),
+        other_tower="_moe_gen.",
+    ),
 }
+
+
+def read_values(read: Callable[[str], Any]) -> Any:
+    """What a folder says that it is. `read` gives the parsed JSON of a file there, None where there is none. That of a
+    BAGEL, whose config.json differs from copy to copy, is told by its llm_config.json."""
+    if (language := read("llm_config.json")) is not None:
+        return {"architectures": [BAGEL], "llm_config": language}
+    return read("config.json")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from omniloom.models.hf.config_json import read_json
 from omniloom.models.hf.weights import Checkpoint, open_checkpoint
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.config import config_from_llama
-from omniloom.models.unified.llama.families import Family, Names, described
+from omniloom.models.unified.llama.families import Family, Names, described, read_values
 from omniloom.models.unified.llama.tensors import Source, tensors
 from omniloom.models.unified.model import UnifiedModel
 
@@ -64,7 +64,7 @@ def load_llama(
     missing, unknown, of a wrong shape or dtype, a file that cannot be read.
     """
     folder = Path(folder)
-    document = read_json(folder / "config.json")
+    document = folder_values(folder)
     config = config_from_llama(
         document,
         str(folder / "config.json"),
@@ -87,7 +87,7 @@ def load_llama(
         # Old files hold rotary tables, which follow from the config, and some a copy of the tied head.
         checkpoint.refuse_unknown(
             {names.head, *(source.key for sources in wanted.values() for source in sources)},
-            lambda key: key.endswith("rotary_emb.inv_freq") or key.startswith(found.family.others),
+            lambda key: key.endswith("rotary_emb.inv_freq") or found.family.is_other(key),
         )
         for name, sources in wanted.items():
             _read(model.get_parameter(name), sources, checkpoint, new_tokens if name in _VOCABULARY else ())
@@ -118,6 +118,13 @@ def _read(parameter: Tensor, sources: list[Source], checkpoint: Checkpoint, new_
         _fill_rows(parameter[:at], sorted(new_tokens))
     if at < len(parameter):
         _fill(parameter[at:], parameter[:at])
+
+
+def folder_values(folder: Path) -> Any:
+    """What a local folder says that it is. ValueError naming a file that cannot be read."""
+    return read_values(
+        lambda name: read_json(folder / name) if name == "config.json" or (folder / name).exists() else None
+    )
 
 
 def names_in(checkpoint: Checkpoint, family: Family) -> Names:

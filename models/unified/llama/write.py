@@ -24,15 +24,16 @@ import torch
 from torch import Tensor
 
 from omniloom.models.hf.config_json import read_json
-from omniloom.models.hf.weights import INDEX, WEIGHTS, open_checkpoint
+from omniloom.models.hf.weights import INDEX, open_checkpoint
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.config import architecture
 from omniloom.models.unified.llama.families import Described, described
-from omniloom.models.unified.llama.load import names_in
+from omniloom.models.unified.llama.load import folder_values, names_in
 from omniloom.models.unified.llama.tensors import Table, tensors
 from omniloom.models.unified.model import UnifiedModel
 
-COPIED = ("*.json", "*.txt", "*.jinja", "*.model")  # beside config and weights: tokenizers, processors
+# Beside config and weights: tokenizers, processors, a BAGEL's autoencoder.
+COPIED = ("*.json", "*.txt", "*.jinja", "*.model", "ae.safetensors")
 _DTYPES = ("dtype", "torch_dtype")
 _NOWHERE = ("long_skips", "mup")  # what changes texts and no family has
 _OF_CODES = ("modality_experts",)  # what changes pictures alone
@@ -50,7 +51,7 @@ def write_back(model: UnifiedModel, start: str | Path, folder: str | Path) -> No
     theirs."""
     start, folder = Path(start), Path(folder)
     where = str(start / "config.json")
-    values = read_json(start / "config.json")
+    values = folder_values(start)
     found = described(values, where)
     _check(model.config, values, where, found)
     codes = found.codes if model.config.codebook_size is not None else None
@@ -71,13 +72,14 @@ def write_back(model: UnifiedModel, start: str | Path, folder: str | Path) -> No
                 held |= extra
             _save(held, folder / file.name)
             shards[file] = list(held)
-    if list(shards) != [start / WEIGHTS]:
+    if checkpoint.where.name == INDEX:
         _write_index(folder, shards, start)
-    (folder / "config.json").write_text(json.dumps(_document(values, config, model, found), indent=2), encoding="utf-8")
-    for pattern in COPIED:
-        for file in sorted(start.glob(pattern)):
-            if file.name not in ("config.json", INDEX):
-                shutil.copyfile(file, folder / file.name)
+    document, own_file = _document(values, config, model, found), found.family.text_file
+    told = json.dumps(document[str(found.family.text)] if own_file else document, indent=2)
+    (folder / (own_file or "config.json")).write_text(told, encoding="utf-8")
+    for file in (file for pattern in COPIED for file in sorted(start.glob(pattern))):
+        if not (folder / file.name).exists() and file.name != INDEX:
+            shutil.copyfile(file, folder / file.name)
 
 
 def _check(config: UnifiedConfig, values: Any, where: str, found: Described) -> None:

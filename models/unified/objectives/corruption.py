@@ -12,7 +12,7 @@ positions in I segments.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -64,6 +64,18 @@ def draw_noise(config: DiffusionConfig, batch: Batch, channels: int, seed: Seed,
         # Always L times: how many segments the longest row of the batch has must not shift the draws.
         times_BS[row] = sample_times(config, (L,), generator)[:S]
     return noise_BLC, times_BS
+
+
+def draw_by_place(
+    batch: Batch, seed: Seed, stream: int, draw: Callable[[tuple[int, ...], torch.Generator], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """What `draw` gives of a shape and a generator, a number or several for each of the (B, L) places, also where they
+    are not needed; on the device of the generators."""
+    B, L = batch.ids.shape
+    generators = _generators(seed, B, stream, batch.ids.device)
+    if isinstance(seed, int | torch.Generator):
+        return draw((B, L), generators[0])
+    return tuple(torch.stack(several) for several in zip(*(draw((L,), generator) for generator in generators)))
 
 
 def mask_ratio(progress: Tensor | float) -> Tensor | float:

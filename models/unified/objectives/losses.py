@@ -6,6 +6,7 @@ the objective's positions; `error` takes the network's predictions and gives the
     NextCodeLoss    the cross entropy of a code, predicted at the position before it
     MaskedCodeLoss  the cross entropy of a code where it is masked, over the masked share of its segment, and 0
                     elsewhere: each segment's mean over what is masked, and segments weigh by their size
+    next_latent     `models.unified.objectives.next_latent`
 
 Shapes: B rows, L places of a row, S visual segments of a row at most, M visual positions of the representation, K of
 them in segments of the objective that are not clean context, N of those are targets, A predictions, C channels of a
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from omniloom.models.unified.batch import Batch, VisualTask
@@ -41,6 +43,7 @@ class Shown:
     places  int64 (A,): the flat places (b*L + l) whose predictions `error` is given
     times   float (B, S) of the segments, of a diffusion
     masked  bool (K,): positions where a learned token enters instead
+    asked   what the density head is asked, where the objective is by it: tensors with a row for each prediction
     extras  what else `error` needs; of a `separable` objective, tensors with a row for each prediction, or None
     share   where ranks share rows out, this one's: then `error` is given the predictions at its places alone
     """
@@ -49,6 +52,7 @@ class Shown:
     places: Tensor
     times: Tensor | None = None
     masked: Tensor | None = None
+    asked: dict[str, Tensor] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     share: RowShare | None = None
     _everywhere: Tensor | None = None  # `places` of all ranks, in whole rows
@@ -57,7 +61,8 @@ class Shown:
         """With the places and extras of this rank's predictions; values and masks stay those of whole rows."""
         which, places = share.mine(self.places)
         extras = {name: a if a is None else a.index_select(0, which) for name, a in self.extras.items()}
-        return replace(self, places=places, extras=extras, share=share, _everywhere=self.places)
+        asked = self.asked and {name: a.index_select(0, which) for name, a in self.asked.items()}
+        return replace(self, places=places, asked=asked, extras=extras, share=share, _everywhere=self.places)
 
     def of_all_ranks(self, x_AC: Tensor) -> Tensor:
         """(A, C) of the predictions that `error` is given -> those of all ranks, in the order of whole rows."""
@@ -78,7 +83,7 @@ def drawn(loss: Any, name: str, batch: Batch, seed: Seed) -> tuple[Tensor, ...]:
     return tuple(to_device(part, batch.ids.device) for part in found)
 
 
-def _target_weights(task: VisualTask) -> Tensor | None:
+def target_weights(task: VisualTask) -> Tensor | None:
     """float32 (N,); None where all are 1."""
     return None if task.weights is None else task.weights[task.targets]
 
@@ -88,13 +93,14 @@ class DiffusionLoss:
 
     def __init__(self, row: VisualObjective, config: UnifiedConfig, diffusion: DiffusionConfig):
         self.name, self.config, self.stream = row.name, diffusion, row.draw_stream
+        self.law = diffusion  # of the times
         self.pixels = row.representation.name == "pixels"
         warn_wide_patches(diffusion, getattr(config, row.representation.size), config.width)
 
     def draw_ahead(self, batch: Batch, seed: Seed) -> tuple[Tensor, Tensor]:
         """Noise (K, C) and times (B, S) before any cap."""
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
-        noise_BLC, times_BS = draw_noise(self.config, batch, part.values.shape[1], seed, self.stream)
+        noise_BLC, times_BS = draw_noise(self.law, batch, part.values.shape[1], seed, self.stream)
         return noise_BLC.flatten(0, 1)[torch.from_numpy(task.places).to(noise_BLC.device)], times_BS
 
     def show(self, batch: Batch, seed: Seed) -> Shown:
@@ -109,7 +115,7 @@ class DiffusionLoss:
             "noise": noise_KC[task.targets],
             "clean": clean_KC[task.targets],
             "time": time_K1[task.targets],
-            "weights": _target_weights(task),
+            "weights": target_weights(task),
         }
         return Shown(
             noisy_KC * row.input_scale(time_K1),
@@ -144,11 +150,19 @@ class NextCodeLoss:
     def show(self, batch: Batch, seed: Seed) -> Shown:
         task, part = batch.tasks[self.name], batch.parts["codes"]
         target_rows_N = task.rows[task.targets]
-        extras = {"codes": part.values[target_rows_N], "weights": _target_weights(task)}
+        extras = {"codes": part.values[target_rows_N], "weights": target_weights(task)}
         return Shown(part.values[task.rows], part.index[target_rows_N] - 1, extras=extras)
 
     def error(self, logits_NV: Tensor, shown: Shown, batch: Batch) -> Tensor:
         return entropy_sums(logits_NV, shown.extras["codes"], shown.extras["weights"])[0]
+
+    def show_bound(self, batch: Batch, seed: Seed, times: int) -> Shown:
+        """What is shown for `nats` (`models.unified.objectives.likelihoods`)."""
+        return self.show(batch, seed)
+
+    def nats(self, logits_NV: Tensor, shown: Shown) -> Tensor:
+        """-log p of each target's code, (N,)."""
+        return F.cross_entropy(logits_NV, shown.extras["codes"], reduction="none")
 
 
 class MaskedCodeLoss:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from omniloom.models.extensions import resolve
 from omniloom.models.unified.adapter.dropout import dropouts, seed_dropout
-from omniloom.models.unified.batch import Batch
+from omniloom.models.unified.batch import Batch, Document
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
 from omniloom.models.unified.llama.load import is_text_parameter
@@ -32,7 +32,7 @@ from omniloom.models.unified.objectives.alignment import FeatureAlignment, align
 from omniloom.models.unified.objectives.corruption import Seed, draw_patch_masks, row_seeds
 from omniloom.models.unified.objectives.entropy import entropy_sums
 from omniloom.models.unified.objectives.losses import Shown, to_device
-from omniloom.models.unified.representations import OBJECTIVES, objective_row
+from omniloom.models.unified.representations import DENSITY, OBJECTIVES, objective_row
 from omniloom.models.unified.sequence import RowShare, SequenceGroup
 
 
@@ -42,7 +42,7 @@ class UnifiedObjective(nn.Module):
     diffusion        of latents; pixel_diffusion: of pixels
     objectives       those that are trained, by name; the model has their representations and no others
     text_weight, visual_weight  of text's mean and of a diffusion's (Transfusion, arXiv 2408.11039, eq. 4: 1 and 5)
-    objective_weights  by objective; one that is not named has visual_weight where it is a diffusion, else text_weight
+    objective_weights  by objective; one that is not named has text_weight where it is on codes, else visual_weight
     z_loss           weight of the squared log-partition, which keeps logits from drifting
                      (arXiv 2204.02311, section 5.1); of text
     alignment        projects hidden states onto a frozen encoder's features, or None; alignment_weight: of its loss;
@@ -91,7 +91,7 @@ class UnifiedObjective(nn.Module):
             for name, row in OBJECTIVES.items()
             if name in self.weights
         }
-        if alignment and all(OBJECTIVES[name].representation.discrete for name in self.losses):
+        if alignment and not any(OBJECTIVES[name].is_diffusion for name in self.losses):
             raise ValueError("UnifiedObjective.alignment: expected None without a diffusion, whose targets it is of")
         self.alignment, self.alignment_weight = alignment, alignment_weight
         self.alignment_layer = _alignment_layer(alignment_layer, model.config.layers)
@@ -108,7 +108,7 @@ class UnifiedObjective(nn.Module):
         made = {name: loss.draw_ahead(batch, seed) for name, loss in self.losses.items() if hasattr(loss, "draw_ahead")}
         if self.model.config.patch_mask_high > 0:
             for name in self.losses:
-                if not OBJECTIVES[name].representation.discrete:
+                if OBJECTIVES[name].is_diffusion:
                     made[_patches(name)] = (self._draw_patches(batch, name, seed),)
         return made
 
@@ -120,7 +120,7 @@ class UnifiedObjective(nn.Module):
         shown = {name: loss.show(batch, seed) for name, loss in self.losses.items()}
         if self.training and self.model.config.patch_mask_high > 0:
             for name, own in shown.items():
-                if own.times is not None:
+                if OBJECTIVES[name].is_diffusion:
                     ahead = batch.drawn.get(_patches(name))
                     masked_K = ahead[0] if ahead else self._draw_patches(batch, name, seed)
                     own.masked = to_device(masked_K, batch.ids.device)
@@ -132,6 +132,11 @@ class UnifiedObjective(nn.Module):
         masked_K = draw_patch_masks(config.patch_mask_low, config.patch_mask_high, batch, name, seed, stream)
         return torch.from_numpy(masked_K)
 
+    def beside(self, rows: Sequence[Sequence[Document]], device: str | None) -> Batch | None:
+        """For `Batch.unconditioned`: what the objective needs of packed rows beside their batch, for a device as in
+        `collate`; None, as here, where that is nothing."""
+        return None
+
     def predict(
         self,
         batch: Batch,
@@ -139,25 +144,8 @@ class UnifiedObjective(nn.Module):
         layer_states: dict[int, Tensor] | None = None,
         share: RowShare | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
-        as in `UnifiedModel.forward`."""
-        values = {name: part.values for name, part in batch.parts.items()}
-        times: dict[str, Tensor] = {}
-        masked: dict[str, Tensor] = {}
-        places: dict[str, list[Tensor]] = {name: [] for name in batch.parts}
-        for name, own in shown.items():
-            kind, rows_K = OBJECTIVES[name].representation.name, batch.tasks[name].rows
-            values[kind] = values[kind].index_copy(0, rows_K, own.values)
-            places[kind].append(own.places)
-            if own.times is not None:
-                times[kind] = own.times
-            if own.masked is not None:
-                none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
-                masked[kind] = none_M.index_copy(0, rows_K, own.masked)
-        joined = {kind: torch.cat(several) for kind, several in places.items()}
-        logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states, share)
-        pieces = {kind: iter(outputs[kind].split([len(p) for p in several])) for kind, several in places.items()}
-        return logits_TV, {name: next(pieces[OBJECTIVES[name].representation.name]) for name in shown}
+        """`predict` by the own model."""
+        return predict(self.model, batch, shown, layer_states, share)
 
     def forward(
         self, batch: Batch, seed: Seed, counts: Mapping[str, float] | None = None
@@ -200,6 +188,45 @@ class UnifiedObjective(nn.Module):
         return loss, {"loss": loss.detach(), **logs}
 
 
+def predict(
+    model: UnifiedModel,
+    batch: Batch,
+    shown: Mapping[str, Shown],
+    layer_states: dict[int, Tensor] | None = None,
+    share: RowShare | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
+    as in `UnifiedModel.forward`."""
+    values = {name: part.values for name, part in batch.parts.items()}
+    times: dict[str, Tensor] = {}
+    masked: dict[str, Tensor] = {}
+    by_density = any(OBJECTIVES[name].by_density for name in shown)
+    places: dict[str, list[Tensor]] = {name: [] for name in (*batch.parts, *(DENSITY,) * by_density)}
+    asked: dict[str, Tensor] | None = None
+    for name, own in shown.items():
+        kind, rows_K = OBJECTIVES[name].representation.name, batch.tasks[name].rows
+        values[kind] = values[kind].index_copy(0, rows_K, own.values)
+        places[OBJECTIVES[name].head].append(own.places)
+        asked = asked if own.asked is None else own.asked
+        if own.times is not None and kind in times:
+            is_own = batch.tasks[name].caps.view_as(own.times) > 0
+            times[kind] = torch.where(is_own, own.times, times[kind])
+        elif own.times is not None:
+            times[kind] = own.times
+        if own.masked is not None:
+            none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
+            masked[kind] = none_M.index_copy(0, rows_K, own.masked)
+    none = batch.label_index[:0]  # of an output that no objective asks
+    joined = {head: torch.cat(several or [none]) for head, several in places.items()}
+    logits_TV, outputs = model(batch, values, times, joined, masked, layer_states, share, asked)
+    pieces = {head: iter(outputs[head].split([len(p) for p in several])) for head, several in places.items()}
+    predictions = {name: next(pieces[OBJECTIVES[name].head]) for name in shown}
+    for head in (head for head, several in places.items() if not several):
+        name = next(iter(predictions))  # so that what nothing asks takes part: the sum of nothing, with a gradient
+        predictions[name] = predictions[name] + outputs[head].sum()
+    return logits_TV, predictions
+
+
 def _with_weights(own: dict[str, float], others: Mapping[str, float]) -> dict[str, float]:
     """The weights of the objectives, `others` in place of their `own`. ValueError for an objective that has none."""
     if unknown := set(others) - set(own):
@@ -225,6 +252,13 @@ def _check_representations(config: UnifiedConfig, objectives: Sequence[str]) -> 
     if needed != set(config.representations):
         has, wants = (", ".join(sorted(names)) or "none" for names in (config.representations, needed))
         raise ValueError(f"UnifiedObjective.objectives: the model has {has}, the objectives are on {wants}")
+    by_density = [name for name in objectives if OBJECTIVES[name].by_density]
+    if len(by_density) != config.has_density:
+        told = "a" if config.has_density else "no"
+        raise ValueError(
+            f"UnifiedObjective.objectives: the model has {told} density head, of the objectives "
+            f"{', '.join(by_density) or 'none'} asks it; expected one of each, or none"
+        )
 
 
 def _alignment_layer(layer: int | None, layers: int) -> int:

@@ -131,7 +131,7 @@ class Items:
     def __init__(self, known: Known, files: Files, names: list[str]):
         """`names`: what stands for each source, whatever its number."""
         self._known, self._files = known, files
-        self._names = [f"{name} ".encode("utf-8", "surrogatepass") for name in names]
+        self._digests = [blake2b(f"{name} ".encode("utf-8", "surrogatepass"), digest_size=16) for name in names]
         self._seen: Counter[bytes] = Counter()  # of what cannot be read, which may come more than once
         self._keys = bytearray()
         self._columns: list[np.ndarray] = []  # (3, n): group, item and generation of n items
@@ -172,7 +172,9 @@ class Items:
             told = {name: value for name, value in item.items() if name not in _OF_THIS_RUN}
         if "digest" in told:
             told.pop(_OF_THE_FILE, None)
-        key = blake2b(self._names[item["source"]] + marshal.dumps(told, _PLAIN), digest_size=16).digest()
+        digest = self._digests[item["source"]].copy()
+        digest.update(marshal.dumps(told, _PLAIN))
+        key = digest.digest()
         if "reject" not in item:
             return key
         self._seen[key] += 1

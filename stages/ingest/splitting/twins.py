@@ -173,8 +173,8 @@ def _order(coarse: np.ndarray, directions: list[np.ndarray]) -> Fine:
         tables, rows = np.divmod(rows, len(coarse))
         found = np.empty(len(rows), np.float32)
         for table, direction in enumerate(directions):
-            own = slice(*np.searchsorted(tables, (table, table + 1)))  # rows rise
-            found[own] = _projected(coarse[rows[own]], direction)[:, 0]
+            start, stop = np.searchsorted(tables, (table, table + 1)).tolist()  # rows rise
+            found[start:stop] = _projected(coarse[rows[start:stop]], direction)[:, 0]
         return found
 
     return fine
