@@ -26,6 +26,7 @@ BUILT_IN = (
     Stage("objective_study", "omniloom.stages.studies.objectives", ("records", "tokenizer", "tokens")),
     Stage("generation_study", "omniloom.stages.studies.generations", ("records", "tokenizer", "tokens")),
     Stage("train", "omniloom.stages.train.stage", ("tokens", "tokenizer?"), "model"),
+    Stage("distill", "omniloom.stages.distill.stage", ("tokens", "tokenizer?", "model"), "model"),
     Stage(
         "evaluate",
         "omniloom.stages.evaluate.stage",

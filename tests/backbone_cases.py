@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict] = {
     "skips_gau": {"long_skips": True, "block": "gau", "layers": 2},
     "swapped": {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},
     "unet": {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
+    "unet_deep": {"latent_patchifier": "unet", "pixel_patchifier": "unet", "unet_depth": 3, "layers": 2},
     "flow": {"flow_head_layers": 2, "flow_head_width": 20},
     "mask": {"patch_mask_low": 0.3, "patch_mask_high": 0.6},
     "modulated": {"modulation": "adaln_zero"},

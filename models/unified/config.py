@@ -149,6 +149,7 @@ class UnifiedConfig(Conditional):
     USES: ClassVar = {
         "pixel_bottleneck": Use(_enters_by("bottleneck"), "a patchifier: bottleneck of what is trained on"),
         "unet_width": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
+        "unet_depth": Use(_enters_by("unet"), "a patchifier: unet of what is trained on"),
         "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
         "density": Use(lambda c: c.density is not None, "the objective next_latent"),
         "modulation": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
@@ -235,6 +236,9 @@ class UnifiedConfig(Conditional):
     to this base, so that the best `optimizer.lr` of a small model is that of a large one; null: the standard one."""
     specials: SpecialIds = field(default_factory=SpecialIds)
     """Vocabulary ids of the tokens that frame text and pictures."""
+    unet_depth: int | None = field(default=None, metadata=_LATER)
+    """Residual blocks of the patchifier unet at half the positions' resolution, where they cost least: a model is
+    scaled there (Simple Diffusion, arXiv 2301.11093, section 3.3). null: one."""
     density: DensityConfig | None = field(default=None, metadata=_LATER)
     """The head that gives the density of a position's latents, of the objective next_latent (docs/densities.md); null:
     none, and where that objective is trained a mixture."""
@@ -303,6 +307,8 @@ class UnifiedConfig(Conditional):
     def _check_visual(self) -> None:
         for name in ("latent_patchifier", "pixel_patchifier"):
             require(getattr(self, name) in PATCHIFIERS, self, name, f"one of {', '.join(PATCHIFIERS)}")
+        if self.unet_depth is not None:
+            _positive_int(self, "unet_depth")
         layers = self.flow_head_layers
         good = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
         require(good, self, "flow_head_layers", "an integer not below 0")
@@ -529,4 +535,5 @@ def _unet_parameters(c: UnifiedConfig, inputs: int) -> int:
         return 2 * d + 2 * (9 * d + 1) * d + (c.width + 1) * 2 * d
 
     d = c.unet_width
-    return (inputs + 1) * d + 2 * residual(d) + residual(2 * d) + (4 * d + 1) * 2 * d + (3 * d + 1) * d + d
+    deep = (c.unet_depth or 1) * residual(2 * d)
+    return (inputs + 1) * d + 2 * residual(d) + deep + (4 * d + 1) * 2 * d + (3 * d + 1) * d + d

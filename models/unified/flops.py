@@ -161,12 +161,13 @@ def _output(c: UnifiedConfig, batch: Batch, name: str, segments: int, asked: flo
 
 
 def _unet(c: UnifiedConfig, batch: Batch, name: str, segments: int) -> int:
-    """A unet behind its first layer: residual blocks of two convolutions and a time, one of them at twice the channels
-    over cells."""
+    """A unet behind its first layer: residual blocks of two convolutions and a time, `unet_depth` of them at twice the
+    channels over cells."""
     part, d = batch.parts[name], c.unet_width
     if part.tables is None:
         raise ValueError(f"batch: expected neighbours of {name}, which collate lays out for a config with a unet")
     positions, cells = len(part.index), len(part.tables.children) // _CHILDREN
     fine = 2 * (2 * _AROUND * d * d) + 3 * d * d  # two residual blocks, and cells back to positions
-    coarse = _CHILDREN * d * (2 * d) + 2 * _AROUND * (2 * d) ** 2
-    return _TRAINED * (fine * positions + coarse * cells + (2 * 2 * d + 4 * d) * c.width * segments)
+    depth = c.unet_depth or 1
+    coarse = _CHILDREN * d * (2 * d) + depth * 2 * _AROUND * (2 * d) ** 2
+    return _TRAINED * (fine * positions + coarse * cells + (2 * 2 * d + depth * 4 * d) * c.width * segments)

@@ -22,7 +22,7 @@ _FILES = ("unified.safetensors", "text.json")
 _SIZES = {row.size: name for name, row in REPRESENTATIONS.items()}
 # Of a model without diffusions nothing was made by these.
 _OF_DIFFUSIONS = (
-    *("time_dim", "pixel_bottleneck", "latent_patchifier", "pixel_patchifier", "unet_width"),
+    *("time_dim", "pixel_bottleneck", "latent_patchifier", "pixel_patchifier", "unet_width", "unet_depth"),
     *("flow_head_layers", "flow_head_width", "patch_mask_low", "patch_mask_high", "modulation"),
 )
 _ADDED = ("modality_experts",)  # where a model has none, it starts as a copy and computes the same

@@ -57,5 +57,14 @@ class EvaluateConfig(MeasureConfig):
     alias: str = "champion"
     """Alias in the model registry of the model that passed the gate last."""
 
+    @property
+    def enters_fingerprint(self) -> dict[str, str]:
+        """What counts in the fingerprint beside the fields: that a default was written down. It then holds for a model
+        that has its own (`stages.inference.config.DrawingConfig.chosen`), and counts for others' as little as it
+        did."""
+        fields = type(self).model_fields
+        written = sorted(name for name, value in self.chosen().items() if value == fields[name].default)
+        return {"written": ", ".join(written)} if written else {}
+
 
 Config = EvaluateConfig

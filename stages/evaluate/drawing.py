@@ -105,7 +105,7 @@ def drawn_for(
     for shape, places in evaluation.by_shape(evaluation.images, shapes_of or indices).items():
         made = evaluation.loom.text_to_image(
             [evaluation.caption(indices[place]) for place in places],
-            dataclasses.replace(config.visual(objective=objective, size=shape), **(fields or {})),
+            dataclasses.replace(evaluation.visual(objective=objective, size=shape), **(fields or {})),
             seeds=[config.seed + place for place in places],
         )
         drawn |= dict(zip(places, made, strict=True))

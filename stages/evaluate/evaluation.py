@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
-from omniloom.models.model import OmniLoom
+from omniloom.models.model import OmniLoom, VisualSampling
 from omniloom.stages.data.aspects import Aspects
 from omniloom.stages.data.clips import ClipStore
 from omniloom.stages.data.packing import PackingConfig
@@ -38,6 +39,12 @@ def _given(value: str | None, what: str) -> str:
     return value
 
 
+def trained_by(model: Artifact) -> Mapping[str, Any]:
+    """The config that the model was trained by: its ledger's, as of a distilled one the stage's own says little."""
+    ledger = storage.read_json(model.file("ledger.json"))
+    return ledger["periods"][-1]["config"] if ledger else model.manifest["config"]
+
+
 class Evaluation:
     """`inputs` holds artifacts by role: `records` and `tokens`; the model is in `folder` and was trained by the config
     `training`, by default those of the input `model`."""
@@ -51,7 +58,7 @@ class Evaluation:
         training: Mapping[str, Any] | None = None,
     ):
         self.config, self.inputs = config, inputs
-        self.training = inputs["model"].manifest["config"] if training is None else training
+        self.training = trained_by(inputs["model"]) if training is None else training
         self.loom = OmniLoom.load(folder or inputs["model"].local() / "model", device)
         self.tokens = TokenSet(inputs["tokens"], config.split)
         self.facts = self.tokens.facts
@@ -131,6 +138,10 @@ class Evaluation:
     def trained_on(self) -> np.ndarray:
         """Indices of the train pictures that are looked at, all or `train_pictures` of them, in rising order."""
         return np.sort(self.train_images.spread(self.config.seed)[: self.config.train_pictures])
+
+    def visual(self, **more: Any) -> VisualSampling:
+        """How is drawn: as the config says, and where it is silent as the model does by itself; with `more` fields."""
+        return self.loom.sampling(self.config.chosen(**more))
 
     @property
     def objectives(self) -> tuple[str, ...]:

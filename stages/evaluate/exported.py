@@ -18,7 +18,7 @@ from omniloom.models.unified.objectives.objective import UnifiedObjective, loss_
 from omniloom.stages.checkpoints import start
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate.evaluation import Evaluation
-from omniloom.stages.train.config import Config
+from omniloom.stages.train.config import kept_config
 from omniloom.stages.train.rows import validation_rows
 from omniloom.stages.train.trainer import mean_losses
 
@@ -43,8 +43,7 @@ def export_gap(evaluation: Evaluation) -> None:
     known = {name: value for name, value in model.metrics.items() if name.startswith("validation_")}
     if not (count := known.pop("validation_rows", None)) or not evaluation.training:
         return
-    asked = {**evaluation.training, "workers": {"count": 1}, "validation_rows": count}
-    config, loom = Config.model_validate(asked), evaluation.loom
+    config, loom = kept_config(evaluation.training, validation_rows=count), evaluation.loom
     held_out = TokenSet(evaluation.inputs["tokens"], "validation")
     held_out.facts |= start.latent_statistics(config.init_from, loom.model.config)
     rows = validation_rows(held_out, config, loom.model.config, loom.device.type)

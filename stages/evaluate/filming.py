@@ -54,7 +54,7 @@ def _drawn(evaluation: Evaluation, asked: list[int], objective: str) -> list[np.
     for shape, places in evaluation.by_shape(clips, asked).items():
         videos = evaluation.loom.text_to_video(
             [captions[asked[place]] for place in places],
-            config.visual(objective=objective, size=shape),
+            evaluation.visual(objective=objective, size=shape),
             seeds=[config.seed + place for place in places],
         )
         drawn |= dict(zip(places, videos, strict=True))

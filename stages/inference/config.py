@@ -30,6 +30,6 @@ _Fields: Any = create_model("DrawingFields", __config__=_SETTINGS, **_FIELDS)
 class DrawingConfig(_Fields):
     """How the pictures are drawn that a stage shows or measures."""
 
-    def visual(self, **more: Any) -> VisualSampling:
-        """With `more` of its fields."""
-        return VisualSampling(**{name: getattr(self, name) for name in _CHOSEN}, **more)
+    def chosen(self, **more: Any) -> dict[str, Any]:
+        """The fields that are written down, with `more`: what is not is the model's own (`OmniLoom.sampling`)."""
+        return {name: getattr(self, name) for name in _CHOSEN if name in self.model_fields_set} | more

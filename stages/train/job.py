@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omniloom.infra.artifacts import Artifact
+from omniloom.models.unified.objectives.distillation_config import Distillation
 from omniloom.stages.train.config import Config
 
 
@@ -22,3 +23,4 @@ class Job:
     tracker: Any
     ledger: dict | None = None  # of a training that was changed on the way, with the tokens of its periods
     corpora: tuple[Artifact, ...] = ()
+    distillation: Distillation | None = None  # of the model that `config.init_from` names, its teacher

@@ -25,7 +25,7 @@ from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.fields import marks
-from omniloom.stages.train.config import Config
+from omniloom.stages.train.config import Config, kept_config
 
 if TYPE_CHECKING:
     from omniloom.stages.data.books import Books
@@ -95,7 +95,7 @@ def recipe(value: Any) -> Any:
 
 def config_of(period: Mapping[str, Any]) -> Config:
     """The config of a period, on one worker. ValueError where this version does not know its fields."""
-    return Config.model_validate({**period["config"], "workers": {"count": 1}})
+    return kept_config(period["config"])
 
 
 def open_books(ledger: Ledger, indices: Sequence[Index]) -> Books:

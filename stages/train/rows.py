@@ -24,6 +24,7 @@ from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.train.config import Config, feature_dim
 
 Draw = Callable[[Batch, list[int]], dict[str, tuple[Tensor, ...]]]
+Beside = Callable[[Sequence[Sequence[Document]], str | None], Batch | None]
 MicroBatches = list[tuple[Batch, list[int]]]  # a forward pass each, with a seed per row
 
 
@@ -48,7 +49,8 @@ class RowLoader:
     """`at(step)`: this rank's micro-batches, one a forward pass. Collates one step ahead.
 
     `draw` gives what a step draws of a batch and its rows' seeds (`UnifiedObjective.draw_ahead`): drawn here, it is in
-    the batch; without it the step draws. For a GPU batches are in page-locked memory.
+    the batch; without it the step draws. `beside` gives what else it needs of the rows (`UnifiedObjective.beside`).
+    For a GPU batches are in page-locked memory.
 
     `books` are those of a training that was changed on the way; `tokens` and `config` are of their last period. A
     document that is left out leaves its places in its row empty at the end; all others stay in their rows.
@@ -64,9 +66,11 @@ class RowLoader:
         device: str = "cpu",
         books: Books | None = None,
         draw: Draw | None = None,
+        beside: Beside | None = None,
     ):
         self.tokens, self.model_config, self.config, self.rank, self.ranks = tokens, model_config, config, rank, ranks
         self.device, self.feature_dim, self._draw = device, feature_dim(config, tokens.facts), draw
+        self._beside = beside
         tokens.index.read_ahead()
         self._books = books or Books([period(tokens.index, config)])
         self._documents = Documents(tokens, model_config, config.loss.task_weights, bool(self.feature_dim))
@@ -134,7 +138,9 @@ class RowLoader:
         return self._documents.segments(placed, seed)
 
     def collate(self, rows: Sequence[Sequence[Document]]) -> Batch:
-        return collate(rows, self.config.packing.length, self.model_config, self.device, self.feature_dim)
+        batch = collate(rows, self.config.packing.length, self.model_config, self.device, self.feature_dim)
+        batch.unconditioned = self._beside(rows, self.device) if self._beside else None
+        return batch
 
     def at(self, step: int) -> MicroBatches:
         if self._ahead and self._ahead[0] == step:

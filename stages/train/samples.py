@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
 from omniloom.models.model import BundleConfig, OmniLoom
 from omniloom.models.text import TextTokenizer
@@ -13,13 +12,13 @@ from omniloom.stages.data.spread import spread
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.reporting.report import grid
 from omniloom.stages.train.config import Config, SampleConfig
+from omniloom.stages.train.job import Job
 
 
-def with_tokenizers(
-    model: UnifiedModel, config: Config, tokenizer: Artifact | None, text: TextTokenizer, facts: dict
-) -> OmniLoom:
+def with_tokenizers(model: UnifiedModel, job: Job, text: TextTokenizer, facts: dict) -> OmniLoom:
     """The model, which may be without memory (torch's meta device), with both tokenizers; a language model with its
     own. `facts` are those of the tokens."""
+    config, tokenizer = job.config, job.tokenizer
     if not config.trained:
         bundle = BundleConfig(model.config, config.diffusion, None, (), (), None, objectives=())
         return OmniLoom(bundle, model, None, text)
@@ -39,6 +38,7 @@ def with_tokenizers(
         objectives=config.trained,
         pixel_diffusion=config.pixel_diffusion,
         pixel_patch=facts.get("pixel_patch"),
+        sampling=job.distillation.sampling if job.distillation else {},
     )
     return OmniLoom(bundle, model, visual, text)
 
@@ -65,4 +65,4 @@ def held_out_captions(held_out: TokenSet, text: TextTokenizer, config: Config) -
 
 def draw(model: OmniLoom, captions: list[str], samples: SampleConfig, objective: str) -> bytes:
     """A picture of each caption, as one PNG."""
-    return grid(list(model.text_to_image(captions, samples.visual(objective=objective))), 8, captions)
+    return grid(list(model.text_to_image(captions, model.sampling(samples.chosen(objective=objective)))), 8, captions)

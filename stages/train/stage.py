@@ -20,6 +20,7 @@ from omniloom.infra.errors import InputError, within
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.objectives.distillation_config import Distillation
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints import start
 from omniloom.stages.data.tokens import TokenSet
@@ -91,15 +92,16 @@ def work(job: Job) -> None:
     train_worker(job)
 
 
-def run(context: StageContext) -> dict:
+def run(context: StageContext, distillation: Distillation | None = None) -> dict:
+    """`distillation`: of the model that the config starts from."""
     tokens, tokenizer = context.tokens, context.tokenizer
     check_tokens(context.config, tokens, tokenizer)
     left_out = left_out_of(context.config, tokens, context.progress)
     ledger, corpora = continuing.begin(context)
     checkpoint.check(context.state)
     places = context.output, context.state, context.progress, context.tracker
-    job = Job(context.config, tokens, tokenizer, *places, ledger, corpora)
-    launch(work, job, context.config.workers, f"train-{context.fingerprint[:12]}", context.work)
+    job = Job(context.config, tokens, tokenizer, *places, ledger, corpora, distillation)
+    launch(work, job, context.config.workers, f"{context.stage}-{context.fingerprint[:12]}", context.work)
     if context.config.keep_checkpoint:
         continuing.keep_checkpoint(context)
     metrics = storage.load_json(storage.join(context.state, "metrics.json"))

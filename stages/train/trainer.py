@@ -99,7 +99,7 @@ class UnifiedTrainer:
 
     def _draw(self, module: UnifiedObjective, step: int) -> None:
         """The captions' pictures. Where weights are gathered as they are used all ranks draw; the first keeps them."""
-        model = with_tokenizers(module.model, self.config, self.job.tokenizer, self.text, self.facts)
+        model = with_tokenizers(module.model, self.job, self.text, self.facts)
         for number, objective in enumerate(self.config.trained):
             label = f"samples_{objective}" if number else "samples"
             picture = draw(model, self.captions, self.config.samples, objective)

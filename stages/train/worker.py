@@ -29,6 +29,8 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.load import is_text_parameter, load_llama, new_rows
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.alignment import FeatureAlignment
+from omniloom.models.unified.objectives.distillation import DistilledObjective
+from omniloom.models.unified.objectives.distillation_config import Distillation
 from omniloom.models.unified.objectives.objective import UnifiedObjective, part_of
 from omniloom.models.unified.own_start import load_own
 from omniloom.stages.checkpoints import start
@@ -59,11 +61,14 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     model, new_tokens = _model(config, model_config)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
-    objective = objective_of(model, config, tokens.facts, sequence_group(config.engine))
+    objective = objective_of(
+        model, config, tokens.facts, sequence_group(config.engine), job.distillation, _teacher(job, model_config)
+    )
     engine = engine_of(objective, config, ranks)
     books, earlier = _books(job, tokens)
     trainer = UnifiedTrainer(job, engine, text, held_out, rank, ranks, earlier)
-    loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books, objective.draw_ahead)
+    hooks = objective.draw_ahead, objective.beside
+    loader = RowLoader(tokens, model.config, config, rank, ranks, engine.device.type, books, *hooks)
     return engine, trainer, loader
 
 
@@ -141,9 +146,20 @@ def sequence_group(engine: TrainEngineConfig) -> SequenceGroup | None:
     return SequenceGroup(engine.sequence_parallel) if engine.sequence_parallel > 1 else None
 
 
+def _teacher(job: Job, model_config: UnifiedConfig) -> UnifiedModel | None:
+    """What is distilled, whole on every rank; None where nothing is."""
+    return _start(job.config, model_config)[0] if job.distillation else None
+
+
 def objective_of(
-    model: UnifiedModel, config: Config, facts: dict, sequence: SequenceGroup | None = None
+    model: UnifiedModel,
+    config: Config,
+    facts: dict,
+    sequence: SequenceGroup | None = None,
+    distillation: Distillation | None = None,
+    teacher: UnifiedModel | None = None,
 ) -> UnifiedObjective:
+    distilled = {"teacher": teacher, "distillation": distillation} if distillation else {}
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {
@@ -153,7 +169,7 @@ def objective_of(
             "alignment_weight": config.alignment.weight,
             "alignment_layer": config.alignment.layer,
         }
-    objective = UnifiedObjective(
+    objective = (DistilledObjective if distillation else UnifiedObjective)(
         model,
         config.diffusion,
         **config.loss.model_dump(exclude={"task_weights"}),
@@ -161,6 +177,7 @@ def objective_of(
         objectives=config.trained,
         sequence=sequence,
         **alignment,
+        **distilled,
     )
     model.checkpoint_activations = _blocks_again(config, model.config)
     return objective
@@ -254,7 +271,7 @@ def _save(folder: str, parameters: int, trainer: UnifiedTrainer, last: dict[str,
     """`model/` and `report/` of the artifact, and the stage's metrics. `folder` has the model's weights."""
     job = trainer.job
     model = without_memory(UnifiedModel, trainer.model_config)
-    with_tokenizers(model, job.config, job.tokenizer, trainer.text, trainer.facts).save(folder)
+    with_tokenizers(model, job, trainer.text, trainer.facts).save(folder)
     storage.copy_tree(folder, storage.join(job.output, "model"))
     # Known from the local files: what lies in a store need not be read back to be published.
     written = {f"model/{file['path']}": file for file in integrity.describe(folder)}

@@ -17,7 +17,7 @@ from omniloom.models.unified.batch import collate
 
 STEPS = 3
 # Both kinds of blocks, with everything else.
-CASES = {"gau": {}, "llama": {"block": "llama", "layers": 2, "modality_experts": "all"}}
+CASES = {"gau": {}, "llama": {"block": "llama", "layers": 2, "modality_experts": "all", "attention_every": 2}}
 
 
 def losses(case: str, zero_stage: int) -> list[float]:

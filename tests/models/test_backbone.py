@@ -202,6 +202,7 @@ def test_new_parameters_are_of_the_part_that_they_serve(option: str) -> None:
         ({"latent_patchifier": "nope"}, "latent_patchifier"),
         ({"pixel_patchifier": "nope"}, "pixel_patchifier"),
         ({"unet_width": 0}, "unet_width"),
+        ({"unet_depth": 0}, "unet_depth"),
         ({"flow_head_layers": -1}, "flow_head_layers"),
         ({"flow_head_width": 0}, "flow_head_width"),
         ({"patch_mask_low": 0.2}, "patch_mask_low"),

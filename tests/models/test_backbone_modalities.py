@@ -4,7 +4,9 @@ separate models; places by modality for any row; and that a language model is st
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from visual_batches import forward, target_times
 
 from omniloom.models.folder import stored_state
 from omniloom.models.fused import rotate
+from omniloom.models.hf.repository import copy_modules
 from omniloom.models.unified.adapter import lora
 from omniloom.models.unified.adapter.config import AdapterConfig, filled, trained_parameters
 from omniloom.models.unified.attention import DenseAttend
@@ -306,3 +309,32 @@ def test_options_without_effect_are_named() -> None:
     text = config_of("experts", latent_dim=None, pixel_dim=None, codebook_size=None)
     with pytest.raises(ValueError, match="modality_experts: has no effect here"):
         text.check_uses(["modality_experts"])
+
+
+# ---- elsewhere ----
+
+ELSEWHERE = """
+import sys, torch
+from omniloom_model.unified.config import UnifiedConfig
+from omniloom_model.unified.model import UnifiedModel
+assert not any(name.split(".")[0] == "omniloom" for name in sys.modules)
+for found in torch.load("models.pt"):
+    model = UnifiedModel(UnifiedConfig(**found["config"])).eval()
+    model.load_state_dict(found["state"])
+    with torch.no_grad():
+        torch.testing.assert_close(model.text_logits(found["ids"]), found["logits"])
+"""
+
+
+def test_copied_modules_have_them_with_torch_alone(tmp_path: Path) -> None:
+    """As a repository for Hugging Face holds them."""
+    copy_modules(tmp_path / "omniloom_model")
+    models = []
+    for option in ("experts_plain", "recurrent_experts", "unet_deep"):
+        model, ids = build(config_of(option)).eval(), torch.randint(6, 40, (2, 9))
+        with torch.no_grad():
+            logits = model.text_logits(ids)
+        models.append({"config": asdict(model.config), "state": model.state_dict(), "ids": ids, "logits": logits})
+    torch.save(models, tmp_path / "models.pt")
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

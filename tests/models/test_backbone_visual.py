@@ -56,9 +56,10 @@ def convolved(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, side: i
     return F.conv2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), kernel, bias, stride=2)
 
 
+@pytest.mark.parametrize("option", ["unet", "unet_deep"])
 @pytest.mark.parametrize("grid", [(1, 4, 6), (1, 5, 3), (3, 1, 4), (2, 1, 1), (1, 7, 2)])
-def test_a_unet_is_the_convolutions_of_torch(grid: tuple[int, int, int]) -> None:
-    config = config_of("unet")
+def test_a_unet_is_the_convolutions_of_torch(grid: tuple[int, int, int], option: str) -> None:
+    config = config_of(option)
     torch.manual_seed(0)
     unet = UNet(3, config)
     t, h, w = grid
@@ -82,6 +83,9 @@ def test_a_unet_is_the_convolutions_of_torch(grid: tuple[int, int, int]) -> None
 
     y = residual(unet.before, frames(unet.enter(x[9 : 9 + M])))
     cells = residual(unet.middle, convolved(unet.down.weight, unet.down.bias, y, 2))
+    assert len(unet.deeper) == (2 if option == "unet_deep" else 0)
+    for deeper in unet.deeper:
+        cells = residual(deeper, cells)
     cells = F.interpolate(cells, scale_factor=2)[:, :, :h, :w]
     y = F.conv2d(torch.cat((cells, y), 1), unet.up.weight[:, :, None, None], unet.up.bias)
     y = norm(unet.norm, residual(unet.behind, y))

@@ -100,6 +100,7 @@ def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[s
         {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},
         {"patch_mask_high": 0.5},
         {"latent_patchifier": "unet", "pixel_patchifier": "unet"},
+        {"latent_patchifier": "unet", "pixel_patchifier": "unet", "unet_depth": 3},
         {"flow_head_layers": 2, "flow_head_width": 20},
         {"modulation": "adaln_zero"},
         {"modulation": "adaln_zero", "block": "gau"},

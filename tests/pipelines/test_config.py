@@ -589,3 +589,11 @@ def test_a_model_is_registered_by_the_pipelines_name_unless_null_is_written_down
     for refused in ("team/model", "cat:v1", "it's"):
         with pytest.raises(InputError, match="tracking.register_as: expected a name without"):
             load(str(file), [f"tracking.register_as={refused}"])
+
+
+def test_distill_is_the_demo_with_a_stage():
+    """What a finished demo made is there for it."""
+    ours, theirs = load("distill"), load("demo")
+    assert ours.storage == theirs.storage and ours.graph.inputs["evaluate"]["model"] == "distill"
+    for name in theirs.stages.configured():
+        assert getattr(ours.stages, name) == getattr(theirs.stages, name)

@@ -252,3 +252,12 @@ def test_placement_changes_no_planned_fingerprint(workspace, tmp_path, s3):
         assert planned(*overrides) == base, overrides
     assert planned("stages.train.workers.accumulate=2", "stages.train.workers.count=4") == base
     assert planned("seed=1") != base  # the demo hands its seed on to its stages
+
+
+@pytest.mark.parametrize("preset", ["demo", "pictures", "objectives"])
+def test_a_manifests_config_is_read_again(preset):
+    """What was left at None of fields that came later is not in it, and that makes no YAML of it."""
+    config = load(preset, ["data=/data"])
+    for name in ("tokenizer_image", "train"):
+        own = getattr(config.stages, name)
+        assert canonical(type(own).model_validate(canonical(own, name)), name) == canonical(own, name)

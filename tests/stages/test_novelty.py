@@ -70,7 +70,7 @@ def test_pairs_differ_in_caption_and_label_and_both_are_drawn_from_one_noise(inp
                 list(
                     loom.text_to_image(
                         [found.captions[pair[side]] for pair in pairs],
-                        found.config.visual(objective=objective),
+                        found.visual(objective=objective),
                         seeds=seeds,
                     )
                 ),
@@ -118,7 +118,7 @@ def test_videos_are_drawn_for_held_out_captions_and_judged(inputs):  # noqa: F81
     assert set(found.pictures) == {f"drawn_videos_{name}" for name in ("latent_diffusion", "masked_code")}
     moved = found.metrics["video_motion_masked_code"]
     captions = found.videos.table["caption"].to_pylist()
-    visual = found.config.visual(objective="masked_code", size=found.videos.shape(0))
+    visual = found.visual(objective="masked_code", size=found.videos.shape(0))
     drawn = found.loom.text_to_video(captions[:1], visual, seeds=0)[0]
     amounts = [motion(metrics.shrink(list(video), 8)) for video in (drawn, found.videos[0])]
     assert moved == pytest.approx(min(amounts) / max(amounts))

@@ -176,8 +176,11 @@ def test_a_served_model_takes_every_parameter_at_once_and_no_file():
 def test_configs_of_stages_have_the_ranges_and_defaults_of_the_fields():
     for config in (SampleConfig, MeasureConfig):
         made = config()
-        assert made.visual(objective="next_code") == VisualSampling(objective="next_code")
-        assert config(num_steps=3, guidance_scale=0).visual() == VisualSampling(num_steps=3, guidance_scale=0.0)
+        assert made.chosen(objective="next_code") == {"objective": "next_code"}
+        assert config(num_steps=3, guidance_scale=0).chosen() == {"num_steps": 3, "guidance_scale": 0.0}
+        assert {name: getattr(made, name) for name in ("num_steps", "guidance_scale")} == {
+            name: getattr(VisualSampling(), name) for name in ("num_steps", "guidance_scale")
+        }
         for wrong in ({"num_steps": 0}, {"guidance_scale": -0.1}, {"sampler": "heun"}):
             with pytest.raises(ValueError):
                 config(**wrong)

@@ -96,6 +96,8 @@ class Batch:
                     `collate` has a feature_dim, alignment: those that have features
     label_weights   float32 (T,) of the labels' losses; None where all are 1
     drawn           by name what objectives draw of the rows' seeds, where it was drawn (`UnifiedObjective.draw_ahead`)
+    unconditioned   the targets of a distilled objective, in their order, each behind <bos> alone
+                    (`UnifiedObjective.beside`); None where nothing is distilled
     """
 
     ids: Tensor
@@ -113,11 +115,13 @@ class Batch:
     plan: QueryBlocks | BlockTables | None = None
     label_weights: Tensor | None = None
     drawn: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    unconditioned: Batch | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`; a plan made for CPUs does not go with it to another."""
         if isinstance(self.plan, QueryBlocks) and torch.device(device).type != "cpu":
-            return replace(self, plan=None).to(device, non_blocking)
+            alone = self.unconditioned and self.unconditioned.to(device, non_blocking)
+            return replace(self, plan=None, unconditioned=alone).to(device, non_blocking)
         return _changed(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pinned(self) -> Batch:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.diffusion.diffusion import finer_times
 from omniloom.models.unified.diffusion.samplers import Denoiser, amed_step, heun
 
 _C_RANGE, _A_RANGE = 0.5, 0.2
 _VERSION = "1"
-_RHO = 7
 
 
 class AmedPredictor(nn.Module):
@@ -144,7 +144,7 @@ def train_amed(
         total = 0.0
         for now, after in zip(times, times[1:-1]):
             with torch.no_grad():
-                teacher = heun(denoiser, teacher, _between(now, after, teacher_steps))
+                teacher = heun(denoiser, teacher, finer_times(now, after, teacher_steps))
             x = amed_step(denoiser, x, now, after, *predictor(now, after))
             a, b = denoiser.scales(after)
             loss = (x - teacher).square().mean() / ((a * a + b * b) * (len(times) - 2))
@@ -157,9 +157,3 @@ def train_amed(
         schedule.step()
         losses.append(total)
     return predictor, losses
-
-
-def _between(now: float, after: float, steps: int) -> list[float]:
-    """Times of a finer solver inside a step, even in t^(1/7)."""
-    high, low = now ** (1 / _RHO), after ** (1 / _RHO)
-    return [now, *((high + i / steps * (low - high)) ** _RHO for i in range(1, steps)), after]

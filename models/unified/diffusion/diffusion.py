@@ -137,6 +137,12 @@ def sampling_times(config: DiffusionConfig, num_steps: int) -> list[float]:
     return row.shift(times).tolist()
 
 
+def finer_times(now: float, end: float, parts: int, power: int = _RHO) -> list[float]:
+    """parts + 1 times from `now` to `end`, even in t^(1/power)."""
+    high, low = now ** (1 / power), end ** (1 / power)
+    return [now, *((high + part / parts * (low - high)) ** power for part in range(1, parts)), end]
+
+
 def warn_wide_patches(config: DiffusionConfig, latent_dim: int, width: int) -> None:
     """UserWarning where noise or v is asked of positions with more than width / 4 numbers. Clean pictures lie near
     a low-dimensional set, noise fills every direction: a network that has to give noise must carry all of a

@@ -93,13 +93,14 @@ class DiffusionLoss:
 
     def __init__(self, row: VisualObjective, config: UnifiedConfig, diffusion: DiffusionConfig):
         self.name, self.config, self.stream = row.name, diffusion, row.draw_stream
+        self.law = diffusion  # of the times
         self.pixels = row.representation.name == "pixels"
         warn_wide_patches(diffusion, getattr(config, row.representation.size), config.width)
 
     def draw_ahead(self, batch: Batch, seed: Seed) -> tuple[Tensor, Tensor]:
         """Noise (K, C) and times (B, S) before any cap."""
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
-        noise_BLC, times_BS = draw_noise(self.config, batch, part.values.shape[1], seed, self.stream)
+        noise_BLC, times_BS = draw_noise(self.law, batch, part.values.shape[1], seed, self.stream)
         return noise_BLC.flatten(0, 1)[torch.from_numpy(task.places).to(noise_BLC.device)], times_BS
 
     def show(self, batch: Batch, seed: Seed) -> Shown:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from omniloom.models.extensions import resolve
 from omniloom.models.unified.adapter.dropout import dropouts, seed_dropout
-from omniloom.models.unified.batch import Batch
+from omniloom.models.unified.batch import Batch, Document
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig
 from omniloom.models.unified.llama.load import is_text_parameter
@@ -83,7 +83,6 @@ class UnifiedObjective(nn.Module):
         self.model, self.text_weight, self.z_loss, self.sequence = model, text_weight, z_loss, sequence
         if sequence:
             _check_separable(objectives)
-        self._by_density = any(OBJECTIVES[name].by_density for name in objectives)
         self.dropouts = dropouts(model)
         self._entropy_sums = entropy_sums
         diffusions = {"latents": diffusion, "pixels": pixel_diffusion}
@@ -133,6 +132,11 @@ class UnifiedObjective(nn.Module):
         masked_K = draw_patch_masks(config.patch_mask_low, config.patch_mask_high, batch, name, seed, stream)
         return torch.from_numpy(masked_K)
 
+    def beside(self, rows: Sequence[Sequence[Document]], device: str | None) -> Batch | None:
+        """For `Batch.unconditioned`: what the objective needs of packed rows beside their batch, for a device as in
+        `collate`; None, as here, where that is nothing."""
+        return None
+
     def predict(
         self,
         batch: Batch,
@@ -140,35 +144,8 @@ class UnifiedObjective(nn.Module):
         layer_states: dict[int, Tensor] | None = None,
         share: RowShare | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
-        as in `UnifiedModel.forward`."""
-        values = {name: part.values for name, part in batch.parts.items()}
-        times: dict[str, Tensor] = {}
-        masked: dict[str, Tensor] = {}
-        places: dict[str, list[Tensor]] = {name: [] for name in (*batch.parts, *(DENSITY,) * self._by_density)}
-        asked: dict[str, Tensor] | None = None
-        for name, own in shown.items():
-            kind, rows_K = OBJECTIVES[name].representation.name, batch.tasks[name].rows
-            values[kind] = values[kind].index_copy(0, rows_K, own.values)
-            places[OBJECTIVES[name].head].append(own.places)
-            asked = asked if own.asked is None else own.asked
-            if own.times is not None and kind in times:
-                is_own = batch.tasks[name].caps.view_as(own.times) > 0
-                times[kind] = torch.where(is_own, own.times, times[kind])
-            elif own.times is not None:
-                times[kind] = own.times
-            if own.masked is not None:
-                none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
-                masked[kind] = none_M.index_copy(0, rows_K, own.masked)
-        none = batch.label_index[:0]  # of an output that no objective asks
-        joined = {head: torch.cat(several or [none]) for head, several in places.items()}
-        logits_TV, outputs = self.model(batch, values, times, joined, masked, layer_states, share, asked)
-        pieces = {head: iter(outputs[head].split([len(p) for p in several])) for head, several in places.items()}
-        predictions = {name: next(pieces[OBJECTIVES[name].head]) for name in shown}
-        for head in (head for head, several in places.items() if not several):
-            name = next(iter(predictions))  # so that what nothing asks takes part: the sum of nothing, with a gradient
-            predictions[name] = predictions[name] + outputs[head].sum()
-        return logits_TV, predictions
+        """`predict` by the own model."""
+        return predict(self.model, batch, shown, layer_states, share)
 
     def forward(
         self, batch: Batch, seed: Seed, counts: Mapping[str, float] | None = None
@@ -209,6 +186,45 @@ class UnifiedObjective(nn.Module):
         if self.z_loss:
             logs["z_loss"] = squares / max(batch.targets["text"], 1)
         return loss, {"loss": loss.detach(), **logs}
+
+
+def predict(
+    model: UnifiedModel,
+    batch: Batch,
+    shown: Mapping[str, Shown],
+    layer_states: dict[int, Tensor] | None = None,
+    share: RowShare | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The network's text logits (T, V), and by objective its predictions (A, C). layer_states and share
+    as in `UnifiedModel.forward`."""
+    values = {name: part.values for name, part in batch.parts.items()}
+    times: dict[str, Tensor] = {}
+    masked: dict[str, Tensor] = {}
+    by_density = any(OBJECTIVES[name].by_density for name in shown)
+    places: dict[str, list[Tensor]] = {name: [] for name in (*batch.parts, *(DENSITY,) * by_density)}
+    asked: dict[str, Tensor] | None = None
+    for name, own in shown.items():
+        kind, rows_K = OBJECTIVES[name].representation.name, batch.tasks[name].rows
+        values[kind] = values[kind].index_copy(0, rows_K, own.values)
+        places[OBJECTIVES[name].head].append(own.places)
+        asked = asked if own.asked is None else own.asked
+        if own.times is not None and kind in times:
+            is_own = batch.tasks[name].caps.view_as(own.times) > 0
+            times[kind] = torch.where(is_own, own.times, times[kind])
+        elif own.times is not None:
+            times[kind] = own.times
+        if own.masked is not None:
+            none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
+            masked[kind] = none_M.index_copy(0, rows_K, own.masked)
+    none = batch.label_index[:0]  # of an output that no objective asks
+    joined = {head: torch.cat(several or [none]) for head, several in places.items()}
+    logits_TV, outputs = model(batch, values, times, joined, masked, layer_states, share, asked)
+    pieces = {head: iter(outputs[head].split([len(p) for p in several])) for head, several in places.items()}
+    predictions = {name: next(pieces[OBJECTIVES[name].head]) for name in shown}
+    for head in (head for head, several in places.items() if not several):
+        name = next(iter(predictions))  # so that what nothing asks takes part: the sum of nothing, with a gradient
+        predictions[name] = predictions[name] + outputs[head].sum()
+    return logits_TV, predictions
 
 
 def _with_weights(own: dict[str, float], others: Mapping[str, float]) -> dict[str, float]:
