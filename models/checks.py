@@ -89,7 +89,7 @@ class Conditional:
 
     @classmethod
     def dumped(cls) -> frozenset[str]:
-        """The fields that every dump has; those that came later are missing in one of an older version."""
+        """The fields that every dump has: of those that came later one from before has none."""
         return frozenset(f.name for f in fields(cast(Any, cls)) if not f.metadata.get("later"))
 
     def check_uses(self, written: Iterable[str]) -> None:

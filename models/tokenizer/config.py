@@ -277,8 +277,7 @@ class VQGANConfig:
     """Which tokenizer this is: a VQGAN."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.multipliers, list):  # JSON has no tuples
-            object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))  # JSON has lists
         require(self.architecture == "vqgan", self, "architecture", "vqgan")
         for name in ("channels", "blocks", "width", "latent_dim", "codebook_size"):
             require(getattr(self, name) >= 1, self, name, "an integer of at least 1")

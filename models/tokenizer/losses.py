@@ -14,7 +14,7 @@ Weights: OmniTokenizer, arXiv 2406.09399; adaptive weight: arXiv 2012.09841.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,13 +57,13 @@ def psnr(recon: Tensor, pixels: Tensor) -> Tensor:
     return -10.0 * torch.log10(error.clamp(min=1e-10))
 
 
-def _network(discriminator: nn.Module) -> nn.Module:
+def _network(discriminator: nn.Module) -> Discriminator:
     """The bare discriminator inside an engine's or DDP's wrapping, or inside its objective."""
     while not isinstance(discriminator, DiscriminatorObjective) and hasattr(discriminator, "module"):
         discriminator = discriminator.module
     if isinstance(discriminator, DiscriminatorObjective):
         discriminator = discriminator.discriminator
-    return discriminator
+    return cast(Discriminator, discriminator)
 
 
 class TokenizerObjective(nn.Module):

@@ -14,7 +14,7 @@ pictures; a Block may have norms, SwiGLU and projections of its own for pictures
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -246,7 +246,8 @@ class Block(_MayMerge):
                 raise ValueError("places: a recurrence needs the chain of its texts, got None")
             h = self.recurrence(h, places.chain, cache)
         elif self.has_own_attention and self.visual and places:
-            h = self.attention.beside(self.visual.attention, h, cos, sin, attend, cache, places)
+            keys = cast(LayerCache | None, cache)
+            h = self.attention.beside(self.visual.attention, h, cos, sin, attend, keys, places)
         else:
             h = self.attention(h, cos, sin, attend, cache)
         x = x + (modulation.leave(h, 0) if modulation else h)

@@ -80,7 +80,7 @@ def dense_flops(
     """Operations of the blocks at so many positions, `pictures` of them pictures', with so many pairs of them in
     attention, and of the text head at so many labels."""
     block, attended = _block(config)
-    layers = config.layers * _matrices(config, block, adapter) * positions
+    layers: float = config.layers * _matrices(config, block, adapter) * positions
     layers += config.attention_layers * _ATTENTION * attended * pairs
     if config.attention_every:
         layers += (config.layers - config.attention_layers) * _TRAINED * _instead(config) * positions

@@ -47,6 +47,7 @@ def print_status(path: str, overrides: Sequence[str], base: PipelineConfig, as_j
     """The stages of all trials, each artifact once, and what is known of each trial."""
     from omniloom.pipelines.tables import show, status_row, status_table
 
+    assert base.sweep is not None
     trials, folder = trials_of(path, overrides, base), Folder(base)
     rows = [status_row(one.label, one.planned) for one in trial_stages(trials)]
     came = {row["trial"]: row for row in folder.known()}

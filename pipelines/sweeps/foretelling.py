@@ -72,8 +72,8 @@ def _foretold(
     return Foretold(metric, rank, low, high, len(rows), rows[pick].number, behind, time)
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation, ties by their mean rank: Pearson's of the ranks."""
+def spearman(a: Any, b: Any) -> float:
+    """Spearman's rank correlation of two sequences, ties by their mean rank: Pearson's of the ranks."""
     import numpy as np
 
     x, y = (_ranks(np.asarray(values, np.float64)) for values in (a, b))

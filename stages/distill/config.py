@@ -14,7 +14,7 @@ from omniloom.models.unified.objectives.distillation_config import Distillation
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.packing import PackingConfig
 from omniloom.stages.data.shares import most, stages
-from omniloom.stages.train.config import ArchitectureConfig, LossConfig, TrainConfig
+from omniloom.stages.train.config import ArchitectureConfig, LossConfig, TrainConfig, TrainEngineConfig
 
 # Fields that mean what they mean of `train`.
 _AS_TRAINED = (
@@ -64,7 +64,8 @@ class DistillConfig(_Training):
             raise InputError(
                 f"the model is trained by {dense[0]} too, beside which nothing is distilled", field="method"
             )
-        if self.engine.sequence_parallel > 1:
+        engine: TrainEngineConfig = getattr(self, "engine")  # noqa: B009  # a field of `train`'s, which types do not know
+        if engine.sequence_parallel > 1:
             raise InputError("expected 1: a teacher sees whole rows", field="engine.sequence_parallel")
         packing = teacher.packing.model_copy(update={"mixture": dict(stages(teacher.packing.mixture)[-1])})
         told = {name: getattr(self, name) for name in _AS_TRAINED}

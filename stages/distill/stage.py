@@ -27,7 +27,7 @@ VERSION = 1
 
 
 def needs(config: Config) -> Needs:
-    return Needs.of(config.workers)
+    return Needs.of(getattr(config, "workers"))  # noqa: B009  # a field of `train`'s, which types do not know
 
 
 def resolved(config: Config, upstream: Mapping[str, Any]) -> TrainConfig | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -169,9 +169,9 @@ class Measuring:
     @torch.no_grad()
     def _near_codes(self, count: int) -> np.ndarray:
         """Of each code the `count` nearest others, int64 (K, count)."""
-        size = self.model.codebook_size
+        size = cast(int, self.model.codebook_size)  # asked where there are codes alone
         vectors: Tensor = self.model.codebook.decode_codes(torch.arange(size, device=self.device))
-        return figures.nearest(vectors.double().cpu().numpy(), min(count, (size or 2) - 1))[0]
+        return figures.nearest(vectors.double().cpu().numpy(), min(count, size - 1))[0]
 
     def _reconstructed(self) -> dict[str, float]:
         found = metrics.reconstruction(np.stack(self.held.pictures), np.stack(self.reconstructions))

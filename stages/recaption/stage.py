@@ -46,7 +46,7 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
             raise InputError(
                 "holds no model; expected a train artifact or its model folder", field="model", file=config.model
             )
-        if not own_model.own_config(folder).objectives:
+        if not own_model.own_config(folder).representations:
             raise InputError("was trained on text alone and describes no pictures", field="model", file=config.model)
 
 

@@ -93,5 +93,5 @@ def _words(config: Config, corpus: Artifact) -> str:
     words = Tokenizer.from_str(TextTokenizer.train(captions, config.vocab_size).to_json())
     words.add_special_tokens([END])  # not <eos>: its id is 2, which old configs of CLIP have for another
     ends = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, words.token_to_id(END))])
-    words.post_processor = ends  # type: ignore[assignment]
+    words.post_processor = ends
     return json.dumps(json.loads(words.to_str()), sort_keys=True, ensure_ascii=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -70,7 +70,7 @@ def encoder_of(job: Job, fold: int) -> DualEncoder:
         return encoder
     words = Tokenizer.from_str(storage.read_bytes(job.words).decode())
     torch.manual_seed(config.seed + fold)
-    return DualEncoder(fresh_clip(config.model.clip(words.get_vocab_size(), words.token_to_id(END))), words)
+    return DualEncoder(fresh_clip(config.model.clip(words.get_vocab_size(), cast(int, words.token_to_id(END)))), words)
 
 
 def _finish(job: Job, last: dict[str, Any], history: Any) -> None:

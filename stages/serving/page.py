@@ -129,7 +129,7 @@ class Page:
                 visible=draws,
                 format="png",
             )
-            fields = list(Asked(prompt, seed, guidance, steps, objective, size))
+            fields = [prompt, seed, guidance, steps, objective, size]  # in the order of `Asked`
             objective.input(self.usual, [objective], [guidance, steps], api_visibility="private")
             drawing = draw.click(
                 self.draw,
@@ -186,7 +186,7 @@ class Page:
         if not asked.prompt and not shown:
             raise wrong("prompt", "is empty")
         check_prompt("prompt", asked.prompt, limits)
-        values = {"guidance_scale": float(asked.guidance), "num_steps": int(asked.steps)}
+        values: dict[str, Any] = {"guidance_scale": float(asked.guidance), "num_steps": int(asked.steps)}
         values |= {"objective": asked.objective} if asked.objective else {}
         sampling = {name: choice(name, name, value, limits) for name, value in values.items()}
         if size := drawn_size(asked.size.strip() or None, facts, limits):

@@ -57,9 +57,9 @@ def expected_architecture(
     if isinstance(model, VQGANConfig):
         for field, expected in (("steps", 0), ("quantizer", None)):
             if (given := getattr(config, field)) != expected:
-                expected = "null" if expected is None else expected
+                wanted = "null" if expected is None else expected
                 raise InputError(
-                    f"expected {expected}, got {given!r}: the picture tokenizer of an open model is taken as it is",
+                    f"expected {wanted}, got {given!r}: the picture tokenizer of an open model is taken as it is",
                     field=field,
                 )
         return model

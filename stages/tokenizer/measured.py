@@ -64,7 +64,7 @@ def _kinds_of(config: Config, step: int) -> list[tuple[Kind, float]]:
     data, critic = config.data, config.discriminator
     trained = bool(critic) and config.loss.trains_discriminator(step)
     judged = bool(critic) and config.loss.adversarial_schedule(step) > 0
-    r1 = trained and critic is not None and critic.takes_r1(step)
+    r1 = trained and critic is not None and critic.takes_penalty(step)
     shares = {"image": data.image_ratio, "video": 1 - data.image_ratio} if len(data.kinds) > 1 else {data.kinds[0]: 1.0}
     return [
         (Kind(clips, size, judged, trained, r1), share / len(data.sizes))

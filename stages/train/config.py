@@ -5,6 +5,7 @@ In: the pipeline's YAML. Out: `Config`, and `UnifiedConfig` where the facts of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -234,7 +235,7 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"
             )
-        if self.init_from and self.model.mup:
+        if self.init_from and getattr(self.model, "mup", None):
             raise ValueError("model.mup: is of a model that begins at random; a model of ours brings its own")
         if self.adapter and not self.lr_scale.text:
             raise ValueError("lr_scale.text: is 0, which leaves the adapter untrained; set adapter to null")
@@ -298,6 +299,14 @@ class TrainConfig(BaseModel):
 
 
 Config = TrainConfig
+
+
+def kept_config(values: Mapping[str, Any], **more: Any) -> TrainConfig:
+    """A config as a manifest or a ledger keeps it, with `more` fields, on one worker. What `model` did not have when it
+    was written has its default: a dump is known by having all. ValueError where this version does not know a field."""
+    model = {**ArchitectureConfig().model_dump(), **(values.get("model") or {})}
+    return TrainConfig.model_validate({**values, "model": model, "workers": {"count": 1}, **more})
+
 
 _SIZES = tuple(row.size for row in REPRESENTATIONS.values())
 

@@ -159,7 +159,7 @@ def objective_of(
     distillation: Distillation | None = None,
     teacher: UnifiedModel | None = None,
 ) -> UnifiedObjective:
-    distilled = {"teacher": teacher, "distillation": distillation} if distillation else {}
+    distilled: dict[str, Any] = {"teacher": teacher, "distillation": distillation} if distillation else {}
     alignment: dict[str, Any] = {}
     if config.alignment:
         alignment = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ _PADDING = 32  # places of a row that are read in vain rather than in another pa
 class GenerationState:
     """Caches of B requests. Make it with `prefill`."""
 
-    def __init__(self, model: UnifiedModel, layers: list[Layer | StateLayer], lengths: list[int], last: list[int]):
-        self.model, self.layers, self.lengths, self.last = model, layers, lengths, last
+    def __init__(self, model: UnifiedModel, layers: list[Any], lengths: list[int], last: list[int]):
+        self.model, self.lengths, self.last = model, lengths, last
+        self.layers = layers  # a `Layer` or `StateLayer` of each block: of two states of a model the same
         self.given: VisualInput | None = None  # of the last `feed_visual`, for the head
 
     @property

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -148,7 +148,8 @@ class _Field:
         values_KC = own.values.index_copy(0, task.targets, x_NC * self.row.input_scale(time_N1))
         numbers_N = part.segment[task.rows[task.targets]]  # of each position b*S + s
         told_N = torch.as_tensor(self.row.c_noise(time_N1))[:, 0]
-        times_BS = own.times.flatten().index_copy(0, numbers_N, told_N.to(own.times.dtype)).view_as(own.times)
+        times = cast(Tensor, own.times)  # a diffusion has them
+        times_BS = times.flatten().index_copy(0, numbers_N, told_N.to(times.dtype)).view_as(times)
         return replace(own, values=values_KC, times=times_BS)
 
     def _said(self, model: UnifiedModel, x_NC: Tensor, time_N1: Tensor) -> Tensor:

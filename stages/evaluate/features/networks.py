@@ -139,7 +139,7 @@ def _scorer(artifact: Artifact, device: str) -> dict[str, Any]:
         f"{scorer.folds} {'encoders' if scorer.folds > 1 else 'encoder'}, of length 1 together"
     )
     digest = hashlib.sha256(json.dumps([scorer.digest, told]).encode()).hexdigest()
-    net = Network("scorer", artifact.uri, told, digest, lambda batch: torch.from_numpy(scorer.features(batch)))
+    net = Network("scorer", artifact.uri, told, digest, lambda batch: torch.from_numpy(scorer.features(list(batch))))
     return {"scorer": net, "scorer_texts": lambda texts: as_one(scorer.texts(texts))}
 
 
