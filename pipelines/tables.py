@@ -18,6 +18,7 @@ from omniloom.infra.tracking import resolve_tracking
 from omniloom.pipelines.plan import Plan
 from omniloom.pipelines.preset_files import purposes
 from omniloom.pipelines.takes import Takes, duration
+from omniloom.stages.train.ledger import trained_by
 
 if TYPE_CHECKING:
     from omniloom.pipelines.config import PipelineConfig
@@ -209,7 +210,7 @@ def _results(plan: Plan) -> list[str]:
 
 def example_request(model: Artifact) -> str:
     """Options of `sample` that ask the model for what it was trained to do."""
-    trained = model.manifest["config"]
+    trained = trained_by(model)
     if not any(trained.get("objectives", {}).values()):
         return '--text --prompt "Once upon a time"'
     if not trained.get("packing", {}).get("caption_first", 1):  # it only describes

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.models.model import OmniLoom, VisualSampling
 from omniloom.stages.data.aspects import Aspects
@@ -26,6 +25,7 @@ from omniloom.stages.data.packing import PackingConfig
 from omniloom.stages.data.tokens import TokenSet
 from omniloom.stages.evaluate.intervals import intervals
 from omniloom.stages.evaluate.items import Values, values_of
+from omniloom.stages.train.ledger import trained_by
 
 if TYPE_CHECKING:
     from omniloom.stages.evaluate.config import MeasureConfig
@@ -37,12 +37,6 @@ def _given(value: str | None, what: str) -> str:
     if value is None:
         raise ValueError(f"there is no {what}")
     return value
-
-
-def trained_by(model: Artifact) -> Mapping[str, Any]:
-    """The config that the model was trained by: its ledger's, as of a distilled one the stage's own says little."""
-    ledger = storage.read_json(model.file("ledger.json"))
-    return ledger["periods"][-1]["config"] if ledger else model.manifest["config"]
 
 
 class Evaluation:

@@ -38,6 +38,12 @@ _FACTS = ("visual_tokenizer", "visual_digest", "text_digest", "pixel_patch", "la
 Ledger = dict[str, Any]
 
 
+def trained_by(model: Artifact) -> Mapping[str, Any]:
+    """The config that the model was trained by: its ledger's, as of a distilled one the stage's own says little."""
+    ledger = storage.read_json(model.file(FILE))
+    return ledger["periods"][-1]["config"] if ledger else model.manifest["config"]
+
+
 def period(config: Config, training: str, tokens: Artifact, step: int = 0, rows: int = 0) -> dict[str, Any]:
     """What a ledger says of a period that begins at a step."""
     facts = storage.load_json(tokens.file("tokens.json"))

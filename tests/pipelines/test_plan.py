@@ -69,7 +69,7 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
         "records": "recaption",
         "tokenizer": "tokenizer_kl",
         "tokens": "pretokenize",
-        "model": "train",
+        "model": "distill",
         "scorer": "train_scorer",
         "quantizer_study": "quantizer_study",
         "objective_study": "objective_study",
@@ -95,7 +95,11 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
             "stages.train",
             r"reads tokens, .*; configure stages.pretokenize, .*\(stages.train=",
         ),
-        (["ingest", "pretokenize", "evaluate"], "stages.evaluate", "reads model, .*; configure stages.train, "),
+        (
+            ["ingest", "pretokenize", "evaluate"],
+            "stages.evaluate",
+            "reads model, .*; configure stages.distill or stages.train, ",
+        ),
         (
             ["ingest", "pretokenize", "objective_study"],
             "stages.objective_study",
