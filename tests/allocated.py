@@ -19,12 +19,13 @@ from omniloom.infra.training.sequence import SequenceGroup
 from omniloom.models.unified.adapter import lora
 from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
 from omniloom.models.unified.batch import Batch, collate
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.layouts import text_to_visual
 from omniloom.models.unified.memory import Pass, pass_memory
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.seconds import pass_seconds, update_seconds
 
 STEPS = 3

@@ -17,7 +17,7 @@ _HOME = {
     "UnifiedConfig": "config",
     "DiffusionConfig": "diffusion.config",
     "SpecialIds": "config",
-    "num_parameters": "config",
+    "num_parameters": "parameters",
     "Segment": "batch",
     "Batch": "batch",
     "collate": "batch",

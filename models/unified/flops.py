@@ -21,7 +21,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from omniloom.models.unified.adapter.config import AdapterConfig, targets_of
-from omniloom.models.unified.config import UnifiedConfig, modulation_size
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.parameters import modulation_size
 from omniloom.models.unified.representations import DENSITY, OBJECTIVES, REPRESENTATIONS
 
 if TYPE_CHECKING:

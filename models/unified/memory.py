@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from omniloom.models.unified.config import RECURRENT_TAPS, UnifiedConfig, num_parameters
+from omniloom.models.unified.config import RECURRENT_TAPS, UnifiedConfig
+from omniloom.models.unified.parameters import num_parameters
 
 _FLOAT32 = 4
 # Numbers of logits that the loss widens to float32 together: what a core's caches hold; what keeps a GPU busy.

@@ -31,10 +31,11 @@ from omniloom.models.unified import mup
 from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
-from omniloom.models.unified.config import UnifiedConfig, modulation_size
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.density.build import make_head
 from omniloom.models.unified.flow_head import FlowHead
 from omniloom.models.unified.mask import dense_mask
+from omniloom.models.unified.parameters import modulation_size
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.places import Modulation, Places, places_of
 from omniloom.models.unified.positions import rotary

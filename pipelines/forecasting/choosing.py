@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from omniloom.infra.errors import InputError
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.pipelines.forecasting.rungs import STAGE, Ladder, Rung, shape_between
 from omniloom.pipelines.forecasting.seen import GOAL, Curves, Seen, curves

@@ -19,7 +19,8 @@ import numpy as np
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.pipelines.forecasting import laws
 from omniloom.pipelines.forecasting.laws import Fitted
 from omniloom.pipelines.forecasting.rungs import Rung

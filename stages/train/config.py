@@ -16,9 +16,10 @@ from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, 
 from omniloom.models.checks import FieldError
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.density.config import DensityConfig, MixtureConfig
 from omniloom.models.unified.diffusion.config import PIXEL_DIFFUSION, DiffusionConfig, pixel_fields
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.representations import DENSITY, OBJECTIVES, REPRESENTATIONS, Objective, patch_numbers
 from omniloom.stages.base import LATER, PLACEMENT, path_to
 from omniloom.stages.checkpoints.language_model import FILES

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 import transfusion_peer
 
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.generate import generate_text, generate_visual
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.models.unified.layouts import prefix_for_text
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.parameters import num_parameters
 
 PROMPT, CAPTION, REQUESTS, GUIDANCE = 32, 256, 16, 3.0
 REPEATS = 3

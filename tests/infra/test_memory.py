@@ -16,9 +16,10 @@ from omniloom.infra.training.ranks import run_on_ranks
 from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.attention import BlockAttend
 from omniloom.models.unified.blocks import make_blocks
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.memory import Pass, block_bytes, pass_memory, recomputes
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.places import Places
 from omniloom.models.unified.positions import rotary
 

@@ -18,7 +18,7 @@ from omniloom.models.fused import rotate
 from omniloom.models.unified.attention import DenseAttend
 from omniloom.models.unified.batch import Batch, collate, document_length
 from omniloom.models.unified.blocks import GatedAttentionUnit
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.generation.cache import GenerationState
 from omniloom.models.unified.generation.generate import generate_visual
@@ -26,6 +26,7 @@ from omniloom.models.unified.layouts import plain_text, prefix_for_visual
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.positions import rotary
 from omniloom.models.unified.representations import OBJECTIVES
 

@@ -26,13 +26,14 @@ from omniloom.models.unified.adapter import lora
 from omniloom.models.unified.adapter.config import AdapterConfig, filled, trained_parameters
 from omniloom.models.unified.attention import DenseAttend
 from omniloom.models.unified.batch import VisualPart, collate
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.flops import dense_flops
 from omniloom.models.unified.layouts import plain_text
 from omniloom.models.unified.llama.load import load_llama
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.own_start import load_own
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.places import Modulation, places_of
 from omniloom.models.unified.positions import rotary
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from omniloom.models.text import TextTokenizer
 from omniloom.models.unified import load_llama
-from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig, num_parameters
+from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
 from omniloom.models.unified.generation.sampling import TextSampling
 from omniloom.models.unified.llama.config import architecture, config_from_llama
 from omniloom.models.unified.llama.load import is_text_parameter
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.positions import scale_frequencies
 
 SHAPE = {

@@ -12,7 +12,7 @@ import torch
 from sampling_cases import visual
 
 from omniloom.models.unified.batch import Segment, collate, visual_segment
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.density.config import (
     CouplingConfig,
     DensityConfig,
@@ -33,6 +33,7 @@ from omniloom.models.unified.layouts import (
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.likelihoods import picture_nats
 from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.representations import OBJECTIVES
 
 GRID, C = (1, 2, 3), 3

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, safe_open
 from torch import Tensor
 
 from omniloom.models.unified import Segment, SpecialIds, collate, load_llama
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.config import architecture
 from omniloom.models.unified.llama.families import FAMILIES, described
 from omniloom.models.unified.llama.write import left_out, write_back
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.parameters import num_parameters
 
 SPECIALS = SpecialIds(pad=0, bos=1, eos=2, boi=3, bov=4, eoi=5)
 PICTURE = torch.tensor([3, 0, 7, 7, 1, 5])

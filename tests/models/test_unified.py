@@ -14,12 +14,13 @@ from visual_batches import forward, is_target, is_visual, target_times
 
 from omniloom.models.unified.attention import DenseAttend
 from omniloom.models.unified.batch import Batch, collate
-from omniloom.models.unified.config import SpecialIds, UnifiedConfig, num_parameters
+from omniloom.models.unified.config import SpecialIds, UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.layouts import plain_text, text_to_visual, visual_to_text
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.corruption import draw_noise
 from omniloom.models.unified.objectives.objective import UnifiedObjective
+from omniloom.models.unified.parameters import num_parameters
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, kv_heads=2, hidden=64)
 S = CONFIG.specials

@@ -13,7 +13,8 @@ from scipy.optimize import approx_fprime
 
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
-from omniloom.models.unified.config import UnifiedConfig, num_parameters
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.pipelines import cli
 from omniloom.pipelines.config import load
 from omniloom.pipelines.forecasting import choosing, command, laws, page, rungs, seen

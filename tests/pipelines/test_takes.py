@@ -7,8 +7,8 @@ import json
 import pytest
 
 from omniloom.infra.artifacts import Artifact
-from omniloom.models.unified.config import num_parameters
 from omniloom.models.unified.flops import token_flops
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.models.unified.seconds import pass_seconds, update_seconds
 from omniloom.pipelines import takes
 from omniloom.pipelines.config import load

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED, FieldError, require
-from omniloom.models.unified.config import UnifiedConfig, num_parameters, qk_norm_parameters
+from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.parameters import num_parameters, qk_norm_parameters
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 WHOLE = ("vocabulary", "norms", "visual")
