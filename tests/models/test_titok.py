@@ -414,7 +414,7 @@ def test_configs_from_plain_values():
         ({"quantizer": {"kinds": "vq"}}, "a.json.quantizer.kinds: unknown field"),
         ({"quantizer": 3}, "a.json.quantizer: expected an object, got 3"),
         (3, "a.json: expected an object, got 3"),
-        ({"architecture": "dalle"}, "a.json.architecture: expected one of omni, titok, rae, got 'dalle'"),
+        ({"architecture": "dalle"}, "a.json.architecture: expected one of omni, titok, rae, vqgan, got 'dalle'"),
         ({"architecture": ["omni"]}, "a.json.architecture"),
         ({"width": "wide"}, "a.json: TokenizerConfig"),
         ({"architecture": "titok", "image_size": 20}, "image_size: expected a positive multiple"),

@@ -88,7 +88,9 @@ def test_layouts_and_positions() -> None:
     assert batch.labels[0, :10].tolist() == [10, 11, S.boi, -100, -100, -100, -100, -100, S.eos, -100]
     assert batch.labels[0, 10:20].tolist() == [-100] * 6 + [10, 11, S.eos, -100]
     alone = collate([[text_to_visual(caption, picture((1, 2, 2)), (1, 2, 2), S, caption_loss=False)]], 10, CONFIG)
-    assert alone.targets == {"text": 0, "latent_diffusion": 4} and torch.equal(alone.ids[0], batch.ids[0, :10])
+    assert alone.targets == {"text": 0, "latent_diffusion": 4, "next_latent": 0} and torch.equal(
+        alone.ids[0], batch.ids[0, :10]
+    )
     segs = [("text", 4), ("visual", (1, 2, 2)), ("text", 2)]
     assert torch.equal(batch.positions[0, :10], positions("tie_v2", segs, axes=3))
     assert batch.num_segments == 2 and [s[0] for s in batch.tasks["latent_diffusion"].segments] == [0]

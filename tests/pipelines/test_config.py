@@ -497,7 +497,10 @@ def test_a_stage_that_is_null_is_left_out_and_so_is_one_that_is_not_written_down
     assert stages("stages.pretokenize=null", "stages.pretokenize.frames=5") == ["ingest", "pretokenize"]
     message = failure(file, "stages.evaluate={}").message
     assert message.startswith("reads tokens and model, ")
-    assert "configure stages.pretokenize and stages.train, pin an artifact, or leave evaluate out" in message
+    assert (
+        "configure stages.pretokenize and stages.distill or stages.train, pin an artifact, or leave evaluate out"
+        in message
+    )
 
 
 def test_a_stage_takes_over_what_one_says_that_an_override_leaves_out():

@@ -76,7 +76,7 @@ def test_added_stages_stand_behind_what_they_read_or_name(distribution):
     judged = ["train_scorer", "recaption"]
     assert found[:7] == ["ingest", "second_source", "curate", *judged, "a_filter", "b_filter"]
     assert found[found.index("tokenizer_joint") + 1] == "late_filter"
-    assert found[found.index("train") + 1] == "distilled" and found[-3:] == ["evaluate", "opinion", "card"]
+    assert found[found.index("distill") + 1] == "distilled" and found[-3:] == ["evaluate", "opinion", "card"]
 
 
 @pytest.mark.parametrize(

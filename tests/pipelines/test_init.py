@@ -15,7 +15,7 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from omniloom.infra.errors import InputError
-from omniloom.pipelines import forecast, measuring
+from omniloom.pipelines import measuring, takes
 from omniloom.pipelines.config import load
 from omniloom.pipelines.measuring import MeasuredTokenizer
 from omniloom.pipelines.plan import make_plan
@@ -387,7 +387,7 @@ def test_steps_are_timed_here_and_the_plan_knows_it(here, monkeypatch):
     monkeypatch.setenv("OMNILOOM_CACHE", str(here / "cache"))
     texts_elsewhere(here / "photos")
     made = init(str(here / "photos"), minutes=0.5)
-    found = forecast.of(make_plan(load(str(made.file), files=True)))
+    found = takes.of(make_plan(load(str(made.file), files=True)))
     assert set(made.sizes.step_seconds) == {"tokenizer_image", "train"} and 50 <= made.sizes.steps("train") < 800
     stages = load(str(made.file)).stages
     for name, seconds in made.sizes.step_seconds.items():

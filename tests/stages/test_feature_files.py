@@ -187,7 +187,9 @@ def test_a_network_without_a_figure_is_refused(tmp_path):
     assert "text alone" in check(objectives=())
     assert "100 drawings or reconstructions" in check(drawings=99, reconstructions=99)
     assert "features.i3d: has no effect" in check(features={"i3d": "i3d.pt"}, videos=99)
-    check_features(EvaluateConfig.model_validate({"features": {"inception": "a"}, "drawings": 99}), ("x",), False)
+    check_features(
+        EvaluateConfig.model_validate({"features": {"inception": "a"}, "drawings": 99}), ("next_code",), False
+    )
     with pytest.raises(ValueError, match="names no network"):
         FeaturesConfig()
     with pytest.raises(ValueError, match="without inception"):

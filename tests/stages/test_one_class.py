@@ -14,6 +14,7 @@ import pytest
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import Artifact
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.stages.data import records
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.evaluate.config import MeasureConfig
@@ -41,6 +42,9 @@ class OneClass:
 
     def __init__(self):
         self.rng, self.asked = np.random.default_rng(9), Counter()
+
+    def sampling(self, chosen):
+        return VisualSampling(**chosen)
 
     def text_to_image(self, prompts, visual, **fields):
         self.asked.update(prompts)

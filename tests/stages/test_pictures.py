@@ -34,6 +34,14 @@ Y, X = np.mgrid[0:128, 0:128]
 RAMP = np.stack([X * 2, Y * 2, X + Y], -1).astype(np.uint8)
 
 
+def _imagemagick() -> bool:
+    """Whether `convert` is ImageMagick's and no other program of the name."""
+    if not (found := shutil.which("convert")):
+        return False
+    told = subprocess.run([found, "-version"], capture_output=True, text=True)
+    return told.stdout.startswith("Version: ImageMagick")
+
+
 def saved(image, format_: str, **options) -> bytes:
     sink = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(sink, format_, **options)
@@ -299,7 +307,7 @@ def test_an_avif_sequence_is_a_video_of_all_its_pictures_not_of_its_cover():
 # ---- another program's opinion ----
 
 
-@pytest.mark.skipif(not shutil.which("convert"), reason="ImageMagick is not installed")
+@pytest.mark.skipif(not _imagemagick(), reason="ImageMagick is not installed")
 def test_imagemagick_sees_the_same_pixels(tmp_path):
     rgb = np.full((8, 10, 3), 0x40FF)
     rgb[:4] = (0x40FF, 0x40FF, 0x40FE)

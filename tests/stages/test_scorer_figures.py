@@ -16,6 +16,7 @@ from omniloom.stages.evaluate.features import distances, measuring
 from omniloom.stages.evaluate.gate import judge
 from omniloom.stages.evaluate.stage import check
 from omniloom.stages.scorer.stage import Config
+from omniloom.stages.train.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +78,8 @@ def test_own_captions_among_the_models_own_choice(with_scorer):
 
 
 def test_a_gate_may_ask_for_them_where_a_scorer_is():
-    class Model:
-        trained = ("next_code",)
-
+    model = TrainConfig(objectives={"next_code": 1.0})
     asked = EvaluateConfig.model_validate({"gate": {"scorer_score": 1.0}, "drawings": 200})
-    check(asked, {"model": Model(), "scorer": None})
+    check(asked, {"model": model, "scorer": None})
     with pytest.raises(InputError, match="scorer_score"):
-        check(asked, {"model": Model()})
+        check(asked, {"model": model})
