@@ -13,7 +13,6 @@ by another seed: what its figures move by is no effect of the data. What a kille
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,13 +23,15 @@ from omniloom.infra.errors import InputError, within
 from omniloom.infra.figures import finite
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.launch import launch
-from omniloom.stages.base import Needs, StageContext
+from omniloom.stages.base import StageContext
 from omniloom.stages.evaluate.features.checks import check_features
 from omniloom.stages.studies.base import Named, Share
-from omniloom.stages.studies.objectives import Measurement, StudyMeasureConfig, measure_worker
+from omniloom.stages.studies.objectives import Measurement, StudyMeasureConfig, measure_worker, needs
 from omniloom.stages.train import stage as train
 from omniloom.stages.train.config import Config as TrainingConfig
 from omniloom.stages.train.job import Job
+
+__all__ = ["VERSION", "Config", "check", "check_counts", "needs", "run"]
 
 VERSION = 1
 REAL = "generation_1"
@@ -66,16 +67,6 @@ class GenerationStudyConfig(BaseModel):
 
 
 Config = GenerationStudyConfig
-
-
-def needs(config: Config) -> Needs:
-    """Trainings, drawing and measurements take turns."""
-    training = train.needs(config.training)
-    return replace(
-        training,
-        worker_cpus=max(training.worker_cpus, config.evaluation.cpus),
-        worker_gpus=max(training.worker_gpus, config.evaluation.gpus),
-    )
 
 
 def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> None:
