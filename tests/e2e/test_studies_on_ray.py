@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from omniloom.infra import storage
-from omniloom.pipelines import cli
 from omniloom.pipelines.config import load
 from omniloom.pipelines.plan import make_plan
 
@@ -27,7 +29,9 @@ SMALL = [
 
 def test_generations_learn_from_each_other_and_latents_are_measured(tmp_path):
     overrides = [f"storage={tmp_path}", *SMALL]
-    assert cli.main(["run", "generations", *overrides]) == 0
+    command = [sys.executable, "-m", "omniloom.pipelines.cli", "run", "generations", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     plan = make_plan(load("generations", overrides))
     assert not plan.to_execute
     latents = plan["latents"].artifact
