@@ -21,7 +21,6 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.models.model import OmniLoom
 from omniloom.models.patches import pixels_to_patches
 from omniloom.models.text import TextTokenizer
-from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.stages.checkpoints.language_model import local_folder
 from omniloom.stages.data import index
 from omniloom.stages.data.token_shards import write_shard
@@ -134,7 +133,7 @@ class _Writer:
             by_shape.setdefault(shape, []).append(number)
         for shape, members in by_shape.items():
             captions = [self._caption(number) for number in members]
-            how = VisualSampling(**self.job.sampling, size=shape)
+            how = self.loom.sampling({**self.job.sampling, "size": shape})
             seeds = [self.job.seed * 1_000_003 + number for number in members]
             pictures = self.loom.text_to_image(captions, how, seeds=seeds)
             size = self.encoders.batch_size

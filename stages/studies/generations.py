@@ -131,8 +131,7 @@ class _Study:
         if not share:
             return context.tokens
         assert context.tokenizer  # `check` has seen that one is made
-        how = config.evaluation.visual(objective=config.training.trained[0])
-        sampling = {name: getattr(how, name) for name in ("num_steps", "guidance_scale", "objective")}
+        sampling = dict(config.evaluation.chosen(objective=config.training.trained[0]))
         job = Consumption(
             context.tokens,
             context.tokenizer,
