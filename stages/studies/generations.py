@@ -54,6 +54,8 @@ class GenerationStudyConfig(BaseModel):
     def _fits(self) -> GenerationStudyConfig:
         if any(not 0 <= share <= 1 for share in self.shares) or len(set(self.shares)) < len(self.shares):
             raise ValueError(f"shares: expected different numbers from 0 to 1, got {list(self.shares)}")
+        if len({round(100 * share) for share in self.shares}) < len(self.shares):  # which name the models' folders
+            raise ValueError(f"shares: expected numbers that differ by a hundredth, got {list(self.shares)}")
         if 0.0 not in self.shares:
             raise ValueError("shares: expected 0 among them, which the others are held against")
         if len(self.training.trained) != 1:

@@ -135,6 +135,7 @@ def test_another_generation_replaces_others(made, tmp_path):
     [
         ({"shares": [0.5, 1.0]}, "expected 0 among them"),
         ({"shares": [0.0, 1.5]}, "from 0 to 1"),
+        ({"shares": [0.0, 0.004]}, "differ by a hundredth"),
         ({"generations": 1}, "greater than or equal to 2"),
         ({"training": {**TRAINING, "objectives": {}}}, "expected one of pictures"),
         ({"evaluation": {"drawings": 0}}, "nothing would be measured"),
