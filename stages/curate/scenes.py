@@ -16,6 +16,7 @@ from omniloom.stages.curate.item import small_frame
 from omniloom.stages.data.media import decode as media
 from omniloom.stages.data.media.video_pixels import display_size, displayed
 from omniloom.stages.data.media.video_stream import VideoStream, opened
+from omniloom.stages.data.media.videos import X264
 
 _CLOCK = 90_000  # ticks a second of what is written
 
@@ -83,12 +84,7 @@ class _Writer:
         self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in self._whole)
         self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = self._stream.codec_context.time_base = Fraction(1, _CLOCK)
-        self._stream.options = {
-            "crf": "18",
-            "threads": "1",
-            "preset": "veryfast",
-            "x264-params": "mbtree=0:cpu-independent=1",
-        }
+        self._stream.options = X264
         self._tick = -1
 
     def add(self, frame: Any, moment: float) -> None:

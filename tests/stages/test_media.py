@@ -55,6 +55,7 @@ def video(
     with av.open(sink, "w", format=format_) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
+        stream.codec_context.thread_count = 1  # the same bytes each time
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if audio:

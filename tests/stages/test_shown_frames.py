@@ -42,6 +42,7 @@ def encoded(
     with av.open(sink, "w", format=format_, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
+        stream.codec_context.thread_count = 1  # the same bytes each time
         stream.options = {
             name.replace("_", "-") if codec == "libx264" else name: value for name, value in options.items()
         }

@@ -188,6 +188,15 @@ def test_nobody_asks_a_host_that_wants_to_be_left_alone(server, tmp_path):
     assert server.times[refused + 1][0] - server.times[refused][0] >= 0.9  # the second in which nobody was to come
 
 
+def test_the_longest_wait_that_a_host_asked_for_counts():
+    host = downloads._Host("waits.example:80", 2)
+    host.leave_alone(None)
+    assert host._left_alone() == 0
+    for seconds in (30.0, 60.0, 1.0, downloads.LONGEST_WAIT + 1):  # the last is left to the next run
+        host.leave_alone(seconds)
+        assert host._left_alone() == pytest.approx(min(seconds, 60) if seconds == 30 else 60, abs=1)
+
+
 def test_what_cannot_be_fetched_is_a_reject_with_its_reason(server, tmp_path):
     urls = [f"{server.at}/{name}" for name in ("0.png", "never", "round", "slow", "endless")]
     urls += ["http://127.0.0.1:9/refused.png", "file:///etc/hosts", "ftp://127.0.0.1/a.png", "http://[bad/", "nothing"]

@@ -81,14 +81,16 @@ class Downloader:
         for tried in range(1, TRIES + 1):
             try:
                 with host.connection():
-                    return self._once(url, part)
+                    try:
+                        return self._once(url, part)
+                    except _Busy as busy:  # told to the others before one of them can have this connection
+                        host.leave_alone(busy.wait)
+                        raise
             except _Busy as busy:
                 wait = FIRST_WAIT * 2 ** (tried - 1) * random.uniform(0.5, 1.5) if busy.wait is None else busy.wait
                 if tried == TRIES or wait > LONGEST_WAIT:
                     said = f"tried {tried} times" if wait <= LONGEST_WAIT else f"asks to wait for {wait:.0f} s"
                     raise MediaError("unreadable", f"{redact_uris(url)[:200]}: {busy} ({said})") from None
-                if busy.wait is not None:
-                    host.leave_alone(wait)
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
@@ -245,8 +247,11 @@ class _Host:
         except FileNotFoundError:
             return 0.0
 
-    def leave_alone(self, seconds: float) -> None:
-        file = self.folder / "until"
-        file.touch()
-        until = max(time.time() + seconds, file.stat().st_mtime)
+    def leave_alone(self, seconds: float | None) -> None:
+        """Nobody is to ask for as long, or for longer if that was said before. What is too long to wait for, or not
+        said, is the file's own matter."""
+        if seconds is None or not self._left_alone() < seconds <= LONGEST_WAIT:
+            return
+        file, until = self.folder / "until", time.time() + seconds
+        file.open("ab").close()  # `touch` would forget a longer wait
         os.utime(file, (until, until))
