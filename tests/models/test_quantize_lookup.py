@@ -220,8 +220,8 @@ def corners(bits: int) -> torch.Tensor:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), bits=st.integers(2, 9), tau=st.floats(0.5, 30.0), group=st.integers(1, 9))
 def test_bsq_entropies_against_enumeration(seed, bits, tau, group):
-    """A softmax of tau times the cosine over all 2^L codes. Of a token the entropy is exact; that of the mean is the sum
-    over groups of the entropy of the codes' marginal on the group's bits, which bounds that of the whole."""
+    """A softmax of tau times the cosine over all 2^L codes. Of a token the entropy is exact; that of the mean is the
+    sum over groups of the entropy of the codes' marginal on the group's bits, which bounds that of the whole."""
     config = BSQConfig(
         codebook_size=2**bits,
         inverse_temperature=tau,
