@@ -37,8 +37,9 @@ class SemanticAlignment(nn.Module):
 
     def forward(self, pixels: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """The cosine term and the distance term. Gradients reach z and the matrix."""
+        h, w = z.shape[2:]
         with torch.no_grad():
-            features = self.encoder.on_grid(pixels, *z.shape[2:]).flatten(1, 2).float()
+            features = self.encoder.on_grid(pixels, h, w).flatten(1, 2).float()
         tokens = z.flatten(2).mT
         projected = self.project(tokens.to(self.project.weight.dtype)).float()
         with torch.autocast(z.device.type, enabled=False):

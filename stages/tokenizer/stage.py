@@ -20,6 +20,7 @@ from omniloom.infra.errors import InputError, within
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
 from omniloom.models.tokenizer.build import config_from_dict
+from omniloom.models.tokenizer.vit_config import ViTConfig
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints.outside import is_folder, require_folder_of_weights, require_weights
 from omniloom.stages.checkpoints.picture_tokenizer import FIELD
@@ -156,7 +157,8 @@ def job_of(
     if start_from:
         file = start_from.file("tokenizer", "config.json")
         known = config_from_dict(storage.load_json(file), file)
-    folder = shape = None
+    folder: str | None = None
+    shape: ViTConfig | None = None
     if field := scorer_field(config):
         if scorer is None:
             raise _no_scorer(field)
