@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict] = {
     "experts": {"modality_experts": "feed_forward"},
     "experts_all": {"modality_experts": "all", "qkv_bias": True, "out_bias": True, "kv_heads": 2},
     "experts_plain": {"modality_experts": "all", "qk_norm": False, "modulation": "adaln_zero", "long_skips": True},
+    "one_place": {"rope_scheme": "one_place", "time_scale": 1.0, "modality_experts": "all", "qkv_bias": True},
     "recurrent": {"attention_every": 2, "layers": 5},
     "recurrent_experts": {"attention_every": 2, "modality_experts": "all", "modulation": "adaln_zero", "kv_heads": 2},
     "mup": {"mup": {"width": 24, "layers": 1, "heads": 4}},

@@ -31,14 +31,14 @@ from omniloom.models.unified import mup
 from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.config import TIME_SCALE, UnifiedConfig
 from omniloom.models.unified.density.build import make_head
 from omniloom.models.unified.flow_head import FlowHead
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.parameters import modulation_size
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.places import Modulation, Places, places_of
-from omniloom.models.unified.positions import rotary
+from omniloom.models.unified.positions import rotary, sinusoids
 from omniloom.models.unified.recurrence import Recurrence, StateCache, chain_of
 from omniloom.models.unified.representations import DENSITY, REPRESENTATIONS
 from omniloom.models.unified.sequence import RowShare
@@ -91,7 +91,7 @@ class UnifiedModel(nn.Module):
             if config.patch_mask_high > 0 and not row.discrete:
                 setattr(self, f"{row.prefix}_mask", nn.Embedding(1, config.width))
         if not all(row.discrete for row in rows):
-            self.time = TimeEmbedding(config.time_dim, config.width)
+            self.time = TimeEmbedding(config.time_dim, config.width, config.time_scale or TIME_SCALE)
         if config.is_modulated:  # of all blocks at once
             self.modulation = nn.Linear(config.width, modulation_size(config))
         self.blocks = make_blocks(config)
@@ -156,6 +156,7 @@ class UnifiedModel(nn.Module):
         segment: Tensor | None = None,
         tables: GridTables | None = None,
         masked: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> tuple[Tensor, VisualInput | None]:
         """Input of the first block for the positions of one representation, (M, D), and what `visual_head` may look
         back at, None of codes.
@@ -164,11 +165,12 @@ class UnifiedModel(nn.Module):
         time     of all but codes: `self.time` of the segments' times, (segments, D)
         segment  int64 (M,), of each position; tables: of the segments' grids, where the config has a unet
         masked   bool (M,): positions that enter as the learned token instead; a flow head still sees their values
+        cells    (M, 2): row and column of each position, whose sinusoids are added; None adds none
         """
         prefix = REPRESENTATIONS[name].prefix
         entry = getattr(self, f"{prefix}_in")
         if REPRESENTATIONS[name].discrete:
-            return entry(values), None
+            return self._in_its_cell(entry(values), cells), None
         if time is None or segment is None:
             raise ValueError(f"{name}: expected the times of segments, and whose each position is")
         source = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
@@ -184,7 +186,10 @@ class UnifiedModel(nn.Module):
             token_1D = getattr(self, f"{prefix}_mask")(torch.zeros_like(segment[:1]))
             x_MD = torch.where(masked[:, None], token_1D.to(x_MD.dtype), x_MD)
         # index_select throughout: its backward pass is several times faster than indexing's on a CPU.
-        return x_MD + time.index_select(0, segment), source
+        return self._in_its_cell(x_MD + time.index_select(0, segment), cells), source
+
+    def _in_its_cell(self, x: Tensor, cells: Tensor | None) -> Tensor:
+        return x if cells is None else x + sinusoids(cells, self.config.width).to(x.dtype)
 
     def embed_inputs(
         self,
@@ -214,13 +219,6 @@ class UnifiedModel(nn.Module):
             x_ND = x_ND.index_copy(0, places, x_MD.to(x_ND.dtype))
         return x_ND.view_as(text_BND), sources, self._places(parts, embedded_times, ids)
 
-    def picture_places(self, B: int, N: int, times: Tensor | None) -> Places | None:
-        """Of a pass in which every place is a picture's, one picture a row; times (B, D), embedded, None of codes."""
-        device = self.embed.weight.device
-        index = torch.arange(B * N, device=device)
-        part = VisualPart(index, index, index // N)
-        return self._places({"": part}, {} if times is None else {"": times}, index)
-
     def _places(self, parts: Mapping[str, VisualPart], times: dict[str, Tensor], ids: Tensor) -> Places | None:
         c = self.config
         if not (c.is_modulated or c.has_experts or c.attention_every):
@@ -232,11 +230,11 @@ class UnifiedModel(nn.Module):
     ) -> tuple[Tensor, Tensor, VisualInput | None]:
         """The places of a part's positions that are here, the input there, and what `visual_head` may look back at: of
         those positions, but under a unet, which goes through whole pictures, of all."""
-        segment, here = part.segment, part.here
+        segment, here, cells = part.segment, part.here, part.cells
         if here and part.tables is None:
             values, segment = values.index_select(0, here.rows), segment.index_select(0, here.rows)
-            masked = None if masked is None else masked.index_select(0, here.rows)
-        x, source = self.embed_visual(name, values, time, segment, part.tables, masked)
+            masked, cells = (None if x is None else x.index_select(0, here.rows) for x in (masked, cells))
+        x, source = self.embed_visual(name, values, time, segment, part.tables, masked, cells)
         if here is None:
             return part.index, x, source
         return here.places, x if part.tables is None else x.index_select(0, here.rows), source

@@ -23,7 +23,7 @@ _SIZES = {row.size: name for name, row in REPRESENTATIONS.items()}
 # Of a model without diffusions nothing was made by these.
 _OF_DIFFUSIONS = (
     *("time_dim", "pixel_bottleneck", "latent_patchifier", "pixel_patchifier", "unet_width", "unet_depth"),
-    *("flow_head_layers", "flow_head_width", "patch_mask_low", "patch_mask_high", "modulation"),
+    *("flow_head_layers", "flow_head_width", "patch_mask_low", "patch_mask_high", "modulation", "time_scale"),
 )
 _ADDED = ("modality_experts",)  # where a model has none, it starts as a copy and computes the same
 _PIECE = 1 << 24  # bytes that are hashed at once

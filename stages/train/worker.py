@@ -237,7 +237,7 @@ def _trains(config: Config, model_config: UnifiedConfig) -> Callable[[str], bool
     """Whether the training may change a parameter of its objective, by name: with an adapter, what that says."""
     if not (config.adapter and config.init_from):
         return lambda name: True
-    of_model = lora.trains(config.adapter, model_config, start.known_config(config.init_from))
+    of_model = lora.trains(config.adapter, model_config, start.known_config(config.init_from, model_config))
     return lambda name: not name.startswith("model.") or of_model(name.removeprefix("model."))
 
 

@@ -20,7 +20,7 @@ from omniloom.models.unified.batch import Batch, collate, document_length
 from omniloom.models.unified.blocks import GatedAttentionUnit
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
-from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.cache import GenerationState, joined
 from omniloom.models.unified.generation.generate import generate_visual
 from omniloom.models.unified.layouts import plain_text, prefix_for_visual
 from omniloom.models.unified.llama.load import is_text_parameter
@@ -113,7 +113,9 @@ def test_generation_with_the_cache_is_the_packed_forward_pass(option: str, objec
         batch = collate([[doc] for doc in docs], 16, config)
         logits, predictions = forward(model, batch, time)
         state, _ = GenerationState.prefill(model, [prefix_for_visual([9, 8, 7], config.specials)] * 2)
-        state.feed_text([config.specials.boi] * 2)
+        together = joined(config, objective)  # with the tokens around it
+        if not together:
+            state.feed_text([config.specials.boi] * 2)
         given = torch.stack([torch.from_numpy(values(objective, grid, i)) for i in range(2)])
         if row.causal:
             hidden = torch.cat(
@@ -125,7 +127,8 @@ def test_generation_with_the_cache_is_the_packed_forward_pass(option: str, objec
             hidden = state.feed_visual(objective, given, grid, time, keep=True)
         made = model.visual_head(kind, hidden, state.given)
         torch.testing.assert_close(made, predictions[kind].view(made.shape), atol=1e-5, rtol=1e-4)
-        after = model.text_head(state.feed_text([config.specials.eoi] * 2))
+        behind = state.closing if together else state.feed_text([config.specials.eoi] * 2)
+        after = model.text_head(behind)
     last = [i for i, place in enumerate(batch.label_index) if int(place) % 16 == at + count]
     torch.testing.assert_close(after, logits[last], atol=1e-5, rtol=1e-4)
 

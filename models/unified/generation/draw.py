@@ -22,7 +22,7 @@ from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.density.config import DensityConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, denoised, sampling_times
 from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, sample
-from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.cache import GenerationState, joined, opening
 from omniloom.models.unified.generation.choice import sample_tokens
 from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.objectives.corruption import mask_ratio
@@ -89,6 +89,8 @@ def draw_and_go_on(
     values = resolve(how.row.draw)(canvas)
     if not how.row.causal:  # a causal segment was kept as it was drawn
         canvas.feed(values, keep=True)
+    if state.closing is not None:
+        return values, state.closing
     return values, state.feed_text([state.model.config.specials.eoi] * len(state.lengths))
 
 
@@ -104,15 +106,16 @@ def open_diffusion(
 def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> Canvas:
     model = state.model
     check_drawing(model.config, how)
-    special, rows = model.config.specials, len(state.lengths)
-    hidden = state.feed_text([special.bov if grid[0] > 1 else special.boi] * rows)
+    rows = len(state.lengths)
+    hidden = state.feed_text([opening(model.config, grid)] * rows, [not joined(model.config, how.row.name)] * rows)
     generators = [torch.Generator().manual_seed(seed + number * _PICTURE_SEED_STEP) for seed, number in draws]
     return Canvas(state, hidden, generators, grid, how)
 
 
 @dataclass
 class Canvas:
-    """State that the drawing functions share; `opening` is the hidden state (rows, width) at <boi>."""
+    """State that the drawing functions share; `opening` is the hidden state (rows, width) at <boi>, before the picture
+    is there."""
 
     state: GenerationState
     opening: Tensor
