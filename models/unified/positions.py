@@ -123,8 +123,7 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
 
 def cells(grid: Grid) -> np.ndarray:
     """float32 (t*h*w, 2): row and column of each position of a segment, from 0, in the order time, row, column."""
-    t, h, w = grid
-    return np.stack(np.indices((t, h, w))[1:], axis=-1).reshape(t * h * w, 2).astype(np.float32)
+    return np.indices(grid).reshape(3, -1)[1:].T.astype(np.float32)
 
 
 def sinusoids(cells: Tensor, width: int) -> Tensor:
