@@ -253,6 +253,10 @@ class UnifiedConfig(Conditional):
     """Of so many blocks the last attends, and the others have a gated linear recurrence over texts in its place
     (RG-LRU, arXiv 2402.19427, which has 3), to which a picture's positions all come behind the text before them. null:
     every block attends."""
+    step_sizes: bool | None = field(default=None, metadata=_LATER)
+    """Beside the time of a diffusion the network is told how far its sampler's step goes, in the time that it is told
+    (shortcut models, arXiv 2410.12557, section 3), and at size 0 is the model that it were without. null: it is not, as
+    of all but what `distill` makes by shortcut."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -421,6 +425,11 @@ class UnifiedConfig(Conditional):
     def is_modulated(self) -> bool:
         """Whether blocks are modulated by times."""
         return self.modulation is not None and self.has_times
+
+    @property
+    def tells_steps(self) -> bool:
+        """Whether it is told step sizes."""
+        return bool(self.step_sizes) and self.has_times
 
     @property
     def has_experts(self) -> bool:
