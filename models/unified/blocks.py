@@ -314,3 +314,14 @@ class TimeEmbedding(nn.Module):
         angles = self.scale * times.float()[..., None] * torch.exp(-math.log(10000.0) * steps)
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class StepEmbedding(TimeEmbedding):
+    """Sizes of a sampler's steps, as times are; of size 0 it is exactly 0, and at the start of every size."""
+
+    @property
+    def starts_at_zero(self) -> tuple[nn.Linear, ...]:
+        return (self.mlp[2],)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        return super().forward(steps) * (steps > 0)[..., None]

@@ -260,6 +260,10 @@ class UnifiedConfig(Conditional):
     every block attends."""
     time_scale: float | None = field(default=None, metadata=_LATER)
     """What a diffusion's times, in [0, 1], are multiplied by before their sinusoids (BAGEL has 1); null: 1000."""
+    step_sizes: bool | None = field(default=None, metadata=_LATER)
+    """Beside the time of a diffusion the network is told how far its sampler's step goes, in the time that it is told
+    (shortcut models, arXiv 2410.12557, section 3), and at size 0 is the model that it were without. null: it is not, as
+    of all but what `distill` makes by shortcut."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -439,6 +443,11 @@ class UnifiedConfig(Conditional):
     def is_modulated(self) -> bool:
         """Whether blocks are modulated by times."""
         return self.modulation is not None and self.has_times
+
+    @property
+    def tells_steps(self) -> bool:
+        """Whether it is told step sizes."""
+        return bool(self.step_sizes) and self.has_times
 
     @property
     def has_experts(self) -> bool:

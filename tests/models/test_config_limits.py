@@ -317,6 +317,7 @@ USUAL = {
         "time_scale": None,
         "density": None,
         "unet_depth": None,
+        "step_sizes": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,

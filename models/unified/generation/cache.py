@@ -121,11 +121,20 @@ class GenerationState:
         return self._run(self.model.embed(ids), positions, list(counts), steps.expand(B, N) if N > 1 else None)
 
     def feed_visual(
-        self, objective: str, values: Tensor, grid: Grid, time: Time = 0.0, *, keep: bool, first: int = 0
+        self,
+        objective: str,
+        values: Tensor,
+        grid: Grid,
+        time: Time = 0.0,
+        *,
+        keep: bool,
+        first: int = 0,
+        step: float = 0.0,
     ) -> Tensor:
-        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N),
-        with <boi> and <eoi> where they are `joined`. keep: False while they are being drawn, True for the clean result;
-        where only the first ones are kept, the next feed goes on with the segment. Returns hidden (B, N, width)."""
+        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, from where the
+        sampler takes a `step` (`UnifiedConfig.step_sizes`), or codes (B, N), with <boi> and <eoi> where they are
+        `joined`. keep: False while they are being drawn, True for the clean result; where only the first ones are kept,
+        the next feed goes on with the segment. Returns hidden (B, N, width)."""
         config, name, (B, N) = self.model.config, OBJECTIVES[objective].representation.name, values.shape[:2]
         around = int(joined(config, objective))
         n = N + 2 * around  # places that are fed
@@ -140,7 +149,8 @@ class GenerationState:
         if config.one_place:
             part.cells = torch.from_numpy(cells(grid)[first : first + N]).to(self.device).repeat(B, 1)
         times = torch.as_tensor(time, dtype=torch.float32, device=self.device).expand(B)[:, None]
-        x, sources, places = self.model.embed_inputs(ids, {name: part}, {name: part.values}, {name: times})
+        steps = {name: torch.full((B, 1), step, device=self.device)}
+        x, sources, places = self.model.embed_inputs(ids, {name: part}, {name: part.values}, {name: times}, steps=steps)
         self.given = sources[name]
         positions = self._places(
             [("text", 1), ("visual", grid), ("text", 1)] if around else [("visual", grid)],

@@ -24,6 +24,7 @@ _OF_TOWER: dict[str, Any] = {
     "latent_patchifier": "linear",
     "flow_head_layers": 0,
     "modulation": None,
+    "step_sizes": None,
 }
 
 
