@@ -260,6 +260,9 @@ class UnifiedConfig(Conditional):
     every block attends."""
     time_scale: float | None = field(default=None, metadata=_LATER)
     """What a diffusion's times, in [0, 1], are multiplied by before their sinusoids (BAGEL has 1); null: 1000."""
+    gau_length: int | None = field(default=None, metadata=_LATER)
+    """n of relu(q k / n)^2, by which GAUs weigh values in place of a softmax (arXiv 2202.10447): the tokens
+    of the documents that they are made for, as a query's weights grow with what it sees. null: a softmax."""
     step_sizes: bool | None = field(default=None, metadata=_LATER)
     """Beside the time of a diffusion the network is told how far its sampler's step goes, in the time that it is told
     (shortcut models, arXiv 2410.12557, section 3), and at size 0 is the model that it were without. null: it is not, as
@@ -295,6 +298,10 @@ class UnifiedConfig(Conditional):
         self._check_visual()
         self._check_by_modality()
         self._check_recurrence()
+        if self.gau_length is not None:
+            _positive_int(self, "gau_length")
+            require(self.block == "gau", self, "gau_length", "null without block: gau")
+            require(self.mup is None, self, "mup", "null, as it has no rule for the scores of gau_length")
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")

@@ -28,7 +28,7 @@ from omniloom.models.linear import Linear
 from omniloom.models.meta import without_memory
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified import mup
-from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
+from omniloom.models.unified.attention import Attend, attend_for, dense
 from omniloom.models.unified.batch import Batch, VisualPart
 from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, StepEmbedding, TimeEmbedding, make_blocks
 from omniloom.models.unified.config import TIME_SCALE, UnifiedConfig
@@ -366,7 +366,7 @@ class UnifiedModel(nn.Module):
         where `masked` is given, a density head where it is asked.
         """
         x_BLD, sources, places_of_pass = self.embed_inputs(batch.ids, batch.parts, values, times, masked, steps)
-        attend = attend_for(batch.plan, batch.start, batch.end)
+        attend = attend_for(batch.plan, batch.start, batch.end, self.config.gau_length)
         if share and self.config.attention_every:
             raise ValueError("share: a recurrence goes through whole rows, which cannot be shared out")
         if share:
@@ -420,6 +420,6 @@ class UnifiedModel(nn.Module):
         B, N = ids.shape
         line = torch.arange(N, device=ids.device)
         positions = line.float()[None, :, None].expand(B, N, self.config.axes)
-        attend = DenseAttend(dense_mask(torch.zeros_like(line)[None], line[None] + 1))
+        attend = dense(dense_mask(torch.zeros_like(line)[None], line[None] + 1), self.config.gau_length)
         starts = torch.zeros_like(ids)
         return self.text_head(self.backbone(self.embed(ids), positions, attend, starts=starts))

@@ -318,6 +318,7 @@ USUAL = {
         "density": None,
         "unet_depth": None,
         "step_sizes": None,
+        "gau_length": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,

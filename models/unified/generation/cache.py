@@ -91,7 +91,7 @@ class GenerationState:
     ) -> Tensor:
         """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
         fed, as many as `sees` (B, N) says, or all."""
-        feed = Feed(self.lengths, x.shape[1], self.device, sees, advance)
+        feed = Feed(self.lengths, x.shape[1], self.device, sees, advance, self.model.config.gau_length)
         for layer in self.layers:
             layer.feed = feed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
