@@ -27,6 +27,13 @@ class Distillation:
         return -(-self.teacher_steps // self.num_steps)
 
     @property
+    def forward_passes(self) -> int:
+        """What a step makes more than one of any training: a guided pass is two, and under consistency the student says
+        once what it will be held to."""
+        guided = 1 if self.guidance_scale == 1 else 2
+        return guided * self.teacher_steps if self.method == "reflow" else guided + 1
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """How the student draws where nothing is chosen (`models.folder.BundleConfig`)."""
         return {"num_steps": self.num_steps, "guidance_scale": 1.0, "sampler": "ddim"}
