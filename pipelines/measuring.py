@@ -97,7 +97,7 @@ def same_steps(measured: PipelineConfig, config: PipelineConfig) -> None:
     for name in sizing.tokenizer_models(measured):
         before, now = getattr(measured.stages, name), getattr(config.stages, name)
         if found := known_tokenizer(before):
-            _write(_tokenizer_file(now), found)
+            write(_tokenizer_file(now), found)
 
 
 def images_of_a_step(config: TokenizerConfig) -> float:
@@ -111,7 +111,7 @@ def images_of_a_step(config: TokenizerConfig) -> float:
 
 def _measure_tokenizer(config: TokenizerConfig, model: Any, field: str) -> dict[str, Any]:
     seconds, trained = _in_a_process(config, _tokenizer_step, (config, model), field)
-    _write(_tokenizer_file(config), MeasuredTokenizer(seconds, trained, f"{datetime.now(UTC):%Y-%m-%d}"))
+    write(_tokenizer_file(config), MeasuredTokenizer(seconds, trained, f"{datetime.now(UTC):%Y-%m-%d}"))
     return {"seconds_per_step": seconds, "images_per_second": images_of_a_step(config) / seconds}
 
 
@@ -173,10 +173,11 @@ def _file(training: Training, kind: str) -> Path:
 
 
 def _keep(training: Training, measured: Measured) -> None:
-    _write(_file(training, kind_of(training)), measured)
+    write(_file(training, kind_of(training)), measured)
 
 
-def _write(file: Path, measured: Any) -> None:
+def write(file: Path, measured: Any) -> None:
+    """Keep a dataclass of figures in the machine's cache."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(asdict(measured)))

@@ -19,19 +19,19 @@ from omniloom.infra.nodes import Node, gib
 from omniloom.pipelines import room
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.predecessors import builds_on
-from omniloom.pipelines.predicting import earlier, figures, training
+from omniloom.pipelines.predicting import data, earlier, figures, training
 from omniloom.pipelines.predicting.figures import Takes
 from omniloom.pipelines.prices import PricesConfig
-from omniloom.pipelines.trainings import training_of
-from omniloom.stages.distill.config import DistillConfig
+from omniloom.pipelines.trainings import is_training, training_of
+from omniloom.stages.ingest.config import IngestConfig
+from omniloom.stages.pretokenize.config import PretokenizeConfig
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
-from omniloom.stages.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from omniloom.pipelines.plan import Plan
     from omniloom.pipelines.planned import PlannedStage
 
-__all__ = ["Takes", "described", "duration", "lines", "of", "total"]
+__all__ = ["Takes", "described", "duration", "lines", "of", "total", "unknown"]
 
 
 def of(plan: Plan, nodes: Sequence[Node] = ()) -> dict[str, Takes]:
@@ -61,9 +61,15 @@ def _of(planned: PlannedStage, upstream: Mapping[str, Any], plan: Plan, nodes: S
         nodes = nodes or cluster.with_autoscaling((), plan.config.cluster)
         gpu = room.accelerator_of(known.config.workers, nodes)
         return training.of_training(planned, known, upstream, here, gpu)
-    if isinstance(planned.config, TrainConfig | DistillConfig):  # of tokens whose sizes are not known
+    if is_training(planned.config):  # of tokens whose sizes are not known
         return Takes()
-    return _body(planned, plan)
+    if earlier.ran(planned) or not here:
+        return _body(planned, plan)
+    if isinstance(planned.config, IngestConfig):
+        return data.of_ingest(planned, plan)
+    if isinstance(planned.config, PretokenizeConfig):
+        return data.of_pretokenize(planned, plan, upstream)
+    return Takes()
 
 
 def _body(planned: PlannedStage, plan: Plan) -> Takes:
@@ -113,6 +119,21 @@ def lines(found: Mapping[str, Takes]) -> Iterator[str]:
         if parts:
             yield f"{name}: " + "; ".join(parts)
     yield from total(found.values())
+
+
+def unknown(plan: Plan, found: Mapping[str, Takes]) -> Iterator[str]:
+    """Of which stages that would run it is not known how long they take, in words, and how it would be."""
+    names = [p.name for p in plan.to_execute if p.name not in found or found[p.name].seconds is None]
+    if not names:
+        return
+    said = f"not known yet: {', '.join(names)}; a stage's seconds are known once it ran here"
+    measured = [p.name for p in plan.to_execute if p.name in names and _measurable(p.config)]
+    here = cluster.starts_here(plan.config.cluster)
+    yield f"{said}, or of {', '.join(measured)} by omniloom doctor CONFIG --measure" if measured and here else said
+
+
+def _measurable(config: Any) -> bool:
+    return isinstance(config, IngestConfig | PretokenizeConfig | TokenizerConfig) or is_training(config)
 
 
 def total(found: Collection[Takes]) -> Iterator[str]:

@@ -136,6 +136,11 @@ def step_cost(training: Training) -> float:
     return training.cost * training.units / training.config.workers.most
 
 
+def is_training(own: Any) -> bool:
+    """Whether the stage of this config is such a training, whatever it reads."""
+    return isinstance(own, TrainConfig | DistillConfig | TrainScorerConfig)
+
+
 def training_of(own: Any, upstream: Mapping[str, Any]) -> Training | None:
     """None where the stage is no such training, or where what it reads does not tell its sizes."""
     if isinstance(own, TrainScorerConfig):

@@ -94,7 +94,7 @@ def test_a_tokenizers_steps_stand_for_just_these_settings(tmp_path):
 
     config = load("demo", [f"storage={tmp_path}"]).stages.tokenizer_joint
     assert joint() is None
-    measuring._write(measuring._tokenizer_file(config), measuring.MeasuredTokenizer(0.5, 1000, "2026-11-28"))
+    measuring.write(measuring._tokenizer_file(config), measuring.MeasuredTokenizer(0.5, 1000, "2026-11-28"))
     data, found = config.data, joint()
     images = data.image_ratio * data.image_batch + (1 - data.image_ratio) * data.video_batch
     assert found.seconds == pytest.approx(config.steps * 0.5) and found.unit == "images"
