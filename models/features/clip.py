@@ -1,29 +1,20 @@
-"""CLIP: pictures and texts in one space (arXiv 2103.00020), from a folder as `transformers` saves one.
+"""CLIP: pictures and texts in one space (arXiv 2103.00020), under the names of `transformers`.
 
 In: pixels normalised by MEAN and STD, (B, 3, S, S) of the config's side; ids of texts. Out: float32 embeddings
-(B, dim), as the projections give them, not divided by their length. `load_clip` reads a CLIPModel, or the
-pictures' tower of a CLIPVisionModelWithProjection, equal to `transformers`' model of the folder but for rounding.
-Errors: ValueError naming the file and the key.
+(B, dim), as the projections give them, not divided by their length. `models.features.dual` reads a folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniloom.models.features.clip_config import ClipConfig, TowerConfig, clip_config
-from omniloom.models.features.layouts import clip_tensors
-from omniloom.models.hf.config_json import read_json
-from omniloom.models.hf.weights import open_checkpoint
+from omniloom.models.features.clip_config import ClipConfig, TowerConfig
 from omniloom.models.norms import LayerNorm
-
-# By which all of its releases see pixels in [0, 1] normalised.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Attention(nn.Module):
@@ -44,13 +35,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
-        self.quick = config.activation == "quick_gelu"
+        self.activation = config.activation
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+        if self.activation == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate="tanh" if self.activation == "gelu_pytorch_tanh" else "none"))
 
 
 class Layer(nn.Module):
@@ -118,7 +111,11 @@ class TextTower(Tower):
 
 
 class Clip(nn.Module):
-    """Both towers, or that of pictures alone."""
+    """Both towers, or that of pictures alone. `mean` and `std`: by which all releases see pixels in [0, 1] normalised;
+    `crops`: whether of a picture that is no square the middle is seen, or all, squeezed."""
+
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    crops = True
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -135,15 +132,3 @@ class Clip(nn.Module):
     def of_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Of ids that end in the end of text, of at most `config.length`."""
         return self.text_projection(self.text_model(texts))
-
-
-def load_clip(folder: str | Path) -> Clip:
-    """The model of a local folder in float32, frozen, in eval mode on the CPU. Files in fp32, bf16 and fp16 are
-    read."""
-    folder = Path(folder)
-    where = folder / "config.json"
-    model = Clip(clip_config(read_json(where), str(where))).eval()
-    with open_checkpoint(folder) as checkpoint:
-        state = {key: checkpoint.read(key, shapes[0]).float() for key, shapes in clip_tensors(model.config).items()}
-    model.load_state_dict(state)
-    return model.requires_grad_(False)

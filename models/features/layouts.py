@@ -4,7 +4,7 @@ In: a network's shape, as its config says it. Out: {key: the shapes that fit}. W
 (`num_batches_tracked`, a text tower, class layers) the network does not read it.
     Inception v3   torchvision's names, which the ported weights of 2015-12-05 that FID is defined by have too
     VGG-16, LPIPS  torchvision's `features.N`, and the five heads
-    CLIP, DINOv2   folders of `transformers`
+    CLIP, SigLIP, DINOv2   folders of `transformers`
 """
 
 from __future__ import annotations
@@ -208,7 +208,39 @@ def dinov2_tensors(config: ViTConfig) -> Shapes:
     return {key: (shape,) for key, shape in found.items()}
 
 
-def clip_tensors(config: ClipConfig) -> Shapes:
+def dual_tensors(config: ClipConfig) -> Shapes:
+    """Of a CLIP or a SigLIP."""
+    return _siglip_tensors(config) if config.family == "siglip" else _clip_tensors(config)
+
+
+def _siglip_tensors(config: ClipConfig) -> Shapes:
+    vision, text = config.vision, config.text
+    if text is None:
+        raise ValueError("text: expected both towers, got pictures' alone")
+    width, head = vision.width, "vision_model.head"
+    found: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, config.patch_size, config.patch_size),
+        "vision_model.embeddings.patch_embedding.bias": (width,),
+        "vision_model.embeddings.position_embedding.weight": (config.grid**2, width),
+        **_tower("vision_model", vision),
+        **_norm("vision_model.post_layernorm", width),
+        f"{head}.probe": (1, 1, width),
+        f"{head}.attention.in_proj_weight": (3 * width, width),
+        f"{head}.attention.in_proj_bias": (3 * width,),
+        **_linear(f"{head}.attention.out_proj", width, width),
+        **_norm(f"{head}.layernorm", width),
+        **_linear(f"{head}.mlp.fc1", width, vision.mlp_width),
+        **_linear(f"{head}.mlp.fc2", vision.mlp_width, width),
+        "text_model.embeddings.token_embedding.weight": (config.vocab_size, text.width),
+        "text_model.embeddings.position_embedding.weight": (config.length, text.width),
+        **_tower("text_model", text),
+        **_norm("text_model.final_layer_norm", text.width),
+        **_linear("text_model.head", text.width, config.dim),
+    }
+    return {key: (shape,) for key, shape in found.items()}
+
+
+def _clip_tensors(config: ClipConfig) -> Shapes:
     vision, text = config.vision, config.text
     root, width = "vision_model", vision.width
     found: dict[str, tuple[int, ...]] = {

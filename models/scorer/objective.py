@@ -6,7 +6,7 @@ In: a batch of pictures and their captions. Out: the loss over the batch of all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from omniloom.models.features.clip import Attention, Clip, Layer
 from omniloom.models.features.clip_config import ClipConfig
+from omniloom.models.features.dual import Dual
 from omniloom.models.scorer.config import MAX_SCALE
 from omniloom.models.scorer.losses import AtMost, clip_loss, clip_losses, siglip_loss, siglip_losses
 from omniloom.models.scorer.losses_config import Loss
@@ -25,11 +26,14 @@ Gather = Callable[[Tensor], Tensor]
 
 
 class ScorerObjective(nn.Module):
-    """`clip` with what its loss has of its own: `log_scale`, (1,), and under `siglip` `bias`, (1,)."""
+    """`clip` with what its loss has of its own: `log_scale`, (1,), and under `siglip` `bias`, (1,). `start`: what a
+    pretrained model was trained with, `logit_scale` and `logit_bias`, where that is known."""
 
-    def __init__(self, clip: Clip, loss: Loss) -> None:
+    def __init__(self, clip: Dual, loss: Loss, start: Mapping[str, float] | None = None) -> None:
         super().__init__()
         scale, bias = _START[loss]
+        scale = (start or {}).get("logit_scale", scale)
+        bias = None if bias is None else (start or {}).get("logit_bias", bias)
         self.loss, self.clip = loss, clip
         self.log_scale = nn.Parameter(torch.tensor([scale]))
         self.bias = None if bias is None else nn.Parameter(torch.tensor([bias]))

@@ -9,9 +9,11 @@ the backward pass as `models.features.clip` is written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from omniloom.models.features.clip_config import ClipConfig, TowerConfig
+from omniloom.models.features.layouts import dual_tensors
 from omniloom.models.scorer.losses_config import Loss
 
 _FLOAT32 = 4
@@ -26,16 +28,15 @@ _NUMBER, _SCORE, _PARAMETER = 4.4e-9, 3e-9, 2e-9
 def num_parameters(c: ClipConfig, loss: Loss) -> int:
     """Of both towers and of the loss's scale and bias, all of which are trained."""
     ours = 2 if loss == "siglip" else 1
-    vision = c.vision.width * (1 + 3 * c.patch_size**2 + 1 + c.grid**2 + 4 + c.dim)
-    text = c.text.width * (c.vocab_size + c.length + 2 + c.dim) if c.text else 0
-    return ours + vision + text + sum(t.layers * _block(t) for t, _ in _towers(c))
+    return ours + sum(math.prod(shapes[0]) for shapes in dual_tensors(c).values())
 
 
 def pair_flops(c: ClipConfig) -> int:
     """Operations of the forward and backward pass of one pair, without the cosines to others."""
     patches = _FIRST * 3 * c.patch_size**2 * c.vision.width * c.grid**2
-    projections = _TRAINED * c.dim * sum(t.width for t, _ in _towers(c))
-    return patches + projections + sum(t.layers * _block_flops(t, places) for t, places in _towers(c))
+    projections = _TRAINED * c.dim * (c.text.width if c.text else 0)
+    out = _pooling_flops(c) if c.family == "siglip" else _TRAINED * c.dim * c.vision.width
+    return patches + projections + out + sum(t.layers * _block_flops(t, places) for t, places in _towers(c))
 
 
 def step_seconds(c: ClipConfig, pairs: int, loss: Loss) -> float:
@@ -53,6 +54,8 @@ def pass_memory(c: ClipConfig, pairs: int, batch: int, bf16: bool, loss: Loss) -
     `logits`, of all pairs with one another; `casts`, of weights to bf16."""
     pixels = 3 * c.image_size**2 * (_FLOAT32 + (2 if bf16 else 0))
     kept = sum(t.layers * places * _kept(t, bf16) + places * t.width * _FLOAT32 for t, places in _towers(c))
+    if c.family == "siglip":  # all places into keys and values, and these
+        kept += 3 * c.grid**2 * c.vision.width * (2 if bf16 else _FLOAT32)
     return {
         "activations": pairs * (pixels + kept),
         "logits": _SQUARES * _FLOAT32 * batch**2,
@@ -62,14 +65,17 @@ def pass_memory(c: ClipConfig, pairs: int, batch: int, bf16: bool, loss: Loss) -
 
 def _towers(c: ClipConfig) -> Iterator[tuple[TowerConfig, int]]:
     """With the places of one picture, or of one text."""
-    yield c.vision, 1 + c.grid**2
+    yield c.vision, c.grid**2 + (c.family == "clip")  # a class's place
     if c.text:
         yield c.text, c.length
 
 
-def _block(t: TowerConfig) -> int:
-    """Parameters: matrices with their biases, and two norms."""
-    return 4 * t.width * (t.width + 1) + 2 * t.width * t.mlp_width + t.mlp_width + t.width + 4 * t.width
+def _pooling_flops(c: ClipConfig) -> int:
+    """One query over all places, and an MLP."""
+    t, places = c.vision, c.grid**2
+    return _TRAINED * (2 * places * t.width**2 + 2 * t.width**2 + 2 * t.width * t.mlp_width) + (
+        _ATTENTION * t.width * places
+    )
 
 
 def _block_flops(t: TowerConfig, places: int) -> int:

@@ -13,7 +13,8 @@ from omniloom.pipelines.graph import KNOWN
 from omniloom.pipelines.selection import Selection
 from omniloom.pipelines.sweeps.config import GoalConfig, PruneConfig, SweepConfig
 from omniloom.stages.evaluate.config import MeasureConfig
-from omniloom.stages.evaluate.measures import HIGH, LOW, measured, named, near, of_interval
+from omniloom.stages.evaluate.figure import HIGH, LOW
+from omniloom.stages.evaluate.measures import measured, named, near, of_interval
 
 _METRIC = "sweep.goal.metric"
 

@@ -1,15 +1,17 @@
-"""A dual encoder on disk: pictures and texts in one space, from a folder as `transformers` saves a CLIP, with its
-`tokenizer.json`.
+"""A dual encoder on disk: pictures and texts in one space, from a folder as `transformers` saves a CLIP or a SigLIP,
+with its `tokenizer.json`.
 
 In: the URI of the folder, and the field of the stage's config that names it. Out: embeddings as the model's projections
-give them. A picture is brought to the model's own side as CLIP's processor does it: PIL's bicubic filter, antialiased,
-the shorter side to that of the model, cut at the centre.
+give them. A picture is brought to the model's own side as the family's processor does it, by PIL's bicubic filter,
+antialiased: CLIP's scales the shorter side to that of the model and cuts at the centre, SigLIP's squeezes the whole.
 Errors: InputError naming the folder or its file, and the field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from omniloom.infra.errors import InputError
-from omniloom.models.features.clip import MEAN, STD, Clip, load_clip
-from omniloom.models.hf.weights import open_checkpoint
+from omniloom.models.features.dual import Dual, load_dual
+from omniloom.models.features.siglip import Siglip
+from omniloom.models.hf.config_json import Document, read_json
 from omniloom.models.scorer.config import MAX_SCALE
-from omniloom.stages.checkpoints.clip_folder import WORDS
+from omniloom.stages.checkpoints.clip_folder import WORDS, WORDS_CONFIG
 from omniloom.stages.checkpoints.language_model import local_folder
 
 if TYPE_CHECKING:
@@ -32,17 +35,22 @@ BATCH = 32  # texts at once
 
 
 class DualEncoder:
-    """`model` on a device, and `words`, its text tokenizer: None where it has no tower of texts. `scale` is what its
-    cosines are multiplied by for the logits that it was trained by."""
+    """`model` on a device, and `words`, its text tokenizer: None where it has no tower of texts. `logits`: of
+    `logit_scale` and `logit_bias` what it was trained with, as far as that is known."""
 
-    def __init__(self, model: Clip, words: Tokenizer | None, scale: float = MAX_SCALE):
-        self.model, self.words, self.scale = model, words, scale
+    def __init__(self, model: Dual, words: Tokenizer | None, logits: Mapping[str, float] | None = None):
+        self.model, self.words, self.logits = model, words, dict(logits or {})
         self.side, self.dim = model.config.image_size, model.config.dim
         if words:
             words.encode_special_tokens = True  # else a caption that says "<eos>" would end there
             words.no_padding()
             words.enable_truncation(model.config.length)
-        self._mean, self._std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
+        self._mean, self._std = (torch.tensor(value).view(3, 1, 1) for value in (model.mean, model.std))
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by for the logits; the greatest that there is where nobody knows."""
+        return math.exp(self.logits["logit_scale"]) if "logit_scale" in self.logits else MAX_SCALE
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +67,8 @@ class DualEncoder:
 
     def pictures(self, batch: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """Embeddings (B, dim) of pictures, uint8 (H, W, 3) of any sizes."""
-        small = np.stack([covering(picture, self.side) for picture in batch])
+        square = covering if self.model.crops else squeezed
+        small = np.stack([square(picture, self.side) for picture in batch])
         return self.of_pixels(torch.from_numpy(small).permute(0, 3, 1, 2).float() / 255)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -78,15 +87,15 @@ class DualEncoder:
 
 
 def load_dual_encoder(uri: str, field: str, device: str = "cpu") -> DualEncoder:
-    """The model and its words, on the device; InputError where the folder holds no CLIP, or words that are not the
-    model's."""
+    """The model and its words, on the device; InputError where the folder holds neither a CLIP nor a SigLIP, or words
+    that are not the model's."""
     try:
         folder = Path(local_folder(uri))
-        model, scale = load_clip(folder).to(device), _scale(folder)
+        model, logits = load_dual(folder)
     except Exception as error:  # storage that cannot be reached raises classes of its own
-        raise InputError(f"no CLIP: {error}", field=field, file=uri) from None
+        raise InputError(f"no CLIP, and no SigLIP: {error}", field=field, file=uri) from None
     if not model.config.text:
-        return DualEncoder(model, None)
+        return DualEncoder(model.to(device), None, logits)
     from tokenizers import Tokenizer
 
     where = str(folder / WORDS)
@@ -94,18 +103,36 @@ def load_dual_encoder(uri: str, field: str, device: str = "cpu") -> DualEncoder:
         words = Tokenizer.from_file(where)
     except Exception as error:  # the reader's own class
         raise InputError(f"cannot be read: {error}", field=field, file=where) from None
-    encoder = DualEncoder(model, words, scale)
+    if isinstance(model, Siglip):
+        _fill_with(model, _pad(folder, words, field), field, where)
+    encoder = DualEncoder(model.to(device), words, logits)
     (ids,) = encoder.ids(["a picture"])
-    if not ids or ids[-1] != model.config.eos or max(ids) >= model.config.vocab_size:
-        message = f"gives a text the ids {ids}; expected such below {model.config.vocab_size} that end in "
-        raise InputError(f"{message}{model.config.eos}", field=field, file=where)
+    end, size = model.config.eos, model.config.vocab_size
+    if not ids or max(ids) >= size or (end is not None and ids[-1] != end):
+        expected = f"such below {size}" + (f" that end in {end}" if end is not None else "")
+        raise InputError(f"gives a text the ids {ids}; expected {expected}", field=field, file=where)
     return encoder
 
 
-def _scale(folder: Path) -> float:
-    """Of a folder that has none, as one of a tower of pictures alone, the greatest that there is."""
-    with open_checkpoint(folder) as checkpoint:
-        return float(checkpoint.read("logit_scale", ()).exp()) if "logit_scale" in checkpoint else MAX_SCALE
+def _pad(folder: Path, words: Tokenizer, field: str) -> int | None:
+    """The token that texts are filled up with, as the tokenizer has it: configs of SigLIP 2 do not say it."""
+    where = folder / WORDS_CONFIG
+    if not where.exists():
+        return None
+    try:
+        said = Document(read_json(where), str(where)).values.get("pad_token")
+    except ValueError as error:
+        raise InputError(str(error), field=field, file=str(where)) from None
+    return words.token_to_id(said["content"] if isinstance(said, dict) else said) if said else None
+
+
+def _fill_with(model: Siglip, pad: int | None, field: str, where: str) -> None:
+    """Texts are filled up with `pad`; None: as the model's config says."""
+    pad = model.config.pad if pad is None else pad
+    if pad >= model.config.vocab_size:
+        raise InputError(f"fills texts with the id {pad}, beyond the model's vocabulary", field=field, file=where)
+    model.config = replace(model.config, pad=pad)
+    model.text_model.pad = pad
 
 
 def covering(picture: np.ndarray, side: int) -> np.ndarray:
@@ -113,6 +140,11 @@ def covering(picture: np.ndarray, side: int) -> np.ndarray:
     h, w = (side * edge // min(picture.shape[:2]) for edge in picture.shape[:2])
     top, left = (h - side) // 2, (w - side) // 2
     return resized(picture, (h, w))[top : top + side, left : left + side]
+
+
+def squeezed(picture: np.ndarray, side: int) -> np.ndarray:
+    """As SigLIP's own processor."""
+    return resized(picture, (side, side))
 
 
 def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

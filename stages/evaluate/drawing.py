@@ -19,8 +19,8 @@ from omniloom.stages.data.clips import ClipStore
 from omniloom.stages.evaluate import following, metrics, novelty
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.features import measuring
+from omniloom.stages.evaluate.figure import LEAST_PICTURES
 from omniloom.stages.evaluate.items import label_weights
-from omniloom.stages.evaluate.measures import LEAST_PICTURES
 from omniloom.stages.reporting import report
 
 NEIGHBOURS = 5  # of a real picture, for coverage

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from omniloom.stages.evaluate.measures import Better, Figure, all_names, named, near, of_interval
+from omniloom.stages.evaluate.figure import Better, Figure
+from omniloom.stages.evaluate.measures import all_names, named, near, of_interval
 
 if TYPE_CHECKING:
     from omniloom.stages.evaluate.comparing import Compared, Comparison

@@ -12,8 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from omniloom.stages.evaluate.figure import HIGH, LOW
 from omniloom.stages.evaluate.items import Values
-from omniloom.stages.evaluate.measures import HIGH, LOW
 
 LEVEL = 0.95
 RESAMPLES = 2000

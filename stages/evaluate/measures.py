@@ -7,55 +7,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from omniloom.models.unified.representations import OBJECTIVES, VisualObjective
-
-LOW, HIGH = "_low", "_high"  # behind a figure's name: the ends of its interval
-LEAST_PICTURES = 100  # for a Fréchet distance: of fewer, the means and covariances say little
-
-Chance = Callable[[Mapping[str, Any]], Any]  # from all figures: a number, or None where it is not known
-
-
-Better = Literal["higher", "lower"]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`better` is None for what is no measure: a count, or what another figure is held against. `chance` is what
-    guessing gets, or another mark to hold the figure against, in the words of `mark`. `asks` are the fields of the
-    config that have to be at least so large for the figure to be measured, and `network` is the one of the config's
-    `features` that it needs, or the pipeline's `scorer`; `by_objective` figures are of each objective
-    that was trained on pictures, of `objectives` that have them, and have its name behind theirs where there are
-    several. Figures that are better one
-    way are means over items, with an interval, unless they are of the whole corpus (`by_item`); `of_model` is False of
-    what tells of the data alone."""
-
-    meaning: str
-    better: Better | None = None
-    chance: Chance = lambda metrics: None
-    mark: str = "chance"
-    asks: Mapping[str, int] = field(default_factory=dict)
-    by_objective: bool = False
-    of_text: bool = False
-    objectives: Callable[[VisualObjective], bool] = lambda row: True
-    network: str = ""
-    by_item: bool = True
-    of_model: bool = True
-
-    def is_of(self, row: VisualObjective) -> bool:
-        """Whether it may have the objective's name behind its own."""
-        return self.by_objective and self.objectives(row)
+from omniloom.stages.evaluate.features.figures import RANKED, by_scorer, in_features
+from omniloom.stages.evaluate.figure import HIGH, LEAST_PICTURES, LOW, Figure, given
 
 
 def _is_written(row: VisualObjective) -> bool:
     return row.causal
-
-
-def _given(name: str) -> Chance:
-    return lambda metrics: metrics.get(name)
 
 
 def _one_class(metrics: Mapping[str, Any]) -> float | None:
@@ -63,7 +24,6 @@ def _one_class(metrics: Mapping[str, Any]) -> float | None:
 
 
 _DRAWN, _DESCRIBED = {"drawings": 1}, {"captions": 1}
-_RANKED = {"captions": 1, "retrieval_captions": 2}
 _FILMED = {"videos": 1}
 
 
@@ -88,7 +48,7 @@ def _table(pixels: int) -> dict[str, Figure]:
         frechet: Figure(
             f"Fréchet distance between drawn and held-out pictures, as pixels of {pixels}x{pixels}",
             "lower",
-            _given(f"{frechet}_train"),
+            given(f"{frechet}_train"),
             "of train pictures",
             distances,
             True,
@@ -106,7 +66,7 @@ def _table(pixels: int) -> dict[str, Figure]:
             "bits that held-out pictures' codes, or latents to within their noise, take behind their captions, over "
             "the pictures' pixels; what the tokenizer loses is not counted",
             "lower",
-            _given("image_bits_per_pixel_webp"),
+            given("image_bits_per_pixel_webp"),
             "of WebP without loss",
             asks=_DRAWN,
             by_objective=True,
@@ -191,7 +151,7 @@ def _table(pixels: int) -> dict[str, Figure]:
         "video_consistency": Figure(
             "correlation of one frame and the next in drawn videos",
             "higher",
-            _given("video_consistency_real"),
+            given("video_consistency_real"),
             "of held-out videos",
             _FILMED,
             True,
@@ -206,21 +166,21 @@ def _table(pixels: int) -> dict[str, Figure]:
         "text_repeated": Figure(
             "share of three tokens in a row that stood before in the same text, of what the model writes",
             "lower",
-            _given("text_repeated_real"),
+            given("text_repeated_real"),
             "of held-out texts",
             {"texts": 1},
             of_text=True,
         ),
         "text_repeated_real": Figure("the same of held-out texts", asks={"texts": 1}, of_text=True),
-        "retrieval_captions": Figure("captions that each picture is held against", asks=_RANKED),
+        "retrieval_captions": Figure("captions that each picture is held against", asks=RANKED),
         **{
             f"retrieval_recall_at_{k}": Figure(
                 "share of the pictures whose own caption comes first"
                 if k == 1
                 else f"share of the pictures whose own caption is among the first {k}",
                 "higher",
-                _given(f"retrieval_recall_at_{k}_chance"),
-                asks=_RANKED,
+                given(f"retrieval_recall_at_{k}_chance"),
+                asks=RANKED,
                 by_objective=True,
             )
             for k in (1, 10)
@@ -228,12 +188,12 @@ def _table(pixels: int) -> dict[str, Figure]:
         "retrieval_mean_rank": Figure(
             "mean place of a picture's own caption, from 1",
             "lower",
-            _given("retrieval_mean_rank_chance"),
-            asks=_RANKED,
+            given("retrieval_mean_rank_chance"),
+            asks=RANKED,
             by_objective=True,
         ),
         **{
-            f"retrieval_{name}_chance": Figure("of a random order", asks=_RANKED)
+            f"retrieval_{name}_chance": Figure("of a random order", asks=RANKED)
             for name in ("recall_at_1", "recall_at_10", "mean_rank")
         },
         "bits_per_byte": Figure(
@@ -253,111 +213,13 @@ def _table(pixels: int) -> dict[str, Figure]:
             for kind in ("image", "video")
             for name in ("psnr", "ssim")
         },
-        **_in_features(),
-        **_by_scorer(),
+        **in_features(),
+        **by_scorer(),
         "codebook_usage": Figure("share of the codes that the corpus uses", "higher", by_item=False),
         "codebook_perplexity": Figure(
             "perplexity of the codes, as a count of equally likely ones", "higher", by_item=False
         ),
     }
-
-
-def _by_scorer() -> dict[str, Figure]:
-    """Those that need a stage before that makes a scorer."""
-    drawn = {"drawings": LEAST_PICTURES}
-    return {
-        "scorer_score": Figure(
-            "100 times the cosine of a drawn picture and its caption by the scorer",
-            "higher",
-            _given("scorer_score_shuffled"),
-            "of others' captions",
-            drawn,
-            True,
-            network="scorer",
-        ),
-        "scorer_score_real": Figure("the same of held-out pictures", asks=drawn, network="scorer"),
-        "scorer_score_shuffled": Figure(
-            "the same of held-out pictures and others' captions: the floor", asks=drawn, network="scorer"
-        ),
-        "scorer_mmd": Figure(
-            "1000 times the kernel distance of drawn and held-out pictures in the scorer's features",
-            "lower",
-            _given("scorer_mmd_train"),
-            "of train pictures",
-            drawn,
-            True,
-            network="scorer",
-        ),
-        "scorer_mmd_train": Figure(
-            "the same distance of as many train pictures: the floor", asks=drawn, network="scorer"
-        ),
-        "scorer_recall_at_1": Figure(
-            "share of the pictures whose own caption the scorer puts first, of the same captions",
-            "higher",
-            _given("retrieval_recall_at_1_chance"),
-            asks=_RANKED,
-            network="scorer",
-            of_model=False,
-        ),
-    }
-
-
-def _in_features() -> dict[str, Figure]:
-    """Those that need a network of the config's `features`."""
-    drawn, filmed = {"drawings": LEAST_PICTURES}, {"videos": LEAST_PICTURES}
-    distances = {
-        "fid": ("inception", "FID: Fréchet distance between drawn and held-out pictures in Inception v3's features"),
-        "kid": ("inception", "KID: kernel distance of drawn and held-out pictures in Inception v3's features"),
-        "fd_dinov2": ("dinov2", "Fréchet distance between drawn and held-out pictures in DINOv2's features"),
-        "cmmd": ("clip", "CMMD: 1000 times the kernel distance of drawn and held-out pictures' CLIP embeddings"),
-    }
-    found: dict[str, Figure] = {}
-    for name, (network, meaning) in distances.items():
-        mark = _given(f"{name}_train")
-        found[name] = Figure(meaning, "lower", mark, "of train pictures", drawn, True, network=network)
-        told = "the same distance of as many train pictures: the floor"
-        found[f"{name}_train"] = Figure(told, asks=drawn, network=network)
-    found["kid_std"] = Figure("deviation of KID over its subsets", asks=drawn, by_objective=True, network="inception")
-    for network, called in (("inception", "Inception v3"), ("dinov2", "DINOv2")):
-        within = f"in {called}'s features"
-        for name, meaning in (
-            ("precision", f"share of the drawn pictures within the held-out ones' manifold of 3 neighbours, {within}"),
-            ("recall", f"share of the held-out pictures within the drawn ones' manifold of 3 neighbours, {within}"),
-            ("density", f"held-out pictures' balls of 5 neighbours that a drawn one lies in, over 5, {within}"),
-            (
-                "coverage",
-                f"share of the held-out pictures with a drawn one nearer than their fifth neighbour, {within}",
-            ),
-        ):
-            found[f"{name}_{network}"] = Figure(meaning, "higher", asks=drawn, by_objective=True, network=network)
-    found["clip_score"] = Figure(
-        "100 times the cosine of a drawn picture's CLIP embedding and its caption's, 0 where below",
-        "higher",
-        _given("clip_score_real"),
-        "of held-out pictures",
-        drawn,
-        True,
-        network="clip",
-    )
-    found["clip_score_real"] = Figure("the same of held-out pictures", asks=drawn, network="clip")
-    found["rfid"] = Figure(
-        "Fréchet distance between held-out pictures and their reconstructions in Inception v3's features",
-        "lower",
-        asks={"reconstructions": LEAST_PICTURES},
-        network="inception",
-    )
-    for kind in ("image", "video"):
-        found[f"recon_lpips_{kind}"] = Figure(
-            f"LPIPS (VGG-16) of reconstructed {kind}s", "lower", asks={"reconstructions": 1}, network="lpips"
-        )
-    found["fvd"] = Figure(
-        "FVD: Fréchet distance between drawn and held-out videos in I3D's features",
-        "lower",
-        asks=filmed,
-        by_objective=True,
-        network="i3d",
-    )
-    return found
 
 
 def measured(config: Any, objectives: Sequence[str], scorer: bool = False) -> dict[str, Figure]:

@@ -12,9 +12,10 @@ from omniloom.infra.secrets import redact_uris
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.evaluate.comparing import Comparison
 from omniloom.stages.evaluate.evaluation import Evaluation
+from omniloom.stages.evaluate.figure import HIGH, LOW, Figure
 from omniloom.stages.evaluate.gate import Verdict
 from omniloom.stages.evaluate.intervals import interval
-from omniloom.stages.evaluate.measures import HIGH, LOW, Figure, measured
+from omniloom.stages.evaluate.measures import measured
 from omniloom.stages.evaluate.swept import Setting, Swept
 from omniloom.stages.reporting import ancestry, history, origins, report
 from omniloom.stages.studies import objectives as objective_study

@@ -19,8 +19,8 @@ from omniloom.stages.evaluate.config import EvaluateConfig
 from omniloom.stages.evaluate.drawing import NEIGHBOURS, classifier_of, drawn_for, looks_of, real_looks
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.features import measuring
+from omniloom.stages.evaluate.figure import LEAST_PICTURES
 from omniloom.stages.evaluate.items import Values, label_weights, values_of
-from omniloom.stages.evaluate.measures import LEAST_PICTURES
 from omniloom.stages.evaluate.swept import Setting, choose
 
 _WARM = 4  # pictures drawn before the clock runs

@@ -26,9 +26,9 @@ from omniloom.stages.data.clips import ClipStore
 from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.features import networks
 from omniloom.stages.evaluate.features.config import FeaturesConfig
+from omniloom.stages.evaluate.figure import HIGH, LEAST_PICTURES, LOW
 from omniloom.stages.evaluate.intervals import interval
 from omniloom.stages.evaluate.items import values_of
-from omniloom.stages.evaluate.measures import HIGH, LEAST_PICTURES, LOW
 from omniloom.stages.latents import figures
 from omniloom.stages.latents.config import Config
 from omniloom.stages.pretokenize.bits import entropy, written

@@ -21,7 +21,7 @@ from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.launch import launch
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints.outside import require_weights
-from omniloom.stages.evaluate.measures import HIGH, LEAST_PICTURES, LOW
+from omniloom.stages.evaluate.figure import HIGH, LEAST_PICTURES, LOW
 from omniloom.stages.latents.config import Config
 
 __all__ = ["MEANINGS", "VERSION", "Config", "check", "check_counts", "needs", "run", "summary"]

@@ -17,8 +17,8 @@ class TrainScorerConfig(BaseModel):
     model: ScorerConfig = Field(default_factory=ScorerConfig)
     """Sizes of a model that is trained from scratch."""
     pretrained: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
-    """URI of the folder of a CLIP, as `transformers` saves one, to start from in place of `model`; with `steps` 0 it is
-    taken as it is."""
+    """URI of the folder of a CLIP or a SigLIP, as `transformers` saves one, to start from in place of `model`; with
+    `steps` 0 it is taken as it is."""
     loss: Loss = "clip"
     """What it is trained to: clip, the softmax over the batch with a learned temperature, or siglip, a sigmoid for each
     pair."""

@@ -13,7 +13,8 @@ import torch
 
 from omniloom.infra.training.launch import single_process
 from omniloom.models.features.clip_config import ClipConfig
-from omniloom.models.scorer.objective import ScorerObjective, fresh_clip
+from omniloom.models.features.dual import of_config
+from omniloom.models.scorer.objective import ScorerObjective
 from omniloom.stages.scorer.config import Config
 from omniloom.stages.scorer.trainer import engine_for
 
@@ -29,7 +30,7 @@ def step_seconds(config: Config, clip: ClipConfig) -> float:
     texts = torch.randint(clip.vocab_size, (mine, clip.length)).tolist()
     found = []
     with single_process():
-        objectives = [ScorerObjective(fresh_clip(clip), config.loss) for _ in range(config.folds)]
+        objectives = [ScorerObjective(of_config(clip), config.loss) for _ in range(config.folds)]
         engines = [engine_for(config, objective, config.workers.most) for objective in objectives]
         for step in range(_WARM + _TIMED):
             began = time.perf_counter()

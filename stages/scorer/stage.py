@@ -3,8 +3,8 @@
 In: records. Out: `scorer/N/`, a folder as `transformers` saves a CLIP, for each fold, `scorer.json`, and in `report/`
 the curves and `scorer.html` with the own caption's recall at 1 among others.
 It learns the captioned images of the train split, a picture to be near to its own caption and far from the other
-captions of the batch of all workers (arXiv 2103.00020), or takes a pretrained CLIP. With `folds` several are trained,
-of which each leaves out a part of the records, which it then judges without having learnt them by heart.
+captions of the batch of all workers (arXiv 2103.00020), or takes a pretrained CLIP or SigLIP. With `folds` several are
+trained, of which each leaves out a part of the records, which it then judges without having learnt them by heart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from omniloom.stages.scorer.job import END, Job
 
 __all__ = ["VERSION", "Config", "check", "check_counts", "needs", "run", "summary"]
 
-VERSION = 1
+VERSION = 2
 
 
 def needs(config: Config) -> Needs:

@@ -4,7 +4,6 @@ weights of each with what they retrieve on the test split."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,8 +14,8 @@ from tokenizers import Tokenizer
 from omniloom.infra import storage
 from omniloom.infra.figures import finite
 from omniloom.infra.training.loop import Loop
-from omniloom.models.features.clip import Clip
 from omniloom.models.features.clip_config import clip_document
+from omniloom.models.features.dual import logit_tensors
 from omniloom.models.scorer.objective import ScorerObjective, fresh_clip
 from omniloom.stages.checkpoints.clip_folder import WORDS
 from omniloom.stages.checkpoints.dual_encoder import DualEncoder, load_dual_encoder
@@ -36,7 +35,7 @@ def assemble(job: Job) -> tuple[ScorerTrainer, PairBatches]:
     """What a rank trains with, before the first step."""
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     encoders = [encoder_of(job, fold) for fold in range(config.folds)]
-    objectives = [ScorerObjective(encoder.model, config.loss) for encoder in encoders]
+    objectives = [ScorerObjective(encoder.model, config.loss, encoder.logits) for encoder in encoders]
     engines = {fold_name(f): engine_for(config, objective, ranks) for f, objective in enumerate(objectives)}
     side = encoders[0].side
     held_out = HeldOut.of(job.records, "validation", side, config.seed, _HELD_OUT)
@@ -85,16 +84,15 @@ def _finish(job: Job, last: dict[str, Any], history: Any) -> None:
     best = storage.read_json(storage.join(job.state, BEST)) or {}
     for fold in range(config.folds):
         encoder = encoder_of(job, fold)
-        weights: dict[str, torch.Tensor] = {}
         if config.steps:
             held = load(storage.read_bytes(best_weights(job.state, fold)))
             own = {key.removeprefix("clip."): value for key, value in held.items() if key.startswith("clip.")}
             encoder.model.load_state_dict(own)
-            weights = {"logit_scale": held["log_scale"].reshape(())}
+            encoder.logits["logit_scale"] = float(held["log_scale"])
             if config.loss == "siglip":
-                weights["logit_bias"] = held["bias"]
+                encoder.logits["logit_bias"] = float(held["bias"])
         encoder.model.requires_grad_(False)
-        _save(job, fold, encoder.model, weights)
+        _save(job, fold, encoder)
         encoders.append(encoder)
     storage.write_json(storage.join(job.output, FACTS), {"folds": config.folds, "loss": config.loss, "best": best})
     metrics: dict[str, Any] = {"steps": config.steps, **last, **_measured(job, Scorer(encoders, ""))}
@@ -108,25 +106,15 @@ def _finish(job: Job, last: dict[str, Any], history: Any) -> None:
     storage.write_json(storage.join(job.state, "metrics.json"), finite(metrics))
 
 
-def _save(job: Job, fold: int, model: Clip, more: dict[str, torch.Tensor]) -> None:
-    """A folder as `transformers` saves a CLIPModel, with its words."""
-    target = storage.join(job.output, "scorer", str(fold))
+def _save(job: Job, fold: int, encoder: DualEncoder) -> None:
+    """A folder as `transformers` saves a CLIPModel or a SiglipModel, with its words."""
+    target, model = storage.join(job.output, "scorer", str(fold)), encoder.model
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    if not more and job.config.pretrained:
-        more = _scale_of(job.config.pretrained)
-    storage.write_bytes(storage.join(target, "model.safetensors"), save({**weights, **more}, {"format": "pt"}))
+    weights |= logit_tensors(model.config, encoder.logits)
+    storage.write_bytes(storage.join(target, "model.safetensors"), save(weights, {"format": "pt"}))
     document = json.dumps(clip_document(model.config), indent=2)
     storage.write_bytes(storage.join(target, "config.json"), document.encode())
     storage.write_bytes(storage.join(target, WORDS), storage.read_bytes(job.words))
-
-
-def _scale_of(folder: str) -> dict[str, torch.Tensor]:
-    """The temperature of a pretrained model, which nothing here reads and others want."""
-    from omniloom.models.hf.weights import open_checkpoint
-    from omniloom.stages.checkpoints.language_model import local_folder
-
-    with open_checkpoint(Path(local_folder(folder))) as checkpoint:
-        return {"logit_scale": checkpoint.read("logit_scale", ()).float()} if "logit_scale" in checkpoint else {}
 
 
 def _measured(job: Job, scorer: Scorer) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import feature_references
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from omniloom.models.features import layouts
-from omniloom.models.features.clip import load_clip
+from omniloom.models.features.dual import load_dual
 from omniloom.models.features.inception import Inception, resized_like_tensorflow1
 from omniloom.models.tokenizer.vit import load_vit
 from omniloom.models.tokenizer.vit_config import vit_config
@@ -141,7 +143,7 @@ def test_clip_is_that_of_transformers(tmp_path, randomly, activation):
     }
     theirs = randomly(CLIPModel(CLIPConfig(**parts, projection_dim=16)))
     theirs.save_pretrained(tmp_path)
-    ours = load_clip(tmp_path)
+    ours, _ = load_dual(tmp_path)
     pixels, texts = torch.randn(3, 3, 32, 32), [[97, 5, 6, 98], [97, 98], [97, *range(2, 19), 98]]
     longest = max(map(len, texts))
     padded = torch.tensor([[*ids, *[1] * (longest - len(ids))] for ids in texts])
@@ -153,12 +155,34 @@ def test_clip_is_that_of_transformers(tmp_path, randomly, activation):
     torch.testing.assert_close(ours.of_texts(texts), written, rtol=1e-4, atol=1e-5)
 
 
+def test_siglip_is_that_of_transformers(tmp_path, randomly):
+    from transformers import SiglipConfig, SiglipModel
+
+    shape = {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 40}
+    words = {"vocab_size": 99, "max_position_embeddings": 12, "bos_token_id": 97, "eos_token_id": 98}
+    config = SiglipConfig(text_config={**shape, **words}, vision_config={**shape, "image_size": 32, "patch_size": 8})
+    theirs = randomly(SiglipModel(config))
+    theirs.save_pretrained(tmp_path)
+    ours, logits = load_dual(tmp_path)
+    pixels, texts = torch.randn(3, 3, 32, 32), [[5, 6, 98], [98], [*range(2, 14)]]
+    padded = torch.tensor([[*ids, *[1] * (12 - len(ids))] for ids in texts])  # as its processor fills them: no mask
+    with torch.no_grad():
+        found = theirs(input_ids=padded, pixel_values=pixels)
+        pictures, written = ours.of_pictures(pixels), ours.of_texts(texts)
+    unit = torch.nn.functional.normalize
+    torch.testing.assert_close(unit(pictures, dim=-1), found.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unit(written, dim=-1), found.text_embeds, rtol=1e-4, atol=1e-5)
+    product = unit(pictures, dim=-1) @ unit(written, dim=-1).T
+    by_logits = product * math.exp(logits["logit_scale"]) + logits["logit_bias"]
+    torch.testing.assert_close(by_logits, found.logits_per_image, rtol=1e-4, atol=1e-4)
+
+
 def test_the_pictures_tower_alone(tmp_path, randomly):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     theirs = randomly(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)))
     theirs.save_pretrained(tmp_path)
-    ours, pixels = load_clip(tmp_path), torch.randn(2, 3, 32, 32)
+    (ours, _), pixels = load_dual(tmp_path), torch.randn(2, 3, 32, 32)
     assert ours.config.text is None
     with torch.no_grad():
         torch.testing.assert_close(ours.of_pictures(pixels), theirs(pixels).image_embeds, rtol=1e-4, atol=1e-5)

@@ -13,8 +13,9 @@ from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.memory import passing_memory, state_memory
 from omniloom.models.features.clip_config import ClipConfig, TowerConfig
+from omniloom.models.features.dual import of_config
 from omniloom.models.scorer.config import ScorerConfig
-from omniloom.models.scorer.objective import ScorerObjective, fresh_clip
+from omniloom.models.scorer.objective import ScorerObjective
 from omniloom.models.scorer.sizes import num_parameters, pair_flops, pass_memory, step_seconds
 
 SMALL = ScorerConfig(image_size=32, patch_size=8, width=64, heads=4, layers=2, text_layers=1, length=24, dim=32)
@@ -23,6 +24,10 @@ CASES = {
     "long texts": ScorerConfig(image_size=16, width=48, layers=1, text_layers=3, length=60).clip(500, 499),
     "quick_gelu": ClipConfig(
         TowerConfig(64, 2, 2, 160, "quick_gelu", 1e-5), 32, 4, 48, TowerConfig(32, 2, 2, 96, "quick_gelu", 1e-5), 99, 12
+    ),
+    "siglip": ClipConfig(
+        *(TowerConfig(64, 2, 2, 160, "gelu_pytorch_tanh", 1e-6), 32, 4, 64),
+        *(TowerConfig(64, 2, 2, 96, "gelu_pytorch_tanh", 1e-6), 99, 12, None, "siglip", 1),
     ),
 }
 PAIRS = 24
@@ -36,7 +41,7 @@ def given(clip: ClipConfig) -> tuple[torch.Tensor, list[list[int]]]:
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 @pytest.mark.parametrize("case", CASES)
 def test_parameters_are_those_of_the_module(case, loss):
-    objective = ScorerObjective(fresh_clip(CASES[case]), loss)
+    objective = ScorerObjective(of_config(CASES[case]), loss)
     assert num_parameters(CASES[case], loss) == sum(p.numel() for p in objective.parameters())
 
 
@@ -44,7 +49,7 @@ def test_parameters_are_those_of_the_module(case, loss):
 def test_operations_are_those_that_torch_counts(case):
     """But for the cosines between pairs, three products of (pairs, pairs, dim)."""
     clip = CASES[case]
-    objective, batch = ScorerObjective(fresh_clip(clip), "clip"), given(clip)
+    objective, batch = ScorerObjective(of_config(clip), "clip"), given(clip)
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
         objective(*batch)[0].backward()
     cosines = 3 * 2 * PAIRS**2 * clip.dim
@@ -57,7 +62,7 @@ def test_memory_is_within_a_tenth_of_what_was_allocated(case, precision, process
     clip, settings = CASES[case], EngineConfig(zero_stage=1, precision=precision)
 
     def steps():
-        engine = Engine(ScorerObjective(fresh_clip(clip), "clip"), OptimizerConfig(), settings, 100, PAIRS)
+        engine = Engine(ScorerObjective(of_config(clip), "clip"), OptimizerConfig(), settings, 100, PAIRS)
         batch = given(clip)
 
         def run(step: int) -> None:

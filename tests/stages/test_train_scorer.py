@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import sys
@@ -198,11 +199,51 @@ def test_siglip_and_a_pretrained_start(tmp_path, records, process_group):
         tmp_path / "as_it_is", records, stage.Config.model_validate({**fields, "pretrained": folder, "steps": 0})
     )
     again = load_file(taken.file("scorer", "0", "model.safetensors"))
-    assert again.keys() | {"logit_bias"} == weights.keys()
+    assert again.keys() == weights.keys()
     for key, value in again.items():
         torch.testing.assert_close(value, weights[key], rtol=0, atol=0)
     kept = storage.load_json(str(tmp_path / "as_it_is" / "state" / "metrics.json"))
     assert kept["recall_at_1"] == metrics["recall_at_1"]
+
+
+def test_a_siglip_of_transformers_is_trained_further_and_written_back(tmp_path, records, process_group):
+    """Its pad token is its tokenizer's; pictures that are no squares are squeezed."""
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil as SiglipImageProcessor
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    told = json.loads(stage._words(config(), records))
+    size = 1 + max(token["id"] for token in told["added_tokens"])
+    words = {"vocab_size": size, "max_position_embeddings": 9, "bos_token_id": None, "eos_token_id": None}
+    pictures = {**shape, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    theirs = SiglipModel(SiglipConfig(text_config={**shape, **words}, vision_config=pictures))
+    theirs.save_pretrained(tmp_path / "start")
+    (tmp_path / "start" / "tokenizer.json").write_text(json.dumps(told))
+    (tmp_path / "start" / "tokenizer_config.json").write_text('{"pad_token": {"content": "<pad>"}}')
+    start = {name: value for name, value in SMALL.items() if name != "model"} | {"pretrained": str(tmp_path / "start")}
+    made = {}
+    for steps in (0, 60):
+        changed = stage.Config.model_validate({**start, "steps": steps, "loss": "siglip", "folds": 1})
+        stage.check(changed, {})
+        made[steps] = train(tmp_path / str(steps), records, changed).file("scorer", "0")
+    model = SiglipModel.from_pretrained(made[0]).eval()
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=0)
+    model = SiglipModel.from_pretrained(made[60]).eval()
+    assert not torch.equal(model.vision_model.head.probe, theirs.vision_model.head.probe)
+    assert 0 < abs(model.logit_scale.item() - theirs.logit_scale.item()) < 0.5  # goes on from what it was
+    tokens = PreTrainedTokenizerFast(tokenizer_file=f"{made[60]}/tokenizer.json", pad_token="<pad>")
+    captions = ["a red square", "white", "a green blue square that is cut"]
+    ids = tokens(captions, return_tensors="pt", padding="max_length", max_length=9, truncation=True)["input_ids"]
+    picture = np.random.default_rng(0).integers(0, 256, (40, 31, 3), np.uint8)
+    pixels = SiglipImageProcessor(size={"height": 16, "width": 16}, resample=3)(picture, return_tensors="pt")
+    mine = load_dual_encoder(made[60], "scorer")
+    with torch.no_grad():
+        out = model(input_ids=ids, pixel_values=pixels["pixel_values"])
+    unit = [torch.nn.functional.normalize(rows, dim=-1) for rows in (mine.texts(captions), mine.pictures([picture]))]
+    torch.testing.assert_close(unit[0], out.text_embeds, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unit[1], out.image_embeds, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

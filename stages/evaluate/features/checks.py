@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from omniloom.infra.errors import InputError
 from omniloom.stages.evaluate.config import MeasureConfig
 from omniloom.stages.evaluate.features.files import check_files, reads_texts
-from omniloom.stages.evaluate.measures import LEAST_PICTURES, measured
+from omniloom.stages.evaluate.figure import LEAST_PICTURES
+from omniloom.stages.evaluate.measures import measured
 
 
 def check_features(

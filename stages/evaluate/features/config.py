@@ -32,7 +32,8 @@ class FeaturesConfig(BaseModel):
     """URI of a folder of DINOv2 as `transformers` saves one. Gives fd_dinov2, and precision, recall, density and
     coverage in its features."""
     clip: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
-    """URI of a folder of CLIP as `transformers` saves one. Gives cmmd, and where it reads texts clip_score."""
+    """URI of a folder of CLIP or SigLIP as `transformers` saves one. Gives cmmd, and with a tower of texts
+    clip_score."""
     i3d: str | None = Field(None, json_schema_extra=path_to("file"))
     """URI of I3D as a TorchScript file that takes `rescale`, `resize` and `return_features`. Gives fvd."""
     lpips: LpipsConfig | None = None

@@ -14,7 +14,7 @@ from omniloom.stages.evaluate import metrics
 from omniloom.stages.evaluate.features import distances
 from omniloom.stages.evaluate.features.distances import Distance
 from omniloom.stages.evaluate.features.networks import Network, real_features
-from omniloom.stages.evaluate.measures import LEAST_PICTURES
+from omniloom.stages.evaluate.figure import LEAST_PICTURES
 
 if TYPE_CHECKING:
     from omniloom.stages.evaluate.evaluation import Evaluation

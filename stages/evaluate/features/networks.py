@@ -208,12 +208,14 @@ def _clip(uri: str, device: str) -> dict[str, Any]:
         pixels = _channels_first(batch, device).float() / 255
         return encoder.of_pixels(F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False))
 
+    family = "CLIP's" if encoder.model.config.family == "clip" else "SigLIP's"
+    square = f"the shorter side to {side}, cut at the centre" if encoder.model.crops else f"to {side}x{side}"
     of_cmmd = (
-        f"x / 255, bicubic without antialiasing to {side}x{side}, CLIP's mean and deviation; its picture embedding, "
+        f"x / 255, bicubic without antialiasing to {side}x{side}, {family} mean and deviation; its picture embedding, "
         f"{dim} numbers"
     )
     of_score = (
-        f"PIL's bicubic filter, antialiased, the shorter side to {side}, cut at the centre; x / 255, CLIP's mean and "
+        f"PIL's bicubic filter, antialiased, {square}; x / 255, {family} mean and "
         f"deviation; its picture embedding, {dim} numbers, against that of the caption"
     )
     found: dict[str, Any] = {"clip": Network("clip", uri, of_cmmd, _digest(uri, of_cmmd, FILES), squeezed)}
