@@ -10,6 +10,7 @@ import multiprocessing
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from omniloom.infra import cluster, storage
+from omniloom.infra.errors import InputError, within
 from omniloom.infra.fields import marks
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig
@@ -68,7 +70,9 @@ def measure(config: PipelineConfig) -> dict[str, dict[str, float]]:
         ]
         for index in range(len(own.sources)):
             source = own.source_name(index)
-            for name, sample in _measure(own, index, readers).items():
+            with within(f"stages.{stage.name}"):
+                taken = _measure(own, index, readers)
+            for name, sample in taken.items():
                 if sample.records:
                     found.setdefault(name or stage.name, {})[f"{source}_seconds_per_1000_records"] = (
                         1000 * sample.seconds / sample.records
@@ -79,7 +83,13 @@ def measure(config: PipelineConfig) -> dict[str, dict[str, float]]:
 def _measure(own: IngestConfig, index: int, readers: list[tuple[str, PretokenizeConfig, Any]]) -> dict[str, Sample]:
     """Of the source by the stage that reads it, "" for ingest; all is kept."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        found = pool.submit(_in_a_process, own, index, readers, time.time()).result()
+        try:
+            found = pool.submit(_in_a_process, own, index, readers, time.time()).result()
+        except BrokenProcessPool:
+            raise InputError(
+                f"the process that read a sample of {own.source_name(index)} was killed, by lack of memory as it seems",
+                field="sources",
+            ) from None
     write(_of_source(own, index), found[""])
     for name, tokens, model in readers:
         write(_of_tokens(own, index, tokens, model), found[name])

@@ -34,6 +34,8 @@ def of_ingest(planned: PlannedStage, plan: Plan) -> Takes:
 def of_pretokenize(planned: PlannedStage, plan: Plan, upstream: Mapping[str, Any]) -> Takes:
     """As `of_ingest`; of the records that ingest has made, where it has, else of those that it is expected to."""
     config: PretokenizeConfig = planned.config
+    if config.gpus and not config.workers:  # as many as there are GPUs, which only Ray counts
+        return Takes()
     read = next((p for p in plan.stages if isinstance(p.config, IngestConfig)), None)
     if read is None or (samples := _sampled(read)) is None:
         return Takes()

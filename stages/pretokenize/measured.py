@@ -1,6 +1,6 @@
 """How long pretokenize takes over records on this machine: shards are really tokenized, by a new visual tokenizer of
 the sizes that are configured and by text tokens learnt from these shards. In: the stage's config, the tokenizer's
-architecture and a folder of shards. Out: seconds.
+architecture and a folder of shards. Out: seconds and records.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from omniloom.stages.pretokenize.shard import ShardTokenizer
 _SPECIAL_AND_BYTES = 262
 
 
-def seconds_of(config: Config, model: Any, folder: str) -> float:
-    """Of all shards below `folder`, by one actor. They are tokenized twice, of which the first time warms up."""
+def seconds_of(config: Config, model: Any, folder: str) -> tuple[float, int]:
+    """Of all shards below `folder`, by one actor, and how many records that is. They are tokenized twice, of which the
+    first time warms up."""
     shards = [{"index": n, "uri": uri} for n, uri in enumerate(records.shards(folder))]
     with tempfile.TemporaryDirectory() as scratch:
         words = Path(scratch, "text.json")
@@ -38,7 +39,7 @@ def seconds_of(config: Config, model: Any, folder: str) -> float:
             began = time.perf_counter()
             tokenizer.tokenize(shards)
             seconds = time.perf_counter() - began
-    return seconds
+    return seconds, sum(1 for _ in records.iterate(folder, columns=("id",)))
 
 
 def _texts(row: dict) -> list[str]:

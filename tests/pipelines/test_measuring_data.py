@@ -3,8 +3,6 @@ by the listing."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from omniloom.infra.artifacts import Artifact
@@ -41,7 +39,7 @@ def config_of(folder) -> IngestConfig:
 def pipeline(tmp_path, folder, *overrides: str):
     sources = f"stages.ingest.sources=[{{kind: text, name: t, uri: {folder}}}]"
     left = [f"stages.{name}=null" for name in ("tokenizer_image", "tokenizer_joint", "evaluate")]
-    alone = ["stages.train.objectives={}", "stages.train.packing={length: 256}"]
+    alone = ["stages.train.objectives={}", "stages.train.packing.mixture={image: 0, video: 0, text: 1}"]
     return make_plan(load("demo", [f"storage={tmp_path / 'runs'}", sources, *left, *alone, HERE, *overrides]))
 
 
@@ -84,7 +82,6 @@ def test_ingest_is_scaled_by_bytes_over_the_cpus(texts, tmp_path):
     assert one.seconds == pytest.approx(2.0 + 0.5 * times)
     assert "ingest" not in takes.of(pipeline(tmp_path, texts, "cluster.address=10.0.0.1:6379"))
     assert "ingest" not in takes.of(pipeline(tmp_path, texts, "stages.ingest.chunk_chars=7"))  # another reading
-    os.utime(texts / "00.txt")  # what is listed now counts, as it is
     (texts / "99.txt").write_bytes(b"w " * (total // 2))
     more = takes.of(pipeline(tmp_path, texts))["ingest"]
     assert more.seconds == pytest.approx(2.0 + 0.5 * (total + total // 2 * 2) / (total // 10) / CPUS)
