@@ -8,6 +8,7 @@ import torch
 
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
 from omniloom.models.tokenizer.quantizers.config import (
+    BSQConfig,
     FSQConfig,
     GaussianConfig,
     GumbelConfig,
@@ -22,6 +23,7 @@ CASES = {
     "vq-gradient": VQGradientConfig(codebook_size=32, latent_dim=4),
     "fsq": FSQConfig(levels=(4, 3, 3)),
     "lfq": LFQConfig(codebook_size=32),
+    "bsq": BSQConfig(codebook_size=32, group_size=2),
     "gumbel": GumbelConfig(codebook_size=32, latent_dim=4, anneal_updates=20, kl_warmup=10),
     "gumbel-hard": GumbelConfig(codebook_size=32, latent_dim=4, hard=True),
     "kl": GaussianConfig(latent_dim=4),

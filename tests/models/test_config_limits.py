@@ -11,6 +11,7 @@ import pytest
 from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from omniloom.models.tokenizer.quantizers.config import (
+    BSQConfig,
     FSQConfig,
     GaussianConfig,
     GumbelConfig,
@@ -129,6 +130,16 @@ LIMITS = {
         "entropy_gamma": WEIGHT,
         "entropy_temperature": ABOVE,
     },
+    BSQConfig: {
+        "kind": ("bsq", "lfq"),
+        "codebook_size": (4, 3),
+        "commitment": WEIGHT,
+        "restart_dead_after": WEIGHT,
+        "entropy_weight": WEIGHT,
+        "entropy_gamma": WEIGHT,
+        "inverse_temperature": ABOVE,
+        "group_size": ONE,
+    },
     GumbelConfig: {
         "kind": ("gumbel", "vq"),
         "codebook_size": (2, 1),
@@ -240,6 +251,8 @@ def test_limits_on_the_other_side():
     for size in (2, 3, 6, 2**20 + 1, 2**21):
         with pytest.raises(ValueError, match="codebook_size: expected for lfq, a power of two from 4 to 1048576"):
             LFQConfig(codebook_size=size)
+        with pytest.raises(ValueError, match="codebook_size: expected for bsq, a power of two from 4 to 1048576"):
+            BSQConfig(codebook_size=size)
     for sides in ((16, 32), [16, 32]):
         assert TiTokConfig(image_size=sides).size == (16, 32)
     for sides in ((16,), (16, 32, 48), (16, 24), (0, 16), 24):
@@ -426,6 +439,16 @@ USUAL = {
         "entropy_weight": 0.1,
         "entropy_gamma": 1.0,
         "entropy_temperature": 1.0,
+    },
+    BSQConfig: {
+        "kind": "bsq",
+        "codebook_size": 8192,
+        "commitment": 0.25,
+        "restart_dead_after": 16.0,
+        "entropy_weight": 0.1,
+        "entropy_gamma": 1.0,
+        "inverse_temperature": 10.0,
+        "group_size": 9,
     },
     GumbelConfig: {
         "kind": "gumbel",

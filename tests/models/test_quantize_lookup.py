@@ -1,4 +1,4 @@
-"""The quantizers without a codebook: FSQ and LFQ against their papers' formulas, written number by number."""
+"""The quantizers without a codebook: FSQ, LFQ and BSQ against their papers' formulas, written number by number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quantizer_cases import build
 
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
-from omniloom.models.tokenizer.quantizers.config import FSQConfig, LFQConfig
+from omniloom.models.tokenizer.quantizers.config import BSQConfig, FSQConfig, LFQConfig
 from omniloom.models.tokenizer.quantizers.fsq import FSQ_SPREAD
 from omniloom.models.tokenizer.quantizers.joint import mean_joint
 
@@ -175,3 +175,90 @@ def test_lfq_entropy_pulls_apart_what_is_alike():
     last = quantizer(z).stats
     assert last["entropy_per_token"] < 0.2 * first["entropy_per_token"]
     assert last["perplexity"] > 1.5 * first["perplexity"]
+
+
+# ---- BSQ ----
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), bits=st.integers(2, 12))
+def test_bsq_against_a_loop(seed, bits):
+    """u = z / |z|, c = sign(u) / sqrt(L), loss and index number by number (arXiv 2406.07548, section 4)."""
+    quantizer = build_quantizer(BSQConfig(codebook_size=2**bits, entropy_weight=0.0, commitment=0.4))
+    z = 3.0 * torch.randn(5, bits, generator=torch.Generator().manual_seed(seed))
+    out = quantizer(z)
+    distances = []
+    for row, code, q, u in zip(z.tolist(), out.codes.tolist(), out.z_q.tolist(), out.latents.tolist(), strict=True):
+        length = math.sqrt(sum(v * v for v in row))
+        corner = [math.copysign(1 / math.sqrt(bits), v) for v in row]
+        assert code == sum(2**i for i in range(bits) if row[i] > 0)
+        assert u == pytest.approx([v / length for v in row], abs=1e-6)
+        assert q == pytest.approx(corner, abs=1e-6)
+        distances.append(sum((v / length - c) ** 2 for v, c in zip(row, corner, strict=True)))
+    assert float(out.loss) == pytest.approx(0.4 * sum(distances) / 5, rel=1e-5)
+    assert max(distances) < 2 - 2 / math.sqrt(bits)  # the bound of the paper's section 4
+    everything = quantizer.decode_codes(torch.arange(2**bits))
+    torch.testing.assert_close(everything.norm(dim=-1), torch.ones(2**bits))
+    assert everything.square().sum(-1).mean() == pytest.approx(quantizer.mean_square)
+
+
+def test_bsq_passes_the_code_straight_through_the_projection():
+    """The gradient is that of the projection alone: tangent to the sphere, and less the longer z is."""
+    quantizer = build_quantizer(BSQConfig(codebook_size=16, entropy_weight=0.0, commitment=0.0))
+    z = torch.tensor([[3.0, -1.0, 0.5, -2.0]], requires_grad=True)
+    pull = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
+    (quantizer(z).z_q * pull).sum().backward()
+    u, length = z.detach() / z.detach().norm(), z.detach().norm()
+    torch.testing.assert_close(z.grad, (pull - (pull * u).sum() * u) / length)
+
+
+def corners(bits: int) -> torch.Tensor:
+    signs = [[1.0 if c >> i & 1 else -1.0 for i in range(bits)] for c in range(2**bits)]
+    return torch.tensor(signs, dtype=torch.float64) / math.sqrt(bits)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), bits=st.integers(2, 9), tau=st.floats(0.5, 30.0), group=st.integers(1, 9))
+def test_bsq_entropies_against_enumeration(seed, bits, tau, group):
+    """A softmax of tau times the cosine over all 2^L codes. Of a token the entropy is exact; that of the mean is the
+    sum over groups of the entropy of the codes' marginal on the group's bits, which bounds that of the whole."""
+    config = BSQConfig(
+        codebook_size=2**bits,
+        inverse_temperature=tau,
+        group_size=group,
+        entropy_weight=0.7,
+        entropy_gamma=1.5,
+        commitment=0.0,
+    )
+    z = torch.randn(30, bits, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    out = build_quantizer(config)(z)
+    exact = z.detach().double().requires_grad_()
+    p = (tau * (exact / exact.norm(dim=-1, keepdim=True)) @ corners(bits).T).softmax(-1)
+    sure, mean = -torch.xlogy(p, p).sum(-1).mean(), p.mean(0)
+    spread = torch.zeros((), dtype=torch.float64)
+    for first in range(0, bits, group):
+        place = torch.arange(2**bits) >> first & (1 << min(group, bits - first)) - 1
+        marginal = torch.zeros(2 ** min(group, bits - first), dtype=torch.float64).index_add(0, place, mean)
+        spread = spread - torch.xlogy(marginal, marginal).sum()
+    whole, bound = -float(torch.xlogy(mean, mean).sum().detach()), float(spread.detach())
+    assert bound >= whole - 1e-9 and (group < bits or bound == pytest.approx(whole))
+    torch.testing.assert_close(out.stats["entropy_per_token"].double(), sure.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.stats["entropy_of_mean"].double(), spread.detach(), rtol=1e-4, atol=1e-5)
+    out.loss.backward()
+    (0.7 * (sure - 1.5 * spread)).backward()
+    torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_bsq_entropies_are_those_of_the_published_computation():
+    """As the paper's authors and vector-quantize-pytorch compute it: squared distances of a group's channels to the
+    group's own corners, less twice the product, times an inverse temperature that is half of tau."""
+    bits, group, tau = 6, 3, 4.0
+    quantizer = build_quantizer(BSQConfig(codebook_size=2**bits, group_size=group, inverse_temperature=tau))
+    u = torch.nn.functional.normalize(torch.randn(50, bits, generator=torch.Generator().manual_seed(3)), dim=-1)
+    divided = u.unflatten(-1, (2, group))
+    own = corners(group).float() * math.sqrt(group) / math.sqrt(bits)  # of length sqrt(3 / 6) in their part of space
+    p = (2 * torch.einsum("ngc,dc->ngd", divided, own) * tau / 2).softmax(-1)
+    per_token, mean = -torch.xlogy(p, p).sum((-1, -2)).mean(), p.mean(0)
+    sure, spread = quantizer.entropies(u)
+    torch.testing.assert_close(sure, per_token)
+    torch.testing.assert_close(spread, -torch.xlogy(mean, mean).sum())

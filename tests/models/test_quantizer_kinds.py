@@ -13,6 +13,7 @@ from omniloom.models.tokenizer.build import config_from_dict
 from omniloom.models.tokenizer.quantizers.base import Quantizer
 from omniloom.models.tokenizer.quantizers.build import build_quantizer
 from omniloom.models.tokenizer.quantizers.config import (
+    BSQConfig,
     FSQConfig,
     GaussianConfig,
     GumbelConfig,
@@ -84,6 +85,11 @@ def test_a_few_fields_of_that_time_are_read_and_left_as_they_were(fields, config
     assert read_quantizer(given, "yaml") == config and given == fields
 
 
+def test_a_kind_that_came_later_has_its_own_form():
+    config = BSQConfig(codebook_size=64, group_size=3)
+    assert canonical(config) == asdict(config) and read_quantizer(canonical(config), "config.json") == config
+
+
 def test_a_field_of_any_kind_takes_values_and_configs_by_their_kind():
     adapter = TypeAdapter(QuantizerConfig)
     assert adapter.validate_python({"codebook_size": 64}) == VQConfig(codebook_size=64)
@@ -101,7 +107,7 @@ def test_a_field_of_any_kind_takes_values_and_configs_by_their_kind():
         ({"kind": "fsq", "codebook_size": 8}, "q.codebook_size: unknown field; fsq takes levels, commitment, "),
         ({"kind": "fsq", "fsq_levels": [4, 3], "levels": [5, 5]}, "q.fsq_levels: unknown field; fsq takes levels, "),
         ({"kind": ["vq"]}, r"q.kind: expected one of vq, .*, got \"\['vq'\]\""),
-        ({"kind": "nope"}, "q.kind: expected one of vq, vq_gradient, fsq, lfq, gumbel, kl, got 'nope'"),
+        ({"kind": "nope"}, "q.kind: expected one of vq, vq_gradient, fsq, lfq, bsq, gumbel, kl, got 'nope'"),
         ({"codebook": "sgd"}, "q.codebook: unknown field; vq takes codebook_size, "),
         ({"kind": "kl", "kl_weight": "much"}, "q: GaussianConfig: '>=' not supported"),
         (3, "q: expected an object, got 3"),

@@ -20,6 +20,7 @@ from omniloom.models.tokenizer.losses import TokenizerObjective, psnr
 from omniloom.models.tokenizer.losses_config import DiscriminatorConfig, TokenizerLossConfig
 from omniloom.models.tokenizer.omni import OmniTokenizer
 from omniloom.models.tokenizer.quantizers.config import (
+    BSQConfig,
     FSQConfig,
     GaussianConfig,
     GumbelConfig,
@@ -37,6 +38,7 @@ QUANTIZERS = {
 EVERY = QUANTIZERS | {
     "vq-gradient": VQGradientConfig(codebook_size=64, latent_dim=4),
     "lfq": LFQConfig(codebook_size=64),
+    "bsq": BSQConfig(codebook_size=64),
     "gumbel": GumbelConfig(codebook_size=64, latent_dim=4),
 }
 LATENTS = 6

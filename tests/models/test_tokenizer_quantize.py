@@ -236,7 +236,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
                 z[:] = math.nan  # at first on rank 0 alone, which must not let the other wait for it
             out = quantizer(z, update=True)
         found[name] = {**quantizer.state_dict(), **{key: out.stats[key] for key in ("perplexity", "dead_codes")}}
-    grads = {name: loss_gradient(name, [rank]) for name in ("fsq", "lfq", "gumbel")}
+    grads = {name: loss_gradient(name, [rank]) for name in ("fsq", "lfq", "bsq", "gumbel")}
     torch.save((found, grads), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

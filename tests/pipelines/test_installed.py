@@ -73,11 +73,11 @@ def test_a_module_is_known_by_where_it_lies_and_what_it_holds(tmp_path, monkeypa
 
 def test_the_modules_of_the_parts_that_are_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(install(EXAMPLES / "filter_stage", tmp_path / "stage"))
-    monkeypatch.syspath_prepend(install(EXAMPLES / "bsq_quantizer", tmp_path / "quantizer"))
+    monkeypatch.syspath_prepend(install(EXAMPLES / "simvq_quantizer", tmp_path / "quantizer"))
     groups = ("omniloom.stages", "omniloom.quantizers")
     found = modules_of(groups, {"filter_records", "vq"})
     assert list(found) == ["filter_stage"] and found["filter_stage"].startswith("filter-stage ")
-    assert list(modules_of(groups, {"filter_records", "bsq"})) == ["filter_stage", "bsq_quantizer"]
+    assert list(modules_of(groups, {"filter_records", "simvq"})) == ["filter_stage", "simvq_quantizer"]
     assert modules_of(groups[1:], {"filter_records"}) == {}
 
 

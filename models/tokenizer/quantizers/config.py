@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, cast
 from omniloom.models.checks import require
 from omniloom.models.tokenizer.quantizers.kinds import QuantizerConfig, QuantizerKind
 
-MAX_LFQ_SIZE = 2**20
+MAX_BINARY_SIZE = 2**20
 # The fields that all kinds shared before each had its own, at the values that they had where a kind did not read them.
 _ONE_FORM = {
     "kind": "vq",
@@ -162,8 +162,30 @@ class FSQConfig(_Ours):
         return math.prod(self.levels)
 
 
+class _Binary(_Ours):
+    """A kind whose codes are signs: `codebook_size` of them, a bit a channel."""
+
+    codebook_size: int
+
+    def _check_bits(self) -> None:
+        self._check()
+        size = self.codebook_size
+        bits_ok = size & (size - 1) == 0 and 4 <= size <= MAX_BINARY_SIZE
+        require(bits_ok, self, "codebook_size", f"for {self.kind}, a power of two from 4 to {MAX_BINARY_SIZE}")
+        for name in ("entropy_weight", "entropy_gamma"):
+            require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
+
+    @property
+    def dim(self) -> int:
+        return self.codebook_size.bit_length() - 1
+
+    @property
+    def size(self) -> int:
+        return self.codebook_size
+
+
 @dataclass(frozen=True)
-class LFQConfig(_Ours):
+class LFQConfig(_Binary):
     """Lookup-free quantisation (arXiv 2310.05737): one bit a channel, no codebook."""
 
     kind: Literal["lfq"] = "lfq"
@@ -182,20 +204,38 @@ class LFQConfig(_Ours):
     """Temperature of the squared distances from which a token's distribution over codes is made."""
 
     def __post_init__(self) -> None:
-        self._check()
-        bits_ok = self.codebook_size & (self.codebook_size - 1) == 0 and 4 <= self.codebook_size <= MAX_LFQ_SIZE
-        require(bits_ok, self, "codebook_size", f"for lfq, a power of two from 4 to {MAX_LFQ_SIZE}")
-        for name in ("entropy_weight", "entropy_gamma"):
-            require(getattr(self, name) >= 0.0, self, name, "a number of at least 0")
+        self._check_bits()
         require(self.entropy_temperature > 0.0, self, "entropy_temperature", "a number above 0")
 
-    @property
-    def dim(self) -> int:
-        return self.codebook_size.bit_length() - 1
 
-    @property
-    def size(self) -> int:
-        return self.codebook_size
+@dataclass(frozen=True)
+class BSQConfig(_Binary):
+    """Binary spherical quantisation (arXiv 2406.07548): one bit a channel on the unit sphere, no codebook."""
+
+    kind: Literal["bsq"] = "bsq"
+    """The kind of quantizer."""
+    codebook_size: int = 8192
+    """Number of codes, a power of two; one channel per bit."""
+    commitment: float = 0.25
+    """Weight of the pull of the latents towards their code."""
+    restart_dead_after: float = 16.0
+    """A code counts as dead that went unused while the average code was used this many times (0: 16); for the log."""
+    entropy_weight: float = 0.1
+    """Weight of the mean entropy of a token's code less `entropy_gamma` times the entropy of the mean, in nats."""
+    entropy_gamma: float = 1.0
+    """Weight of the entropy of the tokens' mean distribution within that term."""
+    inverse_temperature: float = 10.0
+    """How sharply a token's distribution over codes follows the cosine: weights are exp(it times the cosine)."""
+    group_size: int = 9
+    """Bits, at most, whose joint distribution the entropy of the mean is of; those of the groups are added."""
+
+    def __post_init__(self) -> None:
+        self._check_bits()
+        require(self.inverse_temperature > 0.0, self, "inverse_temperature", "a number above 0")
+        require(self.group_size >= 1, self, "group_size", "an integer of at least 1")
+
+    def canonical_form(self) -> dict[str, Any]:
+        return asdict(self)  # it never had the form that the others shared
 
 
 @dataclass(frozen=True)
@@ -263,6 +303,7 @@ KINDS = (
     QuantizerKind("vq_gradient", VQGradientConfig, f"{_HERE}.vq_gradient:GradientVectorQuantizer"),
     QuantizerKind("fsq", FSQConfig, f"{_HERE}.fsq:FiniteScalarQuantizer"),
     QuantizerKind("lfq", LFQConfig, f"{_HERE}.lfq:LookupFreeQuantizer"),
+    QuantizerKind("bsq", BSQConfig, f"{_HERE}.lfq:BinarySphericalQuantizer"),
     QuantizerKind("gumbel", GumbelConfig, f"{_HERE}.gumbel:GumbelQuantizer"),
     QuantizerKind("kl", GaussianConfig, f"{_HERE}.kl:GaussianBottleneck"),
 )
